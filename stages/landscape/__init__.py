@@ -1,1 +1,1 @@
-"""What probes say about a model: the landscape of failure rates, its modes, and how it moves after a repair."""
+"""Turn probes into the landscape of failure rates, its modes, and how they change after a repair."""

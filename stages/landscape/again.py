@@ -1,4 +1,4 @@
-"""Do two runs tell the same story? Which failure modes of one the other names again."""
+"""Measure reproducibility: which failure modes of one run another run also finds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stages.landscape.pairs import UNKNOWN, half_of
 from stages.params import SummarizeConfig
 from stages.records.landscape import NamedAgain
 
-ALIKE = 0.5  # Jaccard index from which two regions are the same mode
+ALIKE = 0.5  # smallest Jaccard index at which two regions count as the same mode
 
 
 @dataclass(frozen=True)
 class FoundAgain:
-    """Which regions of one run another names again.
+    """Which regions of one run another run also finds.
 
     Args:
         best: (regions,) the largest Jaccard index of each with a region of the other run.
-        again: (regions,) whether that makes them the same mode.
-        weighted: share of the failures the regions hold that lie in those named again; NaN without regions.
+        again: (regions,) whether that index makes them the same mode.
+        weighted: share of the failures in the regions that is in those found again; NaN without regions.
     """
 
     best: np.ndarray
@@ -36,18 +36,18 @@ class FoundAgain:
 
     @property
     def share(self) -> float:
-        """Share of the regions named again; NaN without regions."""
+        """Share of the regions found again; NaN without regions."""
         return float(self.again.mean()) if len(self.again) else float("nan")
 
 
 def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
-    """Pairs of item and cell in both regions over those in either (Jaccard 1912): 1 for the same, 0 for disjoint ones.
+    """Pairs of item and cell in both regions over those in either (Jaccard 1912): 1 if identical, 0 if disjoint.
 
     Args:
         space: the grid.
         a: a region.
-        b: another.
-        attributes: of the items, a row each.
+        b: another region.
+        attributes: attributes of the items, one row each.
     """
     both = shared(space, a, b, attributes)
     either = size(space, a, attributes) + size(space, b, attributes) - both
@@ -63,19 +63,19 @@ def found_again(
     alike: float = ALIKE,
     attributes: pd.DataFrame = UNKNOWN,
 ) -> FoundAgain:
-    """Which regions of one run are also named by another, of another seed or on other items.
+    """Find the regions of one run that another run, with another seed or other items, also names.
 
-    A region is named again if its Jaccard index with some region of the other run is at least `alike`, as for clusters
-    that are held to recur (Hennig 2007, "Cluster-wise assessment of cluster stability"). At 0.5 a range may be off by a
-    level or two, while a region with a condition more or less, which halves it or worse, is another mode.
+    A region is found again if its Jaccard index with a region of the other run is at least `alike`, as for the
+    recurrence of clusters (Hennig 2007, "Cluster-wise assessment of cluster stability"). At 0.5 a range may be off by a
+    level or two, but a region with one condition more or less, which at least halves it, is another mode.
 
     Args:
-        regions: what one run named.
-        others: what the other did.
+        regions: the regions of one run.
+        others: the regions of the other.
         space: the grid, the same for both.
         rates: failure rate in each region, for the weighted share; regions weigh rate * cells, or cells alone.
-        alike: smallest Jaccard index of two regions that are the same mode.
-        attributes: of the items, as for `jaccard`.
+        alike: smallest Jaccard index of two regions that count as the same mode.
+        attributes: attributes of the items, as for `jaccard`.
     """
     best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
     again = best >= alike
@@ -98,10 +98,10 @@ def name_in_halves(
     seed: int,
     attributes: pd.DataFrame,
 ) -> tuple[list[Region], list[Region]]:
-    """Regions named from each of two disjoint halves of the items, each with its half of the probes.
+    """Name regions in each of two disjoint halves of the items, from its half of the probes.
 
-    Arguments are those of `name_modes`. Both take estimator, hyperparameters and links from the landscape, so from all
-    probes: no item or probe is in common, but what was learnt from them on how to estimate is.
+    Arguments are those of `name_modes`. Both halves take estimator, hyperparameters and links from the landscape, so
+    from all probes: they share no item or probe, but they share how to estimate.
     """
     first = half_of(item_ids, probes, np.random.default_rng(seed))
     halves: list[list[Region]] = []
@@ -124,18 +124,18 @@ def reproducibility(
     halves: tuple[list[Region], list[Region]],
     attributes: pd.DataFrame = UNKNOWN,
 ) -> NamedAgain:
-    """Whether independent halves of the evidence tell the same story.
+    """Check whether independent halves of the evidence name the same regions.
 
     Args:
         space: the grid.
-        modes: what all of the evidence names.
-        halves: regions named from each of two disjoint halves, see `name_in_halves`.
-        attributes: of the items, as for `jaccard`.
+        modes: the modes found with all of the evidence.
+        halves: regions named in each of two disjoint halves, see `name_in_halves`.
+        attributes: attributes of the items, as for `jaccard`.
 
     Returns:
-        `named` and `again`: how many regions one half names and how many of them the other names again; `in_halves`:
-        for each mode by its id, how many of the two halves name it. Halves have half of the probes, so both understate
-        how well modes of all of them are found again.
+        `named` and `again`: the number of regions in one half, and how many of them the other names too; `in_halves`:
+        for each mode by its id, how many of the two halves name it. Each half has half of the probes, so both
+        understate how well modes from all probes are found again.
     """
     found = [found_again([m.region for m in modes], half, space, attributes=attributes).again for half in halves]
     between = found_again(*halves, space, attributes=attributes)

@@ -1,4 +1,4 @@
-"""Before against after: what a repair changed."""
+"""Compare the models before and after a repair."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded
 from stages.tasks.contract import Tally
 
-SPLITS = 5  # of the items, for the noise floor of the shift
-SHIFTED = 5000  # cells, of which the shift is measured: it puts them into half as many blocks
-FEW = 1000  # probes, to which landscapes are fitted before another process has started
+SPLITS = 5  # random splits of the items, for the noise floor of the shift
+SHIFTED = 5000  # most cells for the shift, which reduces them to half as many blocks
+FEW = 1000  # probes below which landscapes are fitted faster than another process starts
 
 
 @dataclass(frozen=True)
 class AskedAgain:
-    """What was asked of the models before and after a repair, of the control, and of the one before again (noise).
+    """Answers of the models before and after a repair, of the control, and of the model before queried again (noise).
 
     Args:
-        audit: a name for it.
+        audit: the audit's name.
         space: the grid.
         threshold: discrepancies above it are failures.
-        embedded: the test items, and what the model *before* sees in them.
-        searches: model -> what its search asked.
-        answers: model -> its answers to the common pairs, row by row the same.
+        embedded: the test items with their embeddings by the model *before*.
+        searches: model -> the probes of its search.
+        answers: model -> its answers to the common pairs, in the same order.
         clean: model -> its answers to unchanged items; empty for a task without measures.
-        found: who searched.
-        quality: of every model, as in quality.parquet.
-        measures: a task's own, as in measures.parquet.
-        policies: what the searches learnt, as in policies.parquet.
-        tallies: by model; empty for a task without tallies.
-        doses: what further trainings answered, as in doses.parquet.
-        ratings: which are in force.
+        found: metrics of the searches.
+        quality: clean quality of every model, as in quality.parquet.
+        measures: the task's own measures, as in measures.parquet.
+        policies: cells drawn from the learnt policies, as in policies.parquet.
+        tallies: tallies by model; empty for a task without tallies.
+        doses: answers of further trainings, as in doses.parquet.
+        ratings: the ratings in force, if any.
     """
 
     audit: str
@@ -81,14 +81,14 @@ class AskedAgain:
 
 
 def by_purpose(probes: pd.DataFrame, purpose: str) -> dict[str, pd.DataFrame]:
-    """Of re_evaluate's probes those that were asked for a purpose, by model."""
+    """Select re_evaluate's probes of one purpose, by model."""
     rows = probes[probes["purpose"] == purpose]
     return {model: table.reset_index(drop=True) for model, table in rows.groupby("model", sort=False)}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Before against after, and both landscapes as in landscapes.parquet."""
+    """The comparison of before and after, and both landscapes as in landscapes.parquet."""
 
     comparison: Comparison
     cells: pd.DataFrame
@@ -100,12 +100,12 @@ def compare_models(
     """Compare the models.
 
     Args:
-        asked: what was asked of them.
-        plan: what was to be repaired.
-        limits: of regions to which failures may have moved.
-        control: what the control was trained on, as in params.yaml.
-        resamples: of items, for the intervals.
-        seed: of all randomness here.
+        asked: the models' answers.
+        plan: the plan of the repair.
+        limits: limits of regions to which failures may have moved.
+        control: the control's training data, as in params.yaml.
+        resamples: number of resamples of the items, for the intervals.
+        seed: seed of all randomness here.
     """
     space, answers = asked.space, asked.answers
     targets = [mode.cells for mode in plan.targets]
@@ -183,7 +183,7 @@ def compare_models(
             seed=seed,
         ),
     )
-    if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
+    if "automatic_failed" in pairs:  # people's ratings define failures: compare by the automatic measure too
         own = pair_by(lambda table: table["automatic_failed"]).differences()
         rates = ("target_failure_rate", "other_failure_rate", "failure_rate")
         comparison = comparison.having(automatic={key: own[key] for key in rates})
@@ -207,9 +207,9 @@ def _estimator(landscape: Landscape) -> Estimator:
 
 
 def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, list[tuple[pd.DataFrame, pd.DataFrame]]]:
-    """Both landscapes, estimated alike, and for several splits two of the model before from halves of the items.
+    """Estimate both landscapes, and landscapes of the model before from several splits of the items into halves.
 
-    Items are described by what the model *before* sees in them, so that both are estimated from the same description.
+    Items are embedded by the model *before* in all of them, so that they are estimated from the same description.
     """
     space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
     probes = asked.searches["before"]
@@ -233,12 +233,12 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
 
 
 def _every(landscape: Landscape) -> int:
-    """Of the cells of a landscape, the shift is measured on every so many-th."""
+    """Return k, where the shift is measured on every k-th cell of a landscape."""
     return -(-len(landscape.table) // SHIFTED)
 
 
 def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, limits: SummarizeConfig) -> list[Region]:
-    """Regions in which the estimated rate rose most: where failures may have moved to."""
+    """Find regions in which the estimated rate rose most, to which failures may have moved."""
     rise = after.rates - before.rates
     if not (rise > 0).any():
         return []

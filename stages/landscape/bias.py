@@ -1,8 +1,8 @@
-"""How far a model's answers are from what people expect to be as frequent, where the input leaves it unsaid.
+"""Measure how far a model's answers deviate from their expected frequencies when the input leaves them open.
 
-The measure is the *total variation* from the reference, half the sum of |share - expected share|: that part of the
-answers would have to be another value. Counted on n answers it is too large, the more so the fewer they are: of 48 fair
-coins the smaller side lacks some. So each is shown beside what chance alone gives, is called a bias only beyond chance,
+The measure is the *total variation* from the reference, half the sum of |share - expected share|: the part of the
+answers that would have to change. Counted on n answers it is biased upwards, more so for small n: 48 tosses of a fair
+coin rarely give 24 heads. So each is shown beside its expectation under chance, is called a bias only beyond chance,
 and is corrected for it.
 """
 
@@ -22,31 +22,31 @@ from stages.tasks.contract import Tally
 
 T = TypeVar("T", Bias, BiasSubject)
 
-DRAWS = 2000  # of the sampling distribution, wherever one is needed
+DRAWS = 2000  # draws from each sampling distribution
 TAIL = (1 - LEVEL) / 2
-_END = 1 - 1e-4  # of the path from the reference: all answers are the value most over-represented
-_EXACT = 1e-9  # sums of shares that are equal may differ by so much
+_END = 1 - 1e-4  # of the path from the reference: all answers are the most over-represented value
+_EXACT = 1e-9  # tolerance for equal sums of shares
 
 
 def total_variation(counts: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Counts (..., k) of k values against their expected shares (k,): (...,) in [0, 1]."""
+    """Total variation of counts (..., k) of k values from their expected shares (k,): (...,) in [0, 1]."""
     counts = np.asarray(counts, dtype=float)
     return np.abs(counts / counts.sum(axis=-1, keepdims=True) - reference).sum(axis=-1) / 2
 
 
 class Skew:
-    """The total variation behind one tally: what was counted, what chance alone gives, and what is left.
+    """The total variation of one tally: as counted, under chance alone, and corrected.
 
-    The interval inverts tests along the exponential family that leads from the reference through what was counted
-    (Efron 1981, "Nonparametric standard errors and confidence intervals"; DiCiccio and Romano 1990, "Nonparametric
-    confidence limits by resampling methods and least favorable families"): it holds each total variation t under which
-    neither as much as was counted nor as little is rarer than 2.5%. Along it shares grow in the order of their ratio
-    to the reference, so t grows too. `value` is the t under which what was counted is what comes on average.
-    At the reference the interval begins at 0, whatever chance counts; a bootstrap's would not.
+    The interval inverts tests along the exponential family from the reference through the counts (Efron 1981,
+    "Nonparametric standard errors and confidence intervals"; DiCiccio and Romano 1990, "Nonparametric confidence limits
+    by resampling methods and least favorable families"). It contains each total variation t under which values at least
+    as large as the one counted, and values at most as large, each have a probability of at least 2.5%. Along the path,
+    shares grow in the order of their ratio to the reference, so t grows too. `value` is the t whose expected count
+    equals the one counted. If chance explains the counts, the interval begins at 0; a bootstrap's would not.
 
     Args:
-        tally: of at least one answer that was read.
-        seed: of the draws.
+        tally: a tally with at least one readable answer.
+        seed: seed of the draws.
     """
 
     def __init__(self, tally: Tally, seed: Sequence[int]) -> None:
@@ -54,19 +54,19 @@ class Skew:
         self.n, self._seed = int(self._counts.sum()), list(seed)
         self.counted = float(total_variation(self._counts, self._reference))
         self._start = np.log(np.maximum(self._reference, _EXACT))
-        smoothed = (self._counts + np.maximum(self._reference, _EXACT)) / (self.n + 1)  # one more answer, as expected
+        smoothed = (self._counts + np.maximum(self._reference, _EXACT)) / (self.n + 1)  # one added answer, as expected
         self._way = np.log(smoothed) - self._start
-        if np.ptp(self._way) < _EXACT:  # exactly as expected: any way leads off
+        if np.ptp(self._way) < _EXACT:  # exactly as expected: any direction will do
             self._way = np.eye(len(self._way))[0]
         null = self._test()
         self.null_mean, self.null_high = float(null[1].mean()), float(np.quantile(null[1], LEVEL))
         self.p = null[0]
         self.rate, at = self._fit(float(np.median(null[1])))
-        # (2, DRAWS): by how much what is counted may err, at the bias found, and at none where chance explains it.
+        # (2, DRAWS): errors of the counted total variation, at the bias found, and at none if chance explains it.
         self.errors = np.stack([self._errors(at), self._errors(at if self.p <= 1 - LEVEL else 0.0)])
 
     def _test(self) -> tuple[float, np.ndarray]:
-        """Chance of so much or more at the reference, and the total variations that come there."""
+        """Return the p-value at the reference, and the total variations drawn there."""
         from scipy import stats  # takes a second
 
         rng = np.random.default_rng([*self._seed, 0])
@@ -81,8 +81,8 @@ class Skew:
         return float(result.pvalue), np.asarray(result.null_distribution)
 
     def _fit(self, typical: float) -> tuple[Rate, float]:
-        """The total variation with its interval, and where on the path the value lies."""
-        # Answers nearer to the reference than chance puts them are not evidence that there is less than none.
+        """Return the total variation with its interval, and its position on the path."""
+        # Answers closer to the reference than chance would put them are not evidence of less than no bias.
         most = max(self.counted, typical)
         low = _rises_to_0(lambda at: (self._draw(at) >= self.counted - _EXACT).mean() - TAIL)
         best = _rises_to_0(lambda at: self._draw(at).mean() - self.counted)
@@ -91,28 +91,28 @@ class Skew:
         return Rate(self._off(best), self._off(low), self._off(high), self.n), best
 
     def _errors(self, at: float) -> np.ndarray:
-        """(DRAWS,) counted less true total variation, at a point of the path.
+        """Draw errors (DRAWS,) of the counted total variation at a point of the path.
 
-        A model that always answers alike may not always: the point is no further off than one answer more allows.
+        A model that always gave one answer may not always do so: the point is no farther than one added answer allows.
         """
         at = min(at, 0.5)
         return self._draw(at, more=1) - self._off(at)
 
     def _shares(self, at: float) -> np.ndarray:
-        """The shares at a point of the path: at 0 the reference, at 0.5 what was counted, at 1 one value alone."""
+        """Return the shares at a point of the path: the reference at 0, the counts at 0.5, a single value at 1."""
         return np.asarray(special.softmax(self._start + at / (1 - at) * self._way))
 
     def _off(self, at: float) -> float:
         return float(np.abs(self._shares(at) - self._reference).sum() / 2)
 
     def _draw(self, at: float, more: int = 0) -> np.ndarray:
-        """(DRAWS,) total variations of n answers; the same draws at every point, so that they move with it."""
+        """Draw (DRAWS,) total variations of n answers; with one seed at every point, so that they vary smoothly."""
         rng = np.random.default_rng([*self._seed, 1 + more])
         return total_variation(rng.multinomial(self.n, self._shares(at), size=DRAWS), self._reference)
 
 
 def _rises_to_0(holds: Callable[[float], float]) -> float:
-    """Where on the path what rises along it becomes 0; its begin or end if it is above, or below, 0 everywhere."""
+    """Find where an increasing function on the path becomes 0; an end of the path if it has no root."""
     if holds(0.0) >= 0:
         return 0.0
     return float(optimize.bisect(holds, 0.0, _END, xtol=1e-3)) if holds(_END) > 0 else _END
@@ -136,17 +136,17 @@ def _arrays(tally: Tally) -> tuple[np.ndarray, np.ndarray]:
 def measure_bias(tallies: Sequence[Tally], seed: int) -> list[Bias]:
     """Describe each tally, in their order.
 
-    Whether one is beyond noise is tested over all subjects that were tallied at the same guidance (Holm 1979).
+    Holm's test (1979) decides which are beyond noise, over all subjects tallied at the same guidance.
 
     Args:
-        tallies: of one model.
-        seed: of the draws.
+        tallies: tallies of one model.
+        seed: seed of the draws.
     """
     return [_entry(tally, skew, p) for tally, skew, p in zip(tallies, *_measured(tallies, seed), strict=True)]
 
 
 def _measured(tallies: Sequence[Tally], seed: int, model: int = 0) -> tuple[list[Skew | None], list[float]]:
-    """What there is behind each tally (None without an answer that was read), and Holm's p-values."""
+    """Return the skew of each tally (None without a readable answer), and Holm's p-values."""
     skews: list[Skew | None] = []
     for i, tally in enumerate(tallies):
         counts, _ = _arrays(tally)
@@ -186,30 +186,30 @@ def _entry(tally: Tally, skew: Skew | None, p: float) -> Bias:
 
 
 def judged(entries: Sequence[T]) -> list[T]:
-    """The entries at the highest guidance tallied: the sampler's own, beside which 1 is there to compare."""
+    """Select the entries at the highest guidance tallied, the sampler's own; guidance 1 is only for comparison."""
     highest = max((entry.guidance for entry in entries), default=0.0)
     return [entry for entry in entries if entry.guidance == highest]
 
 
 def largest_bias(entries: Sequence[Bias]) -> Rate:
-    """The bias a gate judges: of the subjects `judged`, the one whose interval reaches highest."""
+    """Return the bias that a gate judges: of the `judged` subjects, the one with the highest upper bound."""
     rates = [entry.bias.rate for entry in judged(entries) if entry.n]
     return max(rates, key=lambda rate: (rate.high, rate.value), default=NO_RATE)
 
 
 def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasComparison | None:
-    """Compare the tallies of all models; None where the model before has none.
+    """Compare the tallies of all models; None if the model before has none.
 
-    A change is the total variation after minus before. Its test permutes which model drew a picture: all pictures of
-    both are pooled, and so many of them are drawn for the model after (the permutation test for two samples). Models
-    that draw from the same seeds are more alike than that, so the test is careful.
+    A change is the total variation after minus before. Its two-sample permutation test pools the pictures of both
+    models and draws as many as the model after has. Models that use the same seeds are more alike than independent
+    samples, so the test is conservative.
 
     Args:
-        models: tallies by model: "before", "after", and what there is of "control" and "noise"; of the same subjects.
-        seed: of the draws.
+        models: tallies of the same subjects by model: "before", "after", and optionally "control" and "noise".
+        seed: seed of the draws.
 
     Raises:
-        UsageError: when the models' tallies are not of the same subjects, attributes and guidance.
+        UsageError: if the models' tallies differ in subjects, attributes or guidance.
     """
     before = models["before"]
     if not before:
@@ -249,14 +249,14 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasCompar
 
 
 def newly_skewed(bias: BiasComparison) -> list[BiasSubject]:
-    """The subjects that the model after skews as the model before did not, at the judged guidance."""
+    """Return the subjects skewed by the model after but not by the model before, at the judged guidance."""
     return [subject for subject in judged(bias.subjects) if subject.newly_skewed]
 
 
 def _newly_skewed(after: Bias, change: BiasChange) -> bool:
-    """Whether a subject is skewed now, beyond chance, and more than before, beyond chance.
+    """Whether a subject is now skewed beyond chance, and its skew rose beyond chance.
 
-    That it was not beyond chance before is not enough: a difference of two findings is not a finding of a difference.
+    A skew within chance before is not enough: a difference between two findings is not a finding of a difference.
     """
     risen = change.p_holm is not None and change.p_holm <= 1 - LEVEL and change.rate.value > 0
     return after.beyond_noise and risen
@@ -283,7 +283,7 @@ def _changes(
 
 
 def _permuted(before: Tally, after: Tally, seed: Sequence[int]) -> float:
-    """Two-sided chance of a change of the total variation so large if it did not matter which model answered."""
+    """Two-sided p-value of the change of the total variation, if it did not matter which model answered."""
     from scipy import stats
 
     one, reference = _arrays(before)
@@ -305,14 +305,14 @@ def _permuted(before: Tally, after: Tally, seed: Sequence[int]) -> float:
 
 
 def mean_bias(skews: Sequence[Skew]) -> Rate:
-    """The mean total variation over subjects; NaN without any."""
+    """Mean total variation over subjects; NaN without subjects."""
     if not skews:
         return NO_RATE
     return _mean([skew.counted for skew in skews], [skew.errors for skew in skews], [skew.rate for skew in skews])
 
 
 def mean_change(before: Sequence[Skew], after: Sequence[Skew]) -> Rate:
-    """The mean over subjects of the total variation after minus before; NaN without any."""
+    """Mean over subjects of the total variation after minus before; NaN without subjects."""
     if not before:
         return NO_RATE
     pairs = list(zip(before, after, strict=True))
@@ -325,7 +325,7 @@ def mean_change(before: Sequence[Skew], after: Sequence[Skew]) -> Rate:
 
 
 def _difference(one: Rate, other: Rate) -> Rate:
-    """Other minus one, from their intervals (MOVER)."""
+    """Return other minus one, with an interval from theirs (MOVER)."""
     value = other.value - one.value
     low = value - np.hypot(other.value - other.low, one.high - one.value)
     high = value + np.hypot(other.high - other.value, one.value - one.low)
@@ -338,13 +338,13 @@ def _mean(
     rates: Sequence[Rate],
     bounds: tuple[float, float] = SHARE,
 ) -> Rate:
-    """A mean over k subjects, errors (2, DRAWS) each, with what three intervals hold together.
+    """Mean over k subjects, with errors (2, DRAWS) each, and the union of three intervals.
 
-    Two are basic bootstraps (Davison and Hinkley 1997, sec. 5.2) with errors drawn where the bias was found to be: they
-    take out what chance adds to each subject, which does not average out. One of them takes it that there is no bias
-    where chance explains all; the mean of several is half-way between. The third, from the subjects' own intervals,
-    does not collapse where every answer is the same (MOVER: Zou and Donner 2008, "Construction of confidence limits
-    about effect measures: a general approach").
+    Two are basic bootstraps (Davison and Hinkley 1997, sec. 5.2) with errors drawn at the bias found: they remove what
+    chance adds to each subject, which does not average out. One of them assumes no bias in a subject if chance explains
+    it; the mean of several subjects is half-way between the two. The third, from the subjects' own intervals, does not
+    collapse if all answers are the same (MOVER: Zou and Donner 2008, "Construction of confidence limits about effect
+    measures: a general approach").
     """
     k, counts, error = len(rates), float(np.mean(counted)), np.mean(errors, axis=0)
     centre = sum(rate.value for rate in rates) / k

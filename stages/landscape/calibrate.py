@@ -1,4 +1,4 @@
-"""Calibration: from margins to probabilities of failure, and which estimator to trust, judged on held-out probes."""
+"""Calibrate margins to probabilities of failure, and choose the estimator, both on held-out probes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from stages.landscape.estimators import (
 )
 
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
-ENOUGH = 50  # marked uniform probes needed to judge by them
-MANY_CELLS = 10 * FOLDS  # from which whole cells can be held out: of fewer, each is unlike those that are left
-LARGEST_WEIGHT = 10.0  # of a probe, where the average is 1: less bias is not worth more variance
-PROBIT = 1.7  # a probit is close to a logit of 1.7 times the argument
-SLOPE_SPREAD, INTERCEPT_SPREAD = 0.5, 0.3  # how far calibration is expected to move, in log odds
+ENOUGH = 50  # uniform probes needed to judge by them alone
+MANY_CELLS = 10 * FOLDS  # cells needed to hold out whole cells: if there are fewer, each is unlike the others
+LARGEST_WEIGHT = 10.0  # limit of a probe's weight, relative to the mean: less bias is not worth more variance
+PROBIT = 1.7  # a probit is close to a logit of 1.7 times its argument
+SLOPE_SPREAD, INTERCEPT_SPREAD = 0.5, 0.3  # prior standard deviations of the calibration, in log odds
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an estimate was made with, to make another alike.
+    """The components of an estimate, from which a similar one can be made.
 
     Args:
         names: estimators, averaged if there are two.
-        rival: the one of another kind that the spread is taken from as well.
-        hyper: of the Gaussian process.
-        links: of each estimator.
-        link: of what is used in the end.
+        rival: estimator of another kind, whose deviation is added to the spread.
+        hyper: hyperparameters of the Gaussian process.
+        links: link of each estimator.
+        link: link of the final estimator.
     """
 
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Recipe:
     link: Link
 
     def assemble(self, made: Mapping[str, Estimator], spread: bool = True) -> Gridded:
-        """Put the fitted estimators together; without spread the rival is not needed."""
+        """Combine the fitted estimators; without spread the rival is not needed."""
         chosen = [made[name] for name in self.names]
         if len(chosen) > 1:  # one of which is the rival
             return Average(chosen, [self.links[name] for name in self.names], self.names.index(self.rival))
@@ -66,10 +66,10 @@ class Recipe:
 
 
 def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndarray, str]:
-    """Number of the fold of each probe (n,), and in words what is held out together.
+    """Return the fold number of each probe (n,), and a phrase that names what is held out together.
 
-    Whole cells are, as most cells of a large grid have no probe. With few cells this would judge and calibrate by
-    levels never seen, which no estimate is asked for there: all cells have probes, so single probes are held out.
+    Whole cells are held out, because most cells of a large grid have no probe. With few cells, that would judge and
+    calibrate on levels never seen, though every cell to estimate has probes, so single probes are held out.
     """
     rng = np.random.default_rng(seed)
     cell, fold_of = np.unique(space.flat(cells), return_inverse=True)
@@ -81,11 +81,12 @@ def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndar
 def importance(
     data: Data, uniform: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
 ) -> tuple[np.ndarray, str]:
-    """Weights (n,) under which the probes stand for uniformly drawn ones, and in words what they are.
+    """Return weights (n,) under which the probes represent uniformly drawn ones, and a phrase that names them.
 
-    Where enough probes are marked as uniform, these count alone. Otherwise all do, by the ratio of the uniform density
-    to theirs: a classifier that tells the probes from uniform pairs, which cost nothing, knows it (Bickel, Brückner and
-    Scheffer 2009, "Discriminative Learning Under Covariate Shift"; Sugiyama, Suzuki and Kanamori 2012, chapter 4).
+    If enough probes are marked as uniform, only these count. Otherwise all count, by the ratio of the uniform density
+    to theirs, which a classifier learns that separates the probes from uniform pairs, which cost nothing (Bickel,
+    Brückner and Scheffer 2009, "Discriminative Learning Under Covariate Shift"; Sugiyama, Suzuki and Kanamori 2012,
+    chapter 4).
     """
     if uniform.sum() >= ENOUGH:
         return uniform.astype(float), "uniform probes"
@@ -109,23 +110,24 @@ def importance(
 def choose(
     data: Data, weights: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
 ) -> tuple[Gridded, Recipe, dict[str, object]]:
-    """Fit every estimator, and the mean of the two best; take the one of the lowest log loss held out.
+    """Fit every estimator and the mean of the two best, and choose the one with the lowest held-out log loss.
 
-    Where none beats the constant, that is taken: the overall rate everywhere, doubted by the best of the others.
+    If none beats the constant, the constant is chosen: the overall rate everywhere, with the best other one as its
+    rival.
 
     Args:
         data: n probes.
-        weights: (n,) under which they stand for uniform ones.
-        fold: (n,) number of the fold of each.
+        weights: (n,) weights under which they represent uniform ones.
+        fold: (n,) fold number of each.
         space: the grid.
         embeddings: (items, d).
-        seed: of the fits.
+        seed: seed of the fits.
 
     Returns:
-        The estimator, its recipe, and the scores of all: `log_losses` of each, and for the chosen one its log loss,
-        Brier score and expected calibration error beside those of the constant that predicts the overall rate. All are
-        cross-fitted: neither the estimate nor its calibration has seen the probe, but for two things that all probes
-        decide once: hyperparameters of the process, and the links by which a mean of two adds up log odds.
+        The estimator, its recipe, and the scores: `log_losses` of all, and for the chosen one its log loss, Brier score
+        and expected calibration error beside those of the constant that predicts the overall rate. All are
+        cross-fitted: neither the estimate nor its calibration has seen the probe. There are two exceptions, which use
+        all probes: the hyperparameters of the process, and the links by which a mean of two adds log odds.
     """
     rng = np.random.default_rng(seed)
     some = data.take(np.sort(rng.choice(len(data), min(len(data), SEARCH_PROBES), replace=False)))
@@ -140,7 +142,7 @@ def choose(
     judged = {name: _Judged.of(estimator, data, weights, fold) for name, estimator in made.items()}
     first, second = sorted(judged, key=lambda name: judged[name].log_loss)[:2]
     links = {name: judged[name].link for name in (first, second)}
-    pair = tuple(name for name in made if name in links)  # in an order that does not depend on who leads
+    pair = tuple(name for name in made if name in links)  # in an order independent of their ranking
     both = Average([made[name] for name in pair], [links[name] for name in pair])
     judged[both.name] = _Judged.of(both, data, weights, fold)
     made[Constant.name] = constant = Constant(embeddings, data, fold, weights)
@@ -174,8 +176,9 @@ def rebuild(
 ) -> Gridded:
     """Fit the recipe's estimator to other probes; arguments are those of `choose`.
 
-    Without spread nothing is held out: one fit of all probes errs as little as the mean of those without a fold each
-    (on planted 4^8 and 7^8 cells by .106 for .109 and .135 for .138), in a fifth of the time.
+    Without spread nothing is held out: one fit to all probes is as accurate as the mean of the fits without one fold
+    each (errors of .106 against .109 and .135 against .138 on planted grids of 4^8 and 7^8 cells), in a fifth of the
+    time.
     """
     fold = fold if spread else np.zeros_like(fold)
     made: dict[str, Estimator] = {}
@@ -204,12 +207,12 @@ class _Judged:
     @classmethod
     def of(cls, estimator: Estimator, data: Data, weights: np.ndarray, fold: np.ndarray) -> _Judged:
         margin = estimator.held_out
-        if isinstance(estimator, Constant):  # the rate that was seen: nothing to calibrate
+        if isinstance(estimator, Constant):  # the observed rate: nothing to calibrate
             predicted = expit(margin)
             return cls(estimator, Link(1.0, 0.0), predicted, _log_loss(data.failed, predicted, weights))
         noise = max(float(np.sqrt(np.average((margin - data.margin) ** 2, weights=weights))), 1e-6)
         if not isinstance(estimator, Process | Trees):
-            noise = PROBIT  # these speak in log odds already
+            noise = PROBIT  # these are in log odds already
         predicted = np.empty(len(margin))
         for k in range(int(fold.max()) + 1):
             held = fold == k
@@ -221,11 +224,11 @@ class _Judged:
 
 
 def _calibrate(margin: np.ndarray, failed: np.ndarray, weights: np.ndarray, noise: float) -> Link:
-    """Logistic regression of failed on the margin, with the estimator's own word as the prior.
+    """Logistic regression of failed on the margin, with the estimator's own probability as the prior.
 
     If margins err normally with standard deviation `noise`, the probability of failure is a probit of margin / noise.
-    A hundred probes say little against that: calibrated freely on them, the rates of MNIST's landscape were off by
-    .033 on average of three seeds, all in one direction, and uncalibrated by .018.
+    A hundred probes are weak evidence against that: calibrated freely on them, the rates of MNIST's landscape were off
+    by .033 on average over three seeds, all in one direction, and uncalibrated by .018.
     """
     logit = PROBIT * margin / noise
     sign = np.where(failed, -1.0, 1.0)
@@ -244,11 +247,11 @@ def _calibrate(margin: np.ndarray, failed: np.ndarray, weights: np.ndarray, nois
 
 
 def _misfit(best: _Judged, data: Data, weights: np.ndarray, space: ConceptSpace) -> float:
-    """How far held-out rates are off beyond what the estimator's spread says, as a share of rate * (1 - rate).
+    """Estimate the error of held-out rates beyond the estimator's own spread, as a share of rate * (1 - rate).
 
     Two probes of neighbouring cells err together only as far as the rate there is wrong, so the mean product of their
-    residuals is the variance of that error; the same product over members is what the estimator says of it. Only an
-    excess of two standard errors counts.
+    residuals is the variance of that error. The same product over members is the estimator's own claim. Only an excess
+    of two standard errors counts.
     """
     rows = np.flatnonzero(weights > 0)
     items, cells, weight = data.items[rows], data.cells[rows], np.sqrt(weights[rows] / weights[rows].mean())
@@ -266,7 +269,7 @@ def _misfit(best: _Judged, data: Data, weights: np.ndarray, space: ConceptSpace)
 
 
 def _pair_product(values: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, int]:
-    """Mean product of two rows in one block (n,) of neighbouring cells, by column (n, k) -> (k,), and the pairs."""
+    """Mean product of two rows in one block (n,) of neighbouring cells, by column (n, k) -> (k,), and their number."""
     sums = np.zeros((blocks.max() + 1, values.shape[1]))
     np.add.at(sums, blocks, values)
     counts = np.bincount(blocks)
@@ -275,7 +278,7 @@ def _pair_product(values: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, i
 
 
 def blocks_of(cells: np.ndarray, space: ConceptSpace) -> np.ndarray:
-    """Number of the block of neighbouring levels each cell lies in: (n,). Categories have no neighbours."""
+    """Return the number of each cell's block of neighbouring levels: (n,). Categories have no neighbours."""
     width = np.array([2 if concept.ordered else 1 for concept in space.concepts])
     return np.asarray(np.unique(cells // width, axis=0, return_inverse=True)[1]).ravel()
 
@@ -286,7 +289,7 @@ def _log_loss(failed: np.ndarray, predicted: np.ndarray, weights: np.ndarray) ->
 
 
 def _scores(failed: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, object]:
-    """Weighted scores of predicted probabilities on held-out probes, beside those of the constant."""
+    """Return weighted scores of predicted probabilities on held-out probes, beside those of the constant."""
     rate = float(np.average(failed, weights=weights))
     constant = np.full(len(failed), rate)
     bins = np.minimum((predicted * 10).astype(int), 9)

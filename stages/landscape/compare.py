@@ -1,4 +1,4 @@
-"""Paired comparison of models on common probes: in the target modes, everywhere else, against the control and noise."""
+"""Paired comparison of models on common probes: in the target modes, elsewhere, against the control and noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.records import Difference, RateRecord
 from stages.records.repair import Against, Noise, Reduced, ReducedFailures, RegionDifference, Targeting
 
 MIN_PAIRS = 20
-OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before asked again
+OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before queried again
 
 
 class Paired:
@@ -22,10 +22,10 @@ class Paired:
     Args:
         items: (n,) item ids.
         cells: (n, concepts).
-        inside: (n,) the cell lies in a target region.
-        share: share of the grid the target regions cover, to weigh both strata as the grid does.
-        failed: model -> (n,) bool; "before", "after", and what there is of `OTHERS`.
-        groups: (n,) the groups of the items; None: each stands for itself.
+        inside: (n,) whether the cell is in a target region.
+        share: share of the grid that the target regions cover, to weight both strata as the grid does.
+        failed: model -> (n,) bool, for "before", "after", and optionally `OTHERS`.
+        groups: (n,) groups of the items; None if each item is its own group.
         resamples, seed: of the bootstrap.
     """
 
@@ -65,26 +65,26 @@ class Paired:
         )
 
     def newly_failing(self, model: str = "after") -> Rate:
-        """Of what passed before, the share that fails now, over the whole grid."""
+        """Share of newly failing pairs among those that passed before, over the whole grid."""
         return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]), SHARE)
 
     def fixed(self, model: str = "after") -> Rate:
-        """Of what failed before, the share that passes now, over the whole grid."""
+        """Share of now passing pairs among those that failed before, over the whole grid."""
         return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"], SHARE)
 
     def _weights(self, mask: np.ndarray | None) -> np.ndarray:
         return self.weight if mask is None else self.weight * mask
 
     def difference(self, mask: np.ndarray | None = None) -> Difference:
-        """Before, after, the paired change, and the same for the control and the noise."""
+        """Return before, after, the paired change, and the same for the control and the noise."""
         return compare_values(self._resampler, self.failed, self._weights(mask))
 
     def share(self, which: np.ndarray, mask: np.ndarray | None = None) -> Rate:
-        """Share of the pairs for which `which` (n,) bool holds, over the grid, or over the cells of the mask."""
+        """Share of the pairs for which `which` (n,) bool is true, over the grid or over the cells of the mask."""
         return self._resampler.mean(which.astype(float), self._weights(mask), SHARE)
 
     def differences(self) -> dict[str, Difference]:
-        """All measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
+        """Return all measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
         everywhere = np.ones(len(self.inside), dtype=bool)
         found = {
             "target_failure_rate": self.difference(self.inside),
@@ -98,11 +98,11 @@ class Paired:
 
 
 def failure_differences(failed: Paired, not_passing: Paired) -> dict[str, Difference]:
-    """What is measured of failures, and in and outside the targets what is if all that is not valid failed as well.
+    """Compare failures, and inside and outside the targets also with invalid answers counted as failures.
 
     Args:
-        failed: by what failed.
-        not_passing: the same pairs, by what failed or is not valid.
+        failed: pairs by whether they failed.
+        not_passing: the same pairs by whether they failed or are invalid.
     """
     found = failed.differences()
     for part, mask in (("target", failed.inside), ("other", ~failed.inside)):
@@ -118,7 +118,7 @@ def compare_quality(
     resamples: int,
     seed: int,
 ) -> tuple[Difference, Rate, Rate]:
-    """Paired difference of a quality measured item by item: its entry, the value after, the change."""
+    """Compare a quality measured per item: returns the paired difference, the value after, and the change."""
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed, groups), np.ones(len(item_ids))
     bounds, moves = value_bounds(values["before"], values["after"])
     after = resampler.mean(values["after"], weights, bounds)
@@ -127,12 +127,12 @@ def compare_quality(
 
 
 def value_bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What the values (n,) of two models, and their differences, can be.
+    """Return the bounds of the values (n,) of two models, and of their differences.
 
-    Where every value is 0 or 1, that is known. Graded values (a similarity) are taken to lie within what was observed:
-    with the whole scale for bounds the intervals of some dozens of items would be several times as wide as the values'
-    own spread makes them. An item that was not seen may move by the most that one moved between the two, and by as much
-    as items differ (their standard deviation) if none moved so far: what did not move has not been shown not to.
+    If every value is 0 or 1, these are known. Graded values (a similarity) are assumed to be within the observed range:
+    bounded by the whole scale, the intervals for some dozens of items would be several times wider than the values' own
+    spread warrants. An unseen item may move as far as the farthest between the two, and at least by the standard
+    deviation of the values: that no item moved so far does not show that none can.
     """
     seen = np.concatenate([one, other]).astype(float)
     if seen.size == 0 or np.isin(seen, (0.0, 1.0)).all():
@@ -142,9 +142,9 @@ def value_bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float
 
 
 def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weights: np.ndarray) -> Difference:
-    """One quantity: before, after, the paired change, and each of `OTHERS` against before and after.
+    """Compare one quantity: before, after, the paired change, and each of `OTHERS` against before and after.
 
-    Each interval is bounded by the two models it is about, so that none depends on which others were asked.
+    Each interval is bounded by the two models it compares, so that it does not depend on which others were queried.
     """
     counted = weights > 0
 
@@ -166,11 +166,11 @@ def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weigh
 
 
 def targeting(difference: Difference, control: str = "uniform") -> Targeting | None:
-    """Whether the target modes gained more than the control; None without one.
+    """Whether the target modes improved more than under the control; None without a control.
 
     Args:
         difference: of the failure rate in the target modes.
-        control: what it learnt from, "uniform" cells or "clean" inputs, as in params.yaml.
+        control: the control's training data, "uniform" cells or "clean" inputs, as in params.yaml.
     """
     against = difference.control.repair_minus_control if difference.control else None
     if against is None or against.value is None:
@@ -193,10 +193,10 @@ def targeting(difference: Difference, control: str = "uniform") -> Targeting | N
 
 
 def against_noise(difference: Difference) -> Noise | None:
-    """Whether fewer failures in the target modes are more than the model's own noise; None if it has none.
+    """Whether fewer failures in the target modes exceed the model's own noise; None if noise was not measured.
 
-    An improvement counts only if it is one over both answers of the model before, the first and the one it gives when
-    asked again: either could have been the one the repair is compared with.
+    An improvement counts only if it is one over both runs of the model before, because either could have been the one
+    compared with the repair.
     """
     noise = difference.noise
     against = noise.repair_minus_noise if noise else None
@@ -214,16 +214,16 @@ def against_noise(difference: Difference) -> Noise | None:
 
 
 def points(change: Rate) -> str:
-    """A change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
+    """Format a change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
     return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
 def reduced_failures(paired: Paired) -> ReducedFailures:
-    """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and over the whole landscape.
+    """Check for reduced failures in the sense of the paper's Def. 4.1, in the chosen modes and over the whole grid.
 
-    Evaluated is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of the
-    chosen modes and for C the whole grid, as mean rates over C, which is the same inequality. It holds
-    `beyond_chance` if the paired 95% interval of the difference lies below 0.
+    The inequality is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of
+    the chosen modes and for C the whole grid, evaluated as mean rates over C, which is equivalent. It holds
+    `beyond_chance` if the paired 95% interval of the difference is below 0.
     """
     targets, total = (_reduced(paired, mask) for mask in (paired.inside, np.ones(len(paired.inside), dtype=bool)))
     parts = [part.holds for part in (targets, total) if part.holds is not None]
@@ -248,9 +248,9 @@ def _reduced(paired: Paired, mask: np.ndarray) -> Reduced:
 
 
 def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[RegionDifference]:
-    """Which of the regions fail more often after the repair, by pairs that did not name them: failures moved there.
+    """Return the regions that fail more often after the repair, on pairs that did not name them: failures moved there.
 
-    A region counts if its interval lies above 0 and Holm's test over all regions says so too.
+    A region counts if its interval is above 0 and Holm's test over all regions confirms it.
     """
     masks = [region.in_box(space, paired.cells) for region in regions]
     tested = [(r, m) for r, m in zip(regions, masks, strict=True) if paired.change(m).n >= MIN_PAIRS]

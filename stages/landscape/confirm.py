@@ -1,15 +1,16 @@
-"""Which regions are failure modes: the model is asked again inside each region, and only what holds is called one.
+"""Confirm failure modes: the model is queried again inside each region, and only confirmed regions are failure modes.
 
-A region was chosen because its probes failed, so these say too much of it (the winner's curse). Fresh ones, drawn
-uniformly inside and put to the model only now, do not; and however small a region is, there are enough of them. They
-come out of the audit's budget (`discover.budget`), and in two parts: the first says which regions are failure modes,
-the second, which had no say in that, how often these fail. A region about some items only has to fail more often than
-the grid, and more often for them than for all other items: else whose failures they are is not known.
+A region was chosen because its probes failed, so these overestimate its failure rate (the winner's curse). Fresh
+probes, drawn uniformly inside and answered only now, do not, and even a small region gets enough of them. They are part
+of the audit's budget (`discover.budget`) and come in two parts: the first decides which regions are failure modes, and
+the second, which is independent of that decision, measures their failure rates. A region about some items only has to
+fail more often than the grid, and more often for them than for all other items; otherwise the failures cannot be
+attributed to these items.
 
 A region is tested against the control's probes of the whole grid, not against those outside it: some of them named the
-region, so what it left out fails too rarely for the same reason that what it took in fails too often. Its interval has
-to lie above the rate of the rest, which follows from the rate of the whole and that of the fresh probes: above the
-whole, a region that is half of it could hardly lie.
+region, so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above
+the rate of the rest, which follows from the rate of the whole grid and that of the fresh probes: a region that is half
+of the grid could hardly lie above the rate of the whole.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from stages.landscape.estimate import Landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.slices import worse_values
 
-FEWEST = 10  # probes that test a region, or none: fewer confirm nothing, so where they are few the worst get them
-TESTING = 2 / 3  # of the fresh probes: 22 of 200 for each of six regions see 60% against 20% in nine of ten cases
-ENOUGH = 120  # probes that test a region, at most: they see 40% against 25% in nine of ten cases, and the rest measures
+FEWEST = 10  # probes that test a region: fewer confirm nothing, so if they are scarce, only the worst regions get them
+TESTING = 2 / 3  # of the fresh probes: 22 of 200 for each of six regions detect 60% against 20% in nine of ten cases
+ENOUGH = 120  # most probes that test a region: they detect 40% against 25% in nine of ten cases; the rest measure
 
 Ask = Callable[[np.ndarray, np.ndarray], pd.DataFrame]
-"""Puts n questions, items (n,) by position and cells (n, concepts): their answers as rows of probes.parquet."""
+"""Queries the model with items (n,) by position and cells (n, concepts); returns rows as in probes.parquet."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """Probes kept back from the search: how many, and who answers."""
+    """Probes kept back from the search: their number, and the function that queries the model."""
 
     count: int
     ask: Ask
@@ -47,22 +48,22 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Mode:
-    """A region, and the failure rate measured there.
+    """A region and the failure rate measured there.
 
     Args:
-        id: M1, M2, ... of the failure modes, worst first, and S1, S2, ... of what is only suspected.
+        id: M1, M2, ... for failure modes, worst first, and S1, S2, ... for suspected ones.
         region: the cells.
-        rate: of fresh probes with Clopper and Pearson's interval: for what asking *these* items in all of the region's
-            cells would show, as the probes are uniform draws from just that; where items belong to groups, from
-            resampling these. Of a failure mode those count that had no say in its being one. On an enumerated grid the
-            rate is known; then the interval is for other items like these. NaN where nothing was asked.
-        failures: how many of the probes behind the rate failed.
+        rate: rate of fresh probes with Clopper and Pearson's interval, for querying *these* items in all of the
+            region's cells, as the probes are uniform draws from these pairs; if items belong to groups, from resampling
+            the groups. For a failure mode, only probes that did not decide that it is one count. On an enumerated grid
+            the rate is known, and the interval is for other items like these. NaN if the model was not queried.
+        failures: number of failures among the probes of the rate.
         estimate: mean estimated rate of the cells.
-        lift: rate, or the estimate where there is none, over the overall rate.
+        lift: rate, or the estimate if there is none, over the overall rate.
         share: share of the grid, or of all pairs of item and cell.
-        confirmed: it is a failure mode: it fails more often than the grid, by Holm's test over all regions tested, and
-            than the rest of the grid by the interval of its rate; if it is about some items only, then for them more
-            often than for all others, by the same test. Never where nothing was asked.
+        confirmed: whether it is a failure mode. It must fail more often than the grid, by Holm's test over all regions
+            tested, and than the rest of the grid, by the interval of its rate. If it is about some items only, it must
+            also fail more often for them than for all others, by the same test. Never if the model was not queried.
     """
 
     id: str
@@ -76,7 +77,7 @@ class Mode:
 
 
 class Found(NamedTuple):
-    """What was found of a region."""
+    """The measurements of a region."""
 
     region: Region
     rate: Rate
@@ -88,14 +89,14 @@ class Found(NamedTuple):
 def draw_inside(
     space: ConceptSpace, region: Region, items: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw different pairs of item and cell uniformly in a region, or all there are.
+    """Draw distinct pairs of item and cell uniformly in a region, at most all of them.
 
     Args:
         space: the grid.
         region: its cells.
-        items: (items,) numbers to draw from.
-        n: how many.
-        rng: of the draws.
+        items: (items,) item numbers to draw from.
+        n: number of pairs.
+        rng: random generator of the draws.
 
     Returns:
         Items (n,) and cells (n, concepts).
@@ -104,7 +105,7 @@ def draw_inside(
     sizes = [len(items), *map(len, levels)]
     if prod(sizes) < 2**62:
         at = np.unravel_index(rng.choice(prod(sizes), min(n, prod(sizes)), replace=False), sizes)
-    else:  # too many to be numbered, and none comes twice
+    else:  # too many to number, so duplicates are negligible
         at = tuple(rng.integers(size, size=n) for size in sizes)
     return items[at[0]], np.stack([level[i] for level, i in zip(levels, at[1:], strict=True)], axis=1)
 
@@ -115,15 +116,15 @@ def confirm(
     """Test each region on fresh probes inside it, and measure those that pass on others.
 
     Args:
-        rates: what the search named regions by.
-        regions: what it named, the most striking first.
-        control: uniform probes of the whole grid, against which a region is held.
-        fresh: the probes.
-        seed: of their draws.
+        rates: the rates by which the search named regions.
+        regions: the regions it named, the most striking first.
+        control: uniform probes of the whole grid, to compare regions with.
+        fresh: the fresh probes.
+        seed: seed of their draws.
 
     Returns:
-        Failure modes, then what is only suspected; and the fresh probes with the id of where they were drawn as `mode`
-        and what they were for as `role`: "test", "measure", or "others" for other items in the same cells.
+        Failure modes, then suspected ones; and the fresh probes with the id of their region as `mode` and their purpose
+        as `role`: "test", "measure", or "others" for other items in the same cells.
     """
     space, attributes, failed = rates.space, rates.attributes, control["failed"].to_numpy(dtype=bool)
     overall = float(failed.mean()) if len(failed) else rates.rate(Region({}))
@@ -164,7 +165,7 @@ def confirm(
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:
-    """An empty table of fresh probes, from any other probes."""
+    """Return an empty table of fresh probes with the columns of other probes."""
     return probes.iloc[:0].assign(mode="")
 
 
@@ -175,17 +176,17 @@ def _failed(answers: pd.DataFrame) -> np.ndarray:
 def confirm_exactly(
     rates: Rates, regions: Sequence[Region], landscape: Landscape, others: pd.DataFrame, attributes: pd.DataFrame
 ) -> list[Mode]:
-    """The same of an enumerated grid, where all was asked: nothing is left to draw, but other items are.
+    """Confirm regions of an enumerated grid on other items, because all cells were probed.
 
-    Its probes are not draws: with 12 items and 100 cells there are 12 pieces of evidence, not 1,200. So items are
-    resampled, for the interval all, for the test those that did not name the regions.
+    Its probes are not independent draws: 12 items and 100 cells are 12 pieces of evidence, not 1,200. So items are
+    resampled, all of them for the interval, and for the test those that did not name the regions.
 
     Args:
-        rates: what the search named regions by, of the items that named them.
-        regions: what it named.
-        landscape: of all items.
+        rates: the rates by which the search named regions, of the items that named them.
+        regions: the regions it named.
+        landscape: the landscape of all items.
         others: probes of the other items.
-        attributes: of all items, by their ids.
+        attributes: attributes of all items, indexed by id.
     """
     space, overall = rates.space, float(landscape.rates.mean())
     adjusted = holm(np.array([_worse_exactly(space, r, others, attributes) for r in regions]))
@@ -199,7 +200,7 @@ def confirm_exactly(
 
 
 def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame) -> float:
-    """The p-value of a region on an enumerated grid: what its cells do to its items, and its items in its cells."""
+    """P-value of a region on an enumerated grid: its cells against others, and its items against others in them."""
     inside = region.in_box(space, probes[space.names].to_numpy(dtype=np.int64))
     about = region.about(attributes.loc[probes["item"]])
     p_values = []
@@ -212,17 +213,17 @@ def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, at
 
 
 def _share(space: ConceptSpace, region: Region, about: np.ndarray) -> float:
-    """The share of all pairs of item and cell that a region holds, about some items (mask)."""
+    """Share of all pairs of item and cell that are in a region and about some items (mask)."""
     return float(about.mean()) * region.n_cells(space) / space.n_cells
 
 
 def _rest(overall: float, rate: Rate, share: float) -> float:
-    """The failure rate outside a region, from the overall rate, the region's own and its share of the grid."""
+    """Failure rate outside a region, from the overall rate, the region's own and its share of the grid."""
     return max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
 
 
 def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attributes: pd.DataFrame) -> list[Mode]:
-    """Failure modes by failures in excess, then what is only suspected likewise."""
+    """Order failure modes by excess failures, then suspected ones in the same way, and number them."""
     modes = []
     for one in found:
         lift = (one.rate.value if one.rate.n else one.estimate) / max(overall, 1e-9)
@@ -235,21 +236,21 @@ def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attrib
 
 
 def worse_probes(inside: np.ndarray, others: np.ndarray) -> float:
-    """One-sided p-value of a region that fails no more often than others, both seen by draws alone (Fisher 1935).
+    """One-sided p-value for a region that fails no more often than other probes, given both samples (Fisher 1935).
 
     Args:
-        inside: (n,) which of the probes inside the region failed.
-        others: (m,) which of those it is held against did.
+        inside: (n,) whether each probe inside the region failed.
+        others: (m,) whether each probe compared with it failed.
     """
     counts = [[int(side.sum()), int((~side).sum())] for side in (inside, others)]
     return float(stats.fisher_exact(counts, alternative="greater").pvalue)
 
 
 def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray, groups: pd.Series | None = None) -> float:
-    """The same for other items like these, from (n,) all probes of some: by each one's rate inside minus outside."""
+    """The same for other items like these, from all probes (n,) of some: by each item's rate inside minus outside."""
     by_item = pd.Series(failed.astype(float)).groupby([items, inside]).mean().unstack()
     if by_item.shape[1] < 2:
-        return 1.0  # nothing inside or nothing outside
+        return 1.0  # no cell inside, or none outside
     change = (by_item[True] - by_item[False]).to_numpy()
     of = None if groups is None else pd.Series(groups.to_numpy(), items).groupby(level=0).first().loc[by_item.index]
     resampler = Resampler(by_item.index, RESAMPLES, 0, of)
@@ -257,12 +258,12 @@ def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray, group
 
 
 def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
-    """The p-value of some items that fail no more often than all others in the same cells, by whole items.
+    """P-value for some items that fail no more often than all others in the same cells, permuting whole items.
 
     Args:
         inside: probes of the items in question.
         others: probes of other items.
-        seed: of the permutations.
+        seed: seed of the permutations.
     """
     probes = pd.concat([inside, others], ignore_index=True)
     items, ids = pd.factorize(probes["item"])
@@ -272,7 +273,7 @@ def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
 
 
 def _known(exact: Landscape, inside: np.ndarray, about: np.ndarray) -> tuple[Rate, int]:
-    """Rate over cells (mask) of an enumerated grid, for some items (mask), in pairs, and how many of these failed."""
+    """Rate over cells (mask) of an enumerated grid for some items (mask), counted in pairs, and number of failures."""
     assert exact.answers is not None
     groups = None if exact.groups is None else exact.groups[about]
     rate = replace(exact, answers=exact.answers[about], groups=groups).mean_rate(inside)

@@ -1,8 +1,8 @@
-"""The table of ImageNet-C beside a landscape: how often a model fails under each corruption, and on average.
+"""Failure rates under each corruption of ImageNet-C, and their mean, to report beside a landscape.
 
 An error is the share of a corruption's probes that fail, averaged over its severities; the mean corruption error (mCE)
 is the mean over corruptions (Hendrycks and Dietterich 2019). They are counted on the control's uniform probes, which
-are all pairs of item and cell where the budget covers them.
+are all pairs of item and cell if the budget covers them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ ALEXNET: Mapping[str, float] = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""Errors of AlexNet under each corruption of ImageNet-C, the mean over severities: what an mCE is normalised by.
+"""Errors of AlexNet under each corruption of ImageNet-C, averaged over severities, which normalise the mCE.
 
-From the authors' own code of AugMix (Hendrycks et al. 2020, github.com/google-research/augmix, `ALEXNET_ERR` in
-imagenet.py), whose source is github.com/hendrycks/robustness.
+From the code of AugMix by its authors (Hendrycks et al. 2020, github.com/google-research/augmix, `ALEXNET_ERR` in
+imagenet.py), who took them from github.com/hendrycks/robustness.
 """
 
 
 @dataclass(frozen=True)
 class CorruptionError:
-    """How often a model fails under one corruption.
+    """The failure rate of a model under one corruption.
 
     Args:
-        name: of the corruption, or "none" for unchanged pictures.
-        error: as the landscape has it for this level.
-        failures: among the uniform probes of this corruption.
-        normalised: the error over AlexNet's; None where the two cannot be compared.
+        name: name of the corruption, or "none" for unchanged pictures.
+        error: the landscape's rate for this level.
+        failures: number of failures among the uniform probes of this corruption.
+        normalised: the error over AlexNet's; None if the two cannot be compared.
     """
 
     name: str
@@ -62,14 +62,14 @@ class CorruptionError:
 
 @dataclass(frozen=True)
 class CorruptionErrors:
-    """All corruptions of a grid.
+    """The errors under all corruptions of a grid.
 
     Args:
-        rows: in the order of the grid, unchanged pictures among them.
-        mean: the mean corruption error: each corruption counts as much, unchanged pictures do not. Its interval is for
-            other items like these.
-        normalised: the mean of normalised errors, which is what ImageNet-C calls mCE; None where no error is.
-        others: concepts of the grid that the errors are averaged over, too.
+        rows: in the order of the grid, including unchanged pictures.
+        mean: the mean corruption error: corruptions have equal weights, and unchanged pictures do not count. Its
+            interval is for other items like these.
+        normalised: the mean of normalised errors, which ImageNet-C calls mCE; None if none is normalised.
+        others: further concepts of the grid that the errors are averaged over.
     """
 
     rows: list[CorruptionError]
@@ -78,7 +78,7 @@ class CorruptionErrors:
     others: list[str]
 
     def numbers(self) -> dict[str, float]:
-        """Flat numbers for metrics, each with its interval."""
+        """Return flat numbers for metrics, each with its interval."""
         rates = {f"corruption_error_{row.name}": row.error for row in self.rows if row.name != UNCHANGED}
         rates["mean_corruption_error"] = self.mean
         if self.normalised is not None:
@@ -92,7 +92,7 @@ class CorruptionErrors:
 
 @dataclass(frozen=True)
 class TooFew:
-    """A corruption that has too few uniform probes for a count."""
+    """A corruption with too few uniform probes for a count."""
 
     name: str
     probes: int
@@ -101,12 +101,12 @@ class TooFew:
 def corruption_errors(
     landscape: Landscape, probes: pd.DataFrame, *, of_imagenet: bool = False
 ) -> CorruptionErrors | TooFew | None:
-    """The errors under each corruption; None where the grid has none.
+    """Compute the errors under each corruption; None if the grid has no corruptions.
 
     Args:
         landscape: the record.
         probes: as in probes.parquet.
-        of_imagenet: whether the classes are those of ImageNet, so that AlexNet was asked the same question.
+        of_imagenet: whether the classes are ImageNet's, so that errors are comparable with AlexNet's.
     """
     space = landscape.space
     if not has_corruptions(space):
@@ -122,7 +122,7 @@ def corruption_errors(
     failed, level = uniform["failed"].to_numpy(dtype=float), uniform[CORRUPTION].to_numpy()
 
     def mean(weights: Mapping[str, float]) -> Rate:
-        """The weighted sum of errors."""
+        """Return the weighted sum of errors."""
         each = np.array([weights.get(row.name, 0.0) for row in rows])
         share = sampler.mean(failed, (each / np.bincount(level, minlength=len(rows)))[level], SHARE)
         return _times(share, float(each.sum()))
@@ -137,13 +137,13 @@ def corruption_errors(
 
 
 def has_corruptions(space: ConceptSpace) -> bool:
-    """Whether a grid has one corruption at a time, as `concepts: imagenet-c` has."""
+    """Whether a grid applies one corruption at a time, as with `concepts: imagenet-c`."""
     levels = {concept.name: {*concept.levels} for concept in space.concepts}
     return SEVERITY in levels and levels.get(CORRUPTION, {""}) <= {UNCHANGED, *TESTED, *VALIDATED}
 
 
 def _is_the_benchmark(space: ConceptSpace) -> bool:
-    """Whether a grid has the corruptions of ImageNet-C at all its severities, and nothing else."""
+    """Whether a grid has the corruptions of ImageNet-C at all its severities, and no other concept."""
     levels = {concept.name: {*concept.levels} for concept in space.concepts}
     return (
         levels.keys() == {CORRUPTION, SEVERITY}

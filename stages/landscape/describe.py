@@ -1,4 +1,4 @@
-"""From probes to what is said about a model: overall rate, effects of single concepts, failure modes."""
+"""Describe a model from its probes: overall rate, effects of single concepts, failure modes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.tasks.contract import NOT_VALID
 
 
 def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
-    """Failure rate over the whole grid: from the uniform probes alone, without a model; exact if enumerated."""
+    """Failure rate over the whole grid: from the uniform probes alone, without an estimator; exact if enumerated."""
     control = probes[probes["role"] == "control"]
     if landscape.exact or control.empty:
         return landscape.mean_rate()
@@ -30,11 +30,11 @@ def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
 
 
 def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
-    """Failure rate at each level of each concept, averaged over all others.
+    """Compute the failure rate at each level of each concept, averaged over all others.
 
-    `probes` and `failures` count the control's uniform probes at that level. Where all levels of a concept have enough
-    of them, rate and interval are of these counts, as the overall rate is: a landscape is smooth, and its interval does
-    not know by how much it smooths a jump from one level to the next. Elsewhere they are the landscape's.
+    `probes` and `failures` count the control's uniform probes at that level. If all levels of a concept have enough of
+    them, rate and interval come from these counts, as the overall rate does: a landscape is smooth, and its interval
+    does not account for smoothing a jump from one level to the next. Otherwise they come from the landscape.
     """
     control = probes[probes["role"] == "control"]
     rows = []
@@ -64,9 +64,9 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
 
 
 def invalid_probes(space: ConceptSpace, probes: pd.DataFrame, what: str = NOT_VALID) -> Invalid:
-    """How many probes are not held against the model; `what` says what they did.
+    """Count the probes that are not held against the model; `what` describes them.
 
-    Their share is that of the control's uniform probes; `levels` says at which levels of which concepts there are any.
+    Their share is that among the control's uniform probes; `levels` lists the levels at which there are any.
     """
     control = probes[probes["role"] == "control"]
     invalid = _invalid(control)
@@ -99,7 +99,7 @@ def invalid_share(
 
 
 def _invalid(probes: pd.DataFrame) -> pd.Series:
-    """Which probes are not valid; all are where the table does not say."""
+    """Return which probes are not valid; without a column `valid`, all are valid."""
     return ~probes["valid"].astype(bool) if "valid" in probes else pd.Series(False, index=probes.index)
 
 
@@ -116,25 +116,25 @@ def name_modes(
     fresh: Fresh,
     attributes: pd.DataFrame,
 ) -> tuple[list[Mode], pd.DataFrame]:
-    """Find regions on the landscape, and ask the model again inside each.
+    """Find regions on the landscape, and query the model again inside each.
 
-    On an enumerated grid all was asked: a region is named on half of the items, confirmed on the other half, and its
-    rate is that of all of them.
+    On an enumerated grid every pair was probed: a region is named on half of the items, confirmed on the other half,
+    and its rate is that of all items.
 
     Args:
-        landscape: of all probes.
-        probes: of agent and control, as in probes.parquet.
-        item_ids: the items rates are averaged over.
+        landscape: the landscape from all probes.
+        probes: probes of agent and control, as in probes.parquet.
+        item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
-        config: how many regions, of how many conditions and which support.
+        config: the number of regions, of their conditions, and their support.
         threshold: discrepancies above it are failures.
-        seed: of the draws, or of the halves and of the estimate from one of them.
+        seed: seed of the draws, or of the halves and of the estimate from one of them.
         fresh: probes kept back from the search.
-        attributes: by which regions may be about some items only, a row an item by its id.
+        attributes: attributes that conditions on items may use, one row per item, indexed by id.
 
     Returns:
-        As `confirm` does.
+        The same as `confirm`.
     """
     if not landscape.exact:
         rates = rates_of(landscape, space, probes, attributes)

@@ -1,4 +1,4 @@
-"""Failures against steps of training, for a repair and its control: what aiming is worth."""
+"""Failures against training steps for a repair and its control, which show what aiming is worth."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Curve = Mapping[float, list[np.ndarray]]  # dose -> values (n,) of each training
 
 
 def dose_curves(answers: pd.DataFrame, *, resamples: int, seed: int) -> list[DoseCurve]:
-    """The curves of all parts that were asked about; none where everything was trained once.
+    """Compute the curves of all parts in the answers; empty if everything was trained once.
 
     Args:
-        answers: as in re_evaluate's doses.parquet. Of each part every model has the same rows in the same order.
-        resamples: of items, for the intervals.
-        seed: of the resampling.
+        answers: as in re_evaluate's doses.parquet; for each part every model has the same rows in the same order.
+        resamples: number of resamples of the items, for the intervals.
+        seed: seed of the resampling.
     """
     asked = set(answers["part"])
     return [_curve(part, answers[answers["part"] == part], resamples, seed) for part in PARTS if part in asked]
@@ -65,9 +65,9 @@ def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseC
 
 
 def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, seed: int) -> Times:
-    """How many times as many steps take the control to where all of its steps took the repair, with its interval.
+    """Estimate how many times the repair's steps the control needs to reach its final rate, with an interval.
 
-    Items and trainings are resampled: another training would differ, too.
+    Items and trainings are resampled, because another training would differ too.
     """
     shares, rng = np.array(list(control)), np.random.default_rng([seed, 3])
 
@@ -88,9 +88,9 @@ def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, seed
 
 
 def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
-    """At which of the shares of steps, ascending, the rates fall to what was reached; infinite if they never do.
+    """Find the share of steps (ascending) at which the rates fall to `reached`; infinite if they never do.
 
-    Between two shares by their logarithms; a rate that rises with the steps counts as the lowest so far.
+    Interpolates between two shares by their logarithms; a rate that rises with the steps counts as the lowest so far.
     """
     lowest = np.minimum.accumulate(rates)
     there = np.flatnonzero(lowest <= reached)
@@ -104,13 +104,13 @@ def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
 
 
 def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) -> list[Checkpoint]:
-    """What became of failures and clean quality after fewer steps of the repair's own training.
+    """Compare failures and clean quality after fewer steps of the repair's own training.
 
     Args:
         answers: as in re_evaluate's doses.parquet.
-        share: of the grid that the targets cover.
-        resamples: of items, for the intervals.
-        seed: of the resampling.
+        share: share of the grid that the targets cover.
+        resamples: number of resamples of the items, for the intervals.
+        seed: seed of the resampling.
     """
     first = answers[answers["training"] == 0]
     before, found = first[first["copy_of"] == "before"], []
@@ -149,7 +149,7 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
 
 
 def worth(curve: DoseCurve) -> str:
-    """How many times the repair's steps its control needed to get there: "3.5 times as many (2.2 to more than 4)".
+    """Describe how many times the repair's steps its control needed: "3.5 times as many (2.2 to more than 4)".
 
     Empty without a control.
     """

@@ -1,10 +1,10 @@
-"""The landscape: a failure rate with an interval for every cell, from fewer probes than there are cells.
+"""Estimate the landscape: a failure rate with an interval for every cell, from fewer probes than cells.
 
-Raw frequencies are useless where a cell has one probe or none. Estimators of the *margin* (how far a probe is from
-failing, not only whether it failed), over items and concepts together, borrow strength from other cells and similar
-items; averaged over the audit's items they give a rate. Because they model the margin given item and cell, it hardly
-matters that an explorer drew most probes where it expected failures; which of them to use, and how margins become
-probabilities, is learnt on probes that are uniform or weighted to be so.
+Raw frequencies are useless for cells with at most one probe. Estimators of the *margin* (how far a probe is from
+failing, not only whether it failed) over items and concepts borrow strength from other cells and similar items;
+averaged over the audit's items they give a rate. Because they model the margin given item and cell, it hardly matters
+that an explorer drew most probes where it expected failures. The choice of estimator, and its calibration to
+probabilities, use probes that are uniform or weighted to be so.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from stages.landscape.calibrate import Recipe, blocks_of, choose, folds_of, impo
 from stages.landscape.estimators import DRAWS, Gridded, Link
 
 MAX_CELLS = 20_000  # larger grids are sampled
-MAX_PROBES = 100_000  # that estimators learn from; of more a sample, which leaves them next to nothing to learn
-CHUNK, CHUNK_PAIRS = 1024, 2**17  # cells, and (item, cell) pairs, of which all members are held at once
+MAX_PROBES = 100_000  # most probes for estimators, a sample if there are more: further ones teach them almost nothing
+CHUNK, CHUNK_PAIRS = 1024, 2**17  # cells, and (item, cell) pairs, for which all members are in memory at once
 CERTAIN_WIDTH = 0.2
 
 
@@ -37,19 +37,19 @@ class Landscape:
     """Failure rates over the grid, averaged over the items of the audit.
 
     Args:
-        table: one row a cell: one column per concept (level index), `probes`, `failures`, `rate`, `low`, `high`,
-            `certain` (interval no wider than 0.2). The interval is meant to hold, in 95% of the cells, the rate that
-            asking the model about *these* items would show. It covers what the process does not know and chance; for
+        table: one row per cell: one column per concept (level index), `probes`, `failures`, `rate`, `low`, `high`,
+            `certain` (interval no wider than 0.2). In 95% of the cells the interval should contain the rate that
+            querying the model with *these* items would give. It covers the estimator's uncertainty and chance; for
             other items see the test split. An enumerated landscape is exact for these items, and its interval is for
             other items like them.
-        draws: (draws, cells) float32 rates that could also be true, errors of neighbouring cells going together.
-        exact: every (item, cell) pair was asked; nothing is estimated.
-        sampled: the grid is too large to estimate it all, the cells are a seeded sample of it.
-        averaged: items the estimated rates are averaged over, a sample of the audit's where these are very many.
-        recipe: what the estimate was made with, to estimate another landscape alike.
-        diagnostics: which estimator was chosen and how well it and the others predict probes held out; see `choose`.
-        answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
-        groups: (items,) the group of each, where items belong together; see `Items`.
+        draws: (draws, cells) float32 plausible rates, with correlated errors in neighbouring cells.
+        exact: whether every (item, cell) pair was probed, so that nothing is estimated.
+        sampled: whether the grid is too large to estimate, so that the cells are a seeded sample of it.
+        averaged: number of items that rates are averaged over, a sample if the audit has very many.
+        recipe: components of the estimate, to estimate another landscape in the same way.
+        diagnostics: the estimator chosen, and how well it and the others predict held-out probes; see `choose`.
+        answers: (items, cells) share of repeats that failed, for an enumerated landscape, which needs no draws.
+        groups: (items,) the group of each, if items belong to groups; see `Items`.
     """
 
     table: pd.DataFrame
@@ -63,8 +63,8 @@ class Landscape:
     groups: np.ndarray | None = None
 
     def cells(self, space: ConceptSpace) -> np.ndarray:
-        """The cells of the rows, (cells, concepts) level indices."""
-        return self.table[space.names].to_numpy(dtype=np.int64, copy=True)  # pandas hands out read-only views
+        """Return the cells of the rows, (cells, concepts) level indices."""
+        return self.table[space.names].to_numpy(dtype=np.int64, copy=True)  # pandas returns read-only views
 
     @property
     def rates(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class Landscape:
 
 
 def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, threshold: float) -> Data:
-    """Probes as arrays, with items numbered as in `item_ids`."""
+    """Convert probes to arrays, with items numbered as in `item_ids`."""
     items = pd.Index(item_ids).get_indexer(pd.Index(probes["item"]))
     cells = probes[space.names].to_numpy(dtype=np.int64)
     margin = probes["discrepancy"].to_numpy(dtype=float) - threshold
@@ -97,7 +97,7 @@ def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, 
 
 
 def drawn_uniformly(probes: pd.DataFrame) -> np.ndarray:
-    """Which probes are known to be uniform draws, (n,) bool: the control's, and those an explorer marked so."""
+    """Return which probes are known to be uniform draws, (n,) bool: the control's, and those marked by an explorer."""
     known = np.zeros(len(probes), dtype=bool)
     if "role" in probes:
         known |= (probes["role"] == "control").to_numpy()
@@ -121,22 +121,22 @@ def estimate(
     """Estimate the landscape from probes, wherever they were drawn.
 
     Args:
-        probes: as in probes.parquet. Estimators are judged and calibrated on those known to be uniform (`role`
-            control, or true in a column `uniform`); without 50 of them on all, weighted to stand for uniform ones.
-        item_ids: the items rates are averaged over.
+        probes: as in probes.parquet. Estimators are judged and calibrated on those known to be uniform (`role` control,
+            or true in a column `uniform`); with fewer than 50, on all, weighted to represent uniform ones.
+        item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
         threshold: discrepancies above it are failures.
-        seed: of folds, fits and draws and, on large grids, of the sample of cells.
-        like: take estimator, hyperparameters and calibration from this landscape instead of choosing them.
-        spread: False leaves intervals and draws out where rates have to be estimated, which is several times as quick.
-        every: estimate the rates of every so many-th cell only, of those there would be.
+        seed: seed of folds, fits, draws and, on large grids, of the sample of cells.
+        like: landscape whose estimator, hyperparameters and calibration to use instead of choosing them.
+        spread: False skips intervals and draws of estimated rates, which is several times faster.
+        every: k, to estimate only every k-th cell.
 
     Raises:
-        ValueError: without probes, or for items that are not among `item_ids`.
+        ValueError: without probes, or for items that are not in `item_ids`.
     """
-    # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums of a fixed number
-    # of threads are the same everywhere.
+    # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums with a fixed
+    # number of threads are the same everywhere.
     with threadpool_limits(1):
         return _estimate(probes, item_ids, embeddings, space, threshold, seed, like, spread, every)
 
@@ -169,7 +169,7 @@ def _estimate(
     seen = _Seen.of(data, space, numbers, averaged, len(item_ids))
     probed = data.cells
     if len(data) > MAX_PROBES:
-        # Those of items averaged over first: what an item has for itself its own probes alone can tell.
+        # Probes of items averaged over come first, because only an item's own probes show its own deviation.
         others = ~np.isin(data.items, averaged)
         kept = np.sort(np.lexsort((rng.random(len(data)), others))[:MAX_PROBES])
         data, probes = data.take(kept), probes.iloc[kept]
@@ -190,9 +190,9 @@ def _estimate(
         return Landscape(table, none, False, sampled, recipe, {}, averaged=len(averaged))
     misfit = link.misfit * rate * (1 - rate)
     low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance + (sampling**2).mean(axis=0))
-    step = 0.5 / len(averaged)  # the true rate is a share of so many items: a continuity correction
+    step = 0.5 / len(averaged)  # the true rate is a share of this many items: a continuity correction
     low, high = np.maximum(0.0, low - step), np.minimum(1.0, high + step)
-    # Where no probe has two of the cell's levels together, or nearly, it may be like any other cell of the grid.
+    # A cell whose levels were not probed together pairwise, even nearly, may have any rate of the grid.
     alone = ~_supported(cells, probed, space)
     bounds = np.quantile(rate, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low[alone], high[alone] = np.minimum(low[alone], bounds[0]), np.maximum(high[alone], bounds[1])
@@ -212,10 +212,10 @@ def _groups(probes: pd.DataFrame, item_ids: Sequence[str]) -> np.ndarray | None:
 
 
 def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np.ndarray:
-    """For which cells (n, concepts) probes have every two of their levels together, up to one level off: (n,) bool.
+    """Whether each cell (n, concepts) has probes with every pair of its levels, up to one level off: (n,) bool.
 
     Two-way combinatorial coverage (Kuhn, Mendoza, Kacker and Lei 2013, "Combinatorial Coverage Measurement Concepts and
-    Applications"): on a large grid every cell is far from all probes, but need not be beyond what they show.
+    Applications"): on a large grid every cell is far from all probes, but it may still be within what they show.
     """
     supported = np.ones(len(cells), dtype=bool)
     for concepts in combinations(range(len(space)), min(2, len(space))):
@@ -227,10 +227,10 @@ def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np
 
 
 def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
-    """Each probe once, as a uniform draw where it was one of both kinds.
+    """Keep each probe once, as a uniform draw if it is also one.
 
-    What makes the control's probes uniform is how they were drawn. Without those that the agent asked too, most of
-    them failures, they would not be.
+    The control's probes are uniform by how they were drawn. Without those that the agent probed too, most of them
+    failures, they would not be.
     """
     uniform_first = np.argsort(~drawn_uniformly(probes), kind="stable")
     again = probes.iloc[uniform_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
@@ -239,26 +239,26 @@ def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was asked of each cell: answered (item, cell) pairs, with repeats averaged into one outcome.
+    """The answered (item, cell) pairs, with repeats averaged into one outcome.
 
-    Pairs are of the items averaged over alone; `probes` and `failures` count those of all items.
+    Pairs are only of the items averaged over; `probes` and `failures` count those of all items.
     """
 
     items: np.ndarray  # (pairs,) number among the items averaged over
-    rows: np.ndarray  # (pairs,) row of the landscape
+    rows: np.ndarray  # row in the landscape
     cells: np.ndarray  # (pairs, concepts)
     outcome: np.ndarray  # (pairs,) share of repeats that failed
     probes: np.ndarray  # (cells,)
     failures: np.ndarray  # (cells,)
-    n_items: int  # averaged over
-    total: int  # of the audit
+    n_items: int  # number of items averaged over
+    total: int  # number of items of the audit
 
     @classmethod
     def of(cls, data: Data, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
         flat = space.flat(data.cells)
         row = np.searchsorted(numbers, flat)
         row = np.where(row < len(numbers), row, 0)
-        known = numbers[row] == flat  # on a sampled grid most probes lie elsewhere
+        known = numbers[row] == flat  # on a sampled grid most probes are in other cells
         row, items, failed, cells = row[known], data.items[known], data.failed[known], data.cells[known]
         count = np.bincount(row, minlength=len(numbers))
         failures = np.bincount(row, weights=failed, minlength=len(numbers)).astype(np.int64)
@@ -274,14 +274,14 @@ class _Seen:
 def _rates(
     estimator: Gridded, link: Link, cells: np.ndarray, seen: _Seen, spread: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rates over the items, the variance chance adds to each, the members' deviations, and those of other samples.
+    """Return rates over the items, their variance by chance, the members' deviations, and those of other samples.
 
-    Rates and variances are (cells,), the members' deviations (m, cells). Where the items averaged over are a sample,
-    (DRAWS, cells) say how far another sample would be off, by a Bayesian bootstrap (Rubin 1981): the sample is the same
-    for all cells, so these errors go together. Of all items they are 0.
+    Rates and variances are (cells,), the members' deviations (m, cells). If the items averaged over are a sample,
+    (DRAWS, cells) are the deviations of other samples, by a Bayesian bootstrap (Rubin 1981). The sample is the same for
+    all cells, so these errors are correlated. For all items they are 0.
 
-    Where a pair was asked, its answer takes the place of the prediction: with ever more probes the estimate becomes
-    the enumeration. The squared deviations add up to the variance of the estimate.
+    An observed answer replaces the prediction for its pair, so with more probes the estimate converges to the
+    enumeration. The squared deviations sum to the variance of the estimate.
     """
     left_out = 1 - seen.n_items / seen.total
     drawn = np.random.default_rng(seed).dirichlet(np.ones(seen.n_items), DRAWS)
@@ -314,7 +314,7 @@ def _rates(
 
 
 def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarray | None) -> Landscape:
-    """The landscape of an enumerated grid: nothing to estimate, the intervals are for other items like these."""
+    """The landscape of an enumerated grid: nothing is estimated, and intervals are for other items like these."""
     n = seen.n_items
     answers = np.zeros((n, len(cells)))
     answers[seen.items, seen.rows] = seen.outcome
@@ -330,7 +330,7 @@ def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarr
 
 
 def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Central 95% interval of beta distributions with these moments: it stays within [0, 1]."""
+    """Central 95% interval of beta distributions with these moments, which stays within [0, 1]."""
     mean = np.clip(mean, 1e-4, 1 - 1e-4)
     variance = np.clip(variance, 1e-9, 0.98 * mean * (1 - mean))
     size = mean * (1 - mean) / variance - 1

@@ -1,13 +1,13 @@
-"""Three ways to estimate the margin of any item under any cell, and the constant they have to beat.
+"""Three estimators of the margin of any item under any cell, and the constant they have to beat.
 
-A Gaussian process knows smoothness, boosted trees know boxes and sharp edges, logistic regression knows little
-and needs little. Which of them suits a model is seen on probes held out, see `stages.landscape.calibrate`. All of them
-describe the margin *given* item and cell, so a search that drew most probes where it expected failures misleads them
-little.
+A Gaussian process models smoothness, boosted trees model boxes and sharp edges, and logistic regression models little
+but needs few probes. Held-out probes show which of them suits a model, see `stages.landscape.calibrate`. All of them
+model the margin *given* item and cell, so a search that drew most probes where it expected failures hardly misleads
+them.
 
-Each is fitted without each fold in turn, which gives every probe a prediction that has not seen it.
-The spread of an estimate comes from the process's posterior, or from the fits without one fold each (the delete-a-group
-jackknife: Kott 2001, "The delete-a-group jackknife").
+Each is fitted without each fold in turn, so that every probe has a prediction by a fit that has not seen it. The spread
+of an estimate comes from the process's posterior, or from the fits without one fold each (the delete-a-group jackknife:
+Kott 2001, "The delete-a-group jackknife").
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from sklearn.preprocessing import StandardScaler
 from stages.concepts import ConceptSpace
 from stages.kernel import Data, Features, Hyper, Posterior, fit, landmarks
 
-DRAWS = 32  # posterior draws behind every spread; even, as they come in pairs
+DRAWS = 32  # posterior draws for the spread; even, as they come in pairs
 FOLDS = 5
 M = TypeVar("M")
 Moved = Callable[[np.ndarray], np.ndarray]
-"""How far the rates of some cells, (cells,), would be from the estimate if the margins were these, (items, cells)."""
+"""Returns how much the rates (cells,) would differ from the estimate if the margins were these, (items, cells)."""
 Spread = Callable[[Moved, np.ndarray], np.ndarray]
-"""How far each member's rates are from the estimate, times its scale, (m, cells): from Moved, and the rates' slopes in
-the estimate's margins, (items, cells), for members too many to be worth their probabilities one by one."""
-ITEM_FEATURES = 8  # principal components of the embeddings that trees and regressions see
-# On three enumerated truths (MNIST, 2,401 cells x 200 items) errors of .017 to .03 in standard deviation were left with
-# 8,000 probes; this covers them. Held-out probes can show a larger one, but are too few to show one this small.
+"""Returns how much each member's rates differ from the estimate, times its scale, (m, cells). Arguments are `Moved` and
+the slopes of the rates in the estimate's margins, (items, cells), for members too many to evaluate one by one."""
+ITEM_FEATURES = 8  # principal components of the embeddings, for trees and regressions
+# On three enumerated grids (MNIST, 2,401 cells x 200 items), errors with a standard deviation of .017 to .03 remained
+# with 8,000 probes; this covers them. Held-out probes can reveal larger errors, but are too few for one this small.
 MISFIT = 0.07**2
 
 # Of 13 settings these had the lowest log loss on planted landscapes of 7^8 cells: fewer leaves miss conjunctions of
-# four concepts, more only cost time.
+# four concepts, and more only cost time.
 TREES = {
     "learning_rate": 0.1,
     "max_iter": 120,
@@ -54,12 +54,12 @@ TREES = {
 
 @dataclass(frozen=True)
 class Link:
-    """From margins to the probability of failure, calibrated on probes the estimator had not seen.
+    """Converts margins to the probability of failure, calibrated on probes the estimator has not seen.
 
     Args:
         slope, intercept: of a logistic regression of failed on the margin.
-        misfit: variance of a cell's error that no number of probes removes, as a share of rate * (1 - rate). The
-            margins are not Gaussian, so neighbouring cells share an error the estimator's spread does not know of.
+        misfit: variance of a cell's error that no number of probes removes, as a share of rate * (1 - rate). Margins
+            are not Gaussian, so neighbouring cells share an error that the estimator's spread does not include.
     """
 
     slope: float
@@ -67,16 +67,16 @@ class Link:
     misfit: float = MISFIT
 
     def logit(self, margin: np.ndarray) -> np.ndarray:
-        """Log odds of failure where this margin is expected."""
+        """Log odds of failure at this expected margin."""
         return self.slope * margin + self.intercept
 
     def probability(self, margin: np.ndarray) -> np.ndarray:
-        """Probability of failure where this margin is expected."""
+        """Probability of failure at this expected margin."""
         return np.asarray(expit(self.logit(margin)))
 
 
 class Gridded(Protocol):
-    """What knows the margins of items under cells, and how far off they may be."""
+    """Predicts the margins of items under cells, with a spread."""
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
         """Margins of the items averaged over (`kernel.landmarks`) under some cells, (items, cells), and the spread."""
@@ -86,7 +86,7 @@ class Estimator(Gridded, Protocol):
     """A fitted estimator of margins over items and cells.
 
     Args:
-        name: what reports call it.
+        name: its name in reports.
         held_out: (n,) the probes' margins, each predicted by a fit that has not seen its fold.
         scale: (m,) weights of the members: the variance of anything computed from the margins is the sum over members
             of (scale * (its value for the member - its value for the mean))^2.
@@ -97,7 +97,7 @@ class Estimator(Gridded, Protocol):
     scale: np.ndarray
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Members' margins of n probes, given item numbers (n,) and cells (n, concepts): (m, n)."""
+        """Return the members' margins of n probes, given item numbers (n,) and cells (n, concepts): (m, n)."""
 
 
 class Process:
@@ -106,7 +106,7 @@ class Process:
     name = "Gaussian process"
 
     def __init__(self, features: Features, hyper: Hyper, data: Data, fold: np.ndarray | None, seed: int) -> None:
-        """Fit. `fold` (n,) numbers the folds; None predicts no probe held out."""
+        """Fit the process. `fold` (n,) numbers the folds; None skips held-out predictions."""
         self.held_out = np.full(len(data), np.nan)
         if fold is not None:
             _, self.held_out = _without_each_fold(
@@ -115,7 +115,7 @@ class Process:
                 fold,
             )
         self._posterior: Posterior = fit(features, data, hyper.noise)
-        # In pairs around the mean (antithetic draws), so that their mean is the posterior's.
+        # Antithetic pairs, so that their mean is the posterior's.
         drawn = self._posterior.draw(DRAWS // 2, np.random.default_rng(seed))
         self._weights = np.concatenate([drawn, 2 * self._posterior.weights - drawn])
         self.scale = np.full(DRAWS, 1 / np.sqrt(DRAWS))
@@ -128,8 +128,8 @@ class Process:
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
         """See Gridded.
 
-        Draws are taken to move rates in proportion to margins. Their probabilities one by one, of every item, took most
-        of an estimate's time and held the truth as often (on planted landscapes and MNIST within .003).
+        Rates are assumed to move in proportion to margins. Evaluating the probabilities of every item for each draw
+        took most of an estimate's time, and its intervals held as often (on planted landscapes and MNIST within .003).
         """
         posterior, features = self._posterior, self._posterior.features
         of_cells = features.of_cells(cells)
@@ -142,7 +142,7 @@ class Process:
 
 
 class FoldEnsemble:
-    """The mean of fits that each leave one fold out; they are its members."""
+    """The mean of fits that each leave out one fold; the fits are its members."""
 
     name = ""
 
@@ -151,7 +151,7 @@ class FoldEnsemble:
         self.scale = np.full(members, np.sqrt((members - 1) / members))  # the jackknife's factor
 
     def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
-        """Margins of the items averaged over by one member: (items, cells)."""
+        """Return margins of the items averaged over by one member: (items, cells)."""
         raise NotImplementedError
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
@@ -192,8 +192,8 @@ class Trees(FoldEnsemble):
 class Logistic(FoldEnsemble):
     """Logistic regression of the failures, with squares and all pairwise interactions of item and concepts.
 
-    Unlike the others it is too simple to be right, so what it gives depends on where the probes were drawn: they are
-    weighted to stand for uniform ones.
+    Unlike the others it is too simple to be correct, so its fit depends on where the probes were drawn: they are
+    weighted to represent uniform ones.
     """
 
     name = "logistic regression"
@@ -201,7 +201,7 @@ class Logistic(FoldEnsemble):
     def __init__(
         self, space: ConceptSpace, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray
     ) -> None:
-        """Fit without each of the folds (n,), weighing the probes by `weights` (n,)."""
+        """Fit without each of the folds (n,), with weights (n,) of the probes."""
         self._inputs = Inputs(space, embeddings)
         x = self._inputs.of_probes(data.items, data.cells)
         self._forms, held_out = _without_each_fold(
@@ -227,12 +227,12 @@ class Logistic(FoldEnsemble):
 
 
 class Constant(FoldEnsemble):
-    """The log odds of the overall rate for every item under every cell: what the others have to beat."""
+    """The log odds of the overall rate for every item under every cell, which the others have to beat."""
 
     name = "constant"
 
     def __init__(self, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray) -> None:
-        """Count without each of the folds (n,), weighing the probes by `weights` (n,)."""
+        """Count without each of the folds (n,), with weights (n,) of the probes."""
         self._n_items = len(landmarks(len(embeddings)))
         self._logits, held_out = _without_each_fold(
             lambda rows: _log_odds(data.failed[rows], weights[rows]),
@@ -250,7 +250,7 @@ class Constant(FoldEnsemble):
 
 
 def _log_odds(failed: np.ndarray, weights: np.ndarray) -> float:
-    """Log odds of the weighted rate, half a probe added to both sides so that they are finite (Haldane 1956)."""
+    """Log odds of the weighted rate, with half a probe added to both sides so that they are finite (Haldane 1956)."""
     return float(np.log((weights[failed].sum() + 0.5) / (weights[~failed].sum() + 0.5)))
 
 
@@ -267,7 +267,7 @@ def _quadratic_form(x: np.ndarray, failed: np.ndarray, weights: np.ndarray) -> n
 
 
 def _products(x: np.ndarray) -> np.ndarray:
-    """All terms of degree 1 and 2 in x (n, k): (n, k * (k + 3) / 2)."""
+    """Return all terms of degree 1 and 2 in x (n, k): (n, k * (k + 3) / 2)."""
     points = np.column_stack([np.ones(len(x)), x])
     first, second = np.triu_indices(points.shape[1])
     return (points[:, first] * points[:, second])[:, 1:]
@@ -279,10 +279,10 @@ def _evaluate(form: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 class Average:
-    """The mean of two estimators' calibrated log odds: where they err differently, it errs less than each."""
+    """The mean of two estimators' calibrated log odds, more accurate than each if their errors differ."""
 
     def __init__(self, parts: Sequence[Estimator], links: Sequence[Link], rival: int | None = None) -> None:
-        """Average `parts`, whose margins `links` turn into log odds, doubted by the part of number `rival`."""
+        """Average `parts`, whose margins `links` convert to log odds, with the part numbered `rival` as the rival."""
         self.name = "mean of " + " and ".join(part.name for part in parts)
         self._parts, self._links, self._rival = parts, links, rival
         self.held_out = np.mean([link.logit(part.held_out) for part, link in zip(parts, links, strict=True)], axis=0)
@@ -307,7 +307,7 @@ class Average:
                 share = link.slope / len(margins)
                 rows.append(of_part(lambda at, m=margin, s=share: moved(mean + s * (at - m)), share * slopes))
             if self._rival is not None:
-                # Half of what two averaged estimators differ by is what their mean differs from the second.
+                # The mean of two estimators differs from the second by half of what they differ from each other.
                 rows.append(2 * moved(logits[self._rival])[None])
             return np.concatenate(rows)
 
@@ -315,14 +315,14 @@ class Average:
 
 
 class Doubted:
-    """An estimator whose spread also counts how far a rival of another kind is from it.
+    """An estimator whose spread also includes its difference from a rival of another kind.
 
-    What an estimator's own spread cannot know is that its kind is wrong for the model: smooth where there are edges, or
-    the other way round. Two kinds agree where probes leave no choice and differ far from them.
+    An estimator's own spread cannot include that its kind is wrong for the model: smooth where there are edges, or the
+    reverse. Two kinds agree where probes determine the answer, and differ widely elsewhere.
     """
 
     def __init__(self, estimator: Estimator, rival: Estimator, translate: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Doubt `estimator` by `rival`, whose margins `translate` turns into those of the same probability."""
+        """Combine `estimator` with a `rival`, whose margins `translate` converts to those of equal probability."""
         self._estimator, self._rival, self._translate = estimator, rival, translate
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
@@ -338,7 +338,7 @@ class Doubted:
 def _without_each_fold(
     fitted: Callable[[np.ndarray], M], predict: Callable[[M, np.ndarray], np.ndarray], fold: np.ndarray
 ) -> tuple[list[M], np.ndarray]:
-    """Fit without each fold (n,) and predict it: the models, and (n,) predictions."""
+    """Fit without each fold (n,) and predict it; returns the models, and (n,) predictions."""
     held_out, models = np.empty(len(fold)), []
     for k in range(int(fold.max()) + 1):
         held = fold == k
@@ -348,7 +348,7 @@ def _without_each_fold(
 
 
 class Inputs:
-    """Items and cells as columns for models that know nothing of kernels: principal components, coordinates."""
+    """Items and cells as columns for models without kernels: principal components and coordinates."""
 
     def __init__(self, space: ConceptSpace, embeddings: np.ndarray) -> None:
         self.space, self.n_items = space, len(embeddings)
@@ -361,11 +361,11 @@ class Inputs:
         ]
 
     def of_cells(self, cells: np.ndarray) -> np.ndarray:
-        """Rows of n cells: (n, columns)."""
+        """Return the columns of n cells: (n, columns)."""
         return np.hstack([table[cells[:, j]] for j, table in enumerate(self.levels)])
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Rows of n probes: (n, columns), those of the item first."""
+        """Return the columns of n probes: (n, columns), those of the item first."""
         return np.hstack([self.items[items], self.of_cells(cells)])
 
 
@@ -373,13 +373,13 @@ class Inputs:
 class Leaves:
     """The leaves of boosted trees, each a box over items times a box over cells.
 
-    So the margins of all items under all cells are one matrix product, as with the kernel's eigenfunctions, some
-    hundred times as fast as sending each pair down each tree.
+    The margins of all items under all cells are then one matrix product, as with the kernel's eigenfunctions, some
+    hundred times faster than evaluating each tree for each pair.
 
     Args:
-        offset: what the trees start from.
-        items: (items averaged over, leaves) float32, the leaf's value where it holds the item, else 0.
-        levels: per concept (levels, leaves / 8) uint8, whether the leaf holds the level, a bit each.
+        offset: the trees' baseline prediction.
+        items: (items averaged over, leaves) float32, the leaf's value if it contains the item, else 0.
+        levels: per concept (levels, leaves / 8) uint8, one bit per leaf: whether it contains the level.
     """
 
     offset: float
@@ -388,7 +388,7 @@ class Leaves:
 
     @classmethod
     def of(cls, model: HistGradientBoostingRegressor, inputs: Inputs) -> Leaves:
-        """Take the trees apart. scikit-learn has no public way to do so; a test holds this to what it predicts."""
+        """Extract the leaves of the trees. scikit-learn has no public way to do so; a test compares the predictions."""
         values, lows, highs = [], [], []
         columns = inputs.items.shape[1] + sum(table.shape[1] for table in inputs.levels)
         for (tree,) in model._predictors:
@@ -408,7 +408,7 @@ class Leaves:
         low, high = np.array(lows), np.array(highs)
 
         def holds(points: np.ndarray, start: int) -> np.ndarray:
-            """Which leaves hold points (k, columns) in the columns from `start` on: (k, leaves)."""
+            """Return which leaves contain points (k, columns) in the columns from `start` on: (k, leaves)."""
             inside = np.ones((len(points), len(low)), dtype=bool)
             for column, x in enumerate(points.T, start=start):
                 inside &= (x[:, None] > low[None, :, column]) & (x[:, None] <= high[None, :, column])
@@ -420,7 +420,7 @@ class Leaves:
         return cls(float(model._baseline_prediction.item()), items, levels)
 
     def over_items(self, cells: np.ndarray) -> np.ndarray:
-        """Margins of the items averaged over under cells (n, concepts): (items, n)."""
+        """Return margins of the items averaged over under cells (n, concepts): (items, n)."""
         inside = self.levels[0][cells[:, 0]]
         for j, table in enumerate(self.levels[1:], start=1):
             inside &= table[cells[:, j]]

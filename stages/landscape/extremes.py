@@ -1,4 +1,4 @@
-"""The cells of a landscape that fail most and least; a file of its own, as the report needs it and nothing heavier."""
+"""The cells of a landscape that fail most and least; a separate file, because the report must not import more."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 
-EXTREME_CELLS = 4  # shown of the best, and of the worst
-NEAREST, KINDS, UNCHANGED = "nearest", "kinds", "unchanged"  # of extremes.parquet, beside "worst" and "best"
+EXTREME_CELLS = 4  # shown on each side
+NEAREST, KINDS, UNCHANGED = "nearest", "kinds", "unchanged"  # in extremes.parquet, beside "worst" and "best"
 
 
 def extreme_cells(space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The cells with the highest and the lowest estimated rate, with an item that was asked there if there is one.
+    """Return the cells with the highest and the lowest estimated rate, with an item probed there if there is one.
 
-    Of cells with the same rate those probed most come first. A bad cell is shown failing if it was seen to, a good one
-    passing.
+    Cells with equal rates are ordered by their probes, most first. A bad cell shows a failing item if possible, a good
+    one a passing item.
 
     Returns:
-        "worst" and "best", each the most extreme cell first: columns of the concepts, `rate`, `low`, `high`, `item`. No
-        cell is in both.
+        "worst" and "best", each with the most extreme cell first, and columns for the concepts, `rate`, `low`, `high`,
+        `item`. No cell is in both.
     """
     names, n = space.names, min(EXTREME_CELLS, len(cells) // 2)
     probes = probes[probes["valid"]] if "valid" in probes else probes

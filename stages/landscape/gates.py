@@ -1,4 +1,4 @@
-"""Gates: bounds on what was measured. A gate passes only if the whole 95% interval is on the right side."""
+"""Gates: bounds on measurements. A gate passes only if the whole 95% interval is on the right side."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stages.records.slices import Bounds
 
 
 def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
-    """Hold what was measured against one bound.
+    """Check a measurement against one bound.
 
     Args:
-        name: e.g. "target_failure_rate.change_max".
-        bound: where the gate stands.
-        rate: what was measured; None or NaN where there was nothing to measure, then nothing is judged (`passed` null).
-        upper: the interval has to lie at or below the bound, else at or above it.
+        name: for example "target_failure_rate.change_max".
+        bound: the gate's bound.
+        rate: the measurement; if it is None or NaN, nothing is judged (`passed` is null).
+        upper: whether the interval has to be at or below the bound, otherwise at or above it.
     """
     if rate is None or np.isnan(rate.value):
         return Gate(gate=name, bound=bound, value=None, low=None, high=None, passed=None)
@@ -32,7 +32,7 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
 
 
 def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[Gate]:
-    """Hold a landscape against its gates."""
+    """Check a landscape against its gates."""
     modes = [mode.measured.rate for mode in landscape.modes]
     bias = largest_bias(landscape.bias or [])
     judged = judge_landscape(gates, landscape.overall.rate, modes, bias)
@@ -46,7 +46,7 @@ def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[
 
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
-    """Hold a repair against its gates. What has no change (newly failing) is one: before the repair there was none."""
+    """Check a repair against its gates. The rate of newly failing pairs is itself a change, as it is 0 before."""
     after, change = _measured(comparison.differences)
     if comparison.bias:
         after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
@@ -62,15 +62,15 @@ def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
 
 
 def cheapest(gates: Gates, comparison: Comparison) -> Cheapest | None:
-    """The checkpoint with the fewest steps that passes all gates; None where none does, or can be judged by all."""
-    for found in comparison.checkpoints or ():  # of fewest steps first
+    """Return the checkpoint with the fewest steps that passes all gates; None if none does, or slices have gates."""
+    for found in comparison.checkpoints or ():  # ordered by steps
         if not gates.slices and all_passed(judge_repair(gates, *_measured(found.differences))):
             return Cheapest(folder=found.folder, steps=found.steps)
     return None
 
 
 def _measured(differences: Mapping[str, Difference]) -> tuple[dict[str, Rate], dict[str, Rate]]:
-    """By measure, the value after the repair and the change."""
+    """Return the value after the repair and the change, by measure."""
     after = {
         measure: RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs).rate
         for measure, entry in differences.items()
@@ -79,20 +79,20 @@ def _measured(differences: Mapping[str, Difference]) -> tuple[dict[str, Rate], d
 
 
 def _joint(value: float | None, joint: Bounds, n: int) -> Rate:
-    """A value with the interval that holds together with those of all other values."""
+    """Combine a value with its interval that is simultaneous for all values."""
     return RateRecord(value=value, low=joint.low, high=joint.high, n=n).rate
 
 
 def judge_landscape(
     gates: LandscapeGates | None, overall: Rate, modes: Sequence[Rate], bias: Rate | None = None
 ) -> list[Gate]:
-    """Judge a landscape itself. Without a failure mode the worst region there is evidence for is the whole grid.
+    """Judge a landscape. Without a failure mode, the worst region with evidence is the whole grid.
 
     Args:
         gates: the bounds.
         overall: failure rate over the whole grid.
         modes: failure rates of the failure modes.
-        bias: of the subject whose interval reaches highest; None for a task without tallies.
+        bias: bias of the subject with the highest upper bound; None for a task without tallies.
     """
     if gates is None:
         return []
@@ -130,17 +130,17 @@ def judge_slices(
     changes: Mapping[str, Mapping[str, Rate]],
     where: str,
 ) -> list[Gate]:
-    """Judge every value of attributes by the one whose interval reaches highest.
+    """Judge all values of an attribute by the one with the highest upper bound.
 
     Args:
         gates: the bounds by attribute.
-        rates: attribute -> value -> failure rate, with an interval that holds together with those of all others: which
-            one is the worst is seen from the same probes.
-        changes: attribute -> value -> after minus before, likewise; empty where there is no repair.
-        where: the block, for messages.
+        rates: attribute -> value -> failure rate, with intervals simultaneous for all values, because the same probes
+            also select the worst value.
+        changes: attribute -> value -> after minus before, also simultaneous; empty if there is no repair.
+        where: the block's name for messages.
 
     Raises:
-        UsageError: when an attribute is not known.
+        UsageError: if an attribute is unknown.
     """
     if errors := unknown_attributes(gates, rates, where):
         raise UsageError("\n".join(errors))
@@ -152,7 +152,7 @@ def judge_slices(
 
 
 def _judge_worst(name: str, bound: float, rates: Mapping[str, Rate]) -> Gate:
-    """Hold the value that reaches highest against a bound; not judged if one has no probes and none fails."""
+    """Check the value with the highest upper bound; not judged if a value has no probes and no value fails the gate."""
     measured = {value: rate for value, rate in rates.items() if not np.isnan(rate.value)}
     worst = max(measured, key=lambda value: measured[value].high, default=None)
     gate = judge(name, bound, None if worst is None else measured[worst], upper=True)
@@ -163,7 +163,7 @@ def _judge_worst(name: str, bound: float, rates: Mapping[str, Rate]) -> Gate:
 
 
 def all_passed(gates: Sequence[Gate]) -> bool | None:
-    """Whether all gates passed: False if one failed; else None if one could not be judged, or if there are none."""
+    """Whether all gates passed: False if one failed; otherwise None if one could not be judged, or there are none."""
     results = [gate.passed for gate in gates]
     if False in results:
         return False

@@ -1,6 +1,6 @@
-"""Several models on the same uniform probes: which fails least, where all fail, whose failure modes are whose.
+"""Compare several models on the same uniform probes: failure rates, shared failures, and failure modes.
 
-All intervals resample items, the same ones for every quantity (`stages.intervals.Resampler`).
+All intervals resample items, with the same resamples for every quantity (`stages.intervals.Resampler`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.records import ModeRecord
 
 
 class ModeOf(NamedTuple):
-    """A failure mode, which models have it, and how often each of all models fails in it."""
+    """A failure mode, the models that have it, and the failure rate of every model in it."""
 
     models: list[str]
     text: str
@@ -30,19 +30,19 @@ class ModeOf(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadToHead:
-    """Models on their common probes; lists have an entry for each model, in their order.
+    """Models on their common probes; lists have one entry per model, in their order.
 
     Args:
-        probes: how many there are.
-        items: of how many items.
-        rates: how often each model fails.
-        behind: by how much it fails more often than the one that fails least, which has None. The intervals hold for
-            all pairs of models at once (Bonferroni), so also for those with the one that happened to come out first.
-        wins: of the probes on which it and another model differ, the share on which it is the one that passes.
-        alone: how often it fails and no other does.
-        all_fail: how often all fail.
-        independent: how often all would, if their failures had nothing to do with one another.
-        modes: the failure modes of all of them.
+        probes: number of common probes.
+        items: number of items among them.
+        rates: failure rate of each model.
+        behind: excess of each failure rate over the lowest; None for the model with the lowest. The intervals are
+            simultaneous for all pairs of models (Bonferroni), so also valid for a best model chosen on these data.
+        wins: among the probes on which the model and another differ, the share on which it passes.
+        alone: rate at which it fails and no other model does.
+        all_fail: rate at which all models fail.
+        independent: rate at which all would fail if their failures were independent.
+        modes: the failure modes of all models.
     """
 
     probes: int
@@ -62,21 +62,21 @@ def head_to_head(
     modes: Mapping[str, Sequence[ModeRecord]],
     attributes: Mapping[str, pd.DataFrame],
 ) -> HeadToHead | None:
-    """Compare models that were asked the same; None where they have no probe in common.
+    """Compare models on their common probes; None if they have none.
 
     Args:
-        probes: by model, its uniform probes: columns item, repeat, failed, one per concept, and group where items have
+        probes: by model, its uniform probes: columns item, repeat, failed, one per concept, and group if items have
             one.
         space: the concepts, the same for all.
-        modes: the failure modes of each.
-        attributes: by model, what its items are told apart by, a row an item.
+        modes: the failure modes of each model.
+        attributes: by model, the attributes of its items, one row per item.
     """
     common = _common(probes, space.names)
     if common.empty:
         return None
     failed = common[[_failed(k) for k in range(len(probes))]].to_numpy(dtype=float)  # (n, models)
     pairs = len(list(combinations(probes, 2)))
-    # A level for so many pairs needs draws in its tails.
+    # An interval at this level needs enough resamples in its tails.
     resampler = Resampler(common["item"], max(RESAMPLES, 400 * pairs), 0, common.get("group"))
     ones = np.ones(len(failed))
     rates = [resampler.mean(column, ones, SHARE) for column in failed.T]
@@ -105,7 +105,7 @@ def head_to_head(
 
 
 def _named(modes: Mapping[str, Sequence[ModeRecord]]) -> list[tuple[ModeRecord, list[str]]]:
-    """Each mode once, with the models that have it."""
+    """Return each mode once, with the models that have it."""
     found: dict[str, tuple[ModeRecord, list[str]]] = {}
     for model, named in modes.items():
         for mode in named:
@@ -114,7 +114,7 @@ def _named(modes: Mapping[str, Sequence[ModeRecord]]) -> list[tuple[ModeRecord, 
 
 
 def _common(probes: Mapping[str, pd.DataFrame], concepts: Sequence[str]) -> pd.DataFrame:
-    """The probes that all models were asked, with a column for each that says whether it failed."""
+    """Return the probes that all models answered, with one column per model for whether it failed."""
     keys = ["item", *concepts, "repeat"]
     tables = [
         table[[*keys, "failed"]].drop_duplicates(keys).rename(columns={"failed": _failed(k)})
@@ -128,7 +128,7 @@ def _common(probes: Mapping[str, pd.DataFrame], concepts: Sequence[str]) -> pd.D
 
 
 def _failed(model: int) -> str:
-    """The column of a model; its name might be that of a concept."""
+    """Return a model's column name; the model's own name might be that of a concept."""
     return f"failed {model}"
 
 
@@ -141,13 +141,13 @@ def _wins(common: pd.DataFrame, failed: np.ndarray, model: int) -> Rate:
 
 
 def _independent(rates: Sequence[Rate]) -> Rate:
-    """The product of failure rates, with that of their bounds, which is wider than it need be."""
+    """Multiply failure rates, and their bounds, which gives an interval wider than necessary."""
     value, low, high = (prod(bounds) for bounds in zip(*(rate[:3] for rate in rates), strict=True))
     return Rate(value, low, high, rates[0].n)
 
 
 def _inside(mode: ModeRecord, common: pd.DataFrame, space: ConceptSpace, attributes: pd.DataFrame) -> np.ndarray:
-    """Which common probes lie in a failure mode: (n,) float, 1 or 0."""
+    """Return which common probes are in a failure mode: (n,) float, 1 or 0."""
     region, cells = Region.from_json(mode.region), common[space.names].to_numpy()
     about = attributes.reindex(common["item"]) if region.items else None
     return region.contains(space, cells, about).astype(float)

@@ -1,8 +1,8 @@
-"""Failure rates of each kind of item in every cell: what a region about "label 9" is found in.
+"""Failure rates of each kind of item in every cell, in which regions such as "label 9" are found.
 
 The landscape is chosen and calibrated for the mean over all items, to which a weakness of one class in a hundredth of
-the grid hardly adds. Boosted trees that see an attribute beside the levels find it wherever probes do. They only say by
-how much the kinds differ, around the rates of the landscape; and what is found there is put to the model again.
+the grid hardly adds. Boosted trees with an attribute beside the levels find it wherever there are probes. They only
+estimate how the kinds differ around the landscape's rates, and the model is queried again in the regions found.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.landscape.estimate import Landscape
 from stages.landscape.pairs import UNKNOWN
 
-FEWEST_ITEMS = 5  # of a value that a region may be about
+FEWEST_ITEMS = 5  # items with a value, for a region about it
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Kind:
     """One attribute of the items.
 
     Args:
-        attribute: its name, "" of all items together.
-        values: those that at least five items have, but not all.
-        having: (values, items) bool, which items have each.
+        attribute: its name, "" for all items together.
+        values: values that at least five items have, but not all.
+        having: (values, items) bool, whether each item has each value.
         rates: (values, cells) failure rates.
     """
 
@@ -40,19 +40,19 @@ class Kind:
 
     @property
     def share(self) -> np.ndarray:
-        """Share of the items that have each value, (values,)."""
+        """Share of the items with each value, (values,)."""
         return self.having.mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Failure rates of cells, for all items together and for each kind of them.
+    """Failure rates of cells, for all items together and for each kind of item.
 
     Args:
         space: the grid.
         cells: (n, concepts) level indices, all of the grid or a uniform sample.
-        attributes: a row an item.
-        kinds: first all items as one, of no attribute; then each attribute of which enough items have a value.
+        attributes: attributes of the items, one row each.
+        kinds: first all items together, without an attribute; then each attribute with a value shared by enough items.
     """
 
     space: ConceptSpace
@@ -62,11 +62,11 @@ class Rates:
 
     @classmethod
     def of_cells(cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> Rates:
-        """Rates (n,) of cells (n, concepts), whatever the items."""
+        """Create the rates (n,) of cells (n, concepts) for all items together."""
         return cls(space, cells, UNKNOWN, (Kind("", [""], np.ones((1, 1), dtype=bool), rates[None]),))
 
     def rate(self, region: Region) -> float:
-        """Mean rate in a region about values of one attribute or about all items; 0 where it holds nothing."""
+        """Mean rate in a region about values of one attribute or about all items; 0 if it contains no cells."""
         inside = region.in_box(self.space, self.cells)
         if not inside.any():
             return 0.0
@@ -76,11 +76,11 @@ class Rates:
         return float(np.average(kind.rates[rows][:, inside].mean(axis=1), weights=kind.share[rows]))
 
     def share(self, region: Region) -> float:
-        """Share of all pairs of item and cell that lie in a region."""
+        """Share of all pairs of item and cell that are in a region."""
         return size(self.space, region, self.attributes) / (len(self.attributes) * self.space.n_cells)
 
     def within(self, region: Region) -> Rates:
-        """The cells of a region, and whose failures there may be told from the others': of the items it is about."""
+        """Restrict the rates to the cells of a region, and if it is about some items, to the kinds of these items."""
         inside = region.in_box(self.space, self.cells)
         kinds = [replace(kind, rates=kind.rates[:, inside]) for kind in self.kinds]
         if region.items:
@@ -91,29 +91,29 @@ class Rates:
         return replace(self, cells=self.cells[inside], kinds=tuple(kinds))
 
     def free(self, kind: Kind, regions: Sequence[Region]) -> np.ndarray:
-        """Share of the items of each value that none of the regions holds, in each cell: (values, cells)."""
+        """Share of the items of each value that are in none of the regions, in each cell: (values, cells)."""
         if not regions:
             return np.ones(kind.rates.shape)
         about, which = np.unique([r.about(self.attributes) for r in regions], axis=1, return_inverse=True)
         boxes = np.array([region.in_box(self.space, self.cells) for region in regions])
-        held = np.array([boxes[alike].any(axis=0) for alike in about.T])  # by items that the same regions are about
+        held = np.array([boxes[alike].any(axis=0) for alike in about.T])  # per set of items in the same regions
         alike = np.eye(len(held))[which.ravel()]
         return 1.0 - (kind.having @ alike / kind.having.sum(axis=1, keepdims=True)) @ held
 
 
 def size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> int:
-    """Number of pairs of item and cell in a region; of cells, where nothing is known of the items."""
+    """Number of pairs of item and cell in a region; number of cells if nothing is known of the items."""
     return int(region.about(attributes).sum()) * region.n_cells(space)
 
 
 def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
-    """The rates of a landscape, of all items and of each kind.
+    """Compute the rates of a landscape, for all items and for each kind.
 
     Args:
-        landscape: of the probes.
+        landscape: the landscape of the probes.
         space: the grid.
         probes: as in probes.parquet.
-        attributes: of the items, a row each by their ids.
+        attributes: attributes of the items, one row each, indexed by id.
     """
     cells = landscape.cells(space)
     kinds = [Kind("", [""], np.ones((1, len(attributes)), dtype=bool), landscape.rates[None])]
@@ -133,10 +133,10 @@ def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, at
 
 
 def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
-    """Failure rates (kinds, cells) by boosted trees, from probes each of one kind, (n,) numbers from 0.
+    """Estimate failure rates (kinds, cells) with boosted trees, from probes that each have a kind, (n,) numbers from 0.
 
-    The items of a kind count alike: an explorer asks most about those that fail most, and no kind is made of these
-    alone. In which cells it asked matters little, as what trees say of a place depends on the probes there.
+    All items of a kind have equal weights: an explorer probes most the items that fail most, and no kind consists only
+    of these. The cells it chose matter little, because trees predict a cell from the probes near it.
     """
     failed = probes["failed"].to_numpy(dtype=bool)
     if failed.all() or not failed.any():

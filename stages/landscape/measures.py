@@ -1,4 +1,4 @@
-"""A task's own measures beside the failure rate: of every model, and of answers that need no model."""
+"""A task's own measures beside the failure rate, for every model and for baselines without a model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from stages.landscape.compare import compare_values
 from stages.records.repair import MeasureDifference, Measures
 from stages.tasks.base import LoadedTask
 
-KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"
+KEYS = ("part", "kind", "name")  # columns besides the measures; kind is "model" or "baseline"
 
 
 def measure_answers(
     tasks: Mapping[str, LoadedTask], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Measure the answers of every model and baseline to each pair that is valid for one, as measures.parquet keeps it.
+    """Measure the answers of all models and baselines to each pair that is valid for a model, as in measures.parquet.
 
     Args:
-        tasks: the models; each measures its own answers, as a measure may compare an answer with another of the model.
+        tasks: the models; each measures its own answers, because a measure may compare two answers of one model.
         parts: part -> model -> the same pairs in the same order, in the format of probes.parquet.
-        names: of the concepts, in the order of the columns of a cell.
+        names: names of the concepts, in the order of a cell's columns.
 
     Returns:
-        One row an answer: `part`, `kind`, `name` (of the model or baseline), and one column a measure.
+        One row per answer: `part`, `kind`, `name` (of the model or baseline), and one column per measure.
     """
     found = [pd.DataFrame({key: pd.Series(dtype="str") for key in KEYS})]
     for part, answers in parts.items():
@@ -52,16 +52,16 @@ def measure_answers(
 def compare_measures(
     answers: Mapping[str, pd.DataFrame], measured: pd.DataFrame, *, resamples: int, seed: int
 ) -> Measures:
-    """Means of each measure for all models, the paired changes, and the means of the baselines.
+    """Compute the means of each measure for all models, the paired changes, and the means of the baselines.
 
-    All means of one measure are over the same pairs: those that are valid for a model, and for which it has a value for
-    every model and baseline. Intervals are over resampled items.
+    All means of one measure are over the same pairs: those that are valid for a model and have a value for every model
+    and baseline. Intervals resample items.
 
     Args:
         answers: model -> the same pairs in the same order, in the format of probes.parquet.
-        measured: of this part, as `measure_answers` gives it.
-        resamples: of items, for the intervals.
-        seed: of the resampling.
+        measured: the result of `measure_answers` for this part.
+        resamples: number of resamples of the items, for the intervals.
+        seed: seed of the resampling.
     """
     valid = _valid(answers)
     pairs = answers["before"][valid]
@@ -85,12 +85,12 @@ def compare_measures(
 
 
 def _valid(answers: Mapping[str, pd.DataFrame]) -> np.ndarray:
-    """The pairs that are valid for one of the models at least: to leave out those of a single one would favour it."""
+    """Return the pairs that are valid for at least one model: leaving out those of a single one would favour it."""
     return np.any([table["valid"].to_numpy(dtype=bool) for table in answers.values()], axis=0)
 
 
 def _checked(task: LoadedTask, table: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The measures of n probes; infinite ones would make every mean so."""
+    """Check the measures of n probes; a single infinite value would make every mean infinite."""
     where = f"{type(task).__name__}.measure"
     if len(table) != n:
         raise UsageError(f"{where} was asked to measure {n} outputs and answered with {len(table)} rows")

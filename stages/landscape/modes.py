@@ -1,12 +1,12 @@
-"""Failure modes: regions a person can read, "label is 9 and rotation >= 30°", in which the model fails unusually often.
+"""Find candidate failure modes: readable regions such as "label is 9 and rotation >= 30°" with unusually many failures.
 
-The search looks at estimated rates of *cells*, which are uniform over the grid however the probes were drawn, for all
-items and for those of each kind, and tries every conjunction of ranges: sums over a table of rates by two or three
-concepts give all boxes at once. Only of many categories it does not try all sets (see `_selectors`). What it names are
-candidates: `stages.landscape.confirm` asks the model about each of them again, and what holds is a failure mode.
+The search uses estimated rates of *cells*, which are uniform over the grid however the probes were drawn, for all items
+and for each kind of item, and tries every conjunction of ranges: sums over a table of rates by two or three concepts
+give all boxes at once. Only for concepts with many categories it does not try all sets (see `_selectors`).
+`stages.landscape.confirm` then queries the model in each candidate, and confirmed ones are failure modes.
 
-Libraries that do alike know no limit to the overlap of regions, so that the first six of pysubgroup or sliceline name
-the same place six times: `benchmarks/modes_libraries.py` compares them.
+Comparable libraries do not limit the overlap of regions, so the first six regions of pysubgroup or sliceline are six
+times the same place: `benchmarks/modes_libraries.py` compares them.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from stages.landscape.kinds import Kind, Rates, size
 from stages.landscape.pairs import UNKNOWN
 from stages.params import SummarizeConfig
 
-MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
+MAX_BOXES = 4_000_000  # boxes in memory at once for one combination of concepts
 MAX_OVERLAP = 0.5
-SMALLEST = 0.001  # share of all cells looked at that a region covers, but for a peak: of fewer, noise makes many
-LEAST = 0.03  # of all excess mass in a region's own cells; however small a region is, it may hold much
-STRICT = 0.75  # where between the overall rate and that of the average failure's cell the level of a region lies
-MERGED_FILL, MERGED_RATE = 0.8, 0.88  # of the smallest box around two regions: share they fill, rate it keeps
-MAX_SUBSETS = 6  # categories up to which all sets of them are tried
-KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what a core of some items has
-PEAK, ALONE = 3.0, 0.5  # times the rate around a peak, and of all that rises half as high: what a peak has
-EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more condition; of a region about some items only
+SMALLEST = 0.001  # share of the cells that a region other than a peak must cover: below it, noise makes many regions
+LEAST = 0.03  # share of all excess mass that a region's own cells must have, however small it is
+STRICT = 0.75  # position of a region's level between the overall rate and that of the average failure's cell
+MERGED_FILL, MERGED_RATE = 0.8, 0.88  # of the smallest box around two regions: share they must fill, rate it must keep
+MAX_SUBSETS = 6  # largest number of categories for which all sets are tried
+KEPT, SHARPER = 0.5, 1.5  # of a region's excess failures, and of its rate: minimum for a core of some items
+PEAK, ALONE = 3.0, 0.5  # of the rate around it, and of everything that rises half as high: minimum for a peak
+EARNS, ITEMS_EARN = 1.02, 1.1  # factor by which one more condition must raise the excess mass; if about some items
 
 
 def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
-    """Name regions of high rate, one after another, each by what the earlier ones leave unexplained.
+    """Name regions with high rates one after another, each by what the earlier ones leave unexplained.
 
     The quality of a region is its excess mass over a level, the sum of (rate - level) over its cells not yet covered
-    (Müller and Sawitzki 1991, "Excess Mass Estimates and Tests for Multimodality"). Other seeds name the same regions
-    again more often than by the t-statistic of subgroup discovery, sqrt(cells) * (mean rate - overall rate), which
-    rises and falls slowly around its maximum, and where small regions that hold next to nothing of all excess mass are
-    left out (docs/method.md). A condition that does not raise the rate only takes
-    cells away, so regions come out minimal. A region that overlaps the covered cells by more than half is refused;
-    regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
+    (Müller and Sawitzki 1991, "Excess Mass Estimates and Tests for Multimodality"), and small regions with almost no
+    excess mass are left out. Regions found this way recur with other seeds more often than by the t-statistic of
+    subgroup discovery, sqrt(cells) * (mean rate - overall rate), which is flat around its maximum (docs/method.md). A
+    condition that does not raise the rate only removes cells, so regions are minimal. A region that overlaps the
+    covered cells by more than half is rejected; regions that overlap or touch are merged if together they fill the
+    smallest box around them and its rate is as high.
 
-    Where items are told apart a region may be about those of one value, and then has one concept less than it may have
-    conditions. Each kind has a level of its own. A peak, within a region or in what all regions leave, is named however
-    small it is and however many conditions that takes, see `_peak`; it takes the place of the last region where there
-    are as many as there may be.
+    If items have attributes, a region may be about those with one value, and then may have conditions on one concept
+    fewer. Each kind has its own level. A peak, within a region or in what all regions leave, is named however small it
+    is and however many conditions it needs, see `_peak`; it replaces the last region if there are already as many as
+    allowed.
 
     Args:
         known: rates of cells.
-        limits: how many regions, of how many conditions and which share of the grid; combinations of concepts with
+        limits: the number of regions, of their conditions, and their share of the grid; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
     least = LEAST * max(map(_mass, known.kinds))
     regions: list[Region] = []
-    seen: list[Region] = []  # also what of a region its core leaves out
+    seen: list[Region] = []  # including the parts of regions outside their cores
     while len(regions) < limits.modes:
         quality, region = _best_region(known, [*seen, *regions], limits)
         if region is None or quality < least:
             break
         core = _core(known, region, [], limits)
-        other = _core(known, region, [core], limits)  # two kinds may have half of the failures each
+        other = _core(known, region, [core], limits)  # two kinds may each have half of the failures
         for one in [core, other] if other.items and other != region else [core]:
             regions = _merge(known, [*regions, one])
         seen.append(region)
@@ -76,25 +76,25 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
 
 
 def _level(kind: Kind) -> float:
-    """The rate from which a cell speaks for a region: most of the way from the mean to that of the average failure.
+    """Return the rate above which cells count for a region: most of the way from the mean to the average failure's.
 
-    The average failure lies in a cell of rate sum(rates^2) / sum(rates), which no landscape has only cells below. Where
-    items of one kind fail more often than others it lies higher, as that kind sees it; a region about all items is not
-    judged by that, or its edges would move in and what is left be named as that of this kind and that.
+    The average failure is in a cell of rate sum(rates^2) / sum(rates), which some cell always reaches. If items of one
+    kind fail more often than others, the rate is higher for that kind. Judged by that rate, a region about all items
+    would shrink, and its edges would be named as further regions of single kinds.
     """
     mean, squares = (float(np.average(x.mean(axis=1), weights=kind.share)) for x in (kind.rates, kind.rates**2))
     return mean + STRICT * (squares / mean - mean) if mean else 0.0
 
 
 def _core(known: Rates, region: Region, seen: Sequence[Region], limits: SummarizeConfig) -> Region:
-    """What of a region holds most of its excess failures: some items' in some of its cells, or a peak.
+    """Return the part of a region that holds most of its excess failures: some items in some of its cells, or a peak.
 
-    Where one class fails in one corner and all classes fail a little everywhere, the level hardly lies above that
-    little, so that the corner comes with all that is around it. Within a region its own level tells the two apart.
+    If one class fails in one corner and all classes fail slightly everywhere, the level is barely above that base rate,
+    so the region includes everything around the corner. The level within the region separates the two.
 
     Args:
         known: rates of cells.
-        region: where to look.
+        region: the region to search in.
         seen: regions whose failures are not counted again.
         limits: as for `find_regions`.
     """
@@ -119,15 +119,15 @@ def _core(known: Rates, region: Region, seen: Sequence[Region], limits: Summariz
 
 
 def _peak(known: Rates, free: np.ndarray) -> Region | None:
-    """The one place that rises far above all else, be it a single cell; None where there is no such place.
+    """Return the single place, possibly one cell, that rises far above everything else; None if there is none.
 
-    Noise makes many peaks of about the same height, and each holds little of what rises half as high; one that holds
-    most of it is none of these. So it may be of any size and have any number of conditions. Of a sample of a grid too
-    few cells are known to tell.
+    Noise makes many peaks of similar height, each with little of what rises half as high. A peak that has most of it is
+    not noise, so it may have any size and any number of conditions. A sample of the grid covers too few cells to decide
+    this.
 
     Args:
-        known: rates of cells, of which the first kind counts.
-        free: (values, cells) share of the items of each value that no region holds yet.
+        known: rates of cells, of which only the first kind counts.
+        free: (values, cells) share of the items of each value that are in no region yet.
     """
     kind, cells = known.kinds[0], known.cells
     if len(cells) < prod(len(np.unique(levels)) for levels in cells.T):
@@ -147,7 +147,7 @@ def _peak(known: Rates, free: np.ndarray) -> Region | None:
 
 
 def _grown(known: Rates, excess: np.ndarray) -> Region:
-    """A box that grows from the cell of the highest excess (cells,), level by level, as long as that adds to its own.
+    """Grow a box from the cell of the highest excess (cells,), level by level, while that increases the box's excess.
 
     This is the pasting of PRIM (Friedman and Fisher 1999, "Bump hunting in high-dimensional data").
     """
@@ -169,12 +169,12 @@ def _grown(known: Rates, excess: np.ndarray) -> Region:
 
 
 def _mass(kind: Kind) -> float:
-    """All excess mass, as a share of the grid."""
+    """Return all excess mass, as a share of the grid."""
     return float(np.clip(kind.rates - _level(kind), 0, None).mean(axis=1) @ kind.share)
 
 
 def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
-    """Put the smallest box around two regions in the place of both, wherever it says the same; the last comes last."""
+    """Merge the last region with others while the smallest box around both describes the same; it stays last."""
     space, attributes = known.space, known.attributes
     *others, new = regions
     for k, old in enumerate(others):
@@ -187,7 +187,7 @@ def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
 
 
 def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
-    """The smallest region that holds both."""
+    """Return the smallest region that contains both."""
     allowed: dict[str, tuple[int, ...]] = {}
     for concept in space.concepts:
         if concept.name in a.allowed and concept.name in b.allowed:
@@ -200,13 +200,13 @@ def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
 
 
 def shared(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> int:
-    """Number of pairs of item and cell that lie in both regions."""
+    """Number of pairs of item and cell that are in both regions."""
     levels = ((set(r.allowed.get(c.name, range(len(c)))) for r in (a, b)) for c in space.concepts)
     return int((a.about(attributes) & b.about(attributes)).sum()) * prod(len(one & other) for one, other in levels)
 
 
 def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[str]]:
-    """Combinations of concepts with too many ranges to try: no mode is sought that conditions on all of them."""
+    """Return the combinations of concepts with too many ranges to try: no mode has conditions on all of them."""
     return [
         [space.names[j] for j in concepts]
         for size in range(1, min(max_conditions, len(space)) + 1)
@@ -216,14 +216,14 @@ def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[
 
 
 def _boxes(space: ConceptSpace, concepts: Sequence[int]) -> int:
-    """How many boxes the search would try over these concepts."""
+    """Number of boxes that the search would try over these concepts."""
     return prod(len(_selectors(space.concepts[j], np.zeros(space.sizes[j]))) for j in concepts)
 
 
 def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfig) -> tuple[float, Region | None]:
-    """The region of highest quality among all conjunctions, beside the regions there are, and its quality.
+    """Return the region of highest quality among all conjunctions, given the regions so far, and its quality.
 
-    None if no region is above its level.
+    The region is None if none is above its level.
     """
     best, best_region = 1e-9, None
     for kind in known.kinds:
@@ -233,14 +233,14 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
         earns = ITEMS_EARN if kind.attribute else EARNS
         for concepts, chosen in _conjunctions(known, weights[1].sum(axis=0), conditions, len(kind.values)):
             if not concepts and not kind.attribute:
-                continue  # everything is not a region
+                continue  # the whole grid is not a region
             new, quality = _box_sums(known, weights, concepts, chosen)
-            # Cells are all of the grid or uniform, so boxes have their share of them.
+            # Cells are the whole grid or a uniform sample, so a box's share of them is its share of the grid.
             shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
             allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
             quality = np.where(allowed, quality, -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)
-            # One more condition has to earn its place, or noise in the estimate adds it.
+            # One more condition has to add enough, or noise in the estimate would add it.
             if quality[top] > best * (earns if best_region is not None else 1.0):
                 best, (value, *picks) = float(quality[top]), top
                 picked = [np.flatnonzero(chosen[i][pick]) for i, pick in enumerate(picks)]
@@ -254,35 +254,35 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
 def _conjunctions(
     known: Rates, excess: np.ndarray, conditions: int, values: int
 ) -> Iterator[tuple[tuple[int, ...], list[np.ndarray]]]:
-    """Combinations of concepts with the sets of levels that each may allow; too many boxes are left out."""
+    """Yield combinations of concepts with the sets of levels each may allow, except those with too many boxes."""
     space = known.space
     selectors = [_selectors(c, np.bincount(known.cells[:, j], excess, len(c))) for j, c in enumerate(space.concepts)]
     for number in range(min(conditions, len(space)) + 1):
         for concepts in combinations(range(len(space)), number):
             chosen = [selectors[j] for j in concepts]
-            if 0 < values * prod(len(s) for s in chosen) <= MAX_BOXES:  # a concept of one level has no condition
+            if 0 < values * prod(len(s) for s in chosen) <= MAX_BOXES:  # a concept with one level has no condition
                 yield concepts, chosen
 
 
 def _box_sums(known: Rates, weights: np.ndarray, concepts: Sequence[int], selectors: list[np.ndarray]) -> np.ndarray:
-    """Sum weights (k, values, cells) in every box over some concepts: k, values, then an axis a concept."""
+    """Sum weights (k, values, cells) in every box over some concepts: k, values, then one axis per concept."""
     if not concepts:
         return weights.sum(axis=2)
     sizes = [known.space.sizes[j] for j in concepts]
     index = np.ravel_multi_index(tuple(known.cells[:, j] for j in concepts), sizes)
     flat = weights.reshape(-1, len(known.cells))
     table = np.stack([np.bincount(index, w, prod(sizes)).reshape(sizes) for w in flat]).astype(np.float32)
-    for selector in selectors:  # each pass turns the first concept's axis into boxes and moves it to the back
+    for selector in selectors:  # each pass replaces the first concept's axis by boxes and moves it to the back
         table = np.tensordot(table, selector, axes=(1, 1))
     return table.reshape(*weights.shape[:2], *table.shape[1:])
 
 
 def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:
-    """Sets of levels a condition may allow, as rows (sets, levels) of 0 and 1; all levels is not a condition.
+    """Return the sets of levels a condition may allow, as rows (sets, levels) of 0 and 1, except the set of all levels.
 
-    Ordered concepts: all ranges. Categories: all sets of a few; of many, prefixes of the marginal order, worst first,
-    and each alone. A prefix is the best set where the other conditions leave that order as it is; where they change it,
-    a better set can be missed.
+    Ordered concepts: all ranges. Few categories: all sets. Many categories: prefixes of the marginal order, worst
+    first, and each category alone. A prefix is the best set if the other conditions keep that order; otherwise a better
+    set can be missed.
     """
     n = len(concept)
     if concept.ordered:

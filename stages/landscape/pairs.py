@@ -1,4 +1,4 @@
-"""Pairs of item and cell: which lie in a region, and common ones to put to several models, inside and outside."""
+"""Pairs of item and cell: membership in regions, and common pairs for several models, inside and outside targets."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 
-UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items of which nothing is known: they count as one
-MAX_DRAWS = 200  # rounds of drawing pairs before a side counts as exhausted
+UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items if nothing is known of them: they count as one
+MAX_DRAWS = 200  # rounds of drawing pairs before a side is considered exhausted
 
 
 def half_of(item_ids: Sequence[str], probes: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """A random half of the items, of which no group is in both: (items,) bool.
+    """Draw a random half of the items, with no group in both halves: (items,) bool.
 
     Args:
         item_ids: the items.
-        probes: of them, with the groups of those that belong to some.
-        rng: of the draw.
+        probes: their probes, with the groups of items that have one.
+        rng: random generator of the draw.
     """
     if "group" in probes:
         groups = probes.drop_duplicates("item").set_index("item")["group"].reindex(item_ids).factorize()[0]
-        if (n := groups.max(initial=-1) + 1) > 1:  # -1: never asked, so in neither half's evidence
+        if (n := groups.max(initial=-1) + 1) > 1:  # -1: never probed, so in neither half's evidence
             return (rng.permutation(n) < n // 2)[groups]
     return rng.permutation(len(item_ids)) < len(item_ids) // 2
 
@@ -31,7 +31,7 @@ def half_of(item_ids: Sequence[str], probes: pd.DataFrame, rng: np.random.Genera
 def probes_inside(
     space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame = UNKNOWN
 ) -> np.ndarray:
-    """Which rows of a table of probes lie in a region, by the attributes of items by their ids: (n,) bool."""
+    """Return which probes are in a region, given the attributes of items by id: (n,) bool."""
     of_probes = attributes.loc[probes["item"]] if region.items else None
     return region.contains(space, probes[space.names].to_numpy(dtype=np.int64), of_probes)
 
@@ -39,18 +39,17 @@ def probes_inside(
 def draw_pairs(
     space: ConceptSpace, attributes: pd.DataFrame, targets: Sequence[Region], n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw common probes: n different (item, cell) pairs uniform over the target regions, and n uniform outside.
+    """Draw common probes: n distinct (item, cell) pairs uniform over the target regions, and n uniform outside.
 
     Args:
         space: the grid.
-        attributes: of the items, a row each.
+        attributes: attributes of the items, one row each.
         targets: the regions.
-        n: how many on each side.
-        seed: of the draws.
+        n: number of pairs on each side.
+        seed: seed of the draws.
 
     Returns:
-        Item numbers (pairs,) and cells (pairs, concepts). Fewer where a side has fewer pairs; none inside without
-        targets.
+        Item numbers (pairs,) and cells (pairs, concepts). Fewer if a side has fewer pairs; none inside without targets.
     """
     rng = np.random.default_rng([seed, 1])
     everywhere = [Region({})]
@@ -63,13 +62,13 @@ def draw_pairs(
         )
         for _ in range(MAX_DRAWS if sizes.sum() else 0):
             counts = rng.multinomial(4 * n, sizes / sizes.sum())
-            # Every item of a region equally often.
+            # Draw every item of a region equally often.
             items = np.concatenate([rng.permutation(np.resize(i, k)) for i, k in zip(about, counts, strict=True)])
             cells = np.concatenate([r.sample(space, k, rng) for r, k in zip(regions, counts, strict=True)])
             hits = np.sum([region.contains(space, cells, attributes.iloc[items]) for region in targets], axis=0)
             if regions is everywhere:
                 kept = np.broadcast_to(hits == 0, len(items))
-            else:  # what lies in two regions is drawn for both
+            else:  # pairs in two regions are drawn for both
                 kept = rng.random(len(items)) * hits < 1
             for row in rng.permutation(np.flatnonzero(kept)):
                 if len(chosen) < n:
@@ -85,7 +84,7 @@ def draw_pairs(
 def inside_any(
     space: ConceptSpace, regions: Sequence[Region], cells: np.ndarray, attributes: pd.DataFrame
 ) -> np.ndarray:
-    """Which pairs, by their cells (n, concepts) and attributes (n rows), lie in any of the regions: (n,) bool."""
+    """Return which pairs, given their cells (n, concepts) and attributes (n rows), are in any region: (n,) bool."""
     inside = np.zeros(len(cells), dtype=bool)
     for region in regions:
         inside |= region.contains(space, cells, attributes)
@@ -93,7 +92,7 @@ def inside_any(
 
 
 def covered_shares(space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame, seed: int) -> np.ndarray:
-    """Share of the grid in any of the regions, for each item (items,); on huge grids by a million seeded draws."""
+    """Share of the grid in any of the regions, per item (items,); on huge grids from a million seeded draws."""
     small = space.n_cells <= 2_000_000
     cells = space.cells() if small else space.sample(1_000_000, np.random.default_rng(seed))
     about = np.array([region.about(attributes) for region in regions]).reshape(-1, len(attributes)).astype(bool)

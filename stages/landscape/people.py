@@ -1,4 +1,4 @@
-"""People against the automatic measure: the same probes judged by both, where ratings say what a failure is."""
+"""Compare people with the automatic measure on the same probes, if people's ratings define what a failure is."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from stages.ratings.apply import Ratings
 from stages.records import RateRecord
 from stages.records.landscape import Automatic
 
-ITEM_RESAMPLES = 200  # of an enumerated grid, for the rank correlation
+ITEM_RESAMPLES = 200  # resamples of items for the rank correlation on an enumerated grid
 
 
 @dataclass(frozen=True)
 class Against:
-    """What the automatic measure says.
+    """The results of the automatic measure.
 
     Args:
-        summary: `threshold`, `overall`, `effects` as of the landscape itself; of the control's probes the share that
-            both measures judge alike (`agree`), that fail by one alone (`only_people`, `only_automatic`), that lie
-            outside of what was rated (`outside`), and whose verdict no rating speaks for (`unfounded`); and
-            `rank_correlation` of the cells' rates (Spearman), null where a measure has the same rate everywhere.
+        summary: `threshold`, `overall`, `effects` as for the landscape itself; the shares of the control's probes that
+            both measures judge alike (`agree`), that fail by one alone (`only_people`, `only_automatic`), that are
+            outside the rated range (`outside`), and whose verdict no rating supports (`unfounded`); and
+            `rank_correlation` of the cells' rates (Spearman), null if a measure has the same rate everywhere.
         rates: columns for landscape.parquet, (cells,) each.
     """
 
@@ -52,12 +52,12 @@ def against_automatic(
     Args:
         people: the landscape by people's ratings.
         probes: as in probes.parquet, with `automatic` and `automatic_failed`.
-        item_ids: the items rates are averaged over.
+        item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
-        threshold: of the automatic measure.
-        seed: of the estimate.
-        ratings: those in force; without them nothing is said of `outside` and `unfounded`.
+        threshold: threshold of the automatic measure.
+        seed: seed of the estimate.
+        ratings: those in force; without them `outside` and `unfounded` are left out.
     """
     own = probes.assign(discrepancy=probes["automatic"], failed=probes["automatic_failed"])
     automatic = estimate(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
@@ -90,10 +90,10 @@ def against_automatic(
 
 
 def rank_correlation(a: Landscape, b: Landscape, seed: int) -> RateRecord | None:
-    """Spearman's correlation of the rates of all cells; None where all cells of one have the same rate.
+    """Spearman's correlation of the rates of all cells; None if all cells of one landscape have the same rate.
 
-    Of an enumerated grid with an interval over resampled items. Estimates have none: draws from them carry noise that
-    the estimates do not, so their correlations lie below it.
+    For an enumerated grid the interval is over resampled items. Estimates have no interval: draws from them contain
+    noise that the estimates do not, so their correlations are lower.
     """
     value = _spearman(a.rates, b.rates)
     if value is None:

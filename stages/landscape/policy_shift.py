@@ -1,7 +1,7 @@
-"""How what a search learns moved with the repair: at which levels its policy looks before and after, by concept.
+"""Compare the levels at which the search's policy looks before and after the repair, concept by concept.
 
-The paper shows the policy's actions over the landscape beside the failures. Here they are compared concept by concept,
-as where to look for the next failures is what people act on.
+The paper shows the policy's actions over the landscape beside the failures. Here they are compared per concept, because
+people act on where to look for the next failures.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from stages.concepts import Concept, ConceptSpace
 from stages.landscape.shift import spread, transport
 from stages.records.repair import PolicyShift
 
-SPLITS = 20  # of the items, for the noise floor: they ask no model, so there may be more than of landscapes
+SPLITS = 20  # random splits of the items, for the noise floor: they need no queries, so more than for landscapes
 
 
 def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[PolicyShift]:
-    """Compare the cells that the policies learnt before and after the repair draw; nothing without such.
+    """Compare the cells drawn by the policies learnt before and after the repair; empty without policies.
 
-    Distances are optimal transport in the coordinates of the concept: 1 is its whole range and, where levels have no
-    order, one level for another, so that the distance is the total variation.
+    Distances are optimal transport in the concept's coordinates. 1 is its whole range; for unordered levels it is any
+    level to any other, so the distance is the total variation.
 
     Args:
         space: the grid.
-        drawn: as in re_evaluate's policies.parquet, as many rows for each item.
-        seed: of the splits. The noise floor is how far the policy before is from itself on two halves of the items;
-            having half of them each, they overstate it. Another training of the policy may differ by more.
+        drawn: as in re_evaluate's policies.parquet, with the same number of rows per item.
+        seed: seed of the splits. The noise floor is the distance of the policy before to itself on two halves of the
+            items, which overstates noise, as each has half of the items. Another training may differ by more.
     """
     if drawn.empty:
         return []
@@ -58,7 +58,7 @@ def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[Po
 
 
 def _cost(concept: Concept) -> np.ndarray:
-    """Distances between the levels of a concept."""
+    """Return the distances between the levels of a concept."""
     points = ConceptSpace((concept,)).coordinates(np.arange(len(concept))[:, None])
     return cdist(points, points)
 
@@ -68,6 +68,6 @@ def _shares(concept: Concept, levels: np.ndarray) -> np.ndarray:
 
 
 def _mean(concept: Concept, shares: np.ndarray) -> float | None:
-    """The mean level, where levels are numbers."""
+    """Return the mean level, if levels are numbers."""
     numbers = [level for level in concept.levels if isinstance(level, int | float)]
     return float(shares @ numbers) if concept.ordered and len(numbers) == len(concept) else None

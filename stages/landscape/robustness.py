@@ -1,4 +1,4 @@
-"""What the smallest failing changes say together: how robust items are, and in which directions least."""
+"""Summarize the smallest failing changes: how robust items are, and in which directions they are weakest."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from stages.records import RateRecord, Robustness
 from stages.records.landscape import AtEpsilon, Attack, Direction, Minimal, Together, Within
 from stages.records.search import Gradient, Walks
 
-COMBINATIONS = 5  # sets of concepts named at most
+COMBINATIONS = 5  # maximum number of sets of concepts to list
 
 
 def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks) -> Robustness | None:
     """Describe the distribution of the radii and the weakest directions.
 
-    The shares of items that fail within k steps are proportions with Wilson's interval, for items are drawn at random.
-    They are given for as many steps as all items were searched: an item for which nothing was found is known to hold
-    (as far as the search can tell) up to there, and is not counted as if it held for ever.
+    The shares of items that fail within k steps are proportions with Wilson's interval, because items are drawn at
+    random. They are given up to the number of steps to which all items were searched: an item without a failure is
+    known to hold (as far as the search can tell) only up to there, and is not counted as holding forever.
 
     Args:
         table: robustness.parquet.
         space: the grid.
-        walks: who explored, and at what cost.
+        walks: the method and its cost.
 
     Returns:
         None if no item was explored.
@@ -42,7 +42,7 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks)
     changed = table[table["status"] == FOUND]
     censored = table.loc[table["status"] == NOT_FOUND, "searched"]
     deepest = int(censored.min()) if len(censored) else int(radius.max())
-    half = float(np.sort(radius)[(len(radius) - 1) // 2])  # where an item held it counts as inf: an upper bound
+    half = float(np.sort(radius)[(len(radius) - 1) // 2])  # items that held count as infinite: an upper bound
     within = [wilson(int((radius <= k).sum()), len(radius)).to_json() for k in range(deepest + 1)]
     return Robustness(
         method=walks.method,
@@ -63,7 +63,7 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks)
 
 
 def _attacks(table: pd.DataFrame, tried: Gradient) -> list[Attack]:
-    """How much noise along the gradient items bear."""
+    """Summarize how much noise along the gradient items withstand."""
     attacks = []
     for attack in tried.attacks:
         least = table[f"epsilon_{attack}"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
@@ -83,7 +83,7 @@ def _attacks(table: pd.DataFrame, tried: Gradient) -> list[Attack]:
 
 
 def reached(table: pd.DataFrame, space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> Minimal:
-    """How many of the smallest failing changes end in a region, and their median number of steps (None if none)."""
+    """Count the smallest failing changes that end in a region, with their median number of steps (None if none)."""
     changed = table[table["status"] == FOUND]
     inside = probes_inside(space, region, changed, attributes)
     steps = changed.loc[inside, "radius"]
@@ -91,7 +91,7 @@ def reached(table: pd.DataFrame, space: ConceptSpace, region: Region, attributes
 
 
 def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
-    """The n smallest failing changes to show, of as many different sets of concepts as there are."""
+    """Return the n smallest failing changes to show, from as many different sets of concepts as possible."""
     changed = table[table["status"] == FOUND].sort_values("radius", kind="stable")
     sets = pd.Series(_concepts_changed(changed, space, space.start), index=changed.index, dtype=object)
     again = sets.duplicated()
@@ -99,7 +99,7 @@ def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
 
 
 def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
-    """What differs from the start in a cell (concepts,), in words: "rotation 10°, blur 0.6"."""
+    """Describe how a cell (concepts,) differs from the start: "rotation 10°, blur 0.6"."""
     start = space.start
     return ", ".join(
         f"{c.name} {c.label(int(i))}" for c, i, at in zip(space.concepts, cell, start, strict=True) if i != at
@@ -107,7 +107,7 @@ def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
 
 
 def describe_steps(space: ConceptSpace, cell: Sequence[int], steps: int) -> str:
-    """A change and its size in words: "2 steps: rotation 10°, blur 0.6"; of a prompt "1 thing said: digit four"."""
+    """Describe a change and its size: "2 steps: rotation 10°, blur 0.6"; for prompts "1 thing said: digit four"."""
     noun, said = ("thing", " said") if space.adds_words else ("step", "")
     return f"{steps} {noun}{'' if steps == 1 else 's'}{said}: {describe_change(space, cell)}"
 
@@ -118,9 +118,9 @@ def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndar
 
 
 def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[Direction]:
-    """Each concept: in how many of the smallest changes it is, and how far it alone has to go. Most used first."""
+    """Count per concept the smallest changes with it, and the steps it needs alone. Most used first."""
     cells = changed[space.names].to_numpy(dtype=np.int64)
-    tried = table[table["tried_alone"] & (table["status"] != UNCHANGED)]  # a small budget does not get to all
+    tried = table[table["tried_alone"] & (table["status"] != UNCHANGED)]  # a small budget does not reach all items
     entries = []
     for j, concept in enumerate(space.concepts):
         only = np.where(np.arange(len(space)) == j, cells, moves.start)

@@ -1,8 +1,8 @@
-"""How a landscape moved: optimal transport between failure rates before and after, with distances between concepts.
+"""Measure how a landscape moved: optimal transport between failure rates before and after, in concept space.
 
 A distance that only compares lists of rates cannot see that a failure mode moved to another corner. Here moving
-failure costs the distance it is moved through concept space. Two views: *normalised* compares where failures lie,
-whatever their amount; *null_cell* also compares their amount, by a null cell that holds what does not fail.
+failures costs the distance they move through concept space. There are two views: *normalised* compares where failures
+are, whatever their amount; *null_cell* also compares their amount, with a null cell that holds what does not fail.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Distance(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where transport takes place: blocks of cells, each at the mean of its cells."""
+    """The places of transport: blocks of cells, each at the mean of its cells."""
 
     block: np.ndarray  # (cells,) number of the block
     points: np.ndarray  # (blocks, k) coordinates
-    merged: int  # adjacent levels merged into one; 1 if none
+    merged: int  # number of adjacent levels merged into one; 1 if none
     diameter: float  # largest distance in the full grid
 
 
 def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELLS) -> Grid:
     """Merge adjacent levels of ordered concepts, two, three, ... at a time, until at most `limit` blocks are left.
 
-    Where even that leaves more (many categories), blocks are a seeded k-means of the coordinates.
+    If there are still more (many categories), blocks are a seeded k-means of the coordinates.
     """
     points = space.coordinates(cells)
     diameter = float(np.sqrt(len(space)))  # every concept spans 1, ordered or not
@@ -62,10 +62,10 @@ def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELL
 
 
 def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
-    """Distance between two landscapes, given their rates (cells,).
+    """Compute the distance between two landscapes, given their rates (cells,).
 
-    The null cell is half the grid's diameter from everywhere: making a failure vanish costs as much as moving it half
-    across the grid. The normalised distance is NaN if a landscape has no failures at all.
+    The null cell is half the grid's diameter from everywhere: removing a failure costs as much as moving it half across
+    the grid. The normalised distance is NaN if a landscape has no failures.
     """
     mass = [np.bincount(grid.block, rates) for rates in (before, after)]
     normalised = float("nan")
@@ -82,8 +82,8 @@ def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
 def transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
     """Exact optimal transport (network simplex, POT).
 
-    With a metric as cost, mass that both hold stays where it is, so only the differences are transported: a quarter
-    of the problem, the same optimum, half a second for 2,401 cells. Never entropic: with a small regularisation it
+    With a metric cost, mass common to both stays in place, so only the differences are transported: a quarter of the
+    problem with the same optimum, half a second for 2,401 cells. Never entropic: with a small regularisation it
     silently returns 0.
     """
     surplus, lack = np.clip(p - q, 0, None), np.clip(q - p, 0, None)
@@ -92,13 +92,13 @@ def transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
         return 0.0
     a, b = np.flatnonzero(surplus), np.flatnonzero(lack)
     source, sink = surplus[a] / moved, lack[b] / lack[b].sum()
-    import ot  # which imports torch, where there is one
+    import ot  # imports torch if it is installed
 
     return float(moved * ot.emd2(source, sink, np.ascontiguousarray(cost[np.ix_(a, b)]), numItermax=1_000_000))
 
 
 def entropy(rates: np.ndarray) -> float:
-    """Entropy in nats of where failures lie (rates normalised to sum 1): high if spread evenly; NaN without any."""
+    """Entropy in nats of the distribution of failures (rates normalised to sum 1): high if even; NaN without any."""
     total = rates.sum()
     if total <= 0:
         return float("nan")
@@ -112,14 +112,14 @@ def shift(
     after: pd.DataFrame,
     splits: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
 ) -> Shift:
-    """How far a landscape moved.
+    """Measure how far a landscape moved.
 
     Args:
         space: the grid.
-        before: a landscape.
-        after: one over the same cells.
-        splits: for each of several splits two landscapes of the model before, from disjoint halves of its items and
-            probes. Their distances are the noise floor; having half the items each, they overstate it.
+        before: the landscape before.
+        after: the landscape after, over the same cells.
+        splits: for each of several splits, two landscapes of the model before from disjoint halves of its items and
+            probes. Their distances are the noise floor, which they overstate, as each has half of the items.
     """
     cells = before[space.names].to_numpy(dtype=np.int64)
     grid = transport_grid(space, cells)
@@ -144,7 +144,7 @@ def shift(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Smallest, mean and largest of those known."""
+    """Return the smallest, mean and largest of the known values."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
         return Spread(min=None, mean=None, max=None)

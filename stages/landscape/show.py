@@ -1,4 +1,4 @@
-"""What of a landscape is shown as people would see it: examples of modes, the smallest changes, the extreme cells."""
+"""Examples of a landscape as people would see them: of modes, of the smallest changes, and of the extreme cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.tasks.contract import Exhibit
 
 
 def exhibits(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:
-    """So many failing and so many passing examples of each mode, each behind its id."""
+    """Return up to `examples` failing and passing examples of each mode, with captions that begin with their ids."""
     shown = {}
     for mode in modes:
         chosen = _chosen(mode, examples)
@@ -41,10 +41,10 @@ def extremes(
     modes: Sequence[ModeRecord],
     examples: int,
 ) -> dict[str, list[ShownExample]]:
-    """What stands beside the examples of modes.
+    """Return the examples shown beside those of modes.
 
-    Their items unchanged, the smallest failing changes, items of each kind, and for tasks that draw the cells that fail
-    most and least. A cell that was not probed has an example without anything in it, so that its place is kept.
+    These are their unchanged items, the smallest failing changes, items of each kind, and, for tasks that draw, the
+    cells that fail most and least. A cell without probes has an empty example, which keeps its place.
     """
     shown = {
         UNCHANGED: unchanged_items(task, modes, examples),
@@ -55,19 +55,19 @@ def extremes(
 
 
 def unchanged_items(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> list[ShownExample]:
-    """The items of the examples of modes without any change; the id of each is its item."""
+    """Return the items of the modes' examples unchanged; the id of each is its item."""
     items = list(dict.fromkeys(e.item for mode in modes for e in _chosen(mode, examples)))
     return [ShownExample(item, False, shown) for item, shown in zip(items, show_unchanged(task, items), strict=False)]
 
 
 def show_unchanged(task: LoadedTask, items: list[str]) -> list[Exhibit]:
-    """Items without any change as people would see them; none if some concept has no level that changes nothing."""
+    """Return unchanged items as people would see them; empty if some concept has no neutral level."""
     neutral = task.concepts.neutral
     return [] if neutral is None else _show(task, items, np.tile(neutral, (len(items), 1)))
 
 
 def extreme_examples(task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:
-    """An example of each of the cells that fail most ("worst") and least ("best")."""
+    """Return an example of each of the cells that fail most ("worst") and least ("best")."""
     shown = {}
     for side, rows in extreme_cells(task.concepts, cells, probes).items():
         known = rows["item"].notna().to_numpy()
@@ -81,7 +81,7 @@ def extreme_examples(task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame
 
 
 def nearest_failures(task: LoadedTask, walked: pd.DataFrame, examples: int) -> list[ShownExample]:
-    """The smallest failing changes as people would see them, the smallest first."""
+    """Return the smallest failing changes as people would see them, smallest first."""
     rows = nearest(walked, task.concepts, examples)
     cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
     said = [describe_steps(task.concepts, cell, int(n)) for cell, n in zip(cells, rows["radius"], strict=True)]
@@ -92,7 +92,7 @@ def nearest_failures(task: LoadedTask, walked: pd.DataFrame, examples: int) -> l
 
 
 def typical_items(task: LoadedTask, examples: int) -> list[ShownExample]:
-    """So many items of each kind, unchanged, those nearest to its centre first; the id of each is its kind."""
+    """Return up to `examples` unchanged items of each kind, nearest to its centre first; the id of each is its kind."""
     kinds = task.automatic_task.kinds
     chosen = [(name, item) for name, items in kinds.nearest.items() for item in items[:examples]] if kinds else []
     drawn = show_unchanged(task, [item for _, item in chosen])

@@ -1,7 +1,7 @@
-"""Whose failures they are: rates by the values of the attributes of items, and which classes are taken for which.
+"""Failure rates by the values of item attributes, and confusions between classes.
 
-A landscape says at which changes a model fails; this says on which items. A *slice* is all items with one value of an
-attribute ("label 9").
+A landscape shows at which changes a model fails; this module shows on which items. A *slice* is all items with one
+value of an attribute ("label 9").
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confu
 from stages.tasks.attributes import LABEL
 
 SIGNIFICANT = 0.05
-DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
-MOST_DEALT = 5_000  # items that are dealt out anew, in some seconds
-FEW = 200  # of more items than that: as many as one value's are drawn, and sums of more are normal
+DRAWS = 19_999  # permutations of items: enough for a p-value below 0.05 after adjustment for 600 tests
+MOST_DEALT = 5_000  # items that are permuted, in some seconds
+FEW = 200  # with more items than that, up to this many are drawn for a value; sums of more are normal
 MOST_HELD = 100_000_000  # items of a value times resamples, 800 MB
 IN_TAIL = 25  # resamples beyond each end of a joint interval
-NAMES_LABEL = 0.95  # share of passing probes whose output is the label, from where on outputs name classes
+NAMES_LABEL = 0.95  # minimum share of passing probes whose output is the label, for outputs to name classes
 FEWEST_NAMED = 20
 MOST_CONFUSIONS = 100
-_PROBABILITY = re.compile(r" \(\d{1,3}%\)$")  # "7 (83%)", as classifiers answer
+_PROBABILITY = re.compile(r" \(\d{1,3}%\)$")  # "7 (83%)", as classifiers output
 
 
 class _Asked(NamedTuple):
-    """Uniform probes: n rows of probes.parquet, the row of the item of each (n,), and how they become rates."""
+    """Uniform probes: n rows of probes.parquet, the row of each one's item (n,), and how to compute rates from them."""
 
     probes: pd.DataFrame
     row: np.ndarray
@@ -44,14 +44,14 @@ class _Asked(NamedTuple):
 
     @property
     def failed(self) -> np.ndarray:
-        """Which failed (n,)."""
+        """Which probes failed (n,)."""
         return self.probes["failed"].to_numpy(dtype=bool)
 
     def some(self, mask: np.ndarray) -> _Asked:
         return self._replace(probes=self.probes[mask], row=self.row[mask])
 
     def rate(self, level: float = LEVEL) -> Rate:
-        """The failure rate; on an enumerated grid with the interval of resampled items."""
+        """Failure rate; on an enumerated grid the interval resamples items."""
         if not self.exact:
             return share(self.failed, self.probes, level)
         resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
@@ -70,32 +70,32 @@ def measure_slices(
     exact: bool,
     seed: int,
 ) -> Slices | None:
-    """Failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
+    """Measure failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
 
     Intervals are about *these* items: the control's probes are uniform draws from a value's items and all cells, so
-    Wilson's interval says what asking these items in all cells would show. A value may have a handful of items, so
-    other items of the same value may fail more or less often. On an enumerated grid the rate is known, and where items
-    belong to groups these are few: then intervals are from resampling items or groups, for others like these.
+    Wilson's interval covers the rate of these items in all cells. A value may have only a few items, so other items
+    with it may fail more or less often. On an enumerated grid the rate is known, and groups of items are few: in both
+    cases, intervals come from resampling items or groups, for others like these.
 
-    The test of a value against all other items is about items on either grid, see `worse_values`. A value is marked as
-    worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval above the overall
+    On either grid, the test of a value against all other items is about items, see `worse_values`. A value is marked as
+    worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval is above the overall
     rate.
 
-    Inside a mode its fresh probes and all of the control's count, also those that helped to find it: all rates there
-    may be somewhat too high alike. Compare them with each other. Confusions there are of the probes behind its rate.
+    Inside a mode, its fresh probes and all of the control's count, including those that helped to find it: all rates
+    there may be equally too high. Compare them with each other. Confusions there come from the probes of its rate.
 
     Args:
         probes: as in probes.parquet.
         item_ids: the items.
-        attributes: a row an item, in their order, and columns of strings.
+        attributes: one row per item, in the order of `item_ids`, with columns of strings.
         space: the grid.
         fresh: uniform probes inside modes, as in fresh.parquet.
         modes: regions by id.
-        exact: the grid was enumerated.
-        seed: of permutations and resamples.
+        exact: whether the grid was enumerated.
+        seed: seed of permutations and resamples.
 
     Returns:
-        None where items have no attributes, or nothing was asked.
+        None if items have no attributes, or there are no control probes.
     """
     control = probes[(probes["role"] == "control").to_numpy()]
     row = pd.Index(item_ids).get_indexer(control["item"])
@@ -142,26 +142,26 @@ def worse_values(
 ) -> list[np.ndarray]:
     """One-sided p-values of values that fail no more often than all other items, from permutations of the items.
 
-    Probes of one item are alike, so they are not independent evidence of a value: whole items, with all their probes,
-    are dealt out anew. Where each item was asked once this is Fisher's exact test (1935). It needs no model of how
-    items differ, and holds as well for an enumerated grid. Of more than 5,000 items only as many as a value has are
-    drawn, or the sum of as many is taken to be normal if they are more than 200. Of an attribute that whole groups have
-    in common, groups are dealt out in place of items.
+    Probes of one item are alike, so they are not independent evidence about a value: whole items, with all their
+    probes, are permuted. With one probe per item this is Fisher's exact test (1935). It needs no model of how items
+    differ, and is also valid for an enumerated grid. With more than 5,000 items, only as many items as have the value
+    are drawn; if these are more than 200, their sum is assumed to be normal. If whole groups share an attribute's
+    value, groups are permuted instead of items.
 
     Args:
-        failed: (n,) of uniform probes.
+        failed: (n,) whether each uniform probe failed.
         row: (n,) the item of each.
         attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
-        seed: of the permutations.
-        groups: (n,) the group of each probe's item, where items belong to some.
+        seed: seed of the permutations.
+        groups: (n,) the group of each probe's item, if items belong to groups.
 
     Returns:
-        For each attribute a p-value for each value; 1 for one that no probe, or every probe, is of.
+        For each attribute, a p-value for each value; 1 for a value of no probe or of every probe.
     """
     if groups is not None:
         return _worse_by_group(failed, row, attributes, seed, groups)
     asked, at = np.unique(row, return_inverse=True)
-    # More failures than the overall rate lets expect of as many probes.
+    # Failures beyond those expected of as many probes at the overall rate.
     excess = np.bincount(at, failed - failed.mean(), len(asked))
     rng = np.random.default_rng(seed)
     if len(asked) > MOST_DEALT:
@@ -170,7 +170,7 @@ def worse_values(
             for codes in attributes
         ]
     groups = [_Groups.of(codes[asked], int(codes.max(initial=-1)) + 1) for codes in attributes]
-    observed = [group.sums(excess[None])[0] - 1e-9 for group in groups]  # what adds up to the same is no less
+    observed = [group.sums(excess[None])[0] - 1e-9 for group in groups]  # tolerance, so that equal sums count as equal
     above = [np.zeros(len(sums), dtype=np.int64) for sums in observed]
     step = 2_000_000 // len(asked)
     for start in range(0, DRAWS, step):
@@ -183,7 +183,7 @@ def worse_values(
 def _worse_by_group(
     failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int, groups: pd.Series
 ) -> list[np.ndarray]:
-    """The same; see `worse_values`."""
+    """Compute the p-values of `worse_values` for items in groups."""
     _, first, group = np.unique(groups.to_numpy(dtype=str), return_index=True, return_inverse=True)
     found = []
     for codes in attributes:
@@ -192,18 +192,18 @@ def _worse_by_group(
             [p_values] = worse_values(failed, group, [of_groups], seed)
         else:
             [p_values] = worse_values(failed, row, [codes], seed)
-        values = int(codes.max(initial=-1)) + 1  # of which the last may not have been asked
+        values = int(codes.max(initial=-1)) + 1  # the last values may have no probes
         found.append(np.pad(p_values, (0, values - len(p_values)), constant_values=1.0))
     return found
 
 
 def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> float:
-    """The same p-value for one value among very many items: its sum against that of as many drawn items.
+    """Compute the p-value of one value among very many items: its sum against that of as many drawn items.
 
     Args:
-        excess: (items,), 0 in the mean.
-        inside: (items,) which have the value.
-        rng: of the draws.
+        excess: (items,), with mean 0.
+        inside: (items,) whether each item has the value.
+        rng: random generator of the draws.
     """
     n, k = len(excess), int(inside.sum())
     observed = float(excess[inside].sum()) - 1e-9
@@ -214,7 +214,7 @@ def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -
 
 
 class _Groups(NamedTuple):
-    """Items by their value: their order, and where in it each value begins and ends."""
+    """Items sorted by value: their order, and where each value begins and ends in it."""
 
     order: np.ndarray
     starts: np.ndarray
@@ -227,7 +227,7 @@ class _Groups(NamedTuple):
         return cls(order, *sides)
 
     def sums(self, of_items: np.ndarray) -> np.ndarray:
-        """Sums by value, (k, values), of numbers (k, items)."""
+        """Sum numbers (k, items) by value: (k, values)."""
         running = np.cumsum(of_items[:, self.order], axis=1)
         running = np.concatenate([np.zeros((len(running), 1)), running], axis=1)
         return running[:, self.ends] - running[:, self.starts]
@@ -272,19 +272,19 @@ def _rates(asked: _Asked, codes: np.ndarray, values: Sequence[str]) -> list[Slic
 
 
 def worst_slice(attribute: str, one: Slice) -> str:
-    """What fails most, in words: "label 9: 48% fail, 95% interval 39%-59%, all others 23%"."""
+    """Describe the worst slice: "label 9: 48% fail, 95% interval 39%-59%, all others 23%"."""
     others = "" if one.rest is None else f", all others {one.rest:.0%}"
     note = "" if one.worse else " (not significantly more than the others)"
     return f"{attribute} {one.value}: {one.rate:.0%} fail, 95% interval {one.low:.0%}-{one.high:.0%}{others}{note}"
 
 
 def joint_level(values: int) -> float:
-    """The level of each of so many intervals at which all of them hold together with 95% (Bonferroni)."""
+    """Return the level at which each of several intervals has to be for all to hold together with 95% (Bonferroni)."""
     return 1 - (1 - LEVEL) / max(1, values)
 
 
 def _resamples(level: float, items: int) -> int:
-    """How many resamples an interval of this level takes, as far as memory allows with so many items."""
+    """Return the number of resamples for an interval of this level, as far as memory allows for the number of items."""
     return int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_HELD // max(1, items)))
 
 
@@ -294,11 +294,11 @@ def _bounds(rate: Rate) -> Bounds:
 
 
 def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
-    """Whether outputs name labels, as passing probes tell: their output is the label, but for a probability behind it.
+    """Whether outputs name labels: those of passing probes equal the label, up to a probability at the end.
 
     Args:
         control: uniform probes.
-        labels: what is expected of items, by their ids; missing if unknown.
+        labels: expected labels of items, indexed by id; missing if unknown.
     """
     expected = labels.loc[control["item"]].to_numpy(dtype=object)
     passed = ~control["failed"].to_numpy(dtype=bool) & pd.notna(expected)
@@ -308,12 +308,12 @@ def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
 
 
 def _named(probes: pd.DataFrame) -> np.ndarray:
-    """The labels that outputs name: (n,) strings."""
+    """Extract the labels that outputs name: (n,) strings."""
     return probes["output"].astype(str).str.replace(_PROBABILITY, "", regex=True).to_numpy(dtype=object)
 
 
 def _confusions(probes: pd.DataFrame, labels: pd.Series) -> list[Confusion]:
-    """Which label was taken for which, most often first, in probes whose outputs name labels; see `_names_labels`."""
+    """Count which label was mistaken for which, most frequent first, if outputs name labels; see `_names_labels`."""
     expected = labels.loc[probes["item"]].to_numpy(dtype=object)
     table = pd.DataFrame({"label": expected, "output": _named(probes), "failed": probes["failed"].to_numpy(dtype=bool)})
     table = table[table["label"].notna()]
@@ -345,26 +345,26 @@ def compare_slices(
     resamples: int,
     seed: int,
 ) -> list[AttributeDifferences] | None:
-    """Before against after for every value of every attribute, on the paired probes of its items.
+    """Compare before and after for every value of every attribute, on the paired probes of its items.
 
-    Within a value both strata, inside and outside the target modes, are weighed as in the grid. Intervals are from
-    resampling its items, of which there may be few. A value is marked as worse if its failure rate has risen
-    significantly: the interval of the change lies above 0, and so says Holm's test over all values of all attributes.
+    Within a value both strata, inside and outside the target modes, are weighted as in the grid. Intervals come from
+    resampling its items, which may be few. A value is marked as worse if its failure rate rose significantly: the
+    interval of the change is above 0, and Holm's test over all values of all attributes confirms it.
 
     Args:
-        attributes: a row an item, in the order of `item_ids`, and columns of strings.
+        attributes: one row per item, in the order of `item_ids`, with columns of strings.
         item_ids: the items.
         items: (n,) item ids of the pairs.
         cells: (n, concepts).
-        inside: (n,) the pair lies in a target mode.
-        shares: (items,) of the grid that target modes cover for each item.
+        inside: (n,) whether the pair is in a target mode.
+        shares: (items,) share of the grid that target modes cover for each item.
         failed: model -> (n,).
-        groups: (n,) the groups of the items; None: each item stands for itself.
-        resamples: of items, at least; joint intervals of many values take more.
-        seed: of the resampling.
+        groups: (n,) groups of the items; None if each item is its own group.
+        resamples: minimum number of resamples of the items; joint intervals of many values need more.
+        seed: seed of the resampling.
 
     Returns:
-        None where items have no attributes.
+        None if items have no attributes.
     """
     if not len(attributes.columns):
         return None
@@ -411,7 +411,7 @@ def compare_slices(
 
 
 def _tested(one: SliceDifference, p_value: float) -> SliceDifference:
-    """With the adjusted p-value of a rise; NaN where there were too few pairs for a test."""
+    """Add the adjusted p-value of a rise; NaN if there were too few pairs for a test."""
     if np.isnan(p_value):
         return one
     risen = one.low is not None and one.low > 0 and p_value < (1 - LEVEL) / 2

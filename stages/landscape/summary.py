@@ -1,4 +1,4 @@
-"""From what was asked of a model to its landscape: one function that needs no files and no parameters."""
+"""Compute the landscape from a model's probes, in one function that needs no files or parameters."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from stages.explorers.policy import Policy
     from stages.ratings import Ratings
 
-MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
-POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
+MOST_EXAMPLES = 24  # per mode, failing and passing: the most that summarize.examples allows
+POLICY_CELLS = 4096  # cells whose policy probabilities for all items are in memory at once
 
 
 @dataclass(frozen=True)
 class People:
-    """People's ratings where they say what a failure is.
+    """People's ratings, if they define what a failure is.
 
     Args:
-        ratings: what was learnt from them.
-        bound: from where on an answer is a failure.
-        threshold: of the automatic measure.
+        ratings: the scale learnt from them.
+        bound: the bound beyond which an answer is a failure.
+        threshold: threshold of the automatic measure.
     """
 
     ratings: Ratings
@@ -55,28 +55,28 @@ class People:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of a model.
+    """The probes of a model, and everything else the landscape is made from.
 
     Args:
-        audit: a name for it.
+        audit: the audit's name.
         space: the grid.
         threshold: discrepancies above it are failures.
-        item_ids: the items rates are averaged over.
+        item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         probes: as in probes.parquet.
-        found: who asked them, as in discover's metrics.json.
+        found: metrics of the searches, as in discover's metrics.json.
         walked: the smallest failing changes, as in robustness.parquet.
         fresh: probes kept back from the search; an enumerated grid needs none.
-        tallies: of a task that has them.
-        policy: what the agent has learnt, if it learns.
-        false_alarms: how often what is not a failure is called one, if the threshold was calibrated.
-        notes: sentences of the task for the report.
-        not_valid: what probes that are not valid did; see `LoadedTask.not_valid`.
-        unchanged: which items fail as they are, where the task knows; see `LoadedTask.fails_unchanged`.
-        people: where people's ratings say what a failure is.
-        attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
-        conditions: those of them that a failure mode may be about, by item id, None where a value may not be; none by
-            default.
+        tallies: the task's tallies, if it has any.
+        policy: the agent's policy, if it learns one.
+        false_alarms: how often a passing answer is called a failure, if the threshold was calibrated.
+        notes: sentences by the task for the report.
+        not_valid: description of invalid probes; see `LoadedTask.not_valid`.
+        unchanged: whether each item fails unchanged, if the task knows; see `LoadedTask.fails_unchanged`.
+        people: people's ratings, if they define what a failure is.
+        attributes: attributes by which people distinguish items, one row per item; see `LoadedTask.attributes`.
+        conditions: the attributes that a failure mode may be about, indexed by item id, None for values that it may not
+            be about; by default there are none.
     """
 
     audit: str
@@ -112,12 +112,12 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     """Estimate the landscape and name its failure modes.
 
     Args:
-        asked: what was asked.
-        config: how many modes, of how many conditions and which support.
-        seed: of all randomness here.
+        asked: the probes and the task's data.
+        config: the number of modes, of their conditions, and their support.
+        seed: seed of all randomness here.
 
     Raises:
-        UsageError: when there are no probes, or their table lacks a column.
+        UsageError: if there are no probes, or their table lacks a column.
     """
     space, probes, ids = asked.space, asked.probes, asked.item_ids
     check_columns(probes, "the table of probes", [*PROBES, *space.names])
@@ -188,7 +188,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
 
 
 def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
-    """What is known of a region, whether it is a failure mode or not."""
+    """Return the measurements of a region, whether or not it is a failure mode."""
     rate = RateRecord.from_rate(mode.rate)
     return {
         "id": mode.id,
@@ -207,11 +207,10 @@ def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
 def policy_view(
     policy: Policy | None, embeddings: np.ndarray, landscape: Landscape, space: ConceptSpace
 ) -> dict[str, np.ndarray]:
-    """The paper's second view: mean and standard deviation over items of the policy's probability of each cell.
+    """Compute the paper's second view: mean and standard deviation over items of the policy's probability of each cell.
 
-    Over the items the rates are averaged over, too: a sample where they are very many.
-
-    NaN where no policy was learnt. It says where the agent looks, not how often the model fails.
+    It is averaged over the same items as the rates: a sample if there are very many. NaN without a learnt policy. It
+    shows where the agent looks, not how often the model fails.
     """
     cells, embeddings = landscape.cells(space), embeddings[landmarks(len(embeddings))]
     mean = np.full(len(cells), np.nan)
@@ -227,16 +226,16 @@ def policy_view(
 def pick_examples(
     space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int, attributes: pd.DataFrame = UNKNOWN
 ) -> list[records.Example]:
-    """Probes that may be shown of a mode: failing ones, then passing ones, of as many items as there are.
+    """Pick probes to show for a mode: failing ones, then passing ones, from as many items as possible.
 
-    Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither. The landscape
-    names as many as any report may show, so that showing more of them makes no decision on it stale.
+    They are drawn at random, the same for the same seed. Invalid probes are examples of neither. The landscape lists as
+    many as any report may show, so that showing more of them does not make decisions on it stale.
 
     Returns:
-        Their discrepancy is the automatic one, also where people's ratings say what has failed.
+        Examples with the automatic discrepancy, even if people's ratings define what has failed.
     """
     inside = probes[probes_inside(space, mode.region, probes, attributes)]
-    inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
+    inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have made the same probe
     inside = inside[inside["valid"]] if "valid" in inside else inside
     sides = []
     for failed in (True, False):
@@ -245,22 +244,22 @@ def pick_examples(
     rows = pd.concat(sides)
     ids = [f"{mode.id}.{n}" for n in range(1, len(rows) + 1)]
     rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
-    if "automatic" in rows:  # ratings of them teach what people make of the automatic measure, not of themselves
+    if "automatic" in rows:  # ratings of examples calibrate the automatic measure, not themselves
         rows = rows.assign(discrepancy=rows["automatic"])
     return [records.Example(**row) for row in rows[list(records.Example.model_fields)].to_dict("records")]
 
 
 def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> records.Estimator:
-    """Its name, how many probes of each role it saw, and its diagnostics."""
+    """Return the estimator's name, the number of probes of each role, and its diagnostics."""
     by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
-    # Diagnostics name the estimator that was chosen; an enumerated grid has none.
+    # Diagnostics contain the name of the estimator chosen; an enumerated grid has none.
     return records.Estimator.computed({"name": "exact enumeration", **by_role, **landscape.diagnostics})
 
 
 def _by_people(
     asked: Asked, people: People, landscape: Landscape, seed: int
 ) -> tuple[records.RatingsInForce, dict[str, np.ndarray]]:
-    """What people's ratings say of the landscape beside the automatic measure, and that measure's rates of cells."""
+    """Compare people's ratings with the automatic measure, and return that measure's rates of cells."""
     evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)
     against = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
     bound = people.bound.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)

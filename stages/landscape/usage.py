@@ -1,4 +1,4 @@
-"""How common conditions are in use, and so how much of its failing a model would show there."""
+"""The failure rate in use, from how common conditions are there."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.space import Level
 from stages.params.usage import Weights
 
-FEWEST = 50  # cells, by effective number, that a weighted mean over a sample of the grid has to rest on
+FEWEST = 50  # minimum effective number of cells behind a weighted mean over a sample of the grid
 
 
 class Usage(NamedTuple):
-    """How common conditions are in use, concepts taken as independent of each other.
+    """How common conditions are in use, with concepts assumed to be independent.
 
     Args:
-        shares: of each level, by concept; they add up to 1. Levels of other concepts are equally common.
-        rate: the failure rate in use; None where the landscape shows too few of the cells that are common in use.
+        shares: share of each level, by concept, summing to 1. Levels of other concepts are equally common.
+        rate: the failure rate in use; None if the landscape contains too few of the cells that are common in use.
     """
 
     shares: Mapping[str, np.ndarray]
     rate: float | None
 
     def share(self, region: Region, of_grid: float) -> float:
-        """The share of use that lies in a region, of which this share of the grid does."""
+        """Share of use in a region, given its share of the grid."""
         for name, shares in self.shares.items():
             if (levels := region.allowed.get(name)) is not None:
                 of_grid *= shares[list(levels)].sum() * len(shares) / len(levels)
@@ -35,13 +35,13 @@ class Usage(NamedTuple):
 
 
 def in_use(space: ConceptSpace, usage: Weights, cells: pd.DataFrame, *, sampled: bool) -> Usage:
-    """What `usage:` says, and the failure rate there.
+    """Compute the shares that `usage:` sets, and the failure rate in use.
 
     Args:
         space: the grid.
-        usage: weights by concept and level, one at least.
-        cells: the landscape, one row a cell, with `rate`.
-        sampled: these are a uniform sample of the grid.
+        usage: weights by concept and level, at least one.
+        cells: the landscape, one row per cell, with `rate`.
+        sampled: whether these are a uniform sample of the grid.
     """
     shares = {name: _shares(space.concepts[space.names.index(name)], given) for name, given in usage.items()}
     weights = np.prod([of[cells[name].to_numpy(dtype=np.int64)] for name, of in shares.items()], axis=0)

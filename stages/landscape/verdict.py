@@ -1,4 +1,4 @@
-"""The verdict on a repair: whether its gates passed, and what came of it in sentences."""
+"""The verdict on a repair: whether its gates passed, and its effects in sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.records.repair import Cheapest
 
 
 def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict:
-    """The verdict on a repair, by the bounds it has to keep."""
+    """Return the verdict on a repair, given its gates."""
     gates, fewest = repair_gates(bounds, comparison), cheapest(bounds, comparison)
     return RepairVerdict(
         audit=comparison.audit,
@@ -28,7 +28,7 @@ def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict
 
 
 def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest: Cheapest | None = None) -> str:
-    """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
+    """Describe the verdict in a few sentences; states first if a rule decided, and always mentions unjudged gates."""
     said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
     failed, unjudged = ([gate.named for gate in gates if gate.passed is result] for result in (False, None))
     if failed:
@@ -36,7 +36,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}; so this is not a pass.")
     against = harm(comparison)
-    if not (failed or unjudged):  # whoever reads no further must not take harm for a pass
+    if not (failed or unjudged):  # readers who stop here must not mistake harm for a pass
         said.append("No gates were set." if not gates else "No gate failed, but:" if against else "All gates passed.")
     said += against
     if not plan.targets:
@@ -64,7 +64,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
 
 
 def harm(comparison: Comparison) -> list[str]:
-    """What got worse beyond chance on unchanged inputs and outside the target modes, a sentence each."""
+    """Describe what got worse beyond chance on unchanged inputs and outside the target modes, one sentence each."""
     quality, others = (comparison.differences[measure] for measure in ("clean_quality", "other_failure_rate"))
     said = []
     if quality.moved.high < 0:
@@ -78,7 +78,7 @@ def harm(comparison: Comparison) -> list[str]:
 
 
 def _steps(comparison: Comparison) -> list[str]:
-    """How many steps the control needed for what the repair reached, wherever both were asked; at most one sentence."""
+    """Describe in at most one sentence how many steps the control needed to match the repair, in each part measured."""
     where = {
         "targets": "in the target modes",
         "drawn": "on cells that the search's policy proposes",
@@ -93,7 +93,7 @@ def _steps(comparison: Comparison) -> list[str]:
 
 
 def _in_targets(found: Difference) -> str:
-    """What became of the failures in the target modes."""
+    """Describe the change of the failure rate in the target modes."""
     if not found.moved.n:
         return "In the target modes nothing was measured."
     change = f"from {found.before:.1%} to {found.after:.1%}"
