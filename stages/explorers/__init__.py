@@ -1,1 +1,1 @@
-"""Explorers choose the next probes: deep RL agents and the baselines they have to beat at the same budget."""
+"""Explorers, which choose the next probes: deep RL agents and baselines to compare them with at the same budget."""

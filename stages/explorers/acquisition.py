@@ -1,4 +1,4 @@
-"""Acquisition: what a probe is worth before it is asked, and how a batch of probes is put together."""
+"""Acquisition: the expected worth of a probe, and the choice of a batch of probes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stages.explorers.surrogate import Surrogate, failure_probability
 from stages.kernel import Data
 
 TREES, LEAVES = 20, 32
-ENUMERABLE = 20_000  # cells whose failure rates can all be predicted after every fit
-TIE = 1e-12  # values nearer to each other than this are equal: sums differ in their last bits by how many there are
-FAILING, BLUR = 0.45, 0.05  # a cell counts as one where most items fail from an expected rate of about so much
+ENUMERABLE = 20_000  # largest grid for which the failure rates of all cells are predicted after every fit
+TIE = 1e-12  # values closer than this are equal: the last bits of a sum depend on the number of terms
+FAILING, BLUR = 0.45, 0.05  # expected rate above which a cell counts as mostly failing, and the width of that step
 
 
 class Regions:
-    """A coarse division of the grid into regions of alike margins, and the failures found in each.
+    """A coarse division of the grid into regions of similar margins, with the number of failures found in each.
 
     Small randomised trees (Geurts et al. 2006) divide the grid where the margin changes, so a failure mode is one
-    region however many concepts do not matter to it. Counting failures by region instead of by cell is count-based
+    region however many concepts are irrelevant to it. Counting failures by region instead of by cell is count-based
     exploration with a learnt hash (Tang et al. 2017, #Exploration, Sec. 2.3).
     """
 
@@ -38,7 +38,7 @@ class Regions:
             self.add(row)
 
     def of(self, cells: np.ndarray) -> np.ndarray:
-        """Region of each cell in each tree: (n, trees)."""
+        """Return the region of each cell in each tree: (n, trees)."""
         if len(cells) == 0:
             return np.zeros((0, TREES), dtype=np.int64)
         return self._trees.apply(self.space.coordinates(cells))
@@ -48,21 +48,20 @@ class Regions:
         self._counts[np.arange(TREES), regions] += 1
 
     def novelty(self, regions: np.ndarray, power: float) -> np.ndarray:
-        """(1 + failures)^-power of regions (n, trees), mean over the trees: (n,) in (0, 1]."""
+        """Return (1 + failures)^-power of regions (n, trees), averaged over the trees: (n,) in (0, 1]."""
         return ((1.0 + self._counts[np.arange(TREES), regions]) ** -power).mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What an acquisition prefers.
+    """The preferences of an acquisition.
 
     Args:
         optimism: standard deviations by which the surrogate's mean is raised (upper confidence bound).
-        certainty: power of the probability of failure; higher asks less where a failure is only likely.
-        novelty: power by which a region loses worth with the failures found in it, and an item with its own; on large
-            grids.
-        new_cell: share of its worth that a cell without a failure so far has on top.
-        failing_cell: the same again where most items are expected to fail; on small grids.
+        certainty: exponent of the probability of failure; higher values avoid probes that only may fail.
+        novelty: exponent by which regions and items lose worth with their failures found; on large grids.
+        new_cell: bonus, as a share of its worth, for a cell without a failure so far.
+        failing_cell: the same bonus for cells in which most items are expected to fail; on small grids.
     """
 
     optimism: float
@@ -73,19 +72,19 @@ class Weights:
 
 
 class Acquisition:
-    """Probability of failure, more of it where few failures were found.
+    """Probability of failure, weighted towards places with few failures found.
 
-    On a grid small enough to predict the rate of every cell, found means in this cell; on a large one, where hardly any
-    cell is met twice, in the regions it lies in and on this item. For an item that fails anywhere, where others hardly
-    ever do, would take most of the probes and say nothing of the grid.
+    On a grid small enough to predict every cell's rate, the place is the cell. On a large one, where hardly any cell is
+    probed twice, it is the cell's regions and the item: an item that fails everywhere, where others hardly ever do,
+    would take most of the probes and reveal nothing about the grid.
 
     Args:
         surrogate: fitted to the probes so far.
         data: these probes.
         space: the grid.
-        n_items: how many items are searched.
-        weights: what it prefers.
-        seed: of the regions.
+        n_items: number of items searched.
+        weights: its preferences.
+        seed: seed of the regions.
     """
 
     def __init__(
@@ -100,20 +99,20 @@ class Acquisition:
         self._found = np.unique(space.flat(data.cells[data.failed]))
 
     def __call__(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Worth of asking about items (n,) under cells (n, concepts): (n,)."""
+        """Return the worth of probing items (n,) under cells (n, concepts): (n,)."""
         worth = self._worth(items, cells)
         if self.regions is not None:
             worth = worth * self._novelty(items, self.regions.of(cells))
         return worth
 
     def _novelty(self, items: np.ndarray, regions: np.ndarray) -> np.ndarray:
-        """What is left of the worth of items (n,) in regions (n, trees), on a large grid: (n,) in (0, 1]."""
+        """Return the factor by which novelty reduces the worth of items (n,) in regions (n, trees): (n,) in (0, 1]."""
         assert self.regions is not None
         power = self.weights.novelty
         return self.regions.novelty(regions, power) * (1.0 + self._on_item[items]) ** -power
 
     def rarity(self, cells: np.ndarray) -> np.ndarray:
-        """1 / (1 + failures found in the same place) of cells (n, concepts): (n,) in (0, 1]."""
+        """Return 1 / (1 + failures found in the same place) for cells (n, concepts): (n,) in (0, 1]."""
         if self.regions is not None:
             return self.regions.novelty(self.regions.of(cells), 1.0)
         found = np.bincount(self.space.flat(self.data.cells[self.data.failed]), minlength=self.space.n_cells)
@@ -129,11 +128,11 @@ class Acquisition:
         return failing**self.weights.certainty * (1 + bonus)
 
     def batch(self, items: np.ndarray, cells: np.ndarray, n: int) -> np.ndarray:
-        """Choose up to n of the candidates, none asked before: their rows.
+        """Choose up to n of the candidates that were not probed before; returns their rows.
 
-        A cell's second best has its turn when all cells have had their first, and so on, so that a batch spreads over
-        a large grid and still fills up on one of few cells. Each choice counts as a failure in its regions and on its
-        item at once, so that a batch spreads as a sequence would.
+        A cell's second-best candidate has its turn when all cells have had their first, and so on, so that a batch
+        spreads over a large grid and still fills up if there are few cells. Each choice immediately counts as a failure
+        in its regions and on its item, so that a batch spreads like a sequence.
         """
         flat = self.space.flat(cells)
         fresh = np.fromiter(
@@ -143,7 +142,7 @@ class Acquisition:
         order = np.argsort(-worth, kind="stable")
         order = order[np.isfinite(worth[order])]
         pairs = pd.DataFrame({"item": items[order], "cell": flat[order]}, index=order).drop_duplicates()
-        turns = pairs.groupby("cell").cumcount().sort_values(kind="stable")  # the best of each cell first, best first
+        turns = pairs.groupby("cell").cumcount().sort_values(kind="stable")  # each cell's best first, sorted by worth
         rows, turn = turns.index.to_numpy(), turns.to_numpy()
         n = min(n, len(rows))
         if self.regions is None or n == 0:
@@ -153,9 +152,9 @@ class Acquisition:
         return rows[self._spread(worth[rows], items[rows], self.regions.of(cells[rows]), turn, n)]
 
     def _spread(self, worth: np.ndarray, items: np.ndarray, regions: np.ndarray, turn: np.ndarray, n: int) -> list[int]:
-        """Choose n one by one, turn by turn, the most valuable after the failures that those before will have added.
+        """Choose n one by one, turn by turn: the most valuable, assuming that all choices before will fail.
 
-        Values only fall, so an earlier one bounds a later one from above, and few have to be computed again (lazy
+        Values only decrease, so an earlier value is an upper bound of a later one, and few have to be recomputed (lazy
         greedy; Minoux 1978).
         """
         assert self.regions is not None

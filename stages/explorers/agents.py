@@ -1,8 +1,8 @@
-"""Deep RL agents from Stable-Baselines3 and SB3-Contrib, model-free and one step an episode.
+"""Deep RL agents from Stable-Baselines3 and SB3-Contrib, model-free and with episodes of one step.
 
-On-policy agents (PPO, A2C, TRPO) make one choice per concept, so a grid may be of any size. Value-based ones (DQN, the
-paper's, and QR-DQN) have one output per cell, so they are for small grids. The fields of their settings that are named
-as in SB3 are handed on to it.
+On-policy agents (PPO, A2C, TRPO) make one choice per concept, so the grid may have any size. Value-based agents (DQN,
+the paper's, and QR-DQN) have one output per cell, so they need small grids. Settings with the names of SB3's arguments
+are passed on to it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from stages.explorers.prober import Prober
 from stages.explorers.reward import Reward, RewardConfig
 from stages.params import Strict
 
-PATIENCE = 20  # steps an agent may take per unique probe of its budget before it counts as stuck
+PATIENCE = 20  # steps per unique probe of the budget after which an agent is considered stuck
 
 
 class _StopWhenSpent(BaseCallback):
-    """Ends the learning when the budget is spent."""
+    """Stops learning when the budget is spent."""
 
     def __init__(self, prober: Prober) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _StopWhenSpent(BaseCallback):
 
 
 class AgentSettings(Strict):
-    """What all agents share."""
+    """Settings that all agents share."""
 
     n_envs: int = Field(64, ge=1, le=1_000_000, description="items probed in one step")
     reward: RewardConfig = Field(RewardConfig(), description="what the agent is paid for, see stages/explorers/reward")
@@ -54,16 +54,16 @@ class AgentSettings(Strict):
     device: Literal["cpu"] = Field("cpu", description="agents are tiny: a CPU is quicker than moving them")
 
     def arguments(self) -> dict[str, Any]:
-        """What SB3's constructor is given."""
+        """Return the arguments of SB3's constructor."""
         return self.model_dump(exclude={"n_envs", "reward", "hidden", "max_cells", "n_quantiles"})
 
     def architecture(self) -> dict[str, Any]:
-        """What SB3's policy class is given, and `load_policy` needs to build it again."""
+        """Return the arguments of SB3's policy class, which `load_policy` needs too."""
         return {"net_arch": list(self.hidden)}
 
 
 class OnPolicySettings(AgentSettings):
-    """Agents that learn from what they have just asked, and forget it."""
+    """Agents that learn from their latest probes and then discard them."""
 
     n_envs: int = Field(32, ge=1, le=1_000_000, description="items probed in one step")
     learning_rate: float = Field(3e-3, gt=0)
@@ -76,8 +76,8 @@ class OnPolicySettings(AgentSettings):
         return self
 
     def arguments(self) -> dict[str, Any]:
-        """See AgentSettings; a batch larger than what was collected is cut to it."""
-        arguments = {**super().arguments(), "gae_lambda": 1.0}  # nothing to bootstrap from in one step
+        """See AgentSettings; a batch is at most as large as the probes of an update."""
+        arguments = {**super().arguments(), "gae_lambda": 1.0}  # one-step episodes have nothing to bootstrap from
         if "batch_size" in arguments:
             arguments["batch_size"] = min(arguments["batch_size"], self.n_envs * self.n_steps)
         return arguments
@@ -92,14 +92,14 @@ class PPOSettings(OnPolicySettings):
 
 
 class A2CSettings(OnPolicySettings):
-    """A2C (Mnih et al. 2016): one gradient step where PPO takes many."""
+    """A2C (Mnih et al. 2016): one gradient step instead of PPO's many."""
 
     ent_coef: float = Field(0.05, ge=0, description="entropy bonus: higher explores more, finds fewer")
     normalize_advantage: bool = Field(True, description="scale the advantages of an update to unit variance")
 
 
 class TRPOSettings(OnPolicySettings):
-    """TRPO (Schulman et al. 2015): as far as a bound on the change of the policy allows."""
+    """TRPO (Schulman et al. 2015): the largest update within a bound on the change of the policy."""
 
     batch_size: int = Field(64, ge=2, le=1_000_000, description="probes in one gradient step of the critic")
     target_kl: float = Field(0.05, gt=0, description="bound on the Kullback-Leibler divergence of one update")
@@ -123,7 +123,7 @@ class DQNSettings(AgentSettings):
     max_cells: int = Field(20_000, description="largest grid it is used on: one output unit per cell")
 
     def arguments(self) -> dict[str, Any]:
-        """See AgentSettings; the schedule runs over the budget, not over the much larger limit given to learn()."""
+        """See AgentSettings; the schedule covers the budget, not the much larger limit passed to learn()."""
         return {
             **super().arguments(),
             "buffer_size": max(self.buffer_size, self.n_envs),
@@ -145,11 +145,11 @@ class QRDQNSettings(DQNSettings):
 
 
 class _Agent:
-    """Learns until the budget is spent, fills what is left, refuses to pass on the untrained."""
+    """Learns until the budget is spent, fills the rest at random, and refuses to return an untrained policy."""
 
     name: ClassVar[str]
     Settings: ClassVar[type[AgentSettings]]
-    algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # one of SB3's classes
+    algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
     flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
 
     def __init__(self, settings: AgentSettings | None = None) -> None:
@@ -159,8 +159,8 @@ class _Agent:
         """Learn on the prober until its budget is spent.
 
         Raises:
-            NoLearningError: when the budget was too small for a single gradient update.
-            UsageError: when the grid has more cells than the agent may have outputs.
+            NoLearningError: if the budget was too small for a single gradient update.
+            UsageError: if the grid has more cells than the agent may have outputs.
         """
         settings = self.settings
         self._check(prober)
@@ -182,7 +182,7 @@ class _Agent:
                 " in discover.settings"
             )
         learnt = prober.spent
-        if prober.left > 0:  # it only repeated itself; the budget is spent all the same, and that is said
+        if prober.left > 0:  # it only repeated itself: the rest is spent at random and reported
             Random().explore(prober, seed)
         network = cast(ActorCriticPolicy | DQNPolicy | QRDQNPolicy, model.policy)
         kind = ValuePolicy if self.flat else FactoredPolicy
@@ -217,7 +217,7 @@ class TRPOExplorer(_Agent):
 
 
 class _FlatAgent(_Agent):
-    """One action, so one output of the network, per cell."""
+    """An agent with one action, and so one network output, per cell."""
 
     flat = True
 
@@ -233,14 +233,14 @@ class _FlatAgent(_Agent):
 class DQNExplorer(_FlatAgent):
     """DQN with settings that let it learn.
 
-    The authors' released agents were saved before their first update (learning_starts beyond the run); here it is
-    explicit and a run without updates is an error.
+    The authors' released agents were saved before their first update (learning_starts beyond the run). Here the setting
+    is explicit, and a run without updates is an error.
     """
 
     name, Settings, algorithm = "dqn", DQNSettings, DQN
 
 
 class QRDQNExplorer(_FlatAgent):
-    """QR-DQN, as DQN."""
+    """QR-DQN with the same settings as DQN, apart from its quantiles."""
 
     name, Settings, algorithm = "qrdqn", QRDQNSettings, QRDQN

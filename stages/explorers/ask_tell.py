@@ -1,4 +1,4 @@
-"""Ask and tell: the loop of all explorers that learn from one batch of probes to the next without a network."""
+"""Ask and tell: the loop of all explorers that learn from batch to batch without a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Proposal(NamedTuple):
     Args:
         items: (n,) positions in the prober's `item_ids`.
         cells: (n, d) level indices.
-        uniform: which pairs, all or (n,) bool, were drawn uniformly whatever was known (see `Prober.ask`).
+        uniform: which pairs, all or (n,) bool, were drawn uniformly, independent of all answers (see `Prober.ask`).
     """
 
     items: np.ndarray
@@ -33,29 +33,29 @@ class Proposal(NamedTuple):
 
 
 class Strategy(Protocol):
-    """What differs between them. It holds the state of one search, and names batches of any size it likes."""
+    """The part that differs between explorers. It has the state of one search, and proposes batches of any size."""
 
     def propose(self) -> Proposal:
-        """Name the next probes."""
+        """Propose the next probes."""
         ...
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
-        """Hear the answers.
+        """Learn from answers.
 
         Args:
-            items: (n,) what was asked, which is not always what was proposed.
-            cells: (n, d) under which cells.
-            margin: (n,) discrepancy less threshold, above 0 for a failure.
-            fresh: (n,) asked for the first time; the others were answered from memory.
+            items: (n,) positions of the items probed, not always those proposed.
+            cells: (n, d) their cells.
+            margin: (n,) discrepancy minus threshold, above 0 for a failure.
+            fresh: (n,) whether the probe was new; others were answered from memory.
         """
         ...
 
 
 class AskTell(Generic[S]):
-    """An explorer made of a strategy.
+    """An explorer that runs a strategy.
 
-    The first probes do not depend on the budget, so that a long search begins with the short one. A strategy that
-    only repeats itself is given a batch of uniform draws instead: then the budget is spent all the same.
+    The first probes do not depend on the budget, so a long search begins with the probes of a short one. A strategy
+    that only repeats itself gets a batch of uniform draws instead, so that the budget is always spent.
     """
 
     name: str
@@ -65,11 +65,11 @@ class AskTell(Generic[S]):
         self.settings = settings if settings is not None else self.Settings()
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """Make the strategy for one search."""
+        """Create the strategy for one search."""
         raise NotImplementedError
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget; `filled_at_random` tells how much of it the strategy could not."""
+        """Spend the prober's budget; `filled_at_random` is the part the strategy could not spend."""
         rng = np.random.default_rng(seed)
         strategy = self.start(prober, rng)
         filled = 0
@@ -79,14 +79,14 @@ class AskTell(Generic[S]):
         return Found(details={"filled_at_random": filled})
 
 
-FILL = 64  # uniform draws given to a strategy that repeats itself
+FILL = 64  # uniform draws for a strategy that repeats itself
 
 
 def _ask(prober: Prober, strategy: Strategy, proposal: Proposal) -> int:
-    """Ask, tell, and count what was new."""
+    """Probe a proposal, let the strategy learn, and count the new probes."""
     items, cells, drawn = proposal
     answers = prober.ask(items, cells, uniform=drawn)
-    if prober.left > 0:  # with the last probe the search is over, and some questions may have no answer
+    if prober.left > 0:  # with the last probe the search ends, and some probes may be unanswered
         strategy.learn(items, cells, answers.discrepancy - prober.task.threshold, answers.fresh)
     return int(answers.fresh.sum())
 
@@ -97,13 +97,13 @@ def uniform(prober: Prober, n: int, rng: np.random.Generator) -> tuple[np.ndarra
 
 
 def embedding_order(prober: Prober) -> np.ndarray:
-    """Item positions (items,) sorted along the first principal component of their embeddings.
+    """Return item positions (items,) sorted along the first principal component of their embeddings.
 
-    For optimisers that know numbers only: neighbours in this order are alike as far as one number can say.
+    For optimisers that only take numbers: neighbours in this order are as similar as one number can make them.
     """
     embedding = prober.task.embed(prober.item_ids).astype(np.float64)
     centred = embedding - embedding.mean(axis=0)
-    with threadpool_limits(1, user_api="blas"):  # sums depend on the number of threads in their last bits
+    with threadpool_limits(1, user_api="blas"):  # the last bits of sums depend on the number of threads
         axis = np.linalg.svd(centred, full_matrices=False)[2][0]
     axis = axis * np.sign(axis[np.abs(axis).argmax()])  # the sign of a singular vector is arbitrary
     return np.argsort(centred @ axis, kind="stable")

@@ -1,4 +1,4 @@
-"""`auto`: model-based search, or random draws where there is too little to learn from."""
+"""`auto`: model-based search, or random draws if the budget is too small to learn from."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FEW = 200  # probes; half of them are uniform in any search that learns from its
 
 
 class Choice(NamedTuple):
-    """An explorer by name, and why it is the one."""
+    """The name of an explorer, and why it was chosen."""
 
     explorer: str
     why: str
 
 
 class AutoSettings(Strict):
-    """What the search is for; the rest is chosen."""
+    """The goal of the search; everything else is chosen."""
 
     goal: Goal = Field(
         "places",
@@ -33,18 +33,18 @@ class AutoSettings(Strict):
 
 
 def choose(budget: int) -> Choice:
-    """Choose an explorer for so many unique probes, on whatever grid."""
+    """Choose an explorer for a number of unique probes, on any grid."""
     if budget < FEW:
         return Choice(Random.name, f"{budget:,} probes are too few to learn from")
     return Choice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
 
 
 class Auto:
-    """Chooses by `choose` and lets the chosen one explore.
+    """Chooses an explorer by `choose` and runs it.
 
     Args:
-        settings: what the search is for.
-        budget: unique probes to choose by; the prober's own by default. Shares of one search choose by that of all.
+        settings: the goal of the search.
+        budget: unique probes to choose by; by default the prober's. Shares of one search use that of the whole search.
     """
 
     name = "auto"
@@ -54,7 +54,7 @@ class Auto:
         self.settings, self.budget = settings or AutoSettings(), budget
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Let the chosen explorer spend the budget; `details` say which and why."""
+        """Let the chosen explorer spend the budget; `details` contains its name and the reason."""
         choice = choose(self.budget or prober.budget)
         learns = choice.explorer == ModelBased.name
         explorer: Explorer = ModelBased(ModelBasedSettings(goal=self.settings.goal)) if learns else Random()

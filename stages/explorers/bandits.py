@@ -1,10 +1,10 @@
 """Linear bandits on factored concepts: Thompson sampling and upper confidence bounds over (item, cell) pairs.
 
-The margin of a probe is modelled as a sum of one effect of its item, one of each of its levels and, by default, one of
-each pair of them: a Bayesian linear regression on indicators. What was learnt at one cell so carries over to all cells
-that share a level with it, which is why these find failures early; interactions of more concepts they cannot see. Left
-to the margin itself they settle where it is largest: of 12 planted modes on 7^8 cells they then found one, in 1,900
-failures of 2,000 probes. Hence its ceiling.
+The margin of a probe is modelled as a sum of effects of its item, of each of its levels and, by default, of each pair
+of them: a Bayesian linear regression on indicators. What is learnt at one cell so carries over to all cells that share
+a level, which finds failures early; interactions of more concepts are invisible. With unlimited margins they settle
+where the margin is largest: of 12 planted modes on 7^8 cells they found one, with 1,900 failures in 2,000 probes. So
+margins have a ceiling.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from stages.explorers.ask_tell import AskTell, Proposal, Strategy, uniform
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
-MAX_EFFECTS = 5_000  # their covariance then takes 200 MB, and a draw from it seconds
-BOUND_DRAWS = 50  # posterior draws a standard deviation is estimated from
+MAX_EFFECTS = 5_000  # their covariance takes 200 MB, and a draw from it seconds
+BOUND_DRAWS = 50  # posterior draws to estimate a standard deviation from
 
 
 class BanditSettings(Strict):
-    """What both bandits share."""
+    """Settings that both bandits share."""
 
     batch: int = Field(50, ge=1, le=1_000_000, description="probes asked at once, each in another cell")
     candidates: int = Field(
@@ -48,14 +48,14 @@ class UCBSettings(BanditSettings):
 class LinearModel:
     """Bayesian linear regression of margins on indicators (Bishop 2006, Sec. 3.3), updated batch by batch.
 
-    Drawing from the posterior takes time with the cube of the effects: 1.4 ms a probe with the 1,500 of 80 items and
-    the pairs of 8 concepts of 7 levels.
+    The time to draw from the posterior is cubic in the number of effects: 1.4 ms per probe with 1,500 effects, of 80
+    items and the pairs of 8 concepts with 7 levels.
 
     Args:
         n_items: number of items.
         sizes: number of levels of each concept.
-        pairs: whether pairs of levels have effects of their own.
-        noise, prior: standard deviations of the margin given the effects, and by them.
+        pairs: whether pairs of levels have their own effects.
+        noise, prior: standard deviations of the margin given the effects, and due to them.
 
     Raises:
         UsageError: for more than `MAX_EFFECTS` effects.
@@ -74,11 +74,11 @@ class LinearModel:
                 " or fewer items, concepts or levels"
             )
         self._noise = noise
-        self._precision = np.eye(self.n_effects) * len(blocks) / prior**2  # one effect of each block acts
+        self._precision = np.eye(self.n_effects) * len(blocks) / prior**2  # one effect per block applies to a probe
         self._moment = np.zeros(self.n_effects)
 
     def design(self, items: np.ndarray, cells: np.ndarray) -> sparse.csr_array:
-        """Indicators (n, effects) of items (n,) under cells (n, d)."""
+        """Return the indicators (n, effects) of items (n,) under cells (n, d)."""
         columns = [np.zeros(len(items), np.int64), items, *cells.T]
         columns += [cells[:, i] * self._sizes[j] + cells[:, j] for i, j in self._pairs]
         index = np.stack(columns, axis=1) + self._starts[:-1]
@@ -92,7 +92,7 @@ class LinearModel:
         self._moment += x.T @ margin / self._noise**2
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean of the effects (effects,) and n draws of them (n, effects)."""
+        """Return the posterior mean of the effects (effects,) and n draws of them (n, effects)."""
         factor = cholesky(self._precision, lower=True)
         mean = cho_solve((factor, True), self._moment)
         chance = rng.standard_normal((self.n_effects, n))
@@ -100,7 +100,7 @@ class LinearModel:
 
 
 class _Bandit:
-    """Scores a pool of candidates by the model and takes the best, at most one in a cell.
+    """Scores a pool of candidates by the model and takes the best, at most one per cell.
 
     Args:
         optimism: None for Thompson sampling: each probe of the batch is the best in one draw from the posterior.
@@ -120,7 +120,7 @@ class _Bandit:
     def propose(self) -> Proposal:
         items, cells = self._candidates()
         batch = self._settings.batch
-        with threadpool_limits(1, user_api="blas"):  # sums depend on the number of threads in their last bits
+        with threadpool_limits(1, user_api="blas"):  # the last bits of sums depend on the number of threads
             mean, draws = self._model.draw(batch if self._optimism is None else BOUND_DRAWS, self._rng)
             design = self._model.design(items, cells)
             scores = (design @ draws.T).T  # (draws, candidates)
@@ -131,7 +131,7 @@ class _Bandit:
         return Proposal(items[chosen], cells[chosen])
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs not asked yet: uniform draws, and known failures with another item or one concept changed."""
+        """Return new pairs: uniform draws, and known failures with another item or one concept changed."""
         n = self._settings.candidates
         items, cells = uniform(self._prober, n, self._rng)
         if len(self._failing):
@@ -145,17 +145,17 @@ class _Bandit:
         return items[new], cells[new]
 
     def _pairs(self, items: np.ndarray, cells: np.ndarray) -> list[tuple[int, int]]:
-        """Item and number of the cell; one number for both would overflow on grids of 10^18 cells."""
+        """Return pairs of item and cell number; a single number for both would overflow on grids of 10^18 cells."""
         return list(zip(items.tolist(), self._prober.space.flat(cells).tolist(), strict=True))
 
     def _best_in_distinct_cells(self, scores: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """For each row of the scores (batch, n) its best candidate whose cell no earlier row has taken."""
+        """Return for each row of the scores (batch, n) its best candidate in a cell that no earlier row has taken."""
         scores = scores.copy()
         chosen: list[int] = []
         for row in scores:
             best = int(row.argmax()) if len(row) else -1
             if best < 0 or row[best] == -np.inf:
-                break  # fewer cells than probes in a batch
+                break  # the grid has fewer cells than the batch has probes
             chosen.append(best)
             scores[:, numbers == numbers[best]] = -np.inf
         return np.array(chosen, dtype=np.int64)

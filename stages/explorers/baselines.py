@@ -1,4 +1,4 @@
-"""Baselines an agent has to beat at the same budget, and plain enumeration for grids small enough.
+"""Baselines to compare agents with at the same budget, and enumeration for grids small enough.
 
 Sagar et al. (ICML 2024) compare their agent with random search, an epsilon-greedy search and a threshold search.
 """
@@ -14,11 +14,11 @@ from stages.explorers.contract import Found
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
-BATCH = 256  # a power of 2, as Sobol sequences want it
+BATCH = 256  # a power of 2, as Sobol sequences require
 
 
 class Random:
-    """Uniform draws of item and cell: the control of every run, and the unbiased part of the landscape."""
+    """Uniform draws of item and cell: the control of every audit, and the unbiased part of the landscape."""
 
     name = "random"
     Settings = NoSettings
@@ -27,7 +27,7 @@ class Random:
         self.settings = settings or NoSettings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Draw until the budget is spent; repeated draws cost nothing and are drawn again."""
+        """Draw until the budget is spent; repeated draws cost nothing."""
         rng = np.random.default_rng(seed)
         while prober.left > 0:
             prober.ask(*uniform(prober, min(BATCH, prober.left), rng), uniform=True)
@@ -35,7 +35,7 @@ class Random:
 
 
 class Exhaustive:
-    """Every item under every cell, where the budget allows it: no estimate is needed then."""
+    """Every item under every cell, if the budget allows it, so that nothing needs to be estimated."""
 
     name = "exhaustive"
     Settings = NoSettings
@@ -44,7 +44,7 @@ class Exhaustive:
         self.settings = settings or NoSettings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Ask about all pairs, item by item, until they or the budget end."""
+        """Probe all pairs, item by item, until all are probed or the budget is spent."""
         cells = prober.space.cells()
         for item in range(len(prober.item_ids)):
             if prober.left <= 0:
@@ -54,9 +54,9 @@ class Exhaustive:
 
 
 class _Design:
-    """Points of a space-filling design over items and concepts together, cut into batches.
+    """Points of a space-filling design over items and concepts together, in batches.
 
-    Scrambled designs only: each of their points is uniform, they merely depend on each other.
+    Only scrambled designs: each of their points is uniform, but the points are dependent.
     """
 
     def __init__(self, prober: Prober, engine: qmc.QMCEngine) -> None:
@@ -69,11 +69,11 @@ class _Design:
         return Proposal(points[:, 0], points[:, 1:], uniform=True)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
-        """Nothing: the design is fixed beforehand."""
+        """Do nothing: the design is fixed."""
 
 
 class Sobol(AskTell[NoSettings]):
-    """A scrambled Sobol sequence (Sobol 1967; Owen 1998): spreads more evenly than chance, learns nothing."""
+    """A scrambled Sobol sequence (Sobol 1967; Owen 1998), which spreads more evenly than chance and learns nothing."""
 
     name, Settings = "sobol", NoSettings
 
@@ -83,7 +83,7 @@ class Sobol(AskTell[NoSettings]):
 
 
 class LatinHypercube(AskTell[NoSettings]):
-    """Latin hypercubes (McKay, Beckman, Conover 1979), a new one for each batch: every level about equally often."""
+    """Latin hypercubes (McKay, Beckman, Conover 1979), one per batch: every level is about equally frequent."""
 
     name, Settings = "latin_hypercube", NoSettings
 
@@ -102,10 +102,10 @@ class EpsilonGreedySettings(Strict):
 
 
 class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
-    """One bandit arm per cell (Sutton and Barto, Sec. 2.2): mostly the cells that failed most often so far.
+    """One bandit arm per cell (Sutton and Barto, Sec. 2.2), which mostly probes the cells that failed most often.
 
-    Nothing carries over from a cell to its neighbours. Only cells that were visited take memory. The search of the
-    same name in the paper's released code adapts the class of the image and draws the cells uniformly.
+    Nothing carries over from a cell to its neighbours. Only visited cells take memory. The search of the same name in
+    the paper's released code adapts the class of the image and draws the cells uniformly.
     """
 
     name, Settings = "epsilon_greedy", EpsilonGreedySettings
@@ -116,14 +116,14 @@ class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
 
 
 class _Arms:
-    """Failures and probes of each cell visited, by the order of the first visit."""
+    """Failures and probes of each visited cell, in the order of the first visit."""
 
     def __init__(self, prober: Prober, settings: EpsilonGreedySettings, rng: np.random.Generator) -> None:
         self._prober, self._settings, self._rng = prober, settings, rng
         self._arm: dict[int, int] = {}  # cell number -> its row below
         self._cells = np.zeros(0, np.int64)
         self._failures, self._probes = np.zeros(0), np.zeros(0)
-        self._left: list[np.ndarray] = []  # items not yet asked about in each cell, in random order
+        self._left: list[np.ndarray] = []  # items not yet probed in each cell, in random order
 
     def propose(self) -> Proposal:
         greedy = int((self._rng.random(self._settings.batch) >= self._settings.epsilon).sum())
@@ -160,10 +160,10 @@ class ThresholdSettings(Strict):
 
 
 class ThresholdSearch(AskTell[ThresholdSettings]):
-    """Stays with what fails: draws cells uniformly, and leaves an item once `patience` of its probes have passed.
+    """Stays with failing items: draws cells uniformly, and leaves an item once `patience` of its probes have passed.
 
-    This is the paper's threshold baseline as its released code has it, with items instead of classes, since not
-    every task has classes, and several of them at once.
+    This is the paper's threshold baseline as in its released code, but with items instead of classes, because not every
+    task has classes, and with several of them at once.
     """
 
     name, Settings = "threshold_search", ThresholdSettings
@@ -174,7 +174,7 @@ class ThresholdSearch(AskTell[ThresholdSettings]):
 
 
 class _Lanes:
-    """The items searched now, and how many probes each has passed since it was taken up."""
+    """The current items, and how many probes each has passed since its start."""
 
     def __init__(self, prober: Prober, settings: ThresholdSettings, rng: np.random.Generator) -> None:
         self._prober, self._settings, self._rng = prober, settings, rng
@@ -186,8 +186,8 @@ class _Lanes:
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         if not np.array_equal(items, self._items):
-            return  # draws that filled a batch say nothing about a lane
-        self._passed += (margin <= 0) | ~fresh  # an item of which all is known is left too
+            return  # uniform fill-in draws belong to no lane
+        self._passed += (margin <= 0) | ~fresh  # leaves an item whose probes are all known, too
         tired = self._passed >= self._settings.patience
         self._items[tired] = self._rng.integers(len(self._prober.item_ids), size=tired.sum())
         self._passed[tired] = 0

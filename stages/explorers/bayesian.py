@@ -1,4 +1,4 @@
-"""Bayesian optimisation by Optuna: the search for the largest margin, as people tune hyperparameters."""
+"""Bayesian optimisation by Optuna, which searches for the largest margin as in hyperparameter tuning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BayesianSettings(Strict):
 
     @model_validator(mode="after")
     def _remembers_its_startup(self) -> BayesianSettings:
-        if self.startup > self.max_history:  # it would forget back to fewer than it needs, and only draw at random
+        if self.startup > self.max_history:  # otherwise it would forget below its start-up, and only draw at random
             raise ValueError(f"startup must be at most max_history, found {self.startup} > {self.max_history}")
         return self
 
@@ -38,9 +38,9 @@ class Bayesian(AskTell[BayesianSettings]):
     """Tree-structured Parzen estimators (Bergstra et al. 2011; multivariate as Falkner et al. 2018) or GP, by Optuna.
 
     The item is one more integer, in the order of the embeddings' first principal component; ordered concepts are
-    integers too, others are categories. It looks for the largest margin rather than for many failures in many places.
-    Its own computing grows with the probes it learns from (about 10 ms a probe with a few hundred), so it learns from
-    the latest `max_history` to twice as many; on enumerated MNIST, forgetting also made it find more.
+    integers too, and others are categories. It searches for the largest margin, not for many failures in many places.
+    Its own cost grows with the probes it learns from (about 10 ms per probe with a few hundred), so it learns from the
+    latest `max_history` to twice as many; on enumerated MNIST, forgetting also made it find more.
     """
 
     name, Settings = "bayesian", BayesianSettings
@@ -51,9 +51,9 @@ class Bayesian(AskTell[BayesianSettings]):
 
 
 class _Study:
-    """One Optuna study after another, each begun with the latest probes of the one before.
+    """A series of Optuna studies, each started with the latest probes of the one before.
 
-    Its parameters are the columns of a probe: "0" is the place of the item, "1" and so on are the concepts.
+    Its parameters are the columns of a probe: "0" is the position of the item, "1" and so on are the concepts.
     """
 
     def __init__(self, prober: Prober, settings: BayesianSettings, seed: int) -> None:
@@ -95,7 +95,7 @@ class _Study:
         if pending:
             for trial, value in zip(pending, margin.tolist(), strict=True):
                 self._study.tell(trial, value)
-        else:  # draws that filled a batch
+        else:  # uniform fill-in draws
             columns = np.column_stack([self._place[items], cells]).tolist()
             for row, value in zip(columns, margin.tolist(), strict=True):
                 params = dict(zip(self._distributions, row, strict=True))
@@ -113,5 +113,5 @@ def _import_optuna() -> Any:
         import optuna.trial
     except ImportError:
         raise UsageError("explorer bayesian needs Optuna: pip install 'faded[explorers]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise it reports every trial
     return optuna

@@ -1,7 +1,7 @@
-"""Where candidates for the next probes come from: generators, and the portfolio in which they compete.
+"""Generators of candidates for the next probes, and the portfolio in which they compete.
 
-A generator only names pairs of item and cell. Which of them are asked the acquisition decides, so a poor generator
-costs computing, not probes.
+A generator only names pairs of item and cell. The acquisition decides which of them are probed, so a poor generator
+costs computing time, not probes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stages.concepts import ConceptSpace
 from stages.explorers.acquisition import Acquisition
 from stages.explorers.proposer import CELLS, ITEMS, Trainer
 
-WARM_UP = 5  # generations a new policy learns from before its first candidates count
+WARM_UP = 5  # generations a new policy learns from before its candidates count
 
 
 class Pairs(NamedTuple):
@@ -26,20 +26,20 @@ class Pairs(NamedTuple):
 
 
 class Generator(Protocol):
-    """Names candidates worth ranking; it holds the state of one search."""
+    """Names candidates worth ranking; it has the state of one search."""
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """Name up to `size` candidates, given what a probe is worth now."""
+        """Name up to `size` candidates, given the current worth of probes."""
         ...
 
 
 class Grid:
-    """Uniform draws from the pairs there are, and small changes of some.
+    """Uniform draws of pairs, and small changes of pairs.
 
     Args:
         space: the grid.
-        n_items: how many items are searched.
-        rng: of the draws.
+        n_items: number of items searched.
+        rng: random generator of the draws.
     """
 
     def __init__(self, space: ConceptSpace, n_items: int, rng: np.random.Generator) -> None:
@@ -50,7 +50,7 @@ class Grid:
         return Pairs(self.rng.integers(self.n_items, size=n), self.space.sample(n, self.rng))
 
     def mutated(self, pairs: Pairs) -> Pairs:
-        """Change one thing of each: its item, or its level of one concept."""
+        """Change one thing in each pair: its item, or its level of one concept."""
         items, cells = pairs.items, pairs.cells.copy()
         changed = self.rng.integers(-1, len(self.space), size=len(items))  # a concept, or -1 for the item
         items = np.where(changed < 0, self.rng.integers(self.n_items, size=len(items)), items)
@@ -60,7 +60,7 @@ class Grid:
 
 
 class Uniform:
-    """Uniform draws: what the other generators never think of."""
+    """Uniform draws, for pairs that the other generators never name."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -71,9 +71,9 @@ class Uniform:
 
 
 class Ascent:
-    """Uniform draws, then mutations of those the acquisition likes best: local search inside the surrogate."""
+    """Uniform draws, then mutations of the most valuable ones: local search inside the surrogate."""
 
-    GENERATIONS, PARENTS = 4, 8  # the first is drawn; one candidate in so many is a parent of the next
+    GENERATIONS, PARENTS = 4, 8  # the first generation is drawn; one in this many candidates is a parent of the next
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -92,7 +92,7 @@ class Ascent:
 
 
 class Mutations:
-    """Known failures with one thing changed: a failure seldom comes alone."""
+    """Known failures with one thing changed, because failures seldom occur alone."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -107,14 +107,14 @@ class Mutations:
 
 
 class Archive:
-    """Offspring of failures from every niche alike, as in MAP-Elites (Mouret and Clune 2015).
+    """Offspring of failures, equally from every niche, as in MAP-Elites (Mouret and Clune 2015).
 
     The niches are the places of the acquisition, which follow the failures found, instead of a fixed division of the
     grid. Half of the offspring take some of their levels from a second parent (uniform crossover, Syswerda 1989), half
     get another item, and all are mutated.
     """
 
-    CROSSED = 0.3  # of the levels come from the second parent
+    CROSSED = 0.3  # share of the levels from the second parent
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -134,48 +134,48 @@ class Archive:
 
 
 class Learnt:
-    """What a policy draws while it learns, by reinforcement learning inside the surrogate, what a probe is worth now.
+    """Draws of a policy that learns the current worth of probes, by reinforcement learning inside the surrogate.
 
     Args:
-        trainer: of the policy, which stays from one fit of the surrogate to the next.
-        entropy: it is held to, as a share of the uniform policy's.
+        trainer: trainer of the policy, which persists between fits of the surrogate.
+        entropy: target entropy, as a share of the uniform policy's.
     """
 
     def __init__(self, trainer: Trainer, entropy: float) -> None:
         self.trainer, self.entropy = trainer, entropy
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator; the last draws, of which a quarter are uniform."""
+        """See Generator; returns the last draws, a quarter of which are uniform."""
         generations = -(-size // (ITEMS * CELLS)) if self.trainer.updates else WARM_UP
         items, cells = self.trainer.train(worth, generations, self.entropy)
         return Pairs(items[-size:], cells[-size:])
 
 
 class Named(NamedTuple):
-    """Candidates, and by number who named each (n,)."""
+    """Candidates, and the number of the generator that named each (n,)."""
 
     pairs: Pairs
     by: np.ndarray
 
 
 class Portfolio:
-    """Generators that compete for places in the pool of candidates, by what the model's answers say of theirs.
+    """Generators that compete for places in the pool of candidates, by the model's answers to theirs.
 
-    A generator's credit is what one more of its candidates has been worth: failures found by them, each weighted by
-    its reward, per candidate named. The pool is divided in blocks, each given to the generator whose credit is highest
-    in a draw from its posterior, a beta distribution whose evidence fades from batch to batch (discounted Thompson
-    sampling; Raj and Kalyani 2017). This is adaptive operator selection (Fialho et al. 2010) with the answers as
-    the judge: what the surrogate thinks of a candidate earns nothing.
+    A generator's credit estimates the worth of one more of its candidates: failures found by them, each weighted by its
+    reward, per candidate named. The pool is divided into blocks, each given to the generator with the highest draw from
+    the posterior of its credit, a beta distribution whose evidence fades from batch to batch (discounted Thompson
+    sampling; Raj and Kalyani 2017). This is adaptive operator selection (Fialho et al. 2010) judged by the model's
+    answers: the surrogate's opinion of a candidate earns nothing.
 
     Args:
         generators: by name.
-        size: candidates named at once, by all together.
-        rng: of the draws.
+        size: number of candidates that all generators together name at once.
+        rng: random generator of the draws.
     """
 
-    BLOCKS = 12  # the pool is divided in
-    FADING = 0.8  # of the evidence is kept from one batch to the next
-    PRIOR = (1.0, 20.0)  # failures and others a generator starts with: above what is seen later, so all are tried
+    BLOCKS = 12  # number of blocks of the pool
+    FADING = 0.8  # share of the evidence kept from one batch to the next
+    PRIOR = (1.0, 20.0)  # failures and others to start with: above later rates, so that every generator is tried
 
     def __init__(self, generators: Mapping[str, Generator], size: int, rng: np.random.Generator) -> None:
         self.generators, self.size, self.rng = dict(generators), size, rng
@@ -184,7 +184,7 @@ class Portfolio:
         self.picked, self.failed = np.zeros(n, np.int64), np.zeros(n, np.int64)  # of all probes so far
 
     def shares(self) -> np.ndarray:
-        """Candidates that each generator may name now (generators,)."""
+        """Return the number of candidates each generator may name now (generators,)."""
         n = len(self.generators)
         if n == 1 or not self._named.any():
             return np.full(n, max(1, self.size // n))
@@ -194,7 +194,7 @@ class Portfolio:
         return np.bincount(draws.argmax(axis=0), minlength=n) * max(1, self.size // self.BLOCKS)
 
     def propose(self, worth: Acquisition) -> Named:
-        """Let each generator name as many candidates as its credit is worth."""
+        """Let each generator name as many candidates as its credit allows."""
         shares = self.shares()
         each = [
             (k, generator.propose(worth, int(shares[k])))
@@ -208,12 +208,12 @@ class Portfolio:
         return Named(Pairs(np.concatenate(items), np.vstack(cells)), by)
 
     def credit(self, by: np.ndarray, failed: np.ndarray, reward: np.ndarray) -> None:
-        """Credit the generators that named the candidates asked.
+        """Credit the generators that named the probed candidates.
 
         Args:
-            by: (n,) who named each.
-            failed: (n,) what the model answered.
-            reward: (n,) what a failure is worth, in [0, 1].
+            by: (n,) number of the generator that named each.
+            failed: (n,) whether it failed.
+            reward: (n,) worth of a failure, in [0, 1].
         """
         n = len(self.generators)
         self._earned += np.bincount(by, weights=failed * reward, minlength=n)
@@ -221,6 +221,6 @@ class Portfolio:
         self.failed += np.bincount(by[failed], minlength=n)
 
     def told(self) -> dict[str, dict[str, int]]:
-        """Probes that each generator's candidates were given, and failures among them, for the metrics."""
+        """Return the probes of each generator's candidates, and failures among them, for the metrics."""
         counts = zip(self.generators, self.picked.tolist(), self.failed.tolist(), strict=True)
         return {name: {"probes": picked, "failures": failed} for name, picked, failed in counts}

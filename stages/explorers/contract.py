@@ -1,4 +1,4 @@
-"""The explorer contract: given a prober, spend its budget well."""
+"""The contract of explorers, which spend a prober's budget."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What an explorer leaves behind beside its probes, which the prober holds.
+    """The results of an explorer besides its probes, which are in the prober.
 
     Args:
-        policy: what it has learnt, or None if it learns nothing.
-        details: numbers for the metrics, e.g. gradient updates.
+        policy: the policy it learnt, or None if it learns none.
+        details: numbers for the metrics, for example gradient updates.
     """
 
     policy: Policy | None = None
@@ -26,7 +26,7 @@ class Found:
 
 
 class Explorer(Protocol):
-    """Chooses the next probes. Seeded, in batches, and it stops when the prober's budget is spent."""
+    """Chooses the next probes in batches, reproducibly by seed, until the prober's budget is spent."""
 
     name: str
 

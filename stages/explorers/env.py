@@ -1,7 +1,7 @@
-"""The search as a Gymnasium environment, and the same for many items at once as an SB3 VecEnv.
+"""The search as a Gymnasium environment, and as an SB3 VecEnv for many items at once.
 
 Macroscopic exploration (paper, Sec. 3): an episode is one step. The observation is the model's own embedding of an
-item, the action a cell, the reward that of `stages.explorers.reward`.
+item, the action is a cell, and the reward is that of `stages.explorers.reward`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ OBSERVATION_BOUND = 10.0
 
 
 class Normaliser:
-    """Embeddings -> observations: standardised over the audit's items, clipped to +-10.
+    """Converts embeddings to observations: standardised over the audit's items, clipped to +-10.
 
-    Networks learn badly from raw features of unknown scale, and a bounded box is an honest observation space.
+    Networks learn badly from raw features of unknown scale, and clipping keeps the bounds of the observation space
+    true.
     """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
@@ -37,17 +38,17 @@ class Normaliser:
         return cls(embedding.mean(axis=0), np.where(std > 1e-6, std, 1.0))
 
     def __call__(self, embedding: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) -> observations (n, d) float32."""
+        """Convert embeddings (n, d) to observations (n, d) float32."""
         scaled = (embedding - self.mean) / self.std
         return np.clip(scaled, -OBSERVATION_BOUND, OBSERVATION_BOUND).astype(np.float32)
 
 
 class Arena:
-    """What the single and the vectorised environment share: spaces, observations, one question and its reward.
+    """The parts that the single and the vectorised environment share: spaces, observations, probing and rewards.
 
     Args:
         prober: answers within the budget.
-        reward: pays for the answers.
+        reward: computes the rewards of the answers.
         flat: one Discrete action per cell (DQN), instead of one choice per concept (MultiDiscrete).
     """
 
@@ -61,7 +62,7 @@ class Arena:
         self.action_space: spaces.Space = spaces.Discrete(space.n_cells) if flat else spaces.MultiDiscrete(space.sizes)
 
     def play(self, items: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Ask about items (n,) under actions (n,) or (n, d); rewards (n,) float32 and one info dict each."""
+        """Probe items (n,) under actions (n,) or (n, d); returns rewards (n,) float32 and one info dict each."""
         cells = self.prober.space.cells(actions) if self.flat else np.asarray(actions, dtype=np.int64)
         answers = self.prober.ask(items, cells)
         rewards = self.reward(items, cells, answers)
@@ -73,9 +74,9 @@ class Arena:
 
 
 class ConceptEnv(gym.Env[np.ndarray, Any]):
-    """`Faded/Concepts-v0`: one item at a time, one step an episode.
+    """`Faded/Concepts-v0`: one item at a time, one step per episode.
 
-    `reset(options={"item": k})` names the item by its position; otherwise it is drawn.
+    `reset(options={"item": k})` selects the item by its position; otherwise it is drawn.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
@@ -89,7 +90,7 @@ class ConceptEnv(gym.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw the next item. With a seed, rewards start anew too: novelty is counted from here."""
+        """Draw the next item. With a seed, rewards restart too: novelty is counted from here."""
         super().reset(seed=seed)
         if seed is not None:
             self.arena.reward.forget()
@@ -98,7 +99,7 @@ class ConceptEnv(gym.Env[np.ndarray, Any]):
         return self.arena.observations[self._item].copy(), {"item": self.arena.prober.item_ids[self._item]}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Probe the item under the action's cell; the episode ends. It is truncated if the budget was spent."""
+        """Probe the item under the action's cell and end the episode, truncated if the budget was spent."""
         rewards, infos = self.arena.play(np.array([self._item]), np.asarray(action)[None])
         observation = self.arena.observations[self._item].copy()
         answered = infos[0]["answered"]
@@ -110,8 +111,8 @@ class ConceptVecEnv(VecEnv):
 
     Args:
         arena: spaces, observations and rewards.
-        num_envs: probes asked in one step; a multiple of the task's batch size wastes nothing.
-        seed: draws the items.
+        num_envs: probes in one step; a multiple of the task's batch size wastes nothing.
+        seed: seed of the draws of items.
     """
 
     render_mode = None
@@ -128,15 +129,15 @@ class ConceptVecEnv(VecEnv):
         return self.arena.observations[self._items]
 
     def reset(self) -> np.ndarray:
-        """Draw an item for every environment: observations (num_envs, d)."""
+        """Draw an item for every environment; returns observations (num_envs, d)."""
         return self._draw()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take the actions, (num_envs,) flat or (num_envs, concepts)."""
+        """Store the actions, (num_envs,) flat or (num_envs, concepts)."""
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Probe, and start the next episodes: every episode is one step long."""
+        """Probe, and start the next episodes, because every episode is one step long."""
         last = self.arena.observations[self._items]
         rewards, infos = self.arena.play(self._items, self._actions)
         for info, observation in zip(infos, last, strict=True):
@@ -144,22 +145,22 @@ class ConceptVecEnv(VecEnv):
         return self._draw(), rewards, np.ones(self.num_envs, dtype=bool), infos
 
     def close(self) -> None:
-        """Nothing to close: the model belongs to the task."""
+        """Do nothing: the model belongs to the task."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return the same attribute for every environment, as they are one object."""
+        """Return the same attribute for every environment, because they are one object."""
         return [getattr(self, attr_name)] * len(self._get_indices(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refused: the environments are one object."""
+        """Raise an error, because the environments are one object."""
         raise AttributeError(f"cannot set {attr_name!r}: all environments of this VecEnv are one object")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Refused: the environments are one object."""
+        """Raise an error, because the environments are one object."""
         raise AttributeError(f"cannot call {method_name!r}: all environments of this VecEnv are one object")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """None of them is wrapped."""
+        """Return False for each: none of them is wrapped."""
         return [False] * len(self._get_indices(indices))
 
     def _get_indices(self, indices: Any) -> Sequence[int]:

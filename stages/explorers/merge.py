@@ -1,7 +1,7 @@
-"""The shares of a divided search, written by one stage each and put together by another.
+"""The shares of a divided search, each written by one stage and merged by another.
 
-Whatever order they are read in, the same bytes come out: probes are put in the order in which shares that run side
-by side at the same speed would have asked them.
+The result does not depend on the order in which shares are read: probes are sorted as shares that run side by side at
+the same speed would have made them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from stages.tasks.contract import ASSETS
 
 ROLES = ("agent", "control")
 COLUMNS = ("role", "explorer", "order", "item", "repeat", "uniform", "discrepancy", "failed", "valid", "output")
-RATED = ("automatic", "automatic_failed")  # where people's ratings say what a failure is
-OPTIONAL = (*RATED, "group")  # the last where items belong together
-CURVE_POINTS = 1000  # of a merged curve, at most
-SHOWN = 10  # shares named in a message, at most
-# Packages whose versions change no answer: of Faded's own code and of the items `origin` tells.
+RATED = ("automatic", "automatic_failed")  # if people's ratings define what a failure is
+OPTIONAL = (*RATED, "group")  # the last if items belong to groups
+CURVE_POINTS = 1000  # most points of a merged curve
+SHOWN = 10  # most shares listed in a message
+# Packages whose versions change no answer, because `origin` covers Faded's code and the items.
 NOT_OF_ANSWERS = frozenset({"faded", "dvc", "prefect", "datasets"})
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one share found.
+    """The results of one share.
 
     Args:
-        part: which share, from 1.
+        part: number of the share, from 1.
         probes: in the format of probes.parquet.
         metrics: role -> numbers, as of a search.
-        policy: what its agent has learnt, if it learns.
-        record: where it comes from, as `write_part` was given it.
+        policy: its agent's policy, if it learns one.
+        record: its provenance, as passed to `write_part`.
     """
 
     part: int
@@ -57,10 +57,10 @@ class Part:
 
 
 def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
-    """What all shares of one search have alike, each as a hash: shares that differ in any are not put together.
+    """Hash everything that all shares of one search must have in common; shares that differ in any are not merged.
 
     Args:
-        audit: its block of params.yaml; of that only what a share depends on counts.
+        audit: its block of params.yaml; only the settings that a share depends on count.
         prepared: data/<audit>/prepare.
     """
     of_search = {"seed", "task", "compute", "concepts", "discrepancy", "discover"}
@@ -76,14 +76,14 @@ def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
 
 
 def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[str, Any]) -> None:
-    """Write what a share found into an empty folder, all of which discover depends on.
+    """Write the results of a share, all of which discover depends on, into an empty folder.
 
     Args:
-        folder: where to.
-        part: which share, from 1.
-        result: what it found.
-        record: its provenance with `origin`. What no answer depends on, the commit say, is left out: the same share
-            done again is the same files.
+        folder: the empty folder.
+        part: number of the share, from 1.
+        result: its results.
+        record: its provenance with `origin`. Entries that no answer depends on, such as the commit, are left out, so
+            that the same share run again gives the same files.
     """
     result.probes.to_parquet(folder / "probes.parquet", index=False)
     save_policy(result.policy, folder / "policy")
@@ -94,16 +94,17 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
 
 
 def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[Part]:
-    """Read the shares that are declared, and no other that may lie there.
+    """Read the declared shares, and ignore any others in the folder.
 
     Args:
         folder: data/<audit>/shards.
-        shards: how many are declared.
-        expected: what `origin` says now.
+        shards: number of declared shares.
+        expected: the current result of `origin`.
         space: the concept space.
 
     Raises:
-        UsageError: when one is missing, of another search, of another machine than others, or not in order.
+        UsageError: if a share is missing, from another search, from a different machine than others, or in a wrong
+            place.
     """
     parts = [_read(folder, part, expected, space) for part in range(1, shards + 1)]
     alike: dict[str, list[int]] = {}
@@ -115,12 +116,12 @@ def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: Co
 
 
 def _machine(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a share was searched with: the device, and versions of all that answers depend on."""
+    """Return what answers depend on besides the code: the device, and versions of packages."""
     return {"device": str(record.get("device")), **record.get("versions", {})}
 
 
 def _unlike(folder: Path, alike: Mapping[str, Sequence[int]]) -> str:
-    """What two kinds of machines differ in, which shares they searched, and the way out."""
+    """Describe how two kinds of machines differ, which shares they searched, and how to fix it."""
     (one, ours), (other, theirs) = list(alike.items())[:2]
     kinds = [json.loads(kind) for kind in (one, other)]
     names = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
@@ -167,13 +168,13 @@ def _check(path: Path, probes: pd.DataFrame, space: ConceptSpace) -> None:
 
 
 def merge(parts: Sequence[Part], space: ConceptSpace) -> SearchResult:
-    """Put shares together as if one search had found it all; in whatever order they come, the result is the same.
+    """Merge shares as if one search had made all probes; the result does not depend on their order.
 
-    A probe counts once for each role, as in a search that is not divided, though shares with items of their own never
-    ask the same. What the shares learnt stays as it is: the policy is their mixture.
+    A probe counts once per role, as in an undivided search, although shares with separate items never make the same
+    one. The policies of the shares are kept: the result is their mixture.
 
     Raises:
-        UsageError: when two shares answer the same probe differently.
+        UsageError: if two shares answer the same probe differently.
     """
     parts = sorted(parts, key=lambda part: part.part)
     probes = pd.concat([part.probes for part in parts], ignore_index=True)
@@ -213,7 +214,7 @@ def _curve(failed: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _metrics(each: Sequence[Mapping[str, Any]], probes: pd.DataFrame, space: ConceptSpace) -> dict[str, Any]:
-    """Totals, and of what explorers add that which all shares say alike: there is no sum of two entropies."""
+    """Sum the totals, and keep the explorers' own numbers only if all shares agree: entropies, say, have no sum."""
     failures = int(probes["failed"].sum())
     alike = {key: value for key, value in each[0].items() if all(other.get(key) == value for other in each)}
     return {
@@ -227,7 +228,7 @@ def _metrics(each: Sequence[Mapping[str, Any]], probes: pd.DataFrame, space: Con
 
 
 def answers(probes: pd.DataFrame, space: ConceptSpace) -> Iterator[tuple[Key, Answer]]:
-    """What probes.parquet says, as a ledger holds it."""
+    """Convert probes.parquet to the keys and answers of a ledger."""
     cells = space.flat(probes[space.names].to_numpy(dtype=np.int64)).tolist()
     keys = zip(probes["item"].tolist(), cells, probes["repeat"].tolist(), strict=True)
     names = ["discrepancy", "failed", "output", "valid", *(name for name in RATED if name in probes)]
@@ -237,9 +238,9 @@ def answers(probes: pd.DataFrame, space: ConceptSpace) -> Iterator[tuple[Key, An
 
 
 def remove_undeclared(folder: Path, shards: int) -> list[str]:
-    """Remove shares of an earlier division, of which DVC keeps a copy; return the names of their folders.
+    """Remove shares of an earlier division, which DVC's cache still contains; returns the names of their folders.
 
-    Discover depends on the folder as a whole, so what is left of other divisions would make it stale elsewhere.
+    Discover depends on the whole folder, so shares left from other divisions would make it stale elsewhere.
     """
     declared = {str(part) for part in range(1, shards + 1)} if shards > 1 else set()
     numbered = [p for p in folder.glob("*") if p.is_dir() and p.name.strip(".").partition(".")[0].isdigit()]

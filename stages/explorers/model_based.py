@@ -1,8 +1,8 @@
-"""Model-based search: real probes teach a surrogate, and what to probe next is worked out inside it.
+"""Model-based search: real probes train a surrogate, in which the next probes are chosen.
 
-Several generators name candidates for a batch, among them a policy trained with reinforcement learning inside the
-surrogate, and the acquisition ranks them all. The model's answers say whose candidates were worth naming, and that
-decides how many each may name next. The policy also stays, as an amortised proposer for items never seen.
+Several generators name candidates for a batch, among them a policy trained by reinforcement learning inside the
+surrogate, and the acquisition ranks them all. The model's answers show whose candidates were worth naming, which
+decides how many each may name next. The policy is also kept, as an amortised proposer for new items.
 
 `pool` and `local_search` are the same search with one generator that learns nothing.
 """
@@ -28,18 +28,18 @@ from stages.explorers.surrogate import Learner, failure_probability
 from stages.kernel import Data
 from stages.params import Strict
 
-MAX_GROWN = 800  # probes a batch grows to: a larger one would use up the candidates, of which there are thousands
+MAX_GROWN = 800  # largest batch: a larger one would use up the candidates, of which there are thousands
 
 Goal = Literal["places", "failures", "landscape"]
 GeneratorName = Literal["policy", "archive", "mutations", "uniform", "ascent"]
 
 
 class Aims(NamedTuple):
-    """What a goal sets where the settings do not.
+    """The defaults that a goal determines.
 
     Args:
-        early, late: share of a batch drawn uniformly, at the first batch and, at the least, later.
-        novelty: how fast a region, and an item, loses worth with its failures, on large grids.
+        early, late: share of a batch drawn uniformly, in the first batch and, as a minimum, later.
+        novelty: how fast regions and items lose worth with their failures, on large grids.
     """
 
     early: float
@@ -47,8 +47,8 @@ class Aims(NamedTuple):
     novelty: float
 
 
-# Rates are calibrated on the control's probes and on the first ones, all uniform. The few drawn later are for what the
-# surrogate would never see otherwise, pairs that it expects to pass.
+# Rates are calibrated on the control's probes and on the first ones, all uniform. The few drawn later cover pairs that
+# the surrogate would otherwise never see because it expects them to pass.
 GOALS: dict[Goal, Aims] = {
     "places": Aims(0.10, 0.04, 0.35),
     "failures": Aims(0.0, 0.0, 0.1),
@@ -57,7 +57,7 @@ GOALS: dict[Goal, Aims] = {
 
 
 class ModelBasedSettings(Strict):
-    """The search, the policy and its training."""
+    """Settings of the search, the policy and its training."""
 
     goal: Goal = Field(
         "places",
@@ -110,7 +110,7 @@ class ModelBasedSettings(Strict):
         return names
 
     def uniform(self, spent: int) -> float:
-        """Share of the next batch to draw uniformly after so many probes: it falls with the root of their number."""
+        """Share of the next batch to draw uniformly, which falls with the root of the number of probes so far."""
         if self.random_share is not None:
             return self.random_share
         aims = GOALS[self.goal]
@@ -118,15 +118,15 @@ class ModelBasedSettings(Strict):
 
     @property
     def weights(self) -> Weights:
-        """What the acquisition prefers."""
+        """The preferences of the acquisition."""
         novelty = GOALS[self.goal].novelty if self.novelty is None else self.novelty
         return Weights(self.optimism, self.certainty, novelty, self.new_cell, self.failing_cell)
 
 
 class ModelBased:
-    """Generators of candidates compete inside one surrogate; a policy, if it is among them, stays as a proposer.
+    """Lets generators of candidates compete inside one surrogate; a policy among them is kept as a proposer.
 
-    A longer search begins with the shorter one, but for its last batch.
+    A longer search begins with the probes of the shorter one, except for its last batch.
     """
 
     name = "model_based"
@@ -136,7 +136,7 @@ class ModelBased:
         self.settings = settings if settings is not None else self.Settings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget, then train the policy that is kept."""
+        """Spend the prober's budget, then train the policy to keep."""
         s, embeddings = self.settings, prober.task.embed(prober.item_ids)
         normaliser = Normaliser.fit(embeddings)
 
@@ -144,7 +144,7 @@ class ModelBased:
             return Trainer(prober.space, normaliser(embeddings), s.hidden, s.learning_rate, s.objective, seed)
 
         searching = trainer() if "policy" in s.generators else None
-        with threadpool_limits(1):  # trees and small matrices: a second thread only waits, and sums differ by it
+        with threadpool_limits(1):  # trees and small matrices: a second thread only waits and changes sums
             learner = Learner(prober.space, embeddings, s.surrogate)
             data, details = self._search(prober, learner, searching, seed)
             if searching is None:
@@ -153,10 +153,10 @@ class ModelBased:
             details["fits"] += 1
 
             def failing(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-                """Pay for the probability of failure alone, whatever was found before."""
+                """Score by the probability of failure alone, regardless of failures found before."""
                 return failure_probability(surrogate, surrogate.believe(items, cells))
 
-            kept = trainer()  # a new one: what the first learnt while little was known would stay in its favourites
+            kept = trainer()  # a new one: the first would keep favourites from when little was known
             kept.train(failing, s.final_generations, s.final_entropy)
         details |= {"gradient_updates": searching.updates + kept.updates, "policy_entropy": kept.entropy}
         return Found(kept.policy(normaliser), details)
@@ -164,7 +164,7 @@ class ModelBased:
     def _search(
         self, prober: Prober, learner: Learner, trainer: Trainer | None, seed: int
     ) -> tuple[Data, dict[str, Any]]:
-        """Spend the budget: fit, propose, rank, ask, credit.
+        """Spend the budget: fit, propose, rank, probe, credit.
 
         Returns:
             All probes, and numbers for the metrics.
@@ -186,7 +186,7 @@ class ModelBased:
             failed = book.ask(items, cells)
             reward = np.ones(len(chosen)) if s.goal == "failures" else worth.rarity(cells)
             portfolio.credit(by[chosen], failed, reward)
-            book.draw(size - len(chosen))  # more than its share where the candidates held too little new
+            book.draw(size - len(chosen))  # more than their share if the candidates contained too few new pairs
         told = {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn, "generators": portfolio.told()}
         return book.data, told
 
@@ -204,7 +204,7 @@ class ModelBased:
 
 
 class _RivalSettings(ModelBasedSettings):
-    """What the rivals were measured with: a constant share of uniform draws, and smaller batches."""
+    """The settings with which the rivals were measured: a constant share of uniform draws, and smaller batches."""
 
     random_share: float | None = Field(
         0.18, ge=0, le=1, description="share of probes drawn uniformly after the first ones"
@@ -239,10 +239,10 @@ class LocalSearch(ModelBased):
 
 
 def capped(data: Data) -> Data:
-    """Probes with no margin above the median of the failures'.
+    """Cap margins at the median of the failures'.
 
-    A search is paid for failures, however clear, and its probes say much of clear ones and little of passes. A model of
-    their whole margins spends itself on what tells one clear failure from another.
+    A search is for failures, however clear, and its probes contain many clear failures and few passes. A model of the
+    uncapped margins would mainly fit the differences between clear failures.
     """
     if not data.failed.any():
         return data
@@ -250,10 +250,10 @@ def capped(data: Data) -> Data:
 
 
 class _Book:
-    """The probes so far, as arrays, and the design that uniform draws come from.
+    """The probes so far, as arrays, and the design of the uniform draws.
 
-    Draws are uniform one by one, and together more even than independent ones would be: items come in permutations,
-    cells from a scrambled Halton sequence (Owen 2017, A randomized Halton algorithm in R).
+    Each draw is uniform, and together they are more even than independent ones: items come in permutations, and cells
+    from a scrambled Halton sequence (Owen 2017, A randomized Halton algorithm in R).
     """
 
     def __init__(self, prober: Prober, rng: np.random.Generator) -> None:
@@ -265,7 +265,7 @@ class _Book:
         self.drawn = 0
 
     def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> np.ndarray:
-        """Put probes, write down those that are new, and say which of all failed (n,)."""
+        """Make probes, record the new ones, and return which of all failed (n,)."""
         answers = self._prober.ask(items, cells, uniform=uniform)
         new = answers.fresh
         if not new.any():
@@ -281,7 +281,7 @@ class _Book:
         return answers.failed
 
     def draw(self, n: int) -> None:
-        """Ask n new probes drawn uniformly; a pair drawn again is answered from memory and another drawn for it."""
+        """Make n new probes drawn uniformly; a pair drawn again is answered from memory and another one drawn."""
         start = len(self.data)
         while (missing := n - (len(self.data) - start)) > 0:
             cells = (self._halton.random(missing) * self._prober.space.sizes).astype(np.int64)

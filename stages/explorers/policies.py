@@ -1,4 +1,4 @@
-"""Reads what an explorer has learnt, whichever kind of policy that is."""
+"""Reads the policy that an explorer has learnt, of any kind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KINDS: tuple[type[Policy], ...] = (FactoredPolicy, ValuePolicy, AutoregressivePo
 
 
 def load_policy(folder: Path) -> Policy | None:
-    """Read what `save_policy` wrote; None if the explorer learnt none.
+    """Read a policy written by `save_policy`; None if the explorer learnt none.
 
     Raises:
-        UsageError: when the folder is not one of a policy.
+        UsageError: if the folder contains no readable policy.
     """
     try:
         description = json.loads((folder / "policy.json").read_text())

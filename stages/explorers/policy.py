@@ -1,6 +1,6 @@
-"""What an agent has learnt: a proposer of cells for items it may never have seen, without a query.
+"""The policies that agents learn: they propose cells for items, even for new ones, without a query.
 
-Kept as safetensors and JSON, never as a pickle (SB3's own `save` is one).
+They are stored as safetensors and JSON, never as a pickle (as SB3's own `save` does).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from stages.concepts import ConceptSpace
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 
 MIXTURE = "mixture"
-CHUNK = 256  # items whose probabilities over all cells are held at once
+CHUNK = 256  # items whose probabilities over all cells are in memory at once
 
 
 class Policy(ABC):
-    """A learnt distribution over cells, given an item by its embedding.
+    """A learnt distribution over cells, given the embedding of an item.
 
     Args:
-        algorithm: the explorer that learnt it.
-        network: holds the weights.
-        normaliser: embeddings -> observations.
+        algorithm: name of the explorer that learnt it.
+        network: the network with its weights.
+        normaliser: converts embeddings to observations.
         space: the concept space it acts on.
-        architecture: what `load_policy` needs to build the network again.
+        architecture: arguments with which `load_policy` builds the network again.
     """
 
     algorithms: ClassVar[tuple[str, ...]]
@@ -56,11 +56,11 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        """Build an untrained network for embeddings of so many features."""
+        """Build an untrained network for embeddings with this number of features."""
 
     @abstractmethod
     def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
-        """Of m cells (m, concepts), for n observations (n, d): (n, m)."""
+        """Return log probabilities of m cells (m, concepts) for n observations (n, d): (n, m)."""
 
     @abstractmethod
     def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -71,7 +71,7 @@ class Policy(ABC):
         """Find the k likeliest cells for each of n observations (n, d), likeliest first: (n, k, concepts)."""
 
     def cell_probabilities(self, embedding: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """How likely the policy is to choose each cell.
+        """Return how likely the policy is to choose each cell.
 
         For a value-based agent these are softmax(Q) as in the paper (Sec. 3).
 
@@ -92,9 +92,9 @@ class Policy(ABC):
         return self._in_parts(embedding, lambda part: self._draw(part, k, generator))
 
     def propose(self, embedding: np.ndarray, k: int) -> np.ndarray:
-        """Pick the k likeliest cells for each item, all different: embeddings (n, d) -> (n, k, concepts).
+        """Return the k likeliest distinct cells for each item: embeddings (n, d) -> (n, k, concepts).
 
-        Where the grid has fewer than k cells there are as many as it has.
+        If the grid has fewer than k cells, all of them are returned.
         """
         k = min(k, self.space.n_cells)
         return self._in_parts(embedding, lambda part: self._best(part, k))
@@ -156,7 +156,7 @@ class FactoredPolicy(Policy):
         return torch.stack(levels, dim=2)
 
     def _best(self, observations: Tensor, k: int) -> Tensor:
-        # The k likeliest of the first concepts hold all that the k likeliest of one more can be made from.
+        # The k likeliest cells of the first concepts suffice to build the k likeliest with one more.
         n = len(observations)
         score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64, device=observations.device)
         for concept in self._concepts(observations):
@@ -169,7 +169,7 @@ class FactoredPolicy(Policy):
 
 
 class ValuePolicy(Policy):
-    """DQN and its kin: one value per cell, softmax(Q) as probability."""
+    """DQN and its variants: one value per cell, softmax(Q) as probability."""
 
     algorithms = ("dqn", "qrdqn")
 
@@ -199,13 +199,13 @@ class ValuePolicy(Policy):
 
 
 class Mixture(Policy):
-    """Several policies of which each cell is drawn from any, all alike: what the shares of a divided search learnt.
+    """Several policies, such as those of a search's shares, one of which is chosen at random for each cell.
 
     Args:
         members: at least one, all on the same concept space.
     """
 
-    algorithms = ()  # made of others, never learnt by an explorer
+    algorithms = ()  # built from others, never learnt by an explorer
 
     def __init__(self, members: Sequence[Policy]) -> None:
         first = members[0]
@@ -215,11 +215,11 @@ class Mixture(Policy):
 
     @classmethod
     def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        """See Policy; a mixture has no network of its own."""
+        """Raise NotImplementedError: a mixture has no network of its own."""
         raise NotImplementedError
 
     def _observations(self, embedding: np.ndarray) -> np.ndarray:
-        """Each member's own observations, side by side: shares have different items, so they scale differently."""
+        """Return each member's observations side by side: shares have different items, so they scale differently."""
         return np.concatenate([member.normaliser(embedding) for member in self.members], axis=1)
 
     def _each(self, observations: Tensor) -> Iterator[tuple[Policy, Tensor]]:
@@ -237,13 +237,14 @@ class Mixture(Policy):
         return drawn.gather(0, whose.expand(1, *drawn.shape[1:]))[0]
 
     def _best(self, observations: Tensor, k: int) -> Tensor:
-        # Of the cells that some member finds likeliest for some item: those that all like a little are not looked for.
+        # Only cells that are likeliest for some member and item are considered, not those that all members like a
+        # little.
         found = [member._best(own, k).flatten(0, 1) for member, own in self._each(observations)]
         cells = torch.cat(found).unique(dim=0)
         return cells[self._log_probabilities(observations, cells).topk(k, dim=1).indices]
 
     def save(self, folder: Path) -> None:
-        """Write policy.json, and a folder for each member."""
+        """Write policy.json, and one folder per member."""
         folder.mkdir(parents=True, exist_ok=True)
         for n, member in enumerate(self.members, start=1):
             member.save(folder / str(n))

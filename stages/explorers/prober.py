@@ -1,8 +1,8 @@
-"""The prober: the one place where an explorer meets a task.
+"""The prober, the only interface between an explorer and a task.
 
-It keeps the books. The budget counts *unique* probes: a question asked before is answered from memory and costs
-nothing, and one that lies in the run's ledger (from before a kill, or asked by the other explorer) is not put to
-the model again. So every explorer pays the same price for the same knowledge.
+It counts the budget, in *unique* probes: a probe made before is answered from memory and costs nothing, and one in the
+ledger (from before a kill, or made by the other explorer) does not query the model again. So every explorer pays the
+same price for the same knowledge.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from stages.tasks.contract import Compute, ProbeBatch, Probed
 
 
 class Answers(NamedTuple):
-    """Answers to n questions of an explorer, all (n,).
+    """Answers to an explorer's n probes, all (n,).
 
-    Where `answered` is False the budget was spent: discrepancy is nan and failed False.
+    If `answered` is False, the budget was spent: discrepancy is NaN and failed False.
     """
 
     discrepancy: np.ndarray
     failed: np.ndarray
-    fresh: np.ndarray  # asked for the first time by this explorer, so paid from its budget
+    fresh: np.ndarray  # new for this explorer, so paid from its budget
     answered: np.ndarray
 
 
 class Prober:
-    """Answers an explorer's questions within its budget.
+    """Answers an explorer's probes within its budget.
 
     Args:
         task: the model under test with its items and concepts.
         item_ids: the items the explorer may use.
-        budget: unique probes it may spend; no more than there are pairs of item and cell.
-        ledger: answers already paid for in this run; shared between explorers.
-        compute: threads of the model, and probes put to it (and written to the ledger) at once.
+        budget: unique probes it may spend, at most the number of pairs of item and cell.
+        ledger: answers already known; shared between explorers.
+        compute: threads of the model, and the number of probes per query (and ledger entry).
         on_progress: called with (unique probes, failures) after every batch.
     """
 
@@ -59,36 +59,36 @@ class Prober:
         self.ledger = ledger if ledger is not None else Ledger()
         self.compute = compute or Compute()
         self._on_progress = on_progress
-        self._asked: dict[Key, int] = {}  # -> its row, in the order asked
-        self._uniform: dict[Key, int] = {}  # -> how many had been asked when it was drawn uniformly
+        self._asked: dict[Key, int] = {}  # -> its row, in the order of probing
+        self._uniform: dict[Key, int] = {}  # -> number of probes when it was drawn uniformly
         self._failures = 0
         self.curve: list[tuple[int, int]] = [(0, 0)]
 
     @property
     def spent(self) -> int:
-        """Unique probes asked so far."""
+        """Number of unique probes so far."""
         return len(self._asked)
 
     @property
     def left(self) -> int:
-        """Unique probes the budget still allows."""
+        """Number of unique probes the budget still allows."""
         return self.budget - self.spent
 
     @property
     def failures(self) -> int:
-        """Failing unique probes found so far."""
+        """Number of failing unique probes so far."""
         return self._failures
 
     def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool | np.ndarray = False) -> Answers:
-        """Put n probes: items (n,) positions in `item_ids`, cells (n, d) level indices.
+        """Make n probes.
 
-        A probe asked twice in the same call is paid once; questions past the budget stay unanswered.
+        A probe repeated within the same call is paid once; probes beyond the budget stay unanswered.
 
         Args:
             items: (n,) positions in `item_ids`.
             cells: (n, d) level indices.
-            uniform: which pairs, all or (n,) bool, were drawn uniformly at random, whatever was known: only on such
-                probes can rates be measured without correction. One that was asked before counts as drawn, too.
+            uniform: which pairs, all or (n,) bool, were drawn uniformly at random, independent of all answers: only
+                such probes measure rates without correction. A pair probed before also counts as drawn.
         """
         keys = [Key(self.item_ids[i], int(c)) for i, c in zip(items, self.space.flat(cells), strict=True)]
         fresh = np.zeros(len(keys), dtype=bool)
@@ -116,7 +116,7 @@ class Prober:
         return Answers(discrepancy, failed, fresh, answered)
 
     def _query(self, keys: list[Key]) -> None:
-        """Ask the model what the ledger does not know, in batches, each on disk before the next."""
+        """Query the model for probes that are not in the ledger, in batches, each on disk before the next."""
         unknown = [key for key in keys if key not in self.ledger]
         size = self.compute.batch_size * self.compute.processes
         for start in range(0, len(unknown), size):
@@ -130,7 +130,7 @@ class Prober:
             self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs, answer.valid, automatic)
 
     def _check(self, answer: ProbeBatch, n: int) -> None:
-        """Refuse answers that would count as passing by accident: nan is not above any threshold."""
+        """Refuse answers that would pass by accident: NaN is not above any threshold."""
         where = f"{type(self.task).__name__}.probe"
         shapes = (np.shape(answer.discrepancy), np.shape(answer.failed), (len(answer.outputs),))
         if shapes != ((n,),) * 3:
@@ -149,12 +149,12 @@ class Prober:
             )
 
     def table(self, first: int | None = None) -> pd.DataFrame:
-        """The unique probes in the order asked, in the format of probes.parquet less role and explorer.
+        """Return the unique probes in order, in the format of probes.parquet without role and explorer.
 
-        Where people's ratings say what a failure is, `automatic` and `automatic_failed` are the task's own measure.
+        If people's ratings define what a failure is, `automatic` and `automatic_failed` are the task's own measure.
 
         Args:
-            first: only so many, as if the budget had ended there; by default all.
+            first: number of probes to return, as if the budget had ended there; by default all.
         """
         keys = list(self._asked)[:first]
         until = len(keys)

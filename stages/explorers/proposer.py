@@ -1,7 +1,7 @@
-"""An autoregressive policy over cells, and how it is trained inside a surrogate.
+"""An autoregressive policy over cells, and its training inside a surrogate.
 
-It picks one level after the other, given the item and the levels picked so far, so it can hold any distribution over
-a grid of any size, costs one small network per concept, and names likely failures of an item it has never seen.
+It picks the levels one after the other, given the item and the levels picked so far. So it can represent any
+distribution over a grid of any size with one small network per concept, and predict likely failures of a new item.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from stages.explorers.env import Normaliser
 from stages.explorers.policy import Policy
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Reward in [0, about 2] of items (n,) under cells (n, concepts): (n,)."""
+"""Returns the rewards in [0, about 2] of items (n,) under cells (n, concepts): (n,)."""
 
-BLOCK = 2**22  # hidden activations held at once when many cells are scored
+BLOCK = 2**22  # hidden activations in memory at once when many cells are scored
 CLIP = 0.2  # PPO's range
-ITEMS, CELLS = 64, 16  # items drawn for at once, cells for each
-ITEMS_PER_STEP = 16  # of one gradient step
+ITEMS, CELLS = 64, 16  # items per generation, and cells for each
+ITEMS_PER_STEP = 16  # items per gradient step
 
 
 class Autoregressive(nn.Module):
-    """log p(cell | item) as a product of conditionals, one network of one hidden layer per concept.
+    """log p(cell | item) as a product of conditionals, with one network of one hidden layer per concept.
 
-    All are evaluated in one pass when the cell is known (teacher forcing). The first layer is a sum of what the item
-    and what the levels so far contribute, so either is computed once where many are combined.
+    If the cell is known, all are evaluated in one pass (teacher forcing). The first layer is a sum of the contributions
+    of the item and of the levels so far, so each is computed once even if many are combined.
 
     Args:
         features: size of an observation.
@@ -59,14 +59,14 @@ class Autoregressive(nn.Module):
         self.register_buffer("absent", absent[:, None], persistent=False)
 
     def forward(self, observations: Tensor, cells: Tensor) -> Tensor:
-        """Log probability of each concept's level, given those before: (n, f), (n, d) -> (n, d)."""
+        """Return the log probability of each concept's level, given those before: (n, f), (n, d) -> (n, d)."""
         hidden = observations @ self.item + self._one_hot(cells) @ (self.level * self.before) + self.bias
         logits = functional.silu(hidden) @ self.out + self.out_bias
         logits = logits.masked_fill(self.absent, -math.inf)
         return logits.log_softmax(-1).gather(2, cells.T[:, :, None])[..., 0].T
 
     def conditional(self, j: int, item: Tensor, prefix: Tensor) -> Tensor:
-        """Log probabilities of the levels of concept j: item part (..., hidden), prefixes (..., j) -> (..., levels)."""
+        """Log probabilities of concept j's levels: item part (..., hidden), prefixes (..., j) -> (..., levels)."""
         widest = self.out.shape[2]
         hidden = item + self.bias[j, 0]
         for k in range(j):
@@ -87,7 +87,7 @@ class Autoregressive(nn.Module):
 
 
 class AutoregressivePolicy(Policy):
-    """The proposer that model-based search leaves behind."""
+    """The proposer learnt by model-based search."""
 
     algorithms = ("model_based",)
     network: Autoregressive
@@ -98,7 +98,7 @@ class AutoregressivePolicy(Policy):
         return Autoregressive(features, space.sizes, **architecture)
 
     def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
-        # Cells share their first levels: the conditional after every distinct prefix is evaluated once.
+        # Cells share their first levels: evaluate the conditional once per distinct prefix.
         total = observations.new_zeros(len(observations), len(cells))
         inverse = torch.zeros(len(cells), dtype=torch.int64)
         prefixes = cells[:1, :0]
@@ -115,7 +115,7 @@ class AutoregressivePolicy(Policy):
         return cells.reshape(len(observations), k, -1)
 
     def _best(self, observations: Tensor, k: int) -> Tensor:
-        # Beam search: as wide as asked for, but no narrower than what finds the mode in practice.
+        # Beam search with k beams, but at least enough to find the mode in practice.
         n, width = len(observations), max(k, 32)
         score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64)
         for j, size in enumerate(self.network.sizes):
@@ -135,22 +135,23 @@ class _Drawn(NamedTuple):
 
 @dataclass
 class Trainer:
-    """Trains a policy on a score, at an entropy held to a target.
+    """Trains a policy on a score, at a target entropy.
 
-    What is maximised is E[score] + temperature * entropy, whose optimum is p(cell | item) ~ exp(score / temperature):
-    a distribution over all good cells rather than the best one. The temperature moves until the entropy is on target
-    (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5); at a fixed one the policy collapses or stays blind.
+    It maximises E[score] + temperature * entropy, whose optimum is p(cell | item) ~ exp(score / temperature): a
+    distribution over all good cells rather than the best one. The temperature is adapted until the entropy is on target
+    (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5). At a fixed temperature the policy collapses or learns
+    nothing.
 
     Args:
         space: the grid.
-        observations: (items, f) of the items trained on.
+        observations: (items, f) of the training items.
         hidden, learning_rate: of the policy.
-        objective: "ppo", the clipped policy gradient (Schulman et al. 2017), whole cells being the actions and the
-            mean over the cells drawn for the same item the baseline; or "balance", the off-policy squared error of
-            log p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
-            2022, in its log-partition variance form, Zhang et al. 2023), which learns from any draws, so from uniform
-            ones, too.
-        seed: of weights and draws.
+        objective: "ppo", the clipped policy gradient (Schulman et al. 2017) with whole cells as actions and the mean
+            over the cells drawn for the same item as the baseline; or "balance", the off-policy squared error of log
+            p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
+            2022, in its log-partition variance form, Zhang et al. 2023), which can learn from any draws, including
+            uniform ones.
+        seed: seed of weights and draws.
     """
 
     space: ConceptSpace
@@ -170,7 +171,7 @@ class Trainer:
         self._optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
         self._observations = torch.from_numpy(np.asarray(self.observations, dtype=np.float32))
         self.temperature = 0.2
-        self.entropy = 1.0  # share of the uniform policy's, of the last draws
+        self.entropy = 1.0  # of the last draws, as a share of the uniform policy's
 
     def draw(self, items: np.ndarray) -> np.ndarray:
         """Draw one cell for each of the items (n,): (n, concepts)."""
@@ -178,23 +179,23 @@ class Trainer:
             return self.network.sample(self._observations[items], self._generator).numpy()
 
     def train(self, score: Score, generations: int, target: float) -> tuple[np.ndarray, np.ndarray]:
-        """Draw cells, score them and learn from them, so many times, steering to an entropy of `target`.
+        """Draw cells, score them and learn from them, repeatedly, with `target` as the entropy.
 
         Args:
-            score: the reward, asked once about every cell drawn.
-            generations: times `ITEMS` x `CELLS` cells are drawn.
+            score: the reward, evaluated once for every cell drawn.
+            generations: number of times that `ITEMS` x `CELLS` cells are drawn.
             target: entropy as a share of the uniform policy's.
 
         Returns:
-            All that was scored: items (n,), cells (n, concepts).
+            All scored pairs: items (n,), cells (n, concepts).
         """
         drawn = []
         for _ in range(generations):
             items = np.repeat(self._some_items(), CELLS)
             cells = self.draw(items)
             own = np.arange(len(items)) % 4 > 0
-            # A quarter from elsewhere: for the search to be no worse than a small pool, and, trained off-policy, for
-            # the policy to learn of what it never draws.
+            # A quarter is uniform: the search is then no worse than a small pool, and an off-policy objective learns
+            # about cells that the policy never draws.
             cells[~own] = self.space.sample(int((~own).sum()), self._rng)
             self._learn(items, cells, score(items, cells), own, target)
             drawn.append((items, cells))
@@ -209,13 +210,13 @@ class Trainer:
         with torch.no_grad():
             before = self.network(drawn.observations, drawn.cells).sum(dim=1)
         self._steer(float(-before[torch.from_numpy(own)].mean()), target)
-        if self.objective == "ppo":  # its gradient holds for what the policy itself has drawn
+        if self.objective == "ppo":  # its gradient is valid only for the policy's own draws
             soft = (drawn.score / self.temperature - before).reshape(-1, CELLS)
             weight = torch.from_numpy(own).float().reshape(-1, CELLS)
             advantage = (soft - (soft * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)) * weight
             advantage = (advantage / (advantage.std() + 1e-6)).flatten()
         groups = torch.from_numpy(self._rng.permutation(len(items) // CELLS)).split(ITEMS_PER_STEP)
-        for group in groups:  # whole items: what a cell is worth is relative to others of the same item
+        for group in groups:  # whole items, because a cell's advantage is relative to others of the same item
             rows = (group[:, None] * CELLS + torch.arange(CELLS)).flatten()
             log_p = self.network(drawn.observations[rows], drawn.cells[rows]).sum(dim=1)
             if self.objective == "ppo":
@@ -231,11 +232,11 @@ class Trainer:
             self.updates += 1
 
     def _steer(self, entropy: float, target: float) -> None:
-        """Warm up where the policy is too sure, cool where it is not sure enough."""
+        """Raise the temperature if the policy's entropy is too low, and lower it if it is too high."""
         self.entropy = entropy / max(math.log(self.space.n_cells), 1e-9)
         self.temperature *= math.exp(float(np.clip(target - self.entropy, -0.2, 0.2)))
         self.temperature = float(np.clip(self.temperature, 1e-3, 10.0))
 
     def policy(self, normaliser: Normaliser) -> AutoregressivePolicy:
-        """Hand over what was learnt."""
+        """Return the trained policy."""
         return AutoregressivePolicy("model_based", self.network, normaliser, self.space, {"hidden": self.hidden})

@@ -1,4 +1,4 @@
-"""Quality-diversity search by pyribs: the worst failure in every niche of the grid."""
+"""Quality-diversity search by pyribs, for the worst failure in every niche of the grid."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class MapElitesSettings(Strict):
 class MapElites(AskTell[MapElitesSettings]):
     """MAP-Elites (Mouret and Clune 2015) by pyribs.
 
-    A niche is a cell of the grid, coarsened to `max_niches`; its elite is the probe with the largest margin. New
-    probes are elites mutated by a Gaussian and rounded to levels. The item is part of what is mutated, in the order of
-    the embeddings' first principal component.
+    A niche is a cell of the grid, coarsened to `max_niches`; its elite is the probe with the largest margin. New probes
+    are elites mutated by a Gaussian and rounded to levels. The item is mutated too, in the order of the embeddings'
+    first principal component.
     """
 
     name, Settings = "map_elites", MapElitesSettings
@@ -42,7 +42,7 @@ class MapElites(AskTell[MapElitesSettings]):
 
 
 def niches(sizes: list[int], limit: int) -> list[int]:
-    """Bins per concept, at most `limit` niches together: the finest concepts are merged first, the last one first."""
+    """Return bins per concept for at most `limit` niches, merging the finest concepts first, last one first."""
     bins = list(sizes)
     while prod(bins) > limit:
         finest = max(range(len(bins)), key=lambda j: (bins[j], j))
@@ -51,7 +51,7 @@ def niches(sizes: list[int], limit: int) -> list[int]:
 
 
 class _Archive:
-    """The elites. A solution is (place of the item, levels), as real numbers that are rounded when asked about."""
+    """The elites. A solution is (position of the item, levels), as real numbers that are rounded for probing."""
 
     def __init__(self, prober: Prober, settings: MapElitesSettings, rng: np.random.Generator) -> None:
         archives, emitters = _import_ribs()
@@ -82,7 +82,7 @@ class _Archive:
         return np.column_stack([self._place[items], cells]).astype(float)
 
     def propose(self) -> Proposal:
-        startup = bool(self._archive.empty)  # nothing to mutate: it names the uniform draws it was given
+        startup = bool(self._archive.empty)  # nothing to mutate: it returns its initial uniform draws
         rounded = np.rint(self._emitter.ask()).astype(np.int64)
         return Proposal(self._order[rounded[:, 0]], rounded[:, 1:], uniform=startup)
 

@@ -1,4 +1,4 @@
-"""All explorers by the name they have in params.yaml."""
+"""All explorers by their names in params.yaml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.errors import UsageError, did_you_mean
 from stages.explorers.contract import Explorer
 from stages.params import validation_lines
 
-# Each is imported when it is asked for, so that an audit depends on the code of its own alone.
+# Each is imported when needed, so that an audit depends only on the code of its own explorer.
 EXPLORERS = {
     "auto": "stages.explorers.auto:Auto",
     "model_based": "stages.explorers.model_based:ModelBased",
@@ -41,7 +41,7 @@ def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
     """Build an explorer by name.
 
     Raises:
-        UsageError: for an unknown name or setting, naming the known ones.
+        UsageError: for an unknown name or setting, with the known ones.
     """
     cls = explorer_class(name)
     try:
@@ -52,10 +52,10 @@ def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
 
 
 def explorer_class(name: str) -> Any:
-    """The class of an explorer.
+    """Return the class of an explorer.
 
     Raises:
-        UsageError: for an unknown name, or what is not an explorer.
+        UsageError: for an unknown name, or a plugin that is not an explorer.
     """
     if name in EXPLORERS:
         module, _, cls = EXPLORERS[name].partition(":")

@@ -1,8 +1,8 @@
-"""What an agent is paid. Reward, discrepancy and failure are three different things.
+"""The reward of an agent, which is neither discrepancy nor failure.
 
-The *discrepancy* says how far an output is from what people expect, a *failure* is a discrepancy above the
-threshold, and the *reward* is what makes an agent look where the audit wants it to. Only the first two are facts
-about the model under test; the reward is a choice, made in `discover.settings.reward`.
+The *discrepancy* is how far an output is from what people expect, a *failure* is a discrepancy above the threshold, and
+the *reward* makes an agent look where the audit wants it to. Only the first two are facts about the model under test;
+the reward is a choice, made in `discover.settings.reward`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stages.concepts import ConceptSpace
 from stages.explorers.prober import Answers
 from stages.params import Strict
 
-REPEATED = -1.0  # for a probe asked before: without it an agent settles on one failure and repeats it
-MOST_ODDS = 1e6  # the paper's reward is infinite where the model is certain
+REPEATED = -1.0  # for a probe made before: otherwise an agent settles on one failure and repeats it
+MOST_ODDS = 1e6  # the paper's reward is infinite if the model is certain
 
 
 class RewardConfig(Strict):
-    """What a new probe earns: its base, and bonuses by their weights, all of which diminish."""
+    """The reward of a new probe: its base, and weighted bonuses, all of which diminish."""
 
     base: Literal["margin", "paper"] = Field(
         "margin",
@@ -34,17 +34,18 @@ class RewardConfig(Strict):
 
 
 class Reward:
-    """Base and bonuses of new probes; a probe asked before earns -1.
+    """Base and bonuses of new probes; a repeated probe earns -1.
 
-    Base `margin` is the discrepancy less the threshold, clipped to [-1, 1]: it says how near a pass was to a failure.
+    Base `margin` is the discrepancy minus the threshold, clipped to [-1, 1], so it shows how close a pass was to a
+    failure.
 
-    Base `paper` follows the authors' released code, which pays 10 |log(p / (1 - p))| for a wrong answer of
-    probability p, and -1 for a right one. A task tells its discrepancy and no probabilities, so p is (1 + margin) / 2
-    here. For a classifier, whose discrepancy is tanh(z / s) with z the log odds of the best wrong answer against the
-    right one, this makes 20 z / s: the same quantity in other units, but not U-shaped in p, and bounded.
+    Base `paper` follows the authors' released code, which pays 10 |log(p / (1 - p))| for a wrong answer of probability
+    p, and -1 for a right one. A task returns its discrepancy and no probabilities, so here p is (1 + margin) / 2. For a
+    classifier, whose discrepancy is tanh(z / s) with z the log odds of the best wrong answer against the right one,
+    this is 20 z / s: the same quantity in other units, but not U-shaped in p, and bounded.
 
     Bonuses are count-based (Bellemare et al. 2016): `novelty` pays weight / sqrt(1 + n) for a failure in a cell with n
-    failures so far; `region` the same for the region of the cell, which is one half of every ordered concept and
+    failures so far; `region` pays the same for the region of the cell, which is one half of every ordered concept and
     one category of every other; `coverage` pays its weight for the first probe of a cell.
 
     Args:
@@ -55,29 +56,29 @@ class Reward:
 
     def __init__(self, space: ConceptSpace, threshold: float, config: RewardConfig | None = None) -> None:
         self.space, self.threshold, self.config = space, threshold, config or RewardConfig()
-        # Which part of its concept each level belongs to.
+        # The part of its concept that each level belongs to.
         self._parts = [
             np.arange(len(c)) // max(1, (len(c) + 1) // 2) if c.ordered else np.arange(len(c)) for c in space.concepts
         ]
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, as if nothing had been asked yet."""
+        """Reset, as if nothing had been probed yet."""
         self._paid: set[tuple[int, int]] = set()
         self._probed: set[int] = set()
         self._failures: Counter[int] = Counter()  # by cell
         self._regional: Counter[tuple[int, ...]] = Counter()
 
     def regions(self, cells: np.ndarray) -> list[tuple[int, ...]]:
-        """The coarse region of each cell (n, d), as a tuple of d parts."""
+        """Return the coarse region of each cell (n, d), as a tuple of d parts."""
         parts = np.stack([part[cells[:, j]] for j, part in enumerate(self._parts)], axis=1)
         return [tuple(row) for row in parts.tolist()]
 
     def __call__(self, items: np.ndarray, cells: np.ndarray, answers: Answers) -> np.ndarray:
-        """Pay for the answers about items (n,) under cells (n, d).
+        """Compute rewards for the answers about items (n,) under cells (n, d).
 
         Returns:
-            Rewards (n,) float32; 0 where the budget left no answer.
+            Rewards (n,) float32; 0 for probes that the budget left unanswered.
         """
         reward = np.where(answers.answered, self._base(answers), 0.0)
         numbers, regions = self.space.flat(cells).tolist(), self.regions(cells)
@@ -95,7 +96,7 @@ class Reward:
         if self.config.base == "margin":
             return margin
         with np.errstate(divide="ignore"):
-            odds = np.clip((1 + margin) / (1 - margin), 1.0, MOST_ODDS)  # of a failure they are above 1
+            odds = np.clip((1 + margin) / (1 - margin), 1.0, MOST_ODDS)  # a failure's odds are above 1
         return np.where(answers.failed, 10 * np.log(odds), -1.0)
 
     def _bonus(self, cell: int, region: tuple[int, ...], failed: bool) -> float:

@@ -1,4 +1,4 @@
-"""One search: the explorer and its control, at the same budget of unique probes, on the same items."""
+"""A search by the explorer and its control, with the same budget of unique probes, on the same items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""Opens a display for (description, total), yields what to call with (completed, note): `stages.progress.progress`."""
+"""Opens a display for (description, total); yields a function of (completed, note): `stages.progress.progress`."""
 
 
 @contextmanager
@@ -34,14 +34,14 @@ def silent(_description: str, _total: int) -> Iterator[Callable[[int, str], None
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The results of a search.
 
     Args:
         probes: all unique probes of both roles, in the format of probes.parquet.
-        policy: what the agent has learnt, if it learns.
+        policy: the agent's policy, if it learns one.
         curves: role -> (unique probes, failures) after every batch.
-        metrics: role -> explorer, budget, probes, failures, distinct failing cells and what the explorer adds.
-        enumerated: the budget covered the grid, so every pair was asked and no agent was needed.
+        metrics: role -> explorer, budget, probes, failures, distinct failing cells and the explorer's own numbers.
+        enumerated: whether the budget covered the grid, so that every pair was probed without an agent.
     """
 
     probes: pd.DataFrame
@@ -64,19 +64,19 @@ def search(
 ) -> SearchResult:
     """Let the agent and then the control spend the same budget.
 
-    A budget that covers all (item, cell) pairs is spent by asking all of them: then the truth is known, and that is
-    said. Of any other some probes are kept back, for measuring what the search names. Answers are shared through the
-    ledger, the books are not: each pays for every probe it asks.
+    A budget that covers all (item, cell) pairs is spent on all of them, and the result is marked as enumerated. From
+    any other budget some probes are kept back to measure the regions that the search names. Answers are shared through
+    the ledger, but budgets are not: each role pays for all of its probes.
 
     Args:
         task: the model under test.
         item_ids: the items to search on.
         config: explorer, control, budget and settings.
-        seed: of all randomness here; the two roles use different streams of it.
-        ledger: answers so far; with a file behind it the search can be resumed.
+        seed: seed of all randomness here; the two roles use different streams of it.
+        ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.
         show: displays the progress of each role.
-        label: said before the role there.
+        label: shown before the role.
     """
     pairs = len(item_ids) * task.concepts.n_cells
     budget = config.searched(pairs)
@@ -85,7 +85,7 @@ def search(
 
 
 def roles_of(config: DiscoverConfig, *, enumerated: bool) -> dict[str, Explorer]:
-    """Who searches, by role: the agent and then its control; where all pairs can be asked, one who does that."""
+    """Return the explorers by role: the agent and its control, or a single one that enumerates all pairs."""
     if enumerated:
         return {"control": Exhaustive()}
     return {"agent": make_explorer(config.explorer, config.settings), "control": make_explorer(config.baseline, {})}
@@ -108,13 +108,13 @@ def spend(
     Args:
         task: the model under test.
         item_ids: the items to search on.
-        roles: as `roles_of` gives them.
-        budget: unique probes for each role, no more than there are pairs of item and cell.
-        seed: of all randomness here; the roles use different streams of it.
-        ledger: answers so far; with a file behind it the search can be resumed.
+        roles: the result of `roles_of`.
+        budget: unique probes for each role, at most the number of pairs of item and cell.
+        seed: seed of all randomness here; the roles use different streams of it.
+        ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.
         show: displays the progress of each role.
-        label: said before the role there.
+        label: shown before the role.
     """
     ledger = ledger if ledger is not None else Ledger()
     tables, curves, metrics, policy = [], {}, {}, None
@@ -124,7 +124,7 @@ def spend(
             found = explorer.explore(prober, _stream(seed, role))
         policy = found.policy if role == "agent" else policy
         table = prober.table()
-        name = str(found.details.get("chosen", explorer.name))  # `auto` names the one it chose
+        name = str(found.details.get("chosen", explorer.name))  # `auto` reports the one it chose
         tables.append(table.assign(role=role, explorer=name))
         curves[role] = prober.curve
         metrics[role] = _metrics(name, prober, table, found)
@@ -139,7 +139,7 @@ def _tell(tell: Callable[[int, str], None], spent: int, failures: int) -> None:
 
 
 def _stream(seed: int, role: str) -> int:
-    """Give each role a seed of its own, so that agent and control draw independently."""
+    """Derive a separate seed for each role, so that agent and control draw independently."""
     return int(np.random.SeedSequence([seed, sum(role.encode())]).generate_state(1)[0] % (2**31))
 
 

@@ -1,10 +1,10 @@
-"""One search divided among independent explorers: each has items, a budget and a seed of its own.
+"""Divide one search among independent explorers, each with its own items, budget and seed.
 
-Items are divided, so no two shares can ask the same probe, and each share's budget is proportional to its items. Every
-pair of item and cell is then as likely to be among the control's draws as in a search that is not divided: within a
-share each is drawn with probability budget / (items * cells), which is the same number in all of them but for the
-remainder of less than one probe. Such a stratified sample says at least as much of the whole as one drawn at
-random (Cochran 1977, Sampling Techniques, 5.6).
+Items are divided, so no two shares can make the same probe, and each share's budget is proportional to its items. Every
+pair of item and cell is then as likely to be among the control's draws as in an undivided search: within a share each
+is drawn with probability budget / (items * cells), which is the same in all shares up to a remainder of less than one
+probe. Such a stratified sample is at least as informative as one drawn at random (Cochran 1977, Sampling Techniques,
+5.6).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from stages.params import DiscoverConfig
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
-STREAM = b"shards"  # sets the random draws here apart from those of a search that is not divided
+STREAM = b"shards"  # separates the random draws here from those of an undivided search
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several independent explorers is given.
+    """The part of a search that one of several independent explorers gets.
 
     Args:
-        part: which share, from 1.
-        item_ids: its items, in the order of the whole; no other share has any of them.
+        part: number of the share, from 1.
+        item_ids: its items, in the order of the whole search; no other share has any of them.
         budget: unique probes for its agent, and as many for its control.
-        whole: unique probes of all shares for each role. `auto` chooses by it, so all shares choose alike; what it
-            takes finds more than random draws with fewer probes, too (docs/shards.md).
-        enumerated: the budget of the whole covers all pairs, and so does that of each share.
-        seed: of all randomness in this share.
+        whole: unique probes of all shares for each role. `auto` chooses by it, so that all shares choose the same
+            explorer, which finds more than random draws even with a share's fewer probes (docs/shards.md).
+        enumerated: whether the budget of the whole search covers all pairs, and so that of each share does.
+        seed: seed of all randomness in this share.
     """
 
     part: int
@@ -48,17 +48,17 @@ class Share:
 
 
 def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed: int) -> list[Share]:
-    """Divide items and budget among so many shares: sizes differ by one item, budgets by that item's part and a probe.
+    """Divide items and budget among shares: sizes differ by at most one item, budgets by that item's part and a probe.
 
     Args:
         item_ids: the items of the whole search.
-        n_cells: cells of the grid.
-        budget: unique probes of the whole, for each role.
-        shards: how many shares.
-        seed: of the draw; another seed divides the items otherwise.
+        n_cells: number of cells of the grid.
+        budget: unique probes of the whole search, for each role.
+        shards: number of shares.
+        seed: seed of the draw; other seeds divide the items differently.
 
     Raises:
-        UsageError: when there are fewer items or probes than shares, or too few probes for the smallest of them.
+        UsageError: if there are fewer items or probes than shares, or too few probes for the smallest share.
     """
     n, total = len(item_ids), min(budget, len(item_ids) * n_cells)
     for what, count in (("items of the split discover", n), ("probes of discover.budget", total)):
@@ -95,7 +95,7 @@ def search_share(
     compute: Compute | None = None,
     show: ShowProgress = silent,
 ) -> SearchResult:
-    """Search one share as a whole search would be, agent and control, knowing nothing of the other shares."""
+    """Search one share with agent and control as in a whole search, independent of the other shares."""
     roles = roles_of(config, enumerated=share.enumerated)
     if isinstance(auto := roles.get("agent"), Auto):
         roles["agent"] = Auto(auto.settings, budget=share.whole)

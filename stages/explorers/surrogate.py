@@ -1,9 +1,9 @@
-"""Surrogates: cheap models of the margin, learnt from the real probes, that an explorer may ask as often as it likes.
+"""Surrogates: cheap models of the margin, trained on the real probes, which explorers may evaluate without limit.
 
-A Gaussian process while the grid is small, boosted trees on large ones: failures there lie in boxes of few concepts,
-which trees find with far fewer probes than a product kernel or small networks do (random forests serve Bayesian
-optimisation for the same reason; Hutter et al. 2011, SMAC). Both learn the *margin*, the discrepancy less the
-threshold: it says how near a pass was to failing, which a bare outcome does not.
+Small grids use a Gaussian process, large ones boosted trees: failures there are in boxes of few concepts, which trees
+find with far fewer probes than a product kernel or small networks (random forests serve Bayesian optimisation for the
+same reason; Hutter et al. 2011, SMAC). Both learn the *margin*, the discrepancy minus the threshold: unlike the bare
+outcome it shows how close a pass was to failing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from stages.concepts import ConceptSpace
 from stages.kernel import Data, Features, Hyper, ItemFactor, Posterior, choose_hyper, fit
 
-PROCESS_CELLS = 20_000  # largest grid on which the process is the better of the two
+PROCESS_CELLS = 20_000  # largest grid on which the process is better than trees
 SEARCH_RANK, RANK = 200, 400
-ITEM_FEATURES = 16  # principal components of the embeddings the trees see
+ITEM_FEATURES = 16  # principal components of the embeddings, for the trees
 MEMBERS = 3
-WIDEN = 2.5  # members share half of their probes and so agree more than their errors allow; measured on planted modes
-RATE_ITEMS = 16  # items a cell's rate is predicted from by trees
-LEARNT = 50_000  # probes a surrogate learns from; of more a sample, or a long search would fit trees most of the time
-FEW = 20  # probes: with fewer the trees have nothing to split
+WIDEN = 2.5  # members share half of their probes, so they agree more than their errors do; measured on planted modes
+RATE_ITEMS = 16  # items from which trees predict a cell's rate
+LEARNT = 50_000  # most probes to learn from, a sample if there are more: otherwise a long search would mostly fit trees
+FEW = 20  # probes below which the trees have nothing to split
 
 
 class Belief(NamedTuple):
-    """What a surrogate expects of n probes: mean and standard deviation of the margin, both (n,)."""
+    """A surrogate's prediction for n probes: mean and standard deviation of the margin, both (n,)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -41,11 +41,11 @@ class Surrogate(Protocol):
 
     @property
     def noise(self) -> float:
-        """Standard deviation of what even a perfect belief would leave to chance."""
+        """Standard deviation that even a perfect prediction would leave to chance."""
         ...
 
     def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
-        """Expect the margins of items (n,) under cells (n, concepts)."""
+        """Predict the margins of items (n,) under cells (n, concepts)."""
         ...
 
     def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
@@ -61,13 +61,13 @@ def failure_probability(surrogate: Surrogate, belief: Belief, optimism: float = 
 
 @dataclass(frozen=True)
 class Process:
-    """Gaussian process over items and concepts, in its leading eigenfunctions (see `stages.kernel`)."""
+    """Gaussian process over items and concepts, by its leading eigenfunctions (see `stages.kernel`)."""
 
     posterior: Posterior
 
     @property
     def noise(self) -> float:
-        """Standard deviation of what the process leaves to chance."""
+        """Standard deviation that the process leaves to chance."""
         return self.posterior.noise
 
     def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
@@ -85,7 +85,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Boosting:
-    """Gradient-boosted trees (Friedman 2001), several on different parts of the probes; their spread is the doubt."""
+    """Gradient-boosted trees (Friedman 2001), several on parts of the probes, whose spread is the uncertainty."""
 
     inputs: _Inputs
     members: list[HistGradientBoostingRegressor]
@@ -98,14 +98,14 @@ class Boosting:
         return Belief(predicted.mean(axis=0), WIDEN * predicted.std(axis=0, ddof=1))
 
     def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
-        """See Surrogate; over `RATE_ITEMS` of the items, evenly spread."""
+        """See Surrogate; averaged over `RATE_ITEMS` of the items, evenly spread."""
         some = np.unique(np.linspace(0, n_items - 1, RATE_ITEMS).astype(int))
         means = [self.believe(np.full(len(cells), item), cells).mean for item in some]
         return ndtr(np.array(means) / self.noise).mean(axis=0)
 
 
 class _Inputs:
-    """Items and cells as inputs of trees: leading components of the embedding, coordinates of the cell."""
+    """Items and cells as inputs of trees: leading components of the embedding, and coordinates of the cell."""
 
     def __init__(self, space: ConceptSpace, embeddings: np.ndarray) -> None:
         self.space = space
@@ -120,12 +120,12 @@ class _Inputs:
 
 @dataclass
 class Learner:
-    """Fits a surrogate to all probes so far, again and again as they grow.
+    """Fits surrogates to all probes so far, repeatedly as they grow.
 
     Args:
         space: the grid.
         embeddings: (items, d) of the items searched.
-        kind: which surrogate; "auto" goes by the size of the grid.
+        kind: kind of surrogate; "auto" chooses by the size of the grid.
     """
 
     space: ConceptSpace
@@ -150,7 +150,7 @@ class Learner:
         return self._boosting(data, seed)
 
     def _process(self, data: Data) -> Process:
-        if self._features is None or len(data) >= 2 * self._chosen_at:  # what is chosen hardly moves between doublings
+        if self._features is None or len(data) >= 2 * self._chosen_at:  # the choice hardly changes between doublings
             self._items = self._items or ItemFactor(self.embeddings)
             hyper = choose_hyper(self.space, self._items, data, rank=SEARCH_RANK)
             self._features = Features(self.space, self._items, hyper, RANK)
