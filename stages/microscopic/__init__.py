@@ -1,1 +1,1 @@
-"""Microscopic exploration: how little has to change, step by step, until the model fails."""
+"""Microscopic exploration: the smallest changes, step by step, that make the model fail."""

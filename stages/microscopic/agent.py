@@ -1,8 +1,7 @@
 """An agent that learns to walk to the nearest failure: PPO with masked actions on the small-step environment.
 
-It is trained on other items than those it is asked about, where there are any. What it has to offer is few queries:
-it asks only where it steps, while a search asks about every neighbour. For that it needs thousands of probes of
-training.
+It is trained on other items than those it walks, if there are any. Its advantage is few queries: it probes only its own
+steps, while a search probes every neighbour. Its training takes thousands of probes.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from stages.microscopic.env import StepReward, StepsVecEnv, Trail
 from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import Walks
 
-PATIENCE = 4  # steps the agent may take per unique probe of its training: then it only repeats itself
+PATIENCE = 4  # steps per unique probe of the training, after which the agent only repeats itself
 
 
 class _StopWhenSpent(BaseCallback):
-    """Ends the learning when its share of the budget is spent."""
+    """Stops learning when its share of the budget is spent."""
 
     def __init__(self, prober: Prober, limit: int) -> None:
         super().__init__()
@@ -37,15 +36,15 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
     """Train on the prober's items that do not walk (on all, if there are no others), then walk.
 
     Args:
-        walks: the books; the walks are entered there.
-        settings: of agent and training.
-        seed: of the agent.
+        walks: the state of the exploration, which records the walks.
+        settings: settings of agent and training.
+        seed: seed of the agent.
 
     Returns:
-        What it took, for the metrics.
+        Numbers of the training, for the metrics.
 
     Raises:
-        NoLearningError: if the budget was too small for a single update, or all items to learn from fail at the start.
+        NoLearningError: if the budget was too small for a single update, or all training items fail at the start.
     """
     prober, moves = walks.prober, walks.moves
     trail = Trail(prober, moves, StepReward(settings.bonus, settings.cost))
@@ -57,7 +56,7 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
         f"microscopic exploration by rl made no gradient update within {spend} probes: raise"
         " discover.microscopic.budget, or lower n_envs or n_steps in its settings; method beam needs no training"
     )
-    # Every item costs a probe at its start: no more of them than leave most of the training for steps.
+    # Every item costs a probe at its start: use few enough to leave most of the training for steps.
     most = max(settings.n_envs, spend // 10)
     if len(learning) > most:
         learning = np.sort(np.random.default_rng(seed).choice(learning, most, replace=False))
@@ -90,7 +89,7 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
 
 
 def _walk(walks: Walks, trail: Trail, model: MaskablePPO, *, deterministic: bool) -> None:
-    """Let the agent walk all items at once, each until it fails, or as long as it may find something nearer."""
+    """Let the agent walk all items at once, each until it fails or cannot find a nearer failure."""
     items = np.flatnonzero(walks.radius > 1)
     cells = np.tile(walks.moves.start, (len(items), 1))
     margins, _, _ = trail.margins(items, cells)

@@ -1,8 +1,8 @@
-"""Small steps as a Gymnasium environment, and the same for many items at once as an SB3 VecEnv.
+"""Small steps as a Gymnasium environment, and as an SB3 VecEnv for many items at once.
 
 Microscopic exploration (paper, Sec. 3): an episode starts at an unchanged item, an action is one step of one concept,
-and the episode ends when the model fails. The observation is the model's own embedding of the item, the place in the
-grid, and the margin there, as the last answer told it: all that matters for the next step, so an agent needs no memory.
+and the episode ends when the model fails. The observation is the model's own embedding of the item, the position in the
+grid, and the margin there by the last answer. That is all the next step depends on, so an agent needs no memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ENV_ID = "Faded/Steps-v0"
 
 
 class StepReward(NamedTuple):
-    """What a step earns: the change of the margin it makes, a bonus if the model fails, less the cost of a step.
+    """The reward of a step: its change of the margin, plus a bonus if the model fails, minus the cost of a step.
 
-    The changes of the margin guide: over a whole way they add up to the same, whatever the way (undiscounted, as in
-    Ng, Harada and Russell 1999). Bonus and cost make the shortest way to a failure the best.
+    The changes of the margin guide the agent; over a whole path they add up to the same, whatever the path
+    (undiscounted, as in Ng, Harada and Russell 1999). Bonus and cost make the shortest path to a failure the best.
     """
 
     bonus: float = 1.0
@@ -32,22 +32,22 @@ class StepReward(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """What n steps led to, all (n, ...)."""
+    """The results of n steps, all (n, ...)."""
 
     cells: np.ndarray
     margins: np.ndarray  # float32, clipped to [-1, 1]
     rewards: np.ndarray  # float32
     failed: np.ndarray
-    answered: np.ndarray  # False where the budget was spent
+    answered: np.ndarray  # False if the budget was spent
 
 
 class Trail:
-    """What the single and the vectorised environment share: spaces, observations, one step and its reward.
+    """The parts that the single and the vectorised environment share: spaces, observations, steps and rewards.
 
     Args:
         prober: answers within the budget.
-        moves: the steps there are.
-        reward: pays for them.
+        moves: the possible steps.
+        reward: the reward of a step.
     """
 
     def __init__(self, prober: Prober, moves: Moves, reward: StepReward) -> None:
@@ -60,21 +60,21 @@ class Trail:
         self.action_space = spaces.Discrete(len(moves))
 
     def observe(self, items: np.ndarray, cells: np.ndarray, margins: np.ndarray) -> np.ndarray:
-        """What is seen of items (n,) in cells (n, concepts) with these margins (n,): (n, size) float32."""
+        """Return observations of items (n,) in cells (n, concepts) with these margins (n,): (n, size) float32."""
         place = self.moves.space.coordinates(cells)
         return np.hstack([self._embedded[items], place, margins[:, None]]).astype(np.float32)
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ask: margins (n,) within [-1, 1], where it failed and where it was answered."""
+        """Probe, and return margins (n,) within [-1, 1], which failed, and which were answered."""
         answers = self.prober.ask(items, cells)
         return self.clipped(answers.discrepancy), answers.failed, answers.answered
 
     def clipped(self, discrepancy: np.ndarray) -> np.ndarray:
-        """Discrepancies (n,) as margins over the threshold, within [-1, 1]."""
+        """Convert discrepancies (n,) to margins over the threshold, clipped to [-1, 1]."""
         return np.clip(discrepancy - self.prober.task.threshold, -1.0, 1.0).astype(np.float32)
 
     def step(self, items: np.ndarray, cells: np.ndarray, margins: np.ndarray, actions: np.ndarray) -> Stepped:
-        """Take one move (n,) each; an invalid one leads nowhere and costs a step."""
+        """Take one move (n,) each; an invalid one stays in place and costs a step."""
         actions = np.asarray(actions, dtype=np.int64)
         possible = self.moves.valid(cells)[np.arange(len(cells)), actions]
         there = np.where(possible[:, None], self.moves.take(cells, actions), cells)
@@ -87,9 +87,9 @@ class Trail:
 class StepsEnv(gym.Env[np.ndarray, np.int64]):
     """`Faded/Steps-v0`: one item at a time.
 
-    An episode is terminated by a failure, or where no step is left, and truncated after `max_steps` or when the budget
-    is spent. `reset(options={"item": k})` names the item by its position; otherwise it is drawn. `action_masks` says
-    which steps are possible, as sb3-contrib's MaskablePPO wants to know.
+    An episode is terminated by a failure, or if no step is left, and truncated after `max_steps` or when the budget is
+    spent. `reset(options={"item": k})` selects the item by its position; otherwise it is drawn. `action_masks` returns
+    the possible steps, as required by sb3-contrib's MaskablePPO.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
@@ -105,7 +105,7 @@ class StepsEnv(gym.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Go back to the start with the next item; `failed` tells whether it fails there already."""
+        """Return to the start with the next item; `failed` in the info is whether it fails there already."""
         super().reset(seed=seed)
         n = len(self.trail.prober.item_ids)
         item = int(options["item"]) if options and "item" in options else int(self.np_random.integers(n))
@@ -116,7 +116,7 @@ class StepsEnv(gym.Env[np.ndarray, np.int64]):
         return self.trail.observe(self._item, self._cell, self._margin)[0], info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take a step and ask the model."""
+        """Take a step and probe there."""
         self._cell, self._margin, reward, failed, answered = self.trail.step(
             self._item, self._cell, self._margin, np.array([action])
         )
@@ -128,7 +128,7 @@ class StepsEnv(gym.Env[np.ndarray, np.int64]):
         return observation, float(reward[0]), terminated, truncated, info
 
     def action_masks(self) -> np.ndarray:
-        """Which moves are possible here: (moves,) bool."""
+        """Return which moves are possible here: (moves,) bool."""
         return self.moves.valid(self._cell)[0]
 
 
@@ -137,14 +137,14 @@ class StepsVecEnv(ConceptVecEnv):
 
     Args:
         trail: spaces, observations and rewards.
-        items: positions of the items walked, those that do not fail at the start.
-        num_envs: probes asked in one step.
-        max_steps: an episode is truncated after so many.
-        seed: draws the items.
+        items: positions of the walked items, which do not fail at the start.
+        num_envs: probes in one step.
+        max_steps: steps after which an episode is truncated.
+        seed: seed of the draws of items.
     """
 
     def __init__(self, trail: Trail, items: np.ndarray, num_envs: int, max_steps: int, seed: int) -> None:
-        super().__init__(trail, num_envs, seed)  # type: ignore[arg-type]  # it only takes the spaces from it
+        super().__init__(trail, num_envs, seed)  # type: ignore[arg-type]  # it uses only the spaces
         self.trail, self.max_steps = trail, max_steps
         self._pool = items
         self._cells = np.tile(trail.moves.start, (num_envs, 1))
@@ -162,12 +162,12 @@ class StepsVecEnv(ConceptVecEnv):
         return self.trail.observe(self._items, self._cells, self._margins)
 
     def reset(self) -> np.ndarray:
-        """Begin an episode everywhere: observations (num_envs, size)."""
+        """Begin an episode in every environment; returns observations (num_envs, size)."""
         self._start(np.arange(self.num_envs))
         return self._observe()
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Take the steps, ask the model, and begin anew where an episode ended."""
+        """Take the steps, probe, and begin new episodes where one has ended."""
         self._cells, self._margins, rewards, failed, answered = self.trail.step(
             self._items, self._cells, self._margins, self._actions
         )
@@ -185,11 +185,11 @@ class StepsVecEnv(ConceptVecEnv):
         return self._observe(), rewards, terminated | truncated, infos
 
     def action_masks(self) -> np.ndarray:
-        """Which moves are possible in each environment: (num_envs, moves) bool."""
+        """Return which moves are possible in each environment: (num_envs, moves) bool."""
         return self.trail.moves.valid(self._cells)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Give the masks, environment by environment, as sb3-contrib asks for them; anything else is refused."""
+        """Return the masks per environment, as sb3-contrib requests them; raise an error for other methods."""
         if method_name == "action_masks":
             return list(self.action_masks()[self._get_indices(indices)])
         return super().env_method(method_name, *args, indices=indices, **kwargs)

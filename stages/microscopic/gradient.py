@@ -1,4 +1,4 @@
-"""The least noise along the model's gradient that makes an item fail, which the steps of concepts are compared with."""
+"""The smallest noise along the model's gradient that makes an item fail, for comparison with steps of concepts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def smallest_noise(
 ) -> dict[str, np.ndarray]:
     """Find by bisection the smallest epsilon of the list at which each attack makes each item fail.
 
-    It takes for granted that an attack that succeeds also succeeds with more noise. The failure it ends at is real in
-    any case, but one with less noise may be missed.
+    It assumes that an attack that succeeds also succeeds with more noise. The failure it returns is real in any case,
+    but one with less noise may be missed.
 
     Args:
         task: the model under test, which offers `attacked`.
@@ -27,7 +27,7 @@ def smallest_noise(
         show: displays the progress.
 
     Returns:
-        {attack: (n,) float64 epsilons, inf where no epsilon of the list is enough}.
+        {attack: (n,) float64 epsilons, inf if no epsilon of the list is enough}.
     """
     epsilons = np.array(config.epsilons)
     found: dict[str, np.ndarray] = {}

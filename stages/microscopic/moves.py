@@ -1,4 +1,4 @@
-"""Small steps: one concept by one level, away from where an item starts."""
+"""Small steps: one concept by one level, away from an item's start."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 
 from stages.concepts import ConceptSpace
 
-SUBSETS = 7  # categories of a change of which all subsets are asked: 126 at most
+SUBSETS = 7  # largest number of categories of a change for which all subsets are probed: at most 126
 
 
 class Moves:
-    """The moves of microscopic exploration, numbered; each is one step in one direction of one concept.
+    """The numbered moves of microscopic exploration; each is one step in one direction of one concept.
 
-    An ordered concept moves by one level, a categorical one from its start to any other category. All lead away from
-    the start: the shortest way to a failure never steps back, so after k steps a cell is k steps from the start,
-    whatever the way, and the number of steps is the size of the change.
+    An ordered concept moves by one level, a categorical one from its start to any other category. All moves lead away
+    from the start: the shortest path to a failure never steps back, so after k steps a cell is k steps from the start,
+    whatever the path, and the number of steps is the size of the change.
 
     Args:
         space: the grid.
-        start: (concepts,) level indices where all ways start.
+        start: (concepts,) level indices at which all paths start.
     """
 
     def __init__(self, space: ConceptSpace, start: np.ndarray) -> None:
         self.space, self.start = space, np.asarray(start, dtype=np.int64)
         self._ordered = np.array([concept.ordered for concept in space.concepts])
-        directions: list[tuple[int, int, int]] = []  # concept, change of its level index, how often
+        directions: list[tuple[int, int, int]] = []  # concept, change of its level index, maximum number of steps
         for j, (concept, at) in enumerate(zip(space.concepts, self.start.tolist(), strict=True)):
             if concept.ordered:
                 directions += [(j, 1, len(concept) - 1 - at), (j, -1, at)]
@@ -40,43 +40,43 @@ class Moves:
 
     @property
     def varied(self) -> list[int]:
-        """Positions of the concepts that can move at all."""
+        """Positions of the concepts that can move."""
         return sorted(set(self.concept.tolist()))
 
     @property
     def lines(self) -> list[np.ndarray]:
-        """The moves of each concept that can move at all."""
+        """The moves of each concept that can move."""
         return [np.flatnonzero(self.concept == j) for j in self.varied]
 
     @property
     def longest(self) -> int:
-        """Steps to the cell furthest from the start."""
+        """Number of steps to the cell furthest from the start."""
         return sum(int(self.reach[self.concept == j].max()) for j in self.varied)
 
     def steps(self, cells: np.ndarray) -> np.ndarray:
-        """How far cells (n, concepts) are from the start: (n,) int64."""
+        """Return the number of steps from the start to cells (n, concepts): (n,) int64."""
         away = np.abs(np.asarray(cells) - self.start)
         return np.where(self._ordered, away, away > 0).sum(axis=1)
 
     def valid(self, cells: np.ndarray) -> np.ndarray:
-        """Which moves are possible from cells (n, concepts): (n, moves) bool."""
+        """Return which moves are possible from cells (n, concepts): (n, moves) bool."""
         away = np.asarray(cells)[:, self.concept] - self.start[self.concept]
         onward = (away * self.change >= 0) & (np.abs(away) < self.reach)
         return np.where(self._ordered[self.concept], onward, away == 0)
 
     def take(self, cells: np.ndarray, moves: np.ndarray) -> np.ndarray:
-        """Where one valid move (n,) each leads from cells (n, concepts)."""
+        """Return the cells after one valid move (n,) each from cells (n, concepts)."""
         taken = np.array(cells, dtype=np.int64)
         taken[np.arange(len(taken)), self.concept[moves]] += self.change[moves]
         return taken
 
     def onward(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All cells one step further than cells (n, concepts): the row each came from (m,), and they (m, concepts)."""
+        """Return all cells one step further than cells (n, concepts): rows of origin (m,), and cells (m, concepts)."""
         rows, moves = np.nonzero(self.valid(cells))
         return rows, self.take(np.asarray(cells)[rows], moves)
 
     def back(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All cells one step nearer than cells (n, concepts), as `onward` returns them."""
+        """Return all cells one step nearer than cells (n, concepts), in the format of `onward`."""
         cells = np.asarray(cells, dtype=np.int64)
         rows, concepts = np.nonzero(cells != self.start)
         nearer = cells[rows]
@@ -85,15 +85,15 @@ class Moves:
         return rows, nearer
 
     def fewer(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All cells with some, not all, of the categories of cells (n, concepts) left, as `onward` returns them.
+        """Return all cells that keep some, but not all, categories of cells (n, concepts), in the format of `onward`.
 
-        Of a cell with more than SUBSETS categories there are too many, so it has none here.
+        Cells with more than SUBSETS categories are left out, because they have too many subsets.
         """
         cells = np.asarray(cells, dtype=np.int64)
         rows, left = [np.empty(0, dtype=np.int64)], [np.empty((0, len(self.start)), dtype=np.int64)]
         for row, cell in enumerate(cells):
             said = np.flatnonzero(~self._ordered & (cell != self.start))
-            if not 2 < len(said) <= SUBSETS:  # of two, `back` takes either
+            if not 2 < len(said) <= SUBSETS:  # `back` covers cells with two
                 continue
             gone = np.array(list(product((False, True), repeat=len(said)))[1:-1])
             some = np.tile(cell, (len(gone), 1))

@@ -1,4 +1,4 @@
-"""Microscopic exploration: the smallest change, in single steps of single concepts, that makes the model fail."""
+"""Microscopic exploration: find the smallest change, in single steps of single concepts, that makes the model fail."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 UNCHANGED, FOUND, NOT_FOUND = "fails unchanged", "found", "not found"
-STREAM = b"microscopic"  # sets the random draws here apart from those of the macroscopic search
+STREAM = b"microscopic"  # separates the random draws here from those of the macroscopic search
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """How far items can be changed before the model fails on them.
+    """The smallest changes of items that make the model fail.
 
     Args:
-        table: one row an item, as robustness.parquet in docs/files.md.
-        metrics: method, budget and probes of its own (0 where the grid was enumerated), counts, for metrics.json.
+        table: one row per item, as robustness.parquet in docs/files.md.
+        metrics: method, its own budget and probes (0 if the grid was enumerated), and counts, for metrics.json.
     """
 
     table: pd.DataFrame
@@ -64,27 +64,28 @@ def measure_robustness(
 ) -> Robustness:
     """Find the smallest failing change of each of some items, drawn at random.
 
-    Every method first asks each item at the start, and how far each concept alone has to go. Then
+    Every method first probes each item at the start, and finds how far each concept alone has to go. Then
 
-    - `beam` takes the strongest change of all and reduces it, which is quick; where there are categories, or two
-      directions, also such as are drawn, and what makes one item fail is tried on others. Then it goes outward and
-      follows the cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget goes
-      (iterative broadening, Ginsberg and Harvey 1992): each pass only looks for something nearer than is known;
-    - `exact` reduces as well, then follows all cells (breadth-first search): what is still nearer is the nearest there
-      is. An enumerated grid is searched so in any case, for its answers are in the ledger;
+    - `beam` starts with the strongest change and reduces it, which is fast. If there are categories, or two directions,
+    it
+      also draws other strong changes, and tries each failure of one item on others. It then searches outward and
+      follows the cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget allows
+      (iterative broadening, Ginsberg and Harvey 1992); each pass only searches for something nearer than already known;
+    - `exact` also reduces, then follows all cells (breadth-first search), so that the nearest failure is certain. An
+      enumerated grid always uses it, because its answers are in the ledger;
     - `rl` trains an agent on other items (`stages.microscopic.agent`) and lets it walk, as in the paper.
 
-    What is found is irreducible: with any one step less the item passes, as far as the budget let that be asked.
+    Changes found are irreducible: with one step less the item passes, as far as the budget allowed to probe that.
 
-    Where `microscopic.gradient` asks for it, the same items are attacked by noise (`stages.microscopic.gradient`).
+    If `microscopic.gradient` is set, the same items are attacked by noise (`stages.microscopic.gradient`).
 
     Args:
         task: the model under test.
-        item_ids: the items that may be used.
-        config: `microscopic` of it, and the budget of the search it goes with.
-        seed: of all randomness here.
-        enumerated: the ledger holds all answers.
-        ledger: answers so far; with a file behind it the search can be resumed.
+        item_ids: the items to choose from.
+        config: with `microscopic`, and the budget of the search it belongs to.
+        seed: seed of all randomness here.
+        enumerated: whether the ledger contains all answers.
+        ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.
         show: displays the progress.
     """
@@ -97,7 +98,7 @@ def measure_robustness(
     if enumerated:
         method, budget, wanted = "exact", len(item_ids) * task.concepts.n_cells, len(item_ids)
     rng = np.random.default_rng([seed, *STREAM])
-    wanted = min(wanted, budget, len(item_ids))  # each is asked once at least
+    wanted = min(wanted, budget, len(item_ids))  # each is probed at least once
     order = rng.permutation(len(item_ids))
     chosen, others = (sorted(part.tolist()) for part in (order[:wanted], order[wanted:]))
     walking = [item_ids[i] for i in chosen]

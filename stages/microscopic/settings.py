@@ -1,4 +1,4 @@
-"""The settings of the agent that walks in small steps, apart from it: who only checks them needs no torch."""
+"""Settings of the agent that walks in small steps, in a separate file so that checking them does not import torch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class WalkerSettings(Strict):
 
 
 def agent_settings(config: MicroscopicConfig) -> WalkerSettings:
-    """The settings of method rl.
+    """Return the settings of method rl.
 
     Raises:
-        UsageError: naming those that are wrong.
+        UsageError: with those that are wrong.
     """
     try:
         return WalkerSettings.model_validate(config.settings)

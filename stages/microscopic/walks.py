@@ -1,4 +1,4 @@
-"""What is known of each item while its smallest failing change is sought, and the searches that find it."""
+"""The state of each item during the search for its smallest failing change, and the searches themselves."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 from stages.explorers.prober import Answers, Prober
 from stages.microscopic.moves import Moves
 
-NEVER = np.iinfo(np.int64).max  # steps to a failure that was not found
+NEVER = np.iinfo(np.int64).max  # number of steps if no failure was found
 SHARED = 8  # failing cells tried on other items at a time
 
 
 class Walks:
-    """The books of one exploration. Whatever is asked, the nearest failure of each item is kept.
+    """The state of one exploration, which keeps the nearest failure of each item, whatever is probed.
 
     Args:
-        prober: answers within the budget; the items walked are its first `items`.
-        moves: the steps there are.
-        items: how many items walk.
+        prober: answers within the budget; the walked items are its first `items`.
+        moves: the possible steps.
+        items: number of items that walk.
         limit: steps after which a search gives up.
 
     Attributes:
-        radius: (items,) steps to the nearest failure found: 0 if the item fails at the start, NEVER if none was.
-        failing: (items, concepts) that failing cell; the start where there is none.
+        radius: (items,) steps to the nearest failure found: 0 if the item fails at the start, NEVER if there is none.
+        failing: (items, concepts) that failing cell; the start if there is none.
         searched: (items,) steps up to which a search went.
-        passed: (items,) steps up to which *all* cells were asked, and passed: the radius is larger than that.
+        passed: (items,) steps up to which *all* cells were probed and passed: the radius is larger.
         alone: (items, concepts) steps to a failure by one concept alone, or NEVER.
         queries: (items,) unique probes spent on each.
     """
@@ -46,12 +46,12 @@ class Walks:
         self.passed[answers.answered & ~answers.failed] = 0
 
     def ask(self, items: np.ndarray, cells: np.ndarray) -> Answers:
-        """Ask about items (n,) under cells (n, concepts); of equally near failures the clearest is kept."""
+        """Probe items (n,) under cells (n, concepts); of equally near failures the clearest is kept."""
         answers = self.prober.ask(items, cells)
         np.add.at(self.queries, items[answers.fresh], 1)
         steps = self.moves.steps(cells)
         nearer = np.flatnonzero(answers.failed & (steps < self.radius[items]) & (steps <= self.limit))
-        # The best of each item comes last, so that it is the one that stays.
+        # The best of each item comes last, so that it overwrites the others.
         nearer = nearer[np.lexsort((answers.discrepancy[nearer], -steps[nearer]))]
         self.radius[items[nearer]], self.failing[items[nearer]] = steps[nearer], cells[nearer]
         return answers
@@ -60,11 +60,11 @@ class Walks:
 def try_alone(walks: Walks) -> np.ndarray:
     """Find by bisection how far each concept alone has to go, for all items and directions at once.
 
-    It takes for granted that a change that fails also fails when it is stronger, which held on 99% of the lines of an
-    enumerated landscape (MNIST, 80 items, four concepts); the failure it ends at is real in any case.
+    It assumes that a change that fails also fails when it is stronger, which held on 99% of the lines of an enumerated
+    landscape (MNIST, 80 items, four concepts); the failure it returns is real in any case.
 
     Returns:
-        (items, moves) discrepancy where each move alone was taken as often as it can be; NaN where that was not asked.
+        (items, moves) discrepancy with each move alone taken as often as possible; NaN if that was not probed.
     """
     moves = walks.moves
     harm = np.full((len(walks.radius), len(moves)), np.nan)
@@ -81,43 +81,43 @@ def try_alone(walks: Walks) -> np.ndarray:
 
 
 def reduce_strongest(walks: Walks, harm: np.ndarray) -> None:
-    """Where no concept alone makes an item fail: change all as far as they go, then take back what is not needed.
+    """If no concept alone makes an item fail, change all as far as possible, then undo what is not needed.
 
-    Each concept is taken back as far as the failure allows, by bisection: once those that do least harm alone first,
-    and once the other way round, for what is left depends on the order. So some twenty queries leave a small change;
-    this is the idea of delta debugging (Zeller and Hildebrandt 2002).
+    Each concept is undone as far as the failure allows, by bisection: once starting with those that do least harm
+    alone, and once in the reverse order, because the result depends on the order. Some twenty queries so leave a small
+    change; this is the idea of delta debugging (Zeller and Hildebrandt 2002).
 
     Args:
-        walks: the books.
+        walks: the state of the exploration.
         harm: (items, moves) discrepancy of each move alone at its strongest, from `try_alone`.
     """
     moves = walks.moves
     items = _open(walks, harm)
     if not len(items):
         return
-    # Of a concept that moves in more than one direction, the one that does most harm.
+    # For a concept that moves in more than one direction, use the one that does most harm.
     worst = np.stack([lines[harm[items][:, lines].argmax(axis=1)] for lines in moves.lines], axis=1)
     _reduce(walks, harm, items, worst)
 
 
 def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> None:
-    """Where that found nothing: change all as far as they go in directions that are drawn, and take back the same.
+    """If that found nothing, change all as far as possible in random directions, and undo in the same way.
 
-    One cell that changes every concept holds many pairs and triples of categories at once, far more than a search
-    that adds one after the other can ask about, and needs no margin to follow; so combinatorial testing finds the
-    words that fail together (Cohen et al. 1997), and delta debugging which they are. Each item takes the directions of
-    each concept in turn, in an order of its own. What made one item fail is tried on the others at once.
+    One cell that changes every concept contains many pairs and triples of categories, far more than a search that adds
+    one after the other can probe, and needs no margin to follow. This is how combinatorial testing finds words that
+    fail together (Cohen et al. 1997), and delta debugging which of them are needed. Each item takes the directions of
+    each concept in turn, in its own order. A failure of one item is immediately tried on the others.
 
     Args:
-        walks: the books.
-        harm: as of `reduce_strongest`.
-        rng: draws the directions.
+        walks: the state of the exploration.
+        harm: as for `reduce_strongest`.
+        rng: random generator of the directions.
     """
     sizes = sorted(len(lines) for lines in walks.moves.lines)
-    if not sizes or sizes[-1] == 1:  # there is one direction only, and that was taken
+    if not sizes or sizes[-1] == 1:  # there is only one direction, which was tried
         return
     items = _open(walks, harm)
-    rounds = len(walks.moves)  # as many questions again as it takes to try each direction alone
+    rounds = len(walks.moves)  # as many probes again as trying each direction alone takes
     drawn = np.stack([_in_turn(lines, len(items), rounds, rng) for lines in walks.moves.lines], axis=2)
     for turn in range(rounds):
         still = walks.radius[items] == NEVER
@@ -128,13 +128,13 @@ def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> No
 
 
 def _in_turn(lines: np.ndarray, items: int, rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """All lines (m,) in a random order, then in another, ...: (items, rounds)."""
+    """Return all lines (m,) in a random order, then in another, ...: (items, rounds)."""
     orders = [rng.permuted(np.tile(lines, (items, 1)), axis=1) for _ in range(-(-rounds // len(lines)))]
     return np.hstack(orders)[:, :rounds]
 
 
 def share(walks: Walks) -> None:
-    """Try on items for which nothing was found what made others fail: the cells that most of them share."""
+    """Try the most common failing cells of other items on those for which nothing was found."""
     found = walks.failing[(walks.radius > 0) & (walks.radius < NEVER)]
     cells, counts = np.unique(found, axis=0, return_counts=True)
     for cell in cells[np.lexsort((walks.moves.steps(cells), -counts))][:SHARED]:
@@ -143,12 +143,12 @@ def share(walks: Walks) -> None:
 
 
 def _open(walks: Walks, harm: np.ndarray) -> np.ndarray:
-    """Items that were tried along each concept alone, and for which no failure was found."""
+    """Return the items that were tried along each concept alone without finding a failure."""
     return np.flatnonzero((walks.radius == NEVER) & np.isfinite(harm).all(axis=1))
 
 
 def _reduce(walks: Walks, harm: np.ndarray, items: np.ndarray, lines: np.ndarray) -> None:
-    """Change items (n,) along lines (n, varied concepts) as far as they go; take back what failing does not need."""
+    """Change items (n,) along lines (n, varied concepts) as far as possible; undo what the failure does not need."""
     moves = walks.moves
     cells = np.tile(moves.start, (len(items), 1))
     for column in lines.T:
@@ -164,7 +164,7 @@ def _reduce(walks: Walks, harm: np.ndarray, items: np.ndarray, lines: np.ndarray
 
 
 def _moved(walks: Walks, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Cells (n, concepts) with the concept of a move (n,) each so many steps (n,) from its start."""
+    """Return cells (n, concepts) with the concept of a move (n,) each at a number of steps (n,) from its start."""
     moves, rows = walks.moves, np.arange(len(cells))
     concepts = moves.concept[lines]
     moved = cells.copy()
@@ -175,10 +175,10 @@ def _moved(walks: Walks, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray
 def _bisect(
     walks: Walks, items: np.ndarray, cells: np.ndarray, lines: np.ndarray, passes: np.ndarray, fails: np.ndarray
 ) -> np.ndarray:
-    """Narrow down how many steps of one move (n,) each make an item fail, the rest of its cell being as it is.
+    """Find by bisection the fewest steps of one move (n,) each that make an item fail, with the rest of its cell fixed.
 
     Args:
-        walks: the books.
+        walks: the state of the exploration.
         items: (n,) positions.
         cells: (n, concepts) the rest of each cell.
         lines: (n,) the move.
@@ -201,12 +201,12 @@ def _bisect(
 
 
 def search_layers(walks: Walks, width: int | None) -> None:
-    """Go outward from the start, one step a layer, until each item fails or a nearer failure is known already.
+    """Search outward from the start, one step per layer, until each item fails or a nearer failure is already known.
 
     Args:
-        walks: the books; one layer of all items is one batch.
-        width: cells of a layer that are followed, those nearest to failing (beam search); None follows all of them
-            (breadth-first search), so that the first failure is the nearest there is.
+        walks: the state of the exploration; one layer of all items is one batch.
+        width: number of cells of a layer to follow, nearest to failing first (beam search); None follows all of them
+            (breadth-first search), so that the first failure is the nearest.
     """
     moves = walks.moves
     items = np.flatnonzero(walks.radius > 0)
@@ -234,7 +234,7 @@ def search_layers(walks: Walks, width: int | None) -> None:
 
 
 def _rank_within(items: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank each value (n,) among those of the same item, the largest first: (n,) from 0."""
+    """Rank each value (n,) among those of the same item, largest first: (n,) from 0."""
     order = np.lexsort((-values, items))
     first = np.searchsorted(items[order], items[order])
     rank = np.empty(len(items), dtype=np.int64)
@@ -243,10 +243,10 @@ def _rank_within(items: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def walk_back(walks: Walks) -> None:
-    """Take back single steps as long as what is left still fails: then no step of the change is superfluous.
+    """Undo single steps while the rest still fails, so that no step of the change is superfluous.
 
-    Categories need not add up: two words may fail where these two and a third pass. So of up to seven all subsets are
-    asked.
+    Categories need not add up: two words may fail although these two and a third pass. So all subsets of up to seven
+    are probed.
     """
     for nearer in (walks.moves.back, walks.moves.fewer, walks.moves.back):
         moving = np.flatnonzero((walks.radius > 0) & (walks.radius < NEVER))
@@ -258,7 +258,7 @@ def walk_back(walks: Walks) -> None:
 
 
 def widths(widest: int) -> Iterator[int]:
-    """1, 2, 4, ... up to the widest."""
+    """Yield 1, 2, 4, ... up to the widest."""
     width = 1
     while width < widest:
         yield width
