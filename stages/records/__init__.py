@@ -1,10 +1,10 @@
-"""Everything stages hand on, as typed records: the one place that knows the keys of their files.
+"""Typed records of everything that stages pass on; only this package knows the keys of their files.
 
 Reading:
 
     from stages.records import audit_folder
 
-    mnist = audit_folder("mnist")                      # of the workspace one is in; nothing is read yet
+    mnist = audit_folder("mnist")                      # of the current workspace; nothing is read yet
     mnist.summarize.landscape.modes[0].text            # landscape.json, checked and read once
     mnist.report.verdict.passed                        # verdict.json of the landscape
     mnist.conclude.verdict.statement                   # of the repair
@@ -12,10 +12,10 @@ Reading:
     mnist.discover.probes                              # a pandas table
     mnist.conclude.has("verdict"), mnist.conclude.where("page")
 
-Records that lie elsewhere, in a git revision or a bundle, are read the same way by whoever can give the bytes of a
-path: `audit_folder("mnist", read=lambda path: files.read_bytes(path))`. A file that is missing, damaged, or not what
-this version writes is a UsageError that names it. Bytes or plain data alone: `Landscape.parse(bytes, where)`,
-`Landscape.from_json(data, where)`; back: `.dump()`, `.to_json()`.
+Records in other places, such as a git revision or a bundle, are read in the same way with a function that returns the
+bytes of a path: `audit_folder("mnist", read=lambda path: files.read_bytes(path))`. A file that is missing, damaged, or
+of another version raises a UsageError that names it. Bytes or plain data alone: `Landscape.parse(bytes, where)`,
+`Landscape.from_json(data, where)`; the inverse: `.dump()`, `.to_json()`.
 
 Writing, which only stages do: a folder appears whole, with its provenance, or not at all.
 

@@ -1,4 +1,4 @@
-"""What all records have in common: frozen, checked when they are read, and written as the same bytes each time."""
+"""Base classes of all records, which are frozen, validated on reading, and written deterministically."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from stages.files import SCHEMA, parse_json, plain
 from stages.params import validation_lines
 from stages.rate import Rate
 
-_SHOWN = 5  # errors of one file that are told
+_SHOWN = 5  # errors shown per file
 
 T = TypeVar("T")
 Listed = Annotated[list[T], FailFast()]
-"""A list that is refused at the first entry that is wrong: a forged one may have any number of them."""
+"""A list whose validation stops at the first wrong entry, because a forged one may have any number of them."""
 
 
 class Record(BaseModel):
-    """A part of a record. What was not given is not written, so that a file is read and written again byte for byte."""
+    """A part of a record. Unset fields are not written, so reading and writing a file keeps its bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, without what was not given."""
+        """Return plain data, without unset fields."""
         return self.model_dump(exclude_unset=True)
 
     def having(self, **more: object) -> Self:
-        """A copy with what there is of these."""
+        """Return a copy with those of these fields that are not None."""
         return self.model_copy(update={name: value for name, value in more.items() if value is not None})
 
     @classmethod
     def computed(cls, data: Mapping[str, Any]) -> Self:
-        """The record of what was computed, in which numpy's numbers become Python's."""
+        """Create a record from computed data, converting numpy's numbers to Python's."""
         return cls.model_validate(json.loads(json.dumps(data, default=plain, allow_nan=False)))
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
-        """Check plain data.
+        """Validate plain data.
 
         Args:
-            data: as `to_json` gives it.
+            data: plain data, as returned by `to_json`.
             where: the file it comes from, for messages.
 
         Raises:
-            UsageError: naming what is wrong.
+            UsageError: with what is wrong.
         """
         try:
             return cls.model_validate(data)
@@ -63,28 +63,28 @@ class Record(BaseModel):
 
 
 class OpenRecord(Record):
-    """A record to which its maker may add of its own: an explorer, an estimator, a task."""
+    """A record to which its producer (an explorer, an estimator, a task) may add fields."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def more(self) -> dict[str, Any]:
-        """What was added."""
+        """The added fields."""
         return self.model_extra or {}
 
     def number(self, key: str) -> float | None:
-        """A number that was added, if it was."""
+        """Return an added number; None if there is none."""
         value = self.more.get(key)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def text(self, key: str) -> str | None:
-        """A text that was added, if it was."""
+        """Return an added text; None if there is none."""
         value = self.more.get(key)
         return value if isinstance(value, str) else None
 
 
 class Document(Record):
-    """A record that is a JSON file of its own, with its schema version."""
+    """A record that is a separate JSON file, with a schema version."""
 
     has_schema: ClassVar[bool] = True
 
@@ -93,24 +93,24 @@ class Document(Record):
         """Read the bytes of a file; `where` is its name for messages.
 
         Raises:
-            UsageError: when it is not JSON, of another schema, or not such a record.
+            UsageError: if they are not JSON, of another schema, or not such a record.
         """
         return cls.from_json({key: value for key, value in parse_json(data, where).items() if key != "schema"}, where)
 
     def dump(self) -> bytes:
-        """The bytes of the file."""
+        """Return the bytes of the file."""
         data = {"schema": SCHEMA, **self.to_json()} if self.has_schema else self.to_json()
         return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 class Metrics(Document):
-    """A record that is a metrics.json: DVC shows every number in it, so it carries no schema."""
+    """A record that is a metrics.json, without a schema because DVC shows every number in it."""
 
     has_schema: ClassVar[bool] = False
 
 
 class FlatMetrics(Metrics, OpenRecord):
-    """Numbers of a stage for `dvc metrics diff`, which people read and nothing else does; but for the verdict's."""
+    """Numbers of a stage for `dvc metrics diff`, which only people read; code reads the verdict alone."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -122,7 +122,7 @@ class FlatMetrics(Metrics, OpenRecord):
 
 
 class RateRecord(Record):
-    """A rate as a record keeps it: null in place of NaN."""
+    """A rate as stored in a record: null instead of NaN."""
 
     value: float | None
     low: float | None
@@ -131,21 +131,21 @@ class RateRecord(Record):
 
     @property
     def rate(self) -> Rate:
-        """The rate to compute with."""
+        """The rate as numbers to compute with."""
         value, low, high = (np.nan if x is None else x for x in (self.value, self.low, self.high))
         return Rate(value, low, high, self.n)
 
     @classmethod
     def from_rate(cls, rate: Rate) -> RateRecord:
-        """The record of a rate."""
+        """Create the record of a rate."""
         return cls(**rate.to_json())
 
 
 def read_bytes_of(path: Path) -> bytes:
-    """The bytes of a file of a stage.
+    """Return the bytes of a stage's file.
 
     Raises:
-        UsageError: when it is missing.
+        UsageError: if it is missing.
     """
     try:
         return path.read_bytes()

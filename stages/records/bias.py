@@ -1,4 +1,4 @@
-"""Records of how far answers are from what people expect to be as frequent, see `stages.landscape.bias`."""
+"""Records of how far answers deviate from their expected frequencies, see `stages.landscape.bias`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stages.records.base import Listed, RateRecord, Record
 
 
 class ValueShare(Record):
-    """How often one value came."""
+    """The frequency of one value."""
 
     value: str
     count: int
@@ -15,14 +15,14 @@ class ValueShare(Record):
 
 
 class Chance(Record):
-    """The total variation that so many answers of a fair model have: on average, and its 95% point."""
+    """The total variation of the same number of answers of a fair model: its mean, and its 95% point."""
 
     mean: float
     high: float
 
 
 class Bias(Record):
-    """One tally; without an answer that was read the numbers are None."""
+    """One tally; without a readable answer the numbers are None."""
 
     subject: str
     attribute: str
@@ -40,14 +40,14 @@ class Bias(Record):
 
 
 class BiasChange(RateRecord):
-    """The total variation of one subject less that of the model before."""
+    """The total variation of one subject minus that of the model before."""
 
     p: float | None
     p_holm: float | None
 
 
 class BiasSubject(Record):
-    """One subject by model ("before", "after", and what there is of "control" and "noise")."""
+    """One subject by model ("before", "after", and optionally "control" and "noise")."""
 
     subject: str
     attribute: str

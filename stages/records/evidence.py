@@ -1,7 +1,7 @@
 """The manifest of an evidence bundle, see `flows.evidence`.
 
-These are types of plain data and no records: a manifest can name a hundred thousand files, and is somebody else's until
-all that it says was checked.
+These are types of plain data, not records: a manifest can list a hundred thousand files, and is untrusted until all of
+it was checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NotRequired, TypedDict
 
 
 class ManifestFile(TypedDict):
-    """One file: its bytes, and its hashes in hex; `whole`: the bundle holds it."""
+    """One file: its size in bytes, and its hashes in hex; `whole`: the bundle contains it."""
 
     size: int
     md5: str
@@ -29,7 +29,7 @@ Parts = dict[str, dict[str, ManifestFile]]
 
 
 class Manifest(TypedDict):
-    """What the last stage says of itself, and all files of an audit by the part that they belong to."""
+    """The provenance of the last stage, and all files of an audit by the part they belong to."""
 
     schema: int
     audit: str

@@ -1,4 +1,4 @@
-"""Where the records of an audit lie: data/<audit>/<stage>/<file>, read when they are asked for."""
+"""The files of an audit's records, data/<audit>/<stage>/<file>, read when first needed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Reader = Callable[[Path], bytes]
 
 
 class Stored(Generic[T]):
-    """A file of a stage's folder as an attribute: read once when it is asked for, written when it is assigned."""
+    """A file of a stage's folder as an attribute: read once when first accessed, and written when assigned."""
 
     def __init__(self, file: str, read: Callable[[bytes | Path, str], T], write: Callable[[Path, T], object]) -> None:
         self.file, self._read, self._write = file, read, write
@@ -95,8 +95,8 @@ class StageFolder:
     """The folder of one stage.
 
     Args:
-        path: where it is.
-        reader: gives the bytes of a file; by default it is read from disk.
+        path: its path.
+        reader: returns the bytes of a file; by default files are read from disk.
     """
 
     provenance = _record("provenance.json", Provenance)
@@ -107,24 +107,24 @@ class StageFolder:
 
     @classmethod
     def files(cls) -> dict[str, str]:
-        """Names of all files that are records, by attribute."""
+        """Return the names of all files that are records, by attribute."""
         kinds = reversed(cls.__mro__)
         return {name: at.file for kind in kinds for name, at in vars(kind).items() if isinstance(at, Stored)}
 
     def where(self, name: str) -> Path:
-        """The path of a record by its attribute."""
+        """Return the path of a record by its attribute."""
         return self.path / self.files()[name]
 
     def has(self, name: str) -> bool:
-        """Whether a record is there, on disk."""
+        """Whether a record exists on disk."""
         return self.where(name).exists()
 
     @contextlib.contextmanager
     def publish(self, record: Mapping[str, Any], read: Iterable[Path] = ()) -> Iterator[Self]:
-        """Yield the folder to write to, which takes the place of this one when the block ends well.
+        """Yield a folder to write to, which replaces this one when the block ends without an error.
 
         Args:
-            record: provenance, as `stages.provenance.provenance` gives it; it is written last, with what it hashes.
+            record: the result of `stages.provenance.provenance`, written last with the hashes of the files.
             read: files and folders of other stages that this one read.
         """
         from stages.provenance import write_provenance
@@ -135,13 +135,13 @@ class StageFolder:
 
 
 class Prepare(StageFolder):
-    """The model under test and its items in standard form; but for these, what lies there is the task's own."""
+    """The model under test and its items in standard form; all other files here are the task's own."""
 
     metrics = _record("metrics.json", FlatMetrics)
 
 
 class Discover(StageFolder):
-    """What was asked of the model under test."""
+    """The answers of the model under test."""
 
     probes = _table("probes.parquet", PROBES)
     robustness = _table("robustness.parquet")
@@ -171,7 +171,7 @@ class Report(StageFolder):
 
 
 class CollectFeedback(StageFolder):
-    """What people, or a rule, decided."""
+    """The decision of people, or of a rule."""
 
     plan = _record("plan.json", Plan)
     metrics = _record("metrics.json", FlatMetrics)
@@ -185,7 +185,7 @@ class Restructure(StageFolder):
 
 
 class ReEvaluate(StageFolder):
-    """What was asked of the models before and after, of the control and, for the noise, of the one before again."""
+    """The answers of the models before and after, of the control and, for the noise, of the one before again."""
 
     probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
     metrics = _record("metrics.json", ReEvaluateMetrics)
@@ -200,7 +200,7 @@ class ReEvaluate(StageFolder):
 
 
 class Compare(StageFolder):
-    """Before against after."""
+    """The comparison of before and after."""
 
     comparison = _record("comparison.json", Comparison)
     cells = _table("landscapes.parquet")
@@ -218,7 +218,7 @@ class Conclude(StageFolder):
 
 @dataclass(frozen=True)
 class AuditFolder:
-    """The records of one audit by stage. Nothing is read before it is asked for."""
+    """The records of one audit by stage, each read when first accessed."""
 
     path: Path
     prepare: Prepare
@@ -233,7 +233,7 @@ class AuditFolder:
 
     @property
     def stages(self) -> dict[str, StageFolder]:
-        """The folders by the name of their stage, in the order of the graph."""
+        """The folders by stage name, in the order of the graph."""
         return {name: part for name, part in vars(self).items() if isinstance(part, StageFolder)}
 
 
@@ -251,13 +251,13 @@ _KINDS: dict[str, type[StageFolder]] = {
 
 
 def audit_folder(name: str, root: Path = Path(), read: Reader | None = None) -> AuditFolder:
-    """The records of an audit.
+    """Return the records of an audit.
 
     Args:
-        name: the audit's.
-        root: the workspace.
-        read: gives the bytes of a file by its path, to read records that lie elsewhere (in a git revision, in a
-            bundle); by default they are read from disk.
+        name: the audit's name.
+        root: the workspace's root folder.
+        read: returns the bytes of a file by its path, to read records from other places (a git revision, a bundle); by
+            default files are read from disk.
     """
     path = root / DATA / name
     folders: dict[str, Any] = {stage: kind(path / stage, read) for stage, kind in _KINDS.items()}

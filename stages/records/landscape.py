@@ -26,7 +26,7 @@ class Effect(Record):
 
 
 class Minimal(Record):
-    """How many of the smallest failing changes end in a region."""
+    """The number of smallest failing changes that end in a region."""
 
     reached: int
     of: int
@@ -34,7 +34,7 @@ class Minimal(Record):
 
 
 class Example(Record):
-    """A probe that may be shown of a mode; `id` ("M1.1") is how a decision refers to it."""
+    """A probe that may be shown for a mode; decisions refer to it by its `id` ("M1.1")."""
 
     id: str
     item: str
@@ -45,7 +45,7 @@ class Example(Record):
 
 
 class RegionRecord(Record):
-    """A region and what is known of it, see docs/files.md."""
+    """A region and its measurements, see docs/files.md."""
 
     id: str
     region: RegionJson
@@ -57,7 +57,7 @@ class RegionRecord(Record):
 
     @property
     def cells(self) -> Region:
-        """The region to compute with."""
+        """The region as an object to compute with."""
         return Region.from_json(self.region)
 
 
@@ -79,7 +79,7 @@ class ModeRecord(RegionRecord):
 
 
 class Suspected(RegionRecord):
-    """A region that its fresh probes did not confirm; `rate` is None where there were none for it."""
+    """A region that its fresh probes did not confirm; `rate` is None if it had none."""
 
     rate: float | None
     low: float | None
@@ -100,10 +100,10 @@ class InvalidLevel(Record):
 
 
 class Invalid(Record):
-    """Probes that cannot be held against the model, with their share of the control's; `what` says what they did.
+    """Probes that cannot be held against the model, with their share of the control's; `what` describes them.
 
-    They count as passed in all rates. `left_out` and `as_failures` are the control's failure rate without them, and as
-    if each of them had failed; None where the file is of an earlier version.
+    They count as passed in all rates. `left_out` and `as_failures` are the control's failure rate without them, and
+    with each of them counted as a failure; None if the file is of an earlier version.
     """
 
     count: int
@@ -119,12 +119,12 @@ class Invalid(Record):
 
     @property
     def not_passing(self) -> RateRecord | None:
-        """What fails if these count as failures; None where there are none, or nobody knows."""
+        """The failure rate with these counted as failures; None if there are none, or it is unknown."""
         return self.as_failures if self.value else None
 
 
 class NamedAgain(Record):
-    """Which modes independent halves of the evidence name again."""
+    """How many modes independent halves of the evidence both name."""
 
     named: int
     again: int
@@ -132,7 +132,7 @@ class NamedAgain(Record):
 
 
 class FalseAlarm(Record):
-    """How often what is not a failure is called one."""
+    """How often a passing answer is called a failure."""
 
     rate: float
     low: float
@@ -143,28 +143,28 @@ class FalseAlarm(Record):
 
 
 class Estimator(OpenRecord):
-    """What the landscape was estimated with, how many probes of each role it saw, and what it says of itself."""
+    """The estimator of the landscape, the number of probes of each role it saw, and its diagnostics."""
 
     name: str
 
     @property
     def log_loss(self) -> float | None:
-        """On probes held out from it."""
+        """Log loss on held-out probes."""
         return self.number("log_loss")
 
     @property
     def log_loss_constant(self) -> float | None:
-        """Of always guessing the overall rate, on the same probes."""
+        """Log loss of always predicting the overall rate, on the same probes."""
         return self.number("log_loss_constant")
 
     @property
     def calibration_error(self) -> float | None:
-        """Expected calibration error on probes held out."""
+        """Expected calibration error on held-out probes."""
         return self.number("calibration_error")
 
 
 class Within(Record):
-    """The share of items that fail within so many steps."""
+    """The share of items that fail within a number of steps."""
 
     steps: int
     value: float | None
@@ -174,7 +174,7 @@ class Within(Record):
 
 
 class Direction(Record):
-    """How much one concept has to do with the smallest failing changes."""
+    """The role of one concept in the smallest failing changes."""
 
     concept: str
     used: int
@@ -185,14 +185,14 @@ class Direction(Record):
 
 
 class Together(Record):
-    """A set of concepts that the smallest failing changes of so many items change."""
+    """A set of concepts, and the number of items whose smallest failing change changes exactly these."""
 
     concepts: list[str]
     items: int
 
 
 class AtEpsilon(Record):
-    """The share of items that fail with so much noise."""
+    """The share of items that fail at an amount of noise."""
 
     epsilon: float
     value: float | None
@@ -202,7 +202,7 @@ class AtEpsilon(Record):
 
 
 class Attack(Record):
-    """The least noise along the gradient that makes items fail; None where a median or bound is beyond all epsilons."""
+    """The smallest noise along the gradient that makes items fail; None if a median or bound is beyond all epsilons."""
 
     attack: str
     not_found: int
@@ -213,7 +213,7 @@ class Attack(Record):
 
 
 class Robustness(Record):
-    """What the smallest failing changes say together."""
+    """A summary of the smallest failing changes."""
 
     method: str | None
     probes: int | None
@@ -241,7 +241,7 @@ class Mean(Record):
 
 
 class ActionAgreement(Record):
-    """How far reviewers agree on what to do about modes."""
+    """How far reviewers agree on the actions for modes."""
 
     alpha: float | None
     share: float
@@ -257,7 +257,7 @@ class ScoreAgreement(Record):
 
 
 class Agreement(Record):
-    """How far reviewers agree; a part is None where no two judged the same."""
+    """How far reviewers agree; a part is None if no two of them judged the same thing."""
 
     reviewers: list[str]
     actions: ActionAgreement | None
@@ -267,7 +267,7 @@ class Agreement(Record):
 
 
 class Automatic(Record):
-    """What the automatic measure says of the same probes, see `stages.landscape.people`."""
+    """The results of the automatic measure on the same probes, see `stages.landscape.people`."""
 
     threshold: float
     overall: RateRecord
@@ -281,7 +281,7 @@ class Automatic(Record):
 
 
 class RatingsBound(Record):
-    """Which ratings are in force, by the hash of their file, and from where on they call an answer a failure."""
+    """The ratings in force, by the hash of their file, and the bound beyond which they call an answer a failure."""
 
     sha256: str
     fails_below: float | None = None
@@ -289,7 +289,7 @@ class RatingsBound(Record):
 
 
 class RatingsInForce(RatingsBound):
-    """What people's ratings say a failure is, and what the automatic measure says beside them."""
+    """The definition of a failure by people's ratings, and the automatic measure's results for comparison."""
 
     target: str
     model: str
@@ -307,7 +307,7 @@ class RatingsInForce(RatingsBound):
 
     @property
     def bound(self) -> RatingsBound:
-        """Which ratings, and from where on they call an answer a failure."""
+        """The ratings' hash, and the bound beyond which they call an answer a failure."""
         return RatingsBound.from_json({k: v for k, v in self.to_json().items() if k in RatingsBound.model_fields}, "")
 
 
@@ -356,7 +356,7 @@ class Landscape(Document):
 
     @property
     def unchanged_said(self) -> str:
-        """How many items fail as they are, in words; empty where that is not known."""
+        """Describes how many items fail unchanged; empty if that is unknown."""
         if self.unchanged is None:
             return ""
         rate = self.unchanged.rate
@@ -366,9 +366,9 @@ class Landscape(Document):
         )
 
     def confused(self, mode: ModeRecord, most: int) -> str:
-        """What came out most often in a mode, in words; empty where outputs name no labels.
+        """Describe the most common confusions in a mode; empty if outputs do not name labels.
 
-        "label 2 answered as 7: 18 of 44 failures (41%)" and, behind a semicolon each, further ones.
+        "label 2 answered as 7: 18 of 44 failures (41%)", with further ones separated by semicolons.
         """
         found = ((self.slices and self.slices.mode_confusions) or {}).get(mode.id, [])[:most]
         return "; ".join(
@@ -379,7 +379,7 @@ class Landscape(Document):
 
 
 class Gate(Record):
-    """One bound and what was held against it; `passed` and the numbers are None where there was nothing to measure.
+    """One bound and the measurement checked against it; `passed` and the numbers are None if nothing was measured.
 
     `slice` is the value of the attribute that decided a gate by slice.
     """
@@ -394,7 +394,7 @@ class Gate(Record):
 
     @property
     def named(self) -> str:
-        """The gate, and which value decided it: "slices.label.max (9)"."""
+        """The gate's name, with the value that decided it: "slices.label.max (9)"."""
         return self.gate if self.slice is None else f"{self.gate} ({self.slice})"
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from, as every stage writes it beside its outputs; see `stages.provenance`."""
+"""The provenance that every stage writes beside its outputs; see `stages.provenance`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Git(Record):
 
 
 class Provenance(Document):
-    """provenance.json: what a stage does not know, or does not use, is left out."""
+    """provenance.json, without entries that are unknown or unused by the stage."""
 
     audit: str
     seed: int
@@ -29,7 +29,7 @@ class Provenance(Document):
     git: Git
     device: str | None = None
     backend: str | None = None
-    backend_auto: str | None = None  # of prepare: why `auto` stands for this backend
+    backend_auto: str | None = None  # of prepare: why `auto` means this backend
     dtype: str | None = None
     threads: int | None = None
     batch_size: int | None = None
@@ -45,17 +45,17 @@ class Provenance(Document):
 
     @property
     def backend_said(self) -> str:
-        """The backend for people, and why `auto` stands for it."""
+        """The backend for people, with the reason if `auto` chose it."""
         return f"{self.backend} (auto: {self.backend_auto})" if self.backend_auto else str(self.backend)
 
     def of_model(self) -> dict[str, Any]:
-        """What a stage that asks no model takes from the one that did: which model, and where it computed."""
+        """Return the entries on model, data and computation, for stages that do not run the model themselves."""
         told = ("device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
         return {key: value for key, value in self.to_json().items() if key in told}
 
 
 class Share(Provenance):
-    """share.json: the provenance of one share of a divided search, without git, as no answer depends on that."""
+    """share.json: the provenance of one share of a divided search, without git, because no answer depends on it."""
 
     git: Git | None = None  # type: ignore[assignment]
     origin: dict[str, str]

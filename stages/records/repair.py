@@ -1,4 +1,4 @@
-"""Records of a repair: the plan, before against after, and the verdict on it."""
+"""Records of a repair: the plan, the comparison of before and after, and the verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Action = Literal["repair", "accept", "ignore"]
 
 
 class PlannedMode(Record):
-    """A failure mode and what is to happen with it."""
+    """A failure mode and the action decided for it."""
 
     id: str
     text: str
@@ -29,12 +29,12 @@ class PlannedMode(Record):
 
     @property
     def cells(self) -> Region:
-        """The region to compute with."""
+        """The region as an object to compute with."""
         return Region.from_json(self.region)
 
 
 class PlannedExample(Record):
-    """What was said of an example: None where it was not."""
+    """The ratings and correction of an example; None if not given."""
 
     id: str
     mode: str
@@ -47,21 +47,21 @@ class PlannedExample(Record):
 
 
 class Reviewer(Record):
-    """A name, and the id of the key that signed for it."""
+    """A name, and the id of the key that signed, if any."""
 
     name: str
     key: str | None
 
 
 class Ceiling(Record):
-    """How often reviewers could not read an example themselves, of those they looked at."""
+    """How often reviewers could not read an example themselves, among those they judged."""
 
     unreadable: RateRecord
     statement: str
 
 
 class Plan(Document):
-    """plan.json: which modes of which landscape to repair, who said so, and what was said of examples."""
+    """plan.json: the modes to repair on a landscape, who decided, and the ratings of examples."""
 
     landscape: str
     decided_by: Literal["policy", "human"]
@@ -86,11 +86,11 @@ class Training(Record):
     """One training of the repair or of its control.
 
     Args:
-        folder: of the model, under restructure/models.
-        copy_of: whose training it is; `before` is the model under test, which was not trained.
-        training: 0 with the seed of the audit, 1 with the next one.
+        folder: the model's folder under restructure/models.
+        copy_of: the model that was trained; `before` is the model under test, which was not.
+        training: 0 with the seed of the audit, 1 with the next one, and so on.
         dose: share of the steps of the settings.
-        steps: how many it took.
+        steps: number of steps.
     """
 
     folder: str
@@ -101,19 +101,19 @@ class Training(Record):
 
     @staticmethod
     def folder_of(copy_of: str, dose: float, training: int) -> str:
-        """Where a further training lies, beside the repair and its control."""
+        """Return the folder of a further training, beside the repair and its control."""
         return f"trainings/{copy_of}-{dose:g}-{training}"
 
 
 class Trainings(Document):
-    """trainings.json: all that was trained, the repair first, and whether that was aimed by the search's policy."""
+    """trainings.json: all trainings, the repair first, and whether the search's policy aimed it."""
 
     models: Listed[Training]
     by_policy: bool = False
 
 
 class Change(Record):
-    """One quantity of one model; `low` and `high` belong to the change, or to `after` where there is none."""
+    """One quantity of one model; `low` and `high` belong to the change, or to `after` if there is none."""
 
     before: float | None = None
     after: float | None
@@ -126,7 +126,7 @@ class Change(Record):
 
     @classmethod
     def measured(cls, after: Rate, before: Rate | None = None, change: Rate | None = None) -> Self:
-        """What was measured; the value before and the change are left out where they mean nothing."""
+        """Create it from measurements; without the value before and the change if they have no meaning."""
         value, judged = RateRecord.from_rate(after), RateRecord.from_rate(after if change is None else change)
         told = {"before": before, "change": change}
         return cls.model_validate(
@@ -139,18 +139,18 @@ class Change(Record):
 
     @property
     def changed(self) -> bool:
-        """Whether it is a change, or a share that no model had before (newly failing)."""
+        """Whether it has a change, unlike a share that starts at 0 (newly failing)."""
         return "change" in self.model_fields_set
 
     @property
     def moved(self) -> Rate:
-        """The change, or the value where there is none."""
+        """The change, or the value if there is none."""
         value = self.change if self.changed else self.after
         return RateRecord(value=value, low=self.low, high=self.high, n=self.pairs).rate
 
 
 class Against(Change):
-    """One model beside the repair: the control, or the model before asked again (noise)."""
+    """One model beside the repair: the control, or the model before queried again (noise)."""
 
     repair_minus_control: RateRecord | None = None
     repair_minus_noise: RateRecord | None = None
@@ -187,8 +187,8 @@ class RegionDifference(Difference):
 class SliceDifference(Difference):
     """The difference in the failure rate of the items with one value of an attribute.
 
-    `joint_after` and `joint_change` hold together with those of all other values. `p` is that of a rise, adjusted for
-    all values of all attributes (Holm); None with too few pairs for a test. `worse`: it has risen significantly.
+    `joint_after` and `joint_change` are simultaneous for all values. `p` is that of a rise, adjusted for all values of
+    all attributes (Holm); None if there are too few pairs for a test. `worse`: it has risen significantly.
     """
 
     value: str
@@ -200,7 +200,7 @@ class SliceDifference(Difference):
 
 
 class AttributeDifferences(Record):
-    """All values of one attribute, the highest rate after the repair first; `missing` items have none."""
+    """All values of one attribute, highest rate after the repair first; `missing` items have no value."""
 
     attribute: str
     missing: int
@@ -208,7 +208,7 @@ class AttributeDifferences(Record):
 
 
 class MeasureDifference(Difference):
-    """The difference of one of a task's own measures; `baselines` are means of answers that need no model."""
+    """The difference of one of a task's own measures; `baselines` are means of answers made without a model."""
 
     baselines: dict[str, float | None]
 
@@ -223,14 +223,14 @@ class Measures(Record):
 
 
 class Targeting(RateRecord):
-    """Whether the target modes gained more than the control: the failure rate less that of the control."""
+    """Whether the target modes improved more than under the control: the repair's failure rate minus the control's."""
 
     helped: bool
     statement: str
 
 
 class Noise(RateRecord):
-    """Whether fewer failures are more than the model's own noise; `statement` is None unless there are fewer."""
+    """Whether the drop in failures exceeds the model's own noise; `statement` is None if there is no drop."""
 
     beyond: bool
     statement: str | None
@@ -263,7 +263,7 @@ class ReducedFailures(Record):
 
 
 class Spread(Record):
-    """Smallest, mean and largest distance between halves; None where none is known."""
+    """Smallest, mean and largest distance between halves; None if none is known."""
 
     min: float | None
     mean: float | None
@@ -271,7 +271,7 @@ class Spread(Record):
 
 
 class NoiseFloor(Record):
-    """How far the same model on two halves of the items is from itself."""
+    """The distance of a model to itself on two halves of the items."""
 
     splits: int
     normalised: Spread
@@ -296,10 +296,10 @@ class Shift(Record):
 
 
 class PolicyShift(Record):
-    """At which levels of a concept the policies learnt before and after the repair look.
+    """The levels of a concept at which the policies learnt before and after the repair look.
 
-    Shares of what they draw by level; means of levels that are numbers; the distance in units of the concept's range,
-    see `stages.landscape.policy_shift`, beside the noise floor. `beyond_noise` is None with one item alone.
+    Shares of their draws by level, means of levels that are numbers, and the distance in units of the concept's range,
+    see `stages.landscape.policy_shift`, with its noise floor. `beyond_noise` is None if there is only one item.
     """
 
     concept: str
@@ -320,7 +320,7 @@ class InvalidPairs(Record):
 
 
 class Dose(Record):
-    """What a dose of training leads to: the mean over trainings, with an interval over items; steps are a mean, too."""
+    """The result of a dose of training: mean over trainings, with an interval over items; steps are a mean too."""
 
     dose: float
     steps: int
@@ -330,8 +330,8 @@ class Dose(Record):
 class Times(Record):
     """How many times the repair's steps the control needs for the same failure rate.
 
-    None where it did not get there in the longest training, which was `most` times as long; `least` where the shortest,
-    which was so many times as long, did.
+    None if the longest training, of `most` times the steps, did not reach it. `least` if the shortest training, of that
+    many times the steps, already did.
     """
 
     value: float | None
@@ -342,14 +342,14 @@ class Times(Record):
 
 
 class DoseCurve(Record):
-    """Failures (of `clean`: clean quality) against steps, on pairs of their own.
+    """Failures (clean quality for `clean`) against steps, on separate pairs.
 
     Args:
-        part: the target modes, everywhere else, what the search's policy draws for unseen items, or unchanged items.
-        repaired: the repair, 0 steps first.
-        control: likewise; empty without one.
-        differences: repair minus control after the repair's steps, one a training.
-        times: how many steps of the control the repair is worth; None without a control, and for `clean`.
+        part: the target modes, everywhere else, the policy's draws for unseen items, or unchanged items.
+        repaired: doses of the repair, 0 steps first.
+        control: the same for the control; empty without one.
+        differences: repair minus control after the repair's steps, one per training.
+        times: how many times its steps the control needs; None without a control, and for `clean`.
     """
 
     part: Literal["targets", "others", "drawn", "clean"]
@@ -360,11 +360,11 @@ class DoseCurve(Record):
 
 
 class Checkpoint(Record):
-    """The repair, trained for fewer steps: what gates judge, on pairs that all trainings were asked about.
+    """The repair after fewer steps: the measures that gates judge, on the pairs that all trainings answered.
 
     Args:
-        folder: of the model, under restructure/models.
-        steps: of its training.
+        folder: the model's folder under restructure/models.
+        steps: number of steps of its training.
         differences: by measure, against the model before.
     """
 
@@ -381,14 +381,14 @@ class Cheapest(Record):
 
 
 class BothEstimators(Record):
-    """What both landscapes were estimated with."""
+    """The estimators of both landscapes."""
 
     before: Estimator
     after: Estimator
 
 
 class Comparison(Document):
-    """comparison.json: before against after, on items the repair never saw. Gates judge it, see `RepairVerdict`."""
+    """comparison.json: before and after, on items the repair never saw. Gates judge it, see `RepairVerdict`."""
 
     audit: str
     concepts: Listed[ConceptRecord]
@@ -420,7 +420,7 @@ class Comparison(Document):
 
     @property
     def some_invalid(self) -> bool:
-        """Whether a model gave answers that cannot be held against it; not known of files of earlier versions."""
+        """Whether a model gave answers that cannot be held against it; False for files of earlier versions."""
         return any(
             (self.differences[f"{part}_not_passing"].before, self.differences[f"{part}_not_passing"].after)
             != (self.differences[f"{part}_failure_rate"].before, self.differences[f"{part}_failure_rate"].after)
@@ -430,13 +430,13 @@ class Comparison(Document):
 
     @property
     def shown_differences(self) -> dict[str, Difference]:
-        """Those that say more than others do: what does not pass fails, where nothing is invalid."""
+        """The differences without redundant ones: if nothing is invalid, what does not pass is what fails."""
         shown = self.differences.items()
         return {key: entry for key, entry in shown if self.some_invalid or not key.endswith("not_passing")}
 
 
 class RepairVerdict(Verdict):
-    """verdict.json of a repair: the gates, who decided what was repaired, and what came of it in sentences."""
+    """verdict.json of a repair: the gates, who decided what to repair, and the effects in sentences."""
 
     decided_by: Literal["policy", "human"]
     reviewer: str | None

@@ -1,4 +1,4 @@
-"""Records of what was asked: by whom, how often, and how far items can be changed before the model fails."""
+"""Records of searches and their cost, and of the search for the smallest failing changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stages.records.base import Metrics, OpenRecord, Record
 
 
 class Search(OpenRecord):
-    """What one role of a search spent and found, and what its explorer adds."""
+    """The cost and results of one role of a search, and its explorer's own numbers."""
 
     explorer: str
     budget: int
@@ -17,12 +17,12 @@ class Search(OpenRecord):
 
     @property
     def chosen(self) -> str | None:
-        """Which explorer `auto` took; None where the user named one."""
+        """The explorer that `auto` chose; None if the user named one."""
         return self.text("chosen")
 
     @property
     def why(self) -> str | None:
-        """Why it took that one."""
+        """Why `auto` chose it."""
         return self.text("why")
 
 
@@ -34,18 +34,18 @@ class Searches(Record):
 
     @property
     def roles(self) -> dict[str, Search]:
-        """Those that searched."""
+        """The roles that searched."""
         return {role: found for role, found in (("agent", self.agent), ("control", self.control)) if found is not None}
 
 
 class ModelSearches(Searches):
-    """The same of one model of a comparison; `enumerated`: all pairs were asked."""
+    """The searches on one model of a comparison; `enumerated`: all pairs were probed."""
 
     enumerated: bool
 
 
 class Gradient(Record):
-    """Which attacks along the gradient were tried, with which epsilons; `steps` of pgd."""
+    """The attacks along the gradient, their epsilons, and the `steps` of pgd."""
 
     attacks: list[str]
     epsilons: list[float]
@@ -53,7 +53,7 @@ class Gradient(Record):
 
 
 class Walks(OpenRecord):
-    """What microscopic exploration spent and found, and what its method adds."""
+    """The cost and results of microscopic exploration, and its method's own numbers."""
 
     method: str
     budget: int = 0

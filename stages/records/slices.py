@@ -8,14 +8,14 @@ from stages.records.base import Listed, RateRecord, Record
 
 
 class Bounds(Record):
-    """An interval that holds together with those of all other values of the attribute."""
+    """An interval that is simultaneous for all values of the attribute."""
 
     low: float | None
     high: float | None
 
 
 class SliceRate(Record):
-    """The failure rate of the items with one value; `items` counts those that were probed."""
+    """The failure rate of the items with one value; `items` counts those with probes."""
 
     value: str
     items: int
@@ -32,9 +32,9 @@ class SliceRate(Record):
 
 
 class Slice(SliceRate):
-    """The same over the whole grid, against all other items (`rest`).
+    """The same over the whole grid, with all other items (`rest`).
 
-    `p` is adjusted for all values of all attributes (Holm); `worse` says whether this one fails significantly more.
+    `p` is adjusted for all values of all attributes (Holm); `worse` is whether this value fails significantly more.
     """
 
     joint: Bounds
@@ -44,7 +44,7 @@ class Slice(SliceRate):
 
 
 class AttributeSlices(Record):
-    """All values of one attribute, worst first; `missing` items have none."""
+    """All values of one attribute, worst first; `missing` items have no value."""
 
     attribute: str
     missing: int
@@ -59,9 +59,9 @@ class AttributeRates(Record):
 
 
 class Confusion(Record):
-    """How often items of one label were taken for another, and which share of the label's failures and probes that is.
+    """How often items of one label were mistaken for another, and the share of the label's failures and probes.
 
-    Over the grid all counts are of the control's uniform probes, inside a mode of the probes behind its rate.
+    Counts over the grid are of the control's uniform probes, and inside a mode of the probes of its rate.
     """
 
     label: str
@@ -72,9 +72,9 @@ class Confusion(Record):
 
 
 class Slices(Record):
-    """Whose failures: by attribute over the grid, by mode and attribute inside failure modes, and confusions.
+    """Failure rates by attribute over the grid, by mode and attribute inside failure modes, and confusions.
 
-    `confusions` over the grid, and by mode inside failure modes, are there where outputs name a label.
+    `confusions` (over the grid) and `mode_confusions` (inside failure modes) exist if outputs name a label.
     """
 
     attributes: Listed[AttributeSlices]
@@ -84,12 +84,12 @@ class Slices(Record):
 
     @property
     def worse(self) -> list[tuple[str, Slice]]:
-        """Attribute and value of what fails significantly more than the rest, the highest rate first."""
+        """Attribute and value of all slices that fail significantly more than the rest, highest rate first."""
         found = [(of.attribute, one) for of in self.attributes for one in of.values if one.worse]
         return sorted(found, key=lambda pair: -(pair[1].rate or 0.0))
 
     @property
     def worst(self) -> tuple[str, Slice] | None:
-        """What fails most: of what is significantly worse, else of all there is."""
+        """The slice that fails most: of those significantly worse, or if there are none, of all."""
         found = [(of.attribute, one) for of in self.attributes for one in of.values if one.rate is not None]
         return max(self.worse or found, key=lambda pair: pair[1].rate or 0.0, default=None)

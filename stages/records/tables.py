@@ -1,4 +1,4 @@
-"""What is no JSON: examples and contact sheets as people see them, embeddings, and tables of probes and cells."""
+"""Records that are tables, not JSON: examples and contact sheets as people see them, embeddings, probes and cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BYTES = ("image", "drawn", "drawn_after")
 
 
 class ShownExample(NamedTuple):
-    """An example of a mode under the id by which a decision refers to it."""
+    """An example of a mode under the id by which decisions refer to it."""
 
     id: str
     failed: bool
@@ -32,10 +32,10 @@ class Compared(NamedTuple):
     """A probe answered by two models.
 
     Args:
-        exhibit: as the model before the repair answered it.
+        exhibit: with the answer of the model before the repair.
         before: the output before the repair.
-        after: and after it.
-        drawn: the picture (PNG) after it, where the answer is one.
+        after: the output after the repair.
+        drawn: the picture (PNG) after the repair, if the answer is one.
         item: the id of the item.
         cell: a level of each concept.
     """
@@ -49,9 +49,9 @@ class Compared(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Items in their order, what the explorer sees of them, (items, d), and by what people tell them apart.
+    """Items in order, their embeddings (items, d), and the attributes by which people distinguish them.
 
-    `attributes` has a row an item and columns of strings, see `LoadedTask.attributes`; no column if nothing is known.
+    `attributes` has one row per item and columns of strings, see `LoadedTask.attributes`; no columns if none are known.
     """
 
     item_ids: list[str]
@@ -60,32 +60,32 @@ class Embedded(NamedTuple):
 
     @property
     def told_apart(self) -> pd.DataFrame:
-        """The attributes by the ids of the items, a row an item also where nothing is known."""
+        """The attributes indexed by item id, with one row per item even if none are known."""
         return self.attributes.reindex(range(len(self.item_ids))).set_axis(self.item_ids)
 
 
 class Tallies(Document):
-    """tallies.json: what a model makes of what the input leaves unsaid; empty for a task without tallies."""
+    """tallies.json: a model's choices where the input leaves them open; empty for a task without tallies."""
 
     tallies: Listed[Tally]
 
 
 class ModelTallies(Document):
-    """The same by model ("before", "after", and what there is of "control" and "noise")."""
+    """Tallies by model ("before", "after", and optionally "control" and "noise")."""
 
     models: dict[str, Listed[Tally]]
 
 
 def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a table that a stage wrote.
+    """Read a table written by a stage.
 
     Args:
         data: the file, or its bytes.
         where: its name, for messages.
-        columns: what it needs to have.
+        columns: required columns.
 
     Raises:
-        UsageError: when it is missing, cannot be read, or lacks a column.
+        UsageError: if it is missing, cannot be read, or lacks a column.
     """
     table = read_table(data, where)
     check_columns(table, where, columns)
@@ -96,7 +96,7 @@ def check_columns(table: pd.DataFrame, where: str, columns: Iterable[str]) -> No
     """Check that a table has these columns.
 
     Raises:
-        UsageError: naming those that are missing.
+        UsageError: with those that are missing.
     """
     if missing := sorted(set(columns) - set(table.columns)):
         raise UsageError(f"{where} lacks the column(s) {', '.join(missing)}, found {', '.join(table.columns)}")
@@ -144,10 +144,10 @@ def write_exhibits(path: Path, shown: Mapping[str, Sequence[ShownExample]]) -> N
 
 
 def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample]]:
-    """Read what `write_exhibits` wrote: examples by mode, failing ones first.
+    """Read a file written by `write_exhibits`: examples by mode, failing ones first.
 
     Raises:
-        UsageError: when there is none, or it is not such a file.
+        UsageError: if it is missing or not such a file.
     """
     shown: dict[str, list[ShownExample]] = {}
     for row in read_parquet(data, where, _SHOWN).to_dict("records"):
@@ -159,7 +159,7 @@ _COMPARED = ("kind", *_EXHIBIT, "before", "after", "drawn_after", "item", "cell"
 
 
 def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> None:
-    """Write examples of what a repair changed by kind ("fixed", "newly_failing"), and their items "unchanged"."""
+    """Write examples of a repair's changes by kind ("fixed", "newly_failing"), and their items "unchanged"."""
     rows = [
         {
             "kind": kind,
@@ -177,7 +177,7 @@ def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> No
 
 
 def read_compared(data: bytes | Path, where: str) -> dict[str, list[Compared]]:
-    """Read what `write_compared` wrote; see `read_exhibits`."""
+    """Read a file written by `write_compared`; see `read_exhibits`."""
     compared: dict[str, list[Compared]] = {"fixed": [], "newly_failing": [], "unchanged": []}
     for row in read_parquet(data, where, _COMPARED).to_dict("records"):
         drawn = row["drawn_after"] if isinstance(row["drawn_after"], bytes) else None
@@ -190,7 +190,7 @@ _SHEET = ("model", "sheet", "title", "columns", "label", "image")
 
 
 def write_sheets(path: Path, sheets: Mapping[str, Sequence[Sheet]]) -> None:
-    """Write contact sheets by model, one row of pictures a row."""
+    """Write contact sheets by model, one table row per row of pictures."""
     rows: list[dict[str, object]] = [
         {
             "model": model,
@@ -208,7 +208,7 @@ def write_sheets(path: Path, sheets: Mapping[str, Sequence[Sheet]]) -> None:
 
 
 def read_sheets(data: bytes | Path, where: str) -> dict[str, list[Sheet]]:
-    """Read what `write_sheets` wrote; see `read_exhibits`."""
+    """Read a file written by `write_sheets`; see `read_exhibits`."""
     sheets: dict[str, list[Sheet]] = {}
     table = read_parquet(data, where, _SHEET)
     for (model, _), rows in table.groupby(["model", "sheet"], sort=False):
@@ -218,7 +218,7 @@ def read_sheets(data: bytes | Path, where: str) -> dict[str, list[Sheet]]:
 
 
 def write_embedded(path: Path, embedded: Embedded) -> None:
-    """Write items, what the explorer sees of each, and a column for each attribute."""
+    """Write items, their embeddings, and one column per attribute."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -232,7 +232,7 @@ def write_embedded(path: Path, embedded: Embedded) -> None:
 
 
 def read_embedded(data: bytes | Path, where: str) -> Embedded:
-    """Read what `write_embedded` wrote; see `read_exhibits`. Files of earlier versions have no attributes."""
+    """Read a file written by `write_embedded`; see `read_exhibits`. Files of earlier versions have no attributes."""
     table = read_parquet(data, where, ("item", "embedding"))
     attributes = table.drop(columns=["item", "embedding"])
     return Embedded(table["item"].tolist(), np.stack(table["embedding"].tolist()), attributes)
