@@ -1,8 +1,7 @@
-"""Ratings that teach: what people's scores of examples make of the automatic discrepancy.
+"""Learn from people's ratings of examples how the automatic discrepancy relates to what people call a failure.
 
-The paper's second use of feedback: not only which failures to repair, but what counts as one. `evidence` gathers the
-scores, `fit` learns from them, `apply` puts what was learnt in the place of the automatic measure. Stages need only
-the last.
+This is the paper's second use of feedback: not only which failures to repair, but what counts as one. `evidence`
+collects the scores, `fit` learns from them, and `apply` replaces the automatic measure. Stages need only `apply`.
 """
 
 from stages.ratings.apply import RatedTask, Ratings, rated, read_ratings

@@ -1,7 +1,7 @@
-"""A task whose failures are what people would call so, by a map from its automatic discrepancy to their ratings.
+"""A task whose failures are what people would call failures, by a map from its automatic discrepancy to their ratings.
 
-The map knows nothing but the automatic discrepancy, and never falls: of two probes both measures find the same one
-worse. What people change is where failing begins, and how far apart answers are.
+The map depends only on the automatic discrepancy, and never decreases: of two probes both measures consider the same
+one worse. People's ratings change where failing begins, and how far apart answers are.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import ProbeBatch
 
 SCHEMA = 1
-BEST, WORST = 10, 1  # of quality; of bias it is the other way round
-MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating speaks for
+BEST, WORST = 10, 1  # for quality; reversed for bias
+MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating supports
 Target = Literal["quality", "bias"]
 
 
@@ -37,21 +37,21 @@ class Interval(Strict):
 
 
 class Ratings(Strict):
-    """What was learnt from people's scores of examples: data/<audit>/ratings.json.
+    """The map learnt from people's scores of examples: data/<audit>/ratings.json.
 
     Args:
         target: what they scored.
-        scale: of the discrepancies, see `stages.provenance.scale_of`.
-        model: the kind of map that predicted scores best on items it had not seen.
-        x: knots of the map, automatic discrepancies; between them it is linear, beyond them flat.
-        y: badness there, 0 (the best score) to 1 (the worst).
-        ratings: how many scores.
-        items: of how many items.
-        reviewers: how many by whom.
-        decisions: SHA-256 of the decision files they stand in, by name.
-        error, constant, gain: how far off the map is on items it has not seen, see `stages.ratings.fit.Fit`.
-        agreement: of the reviewers, see `stages.decisions.agreement`; None with one alone.
-        points: what was learnt from, (automatic discrepancy, score) each.
+        scale: hash of the definition of the discrepancies, see `stages.provenance.scale_of`.
+        model: the kind of map that best predicted scores of held-out items.
+        x: knots of the map, automatic discrepancies; it is linear between them and flat beyond.
+        y: badness there, from 0 (the best score) to 1 (the worst).
+        ratings: number of scores.
+        items: number of items scored.
+        reviewers: number of scores by reviewer.
+        decisions: SHA-256 of the decision files with the scores, by name.
+        error, constant, gain: errors on held-out items, see `stages.ratings.fit.Fit`.
+        agreement: agreement of the reviewers, see `stages.decisions.agreement`; None if there is only one.
+        points: the training data, (automatic discrepancy, score) each.
     """
 
     target: Target
@@ -77,42 +77,42 @@ class Ratings(Strict):
         return self
 
     def badness(self, discrepancy: np.ndarray) -> np.ndarray:
-        """What people would make of automatic discrepancies (n,): 0 the best score, 1 the worst.
+        """Convert automatic discrepancies (n,) to badness: 0 is the best score, 1 the worst.
 
-        In single precision, as tables keep it: a rating at the bound is told alike wherever one asks.
+        Single precision, as in tables, so that a rating at the bound has the same verdict everywhere.
         """
         return np.interp(np.asarray(discrepancy, dtype=float), self.x, self.y).astype(np.float32)
 
     def score(self, badness: np.ndarray) -> np.ndarray:
-        """The same as people say it: 1 to 10."""
+        """Convert badness to people's scores, 1 to 10."""
         return scores(badness, self.target)
 
     def threshold(self, config: RatingsConfig) -> float:
-        """The badness above which a probe fails."""
+        """Return the badness above which a probe fails."""
         bound = config.fails_below if self.target == "quality" else config.fails_above
         assert bound is not None
         return float(np.float32(badness_of(np.array(bound), self.target)))
 
     def outside(self, discrepancy: np.ndarray) -> np.ndarray:
-        """Which (n,) lie outside of what was rated."""
+        """Return which discrepancies (n,) are outside the rated range."""
         return (discrepancy < self.x[0]) | (discrepancy > self.x[-1])
 
     def unfounded(self, discrepancy: np.ndarray, failed: np.ndarray) -> np.ndarray:
-        """Which verdicts (n,) by this map no rating speaks for.
+        """Return which verdicts (n,) by this map no rating supports.
 
-        Below what was rated, passing follows from the lowest rated discrepancy that passes, as the map never falls;
-        failing follows from nothing. Above it is the other way round.
+        Below the rated range, passing follows from the lowest rated discrepancy that passes, because the map never
+        decreases; failing follows from nothing. Above the range it is the reverse.
         """
         return np.where(failed, discrepancy < self.x[0], discrepancy > self.x[-1])
 
 
 def badness_of(score: np.ndarray, target: Target) -> np.ndarray:
-    """Scores, 1 to 10, as badness: 0 the best, 1 the worst."""
+    """Convert scores, 1 to 10, to badness: 0 the best, 1 the worst."""
     return (BEST - score) / (BEST - WORST) if target == "quality" else (score - WORST) / (BEST - WORST)
 
 
 def scores(badness: np.ndarray, target: Target) -> np.ndarray:
-    """The inverse of `badness_of`."""
+    """Invert `badness_of`."""
     return BEST - (BEST - WORST) * badness if target == "quality" else WORST + (BEST - WORST) * badness
 
 
@@ -120,7 +120,7 @@ def read_ratings(name: str, audit: AuditConfig) -> Ratings:
     """Read and check the file that an audit's `discrepancy.ratings` names.
 
     Raises:
-        UsageError: when it is missing, another one, of another scale, or of a target that the bound is not for.
+        UsageError: if it is missing, changed, of another scale, or of a target that does not fit the bound.
     """
     config = audit.ratings
     assert config is not None
@@ -148,7 +148,7 @@ def parse_ratings(data: bytes, path: Path) -> Ratings:
     """Read the bytes of a ratings file; `path` is for messages.
 
     Raises:
-        UsageError: when they are none.
+        UsageError: if they are not a valid ratings file.
     """
     try:
         raw = dict(json.loads(data))
@@ -163,20 +163,20 @@ def parse_ratings(data: bytes, path: Path) -> Ratings:
 
 
 class RatedTask(LoadedTask):
-    """A task as people would judge it; all but what counts as failure is the task's own.
+    """A task judged by people's ratings; everything except what counts as a failure is the task's own.
 
-    Repairs and captions know the automatic measure only.
+    Repairs and captions use only the automatic measure.
 
     Args:
         task: the task.
-        ratings: what people's scores have taught.
+        ratings: the map learnt from people's scores.
         threshold: the badness above which a probe fails.
     """
 
     def __init__(self, task: LoadedTask, ratings: Ratings, threshold: float) -> None:
         self.task, self.ratings, self.threshold = task, ratings, threshold
         self.items, self.concepts = task.items, task.concepts
-        # What reports and `faded tune` ask of a task beside probes is answered by its own.
+        # Reports and `faded tune` get everything besides probes from the task itself.
         for name in _OWN:
             setattr(self, name, getattr(task, name))
 
@@ -186,10 +186,10 @@ class RatedTask(LoadedTask):
         return self.task
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task: discrepancies are badness, the task's own are in `automatic`."""
+        """See Task: discrepancies are badness, and `automatic` contains the task's own."""
         own = self.task.probe(item_ids, cells, repeats)
         badness = self.ratings.badness(own.discrepancy)
-        if own.valid is not None:  # the model cannot be blamed for those, whatever came out
+        if own.valid is not None:  # the model cannot be blamed for invalid probes, whatever it answered
             badness = np.where(own.valid, badness, np.minimum(badness, np.float32(self.threshold)))
         return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)
 
@@ -206,7 +206,7 @@ _OWN = (
 
 
 def rated(task: LoadedTask, name: str, audit: AuditConfig) -> LoadedTask:
-    """The task as people would judge it where the audit's `discrepancy.ratings` says so, else the task itself.
+    """Wrap the task in people's ratings if the audit has `discrepancy.ratings`, otherwise return the task itself.
 
     Raises:
         UsageError: see `read_ratings`.

@@ -1,4 +1,4 @@
-"""What people's decisions say of examples, gathered over all landscapes of an audit."""
+"""Collect people's scores of examples from the decisions on all landscapes of an audit."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All scores of one target that count.
+    """All valid scores of one target.
 
     Args:
         scored: the scores.
-        decisions: the decisions they stand in.
-        of_another_scale: scores left out because what they were given on was measured otherwise.
+        decisions: the decisions that contain them.
+        of_another_scale: number of scores left out because their discrepancies were measured differently.
     """
 
     scored: Sequence[Scored]
@@ -39,15 +39,15 @@ class Evidence:
 
     @property
     def reviewers(self) -> dict[str, int]:
-        """Who gave how many of them."""
+        """Number of scores by reviewer."""
         return dict(sorted(Counter(scored.reviewer for scored in self.scored).items()))
 
 
 def gather(params: Params, audit: str, target: Target) -> Evidence:
-    """The scores of an audit's decisions, rejections among them, but for those that were revised.
+    """Collect the scores in an audit's decisions, including rejections but not revised decisions.
 
     Raises:
-        UsageError: when a decision cannot be read, or was changed.
+        UsageError: if a decision cannot be read, or was changed.
     """
     scale, scored, used, others = scale_hash(params, audit), [], [], 0
     for kept in counting(read_chain(audit), listed_keys(params, audit), audit):

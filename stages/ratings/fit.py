@@ -1,4 +1,4 @@
-"""Learning from scores: which map from the automatic discrepancy predicts them best on items it has not seen."""
+"""Learn from scores the map from the automatic discrepancy that best predicts them on held-out items."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class Rated(NamedTuple):
     items: np.ndarray
 
     def of(self, which: np.ndarray) -> Rated:
-        """Some of them."""
+        """Select some of the scores."""
         return Rated(self.x[which], self.y[which], self.items[which])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the scores teach.
+    """The map learnt from the scores.
 
     Args:
-        kind: of the map with the lowest error; the simpler one where two are equal.
+        kind: kind of the map with the lowest error; the simpler one of equals.
         x, y: its knots, learnt from all scores.
-        error: of the map, the choice of its kind included: mean absolute error in rating points on items that neither
-            the map nor the choice has seen, `n` scores.
-        constant: the same of always saying one thing, the mean or the median, whichever is nearer.
-        gain: the error of the constant less that of the map.
+        error: mean absolute error in rating points on items that neither the map nor the choice of its kind has seen,
+            over `n` scores.
+        constant: the same for predicting a constant, the mean or the median, whichever is closer.
+        gain: the constant's error minus that of the map.
     """
 
     kind: Kind
@@ -57,12 +57,12 @@ class Fit:
 
     @property
     def teaches(self) -> bool:
-        """Whether the map says more than one thing, and predicts scores better than a constant does, beyond chance."""
+        """Whether the map is not constant, and predicts scores better than a constant does, beyond chance."""
         return self.y[-1] > self.y[0] and self.gain.low > 0
 
 
 def too_few(scored: Sequence[Scored]) -> str:
-    """Why nothing can be learnt from so few scores; "" if something can."""
+    """Explain why the scores are too few to learn from; "" if they suffice."""
     items, places = len({s.item for s in scored}), {s.discrepancy for s in scored}
     if len(scored) < MIN_RATINGS or items < MIN_ITEMS:
         return f"expected at least {MIN_RATINGS} ratings of at least {MIN_ITEMS} items, found {len(scored)} of {items}"
@@ -72,50 +72,51 @@ def too_few(scored: Sequence[Scored]) -> str:
 
 
 def fit(scored: Sequence[Scored], target: Target) -> Fit:
-    """Choose among maps by cross-validation over items, and learn the chosen one from all scores.
+    """Choose a map by cross-validation over items, and learn it from all scores.
 
-    Scores of one item are never on both sides, and intervals are over resampled items.
+    Scores of one item are never on both sides, and intervals resample items.
 
     Args:
         scored: scores of at least three items.
         target: what was scored.
     """
-    scored = sorted(scored, key=lambda s: (s.item, s.discrepancy, s.reviewer, s.score))  # whatever order files are in
+    scored = sorted(scored, key=lambda s: (s.item, s.discrepancy, s.reviewer, s.score))  # whatever the order of files
     rated = Rated(
         np.array([s.discrepancy for s in scored]),
         badness_of(np.array([s.score for s in scored], dtype=float), target),
         np.array([s.item for s in scored]),
     )
     kind, x, y = _best(rated)
-    # An error by which the map was chosen is too low: each group of items is predicted by what the others choose.
+    # The error by which the map was chosen is too low, so each group of items is predicted by the choice from the
+    # others.
     missed = np.abs(_predicted(lambda seen: _best(seen)[1:], rated) - rated.y)
-    # Of two-peaked scores the median of all but a few lies on the peak that those few are not on, and looks far worse
-    # than it is; of skewed ones the mean is further off.
+    # For two-peaked scores, a median without some scores may be on the peak they are not on, and so looks far worse
+    # than it is; for skewed ones the mean is farther off.
     constant = min((_missed(learn, rated) for learn in (_median, _mean)), key=np.mean)
     resampler, weights = Resampler(rated.items, RESAMPLES, seed=0), np.ones(len(scored))
 
     def points(values: np.ndarray) -> Rate:
         values = (BEST - WORST) * values
-        # No item not seen is taken to be further off than any that was: see `stages.landscape.compare`.
+        # Unseen items are assumed to be no farther off than the seen ones: see `stages.landscape.compare`.
         return resampler.mean(values, weights, (float(values.min()), float(values.max())))
 
     return Fit(kind, x.tolist(), y.tolist(), points(missed), points(constant), points(constant - missed))
 
 
 def _best(rated: Rated) -> tuple[Kind, np.ndarray, np.ndarray]:
-    """The kind of map with the lowest cross-validated error, and its knots; the simpler one where two are equal."""
+    """Return the kind of map with the lowest cross-validated error, the simpler one of equals, and its knots."""
     errors = {kind: round(float(_missed(learn, rated).mean()), 12) for kind, learn in _KINDS.items()}
     kind = min(errors, key=lambda kind: errors[kind])  # the first of equals
     return kind, *_KINDS[kind](rated.x, rated.y)
 
 
 def _missed(learn: Learn, rated: Rated) -> np.ndarray:
-    """How far a map is from each score when it has not seen the item."""
+    """Return the distance of a map's prediction from each score, on items it has not seen."""
     return np.abs(_predicted(lambda seen: learn(seen.x, seen.y), rated) - rated.y)
 
 
 def _predicted(learn: Callable[[Rated], Knots], rated: Rated) -> np.ndarray:
-    """What is learnt from all other items says of each score."""
+    """Predict each score by what is learnt from all other items."""
     predicted = np.empty(len(rated.y))
     for seen, held in GroupKFold(min(FOLDS, len(np.unique(rated.items)))).split(rated.x, rated.y, rated.items):
         predicted[held] = np.interp(rated.x[held], *learn(rated.of(seen)))
@@ -123,7 +124,7 @@ def _predicted(learn: Callable[[Rated], Knots], rated: Rated) -> np.ndarray:
 
 
 def _median(x: np.ndarray, y: np.ndarray) -> Knots:
-    """Of all constants the one with the lowest mean absolute error on what it was learnt from."""
+    """Fit the constant with the lowest mean absolute error on its training data."""
     return np.array([x.min(), x.max()]), np.full(2, np.median(y))
 
 
@@ -132,7 +133,7 @@ def _mean(x: np.ndarray, y: np.ndarray) -> Knots:
 
 
 def _linear(x: np.ndarray, y: np.ndarray) -> Knots:
-    """Least squares over what was rated, never falling and within the scale; flat beyond, where nobody looked."""
+    """Fit by least squares over the rated range, never decreasing and within the scale; flat outside the range."""
     low, high = float(x.min()), float(x.max())
     slope = 0.0 if np.ptp(x) == 0 else float(np.cov(x, y, bias=True)[0, 1] / x.var())
     if slope <= 0:
@@ -144,7 +145,7 @@ def _linear(x: np.ndarray, y: np.ndarray) -> Knots:
 
 
 def _isotonic(x: np.ndarray, y: np.ndarray) -> Knots:
-    """Least squares among all that never fall."""
+    """Fit by least squares among all maps that never decrease."""
     learnt = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(x, y)
     return learnt.X_thresholds_, learnt.y_thresholds_
 
