@@ -1,4 +1,4 @@
-"""What people decide on a landscape: what a decision says, the files it is kept in, and how several become one plan."""
+"""People's decisions on a landscape: their content, their files, and how several are merged into one plan."""
 
 from stages.decisions.files import (
     Standing,

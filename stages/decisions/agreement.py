@@ -1,4 +1,4 @@
-"""How much reviewers agree: on what to do about failure modes, and on the scores of examples."""
+"""Agreement between reviewers on the actions for failure modes, and on the scores of examples."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Metric = Literal["nominal", "interval"]
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float | None:
-    """Krippendorff's alpha: 1 where all agree, 0 where they agree as often as by chance, below 0 less than that.
+    """Krippendorff's alpha: 1 if all agree, 0 if they agree as often as by chance, below 0 if less often.
 
-    Any number of reviewers, and not everyone need have judged everything (Krippendorff 2011, "Computing Krippendorff's
+    For any number of reviewers, who need not have judged everything (Krippendorff 2011, "Computing Krippendorff's
     Alpha-Reliability").
 
     Args:
-        units: for each thing judged the values given; those with fewer than two do not count.
-        metric: how far two values are from another: different or not, or by their difference.
+        units: the values given to each thing judged; those with fewer than two do not count.
+        metric: distance between two values: different or not, or their difference.
 
     Returns:
-        None where no unit has two values, or all values are the same one: then nothing can be told from chance.
+        None if no unit has two values, or all values are the same, which cannot be distinguished from chance.
     """
     paired = [list(unit) for unit in units if len(unit) > 1]
     values = sorted({value for unit in paired for value in unit})
@@ -53,11 +53,11 @@ def _distances(values: Sequence[Any], metric: Metric) -> np.ndarray:
 
 
 def agreement(decisions: Sequence[Recorded]) -> Agreement | None:
-    """How much the reviewers of decisions agree, over whatever landscapes they are on.
+    """Measure how far the reviewers of decisions agree, over all landscapes.
 
-    Of words on modes the share of pairs that are the same is told, of scores the mean absolute difference. A part is
-    None where nothing was judged by two, and all of it where every part would be; who judged nothing that another did
-    is not among the reviewers.
+    For actions this is the share of equal pairs, for scores the mean absolute difference. A part is None if no two
+    reviewers judged the same thing, and the result is None if every part is. Reviewers without anything in common with
+    another are left out.
     """
     words = _shared(decisions, lambda d: [(mode.id, mode.action) for mode in d.modes])
     reviewers = {name for unit in words for name in unit}
@@ -87,7 +87,7 @@ def _scores(key: str, decision: Recorded) -> list[tuple[Hashable, int | None]]:
 def _shared(
     decisions: Sequence[Recorded], said: Callable[[Recorded], Iterable[tuple[Hashable, Any]]]
 ) -> list[dict[str, Any]]:
-    """What each reviewer said of a mode or example, for all that at least two said something of."""
+    """Return by reviewer the judgements of each mode or example that at least two reviewers judged."""
     units: dict[Hashable, dict[str, Any]] = {}
     for decision in decisions:
         for key, value in said(decision):
@@ -97,7 +97,7 @@ def _shared(
 
 
 def _said(reviewers: int, actions: ActionAgreement | None, scores: Mapping[str, ScoreAgreement | None]) -> str:
-    """The same in words."""
+    """Describe the agreement in words."""
     said = []
     if actions is not None:
         on = f"what to do about {_count(actions.modes, 'failure mode')}"

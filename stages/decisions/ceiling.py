@@ -1,4 +1,4 @@
-"""What people could read themselves: where they cannot, no model can be blamed."""
+"""Measure how many changed inputs people could read themselves: no model can be blamed for those they could not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stages.records.base import RateRecord
 
 
 def ceiling(decisions: Sequence[Recorded]) -> Ceiling | None:
-    """How often the reviewers of a landscape could not read an example; None where none of them said so.
+    """Return how often the reviewers of a landscape could not read an example; None if there is none.
 
-    It is of the examples that somebody rated, corrected or could not read: who reads one may say nothing of it. Where
-    reviewers differ, an example is unreadable if most of those who said something of it say so.
+    It counts the examples that someone rated, corrected or could not read, because a readable one needs no comment. If
+    reviewers differ, an example is unreadable if most of those who judged it say so.
     """
     spoken_of: dict[str, list[RatedProbe]] = {}
     for decision in decisions:

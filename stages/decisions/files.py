@@ -1,7 +1,7 @@
 """Decision files: data/<audit>/decisions/<landscape hash>.yaml, and .2.yaml, .3.yaml for further ones on it.
 
-They belong in git. Each names the hashes of those before it, so that none but the newest can be changed or taken away
-unseen; the newest is pinned by git, and by the evidence of an audit (`faded evidence`).
+They belong in git. Each contains the hashes of those before it, so that all but the newest are protected against
+unnoticed changes and removal; the newest is pinned by git, and by the evidence of an audit (`faded evidence`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from stages.provenance import scale_of
 from stages.records import Example, ModeRecord, audit_folder
 
 SCHEMA = 2
-_MOST = 5_000_000  # bytes of a file; the review page takes a fifth of that
+_MOST = 5_000_000  # bytes of a file; the review page accepts a fifth of that
 
 D = TypeVar("D", bound=Strict)
 
 
 @dataclass(frozen=True)
 class Kept(Generic[D]):
-    """A decision with its file and the SHA-256 of that."""
+    """A decision with its file and the file's SHA-256."""
 
     path: Path
     sha256: str
@@ -51,13 +51,13 @@ class Kept(Generic[D]):
 
 @dataclass(frozen=True)
 class Standing:
-    """What has been decided on one landscape so far.
+    """The decisions on one landscape so far.
 
     Args:
         landscape: its hash.
         kept: the decisions that count, in the order they were made, see `counting`.
-        needed: how many reviewers have to approve (`feedback.reviewers`).
-        problems: why other decisions on it do not count, in sentences.
+        needed: number of reviewers who have to approve (`feedback.reviewers`).
+        problems: why other decisions on it do not count, one sentence each.
     """
 
     landscape: str
@@ -72,25 +72,25 @@ class Standing:
 
     @property
     def rejection(self) -> Recorded | None:
-        """The first decision that says no: one is enough to end the audit."""
+        """The first decision that rejects: one is enough to end the audit."""
         return next((decision for decision in self.decisions if not decision.approve), None)
 
     @property
     def complete(self) -> bool:
-        """Whether the pipeline can go on, or is ended."""
+        """Whether the pipeline can continue, or has ended."""
         return self.rejection is not None or len(self.kept) >= self.needed
 
     @property
     def missing(self) -> int:
-        """How many more reviewers are needed."""
+        """Number of further reviewers needed."""
         return 0 if self.complete else self.needed - len(self.kept)
 
 
 def listed_keys(params: Params, audit: str) -> Mapping[str, str]:
-    """Public keys of an audit's reviewers by their names; none where a name is as it was typed.
+    """Return the public keys of an audit's reviewers by name; empty if names are not verified.
 
     Raises:
-        UsageError: when params.yaml lists what is none, or people who cannot be told apart.
+        UsageError: if params.yaml lists an invalid key, or names that cannot be distinguished.
     """
     keys = params.repairs[audit].feedback.keys if audit in params.repairs else {}
     check_keys(keys)
@@ -98,12 +98,12 @@ def listed_keys(params: Params, audit: str) -> Mapping[str, str]:
 
 
 def decisions_dir(audit: str) -> Path:
-    """Where the decisions of an audit lie."""
+    """Return the folder of an audit's decisions."""
     return DATA / audit / "decisions"
 
 
 def landscape_hash(audit: str) -> str:
-    """The hash a decision is bound to: over landscape.parquet and landscape.json of the audit's summarize stage."""
+    """Hash landscape.parquet and landscape.json of the audit's summarize stage, to which a decision is bound."""
     folder = stage_dir(audit, "summarize")
     files = [folder / "landscape.parquet", folder / "landscape.json"]
     for file in files:
@@ -113,7 +113,7 @@ def landscape_hash(audit: str) -> str:
 
 
 def scale_hash(params: Params, audit: str) -> str:
-    """Hash of what defines an audit's discrepancies, apart from what was learnt from ratings."""
+    """Hash the definition of an audit's discrepancies, without what was learnt from ratings."""
     return scale_of(params.audit(audit))
 
 
@@ -127,23 +127,24 @@ def record_decision(
     seen: Sequence[str] | None = None,
     key: Any = None,
 ) -> Kept[Recorded]:
-    """Write a decision; it appears whole or not at all, and never in the place of another one.
+    """Write a decision atomically, without ever replacing another one.
 
     Args:
-        params: the workspace's, for how many reviewers are needed.
-        audit: whose landscape it is on.
-        decision: what the person said.
-        via: how it came in.
-        revise: it takes the place of the reviewer's own decision on this landscape and of a time-out, or of all on it
+        params: the workspace's parameters, with the number of reviewers needed.
+        audit: the audit whose landscape it is on.
+        decision: the person's decision.
+        via: how it was made.
+        revise: whether it replaces the reviewer's own decision on this landscape and a time-out, or all decisions on it
             if there is neither.
-        seen: SHA-256 of the decisions on it that the reviewer was shown; a revision takes the place of no other.
-        key: the reviewer's private key, where keys are listed; see `flows.signing`.
+        seen: SHA-256 of the decisions on it that the reviewer was shown; a revision replaces no others.
+        key: the reviewer's private key, if keys are listed; see `flows.signing`.
 
     Raises:
-        UsageError: when it is for another landscape than the present one, names modes or examples that it lacks, leaves
-            out what a person has to say, or is by somebody who could be taken for another or signs with no listed key.
-        AlreadyDecided: when the landscape needs no further decision, the reviewer has made one, or a revision would
-            take the place of one that was not `seen`.
+        UsageError: if it is for another landscape than the current one, names unknown modes or examples, lacks
+            something a person has to state, is by someone who could be mistaken for another, or is not signed with a
+            listed key.
+        AlreadyDecided: if the landscape needs no further decision, the reviewer has made one, or a revision would
+            replace one that was not `seen`.
     """
     check_fits(audit, decision)
     check_said(decision)
@@ -179,7 +180,7 @@ def record_decision(
 
 
 def _of_probe(rated: ExampleRating, mode: ModeRecord, shown: Example) -> RatedProbe:
-    """What was said of an example, with the probe it is about."""
+    """Combine the rating of an example with the probe it is about."""
     return RatedProbe(
         **rated.model_dump(),
         mode=mode.id,
@@ -191,15 +192,15 @@ def _of_probe(rated: ExampleRating, mode: ModeRecord, shown: Example) -> RatedPr
 
 
 def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[str, str]) -> None:
-    """Refuse a name that people could take for another reviewer's.
+    """Refuse a name that people could mistake for another reviewer's.
 
     Args:
         reviewer: the name.
         chain: the audit's decisions so far.
-        keys: listed ones, by reviewer.
+        keys: listed keys, by reviewer.
 
     Raises:
-        UsageError: when it is one.
+        UsageError: if it could be mistaken.
     """
     if reviewer in keys:
         return  # the name was checked when its key was listed
@@ -214,7 +215,7 @@ def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[s
 
 
 def _refuse_second(audit: str, now: Standing, reviewer: str) -> None:
-    """Refuse what would overwrite somebody's word silently."""
+    """Refuse a decision that would silently overrule someone's earlier one."""
     own = [d for d in now.decisions if same_person(d.reviewer, reviewer)]
     if not (own or now.complete):
         return
@@ -232,7 +233,7 @@ def _said(audit: str, decision: Recorded) -> str:
 
 
 def _replaced(now: Standing, reviewer: str) -> tuple[Kept[Recorded], ...]:
-    # Behind a time-out stands nobody, so whoever decides after all lifts it.
+    # A time-out is nobody's decision, so any later decision lifts it.
     own = (k for k in now.kept if k.decision.via == "time-out" or same_person(k.decision.reviewer, reviewer))
     return tuple(own) or now.kept
 
@@ -256,16 +257,16 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
 
 @contextmanager
 def recording(audit: str) -> Iterator[None]:
-    """Keep every other process and thread of the workspace from recording a decision on an audit."""
+    """Prevent all other processes and threads of the workspace from recording a decision on an audit."""
     with locked(WORK / f"decisions-{audit}.lock"):
         yield
 
 
 def standing(params: Params, audit: str) -> Standing:
-    """What has been decided on the audit's present landscape.
+    """Return the decisions on the audit's current landscape.
 
     Raises:
-        UsageError: when a file is not a decision, is for another landscape than its name says, or the chain is broken.
+        UsageError: if a file is not a decision, is for another landscape than its name, or the chain is broken.
     """
     present = landscape_hash(audit)
     chain = read_chain(audit)
@@ -285,13 +286,13 @@ def standing(params: Params, audit: str) -> Standing:
 
 
 def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str) -> list[Kept[Recorded]]:
-    """Those of a chain that count: the last one of each person on a landscape, unless another one revised it.
+    """Return the decisions of a chain that count: each person's last one on a landscape, unless another revised it.
 
-    One person may have two where files were copied, or branches of git were merged.
+    One person may have two if files were copied, or branches of git were merged.
 
     Args:
-        chain: the decisions of one audit in their order.
-        keys: `repairs.AUDIT.feedback.keys`; where there are any, what they did not sign does not count.
+        chain: the decisions of one audit in order.
+        keys: `repairs.AUDIT.feedback.keys`; if there are any, only decisions signed with them count.
         audit: the audit.
     """
     out = {kept.path for kept, _ in not_counting(chain, keys, audit)}
@@ -306,7 +307,7 @@ def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: st
             for later in valid[i + 1 :]
         )
     ]
-    # By what they say: a copy of one, with a line more, has another hash and the same signature.
+    # Compare their content: a copy with an added line has another hash but the same signature.
     gone = {signed_bytes(kept.decision) for kept in valid if kept.sha256 in revised}
     return [kept for kept in last if signed_bytes(kept.decision) not in gone]
 
@@ -314,7 +315,7 @@ def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: st
 def not_counting(
     chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str
 ) -> list[tuple[Kept[Recorded], str]]:
-    """Decisions of a chain that do not count because of who they are by, and why; arguments as of `counting`."""
+    """Return the decisions of a chain that do not count because of their author, and why; arguments: see `counting`."""
     refused, known = [], list(keys)
     for kept in chain:
         why, name = identity_of(kept.decision, keys, audit).problem, kept.decision.reviewer
@@ -328,19 +329,19 @@ def not_counting(
 
 
 def read_chain(audit: str) -> list[Kept[Recorded]]:
-    """All decisions of an audit, each after those it follows.
+    """Read all decisions of an audit, each after those it follows.
 
     Raises:
-        UsageError: when a file is not a decision, or one that another follows was changed or is missing.
+        UsageError: if a file is not a decision, or one that another follows was changed or is missing.
     """
     return order_chain([_read(path) for path in sorted(decisions_dir(audit).glob("*.yaml"))])
 
 
 def order_chain(kept: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
-    """Put decisions in their order.
+    """Sort decisions into their order.
 
     Raises:
-        UsageError: when one follows a decision that is not there as it was.
+        UsageError: if one follows a decision that is missing or was changed.
     """
     ordered: list[Kept[Recorded]] = []
     left = sorted(kept, key=lambda k: (k.decision.time, k.path.name))
@@ -364,10 +365,10 @@ def _read(path: Path) -> Kept[Recorded]:
 
 
 def read_draft(path: Path) -> Decision:
-    """Read a decision written by hand: one without time, tool and chain, which are put to it when it is recorded.
+    """Read a decision written by hand: without time, tool and chain, which are added when it is recorded.
 
     Raises:
-        UsageError: when it is none.
+        UsageError: if it is not a valid decision.
     """
     return parse_decision(_bytes_of(path), path, Decision)
 
@@ -384,10 +385,10 @@ def _bytes_of(path: Path) -> bytes:
 
 
 class _WithoutAliases(Composer):
-    """A few aliases of aliases would make gigabytes of a small file."""
+    """Refuses aliases: a few aliases of aliases would expand a small file to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As it is, but for aliases."""
+        """Compose a node, or raise an error for an alias."""
         if self.parser.check_event(AliasEvent):
             raise ComposerError(None, None, "expected no aliases", self.parser.peek_event().start_mark)
         return super().compose_node(parent, index)
@@ -397,13 +398,13 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     """Read the bytes of a decision file; `path` is for messages.
 
     Raises:
-        UsageError: when they are none.
+        UsageError: if they are not a valid decision.
     """
     yaml = YAML(typ="safe")
     yaml.Composer = _WithoutAliases
     try:
         raw = yaml.load(data.decode("utf-8"))
-    # What a scalar says must not be a date or number of Python's, whatever its tag or looks.
+    # A scalar whose tag or form makes it a Python date or number may fail in any of these ways.
     except (YAMLError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
         raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())[:500]}") from None
     except RecursionError:
@@ -425,10 +426,10 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
 
 
 def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None:
-    """Check that a decision is about the present landscape, and says something of each of its modes.
+    """Check that a decision is about the current landscape, and decides on each of its modes.
 
     Raises:
-        UsageError: when it is not; `path` is its file, if it has one.
+        UsageError: if it does not; `path` is its file, if it has one.
     """
     present = landscape_hash(audit)
     where = str(path or decisions_dir(audit) / f"{decision.landscape}.yaml")
@@ -450,10 +451,10 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
 
 
 def check_said(decision: Decision) -> None:
-    """Check that who approves said why, of each mode that is to be repaired or accepted.
+    """Check that an approving reviewer gave a reason for each mode to repair or accept.
 
     Raises:
-        UsageError: when a reason is missing.
+        UsageError: if a reason is missing.
     """
     silent = [
         f"{mode.action} {mode.id}" for mode in decision.modes if mode.action != "ignore" and not mode.reason.strip()
@@ -467,11 +468,11 @@ def _modes(audit: str) -> list[ModeRecord]:
 
 
 def shown_examples(modes: Sequence[ModeRecord]) -> dict[str, tuple[ModeRecord, Example]]:
-    """Examples the report shows by their id, each behind its mode; none where an older version made the landscape."""
+    """Return the report's examples by id, with their modes; empty if an older version made the landscape."""
     return {example.id: (mode, example) for mode in modes for example in mode.examples}
 
 
 def _ranges(modes: Sequence[ModeRecord]) -> str:
-    """The ids of all examples, which are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9"."""
+    """Format the ids of all examples, which are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9"."""
     shown = [mode.examples for mode in modes if mode.examples]
     return ", ".join(f"{examples[0].id} to {examples[-1].id}" for examples in shown) or "none"

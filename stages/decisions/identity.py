@@ -1,9 +1,9 @@
-"""Who stands behind a decision: a reviewer who signed it with a listed key, or whoever typed the name.
+"""Identify the author of a decision: a reviewer who signed it with a listed key, or an unverified name.
 
-Works on parsed decisions and the keys that params.yaml lists, without a workspace: so that an evidence bundle is judged
-as its workspace was. The keys are `repairs.AUDIT.feedback.keys`: names of reviewers, and the public key of each as one
-line (`ssh-ed25519 AAAA...`). Where any are listed, only decisions with a valid signature by one of them count; where
-none are, a name is as it was typed.
+This works on parsed decisions and the keys in params.yaml, without a workspace, so that an evidence bundle is judged
+like its workspace. The keys are `repairs.AUDIT.feedback.keys`: reviewers' names, and the public key of each as one line
+(`ssh-ed25519 AAAA...`). If any are listed, only decisions with a valid signature by one of them count; if none are,
+names are not verified.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from stages.decisions.model import Recorded, Signature
 from stages.decisions.names import NOBODY, clean_name, look_alike, same_person
 from stages.errors import UsageError
 
-_DOMAIN = b"faded decision 1\n"  # so that no signature of another kind of text is one of a decision
+_DOMAIN = b"faded decision 1\n"  # so that a signature of another kind of text is never valid for a decision
 NOT_VERIFIED = "name typed, not verified"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a decision is by.
+    """The author of a decision.
 
     Args:
-        name: the reviewer's.
-        key_id: of the listed key that signed it; None for a name that was typed.
-        signed: whether the signature holds.
-        problem: why the decision does not count, in a sentence that says what was found and expected; None if it does.
+        name: the reviewer's name.
+        key_id: id of the listed key that signed it; None for an unverified name.
+        signed: whether the signature is valid.
+        problem: why the decision does not count, with what was found and expected, in one sentence; None if it counts.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Identity:
 
     @property
     def statement(self) -> str:
-        """For people: "Ada (signed by key 0f3a...)", or "Ada (name typed, not verified)"."""
+        """The author for people: "Ada (signed by key 0f3a...)", or "Ada (name typed, not verified)"."""
         return f"{self.name} ({f'signed by key {self.key_id}' if self.signed else NOT_VERIFIED})"
 
 
 def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None = None) -> Identity:
-    """Who a decision is by, and whether it counts.
+    """Identify the author of a decision, and check whether it counts.
 
     Args:
-        decision: as its file says, see `stages.decisions.files.parse_decision`.
-        keys: the listed ones, by reviewer (`repairs.AUDIT.feedback.keys` of params.yaml); empty where none are.
-        audit: whose decisions it stands among; say it, for a signature holds for one audit.
+        decision: the parsed decision, see `stages.decisions.files.parse_decision`.
+        keys: listed keys by reviewer (`repairs.AUDIT.feedback.keys` of params.yaml); empty if there are none.
+        audit: the audit that contains the decision; pass it, because a signature is valid for one audit only.
     """
     why = next(_objections(decision, keys, audit), None)
     key_id = decision.signature.key if decision.signature is not None else None
@@ -62,7 +62,7 @@ def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None =
 
 
 def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) -> Iterator[str]:
-    """Why a decision does not count; none if it does. Those behind the first one are not to be asked for."""
+    """Yield why a decision does not count; nothing if it does. Later objections assume no earlier ones."""
     name, signature, line = decision.reviewer, decision.signature, keys.get(decision.reviewer)
     if decision.via == "time-out":
         if name != NOBODY or decision.approve or signature is not None or decision.revises:
@@ -91,10 +91,10 @@ def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) 
 
 
 def sign(decision: Recorded, key: Any) -> Recorded:
-    """The decision with a signature over all that it says.
+    """Return the decision with a signature over its whole content.
 
     Args:
-        decision: without one; it names its audit.
+        decision: a decision without a signature, which names its audit.
         key: an Ed25519 private key of `cryptography`.
     """
     bare = decision.model_copy(update={"signature": None})
@@ -103,7 +103,7 @@ def sign(decision: Recorded, key: Any) -> Recorded:
 
 
 def signed_bytes(decision: Recorded) -> bytes:
-    """What a signature is over: all that a decision says but the signature, in one spelling."""
+    """Return the bytes that are signed: the decision without its signature, in canonical form."""
     said = decision.model_dump(mode="json", exclude={"signature"}, exclude_none=True)
     return _DOMAIN + json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -119,7 +119,7 @@ def _holds(line: str, signature: Signature, decision: Recorded) -> bool:
 
 
 def public_line(key: Any) -> str:
-    """The public half of a key of `cryptography` as one line, `ssh-ed25519 AAAA...`."""
+    """Return the public half of a key of `cryptography` as one line, `ssh-ed25519 AAAA...`."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     public = key.public_key() if hasattr(key, "public_key") else key
@@ -127,10 +127,10 @@ def public_line(key: Any) -> str:
 
 
 def read_public(text: str) -> str:
-    """A public key as one line, from that line or from PEM.
+    """Read a public key as one line, from that line or from PEM.
 
     Raises:
-        UsageError: when it is not a public Ed25519 key.
+        UsageError: if it is not a public Ed25519 key.
     """
     return public_line(_load(text))
 
@@ -153,7 +153,7 @@ def _load(text: str) -> Any:
 
 
 def key_id_of(line: str) -> str:
-    """The first 16 digits of the SHA-256 of a public key's 32 bytes: what people compare."""
+    """Return the first 16 digits of the SHA-256 of a public key's 32 bytes, which people compare."""
     try:
         return hashlib.sha256(base64.b64decode(line.split()[1])[-32:]).hexdigest()[:16]
     except (IndexError, ValueError):
@@ -161,10 +161,10 @@ def key_id_of(line: str) -> str:
 
 
 def check_keys(keys: Mapping[str, str]) -> None:
-    """Check that listed keys are keys, and that their names are those of different people.
+    """Check that listed keys are valid, distinct, and under names that can be distinguished.
 
     Raises:
-        UsageError: when they are not.
+        UsageError: if they are not.
     """
     before: list[str] = []
     for name, line in keys.items():

@@ -1,4 +1,4 @@
-"""How the decisions of several reviewers become one plan, by a stated rule."""
+"""Merge the decisions of several reviewers into one plan, by a stated rule."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[ModeRecord]) -> Plan:
     """Merge approving decisions on one landscape.
 
     Args:
-        decisions: at least one that counts, so their signatures hold; each has a word on every mode.
-        modes: of the landscape.
+        decisions: at least one decision that counts, so that signatures are valid; each decides on every mode.
+        modes: the landscape's modes.
     """
     signatures = [decision.signature for decision in decisions]
     by = [Identity(d.reviewer, s.key if s else None, s is not None) for d, s in zip(decisions, signatures, strict=True)]
@@ -63,12 +63,12 @@ def _mode(mode: ModeRecord, decisions: Sequence[Recorded]) -> PlannedMode:
 
 
 def _examples(decisions: Sequence[Recorded]) -> list[PlannedExample]:
-    """One entry an example, and one more for each further correction of it."""
+    """Return one entry per example, and one more for each further correction of it."""
     by_id: dict[str, list[RatedProbe]] = {}
     for decision in decisions:
         for example in decision.examples:
             if (example.rating, example.bias, example.corrected) == (None, None, None):
-                continue  # that nobody can read it teaches nothing
+                continue  # an unreadable example teaches nothing
             by_id.setdefault(example.id, []).append(example)
     merged: list[PlannedExample] = []
     for given in by_id.values():
@@ -97,7 +97,7 @@ def _median(ratings: Sequence[int | None]) -> int | None:
 
 
 def _together(said: Mapping[str, str]) -> str:
-    """What several people said, each behind their name; a single one needs none."""
+    """Join several people's texts, each after its author's name; a single one is returned without a name."""
     given = {name: text for name, text in said.items() if text}
     if len(said) == 1:
         return next(iter(given.values()), "")

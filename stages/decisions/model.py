@@ -1,4 +1,4 @@
-"""What a person says of a landscape, and what is recorded of it."""
+"""The content of a person's decision on a landscape, and the record of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stages.errors import UsageError
 from stages.params import Strict
 
 Action = Literal["repair", "accept", "ignore"]
-# How a decision came in: the review page, the terminal, `faded approve` or `reject`, Prefect's own page, a file
-# written by hand, or nobody in time.
+# How a decision was made: on the review page, in the terminal, with `faded approve` or `reject`, on Prefect's own page,
+# in a file written by hand, or by nobody in time.
 Via = Literal["page", "terminal", "command", "prefect", "file", "time-out"]
 NO_HUMAN = "decided by policy, no human"
 SEVERITIES = {"low": 0.5, "medium": 1.0, "high": 2.0}
@@ -24,10 +24,10 @@ _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModeDecision(Strict):
-    """What is to happen with one failure mode.
+    """The action for one failure mode.
 
-    `accept` is a failure people can live with, `ignore` one that does not matter to them; neither is repaired, and
-    both are watched by re-evaluate.
+    `accept` is for a failure people can live with, `ignore` for one that does not matter to them; neither is repaired,
+    and re-evaluate watches both.
     """
 
     id: str
@@ -37,7 +37,7 @@ class ModeDecision(Strict):
 
 
 class ExampleRating(Strict):
-    """What a person says of one example that the report shows of a mode; the scales are the paper's."""
+    """A person's rating of one example that the report shows for a mode; the scales are the paper's."""
 
     id: str = Field(description="as in the report: M1.1")
     rating: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 (useless) to 10 (perfect)")
@@ -58,7 +58,7 @@ class ExampleRating(Strict):
 
 
 class RatedProbe(ExampleRating):
-    """A rated example with the probe it is about, so that it can be learnt from when the landscape is gone."""
+    """A rated example with the probe it is about, so that it can still be learnt from without the landscape."""
 
     mode: str
     item: str
@@ -87,25 +87,25 @@ class Decision(Strict):
 
 
 class Signature(Strict):
-    """What a reviewer's key says of a decision, see `stages.decisions.identity`."""
+    """A reviewer's signature of a decision, see `stages.decisions.identity`."""
 
     key: str = Field(pattern=r"^[0-9a-f]{16}$", description="id of the public key")
     value: str = Field(pattern=r"^[A-Za-z0-9+/]{86}==$", description="the Ed25519 signature, base64")
 
 
 class Recorded(Decision):
-    """A decision as its file keeps it.
+    """A decision as stored in its file.
 
     Args:
         time: when it was recorded, UTC (ISO 8601).
-        tool: name and version of what recorded it.
-        via: how it came in.
-        scale: hash of what defines the discrepancies of the landscape: ratings of two scales are not one data set.
-        previous: SHA-256 of the decision files of this audit that nothing followed before; so an edit of an earlier
-            one shows. More than one after branches were merged.
-        revises: SHA-256 of the files whose place it takes.
-        audit: whose landscape it is on; None if an older version recorded it.
-        signature: by the reviewer's key; None where the name was typed.
+        tool: name and version of the program that recorded it.
+        via: how it was made.
+        scale: hash of the definition of the landscape's discrepancies: ratings on two scales cannot be combined.
+        previous: SHA-256 of this audit's decision files that no other followed before, which reveals changes to earlier
+            ones. More than one after branches were merged.
+        revises: SHA-256 of the files it replaces.
+        audit: the audit whose landscape it is on; None if an older version recorded it.
+        signature: by the reviewer's key; None if the name was not verified.
     """
 
     time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
@@ -120,11 +120,11 @@ class Recorded(Decision):
 
 
 class AlreadyDecided(UsageError):
-    """A second decision on the same landscape: nobody's word is overwritten silently.
+    """A second decision on the same landscape, refused so that nobody's decision is silently overwritten.
 
     Args:
         message: for people.
-        said: the decision that stands in the way.
+        said: the earlier decision.
     """
 
     def __init__(self, message: str, said: Recorded) -> None:

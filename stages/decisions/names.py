@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  # characters that look like others are what this file is about
-"""Names of reviewers: what a name may be, when two are one person's, and when one only looks like another."""
+"""Names of reviewers: which are valid, when two are one person's, and when one only looks like another."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from stages.errors import UsageError
 NOBODY = "nobody"  # the reviewer of a rejection by time-out
 MAX_NAME = 200  # characters
 
-# Control, format (zero width, bidi), surrogate, private use, unassigned, and separators that are not space.
+# Control, format (zero width, bidi), surrogate, private use, unassigned, and separators other than spaces.
 _REFUSED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-# Nothing is seen of these either, though Unicode files them under letters, marks and symbols.
+# These are invisible too, though Unicode classifies them as letters, marks and symbols.
 _INVISIBLE = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 _WRITTEN_TOGETHER = {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC"}
 
-# What looks like a letter or digit of ASCII, in the scripts that people write names in: from the confusables of
-# Unicode's technical standard 39, and the letters with a stroke. "l" stands for I and 1 too, "o" for 0.
+# Characters that look like an ASCII letter or digit, in the scripts that names are written in: from the confusables of
+# Unicode's technical standard 39, and the letters with a stroke. "l" also stands for I and 1, and "o" for 0.
 _LOOKS_LIKE = {
     "2": "ƧϨᒿꙄꝚ",
     "3": "ƷȜЗӠⳌꝪꞫ",
@@ -61,14 +61,14 @@ _PLAIN = {c: plain for plain, alike in _LOOKS_LIKE.items() for c in alike} | {"I
 
 
 def clean_name(text: str) -> str:
-    """A reviewer's name as it is recorded: NFKC-normalised, each run of spaces a single one.
+    """Normalise a reviewer's name for the record: NFKC, with single spaces.
 
     Args:
-        text: as somebody typed it.
+        text: the name as typed.
 
     Raises:
-        UsageError: when it is empty, too long or without a letter, has a character that cannot be seen, or mixes
-            scripts within a word; the message names the character.
+        UsageError: if it is empty, too long or without a letter or digit, has an invisible character, or mixes scripts
+            within a word; the message names the character.
     """
     name = " ".join(unicodedata.normalize("NFKC", text.strip()).split(" ")).strip()
     for c in (*text.strip(), *name):
@@ -89,18 +89,18 @@ def clean_name(text: str) -> str:
 
 
 def same_person(a: str, b: str) -> bool:
-    """Whether two names are one reviewer's: case and spaces do not make another person."""
+    """Whether two names are one reviewer's: they may differ in case and spaces."""
     return _folded(a) == _folded(b)
 
 
 def look_alike(name: str, known: Iterable[str]) -> str | None:
-    """The first of the known names that a name could be taken for, though it is not the same person's."""
+    """Return the first known name that a name could be mistaken for, but that is not the same person's."""
     return next((k for k in known if not same_person(name, k) and skeleton(name) == skeleton(k)), None)
 
 
 def skeleton(name: str) -> str:
-    """What is left of a name when all that looks alike is made equal: accents, case, punctuation, homoglyphs."""
-    # Marks of class 0 are vowels, as in Devanagari; the others are accents.
+    """Reduce a name so that names that look alike become equal: accents, case, punctuation, homoglyphs."""
+    # Marks of class 0 are vowels, as in Devanagari, and are kept; the others are accents.
     kept = (c for c in unicodedata.normalize("NFKD", name) if c.isalnum() or unicodedata.category(c) in ("Mn", "Mc"))
     plain = "".join(_plain(c) for c in kept if not unicodedata.combining(c))
     return plain.replace("rn", "m").replace("vv", "w")
