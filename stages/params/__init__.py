@@ -1,8 +1,8 @@
-"""params.yaml, read and checked: every configuration error is found before anything runs, and all are told at once.
+"""Read and check params.yaml: every configuration error is found before anything runs, and all are reported at once.
 
-`audits:` says what is searched, `repairs:` what is done about it (an audit without an entry there ends after its
-landscape), `runner:` where stages run. Each stage depends on its own groups only (see dvc.yaml); what dvc.yaml names of
-an audit or a repair has no default here, because DVC wants to find it in the file.
+`audits:` configures the searches, `repairs:` the repairs (an audit without an entry there ends after its landscape),
+and `runner:` where stages run. Each stage depends only on its own groups (see dvc.yaml). The keys of an audit or repair
+that dvc.yaml names have no defaults here, because DVC needs them in the file.
 """
 
 from stages.environment import DATA

@@ -1,4 +1,4 @@
-"""One audit, a block under `audits:`: what is under test, on which items, along which concepts, how it is searched."""
+"""One audit, a block under `audits:`: the model under test, its items and concepts, and how it is searched."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stages.params.slices import SliceGate
 from stages.params.strict import Strict, shown, validation_lines
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
-MAX_LEVELS = 200  # of a concept: each has to be probed to say anything about it
-KEPT_BACK, KEPT_BACK_SHARE = 400, 5  # probes of each role's budget for the modes it may have, at most, and 1 in so many
+MAX_LEVELS = 200  # per concept: each has to be probed to measure its effect
+KEPT_BACK, KEPT_BACK_SHARE = 400, 5  # most probes of each role's budget kept back to confirm modes, and 1 in so many
 
 
 class ComputeConfig(Strict):
@@ -107,11 +107,11 @@ class DiscoverConfig(Strict):
 
     @property
     def kept_back(self) -> int:
-        """Unique probes of either budget that are not spent on the search, but on measuring the regions it names."""
+        """Unique probes of either budget that measure the regions named by the search, instead of searching."""
         return min(self.budget // KEPT_BACK_SHARE, KEPT_BACK)
 
     def searched(self, pairs: int) -> int:
-        """Unique probes that explorer and baseline each spend on a grid with so many pairs of item and cell."""
+        """Return the unique probes that explorer and baseline each spend, given the grid's pairs of item and cell."""
         return pairs if self.budget >= pairs else self.budget - self.kept_back
 
     @property
@@ -125,7 +125,7 @@ class DiscoverConfig(Strict):
 class LandscapeGates(Strict):
     """Gates on the landscape itself, for audits that end there."""
 
-    # A bound of 1 could not fail, and one of 0 hardly be passed by an interval.
+    # A bound of 1 could not fail, and an interval could hardly pass one of 0.
     max_failure_rate: float | None = Field(None, gt=0, lt=1, description="over the whole grid")
     max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst failure mode")
     max_bias: float | None = Field(None, gt=0, lt=1, description="total variation of the most skewed subject")
@@ -133,7 +133,7 @@ class LandscapeGates(Strict):
 
 
 class SummarizeConfig(Strict):
-    """The landscape and the examples shown of it."""
+    """The landscape and the examples shown for it."""
 
     modes: int = Field(6, ge=1, le=50, description="maximum number of failure modes")
     max_conditions: int = Field(
@@ -161,7 +161,7 @@ class SummarizeConfig(Strict):
 
 
 class RatingsConfig(Strict):
-    """What people's ratings make of the automatic discrepancy, see stages/ratings."""
+    """How the automatic discrepancy is mapped to people's ratings, see stages/ratings."""
 
     file: str = Field(description="what `faded ratings --write` wrote, beside params.yaml: data/NAME/ratings.json")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of that file, so that another one makes results stale")
@@ -178,7 +178,7 @@ class RatingsConfig(Strict):
 
 
 class AuditConfig(Strict):
-    """One audit: what is under test, on which items, along which concepts, and how it is searched."""
+    """One audit: the model under test, its items and concepts, and how it is searched."""
 
     seed: int = Field(ge=0, lt=2**32)
     task: str = Field(
@@ -205,7 +205,7 @@ class AuditConfig(Strict):
 
     @property
     def ratings(self) -> RatingsConfig | None:
-        """What people's ratings make of the discrepancy, where they are in force."""
+        """The map of the discrepancy to people's ratings, if one is in force."""
         given = self.discrepancy.get("ratings")
         return None if given is None else RatingsConfig.model_validate(given)
 
@@ -256,7 +256,7 @@ class AuditConfig(Strict):
 
 
 def levels_error(levels: list[Level]) -> str | None:
-    """What is wrong with the levels of a concept, whatever it is, or None."""
+    """Return what is wrong with the levels of a concept of any kind, or None."""
     numbers = [level for level in levels if not isinstance(level, str)]
     if not 2 <= len(levels) <= MAX_LEVELS:
         return f"needs 2 to {MAX_LEVELS} levels, found {shown(levels)}"
@@ -276,7 +276,7 @@ def _numbers_error(numbers: list[float]) -> str | None:
     if max(map(abs, numbers)) > float(np.finfo(np.float32).max):
         return f"has levels beyond the numbers of 32 bits: {shown(numbers)}"
     for one, other in pairwise(numbers):
-        # People read six digits, and models compute with 32 bits.
+        # People read six digits, and models compute in single precision.
         if f"{one:g}" == f"{other:g}" or np.float32(one) == np.float32(other):
             return f"has levels that cannot be distinguished: {one!r} and {other!r}"
     return None

@@ -1,4 +1,4 @@
-"""The whole of params.yaml, and how it is read."""
+"""The complete params.yaml, and reading it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.params.strict import Strict, errors_in, shown, validation_lines
 from stages.params.usage import usage_error
 from stages.params.yaml_file import parse_yaml, read_bytes
 
-# Audits name folders, stages and files, on every system that people share them with.
+# Audits become names of folders, stages and files, on every system on which people share them.
 _NAME = re.compile(rf"(?!-)[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 _OF_WINDOWS = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ class RunnerConfig(Strict):
 
 
 class Params(Strict):
-    """The whole of params.yaml."""
+    """The complete params.yaml."""
 
     audits: dict[str, AuditConfig]
     repairs: dict[str, RepairConfig] = Field(default_factory=dict, description="by the name of their audit")
@@ -104,7 +104,7 @@ class Params(Strict):
 
     @property
     def shares(self) -> dict[str, dict[str, str | int]]:
-        """The shares of divided searches, AUDIT-1, AUDIT-2, ..., each a stage of its own that any worker may run."""
+        """The shares of divided searches, AUDIT-1, AUDIT-2, ..., each a separate stage that any worker may run."""
         return {
             f"{name}-{part}": {"audit": name, "part": part}
             for name, audit in self.audits.items()
@@ -113,7 +113,7 @@ class Params(Strict):
         }
 
     def audit(self, name: str) -> AuditConfig:
-        """One audit by name; a UsageError names the ones there are."""
+        """Return an audit by name; raises a UsageError with the known names."""
         if name not in self.audits:
             raise UsageError(
                 f"no audit {name!r} in params.yaml, found: {', '.join(self.audits)}{did_you_mean(name, self.audits)}"
@@ -121,10 +121,10 @@ class Params(Strict):
         return self.audits[name]
 
     def check_slices(self, name: str, attributes: Iterable[Any]) -> None:
-        """Check that the gates of an audit and of its repair name attributes that its items have.
+        """Check that the gates of an audit and of its repair only name attributes of its items.
 
         Raises:
-            UsageError: one line for each that they do not have.
+            UsageError: with one line for each unknown attribute.
         """
         audit, repair, known = self.audit(name), self.repairs.get(name), list(attributes)
         errors = unknown_attributes(audit.gates.slices if audit.gates else (), known, f"audits.{name}.gates.slices")
@@ -133,7 +133,7 @@ class Params(Strict):
             raise UsageError("\n".join(errors))
 
     def repair(self, name: str) -> RepairConfig:
-        """The repair of an audit by its name."""
+        """Return the repair of an audit by name."""
         self.audit(name)
         if name not in self.repairs:
             raise UsageError(f"audit {name!r} has no entry under repairs: in params.yaml, so it ends after its report")
@@ -144,7 +144,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        UsageError: with one line per error, each with where, what was found and what was expected.
+        UsageError: with one line per error: its place, what was found and what was expected.
     """
     try:
         data = read_bytes(path)
@@ -153,7 +153,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     return _checked(data, str(path))
 
 
-@lru_cache(maxsize=1)  # a command reads it before it enters the workspace, and again to work with it
+@lru_cache(maxsize=1)  # a command reads it before it enters the workspace, and again afterwards
 def _checked(data: bytes, name: str) -> Params:
     raw = parse_yaml(data, name)
     if not isinstance(raw, dict):
@@ -165,7 +165,7 @@ def _checked(data: bytes, name: str) -> Params:
 
 
 def name_error(name: str) -> str | None:
-    """What is wrong with the name of an audit, or None."""
+    """Return what is wrong with the name of an audit, or None."""
     if not _NAME.fullmatch(name):
         return f"expected a name of 1 to {MAX_NAME} letters (a-z, A-Z), digits, - and _, not beginning with -"
     if _OF_WINDOWS.fullmatch(name):

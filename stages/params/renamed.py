@@ -1,13 +1,13 @@
-"""Keys of params.yaml that were renamed: an old spelling is answered with the new one."""
+"""Renamed keys of params.yaml: errors on old spellings state the new ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Paths from the top of params.yaml, each with what has taken its place.
+# Paths from the top of params.yaml, each with its replacement.
 FILE = {"shards": "audits.NAME.discover.shards alone"}
-# Paths from an entry of `audits:` or `repairs:`, likewise.
+# The same for paths from an entry of `audits:` or `repairs:`.
 AUDIT = {
     "discover.control": "discover.baseline",
     "prepare.pictures": "prepare.data",
@@ -19,10 +19,10 @@ REPAIR = {"restructure.settings.folder.dataset": "restructure.settings.folder.da
 
 
 def refuse_renamed(block: Any, renamed: Mapping[str, str]) -> Any:
-    """Give back a block in which no key is spelt the old way.
+    """Return the block if it has no key in the old spelling.
 
     Raises:
-        ValueError: naming the old keys and the new ones.
+        ValueError: with the old keys and the new ones.
     """
     found = [f"{old} is now {new}" for old, new in renamed.items() if _holds(block, old.split("."))]
     if found:

@@ -1,4 +1,4 @@
-"""The block of one audit under `repairs:`: who decides, how the model is repaired, and what the repair has to reach."""
+"""One block under `repairs:`: who decides, how the model is repaired, and what the repair has to achieve."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stages.params.renamed import refuse_renamed
 from stages.params.slices import SliceRepairGate
 from stages.params.strict import Strict
 
-DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps that several trainings take
-MOST_PAIRS = 1000  # of each part that all trainings are asked about: a dozen models and more
+DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps in each of several trainings
+MOST_PAIRS = 1000  # largest number of pairs per part for all trainings, which are a dozen models or more
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
 
 
@@ -40,7 +40,7 @@ class FeedbackConfig(Strict):
 
 
 class RestructureConfig(Strict):
-    """The repair. What `settings` may hold is the task's own."""
+    """The repair. The task defines the keys of `settings`."""
 
     method: str
     control: Literal["uniform", "clean", "none"] = Field(
@@ -63,7 +63,7 @@ class RestructureConfig(Strict):
 
     @property
     def doses(self) -> dict[str, tuple[float, ...]]:
-        """Shares of the steps that the repair and its control take in each training; nothing with one training."""
+        """Shares of the steps that the repair and its control take in each training; empty with a single training."""
         if self.trainings == 1:
             return {}
         return {copy: shares for copy, shares in DOSES.items() if copy == "repaired" or self.control != "none"}
@@ -89,7 +89,7 @@ class ReEvaluateConfig(Strict):
 
     @property
     def dose_pairs(self) -> int:
-        """Pairs of each part that all trainings are asked about: target modes, elsewhere, and what a policy draws."""
+        """Pairs in each part for all trainings: target modes, elsewhere, and a policy's draws."""
         return min(-(-self.paired_probes // 2), MOST_PAIRS)
 
 
@@ -120,7 +120,7 @@ class Gate(Strict):
 
 
 class Gates(Strict):
-    """What the repaired model has to reach."""
+    """What the repaired model has to achieve."""
 
     target_failure_rate: Gate | None = None
     other_failure_rate: Gate | None = None
@@ -139,7 +139,7 @@ class Gates(Strict):
     )
     @classmethod
     def _of_a_share(cls, gate: Gate | None) -> Gate | None:
-        """What these judge is from 0 to 1, so that some bounds decide nothing."""
+        """Refuse bounds that decide nothing, because these quantities are between 0 and 1."""
         for key, bound in gate.model_dump(exclude_none=True).items() if gate else ():
             low, high = (-1, 1) if key.startswith("change") else (0, 1)
             if bound < low if key.endswith("max") else bound > high:
@@ -150,7 +150,7 @@ class Gates(Strict):
 
 
 class RepairConfig(Strict):
-    """What is done about the failures of an audit, and what counts as good enough."""
+    """How the failures of an audit are repaired, and what counts as good enough."""
 
     gpus: int = Field(0, ge=0, le=1024, description="GPUs restructure and re_evaluate each ask for")
     feedback: FeedbackConfig

@@ -1,4 +1,4 @@
-"""Gates by slice: what has to hold for every value of an attribute of the items."""
+"""Gates by slice: bounds for every value of an attribute of the items."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class SliceGate(Strict):
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The bounds there are by key."""
+        """The bounds that are set, by key."""
         return self.model_dump(exclude_none=True)
 
 
 class SliceRepairGate(SliceGate):
-    """The same after a repair, and a bound on how much a repair may raise it."""
+    """The same after a repair, and a bound on how much a repair may raise the rate."""
 
     change_max: float | None = Field(None, gt=-1, lt=1, description="failure rate after minus before")
 
 
 def unknown_attributes(gates: Iterable[str], known: Iterable[Any], where: str) -> list[str]:
-    """One line for each attribute that gates name and the items do not have.
+    """Return one line for each attribute that gates name but the items do not have.
 
     Args:
-        gates: attributes that gates name.
-        known: attributes that the items have.
+        gates: attributes named by gates.
+        known: attributes of the items.
         where: the block, for messages.
     """
     names = [str(name) for name in known]

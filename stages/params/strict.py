@@ -1,4 +1,4 @@
-"""What configuration models share: unknown keys are errors, and errors say where, what was found and expected."""
+"""Base of configuration models: unknown keys are errors, and errors state the place, what was found and expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.errors import UsageError, did_you_mean, known_keys, plain
 
-_MOST = 2000  # characters of a message: a screen
+_MOST = 2000  # characters of a message: one screen
 _MOST_OF_ONE = 400  # of one error
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 8, 8
@@ -20,7 +20,7 @@ _short.maxstring = _short.maxlong = _short.maxother = 80
 
 B = TypeVar("B", bound=BaseModel)
 _ANY = "*"
-# Keys there were once, and what to do instead.
+# Removed keys, and what to do instead.
 _GONE = {
     ("audits", _ANY, "code"): "is not needed any more, the module is found through task: remove this line",
 }
@@ -29,14 +29,14 @@ _GONE = {
 class Strict(BaseModel):
     """Base of all configuration models: an unknown key is an error, not a silent default, and nothing is converted.
 
-    Yes is not 1, and neither "3" nor 3.0 is a whole number; a whole number is a number.
+    Yes is not 1, and neither "3" nor 3.0 is a whole number, but a whole number is a number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per pydantic error: where, what is wrong, what was found, and a suggestion for a mistyped key."""
+    """Return one line per pydantic error: place, problem, value found, and a suggestion for a mistyped key."""
     lines = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part)[:80] for part in item["loc"])
@@ -57,15 +57,15 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
 
 
 def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
-    """A block as its model.
+    """Validate a block.
 
     Args:
-        model: what it has to be.
+        model: its model.
         data: the block.
-        where: the key of params.yaml or the file it comes from, for messages.
+        where: its key in params.yaml, or its file, for messages.
 
     Raises:
-        UsageError: one line per error.
+        UsageError: with one line per error.
     """
     try:
         return model.model_validate(dict(data))
@@ -74,7 +74,7 @@ def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
 
 
 def _gone(where: tuple[int | str, ...]) -> str | None:
-    """What to do about a key that there was once, or None."""
+    """Return what to do about a removed key, or None for other keys."""
     for keys, told in _GONE.items():
         if len(keys) == len(where) and all(key in (_ANY, found) for key, found in zip(keys, where, strict=True)):
             return told
@@ -82,7 +82,7 @@ def _gone(where: tuple[int | str, ...]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value that was found, as messages show it: short whatever it is."""
+    """Format a value for messages, always short."""
     text = _short.repr(value)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -91,10 +91,10 @@ def shown(value: Any) -> str:
 
 
 def errors_in(name: str, lines: Sequence[str]) -> UsageError:
-    """All errors of a file as one error of at most a screen.
+    """Combine all errors of a file into one error of at most a screen.
 
     Args:
-        name: of the file.
+        name: the file's name.
         lines: one error each.
     """
     told, size = [], 0

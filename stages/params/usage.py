@@ -1,4 +1,4 @@
-"""How common conditions are in use: weights of the levels of concepts, as `usage:` of an audit says."""
+"""How common conditions are in use: an audit's `usage:`, weights of the levels of concepts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stages.errors import did_you_mean
 from stages.params.strict import shown
 
 Weights = Mapping[str, Mapping[Level, float]]
-"""By concept and level. Levels that are not named are never met; those of concepts not named are equally common."""
+"""Weights by concept and level. Unnamed levels never occur; the levels of unnamed concepts are equally common."""
 
 
 def usage_error(usage: Weights, concepts: Mapping[str, Sequence[Level]]) -> str | None:
-    """What is wrong with weights for these concepts, or None."""
+    """Return what is wrong with weights for these concepts, or None."""
     for name, weights in usage.items():
         if name not in concepts:
             known = ", ".join(concepts)

@@ -1,7 +1,7 @@
-"""Reads YAML that a person wrote: whatever the bytes are, it gives plain data of bounded size or says what is wrong.
+"""Read YAML written by people: from any bytes, it returns plain data of bounded size or raises an error.
 
-Aliases are shared, not copied, so a file of a few lines can stand for billions of values: what it would be written out
-is counted before anything is built.
+Aliases are shared, not copied, so a file of a few lines can stand for billions of values: its size with aliases
+expanded is computed before anything is built.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import yaml
 from stages.errors import InfrastructureError, UsageError
 
 MAX_BYTES = 2 * 2**20  # a search of 10,000 shares takes half a megabyte
-MAX_VALUES = 200_000  # written out, without aliases
-MAX_DEPTH = 50  # Python recurses into it
+MAX_VALUES = 200_000  # with aliases expanded
+MAX_DEPTH = 50  # Python recurses into the data
 _MAX_DIGITS = 100
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, if available
 _YAML = "tag:yaml.org,2002:"
 _PLAIN = frozenset(_YAML + name for name in ("str", "int", "float", "bool", "null"))
 _MERGE = f"{_YAML}merge"
-_NO_TEXT = ("Cc", "Cs")  # control characters, and halves of characters, which UTF-8 cannot hold
+_NO_TEXT = ("Cc", "Cs")  # control characters, and surrogates, which UTF-8 cannot encode
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, of which no more is read than `parse_yaml` takes.
+    """Read the content of a file, at most one byte more than `parse_yaml` accepts.
 
     Raises:
-        FileNotFoundError: when there is none.
-        UsageError: when it is not a file, or may not be read.
-        InfrastructureError: when the disk fails.
+        FileNotFoundError: if it does not exist.
+        UsageError: if it is not a file, or reading it is not permitted.
+        InfrastructureError: if the disk fails.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file")
@@ -48,14 +48,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_yaml(data: bytes, name: str) -> Any:
-    """Read YAML: mappings, lists, text, finite numbers, yes and no, and nothing.
+    """Parse YAML that consists of mappings, lists, text, finite numbers, booleans and null.
 
     Args:
         data: the content of a file.
-        name: of the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
-        UsageError: in one line, when it is or holds anything else.
+        UsageError: of one line, if it is or contains anything else.
     """
     if len(data) > MAX_BYTES:
         raise UsageError(f"{name} is larger than {MAX_BYTES // 2**20} MB")
@@ -75,7 +75,7 @@ def parse_yaml(data: bytes, name: str) -> Any:
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Before anything recurses."""
+    """Check the depth before anything recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -92,20 +92,20 @@ class _Document:
     def __init__(self, name: str) -> None:
         self._name = name
         self._constructor = yaml.constructor.SafeConstructor()
-        self._extents: dict[yaml.Node, tuple[int, int] | None] = {}  # None: of a node that holds this one
+        self._extents: dict[yaml.Node, tuple[int, int] | None] = {}  # None while a node's children are visited
 
     def built(self, root: yaml.Node) -> Any:
         self._extent(root)
         try:
             return self._constructor.construct_document(root)
-        except yaml.YAMLError as error:  # a merge of what is not a mapping
+        except yaml.YAMLError as error:  # a merge with something other than a mapping
             raise UsageError(f"{self._name} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
     def _error(self, node: yaml.Node, what: str) -> UsageError:
         return UsageError(f"{self._name}, line {node.start_mark.line + 1}: {what}")
 
     def _extent(self, node: yaml.Node) -> tuple[int, int]:
-        """How many values a node is, written out, and how deep they are nested."""
+        """Return the number of values of a node with aliases expanded, and their depth."""
         if node in self._extents:
             known = self._extents[node]
             if known is None:
@@ -160,7 +160,7 @@ class _Document:
             if len(node.value) > _MAX_DIGITS:
                 raise ValueError
             value = self._constructor.construct_object(node)
-        except Exception:  # PyYAML raises whatever its conversions run into
+        except Exception:  # PyYAML passes on whatever its conversions raise
             raise self._error(node, f"{shown} is not a valid {kind}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise self._error(node, f"{shown} is not a finite number")
