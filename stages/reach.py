@@ -2,8 +2,7 @@
 
 Code is followed definition by definition. A function reaches whatever it names. A class reaches its bases, and those of
 its methods and attributes whose names occur in reached code or templates; methods that a library may call always count.
-What changes no result is left out: comments, docstrings, annotations of functions, printed text, and messages of raised
-errors.
+What changes no result is left out: comments, docstrings, annotations of functions, printed text, and error messages.
 """
 
 from __future__ import annotations

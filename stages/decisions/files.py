@@ -140,9 +140,8 @@ def record_decision(
         key: the reviewer's private key, if keys are listed; see `flows.signing`.
 
     Raises:
-        UsageError: if it is for another landscape than the current one, names unknown modes or examples, lacks
-            something a person has to state, is by someone who could be mistaken for another, or is not signed with a
-            listed key.
+        UsageError: if it is for another landscape than the current one, names unknown modes or examples, lacks a
+            required reason, is by someone who could be mistaken for another, or is not signed with a listed key.
         AlreadyDecided: if the landscape needs no further decision, the reviewer has made one, or a revision would
             replace one that was not `seen`.
     """

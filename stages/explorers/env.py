@@ -24,8 +24,7 @@ OBSERVATION_BOUND = 10.0
 class Normaliser:
     """Converts embeddings to observations: standardised over the audit's items, clipped to +-10.
 
-    Networks learn badly from raw features of unknown scale, and clipping keeps the bounds of the observation space
-    true.
+    Networks learn badly from raw features of unknown scale, and clipping makes the observation space's bounds true.
     """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:

@@ -103,8 +103,7 @@ def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: Co
         space: the concept space.
 
     Raises:
-        UsageError: if a share is missing, from another search, from a different machine than others, or in a wrong
-            place.
+        UsageError: if a share is missing, of another search, of another machine than others, or in a wrong place.
     """
     parts = [_read(folder, part, expected, space) for part in range(1, shards + 1)]
     alike: dict[str, list[int]] = {}

@@ -237,8 +237,7 @@ class Mixture(Policy):
         return drawn.gather(0, whose.expand(1, *drawn.shape[1:]))[0]
 
     def _best(self, observations: Tensor, k: int) -> Tensor:
-        # Only cells that are likeliest for some member and item are considered, not those that all members like a
-        # little.
+        # Only cells that are likeliest for some member and item are considered, not those moderately likely for all.
         found = [member._best(own, k).flatten(0, 1) for member, own in self._each(observations)]
         cells = torch.cat(found).unique(dim=0)
         return cells[self._log_probabilities(observations, cells).topk(k, dim=1).indices]

@@ -139,8 +139,7 @@ class Trainer:
 
     It maximises E[score] + temperature * entropy, whose optimum is p(cell | item) ~ exp(score / temperature): a
     distribution over all good cells rather than the best one. The temperature is adapted until the entropy is on target
-    (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5). At a fixed temperature the policy collapses or learns
-    nothing.
+    (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5). At a fixed one the policy collapses or learns nothing.
 
     Args:
         space: the grid.
@@ -149,8 +148,7 @@ class Trainer:
         objective: "ppo", the clipped policy gradient (Schulman et al. 2017) with whole cells as actions and the mean
             over the cells drawn for the same item as the baseline; or "balance", the off-policy squared error of log
             p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
-            2022, in its log-partition variance form, Zhang et al. 2023), which can learn from any draws, including
-            uniform ones.
+            2022, in its log-partition variance form, Zhang et al. 2023), which also learns from uniform draws.
         seed: seed of weights and draws.
     """
 

@@ -36,8 +36,7 @@ class RewardConfig(Strict):
 class Reward:
     """Base and bonuses of new probes; a repeated probe earns -1.
 
-    Base `margin` is the discrepancy minus the threshold, clipped to [-1, 1], so it shows how close a pass was to a
-    failure.
+    Base `margin` is the discrepancy minus the threshold, clipped to [-1, 1]: it shows how close a pass was to failing.
 
     Base `paper` follows the authors' released code, which pays 10 |log(p / (1 - p))| for a wrong answer of probability
     p, and -1 for a right one. A task returns its discrepancy and no probabilities, so here p is (1 + margin) / 2. For a

@@ -4,8 +4,7 @@ A region was chosen because its probes failed, so these overestimate its failure
 probes, drawn uniformly inside and answered only now, do not, and even a small region gets enough of them. They are part
 of the audit's budget (`discover.budget`) and come in two parts: the first decides which regions are failure modes, and
 the second, which is independent of that decision, measures their failure rates. A region about some items only has to
-fail more often than the grid, and more often for them than for all other items; otherwise the failures cannot be
-attributed to these items.
+fail more often than the grid, and more often for them than for all other items, or its failures are not theirs.
 
 A region is tested against the control's probes of the whole grid, not against those outside it: some of them named the
 region, so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above

@@ -49,8 +49,7 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
 
     If items have attributes, a region may be about those with one value, and then may have conditions on one concept
     fewer. Each kind has its own level. A peak, within a region or in what all regions leave, is named however small it
-    is and however many conditions it needs, see `_peak`; it replaces the last region if there are already as many as
-    allowed.
+    is and however many conditions it needs, see `_peak`; it replaces the last region at the maximum number.
 
     Args:
         known: rates of cells.

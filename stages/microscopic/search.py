@@ -66,11 +66,10 @@ def measure_robustness(
 
     Every method first probes each item at the start, and finds how far each concept alone has to go. Then
 
-    - `beam` starts with the strongest change and reduces it, which is fast. If there are categories, or two directions,
-    it
-      also draws other strong changes, and tries each failure of one item on others. It then searches outward and
-      follows the cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget allows
-      (iterative broadening, Ginsberg and Harvey 1992); each pass only searches for something nearer than already known;
+    - `beam` starts with the strongest change and reduces it, which is fast. With categories, or two directions, it also
+      draws other strong changes, and tries each failure of one item on others. It then searches outward and follows the
+      cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget allows (iterative
+      broadening, Ginsberg and Harvey 1992); each pass only searches for something nearer than already known;
     - `exact` also reduces, then follows all cells (breadth-first search), so that the nearest failure is certain. An
       enumerated grid always uses it, because its answers are in the ledger;
     - `rl` trains an agent on other items (`stages.microscopic.agent`) and lets it walk, as in the paper.

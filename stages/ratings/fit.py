@@ -42,8 +42,7 @@ class Fit:
     Args:
         kind: kind of the map with the lowest error; the simpler one of equals.
         x, y: its knots, learnt from all scores.
-        error: mean absolute error in rating points on items that neither the map nor the choice of its kind has seen,
-            over `n` scores.
+        error: mean absolute error in rating points of `n` scores, on items unseen by the map and the choice of kind.
         constant: the same for predicting a constant, the mean or the median, whichever is closer.
         gain: the constant's error minus that of the map.
     """
@@ -87,8 +86,7 @@ def fit(scored: Sequence[Scored], target: Target) -> Fit:
         np.array([s.item for s in scored]),
     )
     kind, x, y = _best(rated)
-    # The error by which the map was chosen is too low, so each group of items is predicted by the choice from the
-    # others.
+    # The error by which the map was chosen is too low, so the choice from the other items predicts each group of items.
     missed = np.abs(_predicted(lambda seen: _best(seen)[1:], rated) - rated.y)
     # For two-peaked scores, a median without some scores may be on the peak they are not on, and so looks far worse
     # than it is; for skewed ones the mean is farther off.
