@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,6 +17,9 @@ from tests.shared import once, open_shared, prefect_home
 from tests.workspace import Workspace, make_workspace, packed
 
 open_shared()
+# The tests start hundreds of processes, each of which would compile all of Faded again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # likewise processes
