@@ -31,6 +31,7 @@ from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
 from flows.intact import check_intact
+from flows.lock import read_lock
 from flows.results import last_stage
 from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash
@@ -156,8 +157,8 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
     """What dvc.lock says of the audit's stages, in the order of the pipeline."""
     kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
     try:
-        stages = yaml.load(Path(LOCK).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-    except (FileNotFoundError, TypeError, KeyError, yaml.YAMLError):  # who reads the graph says what is wrong
+        stages = read_lock(Path(LOCK).read_bytes())
+    except FileNotFoundError:
         return {}
     return {name: stages[name] for kind in kinds if (name := f"{kind}@{audit}") in stages}
 
