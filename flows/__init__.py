@@ -1,1 +1,1 @@
-"""When, where and who: Prefect flows over the DVC graph, and the `faded` command."""
+"""The Prefect flows that run the DVC graph, and the `faded` command."""

@@ -1,7 +1,7 @@
-"""The gate where a person decides: between the landscape and the plan.
+"""The gate between the landscape and the plan, where a person decides.
 
-Who asks, and for how long, is the same for a command and for a deployed flow, and so is what a decision sets going:
-that is here. How a deployed flow waits without a process is in flows/suspend.py.
+Commands and deployed flows share what is here: time limits, and what happens after a decision. How a deployed flow
+waits without a process is in flows/suspend.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 def expire(params: Params, audit: str) -> Recorded | None:
     """Record a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
 
-    There is no clock that runs meanwhile: whoever looks next records it, and notifies whoever is to be told.
+    No timer runs in the background: the next process that looks records the rejection and sends the notification.
 
     Returns:
-        What was recorded, None if nothing was to be.
+        The recorded decision, None if nothing had to be recorded.
     """
     request = read_request(audit)
     if request is None or request.landscape is None:
@@ -42,7 +42,7 @@ def expire(params: Params, audit: str) -> Recorded | None:
     landscape = needs_decision(params, audit)
     if landscape is None or landscape != request.landscape:
         return None
-    request = open_request(params, audit)  # with the limit of now
+    request = open_request(params, audit)  # with the limit that params.yaml sets now
     if request.expires is None or request.expires > datetime.now(UTC):
         return None
     from stages.decisions import AlreadyDecided, Decision, record_decision
@@ -53,7 +53,7 @@ def expire(params: Params, audit: str) -> Recorded | None:
     no = Decision(landscape=landscape, reviewer=NOBODY, reason=reason, approve=False, modes=[])
     try:
         kept = record_decision(params, audit, no, "time-out")
-    except AlreadyDecided:  # at this very moment, by somebody else
+    except AlreadyDecided:  # by somebody else, just now
         return None
     _notify(
         audit, f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`", kept.decision
@@ -71,21 +71,21 @@ def decide(
     revise: bool = False,
     seen: Sequence[str] | None = None,
 ) -> tuple[Kept[Recorded], list[str]]:
-    """Record a decision, signed where keys are listed and unless it comes too late, and let go on what waited for it.
+    """Record a decision and resume the runs that wait for it. It is signed if the audit lists keys.
 
     Args:
-        params: the workspace's.
-        audit: whose landscape it is on.
-        decision: what the person said.
-        via: how it came in.
-        revise: it takes the place of an earlier one.
-        seen: SHA-256 of the decisions that the person was shown, if they were shown any; see `record_decision`.
+        params: the workspace's parameters.
+        audit: the audit whose landscape is decided on.
+        decision: the person's decision.
+        via: how it was entered.
+        revise: whether it replaces an earlier decision.
+        seen: SHA-256 of the decisions that the person was shown, if any; see `record_decision`.
 
     Returns:
-        What was recorded, and in sentences what went on.
+        The recorded decision, and sentences about the runs that were resumed.
 
     Raises:
-        UsageError: as `record_decision` and `flows.signing.signer`; AlreadyDecided too when the time is up.
+        UsageError: as in `record_decision` and `flows.signing.signer`; AlreadyDecided also if the time is up.
     """
     kept = record(params, audit, decision, via, revise=revise, seen=seen)
     return kept, wake(params, audit)
@@ -100,7 +100,7 @@ def record(
     revise: bool = False,
     seen: Sequence[str] | None = None,
 ) -> Kept[Recorded]:
-    """As `decide`, but what waits for the decision is not told."""
+    """Like `decide`, but without resuming the runs that wait for the decision."""
     from flows.signing import signer
     from stages.decisions import record_decision
 
@@ -111,13 +111,13 @@ def record(
 
 
 def wake(params: Params, audit: str) -> list[str]:
-    """Resume flow runs that are suspended on the audit, if its landscape is decided now; called after any decision.
+    """Resume flow runs that are suspended on the audit if its landscape is decided now; called after any decision.
 
-    Runs that are suspended on an earlier landscape, or on an audit that asks nobody any more, are cancelled.
+    Runs that are suspended on an earlier landscape, or on an audit that no longer asks anybody, are cancelled.
 
     Returns:
-        What was done, in sentences; nothing where no run waits. What goes wrong is told, not raised: the decision is
-        recorded, and the next run of the audit goes on from it just as well.
+        Sentences about what was done; empty if no run waits. An error is reported as a sentence, not raised: the
+        decision is recorded, so the next run of the audit continues from it.
     """
     try:
         return _wake(params, audit)
@@ -147,10 +147,10 @@ def _wake(params: Params, audit: str) -> list[str]:
 
 
 def settle(params: Params, audit: str) -> list[str]:
-    """What every run of an audit does first: note that the time is up, and wake what an earlier decision did not reach.
+    """Do what every run of an audit starts with: record a time-out, and wake runs that missed an earlier decision.
 
     Returns:
-        What was done, in sentences that name the audit: people read them among those of others.
+        Sentences about what was done. Each names the audit, as people read them among those of other audits.
     """
     said = []
     if (no := expire(params, audit)) is not None:
@@ -165,10 +165,10 @@ def _notify(audit: str, text: str, no: Recorded) -> None:
     from flows.notify import notify
     from flows.waiting import deployed_run
 
-    if deployed_run() is None:  # which tells by itself how it ends
+    if deployed_run() is None:  # a deployed run sends its own notification when it ends
         notify("rejected", audit, text, rejection_result(no))
 
 
 def git_user() -> str:
-    """The name git knows the person by; empty if it knows none."""
+    """The person's name as configured in git; empty if it is not set."""
     return git("config", "user.name") or ""

@@ -1,6 +1,6 @@
-"""Prefect artifacts of an audit, each under a stable key: its verdict, its failure modes, and the decision asked for.
+"""Prefect artifacts of an audit, each with a stable key: its verdict, its failure modes, and the decision asked for.
 
-A run publishes what is its own: one that waits, or broke before it came to a verdict, shows none of an earlier run.
+A run publishes only its own results: one that waits, or broke before its verdict, shows none of an earlier run.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
 
 _SHOWN = 4  # examples of a mode
-_HEIGHT, _GAP = 84, 8  # pixels of a picture, and between two
+_HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
 _LETTERS = 90  # of a caption
-_MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # what markdown, or an address that it turns into a link, begins with
+_MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # begins markdown or an automatic link
 
 
 def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageResult]) -> None:
-    """Publish what this run found out about an audit.
+    """Publish this run's results for an audit.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         ending: how the audit ended in this run.
-        results: of the stages of this run.
+        results: results of this run's stages.
     """
     audit = ending.audit
     unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
@@ -56,18 +56,18 @@ def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageRes
 
 
 def publish_modes(audit: str) -> None:
-    """Publish the failure modes of the audit's present landscape."""
+    """Publish the failure modes of the audit's current landscape."""
     publish(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
 
 
 def publish(audit: str, what: str, said: str, text: Callable[[], str]) -> None:
-    """Publish an artifact in the present flow run; one that cannot be must not cost an audit that succeeded.
+    """Publish an artifact in the current flow run; a failure to publish is logged and does not fail the audit.
 
     Args:
-        audit: whose.
+        audit: the audit it belongs to.
         what: the end of its key.
-        said: what people read of it before they open it, and as its heading.
-        text: gives what it says, as markdown.
+        said: its heading, which people also see before they open it.
+        text: returns its body, as markdown.
     """
     try:
         heading = f"{audit}: {said}"
@@ -80,8 +80,8 @@ def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
     """The verdict with its gates, as markdown, in the units of the report.
 
     Args:
-        verdict: of the audit.
-        anew: whether something ran for it; else it is that of an earlier run, and holds on.
+        verdict: the audit's verdict.
+        anew: whether this run reached it; otherwise an earlier run did, and it still holds.
     """
     lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]
     for said in (verdict.decided, verdict.statement):
@@ -99,7 +99,7 @@ def modes_markdown(audit: str) -> str:
     folder = audit_folder(audit).summarize
     found = folder.landscape
     examples: Mapping[str, Sequence[ShownExample]] = {}
-    with contextlib.suppress(UsageError):  # a landscape can be shown without examples, and the review page says why
+    with contextlib.suppress(UsageError):  # shown without examples then; the review page says why
         examples = folder.exhibits
     overall = found.overall
     lines = [f"Overall {percent(overall.value)} of probes fail ({interval(overall.low, overall.high)}).", ""]
@@ -115,9 +115,9 @@ def modes_markdown(audit: str) -> str:
 
 
 def where(audit: str) -> str:
-    """Where to read and to decide: addresses that browsers open, and commands where there are none."""
+    """Where to read the results and decide: links that a browser opens, if there are any, and commands."""
     at_home = f"On {socket.gethostname()} in `{Path.cwd()}`: `faded report {audit}`"
-    if audit not in load_params().repairs:  # nobody decides on it, so it has no page
+    if audit not in load_params().repairs:  # nobody decides on it, so it has no review page
         return at_home
     pages = {"Review page": review_url(audit), **report_urls(audit)}
     links = " · ".join(f"[{title}]({url})" for title, url in pages.items() if url is not None)
@@ -125,7 +125,7 @@ def where(audit: str) -> str:
 
 
 def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
-    """Some probes of a mode on which the model fails."""
+    """Markdown lines with some probes of a mode on which the model fails."""
     if not failing:
         return []
     pictures = [picture for one in failing if (picture := one.exhibit.image or one.exhibit.drawn) is not None]
@@ -135,7 +135,7 @@ def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
 
 
 def _strip(pictures: Sequence[bytes]) -> str:
-    """Pictures side by side, as a data URI: Prefect puts each image on a line of its own."""
+    """Pictures side by side in one data URI, as Prefect puts each image on a line of its own."""
     from PIL import Image
 
     small = []
@@ -156,12 +156,12 @@ def _strip(pictures: Sequence[bytes]) -> str:
 
 
 def code(text: str) -> str:
-    """Text of a model or a person as markdown that is read and never followed."""
+    """Text of a model or a person as inline code, so that its markup and links have no effect."""
     return f"`{_one_line(text).replace('`', chr(39))}`"
 
 
 def prose(text: str) -> str:
-    """The same for a text that is not shown as code."""
+    """The same for a text that is not shown as code: its markup is escaped."""
     return _MARKUP.sub(r"\\\g<0>", _one_line(text))
 
 
@@ -171,5 +171,5 @@ def _one_line(text: str) -> str:
 
 
 def _row(*cells: str) -> str:
-    # Without backslashes before a bar: some readers take two of them for one, and the bar for the end of the cell.
+    # No backslashes before a bar: some renderers take two of them for one escaped backslash, and the bar for the end.
     return "| " + " | ".join(re.sub(r"\\*\|", r"\\|", cell) for cell in cells) + " |"

@@ -41,12 +41,12 @@ from stages.errors import Exit, FadedError, InfrastructureError, UnavailableErro
 from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
 
-# What stages print, for whoever shows it: records carry the stage's name as `stage`.
+# Lines that stages print, for any handler that shows them; each record has the stage's name as `stage`.
 STAGE_LOG = logging.getLogger("faded.stages")
 STAGE_LOG.setLevel(logging.INFO)
 STAGE_LOG.propagate = False
 
-# Set by a caller that holds the workspace, has healed it and knows what is stale; else the flow does so itself.
+# Set by a caller that holds the lock, has repaired the workspace and read the graph; otherwise the flow does this.
 ALREADY_READ: ContextVar[tuple[Params, Graph] | None] = ContextVar("already_read", default=None)
 
 RETRIES = 2  # of a stage, after the first try
@@ -56,19 +56,19 @@ Submit = Callable[[Stage, list[PrefectFuture[StageResult]]], PrefectFuture[Stage
 
 
 class AuditFailed(FadedError):
-    """At least one stage failed, or a gate. `results` tells of all stages."""
+    """At least one stage or gate failed. `results` covers all stages."""
 
     def __init__(self, results: list[StageResult], told: str | None) -> None:
         self.results = results
         failed = [result for result in results if result.outcome == "failed"]
-        # Bad input comes first: it is what the reader has to mend. A rejection comes last: it is an answer.
+        # Bad input comes first, as the reader has to fix it. A failed gate comes last: it is a result, not an error.
         codes = {result.exit_code for result in failed} or {Exit.GATE_FAILED}
         self.exit_code = next(c for c in (Exit.USAGE, Exit.INFRASTRUCTURE, Exit.GATE_FAILED) if c in codes)
         super().__init__("\n".join(result.message for result in failed) or told)
 
 
 def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what the machine did, never what the input or the user did."""
+    """Retry failures of the machine, not of the input or the user."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, InfrastructureError) and not isinstance(error, UnavailableError) and not stopping()
 
@@ -88,7 +88,7 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
 
     Args:
         stage: its name in dvc.yaml.
-        what: it, and what it needs; None for a stage that is fresh, which is only shown.
+        what: the stage's job; None for a stage that is up to date and is only shown.
         runner: where it runs.
     """
     if what is None or runner is None:
@@ -101,7 +101,7 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
     def say(line: str) -> None:
         level = level_of(line)
         logger.log(level, line)
-        if not stopping():  # after Ctrl-C nobody wants to read how stages take it; the log file has it
+        if not stopping():  # after Ctrl-C, stages' last lines only go to the log file
             STAGE_LOG.log(level, line, extra={"stage": stage})
 
     if stage.startswith("restructure@"):  # its training costs the most
@@ -129,11 +129,13 @@ def _warn(stage: str, error: FadedError) -> None:
 
 
 def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], None]) -> StageResult:
-    """What a stage left, before the next one reads it: DVC restores whatever its cache has under a name.
+    """Check a stage's outputs before the next stage reads them, and run it again if they are damaged.
+
+    DVC restores any bytes that its cache has under a hash.
 
     Raises:
-        UsageError: when it can never be whole, as the stage does not record what dvc.yaml has it read.
-        InfrastructureError: when it is damaged again after it was done anew.
+        UsageError: if the stage does not record all files that dvc.yaml makes it read, so no check is possible.
+        InfrastructureError: if the outputs are damaged again after a second run.
     """
     if result.outcome == "ran":
         check_recorded(what.stage)
@@ -167,7 +169,7 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)
-    # Within the flow, too: there Prefect has put a handler of its own for SIGTERM, which ends no stage.
+    # Inside the flow as well, where Prefect has installed its own SIGTERM handler, which stops no stage.
     with exclusive(), stopping_on_signals():
         params, graph = ALREADY_READ.get() or _read(audits)
         results = _run_stale(params, graph, audits, chosen(params, runner), set())
@@ -220,7 +222,7 @@ def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
 def _run_to_the_end(
     params: Params, graph: Graph, audits: list[str], runner: RunnerConfig, shown: set[str]
 ) -> list[StageResult]:
-    """Run these audits, each suspended at its gate until it is decided, and what follows it once it is."""
+    """Run these audits to their end; each is suspended at its gate until it is decided."""
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
@@ -230,7 +232,7 @@ def _run_to_the_end(
         audits = [name for name in audits if name in waiting]
         if not audits:
             return list(results.values())
-        # Here, after all futures were collected and outside any task runner: from here the flow starts anew.
+        # Only here, with all futures collected and outside any task runner: a resumed flow starts again from the top.
         for name in audits:
             ask(params, name)
         graph = read_graph()
@@ -260,14 +262,14 @@ def _tell(ending: Ending) -> None:
 def _run_stale(
     params: Params, graph: Graph, audits: list[str], runner: RunnerConfig, shown: set[str]
 ) -> list[StageResult]:
-    """Run what is stale of these audits; other stages are shown as cached, unless the run shows them already.
+    """Run the stale stages of these audits; other stages are shown as cached, unless the run already shows them.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         graph: its stages.
-        audits: their names.
+        audits: names of the audits.
         runner: where stages run.
-        shown: stages that this flow run shows as done; those that it shows from now on are added.
+        shown: stages that this flow run shows as done; newly shown stages are added.
     """
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
@@ -276,7 +278,7 @@ def _run_stale(
 
         def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
             what = job(runner, stage.name, stage.gpus) if stage.name in stale else None
-            task = reproduce.with_options(name=stage.name)  # by which it is known until it starts
+            task = reproduce.with_options(name=stage.name)  # its name until it starts
             return pool.submit(task, {"stage": stage.name, "what": what, "runner": place}, wait_for)
 
         cached: Futures = {}
@@ -290,7 +292,7 @@ def _run_stale(
 
 
 def _threads() -> ThreadPoolTaskRunner[Any]:
-    """Threads without limit: they only wait, for what is upstream or for the end of their stage."""
+    """Threads without limit: they only wait for upstream stages or for the end of their own."""
     return ThreadPoolTaskRunner()
 
 
@@ -313,7 +315,7 @@ def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached
     futures = dict(cached)
     _submit(submit, (stage for stage in todo if stage.name not in held), futures)
 
-    # An audit whose landscape is still to come is asked when it is there, whichever comes first.
+    # Audits with a landscape are asked at once, the others as soon as theirs is there, in the order of completion.
     landscapes = {futures[name]: audit for audit in behind_gate if (name := f"summarize@{audit}") in futures}
     at_hand = [audit for audit in behind_gate if audit not in landscapes.values()]
     coming = (landscapes[future] for future in as_completed(list(landscapes)) if _is_complete(future))
@@ -331,7 +333,7 @@ def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached
 
 
 def _is_complete(future: PrefectFuture[StageResult]) -> bool:
-    future.wait()  # makes the state the task's own; the server's record of it may lag behind
+    future.wait()  # then the future has the task's own state; the server's may lag behind
     return future.state.is_completed()
 
 

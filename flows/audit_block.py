@@ -1,4 +1,4 @@
-"""The audit as a person would write it: blocks for params.yaml with comments, and where in that file they go."""
+"""The block of a new audit in params.yaml, commented as a person would write it, and where it is inserted."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import yaml
 
 from stages.errors import UsageError
 
-_WIDTH = 100_000  # a line each, however long
-_COMMENT_AT = 56  # column in which comments of a block begin, where lines are short enough
+_WIDTH = 100_000  # one line per entry, however long
+_COMMENT_AT = 56  # column of a block's comments, unless the line is longer
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An audit that is to be written, with what is said about it.
+    """An audit that is to be written, with comments.
 
     Args:
-        name: of the audit.
+        name: the audit's name.
         audit: its block, as in `AuditConfig`.
-        repair: that of its repair, as in `RepairConfig`; None for no repair.
-        notes: comments by key: "prepare.items", "concepts.blur", "repair.gates"; those in `above` stand before the key.
-        above: keys whose comment is a line of its own.
+        repair: the block of its repair, as in `RepairConfig`; None for no repair.
+        notes: comments by key: "prepare.items", "concepts.blur", "repair.gates".
+        above: keys whose comment is on its own line above the key, rather than after it.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Draft:
     above: frozenset[str] = frozenset()
 
     def changed(self, audit: Mapping[str, Any], notes: Mapping[str, str]) -> Draft:
-        """The same with other values for some keys of the audit, and some other comments."""
+        """A copy with other values for some keys of the audit, and other comments on some keys."""
         return replace(self, audit={**self.audit, **audit}, notes={**self.notes, **notes})
 
     def repaired(self, repair: Mapping[str, Any]) -> Draft:
-        """The same with another repair."""
+        """A copy with another repair."""
         return replace(self, repair=repair)
 
     @property
@@ -50,12 +50,12 @@ class Draft:
 
     @property
     def repair_text(self) -> str:
-        """The lines under `repairs:`; none where nothing is repaired."""
+        """The lines under `repairs:`; empty if nothing is repaired."""
         return "" if self.repair is None else _entry(self.name, self.repair, ("gates",), self, "repair.")
 
 
 def _entry(name: str, block: Mapping[str, Any], spread: Sequence[str], draft: Draft, prefix: str) -> str:
-    """One audit or repair: a line for each key, and one for each key below those that are spread out."""
+    """One audit or repair: a line for each key, and a line for each nested key of the keys in `spread`."""
     lines = [f"  {name}:"]
     for key, value in block.items():
         if key in spread and value:
@@ -78,28 +78,28 @@ def _commented(line: str, key: str, draft: Draft) -> list[str]:
 
 
 def flow(value: Any, *, inside: bool = False) -> str:
-    """A value in one line of YAML; `inside` brackets some words need quotes that need none elsewhere."""
+    """A value in one line of YAML; `inside` brackets, some words need quotes that are not needed elsewhere."""
     if isinstance(value, Mapping):
         pairs = (f"{flow(key, inside=True)}: {flow(inner, inside=True)}" for key, inner in value.items())
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(flow(inner, inside=True) for inner in value)}]"
     if isinstance(value, float):
-        return np.format_float_positional(value, trim="-")  # an exponent would be read as text
+        return np.format_float_positional(value, trim="-")  # YAML would read an exponent as text
     dumped = yaml.safe_dump([value] if inside else value, default_flow_style=inside, width=_WIDTH, allow_unicode=True)
     return str(dumped).strip()[1:-1] if inside else str(dumped).removesuffix("\n...\n").strip()
 
 
 def with_blocks(text: str, old: tuple[str, str] | None, draft: Draft) -> str:
-    """The text of params.yaml with an audit and its repair; every other byte stays.
+    """The text of params.yaml with an audit and its repair added; every other byte stays the same.
 
     Args:
-        text: of params.yaml.
-        old: lines that an earlier, unfinished run wrote for it, whose place it takes; None if there are none.
+        text: the text of params.yaml.
+        old: the lines that an earlier, unfinished run wrote for the audit, which are replaced; None if there are none.
         draft: what to write.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
     if old is not None:
         text = without(text, old)
@@ -119,7 +119,7 @@ def with_blocks(text: str, old: tuple[str, str] | None, draft: Draft) -> str:
 
 
 def without(text: str, old: tuple[str, str]) -> str:
-    """The text of params.yaml without what an earlier, unfinished run wrote."""
+    """The text of params.yaml without the lines that an earlier, unfinished run wrote."""
     for key, written in zip(("audits", "repairs"), old, strict=True):
         if not written:
             continue
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def _inserted(text: str, key: str, lines: str) -> str:
-    """Lines at the end of the mapping under a top-level key, which may be missing, empty or {}."""
+    """The text with lines added at the end of the mapping under a top-level key, which may be missing, empty or {}."""
     root = yaml.compose(text)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     found = next(((k, v) for k, v in pairs if k.value == key), None)
@@ -149,7 +149,7 @@ def _inserted(text: str, key: str, lines: str) -> str:
         end = _line_end(text, _last(value))
         gap = "" if text[:end].endswith("\n") else "\n"
         return f"{text[:end]}{gap}\n{lines}{text[end:]}"
-    # {} or nothing: the comment behind it stays.
+    # {} or nothing: keep the comment behind it.
     start = name.end_mark.index + 1
     stop = value.end_mark.index if isinstance(value, yaml.MappingNode) else start
     end = _line_end(text, stop)
@@ -158,7 +158,7 @@ def _inserted(text: str, key: str, lines: str) -> str:
 
 
 def _last(node: Any) -> int:
-    """Where what a node says ends; the end mark of a block is behind the comments that follow."""
+    """Where a node's content ends; the end mark of a block is after the comments that follow."""
     if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
         return _last(node.value[-1][1])
     if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:

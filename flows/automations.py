@@ -1,7 +1,7 @@
-"""What the Prefect server itself notices: runs whose process died, and runs that did not start.
+"""Automations of the Prefect server: they notice runs whose process died, and runs that did not start.
 
-A process that is killed cannot say so. While it lives it sends a heartbeat (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s,
-see prefect.yaml); when the next ones stay away its run is marked as crashed, which frees its place for the next one.
+A killed process cannot report its end. While it lives it sends heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s,
+see prefect.yaml). When they stop, its run is marked as crashed, which frees its slot for the next run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENCE = timedelta(seconds=120)  # four heartbeats
 LATE = timedelta(hours=1)
-# Whatever ends a run or lets it rest without a process, by the names of states: after them no heartbeat is due.
+# Names of states that end a run, or in which it rests without a process: no heartbeat is expected after them.
 _ENDED = ("Completed", "Skipped", "Failed", "Gate failed", "Rejected", "Cancelled", "Crashed")
 _AT_REST = ("Suspended", "Paused", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late")
 
@@ -29,11 +29,11 @@ def make_automations(
     """The automations of a workspace.
 
     Args:
-        pool: its work pool; their names begin with it.
-        deployments: of which runs they look after, no others of the server.
+        pool: its work pool; the automations' names begin with it.
+        deployments: the deployments whose runs they watch; others on the server are ignored.
         block: where notifications go; None for nowhere.
-        silence: without a heartbeat, until a run counts as dead.
-        late: how long a run may wait for its start until people are told.
+        silence: time without a heartbeat after which a run counts as dead.
+        late: how long a run may wait for its start before people are notified.
     """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState, SendNotification
@@ -102,7 +102,7 @@ def ensure_automations(
     block: UUID | None,
     silence: timedelta = SILENCE,
 ) -> None:
-    """Create, update or remove the automations on a server, known by their names; arguments as of the above."""
+    """Create, update or remove the automations on a server, found by their names; see `make_automations`."""
     wanted = {automation.name: automation for automation in make_automations(pool, deployments, block, silence)}
     for what in ("dead runs", "tell of dead runs", "tell of late runs"):
         name = f"{pool}: {what}"

@@ -1,6 +1,7 @@
 """Start of a child of the flow: `python -m flows.child PARENT MODULE ARGS...` runs a module that dies with its parent.
 
-Kept free of imports: it is paid for at every stage. (A `preexec_fn` would do the same, but is unsafe with threads.)
+Keep this module free of imports: every stage pays for them. (A `preexec_fn` would do the same, but is unsafe with
+threads.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `faded` command: its errors and exit codes. The commands themselves are in flows/commands."""
+"""The entry point of the `faded` command, with its errors and exit codes. The commands are in flows/commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-# Importing them adds their commands to `app`; in this order `--help` lists them.
+# Importing these modules adds their commands to `app`; `--help` lists them in this order.
 # isort: off
 import flows.commands.init
 import flows.commands.audits
@@ -29,11 +29,11 @@ from stages.errors import Exit, FadedError, Terminated, machine_failure, stop_co
 
 
 def main() -> None:
-    """Run the command and turn what goes wrong into a message and an exit code."""
+    """Run the command and turn errors into a message and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except KeyboardInterrupt as stop:  # before the command had begun
+    except KeyboardInterrupt as stop:  # before the command started
         raise SystemExit(stop_code(stop)) from None
     except FadedError as error:
         _tell(str(error))
@@ -46,8 +46,8 @@ def main() -> None:
         errors.print("[bold red]this is a bug in faded[/], please report it with the lines above")
         raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
     finally:
-        # What libraries do when the interpreter ends, such as sending the last logs, is not worth waiting for; an
-        # exception raised in the middle of it would be their traceback.
+        # Don't wait for what libraries do at exit, such as sending the last logs; a Python handler that raises in the
+        # middle of it would only print their traceback.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""Two revisions of an audit side by side, on what they have in common; unlike runs are refused, with the difference."""
+"""Comparison of two revisions of an audit on what they share; runs that differ in more than the model are refused."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 WORKSPACE = "workspace"
 _RESAMPLES = 2000
-# Of provenance.json. Runs that differ in the first are not alike; of the others it is said, for they may explain some.
+# Fields of provenance.json. Runs must agree on the first; differences in the others are reported as possible reasons.
 ALIKE = ("data", "device", "backend", "dtype", "task")
 TOLD = ("seed", "threads", "batch_size")
-_BEFORE = {"backend": "eager"}  # of runs from before it was recorded
+_BEFORE = {"backend": "eager"}  # of runs made before this was recorded
 PACKAGES = ("torch", "numpy")
 
 
@@ -51,7 +51,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two revisions of an audit say."""
+    """The differences between two revisions of an audit."""
 
     audit: str
     rev_a: str
@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one revision holds of the evaluation of a repair."""
+    """The evaluation of a repair in one revision."""
 
     comparison: Compared
     verdict: RepairVerdict
@@ -73,7 +73,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What one revision holds of an audit: `verdict` on its landscape; `evaluation` only if it was asked for."""
+    """The results of an audit in one revision; `verdict` is on its landscape, `evaluation` is read only on request."""
 
     revision: str
     landscape: Landscape
@@ -81,14 +81,14 @@ class Run:
     provenance: Provenance
     probes: pd.DataFrame
     evaluation: Evaluation | None = None
-    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what its items are told apart by, a row an item
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what distinguishes its items, a row per item
 
 
 def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     """Compare the landscapes of an audit in two git revisions (or the workspace).
 
     Raises:
-        UsageError: when a revision lacks the audit, or the runs are not alike.
+        UsageError: if a revision lacks the audit, or the runs are not comparable.
     """
     a, b = read_run(rev_a, audit), read_run(rev_b, audit)
     check_alike(a, b)
@@ -103,13 +103,13 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
     """Read an audit's results at a revision, from git and DVC's cache.
 
     Args:
-        revision: of git, or `WORKSPACE`.
+        revision: a git revision, or `WORKSPACE`.
         audit: its name.
-        repaired: also read the evaluation of its repair.
+        repaired: whether to read the evaluation of its repair too.
 
     Raises:
-        UsageError: when there is no such revision, or it has no such results here that this version reads.
-        InfrastructureError: when what DVC has of them holds other bytes than its dvc.lock says.
+        UsageError: if there is no such revision, or it has no results here that this version can read.
+        InfrastructureError: if a file that DVC has differs from the hash in the revision's dvc.lock.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -117,7 +117,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
 
     reading = Path()
     try:
-        # In a revision DVC names files from git's root, below which .dvc may lie.
+        # In a revision, DVC names files relative to git's root; .dvc may be in a folder below it.
         files = DVCFileSystem(".", rev=None if revision == WORKSPACE else revision, subrepos=True)
         here = Path.cwd().relative_to(Path(files.repo.scm.root_dir).resolve())
 
@@ -151,9 +151,9 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
 
 
 def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
-    """Read a file of a revision, which DVC takes from its cache or a remote by its name alone."""
+    """Read a file of a revision and check its bytes, since DVC finds it in its cache or a remote by name alone."""
     data = bytes(files.read_bytes(path.as_posix()))
-    named = files.info(path.as_posix()).get("dvc_info", {}).get("md5")  # nothing of what git keeps
+    named = files.info(path.as_posix()).get("dvc_info", {}).get("md5")  # None for files in git
     if named is not None and named != hashlib.md5(data, usedforsecurity=False).hexdigest():
         raise InfrastructureError(
             f"{path} of {revision} does not match its dvc.lock: the object in DVC's cache or remote"
@@ -163,7 +163,7 @@ def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
 
 
 def _missing(revision: str, audit: str, path: Path) -> str:
-    """Why a file of a result is not there, and what helps."""
+    """Why a file of a result is missing, and what helps."""
     if revision == WORKSPACE:
         return f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
     if f"path: {path.as_posix()}\n".encode() in (file_at(revision, Path("dvc.lock")) or b""):
@@ -184,10 +184,10 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     Args:
         a: one run.
         b: the other.
-        more: what else of provenance.json has to be the same.
+        more: further fields of provenance.json that have to be the same.
 
     Raises:
-        UsageError: naming every difference.
+        UsageError: with every difference.
     """
     pairs: list[tuple[str, Any, Any]] = [
         ("concepts", grid_of(a), grid_of(b)),
@@ -205,7 +205,7 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
 
 
 def made(provenance: Provenance, name: str) -> Any:
-    """What a run was made with, by its name in provenance.json."""
+    """A field of provenance.json by its name, with the default of runs that did not record it."""
     value = getattr(provenance, name)
     return _BEFORE.get(name) if value is None else value
 
@@ -216,12 +216,12 @@ def grid_of(run: Run) -> list[object]:
 
 
 def _scale(run: Run) -> object:
-    """Which people's ratings say what is a failure, and where; nothing where the automatic measure does."""
+    """Which people's ratings define a failure, and from which bound; empty if the automatic measure does."""
     return run.landscape.ratings.bound.to_json() if run.landscape.ratings else {}
 
 
 def differences(a: Run, b: Run) -> list[str]:
-    """What else differs between two runs that are alike, in words."""
+    """Further differences between two comparable runs, as sentences."""
 
     def told(run: Run) -> dict[str, object]:
         by = run.provenance
@@ -232,15 +232,15 @@ def differences(a: Run, b: Run) -> list[str]:
 
 
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
-    """Pair the controls' probes by item, cell and repeat, and bootstrap over items.
+    """Pair the control's probes by item, cell and repeat, and bootstrap over items.
 
-    The agent's probes are left out: it looks for failures, so what both agents asked is not a sample of the grid.
+    The agent's probes are left out: it searches for failures, so probes that two agents share are no uniform sample.
     """
     return pair(a[a["role"] == "control"], b[b["role"] == "control"], concepts)
 
 
 def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
-    """Pair probes by item, cell and repeat; None if they have none in common."""
+    """Pair probes by item, cell and repeat; None if the tables share none."""
     keys = ["item", *concepts, "repeat"]
     one, other = (table[[*keys, "failed"]].drop_duplicates(keys) for table in (a, b))
     both = one.merge(other, on=keys, suffixes=("_a", "_b"))
@@ -253,7 +253,7 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None
 
 
 def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:
-    """The groups of items; None where each stands for itself."""
+    """The group of each item; None if items are not grouped."""
     if "group" not in probes:
         return None
     return items.map(probes.drop_duplicates("item").set_index("item")["group"])

@@ -1,7 +1,7 @@
-"""The credential of a Prefect server that Faded starts, and how Faded's own processes show it.
+"""The credential of a Prefect server that Faded starts, and how Faded's own processes use it.
 
-It is made when the server starts and stands on no command line and in no log: children get it in their environment,
-other commands of the same user read it from the record of `faded serve` (flows/server.py).
+It is created when the server starts and never appears on a command line or in a log. Child processes get it in their
+environment; other commands of the same user read it from the record of `faded serve` (flows/server.py).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import secrets
 from typing import Any
 
 _HEADER = "Authorization"
-_OURS = "faded:"  # how a generated one begins
+_OURS = "faded:"  # prefix of a generated one
 
 
 def new_credential() -> str:
-    """For a server that is about to start: the user's own if there is one, else a random one."""
+    """A credential for a server that is about to start: the one the user configured, otherwise a random one."""
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
@@ -26,22 +26,22 @@ def new_credential() -> str:
 
 
 def authorization(credential: str) -> str:
-    """The value of the header that shows it."""
+    """The value of the header that carries it."""
     return "Basic " + base64.b64encode(credential.encode()).decode("ascii")
 
 
 def client_settings(api: str, credential: str | None = None) -> dict[Any, Any]:
-    """Settings with which Prefect's clients talk to a server.
+    """Settings for Prefect's clients of a server.
 
     Args:
-        api: its address.
-        credential: of a server of ours; None for one that is not, which is not shown ours either.
+        api: the server's address.
+        credential: the credential of a server that Faded started; None for any other, which must not receive it.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CUSTOM_HEADERS, get_current_settings
 
     settings = get_current_settings()
     shown = settings.client.custom_headers.get(_HEADER, "")
-    # A header rather than PREFECT_API_AUTH_STRING: that one is sent over a websocket once it is open.
+    # A header rather than PREFECT_API_AUTH_STRING, which Prefect sends over a websocket once it is open.
     if credential is not None:
         return {PREFECT_API_URL: api, PREFECT_CLIENT_CUSTOM_HEADERS: {_HEADER: authorization(credential)}}
     if api != settings.api.url and shown.startswith(authorization(_OURS)):
@@ -50,7 +50,7 @@ def client_settings(api: str, credential: str | None = None) -> dict[Any, Any]:
 
 
 def client_environment() -> dict[str, str]:
-    """The same for a child process: what the present settings say of the server and how to talk to it."""
+    """The same for a child process: the variables of the current settings that name the server and its headers."""
     from prefect.settings import get_current_settings
 
     variables = get_current_settings().to_environment_variables(exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Brings a Prefect server to what prefect.yaml says: work pool, deployments, automations."""
+"""Updates a Prefect server to match prefect.yaml: work pool, deployments, automations."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from stages.errors import InfrastructureError, UsageError
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-_OWNED = "Audits of "  # how the description of a work pool of ours begins
+_OWNED = "Audits of "  # start of the description of Faded's work pools
 
 
 def apply(entries: Sequence[Entry]) -> list[str]:
-    """Bring the server of the current settings to what prefect.yaml says: work pool, deployments, automations.
+    """Update the server of the current settings to match prefect.yaml: work pool, deployments, automations.
 
     Returns:
-        What a person should know, in sentences.
+        Sentences that a person should read.
 
     Raises:
-        UsageError: when the work pool or a deployment belongs to another workspace.
-        InfrastructureError: when the server refuses.
+        UsageError: if the work pool or a deployment belongs to another workspace.
+        InfrastructureError: if the server refuses.
     """
     from prefect.client.orchestration import get_client
 
@@ -52,7 +52,7 @@ def apply(entries: Sequence[Entry]) -> list[str]:
 
 
 def refresh_automations() -> None:
-    """Bring the automations to the notifications that are set, where the deployments are on the server already."""
+    """Update the automations to the current notification settings, for deployments that are already on the server."""
     from prefect.client.orchestration import get_client
 
     pool = work_pool(entries := read_entries())
@@ -87,7 +87,7 @@ def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
 
 
 def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
-    """Prefect would move a deployment of this name here, and the other workspace's schedule with it."""
+    """Refuse a name that another work pool uses: Prefect would move its deployment here, together with its schedule."""
     from prefect.exceptions import ObjectNotFound
 
     try:
@@ -102,7 +102,7 @@ def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
 
 
 def _deploy(names: Sequence[str]) -> None:
-    """As a person who knows Prefect would: the file is read by Prefect itself."""
+    """Run `prefect deploy`, so that Prefect itself reads the file."""
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
     for name in names:
         command += ["--name", name]
@@ -116,7 +116,7 @@ def _deploy(names: Sequence[str]) -> None:
 
 
 def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
-    """Ids of the deployments that the server has in the pool, by name."""
+    """Ids of the pool's deployments on the server, by name."""
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
     found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])))

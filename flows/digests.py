@@ -1,8 +1,8 @@
-"""What files really hold: MD5 (DVC's hash) and SHA-256, computed from their bytes.
+"""MD5 (DVC's hash) and SHA-256 of files, computed from their bytes.
 
-DVC goes by inode, time and size, and in its cache by an object's name, all of which can be forged or simply wrong. Here
-a hash is remembered only while the inode, the size and both times of a file stay the same; the time of its last change
-(ctime) is the system's, and no program can set it.
+DVC trusts inode, time and size, and in its cache an object's name. All of these can be forged or simply wrong. Here a
+hash is remembered only while a file's inode, size and both times stay the same. The system sets the time of the last
+change (ctime), and programs cannot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.environment import WORK
 from stages.files import content_hash, unseal, write_state
 
 CACHE = WORK / "bytes.json"
-# A file that changed less than this before it was hashed may change again within the resolution of its time stamps.
+# A file that changed less than this before it was hashed may change again within the resolution of its timestamps.
 _SETTLED_NS = 2_000_000_000
 _BLOCK = 1 << 20
 _WORTH_THREADS = 1 << 22  # bytes
@@ -40,14 +40,14 @@ def sha256(data: bytes) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and below, sorted, links followed as DVC does; the folder itself if it is a file."""
+    """All files in a folder and below, sorted, following links as DVC does; the path itself if it is a file."""
     if folder.is_file():
         return [folder]
     return sorted(Path(here) / name for here, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def signature_of(paths: Iterable[Path]) -> str:
-    """A hash of names, inodes, sizes and times of files: while it is the same, so are they."""
+    """A hash of the names, inodes, sizes and times of files: while it is the same, the files are unchanged."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{_mark(path.stat())}\n".encode())
@@ -55,7 +55,7 @@ def signature_of(paths: Iterable[Path]) -> str:
 
 
 def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """What `stages.files.content_hash` makes of files that are at hand as (name, bytes)."""
+    """The same hash as `stages.files.content_hash`, for files given as (name, bytes)."""
     digest = hashlib.sha256()
     for name, data in files:
         digest.update(name.encode() + b"\0" + data)
@@ -64,7 +64,7 @@ def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
 
 
 def directory_md5(files: Iterable[tuple[str, str]]) -> str:
-    """The hash by which DVC knows a folder, from the path within it and the MD5 of each of its files."""
+    """DVC's hash of a folder, from the path within it and the MD5 of each of its files."""
     listed = [{"md5": md5, "relpath": path} for path, md5 in sorted(files)]
     return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
@@ -74,10 +74,10 @@ def _mark(stat: os.stat_result) -> list[int]:
 
 
 class Hashes:
-    """Hashes of files and folders, with what was computed before kept in `CACHE` below a workspace.
+    """Hashes of files and folders; earlier results are kept in `CACHE` in the workspace.
 
     Args:
-        root: the workspace.
+        root: the workspace's root folder.
     """
 
     def __init__(self, root: Path = Path()) -> None:
@@ -96,7 +96,7 @@ class Hashes:
         return found
 
     def learn(self, paths: Iterable[Path]) -> None:
-        """Hash all of these that are not known, side by side if they are large."""
+        """Hash those of these files that are not known, in parallel if they are large."""
         unknown = {}
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
@@ -117,7 +117,7 @@ class Hashes:
         return self.of(path).sha256
 
     def content(self, path: Path) -> str:
-        """What `stages.files.content_hash` makes of a file or folder, as stages write it to provenance.json."""
+        """The `stages.files.content_hash` of a file or folder, as stages write it to provenance.json."""
         files = files_below(path)
         return self._folder(f"content {path.absolute()}", files, lambda: content_hash([path]))
 
@@ -137,7 +137,7 @@ class Hashes:
             self._known[name], self._changed = entry, True
 
     def save(self) -> None:
-        """Keep what was computed; where that cannot be written, it is computed again."""
+        """Write the computed hashes; if that fails, they are computed again next time."""
         if not self._changed:
             return
         known = {name: entry for name, entry in self._known.items() if Path(name.removeprefix("content ")).exists()}
@@ -147,7 +147,7 @@ class Hashes:
 
 
 def _read(path: Path) -> dict[str, list[int | str]]:
-    """What was kept, however much: each file of the data has an entry."""
+    """The stored hashes. Their size has no limit: each data file has an entry."""
     with contextlib.suppress(OSError, ValueError):
         if (data := unseal(path, path.read_bytes())) is not None:
             known: dict[str, list[int | str]] = json.loads(data)
@@ -156,7 +156,7 @@ def _read(path: Path) -> dict[str, list[int | str]]:
 
 
 def digests_of(path: Path) -> Digests:
-    """The hashes of a file, read once."""
+    """The hashes of a file, from one read."""
     md5, sha = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         buffer = memoryview(bytearray(_BLOCK))

@@ -1,4 +1,4 @@
-"""What commands change in params.yaml: levels, shares, compute, ratings and keys of an audit, and nothing else."""
+"""Changes to params.yaml by commands: levels, shares, compute, ratings and keys of an audit, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stages.errors import UsageError
 
 
 def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) -> str:
-    """The text of params.yaml with other levels of some concepts of an audit; a concept that is not named is removed.
+    """The text of params.yaml with new levels for some concepts of an audit; a concept that is not named is removed.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -30,7 +30,7 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
                 continue
             old, new = concepts[name], levels[name]
             for i, level in enumerate(new):
-                if old[i] != level:  # else it stays as it is written
+                if old[i] != level:  # otherwise keep how it is written
                     old[i] = as_text(level) if isinstance(level, str) else level
             del old[len(new) :]
 
@@ -39,16 +39,16 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
 
 
 def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
-    """The text of params.yaml with the search of an audit divided among so many shares; 1 leaves it whole.
+    """The text of params.yaml with the search of an audit divided into shares; 1 leaves it undivided.
 
     Args:
-        text: the text as it is.
+        text: the current text.
         audit: a name under audits:.
-        shards: `discover.shards` of it.
-        gpus: `compute.gpus` of it; None leaves it as it is.
+        shards: its new `discover.shards`.
+        gpus: its new `compute.gpus`; None leaves it unchanged.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -65,10 +65,10 @@ def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
 
 
 def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str:
-    """The text of params.yaml with other values in the `compute:` of an audit; keys that are not there are added.
+    """The text of params.yaml with new values in the `compute:` of an audit; missing keys are added.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
     wanted = ", ".join(f"{name}: {value}" for name, value in changes.items())
     return _edited(
@@ -83,11 +83,11 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
     """The text of params.yaml with other public keys of reviewers.
 
     Args:
-        text: the text as it is.
-        keys: by the name of an audit, all keys of it by reviewer; they only gain or lose names.
+        text: the current text.
+        keys: by audit, all its keys by reviewer; names are only added or removed.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -106,10 +106,10 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def with_ratings(text: str, audit: str, entry: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The text of params.yaml with `discrepancy.ratings` of an audit, and the other audits that share it by an alias.
+    """The text of params.yaml with `discrepancy.ratings` of an audit, and other audits that share it through an alias.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:

@@ -1,4 +1,4 @@
-"""How an audit ended, in a sentence and for the flow's last state, and the evidence that it leaves."""
+"""How an audit ended, as a sentence and for the flow's last state, and the evidence it leaves."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Ending:
 
     Args:
         audit: its name.
-        kind: done (its verdict may count as a pass); waiting (for a person); gate failed (its verdict may not count as
-            one); rejected (a person said no); broken (a stage failed).
-        text: what is told of it.
-        result: what it ended with: the same as long as nothing changed. Empty where there is none.
-        anew: whether the verdict is of this run; an unchanged one is found again.
+        kind: done (its verdict may count as a pass), waiting (for a person), gate failed (its verdict may not count as
+            a pass), rejected (by a person) or broken (a stage failed).
+        text: the ending as a sentence.
+        result: identifies the ending: the same as long as nothing changed. Empty if there is no result.
+        anew: whether this run reached the verdict, rather than finding an unchanged one.
     """
 
     audit: str
@@ -44,12 +44,12 @@ class Ending:
 
 
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:
-    """Read an audit's end from the results of its stages and its verdict.
+    """Determine how an audit ended, from the results of its stages and its verdict.
 
     Args:
-        params: the workspace's.
+        params: the workspace's parameters.
         audit: its name.
-        results: of the stages of this run, those of other audits among them.
+        results: results of this run's stages, including those of other audits.
     """
     own = [result for result in results if result.stage.endswith(f"@{audit}")]
     if failed := [result for result in own if result.outcome == "failed"]:
@@ -59,7 +59,7 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
         return Ending(audit, "broken", text)
     if waiting := [result for result in own if result.outcome == "waiting"]:
         return Ending(audit, "waiting", waiting[0].message)
-    if not finished(audit, results):  # a stage of no audit broke, on which this one depends
+    if not finished(audit, results):  # a shared stage that it depends on broke
         return Ending(audit, "broken", f"{audit} was not finished: a stage it depends on failed")
     verdict = read_verdict(params, audit)
     changed = any(result.outcome in ("ran", "restored") for result in own)
@@ -72,7 +72,7 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
 
 
 def _rejected(params: Params, audit: str, text: str) -> Ending:
-    """A person's no, in their words; in those of the stage where the landscape has another one by now."""
+    """A rejection in the reviewer's words; in those of the stage if the landscape's decision has changed since."""
     no = standing(params, audit).rejection if waits_for_person(params, audit) else None
     if no is None:
         return Ending(audit, "rejected", text)
@@ -86,14 +86,14 @@ def rejection_result(no: Recorded) -> str:
 
 
 def finished(audit: str, results: Sequence[StageResult]) -> bool:
-    """Whether nothing of the audit is missing: else the verdict on disk is that of an earlier run."""
+    """Whether no stage of the audit is missing; otherwise the verdict on disk is that of an earlier run."""
     return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
 
 
 def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
-    """Write and sign the evidence bundle of a finished audit; return it, and what is missing of it.
+    """Write and sign the evidence bundle of a finished audit; return its path, and what is missing if anything is.
 
-    Whatever goes wrong with it must not cost the audit, which is done.
+    Errors are returned, not raised, as the audit itself has succeeded.
     """
     try:
         from flows.evidence import sign_by_default, write_bundle

@@ -1,6 +1,6 @@
 """Start of a deployed flow run: `python -m flows.engine` is `python -m prefect.engine` that dies with its worker.
 
-A worker that is killed would leave it behind, and a second run of the same audit would start beside it.
+Otherwise the run would outlive a killed worker, and a second run of the same audit would start beside it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import psutil
 from flows.processes import TOKEN
 from stages.environment import die_with_parent
 
-ALLOWED = "FADED_PARAMETERS"  # in the environment of a flow run: those it may have, see flows/worker.py
+ALLOWED = "FADED_PARAMETERS"  # environment variable with the parameters a flow run may have, see flows/worker.py
 
 
 def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names."""
     parent = os.getppid()
     die_with_parent(parent)
-    # A worker that was killed while Python started here is no parent any more, and whoever adopted us lives on.
+    # A worker that was killed while Python started is no longer our parent, and the process that adopted us lives on.
     if (token := os.environ.get(TOKEN)) is not None and not _carries(parent, token):
         raise SystemExit("the worker is gone")
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
 def foreign_parameters(**given: object) -> str | None:
-    """Why a flow run may not have the parameters it was given, if so: `runner` names machines that are believed.
+    """Why a flow run's parameters are refused, None if they are allowed. `runner` names machines that are trusted.
 
-    A server may have been told other ones since the worker looked at the run.
+    The server may have changed them since the worker checked the run.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if (allowed := os.environ.get(ALLOWED)) is None or given in json.loads(allowed):
@@ -39,7 +39,7 @@ def foreign_parameters(**given: object) -> str | None:
 
 
 def _carries(process: int, token: str) -> bool:
-    """Whether a process belongs to the same `faded serve` by its environment, as a worker of it does."""
+    """Whether a process's environment shows that it belongs to the same `faded serve`, as its workers do."""
     try:
         return psutil.Process(process).environ().get(TOKEN) == token
     except psutil.Error:

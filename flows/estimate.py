@@ -1,4 +1,4 @@
-"""What a run would cost, before anything runs: probes, model calls, time and disk."""
+"""Estimates of what a run would cost: probes, model calls, time and disk."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ SAID: dict[Source, str] = {
     "probes": "by what a probe took in prepare",
     "reference": "as measured on 2 cores",
 }
-_START = "collect_feedback"  # a stage that does nothing else takes what every stage takes to start
+_START = "collect_feedback"  # its time is that of starting a stage, as it does little else
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage would cost.
+    """Estimated cost of one stage.
 
     Args:
         stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
-        probes: unique probes at most; None for a stage that probes nothing.
+        probes: upper bound of its unique probes; None for a stage without probes.
         calls: batched model calls for them.
-        seconds: how long it would take, None if nothing tells.
-        source: what tells: what it took when it last ran here, else the probes at what `prepare` measured of one, else
-            what it took on the machine of the benchmarks.
+        seconds: its duration, None if nothing is known about it.
+        source: where `seconds` is from: the stage's last run here, else its probes times the duration of one in
+            `prepare`, else its run on the machine of the benchmarks.
         size: bytes of its outputs when it last ran, None if it never did.
-        waits: it needs a person's decision first.
+        waits: whether it needs a person's decision first.
     """
 
     stage: Stage
@@ -57,19 +57,19 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost, and the disk space there is (bytes)."""
+    """Estimated cost of a run, and the free disk space in bytes."""
 
     stages: list[StageEstimate]
     free: int
 
     @property
     def probes(self) -> int:
-        """Unique probes of all stages, at most."""
+        """Upper bound of the unique probes of all stages."""
         return sum(e.probes or 0 for e in self.stages)
 
     @property
     def time(self) -> str:
-        """How long it would take, and how that is known."""
+        """How long it would take, and how this was estimated."""
         known = [e for e in self.stages if e.seconds is not None]
         count = sum(e.stage.kind == SHARE for e in self.stages)
         shares = f"; the {count} shares may run side by side" if count > 1 else ""
@@ -86,17 +86,17 @@ class Estimate:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in words."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
-    """Estimate what running these audits now would cost.
+    """Estimate the cost of running these audits now.
 
     Raises:
-        UsageError: when a search is to be divided among more shares than its items or probes allow.
+        UsageError: if a search is to be divided into more shares than its items or probes allow.
     """
     timings, reference = read_took(TIMINGS), read_took(REFERENCE)
     pace = _pace(timings, reference)
@@ -104,8 +104,8 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     for audit in sorted({stage.audit for stage in todo if stage.kind == SHARE}):
-        if f"prepare@{audit}" not in stale:  # else its items may yet be others
-            from flows.shard import check_division  # which loads torch
+        if f"prepare@{audit}" not in stale:  # otherwise its items may still change
+            from flows.shard import check_division  # loads torch
 
             config = params.audits[audit]
             check_division(audit, config, config.discover.shards)
@@ -113,15 +113,15 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     for stage in todo:
         probes = probes_of(params, stage)
         calls = ceil(probes / params.audits[stage.audit].compute.batch_size) if probes else None
-        # A stale landscape may yet become another one, on which nobody has decided.
+        # A stale landscape may change, and nobody has decided on the new one.
         undecided = needs_decision(params, stage.audit) is not None or f"summarize@{stage.audit}" in stale
         waits = stage.kind == GATED and waits_for_person(params, stage.audit) and undecided
-        # What prepare measured is of another model if prepare is stale.
+        # If prepare is stale, its measurement is of another model.
         each = None if f"prepare@{stage.audit}" in stale else probe_seconds(stage.audit)
         told: dict[Source, float | None] = {
             "here": _scaled(params, stage, timings),
             "probes": probes * each if probes and each else None,
-            # Of a search that was not divided: what puts shares together takes less.
+            # The reference search was not divided; joining shares takes less.
             "reference": None if divided(params, stage) else paced.get(stage.name),
         }
         source = next((name for name, seconds in told.items() if seconds is not None), None)
@@ -131,7 +131,7 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
 
 
 def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float | None:
-    """How long a stage would take by its last run here, which may have had more or less to do."""
+    """A stage's duration by its last run here, scaled to how much it has to do now."""
     if (last := timings.get(stage.name)) is None:
         return None
     work = work_of(params, stage)
@@ -143,9 +143,9 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
 
 
 def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
-    """How many times as long stages with the same work take here as on the machine of the benchmarks; 1 before any ran.
+    """How many times longer stages with equal work take here than on the benchmarks' machine; 1 before any ran.
 
-    More work, such as a larger budget, does not make a machine slow.
+    Only runs with equal work count, as a larger budget does not make a machine slow.
     """
     both = [(took, reference[name]) for name, took in timings.items() if name in reference]
     paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
@@ -153,9 +153,9 @@ def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
 
 
 def work_of(params: Params, stage: Stage) -> float | None:
-    """How much a stage has to do, to compare with itself: unique probes, or the examples that a repair is trained on.
+    """How much a stage has to do: its unique probes, or the examples that a repair is trained on.
 
-    None where it is unknown, or does not depend on params.yaml alone.
+    None if this is unknown or does not depend on params.yaml alone.
     """
     if stage.kind != "restructure":
         return probes_of(params, stage)
@@ -173,12 +173,12 @@ def work_of(params: Params, stage: Stage) -> float | None:
 
 
 def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
-    """What runs an audit's network, and why; None where `compute.backend: auto` leaves nothing to settle.
+    """The backend of an audit's network, and why; None if `compute.backend: auto` does not have to choose.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         graph: its stages.
-        name: of the audit.
+        name: the audit's name.
         here: whether stages run on this machine.
     """
     audit = params.audit(name)
@@ -195,7 +195,7 @@ def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str 
 
 
 def requests_line(params: Params, graph: Graph, name: str) -> str | None:
-    """What requests to services that count tokens would take, and what they took so far; None where there are none."""
+    """The expected cost of requests to services that count tokens, and their cost so far; None if there are no such."""
     audit = params.audit(name)
     task, context = task_class(name, audit), task_context(name, audit)
     services = {name: task.expected_requests(context), f"{name}, judge": task.expected_judgements(context)}
@@ -204,7 +204,7 @@ def requests_line(params: Params, graph: Graph, name: str) -> str | None:
 
 
 def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
-    """The same of one service; `who` is told of it."""
+    """The same for one service, which the line calls `who`."""
     from stages.tasks.account import money
 
     todo = graph.to_do([name])
@@ -226,9 +226,9 @@ def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expec
 
 
 def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | None:
-    """How many processes answer at most, and bytes of the model's files, of which each has a copy in memory.
+    """The maximal number of processes that answer probes, and bytes of the model's files, which each copies to memory.
 
-    None where no stage that is to run asks the model, or prepare has yet to write it.
+    None if no stage to be run probes the model, or prepare has yet to write it.
     """
     if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
         return None
@@ -238,12 +238,12 @@ def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | N
 
 
 def divided(params: Params, stage: Stage) -> bool:
-    """Whether the stage puts the shares of a search together instead of searching."""
+    """Whether the stage joins the shares of a search instead of searching."""
     return stage.kind == "discover" and params.audits[stage.audit].discover.shards > 1
 
 
 def probes_of(params: Params, stage: Stage) -> int | None:
-    """Unique probes a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
+    """Unique probes that a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
     if stage.audit not in params.audits:
         return None
     audit = params.audits[stage.audit]
@@ -251,24 +251,24 @@ def probes_of(params: Params, stage: Stage) -> int | None:
     search = 2 * audit.discover.budget - fresh  # the explorer and its control
     shards = audit.discover.shards
     if stage.kind == SHARE:
-        part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is right but for a few probes
+        part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is off by a few probes only
         return 2 * (search // 2 * part // shards - search // 2 * (part - 1) // shards)
     if stage.kind == "discover":
         return (0 if divided(params, stage) else search) + audit.discover.microscopic_budget
     if stage.kind == "summarize":
-        return fresh  # those that confirm modes
+        return fresh  # to confirm modes
     if stage.kind == "re_evaluate" and stage.audit in params.repairs:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3
         pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
         task = task_class(stage.audit, audit)
-        models += offers(task, "again")  # the one before
+        models += offers(task, "again")  # the model before
         if offers(task, "measure"):
-            items = audit.prepare.get("items")  # the task's own: it need not be counts by split
+            items = audit.prepare.get("items")  # defined by the task, so not necessarily counts by split
             clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
         doses = repair.restructure.doses.values()
         trained = 1 + repair.restructure.trainings * sum(map(len, doses)) if doses else 0  # and the model before
-        # Before and after are both searched; every model answers the pairs inside and outside the target modes, and
-        # every trained model those of three parts.
+        # The models before and after are both searched. Every model answers the pairs inside and outside the target
+        # modes, and every trained model those of three parts.
         return 2 * search + models * (pairs + clean) + 3 * trained * repair.re_evaluate.dose_pairs
     return None

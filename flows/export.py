@@ -1,4 +1,4 @@
-"""A folder to deploy: the repaired model, its card with the evaluation, and the evidence."""
+"""Exports a folder for deployment: the repaired model, its card with the evaluation, and the evidence."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from stages.params import Params
 
 
 class NotPassedError(FadedError, RuntimeError):
-    """The verdict speaks against what was asked for: an answer, not a mistake."""
+    """The verdict forbids the request: a result, not a usage error."""
 
     exit_code = Exit.GATE_FAILED
 
 
 def export_model(params: Params, audit: str, folder: Path, *, force: bool = False) -> Path:
-    """Write the repaired model of a finished audit to a folder; it appears whole or not at all.
+    """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
 
-    An adapter stays one: its card says which base it needs.
+    An adapter is exported as an adapter; its card names the base it needs.
 
     Args:
-        params: the workspace's.
-        audit: whose model.
-        folder: a new or an empty one.
-        force: also if it did not pass: a gate failed or could not be judged, or none is set.
+        params: the workspace's parameters.
+        audit: name of the audit.
+        folder: a new or empty folder.
+        force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
 
     Returns:
         The bundle that was put beside the model.
 
     Raises:
-        UsageError: when the folder is not empty, the audit has no repair, or it is not finished.
-        NotPassedError: when it did not pass.
-        InfrastructureError: when outputs are not what stages wrote, or the evidence does not hold.
+        UsageError: if the folder is not empty, the audit has no repair, or it is not finished.
+        NotPassedError: if it did not pass.
+        InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -74,7 +74,7 @@ def _refusal(verdict: Verdict) -> str:
 
 
 def _copy(model: Path, target: Path) -> None:
-    """Copy bytes only: DVC's files are read-only or links into its cache."""
+    """Copy bytes only, as DVC's files are read-only or links into its cache."""
     for file in files_below(model):
         to = target / file.relative_to(model)
         to.parent.mkdir(parents=True, exist_ok=True)

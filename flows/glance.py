@@ -1,4 +1,4 @@
-"""Audits at a glance: the last verdict of each, the failure rate behind it, its date, and what to do next."""
+"""The overview of audits: the last verdict of each, the failure rate behind it, its date, and what to do next."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from stages.params import DATA, Params
 from stages.records import audit_folder
 from stages.records.base import FlatMetrics
 
-HEADLINE = "headline.json"  # which git keeps, as it does no other output
+HEADLINE = "headline.json"  # the only output that is in git
 
 
 @dataclass(frozen=True)
 class Glance:
-    """One audit.
+    """The overview of one audit.
 
     Args:
-        verdict: its last one.
-        rate: how often the model under test fails on its grid; without observations where there is no landscape.
-        when: when the verdict was committed, or made if it is not committed; None where there is none.
-        outdated: stages are stale, so that the verdict is one of an earlier run.
-        next: the command that brings it on; empty if nothing is to be done.
+        verdict: its last verdict.
+        rate: failure rate of the model under test on its grid; without observations if there is no landscape.
+        when: when the verdict was committed, or made if it is not committed; None if there is none.
+        outdated: whether stages are stale, so that the verdict is from an earlier run.
+        next: the command to run next; empty if there is nothing to do.
     """
 
     verdict: Verdict
@@ -45,13 +45,13 @@ class Glance:
 def glance(
     params: Params, graph: Graph, audits: Sequence[str], uncalibrated: Sequence[str]
 ) -> tuple[list[Glance], list[str]]:
-    """What there is to tell of audits, and the names of those that never ran.
+    """The overview of audits, and the names of those that never ran.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         graph: its stages.
-        audits: which ones.
-        uncalibrated: audits that `faded init` wrote and did not measure yet.
+        audits: names of the audits.
+        uncalibrated: audits that `faded init` wrote but has not calibrated yet.
     """
     committed, rows, never = _committed(), [], []
     for name in audits:
@@ -68,15 +68,15 @@ def glance(
 
 
 def read_rate(audit: str) -> Rate:
-    """How often the model under test fails, by the headline of its last landscape here."""
+    """Failure rate of the model under test, from the headline of its last landscape here."""
     report = audit_folder(audit).report
-    with suppress(UsageError):  # whoever reads it for more says what is wrong with it
+    with suppress(UsageError):  # commands that need more of it report what is wrong
         return rate_in(report.headline)
     return NO_RATE
 
 
 def rate_in(headline: FlatMetrics) -> Rate:
-    """The failure rate in the headline of a landscape, to a tenth of a percent; of how many probes it does not say."""
+    """The failure rate in a landscape's headline, to a tenth of a percent; the number of probes is not in it."""
     found = (headline.number(key) for key in ("failure_rate", "low", "high"))
     value, low, high = (nan if one is None else float(one) / 100 for one in found)
     return NO_RATE if isnan(value) else Rate(value, low, high, 1)
@@ -105,12 +105,12 @@ def _when(path: Path, committed: Mapping[str, datetime]) -> datetime | None:
 
 
 def _committed() -> dict[str, datetime]:
-    """When metrics were committed that are in the workspace as they were committed, by path."""
+    """When headlines that are unchanged in the workspace were committed, by path."""
     paths = f":(glob){DATA}/*/*/{HEADLINE}"
     said = git("-c", "core.quotePath=false", "log", "--format=%x00%cI", "--name-only", "--relative", "--", paths) or ""
     changed = git("-c", "core.quotePath=false", "diff", "HEAD", "--name-only", "--relative", "--", paths) or ""
     found: dict[str, datetime] = {}
-    for commit in said.split("\0")[1:]:  # the newest first
+    for commit in said.split("\0")[1:]:  # newest first
         date, *names = commit.split("\n")
         for name in filter(None, names):
             found.setdefault(name, datetime.fromisoformat(date))

@@ -1,4 +1,4 @@
-"""What DVC says: the stages, what depends on what, and what is stale and why. dvc.yaml stays the one graph."""
+"""DVC's view of the workspace: stages, dependencies, and what is stale and why. dvc.yaml is the only graph."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 FIRST_STAGES = ("prepare", "discover", "summarize", "report")  # an audit has at least these
 RUNS_NOW = "runs now"
-SHARE = "explore"  # a stage of it is named by audit and part: explore@mnist-2
+SHARE = "explore"  # its stages are named by audit and part: explore@mnist-2
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the graph, as it was when DVC was asked.
+    """One stage of the graph, as it was when DVC was queried.
 
     Args:
         name: "discover@mnist".
         kind: "discover", the module under stages/.
-        audit: "mnist", also of its share "explore@mnist-2"; empty for a stage that belongs to no audit.
-        gpus: what it asks the task runner for.
+        audit: "mnist", also for its share "explore@mnist-2"; empty for a stage that belongs to no audit.
+        gpus: number of GPUs to request from the runner.
         upstream: names of the stages it depends on directly.
         size: bytes of its outputs when it last ran, None if it never did.
-        reasons: why it is stale; empty if it is fresh.
+        reasons: why it is stale; empty if it is up to date.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """All stages in an order in which each comes after what it depends on."""
+    """All stages, each after those it depends on."""
 
     stages: Mapping[str, Stage]
 
@@ -69,10 +69,10 @@ class Graph:
         return iter(self.stages.values())
 
     def of(self, audits: Collection[str]) -> list[Stage]:
-        """Stages of these audits, and whatever else they depend on.
+        """Stages of these audits, and all others that they depend on.
 
         Raises:
-            UsageError: when dvc.yaml makes no stages for an audit.
+            UsageError: if dvc.yaml makes no stages for an audit.
         """
         for audit in audits:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
@@ -81,7 +81,7 @@ class Graph:
         return list(self.upstream(stage.name for stage in self if stage.audit in audits))
 
     def to_do(self, audits: Collection[str]) -> list[Stage]:
-        """Stale stages of these audits, and what depends on them: DVC may yet find the latter unchanged."""
+        """Stale stages of these audits, and those that depend on them, which DVC may still find unchanged."""
         selected = self.of(audits)
         return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
 
@@ -94,7 +94,7 @@ class Graph:
         return Graph({stage.name: stage for stage in self if stage.name in reached})
 
     def downstream(self, names: Iterable[str]) -> Graph:
-        """These stages and all that depends on them."""
+        """These stages and all that depend on them."""
         reached = set(names)
         for stage in self:
             if reached.intersection(stage.upstream):
@@ -102,23 +102,23 @@ class Graph:
         return Graph({stage.name: stage for stage in self if stage.name in reached})
 
     def among(self, stages: Iterable[Stage]) -> list[Stage]:
-        """Those of `stages` that are in this graph, in the order of the graph."""
+        """The stages among `stages` that are in this graph, in the order of the graph."""
         names = {stage.name for stage in stages}
         return [stage for stage in self if stage.name in names]
 
 
 def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
-    """Ask DVC once for all stages and their state, under its lock: a stage that is being written cannot be read half.
+    """Query DVC once for all stages and their state, under its lock, so that no stage is read while it is written.
 
-    Where nothing changed since it was asked last, its answer is at hand (flows/known_graph.py).
+    If nothing changed since the last query, its stored answer is used (flows/known_graph.py).
 
     Args:
-        root: the workspace.
-        looks: nothing will be run, so that a stage which a process is at work on is told as `RUNS_NOW`.
+        root: the workspace's root folder.
+        looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
 
     Raises:
-        UsageError: when dvc.yaml or .dvc is missing or wrong.
-        InfrastructureError: when another process holds outputs of a stage, unless one only looks.
+        UsageError: if dvc.yaml or .dvc is missing or invalid.
+        InfrastructureError: if another process holds outputs of a stage, unless `looks`.
     """
     asked, memory = time.time_ns(), Memory(root, dvc_root(root))
     if (known := memory.recall(looks=looks)) is not None:
@@ -127,7 +127,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
-    # A stage that ends without a result changes no file, so that a mark would not tell that it runs no more.
+    # A stage that ends without a result changes no file, so the mark could not show that it is no longer running.
     lasting = not memory.is_at_work()
     logging.getLogger("dvc").setLevel(logging.ERROR)
     hashes = Hashes(root)
@@ -155,11 +155,11 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
 
 
 def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
-    """Have DVC take hashes of local files from their bytes, and correct what it remembers of them.
+    """Make DVC hash local files from their bytes, and correct the hashes that it remembers.
 
     Args:
-        repo: DVC's, as it was opened.
-        hashes: what was hashed before; to be saved afterwards.
+        repo: DVC's open repository.
+        hashes: known hashes; the caller saves them afterwards.
     """
     repo.state = _Bytes(repo.state, hashes)
     for cache in (repo.cache.local, repo.cache.legacy):
@@ -167,7 +167,7 @@ def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
 
 
 def _parse_params_once() -> None:
-    """Have DVC parse params.yaml once: it does so for each stage anew, which takes seconds for ten audits."""
+    """Make DVC parse params.yaml once: it parses it again for each stage, which takes seconds for ten audits."""
     from dvc.utils import serialize
 
     @lru_cache(maxsize=4)
@@ -179,17 +179,17 @@ def _parse_params_once() -> None:
             with fs.open(path, encoding="utf-8", **opened) as file:
                 text = file.read()
         except UnicodeDecodeError:
-            return serialize.load_yaml(path, fs=fs, **opened)  # which says what is wrong
+            return serialize.load_yaml(path, fs=fs, **opened)  # reports what is wrong
         return deepcopy(parsed(text, path))
 
     serialize.LOADERS[".yaml"] = load
 
 
 class _Bytes:
-    """DVC's memory of hashes (`dvc_data.hashfile.state`), but for files' hashes, which are their bytes'.
+    """DVC's memory of hashes (`dvc_data.hashfile.state`), except that hashes of files are computed from their bytes.
 
-    DVC remembers by inode, time and size, and takes over the name of an object that it puts into the workspace. Where
-    that differs it is corrected, so that a later `dvc repro` in a process of its own goes by the bytes, too.
+    DVC remembers hashes by inode, time and size, and trusts the name of an object that it puts into the workspace.
+    Wrong entries are corrected, so that a later `dvc repro` in its own process also uses the right hashes.
     """
 
     def __init__(self, remembered: Any, hashes: Hashes) -> None:
@@ -223,12 +223,12 @@ class _Bytes:
 
 
 def _wanted(repo: Any, root: Path) -> Any:
-    """The stages of audits, as a graph whose edges lead from a stage to what it depends on."""
+    """The stages of audits, as a graph with edges from a stage to those it depends on."""
     import networkx
 
     ours, graph = _ours(repo, root), repo.index.graph
-    # A repository may hold other pipelines: in a clone what audits depend on matters, and in a workspace of one's own
-    # nothing, because what was there before is the user's to run.
+    # A repository may have other pipelines. In a clone, those that audits depend on are included; in a custom workspace
+    # none are, as what was there before is the user's to run.
     wanted = {stage for stage in graph if _audit(stage, ours)}
     if not is_own(root):
         wanted |= {needed for stage in wanted for needed in networkx.descendants(graph, stage)}
@@ -239,7 +239,7 @@ def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
     import networkx
 
     ours, params = _ours(repo, root), load_params(root / PARAMS)
-    graph = graph.subgraph(stage for stage in graph if kind_of(stage) != STAGE)  # these are up to date
+    graph = graph.subgraph(stage for stage in graph if kind_of(stage) != STAGE)  # these are always up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}
@@ -248,7 +248,7 @@ def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
         upstream = tuple(sorted(_name(needed, ours) for needed in graph.successors(stage)))
         reasons = _reasons(stage, looks)
         if reasons == (RUNS_NOW,) and any(stages[needed].reasons == reasons for needed in upstream):
-            reasons = ()  # it is not at work itself: what it reads is being written
+            reasons = ()  # not running itself: its inputs are being written
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
@@ -267,14 +267,14 @@ def _ours(repo: Any, root: Path) -> str:
 
 
 def _gpus(params: Params, kind: str, audit: str) -> int:
-    """What params.yaml has a stage ask for; those that ask no model need none."""
+    """The number of GPUs that params.yaml requests for a stage; stages that probe no model need none."""
     if not audit or kind in ASK_NO_MODEL:
         return 0
     return params.repair(audit).gpus if kind in ("restructure", "re_evaluate") else params.audit(audit).compute.gpus
 
 
 def _audit(stage: Any, ours: str) -> str:
-    """The audit a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and files of `dvc add`."""
+    """The audit that a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and files of `dvc add`."""
     if stage.path_in_repo != ours:
         return ""
     kind, _, audit = str(stage.name).partition("@")
@@ -282,7 +282,7 @@ def _audit(stage: Any, ours: str) -> str:
 
 
 def _name(stage: Any, ours: str) -> str:
-    # Not `stage.addressing`, which changes with the current folder. Files tracked by `dvc add` have no name.
+    # Not `stage.addressing`, which depends on the current folder. Files tracked by `dvc add` have no name.
     name = getattr(stage, "name", None)
     where = str(stage.path_in_repo)
     return str(name) if name and where == ours else f"{where}:{name}" if name else where

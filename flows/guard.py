@@ -1,8 +1,8 @@
-"""What stands before a Prefect server of ours: nothing of it answers without its credential.
+"""Access control of Faded's Prefect servers: nothing is answered without the server's credential.
 
-Loopback belongs to every user of the machine, and whoever calls Prefect's API can start processes. Programs show the
-credential in a header. A browser comes in by a one-time link and shows the cookie it got there; cookies know no ports,
-so that is taken under a host name which no other server has (flows/origin.py), and under no other.
+Every user of the machine can connect to loopback, and Prefect's API can start processes. Programs send the credential
+in a header. A browser signs in by a one-time link and then sends the cookie it received. Cookies ignore ports, so this
+one is accepted only under a host name that no other server has (flows/origin.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from flows.security import Keys, Session, same, same_origin
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-LINKS, OPEN = "/faded/links", "/faded/open"  # where commands ask for a one-time link, and where it leads
+LINKS, OPEN = "/faded/links", "/faded/open"  # where commands request a one-time link, and its target
 _COOKIE = "faded-prefect"
-_PAGES = "prefect"  # what the links are for
+_PAGES = "prefect"  # purpose of the links
 _LOOPBACK = ("127.0.0.1", "localhost")
 _CHANGES_NOTHING = ("GET", "HEAD", "OPTIONS")
 _SIGN_IN = """\
@@ -35,12 +35,12 @@ workspace, run <code>faded serve --link</code> and open what it prints in this b
 
 
 class Guard:
-    """An ASGI application that lets through to another what shows the credential or comes from a signed-in browser.
+    """An ASGI application that passes on requests with the credential or from a signed-in browser.
 
     Args:
-        app: the other one.
-        credential: of the server.
-        host: the name under which browsers see its pages; None where it has none, and no cookie counts.
+        app: the application behind it.
+        credential: the server's credential.
+        host: the host name under which browsers see its pages; None if it has none, and no cookie is accepted.
     """
 
     def __init__(self, app: ASGIApp, credential: str, host: str | None = None) -> None:
@@ -48,7 +48,7 @@ class Guard:
         self._keys = Keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let it through."""
+        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan" or (answer := self._answer(HTTPConnection(scope))) is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -58,7 +58,7 @@ class Guard:
             await WebSocket(scope, receive, send).send_denial_response(answer)
 
     def _answer(self, asked: HTTPConnection) -> Response | None:
-        """The answer to what is not let through, and to what concerns sign-in."""
+        """The answer to a request about sign-in or one that is refused; None if it is passed on."""
         host = asked.headers.get("host", "")
         name = host.rpartition(":")[0] or host
         program = name in (*_LOOPBACK, self._host) and same(asked.headers.get("authorization"), self._authorization)
@@ -73,7 +73,7 @@ class Guard:
             if (method, path) == ("GET", OPEN):
                 session = self._keys.redeem(asked.query_params.get("token", ""), _PAGES, cookie)
                 return self._opened(session or self._keys.session(cookie))
-            # The cookie is sent with whatever the browser sends here, wherever it was told to.
+            # Browsers send the cookie with every request to this host, whichever site caused the request.
             ours = method in _CHANGES_NOTHING or _from_own_page(asked.headers)
             if ours and self._keys.session(cookie) is not None:
                 return None
@@ -83,7 +83,8 @@ class Guard:
         if session is None:
             return _refusal(Headers({"accept": "text/html"}))
         response = RedirectResponse("/", 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
-        # Not strict: links in messages lead here from other sites. What changes anything is checked for its origin.
+        # Not strict, as links in messages lead here from other sites. Requests that change anything have their origin
+        # checked.
         response.set_cookie(_COOKIE, session.id, httponly=True, samesite="lax", path="/")
         return response
 

@@ -1,6 +1,6 @@
-"""Heals what a crash or an upgrade left in a workspace, so that the same command simply goes on.
+"""Repairs what a crash or an upgrade left in a workspace, so that the same command can just be run again.
 
-Called while the workspace is held (`flows.workspace.exclusive`), before DVC is asked anything.
+Called while the workspace's lock is held (`flows.workspace.exclusive`), before any query of DVC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.git import file_at
 
 
 class _Holder(BaseModel):
-    """A process that holds a file, as DVC notes it."""
+    """A process that holds a file, as DVC records it."""
 
     pid: Annotated[int, Field(gt=0, lt=1 << 31)]
     cmd: str
@@ -36,22 +36,22 @@ class _Locks(BaseModel):
 
 
 def heal() -> list[str]:
-    """Heal the workspace; return one line for each thing that was wrong."""
+    """Repair the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
     return [*healed, *heal_project(), *bring_up_to_date()]
 
 
 def heal_project(project: Path = Path()) -> list[str]:
-    """Heal what DVC keeps of the folder of a dvc.yaml; return one line for each thing that was wrong."""
+    """Repair DVC's files for the folder of a dvc.yaml; return one line for each thing that was wrong."""
     rwlock = dvc_root(project) / ".dvc" / "tmp" / "rwlock"
     return [*_heal_lock_file(project / LOCK), *_heal_rwlock(rwlock)]
 
 
 def _heal_lock_file(path: Path) -> list[str]:
-    """DVC truncates dvc.lock before it writes it: a kill in between cuts it short, and every later repro fails.
+    """Restore a truncated dvc.lock: DVC truncates it before writing, so a kill in between makes every later repro fail.
 
-    Without it nothing is lost: DVC's run-cache knows the outputs of all that ran before, so nothing executes. One that
-    was cut where DVC can still read it stays: the stages it lacks are stale, and restored in the same way.
+    Nothing is lost without it: DVC's run-cache has the outputs of all that ran before, so nothing executes. One that
+    was cut where DVC can still read it is kept: the missing stages are stale and restored from the run-cache too.
     """
     if not path.exists() or _is_readable(path):
         return []
@@ -66,9 +66,9 @@ def _heal_lock_file(path: Path) -> list[str]:
 
 
 def _is_readable(lock: Path) -> bool:
-    """Whether DVC itself would read it, by its own parser and schema, and the last line is whole.
+    """Whether DVC's own parser and schema accept the file, and its last line is complete.
 
-    The schema lets half a hash pass, on which DVC then breaks if it happens to look like a number.
+    The schema accepts half a hash, on which DVC then fails if it happens to look like a number.
     """
     from dvc.exceptions import DvcException
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -82,7 +82,7 @@ def _is_readable(lock: Path) -> bool:
 
 
 def _heal_rwlock(path: Path) -> list[str]:
-    """DVC drops lock entries of dead processes itself, but one whose process id was given anew blocks for ever."""
+    """Remove stale lock entries: DVC drops those of dead processes, but not those whose process id is in use again."""
     try:
         written = path.stat().st_mtime
         locks = _Locks.model_validate_json(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The last results of audits and what changed between them, from git, and from DVC's cache by what dvc.lock names."""
+"""The last results of audits and the changes between them, from git, and from objects in DVC's cache."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from stages.records import Verdict as Record
 from stages.records.base import FlatMetrics
 
 PAGE = WORK / "history.html"
-_STAGES = ("report", "conclude")  # those that have a headline
-_GRID = ("concepts", "discrepancy")  # rates of other ones are of another grid
-_MOST_TOLD = 3  # of the settings, or the stages, that differ
+_STAGES = ("report", "conclude")  # stages with a headline
+_GRID = ("concepts", "discrepancy")  # failure rates with other values of these are of another grid
+_MOST_TOLD = 3  # differing settings or stages that are named
 _WORD = {True: "pass", False: "FAIL", None: "no verdict"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one revision says of an audit.
+    """The result of an audit at one revision.
 
     Args:
-        revision: a commit, or the workspace where that has other numbers than the last commit.
-        when: it was committed, or written.
-        passed: its verdict; None where no gate was set, or one could not be judged.
-        rate: how often the model under test fails on its grid.
-        target: the change of the failure rate in the target modes by the repair; None without one.
-        decided: who decided on the repair; empty where nobody had to, or the bytes of the verdict are not here.
-        changed: what differs from the result before, in words; None for the first that is known.
-        evidence: the bundle that holds this very result.
+        revision: a commit, or the workspace if its numbers differ from the last commit's.
+        when: when it was committed, or written.
+        passed: its verdict; None if no gate was set, or one could not be judged.
+        rate: failure rate of the model under test on its grid.
+        target: change of the failure rate in the target modes by the repair; None without a repair.
+        decided: who decided on the repair; empty if nobody had to, or the verdict's bytes are not here.
+        changed: the differences from the result before, in words; None for the first known result.
+        evidence: the bundle with this very result.
     """
 
     revision: str
@@ -70,7 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class History:
-    """Results of an audit, the newest first, and whether its failure rate drifts."""
+    """Results of an audit, newest first, and whether its failure rate drifts."""
 
     audit: str
     results: list[Result]
@@ -82,10 +82,10 @@ def read_history(audit: str, last: int) -> History:
 
     Args:
         audit: its name.
-        last: how many.
+        last: the number of results.
 
     Raises:
-        UsageError: when `last` is below 1.
+        UsageError: if `last` is below 1.
     """
     if last < 1:
         raise UsageError(f"--last {last}: expected 1 or more results")
@@ -97,7 +97,7 @@ def read_history(audit: str, last: int) -> History:
 
 
 def write_page(out: Path, histories: Sequence[History]) -> None:
-    """Write them as a page, with the failure rates of all audits in one chart."""
+    """Write the histories as a page, with the failure rates of all audits in one chart."""
     from stages.pages.history import Line, Point, write_history
 
     def point(one: Result) -> Point:
@@ -108,7 +108,7 @@ def write_page(out: Path, histories: Sequence[History]) -> None:
 
 
 def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
-    """Where the numbers of an audit changed, the newest first."""
+    """Revisions at which the numbers of an audit changed, newest first."""
     paths = [(stage_dir(audit, stage) / HEADLINE).as_posix() for stage in _STAGES]
     here = [Path(path) for path in paths if Path(path).exists()]
     if any(file_at("HEAD", path) != path.read_bytes() for path in here):
@@ -120,14 +120,14 @@ def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A result, and what is needed to tell it from another one."""
+    """A result, and the part of dvc.lock that is compared with another one's."""
 
     result: Result
     lock: Mapping[str, Any]
 
 
 def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]) -> _Found | None:
-    """What a revision says; None where the audit was removed, or its numbers cannot be read."""
+    """The result at a revision; None if the audit was removed, or its numbers cannot be read."""
     report, conclude = (_file(revision, stage_dir(audit, stage) / HEADLINE) for stage in _STAGES)
     lock = _lock(revision)
     if report is None:
@@ -161,7 +161,7 @@ def _told(audit: str, one: _Found, before: _Found | None) -> Result:
 
 
 def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """What differs of two results, by what dvc.lock says of their stages."""
+    """The differences between two results, by the entries of their stages in dvc.lock."""
     home = (DATA / audit).as_posix()
     if md5_in(a, "outs", f"{home}/prepare/model") != md5_in(b, "outs", f"{home}/prepare/model"):
         yield "model"
@@ -182,13 +182,13 @@ def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
 
 
 def _settings(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Params that stages depend on, leaf by leaf as in params.yaml, and the code of each stage by its name."""
+    """Params that stages depend on, one per leaf of params.yaml, and the code of each stage by its name."""
     for stage in lock.values():
         for file, values in (stage.get("params") or {}).items():
             for key, value in (values or {}).items():
                 if Path(file).name == CODE.name:
                     yield key, value
-                elif key.count(".") > 1:  # not a whole audit, whose blocks other stages depend on
+                elif key.count(".") > 1:  # skip whole audits: other stages depend on their blocks
                     yield from _leaves(key, value)
 
 
@@ -206,9 +206,9 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
-    """What has to be the same for two failure rates to be of the same thing: concepts, discrepancy and items.
+    """What has to be equal for two failure rates to be comparable: concepts, discrepancy and items.
 
-    None where dvc.lock does not tell all of it.
+    None if dvc.lock does not have all of it.
     """
     files = lock.get(f"discover@{audit}", {}).get("params") or {}
     settings = {key: value for values in files.values() for key, value in (values or {}).items()}
@@ -218,7 +218,7 @@ def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _drift(audit: str, found: Sequence[_Found]) -> str:
-    """How the failure rate moved since the oldest result that has the same grid and data, in words."""
+    """How the failure rate moved since the oldest result with the same grid and data, in words."""
     if not found or not found[0].result.rate.n:
         return "no failure rate yet"
     if len(found) == 1:
@@ -245,14 +245,14 @@ def _drift(audit: str, found: Sequence[_Found]) -> str:
 
 
 def _difference(a: Rate, b: Rate) -> Rate:
-    """B minus a, with the interval that follows from theirs (Zou and Donner 2008); not paired, so it is a wide one."""
+    """B minus a, with an interval from theirs (Zou and Donner 2008); it is wide, as the two are not paired."""
     value = b.value - a.value
     low = value - hypot(b.value - b.low, a.high - a.value)
     return Rate(value, low, value + hypot(b.high - b.value, a.value - a.low), min(a.n, b.n))
 
 
 def _decided(audit: str, revision: str, lock: Mapping[str, Any]) -> str:
-    """Who decided, by the verdict of that revision, if its bytes are in the workspace or in DVC's cache."""
+    """Who decided, from that revision's verdict if its bytes are in the workspace or in DVC's cache."""
     with suppress(FadedError, OSError):
         if revision == WORKSPACE:
             return _by(audit_folder(audit).conclude.verdict)
@@ -273,7 +273,7 @@ def _path(audit: str, stage: str, name: str) -> str:
 
 
 def _bundles(audit: str) -> dict[str, Path]:
-    """The evidence that lies here, by the MD5 of the last metrics in it."""
+    """The evidence bundles here, by the MD5 of the last metrics in them."""
     found = {}
     for path in sorted((DATA / audit / "evidence").glob("*.zip")):
         with suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as bundle:
@@ -285,7 +285,7 @@ def _bundles(audit: str) -> dict[str, Path]:
 
 @cache
 def _lock(revision: str) -> dict[str, dict[str, Any]]:
-    """The stages that dvc.lock names in a revision."""
+    """The stages in a revision's dvc.lock."""
     return read_lock(_file(revision, LOCK) or b"")
 
 

@@ -1,7 +1,7 @@
-"""Evidence an outsider can check: what an audit was given, what was decided and what came out, bound by hashes.
+"""Evidence an outsider can check: an audit's inputs, decisions and results, bound by hashes.
 
-A bundle is one zip file. It holds the small files themselves and the SHA-256 of the large ones, so that it can be kept
-beside a model for years; `verify_bundle` needs nothing but the bundle.
+A bundle is one zip file. It contains the small files and the SHA-256 of the large ones, so it can be kept beside a
+model for years. `verify_bundle` needs only the bundle.
 """
 
 from flows.evidence.bundle import Bundle, read_bundle

@@ -1,4 +1,4 @@
-"""The zip file of a bundle: the same members give the same bytes, and reading accounts for every byte of the file."""
+"""The zip file of a bundle: equal members give equal bytes, and reading accounts for every byte of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from stages.errors import UsageError
 
 LARGEST, LARGEST_SUM, MOST_MEMBERS = 24 * 2**20, 64 * 2**20, 4096  # bytes, bytes, members
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can tell
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can store
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _END = struct.Struct("<4s4H2IH")
 _END_OF_ZIP64 = b"PK\x06\x07"
@@ -22,7 +22,7 @@ _LARGEST_ENTRY = 512  # bytes of the directory
 
 
 def zip_members(members: Mapping[str, bytes]) -> bytes:
-    """Pack members; the same ones give the same bytes."""
+    """Pack members; equal members give equal bytes."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
         for name in sorted(members):
@@ -33,16 +33,16 @@ def zip_members(members: Mapping[str, bytes]) -> bytes:
 
 
 def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, bytes]:
-    """Read all members into memory, if the file is its members and nothing else.
+    """Read all members into memory, if the file consists of its members and nothing else.
 
-    Sizes are limited by what headers declare before anything is unpacked, and by what comes out while it is.
+    Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked.
 
     Args:
-        path: of the zip file.
-        allowed: whether a member may have a name.
+        path: the zip file.
+        allowed: whether a member may have this name.
 
     Raises:
-        UsageError: when it cannot be read, is damaged or too large, or holds anything that no bundle has.
+        UsageError: if it cannot be read, is damaged or too large, or contains anything that no bundle has.
     """
     try:
         with path.open("rb") as file:
@@ -69,7 +69,7 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
 
 
 def _check_end(file: BinaryIO) -> int:
-    """Where members end and the directory begins; this end record is the file's end, so nothing lies behind it."""
+    """Where members end and the directory begins. The end record must be the last bytes, so that nothing follows it."""
     size = file.seek(0, io.SEEK_END)
     limit = LARGEST_SUM + MOST_MEMBERS * 1024
     if size > limit:
@@ -113,7 +113,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], allowed: Callable[[str], obje
 
 
 def _unpack(packed: bytes, entry: zipfile.ZipInfo) -> bytes:
-    """A member's content, if it is all there is and no more than was declared."""
+    """A member's content, if it is complete and exactly as long as declared."""
     data, whole = packed, True
     if entry.compress_type == zipfile.ZIP_DEFLATED:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -1,4 +1,4 @@
-"""The bundle: what it may hold, and reading that trusts nothing in it."""
+"""A bundle's possible members, and a reader that trusts nothing in them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
 from stages.records.evidence import Manifest, ManifestFile
 
-SCHEMA = 4  # 1 had no MD5, 2 modes that need not be confirmed, 3 nothing of what a task keeps beside its model
+SCHEMA = 4  # 1: no MD5; 2: modes not necessarily confirmed; 3: no assets of tasks
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
-RATINGS = "ratings.json"  # those in force, whatever the name of their file in params.yaml
-SEALS = (MANIFEST, STATEMENT, ENVELOPE)  # what no manifest can name
+RATINGS = "ratings.json"  # the ratings in force, whatever their file's name in params.yaml
+SEALS = (MANIFEST, STATEMENT, ENVELOPE)  # no manifest can name these
 
-# What is put in as a whole, by stage; of all other outputs only the hash.
+# Files that are included whole, by stage; of all other outputs only the hash.
 WHOLE = {
     "prepare": ("fingerprint.json", "metrics.json", "provenance.json"),
     "discover": ("metrics.json", "provenance.json"),
@@ -39,7 +39,7 @@ WHOLE = {
     "compare": ("comparison.json", "provenance.json"),
     "conclude": ("verdict.json", "metrics.json", "provenance.json", "report.html", "model_card.md"),
 }
-# What the manifest takes from the provenance of the last stage.
+# Keys that the manifest takes from the provenance of the last stage.
 MADE = (
     *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
     *("python", "platform", "versions", "git"),
@@ -49,8 +49,8 @@ _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
     rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
 )
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
-# Where a file belongs, by its place below data/<audit>; the first that fits. All else is a record of the run.
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if installed
+# The part of a file, by the beginning of its path below data/<audit>; the first match counts. All others are records.
 _PARTS = (
     ("prepare/model/", "model"),
     ("prepare/items.parquet", "data"),
@@ -65,7 +65,7 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read: its members, of which nothing is believed yet, and the manifest."""
+    """A bundle that was read: its members, none of them verified yet, and the manifest."""
 
     path: Path
     members: Mapping[str, bytes]
@@ -78,18 +78,18 @@ class Bundle:
         return str(self.manifest["audit"])
 
     def name(self, stage: str, file: str) -> str:
-        """The member that a file of a stage is."""
+        """The name of the member for a file of a stage."""
         return f"data/{self.audit}/{stage}/{file}"
 
     def has(self, stage: str, file: str) -> bool:
-        """Whether it is there."""
+        """Whether the bundle has a file of a stage."""
         return self.name(stage, file) in self.members
 
     def member(self, name: str) -> bytes:
-        """One member.
+        """The content of one member.
 
         Raises:
-            UsageError: when it is not there.
+            UsageError: if it is missing.
         """
         if name not in self.members:
             raise UsageError(f"{name} is not in the bundle")
@@ -97,28 +97,28 @@ class Bundle:
 
     @cached_property
     def records(self) -> AuditFolder:
-        """What stages handed on."""
+        """The records that stages passed on."""
 
         def read(path: Path) -> bytes:
             data = self.member(path.as_posix())
             if path.suffix == ".json":
-                parse_json(data, path.as_posix(), _MOST_OF_A_RECORD)  # which refuses more than records do
+                parse_json(data, path.as_posix(), _MOST_OF_A_RECORD)  # stricter than records are
             return data
 
         return audit_folder(self.audit, read=read)
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """A member of YAML; parsed once, as several checks need it."""
+        """The content of a YAML member; parsed once, as several checks need it."""
         if name not in self._parsed:
             self._parsed[name] = parse_yaml(self.member(name), name)
         return self._parsed[name]
 
     @cached_property
     def files(self) -> dict[str, ManifestFile]:
-        """All files that the manifest names, of every part.
+        """All files that the manifest names, in all parts.
 
         Raises:
-            UsageError: when it names one twice.
+            UsageError: if it names one twice.
         """
         named: dict[str, ManifestFile] = {}
         for part in self.manifest["parts"].values():
@@ -128,7 +128,7 @@ class Bundle:
         return named
 
     def below(self, path: str) -> dict[str, ManifestFile]:
-        """The files of a folder by their paths in it; or of a file, itself, as ""."""
+        """The files in a folder by their paths in it; for a file, the file itself as ""."""
         if path in self.files:
             return {"": self.files[path]}
         start = f"{path}/"
@@ -136,26 +136,26 @@ class Bundle:
 
     @property
     def last_stage(self) -> str:
-        """The stage whose verdict is the audit's: the last one, if its parameters name a repair."""
+        """The stage with the audit's verdict: conclude if its parameters have a repair, else report."""
         return "conclude" if "repairs" in self.yaml(PARAMS) else "report"
 
     @property
     def ratings(self) -> str:
-        """The member that the ratings in force are."""
+        """The name of the member with the ratings in force."""
         return ratings_member(self.audit)
 
     @property
     def decisions(self) -> dict[str, bytes]:
-        """The decision files, by the name of the member."""
+        """The decision files, by member name."""
         folder = f"data/{self.audit}/decisions/"
         return {name: data for name, data in self.members.items() if name.startswith(folder)}
 
     @cached_property
     def chain(self) -> list[decision_files.Kept[Recorded]]:
-        """All decisions in their order.
+        """All decisions in order.
 
         Raises:
-            UsageError: when one is none, or the chain is broken.
+            UsageError: if one is invalid, or the chain is broken.
         """
         kept = []
         for name, data in self.decisions.items():
@@ -169,7 +169,7 @@ class Bundle:
 
 
 def part_of(name: str, audit: str, last: str) -> str:
-    """The part of a bundle that a file belongs to; `last` is the stage whose verdict is the audit's."""
+    """The part of a bundle that a file belongs to; `last` is the stage with the audit's verdict."""
     alone = {PARAMS: "parameters", ratings_member(audit): "ratings", f"data/{audit}/{last}/verdict.json": "verdict"}
     if name in alone:
         return alone[name]
@@ -180,25 +180,25 @@ def part_of(name: str, audit: str, last: str) -> str:
 
 
 def md5(data: bytes) -> str:
-    """The hash by which DVC names a file, in hex."""
+    """DVC's hash of a file, in hex."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def ratings_member(audit: str) -> str:
-    """The member that the ratings in force are; several audits can share a file, which lies with one of them."""
+    """The name of the member with the ratings in force; audits can share a ratings file, which is in one's folder."""
     return f"data/{audit}/{RATINGS}"
 
 
-_LARGEST_YAML = 1_000_000  # bytes; reading takes two hundred times as much memory
-_MOST_VALUES = 1_000_000  # of JSON; an empty one takes a hundred bytes once it is read
-_MOST_OF_A_RECORD = 100_000  # unknown keys are all collected before any is told: 99,000 take 250 MB
+_LARGEST_YAML = 1_000_000  # bytes; parsing takes two hundred times as much memory
+_MOST_VALUES = 1_000_000  # in JSON; even an empty value takes a hundred bytes once parsed
+_MOST_OF_A_RECORD = 100_000  # all unknown keys are collected for the message: 99,000 take 250 MB
 
 
 def parse_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UsageError: when it is none.
+        UsageError: if it is not a valid one.
     """
     if (values := sum(data.count(sign) for sign in b"[{,")) > most:
         raise UsageError(f"{name} has some {values:,} values, expected {most:,} at most")
@@ -212,7 +212,7 @@ def parse_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, An
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What says a thing twice is read in one way here and in another way elsewhere."""
+    """Refuse a repeated key: other readers might take another one of its values."""
     once: dict[str, Any] = {}
     for key, value in pairs:
         if key in once:
@@ -227,7 +227,7 @@ def _no_number(word: str) -> Any:
 
 class _Loader(_Base):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """YAML itself takes the last of two equal keys."""
+        """Refuse a repeated key, of which YAML takes the last value."""
         found = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
             raise yaml.YAMLError(f"it has a key twice, in line {node.start_mark.line + 1} or below")
@@ -238,13 +238,13 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UsageError: when it is none.
+        UsageError: if it is not a valid one.
     """
     if len(data) > _LARGEST_YAML:
         raise UsageError(f"{name} has {len(data):,} bytes, expected {_LARGEST_YAML:,} at most")
     try:
         text = data.decode("utf-8")
-        # A few lines of aliases can stand for gigabytes.
+        # A few lines of aliases can expand to gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise UsageError(f"{name} is not readable as YAML: it has an alias, which no file of a bundle has")
         value = yaml.load(text, Loader=_Loader)
@@ -256,7 +256,7 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
 
 
 def dump_json(data: Mapping[str, Any]) -> bytes:
-    """Plain data as the same bytes each time."""
+    """Plain data as JSON; equal data give equal bytes."""
     return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
@@ -266,15 +266,15 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def dump_yaml(data: Mapping[str, Any]) -> bytes:
-    """Plain data as the same bytes each time, without aliases."""
+    """Plain data as YAML without aliases; equal data give equal bytes."""
     return yaml.dump(dict(data), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120).encode("utf-8")
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle into memory; nothing is unpacked to disk, and nothing in it is believed.
+    """Read a bundle into memory. Nothing is unpacked to disk, and nothing in it is trusted.
 
     Raises:
-        UsageError: when it is not a bundle: not a zip, with names or sizes that no bundle has, or damaged.
+        UsageError: if it is not a bundle: not a zip, damaged, or with names or sizes that no bundle has.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the zip file that `faded evidence` names")
@@ -294,5 +294,5 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def digest_of(members: Mapping[str, bytes]) -> str:
-    """SHA-256 of the manifest, which names everything else."""
+    """SHA-256 of the manifest, which names all other files."""
     return sha256(members[MANIFEST])

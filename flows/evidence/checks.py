@@ -1,4 +1,4 @@
-"""What can be checked of a bundle's contents: each check says what it found, and all that does not match."""
+"""Checks of a bundle's contents; each reports what it found, and everything that does not match."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from stages.provenance import sha256_of_folder
 from stages.records import StageFolder
 from stages.records.evidence import ManifestFile
 
-# What each stage reads of the audit's own files: whatever graph a bundle's dvc.lock has, it joins these.
+# The audit's files that each stage must have read, so that stages are linked whatever graph the bundle's dvc.lock has.
 _PREPARED = ("prepare/model", "prepare/assets", "prepare/items.parquet")
 _READS = {
     "prepare": ("inputs",),
@@ -47,16 +47,16 @@ _READS = {
         *("compare/comparison.json", "compare/landscapes.parquet"),
     ),
 }
-MOST_TOLD = 5  # of the places in which two documents differ
+MOST_TOLD = 5  # differences between two documents
 
 
 class Found(NamedTuple):
-    """What a check found.
+    """The result of a check.
 
     Args:
-        text: in a few words, if all holds.
-        problems: what does not match, each with what was expected and found.
-        word: what the table says of it if all holds; another one than "yes" where not all could be checked.
+        text: a short summary, shown if everything matches.
+        problems: the mismatches, each with the expected and the found value.
+        word: what the table shows if everything matches; other than "yes" if not everything could be checked.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Found(NamedTuple):
 
 
 def check_files(bundle: Bundle) -> Found:
-    """Every member is as the manifest says, none is missing, none is strange, and each is in the part it belongs to."""
+    """Check that members match the manifest, none is missing or unknown, and each is in the part it belongs to."""
     named = bundle.files
     problems = []
     for name, data in bundle.members.items():
@@ -85,18 +85,18 @@ def check_files(bundle: Bundle) -> Found:
 
 
 def check_manifest(bundle: Bundle) -> Found:
-    """The manifest is the one that the statement names."""
+    """Check that the manifest is the one that the statement names."""
     statement = parse_json(bundle.member(STATEMENT), STATEMENT)
     named = [b for b in statement["predicate"]["runDetails"]["byproducts"] if b["name"] == MANIFEST]
     stated, found = named[0]["digest"]["sha256"], sha256(bundle.members[MANIFEST])
     problems = [] if stated == found else [f"{MANIFEST}: the statement names SHA-256 {stated}, found {found}"]
     problems += _in_our_form(bundle, MANIFEST, bundle.manifest)
-    # A name that only looks like another one is told by its escapes.
+    # !a escapes letters that only look like others.
     return Found(f"of audit {bundle.audit!a}, SHA-256 {found[:16]}..., as the statement says", problems)
 
 
 def check_statement(bundle: Bundle) -> Found:
-    """The statement says what follows from the manifest and the parameters, and nothing else."""
+    """Check that the statement follows from the manifest and the parameters, with nothing added."""
     statement = parse_json(bundle.member(STATEMENT), STATEMENT)
     follows = make_statement(bundle.manifest, sha256(bundle.members[MANIFEST]), bundle.yaml(PARAMS))
     n = len(follows["subject"])
@@ -105,13 +105,13 @@ def check_statement(bundle: Bundle) -> Found:
 
 
 def _in_our_form(bundle: Bundle, name: str, content: Mapping[str, Any]) -> list[str]:
-    """What can be written in two ways can be read in two ways."""
+    """Check the layout byte for byte, as what can be written in two ways can be read in two ways."""
     same = bundle.member(name) == (dump_json if name.endswith(".json") else dump_yaml)(content)
     return [] if same else [f"{name} is not in the layout that Faded writes, with every key once"]
 
 
 def check_parameters(bundle: Bundle) -> Found:
-    """The parameters are those with which DVC says the stages ran."""
+    """Check that the parameters are those that DVC recorded for each stage."""
     params, n, problems = bundle.yaml(PARAMS), 0, []
     for stage, entry in bundle.yaml(LOCK)["stages"].items():
         for key, expected in entry.get("params", {}).get(PARAMS, {}).items():
@@ -126,14 +126,14 @@ def check_parameters(bundle: Bundle) -> Found:
 
 
 def check_lock(bundle: Bundle) -> Found:
-    """Every file is what DVC recorded of it, and each stage read what the one before it had written.
+    """Check that every file is as DVC recorded it, and that each stage read what the one before it had written.
 
-    DVC names a folder by a hash over the paths and the MD5 of its files, which the manifest has.
+    DVC's hash of a folder is over the paths and MD5s of its files, which the manifest has.
     """
     stages, home = bundle.yaml(LOCK)["stages"], f"data/{bundle.audit}"
     kinds = list(_READS)[: list(_READS).index(bundle.last_stage) + 1]
     problems = told(f"{LOCK}: stages", [f"{kind}@{bundle.audit}" for kind in kinds], list(stages))
-    hashes: dict[str, tuple[str, str]] = {}  # and who was the first to read or write it
+    hashes: dict[str, tuple[str, str]] = {}  # the hash, and who was the first to read or write the file
     bound = {PARAMS, LOCK, bundle.ratings}
     if bundle.last_stage == "report":  # then no stage reads decisions
         bound |= {name for name in bundle.files if name.startswith(f"{home}/decisions/")}
@@ -147,7 +147,7 @@ def check_lock(bundle: Bundle) -> Found:
                     problems.append(f"{LOCK}: {stage} {verb} {path} {digest}, {hashes[path][1]} {hashes[path][0]}")
                 hashes.setdefault(path, (digest, f"{stage} {verb}"))
                 if not path.startswith(f"{home}/"):
-                    continue  # code, which belongs to the git revision
+                    continue  # code, which the git revision determines
                 below = bundle.below(path)
                 bound |= {f"{path}/{name}".rstrip("/") for name in below}
                 if (found := _in_dvc(below)) != (digest, size):
@@ -165,7 +165,7 @@ def _in_dvc(below: Mapping[str, ManifestFile]) -> tuple[str, int]:
 
 
 def check_landscape(bundle: Bundle) -> Found:
-    """The landscape is the one that manifest and plan are bound to."""
+    """Check that the landscape is the one that manifest and plan are bound to."""
     present = landscape_of(bundle)
     bound = {MANIFEST: bundle.manifest["landscape"]}
     if bundle.has("collect_feedback", "plan.json"):
@@ -179,13 +179,13 @@ def check_landscape(bundle: Bundle) -> Found:
 
 
 def landscape_of(bundle: Bundle) -> str:
-    """The landscape's hash, from its files."""
+    """The landscape's hash, computed from its files."""
     names = ("landscape.parquet", "landscape.json")
     return content_hash_of((name, bundle.member(bundle.name("summarize", name))) for name in names)
 
 
 def check_decisions(bundle: Bundle) -> Found:
-    """Each decision follows the ones before it as they are, and those that made the plan are the ones here."""
+    """Check that each decision follows the unchanged ones before it, and that the plan was made from these."""
     chain = bundle.chain
     used = _used(bundle)
     here = {kept.path.name: kept.sha256 for kept in chain}
@@ -200,31 +200,31 @@ def check_decisions(bundle: Bundle) -> Found:
 
 
 def _said(decision: Recorded, keys: Mapping[str, str], audit: str) -> str:
-    """Who decided what, and what vouches for that."""
+    """Who decided what, and how their identity is shown."""
     who = identity_of(decision, keys, audit)
     word = "approved" if decision.approve else "rejected"
     return f"{who.statement} {word}" + (" (does not count)" if who.problem is not None else "")
 
 
 def _reviewers(bundle: Bundle) -> Mapping[str, str]:
-    """The keys that the audit's parameters list, by reviewer."""
+    """The public keys in the audit's parameters, by reviewer."""
     repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
     return {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
 
 
 def _used(bundle: Bundle) -> dict[str, str]:
-    """The decision files that the plan was made from: name and SHA-256."""
+    """SHA-256 by name of the decision files that the plan was made from."""
     if not bundle.has("collect_feedback", "provenance.json"):
         return {}
     return bundle.records.collect_feedback.provenance.decisions or {}
 
 
 def check_plan(bundle: Bundle) -> Found:
-    """The plan is what follows from the decisions that count, or from the stated rule."""
+    """Check that the plan follows from the decisions that count, or from the stated rule."""
     name = bundle.name("collect_feedback", "plan.json")
     if name not in bundle.members:
         return Found("none: the audit ends after its landscape", [])
-    from stages.collect_feedback import by_rule  # the rule itself, so that it is stated once
+    from stages.collect_feedback import by_rule  # the stage's own rule, so that it exists once
 
     plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
     said = plan.to_json()
@@ -247,9 +247,9 @@ def check_plan(bundle: Bundle) -> Found:
 
 
 def check_provenance(bundle: Bundle) -> Found:
-    """What each stage says of where its results come from agrees with the manifest and with the other stages.
+    """Check that each stage's provenance agrees with the manifest and with the other stages.
 
-    It names what it read and what it wrote by SHA-256.
+    Provenance has the SHA-256 of whatever the stage read and wrote.
     """
     manifest, params = bundle.manifest, bundle.yaml(PARAMS)["audits"][bundle.audit]
     expected = {"audit": bundle.audit, "seed": params["seed"], "task": params["task"], **manifest["hashes"]}
@@ -282,7 +282,7 @@ def check_provenance(bundle: Bundle) -> Found:
 
 
 def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
-    """Where files say something else than the records that were read of them, to which 1 is True."""
+    """Differences between files and the records parsed from them, for which 1 equals True."""
     problems = []
     for kept, file in part.files().items():
         name = bundle.name(stage, file)
@@ -292,12 +292,12 @@ def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
 
 
 def told(where: str, expected: Any, found: Any) -> list[str]:
-    """In which places two documents differ, at most `MOST_TOLD` of them.
+    """Describe where two documents differ, for at most `MOST_TOLD` places.
 
     Args:
-        where: the document that was found.
-        expected: what it should say.
-        found: what it says.
+        where: name of the document that was found.
+        expected: its expected content.
+        found: its content.
     """
     differing = list(_differing("", expected, found))
     lines = [f"{where}{place}: expected {_short(a)}, found {_short(b)}" for place, a, b in differing[:MOST_TOLD]]
@@ -316,7 +316,7 @@ def _differing(place: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _differing(f"{place}[{i}]", x, y)
     elif isinstance(a, float) and isinstance(b, float) and isclose(a, b, rel_tol=1e-9):
         return  # sums may differ in their last digits between machines
-    elif a != b or isinstance(a, bool) is not isinstance(b, bool):  # to Python True is 1
+    elif a != b or isinstance(a, bool) is not isinstance(b, bool):  # in Python True == 1
         yield place, a, b
 
 

@@ -1,7 +1,7 @@
 """`faded gate`: whether the audited model is shown to be no worse than the one that passed before.
 
-Absence of evidence fails, as in every gate of Faded: the whole 95% interval of "worse by" has to lie below the
-tolerance. What was measured under other conditions is not compared at all.
+Absence of evidence fails, as in all gates of Faded: the whole 95% interval of "worse by" has to be below the tolerance.
+Results measured under different conditions are not compared at all.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class GateRow:
     """One measure, then and now.
 
     Args:
-        what: in words.
-        then: at the revision.
-        now: in the workspace.
-        worse: by how much it is worse now, with its 95% interval; without observations where there was nothing to pair.
-        passed: the whole interval lies below the tolerance.
+        what: its name in words.
+        then: its value at the revision.
+        now: its value in the workspace.
+        worse: by how much it is worse now, with its 95% interval; without observations if there was nothing to pair.
+        passed: whether the whole interval is below the tolerance.
     """
 
     what: str
@@ -55,7 +55,7 @@ class GateRow:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate says.
+    """The result of the gate.
 
     Args:
         audit: its name.
@@ -64,7 +64,7 @@ class GateResult:
         then: the revision's own verdict.
         now: the workspace's own verdict.
         rows: the measures.
-        notes: what else differs between the runs.
+        notes: other differences between the runs.
     """
 
     audit: str
@@ -77,12 +77,12 @@ class GateResult:
 
     @property
     def own(self) -> bool:
-        """Whether the workspace's own verdict lets it pass: its gates passed, or neither of the two has any."""
+        """Whether the workspace's own verdict allows a pass: its gates passed, or neither side has gates."""
         return self.now.passed is True or self.now.word == self.then.word == NO_GATES
 
     @property
     def passed(self) -> bool:
-        """Whether all is shown to be no worse, and the audit itself passed."""
+        """Whether every measure is shown to be no worse, and the audit itself passed."""
         return self.own and all(row.passed for row in self.rows)
 
 
@@ -90,16 +90,16 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     """Compare the workspace's result with that of a revision.
 
     Args:
-        params: the workspace's.
+        params: the workspace's parameters.
         audit: its name.
-        against: a git revision, at which the audit must not have failed; None takes the newest in which it
-            passed, whoever decided there.
-        tolerance: of failure rates and of clean quality, as a share.
+        against: a git revision at which the audit did not fail; None takes the newest commit in which it passed,
+            whoever decided there.
+        tolerance: for failure rates and clean quality, as a share.
 
     Raises:
-        UsageError: when the workspace's result is stale, there is nothing to compare with or it did not pass, or the
-            runs are not alike.
-        InfrastructureError: when outputs are not what stages wrote, or the evidence does not hold.
+        UsageError: if the workspace's result is stale, the revision has no result or did not pass, or the runs are not
+            comparable.
+        InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     proven_evidence(params, audit)
     notes: list[str] = []
@@ -125,7 +125,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
 
 
 def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> str:
-    """Why a revision is nothing to compare with, and which one is."""
+    """Why a revision cannot be the baseline, and which one can."""
     what = f"audit {audit!r} did not pass at {against} ({verdict.word}), so being at least as good as it means nothing"
     try:
         return f"{what}: the last before it that passed is --against {last_passed(params, audit, against)[0]}"
@@ -142,15 +142,15 @@ def _without_gates(against: str, then: Verdict, now: Verdict) -> str:
 
 
 def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:
-    """The newest commit in which the audit passed, and whether its numbers are the workspace's own.
+    """Find the newest commit in which the audit passed, and whether its numbers are the workspace's own.
 
     Args:
-        params: the workspace's.
+        params: the workspace's parameters.
         audit: its name.
-        start: the revision in whose history it is looked for.
+        start: the revision whose history is searched.
 
     Raises:
-        UsageError: when there is none.
+        UsageError: if there is none.
     """
     folder = stage_dir(audit, last_stage(params, audit))
     path, metrics = folder / HEADLINE, (folder / "metrics.json").as_posix()
@@ -170,7 +170,7 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
 def _passed(headline: bytes | None) -> bool:
     try:
         return FlatMetrics.parse(headline or b"", HEADLINE).passed is True
-    except UsageError:  # deleted there, or not as Faded writes it
+    except UsageError:  # deleted in that commit, or not written by Faded
         return False
 
 
@@ -190,9 +190,9 @@ def _evaluation(then: Evaluation, now: Evaluation, concepts: list[str], toleranc
 
 
 def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:
-    """What the search of the model after the repair asked; its control is uniform, so its mean is a rate of the grid.
+    """Probes of the search of the model after the repair; its control is uniform, so its mean is a rate of the grid.
 
-    The common pairs are not: half of them are drawn inside the targets, and other plans have other targets.
+    The common pairs are not uniform: half of them are drawn inside the targets, which differ between plans.
     """
     return run.probes[(run.probes["purpose"] == "search") & (run.probes["model"] == "after")]
 
@@ -204,16 +204,16 @@ def _same(then: str | None, now: str | None) -> bool:
 def _row(what: str, paired: Paired | None, same: bool, tolerance: float) -> GateRow:
     if paired is None:
         return GateRow(what, None, None, NO_RATE, False)
-    # The same model is no worse than itself, however few items it was asked about.
+    # The same model is no worse than itself, however few items it was probed on.
     worse = Rate(0.0, 0.0, 0.0, paired.difference.n) if same else paired.difference
     return GateRow(what, paired.a, paired.b, worse, worse.high < tolerance or (same and tolerance == 0))
 
 
 def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) -> GateRow:
-    """Clean quality of the repaired models, of which only means with intervals are kept: so it is not paired.
+    """Clean quality of the repaired models. It is not paired, as only means with intervals were stored.
 
-    The interval of the difference of two means follows from theirs (Zou and Donner 2008, "Construction of confidence
-    limits about effect measures"); both were measured on the same items, which makes it wider than it had to be.
+    The interval of the difference follows from those of the two means (Zou and Donner 2008, "Construction of confidence
+    limits about effect measures"). Both were measured on the same items, so it is wider than a paired one.
     """
     was, now_is = (run.comparison.differences["clean_quality"] for run in (then, now))
     what = f"repaired model: {now_is.name or 'clean quality'}"

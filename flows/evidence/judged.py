@@ -1,4 +1,4 @@
-"""Check what says what a failure is, that a verdict follows from its numbers, and that the model card says the same."""
+"""Checks of a bundle's ratings, of the verdict against its numbers, and of the model card against the verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.records import Gate, Record, RepairVerdict
 
 
 def check_ratings(bundle: Bundle) -> Found:
-    """Where people's ratings say what a failure is, they are those of the parameters, and the results say the same."""
+    """Check that ratings that define a failure are those of the parameters, and that the results agree with them."""
     from stages.params import RatingsConfig
     from stages.ratings.apply import parse_ratings
 
@@ -34,7 +34,7 @@ def check_ratings(bundle: Bundle) -> Found:
     if bundle.has("compare", "comparison.json"):
         where = f"{bundle.name('compare', 'comparison.json')}: ratings"
         problems += _said(where, bound, bundle.records.compare.comparison.ratings)
-    if config.file == bundle.ratings:  # else another audit's decisions taught them
+    if config.file == bundle.ratings:  # otherwise they are from another audit's decisions
         here = {kept.path.name: kept.sha256 for kept in bundle.chain}
         of_these = {name: here[name] for name in ratings.decisions if name in here}
         problems += told(f"{bundle.ratings}: decisions", of_these, ratings.decisions)
@@ -43,13 +43,13 @@ def check_ratings(bundle: Bundle) -> Found:
 
 
 def _said(where: str, expected: Mapping[str, Any], found: Record | None) -> list[str]:
-    """What results say of the ratings, among more that they have measured by them."""
+    """Compare the keys of a result's ratings that it has in common with the expected ones."""
     said = found.model_dump(mode="json", exclude_unset=True) if found else {}
     return told(where, expected, {key: said[key] for key in expected if key in said})
 
 
 def check_verdict(bundle: Bundle) -> Found:
-    """A gate passed if the whole interval is within its bound, and the audit if all gates did; by the numbers here."""
+    """Check the verdict against its numbers: a gate passes if its whole interval is within its bound."""
     from stages.landscape.gates import all_passed
 
     stage = bundle.last_stage
@@ -67,7 +67,7 @@ def check_verdict(bundle: Bundle) -> Found:
 
 
 def _same_numbers(bundle: Bundle, verdict: RepairVerdict) -> list[str]:
-    """Metrics repeat the differences; plan and verdict name the same people."""
+    """Check that the metrics repeat the differences, and that plan and verdict name the same people."""
     plan, name = bundle.records.collect_feedback.plan, bundle.name("conclude", "verdict.json")
     metrics, problems = bundle.records.conclude.metrics.more, []
     for key in ("decided_by", "reviewer", "by"):
@@ -97,7 +97,7 @@ def _repair_gates(bundle: Bundle) -> list[Gate]:
 
 
 def _installed() -> str | None:
-    """The version of Faded that runs here; None from a tree that is not installed, as stages record it."""
+    """The installed version of Faded; None in a source tree that is not installed, as stages record it."""
     try:
         return version("faded")
     except PackageNotFoundError:
@@ -105,7 +105,7 @@ def _installed() -> str | None:
 
 
 def check_card(bundle: Bundle) -> Found:
-    """The card's table is the verdict's: made again from it, as far as this is the version that made it."""
+    """Check the card's table by generating it again from the verdict, if this version wrote the card."""
     from stages.pages.model_card import evaluation_section
 
     if not bundle.has("conclude", "model_card.md"):

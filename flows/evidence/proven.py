@@ -1,4 +1,4 @@
-"""Evidence that was checked before anything is concluded from it."""
+"""Evidence that is checked before anything is concluded from it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stages.params import Params
 
 
 def proven_evidence(params: Params, audit: str) -> Path:
-    """The bundle of a finished audit, once all that it says was checked as `faded verify` does.
+    """The bundle of a finished audit, after all the checks of `faded verify`.
 
     Raises:
-        UsageError: when the audit is not finished.
-        DamagedError: when outputs are not what its stages wrote, or the bundle does not hold.
+        UsageError: if the audit is not finished.
+        DamagedError: if outputs differ from what its stages wrote, or the bundle does not hold.
     """
     path = evidence_of(params, audit, sign=False)
     if problems := [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]:

@@ -1,7 +1,7 @@
 """Signatures of bundles: DSSE envelopes, by securesystemslib.
 
-What is signed is the statement with the time of signing. Beside each signature stands the public key that made it, so
-that anybody can tell a real signature from a made-up one; whose key that is, only the reader can know.
+The signature covers the statement and the time of signing. Each signature comes with the public key that made it, so
+anybody can check that it is valid. Whose key it is, only the reader can know.
 Source: https://github.com/secure-systems-lab/dsse.
 """
 
@@ -21,16 +21,16 @@ from stages.keys import MACHINE, keys_dir, private_key, public_pem
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"
 SIGNED_ON, _TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
-_PUBLIC_KEY = "publicKey"  # of a signature, beside its keyid and sig
+_PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
 
 
 @dataclass(frozen=True)
 class Signed:
-    """What an envelope whose signatures all hold says.
+    """Contents of an envelope whose signatures are all valid.
 
     Args:
         when: the time that was signed with the statement.
-        key_ids: of those who signed.
+        key_ids: ids of the keys that signed.
     """
 
     when: datetime
@@ -38,16 +38,16 @@ class Signed:
 
 
 def known_dir() -> Path:
-    """Public keys that this user knows, one or more to a file; that of this user's own key is there too."""
+    """The folder of public keys that this user knows, one or more per file, including the user's own."""
     return keys_dir() / "known"
 
 
 def machine_key() -> Any:
-    """The key that signs this user's bundles, made at first use; its public half is put where known keys are.
+    """The key that signs this user's bundles, created at first use; its public half is added to the known keys.
 
     Raises:
-        UsageError: when its file is not such a key.
-        InfrastructureError: when it cannot be read or written.
+        UsageError: if its file is not a supported key.
+        InfrastructureError: if it cannot be read or written.
     """
     key = private_key(MACHINE)
     public, path = public_pem(key), known_dir() / f"{MACHINE}.pem"
@@ -63,10 +63,10 @@ def known_keys(files: Iterable[Path] | None = None) -> dict[str, str]:
     """Public keys by their ids, each with a name for people.
 
     Args:
-        files: where they are; by default all in `known_dir`.
+        files: PEM files; by default all in `known_dir`.
 
     Raises:
-        UsageError: when one of the files has no key.
+        UsageError: if one of the files has no key.
     """
     if files is None:
         return {key.keyid: path.stem for path in sorted(known_dir().glob("*.pem")) for key in read_public_keys(path)}
@@ -78,10 +78,10 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
 
     Args:
         path: the file.
-        passphrase: asked only if the key is encrypted.
+        passphrase: called only if the key is encrypted.
 
     Raises:
-        UsageError: when it is not such a key, or the passphrase is wrong.
+        UsageError: if it is not a supported key, or the passphrase is wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -90,7 +90,7 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
     try:
         try:
             return load_pem_private_key(data, None)
-        except TypeError:  # it is encrypted
+        except TypeError:  # encrypted
             return load_pem_private_key(data, passphrase().encode("utf-8"))
     except (ValueError, UnsupportedAlgorithm):
         raise UsageError(
@@ -99,10 +99,10 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
 
 
 def read_public_keys(path: Path) -> list[Any]:
-    """Read the public keys of a PEM file, one after the other.
+    """Read the public keys of a PEM file, in order.
 
     Raises:
-        UsageError: when there is none, or anything else.
+        UsageError: if it has none, or anything else.
     """
     data = _pem(path)
     if b"PRIVATE KEY" in data:
@@ -136,16 +136,16 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
     """Sign a statement.
 
     Args:
-        statement: of the bundle.
-        private_key: of `cryptography`.
-        earlier: an envelope that holds. Its signatures stay, and so does its time, if that has come: a further
-            signature makes no evidence younger.
+        statement: the bundle's statement.
+        private_key: a private key of `cryptography`.
+        earlier: a valid envelope. Its signatures are kept, and so is its time if that is not in the future: another
+            signature does not make evidence newer.
 
     Returns:
-        The envelope as plain data, and the id of the key.
+        The envelope as plain data, and the key's id.
 
     Raises:
-        UsageError: when the key is of another kind than `KINDS`.
+        UsageError: if the key's kind is not one of `KINDS`.
     """
     from securesystemslib.dsse import Envelope
     from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
     return envelope.to_dict(), str(signature.keyid)
 
 
-_CLOCKS_DIFFER = timedelta(days=1)  # at most, between machines that sign the same evidence
+_CLOCKS_DIFFER = timedelta(days=1)  # largest difference between machines that sign the same evidence
 
 
 def _now() -> datetime:
@@ -171,7 +171,7 @@ def _now() -> datetime:
 
 
 def _with_time(statement: bytes, when: str) -> bytes:
-    """What is signed. The statement itself has no time: the same results state the same."""
+    """The bytes to sign. The statement itself has no time, so that equal results give equal statements."""
     content = parse_json(statement, "the statement")
     content["predicate"]["runDetails"]["metadata"] = {SIGNED_ON: when}
     return dump_json(content)
@@ -181,7 +181,7 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
     """Check that an envelope is of a statement, and that each of its signatures was made by the key it names.
 
     Raises:
-        UsageError: saying what does not hold.
+        UsageError: with what does not hold.
     """
     envelope = read_envelope(data)
     metadata = parse_json(envelope.payload, "what is signed")["predicate"]["runDetails"].get("metadata", {})
@@ -198,17 +198,17 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
 
 
 def read_envelope(data: bytes) -> Any:
-    """Read an envelope; its signatures are not checked by that.
+    """Read an envelope without checking its signatures.
 
     Raises:
-        UsageError: when it is none.
+        UsageError: if it is not a valid one.
     """
     from securesystemslib.dsse import Envelope
 
     raw = parse_json(data, "the signed envelope")
     try:
         envelope = Envelope.from_dict(raw)
-    except Exception as error:  # whatever somebody else's bytes make of the library
+    except Exception as error:  # untrusted bytes can make the library raise anything
         raise UsageError(f"the signed envelope is malformed: {type(error).__name__}: {error}") from None
     if envelope.payload_type != PAYLOAD_TYPE:
         raise UsageError(f"the signed envelope holds {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
@@ -216,7 +216,7 @@ def read_envelope(data: bytes) -> Any:
 
 
 def _is_signed_by(envelope: Any, key: Any) -> bool:
-    """Whether one of the envelope's signatures is this public key's and holds."""
+    """Whether the envelope has a valid signature by this public key."""
     from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 
     try:

@@ -1,6 +1,6 @@
-"""What a bundle states, as others' tools read it: an in-toto Statement with SLSA provenance.
+"""A bundle's statement in a format that other tools read: an in-toto Statement with SLSA provenance.
 
-It follows from the manifest and the parameters alone, so whoever has these can make it again and compare.
+It depends only on the manifest and the parameters, so anybody who has these can recreate and compare it.
 Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 """
 
@@ -20,14 +20,14 @@ _COMPUTED_WITH = ("seed", "device", "backend", "dtype", "threads", "batch_size",
 
 
 def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """State that the audit of these parameters, on these inputs, made this model and this verdict.
+    """State that the audit with these parameters and inputs produced this model and this verdict.
 
-    The subject is the repaired model, or the model under test where there is none.
+    The subject is the repaired model, or the model under test if there is none.
 
     Args:
-        manifest: of the bundle.
-        manifest_sha256: its hash, by which the statement covers everything else.
-        params: the audit's block of params.yaml.
+        manifest: the bundle's manifest.
+        manifest_sha256: its hash, which makes the statement cover everything else.
+        params: the audit's blocks of params.yaml.
     """
     parts = manifest["parts"]
     subject = "repaired" if parts.get("repaired") else "model"

@@ -1,4 +1,4 @@
-"""Check a bundle anywhere: without the workspace, DVC or any cache, and without running the model."""
+"""Checks of a bundle on any machine: without the workspace, DVC or a cache, and without running the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.environment import set_defaults
 from stages.errors import UsageError
 from stages.records.evidence import ManifestFile
 
-# Whether the bundle is as it was written; what it holds is another matter.
+# Checks that the bundle is as it was written, whatever its contents.
 _SEALS: dict[str, Callable[[Bundle], Found]] = {
     "files": checks.check_files,
     "manifest": checks.check_manifest,
@@ -51,9 +51,9 @@ class Check:
 
     Args:
         name: what was checked.
-        found: what was found, in a few words.
-        problems: what does not match, each with what was expected and what was found; empty if all holds.
-        word: what the table says of it if all holds; another one than "yes" where not all could be checked.
+        found: a short summary of what was found.
+        problems: mismatches, each with the expected and the found value; empty if everything matches.
+        word: what the table shows if everything matches; other than "yes" if not everything could be checked.
     """
 
     name: str
@@ -63,19 +63,19 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether no problem was found."""
         return not self.problems
 
 
 @dataclass(frozen=True)
 class Demands:
-    """What a bundle has to be beside consistent.
+    """What a bundle has to be besides consistent.
 
     Args:
-        signed: by a known key.
+        signed: signed by a known key.
         repaired: about a repaired model.
-        passed: with a verdict that is a pass.
-        max_age: days since a known key signed it.
+        passed: with a passing verdict.
+        max_age: largest number of days since a known key signed it.
     """
 
     signed: bool = False
@@ -90,19 +90,19 @@ NOTHING = Demands()
 def verify_bundle(
     path: Path, keys: Sequence[Path] = (), model: Path | None = None, demands: Demands = NOTHING
 ) -> list[Check]:
-    """Check all that a bundle says against itself, and against keys and a model folder if they are at hand.
+    """Check a bundle's contents against each other, and against keys and a model folder if they are given.
 
     Args:
         path: the bundle.
-        keys: files of public keys (PEM); with them, a signature by one of these is required. Without, keys that this
-            user knows are told from others.
-        model: a folder that has to hold the model that the verdict is about.
-        demands: what else is asked of it.
+        keys: files of public keys (PEM). With them, a signature by one of these is required; without, only the result
+            distinguishes keys that this user knows from others.
+        model: a folder that has to contain the model that the verdict is about.
+        demands: further requirements.
 
     Raises:
-        UsageError: when it is not a bundle, or key or folder cannot be read.
+        UsageError: if it is not a bundle, or a key or the folder cannot be read.
     """
-    set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds and checks nothing
+    set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds for nothing
     if model is not None and not model.is_dir():
         raise UsageError(f"{model} is not a folder, expected one that contains a model")
     known = known_keys(keys or None)
@@ -118,12 +118,12 @@ def verify_bundle(
 
 
 def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands: Demands = NOTHING) -> list[Check]:
-    """Whether a bundle is as it was written, and who signed it.
+    """Check that a bundle is as it was written, and who signed it.
 
     Args:
-        bundle: as it was read.
-        known: names of keys, by their id.
-        demands: of which those on the signature count.
+        bundle: the bundle as read.
+        known: names of known keys, by id.
+        demands: requirements; only those on the signature matter here.
     """
     sealed = [_run(name, partial(check, bundle)) for name, check in _SEALS.items()]
     return [*sealed, _run("signature", lambda: _signature(bundle, known or {}, demands))]
@@ -134,7 +134,7 @@ def _run(name: str, check: Callable[[], Found]) -> Check:
         found = check()
     except UsageError as error:
         return Check(name, "", (str(error),))
-    except Exception as error:  # bytes of somebody else's may break a check in any way: they are not what Faded writes
+    except Exception as error:  # untrusted bytes may break a check in any way
         why = f"{type(error).__name__}: {error}"[:500]
         told = f"cannot be checked: a file is not in Faded's format ({why})"
         return Check(name, "", (told,))
@@ -155,7 +155,7 @@ def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Fo
     if not known.keys() & set(signed.key_ids):
         return Found(f"{told}; anybody can make a key", [f"{told}; {wanted}"] if wanted else [], UNKNOWN_KEY)
     days = (datetime.now(UTC) - signed.when) / timedelta(days=1)
-    if demands.max_age is not None and not -1 <= days <= demands.max_age:  # clocks differ
+    if demands.max_age is not None and not -1 <= days <= demands.max_age:  # -1, as clocks differ
         return Found("", [f"{told}, {days:,.1f} days ago; expected {demands.max_age:g} at most"])
     return Found(told, [])
 
@@ -171,9 +171,9 @@ def _check_demands(bundle: Bundle, demands: Demands) -> Found:
 
 
 def check_model(bundle: Bundle, folder: Path) -> Found:
-    """A folder holds the model that the verdict is about, file by file: the repaired one if there is one.
+    """Check that a folder is the model that the verdict is about, file by file: the repaired one if there is one.
 
-    An exported one has the model card in the place of its README, and the bundle beside it.
+    An exported folder has the model card in place of the README, and contains the bundle.
     """
     found = {file.relative_to(folder).as_posix(): digests_of(file) for file in files_below(folder)}
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
@@ -194,7 +194,7 @@ def _unlike(bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: 
     home = f"data/{bundle.audit}/{root}"
     expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
     card = bundle.members.get(bundle.name("conclude", "model_card.md"))
-    if card is not None and found.get(CARD) == Digests(md5(card), sha256(card)):  # as an exported one has it
+    if card is not None and found.get(CARD) == Digests(md5(card), sha256(card)):  # as in an exported folder
         expected[CARD] = found[CARD]
     lines = [f"{name} is missing" for name in expected if name not in found]
     for name, digests in found.items():
@@ -208,7 +208,7 @@ def _unlike(bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: 
 
 
 def _same_evidence(bundle: Bundle, path: Path) -> bool:
-    """Whether a file is this bundle; one of them may have been signed later."""
+    """Whether a file is this bundle, apart from later signatures."""
     try:
         members = read_bundle(path).members
     except UsageError:

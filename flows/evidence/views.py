@@ -1,4 +1,4 @@
-"""What people see of evidence, its check, and the gate: tables only."""
+"""Tables of a bundle, its checks, and the gate for the terminal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNDECIDED = "no decision needed: it ends with its landscape"
 
 
 def _shown(text: str) -> str:
-    """The same where rich would read markup."""
+    """The text with terminal codes removed and rich's markup escaped."""
     return escape(plain(text))
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
-    """What a bundle holds, and where it lies."""
+    """Print the contents of a bundle, and where it is."""
     table = Table("part", "files", "bytes", "SHA-256", box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for part, files in bundle.manifest["parts"].items():
@@ -47,7 +47,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
-    """Each check with what was found, and below them what does not match, or how far one can go by what does."""
+    """Print each check with what was found, then the mismatches, or how far the result can be trusted."""
     table = Table("check", "holds", "found", box=box.SIMPLE_HEAD, pad_edge=False)
     for check in checks:
         style, word = ("red", "NO") if not check.holds else ("green" if check.word == "yes" else "yellow", check.word)
@@ -82,7 +82,7 @@ _UNKNOWN_KEY = (
 
 
 def show_gate(console: Console, result: GateResult) -> None:
-    """Each measure then and now, and whether it is shown to be no worse."""
+    """Print each measure then and now, and whether it is shown to be no worse."""
     title = _shown(f"{result.audit}: the workspace against {result.against}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("measure", "then", "now", "worse by", "95% interval", "n", "no worse"):

@@ -1,4 +1,4 @@
-"""Write the bundle of a finished audit from what lies in the workspace."""
+"""Writes the bundle of a finished audit from the files in the workspace."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ _FOR_REPAIRS = ("collect_feedback", "restructure", "re_evaluate", "compare", "co
 
 
 def bundles_dir(audit: str) -> Path:
-    """Where the bundles of an audit lie, one for each result."""
+    """The folder of an audit's bundles, one for each result."""
     return DATA / audit / "evidence"
 
 
 def unfinished(params: Params, audit: str) -> str | None:
-    """Why the audit has no verdict that holds now, by what DVC says; None if it has one."""
+    """Why the audit has no current verdict, according to DVC; None if it has one."""
     from flows.graph import read_graph
 
     params.audit(audit)
@@ -66,17 +66,16 @@ def unfinished(params: Params, audit: str) -> str | None:
 
 
 def write_bundle(params: Params, audit: str) -> Path | None:
-    """Write the evidence of a finished audit to data/<audit>/evidence; the same results give the same file.
+    """Write the evidence of a finished audit to data/<audit>/evidence; equal results give equal files.
 
-    It appears whole or not at all, and is not written again while it is there as it was written. DVC is asked whether
-    the verdict is fresh only if a file has changed that the audit depends on or has written, so that asking again costs
-    next to nothing.
+    The bundle appears whole or not at all, and is written again only if it is missing or damaged. DVC is queried only
+    if a file that the audit read or wrote has changed, so that repeated calls cost next to nothing.
 
     Returns:
-        The bundle; None if there is no fresh verdict, or something changed meanwhile.
+        The bundle; None if there is no current verdict, or something changed meanwhile.
 
     Raises:
-        UsageError: when the file of the ratings in force is not the one that params.yaml names.
+        UsageError: if the ratings file in force is not the one that params.yaml names.
     """
     lock = _lock(params, audit)
     record = WORK / "evidence" / f"{audit}.json"
@@ -86,7 +85,7 @@ def write_bundle(params: Params, audit: str) -> Path | None:
     if unfinished(params, audit) is not None:
         return None
     lock = _lock(params, audit)
-    if (now := _state(params, audit, lock)) != before:  # whoever asks DVC first names the code that stages depend on
+    if (now := _state(params, audit, lock)) != before:  # the first query of DVC writes code records
         before = now
         if unfinished(params, audit) is not None:
             return None
@@ -101,7 +100,7 @@ def write_bundle(params: Params, audit: str) -> Path | None:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a bundle is there, and is the one its name says: that hash covers the manifest, which covers all else."""
+    """Whether a bundle exists and matches the hash in its name, which covers the manifest and so everything else."""
     try:
         bundle = read_bundle(path)
     except UsageError:
@@ -111,17 +110,17 @@ def _is_intact(path: Path) -> bool:
 
 
 def sign_bundle(path: Path, private_key: Any) -> str:
-    """Put a signature of the statement into a bundle, beside those of other keys.
+    """Add a signature of the statement to a bundle, beside those of other keys.
 
     Args:
         path: the bundle.
-        private_key: as `read_private_key` gives it.
+        private_key: a key from `read_private_key`.
 
     Returns:
-        The id of the key, by which `faded verify` names it.
+        The key's id, as `faded verify` shows it.
 
     Raises:
-        UsageError: when the bundle does not hold: nobody should stand for that.
+        UsageError: if the bundle does not hold, as nobody should vouch for it then.
     """
     if problems := [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]:
         more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
@@ -136,10 +135,11 @@ def sign_by_default(path: Path) -> str | None:
     """Sign a bundle with this user's own key, unless somebody has signed it or FADED_NO_SIGN is set.
 
     Returns:
-        Why it is not signed; None if it is.
+        Returns:
+            Why it is not signed; None if it is.
 
     Raises:
-        UsageError: when the bundle does not hold.
+            UsageError: if the bundle does not hold.
     """
     if ENVELOPE in read_bundle(path).members:
         return None
@@ -154,7 +154,7 @@ def sign_by_default(path: Path) -> str | None:
 
 
 def _lock(params: Params, audit: str) -> dict[str, Any]:
-    """What dvc.lock says of the audit's stages, in the order of the pipeline."""
+    """The entries of the audit's stages in dvc.lock, in the order of the pipeline."""
     kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
     try:
         stages = read_lock(Path(LOCK).read_bytes())
@@ -164,7 +164,7 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
 
 
 def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
-    """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
+    """A hash of names, sizes and times of everything the audit's stages read and wrote; None if something is missing."""
     known = {str(RECORD)} if RECORD.exists() else set()
     names = {PARAMS, "dvc.yaml", LOCK, *known, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
     if (ratings := params.audit(audit).ratings) is not None:
@@ -174,9 +174,9 @@ def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
         return None
     files = (file for path in paths for file in files_below(path))
     try:
-        # Importing the code that stages depend on writes there, too.
+        # Importing code that stages depend on writes to __pycache__.
         return signature_of(file for file in files if "__pycache__" not in file.parts)
-    except FileNotFoundError:  # gone since it was listed
+    except FileNotFoundError:  # deleted since it was listed
         return None
 
 
@@ -186,7 +186,7 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     block = {kind: {audit: raw[kind][audit]} for kind in ("audits", "repairs") if audit in raw[kind]}
     members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
     if (ratings := params.audit(audit).ratings) is not None:
-        read_ratings(audit, params.audit(audit))  # DVC does not know the file, only its hash in the parameters
+        read_ratings(audit, params.audit(audit))  # checks it: DVC tracks only its hash in the parameters
         members[ratings_member(audit)] = Path(ratings.file).read_bytes()
     files = _files(audit, lock)
     members |= {name: Path(name).read_bytes() for name in files if _is_whole(Path(name), audit)}
@@ -225,7 +225,7 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
 
 
 def _files(audit: str, lock: Mapping[str, Any]) -> list[str]:
-    """All files that stages read or wrote, and decisions, as DVC finds them."""
+    """All files that stages read or wrote, and decisions, except those that DVC ignores."""
     from dvc.repo import Repo
     from dvc_objects.fs.local import localfs
 
@@ -245,7 +245,7 @@ def _is_whole(path: Path, audit: str) -> bool:
 
 
 def _hashed_by_stages(audit: str) -> dict[str, Path]:
-    """What stages name in provenance.json by its content hash."""
+    """Files that stages name in provenance.json by content hash."""
     return {
         "model": stage_dir(audit, "prepare") / "model",
         "data": stage_dir(audit, "prepare") / "items.parquet",
@@ -259,7 +259,7 @@ def _entry(data: bytes) -> ManifestFile:
 
 
 def _hashed(path: Path, hashes: Hashes) -> ManifestFile:
-    """Of what no stage names by its SHA-256, only what DVC knows: any other hash could be replaced unseen."""
+    """The entry of a file by its hashes. Inputs and decisions get MD5 alone, as nothing could check their SHA-256."""
     size, md5 = path.stat().st_size, hashes.md5(path)
     if path.relative_to(DATA).parts[1] in ("inputs", "decisions"):
         return {"size": size, "md5": md5, "whole": False}
@@ -267,16 +267,16 @@ def _hashed(path: Path, hashes: Hashes) -> ManifestFile:
 
 
 def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
-    """The bundle of a finished audit, written if it is not there yet, and signed with this user's key where it can be.
+    """The bundle of a finished audit, written if it is missing, and signed with this user's key if possible.
 
     Raises:
-        UsageError: when the audit is not finished.
-        DamagedError: when outputs are not what its stages wrote.
+        UsageError: if the audit is not finished.
+        DamagedError: if outputs differ from what its stages wrote.
     """
     from flows.graph import read_graph
 
     params.audit(audit)
-    read_graph()  # names the code of a task of one's own, which no file that DVC watches stands for
+    read_graph()  # records custom tasks' code, which no file that DVC watches covers
     check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
         raise UsageError(unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")

@@ -1,1 +1,1 @@
-"""`faded init`: an audit of one's own, from a model, data and a few answers to a calibrated block in params.yaml."""
+"""`faded init`: from a model, data and a few answers to a calibrated audit in params.yaml."""

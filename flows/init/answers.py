@@ -1,4 +1,4 @@
-"""The questions in their order, what is looked at in between, and what comes of it: all that an audit is made from."""
+"""The questions of `faded init` in order, and the inspection of the model and data between them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from stages.tasks.init import Check, Data, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
-_SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair")  # folders whose parent has the name
+_SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair")  # use their parent's name
 _NONE = "none"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an audit is made from.
+    """Everything an audit is made from.
 
     Args:
-        wanted: what was asked for.
-        seen: the model and the data, as they were recognised, and what was seen, a line each.
-        placed: what has to lie under inputs.
+        wanted: the requested audit.
+        seen: the model and the data as recognised, with a line for people about each finding.
+        placed: files to be placed under inputs.
     """
 
     wanted: Wanted
@@ -41,25 +41,25 @@ class Answers:
 
     @property
     def absent(self) -> bool:
-        """Whether something is of a hub, and not here yet."""
+        """Whether something is from a hub and not here yet."""
         return self.seen.model.absent or self.seen.data.absent
 
     def with_model(self, changes: Mapping[str, Any]) -> Answers:
-        """The same with other values of `prepare.model`."""
+        """A copy with other values of `prepare.model`."""
         return replace(self, wanted=replace(self.wanted, model={**self.wanted.model, **changes}))
 
 
 def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Answers:
-    """Ask what is not said, and look at the model and the data.
+    """Ask the questions that options leave open, and inspect the model and the data.
 
     Args:
-        questions: asks, or takes options.
-        workspace: where the audit will be.
+        questions: asks questions, or takes options.
+        workspace: root folder of the audit's workspace.
         audits: names that are taken.
-        budget: of the search, if it was given.
+        budget: budget of the search, if it was given.
 
     Raises:
-        UsageError: when an answer is missing, or will not do.
+        UsageError: if an answer is missing or unusable.
     """
     recognised, model = _model(questions)
     kind = _kind(questions, recognised, model)
@@ -87,14 +87,14 @@ def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: in
 
 
 def _refuse_idle(questions: Questions, kind: Kind) -> None:
-    """Refuse options that are of another kind of model: they would be passed over."""
+    """Refuse options of another kind of model, which would be ignored."""
     named = dict.fromkeys(name for other in kinds() for name in other.init.options if name not in kind.init.options)
     if idle := [f"--{name}" for name in named if questions.said(name) is not None]:
         raise UsageError(f"{', '.join(idle)}: not of a model for {kind.name}")
 
 
 def _model(questions: Questions) -> tuple[Kind | None, Model]:
-    """The model, and of which kind it is, where that can be told."""
+    """The model and its kind, if that can be recognised."""
     found: dict[str, tuple[Kind | None, Model]] = {}
     data = questions.said("data")
     usual = (kind.init.usual_model(data) for kind in kinds()) if isinstance(data, str) else ()
@@ -107,14 +107,14 @@ def _model(questions: Questions) -> tuple[Kind | None, Model]:
 
 
 def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]:
-    """Recognise a model, and of which kind it is, where its files tell.
+    """Recognise a model, and its kind if its files show it.
 
     Args:
-        given: a file, a folder, ORG/NAME of a hub, a URL, or a name that a kind knows.
-        questions: asks what the files do not tell.
+        given: a file, a folder, ORG/NAME of a hub, a URL, or a name that some kind defines.
+        questions: asks what the files do not show.
 
     Raises:
-        UsageError: when there is nothing of that name, or it is not a model Faded reads.
+        UsageError: if there is nothing of that name, or it is not a model that Faded reads.
     """
     if re.match(r"https?://", given):
         return None, _behind(given)
@@ -154,12 +154,12 @@ def _of_files(path: Path, given: str, questions: Questions) -> tuple[Kind, Model
 
 
 def _likely(questions: Questions) -> list[Kind]:
-    """All kinds, that first which the command line says."""
+    """All kinds, beginning with the one that the command line names."""
     return sorted(kinds(), key=lambda kind: kind.name != questions.said("kind"))
 
 
 def _behind(url: str) -> Model:
-    """A model behind HTTP; a URL that holds a secret is refused before it is written anywhere."""
+    """A model behind HTTP; a URL that contains a secret is refused before it is written anywhere."""
     from stages.tasks.endpoint import EndpointConfig
 
     try:
@@ -170,7 +170,7 @@ def _behind(url: str) -> Model:
 
 
 def _key(questions: Questions, url: str) -> dict[str, str]:
-    """The environment variable with the key of a model behind a URL; {} for one that needs none."""
+    """The environment variable with the key of a model behind a URL; {} if it needs none."""
     from stages.tasks.endpoint import EndpointConfig
 
     def check(answer: str) -> None:
@@ -211,7 +211,7 @@ def _data(questions: Questions, kind: Kind) -> Data:
 
 
 def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
-    """A data set of the hub, of which nothing is known before it is fetched."""
+    """A data set on the hub; nothing is known about it before it is fetched."""
     absent = cached(name, "dataset") is None
     said = f"{name} of the Hugging Face hub" + (", not fetched yet" if absent else "")
     return Data(said, kind.init.hub_data(name, questions), absent=absent)
@@ -219,7 +219,7 @@ def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
 
 def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
     path = data.path or model.path
-    if path is not None and path.name in _SPLITS:  # of a set, whose folder has the better name
+    if path is not None and path.name in _SPLITS:  # one split of a data set: its parent has the better name
         path = path.resolve().parent
     stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "") or "audit"
     stem = stem if _is_text(stem) else f"audit-{stem}"
@@ -243,12 +243,12 @@ def _name_check(audits: Sequence[str]) -> Check:
 
 
 def _is_text(name: str) -> bool:
-    """Whether params.yaml can name an audit so without quotes."""
+    """Whether params.yaml can use the name for an audit without quotes."""
     return isinstance(yaml.safe_load(name), str)
 
 
 def _repair(questions: Questions, kind: Kind, seen: Seen) -> bool:
-    """Whether a repair is to follow; where none is possible, why."""
+    """Whether a repair follows; if none is possible, the reason is added to what people read."""
     why = None
     if not kind.init.method:
         why = f"a model for {kind.name} is searched, not repaired"
@@ -271,17 +271,17 @@ def _enough(data: Data) -> bool:
 
 
 class _Files:
-    """Gives files of a person their names under the audit's inputs."""
+    """Assigns names under the audit's inputs to a person's files."""
 
     def __init__(self, workspace: Path, audit: str) -> None:
         self._inputs = (workspace / DATA / audit / "inputs").resolve()
         self.placed: list[Placed] = []
 
     def add(self, path: Path, option: str, beside: Sequence[str] = ()) -> str:
-        """The name of a file or folder; one that names others `beside` it gets a folder, in which they lie, too.
+        """The name of a file or folder under inputs; a file with others `beside` it gets a folder for all of them.
 
         Raises:
-            UsageError: when it is a folder that holds the workspace, or somebody's home.
+            UsageError: if it is a folder that contains the workspace or the user's home.
         """
         if path.resolve().is_relative_to(self._inputs):
             return path.resolve().relative_to(self._inputs).as_posix()

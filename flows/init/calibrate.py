@@ -23,19 +23,19 @@ from stages.tasks.load import task_class, task_context
 
 PROBES = 500
 _WARM, _TIMED = 1, 2  # batches
-_COMMENT = 110  # columns of a comment
+_COMMENT = 110  # largest width of a comment, in columns
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration found.
+    """Result of the calibration.
 
     Args:
-        screening: all that was measured.
-        levels: of each concept that stays, those that come nearest to the range.
-        rate: at which the model fails with them.
-        seconds: a probe takes.
-        clean: share of unchanged items on which the model is right, as `prepare` measured it; None if it did not.
+        screening: all measurements.
+        levels: for each concept that is kept, the levels that come closest to the target range.
+        rate: failure rate with these levels.
+        seconds: duration of a probe.
+        clean: share of unchanged items on which the model is right, as measured by `prepare`; None if it was not.
     """
 
     screening: Screening
@@ -46,7 +46,7 @@ class Calibration:
 
     @property
     def statement(self) -> str:
-        """Whether the range was reached, in plain words."""
+        """Whether the target range was reached, in words."""
         s, rate = self.screening.settings, self.rate
         band = f"{s.lowest_rate:.0%} to {s.highest_rate:.0%}"
         measured = f"{rate.value:.0%} of {rate.n} probes fail with these levels ({rate.low:.0%} to {rate.high:.0%})"
@@ -64,16 +64,16 @@ class Calibration:
 
 
 def calibrate(params: Params, draft: Draft, probes: int | None, console: Console) -> Calibration:
-    """Prepare the model and its items, and screen the concepts of the audit; the workspace has to be held.
+    """Prepare the model and its items, and screen the audit's concepts; the caller holds the workspace's lock.
 
     Args:
-        params: params.yaml, which has the audit.
-        draft: what was written of it.
-        probes: unique probes at most; None: `PROBES`, or as many as its levels need.
-        console: where it is told how far it is.
+        params: params.yaml, including the audit.
+        draft: the audit as written.
+        probes: largest number of unique probes; None for `PROBES`, or as many as its levels need.
+        console: where progress is printed.
 
     Raises:
-        FadedError: when the model or the data cannot be prepared.
+        FadedError: if the model or the data cannot be prepared.
     """
     seconds = 0.0
 
@@ -91,7 +91,7 @@ def calibrate(params: Params, draft: Draft, probes: int | None, console: Console
 
 
 def nearest(screening: Screening) -> tuple[dict[str, list[Level]], Rate]:
-    """The levels, of those proposed and those there were, whose failure rate is nearest to the range; and that rate."""
+    """The levels with the failure rate closest to the target range, either proposed or current; and that rate."""
     settings = screening.settings
 
     def miss(rate: Rate) -> float:
@@ -106,9 +106,9 @@ def calibrated(draft: Draft, found: Calibration, *, budget: int | None) -> Draft
     """The audit with the levels that were found, and a budget that fits the model.
 
     Args:
-        draft: as it was written.
-        found: what calibration found.
-        budget: that a person asked for; None: what a probe takes decides.
+        draft: the audit as written.
+        found: the calibration's result.
+        budget: the budget a person asked for; None to derive it from the duration of a probe.
     """
     seconds = found.seconds
     concepts = {name: list(levels) for name, levels in found.levels.items()}
@@ -142,7 +142,7 @@ def _said(seconds: float) -> str:
 
 
 def _probe_seconds(params: Params, name: str) -> float:
-    """What a probe takes in whole batches; measured here where `prepare` did not."""
+    """Duration of a probe in whole batches; measured here if `prepare` did not."""
     if (known := probe_seconds(name)) is not None:
         return known
     audit = params.audit(name)

@@ -1,4 +1,4 @@
-"""Where an audit's own files come to lie: links to, or copies of, a person's model and data under its inputs."""
+"""The files of an audit's inputs: links to, or copies of, a person's model and data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stages.params import DATA
 
 @dataclass(frozen=True)
 class Placed:
-    """A file or folder of a person that an audit reads.
+    """A person's file or folder that an audit reads.
 
     Args:
-        name: under data/AUDIT/inputs, where params.yaml names it.
+        name: its name under data/AUDIT/inputs, as params.yaml uses it.
         source: where it is.
-        beside: files that it names, relative to its folder: then `name` is a folder, in which it and these lie.
+        beside: files that it names, relative to its folder; then `name` is a folder that contains it and them.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Placed:
 
 
 def place_name(source: Path, taken: Sequence[str] = ()) -> str:
-    """A name for it under inputs: its own, of letters, digits, `.`, `_` and `-`, that is not taken yet."""
+    """A free name for a source under inputs: its own, reduced to letters, digits, `.`, `_` and `-`."""
     stem = re.sub(r"[^\w.-]+", "-", source.name).strip(".-") or "files"
     name, n = stem, 1
     while name in taken:
@@ -40,19 +40,19 @@ def place_name(source: Path, taken: Sequence[str] = ()) -> str:
 
 
 def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> list[str]:
-    """Put files where the audit looks for them; what is there already stays.
+    """Put files where the audit looks for them; existing ones are kept.
 
     Args:
         workspace: folder of params.yaml.
         audit: its name.
-        placed: what, and by which name.
-        copy: copies instead of links.
+        placed: the files, with their names.
+        copy: whether to copy instead of link.
 
     Returns:
-        One line for people for each.
+        One line per file for people.
 
     Raises:
-        UsageError: when something else has the name.
+        UsageError: if something else has the name.
     """
     inputs = workspace / DATA / audit / "inputs"
     refuse_taken(workspace, audit, placed, copy=copy)
@@ -62,10 +62,10 @@ def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) 
 
 
 def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> None:
-    """Refuse to put files where something else lies.
+    """Refuse to place files under names that something else has.
 
     Raises:
-        UsageError: when something else has one of their names.
+        UsageError: if something else has one of their names.
     """
     for one in placed:
         shown = Path(DATA, audit, "inputs", one.name)
@@ -84,11 +84,11 @@ def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy:
 
 
 def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
-    """Have an empty folder hold for a while what an audit will find under its inputs.
+    """Fill an empty folder with what an audit will find under its inputs, for a trial.
 
     Args:
         inputs: the folder.
-        others: the audit's own inputs, which hold files already where somebody put them there.
+        others: the audit's real inputs, which may already have files.
         placed: what is going to be placed there.
     """
     for one in placed:
@@ -99,7 +99,7 @@ def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
 
 
 def _copied(one: Placed, *, copy: bool) -> bool:
-    """What links to others is refused by ONNX: its parts are copied."""
+    """Whether a file is copied: ONNX refuses a model whose parts are links."""
     return copy or one.source.suffix == ".onnx"
 
 
@@ -121,7 +121,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
 
 
 def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool) -> str:
-    """Place a file and those it names, and nothing else that lies in its folder."""
+    """Place a file and those it names, and nothing else from its folder."""
     target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
     folder = one.source.parent
     copy = _copied(one, copy=copy)
@@ -135,7 +135,7 @@ def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *
         source, to = (folder / name).resolve(), partial / name
         to.parent.mkdir(parents=True, exist_ok=True)
         _copy(source, to) if copy else _link(source, to, target / Path(name).parent, root)
-    _remove(target)  # links of an earlier run, whose list may have grown since
+    _remove(target)  # links of an earlier run, which may be fewer
     partial.replace(target)
     files = sum((folder / name).is_file() for name in names) - 1
     folders = len(names) - 1 - files
@@ -146,7 +146,7 @@ def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *
 
 
 def _to_link(folder: Path, names: Sequence[str], inputs: Path) -> list[str]:
-    """Folders that hold what is named, each once; single files where a folder would bring more than what is meant."""
+    """The folders of the named files, each once; single files where a folder would bring in too much else."""
     home = Path.home().resolve()
     linked: dict[Path, bool] = {}  # folder -> whether it may be linked as a whole
     chosen: dict[str, None] = {}
@@ -166,7 +166,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path, folder: Path, root: Path) -> None:
-    """Link to a source from what is going to lie in `folder`; relative in the git repository at `root`."""
+    """Link to a source from a file that will be in `folder`; relative within the git repository at `root`."""
     target.symlink_to(os.path.relpath(source, folder.resolve()) if source.is_relative_to(root) else source)
 
 
@@ -184,5 +184,5 @@ def _remove(path: Path) -> None:
 
 
 def _near(path: Path, workspace: Path) -> str:
-    """A path as a person reads it: relative where it lies in the workspace."""
+    """A path for people: relative if it is in the workspace."""
     return str(path.relative_to(workspace.resolve())) if path.is_relative_to(workspace.resolve()) else str(path)

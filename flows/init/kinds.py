@@ -1,4 +1,4 @@
-"""Kinds of models an audit can begin with: the tasks of the entry points `faded.tasks` that say what `init` asks."""
+"""Kinds of models that `faded init` supports: the tasks of the entry points `faded.tasks` that have an `Init`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Kind:
     """One kind of task.
 
     Args:
-        name: of its entry point, as in params.yaml.
-        init: what it knows.
+        name: name of its entry point, as in params.yaml.
+        init: its part of `faded init`.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Kind:
 
 @cache
 def kinds() -> tuple[Kind, ...]:
-    """All of them. Their tasks are imported, and torch with these.
+    """All kinds. This imports their tasks, and torch with them.
 
     Raises:
-        UsageError: when one cannot be imported.
+        UsageError: if one cannot be imported.
     """
     found = []
     for name, entry in plugins.load(plugins.TASKS).items():
         task = plugins.imported(entry)
-        if (at := getattr(task, "init", None)) is not None:  # another's class may be no Task, which its audit refuses
+        if (at := getattr(task, "init", None)) is not None:  # a plugin's class may not be a Task; audits refuse it
             module, _, cls = at.partition(":")
             home = import_module(module, sys.modules[task.__module__].__package__)
             found.append(Kind(name, getattr(home, cls)()))
@@ -42,7 +42,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def options() -> dict[str, tuple[str, Option]]:
-    """The options of the command line that only some kinds have: name -> the first of these kinds, and the option."""
+    """Command-line options that only some kinds have: name -> the first of these kinds, and the option."""
     found: dict[str, tuple[str, Option]] = {}
     for kind in kinds():
         for name, option in kind.init.options.items():

@@ -1,6 +1,6 @@
-"""What an audit begins with, whatever its kind: its kind's concepts with moderate levels, items, compute, gates.
+"""Proposes an audit of any kind: the kind's concepts with moderate levels, items, compute and gates.
 
-Levels are only where calibration starts: it measures how often the model fails with them, and draws them in or out.
+The levels are only a starting point: calibration measures how often the model fails with them and moves them.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from stages.errors import UsageError
 from stages.tasks.init import Init, Proposal
 
 SEED = 7
-SEARCH_SECONDS = 600.0  # what a search is meant to take
-PROBES_OF_SEARCH = 2.5  # for each one of its budget: two explorers, and half as many in small steps
-BUDGETS = (200, 4000)  # at least, for anything to be learnt; at most, for more seldom shows more
-# Of each split at least: fewer tell nothing, and intervals over items would be wide as the range.
+SEARCH_SECONDS = 600.0  # intended duration of a search
+PROBES_OF_SEARCH = 2.5  # per probe of the budget: two explorers, and half as many small steps
+BUDGETS = (200, 4000)  # fewer probes teach nothing; more seldom show more
+# Smallest size of each split: with fewer items, intervals would be as wide as the range.
 FEWEST = 10
-# Of few items an interval is wide, and a strict bound would fail for want of evidence.
+# With fewer test items intervals are wide, and a strict bound would fail for lack of evidence.
 _FEW = 500
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person asked for.
+    """The requested audit.
 
     Args:
-        name: of the audit.
-        kind: what the model does.
+        name: name of the audit.
+        kind: kind of the model.
         model: `prepare.model`.
-        data: the block of the data.
-        proposal: of the kind.
-        repair: whether a repair is to follow.
-        budget: unique probes of the search; None: by what a probe takes.
-        items: how many items there are to draw from; None where nobody knows yet.
-        pools: how many of these are meant for which split; {} where the audit draws them.
+        data: `prepare.data`.
+        proposal: the kind's proposal.
+        repair: whether a repair follows.
+        budget: unique probes of the search; None to derive it from the duration of a probe.
+        items: number of available items; None if it is not known yet.
+        pools: how many of these belong to each split; {} if the audit draws the splits.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Wanted:
 
 
 def propose(wanted: Wanted) -> Draft:
-    """An audit that is whole and valid, before anything was measured.
+    """A complete and valid audit, before anything is measured.
 
     Args:
-        wanted: what was asked for.
+        wanted: the requested audit.
 
     Raises:
-        UsageError: when there are too few items.
+        UsageError: if there are too few items.
     """
     items = count_items(wanted)
     kind, proposal = wanted.kind, wanted.proposal
@@ -98,10 +98,10 @@ def propose(wanted: Wanted) -> Draft:
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:
-    """Items of each split: as many as are useful, of few a third each.
+    """Number of items per split: as many as are useful, or equal parts of few items.
 
     Raises:
-        UsageError: when there are too few.
+        UsageError: if there are too few.
     """
     init, splits = wanted.kind.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
     if wanted.items is None or not init.limited:
@@ -120,13 +120,13 @@ def count_items(wanted: Wanted) -> dict[str, int]:
             f"--data: too few items, {', '.join(few)}, where {FEWEST} are the minimum for each of {', '.join(splits)}"
             f"{ready}: give more data{without}"
         )
-    if "repair" in counts and not wanted.pools:  # a repair learns from whatever is left
+    if "repair" in counts and not wanted.pools:  # a repair learns from all that are left
         counts["repair"] = min(init.most["repair"], counts["repair"] + left)
     return counts
 
 
 def search_budget(probe_seconds: float) -> int:
-    """Unique probes so that both explorers and the small steps take about SEARCH_SECONDS, in two digits."""
+    """Budget with which both explorers and the small steps take about SEARCH_SECONDS, rounded down to two digits."""
     probes = SEARCH_SECONDS / (PROBES_OF_SEARCH * probe_seconds)
     low, high = BUDGETS
     bounded = min(high, max(low, probes))
@@ -135,12 +135,12 @@ def search_budget(probe_seconds: float) -> int:
 
 
 def all_pairs(audit: Mapping[str, Any]) -> int:
-    """Pairs of an item to search and a cell of the grid: a search cannot spend more."""
+    """Number of pairs of an item in the search split and a cell of the grid, the largest useful budget."""
     return int(audit["prepare"]["items"]["discover"]) * prod(len(levels) for levels in audit["concepts"].values())
 
 
 def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str, Any]:
-    """How the model is repaired, and what the repair has to reach."""
+    """The block of the repair, with its gates."""
     few = items["test"] < _FEW
     return {
         "feedback": {"policy": "top-k", "modes": 3},
@@ -156,7 +156,7 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
 
 
 def pairs(budget: int) -> int:
-    """Common probes of both models, inside and outside the target modes, for a search of that budget."""
+    """Common probes of both models, inside and outside the target modes, for a search with that budget."""
     return max(100, min(2000, budget // 2))
 
 

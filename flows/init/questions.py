@@ -1,4 +1,4 @@
-"""Answers of a person: each is an option, or asked on a terminal, where a guess is offered."""
+"""A person's answers: each is an option, or asked in the terminal with a guess as default."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stages.tasks.init import Answer, Check
 
 
 class Questions:
-    """What a person is asked, and what they answered.
+    """The questions to a person, and the answers.
 
-    An answer is, in this order: the option; what is typed, where there is a terminal; the guess, with `--yes`.
+    An answer is, in this order: the option; what is typed, if there is a terminal; the guess, with `--yes`.
 
     Args:
         console: where to ask.
-        options: answers given on the command line, by name; None where there is none.
-        asks: whether there is a terminal to ask on.
-        yes: guesses are taken without asking.
-        before: answers of a run that did not finish; they take the place of guesses.
+        options: answers on the command line, by name; None for an option that was not given.
+        asks: whether there is a terminal to ask in.
+        yes: whether guesses are accepted without asking.
+        before: answers of a run that did not finish, which replace guesses.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class Questions:
         self._console, self._options, self._asks, self._yes = console, options, asks and not yes, yes
         self._before = before or {}
         self.answers: dict[str, str | bool] = {}
-        self.unasked: dict[str, str] = {}  # guesses that were taken, for people to read
+        self.unasked: dict[str, str] = {}  # guesses that were accepted, to be shown
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
-        """Ask for a text; on a terminal it is asked again until it will do.
+        """Ask for a text; in a terminal, ask again until the answer is usable.
 
         Args:
-            name: of the option.
-            question: as a person reads it.
+            name: name of the option.
+            question: the question.
             guess: the default.
-            check: raises a UsageError where an answer will not do.
+            check: raises a UsageError if an answer is unusable.
 
         Raises:
-            UsageError: when there is no answer, or an option will not do.
+            UsageError: if there is no answer, or an option is unusable.
         """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, str) else guess
@@ -64,7 +64,7 @@ class Questions:
         """Ask for one of some words.
 
         Raises:
-            UsageError: when there is no answer, or it is none of them.
+            UsageError: if there is no answer, or it is not one of them.
         """
 
         def check(answer: str) -> None:
@@ -79,7 +79,7 @@ class Questions:
         """Ask for yes or no.
 
         Raises:
-            UsageError: when there is no answer.
+            UsageError: if there is no answer.
         """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
@@ -92,11 +92,11 @@ class Questions:
         return answer
 
     def said(self, name: str) -> Answer | None:
-        """What the command line says; None for nothing."""
+        """The value of an option on the command line; None if it was not given."""
         return self._options.get(name)
 
     def many(self, name: str) -> Sequence[str]:
-        """What the command line says in an option that may be given several times."""
+        """The values of an option that may be given several times."""
         said = self._options.get(name)
         return [] if said is None or isinstance(said, str | bool) else said
 
@@ -105,7 +105,7 @@ class Questions:
         return self._asks or name in self._before
 
     def go_on(self, question: str) -> bool:
-        """Whether to go on, where somebody can be asked; else yes."""
+        """Ask whether to continue; yes if nobody can be asked."""
         return Confirm.ask(escape(question), console=self._console, default=True) if self._asks else True
 
     def _typed(self, name: str, question: str, guess: str | None, check: Check) -> str:

@@ -1,8 +1,8 @@
-"""The command itself: ask, look, write, calibrate. params.yaml is changed twice, each time whole or not at all.
+"""The command `faded init`: ask, inspect, write, calibrate. It changes params.yaml twice, each time atomically.
 
-First the whole audit is written, with levels that nobody has measured; `prepare` runs on it as in any audit, so that
-nothing is done twice. Then the calibrated levels take their place. What is between the two is remembered under
-.faded/init: the same command goes on there, and other answers replace what was written.
+First the whole audit is written, with levels that nobody has measured. `prepare` runs on it as in any audit, so that
+nothing is done twice. Then the calibrated levels replace them. The state in between is kept under .faded/init: the
+same command resumes from there, and other answers replace what was written.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
 @dataclass(frozen=True)
 class Options:
-    """What a command line says.
+    """The command line.
 
     Args:
-        answers: to questions, by name; None where it says nothing.
-        copy: files are copied and not linked.
-        budget: unique probes of the search; None: by what a probe takes.
-        probes: of the calibration; None: `calibrate.PROBES`, or as many as its levels need.
-        yes: guesses are taken without asking.
+        answers: answers to questions, by name; None for an option that was not given.
+        copy: whether files are copied instead of linked.
+        budget: unique probes of the search; None to derive it from the duration of a probe.
+        probes: probes of the calibration; None for `calibrate.PROBES`, or as many as its levels need.
+        yes: whether guesses are accepted without asking.
     """
 
     answers: Mapping[str, Answer | None]
@@ -58,17 +58,17 @@ class Options:
 
 
 def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) -> None:
-    """Ask, look, write an audit, and calibrate it.
+    """Ask, inspect, write an audit, and calibrate it.
 
     Args:
-        folder: in a git repository; if it, or one above it, has audits already, another one is added there.
-        options: what the command line says.
-        console: where to ask and to tell.
-        asks: whether there is a terminal to ask on.
+        folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
+        options: the command line.
+        console: where to ask and print.
+        asks: whether there is a terminal to ask in.
 
     Raises:
-        UsageError: when an answer is missing or will not do; params.yaml is as it was then.
-        FadedError: when the model cannot be prepared for another reason; the same command goes on from there.
+        UsageError: if an answer is missing or unusable; params.yaml is unchanged then.
+        FadedError: if the model cannot be prepared for another reason; the same command resumes from there.
     """
     workspace = _workspace(folder)
     check_folder(workspace)
@@ -87,7 +87,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, answers.placed, copy=options.copy)
     same = next((one for one in earlier if one.name == draft.name), Unfinished(draft.name))
-    with_blocks(before, same.found_in(before), draft)  # refuses a layout that it cannot add to
+    with_blocks(before, same.found_in(before), draft)  # refuses a layout that nothing can be added to
     show_seen(console, answers.seen.said, draft, workspace)
     if not answers.absent:
         costs = answers.wanted.kind.init.trial_of_service if "endpoint" in answers.wanted.model else ""
@@ -112,15 +112,15 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
-    """Make a folder a workspace without an audit, for one that is written by hand.
+    """Make a folder a workspace without an audit, for audits written by hand.
 
     Args:
-        folder: in a git repository; a params.yaml with audits that lies there stays.
-        options: what the command line says; nothing of an audit may be among it.
-        console: where to tell.
+        folder: a folder in a git repository; an existing params.yaml with audits is kept.
+        options: the command line, which may not describe an audit.
+        console: where to print.
 
     Raises:
-        UsageError: when an audit is described, or it cannot become a workspace.
+        UsageError: if an audit is described, or the folder cannot become a workspace.
     """
     given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
     given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
@@ -166,14 +166,14 @@ def _write_and_calibrate(
 
 
 class _ChangedError(UsageError):
-    """Somebody has changed the audit, so that nothing of it is ours to take away."""
+    """Somebody has changed the audit meanwhile, so it must not be removed."""
 
 
 def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:
-    """Try the audit before anything is written; the answers, with what the trial has changed about the model.
+    """Try the audit before anything is written; return the answers, with changes to the model by the trial.
 
     Raises:
-        UsageError: when it could not run, or something seems wrong and nobody says what to do about that.
+        UsageError: if it could not run, or something seems wrong and nobody can be asked about it.
     """
     init = answers.wanted.kind.init
     with tried(draft, answers.placed, workspace) as params:
@@ -199,10 +199,10 @@ def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path
 def _undone_if_wrong(
     undo: Before, name: str, questions: Questions, options: Options, console: Console
 ) -> Iterator[None]:
-    """Leave the workspace as it was where its model or data turn out to be wrong.
+    """Restore the workspace if the model or data turn out to be wrong.
 
-    What a person answered is kept. Guesses are not: another model or other data have others. Nor is the number of
-    probes: too few may be what is wrong. What somebody else changed in params.yaml meanwhile stays.
+    A person's answers are kept. Guesses are not, as another model or data have others, nor is the number of probes,
+    which may be what was wrong. Other people's changes to params.yaml meanwhile are kept.
     """
     try:
         yield
@@ -223,14 +223,14 @@ def _undone_if_wrong(
 
 
 def _without(workspace: Path, name: str, text: str) -> str:
-    """The text of params.yaml without what this run, or one before it, wrote of the audit."""
+    """The text of params.yaml without the lines that this run, or one before it, wrote for the audit."""
     same = next((one for one in unfinished(workspace, text) if one.name == name), None)
     old = same.found_in(text) if same is not None else None
     return text if old is None else without(text, old)
 
 
 def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:
-    """Answers that are paths, as they are found from any folder: the command that goes on may be typed in another."""
+    """Answers that are paths, made absolute: the command may be resumed in another folder."""
     paths = {name: Path(str(answers[name])).expanduser() for name in _PATHS if name in answers}
     return {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
 
@@ -239,7 +239,7 @@ def _workspace(folder: Path) -> Path:
     """The folder itself, or the workspace that it is in.
 
     Raises:
-        UsageError: when it is not a folder, or in no git repository.
+        UsageError: if it is not a folder, or not in a git repository.
     """
     here = folder.resolve()
     if here.exists() and not here.is_dir():
@@ -254,15 +254,15 @@ def _text(workspace: Path) -> str:
         data = read_bytes(workspace / PARAMS)
     except FileNotFoundError:
         return ""
-    parse_yaml(data, str(workspace / PARAMS))  # what it refuses nobody else has to expect
+    parse_yaml(data, str(workspace / PARAMS))  # refuses what other readers need not handle then
     return data.decode()
 
 
 def _audits(text: str) -> list[str]:
-    """Names of the audits of params.yaml.
+    """Names of the audits in params.yaml.
 
     Raises:
-        UsageError: when it is no YAML.
+        UsageError: if it is not valid YAML.
     """
     raw = parse_yaml(text.encode(), str(PARAMS))
     audits = raw.get("audits") if isinstance(raw, dict) else None
@@ -270,7 +270,7 @@ def _audits(text: str) -> list[str]:
 
 
 def _earlier(earlier: Sequence[Unfinished], options: Options, console: Console) -> Unfinished | None:
-    """The unfinished run whose answers are offered: that of the name that is wanted, else the last one."""
+    """The unfinished run whose answers are offered: the one with the wanted name, otherwise the last one."""
     name = options.answers.get("name")
     found = next((one for one in earlier if name in (None, one.name)), None)
     if found is not None:

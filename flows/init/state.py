@@ -1,4 +1,4 @@
-"""What is kept of an `init` that did not finish, so that the next one goes on or starts anew."""
+"""State of an `init` that did not finish, from which the next one resumes or starts again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Written = tuple[str, str]  # the lines of an audit under `audits:` and under `re
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An audit that was written and is not calibrated yet.
+    """An audit that was written but is not calibrated yet.
 
     Args:
-        name: of the audit.
-        answers: what the person answered.
-        written: what params.yaml holds of it: one of these, for a kill may have come before or after the last change;
-            nothing where it was refused, and taken out again.
-        budget: of the search, as the command line said; None where it said nothing.
-        probes: of the calibration, likewise.
+        name: name of the audit.
+        answers: the person's answers.
+        written: the lines that params.yaml may have of it: one of these, as a kill may have come before or after the
+            last change; none if it was refused and removed again.
+        budget: budget of the search from the command line; None if it was not given.
+        probes: probes of the calibration from the command line; None if they were not given.
     """
 
     name: str
@@ -32,22 +32,22 @@ class Unfinished:
     probes: int | None = None
 
     def found_in(self, params: str) -> Written | None:
-        """What of it is in the text of params.yaml; None where nothing is, or somebody has changed it."""
+        """The lines of it in the text of params.yaml; None if there are none, or somebody has changed them."""
         return next((one for one in self.written if one[0] in params and one[1] in params), None)
 
 
 def remember(workspace: Path, unfinished: Unfinished) -> None:
-    """Keep it, whole or not at all."""
+    """Store it, atomically."""
     write_state(_path(workspace, unfinished.name), unfinished)
 
 
 def forget(workspace: Path, name: str) -> None:
-    """It is finished."""
+    """Remove it, as it is finished."""
     _path(workspace, name).unlink(missing_ok=True)
 
 
 def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
-    """Those that the text of params.yaml still holds, or that were refused, the last one first."""
+    """Unfinished audits that are still in the text of params.yaml, or were refused, the last one first."""
     folder = workspace / WORK / "init"
     for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
         one = read_state(path, Unfinished)
@@ -56,7 +56,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
 
 
 def uncalibrated(workspace: Path) -> list[str]:
-    """Names of audits that params.yaml holds as an `init` wrote them that did not finish."""
+    """Names of audits in params.yaml as an unfinished `init` wrote them."""
     text = (workspace / "params.yaml").read_text(encoding="utf-8")
     return [one.name for one in unfinished(workspace, text) if one.written]
 

@@ -1,7 +1,7 @@
-"""An audit tried out before anything of it is written: whether it will do.
+"""The trial of an audit before anything of it is written.
 
-It is tried in a temporary folder that is made like the workspace, so that whatever would refuse it there refuses it
-here, and leaves nothing behind.
+It runs in a temporary folder made like the workspace. Whatever would refuse the audit there refuses it here, and
+nothing is left behind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.screening.first_pass import fewest_probes
 
 
 def least_probes(draft: Draft) -> int:
-    """Unique probes that the calibration of an audit needs at least."""
+    """The smallest number of unique probes with which an audit can be calibrated."""
     return fewest_probes(
         [
             Concept(name, tuple(levels), neutral=levels[0], ordered=not any(isinstance(level, str) for level in levels))
@@ -32,15 +32,15 @@ def least_probes(draft: Draft) -> int:
 
 
 def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) -> None:
-    """Refuse a calibration that is too short for its concepts, and a search of more than there is.
+    """Refuse a calibration that is too short for its concepts, and a budget larger than the number of pairs.
 
     Args:
         draft: the audit.
-        budget: of its search, as a person said; None where nobody did.
-        probes: of its calibration, likewise.
+        budget: budget of its search from the command line; None if it was not given.
+        probes: probes of its calibration from the command line; None if they were not given.
 
     Raises:
-        UsageError: with the number there should be.
+        UsageError: with the number that is expected.
     """
     concepts, least, pairs = draft.audit["concepts"], least_probes(draft), all_pairs(draft.audit)
     if probes is not None and probes < least:
@@ -56,10 +56,10 @@ def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) ->
 
 @contextlib.contextmanager
 def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
-    """Work for a while in a temporary workspace that holds this audit alone.
+    """Enter a temporary workspace with only this audit, and check it there.
 
     Raises:
-        UsageError: when it is not an audit that could run.
+        UsageError: if the audit could not run.
     """
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()

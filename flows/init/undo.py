@@ -1,4 +1,4 @@
-"""A refused audit leaves a workspace, or a folder that was to become one, as it was before."""
+"""Restores a workspace, or a folder that was to become one, after an audit was refused."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from stages.environment import WORK
 from stages.files import replace_file
 from stages.params import DATA
 
-_REMEMBERED = WORK / "init"  # what was answered, which stays
+_REMEMBERED = WORK / "init"  # answers, which are kept
 _DVC = Path(".dvc")
 
 
 class Before:
-    """What there is before an audit is written.
+    """The state before an audit is written.
 
     Args:
-        workspace: where it will be; it need not exist.
-        name: of the audit.
+        workspace: root folder of its workspace, which need not exist.
+        name: name of the audit.
 
     Attributes:
         made: text of params.yaml once the folder is a workspace, before the audit is in it.
@@ -37,13 +37,13 @@ class Before:
         self._had = {path: (workspace / path).exists() for path in (_DVC, WORK, DATA)}
 
     def restore(self) -> None:
-        """Take away what was written since, but for the answers that are remembered."""
+        """Remove what was written since, except the remembered answers."""
         for path, data in self._bytes.items():
             if data is None:
                 path.unlink(missing_ok=True)
             elif _bytes(path) != data:
                 replace_file(path.resolve(), data)
-        for path in sorted(_below(self._audit) - self._held, reverse=True):  # what lies in a folder before it
+        for path in sorted(_below(self._audit) - self._held, reverse=True):  # contents before their folder
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         if not self._had[_DVC]:
             shutil.rmtree(self.workspace / _DVC, ignore_errors=True)
@@ -62,7 +62,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _below(folder: Path) -> set[Path]:
-    """A folder and all in it; links are not followed."""
+    """A folder and everything in it, without following links."""
     if not folder.is_dir():
         return set()
     return {folder, *(Path(here, name) for here, folders, files in os.walk(folder) for name in (*folders, *files))}
