@@ -274,7 +274,7 @@ def _gpus(params: Params, kind: str, audit: str) -> int:
 
 
 def _audit(stage: Any, ours: str) -> str:
-    """The audit that a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and files of `dvc add`."""
+    """The audit that a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and `dvc add`."""
     if stage.path_in_repo != ours:
         return ""
     kind, _, audit = str(stage.name).partition("@")

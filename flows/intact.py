@@ -1,8 +1,8 @@
-"""Whether an audit's outputs are, byte for byte, what its stages wrote.
+"""Checks that an audit's outputs are, byte for byte, what its stages wrote.
 
-DVC believes the name of an object in its cache and what it remembers of a file, and takes for granted what somebody
-commits. So the bytes are hashed here and compared with dvc.lock, and with the SHA-256 that each stage wrote to
-provenance.json of what it read and wrote. Against somebody who can rewrite all of these only a signature helps.
+DVC trusts the name of an object in its cache, its memory of a file's hash, and whatever is committed. So the bytes are
+hashed here and compared with dvc.lock, and with the SHA-256 of inputs and outputs that each stage wrote to
+provenance.json. Only a signature helps against somebody who can rewrite all of these.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 RECORD = "provenance.json"
-_NOT_OF_STAGES = {"inputs", "decisions", "shards"}  # under data/<audit>: people's, and folders that shares fill
+_NOT_OF_STAGES = {"inputs", "decisions", "shards"}  # folders of data/<audit> that people or shares fill
 _MOST_TOLD = 5
 _IS_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as its stage left it.
+    """A file that is not as its stage left it.
 
     Args:
-        stage: which stage.
+        stage: the stage.
         path: the file.
         told: what is wrong with it.
-        where: an output in the workspace, its copy in DVC's cache, or what the stage says itself in provenance.json.
+        where: an output in the workspace, its copy in DVC's cache, or what the stage recorded in provenance.json.
     """
 
     stage: str
@@ -58,10 +58,10 @@ class DamagedError(InfrastructureError):
 
 
 def check_intact(audit: str) -> None:
-    """Compare all that an audit's stages wrote with what dvc.lock and the stages say; missing files are just stale.
+    """Compare all outputs of an audit's stages with dvc.lock and the stages' records; missing files are just stale.
 
     Raises:
-        DamagedError: naming what differs, and the command that mends it.
+        DamagedError: with the differences and the command that repairs them.
     """
     if damages := find_damage(stages_of([audit])):
         told = "\n".join(f"  {line}" for line in _few([str(damage) for damage in damages]))
@@ -77,19 +77,19 @@ def _few(lines: list[str]) -> list[str]:
 
 
 def mend(stages: Collection[str]) -> list[str]:
-    """Have DVC see which outputs of stages are damaged, so that it restores them or runs the stage again.
+    """Make DVC notice damaged outputs of stages, so that it restores them or runs the stage again.
 
-    Copies in DVC's cache that are not what their names say are removed, and DVC forgets results that contradict what
-    their own stage recorded.
+    Damaged copies in DVC's cache are removed. Results that contradict their own stage's record are removed from
+    dvc.lock and the run-cache.
 
     Args:
-        stages: names in dvc.lock; others are passed over.
+        stages: names in dvc.lock; others are ignored.
 
     Returns:
-        What was wrong, in a few lines.
+        A few lines about what was wrong.
 
     Raises:
-        InfrastructureError: when the cache cannot be written.
+        InfrastructureError: if the cache cannot be written.
     """
     if not find_damage(stages):
         return []
@@ -100,7 +100,7 @@ def mend(stages: Collection[str]) -> list[str]:
     try:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
-            damages = find_damage(stages)  # again, for now no stage is at work on them
+            damages = find_damage(stages)  # again, as no stage is running on them now
             for damage in damages:
                 if damage.where == "cache":
                     remove_damaged(damage.path)
@@ -114,17 +114,17 @@ def mend(stages: Collection[str]) -> list[str]:
     except DvcException as error:
         raise InfrastructureError(f"DVC: {error}") from None
     hashes.save()
-    copies = {damage.path: damage for damage in damages if damage.where == "cache"}  # outputs may have the same bytes
+    copies = {damage.path: damage for damage in damages if damage.where == "cache"}  # several outputs may share a copy
     removed = [f"{damage}: removed" for damage in copies.values()]
     redone = [f"{damage}: {damage.stage} is restored or run again" for damage in damages if damage.where != "cache"]
     return [*_few(removed), *_few(redone)]
 
 
 def remove_damaged(path: Path) -> None:
-    """Remove an object of DVC's cache that is not what its name says.
+    """Remove an object of DVC's cache that does not match its name.
 
     Raises:
-        InfrastructureError: when the cache cannot be written.
+        InfrastructureError: if the cache cannot be written.
     """
     try:
         path.unlink(missing_ok=True)
@@ -135,28 +135,28 @@ def remove_damaged(path: Path) -> None:
 
 
 def _refill(stage: Any) -> None:
-    """Put into DVC's cache what it lacks and is right in the workspace, or the stage would have to run again."""
+    """Add correct outputs of the workspace that DVC's cache lacks, or the stage would have to run again."""
     for out in stage.outs:
         if out.use_cache and out.changed_cache() and out.exists and not out.changed_checksum():
             out.commit(relink=False)
 
 
 def _forget(repo: Repo, stage: Any) -> None:
-    """Take a result out of dvc.lock and out of DVC's records of runs, from which it would be restored."""
+    """Remove a result from dvc.lock and from DVC's run-cache, from which it would be restored."""
     from dvc.stage.cache import _get_cache_hash, _get_stage_hash
     from dvc.stage.serialize import to_single_stage_lockfile
 
-    with contextlib.suppress(FileNotFoundError):  # what the stage reads is missing
+    with contextlib.suppress(FileNotFoundError):  # an input of the stage is missing
         key = _get_stage_hash(stage)
         runs = Path(repo.stage_cache.cache_dir, key[:2], key)
         (runs / _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
-        with contextlib.suppress(OSError):  # other runs are recorded there, too
-            runs.rmdir()  # DVC takes the newest record of a folder for granted
+        with contextlib.suppress(OSError):  # the folder has other runs
+            runs.rmdir()  # DVC assumes that a folder has a record
     stage.dvcfile._lockfile.remove_stage(stage)
 
 
 def stages_of(audits: Collection[str]) -> list[str]:
-    """Names of the stages of audits that dvc.lock knows, shares of a search among them."""
+    """Names of the audits' stages in dvc.lock, including shares of a search."""
     return [name for name in _locked() if _audit(name) in audits]
 
 
@@ -170,10 +170,10 @@ def _locked() -> dict[str, dict[str, Any]]:
 
 
 def find_damage(stages: Collection[str]) -> list[Damage]:
-    """What differs of outputs in the workspace, of their copies in DVC's cache, and of what stages recorded.
+    """Find differences between dvc.lock, outputs in the workspace, their copies in DVC's cache, and stages' records.
 
     Args:
-        stages: names in dvc.lock; others are passed over.
+        stages: names in dvc.lock; others are ignored.
     """
     locked = {name: entry for name, entry in _locked().items() if name in stages}
     hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
@@ -182,7 +182,7 @@ def find_damage(stages: Collection[str]) -> list[Damage]:
     outs = [(name, path, md5) for name, entry in locked.items() for path, md5 in _hashed(entry, "outs").items()]
     hashes.learn(f for _, path, md5 in outs for f in (*_files(path), *cache.objects(md5, cache.listed(md5))))
     found = [damage for out in outs for damage in _of_output(*out, hashes, cache)]
-    # What was swapped after it was written is not what stages contradict one another about.
+    # A file that was swapped after it was written is not also a contradiction between stages.
     known = {path for damage in found for path in (damage.path, *damage.path.parents)}
     for name, entry in locked.items():
         found += [damage for damage in _of_record(name, entry, hashes) if damage.path not in known]
@@ -191,7 +191,7 @@ def find_damage(stages: Collection[str]) -> list[Damage]:
 
 
 def _hashed(entry: Mapping[str, Any], key: str) -> dict[Path, str]:
-    """What dvc.lock says of a stage's `outs` or `deps`: MD5 by path."""
+    """MD5 by path of a stage's `outs` or `deps` in dvc.lock."""
     named = [one for one in entry.get(key) or [] if isinstance(one, dict)]
     return {Path(one["path"]): str(one["md5"]) for one in named if "path" in one and "md5" in one}
 
@@ -211,7 +211,7 @@ def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFol
 
 
 def _listed(path: Path, hashes: Hashes) -> dict[str, str] | None:
-    """MD5 of a file, as ".", or of each file of a folder; None if it goes away meanwhile."""
+    """MD5 of a file, as ".", or of each file in a folder; None if it disappears meanwhile."""
     try:
         return {file.relative_to(path).as_posix(): hashes.md5(file) for file in _files(path)}
     except FileNotFoundError:
@@ -219,7 +219,7 @@ def _listed(path: Path, hashes: Hashes) -> dict[str, str] | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or all files of a folder, as DVC finds them; nothing for what is missing."""
+    """A file, or all files in a folder as DVC finds them; empty if the path is missing."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     return sorted(Path(here) / name for here, _, names in os.walk(path) for name in names)
@@ -230,7 +230,7 @@ def _unlike(written: Mapping[str, str], present: Mapping[str, str]) -> list[str]
 
 
 def _is_as_dvc_hashes(path: Path, md5: str) -> bool:
-    """Whether a folder is as it was but for files that .dvcignore names."""
+    """Whether a folder is unchanged except for files that .dvcignore names."""
     if not path.is_dir():
         return False
     from dvc.repo import Repo
@@ -245,7 +245,7 @@ def _is_as_dvc_hashes(path: Path, md5: str) -> bool:
 
 
 def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator[Damage]:
-    """Files that are not what the stage says in provenance.json, and those of which it says nothing."""
+    """Files that differ from provenance.json, and inputs or outputs that it lacks."""
     home = DATA / _audit(stage)
     here = home / stage.partition("@")[0]
     outs, record = _hashed(entry, "outs"), here / RECORD
@@ -265,7 +265,7 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     for path in dict.fromkeys(expected):
         if path not in said and path != record:
             yield Damage(stage, record, f"does not name {path}, which the stage read or wrote", "record")
-    # Where DVC itself sees that an input is another one now, the stage is just stale.
+    # If DVC itself sees that an input has changed, the stage is just stale.
     changed = {dep for dep, md5 in inside.items() if dep.exists() and _md5(dep, hashes) != md5}
     for path, sha256 in said.items():
         if path.exists() and not changed.intersection((path, *path.parents)) and _sha256(path, hashes) != sha256:
@@ -273,10 +273,10 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
 
 
 def check_recorded(stage: str) -> None:
-    """Refuse what a stage has just written where its record lacks a dependency of dvc.yaml: it will lack it again.
+    """Refuse a stage's new output if its record lacks a dependency of dvc.yaml, as another run would lack it again.
 
     Raises:
-        UsageError: naming the dependency.
+        UsageError: with the dependency.
     """
     home = DATA / _audit(stage)
     record = home / stage.partition("@")[0] / RECORD
@@ -292,14 +292,14 @@ def check_recorded(stage: str) -> None:
 
 
 def _of_stages(deps: Iterable[Path], home: Path) -> list[Path]:
-    """Those dependencies in the folder of an audit that other stages wrote."""
+    """The dependencies in an audit's folder that other stages wrote."""
     return [dep for dep in deps if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
 
 
 def _read_record(path: Path) -> dict[str, dict[str, str]] | None:
-    """What a stage read and wrote: SHA-256 by path; None where the record is not one.
+    """What a stage read and wrote: SHA-256 by path; None if the record is invalid.
 
-    Nothing at all of an earlier version, which did not say so: its results are stale by their code, and no evidence.
+    Empty for a record of an earlier version without these; its results are stale anyway, as the code changed.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -324,10 +324,10 @@ def _sha256(path: Path, hashes: Hashes) -> str:
 
 
 class CacheFolder:
-    """DVC's cache of outputs: objects that are named by their MD5.
+    """DVC's cache of outputs: objects named by their MD5.
 
     Args:
-        folder: with objects by the first two digits of their hash.
+        folder: contains the objects in folders named by the first two digits of their hash.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -335,7 +335,7 @@ class CacheFolder:
 
     @classmethod
     def of_workspace(cls) -> CacheFolder:
-        """That of the current folder's repository, wherever its settings say it lies."""
+        """The cache of the current folder's repository, wherever DVC's settings put it."""
         from dvc.config import Config, ConfigError
 
         dvc = dvc_root() / ".dvc"
@@ -346,35 +346,35 @@ class CacheFolder:
         return cls(Path(settings.get("dir") or dvc / "cache") / "files" / "md5")
 
     def objects(self, md5: str, files: Mapping[str, str]) -> list[Path]:
-        """Those objects of an output that are there: a file's, or a folder's list and its files.
+        """The existing objects of an output: a file's, or a folder's list and its files.
 
         Args:
-            md5: of the output.
-            files: MD5 of each of a folder's files.
+            md5: hash of the output.
+            files: for a folder, the MD5 of each file by path.
         """
         return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self.path(name)).is_file()]
 
     def holds(self, md5: str, hashes: Hashes) -> bool:
-        """Whether an object is there, and is what its name says."""
+        """Whether an object exists and matches its name."""
         path = self.path(md5)
         return path.is_file() and self.is_whole(path, hashes)
 
     def is_whole(self, path: Path, hashes: Hashes) -> bool:
-        """Whether an object is what its name says."""
+        """Whether an object matches its name."""
         return hashes.md5(path) == f"{path.parent.name}{path.name}".removesuffix(".dir")
 
     def damaged(self, md5: str, hashes: Hashes) -> list[Path]:
-        """Objects of an output that are not what their names say; of a folder whose list is, this one alone."""
+        """Objects of an output that do not match their names; only the list if a folder's list is one of them."""
         files = self.listed(md5) if self.holds(md5, hashes) else {}
         return [path for path in self.objects(md5, files) if not self.is_whole(path, hashes)]
 
     def path(self, name: str) -> Path:
-        """Where an object is kept."""
-        # A list that is not DVC's may name anything, and what is damaged is removed.
+        """The path of an object."""
+        # A list that DVC did not write may name anything, and damaged objects are removed.
         return self._folder / name[:2] / name[2:] if _IS_MD5.fullmatch(name) else self._folder / "none"
 
     def listed(self, md5: str) -> dict[str, str]:
-        """MD5 of a folder's files by path, as DVC's list of them says, if it is there."""
+        """MD5 of a folder's files by path, from DVC's list of them; empty if there is none."""
         if not md5.endswith(".dir"):
             return {}
         try:

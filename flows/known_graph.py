@@ -1,8 +1,8 @@
-"""What DVC said when it was last asked, for as long as nothing that it looked at has changed.
+"""DVC's last answer about the graph, reused while nothing that it depends on has changed.
 
-To ask DVC takes seconds where there are many audits, and most commands find everything as it was. So its answer is kept
-with a mark of all files it depends on: their inodes, sizes and times. The time of the last change (ctime) is the
-system's, and no program can set it. Where any mark is another one, or a stage is at work, DVC is asked.
+A query of DVC takes seconds with many audits, and most commands find everything unchanged. So the answer is stored with
+a mark of all files it depends on: their inodes, sizes and times. The system sets the time of the last change (ctime),
+and programs cannot. If the mark differs, or a stage is running, DVC is queried.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from stages.files import read_state, write_state
 from stages.params import load_params
 
 KNOWN = WORK / "graph.json"
-# Within the resolution of its time stamps a file that just changed may change again unseen.
+# Within the resolution of its timestamps, a file that just changed may change again unnoticed.
 _SETTLED_NS = 2_000_000_000
-_SOURCES = (str(PACKAGE), str(Path(__file__).parent))  # what reads the graph
+_SOURCES = (str(PACKAGE), str(Path(__file__).parent))  # the code that reads the graph
 
 
 @dataclass(frozen=True)
 class Known:
-    """An answer of DVC's.
+    """A stored answer of DVC.
 
     Args:
-        looks: it was asked by a command that runs nothing, so that dvc.lock may not name the present code.
+        looks: whether the querying command runs nothing, so that dvc.lock may not name the current code.
         paths: files and folders it depends on.
-        mark: of all these.
+        mark: a mark of all of these.
         stages: the answer, as plain data.
     """
 
@@ -52,18 +52,18 @@ class Memory:
     """DVC's last answer in a workspace.
 
     Args:
-        root: the workspace.
-        dvc: the folder of .dvc.
+        root: the workspace's root folder.
+        dvc: the folder that contains .dvc.
     """
 
     def __init__(self, root: Path, dvc: Path) -> None:
         self._root, self._dvc = root, dvc
 
     def recall(self, *, looks: bool) -> list[dict[str, Any]] | None:
-        """The stages as DVC told of them last; None where it has to be asked.
+        """The stages from DVC's last answer; None if DVC has to be queried.
 
         Args:
-            looks: nothing will be run.
+            looks: whether nothing will be run.
         """
         known = read_state(self._root / KNOWN, Known)
         if known is None or (known.looks and not looks) or self.is_at_work():
@@ -73,21 +73,21 @@ class Memory:
         return known.stages
 
     def remember(self, known: Known, asked: int) -> None:
-        """Keep an answer, unless files changed meanwhile, or may yet do so unseen.
+        """Store an answer, unless files changed meanwhile or may change unnoticed.
 
-        That is where a stage is at work, and where they changed so shortly before that their times do not tell.
+        They may while a stage is running, or if they changed shortly before the query, as timestamps are coarse.
 
         Args:
             known: the answer; its mark was taken before DVC looked at the files.
-            asked: when DVC was asked (ns).
+            asked: when DVC was queried (ns).
         """
         mark, newest = self.mark(known.paths)
         if mark == known.mark and asked - newest > _SETTLED_NS and not self.is_at_work():
-            with contextlib.suppress(OSError):  # where it cannot be kept, DVC is asked again
+            with contextlib.suppress(OSError):  # if it cannot be stored, DVC is queried again
                 write_state(self._root / KNOWN, known)
 
     def mark(self, paths: Iterable[str]) -> tuple[str, int]:
-        """A mark of files and folders, DVC's own and the code that reads them, and when any changed last (ns)."""
+        """A mark of these paths, DVC's own files and the code that reads them, and when any changed last (ns)."""
         digest, newest = hashlib.sha256(), 0
         told = {name: value for name, value in os.environ.items() if name.startswith("DVC_")}
         digest.update(json.dumps(told, sort_keys=True).encode())
@@ -100,7 +100,7 @@ class Memory:
         return digest.hexdigest(), newest
 
     def is_at_work(self) -> bool:
-        """Whether DVC notes a process that reads or writes files of stages, or one that died while it did."""
+        """Whether DVC records a process that is using stages' files, or one that died while using them."""
         try:
             locks = json.loads((self._dvc / ".dvc" / "tmp" / "rwlock").read_bytes())
         except FileNotFoundError:
@@ -111,12 +111,12 @@ class Memory:
 
 
 def all_local(stages: Iterable[Any]) -> bool:
-    """Whether all that stages of DVC's read and write lies in files here: of what lies elsewhere there is no mark."""
+    """Whether all that DVC stages read and write is in local files; anything else cannot be marked."""
     return all(getattr(one.fs, "protocol", "") == "local" for stage in stages for one in (*stage.deps, *stage.outs))
 
 
 def paths_of(stages: Iterable[Any]) -> list[str]:
-    """What the state of stages of DVC's depends on: what they read and wrote, and DVC's copies of the latter."""
+    """The files that the state of DVC stages depends on: inputs, outputs, and the outputs' copies in the cache."""
     found: dict[str, None] = {}
     for stage in stages:
         found |= {str(one.fs_path): None for one in (*stage.deps, *stage.outs)}
@@ -124,7 +124,7 @@ def paths_of(stages: Iterable[Any]) -> list[str]:
             if out.use_cache and out.hash_info:
                 names = [out.hash_info.value]
                 if out.hash_info.isdir:
-                    with contextlib.suppress(Exception):  # no list, or a damaged one: it is marked itself
+                    with contextlib.suppress(Exception):  # no list, or a damaged one, which is marked itself
                         names += [entry.value for _, _, entry in out.get_obj() or ()]
                 found |= {str(out.cache.oid_to_path(name)): None for name in names}
     return list(found)
@@ -140,14 +140,14 @@ def _status(file: Path | os.DirEntry[str]) -> os.stat_result | None:
 def _below(
     path: str, status: os.stat_result | None, above: frozenset[tuple[int, int]]
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-    """A file, or a folder and all below and behind it; a link back to where it came from is not followed again."""
+    """A file, or a folder and everything below it, through links; a link back to a folder above is not followed."""
     yield path, status
     if status is None or not stat.S_ISDIR(status.st_mode) or (here := (status.st_dev, status.st_ino)) in above:
         return
     try:
         with os.scandir(path) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # it may not be read, or is gone since
+    except OSError:  # not readable, or deleted meanwhile
         yield path, None
         return
     for entry in inside:
@@ -155,7 +155,7 @@ def _below(
 
 
 def _files_of_dvc(dvc: Path) -> Iterator[str]:
-    """DVC's files in the repository, but for those in hidden folders."""
+    """DVC's files in the repository, except those in hidden folders."""
     for here, folders, files in os.walk(dvc):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -164,7 +164,7 @@ def _files_of_dvc(dvc: Path) -> Iterator[str]:
 
 
 def _settings(dvc: Path) -> Iterator[str]:
-    """DVC's settings: of the repository, the clone, the user and the system."""
+    """DVC's settings of the repository, the clone, the user and the system."""
     from dvc.dirs import global_config_dir, system_config_dir
 
     for folder, name in ((dvc / ".dvc", "config"), (dvc / ".dvc", "config.local")):
@@ -174,7 +174,7 @@ def _settings(dvc: Path) -> Iterator[str]:
 
 
 def _code_is_named(root: Path) -> bool:
-    """Whether code.json names the present code of tasks that are a user's, whose files are not among those marked."""
+    """Whether code.json is current for custom tasks, whose files are not marked."""
     audits = {name: audit for name, audit in load_params(root / PARAMS).audits.items() if is_of_user(audit.task)}
     if not audits:
         return True

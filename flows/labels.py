@@ -1,7 +1,6 @@
-"""What people know a run by in Prefect: its name, tags, keys of artifacts, and the states of audits and stages.
+"""Labels of a run in Prefect: its name, tags, artifact keys, and the states of audits and stages.
 
-How an audit ended is a state with a name of its own, returned and not raised: a verdict is no crash and leaves no
-traceback.
+How an audit ended is a named state, returned rather than raised: a verdict is not a crash and leaves no traceback.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from flows.run_stage import StageResult
 from stages.errors import FadedError, RejectedError
 
 FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by hand"
-GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states, by which automations know them
-_CACHED = "Cached"  # as Prefect calls what it takes from its own cache
+GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
+_CACHED = "Cached"  # Prefect's name for results from its own cache
 _UP_TO_DATE = "up to date: nothing it depends on has changed"
 _STAGE = {"ran": "Completed", "restored": _CACHED, "unchanged": _CACHED}
 
 
 def run_name() -> str:
-    """The name of the present flow run, "mnist 2026-11-28 07:05": its audits, and when it first started, in local time.
+    """The current flow run's name, "mnist 2026-11-28 07:05": its audits, and when it first started, in local time.
 
-    A run that was suspended starts anew, and keeps its name.
+    A suspended run starts again when it is resumed, and keeps its name.
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
@@ -40,7 +39,7 @@ def run_name() -> str:
 
 
 def tag(run: FlowRun, audits: Sequence[str]) -> None:
-    """Tag a deployment's run with its audits and who started it; others are tagged where they are typed."""
+    """Tag a deployment's run with its audits and who started it; other runs are tagged by the command."""
     tags = list(dict.fromkeys([*run.tags, "faded", *audits, SCHEDULED if run.auto_scheduled else BY_HAND]))
     if tags != run.tags:
         with get_client(sync_client=True) as client:
@@ -48,12 +47,12 @@ def tag(run: FlowRun, audits: Sequence[str]) -> None:
 
 
 def key(audit: str, what: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and dashes."""
+    """A key that Prefect accepts: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", f"{audit}-{what}".lower()).strip("-")
 
 
 def shown_before(run: FlowRun) -> set[str]:
-    """Stages that a deployment's run shows as done since before its process ended; those that it cut off are ended."""
+    """Stages that a resumed run already shows as done; those that were running when its process ended are closed."""
     known: list[TaskRun] = []
     with get_client(sync_client=True) as client:
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
@@ -67,29 +66,29 @@ def shown_before(run: FlowRun) -> set[str]:
 
 
 def up_to_date(stage: str) -> State[StageResult]:
-    """The state of a stage that DVC need not be asked about again."""
+    """The state of a stage that DVC does not have to check again."""
     return Completed(name=_CACHED, message=_UP_TO_DATE, data=StageResult(stage=stage, outcome="unchanged"))
 
 
 def done(result: StageResult) -> State[StageResult]:
-    """The state of a stage that is up to date now."""
+    """The state of a stage that has just been brought up to date."""
     told = {"restored": "restored from the cache of DVC", "unchanged": _UP_TO_DATE}
     message = told.get(result.outcome, f"ran in {result.seconds:.1f} s")
     return Completed(name=_STAGE[result.outcome], message=message, data=result)
 
 
 def refused(error: FadedError) -> State[Any]:
-    """The state of a stage that ended with what no retry mends: an answer, not a crash, so without a traceback."""
+    """The state of a stage that failed in a way that a retry cannot fix; without a traceback, as it is no crash."""
     return Failed(name=REJECTED if isinstance(error, RejectedError) else "Failed", message=str(error), data=error)
 
 
 def last_state(endings: Sequence[Ending], skipped: Sequence[str] = (), data: Any = None) -> State[Any]:
-    """The last state of a flow run, by its worst ending.
+    """The last state of a flow run, given by its worst ending.
 
     Args:
-        endings: of its audits.
-        skipped: what is told of audits that it left to another run.
-        data: what the flow returns, or raises where it failed.
+        endings: endings of its audits.
+        skipped: messages about audits that it left to another run.
+        data: what the flow returns, or raises if it failed.
     """
     told = "; ".join([*(ending.text for ending in endings), *skipped])
     kinds = {ending.kind for ending in endings}

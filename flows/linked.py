@@ -1,6 +1,6 @@
-"""Folders that an audit's inputs link to: DVC hashes what a linked file holds, but passes over a linked folder.
+"""Notes on folders that an audit's inputs link to: DVC hashes the content of linked files, but ignores linked folders.
 
-So what such folders hold is noted beside the links, in a file that DVC does hash, before it is asked what is stale.
+A hash of such a folder's content is written to a file beside the link, which DVC does hash, before DVC is queried.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 NOTE = "linked-folders.json"
-# What DVC itself never looks into, and what Python writes when it reads a module.
+# Folders that DVC itself ignores, and the one that Python writes when it imports a module.
 _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 
 
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
-    """Bring the notes of all audits up to date.
+    """Update the notes of all audits.
 
     Args:
-        repo: DVC's, which remembers the hash of a file that did not change.
-        root: the workspace.
+        repo: DVC's repository, which remembers hashes of unchanged files.
+        root: the workspace's root folder.
 
     Raises:
-        UsageError: when a linked folder cannot be read, or its note not be written.
+        UsageError: if a linked folder cannot be read, or its note cannot be written.
     """
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE
         try:
             found = {link.relative_to(inputs).as_posix(): _held(link, repo) for link in _linked(inputs)}
-            # No partial file: one cut short by a kill is another text, and is written again.
+            # No partial file is needed: a note truncated by a kill differs, and is written again.
             text = json.dumps(found, indent=1) + "\n" if found else ""
             if text and (not note.exists() or note.read_text(encoding="utf-8") != text):
                 note.write_text(text, encoding="utf-8")
-            elif not text and note.exists():  # where there is none, inputs need not be writable
+            elif not text and note.exists():  # without a note, inputs need not be writable
                 note.unlink()
         except OSError as error:
             raise UsageError(
@@ -51,13 +51,13 @@ def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
 
 
 def _linked(inputs: Path) -> list[Path]:
-    """Links to folders, but for those behind another such link."""
+    """Links to folders, except those behind another such link."""
     folders = (Path(here, name) for here, names, _ in os.walk(inputs) for name in names)
     return sorted(folder for folder in folders if folder.is_symlink())
 
 
 def _held(link: Path, repo: Repo) -> dict[str, int | str]:
-    """How many files a folder holds, and the MD5 of their paths and contents."""
+    """The number of files in a folder, and the MD5 of their paths and contents."""
     from dvc_data.hashfile.hash import hash_file
     from dvc_objects.fs.local import localfs
 
@@ -70,7 +70,7 @@ def _held(link: Path, repo: Repo) -> dict[str, int | str]:
 
 
 def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """All files in a folder and those below and behind it, in order; a link back to where it came from is left out."""
+    """All files in a folder and below it, through links, in order; a link back to a folder above is skipped."""
     real = folder.resolve()
     if real in above:
         return

@@ -1,4 +1,4 @@
-"""What dvc.lock says: the stages that ran, and the hashes of what they read and wrote."""
+"""Reads dvc.lock: the stages that ran, and the hashes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOCK = Path("dvc.lock")
 
 
 def read_lock(data: bytes) -> dict[str, dict[str, Any]]:
-    """The stages that the bytes of a dvc.lock name; none where these are not YAML, as a kill may leave them."""
+    """The stages in the bytes of a dvc.lock; none if they are not YAML, as after a kill."""
     try:
         content = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
@@ -23,7 +23,7 @@ def read_lock(data: bytes) -> dict[str, dict[str, Any]]:
 
 
 def md5_in(stages: Mapping[str, Mapping[str, Any]], key: str, path: str) -> str | None:
-    """The MD5 of an output ("outs") or a dependency ("deps") of these stages; None where they name none."""
+    """The MD5 of an output ("outs") or a dependency ("deps") of these stages; None if they do not have it."""
     for entry in stages.values():
         for one in entry.get(key) or ():
             if one.get("path") == path:

@@ -1,7 +1,7 @@
-"""Name the code of audits before DVC is asked, so that a changed comment shows no stage as stale.
+"""Records the code of audits before DVC is queried, so that a changed comment makes no stage stale.
 
-DVC would find the stage `code` stale whenever any file changed, and take all stages behind it for stale until that has
-run. It takes a moment, so it is done here: each data/AUDIT/code.json, and what dvc.lock says of it.
+DVC would find the stage `code` stale whenever any file changed, and with it all stages after it, until it has run.
+That stage is fast, so its work is done here: each data/AUDIT/code.json, and its entry in dvc.lock.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
-    """Bring code.json of all audits up to date, and their entries in dvc.lock; DVC's lock is held.
+    """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
     Args:
-        repo: DVC's.
-        root: the workspace.
-        ours: the path of the workspace's dvc.yaml in it.
-        looks: dvc.lock stays as it is.
+        repo: DVC's repository.
+        root: the workspace's root folder.
+        ours: path of the workspace's dvc.yaml in the repository.
+        looks: whether to leave dvc.lock unchanged.
 
     Raises:
-        UsageError: when one cannot be written.
+        UsageError: if a file cannot be written.
     """
     stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and kind_of(stage) == STAGE]
     params, code, named = load_params(root / PARAMS), None, []
@@ -45,19 +45,19 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
             if not looks and stage.status():
                 stage.save(run_cache=False)
                 named.append(stage)
-        if named:  # all at once: each time dvc.lock is read and written as a whole
+        if named:  # all at once, as dvc.lock is read and written as a whole
             named[0].dvcfile.dump_stages(named, update_pipeline=False)
     except OSError as error:
         raise UsageError(f"{path} names the code of its audit, and cannot be updated: {error}") from None
 
 
 def code_in(root: Path) -> Code:
-    """The code that stages of a workspace run: what is installed, or in a clone of the repository that of the clone."""
+    """The code that a workspace's stages run: the installed package, or the clone's own if it is a clone of Faded."""
     return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
 
 
 def is_of_user(task: str) -> bool:
-    """Whether a task of params.yaml is in a module of a user's, which is none of the files that DVC watches."""
+    """Whether a task in params.yaml is in a user's module, whose files DVC does not watch."""
     return ":" in task and not task.startswith(f"{PACKAGE.name}.")
 
 

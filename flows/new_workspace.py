@@ -1,4 +1,4 @@
-"""Makes a folder of any git repository a workspace of one's own, and adds audits to it."""
+"""Makes a folder of any git repository a custom workspace, and adds audits to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from stages.git import git, git_root
 from stages.params import DATA
 
 WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)
-"""Files of a workspace, beside .dvc and the folders of its audits."""
+"""Files of a workspace, besides .dvc and the folders of its audits."""
 
 _NO_AUDITS = """\
 # What is audited (audits:) and what is done about it (repairs:). An audit without an entry under repairs: ends after
@@ -46,10 +46,10 @@ runner: threads
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, before anything is written, what `write_workspace` refuses.
+    """Refuse what `write_workspace` refuses, before anything is written.
 
     Raises:
-        UsageError: when the folder holds a pipeline of the user's own, or git ignores its data.
+        UsageError: if the folder has the user's own pipeline, or git ignores its data.
     """
     if not folder.is_dir() or (RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder)):
         return
@@ -58,19 +58,19 @@ def check_folder(folder: Path) -> None:
 
 
 def write_workspace(folder: Path) -> list[Path]:
-    """Make a folder of a git repository a workspace of one's own, yet without audits.
+    """Make a folder of a git repository a custom workspace, without audits so far.
 
-    What makes it one, dvc.yaml, is written last: a kill leaves nothing that DVC reads, and the same call goes on.
-    Nothing of a clone of Faded's repository is changed, and other pipelines of the repository stay as they are.
+    dvc.yaml makes it a workspace, so it is written last: a kill leaves nothing that DVC reads, and a new call resumes.
+    A clone of Faded's repository is left unchanged, and so are other pipelines of the repository.
 
     Args:
-        folder: in a git repository; it is made if it is missing.
+        folder: a folder in a git repository; created if it is missing.
 
     Returns:
-        What was written; nothing where it is a workspace already.
+        What was written; empty if it already is a workspace.
 
     Raises:
-        UsageError: when it is in no git repository, holds a pipeline of the user's own, or git ignores its data.
+        UsageError: if it is not in a git repository, has the user's own pipeline, or git ignores its data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = git_root(folder.resolve())
@@ -95,28 +95,28 @@ def write_workspace(folder: Path) -> list[Path]:
 
 
 def add_folders(folder: Path, name: str, *, repair: bool) -> None:
-    """Make the folders of an audit, with what keeps them in git and its outputs out of it.
+    """Create the folders of an audit, with the files that keep them in git and its outputs out of it.
 
     Args:
-        folder: the workspace.
-        name: of the audit.
-        repair: whether its failures are repaired, on which people may decide.
+        folder: the workspace's root folder.
+        name: name of the audit.
+        repair: whether the audit has a repair, which people may decide on.
     """
     for path, text in folders_of(folder, name, repair=repair).items():
         replace_file(path, text)
 
 
 def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping[str, Any] | None = None) -> None:
-    """Add an audit to a workspace: its folders and, whole or not at all, its blocks in params.yaml.
+    """Add an audit to a workspace: its folders and, atomically, its blocks in params.yaml.
 
     Args:
-        folder: the workspace.
-        name: of the audit.
+        folder: the workspace's root folder.
+        name: name of the audit.
         audit: its block, as in `AuditConfig`.
-        repair: that of its repair, as in `RepairConfig`; None for no repair.
+        repair: the block of its repair, as in `RepairConfig`; None for no repair.
 
     Raises:
-        UsageError: when there is one of that name, its blocks are wrong, or params.yaml cannot hold them.
+        UsageError: if the name is taken, the blocks are invalid, or params.yaml's layout cannot take them.
     """
     from stages.params import load_params, name_error, parse_yaml, read_bytes
 
@@ -140,7 +140,7 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """What is not of Faded is not written over."""
+    """Refuse to overwrite files that are not Faded's."""
     params = text_of(folder / PARAMS)
     foreign = {
         DVC_YAML: (folder / DVC_YAML).exists() and not is_own(folder),
@@ -157,7 +157,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _put_lines(path: Path, folder: Path, root: Path) -> bool:
-    """Append to .gitignore or .dvcignore what is missing there; whether anything was."""
+    """Append the missing lines to .gitignore or .dvcignore; return whether there were any."""
     lines = _git_ignores(folder, root) if path.name == ".gitignore" else [f"/{WORK}"]
     before = text_of(path)
     after = with_lines(before, lines, "Files that `faded` keeps for itself, and files that it keeps in git.")
@@ -167,7 +167,7 @@ def _put_lines(path: Path, folder: Path, root: Path) -> bool:
 
 
 def _git_ignores(folder: Path, root: Path) -> list[str]:
-    """Lines of .gitignore: DVC refuses pipelines that git ignores, and git is where results are told."""
+    """Lines of .gitignore: DVC refuses pipelines that git ignores, and results are recorded in git."""
     names = [str(PARAMS), str(DVC_YAML), "dvc.lock", str(RECORD)]
     lines = [f"/{WORK}/", *(f"!/{name}" for name in names if _ignored(folder, name))]
     if _ignored(folder, f"{DATA}/audit/decisions"):
@@ -187,7 +187,7 @@ def _ignored(folder: Path, name: str) -> bool:
 
 
 def _make_dvc(folder: Path) -> None:
-    """As `dvc init --subdir` makes it, but at once, without analytics, and leaving git's index alone."""
+    """Create .dvc as `dvc init --subdir` does, but atomically, without analytics, and without touching git's index."""
     from dvc.config import Config
     from dvc.repo import Repo
 
@@ -195,7 +195,7 @@ def _make_dvc(folder: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     git("init", "--quiet", folder=home)
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # it would say what people are told otherwise
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # its messages would repeat Faded's own
     Repo.init(str(home)).close()
     with Config(str(home / ".dvc")).edit("repo") as config:
         config["core"]["analytics"] = "false"  # as `dvc config` writes it

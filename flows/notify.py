@@ -1,6 +1,6 @@
-"""Tells people of an audit through Prefect's notification blocks, which keep their secrets on the server.
+"""Sends notifications about audits through Prefect's notification blocks, which keep their secrets on the server.
 
-A Prefect variable named after the work pool says which block that is, so no file of the workspace holds a secret.
+A Prefect variable named after the work pool names the block, so no file of the workspace contains a secret.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _SUBJECT: dict[Event, str] = {
     "rejected": "was rejected",
     "broken": "broken",
 }
-_SENT = WORK / "notices"  # by audit, the result that people were notified of last
+_SENT = WORK / "notices"  # by audit, the result of the last notification
 
 
 def notify(event: Event, audit: str, text: str, result: str = "") -> None:
-    """Tell whoever is to be told, if a block is set; whatever goes wrong with it is logged and costs nothing.
+    """Notify people if a block is set; errors are logged and otherwise ignored.
 
     Args:
         event: what happened.
-        audit: to which audit.
-        text: what the person should know, with links.
-        result: what it is about: nobody is told twice in a row of the same. Empty for what is new each time.
+        audit: the audit it happened to.
+        text: the message, with links.
+        result: identifies the event, so that nobody is notified twice in a row of the same. Empty if every one is new.
     """
     sent = f"{event} {result}" if result else ""
     try:
@@ -49,16 +49,16 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
 
 
 def forget(audit: str) -> None:
-    """Note that all is well with an audit: should it end as before once more, that is told again."""
+    """Forget the last notification: all is well with the audit, and the same problem is reported if it recurs."""
     (_SENT / f"{audit}.json").unlink(missing_ok=True)
 
 
 def _notify(subject: str, text: str) -> bool:
-    """Send it; return whether there was anybody to send it to."""
+    """Send a message; return whether there is a block to send it through."""
     from flows.server import configured_api, talking_to
 
     url = configured_api()
-    if url is None:  # then there is no block either, and asking would start a server
+    if url is None:  # no block either, and the query would start a server
         return False
     with talking_to(url):
         if (slug := _read(_pool())) is None:
@@ -70,18 +70,18 @@ def _notify(subject: str, text: str) -> bool:
 
 
 def set_url(kind: Kind, url: str) -> str:
-    """Save where notifications go as a block on the server of the current settings, and use it from now on.
+    """Save an address for notifications as a block on the server of the current settings, and use it from now on.
 
     Args:
-        kind: of the address.
+        kind: kind of the address.
         url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
-            the mail server, as Apprise takes it.
+            the mail server, in Apprise's format.
 
     Returns:
         The block's name, "slack-webhook/faded".
 
     Raises:
-        UsageError: when the URL is not of its kind.
+        UsageError: if the URL does not fit its kind.
     """
     from apprise import Apprise
     from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
@@ -103,12 +103,12 @@ def set_url(kind: Kind, url: str) -> str:
         block = CustomWebhookNotificationBlock(
             name=pool,
             url="{{url}}",
-            secrets={"url": url},  # such a URL is a password: whoever has it can post
+            secrets={"url": url},  # the URL is a secret: anybody who has it can post
             json_data={"text": "{{subject}}\n{{body}}", "subject": "{{subject}}", "body": "{{body}}"},
         )
         name = pool
     else:
-        # Prefect has no block of its own for mail by SMTP; this one hands every URL that is not Slack's to Apprise.
+        # Prefect has no block for mail by SMTP; this one passes every URL that is not Slack's on to Apprise.
         block = SlackWebhook(url=url)
         name = pool if kind == "slack" else f"{pool}-email"
     block.save(name, overwrite=True)
@@ -118,10 +118,10 @@ def set_url(kind: Kind, url: str) -> str:
 
 
 def set_block(slug: str | None) -> None:
-    """Use a block that is on the server already ("ms-teams-webhook/ops"), or none.
+    """Use a block that is already on the server ("ms-teams-webhook/ops"), or none.
 
     Raises:
-        UsageError: when there is no such block, or it is none for notifications.
+        UsageError: if there is no such block, or it is not a notification block.
     """
     if slug is not None:
         from prefect.blocks.abstract import NotificationBlock
@@ -146,8 +146,8 @@ def send_test() -> None:
     """Send a message through the block in use.
 
     Raises:
-        UsageError: when none is set.
-        InfrastructureError: when the message was refused or did not arrive.
+        UsageError: if none is set.
+        InfrastructureError: if the message was refused or did not arrive.
     """
     slug = current()
     if slug is None:
@@ -161,7 +161,7 @@ def send_test() -> None:
 
 
 def block_id(client: SyncPrefectClient, pool: str) -> UUID | None:
-    """The id of the block in use, for automations; None where there is none."""
+    """The id of the block in use, for automations; None if there is none."""
     variable = client.read_variable_by_name(_variable(pool))
     if variable is None:
         return None
@@ -170,7 +170,7 @@ def block_id(client: SyncPrefectClient, pool: str) -> UUID | None:
 
 
 def _why(error: Exception) -> str:
-    """Why a message did not arrive, without the text of the error: it may name the address, which is a secret."""
+    """Why a message did not arrive, without the error's text, which may contain the address, a secret."""
     import httpx
 
     if isinstance(error, httpx.HTTPStatusError):
@@ -209,7 +209,7 @@ def _use(slug: str | None) -> None:
 
 
 def _load(slug: str) -> Any:
-    """A block, any: Prefect types `notify` for callers that await it, too."""
+    """A block; typed Any, as Prefect types `notify` for callers that await it, too."""
     import prefect.blocks.notifications  # noqa: F401  # registers the types
     from prefect.blocks.core import Block
 

@@ -1,8 +1,8 @@
-"""Host names of our own for the servers of a workspace, so that no other server shares their cookies.
+"""Random host names for the servers of a workspace, so that no other server shares their cookies.
 
-Cookies know hosts, not ports: whatever listens on another port of 127.0.0.1, another user's program included, would be
-sent a cookie of 127.0.0.1. A random name under `localhost`, which browsers resolve to this machine by themselves (RFC
-6761), cannot be guessed, so no foreign page can lead a browser to it on a port of its own.
+Browsers send cookies by host and ignore the port: a cookie of 127.0.0.1 would go to any server on another of its ports,
+including another user's. A random name under `localhost`, which browsers resolve to this machine by themselves (RFC
+6761), cannot be guessed, so no foreign page can lead a browser to that name on its own port.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ import secrets
 
 
 def new_host() -> str:
-    """A host name for one server that runs now, never used again: who gets its port later gets nothing with it."""
+    """A host name for one run of a server, never used again: a later server on the same port gets no cookies."""
     return f"faded-{secrets.token_hex(16)}.localhost"

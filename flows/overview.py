@@ -1,4 +1,4 @@
-"""What is scheduled, when it starts next, how it went last, and what waits for a person."""
+"""The overview of schedules: the next start, the last run, and what waits for a person."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One audit that can recur.
+    """One audit with a deployment.
 
     Args:
         entry: its deployment.
@@ -46,12 +46,12 @@ class Row:
 
 
 def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[Row]:
-    """Read what there is to tell; without a server the last run is told from the time of its verdict.
+    """Read the overview; without a server, the time of the last verdict stands for the last run.
 
     Args:
-        params: of the workspace.
-        entries: deployments of prefect.yaml; those of audits that are gone are left out.
-        api: a Prefect server that answers, None for none.
+        params: the workspace's parameters.
+        entries: deployments of prefect.yaml; those of removed audits are left out.
+        api: URL of a Prefect server that responds, None for none.
     """
     from prefect.client.orchestration import get_client
 
@@ -66,7 +66,7 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
 
 
 def show_schedules(console: Console, rows: Sequence[Row]) -> None:
-    """Print them as a table."""
+    """Print the overview as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("audit", "schedule", "next start", "last run", "verdict", "waits for"):
         table.add_column(column, overflow="fold")
@@ -81,11 +81,11 @@ def show_schedules(console: Console, rows: Sequence[Row]) -> None:
 
 
 def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
-    """What a person should know of the runs of a work pool on the server of the current settings.
+    """Problems with the runs of a work pool on the server of the current settings.
 
     Args:
-        pool: the workspace's.
-        since: runs that crashed earlier are old news.
+        pool: the workspace's work pool.
+        since: crashes before this time are ignored.
         late: how long a run may wait for its start.
 
     Returns:
@@ -115,7 +115,7 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
 
 
 def named(run: FlowRun) -> str:
-    """A flow run as people know it."""
+    """A flow run's name for people."""
     audits = ", ".join(run.parameters.get("audits", []))
     return f"the audit of {audits} (flow run {run.name})"
 
@@ -129,7 +129,7 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
         if needs_decision(params, entry.audit) is not None:
             until = deadline(entry.audit)
             waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
-    except FadedError as error:  # a decision file is broken: the others are still to be seen
+    except FadedError as error:  # a decision file is broken; still show the others
         waits.append(str(error))
     if client is not None and (due := _late_since(entry, client)) is not None:
         waits.append(f"a worker or its turn, since {due.astimezone():%Y-%m-%d %H:%M}")
@@ -181,7 +181,7 @@ def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:
         sort=FlowRunSort.START_TIME_DESC,
         limit=1,
     )
-    # One whose process died before it said that it runs has no time of its start.
+    # A run has no start time if its process died before it reported that it was running.
     if not runs or (began := runs[0].start_time or runs[0].expected_start_time) is None or runs[0].state is None:
         return None
     return f"{began.astimezone():%Y-%m-%d %H:%M} {str(runs[0].state.name).lower()}"

@@ -1,4 +1,4 @@
-"""The first page of a report as a PDF, printed by a Chromium of the user's."""
+"""The first page of a report as a PDF, printed by the user's Chromium."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def print_summary(page: Path, out: Path) -> None:
 
     Args:
         page: report.html.
-        out: the PDF; it appears whole or not at all.
+        out: the PDF, which appears whole or not at all.
 
     Raises:
-        UsageError: when no browser is found.
-        InfrastructureError: when it prints nothing.
+        UsageError: if no browser is found.
+        InfrastructureError: if it prints nothing.
     """
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
@@ -35,7 +35,7 @@ def print_summary(page: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "summary.pdf"
         command = [browser, "--headless", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder}/profile"]
-        # Chromium refuses to sandbox what root starts; the page may run nothing but its own scripts.
+        # Chromium refuses to sandbox what root starts; the page may only run its own scripts.
         command += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
         command += ["--no-pdf-header-footer", f"--print-to-pdf={printed}", f"{page.resolve().as_uri()}#summary"]
         try:

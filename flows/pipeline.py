@@ -1,6 +1,6 @@
-"""The pipeline of a workspace of one's own, made from the one graph: its code is the installed package's.
+"""The pipeline of a custom workspace, generated from the one graph; its stages run the installed package.
 
-What other distributions add is a dependency in a clone, too; so there faded.json is kept up to date by the same code.
+In a clone of Faded, stages also depend on plugins, so faded.json is kept up to date there as well.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from stages.git import git
 from stages.params import DATA, load_params
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
-PLOTS = Path(__file__).parent / "plots"  # how DVC draws, and the page it draws on
+PLOTS = Path(__file__).parent / "plots"  # DVC's plot templates and the page for them
 HEADER = """\
 # Written by `faded`, which rewrites it when another version of it is installed: do not edit it.
 # What is audited is in params.yaml; which code the stages run, and in how many shares they search, is in faded.json.
 """
-# Of an audit's folder: DVC keeps the bytes of outputs, git keeps dvc.lock, headlines and decisions.
+# In an audit's folder, DVC keeps the bytes of outputs; git keeps dvc.lock, headlines and decisions.
 _GIT_IGNORES = """\
 /*/*
 !/inputs/*
@@ -34,20 +34,20 @@ _GIT_IGNORES = """\
 /decisions/.*.partial
 !/*/headline.json
 """
-# A decision that is being written, and what keeps the folder of shards in git: no stage depends on either.
+# A decision that is being written, and the file that keeps the folder of shares in git: no stage depends on either.
 _DVC_IGNORES = """\
 /decisions/.*.partial
 /shards/.gitignore
 """
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_WIDTH = 1000  # longer than any line: YAML folds none
+_WIDTH = 1000  # longer than any line, so that YAML folds none
 
 
 def pipeline() -> str:
-    """The dvc.yaml of a workspace of one's own.
+    """The dvc.yaml of a custom workspace.
 
-    Stages run the installed package whatever folders lie beside them (`python -P`). `code` depends on what faded.json
-    says of it in place of its files.
+    Stages run the installed package whatever folders are beside them (`python -P`). The stage `code` depends on the
+    record of code in faded.json instead of on files.
     """
     graph = read_pipeline()
     stages = graph["stages"]
@@ -62,20 +62,20 @@ def pipeline() -> str:
 
 
 def is_own(folder: Path = Path()) -> bool:
-    """Whether `faded` wrote the dvc.yaml of a workspace, so that its stages run from the installed package."""
+    """Whether `faded` wrote the workspace's dvc.yaml, so that its stages run from the installed package."""
     return text_of(folder / DVC_YAML).startswith(HEADER.partition("\n")[0])
 
 
 def outdated(folder: Path = Path()) -> bool:
-    """Whether faded.json, or in a workspace of one's own dvc.yaml or what goes with it, is of another version."""
+    """Whether faded.json, or in a custom workspace dvc.yaml or its templates, is of another version."""
     return bool(_wanted(folder))
 
 
 def make_folders(folder: Path = Path()) -> list[str]:
-    """Make what audits lack that were written to params.yaml by hand; an audit that runs is not disturbed by it.
+    """Create the missing folders of audits that were written to params.yaml by hand; running audits are not disturbed.
 
     Returns:
-        What was written, in one line for people; nothing if nothing was.
+        One line for people about what was written; empty if nothing was.
     """
     if not _is_workspace(folder) or not _for_audits(folder):
         return []
@@ -87,35 +87,35 @@ def make_folders(folder: Path = Path()) -> list[str]:
 
 
 def bring_up_to_date(folder: Path = Path()) -> list[str]:
-    """Write what is outdated anew, and make folders; the workspace has to be held.
+    """Rewrite outdated files, and create folders; the caller holds the workspace's lock.
 
-    That is faded.json, and in a workspace of one's own dvc.yaml and its templates.
+    These are faded.json and, in a custom workspace, dvc.yaml and its templates.
 
     Returns:
-        What changed, in a line or two for people; nothing if nothing did.
+        A line or two for people about what changed; empty if nothing did.
     """
     made = make_folders(folder)
     wanted = _wanted(folder)
     if not wanted:
         return made
     before, released = read_record(folder), _released(folder)
-    # faded.json last: until it is written stages refuse to run, whatever dvc.yaml says already.
+    # faded.json last: until it is written, stages refuse to run, whatever dvc.yaml already contains.
     for path, text in wanted.items():
         replace_file(path, text)
     return [*made, *released, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
 
 
 def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
-    """Files that keep the folders of an audit in git and its outputs out of it, those that are missing.
+    """The missing files that keep the folders of an audit in git and its outputs out of it.
 
     Args:
-        folder: the workspace.
-        name: of the audit.
-        repair: whether its failures are repaired, on which people may decide.
-        own: whether it is a workspace of one's own; a clone says at its top what git and DVC ignore.
+        folder: the workspace's root folder.
+        name: name of the audit.
+        repair: whether the audit has a repair, which people may decide on.
+        own: whether it is a custom workspace; a clone's root folder has the ignore files for all audits.
 
     Returns:
-        Their texts.
+        Their texts, by path.
     """
     home = folder / DATA / name
     files = {home / ".gitignore": _GIT_IGNORES, home / ".dvcignore": _DVC_IGNORES} if own else {}
@@ -126,13 +126,13 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
 
 
 def dvc_root(workspace: Path = Path()) -> Path:
-    """The folder of .dvc: the workspace, or one above it in a repository that has pipelines of its own."""
+    """The folder of .dvc: the workspace, or a folder above it in a repository with its own pipelines."""
     here = workspace.resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def plot_templates(folder: Path) -> dict[Path, str]:
-    """Files by which DVC draws the plots of dvc.yaml, and their texts; none where .dvc lies in a folder above."""
+    """Templates for DVC's plots of dvc.yaml, and their texts; empty if .dvc is in a folder above."""
     there = folder / ".dvc" / PLOTS.name
     sources = sorted(PLOTS.glob("*.json")) if there.parent.is_dir() else []
     return {there / path.name: path.read_text(encoding="utf-8") for path in sources}
@@ -142,22 +142,22 @@ def record(folder: Path, *, own: bool) -> str:
     """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself.
 
     Args:
-        folder: the workspace.
-        own: whether it is one of one's own.
+        folder: the workspace's root folder.
+        own: whether it is a custom workspace.
     """
     try:
         shares: Any = load_params(folder / PARAMS).shares
     except UsageError:
-        shares = read_record(folder).get("shards", {})  # whoever reads params.yaml tells what is wrong
+        shares = read_record(folder).get("shards", {})  # reading params.yaml reports what is wrong
     return json.dumps({**installed(own=own), "shards": shares}, indent=1) + "\n"
 
 
 def with_lines(text: str, lines: Iterable[str], why: str) -> str:
-    """The text of a file of ignores with what it lacks of these lines at its end.
+    """The text of an ignore file with those of these lines that it lacks added at the end.
 
     Args:
-        text: as it is.
-        lines: what it has to have.
+        text: the current text.
+        lines: lines that it must have.
         why: the comment before them.
     """
     missing = [line for line in lines if line not in text.splitlines()]
@@ -166,10 +166,10 @@ def with_lines(text: str, lines: Iterable[str], why: str) -> str:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file, "" if it is missing; whatever it holds, `put` gives the same bytes back.
+    """The text of a file, "" if it is missing; any bytes survive reading and writing with `replace_file`.
 
     Raises:
-        UsageError: when it is not a file, or may not be read.
+        UsageError: if it is not a file, or not readable.
     """
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
@@ -180,7 +180,7 @@ def text_of(path: Path) -> str:
 
 
 def _wanted(folder: Path) -> dict[Path, str]:
-    """Files that are not as they should be, with what should be in them; faded.json last."""
+    """Files whose text is outdated, with their new text; faded.json last."""
     own = is_own(folder)
     if not _is_workspace(folder):
         return {}
@@ -190,7 +190,7 @@ def _wanted(folder: Path) -> dict[Path, str]:
 
 
 def _released(folder: Path) -> list[str]:
-    """Have DVC keep what earlier versions had git keep, which DVC refuses otherwise; what was done, for people."""
+    """Make DVC keep the metrics that earlier versions kept in git, as DVC refuses them otherwise; a line for people."""
     tracked = (
         (git("ls-files", "--", f"{DATA}/*/*/metrics.json", folder=folder) or "").splitlines() if is_own(folder) else []
     )
@@ -199,7 +199,7 @@ def _released(folder: Path) -> list[str]:
     for path in (folder / DATA).glob("*/.gitignore"):
         if "!/*/metrics.json\n" in (text := text_of(path)):
             replace_file(path, text.replace("!/*/metrics.json\n", "!/*/headline.json\n", 1))
-    # Last: while git has them, whoever goes on after a kill does all of it.
+    # Last: after a kill, the next call does all of this as long as git has these files.
     git("rm", "--cached", "--quiet", "--", *tracked, folder=folder)
     return [
         "faded took data/*/*/metrics.json out of git's index, as DVC keeps these now: commit that, and headline.json"
@@ -207,16 +207,16 @@ def _released(folder: Path) -> list[str]:
 
 
 def _is_workspace(folder: Path) -> bool:
-    """Whether stages there depend on faded.json: in a workspace of one's own, and in a clone."""
+    """Whether stages there depend on faded.json: in a custom workspace, and in a clone."""
     return RECORD.name in text_of(folder / DVC_YAML)
 
 
 def _for_audits(folder: Path) -> dict[Path, str]:
-    """What audits lack that were written to params.yaml by hand."""
+    """Missing files of audits that were written to params.yaml by hand."""
     try:
         params = load_params(folder / PARAMS)
     except UsageError:
-        return {}  # whoever reads it tells what is wrong; until then nothing is made
+        return {}  # reading params.yaml reports what is wrong; until then nothing is created
     files: dict[Path, str] = {}
     own = is_own(folder)
     for name in params.audits:

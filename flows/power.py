@@ -1,4 +1,4 @@
-"""What the test items of an audit can show of a repair, from its landscape: read before it is decided, or trained."""
+"""What changes an audit's test items can show after a repair, from its landscape, before a decision or training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from stages.records import AuditFolder, ModeRecord, audit_folder
 
 
 def what_can_be_shown(params: Params, audit: str) -> list[str]:
-    """Which changes the test items can show, and for which gates they are too few, in sentences.
+    """Sentences about the changes that the test items can show, and the gates for which they are too few.
 
-    Of the modes that are planned to be repaired; before there is a plan, of those that a rule will repair, or of all.
-    Nothing is said without a repair, a landscape with a mode, or test items.
+    They are about the modes in the plan; before there is a plan, the modes that a rule will repair, or else all. Empty
+    without a repair, a landscape with a mode, or test items.
     """
     here = audit_folder(audit)
     if audit not in params.repairs or not here.summarize.has("landscape"):
         return []
-    # Whoever reads these files for more than this says what is wrong with them; a search may be newer than a landscape.
+    # Stages that need these files report what is wrong with them; a search may be newer than the landscape.
     with suppress(UsageError, KeyError):
         return [f"{audit}: {line}" for line in _said(params.repairs[audit], here)]
     return []
@@ -58,7 +58,7 @@ def _targets(repair: RepairConfig, here: AuditFolder) -> list[ModeRecord]:
 
 
 def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFrame, pairs: int) -> tuple[Power, Power]:
-    """Of the target modes, and of everything else."""
+    """The power for the target modes, and for everything else."""
     space, told_apart = here.summarize.landscape.space, here.discover.embedded.told_apart
     regions = [mode.cells for mode in targets]
     uniform = here.discover.probes
@@ -67,8 +67,8 @@ def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFram
     within = inside_any(space, regions, cells, told_apart.loc[uniform["item"]])
     fresh = here.summarize.fresh
     fresh = fresh[fresh["mode"].isin([mode.id for mode in targets]) & (fresh["role"] != "others")]
-    probed = fresh if len(fresh) else uniform[within]  # on an enumerated grid nothing was left to ask
-    # Of the searched items; test items are like them.
+    probed = fresh if len(fresh) else uniform[within]  # on an enumerated grid no fresh probes were left
+    # Measured on the searched items; test items are like them.
     about = float(np.any([region.about(told_apart) for region in regions], axis=0).mean())
     rate = float(np.average([mode.rate for mode in targets], weights=[mode.share for mode in targets]))
 
@@ -91,7 +91,7 @@ def _drop(power: Power) -> str:
 
 
 def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
-    """What the gate on a change asks for beyond its bound, because items are few; at most one sentence."""
+    """What a gate on a change needs beyond its bound because items are few; at most one sentence."""
     if gate is None or (most := gate.change_max) is None:
         return []
     told = f"gate {measure}.change_max {most:g}"
@@ -118,5 +118,5 @@ def _points(share: float) -> str:
 
 
 def _about(count: int) -> str:
-    """To two digits."""
+    """The count, rounded to two digits."""
     return f"{int(float(f'{count:.1e}')):,}"

@@ -1,4 +1,4 @@
-"""Children of the flow, each in a process group of its own, so that none outlives a killed or interrupted run."""
+"""Child processes of the flow, each in its own process group, so that none outlives a killed or interrupted run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from stages.errors import Terminated
 from stages.files import read_state, write_state
 
 RECORDS = WORK / "run"
-TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id
-_GRACE = 5.0  # seconds a stage has to end by itself after Ctrl-C
+TOKEN = "FADED_CHILD"  # variable of a child and all it starts: distinguishes ours from a recycled process id
+_GRACE = 5.0  # seconds that a stage has to end by itself after Ctrl-C
 
 
 class _Child(NamedTuple):
-    """What is recorded of one."""
+    """The record of a child."""
 
     group: int
     token: str
 
 
 _groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
-_names: dict[int, str] = {}  # process group -> what its record is called
+_names: dict[int, str] = {}  # process group -> name of its record
 _stopping = threading.Event()
 
 
@@ -47,17 +47,17 @@ def child(
     records: Path = RECORDS,
     pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -P -m COMMAND...` in its own process group; when the block ends the whole group is gone.
+    """Run `python -P -m COMMAND...` in its own process group; when the block ends, the whole group is killed.
 
-    -P, because a folder `flows` of a user's own must not take the place of this package.
+    -P keeps a user's own folder `flows` from shadowing this package.
 
     Args:
-        name: what the record of it is called; the next run reads it if this one is killed.
+        name: name of its record, which the next run reads if this one is killed.
         command: module and arguments.
         env: environment of the child.
         output: where its stdout and stderr go together; by default to `Popen.stdout`, line by line.
-        interruptible: whether Ctrl-C ends it at once, or only the end of the block does.
-        records: where the record is kept, for `end_leftovers`.
+        interruptible: whether Ctrl-C ends it at once, rather than the end of the block.
+        records: folder of the record, for `end_leftovers`.
         pass_fds: open files that the child gets, under the same numbers.
     """
     token = uuid.uuid4().hex
@@ -76,7 +76,7 @@ def child(
     records.mkdir(parents=True, exist_ok=True)
     write_state(record, _Child(process.pid, token))
     _groups[process.pid], _names[process.pid] = interruptible, name
-    # If the leader dies alone, what it started would hold the pipe open for ever: end the group as soon as it does.
+    # If the leader dies alone, the processes it started would hold the pipe open for ever: kill the group as well.
     watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
     watcher.start()
     try:
@@ -107,19 +107,19 @@ def _interrupt(number: signal.Signals) -> None:
 
 
 def end_child(name: str) -> None:
-    """End a child of this process, if it has one of that name."""
+    """Kill the child of this process with that name, if there is one."""
     for group in [group for group, named in list(_names.items()) if named == name]:
         _signal_group(group, signal.SIGKILL)
 
 
 def end_all() -> None:
-    """End all children of this process."""
+    """Kill all children of this process."""
     for group in list(_groups):
         _signal_group(group, signal.SIGKILL)
 
 
 def stopping() -> bool:
-    """Whether the user asked to stop: then nothing is retried."""
+    """Whether the user asked to stop, so that nothing is retried."""
     return _stopping.is_set()
 
 
@@ -137,7 +137,7 @@ def stopping_on_signals() -> Iterator[None]:
             timer.start()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # to which signals belong
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -150,14 +150,14 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def end_leftovers(records: Path = RECORDS) -> list[str]:
-    """End what a killed run left behind, by its records; return the names of what was still alive.
+    """Kill what a killed run left behind, by its records; return the names of those that were still alive.
 
-    Only processes of the recorded group that carry the record's token are ended: process ids are recycled.
+    Only processes of the recorded group that have the record's token are killed, as process ids are recycled.
     """
     ended = []
     for record in sorted(records.glob("*.json")):
         if (known := read_state(record, _Child)) is not None:
-            if known.group in _groups:  # our own, running
+            if known.group in _groups:  # a running child of this process
                 continue
             if _end_group(known.group, known.token):
                 ended.append(record.stem)

@@ -1,4 +1,4 @@
-"""`faded ratings`: what reviewers' scores teach, and putting it in force."""
+"""`faded ratings`: learns a map from the automatic measure to reviewers' scores, and puts it in force."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Learnt:
         target: what was scored.
         evidence: the scores.
         bound: {fails_below or fails_above: rating} in force, or proposed.
-        fit: the map; None where the scores are too few for one.
-        ratings: the same for the file; None where it predicts no better than a constant does.
+        fit: the map; None if there are too few scores.
+        ratings: the map for the file; None if it predicts no better than a constant.
         refusal: why it cannot be put in force; "" if it can.
     """
 
@@ -54,7 +54,7 @@ class Learnt:
 
     @property
     def threshold(self) -> float:
-        """The badness above which a probe would fail."""
+        """The badness above which a probe fails."""
         assert self.ratings is not None
         return self.ratings.threshold(RatingsConfig(file="-", sha256="0" * 64, **self.bound))
 
@@ -63,7 +63,7 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
     """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
 
     Raises:
-        UsageError: when nothing was rated or there is nothing to rate, or a decision cannot be read.
+        UsageError: if nothing was rated or there is nothing to rate, or a decision cannot be read.
     """
     control = _control(name)
     learnt = _learn(params, name, target, control)
@@ -84,7 +84,7 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
     """Write data/<audit>/ratings.json and name it in params.yaml.
 
     Raises:
-        UsageError: when the scores teach nothing, or params.yaml cannot be changed without touching its layout.
+        UsageError: if the scores teach nothing, or params.yaml's layout does not allow this.
     """
     if learnt.refusal or learnt.ratings is None:
         raise UsageError(f"nothing written: {learnt.refusal}")
@@ -105,12 +105,12 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
 
 
 def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
-    """Write every score as the label of an answer, one JSON object a line, for a judge to be calibrated on.
+    """Write every score as the label of an answer, one JSON object per line, to calibrate a judge on.
 
-    On whichever scale: what people thought of an answer does not depend on how it was measured.
+    Scores of every scale count, as people's opinion of an answer does not depend on the measure.
 
     Raises:
-        UsageError: when nothing was rated, or a decision cannot be read.
+        UsageError: if nothing was rated, or a decision cannot be read.
     """
     from stages.decisions import counting, listed_keys, read_chain
 
@@ -165,10 +165,10 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
 
 
 def _check_modes(name: str) -> None:
-    """Refuse to send people to a review that has no examples for them to rate.
+    """Refuse to send people to a review without examples to rate.
 
     Raises:
-        UsageError: when the audit's landscape has no failure mode.
+        UsageError: if the audit's landscape has no failure mode.
     """
     found = audit_folder(name).summarize
     if found.has("landscape") and not (landscape := found.landscape).modes:
@@ -243,7 +243,7 @@ def _show_fit(fit: Fit, console: Console) -> None:
 
 
 def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
-    """The map as a curve of bars."""
+    """Print the map as a curve of bars."""
     [(key, value)] = learnt.bound.items()
     word = key.replace("_", " ")
     low, high = ratings.x[0], ratings.x[-1]
@@ -260,7 +260,7 @@ def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
 
 
 def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
-    """Which share of the control's probes fails automatically, and which would by the ratings."""
+    """The share of the control's probes that fails automatically, and the share that would fail by the ratings."""
     automatic, discrepancy, valid = _automatic(control)
     people = (ratings.badness(discrepancy) > threshold) & valid
     said = (
@@ -271,7 +271,7 @@ def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
 
 
 def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
-    """Why the map says more than the ratings do; "" if it does not."""
+    """Why the map goes beyond the ratings; "" if it does not."""
     _, discrepancy, valid = _automatic(control)
     failed = ratings.badness(discrepancy) > threshold
     share = float((ratings.unfounded(discrepancy, failed) & valid).mean())
@@ -284,14 +284,14 @@ def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str
 
 
 def _automatic(control: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What failed by the automatic measure, its discrepancies, and what is valid: (n,) each."""
+    """Failures by the automatic measure, its discrepancies, and validity: (n,) each."""
     names = ("automatic_failed", "automatic") if "automatic" in control else ("failed", "discrepancy")
     failed, discrepancy = (control[name].to_numpy() for name in names)
     return failed.astype(bool), discrepancy, control["valid"].to_numpy(dtype=bool)
 
 
 def _control(name: str) -> pd.DataFrame | None:
-    """The uniform probes of the last search, if there was one."""
+    """The uniform probes of the last search; None if there was none."""
     path = stage_dir(name, "discover") / "probes.parquet"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""The part of docs/commands.md that follows from the commands: `python -m flows.reference` writes it anew."""
+"""The generated part of docs/commands.md: `python -m flows.reference` writes it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _METAVARS = {int: "N", float: "NUMBER"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument or an option as people write it.
+    """An argument or option as people type it.
 
     Args:
-        names: the spellings of an option (`--open`, `--no-open`), or what stands for an argument (`[AUDIT]`).
-        value: what follows an option; empty for a switch, and for an argument.
-        required: whether it may not be left out.
-        about: one sentence.
-        default: what it is when left out, for people.
+        names: the spellings of an option (`--open`, `--no-open`), or the placeholder of an argument (`[AUDIT]`).
+        value: the placeholder of an option's value; empty for a switch or an argument.
+        required: whether it must be given.
+        about: one sentence about it.
+        default: its default, for people.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Parameter:
 
     @property
     def usage(self) -> str:
-        """As it stands in the line that shows how the command is called."""
+        """Its form in the usage line."""
         text = "/".join(name for name in self.names if name.startswith("--")) or self.names[0]
         text = f"{text} {self.value}".strip()
         return text if self.required or text.startswith("[") else f"[{text}]"
@@ -54,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Command:
-    """A command as `faded --help` knows it."""
+    """A command as in `faded --help`."""
 
     name: str
     help: str
@@ -63,7 +63,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """All commands there are."""
+    """All visible commands."""
     return [_command(info) for info in app.registered_commands if not info.hidden]
 
 
@@ -76,13 +76,13 @@ def _command(info: Any) -> Command:
         tuple(
             _parameter(name, given.annotation, given.default)
             for name, given in {**get_params_from_function(callback), **_of_kinds(info)}.items()
-            if isinstance(given.default, ArgumentInfo | OptionInfo) and not given.default.hidden  # the rest is typer's
+            if isinstance(given.default, ArgumentInfo | OptionInfo) and not given.default.hidden  # others are typer's
         ),
     )
 
 
 def _of_kinds(info: Any) -> dict[str, Any]:
-    """Options that a command gets from the tasks that are installed."""
+    """Options that a command gets from installed tasks."""
     return get_params_from_function(of_kinds()) if info.cls is InitCommand else {}
 
 
@@ -122,7 +122,7 @@ def _default(info: ArgumentInfo | OptionInfo, names: tuple[str, ...], required: 
         return info.show_default
     default = info.default
     if isinstance(default, bool):
-        switches = [name for name in names if name.startswith("--")]  # the second turns off what the first turns on
+        switches = [name for name in names if name.startswith("--")]  # on, off
         return f"`{switches[not default]}`" if len(switches) > 1 else ""
     return "" if default is None or default in ("", (), []) else f"`{getattr(default, 'value', default)}`"
 
@@ -135,7 +135,7 @@ def reference(order: list[str]) -> str:
     """All commands as Markdown.
 
     Args:
-        order: names of those that come first, in this order.
+        order: names of commands that come first, in this order.
     """
     place = {name: n for n, name in enumerate(order)}
     return "\n".join(map(_section, sorted(commands(), key=lambda c: place.get(c.name, len(place)))))
@@ -162,13 +162,13 @@ def _cell(text: str) -> str:
 
 
 def written(page: str) -> str:
-    """The page with its written part kept, and all below the marker made anew, in the order in which that links it."""
+    """The page with everything below the marker generated again, in the order of the links above it."""
     head, marker, _ = page.partition(MARKER)
     return f"{head}{marker}\n\n{reference(linked(head))}"
 
 
 def linked(head: str) -> list[str]:
-    """The commands the written part links to."""
+    """The commands that the hand-written part links to."""
     return re.findall(r"\(#faded-([a-z-]+)\)", head)
 
 

@@ -1,6 +1,6 @@
-"""The gate where a person decides, as what waits there: which landscape of an audit, since when, and for whom.
+"""Requests for a person's decision: which landscape of an audit waits, since when, and until when.
 
-That a flow run waits without a process is in flows/suspend.py, what a decision sets going in flows/approval.py.
+How a flow run waits without a process is in flows/suspend.py, what happens after a decision in flows/approval.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REQUESTS = WORK / "requests"
 
 
 class Request(BaseModel):
-    """That a landscape waits for a decision: .faded/requests/<audit>.json.
+    """The record of a landscape that waits for a decision: .faded/requests/<audit>.json.
 
     Args:
-        landscape: its hash; None once it was decided, as long as there are runs to be told.
-        asked: when it first waited.
-        expires: when no decision becomes a rejection; None for never.
-        runs: flow runs that are suspended on the audit or were, by their id, each with the URL of its Prefect API.
+        landscape: its hash; None once it is decided, while there are still runs to be resumed.
+        asked: when it started to wait.
+        expires: when a missing decision becomes a rejection; None for never.
+        runs: flow runs that are or were suspended on the audit: the URL of the Prefect API, by id.
     """
 
     landscape: str | None
@@ -49,14 +49,14 @@ class Request(BaseModel):
 
 
 def waits_for_person(params: Params, audit: str) -> bool:
-    """Whether the audit leaves the decision to a person at all."""
+    """Whether a person decides on the audit at all."""
     return audit in params.repairs and params.repairs[audit].feedback.policy == "wait"
 
 
 def needs_decision(params: Params, audit: str) -> str | None:
-    """Return the hash of the audit's landscape if it awaits a person's decision, else None.
+    """The hash of the audit's landscape if it waits for a person's decision, else None.
 
-    An audit without a landscape needs none yet: its earlier stages say what is wrong.
+    An audit without a landscape needs none yet: its earlier stages report what is wrong.
     """
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None
@@ -67,7 +67,7 @@ def needs_decision(params: Params, audit: str) -> str | None:
 
 
 def how_to_decide(audit: str) -> str:
-    """What the person is told, and of decisions that do not count why."""
+    """The message for the person who decides, with the reasons why decisions do not count, if some do not."""
     until = f" until {minutes(expires)}" if (expires := deadline(audit)) else ""
     problems = "".join(f" ({why})" for why in _not_counting(audit))
     return f"{audit} waits for a decision on its landscape{until}{problems}: `faded review {audit}`"
@@ -76,23 +76,23 @@ def how_to_decide(audit: str) -> str:
 def _not_counting(audit: str) -> Sequence[str]:
     from stages.decisions import standing
 
-    with contextlib.suppress(UsageError):  # whoever asks what is decided is told of that
+    with contextlib.suppress(UsageError):  # reading decisions for use reports what is wrong
         return standing(load_params(), audit).problems
     return ()
 
 
 def open_request(params: Params, audit: str, run: tuple[str, str] | None = None) -> Request:
-    """Note that the audit's present landscape waits; one that waited before keeps the time at which it was asked.
+    """Record that the audit's current landscape waits; if it already did, the time since when is kept.
 
     Args:
-        params: the workspace's; a `timeout_hours` that was changed meanwhile counts.
-        audit: whose landscape waits.
+        params: the workspace's parameters; a changed `timeout_hours` takes effect.
+        audit: the audit that waits.
         run: id and API URL of a flow run that is going to be suspended on it.
     """
     from stages.decisions import landscape_hash
     from stages.decisions.files import recording
 
-    with recording(audit):  # a run may be added and the time be looked at by two processes at once
+    with recording(audit):  # two processes may add a run and check the time at once
         now, before = landscape_hash(audit), read_request(audit)
         asked = before.asked if before is not None and before.landscape == now else _now()
         hours = params.repair(audit).feedback.timeout_hours
@@ -100,7 +100,7 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
             landscape=now,
             asked=asked,
             expires=None if hours is None else asked + timedelta(hours=hours),
-            # Runs that wait on an earlier landscape are kept, for somebody has to end them.
+            # Keep runs that wait on an earlier landscape, as somebody has to end them.
             runs={**(before.runs if before is not None else {}), **(dict([run]) if run is not None else {})},
         )
         if request != before:
@@ -109,7 +109,7 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
 
 
 def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
-    """Forget that the audit waited, but not these runs: they were not told yet."""
+    """Remove the request, except for runs that were not resumed or ended yet."""
     if runs:
         _write(audit, Request(landscape=None, asked=_now(), runs=dict(runs)))
     else:
@@ -117,12 +117,12 @@ def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
 
 
 def read_request(audit: str) -> Request | None:
-    """What the audit waits for, or waited for last; None where there is no record, or one that cannot be read."""
+    """The audit's current or last request; None if there is no record, or it cannot be read."""
     return read_state(_path(audit), Request)
 
 
 def deadline(audit: str) -> datetime | None:
-    """Until when the audit's present landscape waits; None if it has no limit, or did not wait yet."""
+    """Until when the audit's current landscape waits; None if it has no limit, or has not waited yet."""
     request = read_request(audit)
     return request.expires if request is not None and request.landscape == present(audit) else None
 
@@ -133,16 +133,16 @@ def choose(
     accept: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
 ) -> list[ModeDecision]:
-    """A word on every mode, from those that a person named.
+    """A decision on every mode, from the modes that a person named.
 
     Args:
-        modes: of the landscape.
-        repair: why, of each mode to repair.
-        accept: why, of each mode to accept.
+        modes: the landscape's modes.
+        repair: the reason for each mode to repair.
+        accept: the reason for each mode to accept.
         ignore: modes to ignore.
 
     Raises:
-        UsageError: when a mode is unknown or named for two, or a choice or reason is missing.
+        UsageError: if a mode is unknown or named twice, or a choice or reason is missing.
     """
     from stages.decisions import ModeDecision
 
@@ -160,16 +160,16 @@ def choose(
 def missing(
     modes: Sequence[ModeRecord], repair: Mapping[str, str], accept: Mapping[str, str], ignore: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Modes that a person has to choose for and did not, and those of which they did not say why.
+    """Modes without a choice, and modes whose choice lacks a reason.
 
     Args:
-        modes: of the landscape.
-        repair: why, of each mode to repair.
-        accept: why, of each mode to accept.
+        modes: the landscape's modes.
+        repair: the reason for each mode to repair.
+        accept: the reason for each mode to accept.
         ignore: modes to ignore.
 
     Raises:
-        UsageError: when a mode is unknown, or named for two.
+        UsageError: if a mode is unknown, or named twice.
     """
     known, named = [mode.id for mode in modes], [*repair, *accept, *ignore]
     if unknown := [name for name in dict.fromkeys(named) if name not in known]:
@@ -181,14 +181,14 @@ def missing(
 
 
 def read_modes(audit: str) -> list[ModeRecord]:
-    """The failure modes of the audit's present landscape."""
+    """The failure modes of the audit's current landscape."""
     from stages.records import audit_folder
 
     return audit_folder(audit).summarize.landscape.modes
 
 
 def present(audit: str) -> str | None:
-    """The hash of the audit's present landscape, None where there is none."""
+    """The hash of the audit's current landscape, None if there is none."""
     from stages.decisions import landscape_hash
 
     try:

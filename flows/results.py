@@ -1,4 +1,4 @@
-"""What an audit leaves for people: its verdict, its report, and how long its stages took."""
+"""Results of an audit for people: its verdict, its report, and how long its stages took."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stages.records import Verdict as Record
 
 NO_GATES = "no gates set"
 TIMINGS = WORK / "timings.json"
-REFERENCE = Path("benchmarks/timings.json")  # of the default audits, written by benchmarks/audit_time.py
+REFERENCE = Path("benchmarks/timings.json")  # for the default audits, written by benchmarks/audit_time.py
 
 
 class Took(BaseModel):
-    """How long a stage took when it last ran, when that was, and how much there was to do (probes, or training)."""
+    """How long a stage took when it last ran, when that was, and how much it had to do (probes, or training)."""
 
     seconds: float
     when: str = ""
@@ -36,12 +36,12 @@ class Verdict:
 
     Args:
         audit: its name.
-        passed: None when no gate is set, when none failed but some could not be judged, or when there is no verdict.
-        gates: each bound, and what was held against it.
-        report: the report that goes with it, if it is there.
+        passed: None if no gate is set, none failed but some could not be judged, or there is no verdict.
+        gates: the gates with their bounds and values.
+        report: the report of this verdict, if it exists.
         found: whether there is a verdict at all.
-        decided: who decided what was repaired, in words; None where nothing was to decide.
-        statement: the verdict in sentences, if its stage gave any.
+        decided: who decided what was repaired, in words; None if there was nothing to decide.
+        statement: the verdict in sentences, if its stage wrote any.
     """
 
     audit: str
@@ -66,12 +66,12 @@ class Verdict:
 
 
 def last_stage(params: Params, audit: str) -> str:
-    """The stage that gives the audit's verdict."""
+    """The stage with the audit's verdict."""
     return "conclude" if audit in params.repairs else "report"
 
 
 def read_verdict(params: Params, audit: str) -> Verdict:
-    """Read the audit's last verdict; before its last stage ran, the report of the landscape stands in."""
+    """Read the audit's last verdict; before its last stage ran, with the report of the landscape."""
     here = audit_folder(audit)
     last = here.conclude if audit in params.repairs else here.report
     report = next((part.where("page") for part in (last, here.report) if part.has("page")), None)
@@ -81,7 +81,7 @@ def read_verdict(params: Params, audit: str) -> Verdict:
 
 
 def verdict_of(audit: str, record: Record, report: Path | None = None) -> Verdict:
-    """The verdict that a verdict.json holds."""
+    """The verdict in a verdict.json."""
     decided = statement = None
     if isinstance(record, RepairVerdict):
         decided = NO_HUMAN if record.decided_by == "policy" else f"decided by {record.reviewer}"
@@ -95,17 +95,17 @@ def gate_word(passed: bool | None) -> str:
 
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:
-    """Seconds each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
+    """Seconds that each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
     return {stage: took.seconds for stage, took in read_took(path).items()}
 
 
 def read_took(path: Path = TIMINGS) -> dict[str, Took]:
-    """The same, with what else is known of it."""
+    """The same, with when it ran and how much it had to do."""
     return (_read_reference() if path == REFERENCE else read_state(path, dict[str, Took])) or {}
 
 
 def _read_reference() -> dict[str, Took] | None:
-    """What lies in the repository, as anyone may write it, is not sealed."""
+    """The timings in the repository, which are not sealed, as anybody may write them."""
     try:
         return TypeAdapter(dict[str, Took]).validate_json(REFERENCE.read_bytes())
     except (OSError, ValidationError):
@@ -113,11 +113,11 @@ def _read_reference() -> dict[str, Took] | None:
 
 
 def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | None = None) -> None:
-    """Remember how long the stages that ran took.
+    """Store how long the stages that ran took.
 
     Args:
-        results: how they ended.
-        work: how much there was to do, as `flows.estimate.work_of` has it, by stage.
+        results: their results.
+        work: how much each stage had to do, from `flows.estimate.work_of`.
     """
     when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}
     ran = {

@@ -1,4 +1,4 @@
-"""`faded audit`: ask what is stale, run the flow only if something is, and say how it ended."""
+"""`faded audit`: query what is stale, run the flow only if something is, and print how it ended."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     """Bring audits up to date and print how they ended.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         audits: names of audits.
-        runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
-        console: where it is told.
+        runner: where stages run, NAME or NAME=ADDRESS; by default as in params.yaml.
+        console: where to print.
 
     Returns:
-        PASS, or GATE_FAILED when a gate of any audit failed or could not be judged.
+        PASS, or GATE_FAILED if a gate of any audit failed or could not be judged.
 
     Raises:
-        FadedError: when a stage failed, after the summary was printed.
+        FadedError: if a stage failed, after the summary was printed.
     """
-    chosen(params, runner)  # a wrong one is told at once, not when something is stale
+    chosen(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
         for line in [*heal(), *mend(stages_of(audits))]:
             console.print(f"healed: {line}", highlight=False)
@@ -73,7 +73,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
 
 
 def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
-    """Whether the first thing to do for the audit is a person's."""
+    """Whether the audit's next step is a person's decision."""
     own = [stage.kind for stage in todo if stage.audit == audit]
     return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
@@ -116,7 +116,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
         _show_waiting(told, console)
     if failure is not None and any(r.outcome == "failed" for r in results):
         raise failure
-    return code  # of a gate that failed, whose verdict was printed
+    return code  # of a failed gate, whose verdict was printed
 
 
 def _show_waiting(told: str, console: Console) -> None:
@@ -124,7 +124,7 @@ def _show_waiting(told: str, console: Console) -> None:
 
 
 def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
-    """Print the verdicts of finished audits, and keep evidence of them."""
+    """Print the verdicts of finished audits, and keep their evidence."""
     code = show_verdicts(params, audits, console)
     for audit in audits:
         bundle, problem = keep_evidence(params, audit)
@@ -136,7 +136,7 @@ def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
 
 
 def show_verdicts(params: Params, audits: list[str], console: Console) -> Exit:
-    """Print the verdicts on disk; return what they mean for the command."""
+    """Print the verdicts on disk; return the exit code for them."""
     verdicts = [read_verdict(params, audit) for audit in audits]
     for verdict in verdicts:
         show_verdict(console, verdict)
@@ -144,7 +144,7 @@ def show_verdicts(params: Params, audits: list[str], console: Console) -> Exit:
 
 
 class _Lines(logging.Handler):
-    """Prints what stages say, each line behind the name of its stage, above a bar that counts them."""
+    """Prints the lines of stages, each after the name of its stage, above a progress bar."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         super().__init__()

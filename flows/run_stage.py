@@ -1,4 +1,4 @@
-"""One stage, as a process: `dvc repro -s NAME` with its log streamed, and its end told as an outcome or an error."""
+"""Runs one stage as a process: `dvc repro -s NAME`, with its log streamed, and its end as a result or an error."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Outcome = Literal["ran", "restored", "unchanged", "failed", "not reached", "wait
 
 _TAIL = 15  # lines of the log shown with an error
 _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
-# DVC refuses by itself what no retry can mend: a dependency or a parameter that is not there.
+# Errors that DVC itself reports and no retry can fix: a missing dependency or parameter.
 _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: dependency .* does not exist")
-# What DVC says for itself. It stays in the log file; people watching want the stage's own words.
+# DVC's own messages, which stay in the log file; people who watch want those of the stage.
 _DVC = re.compile(
     r"^(Running stage '|> exec python (?:-P )?-m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
     r"To track the changes|To enable auto staging|\s+git add |\s+dvc config|Use `dvc push`|"
@@ -40,12 +40,12 @@ class StageResult(BaseModel):
 
     Args:
         stage: "discover@mnist".
-        outcome: ran; restored (from DVC's run-cache); unchanged; failed; not reached (something before it failed);
+        outcome: ran; restored (from DVC's run-cache); unchanged; failed; not reached (an earlier stage failed);
             waiting (for a person's decision).
         seconds: wall time, 0 if it did not start.
         message: why it failed, or what it waits for.
-        exit_code: what that means for the whole command.
-        made: what a worker in a clone of its own made of it; None where it ran here.
+        exit_code: the command's exit code for this outcome.
+        made: the outputs of a worker in its own clone; None if the stage ran here.
     """
 
     stage: str
@@ -64,22 +64,22 @@ def run_stage(
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
         say: called with each line the stage prints.
-        extra_env: what the task runner adds to its environment.
+        extra_env: variables that the runner adds to its environment.
         project: the folder with dvc.yaml.
 
     Raises:
-        UsageError: when the stage says that its input is bad (exit code 2): running it again would not help.
-        RejectedError: when a person rejected the landscape (collect_feedback only, exit code 1).
-        BugError: when it breaks in a way nobody foresaw: running it again would not help either.
-        UnavailableError: when a service it needs stayed away: the stage itself has asked again and again.
-        InfrastructureError: when it ends in any other way: killed, out of memory, a full disk.
+        UsageError: if the stage reports invalid input (exit code 2): another run would not help.
+        RejectedError: if a person rejected the landscape (collect_feedback only, exit code 1).
+        BugError: if it fails in an unforeseen way: another run would not help either.
+        UnavailableError: if a service it needs does not respond; the stage itself has already retried.
+        InfrastructureError: if it ends in any other way: killed, out of memory, a full disk.
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
     name = child_name(stage)
     path = LOGS / f"{name}.log"
     env = {**stage_environment(), **(extra_env or {})}
-    # --wait-for-lock: stages that run side by side commit one after the other instead of giving up.
+    # --wait-for-lock: parallel stages commit one after the other instead of failing.
     command = ["dvc", "--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
     with _undisturbed(stage), path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
@@ -96,7 +96,7 @@ def run_stage(
         raise UsageError(f"{stage} rejected its input:\n{told}")
     if stage_code == Exit.GATE_FAILED and stage.startswith(f"{GATED}@") and "Traceback" not in text:
         raise RejectedError(f"{stage}:\n{told}")
-    # 1 is also what Python itself ends with: a module is missing or does not compile.
+    # Python itself also exits with 1, if a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
         raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
     if stage_code == Exit.UNAVAILABLE:
@@ -106,17 +106,17 @@ def run_stage(
 
 
 def level_of(line: str) -> int:
-    """How serious a line is by its first word, which DVC and our own stages write."""
+    """The severity of a line, by the prefixes that DVC and our own stages use."""
     return next((level for word, level in _LEVELS.items() if line.startswith(word)), logging.INFO)
 
 
 def child_name(stage: str) -> str:
-    """What the process of a stage is called, see `flows.processes.child`."""
+    """The name of a stage's process, see `flows.processes.child`."""
     return stage.replace("/", ".")  # stages of other pipelines are named by their file
 
 
 def _undisturbed(stage: str) -> AbstractContextManager[None]:
-    """DVC hashes what a stage read when the stage has ended: a decision recorded meanwhile would count as used."""
+    """Lock decisions while their stage runs: DVC hashes inputs at the end, so a new decision would count as used."""
     kind, _, audit = stage.partition("@")
     if kind != GATED:
         return nullcontext()
@@ -126,10 +126,10 @@ def _undisturbed(stage: str) -> AbstractContextManager[None]:
 
 
 def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[str]:
-    """Pass the output on line by line; keep the end of it, where DVC says how the stage ended."""
+    """Pass the output on line by line; return its end, in which DVC reports how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = plain(raw.rstrip().expandtabs())  # what a model answered may be in it
+        line = plain(raw.rstrip().expandtabs())  # it may contain a model's answers
         log.write(line + "\n")
         log.flush()
         lines.append(line)

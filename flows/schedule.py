@@ -1,6 +1,6 @@
-"""When audits run by themselves: the deployments of prefect.yaml, read, changed, and applied to a server.
+"""The schedules of audits: the deployments of prefect.yaml, read and edited.
 
-The file is the one source of truth: `faded schedule` edits it, `faded serve` and `prefect deploy` apply it.
+The file is the single source of truth: `faded schedule` edits it, `faded serve` and `prefect deploy` apply it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from stages.params import Params
 
 FILE = Path("prefect.yaml")
 EXAMPLE = '"0 3 * * 1" is Mondays at 3:00, "0 3 * * *" every night, "0 */6 * * *" every six hours'
-_SLUG = "faded"  # of the schedule that `faded schedule` edits; others of the same deployment stay as they are
-_MARK = "faded-common"  # stands for `<<` until the file is written: ruamel has no stable way to add a merge key
+_SLUG = "faded"  # slug of the schedule that `faded schedule` edits; a deployment's others are kept
+_MARK = "faded-common"  # placeholder for `<<`, as ruamel has no stable way to add a merge key
 _NEW = """\
 # When audits run by themselves; `faded schedule` edits this file, `faded serve` and `prefect deploy --all` apply it.
 name: faded
@@ -46,11 +46,11 @@ class Entry:
     """One deployment of prefect.yaml that runs one audit.
 
     Args:
-        name: of the deployment.
+        name: the deployment's name.
         audit: name under audits: in params.yaml.
         pool: its work pool.
         cron: when it starts, None if it has no cron schedule.
-        timezone: in which the cron string is meant.
+        timezone: the time zone of `cron`.
         active: whether that schedule is on.
     """
 
@@ -62,7 +62,7 @@ class Entry:
     active: bool
 
     def next_start(self) -> datetime | None:
-        """When the server will start it next, by the server's own reckoning; None if it is off."""
+        """When the server will start it next, computed by Prefect's own code; None if it is off."""
         if self.cron is None or not self.active:
             return None
         from prefect.server.schemas.schedules import CronSchedule
@@ -73,13 +73,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What prefect.yaml says of how the runs of a deployment are started.
+    """How the runs of a deployment are started, according to prefect.yaml.
 
     Args:
-        entrypoint: of the flow.
+        entrypoint: entrypoint of the flow.
         job_variables: command and environment.
-        pull_steps: as `prefect deploy` hands them to a server.
-        parameters: that a run may have: the deployment's, or those of one of its schedules.
+        pull_steps: pull steps, as `prefect deploy` sends them to a server.
+        parameters: allowed parameters of a run: the deployment's, or those of one of its schedules.
     """
 
     entrypoint: str
@@ -89,14 +89,14 @@ class Recipe:
 
 
 def read_recipes() -> dict[str, Recipe]:
-    """How the audits of prefect.yaml are started, by the names of their deployments.
+    """How the audits of prefect.yaml are started, by deployment name.
 
     Raises:
-        UsageError: when the file is not what Prefect reads.
+        UsageError: if Prefect cannot read the file.
     """
     from ruamel.yaml import YAML
 
-    _read()  # tells what is wrong with it
+    _read()  # reports what is wrong with it
     document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
     return {
         str(data["name"]): _recipe(document, data) for data in document["deployments"] if _audit_of(data) is not None
@@ -120,7 +120,7 @@ def read_entries() -> list[Entry]:
     """The deployments of prefect.yaml that run audits, in its order; none if there is no such file.
 
     Raises:
-        UsageError: when the file is not what Prefect reads, or its entries use different work pools.
+        UsageError: if Prefect cannot read the file, or its entries use different work pools.
     """
     entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
@@ -134,10 +134,10 @@ def work_pool(entries: Sequence[Entry]) -> str:
 
 
 def public_url() -> str | None:
-    """Where people reach the review pages from other machines: `public_url` of the file, None if it has none.
+    """Where other machines reach the review pages: `public_url` of the file, None if it has none.
 
     Raises:
-        UsageError: when it is not the address of a host, with a port or without.
+        UsageError: if it is not the address of a host, with or without a port.
     """
     given = _read().get("public_url")
     if given is None:
@@ -147,7 +147,7 @@ def public_url() -> str | None:
         more = (url.username, url.password, url.query, url.fragment)
         if not (url.path or "").strip("/") and all(part is None for part in more):
             return str(url).rstrip("/")
-    found = re.sub("//.*@", "//...@", repr(given))  # a password is not repeated
+    found = re.sub("//.*@", "//...@", repr(given))  # don't print a password
     raise UsageError(
         f"{FILE}: public_url: expected an address like https://audits.example.org, without user, path, query or"
         f" fragment, found {found:.80}"
@@ -155,7 +155,7 @@ def public_url() -> str | None:
 
 
 def add_missing(params: Params) -> list[str]:
-    """Give each audit that has no deployment one, its schedule off; presets of other audits are left out.
+    """Add a deployment, with its schedule off, for each audit without one, except presets of other audits.
 
     Returns:
         Names of the audits that were added.
@@ -168,16 +168,16 @@ def add_missing(params: Params) -> list[str]:
 
 
 def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | None = None) -> Entry:
-    """Write to prefect.yaml when an audit starts; nothing else in the file is touched.
+    """Write an audit's schedule to prefect.yaml; nothing else in the file is changed.
 
     Args:
-        params: of the workspace.
+        params: the workspace's parameters.
         audit: name under audits:.
         cron: five fields; None turns the schedule off and keeps it for later.
-        timezone: IANA name; by default the one the schedule has.
+        timezone: IANA name; by default the schedule's current one.
 
     Raises:
-        UsageError: when there is no such audit, cron or timezone is not valid, or nothing is there to turn off.
+        UsageError: if there is no such audit, cron or timezone is invalid, or there is no schedule to turn off.
     """
     params.audit(audit)
     found = _deployment(_read(), audit)
@@ -252,7 +252,7 @@ def _read() -> Any:
 
 
 def _check_shape(data: Any) -> None:
-    """Refuse what people get wrong by hand; the rest of Prefect's format is Prefect's to check."""
+    """Refuse common mistakes of hand-written files; Prefect checks the rest of its format."""
     schedules = data.get("schedules")
     listed = schedules if isinstance(schedules, list) else []
     for key, found, fits, expected in (
@@ -303,12 +303,12 @@ def _entry(data: Any, audit: str) -> Entry:
 
 
 def _deployment(document: Any, audit: str) -> Any:
-    """The one of an audit, None if there is none."""
+    """The deployment of an audit, None if there is none."""
     return next((data for data in document["deployments"] if _audit_of(data) == audit), None)
 
 
 def _add(document: Any, audit: str) -> Any:
-    """A new deployment with what the others have in common."""
+    """Add a deployment with the settings that all share."""
     import yaml
     from ruamel.yaml.comments import CommentedMap
 

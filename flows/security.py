@@ -1,7 +1,7 @@
-"""What keeps others off the review page: one-time links, sessions, and checks of where a request comes from.
+"""Access control of the review page: one-time links, sessions, and checks of where a request comes from.
 
-The page shows a model's words and the decision changes a model, so a listener on loopback is not enough: other users
-and programs of the machine reach it too, and any web page a browser has open may send requests to it.
+The page shows a model's words, and the decision changes a model, so listening on loopback only is not enough: other
+users and programs of the machine can connect too, and any web page open in a browser may send requests to it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-LINK_SECONDS = 3600  # a link that nobody opened is worth nothing after this
-IDLE_SECONDS = 12 * 3600  # so is a session that asked for nothing; a server may run for months
-MAX_BODY = 1_000_000  # bytes of a form: every field of a large landscape filled in takes a tenth
+LINK_SECONDS = 3600  # an unopened link expires after this
+IDLE_SECONDS = 12 * 3600  # so does a session without requests, as a server may run for months
+MAX_BODY = 1_000_000  # bytes of a form: a large landscape with every field filled in takes a tenth
 
-# Nothing but our own style sheet, our own script, and pictures that are part of the page.
+# Only the page's own style sheet and script, and pictures that are part of the page.
 PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'"
@@ -29,7 +29,7 @@ HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not no-referrer: with that browsers send `Origin: null`, by which a form of ours is not told from another's.
+    # Not no-referrer: with that, browsers send `Origin: null`, and our forms look like any other site's.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -39,17 +39,17 @@ HEADERS = {
 
 @dataclass
 class Session:
-    """A browser that came in with a one-time link.
+    """A browser that signed in with a one-time link.
 
     Args:
-        id: what its cookie holds.
-        csrf: what its forms have to carry, which no other page can know.
-        audits: that its links were for; it sees no others.
+        id: value of its cookie.
+        csrf: token that its forms have to contain, which no other page can know.
+        audits: audits that its links were for; it sees no others.
         seen: audits it was shown.
         done: audits on which it recorded a decision.
-        reviewer: the name under which it did so last; empty before.
-        bound: the reviewer whose link opened it, who alone decides in it; empty for a link that is nobody's own.
-        used: when it last asked for anything, by the monotonic clock.
+        reviewer: the name it last decided under; empty before.
+        bound: the reviewer whose link opened it, and who alone decides in it; empty for a link for anybody.
+        used: time of its last request, by the monotonic clock.
     """
 
     id: str = field(default_factory=lambda: secrets.token_urlsafe(32))
@@ -63,27 +63,27 @@ class Session:
 
 
 class Keys:
-    """The links that may still be opened and the sessions that were. Safe between threads."""
+    """Unopened links and open sessions. Thread-safe."""
 
     def __init__(self) -> None:
         self.secret = secrets.token_urlsafe(32)  # for other commands of the same user, see links.py
-        # By the digest of the token: its audit, whose own it is, and when it expires.
+        # By digest of the token: its audit, its reviewer, and when it expires.
         self._links: dict[str, tuple[str, str, float]] = {}
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     def make_token(self, audit: str, reviewer: str = "") -> str:
-        """A token that opens an audit's page once; in the name of this reviewer alone, if one is named."""
+        """A token that opens an audit's page once; in the name of this reviewer alone, if one is given."""
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._links[_digest(token)] = audit, reviewer, time.monotonic() + LINK_SECONDS
         return token
 
     def redeem(self, token: str, audit: str, cookie: str | None = None) -> Session | None:
-        """The session that a token opens: that of the cookie, or a new one; it may see the audit from now on.
+        """Redeem a token for a session: the cookie's or a new one, which may see the audit from now on.
 
         Returns:
-            None if the token was used before, is too old, or is not one of this audit.
+            None if the token was used before, has expired, or is for another audit.
         """
         with self._lock:
             of, reviewer, expires = self._links.pop(_digest(token), ("", "", 0.0))
@@ -107,7 +107,7 @@ class Keys:
             return session
 
     def undecided(self) -> int:
-        """How many browsers were shown an audit and recorded no decision on it."""
+        """Number of browsers that were shown an audit without recording a decision on it."""
         with self._lock:
             self._forget()
             return sum(bool(s.seen - s.done) for s in self._sessions.values())
@@ -122,17 +122,17 @@ class Keys:
 
 
 def _digest(text: str) -> str:
-    # Looked up by digest, a secret leaks nothing through how long the look-up takes.
+    # Looking secrets up by digest leaks nothing about them through timing.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def same(given: str | None, expected: str) -> bool:
-    """Whether a secret is the expected one, in a time that tells nothing."""
+    """Whether a secret is the expected one, compared in constant time."""
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, which others cannot reach."""
+    """Whether a host name or address is loopback, which other machines cannot reach."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -140,7 +140,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(header: str | None) -> str:
-    """The host that the Host header of a request names, without its port; empty if it names none."""
+    """The host in a request's Host header, without its port; empty if it has none."""
     try:
         return urlsplit(f"//{header or ''}").hostname or ""
     except ValueError:
@@ -148,11 +148,11 @@ def host_of(header: str | None) -> str:
 
 
 def knows_host(header: str | None, host: str) -> bool:
-    """Whether the Host of a request is one of ours: a page of another name that resolves to us has its own there.
+    """Whether a request's Host is one of ours, which refuses pages of other names that resolve to this machine.
 
     Args:
-        header: of the request; the port in it may be another one, as through a tunnel.
-        host: of the pages: a name of their own, which nobody else knows, or the host that `--host` made reachable.
+        header: the request's Host header; its port may differ, as through a tunnel.
+        host: the host of the pages: a secret name, or the host that `--host` made reachable.
     """
     named = host_of(header)
     if host.endswith(".localhost"):
@@ -161,13 +161,13 @@ def knows_host(header: str | None, host: str) -> bool:
         return True
     try:
         ipaddress.ip_address(named)
-        return True  # no name, so none that could be made to resolve to us
+        return True  # an address, not a name that could be made to resolve to us
     except ValueError:
         return named in {name.lower() for name in (host, socket.gethostname(), socket.getfqdn())}
 
 
 def same_origin(host: str | None, origin: str | None, referrer: str | None) -> bool:
-    """Whether a form was sent by a page of ours: its origin, or where it has none its referrer, names our host."""
+    """Whether one of our pages sent a form: its origin, or without one its referrer, has our host."""
     source = origin if origin is not None else referrer
     if not source or not host:
         return False

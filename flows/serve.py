@@ -1,8 +1,8 @@
-"""`faded serve`: all that recurring audits need, in one command, for as long as it runs.
+"""`faded serve`: everything that recurring audits need in one command.
 
-A Prefect server (the configured one, else our own), this workspace's work pool and deployments, a worker whenever a
-run is due, the review pages, and the clock of decisions that nobody takes. Children die with it, even by kill -9;
-whatever was interrupted goes on when it is started again.
+It runs a Prefect server (the configured one, or its own), this workspace's work pool and deployments, a worker whenever
+a run is due, the review pages, and the time limits of decisions. Children die with it, even on kill -9. Whatever was
+interrupted resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from stages.errors import FadedError, InfrastructureError, UsageError
 from stages.files import locked, replace_file
 from stages.params import Params, load_params
 
-# Apart from .faded/run: an audit, which may be our own grandchild, ends whatever it finds recorded there.
+# Separate from .faded/run: an audit, which may be our own grandchild, ends whatever is recorded there.
 RECORDS = WORK / "serve"
 LOCK = WORK / "serve.lock"
-_PORT = HOME / "port"  # of our own server: where it was forwarded to, and PREFECT_API_URL, stay good
-_REVIEW_PORT = WORK / "review-port"  # likewise, of the review pages
-_UI_PORT = 4200  # Prefect's own
-_STEP = 1.0  # seconds between looks at the children
-_ASK = 5.0  # seconds between questions whether a run is due
-_QUERY_SECONDS = "PREFECT_WORKER_QUERY_SECONDS"  # in the environment: another number of them
-_LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should
+_PORT = HOME / "port"  # of our own server, kept so that forwarded ports and PREFECT_API_URL stay valid
+_REVIEW_PORT = WORK / "review-port"  # of the review pages, kept for the same reason
+_UI_PORT = 4200  # Prefect's default
+_STEP = 1.0  # seconds between checks of the children
+_ASK = 5.0  # seconds between queries for due runs
+_QUERY_SECONDS = "PREFECT_WORKER_QUERY_SECONDS"  # environment variable that replaces _ASK
+_LOOK = 30.0  # seconds between checks of pending decisions, and of crashed and late runs
 _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
-_DEATHS = 5  # of one run; one that takes its machine down each time must not do so for ever
+_DEATHS = 5  # of one run; a run that takes down its machine must not do so for ever
 _DIED = "its process died; it resumes where it was"
 _STOPPED = "`faded serve` was stopped; it resumes where it was"
 
@@ -55,21 +55,21 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
     """Serve the workspace until Ctrl-C or SIGTERM.
 
     Args:
-        params: of the workspace.
-        console: where to say what runs.
-        port: of our own Prefect server; by default the one it had last, 4200 at first, or another if that is taken.
+        params: the workspace's parameters.
+        console: where to print what is running.
+        port: port of our own Prefect server; by default the last one, 4200 at first, or another if that is taken.
         review: whether to serve the review pages, too.
 
     Raises:
-        UsageError: when `faded serve` runs here already, or the work pool belongs to another workspace.
-        InfrastructureError: when the Prefect server cannot be reached or started.
+        UsageError: if `faded serve` is already running here, or the work pool belongs to another workspace.
+        InfrastructureError: if the Prefect server cannot be reached or started.
     """
     with _alone(), _ended_by_signals(), ExitStack() as life:
         for name in end_leftovers(RECORDS):
             console.print(f"ended {name}, left over by a `faded serve` that was killed", highlight=False)
         with console.status("starting the Prefect server ..."):
             api, server = _api(life, port)
-        # Before anything is started that would have to be interrupted, should their port be taken.
+        # Before anything is started that would have to be interrupted if their port is taken.
         pages = _review_pages(life, list(params.audits)) if review else None
         entries = read_entries()
         with console.status(f"applying prefect.yaml to {api} ..."):
@@ -87,11 +87,11 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
 
 
 class Kept:
-    """A child that is started again when it ends, each time after a longer wait while it keeps dying (not with code 0).
+    """A child that is restarted when it ends, after a growing delay while it keeps dying (with a code other than 0).
 
     Args:
-        name: what people are told.
-        start: gives its process, as a context that ends it.
+        name: its name for people.
+        start: returns a context that runs its process.
     """
 
     def __init__(self, name: str, start: Callable[[], AbstractContextManager[subprocess.Popen[str]]]) -> None:
@@ -102,13 +102,13 @@ class Kept:
         self._since = 0.0
 
     def start(self) -> None:
-        """Start it; should that fail, it is due again after the wait."""
+        """Start it; if that fails, it is due again after the delay."""
         self._since = time.monotonic() + self._wait
         self._process = self._life.enter_context(self._start())
         self._since = time.monotonic()
 
     def died(self) -> int | None:
-        """Its exit code if it has ended; then its remains are cleared away."""
+        """Its exit code if it has ended; its remains are then cleaned up."""
         code = None if self._process is None else self._process.poll()
         if code is not None:
             self.end()
@@ -118,27 +118,27 @@ class Kept:
         return code
 
     def due(self) -> bool:
-        """Whether it is to be started again now."""
+        """Whether it should be started now."""
         return self._process is None and time.monotonic() >= self._since
 
     def end(self) -> None:
-        """End it, by force: a flow run does not survive its worker, and is not reported as crashed but goes on."""
+        """Kill it: a flow run does not survive its worker, and is resumed instead of reported as crashed."""
         self._life.close()
         self._process = None
 
 
 def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
-    """Schedule anew what ran when its worker ended; DVC goes on where it was. A run that keeps dying is given up.
+    """Reschedule runs that were cut off when their worker ended; DVC resumes them. Runs that keep dying are given up.
 
-    Called while no worker of this workspace runs. Where another one polls the same pool its runs cannot be told from
-    dead ones: then the automation on heartbeats finds those.
+    Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
+    distinguished from dead ones, which the automation on heartbeats then finds.
 
     Args:
         pool: the workspace's work pool.
-        why: what their states say.
+        why: message of their states.
 
     Returns:
-        What was done, in sentences.
+        Sentences about what was done.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus, WorkPoolFilter, WorkPoolFilterName
@@ -153,7 +153,7 @@ def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
             return []
         ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
         for run in client.read_flow_runs(work_pool_filter=ours, flow_run_filter=_busy()):
-            # By what was written at each death: a run also starts anew after each decision and each Ctrl-C.
+            # Counted by these messages, as a run is also rescheduled after each decision and each Ctrl-C.
             earlier = sum(state.message == _DIED for state in client.read_flow_run_states(run.id))
             state: State[Any]
             if run.state is not None and run.state.is_cancelling():
@@ -188,7 +188,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does."""
+    """Make SIGTERM act like Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -197,7 +197,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
-    """The API, which clients talk to from here on, and, where it is our own, its server."""
+    """The API that clients use from here on, and its server if it is our own."""
     from prefect.settings import get_current_settings
 
     if (configured := get_current_settings().api.url) is not None:
@@ -239,13 +239,13 @@ def _last_port(kept: Path, first: int) -> int:
 
 
 def _keep_port(kept: Path, port: int) -> None:
-    """Keep a port for the next time, but not in place of one that was taken: links that were sent name that."""
+    """Store a port for the next time, unless another one is stored, as links that were sent contain that."""
     if _last_port(kept, port) == port:
         replace_file(kept, str(port))
 
 
 def _holder(port: int) -> str:
-    """The program that has a port; those of other users are not shown to everybody."""
+    """The program that listens on a port; other users' programs are not visible to everybody."""
     with contextlib.suppress(psutil.Error):
         for found in psutil.net_connections("tcp"):
             if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid is not None:
@@ -259,9 +259,9 @@ def _worker_name() -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker of the workspace for the run that is due (flows/worker.py), which is a child of it (flows/engine.py)."""
+    """A worker of the workspace for the run that is due (flows/worker.py); the run is its child (flows/engine.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
-    # What `faded` itself keeps quiet belongs into the worker's log.
+    # Messages that `faded` itself hides belong in the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
     command = ["flows.worker", pool, _worker_name(), "--once"]
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -273,10 +273,10 @@ def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _review_pages(life: ExitStack, audits: list[str]) -> str:
-    """Serve them at the port they had last, if that is free: so links that were sent lead somewhere.
+    """Serve the review pages at their last port if it is free, so that links that were sent keep working.
 
     Raises:
-        UsageError: when it is taken, and a proxy leads there.
+        UsageError: if it is taken, and a proxy forwards to it.
     """
     from flows.review.server import PORT, serve_review
 
@@ -305,7 +305,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, told: list[s
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
-    # In a process that ends: what reads results takes as much memory as all that is needed from here on.
+    # In a separate process, as the modules that read results take as much memory as everything else from here on.
     subprocess.run([sys.executable, "-P", "-m", "flows.cli", "schedules"], check=False)
     console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
@@ -321,7 +321,7 @@ def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | No
             elif server is not None and server.due():
                 with told(server.name):
                     server.start()
-            if worker is not None and (code := worker.died()):  # with 0 it ends after each run
+            if worker is not None and (code := worker.died()):  # it exits with 0 after each run
                 console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
                 cut_off = True
             if worker is not None and time.monotonic() >= ask:
@@ -330,7 +330,7 @@ def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | No
                     if cut_off and worker.due():
                         lines.extend(go_on_with_interrupted(pool))
                         cut_off = False
-                    # Also while it runs: who does not ask counts as not ready.
+                    # Queried while it runs as well: Prefect marks a pool as not ready if nothing polls it.
                     if (
                         client.get_scheduled_flow_runs_for_work_pool(pool, scheduled_before=datetime.now(UTC))
                         and worker.due()
@@ -348,9 +348,9 @@ def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | No
 
 
 class _Told:
-    """Tells people of what is looked at again and again: what has not changed is told once, and nothing ends it.
+    """Prints the results of repeated checks: unchanged lines are printed once, and errors end nothing.
 
-    What goes wrong once may go well the next time, and whoever comes back in a week finds it still running.
+    A check that fails once may succeed next time, and `faded serve` should still be running after weeks.
     """
 
     def __init__(self, console: Console) -> None:
@@ -359,10 +359,10 @@ class _Told:
 
     @contextlib.contextmanager
     def __call__(self, what: str) -> Iterator[list[str]]:
-        """Print the lines that the block adds to what it is given, or its error, unless they were the last ones, too.
+        """Print the lines that the block appends to the yielded list, or its error, unless they were printed last time.
 
         Args:
-            what: they are about.
+            what: the subject of the lines.
         """
         lines: list[str] = []
         try:
@@ -376,12 +376,12 @@ class _Told:
 
 
 def _settle(told: _Told) -> None:
-    """Reject what nobody decided in time, and wake what was decided without us: while we were off, or by `git pull`."""
+    """Reject what nobody decided in time, and resume runs after decisions made meanwhile, such as by `git pull`."""
     from flows.approval import settle
 
     audits: list[str] = []
     with told("params.yaml"):
-        params = load_params()  # each time: people edit it meanwhile
+        params = load_params()  # each time, as people edit it meanwhile
         audits += params.audits
     for audit in audits:
         with told(audit) as lines:

@@ -1,11 +1,11 @@
-"""The Prefect API a flow talks to: the configured one, that of `faded serve`, or one that lives as long as the command.
+"""The Prefect API a flow uses: the configured one, that of `faded serve`, or one that lives as long as the command.
 
 A local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
-configuration is being checked, it dies with us even by kill -9, and it keeps its database in the workspace
-(.faded/prefect), away from that of other tools, so that migrating it is paid for once.
+configuration is being checked, it dies with us even on kill -9, and it keeps its database in the workspace
+(.faded/prefect), separate from that of other tools, so that it is migrated only once.
 
-It answers to nobody without its credential (flows/guard.py), and should it die it is started again under the same
-address: whoever talks to it waits for a moment, and nothing is lost, as its database is in the workspace.
+It answers no request without its credential (flows/guard.py). If it dies, it is restarted at the same address: clients
+wait for a moment, and nothing is lost, as its database is in the workspace.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from stages.errors import Exit, InfrastructureError, UsageError
 from stages.files import replace_file
 
 HOME = WORK / "prefect"  # its database
-RECORD = WORK / "prefect-server.json"  # where the server of `faded serve` is found by other commands
+RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
-_DEATHS = 3  # of the server of one command, each soon after the last, until it is given up
+_DEATHS = 3  # deaths in quick succession after which a command gives up its server
 _SOON = 60.0  # seconds
-_CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # in the environment of a server: what it demands
-_HOST = "FADED_PREFECT_HOST"  # likewise: the name of its pages
+_CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # environment variable of a server: the credential it demands
+_HOST = "FADED_PREFECT_HOST"  # the same: the host name of its pages
 
 
 class Record(BaseModel):
-    """The running server of `faded serve`; the file is readable by its user alone.
+    """The running server of `faded serve`; only its user can read the file.
 
     Args:
-        url: of its API.
-        pid: its process.
-        started: when that started, as a process id alone may have been given to another process meanwhile.
-        credential: what it demands.
-        host: the name under which browsers see its pages.
+        url: URL of its API.
+        pid: its process id.
+        started: start time of the process, as process ids are reused.
+        credential: the credential it demands.
+        host: the host name under which browsers see its pages.
     """
 
     url: str
@@ -63,36 +63,36 @@ class Record(BaseModel):
 
 
 def configured_api() -> str | None:
-    """Where an API is to be found: PREFECT_API_URL (environment or profile), else the server of `faded serve`."""
+    """URL of an existing API: PREFECT_API_URL (environment or profile), else the server of `faded serve`."""
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url or served_api()
 
 
 def served_api() -> str | None:
-    """The API of the server that `faded serve` runs in this workspace, if it does and the server answers."""
+    """URL of the API that `faded serve` runs in this workspace; None if there is none or it does not respond."""
     record = _served()
     return record.url if record is not None and _healthy(record.url, record.credential) else None
 
 
 def answers(api: str) -> bool:
-    """Whether a Prefect API is there."""
+    """Whether a Prefect API responds."""
     return _healthy(api, _credential_of(api))
 
 
 def talking_to(api: str) -> AbstractContextManager[Any]:
-    """The context in which Prefect's clients talk to an API; to that of `faded serve` with its credential."""
+    """The context in which Prefect's clients use an API; that of `faded serve` with its credential."""
     from prefect.settings import temporary_settings
 
     return temporary_settings(client_settings(api, _credential_of(api)))
 
 
 def one_time_link() -> str:
-    """Ask the server of `faded serve` for a link that opens its pages once, in one browser.
+    """Request a link from the server of `faded serve` that opens its pages once, in one browser.
 
     Raises:
-        UsageError: when none runs here.
-        InfrastructureError: when it gives none.
+        UsageError: if none runs here.
+        InfrastructureError: if it returns no link.
     """
     import httpx
 
@@ -115,7 +115,7 @@ def _credential_of(api: str) -> str | None:
 
 
 def _served() -> Record | None:
-    """The record, if its process lives: then the port is still its own, and nobody else is shown the credential."""
+    """The record, if its process lives: then the port is still its own, and nobody else receives the credential."""
     with contextlib.suppress(OSError, ValidationError, psutil.Error):
         record = Record.model_validate_json(RECORD.read_text(encoding="utf-8"))
         if psutil.Process(record.pid).create_time() == record.started:
@@ -124,15 +124,15 @@ def _served() -> Record | None:
 
 
 def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
-    """Start a local server unless there is one to talk to, see `configured_api`.
+    """Start a local server unless there is one already, see `configured_api`.
 
     Args:
-        records: where the server is recorded as a child; `faded serve` and what may run beside an audit keep theirs
-            apart, because an audit ends what it finds in its own.
+        records: folder of the server's record as a child. `faded serve` and commands that may run beside an audit use
+            their own, because an audit ends whatever is in its folder.
 
     Returns:
-        A function to call when the API is needed: it waits until the server answers, and returns the context in
-        which flows find it.
+        A function to call when the API is needed: it waits until the server responds, and returns the context in which
+        flows use it.
     """
     from prefect.settings import get_current_settings
 
@@ -142,7 +142,7 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextMa
         return lambda: talking_to(served)
     server = OwnServer("app", 0, records)
     server.start()
-    # Not earlier: Prefect hands over the last logs and events when the interpreter ends, in hooks that run before this.
+    # Not earlier: at exit, Prefect sends the last logs and events in hooks that run before this one.
     atexit.register(server.close)
 
     def ready() -> AbstractContextManager[Any]:
@@ -154,15 +154,15 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextMa
 
 
 class OwnServer:
-    """A server on loopback, whose address and credential stay the same when it is started again.
+    """A server on loopback that keeps its address and credential when it is restarted.
 
-    The port is held here, not by the server: it takes seconds to start, and meanwhile, or when it has died, somebody
-    else might take the port, answer in its place, and be shown the credential.
+    This process holds the port, not the server, which takes seconds to start. Meanwhile, or after it died, another
+    program could otherwise take the port, respond in its place, and receive the credential.
 
     Args:
-        factory: of its application, in this module.
-        port: of loopback, 0 for any.
-        records: where it is recorded as a child.
+        factory: name of the function in this module that builds its application.
+        port: its port on loopback, 0 for any.
+        records: folder of its record as a child.
     """
 
     def __init__(self, factory: str, port: int, records: Path) -> None:
@@ -177,7 +177,7 @@ class OwnServer:
         self._keeper: threading.Thread | None = None
 
     def clients(self) -> AbstractContextManager[Any]:
-        """The context in which Prefect's clients talk to it."""
+        """The context in which Prefect's clients use it."""
         from prefect.settings import PREFECT_UI_URL, temporary_settings
 
         return temporary_settings({**client_settings(self.api, self.credential), PREFECT_UI_URL: self.pages})
@@ -188,20 +188,20 @@ class OwnServer:
         return f"http://{self.host}:{self.port}"
 
     def start(self) -> subprocess.Popen[str]:
-        """Start its process; it answers once `wait` is done."""
+        """Start its process; it responds once `wait` has returned."""
         LOGS.mkdir(parents=True, exist_ok=True)
         HOME.mkdir(parents=True, exist_ok=True)
-        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that lies beside them
+        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
         fd = self._listening.fileno()
         command = ["uvicorn", "--factory", f"flows.server:{self._factory}", "--fd", str(fd), "--log-level", "warning"]
-        # Appended to: one that was started again must not wipe out why the last one ended.
+        # Append: a restarted server must not overwrite why the last one ended.
         output = self._life.enter_context(_log().open("a"))
         running = child(
             "prefect-server",
             command,
             self._environment(),
             output,
-            interruptible=False,  # after Ctrl-C it is still told how the run ended
+            interruptible=False,  # after Ctrl-C, the end of the run is still reported to it
             records=self._records,
             pass_fds=[fd],
         )
@@ -209,7 +209,7 @@ class OwnServer:
         return self._process
 
     def _environment(self) -> dict[str, str]:
-        """Settings of its process, wherever the user has not set something else."""
+        """Environment of its process; the user's own settings take precedence."""
         env = {
             "PREFECT_UI_URL": self.pages,
             "PREFECT_SERVER_UI_API_URL": f"{self.pages}/api",
@@ -223,15 +223,15 @@ class OwnServer:
         return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
 
     def wait(self) -> None:
-        """Wait until it answers.
+        """Wait until it responds.
 
         Raises:
-            InfrastructureError: when it ends before.
+            InfrastructureError: if it ends first.
         """
         assert self._process is not None
         deadline = time.monotonic() + _START_LIMIT
         while self._process.poll() is None and time.monotonic() < deadline:
-            # Impatient: what was asked before it died is answered by nobody.
+            # With a short time-out, as requests from before it died are never answered.
             if _healthy(self.api, self.credential, patience=1):
                 return
             time.sleep(0.05)
@@ -239,7 +239,7 @@ class OwnServer:
 
     @contextlib.contextmanager
     def served(self) -> Iterator[subprocess.Popen[str]]:
-        """Run it, and let other commands of the workspace find it."""
+        """Run it, and write its record for other commands of the workspace."""
         try:
             process = self.start()
             self.wait()
@@ -252,13 +252,13 @@ class OwnServer:
             self._life.close()
 
     def keep(self) -> None:
-        """Start it again whenever it dies, until it is closed."""
+        """Restart it whenever it dies, until it is closed."""
         self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
         self._keeper.start()
 
     def _keep(self) -> None:
         deaths, since = 0, time.monotonic()
-        # The next one is started in this thread and dies with it, so it lives as long as the server is wanted.
+        # The restarted server is a child of this thread and dies with it, so the thread lives as long as it is needed.
         while not self._closing.wait(0.1):
             if self._process is not None and self._process.poll() is not None:
                 deaths = deaths + 1 if time.monotonic() - since < _SOON else 1
@@ -283,19 +283,19 @@ class OwnServer:
 
 
 def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
-    """Listen on a port of 127.0.0.1, 0 for any, and keep others from the same one of ::1.
+    """Listen on a port of 127.0.0.1, 0 for any, and block the same port of ::1.
 
-    Browsers take a name under localhost to ::1, too: whoever listened there would be sent the one-time link.
+    Browsers may resolve a name under localhost to ::1 as well: a program listening there would get the one-time link.
 
     Returns:
-        The socket that listens, and the one that only holds its place; None where there is no ::1.
+        The listening socket, and the blocking one; None if the machine has no ::1.
     """
     for attempt in range(10):
         listening = socket.create_server(("127.0.0.1", port))
         held = None
         try:
             held = socket.socket(socket.AF_INET6)
-            held.bind(("::1", listening.getsockname()[1]))  # not to be shared, so without SO_REUSEADDR
+            held.bind(("::1", listening.getsockname()[1]))  # without SO_REUSEADDR, so that it is not shared
             return listening, held
         except OSError as error:
             if held is not None:
@@ -309,7 +309,7 @@ def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
 
 
 def _give_up(why: str) -> NoReturn:
-    """End the command, by force: without a server Prefect's clients try again for minutes, and say so at length."""
+    """Kill the command: without a server, Prefect's clients retry for minutes, with long messages."""
     end_all()
     sys.stdout.flush()
     print(f"error: the local Prefect server {why}; the same command resumes from here", file=sys.stderr)
@@ -318,7 +318,7 @@ def _give_up(why: str) -> NoReturn:
 
 
 def ui_url(api: str) -> str:
-    """The web pages that belong to an API; those of our own server have a host name of their own."""
+    """The web pages of an API; those of our own server have their own host name."""
     base = api.removesuffix("/").removesuffix("/api")
     record = _served()
     return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
@@ -333,7 +333,7 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
 
     headers = {} if credential is None else {"Authorization": authorization(credential)}
     with contextlib.suppress(httpx.TransportError):
-        # Reading all certificates takes ten times as long as the question, which is asked twenty times a second.
+        # Loading all certificates takes ten times as long as the request, which is sent twenty times a second.
         verify = not api.startswith("http:")
         answer = httpx.get(f"{api}/health", headers=headers, timeout=patience, trust_env=False, verify=verify)
         return answer.status_code == httpx.codes.OK
@@ -341,7 +341,7 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
 
 
 def app() -> Any:
-    """Build the application of a short-lived server: no web pages, no services that only a long-lived one needs."""
+    """Build the application of a short-lived server, without web pages and the services of a long-lived one."""
     return _guarded(None)
 
 
@@ -353,8 +353,8 @@ def served_app() -> Any:
 def _guarded(host: str | None) -> Any:
     from flows.guard import Guard
 
-    # Around it, not in it: the server's own services (automations) call it within the process, without a credential.
-    # Prefect does not learn of it: it would let some routes through, and have its pages ask for a password.
+    # Wrap the application, as its own services (automations) call it within the process, without a credential. Hide
+    # the credential from Prefect: it would exempt some routes, and make its pages ask for a password.
     credential = os.environ.pop(_CREDENTIAL)
     from prefect.server.api.server import create_app
 

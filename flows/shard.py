@@ -1,4 +1,4 @@
-"""`faded shard`: divide the search of an audit among workers, by writing params.yaml and what follows from it."""
+"""`faded shard`: divide the search of an audit among workers, by editing params.yaml and updating faded.json."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PARAMS = Path("params.yaml")
 
 
 def shard_audit(params: Params, name: str, shards: int, gpus: int | None, console: Console) -> None:
-    """Write how many shares the search of an audit has; 1 leaves it whole.
+    """Set how many shares the search of an audit has; 1 leaves it undivided.
 
     Args:
-        params: as read.
-        name: the audit.
-        shards: independent searches its budget is divided among.
-        gpus: GPUs that each, and the audit's other stages, ask the task runner for; None: as many as before.
-        console: what was done, and what it means, goes there.
+        params: the workspace's parameters.
+        name: name of the audit.
+        shards: number of independent searches that the budget is divided among.
+        gpus: GPUs that each share, and the audit's other stages, request; None to keep the current number.
+        console: where to print what was done, and what it means.
 
     Raises:
-        UsageError: when a share would have no probe, or no item where prepare has said which there are, or params.yaml
-            is laid out so that it cannot be edited.
+        UsageError: if a share would have no probe, or no item once prepare has written the items, or params.yaml's
+            layout does not allow the edit.
     """
     audit = params.audit(name)
     budget = audit.discover.budget
@@ -48,8 +48,8 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
         return
     with exclusive():
         replace_file(PARAMS, after)
-        load_params(PARAMS)  # what stages will read
-        bring_up_to_date()  # DVC finds the shares there
+        load_params(PARAMS)  # checks the new text
+        bring_up_to_date()  # writes the shares to faded.json for DVC
     console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs", highlight=False)
     if shards > 1 and (each := (budget - audit.discover.kept_back) // shards) < FEW:
         console.print(
@@ -61,10 +61,10 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
 
 
 def check_division(name: str, audit: AuditConfig, shards: int) -> None:
-    """Divide the items that prepare has written, as each share would only when it runs.
+    """Divide the items that prepare wrote, to find errors before each share does so itself.
 
     Raises:
-        UsageError: when a share would have no item or no probe.
+        UsageError: if a share would have no item or no probe.
     """
     items = Items(read_table(_items(name)))
     ids, cells = items.ids("discover"), prod(len(levels) for levels in audit.concepts.values())

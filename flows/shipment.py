@@ -1,4 +1,4 @@
-"""What travels between the driver and a worker beside the remote: small, plain and free of secrets."""
+"""Messages between the driver and a worker, besides the remote: small, plain and without secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel
 
-# An output or a stage as dvc.lock has it: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
+# An output or a stage as in dvc.lock: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
 Entry = dict[str, Any]
 
 
@@ -22,17 +22,17 @@ InWorkspace = Annotated[str, AfterValidator(_inside)]
 
 
 class Shipment(BaseModel):
-    """What a worker needs to bring one stage up to date in its own clone.
+    """Everything a worker needs to bring one stage up to date in its own clone.
 
     Args:
         stage: its name in dvc.yaml.
-        files: small texts that no remote holds, by path: params.yaml, dvc.yaml, ratings.
-        lock: what the driver's dvc.lock says of the stage, None if it never ran.
+        files: small texts that are in no remote, by path: params.yaml, dvc.yaml, ratings.
+        lock: the stage's entry in the driver's dvc.lock, None if it never ran.
         inputs: outputs of other stages that this one reads, by content.
-        hashes: MD5 of everything the stage reads, by path, as the driver has it.
-        revision: the commit of the driver's clone, to be named when a worker's differs.
-        workspace: folder of the worker's clone; FADED_WORKSPACE in the worker's environment says otherwise.
-        within: where in its git repository the driver's workspace lies, "." for its root; None if it is in none.
+        hashes: the driver's MD5 of everything the stage reads, by path.
+        revision: the commit of the driver's clone, named in messages if a worker's differs.
+        workspace: folder of the worker's clone; FADED_WORKSPACE in the worker's environment takes precedence.
+        within: path of the driver's workspace in its git repository, "." for its root; None if it is not in one.
         remote: name of the DVC remote; None for the default of the worker's clone.
     """
 
@@ -48,12 +48,12 @@ class Shipment(BaseModel):
 
 
 class Made(BaseModel):
-    """What a worker made of a shipment; the bytes are in the remote.
+    """A worker's result for a shipment; the bytes are in the remote.
 
     Args:
         host: the worker's machine and clone, "node3:/srv/faded".
-        lock: what dvc.lock of its clone says of the stage.
-        versions: of the packages there that can change a result.
+        lock: the stage's entry in the clone's dvc.lock.
+        versions: versions of the packages there that can change a result.
     """
 
     host: str

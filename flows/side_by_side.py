@@ -1,7 +1,7 @@
-"""Results of several audits, or of several revisions, side by side: what their searches found, rates, what differs.
+"""Results of several audits or revisions side by side: what their searches found, rates, and differences.
 
-Unlike runs are shown, too, with what differs: failures against probes say how a search did on its own grid. Those that
-share a grid and were asked the same are paired on that.
+Runs that are not comparable are shown too, with their differences: failures against probes describe a search on its own
+grid. Runs with the same grid and common probes are paired on these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stages.landscape.head_to_head import HeadToHead
 
 PAGE = WORK / "compare.html"
-Value = int | str | None  # None where a result has none
+Value = int | str | None  # None if a result has none
 Row = tuple[str, list[Value]]
 
 
@@ -32,12 +32,12 @@ class SideBySide:
     """Several results; each row has a value for each of their names.
 
     Args:
-        runs: by name.
+        runs: the runs by name.
         found: what their searches found.
-        rates: with intervals; NaN throughout where there is none.
-        differs: what the results were made with, as far as it differs.
-        paired: the models on their common probes; None where grids differ or there are none.
-        notes: what to bear in mind.
+        rates: rates with intervals; all NaN if there is none.
+        differs: settings in which the results differ.
+        paired: the models on their common probes; None if grids differ or there are no common probes.
+        notes: hints for reading the results.
     """
 
     runs: dict[str, Run]
@@ -49,15 +49,15 @@ class SideBySide:
 
 
 def chosen(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
-    """Which results are meant, as (revision, audit): every audit that is named in every revision that is.
+    """The requested results as (revision, audit): every named audit in every named revision.
 
     Args:
         words: names of audits, and revisions.
-        audits: those in params.yaml.
-        default: the audit where none is named.
+        audits: names of the audits in params.yaml.
+        default: the audit if none is named.
 
     Raises:
-        UsageError: when a word is neither, or only one result is meant.
+        UsageError: if a word is neither, or only one result is requested.
     """
     revisions = [word for word in words if word not in audits]
     for word in revisions:
@@ -78,7 +78,7 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
     """Read results, given as (revision, audit), and put them side by side.
 
     Raises:
-        UsageError: when one of them is not there, or this version cannot read it.
+        UsageError: if one of them is missing, or this version cannot read it.
     """
     revisions, audits = ({pair[k] for pair in results} for k in (0, 1))
 
@@ -91,7 +91,7 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 
 
 def write_page(out: Path, shown: SideBySide) -> None:
-    """Write it as a page, with the curves of all searches."""
+    """Write the comparison as a page, with the curves of all searches."""
     from stages.pages.side_by_side import write_side_by_side
 
     write_side_by_side(
@@ -106,7 +106,7 @@ def write_page(out: Path, shown: SideBySide) -> None:
 
 
 def _paired(runs: dict[str, Run]) -> HeadToHead | None:
-    """The models on the probes that all of their controls asked; agents look where they expect failures."""
+    """The models on the common probes of all controls; agents' probes are left out, as they search for failures."""
     from stages.landscape.head_to_head import head_to_head
 
     if _unlike(runs):
@@ -120,7 +120,7 @@ def _paired(runs: dict[str, Run]) -> HeadToHead | None:
 
 
 def _unlike(runs: dict[str, Run]) -> list[str]:
-    """Why models cannot be paired: what differs of what a probe is and when it fails."""
+    """Why models cannot be paired: differences in what a probe is and when it fails."""
 
     def of(run: Run) -> dict[str, object]:
         ratings = run.landscape.ratings
@@ -136,7 +136,7 @@ def _unlike(runs: dict[str, Run]) -> list[str]:
 
 
 def _found(runs: dict[str, Run]) -> list[Row]:
-    """What the searches spent and found; where budgets differ, also within the probes that all of them have."""
+    """The probes and failures of each search; if budgets differ, also within the number of probes that all have."""
     rows: list[Row] = []
     common = min(search.probes for search in _searches(runs))
     for role in ("agent", "control"):
@@ -162,13 +162,13 @@ def _budgets(runs: dict[str, Run]) -> set[int]:
 
 
 def _failures(run: Run, role: str, probes: int) -> int | None:
-    """How many of the first probes of a search failed; None if there was none."""
+    """The number of failures among the first probes of a search; None if there was no search."""
     asked = run.probes[run.probes["role"] == role].sort_values("order")
     return int(asked["failed"].iloc[:probes].sum()) if len(asked) else None
 
 
 def _rates(runs: dict[str, Run]) -> list[tuple[str, list[Rate]]]:
-    """The overall rate, that of the worst failure mode, and those of the levels that all of them have."""
+    """The rates overall, of the worst failure mode, and of the levels that all have in common."""
     landscapes = [run.landscape for run in runs.values()]
     worst = [max(one.modes, key=lambda mode: mode.rate, default=None) for one in landscapes]
     first, *others = (effects(one) for one in landscapes)
@@ -184,7 +184,7 @@ def _rates(runs: dict[str, Run]) -> list[tuple[str, list[Rate]]]:
 
 
 def _differs(runs: dict[str, Run]) -> list[Row]:
-    """What the results were made with, row by row, where any two differ."""
+    """The settings in which any two results differ, row by row."""
     settings = [_settings(run) for run in runs.values()]
     names = dict.fromkeys(name for one in settings for name in one)
     rows: list[Row] = [(name, [one.get(name) for one in settings]) for name in names]
@@ -205,7 +205,7 @@ def _settings(run: Run) -> dict[str, Value]:
 
 
 def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
-    """What to bear in mind when reading the table and the curves."""
+    """Hints for reading the table and the curves."""
     budgets = _budgets(runs)
     notes = [
         f"all searches had the same budget of {max(budgets):,} unique probes"

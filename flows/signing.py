@@ -1,7 +1,7 @@
-"""The private keys of reviewers on this machine, and which of them signs a decision.
+"""The private keys of reviewers on this machine, and the choice of the one that signs a decision.
 
-Public keys are listed in params.yaml (`repairs.AUDIT.feedback.keys`, `faded reviewers`); what a signature is over, and
-whether it holds, is in `stages.decisions.identity`.
+Public keys are listed in params.yaml (`repairs.AUDIT.feedback.keys`, `faded reviewers`). What a signature covers, and
+how it is verified, is in `stages.decisions.identity`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stages.params import Params
 
 
 class Signer(NamedTuple):
-    """Who decides.
+    """The person who decides.
 
     Args:
-        name: as it is listed, or as it was typed where no keys are.
-        key: the private one that signs; None where no keys are listed.
+        name: the name as listed, or as typed if no keys are listed.
+        key: the private key that signs; None if no keys are listed.
     """
 
     name: str
@@ -30,16 +30,16 @@ class Signer(NamedTuple):
 
 
 def key_name(reviewer: str) -> str:
-    """The name in `stages.keys` of a reviewer's key."""
+    """The name of a reviewer's key in `stages.keys`."""
     return f"reviewer {reviewer}"
 
 
 def signer(params: Params, audit: str, reviewer: str) -> Signer:
-    """Who decides under a name, with the key that signs for them.
+    """The person who decides under a name, with the key that signs for them.
 
     Raises:
-        UsageError: when the name is none; where keys are listed, when none is listed for it, or this machine does not
-            have the private one.
+        UsageError: if the name is invalid; if keys are listed, also if none is listed for it, or this machine does not
+            have the private key.
     """
     name, keys = clean_name(reviewer), listed_keys(params, audit)
     if not keys:

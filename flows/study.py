@@ -21,15 +21,15 @@ STUDY = Path("benchmarks/study")
 
 
 def run_study(explorers: Sequence[str], console: Console) -> None:
-    """Run what is stale of the study, and print where its table is.
+    """Run the stale stages of the study, and print where its table is.
 
     Args:
-        explorers: names under study.explorers in benchmarks/study/params.yaml; none means all. The page is written in
-            any case, from all results there are, and names the explorers that have none.
-        console: where progress is told.
+        explorers: names under study.explorers in benchmarks/study/params.yaml; empty for all. The page is always
+            written, from all existing results, and names the explorers without any.
+        console: where progress is printed.
 
     Raises:
-        UsageError: when this is not a clone of Faded's repository, or there is no explorer of that name in the study.
+        UsageError: if this is not a clone of Faded's repository, or the study has no explorer of that name.
     """
     stages = _stages(explorers)
     timings = read_timings()

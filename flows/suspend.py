@@ -1,8 +1,8 @@
-"""How a deployed flow waits for a person: suspended, with a typed form, and without a process.
+"""Suspends a deployed flow until a person decides, with a typed form and without a process.
 
-`suspend_flow_run` stores the form and ends the process. Whoever resumes the run makes the flow start from its top,
-where DVC finds nothing to do up to the gate; there the same call, known by its key, returns what the form was given.
-A decision that came in another way is found in its file, and the form is not looked at.
+`suspend_flow_run` stores the form and ends the process. When the run is resumed, the flow starts from its top, where
+DVC finds nothing to do up to the gate. There the same call, identified by its key, returns what was entered in the
+form. A decision made in another way is found in its file, and the form is ignored.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class DecisionForm(RunInput):
     reason: str = Field("", description="Why, in a sentence.")
 
     def words(self, modes: Sequence[ModeRecord]) -> list[ModeDecision]:
-        """What was said of the modes of the landscape.
+        """The form's decisions on the modes of the landscape.
 
         Raises:
-            UsageError: when the repair is approved, and a choice or its reason is missing.
+            UsageError: if the repair is approved, and a choice or its reason is missing.
         """
         said: dict[str, Choice] = {mode.id: getattr(self, mode.id, "undecided") for mode in modes}
         why = {name: getattr(self, why_field(name), "") for name in said}
@@ -61,9 +61,9 @@ class DecisionForm(RunInput):
 
 
 def ask(params: Params, audit: str) -> None:
-    """Suspend the present flow run until the audit's landscape is decided; return once it is.
+    """Suspend the current flow run until the audit's landscape is decided; return once it is.
 
-    An answer that cannot be taken is told in the log and on the next form, which is asked under a key of its own.
+    An invalid answer is reported in the log and on the next form, which has its own key.
     """
     logger = get_run_logger()
     run = deployed_run()
@@ -77,14 +77,14 @@ def ask(params: Params, audit: str) -> None:
                 word = "approved" if decision.approve else "rejected"
                 logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
             close_request(audit)
-            if run.empirical_policy.pause_keys:  # this run asked, and its page is not to ask any more
+            if run.empirical_policy.pause_keys:  # this run asked, and its page must not ask any more
                 publish(audit, "decision", "Decided", partial(_said, now.decisions))
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
         modes = read_modes(audit)
         form = make_form(audit, now, modes, problem)
         this = pause_key(audit, now.landscape, attempt)
-        # Before, because the process may be killed at any moment: rather told twice than never.
+        # Notify before suspending, as the process may be killed at any moment: rather twice than never.
         if this not in (run.empirical_policy.pause_keys or ()):
             publish_modes(audit)
             publish(audit, "decision", "Your decision is needed", partial(describe, audit, now, modes, problem))
@@ -94,7 +94,7 @@ def ask(params: Params, audit: str) -> None:
             with _saying(how_to_answer(audit)):
                 answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
         except Pause:
-            if (now := standing(params, audit)).complete:  # decided before there was a suspended run to wake
+            if (now := standing(params, audit)).complete:  # decided before there was a suspended run to resume
                 end_wait(audit, now, request.runs)
             raise
         except ValidationError as error:
@@ -114,7 +114,7 @@ def _said(decisions: Sequence[Recorded]) -> str:
 
 
 def how_to_answer(audit: str) -> str:
-    """What the page of a suspended run says beside its state."""
+    """The message beside the state of a suspended run."""
     url = _review_url(audit)
     there = f", {url}," if url is not None else ""
     return f"{how_to_decide(audit)}{there} or the form behind Resume"
@@ -122,7 +122,7 @@ def how_to_answer(audit: str) -> str:
 
 @contextlib.contextmanager
 def _saying(message: str) -> Iterator[None]:
-    """Let the state of a run that is suspended say why, for which Prefect's function has no argument."""
+    """Set the message of a suspended run's state, for which Prefect's function has no argument."""
     with patch.object(flow_runs, "Suspended", partial(Suspended, message=message)):
         yield
 
@@ -131,12 +131,12 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
     """The form for one landscape.
 
     Args:
-        audit: whose.
-        now: what has been decided on it.
-        modes: of the landscape.
-        problem: why the last answer was not taken.
+        audit: name of the audit.
+        now: the decisions on the landscape so far.
+        modes: its modes.
+        problem: why the last answer was refused.
     """
-    # Prefect's page hides the text above a form that is longer than the window: what has to be read stands with fields.
+    # Prefect's page hides the text above a form that is longer than the window, so fields describe what must be read.
     url = _review_url(audit)
     asked = how_to_decide(audit) + (f" or {url}" if url is not None else "")
     once_more = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
@@ -151,7 +151,7 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
 
 
 def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> str:
-    """What the form says above its fields, as markdown; arguments as of `make_form`."""
+    """The text above the form's fields, as markdown; arguments as in `make_form`."""
     lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
     if (url := _review_url(audit)) is not None:
         lines.append(f"The failure modes with examples: [review page]({url})")
@@ -187,16 +187,16 @@ def _tell(audit: str, asked: str) -> None:
 
 
 def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
-    """Record what the form was given; return why it was not taken, if so."""
+    """Record the form's answer; return why it was refused, if it was."""
     approve = answer.decision == "approve"
     try:
         words, reviewer = answer.words(read_modes(audit)), clean_name(answer.reviewer)
-        # What was recorded before the run was resumed, or killed, comes back from the form each time the flow starts.
+        # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
         for said in now.decisions:
             same = said.approve == approve and actions(said.modes) == actions(words)
             if same and same_person(said.reviewer, reviewer):
                 return None
-        if listed_keys(params, audit):  # whoever sees the form could sign as anybody
+        if listed_keys(params, audit):  # anybody who sees the form could sign as anybody
             raise UsageError(
                 f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
                 f" the audit, `faded review {audit} --link --reviewer NAME`"

@@ -1,4 +1,4 @@
-"""What people see in the terminal: tables and verdicts. It prints and computes nothing."""
+"""Output in the terminal: tables and verdicts. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from stages.screening import ConceptScreening, Screening
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
-_PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict on some
-_REASONS = 3  # shown of each stage
+_PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
+_REASONS = 3  # shown per stage
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -42,7 +42,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def size(n_bytes: float) -> str:
-    """Bytes as people say them."""
+    """A number of bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -51,14 +51,14 @@ def size(n_bytes: float) -> str:
 
 
 def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
-    """How many processes may answer, where there are several."""
+    """Print how many processes may answer probes, if there are several."""
     if processes > 1:
         each = f"each with a copy of the model ({size(n_bytes)} on disk)"
         console.print(f"{audit}: up to {processes} processes answer at once, {each}", markup=False, soft_wrap=True)
 
 
 def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
-    """The summary of a run, stage by stage."""
+    """Print the summary of a run, stage by stage."""
     table = _table("stage", "outcome", "seconds")
     for r in results:
         style = _OUTCOME_STYLE.get(r.outcome, "dim")
@@ -69,7 +69,7 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
-    """The verdict of an audit with its gates, and where its report lies."""
+    """Print the verdict of an audit with its gates, and where its report is."""
     if verdict.gates:
         table = _table("gate", "bound", "value", "95% interval", "passed")
         table.columns[0].no_wrap = True
@@ -96,7 +96,7 @@ def _number(value: object) -> str:
 
 
 def show_plan(console: Console, estimate: Estimate) -> None:
-    """What would run, why and at what cost."""
+    """Print what would run, why and at what cost."""
     if not estimate.stages:
         console.print("nothing to do: no stage is stale")
         return
@@ -124,7 +124,7 @@ def _shorten(reasons: Sequence[str]) -> str:
 
 
 def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Verdict], running: int | None) -> None:
-    """Every stage's state, and the last verdict of every audit."""
+    """Print every stage's state, and the last verdict of every audit."""
     if running is not None:
         console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
     table = _table("stage", "state", "why")
@@ -151,7 +151,7 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
 
 
 def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], running: int | None) -> None:
-    """Audits at a glance, one a row; those that never ran in one line."""
+    """Print the overview of audits, one per row; those that never ran in one line."""
     if running is not None:
         console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
     if rows:
@@ -177,7 +177,7 @@ def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], 
 
 
 def show_history(console: Console, histories: Sequence[History]) -> None:
-    """The last results of audits in one table, and below it what changed before each, and a line on the drift."""
+    """Print the last results of audits in one table; below it what changed before each, and the drift."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("audit", "result", "date", "verdict", "failure rate", "targets", "decided by"):
         table.add_column(column, overflow="fold", no_wrap=column not in ("audit", "decided by"))
@@ -204,14 +204,14 @@ def show_history(console: Console, histories: Sequence[History]) -> None:
 
 
 def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
-    """Audits that `faded init` wrote and did not measure yet."""
+    """Print the audits that `faded init` wrote but has not calibrated yet."""
     for name in audits:
         told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` resumes the calibration"
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Two revisions side by side."""
+    """Print two revisions side by side."""
     c = comparison
     table = _table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")
     for row in c.rates:
@@ -233,7 +233,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def show_side_by_side(console: Console, together: SideBySide) -> None:
-    """Several results: what their searches found, rates, and what they were made with where that differs."""
+    """Print several results: what their searches found, rates, and the settings that differ."""
     table = _table("", *map(escape, together.runs))
     for what, found in together.found:
         table.add_row(escape(what), *map(_value, found))
@@ -251,7 +251,7 @@ def show_side_by_side(console: Console, together: SideBySide) -> None:
 
 
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
-    """Models on their common probes, and in the failure modes of each."""
+    """Print the models' rates on their common probes, and in the failure modes of each."""
     table = _table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
     table.add_row("fails", *map(_rate, paired.rates))
     behind = (
@@ -280,7 +280,7 @@ def _value(value: int | str | None) -> str:
 
 
 def short_rate(rate: Rate) -> str:
-    """A rate in few characters, with its interval where that is known; empty where there is none."""
+    """A rate in few characters, with its interval if it has one; empty if there is no rate."""
     if not rate.n:
         return ""
     interval = "" if isnan(rate.low + rate.high) else f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
@@ -295,7 +295,7 @@ _VERDICT_STYLE = {"effect": "green", "no larger effect": "yellow"}
 
 
 def show_screening(console: Console, audit: str, screening: Screening) -> None:
-    """What each concept does, the levels proposed, and how often the model fails now and with those."""
+    """Print the effect of each concept, the proposed levels, and the failure rates with current and proposed levels."""
     from stages.screening.record import points
 
     s = screening
@@ -354,14 +354,14 @@ def _screening_line(audit: str, s: Screening) -> str:
 
 
 def _proposed(concept: ConceptScreening) -> str:
-    """How the proposed levels differ from those in params.yaml, and which they are."""
+    """How the proposed levels differ from those in params.yaml, and what they are."""
     levels = ", ".join(f"{level:g}" if isinstance(level, int | float) else level for level in concept.proposed)
     told = concept.change if concept.change in ("kept", "dropped") else f"{concept.change}: {levels}{concept.unit}"
     return escape(f"{told} ({concept.note})" if concept.note else told)
 
 
 def show_last_screening(console: Console, audit: str, s: Screening, when: float, followed: bool) -> None:
-    """The last screening of an audit in a line or two; `followed`: its proposal is what params.yaml holds now."""
+    """Print an audit's last screening in a line or two; `followed`: params.yaml has its proposal now."""
     rate = s.rate if followed else s.now
     said = f"screened {_age(time.time() - when)} ago with {s.probes:,} probes: {_rate(rate)} of the grid fails"
     console.print(f"{escape(audit)}: {said}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Flow runs that are suspended on a decision: found, resumed, cancelled; flows/suspend.py is how one is suspended."""
+"""Flow runs that are suspended on a decision, found, resumed or cancelled; flows/suspend.py suspends them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was susp
 
 
 def deployed_run() -> FlowRun | None:
-    """The present flow run if it belongs to a deployment: only such a one can be suspended."""
+    """The current flow run if it belongs to a deployment; only these can be suspended."""
     context = FlowRunContext.get()
     run = context.flow_run if context is not None else None
     return run if run is not None and run.deployment_id is not None else None
 
 
 def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
-    """Another flow run that is suspended on the audit's present landscape, so that there is no use in a second one.
+    """Another flow run that is suspended on the audit's current landscape, which makes a second one useless.
 
-    Runs that are suspended on an earlier landscape wait for what nobody can decide any more, and are cancelled.
+    Runs that are suspended on an earlier landscape are cancelled, as nobody can decide on it any more.
     """
     request = read_request(audit)
     if request is None:
@@ -53,13 +53,13 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
     """Resume those of these flow runs that are suspended on the audit's landscape, and cancel those on another one.
 
     Args:
-        audit: whose.
-        now: what was decided; it goes into the form, which wants to be filled in. None where nobody is asked any more:
-            then all are cancelled.
-        runs: ids with the URL of the API on which each was suspended.
+        audit: name of the audit.
+        now: the decisions, which are entered in the form, as a run cannot be resumed without. None if nobody is asked
+            any more, so that all are cancelled.
+        runs: the URL of the API on which each run was suspended, by id.
 
     Returns:
-        What was done, in sentences, and the runs whose server could not be asked.
+        Sentences about what was done, and the runs whose server could not be reached.
     """
     said: list[str] = []
     present, left = _present_api(), dict(runs)
@@ -71,7 +71,7 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
                         said.append(_end(client, audit, now, run, landscape))
                     del left[str(run.id)]
             left = {run: there for run, there in left.items() if there != url}
-        # Whatever listens there now need not be Prefect: then its client finds no JSON, or not the one it expects.
+        # Another program may listen there now: the client then finds no JSON, or not the JSON it expects.
         except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
             said.append(
                 f"the Prefect server at {url} could not be notified ({type(error).__name__}): a run suspended there"
@@ -120,21 +120,21 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> 
             if "schema not found" in reason and time.monotonic() < until:
                 time.sleep(0.2)
                 continue
-            # Its process was killed before it stored the form. At the top of the flow the decision is found anyway.
+            # Its process was killed before it stored the form. The flow finds the decision at its top anyway.
             client.set_flow_run_state(run.id, Scheduled(), force=True)
             return f"the suspended flow run {run.name} resumes"
         return f"the flow run {run.name} was not resumed: {reason}"
 
 
 def _known(client: SyncPrefectClient, runs: Sequence[str]) -> Iterator[FlowRun]:
-    """Those of these runs that the server knows."""
+    """Those of these runs that exist on the server."""
     for name in runs:
         with contextlib.suppress(ObjectNotFound):
             yield client.read_flow_run(UUID(name))
 
 
 def _asks_about(audit: str, run: FlowRun) -> str | None:
-    """The hash of the landscape on which a run is suspended, if it is, and the landscape one of the audit's."""
+    """The hash of the landscape on which a run is suspended; None if it is not, or if it is another audit's."""
     if run.state is None or not run.state.is_paused():
         return None
     asked = (run.state.state_details.pause_key or "").rpartition("-")[0]
@@ -143,12 +143,12 @@ def _asks_about(audit: str, run: FlowRun) -> str | None:
 
 
 def pause_key(audit: str, landscape: str, attempt: int) -> str:
-    """The key under which Prefect keeps what a run waits for."""
+    """The key under which Prefect stores the form that a run waits for."""
     return f"{key(audit, landscape)}-{attempt}"
 
 
 def _present_api() -> str | None:
-    """Where the workspace's runs may have moved since: its own server may get another port when it starts again."""
+    """The API to which the workspace's runs may have moved: its own server may get another port on a restart."""
     from flows.server import configured_api
 
     return configured_api()
@@ -158,17 +158,17 @@ def _present_api() -> str | None:
 def _api(url: str) -> Iterator[SyncPrefectClient]:
     from flows.server import talking_to
 
-    # Whoever decided does not want to wait for a server that is gone.
+    # People who have decided should not wait for a server that is gone.
     patience = {"timeout": httpx.Timeout(20, connect=5)}
     with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:
         yield client
 
 
 def why_field(mode: str) -> str:
-    """The field of the form that says why, of a mode."""
+    """The form's field for the reason of a mode."""
     return f"{mode}_reason"
 
 
 def actions(modes: Sequence[ModeDecision]) -> dict[str, str]:
-    """What was chosen, by mode."""
+    """The chosen action by mode."""
     return {mode.id: mode.action for mode in modes}

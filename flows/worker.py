@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.flows import Flow
 
-_COMMAND = "python -P -m flows.engine"  # where prefect.yaml says none
+_COMMAND = "python -P -m flows.engine"  # default if prefect.yaml has none
 
 
 def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | None:
-    """Why a flow run is none that prefect.yaml tells of, if so.
+    """Why a flow run is not one of those in prefect.yaml; None if it is.
 
     Args:
-        run: as the server describes it.
-        deployment: of the run, as the server describes it.
+        run: the run as the server describes it.
+        deployment: its deployment as the server describes it.
 
     Raises:
-        UsageError: when prefect.yaml cannot be read.
+        UsageError: if prefect.yaml cannot be read.
     """
     if deployment is None:
         return "it belongs to no deployment"
@@ -63,11 +63,11 @@ def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | No
 
 
 def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}  # forms send all there are
+    return {name: value for name, value in parameters.items() if value is not None}  # forms send all parameters
 
 
 class AuditJob(ProcessJobConfiguration):
-    """How a flow run is started: as prefect.yaml says, whatever the server says."""
+    """How a flow run is started: by prefect.yaml, whatever the server's settings."""
 
     @classmethod
     async def resolve_for_flow_run(
@@ -80,7 +80,7 @@ class AuditJob(ProcessJobConfiguration):
         worker_id: Any = None,
         deployment: DeploymentResponse | None = None,
     ) -> AuditJob:
-        """See Prefect; the server may have been told something else since the run was looked at."""
+        """See Prefect. prefect.yaml is used throughout, as the server's settings may have changed since the check."""
         assert flow_run.deployment_id is not None
         deployment = deployment or await client.read_deployment(flow_run.deployment_id)
         ours = read_recipes()[deployment.name]
@@ -95,19 +95,19 @@ class AuditJob(ProcessJobConfiguration):
             deployment=deployment.model_copy(update={"job_variables": {"command": _COMMAND, **ours.job_variables}}),
         )
         job.working_dir = Path.cwd()
-        # With an entrypoint of its own the run neither asks for one nor takes steps to pull code.
+        # With its own entrypoint, the run neither requests one nor executes steps that pull code.
         job.env |= {"PREFECT__FLOW_ENTRYPOINT": ours.entrypoint, ALLOWED: json.dumps(ours.parameters)}
         return job
 
 
 class AuditWorker(ProcessWorker):
-    """Runs what prefect.yaml tells of; other runs fail before anything of them is executed."""
+    """Runs the runs of prefect.yaml; others fail before anything of them is executed."""
 
     job_configuration = AuditJob
 
     @classmethod
     def __dispatch_key__(cls) -> str:
-        """Under another name than Prefect's own, whose place it does not take; its work pools are of the same type."""
+        """A name of its own, so that it does not replace Prefect's worker; its work pools have the same type."""
         return "faded"
 
     async def _get_scheduled_flow_runs(self) -> list[Any]:
@@ -131,14 +131,14 @@ class AuditWorker(ProcessWorker):
 
 
 async def _audit(_run: FlowRun) -> Flow[..., Any]:
-    """The flow of a run that crashed, which may have hooks: Prefect would take the server's pull steps to find it."""
+    """The flow of a crashed run, for its hooks: Prefect would execute the server's pull steps to find it."""
     from flows.audit import audit
 
     return audit
 
 
 def main() -> None:
-    """Work for a pool until stopped, or until the run that is due has ended."""
+    """Run a pool's audits until stopped, or with --once until the run that is due has ended."""
     from prefect.utilities.processutils import setup_signal_handlers_worker
 
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")

@@ -1,4 +1,4 @@
-"""The workspace: the folder that holds params.yaml and dvc.yaml, and what every command does before it works in it."""
+"""The workspace: the folder with params.yaml and dvc.yaml, and what every command does before it works in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LOGS = WORK / "logs"
 
 
 def enter_workspace() -> Path:
-    """Make the workspace at or above the current folder the current one, and bring it up to date with the package.
+    """Change to the workspace at or above the current folder, and update its files to the installed package.
 
-    Folders with pipelines of a user's own, which have a params.yaml and a dvc.yaml too, are passed over.
+    Folders with the user's own pipelines, which may have a params.yaml and a dvc.yaml too, are skipped.
 
     Raises:
-        UsageError: when there is none.
-        InfrastructureError: when it has to be brought up to date while another process audits there.
+        UsageError: if there is none.
+        InfrastructureError: if files have to be updated while another process runs an audit there.
     """
     here = Path.cwd()
     both = [f for f in (here, *here.parents) if (f / "params.yaml").is_file() and (f / "dvc.yaml").is_file()]
@@ -40,14 +40,14 @@ def enter_workspace() -> Path:
             + (f", such as {here / below[0]}" if below else "; `faded init` creates one")
         )
     os.chdir(folder)
-    # Prefect's own console output is off because `faded` prints the same lines itself.
+    # Prefect's own console output is off, because `faded` prints the same lines itself.
     set_defaults(PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
     _bring_up_to_date()
     return folder
 
 
 def has_audits(folder: Path) -> bool:
-    """Whether the params.yaml of a folder is one of Faded's."""
+    """Whether a folder's params.yaml is one of Faded's."""
     from stages.params import read_bytes
 
     try:
@@ -64,11 +64,11 @@ def _bring_up_to_date() -> None:
     if outdated():
         with exclusive():
             for line in bring_up_to_date():
-                print(line, file=sys.stderr)  # what a command prints is for whoever reads its output
+                print(line, file=sys.stderr)  # stdout is for the command's own output
 
 
 def stage_environment() -> dict[str, str]:
-    """Environment of a stage: `python` in dvc.yaml is this very interpreter."""
+    """Environment of a stage: `python` in dvc.yaml is the interpreter of this process."""
     env = {"PYTHONUNBUFFERED": "1", **DEFAULTS, **os.environ}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     return env
@@ -80,15 +80,16 @@ _holding = 0
 
 @contextlib.contextmanager
 def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Hold the workspace against a second audit; re-entrant within this process.
+    """Lock the workspace against a second audit; re-entrant within this process.
 
     Args:
-        say: told what is being waited for while another process audits here; without it that is an error at once.
+        say: called with what is being waited for while another process runs an audit here; without it, this is an error
+            at once.
 
     Raises:
-        InfrastructureError: when another process audits here and nobody waits, with its process id.
+        InfrastructureError: if another process runs an audit here and `say` is None; it names the process id.
     """
-    global _holding  # noqa: PLW0603  # a file lock belongs to the process, so does its count
+    global _holding  # noqa: PLW0603  # a file lock belongs to the process, and so does its count
     if _holding:
         yield
         return
@@ -108,6 +109,6 @@ def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
 
 
 def running_audit() -> int | None:
-    """The process that audits in this workspace now, if one does."""
+    """The id of the process that runs an audit in this workspace; None if there is none."""
     process = holder(_LOCK)
     return None if process is None else int(process or -1)

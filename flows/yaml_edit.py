@@ -1,6 +1,6 @@
-"""Changes a YAML file that people wrote: only the edited lines are other ones, and comments stay.
+"""Changes a YAML file that people wrote: only the edited lines change, and comments are kept.
 
-ruamel.yaml writes the lines that change; all others are taken from the text as it was.
+ruamel.yaml writes the lines that change; all others are copied from the original text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stages.files import replace_file
 
 
 class LayoutError(ValueError):
-    """A text is laid out so that a change would touch more than what is changed."""
+    """A text's layout does not allow a change without changing other lines."""
 
 
 def edited(
@@ -37,14 +37,14 @@ def edited(
     """The text of a YAML file after a change.
 
     Args:
-        text: as it is.
-        change: changes the content, a mapping, in place. It is called twice: on what is edited, and on a plain copy
-            that says what must come of it.
-        written: changes a line that is written anew.
-        shared: whether what others share by an alias may change with it.
+        text: the current text.
+        change: changes the content, a mapping, in place. It is called twice: on the edited document, and on a plain
+            copy that gives the expected result.
+        written: applied to each line that is rewritten.
+        shared: whether content that others share by an alias may change with it.
 
     Raises:
-        LayoutError: when that cannot be done without touching more.
+        LayoutError: if this cannot be done without changing other lines.
     """
     try:
         expected = yaml.safe_load(text) or {}
@@ -58,8 +58,8 @@ def edited(
 
 
 def edit_file(path: Path, change: Callable[[str], str], console: Console | None = None) -> None:
-    """Change the text of a file, and show in which lines."""
-    before = path.read_bytes().decode("utf-8")  # with the line ends it has
+    """Change the text of a file, and print the changed lines."""
+    before = path.read_bytes().decode("utf-8")  # keeps line ends
     after = change(before)
     if console is not None:
         lines = before.splitlines(), after.splitlines()
@@ -77,7 +77,7 @@ def in_one_line(values: dict[str, Any]) -> Any:
 
 
 def as_text(value: str) -> str:
-    """Text in quotes where YAML 1.1, which Prefect, DVC and Faded read, would take it for something else."""
+    """Text, quoted if YAML 1.1, which Prefect, DVC and Faded read, would not read it as text."""
     try:
         plain = yaml.safe_load(value) == value
     except yaml.YAMLError:
@@ -86,7 +86,7 @@ def as_text(value: str) -> str:
 
 
 def round_trip() -> YAML:
-    """Ruamel's loader and dumper that keep comments, quotes and order."""
+    """Ruamel's loader and dumper, set up to keep comments, quotes and order."""
     tool = YAML()
     tool.Representer = _Representer
     tool.preserve_quotes = True
@@ -96,17 +96,17 @@ def round_trip() -> YAML:
 
 
 def dumped(document: Any) -> str:
-    """A document of `round_trip` as text."""
+    """The text of a document of `round_trip`."""
     text = io.StringIO()
     round_trip().dump(document, text)
     return text.getvalue()
 
 
 class _Representer(RoundTripRepresenter):
-    """A class of its own, as ruamel keeps representers by class: all else this process writes stays as it is."""
+    """A separate class, as ruamel registers representers by class, and the process's other YAML must not change."""
 
     def represent_float(self, data: float) -> Any:
-        """Without an exponent, which YAML 1.1 reads as text, and needless zeros."""
+        """Write floats without an exponent, which YAML 1.1 reads as text, and without needless zeros."""
         return self.represent_scalar("tag:yaml.org,2002:float", np.format_float_positional(data, trim="-"))
 
 
@@ -114,7 +114,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which what an alias shares is there twice."""
+    """A copy in which content shared by an alias is duplicated."""
     if isinstance(value, dict):
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
@@ -122,7 +122,7 @@ def _unshared(value: Any) -> Any:
 
 def _edited(text: str, change: Callable[[Any], object], written: Callable[[str], str]) -> str:
     lines = text.split("\n")
-    # ruamel moves comments and blank lines about with what they follow: it does not see those that have a line.
+    # ruamel moves comment and blank lines around with the content before them, so it only gets the other lines.
     content = [n for n, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
     bare = [lines[n].rstrip("\r") for n in content]
     document = round_trip().load("\n".join(bare) + "\n") or CommentedMap()
@@ -134,7 +134,7 @@ def _edited(text: str, change: Callable[[Any], object], written: Callable[[str],
     starts = _starts(bare, before)
     ends = "\r" if "\r\n" in text else ""
     made: list[str] = []
-    done = 0  # lines of the text that are made
+    done = 0  # number of lines processed
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if kind == "equal":
             continue
@@ -146,11 +146,11 @@ def _edited(text: str, change: Callable[[Any], object], written: Callable[[str],
             made.append(" " * max(0, _indent(line) + shift) + _commented(written(line.lstrip()), old) + ends)
         done = content[stop - 1] + 1 if first < stop else at
         made += [lines[n] for n in sorted(set(range(at, done)) - set(content))]  # comments stay
-    return "\n".join(made + (lines[done:] or [""]))  # a last line that is written anew ends
+    return "\n".join(made + (lines[done:] or [""]))  # a rewritten last line gets a line end
 
 
 def _commented(line: str, old: str) -> str:
-    """A line whose comment stands as far behind it as in the old line, which has the same."""
+    """A line with its comment at the same distance as in the old line, if that has the same comment."""
     for space in re.finditer(r"\s+(?=#)", old):
         if line.endswith(comment := old[space.end() :]):
             return line.removesuffix(comment).rstrip() + space.group() + comment
@@ -158,7 +158,7 @@ def _commented(line: str, old: str) -> str:
 
 
 def _keep_anchors(value: Any) -> None:
-    """Ruamel drops those that no alias names."""
+    """Make ruamel keep anchors that no alias refers to."""
     if isinstance(value, CommentedMap | CommentedSeq):
         if value.yaml_anchor() is not None:
             value.anchor.always_dump = True
@@ -167,7 +167,7 @@ def _keep_anchors(value: Any) -> None:
 
 
 def _starts(lines: Sequence[str], written: Sequence[str]) -> Callable[[int], int]:
-    """Which line of a text the n-th line that ruamel writes of it begins; it changes nothing but white space."""
+    """Map the n-th line that ruamel writes to the line of the text where it begins; only white space may differ."""
     where = {length: n for n, length in reversed(list(enumerate(_lengths(lines))))}
     lengths = _lengths(written)
     if "".join("".join(lines).split()) != "".join("".join(written).split()):
@@ -183,7 +183,7 @@ def _starts(lines: Sequence[str], written: Sequence[str]) -> Callable[[int], int
 
 
 def _lengths(lines: Iterable[str]) -> list[int]:
-    """How many characters that are not white space stand before each line, and before the end."""
+    """Number of characters other than white space before each line, and before the end."""
     return list(accumulate((len("".join(line.split())) for line in lines), initial=0))
 
 

@@ -135,11 +135,10 @@ def sign_by_default(path: Path) -> str | None:
     """Sign a bundle with this user's own key, unless somebody has signed it or FADED_NO_SIGN is set.
 
     Returns:
-        Returns:
-            Why it is not signed; None if it is.
+        Why it is not signed; None if it is.
 
     Raises:
-            UsageError: if the bundle does not hold.
+        UsageError: if the bundle does not hold.
     """
     if ENVELOPE in read_bundle(path).members:
         return None
@@ -164,7 +163,7 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
 
 
 def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
-    """A hash of names, sizes and times of everything the audit's stages read and wrote; None if something is missing."""
+    """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
     known = {str(RECORD)} if RECORD.exists() else set()
     names = {PARAMS, "dvc.yaml", LOCK, *known, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
     if (ratings := params.audit(audit).ratings) is not None:

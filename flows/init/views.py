@@ -1,4 +1,4 @@
-"""What people see of `faded init`: it prints and computes nothing."""
+"""Output of `faded init` in the terminal; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.tasks.init import Trial
 
 
 def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
-    """What was seen of the model and the data, and what the audit will take of them."""
+    """Print what was recognised about the model and the data, and how many items the audit takes."""
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
@@ -28,7 +28,7 @@ def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Pa
 
 
 def show_trial(console: Console, trial: Trial) -> None:
-    """What the model makes of unchanged items: numbers stand to the right."""
+    """Print what the model does on unchanged items, with numbers right-aligned."""
     head, *rows = trial.rows
     shown = Table(title=trial.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(head):
@@ -42,13 +42,13 @@ def show_trial(console: Console, trial: Trial) -> None:
 
 
 def show_calibration(console: Console, draft: Draft, found: Calibration, *, aimed: bool) -> None:
-    """Each concept with its levels and what it does, whether the range was reached, and what the search will spend.
+    """Print each concept with its levels and effect, whether the range was reached, and the budget of the search.
 
     Args:
         console: where to print.
-        draft: as it was written.
-        found: what calibration found.
-        aimed: the budget follows from what a probe takes.
+        draft: the audit as written.
+        found: the calibration's result.
+        aimed: whether the budget was derived from the duration of a probe.
     """
     shown = Table(title=f"Concepts of {draft.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("concept", "levels", "alone, increase in failures", "verdict"):
@@ -71,7 +71,7 @@ def show_calibration(console: Console, draft: Draft, found: Calibration, *, aime
 
 
 def show_absent(console: Console, name: str) -> None:
-    """That nothing can be measured before models or data of a hub are here."""
+    """Print that nothing can be measured before the hub's model or data have been downloaded."""
     console.print(
         f"{name} is written to params.yaml, but not calibrated: not everything it needs is here", style="yellow"
     )
@@ -80,7 +80,7 @@ def show_absent(console: Console, name: str) -> None:
 
 
 def show_next(console: Console, draft: Draft) -> None:
-    """What to do next."""
+    """Print what to do next."""
     name = draft.name
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes", highlight=False)
     console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)

@@ -28,11 +28,11 @@ from stages.params import DATA, load_params
 from stages.provenance import versions
 
 LOCK = WORK / "machines.lock"
-BROUGHT = WORK / "machines.json"  # outputs that shipments left here, by path
+BROUGHT = WORK / "machines.json"  # paths of outputs that shipments left here
 
 
 def main() -> int:
-    """Answer a shipment; lines go to stdout, the answer into its file."""
+    """Run a shipment's stage; its lines go to stdout, the result to the answer's file."""
     workspace, order, answer = (Path(argument) for argument in sys.argv[1:4])
     shipment = Shipment.model_validate_json(order.read_text(encoding="utf-8"))
     os.chdir(workspace)
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
-    """Bring the current clone's stage up to date and put what it made into the remote."""
+    """Bring the stage up to date in the current clone, and push its outputs to the remote."""
     for line in heal():
         print(f"healed: {line}")
     _write_texts(shipment)
@@ -63,7 +63,7 @@ def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
                 raise other_bytes(shipment, host, path)
         known = store.recall(stage)
         if not known and shipment.lock is not None and not stage.cmd_changed:
-            store.pull(shipment.lock.get("outs", []))  # DVC asks dvc.lock too, before it runs a stage
+            store.pull(shipment.lock.get("outs", []))  # DVC also looks into dvc.lock before it runs a stage
         _note(out.def_path for out in stage.outs)
     result = run_stage(shipment.stage, print)
     with opened(shipment.remote) as store:
@@ -83,20 +83,20 @@ def _write_texts(shipment: Shipment) -> None:
 
 
 def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
-    """Put outputs of other stages into this clone, and take away those of earlier shipments that are none now."""
+    """Check out other stages' outputs into this clone; remove those of earlier shipments that are not inputs now."""
     if missing := store.pull(shipment.inputs):
         raise InfrastructureError(f"{host}: the DVC remote {store.name} lacks {', '.join(missing)}")
     wanted = {entry["path"] for entry in shipment.inputs}
     folders = [Path(path) for path in shipment.hashes]
     for path in _brought() - wanted:
-        if any(folder in Path(path).parents for folder in folders):  # a folder that several stages fill
+        if any(folder in Path(path).parents for folder in folders):  # several stages write to this folder
             _remove(Path(path))
     _note(wanted)
     store.checkout(shipment.inputs)
 
 
 def _check_code(shipment: Shipment, host: str) -> None:
-    """Refuse to run other code than the driver's, which the code.json that it sent names."""
+    """Refuse to run code that differs from the driver's, by the code.json that it sent."""
     kind, _, audit = shipment.stage.partition("@")
     audit = audit.rpartition("-")[0] if kind == SHARE else audit
     theirs = json.loads((DATA / audit / CODE).read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def _lock(stage: str) -> Entry:
 
 @contextlib.contextmanager
 def _nobodys_else(host: str) -> Iterator[None]:
-    """Hold the clone against audits that are typed there, and refuse the driver's own workspace: it would be healed."""
+    """Lock the clone against audits started there, and refuse the driver's own workspace, which would be repaired."""
     if (process := running_audit()) is not None:
         raise UsageError(f"an audit runs in {host} (process {process}): expected a clone that is the worker's own")
     with exclusive():
@@ -128,7 +128,7 @@ def _nobodys_else(host: str) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

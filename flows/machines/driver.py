@@ -1,4 +1,4 @@
-"""The driver's side: what a worker is sent, and how what it made becomes the driver's own."""
+"""The driver's side: what a worker is sent, and how its outputs reach the driver's workspace."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stages.provenance import versions
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
-_OF_NO_RESULT = ("faded", "dvc", "prefect")  # the code itself is compared by content
+_OF_NO_RESULT = ("faded", "dvc", "prefect")  # their code is compared by content
 _TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
 
 
 def check_machines(config: RunnerConfig) -> None:
-    """Refuse, before anything runs, what would leave workers in clones of their own without outputs to work on.
+    """Refuse, before anything runs, a configuration in which workers with their own clones could not share outputs.
 
     Raises:
-        UsageError: when no DVC remote is configured, or not the one that is named, or one that cannot be shared.
-        InfrastructureError: when it does not answer.
+        UsageError: if no DVC remote is configured, the named one is missing, or it cannot be shared.
+        InfrastructureError: if it does not respond.
     """
     if config.workspace is None:
         return
@@ -40,26 +40,26 @@ def check_machines(config: RunnerConfig) -> None:
 def travels(stage: str) -> bool:
     """Whether a stage may run in a worker's clone.
 
-    A person's decision lies with the driver, and so does `collect_feedback`; stages of other pipelines and files
-    tracked by `dvc add` are the driver's own affair.
+    People's decisions are on the driver, so `collect_feedback` stays there. So do stages of other pipelines and files
+    tracked by `dvc add`.
     """
     return ":" not in stage and not stage.endswith(".dvc") and stage.partition("@")[0] != GATED
 
 
 def pack(stage: str, config: RunnerConfig) -> Shipment | None:
-    """Put what a stage reads into the remote, and tell a worker all else it needs.
+    """Push a stage's inputs to the remote, and describe everything else that a worker needs.
 
-    Everything it depends on is up to date in this workspace.
+    Everything the stage depends on is up to date in this workspace.
 
     Args:
         stage: its name in dvc.yaml.
-        config: with `workspace` set.
+        config: the runner, with `workspace` set.
 
     Returns:
-        None when this clone knows the outputs already: then DVC has nothing to execute here.
+        None if this clone already has the outputs, so that DVC has nothing to execute here.
 
     Raises:
-        InfrastructureError: when the remote fails, or an input is missing.
+        InfrastructureError: if the remote fails, or an input is missing.
     """
     assert config.workspace is not None
     with opened(config.remote) as store:
@@ -87,10 +87,10 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
 
 
 def take_back(shipment: Shipment, made: Made) -> None:
-    """Bring what a worker made into this workspace, as if the stage had run here.
+    """Bring a worker's outputs into this workspace, as if the stage had run here.
 
     Raises:
-        InfrastructureError: when it was made of other inputs than were sent, is not in the remote, or the workspace
+        InfrastructureError: if they were made from other inputs than were sent, are not in the remote, or the workspace
             changed meanwhile.
     """
     with opened(shipment.remote) as store:
@@ -115,10 +115,10 @@ def take_back(shipment: Shipment, made: Made) -> None:
 
 
 def other_packages(made: Made) -> str:
-    """Which packages a worker has in other versions than the driver, in words; empty for none.
+    """The packages that a worker has in other versions than the driver, as a sentence; empty if there are none.
 
-    DVC compares code and data, not these. What a machine lacks says nothing, nor does a build ("+cu128"): a driver
-    without GPU is one of many.
+    DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
+    drivers often have no GPU.
     """
     here = versions()
     differing = [
@@ -130,7 +130,7 @@ def other_packages(made: Made) -> str:
 
 
 def hashes(stage: PipelineStage) -> dict[str, str]:
-    """MD5 of each file and folder a stage reads, by path, those that are there; parameters travel as files."""
+    """MD5 of each existing file and folder that a stage reads, by path; parameters travel as files."""
     from dvc.dependency import ParamsDependency
 
     read = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
@@ -138,7 +138,7 @@ def hashes(stage: PipelineStage) -> dict[str, str]:
 
 
 def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry]:
-    """The outputs a worker made, if it is this stage's and made of what it was sent."""
+    """The worker's outputs, after checking that they belong to this stage and were made from the inputs it was sent."""
     from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
     from voluptuous import Invalid
 
@@ -157,12 +157,12 @@ def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry
 
 
 def other_bytes(shipment: Shipment, host: str, path: str) -> InfrastructureError:
-    """The error when a worker's clone has something else at a path that the stage reads."""
+    """The error for a worker's clone with different bytes at a path that the stage reads."""
     return _differs(shipment, host, f"bytes under {path}")
 
 
 def other_code(shipment: Shipment, host: str) -> InfrastructureError:
-    """The error when a worker's clone would run other code than the driver's."""
+    """The error for a worker's clone that would run different code than the driver's."""
     return _differs(shipment, host, f"code for {shipment.stage}")
 
 
@@ -172,7 +172,7 @@ def _differs(shipment: Shipment, host: str, what: str) -> InfrastructureError:
 
 
 def _inputs(store: Store, stage: PipelineStage) -> list[Entry]:
-    """Outputs of other stages, and files tracked by `dvc add`, that lie under what a stage reads, or around it."""
+    """Outputs of other stages, and files tracked by `dvc add`, at, below or above the paths that a stage reads."""
     here = Path.cwd()
     paths = [Path(dep.fs_path) for dep in stage.deps]
     outs = {}
@@ -205,7 +205,7 @@ def _revision() -> str | None:
 
 
 def within_repository(folder: Path) -> str | None:
-    """Where in its git repository a folder lies, "." for its root; None if it is in none."""
+    """A folder's path in its git repository, "." for the root; None if it is not in one."""
     prefix = git("rev-parse", "--show-prefix", folder=folder)
     return None if prefix is None else prefix.rstrip("/") or "."
 

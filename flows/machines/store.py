@@ -1,8 +1,8 @@
-"""The DVC remote that machines share: outputs by content, and DVC's record of the runs that made them.
+"""The DVC remote that machines share: outputs by content, and DVC's records of the runs that made them.
 
-DVC's own commands move either too little (`pull` leaves out metrics that git is to keep) or too much (`--run-cache`
-moves the record of every run that ever was). So outputs are moved by their hashes, and of the run-cache the one folder
-that belongs to a stage and its inputs.
+DVC's own commands move either too little (`pull` leaves out metrics that are kept in git) or too much (`--run-cache`
+moves the records of all runs ever). So outputs are moved by their hashes, and of the run-cache only the folder for a
+stage and its inputs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
-# Seconds and attempts until a remote that does not answer counts as gone; a user's own settings win.
+# Seconds and attempts until a remote counts as unreachable; the user's own settings take precedence.
 _S3_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 30}
 _S3_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
 
 
 class Store:
-    """One clone's view of the remote; open it with `opened`.
+    """A clone's view of the remote; open it with `opened`.
 
     Args:
-        repo: the clone.
+        repo: the clone's DVC repository.
         remote: name of the remote, None for DVC's default.
     """
 
@@ -49,7 +49,7 @@ class Store:
         """Refuse a remote that cannot be shared, or has no bucket.
 
         Raises:
-            UsageError: naming the remotes there are.
+            UsageError: with the existing remotes.
         """
         named = sorted(self.repo.config["remote"])
         if self.remote is not None and self.remote not in named:
@@ -57,19 +57,19 @@ class Store:
                 f"runner.remote: no DVC remote {self.remote!r}, found: {', '.join(named) or 'none'}"
                 f"{did_you_mean(self.remote, named)}"
             )
-        odb = self.repo.cloud.get_remote_odb(self.remote, "push")  # refuses remotes that keep versions of files
+        odb = self.repo.cloud.get_remote_odb(self.remote, "push")  # refuses versioned remotes
         if odb.fs.protocol != "s3":
             odb.fs.exists(odb.path)
             return
         bucket = odb.fs.parts(odb.path)[0]
-        with contextlib.suppress(PermissionError):  # to look at the whole bucket
+        with contextlib.suppress(PermissionError):  # permission for the bucket as a whole
             try:
                 odb.fs.info(bucket)
             except FileNotFoundError:
                 raise UsageError(f"DVC remote {self.name}: there is no bucket {bucket!r}") from None
 
     def stage(self, name: str) -> PipelineStage:
-        """A stage of dvc.yaml with the hashes of what it would read now; nothing for what is missing."""
+        """A stage of dvc.yaml with the current hashes of its inputs, empty for those that are missing."""
         from dvc_data.hashfile.hash_info import HashInfo
 
         stage = self.repo.stage.collect(name)[0]
@@ -81,7 +81,7 @@ class Store:
         return stage
 
     def outputs(self, entries: Sequence[Entry]) -> list[Output]:
-        """Outputs by content. DVC keeps all of these in its cache, also those that a stage leaves to git."""
+        """Outputs by content. DVC keeps all of these in its cache, including those that a stage leaves to git."""
         from dvc.stage import PipelineStage, create_stage
         from dvc.stage.loader import StageLoader
 
@@ -92,14 +92,14 @@ class Store:
         return list(holder.outs)
 
     def push(self, entries: Sequence[Entry]) -> None:
-        """Put outputs into the remote, those it lacks.
+        """Push outputs that the remote lacks.
 
         Raises:
-            InfrastructureError: when one is neither here nor there, or the remote does not take it.
+            InfrastructureError: if one is neither here nor there, or the remote does not accept it.
         """
         outputs = self.outputs(entries)
         for out in outputs:
-            # A metric that git brought into this clone, or the user's own `dvc repro --no-commit`.
+            # For a metric that came into this clone through git, or the user's own `dvc repro --no-commit`.
             if out.changed_cache() and out.exists and not out.changed_checksum():
                 out.commit(relink=False)
         failed = self._each(outputs, lambda objects: self.repo.cloud.push(objects, remote=self.remote).failed)
@@ -107,9 +107,9 @@ class Store:
             raise InfrastructureError(f"the DVC remote {self.name} did not accept {', '.join(failed)}")
 
     def pull(self, entries: Sequence[Entry]) -> list[str]:
-        """Bring outputs into this clone's cache; returns the paths of those that neither cache nor remote has whole.
+        """Pull outputs into this clone's cache; return the paths of those that neither cache nor remote has completely.
 
-        Objects that are not what their names say are taken away from both, so that they can be pushed anew.
+        Objects that do not match their names are removed from both, so that they can be pushed again.
         """
         self._drop_damaged(entries)
         outputs = [out for out in self.outputs(entries) if out.changed_cache()]
@@ -127,7 +127,7 @@ class Store:
         hashes.save()
 
     def _drop_damaged_there(self, outputs: Sequence[Output]) -> None:
-        """Remove from the remote what it has under the names of objects that did not arrive whole."""
+        """Remove objects from the remote that do not match their names, among those that did not arrive."""
         from dvc_data.hashfile.db import get_index
         from dvc_data.hashfile.hash import file_md5
 
@@ -139,7 +139,7 @@ class Store:
             for path in damaged:
                 self._remove_there(odb, path)
                 print(f"removed from the DVC remote {self.name}, because it does not match its name: {path}")
-            # DVC takes the files of a folder for present while it knows its list, or the remote has it.
+            # While DVC's index or the remote has a folder's list, DVC assumes that its files are there as well.
             if damaged:
                 get_index(odb).clear()
                 whole = odb.oid_to_path(out.hash_info.value)
@@ -149,7 +149,7 @@ class Store:
     def _remove_there(self, odb: Any, path: str) -> None:
         try:
             odb.fs.remove(path)
-        except Exception as error:  # of whatever library speaks with the remote
+        except Exception as error:  # from any library that accesses the remote
             raise InfrastructureError(
                 f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed ({error}): remove"
                 " it there"
@@ -164,7 +164,7 @@ class Store:
     def _each(self, outputs: Sequence[Output], transfer: Callable[[Any], Any]) -> list[str]:
         failed = []
         for out in outputs:
-            # `force`: a folder of which nobody has the list of files is told by whoever asks next, not by a prompt.
+            # `force` avoids a prompt about a folder whose list is nowhere; the caller reports it.
             used = out.get_used_objs(remote=self.remote, force=True)
             if not used or any(transfer(objects) for objects in used.values()):
                 failed.append(out.def_path)
@@ -194,11 +194,11 @@ class Store:
                 cache.cache_types = before
 
     def recall(self, stage: PipelineStage, *, here_only: bool = False) -> bool:
-        """Bring the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage.
+        """Fetch the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage.
 
         Args:
-            stage: with the hashes of its inputs, as from `stage`.
-            here_only: ask this clone alone, not the remote.
+            stage: a stage with the hashes of its inputs, from `stage`.
+            here_only: whether to look only in this clone, not in the remote.
         """
         if (folder := self._runs(stage)) is None:
             return False
@@ -212,12 +212,12 @@ class Store:
                 not any(out.changed_cache() for out in self.outputs(entries)) if here_only else not self.pull(entries)
             )
             if whole:
-                os.utime(path)  # of several runs on the same inputs DVC takes the newest record
+                os.utime(path)  # DVC uses the newest record of runs on the same inputs
                 return True
         return False
 
     def remember(self, stage: PipelineStage) -> None:
-        """Put DVC's record of the run that made a stage's present outputs into the remote, after the outputs."""
+        """Push DVC's record of the run that made a stage's current outputs to the remote; the outputs come first."""
         from dvc.stage.cache import _get_cache_hash
         from dvc.stage.serialize import to_single_stage_lockfile
         from dvc_objects.fs.utils import as_atomic
@@ -232,7 +232,7 @@ class Store:
                 fs.put_file(str(record), partial)
 
     def _runs(self, stage: PipelineStage) -> Path | None:
-        """Where DVC keeps its records of runs of a stage on the same inputs; None if it keeps none of it."""
+        """The folder of DVC's records of a stage's runs on the same inputs; None if DVC keeps none for this stage."""
         from dvc.stage.cache import _can_hash, _get_stage_hash
 
         if not _can_hash(stage):
@@ -241,7 +241,7 @@ class Store:
         return Path(self.repo.stage_cache.cache_dir, key[:2], key)
 
     def _runs_there(self, folder: Path) -> tuple[Any, str] | None:
-        """The same folder in the remote, with its file system; None where DVC keeps no records there (HTTP)."""
+        """The same folder in the remote, with its file system; None if DVC keeps no records there (HTTP)."""
         from dvc.fs import HTTPFileSystem
 
         odb = self.repo.cloud.get_remote_odb(self.remote, "fetch --run-cache", hash_name="md5-dos2unix")
@@ -274,7 +274,7 @@ def _read_run(path: Path) -> list[Entry] | None:
 
 
 def entry_of(out: Output) -> Entry:
-    """An output as dvc.lock has it, its path from the workspace, which is the current folder."""
+    """An output's entry as in dvc.lock, with its path relative to the workspace, the current folder."""
     meta = {key: value for key, value in out.meta.to_dict().items() if key != "isdir"} if out.meta else {}
     modern = {} if out.hash_name == "md5-dos2unix" else {"hash": "md5"}
     path = Path(out.fs_path).relative_to(Path.cwd()).as_posix()
@@ -283,11 +283,11 @@ def entry_of(out: Output) -> Entry:
 
 @contextlib.contextmanager
 def opened(remote: str | None) -> Iterator[Store]:
-    """Open the DVC repository of the current folder, and have what goes wrong with its remote told as people need it.
+    """Open the DVC repository of the current folder, and turn errors of its remote into messages for people.
 
     Raises:
-        UsageError: when there is no such remote, or the package that reaches it is missing.
-        InfrastructureError: when the remote does not answer, or DVC fails otherwise.
+        UsageError: if there is no such remote, or the package to access it is missing.
+        InfrastructureError: if the remote does not respond, or DVC fails otherwise.
     """
     from dvc.config import ConfigError
     from dvc.repo import Repo
@@ -303,7 +303,7 @@ def opened(remote: str | None) -> Iterator[Store]:
             if str(settings.get("url", "")).startswith("s3://"):
                 settings = {**_S3_TIMEOUTS, **settings}
             if settings:
-                repo.config["remote"][told] = {**settings, "verify": True}  # what is pulled is hashed
+                repo.config["remote"][told] = {**settings, "verify": True}  # hash pulled objects
             yield Store(repo, remote)
     except (ConfigError, ImportError) as error:
         raise UsageError(
@@ -312,7 +312,7 @@ def opened(remote: str | None) -> Iterator[Store]:
     except FadedError:
         raise
     except Exception as error:
-        # DVC's own, the system's, and those of whatever library reaches the remote; any other is a bug of ours.
+        # Errors of DVC, the system and libraries that access the remote; any other is a bug in Faded.
         if not isinstance(error, OSError) and type(error).__module__ == "builtins":
             raise
         raise InfrastructureError(f"DVC remote {told}: {_line(error)}") from None

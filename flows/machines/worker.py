@@ -1,4 +1,4 @@
-"""The worker's side: a process in the worker's clone brings the stage up to date, watched from the task that asked."""
+"""The worker's side: a process in the worker's clone brings the stage up to date, watched by the runner's task."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class Failure(BaseModel):
 
 
 def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageResult:
-    """Bring one stage up to date in this worker's clone, and put what it made into the remote.
+    """Bring one stage up to date in this worker's clone, and push its outputs to the remote.
 
-    It runs in a process of its own, because a worker's threads share one current folder; that process ends with the
-    worker, even by kill -9.
+    It runs in its own process, because a worker's threads share one current folder. The process ends with the worker,
+    even on kill -9.
 
     Args:
         shipment: what the driver sent.
         say: called with each line.
-        env: what the task runner adds to the stage's environment.
+        env: variables that the runner adds to the stage's environment.
 
     Returns:
-        With `made`, from which the driver takes the outputs.
+        The result with `made`, which tells the driver the outputs.
 
     Raises:
-        UsageError: when there is no clone here, or the stage refuses its input.
-        BugError: when the stage breaks in a way nobody foresaw.
-        InfrastructureError: when the clone differs from the driver's, the remote fails, or the process is killed.
+        UsageError: if there is no clone here, or the stage refuses its input.
+        BugError: if the stage fails in an unforeseen way.
+        InfrastructureError: if the clone differs from the driver's, the remote fails, or the process is killed.
     """
     from flows.run_stage import StageResult, child_name
 
@@ -70,7 +70,7 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
         told = answer.read_text(encoding="utf-8") if answer.exists() else ""
     if code == 0 and told:
         return StageResult.model_validate_json(told)
-    if code > 0 and told:  # one that was killed may have left half of it
+    if code > 0 and told:  # a killed process may have left half an answer
         failure = Failure.model_validate_json(told)
         error: type[FadedError] = _ERRORS.get(failure.error, BugError)
         raise error(failure.message)
@@ -81,8 +81,8 @@ def find_clone(shipment: Shipment) -> Path:
     """The clone of this worker.
 
     Raises:
-        UsageError: when there is none where it is said to be, or it is not the folder that is the driver's workspace:
-            a shipment would write over params.yaml and dvc.yaml of something else.
+        UsageError: if there is none at the given path, or it is not the same folder as the driver's workspace: the
+            shipment would overwrite another workspace's params.yaml and dvc.yaml.
     """
     told = os.environ.get(WORKSPACE)
     workspace = Path(told or shipment.workspace).expanduser().absolute()

@@ -1,1 +1,1 @@
-"""Where people look at a landscape and decide: in the terminal, and on a page."""
+"""The review of a landscape by people: in the terminal, and on a page."""

@@ -1,4 +1,4 @@
-"""The review page as an application: which address shows what, who may see it, and what a posted form leads to."""
+"""The review page as a web application: routes, access control, and the handling of posted forms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from stages.params import load_params
 
 
 class Refused(Exception):
-    """A request that gets a page of words instead of what it asked for."""
+    """A request that is answered with an explanation instead of what it asked for."""
 
     def __init__(self, status: int, title: str, *said: str, **more: Any) -> None:
         super().__init__(title)
@@ -44,7 +44,7 @@ class Refused(Exception):
 
 
 def make_app(served: Served) -> FastAPI:
-    """The application that serves these audits."""
+    """The application that serves the review pages."""
     app = FastAPI(title="Faded review", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = served
     app.include_router(router)
@@ -56,9 +56,9 @@ def make_app(served: Served) -> FastAPI:
 
 
 async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Answer only to our own name, and tell the browser of every answer what it may do with it."""
+    """Answer only under the server's own host name, and set the security headers of every response."""
     host = request.headers.get("host")
-    here = is_loopback(host_of(host))  # a name that every port of this machine shares, and so their cookies
+    here = is_loopback(host_of(host))  # all ports of this machine share this name, and its cookies
     served = _served(request)
     ours = host_of(host) == served.host if served.behind_proxy else knows_host(host, served.host)
     if ours or (here and request.scope["path"] == "/links"):
@@ -105,7 +105,7 @@ def _trusted(request: Request) -> None:
 
 
 async def _body(request: Request) -> Fields:
-    """The fields of a form that is not too large."""
+    """The fields of a form, unless it is too large."""
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -113,7 +113,7 @@ async def _body(request: Request) -> Fields:
             if len(body) > MAX_BODY:
                 raise Refused(413, "Too large", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
         return read_fields(bytes(body))
-    except ClientDisconnect:  # nobody reads the answer
+    except ClientDisconnect:  # nobody reads the response
         raise Refused(400, "Nothing was saved", "The form did not arrive completely.") from None
     except FormError as error:
         raise Refused(400, "Nothing was saved", *error.problems) from None
@@ -127,14 +127,14 @@ router = APIRouter()
 
 @router.get("/")
 def start(session: SignedIn) -> Response:
-    """The audits whose links this browser opened."""
+    """List the audits whose links this browser opened."""
     links = [(page_path(audit), audit) for audit in sorted(session.audits)]
     return message(200, "Audits", ["Which one do you want to review?"], links=links)
 
 
 @router.get("/review/{audit}")
 def look(request: Request, audit: Audit, token: str | None = None, again: str = "") -> Response:
-    """An audit's page, or with a token the way to it."""
+    """Show an audit's page, or redeem a token for it."""
     if token is not None:
         return _enter(request, audit, token, again)
     session = _signed_in(request)
@@ -145,9 +145,9 @@ def look(request: Request, audit: Audit, token: str | None = None, again: str = 
 
 
 def _enter(request: Request, audit: str, token: str, again: str) -> Response:
-    """Exchange a one-time token for a session; the address that is then in the browser's history is worth nothing."""
+    """Exchange a one-time token for a session, so that the address in the browser's history is useless."""
     served = _served(request)
-    # Who is in already keeps the session: forms in other tabs stay good.
+    # Keep an existing session, so that forms in other tabs stay valid.
     session = served.keys.redeem(token, audit, request.cookies.get(served.cookie)) or served.session(request)
     if session is None or audit not in session.audits:
         raise Refused(
@@ -157,8 +157,8 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
             f"Ask for another one in the workspace: faded review {audit} --link",
         )
     response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
-    # Not strict: the file that leads here, or a link in a message, is of another site. Looking changes nothing, and
-    # forms are checked on their own.
+    # Not strict, as the file or message with the link is from another site. Viewing changes nothing, and forms are
+    # checked separately.
     encrypted = served.url.startswith("https:")
     response.set_cookie(served.cookie, session.id, httponly=True, secure=encrypted, samesite="lax", path="/")
     return response
@@ -166,7 +166,7 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
 
 @router.post("/review/{audit}")
 def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
-    """Record what a form says, or show it again with what is wrong with it."""
+    """Record the decision in a form, or show the form again with what is wrong."""
     headers, params = request.headers, load_params()
     ours = same_origin(headers.get("host"), headers.get("origin"), headers.get("referer"))
     if not ours or not same(fields.get("csrf"), session.csrf):
@@ -210,14 +210,14 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
 
     def answered() -> None:
         _served(request).told(outcome)
-        session.done.add(audit)  # not before it is told: a server that nobody else needs ends
+        session.done.add(audit)  # only now, as a server that nobody else needs exits
 
     draft = draft_key(audit, decision.landscape, session.bound)
     return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
 
 
 def _already(said: Recorded, reviewer: str) -> list[str]:
-    """What a reviewer is told of a decision that theirs may not simply follow."""
+    """Explain to a reviewer that another decision was recorded before theirs."""
     if said.via == "time-out":
         what = "Time ran out, which is recorded as a rejection"
     else:
@@ -228,7 +228,7 @@ def _already(said: Recorded, reviewer: str) -> list[str]:
 
 @router.get("/review/{audit}/{report}")
 def read_report(audit: Audit, report: str, _session: SignedIn) -> Response:
-    """One of the two reports of an audit."""
+    """Show one of the audit's two reports."""
     path = report_path(audit, report) if report in REPORTS else None
     if path is None or not path.is_file():
         raise HTTPException(404)
@@ -239,25 +239,25 @@ def read_report(audit: Audit, report: str, _session: SignedIn) -> Response:
 
 @router.get("/static/review.css")
 def read_style() -> Response:
-    """The style sheet."""
+    """Send the style sheet."""
     return Response(style(), media_type="text/css")
 
 
 @router.get("/static/review.js")
 def read_script() -> Response:
-    """The script, which the page works without."""
+    """Send the script, which the page also works without."""
     return Response(script(), media_type="text/javascript")
 
 
 @router.get("/links", dependencies=[Depends(_trusted)])
 def audits(request: Request) -> Response:
-    """What is served, for other commands of the same user."""
+    """List the served audits, for other commands of the same user."""
     return JSONResponse({"audits": _served(request).audits})
 
 
 @router.post("/links", dependencies=[Depends(_trusted)])
 def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
-    """A one-time link, for other commands of the same user."""
+    """Create a one-time link, for other commands of the same user."""
     load_params().repair(audit)
     return JSONResponse({"link": _served(request).link(audit, reviewer)})
 

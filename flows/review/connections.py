@@ -1,4 +1,4 @@
-"""Connections that do not wait for ever: uvicorn itself has no limit for how long a request may take to arrive."""
+"""Connections with a time limit: uvicorn itself does not limit how long a request may take to arrive."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_SECONDS = 10.0  # from the connection, or the last answer on it, until a whole request is there
-MAX_WAITING = 200  # connections without one; beyond this the oldest goes: a process may open about 1000 files
+REQUEST_SECONDS = 10.0  # from connecting, or the last response, to a complete request
+MAX_WAITING = 200  # connections without a request; a process may open about 1000 files
 
 
 class Impatient(H11Protocol):
-    """A connection that is closed when no whole request arrives in time, or when too many others wait as well."""
+    """A connection that is closed if no complete request arrives in time, or if too many others are waiting as well."""
 
     _timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for a request, in the place of another connection if that is too many."""
+        """Start waiting for a request; close another connection if too many are waiting."""
         super().connection_made(transport)
         self._expect()
         waiting = [c for c in self.connections if isinstance(c, Impatient) and c.waits()]
@@ -25,29 +25,29 @@ class Impatient(H11Protocol):
             min(waiting, key=Impatient._merit).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Give a request that begins after a pause its whole time."""
+        """Restart the timer for a request that begins after a pause."""
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self._timer.cancel()
             self._expect()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; also for what is left of one that was answered before it was read."""
+        """Wait for the next request, or for the rest of one that was answered before it was read."""
         self._timer.cancel()
         super().on_response_complete()
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self._timer.cancel()
         super().connection_lost(exc)
 
     def waits(self) -> bool:
-        """Whether there is no whole request to answer."""
+        """Whether there is no complete request to answer."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
 
     def _merit(self) -> tuple[bool, float]:
-        # Who was answered and sends nothing now may be a reviewer who reads.
+        # A client that got a response and sends nothing may be a reviewer who is reading.
         return self.conn.their_state is h11.IDLE and self.cycle is not None, self._timer.when()
 
     def _expect(self) -> None:

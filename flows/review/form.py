@@ -1,4 +1,4 @@
-"""What a reviewer filled in, as a decision, and a decision as what is filled in.
+"""Converts a reviewer's form to a decision, and a decision back to a form.
 
 Fields are named `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`,
 `unreadable.M1.3`, and `reviewer`, `reason`, `decision`, `landscape`.
@@ -37,7 +37,7 @@ def read_fields(body: bytes) -> Fields:
     """The fields of a posted form.
 
     Raises:
-        FormError: when it is none.
+        FormError: if it is not a valid form.
     """
     try:
         pairs = parse_qsl(
@@ -55,11 +55,11 @@ def read_fields(body: bytes) -> Fields:
 
 
 def read_decision(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> Decision:
-    """The decision a form says.
+    """The decision in a form.
 
     Args:
-        fields: of the form.
-        modes: of the landscape.
+        fields: the form's fields.
+        modes: the landscape's modes.
 
     Raises:
         FormError: with everything that is missing or wrong.
@@ -101,7 +101,7 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> Dec
 
 
 def _mode(mode: ModeRecord, fields: Mapping[str, str], *, approve: bool) -> ModeDecision | str | None:
-    """The word on a mode, or what is wrong with it; none where a rejection says nothing of it."""
+    """The decision on a mode, or what is wrong with it; None if a rejection leaves it out."""
     name = mode.id
     action, reason = fields.get(f"action.{name}", ""), fields.get(f"reason.{name}", "").strip()
     if not action and not approve:
@@ -114,7 +114,7 @@ def _mode(mode: ModeRecord, fields: Mapping[str, str], *, approve: bool) -> Mode
     severity = fields.get(f"severity.{name}", "medium")
     if severity not in SEVERITIES:
         return f"{name}: severity {_short(severity)} was sent, expected {', '.join(SEVERITIES)}."
-    weight = SEVERITIES[severity] if action == "repair" else SEVERITIES["medium"]  # of a repair there is none
+    weight = SEVERITIES[severity] if action == "repair" else SEVERITIES["medium"]  # only repairs have a severity
     return ModeDecision(id=name, action=cast(Action, action), severity=weight, reason=reason)
 
 
@@ -137,7 +137,7 @@ def _short(text: str | None) -> str:
 
 
 def filled(decision: Decision) -> Fields:
-    """The form as it was for a decision; a severity between those offered becomes the nearest one."""
+    """The form's fields for a decision; a severity between those offered becomes the nearest one."""
     fields = {"reviewer": decision.reviewer, "reason": decision.reason}
     for mode in decision.modes:
         severity = min(SEVERITIES, key=lambda name: abs(SEVERITIES[name] - mode.severity))
@@ -152,7 +152,7 @@ def filled(decision: Decision) -> Fields:
 
 
 def typed(fields: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What a reviewer filled in, as names and values to read, where the form itself cannot be shown again."""
+    """A reviewer's entries as names and values to read, for pages that cannot show the form again."""
     words = {"rating": "quality", "corrected": "corrected answer", "decision": "whole", "action": "decision"}
     words |= {"unreadable": "I cannot read this myself"}
     said = []

@@ -1,4 +1,4 @@
-"""The review server that runs in this workspace: its record, and one-time links from it."""
+"""Access to the review server that runs in this workspace: its record, and one-time links from it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from stages.errors import InfrastructureError, UsageError
 from stages.files import replace_file, stage_dir
 
 RECORD = WORK / "review-server.json"
-REPORTS = {  # of an audit, by the last part of their address
+REPORTS = {  # reports of an audit, by the last part of their address
     "landscape": ("report", "The whole landscape"),
     "repair": ("conclude", "The last repair, before and after"),
 }
-_PATIENCE = 30.0  # seconds for an answer of a server on this machine, which may have its pages to import first
+_PATIENCE = 30.0  # seconds for a response of a local server, which may have to import its pages first
 
 
 class Running(BaseModel):
     """A running review server.
 
     Args:
-        url: where commands of this machine reach it. Its pages have another host, which only links tell.
-        pid: its process.
-        started: when that started, as a process id alone may have been given to another process meanwhile.
-        secret: by which commands of the same user ask it for links; the file is readable by that user alone.
+        url: where commands on this machine reach it. Its pages have another host, which only links contain.
+        pid: its process id.
+        started: start time of the process, as process ids are reused.
+        secret: authenticates commands of the same user that request links; only that user can read the file.
     """
 
     url: str
@@ -44,25 +44,25 @@ def page_path(audit: str) -> str:
 
 
 def report_path(audit: str, name: str) -> Path:
-    """Where one of REPORTS lies."""
+    """The path of one of REPORTS."""
     return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
 def write_record(record: Running) -> None:
-    """Leave a record for other commands."""
+    """Write the record for other commands."""
     replace_file(RECORD, record.model_dump_json(), mode=0o600)
 
 
 def remove_record(record: Running) -> None:
-    """Take the record away, unless it is another server's by now."""
+    """Remove the record, unless it is another server's by now."""
     if _read() == record:
         RECORD.unlink(missing_ok=True)
 
 
 def write_way_in(audit: str, link: str) -> Path:
-    """A file that leads a browser to a link: the arguments of a browser can be read by every user of the machine.
+    """Write a file that redirects a browser to a link, as every user of the machine can read a browser's arguments.
 
-    It is the user's alone, and worth nothing once the link was opened.
+    Only the user can read it, and it is useless once the link was opened.
     """
     path, to = WORK / f"review-{audit}.html", escape(link)
     page = f'<!doctype html><meta http-equiv="refresh" content="0; url={to}"><a href="{to}">Review</a>\n'
@@ -78,7 +78,7 @@ def _read() -> Running | None:
 
 
 def running() -> Running | None:
-    """The review server that runs in this workspace, if one does and answers."""
+    """The review server that runs in this workspace; None if there is none or it does not respond."""
     record = _read()
     return record if record is not None and _served(record) is not None else None
 
@@ -86,7 +86,7 @@ def running() -> Running | None:
 def review_url(audit: str) -> str | None:
     """Address of an audit's page on the running review server, without a secret; None if none shows this audit.
 
-    Where prefect.yaml has a `public_url`, the address under it, whether the server runs at the moment or not.
+    If prefect.yaml has a `public_url`, the address is under it, whether or not the server is running.
     """
     from flows.schedule import public_url
 
@@ -99,22 +99,22 @@ def review_url(audit: str) -> str | None:
 
 
 def report_urls(audit: str) -> dict[str, str]:
-    """Addresses of an audit's reports beside its page, by their titles; none without such a page."""
+    """Addresses of an audit's reports beside its page, by title; empty if there is no such page."""
     url = review_url(audit)
     there = {name: title for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()}
     return {} if url is None else {title: f"{url}/{name}" for name, title in there.items()}
 
 
 def one_time_link(audit: str, reviewer: str = "") -> str:
-    """Ask the running review server for a link that opens an audit's page once; from then on it shows that audit.
+    """Request a link that opens an audit's page once from the running review server, which from then on serves it.
 
     Args:
         audit: its name.
-        reviewer: in whose name alone the page can be decided on; empty for whoever says theirs there.
+        reviewer: the only name that the page accepts decisions in; empty if reviewers enter theirs there.
 
     Raises:
-        UsageError: when none runs here.
-        InfrastructureError: when it gives none.
+        UsageError: if no server runs here.
+        InfrastructureError: if it returns no link.
     """
     record = running()
     if record is None:
@@ -128,7 +128,7 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
 
 
 def _served(record: Running) -> list[str] | None:
-    """Audits that a server shows; None if there is none any more."""
+    """Audits that a server shows; None if it no longer runs."""
     try:
         if psutil.Process(record.pid).create_time() != record.started:
             return None

@@ -1,4 +1,4 @@
-"""The pages as responses: that of an audit, and those of words alone."""
+"""The HTTP responses of the review page: an audit's page, and pages with a message only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def review_page(
     *,
     revise: bool = False,
 ) -> Response:
-    """The page on which an audit is decided; with what was filled in, and why it was not saved."""
+    """The page on which people decide on an audit, with entries so far, and why they were not saved."""
     view = review_view(
         params, audit, fields, problems=problems, revise=revise, known=session.reviewer, bound=session.bound
     )
@@ -48,17 +48,17 @@ def message(
     forget: str = "",
     background: BackgroundTask | None = None,
 ) -> Response:
-    """A page of words that needs nothing more from the server, which may be gone by then.
+    """A page with a message. It needs nothing more from the server, which may have exited by then.
 
     Args:
-        status: of HTTP.
-        title: what it is about.
+        status: HTTP status.
+        title: its title.
         said: its sentences.
-        kicker: above the title.
+        kicker: line above the title.
         links: addresses with their texts.
-        typed: what the reviewer filled in, to be read and copied.
+        typed: the reviewer's entries, to be read and copied.
         forget: name of the draft that is no longer needed.
-        background: what to do when it was sent.
+        background: what to do after it was sent.
     """
     css, code = style(), static("recorded.js")
     html = (
@@ -78,7 +78,7 @@ def message(
 
 
 def prepare() -> None:
-    """Import all that pages are made of: it takes seconds, in which a server that is running would answer nobody."""
+    """Import everything that pages need. This takes seconds, in which a running server would not respond."""
     for module in (
         "PIL.Image",
         "pyarrow.parquet",
@@ -93,7 +93,7 @@ def prepare() -> None:
 
 @cache
 def style() -> str:
-    """The style sheet: the report's and ours."""
+    """The style sheet: the report's and the review page's."""
     from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
 
     return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
@@ -101,7 +101,7 @@ def style() -> str:
 
 @cache
 def script() -> str:
-    """The script of the page: the report's for examples, and ours."""
+    """The script of the page: the report's for examples, and the review page's."""
     from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
 
     return (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8") + static("review.js")
@@ -109,7 +109,7 @@ def script() -> str:
 
 @cache
 def static(name: str) -> str:
-    """A file that is part of every page."""
+    """The text of a file that is part of every page."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""From a decision to its file, and to the flow that waits for it."""
+"""Records a decision in its file, and resumes the flow that waits for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stages.params import Params
 
 
 class Outcome(NamedTuple):
-    """A decision that was recorded.
+    """A recorded decision.
 
     Args:
-        audit: it is of.
+        audit: its audit.
         path: its file.
-        reviewer: whose it is.
+        reviewer: name of the reviewer.
         approve: whether they approved.
-        said: sentences: what happens now.
+        said: sentences about what happens next.
     """
 
     audit: str
@@ -40,11 +40,11 @@ def record(
     revise: bool = False,
     seen: Sequence[str] | None = None,
 ) -> Outcome:
-    """Write a decision, wake what waits for it, and say what comes next; arguments as of `flows.approval.decide`.
+    """Write a decision, resume what waits for it, and describe what comes next; see `flows.approval.decide`.
 
     Raises:
-        UsageError: as `flows.approval.decide`.
-        AlreadyDecided: as `flows.approval.decide`.
+        UsageError: as in `flows.approval.decide`.
+        AlreadyDecided: as in `flows.approval.decide`.
     """
     kept, woken = decide(params, audit, decision, via, revise=revise, seen=seen)
     by = identity_of(kept.decision, listed_keys(params, audit), audit)
@@ -64,17 +64,17 @@ def record(
 def in_whose_name(params: Params, audit: str, bound: str, fields: Fields) -> Fields:
     """The fields of a form in the name of the reviewer whose link opened the page.
 
-    The server has the keys of everybody who decides on its machine, so where decisions are signed it takes them on such
-    pages only.
+    The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them only on
+    pages that were opened by a reviewer's own link.
 
     Args:
-        params: the workspace's.
-        audit: whose page it is.
-        bound: the reviewer; empty where the link was nobody's own.
-        fields: as they were sent.
+        params: the workspace's parameters.
+        audit: the page's audit.
+        bound: the reviewer; empty if the link was not for one reviewer.
+        fields: the fields as sent.
 
     Raises:
-        FormError: when a link of one's own is needed.
+        FormError: if a reviewer's own link is needed.
     """
     if bound:
         return {**fields, "reviewer": bound}
@@ -84,7 +84,7 @@ def in_whose_name(params: Params, audit: str, bound: str, fields: Fields) -> Fie
 
 
 def own_link(audit: str, keys: Iterable[str]) -> str:
-    """What somebody is told whose link does not say who they are."""
+    """The message for somebody whose link does not identify them."""
     return (
         f"Decisions on {audit} are signed, so each reviewer ({', '.join(keys)}) needs a link of their own:"
         f" faded review {audit} --link --reviewer NAME"
@@ -96,16 +96,16 @@ def _sentence(text: str) -> str:
 
 
 def moment(time: str | datetime) -> str:
-    """A time (ISO 8601 in UTC) as people read it."""
+    """A time (ISO 8601 in UTC) for people."""
     when = time if isinstance(time, datetime) else datetime.fromisoformat(time)
     return when.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
 
 
 def open_standing(params: Params, audit: str, revise: bool) -> Standing:
-    """What has been decided on a landscape that is to be reviewed now.
+    """The decisions so far on a landscape that is to be reviewed now.
 
     Raises:
-        AlreadyDecided: when nobody is asked any more, unless an earlier decision is to be revised.
+        AlreadyDecided: if no more decisions are needed, unless an earlier one is to be revised.
     """
     expire(params, audit)
     now = standing(params, audit)

@@ -1,4 +1,4 @@
-"""What the routes of the review page share. It is there before they are: see `flows/review/server.py`."""
+"""State that the routes of the review page share; created before them, see `flows/review/server.py`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class Served:
-    """What the routes share.
+    """State that the routes share.
 
     Args:
-        audits: that are shown; more may be added by who knows the secret.
-        host: under which the pages are shown, and no other.
+        audits: audits that are shown; holders of the secret may add more.
+        host: the only host name under which the pages are shown.
         url: address of the pages.
-        behind_proxy: whether they are reached through a proxy, and under its name alone.
-        cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
-        told: called with each decision when its answer was sent.
+        behind_proxy: whether they are reached through a proxy, and only under its name.
+        cookie: name of the session's cookie; browsers share cookies between all ports of a host.
+        told: called with each decision after its response was sent.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Served:
         self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
 
     def link(self, audit: str, reviewer: str = "") -> str:
-        """An address that opens an audit's page once, in the name of this reviewer if one is named.
+        """An address that opens an audit's page once, in the name of this reviewer if one is given.
 
-        From then on the audit is shown.
+        The audit is served from then on.
         """
         if audit not in self.audits:
             self.audits.append(audit)
         return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
 
     def session(self, request: Request) -> Session | None:
-        """The session a request belongs to."""
+        """The session that a request belongs to."""
         return self.keys.session(request.cookies.get(self.cookie))

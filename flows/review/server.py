@@ -1,4 +1,4 @@
-"""The review server: listens in a thread of its own as long as it is needed, and leaves a record of itself."""
+"""The review server: listens in its own thread as long as it is needed, and writes a record of itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flows.review.recording import Outcome
 
 HOST = "127.0.0.1"
-PORT = 8711  # the same one where it is free, so that it can be forwarded
+PORT = 8711  # a fixed one if it is free, so that it can be forwarded
 _START_LIMIT = 30.0  # seconds
 
 
@@ -38,8 +38,8 @@ class ReviewServer:
     """A running review server.
 
     Args:
-        url: its address, as other commands reach it; links have one that is secret.
-        served: what it shows, to whom.
+        url: its address for other commands; links have another, secret host.
+        served: its audits, keys and sessions.
         outcomes: decisions that were recorded and answered.
     """
 
@@ -47,15 +47,15 @@ class ReviewServer:
         self.url, self._served, self._outcomes = url, served, outcomes
 
     def one_time_link(self, audit: str, reviewer: str = "") -> str:
-        """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is named."""
+        """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is given."""
         return self._served.link(audit, reviewer)
 
     def next_outcome(self) -> Outcome:
-        """Wait for the next decision; its reviewer has been answered by then."""
+        """Wait for the next decision; by then its reviewer has the response."""
         return self._outcomes.get()
 
     def undecided(self) -> int:
-        """How many browsers were shown an audit and recorded no decision on it, or one that is to be told here yet."""
+        """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
         return self._served.keys.undecided() or self._outcomes.qsize()
 
 
@@ -68,18 +68,19 @@ def serve_review(
     *,
     prepared: bool = True,
 ) -> Iterator[ReviewServer]:
-    """Serve the review pages of these audits in a background thread, as long as the block takes.
+    """Serve the review pages of these audits in a background thread while the block runs.
 
     Args:
         audits: names under audits: in params.yaml.
         host: name or address to listen on.
-        port: to listen on; 0 for any that is free, by default PORT if that is free.
-        public: the address of a proxy before it, if there is one; then its pages answer under that one alone.
-        prepared: whether the first page is wanted at once; else it takes seconds more, and until then memory is spared.
+        port: port to listen on; 0 for any free one, by default PORT if it is free.
+        public: address of a proxy in front of it, if there is one; pages are then served under that address only.
+        prepared: whether to import the pages at once; otherwise the first takes seconds longer, and memory is saved
+            until then.
 
     Raises:
-        UsageError: when host and port cannot be listened on.
-        InfrastructureError: when the server does not start.
+        UsageError: if it cannot listen on host and port.
+        InfrastructureError: if the server does not start.
     """
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
@@ -100,7 +101,7 @@ def serve_review(
             _Later(served),
             http=Impatient,
             backlog=100,
-            access_log=False,  # it would hold tokens
+            access_log=False,  # it would contain tokens
             log_config=None,
             lifespan="off",
             ws="none",
@@ -123,7 +124,7 @@ def serve_review(
 
 
 class _Later:
-    """The application of the pages, which is imported when it is first asked: until then it takes no memory."""
+    """The application of the pages, imported at the first request so that it takes no memory until then."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -142,7 +143,7 @@ class _Later:
 def _listen(host: str, port: int | None) -> list[socket.socket]:
     hosts = [host]
     if is_loopback(host):
-        # Browsers take a name under localhost for both: whoever had the other one would be sent what is meant for us.
+        # Browsers may resolve a name under localhost to either: a program on the other one would get our requests.
         hosts = [HOST, "::1"]
         if host not in (*hosts, "localhost"):
             raise UsageError(f"--host {host}: browsers find the page at {' and '.join(hosts)} alone")
@@ -155,7 +156,7 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
 
 
 def _listen_on(hosts: Sequence[str], number: int) -> list[socket.socket]:
-    """Listen on one port of several hosts; a machine may lack the second and further ones."""
+    """Listen on one port of several hosts; all but the first may be missing on a machine."""
     listeners: list[socket.socket] = []
     try:
         for host in hosts:
@@ -174,7 +175,7 @@ def _listen_on(hosts: Sequence[str], number: int) -> list[socket.socket]:
 
 
 def _reached(host: str) -> str:
-    """The host as it stands in an address; that of a server on all interfaces is the machine's name."""
+    """The host for an address; the machine's name for a server on all interfaces."""
     if host in ("0.0.0.0", "::", ""):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
@@ -195,7 +196,7 @@ def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:
 
 
 def warning(host: str) -> str | None:
-    """What to say of a host that others can reach too."""
+    """A warning about a host that others can reach."""
     if is_loopback(host):
         return None
     return (

@@ -1,6 +1,6 @@
 """`faded review --terminal`: show a landscape, ask what to do about each failure mode, record the decision.
 
-Where the landscape lists examples, those that fail may be rated too, and corrected if the repair learns from that.
+If the landscape has examples, they may be rated, and corrected if the repair learns from that.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ RATINGS = [str(rating) for rating in range(1, 11)]
 def review_landscape(
     params: Params, audit: str, console: Console, revise: bool = False, reviewer: str | None = None
 ) -> None:
-    """Ask for a decision on the audit's present landscape and write it.
+    """Ask for a decision on the audit's current landscape and write it.
 
     Args:
-        params: the workspace's.
-        audit: whose landscape.
+        params: the workspace's parameters.
+        audit: name of the audit.
         console: where to ask.
-        revise: decide again, in the place of an earlier decision.
-        reviewer: who decides; asked for if it is not said.
+        revise: whether to replace an earlier decision.
+        reviewer: who decides; asked for if it is None.
 
     Raises:
-        UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
-        AlreadyDecided: when the landscape is decided.
+        UsageError: if there is no landscape, nothing to decide, or input ends before the questions do.
+        AlreadyDecided: if the landscape is decided.
     """
     from flows.power import what_can_be_shown
 
@@ -84,7 +84,7 @@ def review_landscape(
         raise UsageError("the review was cancelled; no decision was written") from None
     try:
         outcome = record(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
-    except UsageError as error:  # somebody was quicker, or the landscape is another one by now
+    except UsageError as error:  # somebody was quicker, or the landscape has changed
         path = _keep_draft(audit, decision)
         again = f"; `faded review {audit} --from {path} --revise` records them all the same"
         told = f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}"
@@ -116,14 +116,14 @@ def _show_standing(console: Console, now: Standing, audit: str) -> None:
 
 
 def _asked(params: Params, audit: str, modes: list[ModeRecord]) -> tuple[bool, bool]:
-    """Whether corrected answers are asked for, because the repair learns from them, and whether bias is.
+    """Whether to ask for corrected answers, because the repair learns from them, and whether to ask for bias.
 
-    The task is not imported where there are no examples to ask about.
+    The task is not imported if there are no examples to ask about.
     """
     if not any(mode.examples for mode in modes):
         return False, False
     task = task_class(audit, params.audit(audit))
-    # The page asks for bias of every answer; here it is asked where what an input leaves open can come out one way.
+    # The page asks for the bias of every answer. Here it is asked if an input can leave open what is then biased.
     return learns_from_examples(task, params.repair(audit).restructure.method), offers(task, "tallies")
 
 
@@ -167,12 +167,12 @@ def _dialogue(
 
 
 def _action(mode: ModeRecord, console: Console) -> Action:
-    """What is to happen with a mode: nothing is chosen for the reviewer."""
+    """Ask what to do about a mode; there is no default."""
     return cast(Action, Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=console))
 
 
 def _confirm(question: str, console: Console) -> bool:
-    """Yes or no, which has to be typed."""
+    """Ask for yes or no, which has to be typed."""
     return Prompt.ask(question, choices=["y", "n"], console=console) == "y"
 
 
@@ -181,22 +181,22 @@ def _text(console: Console, question: str, default: str = "") -> str:
 
 
 def _shown(mode: ModeRecord, examples: int) -> list[Example]:
-    """The examples that the report shows of a mode: so many that fail, then so many that pass."""
+    """The examples of a mode that the report shows: first failing, then passing ones, at most `examples` of each."""
     return [e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][:examples]]
 
 
 def _rate_examples(
     shown: list[Example], space: ConceptSpace, used: bool, biased: bool, console: Console
 ) -> list[ExampleRating]:
-    """Ask about the examples of a mode; Enter says nothing of one.
+    """Ask about the examples of a mode; Enter skips a question.
 
-    Passing ones are asked about too: what people make of a discrepancy is not learnt from failures alone.
+    Passing ones are asked about too, as failures alone do not show how people judge a discrepancy.
 
     Args:
-        shown: of one mode.
+        shown: examples of one mode.
         space: the grid.
-        used: whether the repair will learn from what is said; only then corrections are asked for.
-        biased: whether a rating of the bias is asked for too.
+        used: whether the repair learns from the answers; only then corrections are asked for.
+        biased: whether to ask for a rating of the bias.
         console: where to ask.
     """
     if not shown or not Confirm.ask("  rate its examples?", default=False, console=console):
@@ -224,7 +224,7 @@ def _rate_examples(
 
 
 def _choice(console: Console, question: str, *more: str) -> str:
-    """A rating, or one of more answers; "" where Enter says nothing."""
+    """Ask for a rating, or one of `more`; "" for Enter."""
     choices = [*RATINGS, *more]
     return Prompt.ask(
         f"  {question}", choices=choices, show_choices=False, default="", show_default=False, console=console
@@ -232,7 +232,7 @@ def _choice(console: Console, question: str, *more: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """A model's words for the terminal: no markup, and no control characters, which a terminal would obey."""
+    """A model's words without markup and control characters, which a terminal would obey."""
     return escape("".join(c if c.isprintable() else " " for c in text))
 
 

@@ -1,4 +1,4 @@
-"""What the review page shows of an audit: its landscape, its examples, who decided, and what a decision leads to."""
+"""The content of an audit's review page: landscape, examples, decisions so far, and what a decision causes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stages.tasks.load import task_class
 if TYPE_CHECKING:
     from stages.pages.examples import Explorer
 
-# The report's own modules are imported when the first page is asked for: they take seconds, in which a browser starts.
+# The report's modules take seconds to import, so this is done with the first page, while a browser starts.
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,7 +50,7 @@ WAYS: dict[Via, str] = {
 
 @cache
 def environment() -> Environment:
-    """The report's templates and ours: escaping is on, and what is undefined is an error."""
+    """Templates of the report and the review page, with escaping on; undefined names are errors."""
     from stages.pages import page
 
     loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
@@ -60,7 +60,7 @@ def environment() -> Environment:
 
 
 def draft_key(audit: str, landscape: str, bound: str) -> str:
-    """What a browser keeps a draft under: reviewers with links of their own may share one."""
+    """The key of a draft in a browser, which reviewers with their own links may share."""
     return " ".join(filter(None, (audit, landscape, bound)))
 
 
@@ -74,19 +74,19 @@ def review_view(
     known: str = "",
     bound: str = "",
 ) -> dict[str, object]:
-    """Everything the page of one audit shows.
+    """Everything that an audit's page shows.
 
     Args:
-        params: the workspace's.
+        params: the workspace's parameters.
         audit: its name.
-        fields: what was filled in already; by default the reviewer's own decision to be revised, else nothing.
-        problems: why what was filled in was not saved.
-        revise: an earlier decision is to be taken the place of.
+        fields: entries so far; by default those of the reviewer's own decision if it is revised, else none.
+        problems: why the entries were not saved.
+        revise: whether an earlier decision is to be replaced.
         known: the name under which this browser decided before; empty if it did not.
         bound: the reviewer whose own link opened the page, if it was one.
 
     Raises:
-        UsageError: when there is no landscape, or no repair to decide on.
+        UsageError: if there is no landscape, or no repair to decide on.
     """
     from flows.power import what_can_be_shown
     from stages.restructure import learns_from_examples
@@ -98,7 +98,7 @@ def review_view(
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
-    # While others are still to judge by themselves, git's name is not a proof of who looks: the server may be shared.
+    # While others still have to judge independently, git's name does not prove who looks: the server may be shared.
     earlier = _own(now, reviewer) if revise and (known or now.complete) else None
     task = task_class(audit, params.audit(audit)) if explorer else None
     return {
@@ -136,7 +136,7 @@ def review_view(
 
 
 def _examples(audit: str) -> tuple[Explorer | None, str]:
-    """Examples by mode, or why there are none; a landscape can be decided on without."""
+    """Examples by mode, or why there are none; a landscape can be decided on without them."""
     here = audit_folder(audit)
     read = [here.discover.where("embedded"), *map(here.summarize.where, ("landscape", "exhibits", "extremes"))]
     written = [path.stat().st_mtime_ns for path in read if path.exists()]
@@ -148,7 +148,7 @@ def _examples(audit: str) -> tuple[Explorer | None, str]:
 
 @lru_cache(maxsize=4)
 def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explorer:
-    """Examples as the page shows them, made once for each landscape: large pictures take a while to be made small."""
+    """Examples as the page shows them, created once per landscape, as scaling down large pictures takes a while."""
     from stages.landscape.extremes import UNCHANGED
     from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
     from stages.pages.gallery import Gallery, Shrinker
@@ -164,13 +164,13 @@ def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explor
 
 
 def _own(now: Standing, reviewer: str) -> Recorded | None:
-    """The reviewer's own decision; nobody starts from another's words, or from the time-out's."""
+    """The reviewer's own decision; others' decisions and time-outs are not offered for revision."""
     own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
     return own[-1] if own else None
 
 
 def _replaces(decisions: Sequence[Recorded]) -> str:
-    """What a revision takes the place of, before it is known whose it is; as `record_decision`."""
+    """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
     if any(decision.via == "time-out" for decision in decisions):
         return "the rejection by time-out, and of my earlier one if I made one"
     if len(decisions) == 1:
@@ -179,8 +179,8 @@ def _replaces(decisions: Sequence[Recorded]) -> str:
 
 
 def how_long(params: Params, audit: str) -> str:
-    """How long the stages behind the decision would take: "about 2 min 31 s (by the last run here)"."""
-    # DVC need not be asked: whatever it says now, after a new decision these stages are stale.
+    """The expected duration of the stages after the decision: "about 2 min 31 s (by the last run here)"."""
+    # No query of DVC is needed: after a new decision these stages are stale in any case.
     before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in FIRST_STAGES]
     behind = [
         Stage(f"{kind}@{audit}", kind, audit, 0, (f"{GATED}@{audit}",), None, ("a decision",))
@@ -193,9 +193,9 @@ _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]
 
 
 def report_policy(head: str) -> str:
-    """The content security policy a report is sent with: its own, and that it is nobody's frame and of no origin.
+    """The content security policy sent with a report: the report's own, no frames, and an opaque origin.
 
-    A report runs scripts of its own; of no origin, they could not act for the reviewer even if they wanted to.
+    A report runs its own scripts; without an origin, they cannot act in the reviewer's name.
 
     Args:
         head: the beginning of the report.

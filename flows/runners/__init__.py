@@ -1,8 +1,8 @@
 """Where stages run: in threads of this process, or on a Dask or Ray cluster, started here or found at an address.
 
-Prefect's tasks wait in threads of the flow's process whatever the runner; what goes to a cluster is one stage once all
-before it are done. So a stage that waits holds no GPU, workers need no Prefect server, and a stage whose worker died is
-retried as any other. params.yaml says what a stage needs (`gpus: 1`); each runner has its own way to ask.
+With every runner, Prefect's tasks wait in threads of the flow's process. A stage is sent to the cluster once all stages
+before it are done. So a waiting stage holds no GPU, workers need no Prefect server, and a stage whose worker died is
+retried like any other. params.yaml sets what a stage needs (`gpus: 1`); each runner requests it in its own way.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from stages.params.file import RunnerConfig
 
 Say = Callable[[str], None]
 KINDS: tuple[str, ...] = get_args(RunnerConfig.model_fields["kind"].annotation)
-POLL = 0.5  # seconds between two looks at whether the run is being stopped
+POLL = 0.5  # seconds between checks whether the run is being stopped
 _REACH_LIMIT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """What is sent to a worker.
 
     Args:
         stage: name in dvc.yaml.
-        gpus: how many it needs.
-        workspace: absolute path of the workspace, as the worker sees it.
-        shipment: what the stage needs, where that is a clone of the worker's own.
+        gpus: number of GPUs it needs.
+        workspace: absolute path of the workspace on the worker.
+        shipment: what the stage needs, if that workspace is the worker's own clone.
     """
 
     stage: str
@@ -49,29 +49,29 @@ class Job:
 
 
 class Runner(Protocol):
-    """A place for stages."""
+    """A place where stages run."""
 
     def run(self, job: Job, say: Say) -> StageResult:
-        """Run a stage to its end; called in a thread of its own for each, as soon as all before it are done.
+        """Run a stage to its end; called in a separate thread per stage, once all stages before it are done.
 
         Args:
             job: the stage, and what it needs.
-            say: called in this same thread with each line the stage prints.
+            say: called in the same thread with each line the stage prints.
 
         Raises:
-            FadedError: as `flows.run_stage.run_stage`; an InfrastructureError when its worker died.
+            FadedError: as in `flows.run_stage.run_stage`; an InfrastructureError if its worker died.
         """
 
 
 def chosen(params: Params, told: str | None) -> RunnerConfig:
-    """Which runner is meant: told by `--runner` or FADED_RUNNER, else by params.yaml.
+    """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
 
     Args:
-        params: of the workspace.
-        told: NAME or NAME=ADDRESS. What `runner:` says beside it holds if it is of the same kind.
+        params: the workspace's parameters.
+        told: NAME or NAME=ADDRESS. Other settings under `runner:` apply if they are for the same kind.
 
     Raises:
-        UsageError: when there is no such runner, its package is missing, or it has no addresses.
+        UsageError: if there is no such runner, its package is missing, or it takes no address.
     """
     told = told or os.environ.get("FADED_RUNNER")
     config = params.runner
@@ -83,7 +83,7 @@ def chosen(params: Params, told: str | None) -> RunnerConfig:
             raise UsageError(f"--runner {told}: expected an address behind =, or {kind} alone for this machine")
         same = config.model_dump() if kind == config.kind else {}
         if address:
-            # Those describe a cluster that is started here.
+            # These describe a cluster that is started here.
             same = {**same, "address": address, "workers": None, "gpus": None}
         try:
             config = RunnerConfig.model_validate({**same, "kind": kind})
@@ -96,12 +96,12 @@ def chosen(params: Params, told: str | None) -> RunnerConfig:
 
 
 def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) -> None:
-    """Refuse what a stage would refuse later, by params.yaml and what the chosen runner has.
+    """Refuse what a stage would refuse later, by params.yaml and the GPUs of the chosen runner.
 
     Raises:
         UsageError: with one line per error.
     """
-    from stages.check import check_audits  # imports what tasks need
+    from stages.check import check_audits  # imports the tasks' libraries
 
     if config.kind == "threads":
         check_audits(params, audits, gpus=lambda: len(visible_gpus(config.gpus)))
@@ -111,37 +111,37 @@ def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) ->
 
 @contextlib.contextmanager
 def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
-    """Start or find a place for stages; when the block ends, nothing that was started for it runs any more.
+    """Start or find a place for stages; when the block ends, everything that was started for it is stopped.
 
     Args:
-        config: which, see `chosen`.
-        gpus: the most GPUs a single stage of this run asks for.
+        config: the runner, see `chosen`.
+        gpus: the largest number of GPUs that a stage of this run requests.
 
     Raises:
-        UsageError: when a stage asks for more GPUs than any worker has, or workers with clones of their own have no
-            remote to share.
-        InfrastructureError: when nobody answers at the address.
+        UsageError: if a stage requests more GPUs than any worker has, or workers with their own clones have no remote
+            to share.
+        InfrastructureError: if nothing responds at the address.
     """
     check_machines(config)
     if config.address not in (None, "auto"):
         reach(config.kind, str(config.address))
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
-    opened = import_module(f"flows.runners.{config.kind}").opened  # each imports a library of its own
+    opened = import_module(f"flows.runners.{config.kind}").opened  # each imports its own library
     with opened(config, gpus) as runner:
         yield runner if config.workspace is None else import_module("flows.runners.apart").Apart(runner, config)
 
 
 def job(config: RunnerConfig, stage: str, gpus: int) -> Job:
-    """What a worker is told of a stage of the current workspace."""
+    """The job for a stage of the current workspace."""
     return Job(stage, gpus, config.workspace or str(Path.cwd()))
 
 
 def reach(kind: str, address: str) -> None:
-    """Fail in seconds where nobody listens: the libraries themselves try for a minute and more.
+    """Fail within seconds if nothing listens at an address: the libraries themselves try for a minute or more.
 
     Raises:
-        UsageError: when it is not an address.
-        InfrastructureError: when nobody answers.
+        UsageError: if it is not an address.
+        InfrastructureError: if nothing responds.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
@@ -153,5 +153,5 @@ def reach(kind: str, address: str) -> None:
 
 
 def too_few(gpus: int, found: str) -> UsageError:
-    """The error when no worker has as many GPUs as a stage asks for."""
+    """The error if no worker has as many GPUs as a stage requests."""
     return UsageError(f"a stage requests {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")

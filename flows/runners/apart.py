@@ -1,4 +1,4 @@
-"""A runner for stages whose workers do not see this workspace: what travels goes through another runner."""
+"""A runner for workers without access to this workspace: stages are shipped to them through another runner."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from stages.params.file import RunnerConfig
 
 
 class Apart:
-    """Has stages run in workers' clones, and their outputs brought here.
+    """Runs stages in workers' clones, and brings their outputs here.
 
     Args:
-        runner: of the cluster.
-        config: with `workspace` set.
+        runner: the cluster's runner.
+        config: its settings, with `workspace` set.
     """
 
     def __init__(self, runner: Runner, config: RunnerConfig) -> None:
         self._runner, self._config = runner, config
 
     def run(self, job: Job, say: Say) -> StageResult:
-        """Run a stage in a worker's clone, or here: a person's decision lies here, and so may what it would make."""
+        """Run a stage in a worker's clone; here if it needs a person's decision, or its outputs are already here."""
         shipment = pack(job.stage, self._config) if travels(job.stage) else None
         if shipment is None:
             return run_stage(job.stage, say)

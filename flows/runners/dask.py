@@ -1,4 +1,4 @@
-"""Stages on a Dask cluster: GPUs are a resource `GPU` that workers declare; which devices, each worker says itself."""
+"""Stages on a Dask cluster: workers declare GPUs as a resource `GPU`, and assign their own devices."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from stages.errors import FadedError, InfrastructureError
 from stages.params.file import RunnerConfig
 
 GPU = "GPU"  # the resource, as in Dask's own documents
-# No dashboard; what is served in its place (health, metrics) would listen on all interfaces.
+# No dashboard; the server that replaces it (health, metrics) would listen on all interfaces.
 _LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 _SETTINGS = {
-    # One attempt a submission: what is tried again, how often and when, Prefect says, and tells people.
+    # One attempt per submission: Prefect decides what is retried, how often and when, and reports it.
     "distributed.scheduler.allowed-failures": 0,
     # A nanny's default is one thread for OpenMP and BLAS, which the stages would inherit.
     "distributed.nanny.pre-spawn-environ": {},
@@ -46,7 +46,7 @@ class Dask:
         self._client = client
 
     def run(self, job: Job, say: Say) -> StageResult:
-        """Submit the stage, pass on what it says, and wait for its end."""
+        """Submit the stage, pass on its lines, and wait for its end."""
         name = f"{job.stage}-{uuid.uuid4().hex}"
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         try:
@@ -59,21 +59,21 @@ class Dask:
                     say(line)
                 ended = future.result()
             finally:
-                with contextlib.suppress(Exception):  # a scheduler that is gone needs not be told
+                with contextlib.suppress(Exception):  # the scheduler may be gone
                     future.cancel()
                     self._client.unsubscribe_topic(name)
         except FadedError:
             raise
         except distributed.KilledWorker:
             raise InfrastructureError(f"{job.stage}: the worker that ran it died") from None
-        except Exception as error:  # the scheduler died, or the worker's Faded is another one
+        except Exception as error:  # the scheduler died, or the worker has another version of Faded
             raise InfrastructureError(f"{job.stage}: Dask: {type(error).__name__}: {error}") from error
         if isinstance(ended, FadedError):
             raise ended
         return ended
 
     def _submit(self, job: Job, name: str) -> distributed.Future:
-        # A stage without GPUs leaves the workers with GPUs to the others, as long as there are such without.
+        # A stage without GPUs leaves workers with GPUs to other stages if there are workers without.
         without = [] if job.gpus else self._without_gpus()
         return self._client.submit(
             _on_worker,
@@ -132,7 +132,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Dask]:
 
 
 class _LeavesSignalsToTheRun(distributed.WorkerPlugin):
-    """Ctrl-C in a terminal reaches workers of this machine, too; it is for the run to end them."""
+    """Makes workers ignore Ctrl-C, which also reaches workers on this machine; the run stops them."""
 
     def setup(self, worker: distributed.Worker) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -140,9 +140,9 @@ class _LeavesSignalsToTheRun(distributed.WorkerPlugin):
 
 @contextlib.contextmanager
 def _local(config: RunnerConfig, most: int) -> Iterator[SpecCluster]:
-    """A cluster of this machine: a process for each stage that may run at once, on loopback, behind its own keys.
+    """A cluster on this machine: a process for each stage that may run at once, on loopback, with its own keys.
 
-    GPUs are divided among workers of their own, as many to each as the largest stage asks for.
+    GPUs are assigned to separate workers, each with as many as the largest stage requests.
     """
     ids = visible_gpus(config.gpus) if most or config.gpus else []
     if most > len(ids):
@@ -175,7 +175,7 @@ _making = threading.Lock()
 
 
 def _own_slots(worker: distributed.Worker) -> Slots:
-    """The devices of this worker process, for its threads to share."""
+    """The devices of this worker process, shared by its threads."""
     global _slots  # noqa: PLW0603
     with _making:
         if _slots is None:
@@ -196,7 +196,7 @@ def _on_worker(job: Job, topic: str) -> StageResult | FadedError:
 
 @contextlib.contextmanager
 def _ended_when_unwanted(worker: distributed.Worker, key: str, job: Job) -> Iterator[None]:
-    """End the stage when nobody waits for it any more: the run was stopped or killed. Dask lets its thread go on."""
+    """End the stage once nobody waits for it, as the run was stopped or killed: Dask lets its thread continue."""
     done = threading.Event()
 
     def watch() -> None:

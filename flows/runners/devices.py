@@ -1,4 +1,4 @@
-"""GPUs of one process's stages: which there are, and that each is given to one stage at a time."""
+"""The GPUs for stages of one process: which there are, and that each is given to one stage at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MASK = "CUDA_VISIBLE_DEVICES"
 
 
 class Slots:
-    """What stages that run in threads of one process share.
+    """Resources shared by stages that run in threads of one process.
 
     Args:
         stages: how many may run at once.
@@ -25,7 +25,7 @@ class Slots:
 
     @contextlib.contextmanager
     def hold(self, gpus: int) -> Iterator[list[str]]:
-        """Wait for a place and so many GPUs; yields the ids of those."""
+        """Wait for a free slot and this many GPUs; yield the ids of the GPUs."""
         with self._changed:
             self._changed.wait_for(lambda: self._free_stages > 0 and len(self._free_gpus) >= gpus)
             self._free_stages -= 1
@@ -40,12 +40,12 @@ class Slots:
 
 
 def visible_gpus(declared: int | None = None) -> list[str]:
-    """Ids of the GPUs that stages of this process may use, as CUDA_VISIBLE_DEVICES takes them.
+    """Ids of the GPUs that stages of this process may use, in the format of CUDA_VISIBLE_DEVICES.
 
-    A mask this process was started with is kept to: its stages get ids out of it (numbers or UUIDs).
+    If this process was started with a mask, its stages get ids from that mask (numbers or UUIDs).
 
     Args:
-        declared: how many there are by somebody's word; by default as many as are found.
+        declared: the number of GPUs as configured; by default as many as are found.
     """
     mask = os.environ.get(MASK)
     if mask is not None:

@@ -1,4 +1,4 @@
-"""Stages on a Ray cluster: Ray gives out GPUs by `num_gpus` and says which."""
+"""Stages on a Ray cluster: Ray assigns GPUs by `num_gpus`, and reports which."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from stages.errors import FadedError, InfrastructureError, UsageError
 from stages.params.file import RunnerConfig
 
 _STORE = 100_000_000  # bytes of shared memory: only lines travel through it
-_LOOK, _FAILURES = 2.0, 3  # seconds between two looks at the head, and how many in a row say that it is gone
+_LOOK, _FAILURES = 2.0, 3  # seconds between checks of the head; failures in a row that count as gone
 _SETTINGS = {  # read by Ray when it is imported
-    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a stage without GPUs sees, `work` says
-    # Without its head Ray ends this process after a minute, with exit code 1. `_Head` is to say so before.
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `work` sets what a stage without GPUs sees
+    # Without its head, Ray ends this process after a minute with exit code 1. `_Head` should report it before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
 }
 
 
 class _Head:
-    """The process that a cluster depends on; its death is not told, calls only wait.
+    """The head of a cluster. Its death is not reported: calls just wait.
 
     Args:
         address: HOST:PORT.
@@ -46,10 +46,10 @@ class _Head:
         self._looked, self._failures = 0.0, 0
 
     def check(self, job: Job) -> None:
-        """Look whether it is there, not more often than every two seconds for all stages together.
+        """Check that it responds, at most every two seconds for all stages together.
 
         Raises:
-            InfrastructureError: when it was not, several times in a row.
+            InfrastructureError: if it did not respond several times in a row.
         """
         with self._looking:
             if time.monotonic() - self._looked > _LOOK:
@@ -70,17 +70,17 @@ class Ray:
         self._head = head
 
     def run(self, job: Job, say: Say) -> StageResult:
-        """Submit the stage, pass on what it says, and wait for its end."""
+        """Submit the stage, pass on its lines, and wait for its end."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         self._head.check(job)
-        # Prefect retries, and tells people; Ray would do so in silence.
+        # Prefect retries and reports it; Ray would retry silently.
         on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
         stream: Any = on_worker.options(
             name=job.stage,
             num_gpus=job.gpus,
-            # A stage with GPUs takes no place of those without, so both go on side by side.
+            # A stage with GPUs takes no slot of those without, so that both can run at the same time.
             num_cpus=0 if job.gpus else 1,
         ).remote(job)
         try:
@@ -110,19 +110,19 @@ class Ray:
                     return
                 yield ray.get(reference)
             elif stopping():
-                ray.cancel(stream, force=True)  # ends the worker, with which the stage ends
+                ray.cancel(stream, force=True)  # ends the worker, and with it the stage
                 raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
             else:
                 self._head.check(job)
 
 
 def _on_worker(job: Job) -> Iterator[Any]:
-    """Yield the lines of the stage, then how it ended."""
+    """Yield the lines of the stage, then its result or error."""
     import ray
 
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     devices = [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
-    # The stage's parent is this thread, not the main one: it goes on while the generator is asked for its next item.
+    # The stage's parent is this thread, not the main one, as it keeps running while the generator is paused.
     thread = threading.Thread(target=lambda: items.put(work(job, devices, items.put)), daemon=True)
     thread.start()
     while isinstance(item := items.get(), str):
@@ -136,7 +136,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if config.address is None:
-        # Whoever reaches a cluster runs code as this user: not without this token.
+        # Anybody who can connect to a cluster can run code as this user, so require a token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
@@ -151,7 +151,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
                     _init_at(config.address, quiet)
         except FadedError:
             raise
-        except Exception as error:  # a plain one where a busy machine does not get its node up within 30 seconds
+        except Exception as error:  # of any type if a busy machine takes over 30 seconds to start its node
             raise InfrastructureError(f"Ray did not start: {error}") from error
         life.callback(ray.shutdown)
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -192,7 +192,7 @@ def _init_at(address: str, quiet: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep Ray from replacing what SIGTERM does: it would end the process before its stages."""
+    """Keep Ray from replacing the handler of SIGTERM: its own would end the process before its stages."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

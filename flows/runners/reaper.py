@@ -1,7 +1,7 @@
-"""Ends what is left of a cluster when the run that started it is killed: `python -m flows.runners.reaper FOLDER`.
+"""Ends the remains of a cluster when the run that started it is killed: `python -m flows.runners.reaper FOLDER`.
 
-Ray's own agents outlive it then. They change what their command lines and environments look like, but all of a
-cluster's processes hold log files in its folder open, whose name is random.
+Ray's own agents outlive the run. They change their command lines and environments, but all processes of a cluster keep
+log files open in its folder, which has a random name.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import psutil
 def reaped_folder(prefix: str) -> Iterator[str]:
     """Make a temporary folder, and yield it.
 
-    After the block, or when this process dies, whatever holds files in it open is ended, and it is removed.
+    After the block, or when this process dies, all processes with open files in it are killed, and it is removed.
     """
-    folder = os.path.realpath(mkdtemp(prefix=prefix))  # open files are known by their real paths
+    folder = os.path.realpath(mkdtemp(prefix=prefix))  # open files are listed by their real paths
     command = [sys.executable, "-m", "flows.runners.reaper", folder]
-    # In a session of its own: Ctrl-C is not for it. The kernel closes its stdin when this process is gone.
+    # In its own session, so that Ctrl-C does not reach it. The kernel closes its stdin when this process ends.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield folder
@@ -34,10 +34,10 @@ def reaped_folder(prefix: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Wait for the end of stdin, then do it."""
+    """Wait for the end of stdin, then clean up."""
     folder = sys.argv[1]
     sys.stdin.read()
-    # The run itself, while it lives, holds the log of its own side of the cluster open.
+    # While the run lives, it keeps the log of its own side of the cluster open.
     while found := [p for p in psutil.process_iter() if p.pid != os.getppid() and _holds(p, folder)]:
         for process in found:
             with contextlib.suppress(psutil.Error):

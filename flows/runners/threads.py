@@ -1,4 +1,4 @@
-"""Stages in threads of the flow's process: what one machine needs."""
+"""Stages in threads of the flow's process, on one machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.params.file import RunnerConfig
 
 
 def stages_at_once() -> int:
-    """How many stages this machine takes: they use two threads each by default, and two should go on side by side."""
+    """How many stages may run at once: each uses two threads by default, and two should fit on any machine."""
     return max(2, (os.cpu_count() or 2) // 2)
 
 
@@ -26,11 +26,11 @@ class Threads:
         self._slots = slots
 
     def run(self, job: Job, say: Say) -> StageResult:
-        """Wait for a place and the GPUs, and run the stage."""
+        """Wait for a free slot and the GPUs, and run the stage."""
         with self._slots.hold(job.gpus) as taken:
             if stopping():
                 raise InfrastructureError(f"{job.stage} was not started: the run is being stopped")
-            # One that asks for none sees what this process sees: with `compute.device: auto` it takes a GPU as before.
+            # A stage that requests none sees all GPUs of this process: with `compute.device: auto` it uses one.
             return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {})
 
 

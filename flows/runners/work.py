@@ -1,4 +1,4 @@
-"""What a worker of a cluster does with a stage."""
+"""Runs a stage on a worker of a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flows.runners.devices import MASK
 from stages.environment import set_defaults
 from stages.errors import FadedError, InfrastructureError
 
-_threads = 0  # of this process that run stages
+_threads = 0  # threads of this process that run stages
 _changed = threading.Condition()
 
 
@@ -24,11 +24,11 @@ def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError
 
     Args:
         job: the stage.
-        devices: ids of the GPUs it is given. Without any it sees none: those of a cluster are somebody else's.
+        devices: ids of its GPUs. Without any it sees none, as a cluster's other GPUs belong to other stages.
         say: called with each line it prints.
 
     Returns:
-        How it ended; an error that people are to read as a value, for the libraries wrap and print what is raised.
+        Its result. Errors for people are returned, as the libraries would wrap and print raised ones.
     """
     set_defaults()
     try:
@@ -38,13 +38,13 @@ def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError
             return run_stage(job.stage, say, {MASK: ",".join(devices)})
     except FadedError as error:
         return error
-    except Exception as error:  # a full disk, a folder that may not be written; people hear it, and it is retried
+    except Exception as error:  # a full disk, an unwritable folder: reported and retried
         return InfrastructureError(f"{job.stage}: {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
 def _inside(workspace: str) -> Iterator[None]:
-    """Be in the workspace: the current folder belongs to the process, so threads for another workspace wait."""
+    """Enter the workspace. The current folder belongs to the process, so threads for other workspaces wait."""
     global _threads  # noqa: PLW0603
     if not Path(workspace, "dvc.yaml").is_file():
         raise InfrastructureError(

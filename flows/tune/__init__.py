@@ -1,1 +1,1 @@
-"""`faded tune`: which backend, dtype and batch size are fastest here, measured on the audit's own model and items."""
+"""`faded tune`: find the fastest backend, dtype and batch size here, on the audit's own model and items."""

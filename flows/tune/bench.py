@@ -1,4 +1,4 @@
-"""The prepared model of an audit, opened as each choice has it, timed and compared."""
+"""Loads an audit's prepared model with each choice, and times and compares them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.tasks.load import task_class, task_context
 
 
 class Bench:
-    """The prepared model of an audit, as often as choices are open, and probes to put to it."""
+    """The prepared model of an audit, once for each open choice, and probes for it."""
 
     def __init__(self, name: str, audit: AuditConfig, settings: Settings) -> None:
         self.name, self.audit, self.settings = name, audit, settings
@@ -34,30 +34,30 @@ class Bench:
         self.backends: Sequence[str] = self.cls.backends
         self.limit = settings.memory * _memory(self.context.compute.device)
         self._errors = set(self.cls.check(self.context))
-        # By id of a choice the task, and as people's ratings judge it.
+        # By id of a choice: the task, and the same task with people's ratings applied.
         self._open: dict[int, tuple[LoadedTask, LoadedTask]] = {}
         self._probes: tuple[list[str], np.ndarray] | None = None
 
     def refuse(self, compute: Compute) -> None:
-        """Raise the task's own words where it does not take such a choice."""
+        """Raise the task's own errors if it does not accept a choice."""
         errors = [e for e in self.cls.check(replace(self.context, compute=compute)) if e not in self._errors]
         if errors:
             raise UsageError("; ".join(errors))
 
     def open(self, choice: Choice) -> Choice:
-        """Load the model for a choice and have it answer once, which tells its memory; nothing of that is timed."""
+        """Load the model for a choice and run one untimed batch, which shows its memory."""
         if id(choice) in self._open:
             return choice
         own = self.cls.load(replace(self.context, compute=choice.compute), stage_dir(self.name, "prepare"))
         self._open[id(choice)] = own, rated(own, self.name, self.audit)
         with _watched(choice.compute.device) as held:
             self._ask(choice, 1)
-        if not choice.memory:  # opened again, it has others beside it
+        if not choice.memory:  # the first time only, before other choices are open as well
             choice.memory, choice.grown = held["most"], held["most"] - held["before"]
         return choice
 
     def close(self, choice: Choice | None = None) -> None:
-        """Let go of a choice's model, or of all."""
+        """Release a choice's model, or all."""
         if choice is None:
             self._open.clear()
         else:
@@ -65,7 +65,7 @@ class Bench:
         gc.collect()
 
     def rounds(self, choices: Sequence[Choice]) -> None:
-        """Time passes of all of them in turns."""
+        """Time passes of all choices in turns."""
         batches = {}
         for choice in choices:
             start = time.perf_counter()
@@ -78,10 +78,10 @@ class Bench:
                 choice.passes.append((n, time.perf_counter() - start, time.process_time() - used))
 
     def compare(self, choices: Sequence[Choice], reference: Compute) -> None:
-        """Say how far the answers of each are from those of torch in float32, and how many change from the first's.
+        """Measure each choice's largest deviation from torch in float32, and how many verdicts change from the first's.
 
         Args:
-            choices: all of them open; the first is the present one.
+            choices: the open choices; the first is the current one.
             reference: torch in float32.
         """
         base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
@@ -95,7 +95,7 @@ class Bench:
 
     @property
     def compared(self) -> int:
-        """How many probes are compared."""
+        """Number of probes that are compared."""
         return min(COMPARED, len(self.probes[0]))
 
     @property
@@ -111,7 +111,7 @@ class Bench:
         return self._probes
 
     def _ask(self, choice: Choice, batches: int) -> int:
-        """Put whole batches as discover does, from the first probe on; return how many probes those were."""
+        """Run whole batches like discover, from the first probe on; return the number of probes."""
         items, cells = self.probes
         task, n = self._open[id(choice)][1], choice.compute.batch_size
         with torch_threads(choice.compute.threads):
@@ -121,7 +121,7 @@ class Bench:
         return batches * n
 
     def _answers(self, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
-        """Logits, or the discrepancies of a task without, and which probes fail."""
+        """Logits, or the discrepancies of a task without logits, and which probes fail."""
         own, judged = self._open[id(choice)]
         items, cells = self.probes[0][: self.compared], self.probes[1][: self.compared]
         size = choice.compute.batch_size
@@ -135,7 +135,7 @@ class Bench:
 
 @contextmanager
 def _watched(device: str) -> Iterator[dict[str, int]]:
-    """Memory of this process, or of its GPU, before the block and at most within it: bytes."""
+    """Memory of this process, or of its GPU, in bytes: before the block, and the maximum within it."""
     if device != "cpu":
         import torch
 

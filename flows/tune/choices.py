@@ -1,4 +1,4 @@
-"""What there is to choose from, and what was measured of it."""
+"""Choices of backend, dtype and batch size, and their measurements."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from statistics import median
 from stages.tasks.contract import Compute
 
 FEWEST, MOST = 8, 1024  # batch sizes that are tried
-GROWTH = 1.05  # doubling the batch, or another backend, has to give so much more to be worth it
-ROUNDS = 5  # in each, one pass of every choice: cores are noisy, and alike for all within a round
-PASS_SECONDS = 0.5  # a pass takes at least that long
+GROWTH = 1.05  # smallest speed-up for which a larger batch or another backend is worth it
+ROUNDS = 5  # of one pass per choice: noise of the machine is alike within a round
+PASS_SECONDS = 0.5  # smallest duration of a pass
 COMPARED = 128  # probes whose answers are compared
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a tuning.
+    """Settings of a tuning.
 
     Args:
         memory: share of the machine's memory, or the GPU's, that may be used.
         allow_bfloat16: whether bfloat16, which changes answers, may be recommended.
         rounds: passes of each choice.
-        seconds: each takes at least.
+        seconds: smallest duration of a pass.
     """
 
     memory: float = 0.5
@@ -34,16 +34,16 @@ class Settings:
 
 @dataclass
 class Choice:
-    """One backend with one dtype at one batch size, and what was measured of it.
+    """One backend with one dtype at one batch size, and its measurements.
 
     Args:
-        compute: with the three.
+        compute: the three settings.
         passes: (probes, seconds, CPU-seconds) of each pass.
-        memory: bytes that the process, or its GPU, held at most while it answered.
-        grown: how much of that came by answering.
+        memory: peak memory of the process, or its GPU, while it answered, in bytes.
+        grown: the part of this that was added by answering.
         far: largest difference of its logits (or discrepancies) from those of eager float32.
-        changed: of `COMPARED` probes, how many fail that pass with the present choice, or the other way round.
-        tried: probes a second at each batch size that was tried.
+        changed: number of the `COMPARED` probes whose pass or fail differs from the current choice.
+        tried: probes per second at each batch size that was tried.
     """
 
     compute: Compute
@@ -56,33 +56,33 @@ class Choice:
 
     @property
     def speed(self) -> float:
-        """Probes a second, the median over the passes."""
+        """Probes per second, the median over the passes."""
         return median(n / seconds for n, seconds, _ in self.passes)
 
     @property
     def cpu(self) -> float:
-        """Probes a CPU-second, the median over the passes."""
+        """Probes per CPU-second, the median over the passes."""
         return median(n / max(used, 1e-9) for n, _, used in self.passes)
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for people."""
         return f"{self.compute.backend} {self.compute.dtype}"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured, the present choice first, and why some could not be."""
+    """The measured choices, the current one first, and why others could not be measured."""
 
     choices: list[Choice]
     impossible: dict[str, str]
     compared: int
 
     def best(self, allow_bfloat16: bool) -> Choice:
-        """The fastest that may be taken; the present one, unless another is clearly faster.
+        """The fastest allowed choice if it is clearly faster than the current one, otherwise the current one.
 
-        Unasked that is one in float32, or what computes as the present one does: bfloat16 of another backend has other
-        answers than that of this one.
+        Unless bfloat16 is allowed, this is one in float32, or with the current backend and dtype: backends differ in
+        their answers in bfloat16.
         """
         now = self.choices[0]
         may = [c for c in self.choices if allow_bfloat16 or c.compute.dtype == "float32" or c.name == now.name]

@@ -1,4 +1,4 @@
-"""Which choices there are for an audit, and what is measured of each."""
+"""Measures the choices of backend, dtype and batch size for an audit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stages.tasks.contract import Compute
 
 
 def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
-    """Measure what `prepare` left of an audit with every backend and dtype there is.
+    """Measure an audit's prepared model with every available backend and dtype.
 
     Raises:
-        UsageError: when there is nothing to ask.
+        UsageError: if there is nothing to probe.
     """
     bench = Bench(name, audit, settings)
     now = bench.open(Choice(bench.context.compute))
@@ -26,7 +26,7 @@ def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str]
     impossible: dict[str, str] = {}
     reference = replace(now.compute, backend="eager", dtype="float32")
     kinds = [k for k in product(bench.backends, DTYPES) if k == ("eager", "float32") or len(bench.backends) > 1]
-    # What is compiled is made for one size, and that takes a minute: it is tried at that of eager alone.
+    # Compiling takes a minute per batch size, so it is tried only at eager's best one.
     for backend, dtype in sorted(kinds, key=lambda kind: kind[0] == "compile"):
         compute = replace(reference, backend=backend, dtype=dtype)
         try:
@@ -56,7 +56,7 @@ def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str]
 
 
 def _double(bench: Bench, compute: Compute) -> Choice:
-    """Double the batch until that gives less than `GROWTH`, or would take too much memory."""
+    """Double the batch size until the speed-up is below `GROWTH`, or it would take too much memory."""
     best = bench.open(Choice(replace(compute, batch_size=FEWEST)))
     tried: dict[int, float] = {}
     while True:

@@ -1,4 +1,4 @@
-"""The command itself: measure, show, and on request write."""
+"""The command `faded tune`: measure, show, and write on request."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from stages.tasks.load import task_context
 
 
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
-    """Measure, show and on request write what is fastest for the model of an audit.
+    """Measure, show and on request write the fastest settings for the model of an audit.
 
     Raises:
-        UsageError: when params.yaml is wrong or cannot be edited, or the model is one behind HTTP.
-        FadedError: when the model under test cannot be prepared.
+        UsageError: if params.yaml is invalid or cannot be edited, or the model is behind HTTP.
+        FadedError: if the model under test cannot be prepared.
     """
     audit = params.audit(name)
     _refuse_endpoint(name, audit)
@@ -46,7 +46,7 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
 
 
 def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
-    """Thousands of requests somebody may have to pay for would tell nothing of this machine."""
+    """Refuse a model behind HTTP: thousands of requests, perhaps paid for, would show nothing about this machine."""
     if is_served(audit.prepare.get("model")):
         raise UsageError(
             f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"

@@ -1,4 +1,4 @@
-"""What people see of `faded tune`: it prints and computes nothing."""
+"""Output of `faded tune` in the terminal; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.tasks.contract import Compute
 
 
 def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings) -> None:
-    """The table, and what it comes to."""
+    """Print the table, and the conclusion."""
     now = tuning.choices[0]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = (
