@@ -1,4 +1,4 @@
-"""An audit of a tiny text-to-image pipeline: it should draw coloured boxes, a judge of random weights looks at them."""
+"""An audit of a tiny text-to-image pipeline that should draw coloured boxes, with a judge of random weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def captioned() -> pd.DataFrame:
 
 
 def boxes(inputs: Path, **config: Any) -> TaskContext:
-    """The audit's settings; makes its inputs where they are not yet. `config` changes the prepare: block."""
+    """The audit's settings; makes its inputs if they are missing. `config` changes the prepare: block."""
     from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
 
     if not inputs.exists():

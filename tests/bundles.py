@@ -34,18 +34,18 @@ def bundle_of(workspace: Workspace, audit: str = "tiny") -> Path:
 
 
 def problems(path: Path, **more: Any) -> dict[str, str]:
-    """What does not match, by the name of the check."""
+    """The mismatches, by the name of the check."""
     return {check.name: "\n".join(check.problems) for check in verify_bundle(path, **more) if not check.holds}
 
 
 def broken_seals(members: Members) -> str:
-    """All that tells that a bundle of these members is not as it was written; much quicker than `problems`."""
+    """All mismatches between these members and their seals; much quicker than `problems`."""
     bundle = Bundle(Path("x.zip"), members, parse_json(members[MANIFEST], MANIFEST))
     return "\n".join(problem for check in check_seals(bundle) for problem in check.problems)
 
 
 def signature(path: Path, *keys: Path) -> str:
-    """What is wrong with a bundle's signature; "" if it holds."""
+    """The problem with a bundle's signature; "" if there is none."""
     checks = check_seals(read_bundle(path), known_keys(keys), Demands(signed=bool(keys)))
     return "\n".join(problem for check in checks for problem in check.problems)
 
@@ -55,7 +55,7 @@ def found(path: Path, name: str, **more: Any) -> str:
 
 
 def written(path: Path, members: Members) -> Path:
-    """A bundle that is not compressed, which would take most of the time."""
+    """A bundle without compression, which would take most of the time."""
     with zipfile.ZipFile(path, "w") as file:
         for name, data in members.items():
             file.writestr(name, data)
@@ -63,7 +63,7 @@ def written(path: Path, members: Members) -> Path:
 
 
 def resealed(path: Path, members: Members) -> Path:
-    """A bundle whose manifest and statement were made to fit, as a careful forger would: only the contents can tell."""
+    """A bundle with manifest and statement remade to fit, as by a careful forger: only its contents can reveal it."""
     manifest = json.loads(members[MANIFEST])
     for part in manifest["parts"].values():
         for name in list(part):

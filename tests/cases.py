@@ -1,8 +1,8 @@
-"""How many cases property tests draw: more of them at night."""
+"""Numbers of cases that property tests draw, which are larger at night."""
 
 from hypothesis import settings
 
 
 def scaled(cases: int) -> int:
-    """As many of every hundred cases that a test usually draws, by day or at night."""
+    """The number of cases to draw by day or at night, for a test that usually draws `cases`."""
     return cases * settings.default.max_examples // 100

@@ -1,4 +1,4 @@
-"""Machines for tests: clones of a workspace, an S3-compatible server, and clusters whose workers are these clones."""
+"""Machines for tests: clones of a workspace, and clusters whose workers are these clones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RAY_HEAD = (
     *("--include-dashboard", "false", "--temp-dir", "{scratch}", *_RAY),
 )
 RAY_WORKER = ("ray.scripts.scripts", "start", "--address", "{address}", "--num-cpus", "1", *_RAY)
-STARTED = ("Scheduler at:", "Registered to:", "Ray runtime started.")  # what head and worker say of themselves
+STARTED = ("Scheduler at:", "Registered to:", "Ray runtime started.")  # printed when ready
 
 
 def run(workspace: Workspace, *command: str) -> str:
@@ -47,7 +47,7 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
 
 
 def clone(workspace: Workspace, path: Path) -> Workspace:
-    """What another machine has: the commit, and nothing that DVC keeps."""
+    """What another machine has: the commit, and nothing from DVC's cache."""
     run(workspace, "git", "clone", "--quiet", str(workspace.path), str(path))
     return Workspace(path)
 
@@ -74,7 +74,7 @@ def answers(port: int) -> bool:
 
 
 class Cluster:
-    """Workers of one kind, each started in a folder where it finds nothing, and told where its own clone is."""
+    """Workers of one kind, each started in an empty folder, with the path of its own clone."""
 
     def __init__(self, kind: str, home: Path) -> None:
         self.kind, self.home, port = kind, home, free_port()
@@ -84,9 +84,9 @@ class Cluster:
         self._head = self._started("head", *(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
 
     def _started(self, name: str, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
-        """A process that is there: on a busy machine Ray's give up after 30 seconds, and are started again.
+        """A process that is ready. On a busy machine Ray's processes give up after 30 seconds, and are started again.
 
-        Each has a log of its own: in one file the head's next line would cover a worker's word that it is there.
+        Each has its own log: in a shared file, the head's next line would overwrite the worker's that it is ready.
         """
         words = [word.format(port=port, address=self.address, scratch=self._scratch) for word in command]
         log = self.home / f"cluster-{name}.log"
@@ -106,16 +106,16 @@ class Cluster:
         raise AssertionError(log.read_text())
 
     def add(self, clone: Workspace) -> None:
-        """A machine whose clone this is."""
+        """Add a machine with this clone."""
         command = DASK_WORKER if self.kind == "dask" else RAY_WORKER
         self.workers.append(self._started(f"worker-{len(self.workers)}", *command, FADED_WORKSPACE=str(clone.path)))
 
     def lose(self, which: int) -> None:
-        """A machine goes off."""
+        """Kill a machine."""
         end(self.workers[which])
 
     def end(self) -> None:
-        """All of them go off."""
+        """Kill all machines."""
         for process in [*self.workers, self._head]:
             end(process)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -126,7 +126,7 @@ def _came_up_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all it started, but for stages: those have to end by themselves."""
+    """Kill a process and everything it started, except stages, which have to end by themselves."""
     with contextlib.suppress(psutil.NoSuchProcess):
         leader = psutil.Process(process.pid)
         for one in [leader, *(child for child in leader.children(recursive=True) if not is_stage(child))]:

@@ -1,4 +1,4 @@
-"""What all tests share: nothing reaches the network or a person's own settings."""
+"""Set-up of all tests: nothing reaches the network or a person's own settings."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ open_shared()
 # The tests start hundreds of processes, each of which would compile all of Faded again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
+if "PYTEST_XDIST_WORKER" in os.environ:  # two tests with two threads each slow each other down
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # likewise processes
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # and so do processes
 os.environ |= {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "FADED_KEYS": mkdtemp(prefix="faded-keys-"),
     "HF_HUB_OFFLINE": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, runs what it is told as a child of its own
+    "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, which runs commands as children
 }
 
 # Generated cases are the same in every run; FADED_HYPOTHESIS=nightly draws more of them, and others each time.
-# That drawing them is slow is the machine's business, not the test's.
+# Slow drawing is due to the machine, not the test.
 common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", max_examples=50, derandomize=True, database=None, **common)
 settings.register_profile("nightly", max_examples=10_000, print_blob=True, **common)
@@ -49,9 +49,9 @@ CHROMIUM_ARGS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; tests that need one skip where it is missing.
+    """A headless Chromium; tests that need it skip if it is missing.
 
-    Of a module and no longer: while it is open, its event loop runs in this thread, and Prefect wants one of its own.
+    Its scope is the module: while it is open, its event loop runs in this thread, and Prefect needs its own.
     """
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
     if not CHROMIUM.exists():
@@ -64,9 +64,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """One Prefect server for the whole session: starting one costs ten seconds.
+    """One Prefect server for the whole session, as starting one takes ten seconds.
 
-    Yields its URL, for `faded` to be told as PREFECT_API_URL.
+    Yields its URL, for PREFECT_API_URL.
     """
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
@@ -92,7 +92,7 @@ def toys(_new_toys, tmp_path) -> Workspace:
 
 @pytest.fixture
 def own(tmp_path) -> Workspace:
-    """A workspace of a person's own, committed, whose stages run from the installed package."""
+    """A custom workspace, committed, whose stages run from the installed package."""
     from tests.own_workspaces import commit, make_audited, make_repository
 
     workspace = make_audited(make_repository(tmp_path / "repository"))

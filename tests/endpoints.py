@@ -1,4 +1,4 @@
-"""A model behind HTTP on this machine, which answers as a test wants it and says what it was asked."""
+"""A model behind HTTP on this machine, which answers as a test wants it and records the requests."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def said(content: Any, status: int = 200, **headers: str) -> Answer:
 
 @dataclass
 class Served:
-    """What a served model was asked.
+    """Requests to a served model.
 
     Args:
-        url: where it answers.
-        requests: bodies of all requests, in the order they came.
-        headers: of all requests.
-        paths: of all requests.
+        url: its URL.
+        requests: bodies of all requests, in the order of arrival.
+        headers: headers of all requests.
+        paths: paths of all requests.
     """
 
     url: str
@@ -41,7 +41,7 @@ class Served:
 
 
 def completion(text: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
-    """A chat completion that says a text in a word a token; one of a prompt of ten tokens."""
+    """A chat completion with this text, one token per word, after a prompt of ten tokens."""
     usage = {"prompt_tokens": 10, "completion_tokens": len(str(text or "").split())}
     said = {"role": "assistant", "content": text, **message}
     return {"model": "tiny-1", "choices": [{"index": 0, "message": said, "finish_reason": finish}], "usage": usage}
@@ -57,9 +57,9 @@ def served(
     """Serve a model on a free port of this machine.
 
     Args:
-        answer: of an input, its output.
-        before: of the number of a request, from 0, what is answered in place of outputs; None answers them.
-        whole: `answer` is of a whole request and is the response, as of chat completions.
+        answer: returns the output for an input.
+        before: returns the response for the number of a request, from 0; None to respond with outputs.
+        whole: whether `answer` takes a whole request and returns the response, as for chat completions.
     """
     lock = threading.Lock()
 
@@ -75,7 +75,7 @@ def served(
                 model.paths.append(self.path)
             given = before(number) or said(answer(body) if whole else {"outputs": [answer(b) for b in body["inputs"]]})
             status, headers, content = given
-            if status == 0:  # it dies
+            if status == 0:  # the server dies
                 self.close_connection = True
                 return
             self.send_response(status)

@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 AUDIT = "tiny"
 SOURCE = Path(__file__).with_suffix(".c")
-# errno (0 kills) and whether all that comes after fails, too
+# errno (0 kills), and whether all later calls fail, too
 FAULTS = {"kill": (0, 0), "EIO": (errno.EIO, 0), "ENOSPC": (errno.ENOSPC, 1), "EROFS": (errno.EROFS, 1)}
 
 
 class Work(NamedTuple):
-    """What is disturbed: it is run in the workspace, and judged by what it leaves in some folders."""
+    """Work to be disturbed: it runs in the workspace, and is judged by the files it leaves in some folders."""
 
     run: Callable[[], None]
     leaves: tuple[str, ...]
@@ -46,7 +46,7 @@ def stage(kind: str) -> Work:
 
 
 def state() -> Work:
-    """What commands keep under .faded, and heal."""
+    """The state that commands keep under .faded, and its repair."""
     from flows.heal import heal
     from flows.init.state import Unfinished, remember, unfinished
     from flows.request import Request, read_request
@@ -70,13 +70,13 @@ def state() -> Work:
 
 
 def digests(work: Work) -> dict[str, str]:
-    """SHA-256 of all that the work leaves."""
+    """SHA-256 of all files that the work leaves."""
     files = sorted(path for folder in work.leaves for path in Path(folder).rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def reset(work: Work) -> None:
-    """An earlier result lies where the work will put its own, and nothing is left to resume."""
+    """Put an earlier result where the work will put its own, and remove everything that could be resumed."""
     for folder in map(Path, (*work.leaves, ".faded")):
         shutil.rmtree(folder, ignore_errors=True)
     for folder in map(Path, work.leaves):
@@ -85,7 +85,7 @@ def reset(work: Work) -> None:
 
 
 def forked(work: Work, log: Path, point: int = 0, fault: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-    """Run the work in a fork, with a fault at a point (0 for none); its exit code, and how many points it passed."""
+    """Run the work in a fork, with a fault at a point (0 for none); return its exit code and the number of points."""
     from stages.errors import run_as_command
 
     reading, writing = os.pipe()
@@ -116,7 +116,7 @@ def forked(work: Work, log: Path, point: int = 0, fault: tuple[int, int] = (0, 0
 
 
 def disturb(name: str, work: Work, cases: int | None, log: Path) -> Iterator[dict[str, object]]:
-    """Try all faults at all points, or so many of them drawn at random; yields what went wrong, and last the count."""
+    """Try all faults at all points, or a random sample of them; yield the problems, and the counts last."""
     reset(work)
     code, points = forked(work, log)
     assert code == 0, log.read_text()
@@ -143,7 +143,7 @@ def disturb(name: str, work: Work, cases: int | None, log: Path) -> Iterator[dic
 
 
 def build(folder: Path) -> Path | None:
-    """The library to preload; None where there is no compiler."""
+    """The library to preload; None if there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         return None
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--cases", default="20", help="of each work; `all` for all points and faults")
-    # In the order of the audit: each finds what the one before has left.
+    # In the order of the audit, as each stage needs the results of those before it.
     parser.add_argument(
         "--work",
         default="prepare,discover,summarize,report,collect_feedback,restructure,re_evaluate,compare,conclude,state",

@@ -1,4 +1,4 @@
-"""Workspaces with finished audits, made in this process: six stages as subprocesses would take a minute."""
+"""Workspaces with finished audits, made in this process, as six stages as subprocesses would take a minute."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def quick_audit(**changes: Any) -> dict[str, Any]:
 
 
 def quick_repair(**changes: Any) -> dict[str, Any]:
-    """Its repair, on which two people decide, with a control."""
+    """Its repair, which two people decide on, with a control."""
     wait = {"policy": "wait", "reviewers": 2}
     restructure = {"method": "planted", "control": "uniform"}
     return repair_params(**{"feedback": wait, "restructure": restructure, "gates": GATES, **changes})
@@ -46,7 +46,7 @@ def quick_repair(**changes: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def inside(workspace: Workspace) -> Iterator[None]:
-    """Work in a workspace, with its own modules: those of another one are forgotten before, and these after."""
+    """Work in a workspace with its own modules; those of other workspaces are forgotten before, and these after."""
     own = {path.stem for path in workspace.path.glob("*.py")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.path)
@@ -57,13 +57,13 @@ def inside(workspace: Workspace) -> Iterator[None]:
 
 
 def forget(modules: set[str]) -> None:
-    """Drop imported modules, so that whoever names them next imports their own."""
+    """Drop imported modules, so that the next import finds the current workspace's."""
     for module in modules:
         sys.modules.pop(module, None)
 
 
 def faded(workspace: Workspace, *arguments: object, stdin: str | None = None, **env: str) -> tuple[int, str]:
-    """Run `faded ARGUMENTS...` in this process, as a fresh one takes seconds to start; its exit code and output."""
+    """Run `faded ARGUMENTS...` in this process, as a new one takes seconds to start; return exit code and output."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         for one in (console, errors):
             patch.setattr(one, "width", 160)
@@ -88,9 +88,9 @@ def decide(audit: str, reviewer: str, *, approve: bool = True, revise: bool = Fa
 
 
 def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) -> None:
-    """Run stages of an audit in this process, and have DVC take what they wrote as theirs.
+    """Run stages of an audit in this process, and make DVC record their outputs.
 
-    Where nobody has decided on the landscape yet, Ada and Bob do; then Ada changes her mind.
+    If nobody has decided on the landscape yet, Ada and Bob do; then Ada revises her decision.
     """
     with inside(workspace):
         params = load_params()
@@ -99,17 +99,17 @@ def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) 
             if kind == "collect_feedback" and params.repairs[audit].feedback.policy == "wait":
                 decide_first(audit)
             importlib.import_module(f"stages.{kind}").main(audit)
-        read_graph()  # names the code that stages depend on
+        read_graph()  # records the code that stages depend on
         dvc_commit([f"{kind}@{audit}" for kind in kinds])
 
 
 def run_toys(workspace: Workspace) -> None:
-    """Run all stages of a workspace of toys in order, and have DVC take what they wrote as theirs.
+    """Run all stages of a workspace of toys in order, and make DVC record their outputs.
 
-    A tenth of what `faded audit` costs, which has DVC in a process of its own for each stage.
+    This takes a tenth of the time of `faded audit`, which runs DVC in a new process for each stage.
     """
     with inside(workspace):
-        stages = [stage for stage in read_graph() if stage.stale]  # which names the code that they depend on
+        stages = [stage for stage in read_graph() if stage.stale]  # read_graph records their code
         for stage in stages:
             done = workspace.run([sys.executable, "-m", f"stages.{stage.kind}", stage.audit])
             assert done.returncode == 0, done.stdout
@@ -117,7 +117,7 @@ def run_toys(workspace: Workspace) -> None:
 
 
 def dvc_commit(names: Sequence[str]) -> None:
-    """`dvc commit --force`, that reads and writes dvc.lock once."""
+    """`dvc commit --force` that reads and writes dvc.lock only once."""
     with Repo() as repo, repo.lock:
         stages = [stage for name in names for stage in repo.stage.collect(name)]
         for stage in stages:
@@ -135,16 +135,16 @@ def decide_first(audit: str) -> None:
 
 
 def commit(workspace: Workspace, message: str) -> None:
-    """Commit all that git tracks, and tag it."""
+    """Commit all files that git tracks, and tag the commit."""
     for command in (["add", "--all"], ["commit", "--quiet", "--message", message], ["tag", message]):
         done = workspace.run(["git", *command])
         assert done.returncode == 0, done.stdout
 
 
 def finished_audits() -> Workspace:
-    """One workspace for the whole session, to be copied: "tiny" with its repair, "other" that ends with its landscape.
+    """One workspace per session, to be copied: "tiny" with its repair, and "other", which ends with its landscape.
 
-    Committed as `first`, and with their evidence.
+    They are committed as `first`, and have their evidence.
     """
     return Workspace(once("finished", _finish_audits))
 
@@ -162,7 +162,7 @@ def _finish_audits(path: Path) -> None:
 
 
 def put_ratings_in_force(workspace: Workspace, audit: str) -> None:
-    """Have its decisions on the landscape there say what is a failure, and audit again by that."""
+    """Make an audit's decisions define its failures, and run the audit again."""
     with inside(workspace):
         config = load_params().audit(audit)
         zero = Interval(value=0.0, low=0.0, high=0.0)

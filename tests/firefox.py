@@ -1,4 +1,4 @@
-"""Firefox as it is installed, driven by WebDriver BiDi, which is JSON over a web socket."""
+"""The installed Firefox, driven by WebDriver BiDi, which is JSON over a web socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-SECONDS = 60.0  # for an answer
+SECONDS = 60.0  # limit for a response
 
 
 class Firefox:
@@ -27,14 +27,14 @@ class Firefox:
         self._socket, self._numbers = socket, itertools.count()
         self._call("session.new", capabilities={})
         self.tab = self._call("browsingContext.getTree")["contexts"][0]["context"]
-        # So large that nothing has to be scrolled to.
+        # Large enough that nothing has to be scrolled to.
         self._call("browsingContext.setViewport", context=self.tab, viewport={"width": 1200, "height": 9000})
 
     def _call(self, method: str, **params: Any) -> Any:
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while (answer := json.loads(self._socket.recv(timeout=SECONDS))).get("id") != number:
-            pass  # something that happened
+            pass  # an event
         assert answer["type"] == "success", (method, answer)
         return answer["result"]
 
@@ -44,7 +44,7 @@ class Firefox:
 
     @property
     def url(self) -> str:
-        """The address that is shown."""
+        """The current address."""
         return str(self._call("browsingContext.getTree", root=self.tab)["contexts"][0]["url"])
 
     def find(self, css: str) -> list[Any]:
@@ -66,19 +66,19 @@ class Firefox:
         self._call("input.performActions", context=self.tab, actions=[{"type": kind, "id": kind, "actions": actions}])
 
     def evaluate(self, expression: str) -> Any:
-        """What a JavaScript expression gives, once its promise is kept: a number, a text, a truth or null."""
+        """The value of a JavaScript expression, after its promise is resolved: a number, string, boolean or null."""
         answer = self._call("script.evaluate", expression=expression, target={"context": self.tab}, awaitPromise=True)
         assert answer["type"] == "success", answer["exceptionDetails"]["text"]
         return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """Write what is shown as a PNG."""
+        """Write a screenshot as a PNG."""
         path.write_bytes(base64.b64decode(self._call("browsingContext.captureScreenshot", context=self.tab)["data"]))
 
 
 @contextmanager
 def firefox(profile: Path, *, javascript: bool = True) -> Iterator[Firefox]:
-    """A Firefox with a fresh profile; the test skips where it is missing."""
+    """A Firefox with a fresh profile; the test skips if it is missing."""
     if (program := which("firefox-esr") or which("firefox")) is None:
         pytest.skip("no Firefox is installed")
     profile.mkdir()

@@ -1,4 +1,4 @@
-"""A cache of the Hugging Face hub, and a hub on this machine, that hold what a test made."""
+"""A cache of the Hugging Face hub, and a hub on this machine, with content that a test made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Kind = Literal["model", "dataset"]
 
 
 def in_cache(monkeypatch: Any, cache: Path, name: str, made: Path, *, kind: Kind = "model") -> str:
-    """Put a folder into a cache as huggingface_hub keeps it, and let nothing be fetched; return its commit."""
+    """Put a folder into a cache in huggingface_hub's layout, and prevent downloads; return its commit."""
     import huggingface_hub.constants
 
     commit = commit_of(name)
@@ -32,9 +32,9 @@ def in_cache(monkeypatch: Any, cache: Path, name: str, made: Path, *, kind: Kind
 
 @contextlib.contextmanager
 def hub(models: Mapping[str, Path], datasets: Mapping[str, Path] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as huggingface_hub asks for repositories; yields the URL and the paths of files that were fetched.
+    """Serve folders as repositories for huggingface_hub; yields the URL, and the list of files that were downloaded.
 
-    It answers what the library needs: which commit a branch is at, which files that has, and the files.
+    It serves what the library needs: the commit of a branch, the list of its files, and the files.
     """
     homes = {("models", name): folder for name, folder in models.items()}
     homes |= {("datasets", name): folder for name, folder in (datasets or {}).items()}
@@ -86,7 +86,7 @@ def hub(models: Mapping[str, Path], datasets: Mapping[str, Path] | None = None) 
 
 
 def commit_of(name: str) -> str:
-    """The one commit of a repository of a test."""
+    """The single commit of a test's repository."""
     return hashlib.sha1(name.encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ POOLS = {"train": 600, "discover": 60, "repair": 150, "test": 150}
 
 
 def draw(target: int, rng: np.random.Generator) -> np.ndarray:
-    """A bar that lies, stands or slants, somewhere near the middle: (16, 16) uint8."""
+    """A horizontal, vertical or diagonal bar near the middle: (16, 16) uint8."""
     image = rng.integers(0, 60, (SIDE, SIDE))
     at = np.arange(3, 13)
     shift = rng.integers(-2, 3)

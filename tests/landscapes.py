@@ -1,4 +1,4 @@
-"""Planted landscapes for tests: a task whose truth is known, and probes drawn uniformly and where it fails."""
+"""Planted landscapes for tests: a task with a known truth, and probes drawn uniformly or near failures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def uniform(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
 
 
 def adaptive(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
-    """Four of five probes where earlier ones failed, up to one level off: what a greedy search does."""
+    """Probes of a greedy search: four of five are near earlier failures, up to one level off."""
     rng = np.random.default_rng(seed)
     found = ask(task, rng.integers(0, len(task.items.table), n // 4), task.concepts.sample(n // 4, rng), "agent")
     failing = found.loc[found["failed"], task.concepts.names].to_numpy()
@@ -60,7 +60,7 @@ def adaptive(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
 
 
 def fresh(task: Any, count: int) -> Fresh:
-    """So many probes kept back from the search."""
+    """Fresh probes, as many as were kept back from the search."""
     return Fresh(count, lambda items, cells: ask(task, items, cells, "fresh"))
 
 
@@ -72,14 +72,14 @@ NO_FRESH = Fresh(0, _nobody)
 
 
 def truth(task: Any) -> np.ndarray:
-    """The failure rate of every cell over all items, by asking everything."""
+    """The failure rate of every cell over all items, from all probes."""
     cells = task.concepts.cells()
     ids = task.items.table["id"].tolist()
     return np.mean([task.probe([item] * len(cells), cells).failed for item in ids], axis=0)
 
 
 def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
-    """Which cells of the grid lie in any of the regions."""
+    """Which cells of the grid are in any of the regions."""
     cells = task.concepts.cells()
     return np.any([Region.from_json(r).contains(task.concepts, cells) for r in regions], axis=0)
 
@@ -87,11 +87,11 @@ def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
 SUSPECTED: dict[str, Any] = {
     **{"id": "S1", "text": "smudge = 3", "region": {"smudge": [3]}, "rate": None, "low": None, "high": None},
     **{"probes": 0, "failures": 0, "estimate": 0.37, "share": 0.25},
-}  # a region that no fresh probe was left for
+}  # a region without fresh probes
 
 
 def landscape_file(modes: Iterable[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """A whole landscape.json with these modes, of which only what matters need be said."""
+    """A complete landscape.json with these modes, which need only the keys that matter."""
     rate = {"value": 0.25, "low": 0.24, "high": 0.26, "n": 2000}
     plain = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9, "failures": 5, "estimate": 0.5, "lift": 2.0}
     plain |= {"share": 0.1, "invalid": None}

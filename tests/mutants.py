@@ -1,10 +1,10 @@
-"""Breaks chosen lines of the default paths, one at a time, and counts how many the nearest tests notice.
+"""Breaks chosen lines of the default paths, one at a time, and counts how many of them the nearest tests detect.
 
     python -m tests.mutants [PART OF A FILE'S NAME]
 
-The lines are in mutants.txt. mutmut and cosmic-ray mutate whatever they find, thousands of places a file, and run one
-set of tests for all of it; here each line was chosen, and has its own tests of a few seconds. Each runs in a fork of
-this process, which has the heavy libraries already, in a copy of the tree.
+The lines are in mutants.txt. mutmut and cosmic-ray mutate everything they find, thousands of places per file, with one
+set of tests for all. Here each line was chosen, and has its own tests of a few seconds. Each runs in a fork of this
+process, which has already imported the heavy libraries, in a copy of the tree.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT, LIST = Path(__file__).parents[1], Path(__file__).with_name("mutants.txt")
-SHARE = 0.9  # of them to be noticed
-LIMIT = 300  # seconds; a test that hangs has noticed, too
+SHARE = 0.9  # of mutants that must be detected
+LIMIT = 300  # seconds; a test that hangs counts as detected
 FAILED, BROKEN = 1, 2  # pytest's exit codes: a test failed, or none could be collected
 HEAVY = ("torch", "pandas", "scipy.stats", "sklearn.ensemble", "sklearn.linear_model", "stable_baselines3", "dvc.repo")
 
 
 class Mutant(NamedTuple):
-    """A line of a file, what takes its place, and the tests that ought to notice."""
+    """A line of a file, its replacement, and the tests that should detect it."""
 
     file: str
     tests: tuple[str, ...]
@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 
 
 def read(text: str) -> list[Mutant]:
-    """Read the list: a line with a file, lines with tests of it, and pairs of lines that begin with - and +."""
+    """Read the list: a line with a file, lines with its tests, and pairs of lines that begin with - and +."""
     mutants, file, old = [], "", ""
     tests: tuple[str, ...] = ()
     for line in text.splitlines():
@@ -52,14 +52,14 @@ def read(text: str) -> list[Mutant]:
 
 
 def problem(tree: Path, mutant: Mutant) -> str | None:
-    """Why a mutant is none any more: its line was changed or moved."""
+    """Why a mutant is no longer valid: its line was changed or moved; None if it is valid."""
     path = tree / mutant.file
     found = path.read_text(encoding="utf-8").count(mutant.old) if path.is_file() else 0
     return None if found == 1 else f"{mutant.file} has {found} times, expected once: {mutant.old}"
 
 
 def copy_tree(target: Path) -> None:
-    """Copy what git tracks, or would, as it is now."""
+    """Copy the files that git tracks, or would, as they are now."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -73,7 +73,7 @@ def copy_tree(target: Path) -> None:
 
 
 def run(tree: Path, tests: tuple[str, ...]) -> int:
-    """Run tests in a fork, in the copy; pytest's exit code, or -9 after the limit."""
+    """Run tests in a fork, in the copy; return pytest's exit code, or -SIGALRM after the limit."""
     if (child := os.fork()) == 0:
         signal.alarm(LIMIT)
         os.chdir(tree)
@@ -81,7 +81,7 @@ def run(tree: Path, tests: tuple[str, ...]) -> int:
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         sys.path[:] = [str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
-        sys.dont_write_bytecode = True  # a mutant of the same size and second would be taken for the one before
+        sys.dont_write_bytecode = True  # byte code of the last mutant would be used if size and second agree
         for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "stages", "flows")]:
             del sys.modules[name]
         os.environ["PYTHONPATH"] = str(tree)
@@ -93,7 +93,7 @@ def run(tree: Path, tests: tuple[str, ...]) -> int:
 
 
 def main(part: str = "") -> int:
-    """Run them; 0 if enough are noticed."""
+    """Run all mutants; return 0 if enough are detected."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in HEAVY:
         __import__(name)

@@ -1,4 +1,4 @@
-"""A tiny news data set and a summarizer of random weights, and the context of an audit of them."""
+"""A tiny news data set, a summarizer with random weights, and the context of an audit of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYLLABLES = ("bar", "ken", "lo", "mur", "ta", "vil", "os", "ri", "dan", "hep")
 
 
 def articles(n: int, seed: int = 0) -> list[str]:
-    """Different articles of six sentences, some 80 words each; names keep their phrases from being copies."""
+    """Different articles of six sentences, about 80 words each; names keep phrases from being copies."""
     rng = np.random.default_rng(seed)
 
     def name() -> str:

@@ -1,4 +1,4 @@
-"""The notebooks of docs/: `python -m tests.notebooks` runs them, and writes what they show as pages of the site."""
+"""The notebooks of docs/: `python -m tests.notebooks` runs them, and writes them as pages of the site."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read(path: Path) -> Any:
 
 
 def executed(path: Path) -> Any:
-    """A notebook as plain data, with the outputs it has when it runs now."""
+    """A notebook as plain data, with the outputs of a new run."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -28,7 +28,7 @@ def executed(path: Path) -> Any:
 
 
 def page_of(path: Path) -> Path:
-    """Where a notebook is shown: docs/notebooks/audit.ipynb on docs/notebook-audit.md."""
+    """The page of a notebook: docs/notebook-audit.md for docs/notebooks/audit.ipynb."""
     return path.parents[1] / f"notebook-{path.stem}.md"
 
 

@@ -1,4 +1,4 @@
-"""A model and pictures of a person's own, and `faded init` called on them in this process."""
+"""A user's own model and pictures, and `faded init` called on them in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def picture(kind: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_pictures(folder: Path, n: int, *, broken: int = 0) -> Path:
-    """Pictures in a folder of each class; the last ones are not pictures."""
+    """Pictures in one folder per class; the last ones are broken files."""
     rng = np.random.default_rng(0)
     for i in range(n):
         name, kind = list(CLASSES.items())[i % 3]
@@ -41,20 +41,20 @@ def write_pictures(folder: Path, n: int, *, broken: int = 0) -> Path:
 
 
 def options(**changes: Any) -> Options:
-    """A command line that says what cannot be guessed."""
+    """A command line with the answers that cannot be guessed."""
     answers = {"model": WEIGHTS, "data": "shapes", **changes.pop("answers", {})}
     return Options(answers, **{"yes": True, "probes": 400, **changes})
 
 
 def init(folder: Path = Path(), given: Options | None = None) -> str:
-    """Run it in this process; what it printed."""
+    """Run `faded init` in this process; return its output."""
     out = io.StringIO()
     init_audit(folder, given or options(), Console(file=out, width=200), asks=False)
     return out.getvalue()
 
 
 def screening(now: float, proposed: float | None, levels: list[float], clean: float = 0.0) -> Screening:
-    """One of a single concept, in which so many fail with the levels there were, and with those proposed."""
+    """A screening of one concept, with these failure rates for the current and the proposed levels."""
     no = Rate(0.0, -0.1, 0.1, 20)
     concept = ConceptScreening(
         name="rotation",
@@ -84,5 +84,5 @@ def screening(now: float, proposed: float | None, levels: list[float], clean: fl
 
 
 def questions(given: dict[str, Any], **how: Any) -> Questions:
-    """Questions on no terminal."""
+    """Questions without a terminal."""
     return Questions(Console(file=io.StringIO()), given, **{"asks": False, "yes": False, **how})

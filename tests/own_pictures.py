@@ -1,4 +1,4 @@
-"""Pictures and small classifiers of a user's own, as they would lie under data/<audit>/inputs."""
+"""A user's own pictures and small classifiers, as under data/<audit>/inputs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SMALL = {**FOLDER, "size": 32}
 
 
 def striped(target: int, rng: np.random.Generator, *, width: int = 40, height: int = 32) -> Image.Image:
-    """A photo of a bar: colour, not square, larger than a model takes."""
+    """A photo of a bar: in colour, not square, larger than the model's input."""
     pixels = np.repeat(draw(target, rng)[:, :, None], 3, 2)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def write_folder(root: Path, n: int, *, classes: list[str] = CLASSES, seed: int = 0, suffix: str = "png") -> Path:
-    """A folder of each class with n pictures each."""
+    """One folder per class, with n pictures each."""
     rng = np.random.default_rng(seed)
     for target, name in enumerate(classes):
         (root / name).mkdir(parents=True)
@@ -52,7 +52,7 @@ def own_context(inputs: Path, model: dict[str, Any], data: dict[str, Any], **cha
 
 
 def timm_weights(path: Path, name: str = "resnet10t", n: int = 3, channels: int = 3, seed: int = 0) -> Any:
-    """Random weights of a network of timm, saved as people save them; returns the network."""
+    """Save random weights of a timm network as people save them; return the network."""
     import timm
 
     with torch.random.fork_rng():
@@ -66,7 +66,7 @@ def timm_weights(path: Path, name: str = "resnet10t", n: int = 3, channels: int 
 
 
 def timm_folder(folder: Path, name: str = "resnet10t", *, labels: list[str] | None = None, **config: Any) -> Any:
-    """What timm's save_for_hf writes for such a network."""
+    """Write the folder that timm's save_for_hf writes for a network; return the network."""
     folder.mkdir(parents=True)
     net = timm_weights(folder / "model.safetensors", name)
     pretrained = {**net.pretrained_cfg, "num_classes": 3, **config}
@@ -110,7 +110,7 @@ def tiny_vit(folder: Path, *, seed: int = 0, **preprocessor: Any) -> Any:
 
 
 def onnx_network(path: Path, *, side: int | None = 16, batch: int | None = None, probabilities: bool = False) -> Any:
-    """A small network as a file of ONNX; returns it as a network of torch."""
+    """Write a small network as an ONNX file; return it as a torch network."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -146,7 +146,7 @@ def onnx_network(path: Path, *, side: int | None = 16, batch: int | None = None,
 
 
 def prepared(inputs: Path, model: dict[str, Any], data: dict[str, Any] = SMALL, **changes: Any) -> ImageClassification:
-    """What `prepare` and `load` make of a model: the task."""
+    """The task after `prepare` and `load` of a model."""
     context = own_context(inputs, model, data, **changes)
     assert ImageClassification.check(context) == []
     out = inputs.parent / "prepare"
@@ -161,7 +161,7 @@ def fails(inputs: Path, model: dict[str, Any], message: str, data: dict[str, Any
 
 
 def answers(task: ImageClassification, n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clean pixels of some items and what the task's model says of them."""
+    """Clean pixels of some items and the outputs of the task's model."""
     pixels = task.clean(np.arange(n))
     with torch.inference_mode():
         return pixels, task.model(pixels)
@@ -172,7 +172,7 @@ def normalised(pixels: torch.Tensor, mean: list[float], std: list[float]) -> tor
 
 
 def check_search(task: ImageClassification) -> None:
-    """Probing and looking at items works as for any other model."""
+    """Check that probing and embedding items works as for any other model."""
     items = task.items.ids("discover")
     cells = task.concepts.sample(len(items), np.random.default_rng(0))
     batch = task.probe(items, cells)

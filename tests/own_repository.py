@@ -1,6 +1,6 @@
-"""Fixtures: a repository of a person's own with a model and pictures, and what calibration finds there.
+"""Fixtures: a user's own repository with a model and pictures, and the result of calibration there.
 
-Test modules name it as a plugin.
+Test modules import it as a plugin.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.own_model import CLASSES, WEIGHTS, picture, screening, write_pictures
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
-    """A folder with 60 pictures and a small network of timm that tells them apart."""
+    """A folder with 60 pictures and a small timm network that classifies them."""
     import timm
 
     home = tmp_path_factory.mktemp("own")
@@ -34,7 +34,7 @@ def shapes(tmp_path_factory) -> Path:
     kinds = np.arange(240) % 3
     pixels = np.stack([picture(list(CLASSES.values())[k], rng) for k in kinds])
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network is far slower on two threads that are not alone
+    torch.set_num_threads(1)  # this small network is far slower on two threads if the machine is busy
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = timm.create_model("test_resnet", num_classes=3)
@@ -54,7 +54,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def repository(shapes, tmp_path, monkeypatch) -> Path:
-    """A git repository with that model and these pictures, and the current folder."""
+    """A git repository with this model and these pictures, as the current folder."""
     home = tmp_path / "mine"
     shutil.copytree(shapes, home)
     for command in (
@@ -70,7 +70,7 @@ def repository(shapes, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch) -> Callable[[Screening | Exception], None]:
-    """Has calibration find this, or fail so, without a model being asked."""
+    """Replace the calibration: it returns this screening, or raises this exception, without probing a model."""
 
     def set_to(found: Screening | BaseException) -> None:
         def measure(

@@ -1,7 +1,6 @@
-"""A workspace of a person's own in a git repository, and the package whose stages it runs.
+"""A custom workspace in a git repository, and the package whose stages it runs.
 
-That is a copy of this repository's, put before it on the path, whose stages are toys; tests/test_wheel.py has the real
-thing.
+That package is a copy of this repository's with toy stages, first on the path; tests/test_wheel.py tests the real one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SHADOWS = "raise SystemExit('a folder of the user took the place of the package'
 
 @cache
 def toy_package() -> Path:
-    """A folder for PYTHONPATH with a copy of the package, whose stages are toys."""
+    """A folder for PYTHONPATH with a copy of the package that has toy stages."""
     home = Path(mkdtemp(prefix="faded-package-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     for name in ("flows", "stages"):
@@ -43,14 +42,14 @@ def commit(folder: Path) -> None:
 
 
 def add_shadows(folder: Path) -> None:
-    """Folders of a user that are called like the package's."""
+    """Add a user's folders with the names of the package's."""
     for name in ("stages", "flows"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(SHADOWS)
 
 
 def make_repository(path: Path) -> Path:
-    """A git repository of a user, with a task of their own and folders that are called like the package's."""
+    """A user's git repository, with their own task and folders with the names of the package's."""
     path.mkdir()
     git(path, "init", "--quiet", "--initial-branch=main")
     add_shadows(path)
@@ -68,7 +67,7 @@ def make_audited(folder: Path) -> Workspace:
 
 
 def digests(folder: Path) -> dict[str, bytes]:
-    """What the files of a folder hold, without what git, DVC and Faded keep for themselves."""
+    """The content of the files in a folder, except those of git, DVC and Faded's own state."""
     names = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     left_out = {".git", "tmp", "cache", ".faded"}
     found = {"/".join(parts): path.read_bytes() for path, parts in names.items() if not left_out & {*parts}}

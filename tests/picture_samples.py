@@ -1,4 +1,4 @@
-"""Tallies, contact sheets and exhibits of a model that draws: coloured squares stand for pictures."""
+"""Tallies, contact sheets and exhibits of a model that draws, with coloured squares as pictures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def exhibit(k: int, caption: str = "expected red four") -> Exhibit:
 
 
 def picture_landscape(*, hostile: bool = False) -> dict[str, Any]:
-    """What `write_landscape` is given for a model that draws."""
+    """Arguments of `write_landscape` for a model that draws."""
     inputs = make_inputs(*SLOTS, images=False)
     said = HOSTILE if hostile else "expected red four"
     inputs["galleries"] = {f"M{i}": Gallery([exhibit(k, said) for k in range(3)], [exhibit(3)]) for i in (1, 2, 3)}
@@ -84,7 +84,7 @@ def picture_landscape(*, hostile: bool = False) -> dict[str, Any]:
 
 
 def picture_comparison() -> dict[str, Any]:
-    """What `write_comparison` is given for a model that draws; "nine" is skewed by the repair."""
+    """Arguments of `write_comparison` for a model that draws; the repair makes "nine" skewed."""
     inputs = make_comparison(*SLOTS)
     models = {"before": tallies(("seven",)), "after": tallies(("nine",)), "control": tallies(("seven",))}
     bias = compare_bias(models, seed=1)

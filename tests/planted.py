@@ -1,4 +1,4 @@
-"""A task with planted failures: it fails exactly inside known regions, so that everything can be judged by the truth.
+"""A task with planted failures: it fails exactly inside known regions, so results can be compared with the truth.
 
 It needs no torch, so a workspace with it runs in seconds.
 """
@@ -28,13 +28,12 @@ from stages.tasks.contract import (
 
 
 class PlantedTask(Task):
-    """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
+    """Fails in cells of a planted region, and with probability `noise` elsewhere.
 
     `prepare:` takes `items` (a count per split), `regions` ({concept: [level indices]}, and {"label": [values]} for
     some items only), `noise`, `file`, a JSON file under data/<audit>/inputs with further regions (to change an input),
-    `delay`, the seconds a model call takes (to be killed in), and `invalid`, regions whose probes are not held against
-    the model.
-    Repair removes the planted regions that overlap a target mode, so its effect is known too.
+    `delay`, the seconds a model call takes (to be killed in), and `invalid`, regions whose probes are not valid.
+    A repair removes the planted regions that overlap a target mode, so its effect is known too.
     """
 
     threshold = 0.0
@@ -90,7 +89,7 @@ class PlantedTask(Task):
         cells = np.asarray(cells)
         rows = np.array([self._rows[i] for i in item_ids], dtype=np.int64)
         inside, invalid = self._in(self._regions, rows, cells), self._in(self._invalid, rows, cells)
-        # A hash of the probe stands in for chance: the same probe has the same answer in any batch.
+        # A hash of the probe replaces chance, so that a probe has the same answer in any batch.
         pair = rows.astype(np.uint64) * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)
         mixed = pair * np.uint64(2654435761)
         chance = (mixed % np.uint64(10_007)).astype(float) / 10_007

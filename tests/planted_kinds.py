@@ -1,4 +1,4 @@
-"""A task that fails on one kind of items, which its embeddings tell and no label does."""
+"""A task that fails on one kind of items, which shows in their embeddings but in no label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.planted import PlantedTask
 
 
 class PlantedKinds(PlantedTask):
-    """Items are of the kinds a, b and c, whatever their label; regions may be about a `secret` kind."""
+    """Items are of the kinds a, b and c, independent of their label; regions may be about a `secret` kind."""
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> PlantedKinds:

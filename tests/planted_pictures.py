@@ -1,6 +1,6 @@
-"""The planted task as one that draws: with tallies, contact sheets, and exhibits that show what was drawn.
+"""The planted task as one that draws: with tallies, contact sheets, and exhibits with drawn pictures.
 
-What it makes of the colour of each subject, where nobody says, is part of its model: `shares`, {subject: share of red}.
+The colours it chooses for a subject if none is requested are part of its model: `shares`, {subject: share of red}.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from stages.tasks.contract import Exhibit, Sheet, Tally
 from tests.planted import PlantedTask
 
-DRAWN = 120  # answers tallied of each subject
+DRAWN = 120  # answers per tally
 
 
 def png(red: int, width: int = 1) -> bytes:
-    """A picture of one grey level, `width` pixels wide and one high, without a library."""
+    """A PNG of one grey level, `width` pixels wide and one high, made without a library."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -30,7 +30,7 @@ def png(red: int, width: int = 1) -> bytes:
 
 
 class PlantedPictures(PlantedTask):
-    """Draws one grey level: as light as the number of its planted regions says, so that a repair is seen."""
+    """Draws one grey level that depends on the number of its planted regions, so that a repair is visible."""
 
     @property
     def shade(self) -> int:

@@ -1,4 +1,4 @@
-"""A planted summarizer: texts, measures beside the failure rate, and answers that change when it is asked again."""
+"""A planted summarizer: texts, measures besides the failure rate, and answers that change on a second request."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ARTICLE = "In {town} the river rose by {n} metres. Nobody was hurt. Schools stay
 
 
 class PlantedTexts(PlantedTask):
-    """Says of an article its first sentence where it passes, and nothing but "the" where it fails.
+    """Answers with the first sentence of an article if the probe passes, and with "the" if it fails.
 
-    Asked again it fails with the probability `again` instead of `noise` outside the planted regions.
+    A second time, it fails with the probability `again` instead of `noise` outside the planted regions.
     """
 
     def article(self, item: str) -> str:
         return ARTICLE.format(town=item, n=self._rows[item] % 7 + 2)
 
     def changed(self, item: str, cell: np.ndarray) -> str:
-        """The first concept takes words out of an article, one more at each level."""
+        """Remove words from an article, as many as the level of the first concept."""
         return " ".join(self.article(item).split()[int(cell[0]) :])
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
@@ -48,7 +48,7 @@ class PlantedTexts(PlantedTask):
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
         words = [output.split() for output in outputs]
         found = [np.mean([w in self.article(i) for w in ws]) for i, ws in zip(item_ids, words, strict=True)]
-        known = np.array([self._rows[item] % 2 == 0 for item in item_ids])  # half of the items have a reference
+        known = np.array([self._rows[item] % 2 == 0 for item in item_ids])  # half of the items are measured
         return pd.DataFrame(
             {"words": [float(len(ws)) for ws in words], "in the article": np.where(known, found, np.nan)}
         )

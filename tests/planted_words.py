@@ -1,4 +1,4 @@
-"""Questions, and a model that fails where hidden words or attributes are: its weaknesses are in no concept."""
+"""Questions, and a model that fails on hidden words or attributes, which no concept covers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ATTRIBUTES = ("has a number", "has a negation", "has a name", "has a condition",
 
 
 def questions(n: int, seed: int) -> list[str]:
-    """So many different questions."""
+    """Different questions, `n` of them."""
     rng = np.random.default_rng(seed)
     found: dict[str, None] = {}
     while len(found) < n:
@@ -45,19 +45,19 @@ def questions(n: int, seed: int) -> list[str]:
 
 
 def texts(n: int, seed: int) -> Texts:
-    """The same as items, each a group of its own."""
+    """The same as items, each in its own group."""
     asked = questions(n, seed)
     ids = [f"q{number}" for number in range(n)]
     return Texts(ids, asked, ids, [synonyms(text) for text in asked], facts)
 
 
 class Planted:
-    """Fails where one of the hidden sets of facts holds, and elsewhere at random, the same for the same probe.
+    """Fails if one of the hidden sets of facts holds, and otherwise at random, the same for the same probe.
 
     Args:
         texts: the items.
         hidden: sets of facts; "tone is rude" is one about a level.
-        noise: failure rate where none holds.
+        noise: failure rate if none holds.
     """
 
     def __init__(self, texts: Texts, hidden: Sequence[frozenset[str]], noise: float = 0.03) -> None:
@@ -77,9 +77,9 @@ class Planted:
 
 
 def hide(texts: Texts, seed: int, *, put_in: int, said: int, attributes: int) -> list[frozenset[str]]:
-    """Choose what the model fails at: words that only a lexicon knows, words that items say, and attributes.
+    """Choose what the model fails on: words that only a lexicon offers, words in items, and attributes.
 
-    What 8 items or more can have, and at most a fifth of them do.
+    Words qualify that at least 16 items can be given; words in items, that 16 items to an eighth of all contain.
     """
     rng = np.random.default_rng(seed)
     said_by = Counter(fact for text in texts.texts for fact in facts(text))

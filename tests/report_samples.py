@@ -1,4 +1,4 @@
-"""Inputs of the reports from synthetic landscapes, with hostile text where asked for."""
+"""Inputs of the reports from synthetic landscapes, with hostile text on request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WEATHER = Concept("weather", ("sun", "rain", "snow", "fog"), ordered=False)
 
 
 def shelf(gallery: Gallery) -> list[ShownExample]:
-    """A gallery as exhibits.parquet has it."""
+    """A gallery in the format of exhibits.parquet."""
     exhibits = [*gallery.failing, *gallery.passing]
     failed = [True] * len(gallery.failing) + [False] * len(gallery.passing)
     return [ShownExample(*one) for one in zip(gallery.ids, failed, exhibits, strict=True)]
@@ -81,7 +81,7 @@ def make_probes(space: ConceptSpace, landscape: pd.DataFrame, rng: np.random.Gen
 
 
 def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> pd.DataFrame:
-    """Smallest failing changes as in robustness.parquet: some items fail unchanged, for two none was found."""
+    """Smallest failing changes as in robustness.parquet: some items fail unchanged, for two none were found."""
     moves = Moves(space, space.start)
     cells = space.cells(rng.choice(np.arange(1, space.n_cells), n))
     cells = np.where(rng.random(cells.shape) < 0.6, cells, moves.start)
@@ -109,7 +109,7 @@ def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> p
 
 
 def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) -> dict[str, Any]:
-    """What `write_landscape` is given, from a synthetic landscape over these concepts."""
+    """Arguments of `write_landscape`, from a synthetic landscape over these concepts."""
     space, rng = ConceptSpace(concepts), np.random.default_rng(3)
     landscape = make_landscape(space, rng)
     first, last = space.concepts[0], space.concepts[-1]
@@ -231,7 +231,7 @@ def write_landscape(out: Path, *, summary: dict[str, Any], landscape: pd.DataFra
 
 
 def write_comparison(out: Path, *, verdict: dict[str, Any], **inputs: Any) -> None:
-    """Write the report on plain data: `verdict` has comparison.json and verdict.json in one."""
+    """Write the report on plain data: `verdict` combines comparison.json and verdict.json."""
     comparison, judged = records_of(verdict)
     write_comparison_report(
         out, comparison=comparison, verdict=judged, **{"plan": plan_of(comparison, judged), **inputs}
@@ -239,7 +239,7 @@ def write_comparison(out: Path, *, verdict: dict[str, Any], **inputs: Any) -> No
 
 
 def plan_of(comparison: Comparison, verdict: RepairVerdict) -> Plan:
-    """The plan behind a comparison: its first mode is the more severe one, and any cell lies in each."""
+    """The plan behind a comparison: its first mode is the more severe one, and each mode contains every cell."""
     modes = [
         PlannedMode(id=mode.id, text=mode.text, region={}, action=mode.action, severity=9.0 - k, reason="")
         for k, mode in enumerate(comparison.modes)
@@ -249,7 +249,7 @@ def plan_of(comparison: Comparison, verdict: RepairVerdict) -> Plan:
 
 
 def records_of(verdict: dict[str, Any]) -> tuple[Comparison, RepairVerdict]:
-    """The two records of which a test has all keys in one."""
+    """The two records whose keys a test has combined."""
     kinds = (Comparison, RepairVerdict)
     one, other = ({k: v for k, v in verdict.items() if k in kind.model_fields} for kind in kinds)
     return Comparison.from_json(one, "a sample"), RepairVerdict.from_json(other, "a sample")
@@ -258,7 +258,7 @@ def records_of(verdict: dict[str, Any]) -> tuple[Comparison, RepairVerdict]:
 def difference(
     after: float | None, change: float | None, low: float | None, high: float | None, pairs: int = 3000, **more: Any
 ) -> dict[str, Any]:
-    """An entry of a comparison; without a change `low` and `high` are of the value."""
+    """An entry of a comparison; without a change, `low` and `high` are those of the value."""
     ends = (low, high) if change is None else (after, after)
     moved = {} if change is None else {"change": change}
     return {
@@ -268,7 +268,7 @@ def difference(
 
 
 def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]:
-    """What `write_comparison` is given."""
+    """Arguments of `write_comparison`."""
     space, rng = ConceptSpace(concepts), np.random.default_rng(5)
     before, after = make_landscape(space, rng), make_landscape(space, rng, strength=0.5)
     both = before[space.names].copy()
@@ -389,7 +389,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
 
 
 def with_examples(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs with what is known of their examples: item, label, cell, answer, and the item unchanged."""
+    """The same inputs with details of their examples: item, label, cell, answer, and the item unchanged."""
     space = ConceptSpace.from_json(inputs["summary"]["concepts"])
     rng, items = np.random.default_rng(2), [f"item-{k}" for k in range(6)]
     for mode in inputs["summary"]["modes"]:

@@ -1,4 +1,4 @@
-"""Workspaces with a landscape to be reviewed, without running an audit: digits, texts, or pictures drawn by a model."""
+"""Workspaces with a landscape to review, without running an audit: digits, texts, or pictures drawn by a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.report_samples import HOSTILE, picture, shelf
 from tests.text_samples import text_exhibits
 from tests.workspace import audit_params, repair_params
 
-HOST = f"faded-{32 * '0'}.localhost"  # of the pages
+HOST = f"faded-{32 * '0'}.localhost"  # host of the pages
 URL = f"http://{HOST}:8711"
 TASK = """
 from tests.planted import PlantedTask
@@ -64,7 +64,7 @@ def exhibits(kind: str, hostile: bool = False) -> list[Exhibit]:
 def make_review(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "digits", *, hostile: bool = False, **feedback: Any
 ) -> Path:
-    """Make `path` the current workspace, with an audit "x" of three modes and a region only suspected."""
+    """Make `path` the current workspace, with an audit "x" of three modes and a suspected region."""
     (path / "review_task.py").write_text(TASK)
     monkeypatch.chdir(path)
     monkeypatch.syspath_prepend(path)
@@ -124,17 +124,17 @@ def make_review(
 
 
 def also_review(audit: str = "other") -> None:
-    """Let another audit have the same landscape."""
+    """Give another audit the same landscape."""
     shutil.copytree(stage_dir("x", "summarize"), stage_dir(audit, "summarize"))
 
 
 def change_landscape() -> None:
-    """Let the audit find another landscape."""
+    """Change the audit's landscape."""
     pd.DataFrame({"tilt": [1]}).to_parquet(stage_dir("x", "summarize") / "landscape.parquet")
 
 
 class _Form(HTMLParser):
-    """The fields of the form of a page with the values a browser would send."""
+    """The fields of a page's form with the values a browser would send."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,10 +162,10 @@ class _Form(HTMLParser):
 
 
 class Loopback(httpx.HTTPTransport):
-    """Finds every host on this machine, as browsers do with names under localhost; resolvers need not."""
+    """Connects to this machine for every host, as browsers do for names under localhost, unlike some resolvers."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request there, under the name it was meant for."""
+        """Send a request to this machine, with its original Host."""
         url = request.url.copy_with(host="127.0.0.1")
         return super().handle_request(
             httpx.Request(request.method, url, headers=request.headers, stream=request.stream)
@@ -173,14 +173,14 @@ class Loopback(httpx.HTTPTransport):
 
 
 def untouched(html: str) -> dict[str, str]:
-    """What a browser would send if the form of a page were submitted as it is, but for the button."""
+    """The fields that a browser would send if a page's form were submitted unchanged, without the button."""
     parser = _Form()
     parser.feed(html)
     return parser.fields
 
 
 def form_of(html: str) -> dict[str, str]:
-    """The same of a reviewer who wants every mode repaired that needs a choice and has none, and says why."""
+    """The same, with `repair` and a reason for every mode that has no choice yet."""
     fields = untouched(html)
     for card in html.split(' data-mode="')[1:]:
         name = card.partition('"')[0]
@@ -192,14 +192,14 @@ def form_of(html: str) -> dict[str, str]:
 
 @dataclass
 class Reviewer:
-    """A browser without a screen, and what the server told of decisions."""
+    """A browser without a screen, and the decisions that the server reported."""
 
     client: TestClient
     told: list[Outcome]
     served: Served
 
     def enter(self, audit: str = "x", again: str = "") -> str:
-        """Open the page by a fresh link."""
+        """Open the page by a new link."""
         answer = self.client.get(self.served.link(audit) + again, follow_redirects=True)
         assert answer.status_code == 200, answer.text
         return answer.text
@@ -222,7 +222,7 @@ def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
 
 
 def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False) -> str:
-    """What is printed when the questions are answered like this; all answers must be used up."""
+    """The output if the questions are answered like this; all answers must be used up."""
     left = list(answers)
     out = io.StringIO()
 

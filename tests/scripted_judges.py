@@ -1,4 +1,4 @@
-"""Judges that do as a test wants, behind chat completions: what each says of the parts that it is given."""
+"""Scripted judges behind chat completions: functions from the parts they are given to their verdict."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Says = Callable[[Mapping[str, str]], str]
 
 
 def parts_of(request: Mapping[str, Any]) -> dict[str, str]:
-    """What a judge is given, by name: question, passage, expected, answer; of a pair first and second."""
+    """The parts that a judge is given, by name: question, passage, expected, answer; for a pair first and second."""
     return dict(re.findall(r"<(\w+)>\n(.*?)\n</\1>", request["messages"][-1]["content"], re.DOTALL))
 
 
 def judge(says: Says) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A judge that replies with a reason and what `says` makes of the parts."""
+    """A judge that replies with a reason and the verdict of `says` on the parts."""
 
     def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return completion(f"Reason: I was made to say so.\nVerdict: {says(parts_of(request))}")
@@ -27,13 +27,13 @@ def judge(says: Says) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
 
 def right(answer: str, parts: Mapping[str, str]) -> bool:
-    """Whether an answer holds an expected one, and does not deny it."""
+    """Whether an answer contains an expected one and does not deny it."""
     wanted = parts["expected"].split(" or ")
     return any(holds(answer, one) and f"not {one.lower()}" not in answer.lower() for one in wanted)
 
 
 def good(parts: Mapping[str, str]) -> str:
-    """Right about all that is made to calibrate judges on."""
+    """Right about all answers that are made to calibrate judges."""
     return "acceptable" if right(parts["answer"], parts) else "unacceptable"
 
 
@@ -54,5 +54,5 @@ def good_of_pairs(parts: Mapping[str, str]) -> str:
 
 
 def always_first(parts: Mapping[str, str]) -> str:
-    """Prefers whatever stands first."""
+    """Prefers the first answer."""
     return "first"

@@ -1,4 +1,4 @@
-"""Servers that tests start by themselves."""
+"""Servers that tests start themselves."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ from flows.server import OwnServer
 
 @contextlib.contextmanager
 def long_lived_server(port: int, records: Path) -> Iterator[OwnServer]:
-    """A Prefect server as `faded serve` runs it, found by other commands of the workspace."""
+    """A Prefect server as run by `faded serve`, with its record for other commands of the workspace."""
     with contextlib.closing(OwnServer("served_app", port, records)) as server, server.served():
         yield server
 

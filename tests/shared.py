@@ -1,4 +1,4 @@
-"""What is costly to make and the same for all: made once in a session of tests, by whichever worker needs it first."""
+"""Files that are costly to make and equal for all tests, made once per session by the first worker that needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 
-_HOME = "FADED_TESTS_SHARED"  # in the environment, so that workers find the folder of the session that started them
+_HOME = "FADED_TESTS_SHARED"  # environment variable with the session's folder, for its workers
 
 
 def open_shared() -> None:
@@ -23,7 +23,7 @@ def open_shared() -> None:
 
 
 def once(name: str, make: Callable[[Path], object]) -> Path:
-    """The path that `make` wrote when it was first asked for; to be copied, never changed."""
+    """The path that `make` wrote at the first call; copy it, never change it."""
     path, part = Path(os.environ[_HOME], name), Path(os.environ[_HOME], f"{name}.part")
     with Path(os.environ[_HOME], f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -35,12 +35,12 @@ def once(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def prefect_home() -> Path:
-    """A home of Prefect with an empty database: making its tables takes a server six CPU-seconds."""
+    """A home of Prefect with an empty database, as a server needs six CPU-seconds to make its tables."""
     return once("prefect", _make_prefect_home)
 
 
 def spare_migrations(workspace: Path) -> None:
-    """Have the next server of a workspace find its database."""
+    """Give the next server of a workspace a finished database."""
     if not (home := workspace / ".faded" / "prefect").exists():
         shutil.copytree(prefect_home(), home)
 

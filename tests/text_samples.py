@@ -1,4 +1,4 @@
-"""Inputs of the reports of a summarizer: articles, changed in ways a person would see, and what was said of them."""
+"""Inputs of the reports of a summarizer: articles, their changed texts, and summaries of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def make_text_inputs(hostile: bool = False) -> dict[str, Any]:
 
 
 def make_text_comparison(hostile: bool = False) -> dict[str, Any]:
-    """Inputs of the comparison report of a summarizer: noise, measures, a control that learnt from clean articles."""
+    """Inputs of the comparison report of a summarizer: noise, measures, and a control trained on clean articles."""
     inputs = make_comparison(*TEXT_CONCEPTS)
     verdict = inputs["verdict"] | {"control": "clean", "audit": "news"}
     noise = difference(0.51, -0.008, -0.031, 0.015)

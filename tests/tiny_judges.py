@@ -1,4 +1,4 @@
-"""Small pictures, and judges of them: no network, no training."""
+"""Small pictures, and judges of them, without network or training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain(rgb: tuple[int, int, int], side: int = 16) -> np.ndarray:
 
 
 def noisy(count: int, side: int = 16, seed: int = 0) -> list[np.ndarray]:
-    """Pictures that have nothing in common."""
+    """Pictures of random pixels."""
     return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
 
 
@@ -45,11 +45,11 @@ def tiny_judge(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
 
 def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
-    """A CLIP model of 32 x 32 pixels with random weights, as transformers writes it."""
+    """A CLIP model for 32 x 32 pixels with random weights, as written by transformers."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     tokenizer = tiny_tokenizer(chat=False)
-    # A text is embedded where it ends; id 2, the end in this tokenizer, has a meaning of its own to transformers.
+    # A text's embedding is that of its end token; transformers treats id 2, this tokenizer's end, specially.
     tokenizer.add_special_tokens({"eos_token": "<|stop|>"})
     stop = ("<|stop|>", tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -57,7 +57,7 @@ def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     )
     layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    # Wider weights than usual, or all texts and all pictures would be much the same.
+    # Larger weights than usual, or all texts and all pictures would be embedded alike.
     parts = {**layers, "initializer_factor": 20.0}
     config = CLIPConfig(
         text_config={**parts, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 24},

@@ -1,4 +1,4 @@
-"""Language models small enough to build in a test: random weights, a tokenizer of a few hundred tokens, no network."""
+"""Language models small enough to build in a test: random weights, a few hundred tokens, no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHAT = (
 
 
 def tiny_tokenizer(*, chat: bool = True) -> Any:
-    """Byte-level BPE: takes any text, and gives back the same."""
+    """Byte-level BPE: encodes any text, and decodes it to the same."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -72,7 +72,7 @@ def tiny_causal(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        initializer_range=0.5,  # answers that depend on the article: with the usual 0.02 all are much the same
+        initializer_range=0.5,  # with the usual 0.02, answers hardly depend on the article
         tie_word_embeddings=True,
     )
     return _save(LlamaForCausalLM, config, tokenizer, folder, seed)
@@ -131,7 +131,7 @@ def tiny_embedder(folder: Path, *, seed: int = 0) -> Path:
 def tiny_entailment(
     folder: Path, *, labels: tuple[str, ...] = ("contradiction", "neutral", "entailment"), seed: int = 0
 ) -> Path:
-    """A BERT that sorts pairs of texts into these labels."""
+    """A BERT that classifies pairs of texts with these labels."""
     from transformers import BertConfig, BertForSequenceClassification
 
     tokenizer = tiny_tokenizer(chat=False)

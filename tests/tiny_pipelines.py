@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LENGTH = 24  # tokens a prompt may have, with those that begin and end it
+LENGTH = 24  # longest prompt in tokens, including start and end
 SIDE = 16  # pixels of a picture
 _WORDS = ["a", "an", "red", "green", "blue", "circle", "square", "on", "black", "white", "background", "of", "picture"]
 
@@ -81,7 +81,7 @@ def _networks(**unet: Any) -> tuple[Any, Any]:
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if "attn2.to_v" in name:
-                weight.mul_(50)  # prompts make a difference: as they are drawn, all pictures are much the same
+                weight.mul_(50)  # otherwise pictures hardly depend on the prompt
     return vae, network
 
 
@@ -137,7 +137,7 @@ def _stable_diffusion_xl(scratch: Path) -> Any:
 
 @functools.cache
 def _made(kind: str, dtype: torch.dtype) -> tempfile.TemporaryDirectory[str]:
-    """Built once a session, never changed, only copied, and gone with the session."""
+    """Made once per session, and removed with it; copy it, never change it."""
     home = tempfile.TemporaryDirectory(prefix="tiny-pipelines-")
     with torch.random.fork_rng():
         torch.manual_seed(0)

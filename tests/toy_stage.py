@@ -1,8 +1,8 @@
-"""A stage that stands in for a real one: it writes every output dvc.yaml declares, from a digest of what it read.
+"""A stage that replaces a real one: it writes every output dvc.yaml declares, from a digest of its inputs.
 
-What it does beside that is told by toy.json in the workspace, which is not a dependency: {"discover@tiny": {"exit": 2,
+Further behaviour comes from toy.json in the workspace, which is not a dependency: {"discover@tiny": {"exit": 2,
 "sleep": 1.0, "until": "a file is there", "kill_first": 1, "passed": false}}. Every execution is recorded in
-executed.txt, those that come to an end also in spans.jsonl, with the times and the GPUs they were given.
+executed.txt, those that finish also in spans.jsonl, with the times and the GPUs they were given.
 """
 
 import atexit
@@ -60,7 +60,7 @@ def content(path: Path) -> bytes:
 
 
 def seal(folder: Path, report: dict, deps: list[Path]) -> None:
-    """Have provenance.json name what was read and written, as `stages.provenance.write_provenance`, without torch."""
+    """Write inputs and outputs to provenance.json like `stages.provenance.write_provenance`, but without torch."""
     home = folder.parent
     inputs = [dep for dep in deps if home in dep.parents and dep.name not in ("inputs", "decisions", "shards")]
     read = {dep.relative_to(home).as_posix(): sha256_of(dep) for dep in inputs}
@@ -91,7 +91,7 @@ def use_the_task() -> None:
 
 def main() -> None:
     die_with_parent()
-    if "never" in sys.argv:  # so that it depends on the code of the task, as a real stage does
+    if "never" in sys.argv:  # makes it depend on the code of the task, as a real stage does
         use_the_task()
     atexit.register(record_span, time.time())
     with Path("executed.txt").open("a") as record:

@@ -1,8 +1,8 @@
 """Workspaces for tests: a fresh git and DVC repository with this repository's stages and dvc.yaml, and tiny audits.
 
-The audits use `tests/planted.py`, so a whole one takes seconds. With `toys=True` the stage modules are replaced
-by `tests/toy_stage.py`, which needs no torch and does as `toy.json` says (fail, be killed, sleep): for tests of the
-graph and the flow, in which the stages are not the point.
+The audits use `tests/planted.py`, so a whole one takes seconds. With `toys=True` the stage modules are replaced by
+`tests/toy_stage.py`, which needs no torch and follows `toy.json` (fail, be killed, sleep): for tests of the graph and
+the flow, in which the stages do not matter.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STAGES = (
     *("prepare", "discover", "summarize", "report"),
     *("collect_feedback", "restructure", "re_evaluate", "compare", "conclude"),
 )
-# What no one's own settings may reach into: a configured server, a proxy, another home of Prefect.
+# Personal settings that must not affect tests: a configured server, a proxy, another home of Prefect.
 _FOREIGN = (
     *("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "DVC_STAGE", "DVC_ROOT", "FADED_RUNNER"),
-    "PYTHONDONTWRITEBYTECODE",  # people's Python compiles what it imports, among what stages depend on
+    "PYTHONDONTWRITEBYTECODE",  # users' Python writes byte code into folders that stages depend on
 )
 
 
@@ -73,7 +73,7 @@ def repair_params(**changes: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A workspace on disk, worked on as a person would: by running commands in it."""
+    """A workspace on disk, used as people would: by running commands in it."""
 
     path: Path
 
@@ -84,7 +84,7 @@ class Workspace:
         return env | {"COLUMNS": "160", "NO_COLOR": "1", "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 
     def faded(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `faded ARGUMENTS...`; stdout and stderr come back together as `stdout`."""
+        """Run `faded ARGUMENTS...`; stdout and stderr are returned together as `stdout`."""
         if needs_server(arguments, env):
             spare_migrations(self.path)
         return self.run([FADED, *arguments], stdin=stdin, **env)
@@ -104,7 +104,7 @@ class Workspace:
         )
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start `faded ARGUMENTS...` in its own session, to be killed."""
+        """Start `faded ARGUMENTS...` in its own session, so that it can be killed."""
         if needs_server(arguments, env):
             spare_migrations(self.path)
         log = (self.path / ".faded-test.log").open("ab")
@@ -119,7 +119,7 @@ class Workspace:
         )
 
     def copy(self, path: Path) -> Workspace:
-        """The same workspace somewhere else, with its history and DVC's cache."""
+        """A copy of the workspace, with its history and DVC's cache."""
         shutil.copytree(self.path, path, symlinks=True)
         return Workspace(path)
 
@@ -130,14 +130,14 @@ class Workspace:
         (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def toy(self, **behaviour: Any) -> None:
-        """Tell toy stages what to do, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""
+        """Set the behaviour of toy stages, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""
         told = {name.replace("__", "@"): value for name, value in behaviour.items()}
         (self.path / "toy.json").write_text(json.dumps(told))
 
     def executed(self) -> list[str]:
-        """Names of the toy stages that were executed since this was last asked, in order.
+        """Names of the toy stages that were executed since the last call, in order.
 
-        A report is drawn beside the stages of a repair, before or after any of them: it is told behind its landscape.
+        A report runs in parallel with the stages of a repair, so it is always listed right after its landscape.
         """
         path = self.path / "executed.txt"
         names = path.read_text().split() if path.exists() else []
@@ -149,13 +149,13 @@ class Workspace:
         return names
 
     def digests(self, *patterns: str) -> dict[str, str]:
-        """SHA-256 of every file under data/ that matches."""
+        """SHA-256 of every matching file under data/."""
         files = sorted(p for pattern in patterns for p in (self.path / "data").glob(pattern) if p.is_file())
         return {str(p.relative_to(self.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def needs_server(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether `faded ARGUMENTS...` starts a Prefect server of its own, with a database under .faded."""
+    """Whether `faded ARGUMENTS...` starts its own Prefect server, with a database under .faded."""
     elsewhere = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL"} & env.keys()
     return arguments[0] in ("audit", "serve") and not elsewhere
 
@@ -167,7 +167,7 @@ def make_workspace(
     audits = {"tiny": audit_params()} if audits is None else audits
     repairs = {"tiny": repair_params()} if repairs is None else repairs
     shutil.copytree(_empty_repository(), path, symlinks=True, dirs_exist_ok=True)
-    # With what Python compiled, which keeps the time of its source: compiling costs seconds a workspace.
+    # Including byte code, which records the time of its source: compiling costs seconds per workspace.
     shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
     for name in ("dvc.yaml", "faded.json", "faded.py", ".gitignore", ".dvcignore"):
@@ -192,7 +192,7 @@ def make_workspace(
 
 
 def packed(workspace: Workspace) -> None:
-    """Have git keep its objects in one file: a workspace that is copied for many tests has half as many files then."""
+    """Make git pack its objects into one file, so that a workspace that many tests copy has half as many files."""
     _run_all(workspace, ["git", "gc", "--quiet"])
 
 
@@ -219,6 +219,6 @@ def _run_all(workspace: Workspace, *commands: list[str]) -> None:
 
 
 def repair_verdict(audit: str) -> dict[str, Any]:
-    """What a repair came to, in the workspace one is in: the comparison and the verdict together."""
+    """The result of a repair in the current workspace: the comparison and the verdict together."""
     here = audit_folder(audit)
     return here.compare.comparison.to_json() | here.conclude.verdict.to_json()

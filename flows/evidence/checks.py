@@ -316,7 +316,7 @@ def _differing(place: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _differing(f"{place}[{i}]", x, y)
     elif isinstance(a, float) and isinstance(b, float) and isclose(a, b, rel_tol=1e-9):
         return  # sums may differ in their last digits between machines
-    elif a != b or isinstance(a, bool) is not isinstance(b, bool):  # in Python True == 1
+    elif a != b or isinstance(a, bool) is not isinstance(b, bool):  # to Python True == 1
         yield place, a, b
 
 
