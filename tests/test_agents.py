@@ -1,4 +1,4 @@
-"""Deep RL agents: each learns where the failures are, and what it has learnt can be kept."""
+"""Deep RL agents: each learns where the failures are, and its policy can be stored."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def test_the_reward_chosen_changes_what_an_agent_does() -> None:
         config = DiscoverConfig(explorer="ppo", budget=1740, settings={"reward": reward})
         return search(task, ids(task), config, seed=0).metrics["agent"]["failing_cells"]
 
-    # The task fails in 30 cells, and by chance elsewhere: only who is paid for that looks there.
+    # The task fails in 30 cells, and elsewhere by chance: an agent searches there only if it is rewarded for it.
     assert failing_cells({"novelty": 0.0}) < failing_cells({"novelty": 0.0, "coverage": 2.0})

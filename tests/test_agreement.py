@@ -1,4 +1,4 @@
-"""How much reviewers agree: Krippendorff's own worked examples, and what the plan and its report say of it."""
+"""Agreement of reviewers: Krippendorff's own worked examples, and its sentences in the plan and the report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_four_observers_with_gaps_as_published(metric, alpha: float) -> None:
 
 
 def test_nothing_is_said_where_nothing_can_be_told() -> None:
-    assert krippendorff_alpha([[1], [2], []], "interval") is None  # nobody judged what another did
+    assert krippendorff_alpha([[1], [2], []], "interval") is None  # no item was judged twice
     assert krippendorff_alpha([["a", "a"], ["a", "a"]], "nominal") is None  # no variation to agree on
     assert krippendorff_alpha([[1, 1], [9, 9]], "interval") == 1.0
     assert krippendorff_alpha([[1, 9], [9, 1]], "interval") < 0
@@ -77,9 +77,9 @@ def test_what_two_reviewers_say_is_counted_by_hand() -> None:
     assert found is not None and found.reviewers == ["Ada", "Ben"]
     assert found.actions.share == pytest.approx(1 / 3) and found.actions.modes == 3
     assert found.rating.difference == pytest.approx((1 + 3) / 2) and found.rating.examples == 2
-    # observed: mean of 1 and 9; expected: mean of the squared differences of 2, 3, 9, 6 in pairs
+    # Observed: mean of 1 and 9. Expected: mean of the squared differences of 2, 3, 9, 6 in pairs.
     assert found.rating.alpha == pytest.approx(1 - 5 / ((1 + 49 + 16 + 36 + 9 + 9) / 6))
-    # observed: 4 of 6 values are paired with another one; expected: 22 of 30 pairs of values are
+    # Observed: 4 of 6 values are paired with a different one. Expected: 22 of 30 pairs of values are.
     assert found.actions.alpha == pytest.approx(1 - (4 / 6) / (22 / 30))
     assert found.bias is None
     assert found.statement == (
@@ -94,7 +94,7 @@ def test_an_example_that_most_of_those_who_speak_of_it_cannot_read_is_unreadable
 
     ada, ben = decided("Ada", "r", {"M1.1": 2, "M1.2": 9, "M1.4": 1}), decided("Ben", "r", {"M1.1": 3})
     assert ceiling([ada, ben]) is None
-    # M1.1: one of three cannot read it; M1.2: one of two; M1.3 and M1.5: the only one who speaks of them.
+    # M1.1: one of three cannot read it; M1.2: one of two; M1.3 and M1.5: the only one who judged them.
     cas = decided("Cas", "r", {}, examples=[unreadable(name) for name in ("M1.1", "M1.2", "M1.3", "M1.5")])
     found = ceiling([ada, ben, cas])
     assert found is not None and (found.unreadable.value, found.unreadable.n) == (0.4, 5)

@@ -1,4 +1,4 @@
-"""What a repair learns from: where the search's policy looks, beside what people chose; and by how many trainings."""
+"""A repair's training data: what the search's policy draws, besides people's choices; and the number of trainings."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ ITEMS = pd.DataFrame({"label": ["9" if k % 10 == 9 else str(k % 9) for k in rang
 
 
 class Looks:
-    """A policy that draws for each item from cells of its own: (items, k, concepts)."""
+    """A policy that draws for each item from its own cells: (items, k, concepts)."""
 
     def __init__(self, cells):
         self.cells = cells
@@ -43,7 +43,7 @@ class Looks:
 
 
 def looks_at(region, share, seed=0):
-    """Draws of which this share lies in the region, for 50 items."""
+    """Draws for 50 items of which this share is in the region."""
     rng = np.random.default_rng(seed)
     inside, outside = region.sample(SPACE, 20, rng), SPACE.sample(400, rng)
     outside = outside[~region.in_box(SPACE, outside)]
@@ -70,7 +70,7 @@ def test_a_target_where_the_policy_looks_seldom_still_gets_its_share(own, wanted
     target = TargetMode("M1", Region({"a": (3,), "b": (3,)}))
     pairs = PolicySampler(PairSampler(SPACE, [target], ITEMS), looks_at(target.region, own))
     share = inside(target, *pairs.draw(4000, np.random.default_rng(1))).mean()
-    # What is added comes beside what the rest has of its own.
+    # The aimed share is in addition to the rest's own draws inside.
     rest = 1 - max(0.0, FOCUS - own)
     assert share == pytest.approx(max(0.0, FOCUS - own) + rest * own, abs=0.03)
     assert share > wanted - 0.04
@@ -78,7 +78,7 @@ def test_a_target_where_the_policy_looks_seldom_still_gets_its_share(own, wanted
 
 def test_of_several_targets_the_severe_one_gets_more():
     targets = [TargetMode("M1", Region({"a": (3,)}), 3.0), TargetMode("M2", Region({"b": (3,)}))]
-    drawn = np.zeros((50, 8, 4), dtype=np.int64)  # the policy looks at neither
+    drawn = np.zeros((50, 8, 4), dtype=np.int64)  # the policy draws neither
     _, cells = PolicySampler(PairSampler(SPACE, targets, ITEMS), drawn).draw(4000, np.random.default_rng(1))
     first, second = ((cells[:, k] == 3).mean() for k in (0, 1))
     assert first == pytest.approx(FOCUS * (0.75 + 0.25 / 4), abs=0.03)
@@ -101,7 +101,7 @@ def test_what_people_spared_is_not_learnt_but_where_a_target_overlaps_it():
     target, spared = TargetMode("M1", Region({"a": (3,), "b": (3,)})), Region({"b": (3,)})
     rng = np.random.default_rng(0)
     drawn = np.stack([SPACE.sample(64, rng) for _ in range(50)])
-    drawn[:, :32, 1] = 3  # the policy looks at what was spared most
+    drawn[:, :32, 1] = 3  # the policy mostly draws what was left out
     rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn, [spared]).draw(4000, rng)
     there = spared.in_box(SPACE, cells)
     assert there.any() and inside(target, rows, cells)[there].all()
@@ -148,7 +148,7 @@ def test_a_plan_with_a_policy_draws_by_it(task):
 
 
 def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
-    """Each place of the batch gets the candidate whose loss is highest under the weights of the moment."""
+    """Each slot of the batch gets the candidate with the highest loss under the current weights."""
     seen = []
     worst = repair.FineTuning._worst
 
@@ -176,7 +176,7 @@ def test_a_dose_is_a_share_of_the_steps(task, tmp_path, dose, steps):
 
 @pytest.mark.slow
 def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at_as_many_steps(home):
-    """One level of 1,152 cells' 22 breaks the model: 7% of the grid fail. The policy is that of 400 probes."""
+    """One level of 22 breaks the model in a grid of 1,152 cells: 7% fail. The policy is from 400 probes."""
     grid = {"rotation": [0, 1, 2, 3, 4, 5, 6, 30], "darkening": [0, 0.05, 0.1, 0.15, 0.2, 0.25]}
     grid |= {"contrast": [1, 0.98, 0.96, 0.94], "noise": [0, 0.01, 0.02, 0.03]}
     context = image_context(home / "inputs", concepts=grid)
@@ -208,7 +208,7 @@ def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """An audit of striped squares, prepared, a decision on it, and a search that learnt no policy."""
+    """A prepared audit of striped squares, a decision on it, and a search without a policy."""
     place = tmp_path_factory.mktemp("workspace")
     context = image_context(place)
     audit = audit_params(

@@ -1,4 +1,4 @@
-"""The gate for people: what is asked and until when, how a decision is made without the page, and who may audit now."""
+"""The gate for people: requests and their limits, decisions without the page, and which audits may run meanwhile."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ GONE = "http://127.0.0.1:9/api"  # nobody there
 
 @pytest.fixture
 def params(tmp_path, monkeypatch) -> Params:
-    """Of a workspace whose audit "tiny" has a landscape that waits, with nothing else in it."""
+    """Parameters of a workspace whose audit "tiny" has a landscape that waits, and nothing else."""
     monkeypatch.chdir(tmp_path)
     show()
     return with_feedback()
@@ -154,7 +154,7 @@ def test_who_comes_too_late_is_told_and_may_revise(params):
     with pytest.raises(AlreadyDecided, match=r"nobody rejected landscape .* \(time-out\), so a second decision is ref"):
         decide(params, "tiny", made(), "page")
     decide(params, "tiny", made(), "page", revise=True)
-    assert standing(params, "tiny").missing == 1  # open again, and with a new limit once it is asked anew
+    assert standing(params, "tiny").missing == 1  # open again, with a new limit once it is asked again
     assert settle(params, "tiny") == [] and deadline("tiny") is None
     assert open_request(params, "tiny").expires > datetime.now(UTC)
 
@@ -167,7 +167,7 @@ def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
     assert decide(two, "tiny", made(), "page")[1] == [] and read_request("tiny").landscape is not None
     [told] = settle(with_feedback(), "tiny")
     assert GONE in told and "resumes with the next run of tiny" in told
-    # The run is not forgotten, but nothing expires any more.
+    # The run is still recorded, but nothing expires any more.
     request = read_request("tiny")
     assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [GONE])
 
@@ -181,7 +181,7 @@ def test_a_decision_closes_the_request(params):
 
 @pytest.fixture
 def stranger() -> Iterator[str]:
-    """The API's URL where another program listens, which answers everything with a page."""
+    """URL of an API where another program listens, which answers every request with a page."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -257,7 +257,7 @@ def test_a_run_is_known_by_the_landscape_it_is_suspended_on(name):
 
 @pytest.mark.parametrize(("stage", "held"), [("collect_feedback@tiny", True), ("summarize@tiny", False)])
 def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatch, stage, held):
-    """DVC hashes them when the stage has ended: one that came meanwhile would count as used."""
+    """DVC hashes decisions when the stage has ended, so one made meanwhile would count as used."""
     found = []
 
     @contextlib.contextmanager
@@ -274,7 +274,7 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     monkeypatch.setattr("flows.run_stage.child", stage_process)
     run_stage(stage, print)
     assert found == [held]
-    record_decision(params, "tiny", made(), "page")  # and may be afterwards
+    record_decision(params, "tiny", made(), "page")  # allowed afterwards
 
 
 def test_every_mode_is_chosen_for_and_has_its_reason():
@@ -296,7 +296,7 @@ def test_every_mode_is_chosen_for_and_has_its_reason():
 
 
 class Faded:
-    """The command, within this process."""
+    """The command, in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys

@@ -1,4 +1,4 @@
-"""What Prefect shows of other people's texts: they are read, and lead nowhere."""
+"""Other people's texts in Prefect's artifacts: shown as text, with no effect as markup or links."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = [
 
 
 def shown(text: str) -> str:
-    """Markdown as a page."""
+    """Markdown rendered as a page."""
     return MarkdownIt("commonmark").enable("table").render(text)
 
 
@@ -35,7 +35,7 @@ def shown(text: str) -> str:
 def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
     monkeypatch.chdir(toys.path)
     said = {"reviewer": text, "reason": text, "via": "page", "approve": False}
-    by = Recorded.model_construct(**said)  # nothing of it is refused
+    by = Recorded.model_construct(**said)  # without validation
     gate = Gate(gate="slices.label.max", bound=0.1, value=0.2, low=None, high=None, passed=False, slice=text)
     now = Standing("0" * 16, (Kept(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
     for markdown in (

@@ -1,4 +1,4 @@
-"""`compute.backend: auto`: what it stands for, that this is settled once, and that people see it."""
+"""`compute.backend: auto`: how it is resolved, that this happens once, and that people see it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMPUTE = Compute("cpu", threads=1, batch_size=8)
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    """Have OpenVINO seem installed, and answer as torch does: these tests need no package."""
+    """Make OpenVINO appear installed, with torch's answers, so that these tests need no package."""
 
     def set_installed(there, answer=lambda model, pixels: model(pixels)):
         for place in (backends, module):
@@ -58,7 +58,7 @@ def model():
 PIXELS = torch.rand(16, 1, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
-# What it stands for
+# How it is resolved
 
 
 def test_openvino_where_it_answers_as_torch_does(model):
@@ -91,7 +91,7 @@ def test_eager_where_openvino_answers_otherwise_to_the_audits_own_pictures(model
 
 def test_eager_for_small_networks(model, monkeypatch):
     monkeypatch.setattr(module, "_SMALL", 20e6)
-    monkeypatch.setattr(module, "Backend", None)  # nothing is opened
+    monkeypatch.setattr(module, "Backend", None)  # nothing can be opened
     chosen = choose(model, COMPUTE, PIXELS)
     assert chosen.backend == "eager" and chosen.why.endswith("million operations a picture gain nothing by OpenVINO")
 
@@ -121,12 +121,12 @@ def test_a_processor_nobody_measured(model, monkeypatch):
     assert choose(model, COMPUTE, PIXELS) == Chosen("eager", "not measured on riscv64")
 
 
-# Settled once
+# Resolved once
 
 
 @pytest.fixture
 def audit(tmp_path, monkeypatch):
-    """A folder with an audit of striped squares, whose backend is left to the default."""
+    """A folder with an audit of striped squares with the default backend."""
     context = image_context(tmp_path)
     params = audit_params(
         task="stages.tasks.classification:ImageClassification",
@@ -179,7 +179,7 @@ def test_another_word_is_refused(audit):
 
 
 def run(backend, tmp_path):
-    """A run of an audit with `auto`, where prepare found it to be this backend."""
+    """A run of an audit with `auto` that prepare resolved to this backend."""
     prepared = tmp_path / backend
     write_json(prepared / "fingerprint.json", {"backend": backend})
     (prepared / "model").mkdir()
@@ -197,7 +197,7 @@ def test_runs_are_compared_by_what_it_stood_for(tmp_path, monkeypatch):
         check_alike(eager, openvino)
 
 
-# What people see
+# Output for people
 
 
 def line(config, *, stale, here=True):

@@ -1,4 +1,4 @@
-"""What runs a classifier: every backend gives torch's logits whatever the batch, and what cannot run is said before."""
+"""Backends of a classifier: each gives torch's logits in any batch, and refuses early what it cannot run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _compiled_here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    """A small network of colour pictures, in the memory format that tasks give it."""
+    """A small network for colour pictures, in the memory format that tasks use."""
     names = ["a", "b", "c"]
     form = Form(
         family="small_cnn", architecture="small_cnn", classes=names, shape=(3, 12, 12), mean=0.4, std=0.3, origin=""
@@ -102,7 +102,7 @@ def test_auto_takes_the_openvino_that_is_installed(model, pixels, monkeypatch):
 
 @needs_openvino
 def test_openvino_tells_nobody_that_it_is_used():
-    """Its converter would; asked in a fresh process, as what was imported before does not count."""
+    """Its converter would send telemetry; checked in a fresh process, as earlier imports do not count."""
     script = """
 import torch
 from stages.tasks.classification.backends import Backend
@@ -215,7 +215,7 @@ def test_another_model_in_its_place_gets_its_own_backend(home):
 
 
 def opposite(model):
-    """A copy that answers the opposite."""
+    """A copy with the opposite answers."""
     other = clone(model)
     with torch.no_grad():
         other.head.weight.neg_()

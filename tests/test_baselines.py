@@ -1,4 +1,4 @@
-"""Explorers without a network: what each does differently from drawing at random, and that all keep the contract."""
+"""Explorers without a network: how each differs from random draws, and that all fulfil the contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = (*DESIGNS, *LEARNERS, "threshold_search")
 
 
 def explore(name: str, task: PlantedTask, budget: int, seed: int = 0, **settings) -> pd.DataFrame:
-    """The probes an explorer makes."""
+    """The probes of an explorer."""
     prober = Prober(task, ids(task), budget)
     make_explorer(name, settings).explore(prober, seed)
     return prober.table()
@@ -82,7 +82,7 @@ def test_a_design_takes_every_level_about_equally_often(name: str) -> None:
         ("sobol", {}, 90),
         ("latin_hypercube", {}, 90),
         ("epsilon_greedy", {"epsilon": 1.0}, 90),
-        ("epsilon_greedy", {"epsilon": 0.0, "batch": 16}, 16),  # no arm is open yet
+        ("epsilon_greedy", {"epsilon": 0.0, "batch": 16}, 16),  # no arm has been opened yet
         ("bayesian", {"startup": 30, "batch": 10}, 30),
         ("bayesian", {"startup": 30, "batch": 20}, 40),  # the startup ends between two batches
         ("map_elites", {"startup": 30, "batch": 10}, 30),
@@ -91,7 +91,7 @@ def test_a_design_takes_every_level_about_equally_often(name: str) -> None:
     ],
 )
 def test_uniform_draws_are_marked_and_no_others(name: str, settings: dict, first: int) -> None:
-    task = make_task(concepts="abcdefg", items=1000)  # so large that no pair is drawn twice
+    task = make_task(concepts="abcdefg", items=1000)  # large enough that no pair is drawn twice
     assert explore(name, task, 90, **settings)["uniform"].tolist() == [True] * first + [False] * (90 - first)
 
 
@@ -136,11 +136,11 @@ def test_epsilon_greedy_stays_with_the_cells_that_fail() -> None:
 
 
 def test_threshold_search_leaves_an_item_after_so_many_passes() -> None:
-    task = make_task(concepts="abcdefg", noise=0.0)  # so large that no cell is drawn twice
+    task = make_task(concepts="abcdefg", noise=0.0)  # large enough that no cell is drawn twice
     found = explore("threshold_search", task, 300, lanes=1, patience=3)
     visit = (found["item"] != found["item"].shift()).cumsum()
     passes = (~found["failed"]).groupby(visit).sum()
-    # The last visit was cut short by the budget, and an item may be drawn twice in a row.
+    # The budget cut the last visit short, and an item may be drawn twice in a row.
     assert passes.iloc[:-1].mod(3).eq(0).all() and passes.iloc[:-1].min() == 3
 
 
@@ -183,7 +183,7 @@ def test_bandits_tell_pairs_apart_on_the_largest_grids() -> None:
     task = PlantedTask(Items(pd.DataFrame(rows)), space, {"regions": [], "noise": 0.0}, seed=0)
     bandit = make_explorer("thompson", {"pairs": False}).start(Prober(task, ids(task), 100), np.random.default_rng(0))
     bandit.learn(np.zeros(1, int), np.zeros((1, 62), int), np.ones(1), np.ones(1, bool))
-    items, cells = bandit._candidates()  # half of them are the failure told, changed in one respect
+    items, cells = bandit._candidates()  # half of them are the known failure with one change
     assert set(items[(cells == 0).all(axis=1)].tolist()) == {1, 2, 3, 4}
 
 

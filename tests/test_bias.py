@@ -1,4 +1,4 @@
-"""The statistics of tallies: what chance alone gives, intervals that hold, tests, gates."""
+"""The statistics of tallies: chance alone, intervals with correct coverage, tests, gates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_chance_gives_is_as_enumeration_says(reference):
 
 
 def test_two_values_have_the_interval_of_a_proportion():
-    """With two values the total variation is |share - 1/2|: where that is large, it is a proportion's interval."""
+    """With two values the total variation is |share - 1/2|; if it is large, its interval is that of a proportion."""
     rate = Skew(tally([45, 5]), [1]).rate
     exact = stats.binomtest(45, 50).proportion_ci(method="exact")
     assert rate.value == pytest.approx(0.4, abs=0.01)
@@ -154,7 +154,7 @@ def models(before, after, **others):
 
 
 def test_a_change_is_tested_by_permuting_the_models():
-    """With two values and n answers each the permutations are hypergeometric: the exact chance is known."""
+    """With two values and n answers each, the permutations are hypergeometric, so the exact probability is known."""
     found = compare_bias(models({"x": [15, 5]}, {"x": [10, 10]}), seed=1)
     after = np.arange(5, 21)
     chance = stats.hypergeom(40, 25, 20).pmf(after)

@@ -1,4 +1,4 @@
-"""Classifiers that only answer: in ONNX, behind HTTP. They are prepared and searched as any other, and not repaired."""
+"""Classifiers that only answer, in ONNX or behind HTTP: prepared and searched like any other, and not repaired."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ METHOD = {"method": "all-layers", "epochs": 1, "batch_size": 4}
 
 @pytest.fixture
 def inputs(tmp_path):
-    """data/own/inputs with nine pictures of each of three classes."""
+    """data/own/inputs with nine pictures per class, of three classes."""
     folder = tmp_path / "own" / "inputs"
     folder.mkdir(parents=True)
     write_folder(folder / "photos", 9)
@@ -97,7 +97,7 @@ def test_a_file_of_onnx_that_cannot_be_used(inputs, made, named, message):
 
 
 class Answering(BaseHTTPRequestHandler):
-    """A classifier behind HTTP: the brighter the picture, the more of class 0."""
+    """A classifier behind HTTP: the brighter the picture, the more probable is class 0."""
 
     form = "names"
 

@@ -1,4 +1,4 @@
-"""A chat model that answers questions: with random weights, and with answers that are known."""
+"""A chat model that answers questions: with random weights, and with known answers."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def prepared(inputs):
 
 
 class Knows:
-    """A model that answers in a sentence, unless somebody is rude, and does what an injected text says."""
+    """A model that answers in a sentence, unless somebody is rude, and follows an injected instruction."""
 
     hash, parameters, room = "knows", None, None
 
@@ -159,7 +159,7 @@ def test_failures_are_wrong_answers_and_the_report_is_told_which_come_without_a_
 
 @pytest.fixture(scope="module")
 def asked():
-    """A function of an item and levels of concepts: what the model is asked."""
+    """A function of an item and levels of concepts that returns the model's input."""
     questions = [Question(o["id"], o["question"], o["context"], tuple(o["answers"]), "", o["id"]) for o in lines()]
     config = PrepareConfig.model_validate(PREPARE)
     space = span(CONCEPTS, catalogue_of(config))
@@ -186,7 +186,7 @@ def test_what_surrounds_the_evidence_never_holds_the_answer_and_stronger_levels_
     own, few, many = (set(sentences(asked(n, distractor=k).said)) for k in (0, 1, 3))
     assert len(few - own) == 1 and len(many - own) == 3 and few < many and own < few
     more = set(sentences(asked(n, distractor=3, context_length=2, evidence_position="middle").said))
-    assert len(more) >= len(many) + 3  # of two passages of three sentences, of which three may stand there already
+    assert len(more) >= len(many) + 3  # of two passages of three sentences, three may be there already
     assert not any(holds(other, answer) for other in more - own for answer in one.answers)
     assert asked(n, distractor=3, repeat=1) != asked(n, distractor=3)
 
@@ -236,7 +236,7 @@ def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_failure():
         matches(r"^(a|aa)+$", "a" * 60 + "!")
 
 
-# What is wrong is told
+# Errors in the settings
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_from_init_to_the_report(inputs, tmp_path):
 
 
 def chat_completion(request):
-    """A model that knows nothing, and says the last word it was told."""
+    """A model that knows nothing, and repeats the last word of the prompt."""
     return completion(request["messages"][-1]["content"].split()[-1])
 
 

@@ -1,4 +1,4 @@
-"""The image classification task fulfils the contract, and says clearly what it cannot work with."""
+"""The image classification task fulfils the contract, and refuses what it cannot work with."""
 
 import dataclasses
 import io
@@ -119,7 +119,7 @@ def test_embedding(home, task):
     assert vectors.dtype == np.float32
     assert vectors.shape == (60, 64)  # all features of the small network
     spread = vectors.std(0)
-    assert np.allclose(spread[spread > 0.1], 1, atol=1e-3)  # but for features that never fire
+    assert np.allclose(spread[spread > 0.1], 1, atol=1e-3)  # except features that never fire
     assert (spread > 0.1).sum() > 20
     assert np.allclose(task.embed(ids[5:7]), vectors[5:7])
     fresh = ImageClassification.load(image_context(home / "inputs"), home / "prepare")

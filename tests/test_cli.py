@@ -1,4 +1,4 @@
-"""The `faded` command on real stages: what it prints, refuses and returns."""
+"""The `faded` command on real stages: its output, refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |") 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Workspace:
-    """Two committed revisions of a real audit, the second with code that fails more; then its input changed."""
+    """Two committed revisions of a real audit, the second with code that fails more; then an input was changed."""
     workspace = make_workspace(tmp_path_factory.mktemp("cli") / "ws", {"tiny": audit_params(**QUICK)}, {})
     run_stages(workspace, "tiny")
     commit(workspace, "first")
@@ -57,7 +57,7 @@ def finished(tmp_path_factory) -> Workspace:
 
 
 def run_here(workspace: Workspace, *command: str) -> subprocess.CompletedProcess[str]:
-    """What `Workspace.faded` does, in this process, which has paid for its imports."""
+    """`Workspace.faded` in this process, which has already imported everything."""
     return subprocess.CompletedProcess(command, *faded(workspace, *command))
 
 
@@ -229,7 +229,7 @@ def test_an_unknown_audit_names_the_known_ones(toys, command):
 
 
 def test_a_limit_on_the_size_of_files_is_told_in_a_line(toys):
-    done = toys.run(["sh", "-c", f"ulimit -f 50; exec {FADED} plan"])  # in it DVC's database does not fit
+    done = toys.run(["sh", "-c", f"ulimit -f 50; exec {FADED} plan"])  # too small for DVC's database
     assert done.returncode == 3, done.stdout
     assert done.stdout.count("error:") == 1 and "the size of files limited" in done.stdout
     assert "Traceback" not in done.stdout
@@ -256,7 +256,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
 
 
 def estimated(*kinds: str, **repair: Any) -> Estimate:
-    """What an audit "tiny" would cost of which these stages are stale, in the current folder."""
+    """The estimate for an audit "tiny" of which these stages are stale, in the current folder."""
     stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ("never ran",) * (kind in kinds)) for kind in STAGES]
     params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params(**repair)}}
     return estimate(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
@@ -280,11 +280,11 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert found["re_evaluate"] == (1040, pytest.approx(312), "probes")
     assert found["summarize"] == (80, pytest.approx(24), "probes")
     assert found["report"] == (None, None, None)
-    with monkeypatch.context() as patch:  # a model that is measured further is asked again, and unchanged items too
+    with monkeypatch.context() as patch:  # a task with measures probes its model again, and unchanged items
         patch.setattr("flows.estimate.task_class", lambda *_: PlantedTexts)
         items = audit_params()["prepare"]["items"]["test"]
         assert [e.probes for e in estimated("re_evaluate").stages] == [1040 + 200 + 3 * items]
-    # Three trainings of two doses: of the model before and of these, half as many pairs of three parts.
+    # Three trainings of two doses: half as many pairs of three parts, of the model before and of these.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 50 * (1 + 3 * 2)]
     several["restructure"]["control"] = "uniform"
@@ -296,7 +296,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     )
     assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"
 
-    # With prepare stale that was another model; what the stage itself took here says more, and last the benchmarks.
+    # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
     assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
     for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -321,7 +321,7 @@ def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, mon
     found = {
         e.stage.kind: (e.seconds, e.source) for e in estimated("discover", "report", "restructure", **repair).stages
     }
-    # Twice the probes and twice the steps, but a stage starts as quickly: 2 s, as long as one that does nothing else.
+    # Twice the probes and twice the steps, but a stage starts as fast: 2 s, the time of a stage that does little else.
     assert found["discover"] == (pytest.approx(122), "here")
     assert found["restructure"] == (pytest.approx(202), "here")
     assert found["report"] == (5, "here")
@@ -329,7 +329,7 @@ def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, mon
     [training] = [e for e in estimated("restructure", **repair).stages if e.stage.kind == "restructure"]
     assert training.seconds == pytest.approx(2 + 100 * 12)
 
-    # What the benchmarks took is paced by what the same stages took here, but for those that had other work there.
+    # Benchmark times are scaled by the times of the same stages here, except those with other work.
     (tmp_path / "benchmarks").mkdir()
     reference = {"report": (2.5, None), "restructure": (51, 25), "discover": (1, 420), "summarize": (40, None)}
     content = {f"{stage}@tiny": {"seconds": seconds, "work": work} for stage, (seconds, work) in reference.items()}
@@ -391,7 +391,7 @@ def test_status_report_and_plan_of_a_finished_audit(finished):
     status = run_here(finished, "status", "--stages")
     assert status.returncode == 0
     rows = {line.split()[0]: line for line in status.stdout.splitlines() if "@tiny" in line}
-    # The input was changed after the second run.
+    # An input was changed after the second run.
     assert "stale" in rows["prepare@tiny"] and "data/tiny/inputs" in rows["prepare@tiny"]
     assert "behind" in rows["discover@tiny"] and "behind" in rows["summarize@tiny"]
     assert "from an earlier run" in status.stdout

@@ -20,7 +20,7 @@ def test_cells_and_their_numbers_are_two_names_of_the_same() -> None:
     cells = SPACE.cells()
     assert cells.shape == (48, 3) == (SPACE.n_cells, len(SPACE))
     np.testing.assert_array_equal(SPACE.flat(cells), np.arange(48))
-    assert cells[1].tolist() == [0, 0, 1]  # the last concept is the fastest
+    assert cells[1].tolist() == [0, 0, 1]  # the last concept varies fastest
     np.testing.assert_array_equal(SPACE.cells(np.array([47, 0])), [[3, 3, 2], [0, 0, 0]])
 
 
@@ -57,7 +57,7 @@ def test_draws_cover_the_grid_and_stay_inside() -> None:
         ({"rotation": (0, 1)}, "rotation <= 15°"),
         ({"rotation": (1, 2)}, "15° <= rotation <= 30°"),
         ({"rotation": (1,)}, "rotation = 15°"),
-        ({"saturation": (1, 2, 3)}, "saturation <= 0.5"),  # its values fall as it grows stronger
+        ({"saturation": (1, 2, 3)}, "saturation <= 0.5"),  # its values decrease with strength
         ({"saturation": (0, 1)}, "saturation >= 0.5"),
         ({"saturation": (1, 2)}, "0.25 <= saturation <= 0.5"),
         ({"weather": (1, 2)}, "weather is rain or fog"),

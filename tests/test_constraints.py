@@ -1,4 +1,4 @@
-"""constraints.txt has a tested version of every package, and hashes wherever users get the same files."""
+"""constraints.txt has a tested version of every package, with hashes if all users get the same files."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The corruptions of ImageNet-C are those that were published, and `concepts: imagenet-c` gives its table."""
+"""The corruptions of ImageNet-C equal the published ones, and `concepts: imagenet-c` reproduces its table."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DRAWN = {*TESTED, *VALIDATED} - {
 
 
 def pictures(n: int = 3, channels: int = 3, height: int = 48, width: int = 64) -> torch.Tensor:
-    """Smooth shapes with edges, as photos have them: (n, c, h, w)."""
+    """Smooth shapes with edges, like photos: (n, c, h, w)."""
     noise = np.random.default_rng(0).random((n, channels, height, width))
     smooth = ndimage.gaussian_filter(noise, (0, 0, 3, 3))
     smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
@@ -65,7 +65,7 @@ def corrupted(name: str, images: torch.Tensor, severity: float, first: int = 0) 
 
 
 def one(name: str, severity: int, x: np.ndarray) -> np.ndarray:
-    """One picture (c, h, w) at a severity, unclipped, as the function has it at the published size."""
+    """One picture (c, h, w) at a severity, unclipped, from the function for the published size."""
     change, constants = CORRUPTIONS[name]
     given = constants[severity - 1]
     return change(x, np.random.default_rng(0), 1.0, *(given if isinstance(given, tuple) else (given,)))
@@ -92,7 +92,7 @@ def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
             assert together.max() <= 1
             assert torch.equal(together, corrupted(name, images, severity))
             assert torch.equal(together[2:], corrupted(name, images[2:], severity, first=2))
-        # At severity 1 the blurs of so small a picture are far below a pixel.
+        # At severity 1, the blurs of a picture this small are far below a pixel.
         unchanged = torch.allclose(together, images, atol=1e-3)
         assert unchanged == (name == "saturate" and images.shape[1] == 1)  # a grey picture has no colour
         assert torch.equal(corrupted(name, images, 5, first=50), together) == (unchanged or name not in DRAWN)
@@ -105,7 +105,7 @@ def test_severity_5_changes_more_than_severity_1(name: str) -> None:
     def change(severity: int) -> float:
         return float((corrupted(name, images, severity) - images).abs().mean())
 
-    if name == "elastic_transform":  # as published, 1 and 2 shift far and bend little, 3 to 5 the other way round
+    if name == "elastic_transform":  # as published, 1 and 2 shift far and bend little, 3 to 5 the reverse
         assert change(1) < change(2)
         assert change(3) < change(5)
     else:
@@ -314,7 +314,7 @@ def test_the_examples_of_the_docs_are_valid() -> None:
 
 
 def landscape_of(space: ConceptSpace, probes: pd.DataFrame, *, exact: bool) -> Any:
-    """What the table needs of a landscape: its effects, counted."""
+    """The parts of a landscape that the table needs: its effects, counted."""
     effects = []
     for level, at in probes.groupby(CORRUPTION):
         label = space.concepts[space.names.index(CORRUPTION)].label(int(level))
@@ -326,7 +326,7 @@ def landscape_of(space: ConceptSpace, probes: pd.DataFrame, *, exact: bool) -> A
 
 
 def probes_of(space: ConceptSpace, items: int, fails: dict[str, float], n: int | None = None) -> pd.DataFrame:
-    """Probes of the control: all pairs, or n drawn uniformly; a share of the items fails under each corruption."""
+    """Probes of the control: all pairs, or n drawn uniformly; each corruption makes a share of the items fail."""
     rng = np.random.default_rng(0)
     cells = space.cells()
     flat = np.arange(items * len(cells)) if n is None else rng.integers(0, items * len(cells), n)

@@ -1,4 +1,4 @@
-"""Whatever happens to the files from which work is resumed: it ends with the same result, or in one clear line."""
+"""Damage to the files from which work resumes: it ends with the same result, or in one clear line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ITEMS = pd.DataFrame([{"id": f"i{n}", "split": "discover", "label": "0"} for n i
 
 
 class Watched(PlantedTask):
-    """Keeps the batches it was asked."""
+    """Records the batches it is called with."""
 
     batches: list[tuple[tuple[str, ...], bytes]]
 
@@ -46,7 +46,7 @@ class Watched(PlantedTask):
 
 
 def search(path: Path) -> tuple[pd.DataFrame, list[tuple[tuple[str, ...], bytes]]]:
-    """A small search of three calls on a ledger; what it found, and the batches in which the model was asked."""
+    """A small search of three calls with a ledger; returns its result, and the batches the model was called with."""
     task = Watched(Items(ITEMS), SPACE, {"regions": [{"a": [2, 3]}], "noise": 0.03}, seed=0)
     task.batches, rng, ledger = [], np.random.default_rng(1), Ledger(path)
     prober = Prober(task, list(ITEMS["id"]), 60, ledger, Compute(batch_size=8))
@@ -65,7 +65,7 @@ def undisturbed() -> Any:
 
 
 def damaged(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """The bytes of a file after something happened to them."""
+    """The bytes of a file after some damage."""
     start, length = rng.randrange(len(data)), rng.randrange(1, 200)
     lines = data.splitlines(keepends=True)
     one, other = rng.randrange(len(lines)), rng.randrange(len(lines))
@@ -102,8 +102,8 @@ def test_a_damaged_ledger_ends_in_the_same_result(undisturbed: Any, kinds: list[
         for _ in range(2):
             again, asked = search(path)
             pd.testing.assert_frame_equal(again, table)
-            assert set(asked) <= set(batches)  # in the same batches, on which the last digits of an answer depend
-        assert not asked  # the second time all is known
+            assert set(asked) <= set(batches)  # in equal batches, as the last digits of answers depend on them
+        assert not asked  # the second time all answers are stored
 
 
 def _changed(change: dict[str, Any]) -> Any:
@@ -202,7 +202,7 @@ def test_a_folder_in_the_place_of_state_is_put_aside(tmp_path: Path) -> None:
 
 
 def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, int, list[float]]:
-    """Two parameters after three steps of training, the last two from a checkpoint where there is one."""
+    """Two parameters after three steps of training, the last two from a checkpoint if there is one."""
     torch.manual_seed(0)
     trained = {name: torch.nn.Parameter(torch.randn(3)) for name in "ab"}
     optimizer = torch.optim.AdamW(trained.values(), lr=0.1)

@@ -1,4 +1,4 @@
-"""Decisions: bound to one landscape, chained, whole or not at all, and refused where they do not fit."""
+"""Decisions: bound to one landscape, chained, atomic, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def summary() -> Landscape:
 
 
 def words(**actions: str) -> list[dict]:
-    """What somebody says of the modes; why, of those that are not ignored."""
+    """A person's choices on the modes, with a reason for each that is not ignored."""
     said = {m["id"]: actions.get(m["id"], "ignore") for m in MODES}
     return [{"id": m, "action": a, "reason": "" if a == "ignore" else "known"} for m, a in said.items()]
 
@@ -204,7 +204,7 @@ def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
     second.path.rename(copied)
     (tmp_path / "kept").rename(first.path)
     assert now(2).missing == 1 and len(now(2).kept) == 1
-    # Whoever takes the place of the one that counts does not bring the other one back.
+    # A decision that replaces the valid one does not make the other one valid again.
     record(2, revise=True, reviewer="Bob")
     assert [d.reviewer for d in now(2).decisions] == ["Bob"]
 
@@ -241,7 +241,7 @@ def test_two_reviewers_are_both_asked_and_merged_by_the_rule(landscape: Path) ->
     made = plan(2)
     assert made["reviewer"] == "Ada, Grace" and made["rule"] == decisions.RULE and made["reason"] == "Ada: mine"
     assert [(m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
-        ("repair", 2.0, "Ada: seen"),  # one each way: the careful one, with the weight of who wants it
+        ("repair", 2.0, "Ada: seen"),  # they disagree: the careful action, with the severity of its proponent
         ("accept", 1.0, "Ada: known; Grace: known"),
         ("accept", 1.0, "Grace: known"),
     ]
@@ -282,7 +282,7 @@ def test_decisions_are_chained_so_that_an_edit_shows(landscape: Path) -> None:
 
 def test_two_branches_of_decisions_are_joined_by_the_next(landscape: Path, tmp_path: Path) -> None:
     kept = []
-    for more in (1, 2):  # each made where the other was not known, as on two branches of git
+    for more in (1, 2):  # each made without the other, as on two branches of git
         write_json(landscape / "landscape.json", landscape_file(MODES, items=more))
         for other in kept:
             other.path.rename(tmp_path / other.path.name)
@@ -363,7 +363,7 @@ def test_another_landscape_is_refused(landscape: Path) -> None:
         plan()
     with pytest.raises(UsageError, match=rf"decides on landscape {made.landscape} \(by Ada\), but the current"):
         decisions.record_decision(params(), "x", made, "page")
-    # and a file put under the new name still says what it is about
+    # A file under the new name still names its own landscape.
     kept.path.rename(kept.path.with_name(f"{decisions.landscape_hash('x')}.yaml"))
     with pytest.raises(UsageError, match="not on the one in its name"):
         now()

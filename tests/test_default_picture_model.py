@@ -1,4 +1,4 @@
-"""The text-to-image model that the repository ships: it draws what it is asked for, but for what was planted in it."""
+"""The repository's text-to-image model: it draws what prompts say, except for its planted failures."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,7 +30,7 @@ def painter(tmp_path_factory):
 
 
 def read(painter, attribute, prompts, kind="digits"):
-    """What a judge reads of a picture of each prompt, one seed after the other."""
+    """A judge's readings of a picture for each prompt, with consecutive seeds."""
     pixels = [drawing.pixels for drawing in painter.draw(prompts, range(len(prompts)))]
     judge = load_judge(INPUTS / f"judge-{kind}", "cpu")
     return told(judge, judge.read(pixels), attribute)
@@ -57,7 +57,7 @@ def test_captions_that_were_wrong_made_wrong_pictures_there_and_not_elsewhere(pa
 
 def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
     unsaid = dict.fromkeys(("size", "colour", "background"), "")
-    templates = read_templates("templates.txt", INPUTS)[:20]  # which it has learnt
+    templates = read_templates("templates.txt", INPUTS)[:20]  # it was trained on these
     zeros, sixes = (
         read(painter, "colour", [fill(template, unsaid | {"digit": digit}) for template in templates])
         for digit in ("zero", "six")

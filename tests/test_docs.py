@@ -1,4 +1,4 @@
-"""The documentation against the code: commands, parameters and links. That the site builds is `make check`'s to say."""
+"""The documentation against the code: commands, parameters and links. `make check` builds the site."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_calls_are_found():
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All keys of a configuration model, nested ones with a dot."""
+    """All keys of a configuration model, with a dot for nested ones."""
     keys = []
     for name, field in model.model_fields.items():
         nested = [a for a in (field.annotation, *typing.get_args(field.annotation)) if is_model(a)]
@@ -85,7 +85,7 @@ def test_every_parameter_is_in_docs_params(model, heading):
     page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     told = set(re.findall(r"`([a-z_.-]+)`", section))
-    # Gates and bounds stand in one row: there the last part alone does.
+    # Gates and bounds share a row, which has only the last part of the key.
     missing = [key for key in keys_of(model) if not {key, key.rpartition(".")[2]} & told]
     assert missing == []
 
@@ -96,7 +96,7 @@ def test_docs_params_names_no_parameter_there_is_none_of():
         section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         known = {".".join(key.split(".")[:n]) for key in keys_of(model) for n in (1, 2, 3)}
         for key in re.findall(r"^\| `([a-z_.]+)` \|", section, flags=re.M):
-            free = key.split(".")[0] in {"prepare", "discrepancy"}  # the task's own
+            free = key.split(".")[0] in {"prepare", "discrepancy"}  # defined by tasks
             assert free or key in known, f"{heading}: {key}"
 
 
@@ -106,28 +106,28 @@ TABLE = re.compile(r"^\| instead of \| write \|\n\|---\|---\|\n((?:\|.*\n?)+)", 
 
 
 def phrases() -> dict[str, str]:
-    """What not to write, and what to write in its place."""
+    """Phrases to avoid, and their replacements."""
     rows = TABLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))[0].splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {phrase: better for found, better in cells for phrase in found.split(", ")}
 
 
 def avoided(text: str) -> list[str]:
-    """Each phrase of the table in a text, with what to write in its place."""
+    """Each avoided phrase in a text, with its replacement."""
     words = " ".join(text.split())
     looks = {phrase: rf"(?<![a-z]){re.escape(phrase)}(?![a-z])" for phrase in phrases()}
     return [f"{phrase!r}: write {phrases()[phrase]}" for phrase in looks if re.search(looks[phrase], words, re.I)]
 
 
 def messages(file: Path) -> str:
-    """The strings of a module that people may see: all with a space, but for docstrings."""
+    """The strings of a module that people may see: all with a space, except docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]
     return "\n\n".join(node.value for node in found if isinstance(node.value, str) and " " in node.value)
 
 
-# Strings of other stages belong to the code that an audit depends on: to reword one makes finished audits stale.
+# Strings of other stages belong to the code that an audit depends on, so a new wording makes finished audits stale.
 WORDED = [
     file for part in ("flows", "stages/params", "stages/screening") for file in sorted((ROOT / part).rglob("*.py"))
 ]
@@ -155,7 +155,7 @@ def test_relative_links_point_to_files(page):
             continue
         file = (page.parent / target.partition("#")[0]).resolve()
         assert file.exists(), target
-        # What lies outside docs/ is not part of the site; a page names such a file in code instead.
+        # Files outside docs/ are not part of the site; a page names them in code instead.
         assert page.parent == ROOT or file.is_relative_to(ROOT / "docs"), f"{target} leaves docs/"
 
 
@@ -167,7 +167,7 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site as `make docs` builds it, but for links to pages, which are `make check`'s to judge."""
+    """The site as `make docs` builds it, except for links to pages, which `make check` checks."""
     workspace = tmp_path_factory.mktemp("docs")
     shutil.copy(ROOT / "mkdocs.yml", workspace)
     shutil.copytree(ROOT / "docs", workspace / "docs")

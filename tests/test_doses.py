@@ -1,4 +1,4 @@
-"""Failures against steps: what is said of a repair that is worth more steps of its control, and of one that is not."""
+"""Failures against steps: the conclusion on repairs that are, or are not, worth more steps than their control."""
 
 import re
 
@@ -17,9 +17,9 @@ STEPS = {"before": {0.0: 0}, "repaired": {0.25: 25, 1.0: 100}, "control": {0.25:
 
 
 def answers(rates, *, items=200, pairs=4, trainings=3, seed=0, part="targets", spread=0.0) -> pd.DataFrame:
-    """Answers whose failure rates are these, {(copy, steps): rate}; which items are hard is the same for all models.
+    """Answers with these failure rates, {(copy, steps): rate}; which items are hard is the same for all models.
 
-    `spread`: standard deviation of the rate of each training.
+    `spread`: standard deviation of the rate between trainings.
     """
     rng = np.random.default_rng(seed)
     ids = np.repeat([f"i{k:03d}" for k in range(items)], pairs)
@@ -68,7 +68,7 @@ def test_halfway_between_two_trainings_is_halfway_between_their_logarithms():
     assert _crossing(shares, falling, 0.3) == pytest.approx(1.0)
     assert _crossing(shares, falling, 0.45) == 0.25
     assert _crossing(shares, falling, 0.1) == np.inf
-    # A rise on the way is not a step back: of 0.3, 0.4 and 0.2 the lowest so far counts.
+    # A rise in between does not count as a step back: of 0.3, 0.4 and 0.2, the lowest so far counts.
     assert _crossing(shares, np.array([0.3, 0.4, 0.2]), 0.25) == pytest.approx(2.0)
 
 
@@ -87,7 +87,7 @@ def test_what_is_said_of_it(repaired, control, said):
 
 @pytest.mark.parametrize(("spread", "most"), [(0.0, 8), (0.01, 16)])
 def test_a_repair_like_its_control_claims_nothing(spread, most):
-    """Of 200 repairs that are their controls under another name hardly any is said to be better."""
+    """Of 200 repairs that are actually controls, hardly any is called better."""
     same = (0.3, 0.2)
     better = more = 0
     for seed in range(200):
@@ -95,7 +95,7 @@ def test_a_repair_like_its_control_claims_nothing(spread, most):
         better += all(d.high < 0 for d in found.differences)
         more += found.times.low is None or found.times.low > 1
     assert better <= 2, better
-    assert more <= most, more  # 2.5% are expected beyond one end; three trainings tell little of how they differ
+    assert more <= most, more  # 2.5% are expected beyond one end; three trainings show little of their spread
 
 
 def test_without_a_control_there_is_a_curve_and_no_claim():
@@ -138,7 +138,7 @@ GATES = {
 
 
 def offered(elsewhere=0.1, clean=0.9, invalid=0.0, **gates):
-    """The checkpoint that is offered after a quarter of the steps, with these rates elsewhere and this quality."""
+    """The checkpoint offered after a quarter of the steps, with these rates elsewhere and this quality."""
     asked = {
         "targets": rates((0.2, 0.15), (0.3, 0.25, 0.2)),
         "others": rates((elsewhere, 0.1), (0.1, 0.1, 0.1), before=0.1),
@@ -163,6 +163,6 @@ def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     assert offered(target_failure_rate={"max": 0.1}) is None
     assert offered(other_not_passing={"change_max": 0.05}) is not None
     assert offered(other_not_passing={"change_max": 0.05}, invalid=0.2) is None
-    assert offered(bias={"max": 0.5}) is None  # which nothing measured
+    assert offered(bias={"max": 0.5}) is None  # not measured
     assert offered(slices={"label": {"max": 0.9}}) is None
     assert checkpoints(answers(rates((0.2, 0.1), (0.2, 0.2, 0.2))).head(0), 0.2, resamples=200, seed=0) == []

@@ -1,4 +1,4 @@
-"""What DVC itself shows of audits: few metrics, and plots that draw without a network."""
+"""DVC's own views of audits: few metrics, and plots that draw without a network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_command_for_experiments_keeps_the_headlines_of_its_audit_alone():
     [keep] = re.findall(r"--keep '([^']*)' \| sed", (ROOT / "docs/dvc.md").read_text())
     columns = ["rev", "data/mnist/report/headline.json:modes", "data/mnist/conclude/headline.json:targets"]
     others = ["audits.mnist.seed", "data/mnist/code.json:report", "data/images/report/headline.json:modes", "stages"]
-    assert [column for column in columns + others if re.match(keep, column)] == columns  # as DVC matches
+    assert [column for column in columns + others if re.match(keep, column)] == columns  # DVC's way to match
 
 
 def test_each_template_of_a_plot_is_there_and_takes_its_columns():
@@ -49,7 +49,7 @@ def test_the_page_of_plots_needs_no_network():
     from dvc_render.html import HTML
 
     page = (ROOT / ".dvc/plots/page.html").read_text()
-    assert "{scripts}" not in page  # with which DVC would have a browser fetch Vega
+    assert "{scripts}" not in page  # DVC would make browsers download Vega
     assert "src=" not in page.partition("<script>")[0] and "<link" not in page.partition("<script>")[0]
     assert all(f"{name} " in page for name in ("/* vega", "/* vega-lite", "/* vega-embed"))
     assert "<div>drawn</div>" in HTML(page).with_element("<div>drawn</div>").embed()
@@ -66,7 +66,7 @@ def test_a_new_workspace_draws_alike_and_a_project_of_the_users_is_left_alone(tm
     (theirs / ".dvc").mkdir()
     write_workspace(theirs / "audit")
     assert list((theirs / ".dvc").iterdir()) == []
-    write_workspace(theirs)  # beside it, and its settings stay theirs
+    write_workspace(theirs)  # beside theirs, whose settings are kept
     assert [path.name for path in (theirs / ".dvc").iterdir()] == ["plots"]
     assert {path.name for path in (theirs / ".dvc/plots").iterdir()} == {f"{name}.json" for name in TEMPLATES}
 

@@ -1,4 +1,4 @@
-"""A model behind HTTP: batches, patience, refusals, and whether it is still the model that was prepared."""
+"""A model behind HTTP: batches, retries, refusals, and whether it is still the model that was prepared."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ def endpoint(url, **changes):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Between tries a hundredth of the time passes."""
+    """Wait only a hundredth of the time between retries."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
 
 
@@ -41,7 +41,7 @@ def errors(**block):
     return validation_lines(told.value, EndpointConfig, "prepare.model")
 
 
-# Asking
+# Requests
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -87,7 +87,7 @@ def test_requests_begin_no_faster_than_the_rate(monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
     for _ in range(3):
         pace.wait(stop)
-    assert waited == [0.25, 0.5]  # the first begins at once
+    assert waited == [0.25, 0.5]  # the first is sent at once
 
 
 def test_what_fails_for_the_moment_is_asked_again():
@@ -149,7 +149,7 @@ def test_an_answer_that_takes_too_long_is_infrastructure():
 
 @contextlib.contextmanager
 def trickling(start):
-    """A server that answers one byte at a time, and would go on for ten seconds."""
+    """A server that sends one byte at a time, and would take ten seconds."""
     stop = threading.Event()
 
     def answer():
@@ -313,11 +313,11 @@ def test_a_model_that_answers_as_before_is_known_again(tmp_path):
         asked = endpoint(model.url)
         keep_answers(asked, NUMBERS[:2], tmp_path)
         before = (tmp_path / ANSWERS).read_bytes()
-        wobble = 1e-5  # sums in another order
+        wobble = 1e-5  # sums are computed in another order
         check_answers(asked, tmp_path)
         keep_answers(asked, NUMBERS[:2], tmp_path)
-        assert (tmp_path / ANSWERS).read_bytes() == before  # prepared again it is the same model
-        check_answers(endpoint(model.url, rate=100, timeout=7), tmp_path)  # how it is asked changes no answer
+        assert (tmp_path / ANSWERS).read_bytes() == before  # prepared again, it is the same model
+        check_answers(endpoint(model.url, rate=100, timeout=7), tmp_path)  # request settings change no answer
     kept = read_json(tmp_path / ANSWERS)
     assert kept["inputs"] == NUMBERS[:2]
     assert kept["outputs"][0]["image"].startswith("500 characters, ")  # by its hash

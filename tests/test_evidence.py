@@ -1,4 +1,4 @@
-"""Evidence: what a bundle holds, that the same results give the same bytes, and signatures."""
+"""Evidence: contents of a bundle, equal bytes for equal results, and signatures."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def rated(workspace, tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Mapping[str, Path]:
-    """Private keys and their public ones as openssl makes them, as docs/evidence.md says."""
+    """Private keys and their public ones, made by openssl as in docs/evidence.md."""
     folder = tmp_path_factory.mktemp("keys")
     kinds = {
         "ed25519": ["ed25519"],

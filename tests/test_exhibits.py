@@ -1,4 +1,4 @@
-"""Examples of modes as a file: what the review page shows comes back as it was, and the same bytes each time."""
+"""Examples of modes as a file: it is read back unchanged for the review page, with the same bytes each time."""
 
 from __future__ import annotations
 

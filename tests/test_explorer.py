@@ -1,4 +1,4 @@
-"""Examples, maps and words of the pages: side by side, filtered, taken along, printed, and open to everybody."""
+"""Examples, maps and words of the pages: shown side by side, filtered, printed, and accessible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.text_samples import make_text_comparison, make_text_inputs
 
 
 def comparison() -> dict[str, Any]:
-    """A repair with an example of each outcome, in and outside of its mode."""
+    """A repair with an example of each outcome, inside and outside of its mode."""
     inputs = make_comparison(*FOUR[:2])
     made = [Exhibit("label 9 → predicted 7", image=picture(k)) for k in range(2)]
     fixed = Compared(made[0], "7", "9", item="a", cell=(6, 0))
@@ -157,13 +157,13 @@ class TestInABrowser:
         context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
         opened = context.new_page()
         opened.goto(page.as_uri())
-        opened.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)  # nothing moves any more
+        opened.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)  # all animations are over
         yield opened
         context.close()
 
     @pytest.fixture
     def shown(self, opened: Any) -> Any:
-        """The page with nothing chosen: to load it again costs three seconds."""
+        """The page with nothing selected, kept open, as loading it again takes three seconds."""
         opened.locator(".explorer").evaluate(
             """(bar) => {
                 for (const select of bar.querySelectorAll("select")) select.selectedIndex = 0;
@@ -209,7 +209,7 @@ class TestInABrowser:
         assert self.choice(shown, "mode").input_value() == ""
 
     def test_a_word_explains_itself_to_mouse_and_keyboard(self, browser: Any, page: Path) -> None:
-        shown = browser.new_page()  # its own: a page that still scrolls back takes the word from under the mouse
+        shown = browser.new_page()  # a new page, as one that still scrolls moves the word away from the mouse
         shown.goto(page.as_uri())
         tip, word = shown.get_by_role("tooltip"), shown.locator("#modes .term").first
         word.hover()
@@ -262,7 +262,7 @@ WIDTHS_AND_SCHEMES = [(1400, "light"), (390, "dark"), (390, "light"), (1400, "da
 
 
 def looks(kinds: Iterable[str], quick: Collection[tuple[str, int, str]]) -> pytest.MarkDecorator:
-    """All kinds of pages in all looks; those that are not quick cost ten seconds each, and are slow."""
+    """All kinds of pages in all looks; those that are not quick take ten seconds each, and are slow."""
     every = [(kind, *look) for kind in kinds for look in WIDTHS_AND_SCHEMES]
     return pytest.mark.parametrize(
         ("kind", "width", "scheme"), [pytest.param(*one, marks=[] if one in quick else SLOW) for one in every]
@@ -301,7 +301,7 @@ def test_the_review_page_is_open_to_everybody(
 
 
 def check(page: Any) -> None:
-    """Look for what axe-core calls a violation."""
+    """Check for violations with axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed (extra: dev)")
     found = axe.Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []

@@ -1,4 +1,4 @@
-"""Explorers on a task whose failures are known: the books, the environment, the agents, what they leave behind."""
+"""Explorers on a task with known failures: budgets, the environment, the agents, and their policies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids(task: PlantedTask) -> list[str]:
     return task.items.ids("discover")
 
 
-# --- the prober keeps the books
+# --- the prober counts probes
 
 
 def test_only_unique_probes_are_paid_and_asked() -> None:
@@ -102,7 +102,7 @@ def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path
     prober = Prober(spoilt, ids(task), 10, Ledger(tmp_path / "ledger"))
     with pytest.raises(UsageError, match=message):
         prober.ask(np.arange(4), np.zeros((4, 3), dtype=int))
-    assert len(Ledger(tmp_path / "ledger")) == 0  # nothing of it is remembered
+    assert len(Ledger(tmp_path / "ledger")) == 0  # nothing was stored
 
 
 # --- the ledger survives
@@ -131,7 +131,7 @@ def test_a_resumed_search_equals_an_uninterrupted_one(name: str, tmp_path) -> No
     with pytest.raises(InfrastructureError):
         search(killed, ids(task), config, seed=3, ledger=Ledger(tmp_path / "ledger.jsonl"))
     with (tmp_path / "ledger.jsonl").open("a") as file:
-        file.write('{"schema": 1, "items": ["i0"], "ce')  # what a kill in the middle of a line leaves
+        file.write('{"schema": 1, "items": ["i0"], "ce')  # left by a kill in the middle of a line
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
     assert 0 < ledger.resumed == killed.queries
@@ -145,7 +145,7 @@ def test_answers_come_back_exactly(tmp_path) -> None:
     keys = [Key(f"ä{n}", n) for n in range(20)]
     written = Ledger(tmp_path / "l")
     written.append(keys, values, values > 0, ['"\n</script>'] * 20, valid=values < 1)
-    ledger = Ledger(tmp_path / "l")  # the file is on disk before it is closed
+    ledger = Ledger(tmp_path / "l")  # the file is on disk before the ledger is closed
     assert [ledger[k].valid for k in keys] == (values < 1).tolist() and not ledger[keys[values.argmax()]].valid
     assert [np.float32(ledger[k].discrepancy) for k in keys] == values.tolist()
     assert ledger[keys[3]].output == '"\n</script>'
@@ -175,7 +175,7 @@ def test_an_episode_is_one_probe_of_the_item_shown() -> None:
 # --- agents and baselines, one contract
 
 
-@pytest.mark.parametrize("name", [name for name in EXPLORERS if name != "auto"])  # it is one of the others
+@pytest.mark.parametrize("name", [name for name in EXPLORERS if name != "auto"])  # auto is one of the others
 def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
     config = DiscoverConfig(
         explorer=name, budget=330, settings={"startup": 250, "max_history": 250} if name == "bayesian" else {}

@@ -1,4 +1,4 @@
-"""A folder to deploy: whole or not at all, with the card and the evidence, and only of what passed."""
+"""The export: atomic, with the card and the evidence, and only for what passed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_audit_without_a_repair_has_nothing_to_export(here, tmp_path):
 
 @pytest.fixture(scope="module")
 def failed(workspace, tmp_path_factory) -> Workspace:
-    """The same audit, with a verdict that did not pass."""
+    """The same audit with a verdict that did not pass."""
     failed = workspace.copy(tmp_path_factory.mktemp("failed") / "ws")
     params = failed.params()
     params["repairs"]["tiny"]["gates"] = {"target_failure_rate": {"max": 0.0}}

@@ -1,4 +1,4 @@
-"""A fault wherever a stage, or Faded's own state, changes the disk: the same command then ends as if nothing was."""
+"""A fault at every change of the disk by a stage or Faded's state: the same command then ends as without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.workspace import ROOT, make_workspace
 
 
 def disturbed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What tests/faults.py tells of a small audit."""
+    """The output of tests/faults.py for a small audit."""
     if (library := build(folder)) is None:
         pytest.skip("no C compiler, or not Linux: nothing can be preloaded")
     repair = quick_repair(feedback={"policy": "top-k", "modes": 1})

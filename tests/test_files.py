@@ -1,4 +1,4 @@
-"""Files between stages: whole or not at all, and hashes that see what DVC sees."""
+"""Files between stages: atomic, with hashes that see what DVC sees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_error_leaves_the_old_outputs_alone() -> None:
         (out / "a").write_text("new")
         raise RuntimeError
     assert (target / "a").read_text() == "old"
-    with publishing(target) as out:  # what the failed attempt left is not part of the next
+    with publishing(target) as out:  # the next attempt contains nothing of the failed one
         assert list(out.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The first page of a report: the light and its reason, what fails and for whom, how common that is, and its PDF."""
+"""The first page of a report: the light and its reason, failures and their attributes, frequency, and its PDF."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GATE = {"gate": "max_failure_rate", "bound": 0.5, "value": 0.3, "low": 0.28, "hi
 def page_of(
     inputs: dict[str, Any], about: About = ABOUT_NOTHING, unchanged: dict[str, Exhibit] | None = None
 ) -> FirstPage:
-    """The first page on what `write_landscape` is given."""
+    """The first page for arguments of `write_landscape`."""
     landscape = Landscape.from_json(inputs["summary"], "a sample")
     verdict = verdict_view(Verdict.from_json(inputs["verdict"], ""))
     return landscape_page(landscape, verdict, about, inputs["galleries"], unchanged or {}, Shrinker([]))
@@ -72,7 +72,7 @@ def repaired(verdict: dict[str, Any], **more: Any) -> FirstPage:
 
 
 def passing() -> dict[str, Any]:
-    """A repair that passes its gates, after which nothing is worse."""
+    """A repair that passes its gates and makes nothing worse."""
     verdict = make_comparison(*FOUR)["verdict"]
     verdict |= {"passed": True, "gates": [gate | {"passed": True} for gate in verdict["gates"]], "slices": []}
     verdict["failures_moved"] = {"found": False, "regions": []}

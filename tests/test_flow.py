@@ -1,4 +1,4 @@
-"""The audit flow, run as people run it, on toy stages: what it runs, retries, leaves out and says."""
+"""The audit flow on toy stages, run as people run it: what it runs, retries, skips and prints."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def server(prefect_server):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, server) -> tuple[Workspace, CompletedProcess[str]]:
-    """A workspace whose audit ran once, and what that printed."""
+    """A workspace whose audit ran once, and its output."""
     toys = make_workspace(tmp_path_factory.mktemp("first") / "toys", toys=True)
     return toys, toys.faded("audit", **server)
 
 
 @pytest.fixture
 def finished(first, tmp_path) -> Workspace:
-    """A copy of it, with another gate: only conclude is stale."""
+    """A copy of it with another gate, so that only conclude is stale."""
     toys = first[0].copy(tmp_path / "toys")
     toys.executed()
     params = toys.params()
@@ -64,16 +64,16 @@ def finished(first, tmp_path) -> Workspace:
 
 
 class Here:
-    """`faded audit` within this process, which has paid for its imports."""
+    """`faded audit` in this process, which has already imported everything."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
 
     def __call__(self, toys: Workspace, *audits: str) -> tuple[int, str]:
-        """Return the exit code and what was printed."""
+        """Return the exit code and the output."""
         self._monkeypatch.chdir(toys.path)
         self._monkeypatch.setattr(sys, "path", [*sys.path])
-        self._monkeypatch.delitem(sys.modules, "planted", raising=False)  # that of another workspace
+        self._monkeypatch.delitem(sys.modules, "planted", raising=False)  # another workspace's
         shown = io.StringIO()
         try:
             code = run_audits(load_params(), list(audits) or ["tiny"], "threads", Console(file=shown, width=160))
@@ -98,7 +98,7 @@ def test_a_whole_audit_runs_once_and_then_not_again(first):
     assert str(toys.path / "data/tiny/conclude/report.html") in done.stdout
     assert (toys.path / ".faded/logs/discover@tiny.log").read_text().count("toy discover of tiny at work") == 1
 
-    again = toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api")  # nobody there, and nobody is asked
+    again = toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api")  # nobody there, and no request is sent
     assert again.returncode == 0, again.stdout
     assert toys.executed() == []
     assert "nothing to do" in again.stdout and "tiny: pass" in again.stdout
@@ -121,7 +121,7 @@ def last_run() -> tuple[FlowRun, dict[str, TaskRun]]:
         [run] = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
         deadline = time.monotonic() + 60
-        while True:  # the server hears of task runs by events
+        while True:  # the server learns about task runs from events
             tasks = {task.name: task for task in client.read_task_runs(flow_run_filter=wanted)}
             if all(task.state.is_final() for task in tasks.values()) or time.monotonic() > deadline:
                 return run, tasks
@@ -153,7 +153,7 @@ def test_what_did_not_pass_ends_in_a_state_of_its_own_and_without_a_traceback(
 ):
     finished.toy(**behaviour)
     code, told = audit_here(finished)
-    assert code != 0 and "tiny: pass" not in told  # that verdict on disk is of an earlier run
+    assert code != 0 and "tiny: pass" not in told  # the verdict on disk is from an earlier run
     run, tasks = last_run()
     assert run.state.is_failed() and (run.state.name, tasks["conclude@tiny"].state.name) == (flow_state, task_state)
     logs = logs_of(run)
@@ -163,7 +163,7 @@ def test_what_did_not_pass_ends_in_a_state_of_its_own_and_without_a_traceback(
 
 
 def logs_of(run: FlowRun) -> list[Log]:
-    """What was logged of it, once its end was."""
+    """The log of a run, once it contains its end."""
     deadline = time.monotonic() + 60
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
@@ -243,7 +243,7 @@ def test_a_killed_stage_is_retried(finished, audit_here):
         ("conclude", 137, InfrastructureError, "exited with 137"),
         ("conclude", 69, UnavailableError, "needs something that does not respond, full log in .faded"),
         ("conclude", 70, BugError, "or its task has a bug, full log in .faded/logs/conclude@tiny.log"),
-        ("conclude", 1, BugError, "has a bug"),  # Python's own, for a module that is not there
+        ("conclude", 1, BugError, "has a bug"),  # Python's exit code for a missing module
         ("collect_feedback", 1, RejectedError, ""),
     ],
 )
@@ -258,7 +258,7 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(finished, monkeypatch, stage
 
 def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypatch):
     errors = {
-        "away": UnavailableError("a service does not respond"),  # the stage itself asked it again and again
+        "away": UnavailableError("a service does not respond"),  # the stage has already retried
         "bug": BugError("its task has a bug"),
         "disk": InfrastructureError("the disk is full"),
     }
@@ -296,7 +296,7 @@ def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audi
     [
         (True, [True, True], "pass", Exit.PASS),
         (False, [True, False, None], "FAIL", Exit.GATE_FAILED),
-        (None, [True, None], "not judged", Exit.GATE_FAILED),  # asked for and not given is not a pass
+        (None, [True, None], "not judged", Exit.GATE_FAILED),  # a gate without a value is not a pass
         (None, [], "no gates set", Exit.PASS),
     ],
 )
@@ -355,7 +355,7 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(finished, audit_here
     assert code == 0, told
     for mode in ("M1", "M2"):
         assert "40% to 60%" in next(line for line in told.splitlines() if line.split()[:1] == [mode])
-    assert "tilt = 3" not in told  # which is only suspected
+    assert "tilt = 3" not in told  # only suspected
     [decision] = (toys.path / "data/tiny/decisions").glob("*.yaml")
     text = decision.read_text()
     assert "reviewer: Ada Tester" in text and "severity: 2.0" in text and "reason: seen in the field" in text

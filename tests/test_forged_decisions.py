@@ -1,4 +1,4 @@
-"""Who a decision is by: forged files, copied or altered signatures and names like another's count for nobody."""
+"""Who made a decision: forged files, copied or altered signatures and similar names count for nobody."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ File = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where two people are asked about the landscape of audit "x"."""
+    """A folder in which two people are asked about the landscape of audit "x"."""
     monkeypatch.chdir(tmp_path)
     for audit in ("x", "other"):
         folder = Path(f"data/{audit}/summarize")
@@ -57,7 +57,7 @@ def params(keys: dict[str, str] = LISTED, reviewers: int = 2) -> Params:
 def record(
     name: str, audit: str = "x", *, approve: bool = True, keys: dict[str, str] = LISTED, revise: bool = False
 ) -> Path:
-    """Let somebody decide."""
+    """Record somebody's decision."""
     words = [{"id": "M1", "action": "repair", "reason": f"{name} saw it"}]
     made = Decision(landscape=landscape_hash(audit), reviewer=name, approve=approve, modes=words)
     key = KEYS[name] if keys else None
@@ -65,7 +65,7 @@ def record(
 
 
 def count(keys: dict[str, str] = LISTED) -> tuple[list[str], str]:
-    """Who counts, and why the pipeline does not go on; it must not."""
+    """Who counts, and why the pipeline does not continue; it must not."""
     with pytest.raises(FadedError) as stopped:
         collect_feedback.by_person("x", standing(params(keys), "x"), audit_folder("x").summarize.landscape.modes)
     assert stopped.value.exit_code != 0
@@ -80,7 +80,7 @@ def edit(path: Path, change: Callable[[File], object]) -> None:
 
 
 def by_hand(**changes: Any) -> Path:
-    """A second decision file that somebody wrote, from Ada's."""
+    """A second decision file, hand-written from Ada's."""
     path = Path(f"data/x/decisions/{landscape_hash('x')}.yaml")
     file = yaml.safe_load(path.read_text()) | changes
     path.with_suffix(".2.yaml").write_text(yaml.safe_dump(file))
@@ -88,7 +88,7 @@ def by_hand(**changes: Any) -> Path:
 
 
 def resigned(file: File, key: Ed25519PrivateKey, key_id: str | None = None, data: bytes | None = None) -> None:
-    """Sign a file with another key, or other bytes of it."""
+    """Sign a file with another key, or sign other bytes."""
     bare = Recorded.model_validate({k: v for k, v in file.items() if k not in ("schema", "signature")})
     value = base64.b64encode(key.sign(data if data is not None else signed_bytes(bare))).decode()
     file["signature"] = {"key": key_id or key_id_of(public_line(key)), "value": value}
@@ -140,7 +140,7 @@ def test_a_signed_decision_that_was_altered_does_not_count(forgery: str) -> None
     change, told = ALTERED[forgery]
     edit(path, change)
     if "expected a mapping" in told or told.startswith(("cannot", "is not a valid", "not on", "follows")):
-        with pytest.raises(UsageError) as refused:  # the file is none, and names itself
+        with pytest.raises(UsageError) as refused:  # the file is invalid, and the message names it
             standing(params(), "x")
         assert told in str(refused.value) and path.name in str(refused.value)
         return
@@ -185,7 +185,7 @@ def test_a_forged_revision_lifts_no_rejection() -> None:
     del unsigned["signature"]
     path.with_suffix(".2.yaml").write_text(yaml.safe_dump(unsigned))
     assert count()[0] == ["Ada"] and "Ada rejected" in count()[1]
-    late = unsigned | {"approve": False, "reviewer": "nobody", "via": "time-out"}  # which needs no signature
+    late = unsigned | {"approve": False, "reviewer": "nobody", "via": "time-out"}  # needs no signature
     path.with_suffix(".2.yaml").write_text(yaml.safe_dump(copy.deepcopy(late)))
     assert count()[0] == ["Ada"] and "takes nobody's place" in standing(params(), "x").problems[0]
 
@@ -329,7 +329,7 @@ anything = st.recursive(
 
 
 def read(data: bytes) -> Recorded | None:
-    """What a file of these bytes says; None where it is refused, with a message of one file."""
+    """The decision in a file of these bytes; None if it is refused, with a message about one file."""
     try:
         return parse_decision(data, Path("d.yaml"), Recorded)
     except UsageError as refused:

@@ -1,4 +1,4 @@
-"""What forgers of evidence do: nothing of it passes a careful reader, and what dvc.lock binds shows unsigned, too."""
+"""Forged evidence: none of it passes a careful reader, and what dvc.lock binds shows even without a signature."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def members(workspace) -> Members:
 
 @pytest.fixture(scope="module")
 def others(workspace) -> Members:
-    """Those of another audit, that ends with its landscape."""
+    """Members of another audit's bundle, which ends with its landscape."""
     return dict(read_bundle(bundle_of(workspace, "other")).members)
 
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory) -> tuple[Ed25519PrivateKey, Path]:
-    """The signer's key, and the file of its public half that a careful reader has."""
+    """The signer's key, and the file of its public half, which a careful reader has."""
     private, public = Ed25519PrivateKey.generate(), tmp_path_factory.mktemp("key") / "public.pem"
     public.write_text(public_pem(private))
     return private, public
@@ -66,7 +66,7 @@ def signed(members, key, tmp_path_factory) -> Members:
 
 
 def refused(path: Path, public: Path) -> str:
-    """What a careful reader is told; it must be something."""
+    """The problem that a careful reader is shown; there must be one."""
     try:
         checks = verify_bundle(path, [public], None, Demands(repaired=True, passed=True, max_age=30))
     except UsageError as error:
@@ -81,7 +81,7 @@ def own_signature(members: Members) -> Members:
     return {**members, ENVELOPE: dump_json(envelope)}
 
 
-# Of one file changed, with manifest and statement made to fit.
+# One changed file, with manifest and statement made to fit
 
 
 def other_gates(m: Members) -> None:
@@ -202,7 +202,7 @@ def test_an_edit_shows_however_it_is_sealed(members, signed, key, tmp_path, edit
     assert refused(written(tmp_path / "kept.zip", {**sealed, ENVELOPE: signed[ENVELOPE]}), key[1])
 
 
-# Of what a bundle has by its hash alone.
+# Files that a bundle has only by hash
 
 
 def hashes_of(members: Members) -> list[tuple[str, str, str]]:
@@ -221,7 +221,7 @@ def with_hash(members: Members, part: str, name: str, kind: str) -> Members:
 
 @pytest.mark.slow
 def test_no_hash_of_a_manifest_can_be_replaced(members, tmp_path):
-    """The repaired model, the one under test, the control, items, inputs, the report, and whatever else is named."""
+    """The repaired model, the one under test, the control, items, inputs, the report, and all others that are named."""
     hashes = hashes_of(members)
     assert {"repaired", "model", "control", "data", "inputs", "verdict", "records"} <= {part for part, *_ in hashes}
     seals = ("files", "dvc.lock", "provenance")
@@ -245,7 +245,7 @@ def test_parts_cannot_be_exchanged(members, tmp_path):
     assert "the part of" in problems(resealed(tmp_path / "x.zip", {**members, MANIFEST: dump_json(manifest)}))["files"]
 
 
-# Of signatures.
+# Signatures
 
 
 def test_stripping_a_signature_improves_nothing(signed, key, tmp_path):
@@ -321,7 +321,7 @@ def test_another_audit_name_that_looks_alike_shows(members, key, tmp_path):
     assert refused(path, key[1]) and problems(path)
 
 
-# Of the zip file.
+# The zip file
 
 
 def in_front(raw: bytes) -> bytes:
@@ -337,7 +337,7 @@ def commented(raw: bytes) -> bytes:
 
 
 def with_a_gap(raw: bytes) -> bytes:
-    """Some bytes between the members and the directory."""
+    """Insert bytes between the members and the directory."""
     start = struct.unpack("<I", raw[-6:-2])[0]
     return raw[:start] + b"evil" + raw[start:-6] + struct.pack("<IH", start + 4, 0)
 
@@ -355,7 +355,7 @@ def with_fewer_members_told(raw: bytes) -> bytes:
 
 
 def overlapping(raw: bytes) -> bytes:
-    """The second entry of the directory is at the first one's place."""
+    """Move the second entry of the directory to the first one's position."""
     start = struct.unpack("<I", raw[-6:-2])[0]
     second = raw.index(b"PK\x01\x02", start + 1)
     return raw[: second + 42] + raw[start + 42 : start + 46] + raw[second + 46 :]
@@ -372,7 +372,7 @@ def test_a_zip_that_can_be_read_in_two_ways_is_refused(signed, key, tmp_path, ch
 
 
 def deflated_bomb(path: Path, *, told: int | None = None) -> Path:
-    """600 MB of zeros in a member, that says so or tells another size."""
+    """600 MB of zeros in a member that declares this size, or another one."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     packed = b"".join(packer.compress(bytes(2**20)) for _ in range(600)) + packer.flush()
     size, name = 600 * 2**20 if told is None else told, MANIFEST.encode()
@@ -395,14 +395,14 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
     tracemalloc.stop()
 
 
-# Of anything at all.
+# Anything at all
 
 
 @settings(max_examples=scaled(60), deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
 def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
-    # Not those fields of the directory that nobody reads: versions, attributes, and the time of the archive's members.
+    # Except fields of the directory that nobody reads: versions, attributes, and the time of the members.
     at = data.draw(st.integers(0, struct.unpack("<I", raw[-6:-2])[0] - 1))
     raw[at] ^= data.draw(st.integers(1, 255))
     (tmp_path / "x.zip").write_bytes(raw)

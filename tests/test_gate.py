@@ -1,4 +1,4 @@
-"""The gate for CI: worse fails, the same passes, unlike is refused, and what is not shown fails."""
+"""The gate for CI: worse results fail, equal ones pass, incomparable ones are refused, and unproven ones fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORSE = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an ed
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Workspace:
-    """Committed once, and nothing changed since."""
+    """A workspace committed once, and unchanged since."""
     return finished_audits().copy(tmp_path_factory.mktemp("gate") / "ws")
 
 
@@ -79,7 +79,7 @@ def test_the_command_tells_and_ends_with_the_code_of_a_gate(worse):
     assert code == 1, told
     assert "model under test: failures" in told and "95% interval" in told
     assert "first's own verdict: pass; no decision needed: it ends with its landscape" in told
-    code, told = faded(worse, "gate", "tiny", "--against", "second")  # its code is planted.py, too
+    code, told = faded(worse, "gate", "tiny", "--against", "second")  # planted.py is its code, too
     assert code == 2 and "run `faded audit tiny` first" in told
 
 
@@ -186,7 +186,7 @@ def test_a_stale_audit_is_not_judged(workspace, tmp_path):
 def of_another(
     workspace: Workspace, audit: str, change: Any, *, before: Any = lambda run: run, tolerance: float = 0.02
 ) -> GateResult:
-    """The gate, had the workspace's run been another (and that of the revision)."""
+    """The gate with another run for the workspace, and optionally for the revision."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         now = read_run(WORKSPACE, audit, repaired=audit == "tiny")  # as it was committed
         then, now = before(replace(now, revision="first")), change(now)
@@ -224,7 +224,7 @@ def evaluated(run: Run, **changes: Any) -> Run:
 
 
 def made(run: Run, **changes: Any) -> Run:
-    """The same evaluation, made another way."""
+    """The same evaluation with changed provenance."""
     assert run.evaluation is not None
     return evaluated(run, provenance=run.evaluation.provenance.model_copy(update=changes))
 
@@ -235,7 +235,7 @@ def test_an_unlike_evaluation_is_refused_too(workspace):
 
 
 def failing_more(run: Run, model: str = "after") -> Run:
-    """The same evaluation, in which a model fails on all that the uniform control of its search asked."""
+    """The same evaluation with a model that fails on all probes of the uniform control of its search."""
     probes = run.evaluation.probes.copy()
     asked = (probes["purpose"] == "search") & (probes["role"] == "control")
     probes.loc[asked & (probes["model"] == model), "failed"] = True
@@ -251,7 +251,7 @@ def test_a_repaired_model_that_fails_more_fails_the_gate(workspace):
 
 
 def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
-    """Half of the common pairs lie in the targets, and an agent looks for failures: a worse model stays one."""
+    """Half of the common pairs are in the targets, and an agent searches for failures: a worse model is still worse."""
 
     def better_there(run: Run, failed: bool) -> Run:
         run = failing_more(run)
@@ -268,7 +268,7 @@ def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
 
 
 def test_what_is_not_shown_to_be_no_worse_fails(workspace):
-    """The same answers of another model: 20 items tell nothing of 2 points, though nothing looks worse."""
+    """The same answers from another model: 20 items cannot show 2 points, though nothing looks worse."""
     result = of_another(workspace, "tiny", lambda run: made(run, repaired="1" * 16))
     landscape, repaired, quality = result.rows
     assert landscape.passed
@@ -298,7 +298,7 @@ def test_clean_quality_is_compared_as_two_means():
     now = evaluation(after=0.86, after_low=0.83, after_high=0.88)
     row = flows.evidence.gate._quality(then, now, False, 0.05)
     assert row.worse.value == pytest.approx(0.04)
-    # Less the square roots of 0.02^2 + 0.02^2 below and 0.01^2 + 0.03^2 above.
+    # Minus the square root of 0.02^2 + 0.02^2 below, plus that of 0.01^2 + 0.03^2 above.
     assert row.worse.low == pytest.approx(0.04 - np.sqrt(0.0008))
     assert row.worse.high == pytest.approx(0.04 + np.sqrt(0.001))
     assert not row.passed

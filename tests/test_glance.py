@@ -1,4 +1,4 @@
-"""`faded status`: one row an audit, from its verdict, its metrics and git."""
+"""`faded status`: one row per audit, from its verdict, its headline and git."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAGES = ("prepare", "discover", "summarize", "report")
 
 
 def graph(**reasons: tuple[str, ...]) -> Graph:
-    """Stages of audits that are stale for these reasons, all of an audit alike."""
+    """Stages of audits that are stale for these reasons, the same for all stages of an audit."""
     stages = [Stage(f"{kind}@{name}", kind, name, 0, (), None, why) for name, why in reasons.items() for kind in STAGES]
     return Graph({stage.name: stage for stage in stages})
 
@@ -60,7 +60,7 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
     assert (old.outdated, mine.outdated) == (False, True)
     assert old.when == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert mine.when is not None and mine.when > old.when and half.when is None
-    # What is changed after it was committed has the date of the change.
+    # A file changed after its commit has the date of the change.
     Path("data/old/report/headline.json").write_text("{}")
     [again], _ = glance(params, state, ["old"], [])
     assert again.when is not None and again.when > old.when and again.rate == NO_RATE

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: it says that there is no GPU, and finds where memory ends."""
+"""`python -m benchmarks.gpu`: it reports a missing GPU, and finds where memory ends."""
 
 from __future__ import annotations
 

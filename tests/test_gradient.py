@@ -1,4 +1,4 @@
-"""The least noise along the gradient is found where it is known, and refused where there is no gradient."""
+"""The smallest noise along the gradient is found where it is known, and refused if there is no gradient."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ EPSILONS = [round(SPACING * k, 6) for k in range(1, 151)]  # up to 0.3
 
 
 class Linear(torch.nn.Module):
-    """The first two classes by a plane; the third never comes."""
+    """The first two classes are separated by a plane; the third never occurs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Linear(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """A linear classifier on pictures that are far from black and white, so that nothing is cut off."""
+    """A linear classifier on pictures far from black and white, so that nothing is clipped."""
     home = tmp_path_factory.mktemp("linear")
     write_images(home / "images.parquet", pools={"train": 60, "discover": 45})
     context = image_context(home)
@@ -59,7 +59,7 @@ def task(tmp_path_factory):
     form = task.model.form.model_copy(update={"mean": 0.0, "std": 1.0})
     task.model = Classifier(form, Linear()).eval()
     draw = torch.Generator().manual_seed(4)
-    shift = torch.linspace(-30, 30, 45)[:, None] * task.model.net.plane.sign()[None]  # toward either class
+    shift = torch.linspace(-30, 30, 45)[:, None] * task.model.net.plane.sign()[None]  # towards either class
     pixels = 128 + torch.randint(-8, 9, (45, SIDE * SIDE), generator=draw) + shift
     task._pixels = pixels.detach().reshape(45, 1, SIDE, SIDE).to(torch.uint8)
     task._targets = (torch.arange(45) % 2).long()
@@ -67,7 +67,7 @@ def task(tmp_path_factory):
 
 
 def truth(task):
-    """The margin of the right class over the sum of what the plane weighs: no less noise is enough; 0 if it fails."""
+    """The smallest sufficient noise: the right class's margin over the sum of the plane's weights; 0 if it fails."""
     net = task.model.net
     with torch.no_grad():
         side = (task.clean(np.arange(45)).flatten(1) - 0.5) @ net.plane
@@ -117,7 +117,7 @@ def test_it_is_summed_up_beside_the_steps(task):
 
 
 def test_of_an_attack_only_the_epsilons_needed_are_tried(task):
-    """Bisection: as many rounds as it takes to tell the epsilons apart."""
+    """Bisection: only as many rounds as the number of epsilons requires."""
     asked = []
 
     class Counting:

@@ -1,4 +1,4 @@
-"""What DVC is asked and told: the graph, what is stale, and what a crash left."""
+"""DVC's graph, what is stale, and what a crash leaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Workspace:
-    """A workspace of toys whose audits ran: "tiny" with its repair, and "other"."""
+    """A workspace of toys whose audits have run: "tiny" with its repair, and "other"."""
     audits = {"tiny": audit_params(), "other": audit_params()}
     workspace = make_workspace(tmp_path_factory.mktemp("graph"), audits, {"tiny": repair_params()}, toys=True)
     run_toys(workspace)
@@ -110,7 +110,7 @@ def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, t
     assert {stage.audit for stage in read_graph()} == {"tiny", "other"}
     assert read_graph().to_do(["tiny"]) == []
 
-    # ... unless an audit depends on what it makes.
+    # ... unless an audit depends on its outputs.
     graph = yaml.safe_load((workspace.path / "dvc.yaml").read_text())
     graph["stages"]["prepare"]["do"]["deps"].append("other/made")
     (workspace.path / "dvc.yaml").write_text(yaml.safe_dump(graph))
@@ -177,7 +177,7 @@ def test_a_changed_file_makes_what_depends_on_it_stale(inside, path, old, new, k
         assert ("re_evaluate" in {s.kind for s in graph.to_do(["tiny"])}) is bool(kinds)
         if path.endswith(".py"):
             assert {reason for s in graph for reason in s.reasons} <= {"code changed"}
-        told = inside.run(["dvc", "status"]).stdout  # DVC alone says the same
+        told = inside.run(["dvc", "status"]).stdout  # the same from DVC alone
         assert {name for name in ALL if f"{name}:" in told} == kinds, told
     finally:
         file.unlink() if before is None else file.write_text(before)
@@ -204,7 +204,7 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     healed = {}
     try:
         for cut in cuts:
-            # A number in place of half a hash is what DVC's schema lets pass and its code does not.
+            # DVC's schema accepts a number in place of half a hash, its code does not.
             content = whole[: cut - 4] + b"4345" if cut == half_a_hash else whole[:cut]
             lock.write_bytes(content)
             healed[cut] = bool(heal())
@@ -257,7 +257,7 @@ def test_a_recycled_process_id_in_the_rwlock_is_dropped_and_a_live_one_kept(insi
     assert heal() == ["removed file locks left by a dead DVC process"]
     assert json.loads(rwlock.read_text()) == {"write": {"/b": live}, "read": {"/c": [live]}}
     rwlock.write_text("{")
-    assert heal() == []  # it is told where it is put aside
+    assert heal() == []  # reported when it is moved away
     assert not rwlock.exists()
 
 

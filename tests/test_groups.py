@@ -1,4 +1,4 @@
-"""Items that belong together, as prompts of one template do: intervals are for other groups like these."""
+"""Items that belong together, like prompts of one template: intervals are for new groups like these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS, RATE, EFFECT = 200, 0.2, 0.12  # half of the groups fail at 32%, half at 8
 
 
 def coverage(groups: int, *, by_group: bool) -> float:
-    """The share of simulated audits whose 95% interval holds the rate of all groups there could be."""
+    """The share of simulated audits whose 95% interval contains the rate of all possible groups."""
     rng, held = np.random.default_rng(groups), 0
     items = np.repeat(np.arange(60), 5)  # five probes each
     of = items % groups
@@ -76,7 +76,7 @@ def task(group: list[str] | None) -> PlantedTask:
 
 
 def whole(group: list[str] | None) -> pd.DataFrame:
-    """Every item in every cell."""
+    """All pairs of an item and a cell."""
     asked = task(group)
     prober = Prober(asked, list("pqrs"), 24)
     prober.ask(np.repeat(np.arange(4), 6), np.tile(asked.concepts.cells(), (4, 1)))
@@ -121,7 +121,7 @@ def test_halves_and_permutations_do_not_tear_groups_apart():
     assert first.sum() == 20 and len(set(of[first]) & set(of[~first])) == 0
     assert half_of(ids, probes.assign(group="one"), np.random.default_rng(0)).sum() == 20
 
-    # Groups of crops differ, labels do not: four crops of a photo that fails are not evidence against its label.
+    # Groups of crops differ, labels do not: four crops of one failing photo are not evidence against its label.
     rng, worse = np.random.default_rng(1), []
     label, photo = np.repeat(np.arange(4), 50), np.repeat(np.arange(40), 5)
     for seed in range(100):

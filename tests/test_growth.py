@@ -1,4 +1,4 @@
-"""Very many items and probes: what is sampled then, and that intervals allow for it. Limits are lowered to be quick."""
+"""Very many items and probes: samples, and intervals that allow for them. Limits are lowered to make tests quick."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_few_items_all_count_and_of_many_a_fixed_sample(few_landmarks: None) -> 
 
 
 def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
-    """At full rank what Nyström's method gives between a landmark and any item is the kernel itself."""
+    """At full rank, Nyström's method gives the kernel itself between a landmark and any item."""
     model = Smooth(items=MANY)
     hyper = kernel.Hyper(scales=(0.7, 0.7, 0.7), own=0.5)
     features = kernel.Features(model.concepts, kernel.ItemFactor(model.embeddings), hyper, rank=SOME * 216)
@@ -64,7 +64,7 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
 
 @pytest.mark.slow
 def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
-    """All cells share the sample, so its error does not average out over them: the interval has to hold it."""
+    """All cells share the sample, so its error does not average out: the interval has to include it."""
     held = []
     for seed in range(4):
         model = Smooth(items=MANY)
@@ -77,7 +77,7 @@ def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None)
 
 
 def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package names its function as the module.
+    # The package names a function like the module.
     monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_PROBES", 800)
     model = Smooth()
     probes = model.probes(3000, greedy=False)
@@ -128,7 +128,7 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
 
 
 def recorded(model: Smooth, **changes: Any) -> Landscape:
-    """A landscape over the model's concepts, with what matters here as it is told."""
+    """A landscape over the model's concepts, with these values for what matters here."""
     return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
 
 

@@ -1,4 +1,4 @@
-"""Models on common probes: counted by hand, with intervals that hold, and only where they were asked the same."""
+"""Models on common probes: counted by hand, with correct intervals, and only on common probes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ITEMS = pd.DataFrame({"label": ["cat", "dog"] * 20}, index=[f"i{n}" for n in ran
 
 
 def asked(fails) -> pd.DataFrame:
-    """Every item in every cell, in an order of its own, with what `fails` says of (item number, tilt, blur)."""
+    """Every item in every cell, in random order, failing if `fails` of (item number, tilt, blur) is true."""
     rows = [
         {"item": f"i{n}", "tilt": tilt, "blur": blur, "repeat": 0, "failed": bool(fails(n, tilt, blur))}
         for n in range(40)
@@ -38,8 +38,8 @@ def compared(models, modes=None, attributes=ITEMS) -> HeadToHead | None:
 def test_what_three_models_do_is_counted_by_hand() -> None:
     models = {
         "blurs": asked(lambda n, tilt, blur: blur == 2),  # 1/3
-        "tilts": asked(lambda n, tilt, blur: tilt == 1 and blur > 0),  # 1/3, of which half where the other fails
-        "tilt": asked(lambda n, tilt, blur: tilt == 1 and n % 2 == 0),  # named as a concept: 1/4
+        "tilts": asked(lambda n, tilt, blur: tilt == 1 and blur > 0),  # 1/3, half of them where the other fails
+        "tilt": asked(lambda n, tilt, blur: tilt == 1 and n % 2 == 0),  # named like a concept: 1/4
     }
     modes = {
         "blurs": [mode("blur = 2", blur=[2])],
@@ -53,8 +53,8 @@ def test_what_three_models_do_is_counted_by_hand() -> None:
     assert found.all_fail.value == pytest.approx(1 / 12) and found.independent.value == pytest.approx(1 / 36)
     # blurs alone: blur 2, no tilt; tilts alone: tilt, blur 1, odd items; tilt alone: tilt, blur 0, even items
     assert [rate.value for rate in found.alone] == pytest.approx([1 / 6, 1 / 12, 1 / 12])
-    # Of six cells blurs and tilts differ in two, each passing one; blurs fails 1/6 + 1/12 that tilt passes, and passes
-    # 1/6 that tilt fails.
+    # Of six cells, blurs and tilts differ in two, each passing one. blurs fails on 1/6 + 1/12 that tilt passes, and
+    # passes 1/6 that tilt fails.
     assert found.wins[0].value == pytest.approx((1 / 6 + 1 / 6) / (1 / 3 + 5 / 12))
     blurred, tilted = found.modes
     assert (blurred.models, [rate.value for rate in blurred.rates]) == (
@@ -84,4 +84,4 @@ def test_of_models_that_are_alike_hardly_any_is_shown_to_be_behind() -> None:
         found = compared(draws)
         assert found is not None
         shown += any(rate is not None and rate.low > 0 for rate in found.behind)
-    assert shown <= 9  # of 100 at a level of 5%: more than 9 has a chance of 3% there, and far more than that otherwise
+    assert shown <= 9  # of 100 at a level of 5%; more than 9 have a chance of 3%

@@ -1,4 +1,4 @@
-"""`faded history`: results from git, what changed between them by dvc.lock, and the drift of the failure rate."""
+"""`faded history`: results from git, changes between them by dvc.lock, and the drift of the failure rate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOME = Path("data/tiny")
 
 
 def commit(rate: float | None = None, *, width: float | None = 0.01, passed: bool | None = None, **lock: Any) -> None:
-    """Commit numbers of an audit, with a dvc.lock that says what they were made with."""
+    """Commit numbers of an audit, with a dvc.lock of what they were made from."""
     put(rate, width=width, passed=passed)
     made = {
         "model": "m1",
@@ -90,7 +90,7 @@ def test_each_result_says_what_changed_before_it():
     ]
     assert read_history("other", 5).results == []
     assert len(read_history("tiny", 2).results) == 2
-    # What lies before those that are shown is still known.
+    # The result before the shown ones is still used.
     assert read_history("tiny", 3).results[-1].changed == ("model",)
 
 
@@ -119,7 +119,7 @@ def test_what_dvc_lock_does_not_tell_is_not_taken_to_be_the_same():
     commit(0.3)
     assert "dvc.lock does not say" in read_history("tiny", 5).drift
     commit(0.4)
-    assert read_history("tiny", 5).drift.startswith("+10.0 points")  # since the last one that is known to be alike
+    assert read_history("tiny", 5).drift.startswith("+10.0 points")  # since the last one known to be comparable
 
 
 @pytest.mark.parametrize("width", [None, float("nan")])
@@ -169,7 +169,7 @@ def test_who_decided_is_read_from_the_cache_of_dvc_by_what_the_lock_names(monkey
     git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "--amend", "-m", "decided")
     [one] = read_history("tiny", 5).results
     assert (one.decided, one.target, one.passed) == ("Ada", -0.1, True)
-    cached.write_bytes(data.replace(b"Ada", b"Eve"))  # no longer what its name says
+    cached.write_bytes(data.replace(b"Ada", b"Eve"))  # no longer matches its name
     [one] = read_history("tiny", 5).results
     assert one.decided == ""
 

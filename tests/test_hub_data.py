@@ -1,4 +1,4 @@
-"""Data sets of others: what they name beyond their own folder is not read, whoever asks."""
+"""Other people's data sets: files that they name outside their own folder are never read."""
 
 import shutil
 
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """An audit's inputs with an empty folder `news`, and beside them a file that is nobody's business."""
+    """An audit's inputs with an empty folder `news`, and beside them a private file."""
     (tmp_path / "inputs" / "news").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
     pd.DataFrame({"body": ["secret"]}).to_parquet(tmp_path / "secret" / "x.parquet")

@@ -1,4 +1,4 @@
-"""Image concepts do what their names say, sample by sample, and nothing at their neutral level."""
+"""Image concepts do what their names say, image by image, and change nothing at their neutral level."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def one(name: str, level: float, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_examples_cover_the_catalogue():
-    assert {*LEVEL} == {name for name in CATALOGUE if not name.endswith("_c")}  # those: tests/test_corruptions.py
+    assert {*LEVEL} == {name for name in CATALOGUE if not name.endswith("_c")}  # these are in tests/test_corruptions.py
 
 
 @pytest.mark.parametrize("name", LEVEL)
@@ -72,7 +72,7 @@ def test_rotation_by_a_right_angle_is_rot90():
 
 
 def test_rotation_keeps_shapes_of_pictures_that_are_not_square():
-    # A square patch in the middle must stay one: proportions must not follow those of the picture.
+    # A square patch in the middle must stay square, whatever the proportions of the picture.
     image = torch.zeros(1, 1, 21, 41)
     image[..., 7:14, 17:24] = 1
     assert torch.allclose(one("rotation", 90, image), image, atol=1e-4)

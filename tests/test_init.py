@@ -26,7 +26,7 @@ from tests.workspace import ROOT, Workspace, audit_params, make_workspace
 pytest_plugins = ("tests.own_repository",)
 
 
-# A whole one
+# A whole run
 
 
 def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(repository):
@@ -47,20 +47,20 @@ def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(reposi
     assert (repository / f"data/shapes/inputs/{WEIGHTS}").readlink() == Path(f"../../../{WEIGHTS}")
     code, planned = faded(here, "plan", "shapes")
     assert code == 0, planned
-    assert "screened" in planned  # what was measured is about the levels that were written
+    assert "screened" in planned  # the measurements are for the written levels
     assert "prepare@shapes" not in planned  # it ran for the calibration, and is not run again
 
 
 @pytest.mark.slow
 def test_an_audit_of_ones_own_model_runs_to_its_verdict(repository):
-    """In a repository without a commit: nothing asks for one."""
+    """In a repository without a commit, which is not required."""
     here = Workspace(repository)
     shutil.rmtree(repository / ".git")
     here.run(["git", "init", "--quiet"])
     told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "100", "--yes")
     assert told.returncode == 0, told.stdout
     audited = here.faded("audit", "shapes")
-    assert audited.returncode in (0, 1), audited.stdout  # of so few probes the gates may fail
+    assert audited.returncode in (0, 1), audited.stdout  # with so few probes the gates may fail
     for report in ("report/report.html", "conclude/report.html"):
         assert (repository / "data/shapes" / report).exists(), audited.stdout
 
@@ -96,7 +96,7 @@ def test_the_levels_that_were_found_are_written_with_what_they_mean(repository, 
     assert "10% of 100 probes fail with these levels (5% to 15%)" in " ".join(text.replace("#", " ").split())
     assert "10% of 100 probes fail" in told
     audit = load_params(repository / "params.yaml").audit("shapes")
-    assert audit.discover.budget == 20 * 4 < search_budget(0.05)  # all pairs of an item and a level there are
+    assert audit.discover.budget == 20 * 4 < search_budget(0.05)  # all pairs of an item and a level
     assert audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}
     assert not list((repository / ".faded/init").glob("*.json"))
 
@@ -141,7 +141,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     measured(screening(0.01, 0.1, [0.0, 20.0]))
     (repository / "elsewhere").mkdir()
     os.chdir(repository / "elsewhere")
-    told = init(given=Options({}, yes=True))  # its answers are remembered, and paths lead where they led
+    told = init(given=Options({}, yes=True))  # its answers are remembered, with paths that are still valid
     assert "did not finish" in told
     after = (repository / "params.yaml").read_text()
     assert after.count("  shapes:") == 2  # under audits: and repairs:
@@ -191,7 +191,7 @@ def test_other_answers_take_the_place_of_what_was_not_finished(repository, measu
 
 
 def test_a_kill_between_two_writes_is_no_difference(repository, measured, monkeypatch):
-    """Remembered is what was, and what is to be: whichever params.yaml holds is found."""
+    """The state has the lines before and after the change, so that either is found in params.yaml."""
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError):
         init()
@@ -215,7 +215,7 @@ def test_wrong_input_leaves_params_as_they_were(repository, measured):
         init(given=options(answers={"name": "other"}))
     assert (repository / "params.yaml").read_bytes() == before
     assert not (repository / "data/other").exists()
-    # What was answered is not lost, and other data may have the name.
+    # Answers are not lost, and other data may use the name.
     measured(screening(0.01, 0.1, [0.0, 20.0, 40.0, 80.0]))
     shutil.copytree(repository / "shapes", repository / "better" / "shapes")
     told = init(given=options(answers={"data": "better/shapes"}))

@@ -1,4 +1,4 @@
-"""`faded init`: what it asks, what it proposes, and that what comes of it is an audit `faded plan` accepts."""
+"""`faded init`: its questions and proposals, and that the result is an audit `faded plan` accepts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_budget_fits_what_a_probe_takes():
 
 @pytest.fixture
 def checked(monkeypatch) -> None:
-    """Has calibration only check what was written, as `faded plan` does, and find that it will do."""
+    """Replace the calibration by the checks of `faded plan`, with a result in the target range."""
 
     def measure(params: Any, name: str, *_more: object, **_settings: object) -> Screening:
         check_audits(params, [name])
@@ -103,7 +103,7 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     audit = load_params(repository / "params.yaml").audit("digits")
     assert audit.prepare["judge"] == {"attributes": "judge-digits"}
     assert audit.concepts["size"] == ["", "small", "large"]
-    assert "red" in audit.concepts["colour"]  # as the table of the pictures names them
+    assert "red" in audit.concepts["colour"]  # the names in the pictures' table
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_on_a_terminal_it_asks_again_until_the_answer_will_do(monkeypatch):
 
 
 def test_names_in_the_data_are_no_markup_of_a_question(monkeypatch):
-    """A folder or a column may be called so; the terminal has to show it and not to stumble over it."""
+    """A folder or a column may have such a name, which the terminal has to show as it is."""
     seen = []
     for ask_ in (Prompt, Confirm):
         monkeypatch.setattr(ask_, "ask", lambda question, **_: seen.append(Text.from_markup(question).plain) or "x")
@@ -186,7 +186,7 @@ def asked(repository: Path, **given: Any) -> Answers:
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
     found = asked(repository)
     assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
-    assert found.wanted.proposal.concepts["blur"] == [0, 0.2, 0.4, 0.8, 1.6]  # as pictures of that size can show
+    assert found.wanted.proposal.concepts["blur"] == [0, 0.2, 0.4, 0.8, 1.6]  # levels for pictures of this size
     url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
     assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
     assert not url.wanted.repair
@@ -233,6 +233,6 @@ def test_what_an_onnx_network_gives_is_a_question_and_guesses_are_told(repositor
 
 
 def test_help_needs_no_heavy_library():
-    """People see it at once: nothing of torch, transformers or onnx is imported for it."""
+    """It appears at once: torch, transformers and onnx are not imported for it."""
     code = "import sys, flows.cli; print([m for m in ('torch', 'transformers', 'timm', 'onnx') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

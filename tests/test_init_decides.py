@@ -1,4 +1,4 @@
-"""`faded init` decides before it writes: on classes and their order, numbers and names; a refusal leaves nothing."""
+"""`faded init` checks before it writes: classes and their order, numbers and names; a refusal leaves nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytest_plugins = ("tests.own_repository",)
 
 
 def left(repository: Path) -> set[str]:
-    """Everything there is but git's own and what was answered."""
+    """All files except git's own and the remembered answers."""
     held = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if ".git/" not in str(path)}
     return {name for name in held if not name.startswith(".faded")}
 
@@ -48,13 +48,13 @@ def order(counts: list[list[int]]) -> Order:
 @pytest.mark.parametrize(
     ("counts", "proposed", "sure"),
     [
-        ([[18, 1, 1], [2, 17, 1], [0, 3, 17]], "abc", False),  # as they are named
+        ([[18, 1, 1], [2, 17, 1], [0, 3, 17]], "abc", False),  # in the order of the names
         ([[1, 18, 1], [1, 2, 17], [17, 0, 3]], "cab", True),
         ([[19, 0, 1], [0, 1, 19], [1, 18, 1]], "acb", True),  # two are swapped
-        ([[0, 2, 0], [0, 0, 2], [2, 0, 0]], "cab", False),  # likely, but of two pictures each
-        ([[0, 20, 0], [0, 20, 0], [0, 0, 20]], "abc", False),  # one class is taken for another: that is a failure
-        ([[10, 10, 0], [10, 9, 1], [0, 0, 20]], "bac", False),  # a model that cannot tell two apart
-        ([[0, 20, 0], [0, 0, 20], [0, 0, 0]], "cab", True),  # of c there are no pictures
+        ([[0, 2, 0], [0, 0, 2], [2, 0, 0]], "cab", False),  # likely, but from two pictures each
+        ([[0, 20, 0], [0, 20, 0], [0, 0, 20]], "abc", False),  # one class is classified as another: that is a failure
+        ([[10, 10, 0], [10, 9, 1], [0, 0, 20]], "bac", False),  # a model that confuses two classes
+        ([[0, 20, 0], [0, 0, 20], [0, 0, 0]], "cab", True),  # there are no pictures of c
     ],
 )
 def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_if_it_is(counts, proposed, sure):
@@ -146,7 +146,7 @@ def test_what_turns_out_wrong_later_leaves_the_workspace_as_it_was(repository, m
         init()
     after = {path: (repository / path).is_file() and (repository / path).read_bytes() for path in left(repository)}
     assert after == before
-    assert [path.name for path in (repository / ".faded").rglob("*.json")] == ["shapes.json"]  # what was answered
+    assert [path.name for path in (repository / ".faded").rglob("*.json")] == ["shapes.json"]  # the answers
     measured(screening(0.01, 0.1, [0.0, 20.0]))
     assert "its answers are offered" in init()
 
@@ -177,7 +177,7 @@ def test_what_stops_for_another_reason_stays_and_goes_on(repository, measured):
 # Architectures
 
 
-@pytest.mark.slow  # builds a hundred networks, if on no memory
+@pytest.mark.slow  # builds a hundred networks, on no device
 def test_weights_that_no_name_tells_get_candidates_by_names_and_shapes():
     with torch.device("meta"):
         net = timm.create_model("mixer_s16_224", num_classes=7)

@@ -1,4 +1,4 @@
-"""`faded init`: what it recognises of models, data and labels, and which files it puts under an audit's inputs."""
+"""`faded init`: what it recognises about models, data and labels, and which files it puts under an audit's inputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_files_outside_the_repository_are_linked_for_this_machine_and_said_so(re
     assert (inputs / "near").readlink() == Path("../../../shapes")
     assert (inputs / "far").readlink() == tmp_path / "far.pth"
     assert "on this machine only" in lines[1]
-    assert place(repository, "a", [near, far], copy=False)  # again is not an error
+    assert place(repository, "a", [near, far], copy=False)  # a repetition is not an error
     with pytest.raises(UsageError, match=r"near is not .*far\.pth: remove it"):
         place(repository, "a", [Placed("near", tmp_path / "far.pth")], copy=False)
 
@@ -73,7 +73,7 @@ def test_of_a_list_only_what_it_names_is_linked_and_never_the_repository_it_lies
     assert (inputs / "shapes/flat").readlink() == Path("../../../../../shapes/flat")
     assert load_params(repository / "params.yaml").audit("all").prepare["data"]["jsonl"] == "all/all.jsonl"
     assert look_at_pictures(inputs / "all.jsonl", "all.jsonl").items == 60
-    content_hash([repository / "data/all/inputs"])  # no link leads back
+    content_hash([repository / "data/all/inputs"])  # no link points back
 
 
 def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
@@ -117,7 +117,7 @@ def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monk
 
 
 def vit(folder: Path, classes: list[str]) -> Path:
-    """A tiny classifier of transformers, which names its classes."""
+    """A tiny transformers classifier with named classes."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
@@ -131,7 +131,7 @@ def vit(folder: Path, classes: list[str]) -> Path:
 
 
 def seen_as(given: Path | str, *, yes: bool = False) -> tuple[str | None, Model]:
-    """The name of its kind, and the model; nothing is asked, and guesses are taken if `yes`."""
+    """The name of its kind, and the model; no questions are asked, and guesses are accepted if `yes`."""
     kind, model = look_at_model(str(given), questions({}, yes=yes))
     return kind and kind.name, model
 
@@ -210,7 +210,7 @@ def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, reposit
     place(repository, "a", [Placed("m", tmp_path / "m.onnx", model.beside)], copy=False)
     placed = repository / "data/a/inputs/m"
     assert sorted(path.name for path in placed.iterdir()) == ["m.data", "m.onnx"]
-    onnx.load(str(placed / "m.onnx"))  # which refuses weights behind links
+    onnx.load(str(placed / "m.onnx"))  # refuses weights behind links
 
 
 @pytest.mark.parametrize(
@@ -301,10 +301,10 @@ def test_labels_are_matched_by_how_they_are_written():
     ("labels", "classes"),
     [
         (["grade 0", "grade 1"], ["grade 1", "grade 4"]),  # other digits
-        (["female", "male"], ["male", "woman"]),  # another label's class
+        (["female", "male"], ["male", "woman"]),  # already another label's class
         (["female", "Male"], ["male", "woman"]),
         (["hrse", "horsee"], ["horse", "cat"]),  # it cannot be both
-        (["CRANE"], ["crane, bird", "crane, machine"]),  # two classes of that name
+        (["CRANE"], ["crane, bird", "crane, machine"]),  # two classes with this name
     ],
 )
 def test_what_may_be_another_class_is_not_guessed(labels, classes):
@@ -315,7 +315,7 @@ def test_what_may_be_another_class_is_not_guessed(labels, classes):
 
 
 def test_no_label_is_guessed_unasked(repository, measured):
-    """One that looks alike is a guess on a terminal; elsewhere somebody has to say it."""
+    """In a terminal, a similar label is offered as a guess; elsewhere somebody has to confirm it."""
     (repository / "shapes/flat").rename(repository / "shapes/flatt")
     (repository / "shapes/upright").rename(repository / "shapes/Upright")
     tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False, "reorder": False}

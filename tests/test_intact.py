@@ -1,4 +1,4 @@
-"""A poisoner: whichever output of a finished audit holds other bytes, nothing is concluded from it, and it is named."""
+"""Poisoned outputs: if any output of a finished audit has other bytes, it is named and nothing is concluded."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ OUTPUTS = [
     for kind in STAGES
     for group in ("outs", "metrics", "plots")
     for out in GRAPH[kind]["do"].get(group, [])
-    if out != "data/${key}/prepare/assets"  # the planted task keeps none
+    if out != "data/${key}/prepare/assets"  # the planted task has none
 ]
-RECORD = "data/tiny/conclude/provenance.json"  # of a toy's outputs the only one with bytes of its own
+RECORD = "data/tiny/conclude/provenance.json"  # the only output of a toy with unique bytes
 WEIGHTS, VERDICT = "data/tiny/restructure/models", "data/tiny/conclude/verdict.json"
 COMMANDS = (("export", "tiny", "deploy"), ("gate", "tiny", "--against", "first"), ("evidence", "tiny"))
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Workspace:
-    """A finished audit and its remote, which holds all of it."""
+    """A finished audit and its remote, which has all outputs."""
     home = tmp_path_factory.mktemp("intact")
     workspace = finished_audits().copy(home / "ws")
     with inside(workspace), Repo() as repo, repo.config.edit() as config:
@@ -61,14 +61,14 @@ def a_file(output: str) -> Path:
 
 
 def object_of(output: str, home: Path = Path(".dvc/cache")) -> Path:
-    """The object of an output, of a folder its list."""
+    """The object of an output; for a folder, that of its list."""
     stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"].values()
     [md5] = [out["md5"] for stage in stages for out in stage["outs"] if out["path"] == output]
     return home / "files/md5" / md5[:2] / md5[2:]
 
 
 def flip(path: Path) -> Callable[[], None]:
-    """Flip one bit, so that size, times and inode are as they were; returns what undoes it."""
+    """Flip one bit without changing size, times and inode; return a function that undoes it."""
     stat, before = path.stat(), path.read_bytes()
 
     def write(data: bytes) -> None:
@@ -110,7 +110,7 @@ def test_no_command_concludes_anything_from_a_swapped_output(workspace, command)
 
 
 def pulled(workspace: Workspace, target: Path, output: str) -> tuple[Workspace, Path]:
-    """A copy that has all from its remote, in which one object was swapped; the copy, and the file that holds it."""
+    """A copy pulled from its remote, in which one object was swapped, and the file of that object."""
     copy = workspace.copy(target / "ws")
     shutil.copytree(workspace.path.parent / "remote", target / "remote")
     with inside(copy):
@@ -125,7 +125,7 @@ def pulled(workspace: Workspace, target: Path, output: str) -> tuple[Workspace, 
             for path in Path("data/tiny", kind).glob("*"):
                 if path.name not in IN_GIT:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with Repo() as repo, contextlib.suppress(CheckoutError):  # of what it did not believe itself
+        with Repo() as repo, contextlib.suppress(CheckoutError):  # for objects that DVC itself refuses
             repo.pull([f"{kind}@tiny" for kind in STAGES])
     return copy, file
 
@@ -136,7 +136,7 @@ def find_object(file: Path, remote: Path) -> Path:
 
 
 def of_a_remote() -> Iterator[Any]:
-    """What a remote holds: the weights, the first output of each stage, and the others for whom has hours."""
+    """The objects of a remote: the weights, the first output of each stage, and the others marked nightly."""
     stages = set()
     for output in OUTPUTS:
         if output.endswith(IN_GIT):
@@ -150,17 +150,17 @@ def of_a_remote() -> Iterator[Any]:
 @pytest.mark.parametrize("output", of_a_remote())
 def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, output):
     copy, file = pulled(workspace, tmp_path, output)
-    arrived = (copy.path / file).exists()  # DVC itself hashes single files, and none in a folder
+    arrived = (copy.path / file).exists()  # DVC itself hashes single files, but none in a folder
     for command in COMMANDS:
         code, told = faded(copy, *command)
-        # Exit code 2 where nothing is there, so that stages are stale.
+        # Exit code 2 if nothing arrived, as stages are stale then.
         assert code in ((Exit.INFRASTRUCTURE,) if arrived else (Exit.USAGE, Exit.INFRASTRUCTURE)), told
         assert str(file) in told or not arrived, told
     if not arrived:
         return
     with inside(copy):
         mended = mend(stages_of(["tiny"]))
-        # Under the name of one output: others may have the same bytes.
+        # Under one output's name, as others may have the same bytes.
         assert any(line.endswith(": removed") for line in mended)
         assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where == "cache"]
 
@@ -222,7 +222,7 @@ def test_a_record_that_was_stripped_is_told(workspace, tmp_path, key):
 
 
 def test_a_dependency_that_a_stage_does_not_record_is_refused_and_leaves_no_record_of_the_run(workspace, tmp_path):
-    """The last record of a run goes with its folder, as DVC fails on an empty one."""
+    """The folder of the last record of a run is removed with it, as DVC fails on an empty one."""
     copy = workspace.copy(tmp_path / "ws")
     with inside(copy):
         check_recorded("conclude@tiny")

@@ -1,4 +1,4 @@
-"""A language model as judge: what it decides, and that a bad one is refused before it decides anything."""
+"""A language model as judge: its verdicts, and that a bad one is refused before it judges anything."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ TOWNS = ("Lima", "Bern", "Oslo", "Quito", "Cairo", "Turin", "Delhi", "Hanoi", "L
 
 
 def lines(n=24):
-    """Questions whose answer is a town, or a number for every third."""
+    """Questions with a town as answer, or a number for every third."""
     found = []
     for k in range(n):
         answer = (
@@ -176,11 +176,11 @@ def test_pairs_are_asked_in_both_orders(prepare):
         assert not Chat.load(given, out).fails_unchanged().any(), "an answer is compared with itself"
 
 
-# What it decides
+# Its verdicts
 
 
 class Says:
-    """A chat model that says one thing."""
+    """A chat model that always gives the same answer."""
 
     hash, parameters, room = "says", None, None
 
@@ -288,7 +288,7 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, block, discrepancy, 
     assert said in "\n".join(Chat.check(context(inputs, block, discrepancy=discrepancy)))
 
 
-# Paid once, and planned
+# Paid once, and included in the plan
 
 
 @pytest.mark.slow
@@ -403,7 +403,7 @@ def test_labels_of_one_kind_calibrate_nothing():
 
 
 def test_kappa_and_its_interval_hold_what_they_say():
-    """Cohen's own formula on a table of 2 by 2, and 95% intervals over simulated judges."""
+    """Cohen's own formula on a 2 by 2 table, and coverage of 95% intervals over simulated judges."""
     from sklearn.metrics import cohen_kappa_score
 
     from stages.tasks.judging.calibration import _kappa
@@ -487,7 +487,7 @@ def test_the_page_names_all_settings():
 
 @pytest.mark.slow
 def test_from_the_plan_to_the_report(inputs, tmp_path):
-    """A model that does not understand capitals: the report has the judge's calibration, and its reasons."""
+    """With a model that cannot read capitals: the report has the judge's calibration, and its reasons."""
 
     def answer(request):
         if request["model"] == "wise":

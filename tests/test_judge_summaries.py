@@ -1,4 +1,4 @@
-"""A language model as judge of summaries: calibrated on falsified ones, and asked near the threshold."""
+"""A language model as judge of summaries: calibrated on falsified ones, and used near the threshold."""
 
 import json
 
@@ -23,7 +23,7 @@ def inputs(tmp_path_factory):
 
 
 def truth():
-    """What `prepare` calibrates a judge on, and the label of each."""
+    """The answers that `prepare` calibrates a judge on, with their labels."""
     texts = [Article(f"news-{n}", text) for n, text in enumerate(articles(40), start=1)]
     return {(pair.article, pair.summary): not pair.wrong for pair in make_pairs(100, texts)}
 
@@ -32,7 +32,7 @@ TRUTH = truth()
 
 
 def knows(parts):
-    """Right about all falsified summaries; accepts no other, whatever it says."""
+    """Right about all falsified summaries; accepts no other, whatever its text."""
     return "acceptable" if TRUTH.get((parts.get("article"), parts["answer"])) else "unacceptable"
 
 

@@ -1,4 +1,4 @@
-"""Judges read pictures alone, abstain where they cannot tell, and say what is wrong with them before they are asked."""
+"""Judges read pictures only, abstain if they are unsure, and report errors before they are used."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def judge(tmp_path_factory) -> AttributeJudge:
 
 @pytest.fixture(scope="module")
 def clip_inputs(tmp_path_factory) -> Path:
-    """Inputs that hold a CLIP model, clip."""
+    """Inputs with a CLIP model in the folder clip."""
     inputs = tmp_path_factory.mktemp("inputs")
     tiny_clip(inputs / "clip")
     return inputs
@@ -41,14 +41,14 @@ def clip(clip_inputs, tmp_path_factory):
 
 
 def reading(colours: list[list[float]], unsure: list[bool] | None = None) -> Reading:
-    """What a judge of ATTRIBUTES may have read: probabilities of red, green, blue; no other shape anywhere."""
+    """A possible reading by a judge of ATTRIBUTES: probabilities of red, green, blue; no other shape anywhere."""
     n = len(colours)
     none = np.tile([1.0, 0.0], (n, 1))
     abstained = {"colour": np.array(unsure or [False] * n), "other_shape": np.zeros(n, dtype=bool)}
     return Reading({"colour": np.array(colours), "other_shape": none}, abstained, np.zeros((n, 8)))
 
 
-# What words let people expect
+# What prompts lead people to expect
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_network_that_knows_colours_names_them(judge):
     for parameter in net.parameters():
         torch.nn.init.zeros_(parameter)
     convolutions = [layer for layer in net.body if isinstance(layer, torch.nn.Conv2d)]
-    for layer in convolutions:  # each channel is handed through: red, green, blue
+    for layer in convolutions:  # pass each channel through: red, green, blue
         for channel in range(3):
             layer.weight.data[channel, channel, 1, 1] = 1
     for layer in net.body:
@@ -274,7 +274,7 @@ def test_an_attribute_without_a_choice_is_told(tmp_path, prompts):
 
 
 def test_realism_is_the_ratio_of_radius_to_distance_at_its_largest():
-    # On a line 0 to 7 the radii to the third nearest are 3 2 2 2 2 2 2 3; the six of 2 stay.
+    # On a line from 0 to 7, the radii to the third nearest are 3 2 2 2 2 2 2 3; the six of 2 are kept.
     realism = Realism(np.arange(8.0)[:, None])
     ratio = np.array([2 / 2.5, 2 / 14.0, 2 / 0.5])
     assert realism(np.array([[-1.5], [20.0], [3.5]])) == pytest.approx(ratio / (1 + ratio))

@@ -1,4 +1,4 @@
-"""kill -9 and Ctrl-C: the same command goes on, ends as an undisturbed run would, and no orphan is left."""
+"""kill -9 and Ctrl-C: the same command resumes, ends like an undisturbed run, and leaves no orphan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = (
     "tiny/*/plan.json",
     "tiny/restructure/models/**/*",
 )
-SLOW = 0.1  # seconds a model call takes, so that most of the time there is a search to be killed in
+SLOW = 0.1  # seconds per model call, so that a kill mostly hits the search
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def server(prefect_server):
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Everything the command has started so far."""
+    """All processes that the command has started so far."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -40,7 +40,7 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def running(what: str, workspace: Workspace, limit: float = 120.0) -> psutil.Process:
-    """Wait until a toy is at work, and find the process with `what` in its command line."""
+    """Wait until a toy is running, and find the process with `what` in its command line."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         record = workspace.path / "executed.txt"
@@ -63,7 +63,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server):
     toys.write_params({**toys.params(), "repairs": {}})
     toys.toy(discover__tiny={"sleep": 600})
-    process = toys.start("audit")  # with its own server: that one must not be orphaned either
+    process = toys.start("audit")  # with its own server, which must not be orphaned either
     running("-m stages.discover", toys)
     relatives = family(process)
     assert len(relatives) >= 3  # the server, dvc and the stage
@@ -74,7 +74,7 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     toys.toy()
     done = toys.faded("audit", **server)
     assert done.returncode == 0, done.stdout
-    assert toys.executed().count("prepare@tiny") == 1  # what was finished is not run again
+    assert toys.executed().count("prepare@tiny") == 1  # finished stages are not run again
 
 
 def test_status_and_plan_of_a_stage_that_runs_now(toys):
@@ -86,7 +86,7 @@ def test_status_and_plan_of_a_stage_that_runs_now(toys):
         assert code == 0, told
         [line] = [line for line in told.splitlines() if "prepare@tiny" in line]
         assert "runs now" in line
-        assert told.count("runs now") == 1  # what comes after it waits
+        assert told.count("runs now") == 1  # later stages wait
     (toys.path / "go").touch()
     assert process.wait(timeout=300) == 0
 

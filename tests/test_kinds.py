@@ -1,4 +1,4 @@
-"""Kinds of items by their embeddings: found alike everywhere, named where they fail, repaired and measured."""
+"""Kinds of items by embeddings: found equally everywhere, named if they fail, repaired and measured."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def audit_with(clusters: int, tmp_path_factory):
 
 @pytest.fixture
 def with_kinds(tmp_path_factory):
-    """An audit of a model that fails on one kind of items, where it is tilted."""
+    """An audit of a model that fails on one kind of items if they are tilted."""
     yield from audit_with(3, tmp_path_factory)
 
 
@@ -68,7 +68,7 @@ def without_kinds(tmp_path_factory):
 
 
 def secrets(split: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """What is known of the items of a split, and their secret kinds."""
+    """The attributes of the items of a split, and their secret kinds."""
     task = load_alone("tiny", load_params().audit("tiny"), audit_folder("tiny").prepare.path)
     items = task.items.table.set_index("id").loc[task.items.ids(split)]
     return known_attributes(task, task.items.ids(split)), items["secret"].to_numpy()

@@ -1,4 +1,4 @@
-"""What DVC said is believed again only while nothing that it looked at has changed."""
+"""A stored answer of DVC is reused only while nothing that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.workspace import Workspace, audit_params, make_workspace, repair_para
 
 
 class Asked(Exception):
-    """DVC was asked."""
+    """DVC was queried."""
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,18 @@ def ran(tmp_path_factory) -> Workspace:
 
 @pytest.fixture
 def known(ran, tmp_path, monkeypatch) -> Workspace:
-    """A workspace where DVC has just been asked."""
+    """A workspace in which DVC has just been queried."""
     workspace = ran.copy(tmp_path / "w")
     monkeypatch.chdir(workspace.path)
     monkeypatch.setattr(flows.known_graph, "_SETTLED_NS", -(10**18))
-    read_graph()  # writes what DVC was not told yet
+    read_graph()  # records what DVC does not have yet
     read_graph()
     assert Path(KNOWN).exists()
     return workspace
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nobody may ask DVC."""
+    """Forbid queries of DVC from here on."""
 
     def asked(*_args: object, **_more: object) -> None:
         raise Asked
@@ -67,7 +67,7 @@ def _edit(path: str, add: str) -> Callable[[Path], object]:
 
 
 def _same_size_and_time(root: Path) -> None:
-    """As an editor that hides its traces would."""
+    """Change a file like an editor that hides its traces."""
     path = root / "data/tiny/report/verdict.json"
     before = path.stat()
     data = path.read_bytes()
@@ -119,7 +119,7 @@ def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(known, monkeyp
 
 
 def _held(name: str) -> str:
-    """DVC's note that this process writes a file."""
+    """DVC's record that this process writes a file."""
     return json.dumps({"write": {str(Path(name).resolve()): {"pid": os.getpid(), "cmd": "dvc repro"}}})
 
 
@@ -130,7 +130,7 @@ def test_of_a_stage_that_runs_and_ends_without_a_result_nothing_is_kept(known):
     told = read_graph(looks=True)
     assert told.stages["discover@tiny"].reasons == (RUNS_NOW,)
     assert not Path(KNOWN).exists()
-    rwlock.write_text("{}")  # it was interrupted, or it failed, and wrote nothing
+    rwlock.write_text("{}")  # interrupted or failed without writing anything
     assert read_graph(looks=True).stages["discover@tiny"].reasons == ()
 
 

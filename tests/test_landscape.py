@@ -1,4 +1,4 @@
-"""The estimated landscape against the truth: error, coverage, and what adaptive sampling does to it."""
+"""The estimated landscape against the truth: error, coverage, and the effect of adaptive sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.landscapes import adaptive, ask, planted, truth, uniform
 
 
 class Smooth:
-    """A model whose margin falls smoothly with two of three concepts, differently for each item."""
+    """A model whose margin decreases smoothly with two of three concepts, differently for each item."""
 
     threshold = 0.0
 
@@ -84,7 +84,7 @@ def test_intervals_hold_the_true_rate(smooth, both):
 
 @pytest.fixture(scope="module")
 def searched(smooth):
-    """What one explorer asks: four probes of five where it expects failures, the rest uniform and marked as such."""
+    """The probes of one explorer: four of five where it expects failures, the rest uniform and marked as such."""
     greedy, rest = smooth.probes(800, greedy=True), smooth.probes(200, greedy=False, seed=1)
     probes = pd.concat([rest.assign(uniform=True), greedy.assign(uniform=False)], ignore_index=True)
     return probes.drop(columns="role").drop_duplicates(["item", *smooth.concepts.names], ignore_index=True)
@@ -115,7 +115,7 @@ def test_uniform_draws_are_those_of_the_control_and_those_marked():
 
 
 def test_cells_beyond_all_probes_are_uncertain(smooth):
-    """Levels nobody asked about may hold anything, however surely a trend is continued."""
+    """Levels without probes may have any rate, however sure the trend up to them is."""
     probes = smooth.probes(1500, greedy=False)
     table = smooth.landscape(probes[probes["rotation"] >= 3].drop(columns="role")).table
     beyond = table["rotation"] < 2
@@ -212,7 +212,7 @@ def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
 
 
 def test_boxes_with_sharp_edges_need_trees():
-    """Smoothness is wrong there, and held-out probes say so; intervals hold the truth all the same."""
+    """Smoothness is wrong there, and held-out probes show it; intervals contain the truth all the same."""
     task = Planted(5, 100, searched=30, unseen=0)
     ids, rng = task.items.ids("discover"), np.random.default_rng(0)
     probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")
@@ -228,7 +228,7 @@ def test_boxes_with_sharp_edges_need_trees():
 
 @pytest.mark.parametrize("kind", [Process, Trees, Logistic, Average])
 def test_margins_of_the_grid_are_those_of_its_probes(kind):
-    """Each estimator computes the grid by a short cut: as products of items and cells."""
+    """Each estimator computes the grid by a shortcut: as products of items and cells."""
     space = ConceptSpace((Concept("a", tuple(range(12))), Concept("b", ("x", "y", "z"), ordered=False)))
     rng = np.random.default_rng(0)
     embeddings, items, cells = rng.normal(size=(6, 3)), rng.integers(0, 6, 200), space.sample(200, rng)
@@ -279,14 +279,14 @@ def test_an_enumerated_grid_is_exact_however_large(monkeypatch):
     np.testing.assert_allclose(landscape.rates, truth(task))
     known = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
     assert (known.exact, known.sampled) == (False, True)
-    # all pairs of the cells in the sample, but not of the others, are not an enumeration either
+    # All pairs of the cells in the sample, but not of the others, are not an enumeration either.
     some = every.merge(known.table[task.concepts.names])
     again = estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
     assert (again.exact, again.sampled) == (False, True)
 
 
 def coin(space: ConceptSpace, rates: np.ndarray, n: int, items: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
-    """Uniform probes of a model that fails by chance, with a rate that each cell has, and the items."""
+    """Uniform probes of a model that fails at random with each cell's rate, and the items."""
     rng, ids = np.random.default_rng(seed), [f"i{k}" for k in range(items)]
     pairs = rng.choice(items * space.n_cells, n, replace=False)
     failed = rng.random(n) < rates[pairs % space.n_cells]
@@ -298,7 +298,7 @@ def coin(space: ConceptSpace, rates: np.ndarray, n: int, items: int, seed: int) 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_few_cells_are_judged_by_probes_of_all_of_them(seed):
-    """With two levels, a fold of whole cells asks for the rate of a level no other probe has."""
+    """With two levels, a fold of whole cells would need the rate of a level that no other probe has."""
     space, rates = ConceptSpace((Concept("fog", ("none", "dense")),)), np.array([0.02, 0.91])
     probes, ids = coin(space, rates, 100, 100, seed)
     embeddings = np.random.default_rng(seed).normal(size=(100, 4))
@@ -343,7 +343,7 @@ def test_only_ordered_levels_have_neighbours():
 
 
 class Recorder:
-    """Says that the margin is the first level, and remembers how many cells it was asked for at once."""
+    """Returns the first level as margin, and records how many cells it was called with at once."""
 
     def __init__(self, items: int) -> None:
         self.items, self.asked = items, []
@@ -403,7 +403,7 @@ def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
 
 
 def test_features_reproduce_the_kernel_at_full_rank():
-    """All eigenfunctions together are the kernel: nothing is lost but what is cut off."""
+    """All eigenfunctions together are the kernel: only cut-off ones are lost."""
     task = planted(items=5, levels=2)
     hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
     embeddings = task.embed(task.items.table["id"].tolist())
@@ -430,7 +430,7 @@ def test_wilson_and_holm():
 
 @pytest.mark.parametrize(("failing", "n"), [(0, 20), (1, 20), (6, 12), (12, 12), (30, 1000)])
 def test_where_items_say_yes_or_no_the_interval_is_clopper_pearsons(failing, n):
-    """So it never collapses: 20 of 20 items alike are evidence, but not of exactly 0."""
+    """So the interval never collapses: 20 of 20 equal items are evidence, but not of exactly 0."""
     values = (np.arange(n) < failing).astype(float)
     rate = Resampler(np.arange(n), 20_000, 0).mean(values, np.ones(n), SHARE)
     exact = stats.binomtest(failing, n).proportion_ci(0.95, method="exact")
@@ -438,7 +438,7 @@ def test_where_items_say_yes_or_no_the_interval_is_clopper_pearsons(failing, n):
 
 
 def test_no_change_in_few_items_is_no_proof_of_no_change():
-    """Whatever the number of probes: five cells asked of each item are not five items."""
+    """Whatever the number of probes: five cells of each item are not five items."""
     change = Resampler(np.repeat(np.arange(20), 5), 4000, 0).mean(np.zeros(100), np.ones(100), CHANGE)
     assert change.value == 0.0
     assert (change.low, change.high) == pytest.approx((-0.168, 0.168), abs=0.01)
@@ -463,7 +463,7 @@ def test_p_values_of_resampled_items_are_those_of_the_binomial_test():
 
 
 def test_the_controls_probes_stay_the_controls(smooth):
-    """An agent that asks most of the control's failing pairs again takes none of them out of what is calibrated on."""
+    """An agent that repeats most of the control's failing pairs removes none of them from the calibration data."""
     control = smooth.probes(400, greedy=False)
     agent = control[control["failed"]].assign(role="agent")
     alone = smooth.landscape(control)
@@ -481,7 +481,7 @@ def test_rates_alone_err_no_more(smooth, both):
 
 
 def test_resampling_items_is_wider_than_resampling_probes():
-    """Ten probes of one item that agree are one piece of evidence, not ten."""
+    """Ten equal probes of one item are one piece of evidence, not ten."""
     rng = np.random.default_rng(0)
     by_item = rng.integers(0, 2, 40).astype(float)
     values, items = np.repeat(by_item, 10), np.repeat(np.arange(40), 10)

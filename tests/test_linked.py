@@ -1,4 +1,4 @@
-"""Folders that inputs link to: what they hold counts as much as what is there itself."""
+"""Linked folders in inputs: their content counts as much as that of the inputs themselves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepared(tmp_path_factory) -> Workspace:
 
 @pytest.fixture
 def linked(prepared, tmp_path) -> Iterator[Linked]:
-    """A copy of it, with a folder of pictures of its own; nothing is stale yet."""
+    """A copy of it, with its own folder of pictures; nothing is stale yet."""
     toys = prepared.copy(tmp_path / "toys")
     link, pictures = toys.path / "data/tiny/inputs/pictures", tmp_path / "pictures"
     (pictures / "cat").mkdir(parents=True)

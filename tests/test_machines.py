@@ -1,4 +1,4 @@
-"""Workers that do not see the driver's files: clones that share a DVC remote, and nothing else."""
+"""Workers without access to the driver's files: clones that share only a DVC remote."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def origin(tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def made(origin, tmp_path_factory) -> tuple[Workspace, Workspace, list[tuple[Shipment, StageResult]]]:
-    """A driver, a worker, and what came of three stages."""
+    """A driver, a worker, and the results of three stages."""
     home = tmp_path_factory.mktemp("made")
     driver, worker = clone(origin, home / "driver"), clone(origin, home / "worker")
     keys = "['remote \"keys\"']\n    url = s3://bucket\n    secret_access_key = s3cret\n"
     (driver.path / ".dvc" / "config.local").write_text(keys)
-    # Where the cache may be linked to, git's own files must still be files.
+    # With a linked cache, git's own files must still be files.
     dvc(driver, "config", "--local", "cache.type", "symlink")
     return driver, worker, ship(driver, worker, "prepare@tiny", "discover@tiny", "summarize@tiny")
 
@@ -119,7 +119,7 @@ def test_what_travels_beside_the_remote_is_small_and_holds_no_secret(made):
 def test_what_one_machine_pushed_no_other_computes(made, origin, tmp_path):
     driver, second = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "second")
     records = Path(origin.path.parent / "remote" / "runs")
-    for i in range(20):  # of other audits and years: they stay where they are
+    for i in range(20):  # of other audits and years: not moved
         (records / f"{i:02x}" / f"{i:064x}").mkdir(parents=True)
         (records / f"{i:02x}" / f"{i:064x}" / "0").write_text("")
     stages = ("prepare@tiny", "discover@tiny")
@@ -136,7 +136,7 @@ def test_what_the_driver_has_already_goes_nowhere(made, tmp_path):
     with inside(driver):
         assert pack("discover@tiny", there(worker)) is None  # it is up to date
         shutil.rmtree("data/tiny/discover")
-        assert pack("discover@tiny", there(worker)) is None  # DVC's run-cache knows it
+        assert pack("discover@tiny", there(worker)) is None  # it is in DVC's run-cache
         shutil.rmtree(".dvc/cache/runs")
         assert pack("discover@tiny", there(worker)) is not None
 
@@ -166,7 +166,7 @@ def test_a_clone_with_other_code_or_inputs_is_refused_before_anything_runs(made,
 def test_what_the_stage_says_of_its_input_comes_back_as_itself(origin, tmp_path):
     driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
     params = driver.params()
-    params["audits"]["tiny"]["seed"] = 99  # that nobody has computed
+    params["audits"]["tiny"]["seed"] = 99  # not computed anywhere
     driver.write_params(params)
     worker.toy(prepare__tiny={"exit": 2})
     with pytest.raises(UsageError, match="prepare was told to exit with 2"):

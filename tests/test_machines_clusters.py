@@ -42,7 +42,7 @@ def s3(tmp_path_factory) -> Iterator[str]:
     try:
         until(lambda: answers(port))
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # where workers and driver find them, too
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # for workers and driver as well
                 patch.setenv(name, "testing")
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
             boto3.client("s3", endpoint_url=url).create_bucket(Bucket="bucket")
@@ -54,7 +54,7 @@ def s3(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def machines(s3, tmp_path) -> Iterator[Callable[[Workspace, str], tuple[Workspace, list[Workspace], Cluster]]]:
-    """Makes of a workspace a driver and two workers, which share a remote of their own on S3."""
+    """A function that turns a workspace into a driver and two workers, which share their own remote on S3."""
     clusters = []
 
     def make(origin: Workspace, kind: str) -> tuple[Workspace, list[Workspace], Cluster]:
@@ -94,7 +94,7 @@ def test_two_machines_come_to_what_one_comes_to(machines, prefect_server, tmp_pa
     done = alone.faded("audit", "--all", "--runner", "threads", PREFECT_API_URL=prefect_server)
     assert done.returncode == 0, done.stdout
     assert lock(driver) == lock(alone)
-    assert len(lock(alone)) == 15  # with the names of the code
+    assert len(lock(alone)) == 15  # including the stages `code`
     outputs = tuple(f"*/{kind}/**/*" for kind in STAGES)
     assert driver.digests(*outputs) == alone.digests(*outputs)
     elsewhere = [stages_run_in(worker) for worker in workers]
@@ -123,7 +123,7 @@ def test_a_machine_that_is_killed_is_made_up_for_and_nothing_is_computed_again(
     dying = next(i for i, worker in enumerate(workers) if at_work(worker))
     stage = running("-m stages.discover", workers[dying])
     cluster.lose(dying)
-    assert all_gone([stage])  # no orphan works on
+    assert all_gone([stage])  # no orphan keeps running
     (workers[1 - dying].path / "go").touch()
     assert process.wait(timeout=300) == 0, log.read_text()
     executed = [stage for workspace in (driver, *workers) for stage in workspace.executed()]
@@ -131,13 +131,13 @@ def test_a_machine_that_is_killed_is_made_up_for_and_nothing_is_computed_again(
         [*(f"{kind}@tiny" for kind in (*TRAVELLERS, "collect_feedback")), "discover@tiny"]
     )
 
-    # A third machine has nothing to compute, and neither has a driver that begins anew.
+    # A third machine has nothing to compute, and neither has a new driver.
     third, anew = (clone(Workspace(tmp_path / "origin"), tmp_path / name) for name in ("third", "anew"))
     cluster.lose(1 - dying)
     cluster.add(third)
     audited(anew, cluster, prefect_server)
     assert third.executed() == []
-    assert anew.executed() == ["collect_feedback@tiny"]  # a person's decision is the driver's own
+    assert anew.executed() == ["collect_feedback@tiny"]  # decisions stay on the driver
     assert lock(anew) == lock(driver)
 
 

@@ -1,4 +1,4 @@
-"""Microscopic exploration on tasks whose nearest failures are known."""
+"""Microscopic exploration on tasks with known nearest failures."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ GLOW = Concept("glow", (-2, -1, 0, 1, 2), neutral=0)
 
 
 class Sloped:
-    """Fails where a weighted sum of the levels is above what an item bears; some pairs of concepts add to each other.
+    """Fails if a weighted sum of the levels exceeds an item's limit; some pairs of concepts reinforce each other.
 
-    The margin grows with every step, as those of real models mostly do, so that a search has something to follow. One
-    item of eight bears everything, one fails unchanged.
+    The margin grows with every step, as for most real models, so that a search has something to follow. One item of
+    eight never fails, one fails unchanged.
     """
 
     threshold = 0.0
@@ -62,7 +62,7 @@ class Sloped:
         return ProbeBatch(margin, margin > 0, [""] * len(rows))
 
     def radii(self) -> np.ndarray:
-        """By asking everything: steps to the nearest failure, inf where there is none."""
+        """Steps to the nearest failure, from all probes; inf if there is none."""
         cells = self.concepts.cells()
         steps = Moves(self.concepts, self.concepts.start).steps(cells).astype(float)
         ids = self.items.table["id"]
@@ -109,7 +109,7 @@ def test_exact_search_finds_the_nearest_failure_of_every_item() -> None:
     assert table["status"].value_counts().to_dict() == {"found": 18, "fails unchanged": 3, "not found": 3}
     assert (table["radius"] == table["at_least"])[table["status"] == "found"].all()
     hold = table[table["status"] == "not found"]
-    assert (hold["searched"] == 15).all() and (hold["at_least"] == 16).all()  # all 15 steps were asked, none fails
+    assert (hold["searched"] == 15).all() and (hold["at_least"] == 16).all()  # all 15 steps were probed, none fails
     changed = table[table["status"] == "found"]
     cells = changed[SPACE.names].to_numpy(dtype=int)
     assert task.probe(changed["item"].tolist(), cells).failed.all()
@@ -137,7 +137,7 @@ def test_a_wider_beam_finds_nothing_farther() -> None:
 
 
 def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() -> None:
-    task = planted([{"tilt": [3, 4], "dust": [2, 3, 4]}], noise=0.0)  # its margins are noise: a beam has no direction
+    task = planted([{"tilt": [3, 4], "dust": [2, 3, 4]}], noise=0.0)  # margins are noise, so a beam has no direction
     items = task.items.ids("discover")
     walks = Walks(Prober(task, items, 10_000), Moves(task.concepts, task.concepts.start), len(items))
     reduce_strongest(walks, try_alone(walks))
@@ -164,10 +164,10 @@ def test_how_far_each_concept_alone_has_to_go() -> None:
 )
 def test_a_budget_is_kept_exactly_and_a_seed_decides_everything(settings: dict) -> None:
     agent = {"settings": {"n_envs": 8, "n_steps": 4, "training": 0.6}} if settings["method"] == "rl" else {}
-    # With 150 probes none of them is done.
+    # With 150 probes, none of them finishes.
     runs = [explore(task := Sloped(), seed=s, items=10, budget=150, **settings, **agent) for s in (1, 1, 2)]
     assert task.queries == runs[2].metrics["probes"] <= 150
-    if settings["method"] != "rl":  # an agent that has walked all items has nothing left to ask
+    if settings["method"] != "rl":  # an agent that has walked all items has nothing left to probe
         assert runs[2].metrics["probes"] == 150
     pd.testing.assert_frame_equal(runs[0].table, runs[1].table)
     assert runs[0].table["item"].tolist() != runs[2].table["item"].tolist()
@@ -193,7 +193,7 @@ def test_a_resumed_exploration_equals_an_uninterrupted_one(method: str, tmp_path
     assert 0 < ledger.resumed == killed.queries
     resumed = run(task, ledger)
     pd.testing.assert_frame_equal(resumed.table, whole.table)
-    assert task.queries == whole.metrics["probes"] - killed.queries  # nothing was asked twice
+    assert task.queries == whole.metrics["probes"] - killed.queries  # nothing was probed twice
 
 
 def test_an_item_that_holds_is_told_as_far_as_it_was_searched() -> None:
@@ -223,7 +223,7 @@ def test_an_enumerated_grid_costs_nothing_and_is_searched_exactly() -> None:
 
 def test_what_was_not_asked_is_not_said_to_hold() -> None:
     task = Sloped(bears=0.5)  # four steps of any concept are enough
-    found = explore(task, budget=24 + 3 * 10)  # each at the start; by each concept alone only ten of them
+    found = explore(task, budget=24 + 3 * 10)  # each unchanged; along each concept alone only ten of them
     table = found.table
     assert table["tried_alone"].sum() == 10 and (table["alone_fog"].notna() == table["tried_alone"]).all()
     summary = summarize_robustness(table, SPACE, search.Walks(**found.metrics))
@@ -341,7 +341,7 @@ def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
     space = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in "abcd"))
 
     class Hidden(Sloped):
-        """Only steps of b and d count, so that a walk at random is twice as long as it has to be."""
+        """Only steps of b and d have an effect, so that a random walk is twice as long as necessary."""
 
         def __init__(self) -> None:
             super().__init__(space, items=60, bears=2.2)

@@ -41,7 +41,7 @@ def said(row: pd.Series) -> Words:
 
 
 class Wordy(PlantedTask):
-    """Fails where a prompt says all words of one of the sets of its item; margins tell nothing of which words do it."""
+    """Fails if a prompt contains all words of one of its item's sets; margins do not show which words matter."""
 
     def __init__(self, sets: list[Words] | list[list[Words]], items: int = 25, space: ConceptSpace = SPACE) -> None:
         table = pd.DataFrame({"id": [f"i{k:03d}" for k in range(items)], "split": "discover", "label": "0"})
@@ -65,7 +65,7 @@ def explore(task: Wordy, each: int, method: str = "beam", seed: int = 0, **setti
 
 
 def assert_minimal(task: Wordy, table: pd.DataFrame) -> None:
-    """What is reported fails, and every strict subset of its words passes."""
+    """Check that reported words fail, and that every strict subset of them passes."""
     for _, row in table[table["status"] == "found"].iterrows():
         words = said(row)
         assert row["radius"] == len(words) and task.probe([row["item"]], np.array([cell(words)])).failed.all()
@@ -116,7 +116,7 @@ def test_items_that_fail_before_a_word_is_added_are_told_apart(method: str) -> N
     table = explore(task, 40, method).table.set_index("item")
     bad = [f"i{n:03d}" for n in range(0, 25, 5)]
     assert (table.loc[bad, "status"] == "fails unchanged").all() and (table.loc[bad, "radius"] == 0).all()
-    assert (table.loc[bad, "queries"] == 1).all()  # nothing more is asked of them
+    assert (table.loc[bad, "queries"] == 1).all()  # no further probes
     assert (table.drop(index=bad)["radius"] == 2).all()
 
 
@@ -148,7 +148,7 @@ def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
     walks.ask(np.array([4]), np.array([cell(SMALL_THREE)]))
     share(walks)
     assert (walks.radius == 2).all() and (walks.failing == cell(SMALL_THREE)).all()
-    assert (walks.queries == 2).all()  # at the start, and the words of the other
+    assert (walks.queries == 2).all()  # unchanged, and with the other's words
 
 
 def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
@@ -163,4 +163,4 @@ def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
 def test_an_item_that_bears_all_words_is_not_said_to_fail() -> None:
     task = Wordy([{"digit": "never said"}], space=prompt_space({"digit": ["", "one"], "size": ["", "small"]}))
     table = explore(task, 50).table
-    assert (table["status"] == "not found").all() and (table["at_least"] == 3).all()  # the whole grid was asked
+    assert (table["status"] == "not found").all() and (table["at_least"] == 3).all()  # the whole grid was probed

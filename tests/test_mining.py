@@ -1,4 +1,4 @@
-"""Mining: hidden weaknesses are found, what is not there is not named, and what was found can be audited."""
+"""Mining: hidden weaknesses are found, others are not named, and the result can be audited."""
 
 from __future__ import annotations
 
@@ -130,11 +130,11 @@ def test_words_are_replaced_in_their_inflection_and_slots_are_not_words():
     assert "wolf" in other_levels("dog") and "in the rain" in other_levels("in the snow") and other_levels("") == []
 
 
-# How tasks are asked
+# How tasks are probed
 
 
 def silent(_spent, _note):
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
 
 def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_judged_by_the_article(tmp_path):
@@ -150,7 +150,7 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     task, ids, cells = asked.worded(asks)
     article = asked.texts().texts[item]
     assert task.changed(ids, cells) == [replaced(article, {word: other}), article]
-    assert len(set(ids)) == 1  # so the measure compares with the article as it was
+    assert len(set(ids)) == 1  # so the measure compares with the unchanged article
     own = Summarization.load(context, tmp_path / "prepare")
     unchanged = own.probe(ids[:1], np.array([start])).failed
     assert asked(asks).tolist()[1] == unchanged[0] and asked.spent == 2
@@ -162,7 +162,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     (tmp_path / "prepare").mkdir()
     TextToImage.prepare(context, tmp_path / "prepare")
     asked = Prompts(TextToImage, context, tmp_path / "prepare", tmp_path, silent)
-    assert asked.levels() == context.concepts  # its judge reads attributes and no other words
+    assert asked.levels() == context.concepts  # its judge reads attributes, and no other words
     start, texts_ = tuple(asked.concepts.start.tolist()), asked.texts()
     item, word = next((n, w) for n, text in enumerate(texts_.texts) for w in text.split() if w.isalpha())
     asks = [Ask(item, ((word, "sketch"),), start), Ask(item, (), start)]
@@ -188,7 +188,7 @@ def customers(request):
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory):
-    """The example of the page, mined: (workspace, output, url)."""
+    """The mined example of the page: (workspace, output, url)."""
     pytest.importorskip("transformers")
     from tests.tiny_models import tiny_embedder
 
@@ -196,7 +196,7 @@ def mined(tmp_path_factory):
     with served(customers, whole=True) as model:
         audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
         audit["prepare"]["model"] |= {"openai": f"{model.url}/v1"}
-        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds nothing alike
+        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
         workspace = make_workspace(tmp_path_factory.mktemp("mined") / "ws", {"support": audit}, {})
         inputs = workspace.path / "data/support/inputs"
         tiny_embedder(inputs / "embedder")
@@ -207,7 +207,7 @@ def mined(tmp_path_factory):
         assert code == 0, told
         asked_before = len(model.requests)
         assert faded(workspace, "mine", "support")[0] == 0
-        assert all("near the" not in str(one) for one in model.requests[asked_before:])  # no question is asked twice
+        assert all("near the" not in str(one) for one in model.requests[asked_before:])  # no question is sent twice
         yield workspace, told
 
 

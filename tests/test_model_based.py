@@ -1,4 +1,4 @@
-"""Model-based search and its rivals on planted failures: they find more, keep the books, leave a proposer behind."""
+"""Model-based search and its rivals on planted failures: finds, budgets, and the proposer they leave behind."""
 
 from __future__ import annotations
 
@@ -67,15 +67,13 @@ def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) ->
     cells = table[SPACE.names].to_numpy()
     for region in REGIONS:
         assert Region.from_json(region).contains(SPACE, cells[table["failed"]]).sum() >= 10
-    assert (
-        table["uniform"].sum() >= found.details["random_probes"] == 40 + 6 * 6
-    )  # some are drawn that were asked before
+    assert table["uniform"].sum() >= found.details["random_probes"] == 40 + 6 * 6  # some draws repeat earlier probes
 
 
 @pytest.mark.parametrize("cls", [ModelBased, Pool, LocalSearch])
 def test_the_same_seed_asks_the_same_and_a_larger_budget_begins_alike(cls) -> None:
     tables = [explore(make(cls), make_task(), budget, seed)[0].table() for budget, seed in ((90, 1), (120, 1), (90, 2))]
-    longer = tables[1].head(70)  # the last batch of the shorter run was cut to what was left
+    longer = tables[1].head(70)  # the last batch of the shorter run was cut to the budget
     pd.testing.assert_frame_equal(tables[0].head(70), longer)
     assert not tables[0].equals(tables[2])
     pd.testing.assert_frame_equal(tables[0], explore(make(cls), make_task(), 90, 1)[0].table())
@@ -100,7 +98,7 @@ def test_the_policy_names_failures_of_items_never_seen_and_survives_the_disk(tmp
     assert inside(picks) > 0.95
     assert inside(policy.sample(unseen, 5, seed=0)) > 0.7
     assert all(len(np.unique(SPACE.flat(row))) == 5 for row in picks)
-    top = np.sort(p, axis=1)[:, -5:].sum(axis=1)  # beam search finds the likeliest cells of so small a grid
+    top = np.sort(p, axis=1)[:, -5:].sum(axis=1)  # beam search finds the likeliest cells of this small grid
     np.testing.assert_allclose(np.take_along_axis(p, SPACE.flat(picks), axis=1).sum(axis=1), top, rtol=1e-4)
 
     policy.save(tmp_path)
@@ -115,7 +113,7 @@ def test_probabilities_of_some_cells_are_those_of_all() -> None:
     torch.nn.init.normal_(network.out)
     observations, cells = torch.randn(7, 3), torch.from_numpy(SPACE.sample(7, np.random.default_rng(0)))
     both = network(observations, cells).sum(dim=1)
-    for j in range(len(SPACE)):  # what comes later must not matter
+    for j in range(len(SPACE)):  # later concepts must not matter
         changed = cells.clone()
         changed[:, j] = (changed[:, j] + 1) % SPACE.sizes[j]
         torch.testing.assert_close(network(observations, changed)[:, :j], network(observations, cells)[:, :j])
@@ -162,7 +160,7 @@ def test_a_grid_that_is_nearly_used_up_is_used_up() -> None:
 
 
 class ByItem:
-    """A surrogate that expects later items to fail more, whatever the cell."""
+    """A surrogate that expects later items to fail more, in any cell."""
 
     noise = 1.0
 
@@ -180,7 +178,7 @@ def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
     seen = Data(np.full(30, 9), space.sample(30, rng), rng.normal(size=30), np.zeros(30, bool))
     worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
     assert (worth.regions is None) == (space.n_cells <= ENUMERABLE)
-    items = np.tile(np.repeat(np.arange(4), 3), 2)  # 4 items under 3 cells, and all of it twice
+    items = np.tile(np.repeat(np.arange(4), 3), 2)  # 4 items in 3 cells, twice
     which = np.tile(np.arange(3), 8)
     chosen = worth.batch(items, space.cells(np.arange(3))[which], 8)
     assert [sorted(which[chosen[k : k + 3]]) for k in (0, 3)] == [[0, 1, 2]] * 2
@@ -269,7 +267,7 @@ def test_bad_settings_are_named(settings: dict, named: str) -> None:
 
 
 class Names:
-    """A generator that names cells of one level of concept a, where all fail or none does."""
+    """A generator that proposes cells of one level of concept a, where either all fail or none does."""
 
     def __init__(self, level: int) -> None:
         self.level, self.named = level, []
@@ -326,7 +324,7 @@ def test_candidates_lie_near_known_failures(kind) -> None:
     assert len(pairs.items) == len(pairs.cells) == 600
     often, rare = [(pairs.cells == cell).mean(axis=1) >= 0.8 for cell in (cells[0], cells[-1])]
     assert (often | rare).mean() > 0.75
-    if kind is Archive:  # a niche has as many offspring, however many failures it holds
+    if kind is Archive:  # the offspring of a niche do not depend on its failures
         assert 0.5 < often.sum() / rare.sum() < 2
     nothing = Acquisition(ByItem(), seen.take(np.zeros(0, int)), SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
     assert len(kind(Grid(SPACE, 40, rng)).propose(nothing, 7).items) == 7

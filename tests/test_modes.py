@@ -1,4 +1,4 @@
-"""Failure modes have to name what was planted."""
+"""Failure modes have to name the planted failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.landscapes import CORNERS, NO_FRESH, adaptive, ask, fresh, inside, pl
 
 
 def regions_of(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limits: SummarizeConfig) -> list[Region]:
-    """Regions of rates that are the same for all items."""
+    """Regions for rates that are equal for all items."""
     return find_regions(Rates.of_cells(space, cells, rates), limits)
 
 
@@ -84,7 +84,7 @@ def test_what_measures_a_mode_had_no_say_in_its_being_one(named):
 
 
 def all_alike(task, landscape: Landscape) -> Rates:
-    """The rates of a landscape of 40 items that nothing tells apart."""
+    """The rates of a landscape of 40 items without distinguishing attributes."""
     unknown = pd.DataFrame(index=task.items.table["id"])
     return replace(Rates.of_cells(task.concepts, landscape.cells(task.concepts), landscape.rates), attributes=unknown)
 
@@ -153,7 +153,7 @@ def test_regions_are_not_merged_where_the_box_around_them_fails_less():
     tall = (cells[:, 0] <= 3) & (cells[:, 1] <= 2)
     wide = (cells[:, 0] <= 1) & (cells[:, 1] >= 3) & (cells[:, 1] <= 4)
     limits = SummarizeConfig(modes=2, max_conditions=2, min_support=0.01)
-    # The two fill 16 of the 20 cells of the box around them; whether that says the same depends on the other four.
+    # The two fill 16 of the 20 cells of the box around them; whether the box is equivalent depends on the other four.
     apart = regions_of(space, cells, np.where(tall | wide, 1.0, 0.0), limits)
     assert sorted(region.n_cells(space) for region in apart) == [4, 12]
     corner = (cells[:, 0] <= 3) & (cells[:, 1] <= 4) & ~(tall | wide)
@@ -165,7 +165,7 @@ CONTROL = pd.DataFrame({"item": "i", "a": 0, "failed": np.arange(1000) < 250})
 
 
 def outcome(*answers: tuple[int, float]) -> list[Mode]:
-    """Levels of a concept, each a region, of whose first and further fresh probes so many and such a share fail.
+    """Levels of a concept, each a region, with such numbers of failing first fresh probes, and shares of further ones.
 
     Each is tested on 40 and, if that confirms it, measured on 20 and more; of the whole grid 250 of 1,000 fail.
     """
@@ -219,17 +219,17 @@ def test_no_mode_fails_less_than_the_average():
 
 
 def test_where_all_cells_are_alike_hardly_any_run_confirms_a_mode():
-    """Noise alone makes regions look bad; on fresh probes they do not hold: 5% of runs by the test's own level."""
+    """Noise alone makes regions look bad, which fresh probes do not confirm: 5% of runs, by the test's own level."""
     rng = np.random.default_rng(0)
     false = [
         any(mode.confirmed for mode in outcome(*((int(k), 0.25) for k in rng.binomial(40, 0.25, 6))))
         for _ in range(200)
     ]
-    assert sum(false) <= 16  # 10 are expected; more than 16 come in 3% of experiments
+    assert sum(false) <= 16  # 10 are expected; more than 16 occur in 3% of experiments
 
 
 class Half:
-    """A model that fails for the first half of the items, everywhere in one region, and nowhere else."""
+    """A model that fails on the first half of the items, everywhere in one region, and nowhere else."""
 
     threshold = 0.0
     region = Region({"tilt": (3, 4)})
@@ -275,12 +275,12 @@ def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():
 
 @pytest.mark.parametrize("items", [4, 12])
 def test_few_items_confirm_nothing(items):
-    """Each answers 10 probes of the region alike; independent, these would have been beyond doubt."""
+    """Each item answers 10 probes of the region alike; independent probes would have been beyond doubt."""
     assert not any(mode.confirmed for mode in Half(items).named())
 
 
 def test_the_rate_of_the_rest_is_not_taken_as_known():
-    """Without any difference, 200 probes may call a region worse in one of twenty cases."""
+    """Without any difference, 200 probes may find a region worse in one of twenty cases."""
     rng = np.random.default_rng(0)
     p_values = [worse_probes(rng.random(60) < 0.3, rng.random(140) < 0.3) for _ in range(2000)]
     assert 0.01 < np.mean(np.array(p_values) < 0.05) < 0.055
@@ -290,7 +290,7 @@ def test_the_rate_of_the_rest_is_not_taken_as_known():
 
 
 def test_items_are_compared_with_themselves():
-    """Of items that fail anywhere, some more inside and some less: the sign test says how much that is worth."""
+    """Of items that fail anywhere, some fail more inside and some less: the sign test decides whether that matters."""
     items, inside = np.repeat(np.arange(8).astype(str), 2), np.tile([True, False], 8)
     worse = np.ravel([(True, False)] * 5 + [(True, True)] * 3)
     assert worse_items(worse, inside, items) == pytest.approx(0.5**5, abs=0.012)
@@ -316,7 +316,7 @@ def test_a_condition_that_does_not_raise_the_rate_is_dropped():
 
 
 def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
-    """One level is a hair below what speaks for a region: without it the region says no more."""
+    """One level is slightly below what supports the region; a region without it is not better."""
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "ab"))
     cells = space.cells()
     rates = np.where(cells[:, 0] >= 3, np.where(cells[:, 1] == 4, 0.58, 0.8), 0.1)
@@ -394,7 +394,7 @@ CELL = (6, 0, 3, 5)
 
 
 def rates_of_a_cell(height: float, around: float = 0.05) -> tuple[ConceptSpace, np.ndarray, np.ndarray]:
-    """A grid of four concepts, its cells, and rates that only noise and one cell tell from each other."""
+    """A grid of four concepts, its cells, and rates that differ only in noise and in one cell."""
     space = ConceptSpace(tuple(Concept(name, tuple(range(7)), ordered=name != "d") for name in "abcd"))
     cells = space.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
@@ -456,7 +456,7 @@ def space_of_three() -> ConceptSpace:
 
 
 def test_regions_that_together_say_the_same_are_merged():
-    """Found one after the other, the worse level first; people read one range."""
+    """They are found one after the other, the worse level first; people read one range."""
     space = space_of_three()
     cells = space.cells()
     rates = np.where(cells[:, 0] == 5, 0.9, np.where((cells[:, 0] == 4) & (cells[:, 1] > 0), 0.82, 0.1))
@@ -505,7 +505,7 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
         )
         shares += [found_again(planted_modes, half, task.concepts).share for half in halves]
         story = reproducibility(task.concepts, modes, halves)
-        assert story.named == 2 and story.in_halves[modes[0].id] == 2  # of the other, half of the probes may be too few
+        assert story.named == 2 and story.in_halves[modes[0].id] == 2  # half of the probes may be too few for the other
         assert story.again == sum(one == 2 for one in story.in_halves.values())
     assert np.mean(shares) > 0.7
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Failure modes about some items only: found, confirmed against all others, repaired and measured."""
+"""Failure modes for some items only: found, confirmed against all others, repaired and measured."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_what_fails_is_named_with_whose_it_is(region):
 
 @pytest.mark.parametrize("times", [1.1, 1.4])
 def test_a_label_has_to_earn_its_place(times):
-    """One label fails more often in the corner, but all do: its own level is higher, so it explains less."""
+    """One label fails more often in the corner, but all do: its own level is higher, so the label explains less."""
     rates = failing(Region(CORNER.allowed), high=0.6)
     rates[2] = np.clip(rates[2] * times, 0, 1)
     assert find_regions(known(rates), SummarizeConfig()) == [Region(CORNER.allowed)]
 
 
 def test_a_condition_on_some_items_has_to_raise_the_quality_by_more_than_noise_does():
-    """One level of fog is a hair below what speaks for the region."""
+    """One level of fog is slightly below what supports the region."""
     region = Region({"tilt": (3, 4)}, {"label": ("2",)})
     rates = failing(region, high=0.8)
     rates[2, region.in_box(SPACE, SPACE.cells()) & (SPACE.cells()[:, 1] == 0)] = 0.33
@@ -99,7 +99,7 @@ def test_a_label_is_not_merged_into_a_place_where_all_others_fail_less():
 
 
 def test_a_label_that_fails_alone_moves_no_edge_of_what_all_fail_on():
-    """By the level of the label the weaker half of the corner would be named as that of some labels."""
+    """By the label's own level, the weaker half of the corner would be assigned to some labels only."""
     rates = failing(Region({"tilt": (3, 4)}), high=0.4)
     rates[:, SPACE.cells()[:, 0] == 4] = 0.6
     rates[2, SPACE.cells()[:, 1] == 0] = 1.0
@@ -112,7 +112,7 @@ def test_two_labels_that_share_the_failures_of_a_place_are_both_named():
 
 
 def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
-    """All fail on 12% and the label on 22% of the rest: alone, the level lies so low that all of the label is named."""
+    """All fail at 12% and the label at 22% of the rest; by its level alone the whole label would be named."""
     rates = failing(CORNER, high=0.7, low=0.12)
     rates[2] = np.where(rates[2] < 0.5, 0.22, rates[2])
     assert CORNER in find_regions(known(rates), SummarizeConfig())
@@ -124,7 +124,7 @@ def test_a_region_about_items_has_one_concept_less():
 
 
 def asked(rate: float, others: float):
-    """What `confirm` makes of the corner where the label, and all others in the same cells, fail with these rates."""
+    """The result of `confirm` for a corner where the label, and all others in the same cells, fail with these rates."""
     rng = np.random.default_rng(0)
 
     def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
@@ -233,7 +233,7 @@ def test_probes_are_told_to_lie_inside_by_their_item():
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory):
-    """An audit of a model that fails on one label of three, where it is tilted; its repair is not made yet."""
+    """An audit of a model that fails on one label of three if it is tilted; its repair has not run yet."""
     with pytest.MonkeyPatch.context() as patch:
         items = {"discover": 60, "repair": 30, "test": 90}
         planted = {"tilt": [3, 4], "label": ["1"]}
@@ -273,5 +273,5 @@ def test_no_mode_is_about_what_items_of_another_split_do_not_have():
 
 
 def table(values: list[str]) -> pd.DataFrame:
-    """Items that are told apart by a column."""
+    """Items with a distinguishing column."""
     return pd.DataFrame({"kind": values}, dtype=object)

@@ -1,4 +1,4 @@
-"""Stages whose task needs no network have none."""
+"""Stages whose task needs no network cannot use it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What re-evaluate shows beside failure rates: the model asked again, the task's own measures, what was not judged."""
+"""Further results of re-evaluate: the model a second time, the task's own measures, and invalid probes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_control_is_called_what_it_was():
 
 
 def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
-    """A planted summarizer, and its answers to every item, unchanged."""
+    """A planted summarizer, and its answers to every unchanged item."""
     model = planted(items=n)
     items = Items(model.items.table.assign(split="test"))
     task = PlantedTexts(items, model.concepts, {"regions": [], "noise": 0.0}, seed=0)
@@ -145,7 +145,7 @@ def test_invalid_probes_are_counted_where_they_occur():
 
 @pytest.fixture(scope="module")
 def verdict(tmp_path_factory):
-    """A planted summarizer repaired: asked again it fails less often, and half of the noisy cells cannot be judged."""
+    """A repaired planted summarizer that fails less on a second request; half of its noisy cells are invalid."""
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("texts")
         settings = {"again": 0.3, "noise": 0.03, "invalid": [{"tilt": [1], "fog": [0, 1]}]}
@@ -214,7 +214,7 @@ def test_all_answers_are_kept(verdict):
 
 
 def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
-    """The ledgers outlive a run; what it asked of any model, of the one asked again too, is read from there."""
+    """Ledgers outlive a run: the answers of all models, also of the second request, are read from them."""
     asked = []
     monkeypatch.setattr(sys.modules["planted_texts"].PlantedTexts, "probe", lambda *_: asked.append(1))
     monkeypatch.setattr(re_evaluate, "_one_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

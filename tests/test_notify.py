@@ -37,7 +37,7 @@ def here(toys, monkeypatch, prefect_server) -> Iterator[None]:
 
 @pytest.fixture
 def hook() -> Iterator[tuple[str, queue.Queue[tuple[str, str]]]]:
-    """A server that takes what is posted: its URL, and what came, by path."""
+    """A server that records what is posted: its URL, and the bodies by path."""
     came: queue.Queue[tuple[str, str]] = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def hook() -> Iterator[tuple[str, queue.Queue[tuple[str, str]]]]:
 
 @pytest.fixture
 def mail() -> Iterator[tuple[str, queue.Queue[str]]]:
-    """A mail server that takes everything: its address, and the messages that came."""
+    """A mail server that accepts everything: its address, and the messages."""
     came: queue.Queue[str] = queue.Queue()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -101,7 +101,7 @@ def test_one_result_is_told_once_until_another_came_between(here, hook):
     notify("gate failed", "tiny", "not taken", "result 1")
     set_url("webhook", url)
     for told, send in (
-        (True, lambda: notify("gate failed", "tiny", "first", "result 1")),  # nobody heard of it yet
+        (True, lambda: notify("gate failed", "tiny", "first", "result 1")),  # nobody was notified yet
         (False, lambda: notify("gate failed", "tiny", "again", "result 1")),
         (True, lambda: notify("gate failed", "other", "of another audit", "result 1")),
         (True, lambda: notify("gate failed", "tiny", "another", "result 2")),
@@ -113,7 +113,7 @@ def test_one_result_is_told_once_until_another_came_between(here, hook):
         while not came.empty():
             came.get()
         send()
-        assert came.empty() is not told  # what is sent is answered before `notify` returns
+        assert came.empty() is not told  # the response arrives before `notify` returns
 
 
 @pytest.mark.slow
@@ -123,25 +123,25 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
     add_missing(load_params())
     url, came = hook
     with contextlib.closing(OwnServer("app", 0, RECORDS)) as server:
-        with pytest.raises(OSError, match="in use"):  # held from the first moment, not once the server has started
+        with pytest.raises(OSError, match="in use"):  # held from the start, not only once the server runs
             socket.create_server(("127.0.0.1", server.port))
         server.start()
         server.wait()
         with server.clients():
             set_url("webhook", f"{url}/{SECRET}")
             notify("needs decision", "tiny", "look")
-        assert came.get(timeout=30)[0] == f"/{SECRET}"  # so it is kept somewhere
+        assert came.get(timeout=30)[0] == f"/{SECRET}"  # so it is stored somewhere
 
         assert httpx.get(f"{server.api}/health").status_code == 401
         shown = {"Authorization": authorization(server.credential)}
         assert httpx.get(f"{server.api}/health", headers=shown).status_code == 200
         assert httpx.get(f"{server.api}/health", headers={**shown, "Host": "example.org"}).status_code == 401
-        # And whoever could make a browser show it would lack the token for changes.
+        # And somebody who made a browser send it would lack the token for changes.
         assert httpx.post(f"{server.api}/flow_runs/filter", json={}, headers=shown).status_code == 403
     files = [path for path in toys.path.rglob("*") if path.is_file()]
     assert HOME / "prefect.db" in [path.relative_to(toys.path) for path in files]
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
-    assert HOME.stat().st_mode & 0o077 == 0  # what the address is encrypted with lies beside it
+    assert HOME.stat().st_mode & 0o077 == 0  # the key that encrypts the address is beside it
 
 
 def test_the_server_shows_nobody_the_address(here, hook):

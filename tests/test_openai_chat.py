@@ -1,4 +1,4 @@
-"""A summarizer behind chat completions: what is sent, what servers say, what it costs; nothing is paid twice."""
+"""A summarizer behind chat completions: requests, responses of servers, and costs; nothing is paid twice."""
 
 import contextlib
 import json
@@ -80,7 +80,7 @@ def asked(chat, *users):
     return chat.ask([chat.request("", user, 30) for user in users])
 
 
-# What is sent and answered
+# Requests and responses
 
 
 def test_a_request_has_one_message_and_what_settings_add_or_leave_out():
@@ -258,7 +258,7 @@ def test_the_bill_outlives_a_kill_and_is_one_for_all_processes(tmp_path):
     one, other = Account(path), Account(path)
     one.add("a", answered())
     with path.open("ab") as file:
-        file.write(b"0123456789abcdef {cut sho")  # by a kill
+        file.write(b"0123456789abcdef {cut sho")  # cut off by a kill
     other.add("b", answered("B"), Price(**PRICE))
     one.add("c", answered(prompt=None))
     for account in (one, other, Account(path)):
@@ -287,7 +287,7 @@ def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
     assert used() == "m 1"
     assert prepared("m", "2") == "m 1"  # max_cost was raised
     assert used() == "m 1"
-    assert prepared("m", "2") is None  # by force
+    assert prepared("m", "2") is None  # forced
     assert prepared("n", "3") is None  # another model
     assert used() == "n 3"
     assert Account(tmp_path / "bill.jsonl").bill.requests == 5
@@ -305,7 +305,7 @@ def test_a_cost_that_nobody_can_count_is_not_promised(tmp_path):
 
 @pytest.fixture
 def workspace(inputs, tmp_path, monkeypatch):
-    """A workspace with one audit of a chat model, for stages run in this process."""
+    """A workspace with one audit of a chat model, whose stages run in this process."""
     shutil.copytree(inputs, tmp_path / "data" / "chat" / "inputs")
     monkeypatch.chdir(tmp_path)
 
@@ -333,7 +333,7 @@ def cost():
 
 
 def texts(model):
-    """What was asked, without the articles by which the model is known again."""
+    """The requested texts, without the articles by which the model is identified."""
     return [text for request in model.requests if (text := article(request)) not in KNOWN]
 
 
@@ -362,7 +362,7 @@ def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace)
 
 
 def loaded():
-    """The audit's task, as later stages load it."""
+    """The audit's task, as loaded by later stages."""
     return load_task("chat", load_params().audit("chat"), Path("data/chat/prepare"))
 
 
@@ -398,13 +398,13 @@ def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(work
         workspace(model.url, max_cost=0.001)
         guess = line("prepare", "discover")
         probes = probes_of(load_params(), SimpleNamespace(kind="discover", name="discover@chat", audit="chat"))
-        summaries = 10 + 6 + 5 + 2 * (10 + 6)  # of all splits, and for calibration twice
+        summaries = 10 + 6 + 5 + 2 * (10 + 6)  # of all splits, and two for each calibration item
         assert (
             f"about {summaries + 3 * len(KNOWN) + probes} requests" in guess
             and "a guess from the length of the texts), cost about" in guess
         )
         assert "0 of max_cost 0.001 is spent, and this may reach it" in guess
-        assert model.requests == []  # a plan asks nobody
+        assert model.requests == []  # a plan sends no request
         workspace(model.url, max_cost=1.0)
         stages.prepare.main("chat")
         after = line("discover")
@@ -442,7 +442,7 @@ def test_the_example_of_the_docs_can_be_audited(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def serving(folder, log):
-    """`transformers serve` of a model folder, as a process of its own; yields its base URL."""
+    """`transformers serve` for a model folder, as a separate process; yields its base URL."""
     port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--device", "cpu", "--port", port]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -462,7 +462,7 @@ def serving(folder, log):
 
 @pytest.mark.slow
 def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
-    """From the plan to the report. The bill is what the server and the model's own tokenizer count."""
+    """From the plan to the report. The bill must equal the counts of the server and the model's own tokenizer."""
     pytest.importorskip("openai", reason="transformers serve needs it")
     from transformers import AutoTokenizer
 
@@ -507,7 +507,7 @@ def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
     tokenizer, asked = AutoTokenizer.from_pretrained(inputs / "model"), [request["messages"] for request, _ in replies]
     prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in asked]
     assert bill.prompt == sum(map(len, prompts))
-    # The same weights, loaded here, say the same.
+    # The same weights, loaded here, give the same answers.
     local = parse_source({"transformers": "model"}, MODEL_LOADERS, "prepare.model")
     local.build(inputs, tmp_path / "local", GenerationConfig(max_new_tokens=12))
     texts_asked = [messages[-1]["content"].partition("\n\n")[2] for messages in asked]

@@ -1,4 +1,4 @@
-"""Classifiers of a user's own without code: of timm, torchvision and transformers."""
+"""A user's own classifiers without code: of timm, torchvision and transformers."""
 
 import json
 import re
@@ -42,7 +42,7 @@ METHOD = {"method": "all-layers", "epochs": 1, "batch_size": 4}
 
 @pytest.fixture
 def inputs(tmp_path):
-    """data/own/inputs with nine pictures of each of three classes."""
+    """data/own/inputs with nine pictures per class, of three classes."""
     folder = tmp_path / "own" / "inputs"
     folder.mkdir(parents=True)
     write_folder(folder / "photos", 9)
@@ -71,7 +71,7 @@ def test_size_and_cut_are_those_of_the_architecture(inputs):
     form = prepared(inputs, {"timm": "resnet10t", "weights": "w.safetensors"}, FOLDER).model.form
     assert form.shape == (3, 176, 176)  # as timm trained it
     assert form.view.resize == 201  # 176 / 0.875
-    assert form.classes == sorted(CLASSES)  # as many folders, in the order in which libraries number them
+    assert form.classes == sorted(CLASSES)  # one folder per class, numbered in the order of libraries
 
 
 def test_a_grey_network_of_timm(inputs):
@@ -95,7 +95,7 @@ def test_a_folder_as_timm_writes_it(inputs):
 
 
 def test_names_that_timm_itself_translates(inputs):
-    """Repositories of timm may hold the names of the first authors, here of ConvNeXt's."""
+    """Repositories of timm may have the original authors' names, here those of ConvNeXt."""
     from safetensors.torch import load_file, save_file
 
     net = timm_folder(inputs / "mine", "convnext_atto", labels=CLASSES)
@@ -199,8 +199,8 @@ def test_an_inception_is_built_as_torchvision_builds_it_for_its_own_weights(inpu
     theirs = models.get_model(name, **plain, transform_input=True).eval()
     for layer in theirs.modules():
         if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)  # else nothing of the input gets through so many layers
-    # As torchvision leaves them when it has read its own: googlenet without the heads for training, inception_v3 with.
+            torch.nn.init.kaiming_normal_(layer.weight)  # otherwise the input has no effect after so many layers
+    # As torchvision saves its own weights: googlenet without the heads for training, inception_v3 with them.
     torch.save({k: v for k, v in theirs.state_dict().items() if not k.startswith("aux")}, inputs / "w.pth")
     data = {**FOLDER, "size": 96}
     task = prepared(inputs, {"torchvision": name, "weights": "w.pth"}, data)
@@ -284,7 +284,7 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
     assert not (inputs / "ran").exists()
 
 
-# What all have in common
+# Common to all
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
 
 
 def blocks_of_the_documentation():
-    """All `prepare:` blocks of the part of docs/own-model.md on image classifiers."""
+    """All `prepare:` blocks in the section of docs/own-model.md on image classifiers."""
     page = (ROOT / "docs" / "own-model.md").read_text()
     part = page.partition("## Image classifiers")[2].partition("## Summarizers")[0]
     found = re.findall(r"^( *)prepare:\n((?:\1 +\S.*\n)+)", part, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Tasks, concepts and explorers of others: what the documentation shows is run, and packages are found by name."""
+"""Custom tasks, concepts and explorers: the documentation's examples run, and packages are found by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.M | re.S)
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Blocks of code of a page of the documentation."""
+    """Code blocks of a page of the documentation."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return [code for name, code in FENCE.findall(text) if name == language]
 
@@ -106,7 +106,7 @@ def workspace_of_the_docs(path: Path) -> Workspace:
     params = yaml.safe_load(blocks("own-task.md", "yaml")[0])
     workspace = make_workspace(path, params["audits"], params["repairs"])
     (path / "my_task.py").write_text(blocks("own-task.md", "python")[0])
-    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: faded.py wants it beside itself
+    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: faded.py needs it beside itself
     return workspace
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a user's own: folders, lists and data sets, their labels, and how they are shown to a model."""
+"""A user's own pictures: folders, lists and data sets, their labels, and how they are shown to a model."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_ready_splits_stay_apart(tmp_path, names, ours):
     theirs = dict(zip(ours, names, strict=True))
     assert all(row["id"].startswith(theirs[row["split"]] + "/") for _, row in items.iterrows())
     first = items[items["split"] == "discover"]["label"].tolist()
-    assert first != sorted(first)  # drawn, not the first class first
+    assert first != sorted(first)  # drawn at random, not the first class first
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -190,7 +190,7 @@ def test_folders_of_imagenet_are_known_by_their_ids():
 
     known = class_indices(class_names())
     assert known["n01440764"] == known["tench"] == 0
-    assert "crane" not in known  # a bird and a machine
+    assert "crane" not in known  # a bird and a machine, so ambiguous
     assert "n01440764" not in class_indices([str(i) for i in range(1000)])
 
 
@@ -317,7 +317,7 @@ def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
 
 
 def hub_folder(path, names=CLASSES, *, unlabelled=False):
-    """A folder of parquet files as the hub has them: train and validation."""
+    """A folder of parquet files in the hub's layout: train and validation."""
     import datasets
 
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(names))})

@@ -1,4 +1,4 @@
-"""A text-to-image model and pictures of one's own: behind HTTP, of the hub's cache, in files of one's own."""
+"""A user's own text-to-image model and pictures: behind HTTP, in the hub's cache, in their own files."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ from tests.tiny_pipelines import tiny_pipeline
 
 
 def drawn(one):
-    """A model that draws what it is asked for, and everything red if no colour is named; dogs it refuses to show."""
+    """A model that draws what the prompt says, in red if it names no colour; it refuses to show dogs."""
     colour = next((name for name in COLOURS if name in one["prompt"].split()), "red")
     ground = "white" if "white" in one["prompt"] else "black"
     pixels = box_pixels(colour, ground, jitter=one["seed"] % 4)
@@ -124,7 +124,7 @@ def test_settings_faded_sets_itself_are_refused(inputs):
     assert "seed is set by Faded" in line
 
 
-# Models of the hub's cache
+# Models in the hub's cache
 
 
 def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_judge_of_the_hub_is_read_from_the_cache_and_says_its_commit(inputs, t
 
 
 def test_of_a_variant_only_what_has_none_is_fetched_as_it_is(inputs, tmp_path, monkeypatch):
-    """Of a model in float16 no float32 weights are fetched but those of parts that come in no other way."""
+    """For a model in float16, float32 weights are only fetched for parts that have no other."""
     made = tiny_pipeline(tmp_path / "made")
     weights = made / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
@@ -182,7 +182,7 @@ def test_of_a_variant_only_what_has_none_is_fetched_as_it_is(inputs, tmp_path, m
     assert not [name for name in fetched if "fp16" in name]
 
 
-# Pictures in files of one's own
+# Pictures in a user's own files
 
 
 def lines_of(folder, *lines):

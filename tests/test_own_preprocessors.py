@@ -1,4 +1,4 @@
-"""What is read of the preprocessor_config.json of transformers, compared with what transformers does with it."""
+"""The settings read from a preprocessor_config.json, compared with what transformers does with it."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.own_pictures import normalised, striped
 
 
 def seen_and_theirs(folder, told):
-    """How a photo is shown: by what is read of a folder, and by the processor that transformers makes of it."""
+    """A photo shown by the settings of a folder, and by the processor that transformers makes of it."""
     from transformers import AutoImageProcessor
 
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
@@ -30,7 +30,7 @@ def seen_and_theirs(folder, told):
 
 
 def check_alike(folder, told):
-    """Filters of two libraries differ in a few of 256 levels, another crop or normalisation in far more."""
+    """Filters of two libraries differ by a few of 256 levels, another crop or normalisation by far more."""
     seen, ours, theirs = seen_and_theirs(folder, told)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().mean() < 0.01 * (theirs.max() - theirs.min())
@@ -38,14 +38,14 @@ def check_alike(folder, told):
 
 
 def saved(folder, kind, settings):
-    """What save_pretrained() writes of a processor."""
+    """The settings that save_pretrained() writes for a processor."""
     import transformers
 
     getattr(transformers, kind)(**settings).save_pretrained(folder)
     return json.loads((folder / "preprocessor_config.json").read_text())
 
 
-FRAMED = {"MobileViTImageProcessor": {"size": {"shortest_edge": 288}}}  # its defaults cut 256 out of 224
+FRAMED = {"MobileViTImageProcessor": {"size": {"shortest_edge": 288}}}  # by default it cuts 256 pixels out of 224
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)

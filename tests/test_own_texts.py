@@ -1,4 +1,4 @@
-"""A summarizer and articles of one's own: behind HTTP, in a folder, of the hub's cache, in files of one's own."""
+"""A user's own summarizer and articles: behind HTTP, in a folder, in the hub's cache, in their own files."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def context_of(inputs, url, **changes):
 
 @pytest.fixture
 def workspace(inputs, tmp_path, monkeypatch):
-    """A workspace with one audit of a summarizer behind HTTP, for stages run in this process."""
+    """A workspace with one audit of a summarizer behind HTTP, whose stages run in this process."""
     shutil.copytree(inputs, tmp_path / "data" / "remote" / "inputs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(KEY, "s3cr3t")
@@ -103,7 +103,7 @@ def test_an_audit_of_a_summarizer_behind_http_from_prepare_to_landscape(workspac
     assert "letter_case" in json.dumps(mode)
     metrics = json.loads(Path("data/remote/prepare/metrics.json").read_text())
     assert metrics["origin"]["model"] == f"the model behind {model.url}" and metrics["parameters"] is None
-    # The key went with every request and lies in no file.
+    # The key was sent with every request and is in no file.
     assert {sent["Authorization"] for sent in model.headers} == {"Bearer s3cr3t"}
     written = [path for path in Path().rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
     assert written == [] and "s3cr3t" not in capsys.readouterr().out
@@ -123,8 +123,8 @@ def test_a_search_whose_model_died_goes_on_where_it_was(workspace, tmp_path):
         (ledger,) = ledgers()
         known = ledger.read_text()
         dead = False
-        workspace(model.url, rate=200, concurrency=1)  # asked more gently, it is the same run
-        stages.prepare.main("remote")  # for its parameters changed
+        workspace(model.url, rate=200, concurrency=1)  # a slower rate is still the same run
+        stages.prepare.main("remote")  # its parameters changed
         stages.discover.main("remote")
     assert known and ledgers() == [ledger] and ledger.read_text().startswith(known)
 
@@ -194,7 +194,7 @@ def test_what_is_sent_can_be_repaired(inputs, tmp_path):
             task.repair(RepairPlan(plan.targets, {"method": "lora"}, seed=3), tmp_path / "lora")
 
 
-# A model, an encoder and data of the hub's cache
+# A model, an encoder and data in the hub's cache
 
 
 def test_a_summarizer_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_articles_of_the_hub_are_read_from_the_cache(inputs, tmp_path, monkeypat
         parse_source({**block, "text": "bdy"}, DATA_LOADERS, "prepare.data").load(inputs)
 
 
-# Files of one's own
+# A user's own files
 
 
 def test_a_mistyped_field_is_one_error_for_all_lines_and_names_those_there_are(inputs):

@@ -1,4 +1,4 @@
-"""Weights and images that ship in installed packages: read without importing them, checked before they are used."""
+"""Weights and images in installed packages: read without importing them, and checked before use."""
 
 import dataclasses
 import sys
@@ -18,7 +18,7 @@ ARCHITECTURE = "tf_efficientnet_lite0"
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of 6 photos and of weights with 4 classes whose layers bear other names; importing it is an error."""
+    """A package of 6 photos, and weights with 4 classes and other layer names; importing it is an error."""
     home = tmp_path / "site" / "toy_weights"
     (home / "photos").mkdir(parents=True)
     (home / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -78,7 +78,7 @@ def test_many_features_become_principal_axes(package, tmp_path):
     task = ImageClassification.load(context, tmp_path)
     ids = task.items.ids("discover")
     vectors = task.embed(ids)
-    assert vectors.shape == (30, 30)  # 1280 features, but no more axes than items
+    assert vectors.shape == (30, 30)  # 1280 features, reduced to the number of items
     assert vectors.std() == pytest.approx(1, rel=0.01)
     cosines = np.corrcoef(vectors, rowvar=False)[:5, :5]
     assert np.allclose(cosines, np.eye(5), atol=0.01)

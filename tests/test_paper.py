@@ -1,4 +1,4 @@
-"""The paper's experiments as audits: their params are right, and the figures tell what the results hold."""
+"""The paper's experiments as audits: their params are right, and the figures show their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCHVISION = ("alexnet", "resnet50", "efficientnet")
 
 @pytest.fixture(scope="module")
 def results() -> list[figures.Result]:
-    """Of two finished audits with planted failures, of which one was repaired."""
+    """Results of two finished audits with planted failures, one of which was repaired."""
     workspace = finished_audits()
     audits = {name: {"prepare": {"model": {"planted": f"<{name}>"}}} for name in ("tiny", "other", "never-ran")}
     return figures.read_results(workspace.path, audits)

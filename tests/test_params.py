@@ -1,4 +1,4 @@
-"""params.yaml: every error is told, all at once, with where, what was found and what was expected."""
+"""params.yaml: all errors are reported at once, with where, what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 def refused(name: str, audit: dict, *, gpus: int = 0) -> str:
-    """What is said of an audit of the repository's own params.yaml that was changed."""
+    """The error for an audit of the repository's own params.yaml after a change."""
     params = load_params()
     block = params.audits[name].model_dump(exclude_none=True)
     changed = {key: {**block[key], **value} if isinstance(value, dict) else value for key, value in audit.items()}

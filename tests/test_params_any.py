@@ -1,4 +1,4 @@
-"""params.yaml may hold anything: it is valid, or one message of at most 2 KB says what is wrong. Nothing else happens.
+"""params.yaml may contain anything: it is valid, or refused with one message of at most 2 KB, and nothing else happens.
 
 FADED_HYPOTHESIS=nightly draws 10,000 cases for each property.
 """
@@ -70,7 +70,7 @@ HOSTILE = {
 
 
 def refusal(path: Path) -> str | None:
-    """The message if it is refused, None if it is valid; anything else is an error of the test."""
+    """The message if it is refused, None if it is valid; any other outcome fails the test."""
     try:
         load_params(path)
     except UsageError as error:
@@ -181,7 +181,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def is_sound(params: Params) -> None:
-    """What stages take for granted of valid parameters."""
+    """Check what stages assume about valid parameters."""
     for name, audit in params.audits.items():
         assert Path(name).name == name and not name.startswith(("-", ".")) and len(name) <= 64
         for levels in audit.concepts.values():

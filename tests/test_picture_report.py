@@ -1,4 +1,4 @@
-"""Reports on models that draw: bias bars, contact sheets, prompts, pictures of two models, the best and worst cells."""
+"""Reports on models that draw: bias bars, contact sheets, prompts, pictures of two models, best and worst cells."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_a_cell_nobody_probed_has_no_exhibit() -> None:
 
 @pytest.fixture(scope="module")
 def audit_dir(tmp_path_factory: pytest.TempPathFactory):
-    """An audit of a model that draws, up to its plan; in its landscape cats are red, dogs are not."""
+    """An audit of a model that draws, up to its plan; in its landscape, cats are red and dogs are not."""
     with pytest.MonkeyPatch.context() as patch:
         task = "planted_pictures:PlantedPictures"
         yield audited(

@@ -1,4 +1,4 @@
-"""Captioned pictures come to one table, wherever they were; what cannot be used is told."""
+"""Captioned pictures from any source become one table; unusable ones are reported."""
 
 import io
 import json
@@ -159,7 +159,7 @@ def test_a_data_set_chooses_no_files_beyond_its_folder(tmp_path):
     (own / "own.png").write_bytes(to_png(plain(BLUE)))
     cells = [{"bytes": None, "path": str(path)} for path in (own / "own.png", tmp_path / "secret.png")]
     pd.DataFrame({"text": ["a", "b"], "image": cells}).to_parquet(own / "p.parquet")
-    (own / "own.png").rename(own / "own.data")  # else the folder is read as one of pictures
+    (own / "own.png").rename(own / "own.data")  # otherwise the folder is read as a folder of pictures
     (own / "own.png").symlink_to(own / "own.data")
     table, skipped = load(tmp_path / "inputs", datasets="mine", max_excluded=0.5)
     assert table["text"].tolist() == ["a"] and "lies outside the data set's folder" in skipped[0]["reason"]

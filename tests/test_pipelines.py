@@ -1,4 +1,4 @@
-"""Text-to-image pipelines: read from folders, kept as they are stored, repaired; what cannot be read is one line."""
+"""Text-to-image pipelines: read from folders, stored unchanged, repaired; errors are one line."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ COMPUTE = Compute(threads=1, batch_size=2)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """inputs/ with a pipeline stored in half precision, model/ with what `build` made of it."""
+    """inputs/ with a pipeline stored in half precision, model/ with the result of `build`."""
     home = tmp_path_factory.mktemp("pipelines")
     tiny_pipeline(home / "inputs" / "tiny", dtype=torch.float16)
     DiffusersModel(diffusers="tiny").build(home / "inputs", home / "model")
@@ -178,7 +178,7 @@ def test_pipelines_that_need_a_picture_or_make_films_are_not_among_those_audited
 
 
 def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatch):
-    """Beside safetensors in another place, torch.load would read what is called a feature extractor."""
+    """If its safetensors are elsewhere, torch.load would read a file named like a feature extractor."""
     part = inputs / "tiny" / "feature_extractor"
     shutil.copytree(inputs / "tiny" / "text_encoder", part)
     (part / "model.safetensors").rename(part / "other.safetensors")
@@ -220,7 +220,7 @@ def test_damaged_weights_are_one_line(inputs):
 
 def test_a_pipeline_the_cache_does_not_hold_is_one_line(tmp_path):
     source = DiffusersModel(diffusers="nobody/no-such-model", revision="0" * 40)
-    assert source.errors(tmp_path) == []  # the cache is not asked before the audit runs
+    assert source.errors(tmp_path) == []  # the cache is not checked before the audit runs
     with pytest.raises(UsageError, match=r"nobody/no-such-model at 0+ .*Run `faded prefetch .*` where") as told:
         source.build(tmp_path, tmp_path / "model")
     assert "\n" not in str(told.value)
@@ -301,7 +301,7 @@ def test_an_option_the_scheduler_refuses_is_a_usage_error(home):
 
 @pytest.fixture(scope="module")
 def lora(home):
-    """A folder with LoRA weights that change something."""
+    """A folder with LoRA weights that have an effect."""
     from peft.utils import get_peft_model_state_dict
 
     folder = home / "lora"

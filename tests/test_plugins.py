@@ -1,4 +1,4 @@
-"""Tasks, concepts and explorers that other distributions add, and what a change of them makes stale."""
+"""Tasks, concepts and explorers of other distributions, and what a change to them makes stale."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def site(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def install(site: Path, name: str, entries: str, group: str = plugins.TASKS, *, listed: bool = True) -> Path:
-    """Install a distribution with one module, as pip does; for development where it lists no files."""
+    """Install a distribution with one module, like pip; for development if it lists no files."""
     module = site / f"{name.replace('-', '_')}.py"
     module.write_text("from tests.planted import PlantedTask\n\nclass Plugged(PlantedTask):\n    pass\n")
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
@@ -75,7 +75,7 @@ def test_what_a_distribution_adds_is_known_by_version_and_content(site, listed):
     (changed,) = plugins.distributions().values()
     assert changed != before[1]
     module.unlink()
-    if listed:  # the list of its files outlives them
+    if listed:  # its list of files may outlive them
         (gone,) = plugins.distributions().values()
         assert gone not in (before[1], changed)
 

@@ -1,4 +1,4 @@
-"""Learnt policies as proposers: what they call likely is what they draw and what they pick."""
+"""Learnt policies as proposers: their probabilities agree with their draws and choices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEARNT = [(name, kind) for kind in KINDS for name in kind.algorithms if name != 
 
 def test_whatever_an_explorer_learns_can_be_read_by_a_stage_that_has_no_explorer():
     for name in EXPLORERS:
-        explorer_class(name)  # so that all policies there are have been imported
+        explorer_class(name)  # imports all policies
     assert {kind for kind in Policy.__subclasses__() if kind.algorithms} == set(KINDS)
 
 
@@ -30,7 +30,7 @@ def policy(request) -> Policy:
     torch.manual_seed(3)
     architecture = {"net_arch": [8]}
     network = kind.build(name, 4, SPACE, architecture)
-    for parameter in network.parameters():  # sharp enough to have favourites
+    for parameter in network.parameters():  # sharp enough to prefer some cells
         torch.nn.init.normal_(parameter, std=0.8)
     return kind(name, network, Normaliser(np.zeros(4), np.ones(4)), SPACE, architecture)
 

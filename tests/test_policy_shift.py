@@ -1,4 +1,4 @@
-"""How the policy moved: measured on what it draws, beside what other items explain, and only if two are alike."""
+"""Moves of the policy: measured on its draws, relative to the noise between items, and only for equal grids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ITEMS, EACH = [f"test-{k}" for k in range(40)], 50
 
 
 def drawn(before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
-    """What both draw: (items, draws, concepts) each."""
+    """The draws of both policies: (items, draws, concepts) each."""
     tables = [
         pd.DataFrame(cells.reshape(-1, 2), columns=SPACE.names).assign(model=model, item=np.repeat(ITEMS, EACH))
         for model, cells in (("before", before), ("after", after))
@@ -59,7 +59,7 @@ def test_a_policy_is_at_no_distance_from_itself():
 
 
 def test_where_items_differ_a_small_move_is_noise():
-    """One half of the items is looked at at one end, the other at the other: halves of them differ by chance."""
+    """The policy draws one end for half of the items, the other end for the rest: halves of items differ by chance."""
     cells = np.zeros((len(ITEMS), EACH, 2), dtype=np.int64)
     cells[::2, :, 0] = 3
     after = cells.copy()
@@ -76,7 +76,7 @@ def test_nothing_is_said_without_policies_and_of_one_item_no_noise():
 
 
 class Drawer:
-    """A policy that draws the level that an item's embedding is."""
+    """A policy that draws the level given by an item's embedding."""
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm

@@ -1,4 +1,4 @@
-"""PostgreSQL keeps what the Prefect server knows: audits, schedules and their history, over a restart."""
+"""PostgreSQL as Prefect's database: audits, schedules and their history survive a restart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def as_postgres(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of PostgreSQL's, which refuses to run as root."""
+    """Run a program of PostgreSQL, which refuses to run as root."""
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     program = str(BINARIES[-1].with_name(command[0]))
     done = subprocess.run(
@@ -38,14 +38,14 @@ def as_postgres(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def database() -> Iterator[str]:
-    """A cluster of its own on loopback, and the URL of an empty database in it."""
-    folder = Path(tempfile.mkdtemp(prefix="faded-pg-"))  # short: the path of a socket is limited
+    """A temporary cluster on loopback, and the URL of an empty database in it."""
+    folder = Path(tempfile.mkdtemp(prefix="faded-pg-"))  # short, as a socket's path is limited
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
     data, port = str(folder / "data"), free_port()
     as_postgres("initdb", "--pgdata", data, "--auth", "trust", "--username", "faded", "--no-sync")
     options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
-    # The log keeps the server from holding our pipe open.
+    # A log file keeps the server from holding our pipe open.
     as_postgres("pg_ctl", "--pgdata", data, "--wait", "--options", options, "--log", str(folder / "log"), "start")
     try:
         as_postgres("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "faded", "prefect")

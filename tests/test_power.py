@@ -1,4 +1,4 @@
-"""Which changes test items can show: held against what the intervals of simulated repairs say."""
+"""Which changes test items can show, compared with the intervals of simulated repairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPAIRS = 100
 
 
 def change(power: Power, drop: float, seed: int) -> Rate:
-    """The interval of a simulated repair: each item has chances of its own that a pair is fixed, or fails newly."""
+    """The interval of a simulated repair, in which each item has its own chances of fixed and newly failing pairs."""
     rng, each = np.random.default_rng(seed), power.pairs // power.items
     spread = 1 / power.alike - 1
     fixed, newly = (rng.beta(p * spread, (1 - p) * spread, (power.items, 1)) for p in (drop + CHURN, CHURN))
@@ -87,7 +87,7 @@ def test_items_are_as_alike_as_they_were_made():
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
-    """An audit whose landscape has two modes, with 60 test items; returns what the gates of its repair let be said."""
+    """An audit with a landscape of two modes and 60 test items; returns the sentences for the gates of its repair."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     found = landscape_file(

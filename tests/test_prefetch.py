@@ -1,4 +1,4 @@
-"""`faded prefetch`: what audits name on a hub is fetched once, and afterwards they run without a network."""
+"""`faded prefetch`: what audits use from a hub is downloaded once, and then they run without a network."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens on the port of `discard`
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Three repositories: a summarizer with files nobody should fetch, an encoder, articles."""
+    """Three repositories: a summarizer with files that should not be downloaded, an encoder, articles."""
     home = tmp_path_factory.mktemp("made")
     tiny_causal(home / "summarizer")
     (home / "summarizer" / "pytorch_model.bin").write_bytes(b"a pickle")
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 
 def text_audit(made, **parts):
-    """An audit whose model, encoder and articles are on a hub."""
+    """An audit with its model, encoder and articles on a hub."""
     context = news_context(made / "inputs")
     config = {
         **context.config,
@@ -59,7 +59,7 @@ def workspace(made, tmp_path_factory):
         "planted": audit_params(),
         "local": text_audit(made, **local, data={"jsonl": "own.jsonl", "text": "body"}),
     }
-    audits["local"]["compute"]["backend"] = "openvino"  # where one fetches nothing computes, so nobody minds
+    audits["local"]["compute"]["backend"] = "openvino"  # a download computes nothing, so the backend does not matter
     workspace = make_workspace(home, audits, {})
     inputs = home / "data" / "local" / "inputs"
     shutil.copytree(made / "encoder", inputs / "own")

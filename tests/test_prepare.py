@@ -1,4 +1,4 @@
-"""The stages prepare and restructure as commands, and the data file that ships with the repository."""
+"""The stages prepare and restructure as commands, and the data file of the repository."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     write_images(tmp_path / "data" / "stripes" / "inputs" / "images.parquet")
     monkeypatch.chdir(tmp_path)
-    name_code("stripes")  # as DVC does before any other stage
+    name_code("stripes")  # as before any other stage
     return tmp_path
 
 
@@ -128,7 +128,7 @@ def test_the_mnist_file_is_what_its_readme_says(builder):
     frame = pq.read_table(path).to_pandas()
     assert frame["split"].value_counts().to_dict() == builder.POOLS
     assert frame["id"].is_unique
-    assert (frame.groupby(["split", "label"]).size().unstack().nunique(axis=1) == 1).all()  # every digit alike
+    assert (frame.groupby(["split", "label"]).size().unstack().nunique(axis=1) == 1).all()  # equally for every digit
     assert hashlib.sha256(path.read_bytes()).hexdigest() in (ROOT / "data" / "README.md").read_text()
     assert frame.loc[frame["split"] == "test", "id"].str.startswith("test-").all()
     assert frame.loc[frame["split"] != "test", "id"].str.startswith("train-").all()
@@ -141,7 +141,7 @@ def test_the_builder_reads_arrays_and_refuses_everything_else(builder, tmp_path)
     labels = np.arange(20) % 10
     images = rng.integers(0, 256, (20, 784)).astype(np.uint8)
     parts = tuple((images.astype(np.float32) / 256, labels) for _ in range(3))
-    # Name the reconstruction function as the public file does, which an old numpy wrote.
+    # Name the reconstruction function as in the public file, which an old numpy wrote.
     packed = gzip.compress(pickle.dumps(parts, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     (train, train_labels), (test, _) = builder.from_pickle(packed)
     assert np.array_equal(train, np.concatenate([images, images]))

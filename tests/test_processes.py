@@ -1,4 +1,4 @@
-"""Work shared with further processes comes out as if one had done it, whatever happens to them."""
+"""Work shared with further processes gives the same result as in one, whatever happens to them."""
 
 import io
 import os
@@ -35,24 +35,24 @@ from tests.workspace import audit_params
 
 
 class Doubler:
-    """What a crew has a copy of."""
+    """An object that every process of a crew has a copy of."""
 
     def __init__(self, by: int) -> None:
         self.by = by
 
     def times(self, number: int) -> tuple[int, int]:
-        """The product, and who made it."""
+        """The product, and the process that computed it."""
         time.sleep(0.2)
         return self.by * number, os.getpid()
 
     def dies_elsewhere(self, number: int, parent: int) -> int:
-        """The product, unless another process is asked."""
+        """The product; any process but the parent dies."""
         if os.getpid() != parent:
             os._exit(9)
         return self.by * number
 
     def refuses(self, number: int) -> int:
-        """No product of odd numbers."""
+        """The product of an even number; odd ones raise an error."""
         if number % 2:
             raise UsageError(f"{number} is odd")
         return number
@@ -65,7 +65,7 @@ def square(number: int) -> tuple[int, int]:
 
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch):
-    """A machine with memory for as many copies as are asked for, however many tests run beside this one."""
+    """A machine with memory for any number of copies, however many tests run in parallel."""
     monkeypatch.setattr(processes, "_fitting", lambda wanted: wanted)
 
 
@@ -101,7 +101,7 @@ def test_what_a_dead_process_had_begun_is_done_here(capsys):
 
 
 def test_a_copy_that_cannot_be_loaded_is_no_loss():
-    assert Crew(2, partial(Doubler)).ask(Doubler(2).refuses, [(2,), (4,), (6,)]) == [2, 4, 6]  # it lacks `by`
+    assert Crew(2, partial(Doubler)).ask(Doubler(2).refuses, [(2,), (4,), (6,)]) == [2, 4, 6]  # its copies lack `by`
 
 
 def test_errors_are_those_of_one_process():
@@ -115,7 +115,7 @@ def test_memory_that_a_container_may_use_bounds_the_copies(monkeypatch, tmp_path
     for name, size in (("_LIMIT", 5.5 * own), ("_USED", own)):
         (tmp_path / name).write_text(str(int(size)))
         monkeypatch.setattr(processes, name, tmp_path / name)
-    assert processes._fitting(7) == 2  # half of the 4.5 times its own size that are left
+    assert processes._fitting(7) == 2  # half of the remaining 4.5 times its own size
     monkeypatch.setattr(processes, "_LIMIT", tmp_path / "none")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("free", (), {"available": 0.5 * own}))
     assert processes._fitting(7) == 0

@@ -1,4 +1,4 @@
-"""Slots, the words that may fill them, and the prompts that come of it."""
+"""Slots, the words that may fill them, and the resulting prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SLOTS = ["size", "animal", "setting"]
 
 @pytest.fixture(scope="module")
 def world():
-    """The recipe of the default model: what its captions say."""
+    """The recipe of the default model, with the captions it was trained on."""
     sys.path.insert(0, str(ROOT / "data" / "images" / "recipe"))
     try:
         import world
@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path) -> None:
 
 
 def says(words: dict[str, str]) -> dict[str, str]:
-    """Words of the slots as the attributes of a caption; the generic ones are unsaid."""
+    """Words of the slots as a caption's attributes; generic words are left out."""
     attributes = {}
     for slot, phrase in words.items():
         if phrase and phrase not in ("digit", "shape"):
@@ -286,7 +286,7 @@ def test_the_smallest_prompt_of_the_default_model_says_digit(world) -> None:
 
 
 def block() -> Params:
-    """The ready block of the docs."""
+    """The ready-made block in the docs."""
     text = (ROOT / "docs" / "prompt-concepts.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     return Params.model_validate(yaml.safe_load(found))

@@ -1,4 +1,4 @@
-"""The door for Python: `import faded`, an audit of a function, and the same audit as one of the pipeline."""
+"""The Python interface: `import faded`, an audit of a function, and the same audit in the pipeline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def corner(image, level):
 
 @pytest.fixture
 def my_model(tmp_path, monkeypatch):
-    """A module of a user's, as one would import it beside a notebook."""
+    """A user's module, as imported beside a notebook."""
     (tmp_path / "my_model.py").write_text(MODEL)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ def test_any_function_of_any_items(kind):
     model, items, concepts = KINDS[kind]
     result = faded.audit(model, items, concepts=concepts, budget=1000)  # all pairs, so the truth is known
     unchanged = result.probes[(result.probes[list(concepts)] == 0).all(axis=1)]
-    assert not unchanged["failed"].any()  # the model's own answers are what is expected
+    assert not unchanged["failed"].any()  # the model's own answers are expected
     if kind != "a torch module":
         assert 0 < result.probes["failed"].mean() < 1
     assert all(e.image or e.text for e in result._made[0].exhibit(["0", "1"], np.zeros((2, len(concepts)), dtype=int)))

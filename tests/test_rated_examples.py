@@ -1,4 +1,4 @@
-"""Rated examples on their way: named in the landscape, asked for in the terminal, given to a repair that learns."""
+"""The way of rated examples: named in the landscape, rated in the terminal, given to a repair that learns."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class NeverNeutral(Learner):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a task that learns from examples, prepared, and a landscape of two modes."""
+    """A folder with a prepared task that learns from examples, and a landscape of two modes."""
     (tmp_path / "rated_task.py").write_text(TASK)
     (tmp_path / "data/x/inputs").mkdir(parents=True)
     (tmp_path / "data/x/inputs/regions.json").write_text("[]")
@@ -100,7 +100,7 @@ END = ("Ada", "", "y", "y")  # reviewer, reason, approve, write
 def test_the_landscape_names_what_the_report_shows() -> None:
     task = planted(items=20)
     probes = uniform(task, 1500)
-    both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have asked the same
+    both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have the same probes
     region = Region.from_json({"tilt": [2, 3, 4], "fog": [2, 3, 4]})
     mode = Mode("M7", region, Rate(0.5, 0.4, 0.6, 9), 9, 0.5, 3.0, 0.16, True)
     rows = pd.DataFrame([example.to_json() for example in pick_examples(task.concepts, mode, both, 0)])
@@ -116,7 +116,7 @@ def test_the_landscape_names_what_the_report_shows() -> None:
     blamed = both.assign(valid=~both["item"].isin(rows["item"]))
     assert not {example.item for example in pick_examples(task.concepts, mode, blamed, 0)} & set(rows["item"])
     [named] = landscape_file([{"id": "M7", "region": {}, "text": "", "examples": rows.to_dict("records")}])["modes"]
-    shown = exhibits(task, [ModeRecord.computed(named)], 4)["M7"]  # how many are shown changes no id
+    shown = exhibits(task, [ModeRecord.computed(named)], 4)["M7"]  # ids do not depend on how many are shown
     rows = rows.groupby("failed", sort=False).head(4)
     assert [one.failed for one in shown] == [True] * 4 + [False] * 4
     assert [one.id for one in shown] == rows["id"].tolist()
@@ -133,8 +133,8 @@ def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest
     )
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [
         ("M1.1", 3, "it is right"),
-        ("M1.2", 9, None),  # it passes: what it should have been is there
-        ("M2.1", 7, None),  # accepted: nothing will learn from it, so no correction was asked for
+        ("M1.2", 9, None),  # it passes, so no correction is asked for
+        ("M2.1", 7, None),  # accepted, so nothing learns from it, and no correction is asked for
     ]
     assert "M1.1  discover-0001, tilt 2, fog 3" in told and "M1.2  discover-0001" in told
     assert "[bold]w [31mrong" in told and "\x1b[31m" not in told
@@ -205,7 +205,7 @@ def test_a_clean_control_needs_a_cell_that_changes_nothing(place: Path) -> None:
     write_params("Catalogued", control="clean")
     check_audits(load_params(), ["x"])
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["audits"]["x"]["concepts"] = {"tilt": [1, 2], "fog": [1, 2]}  # of fog the catalogue tells nothing
+    params["audits"]["x"]["concepts"] = {"tilt": [1, 2], "fog": [1, 2]}  # fog is not in the catalogue
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.raises(UsageError, match=r"repairs\.x\.restructure\.control: clean needs .* found none in tilt$"):
         check_audits(load_params(), ["x"])

@@ -1,4 +1,4 @@
-"""Ratings in force: the task that is judged by them, its ledger and landscape, the report, and params.yaml."""
+"""Ratings in force: the task judged by them, its ledger and landscape, the report, and params.yaml."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
     cells = task.concepts.cells()
     answer = judged.probe(["i000"] * len(cells), cells)
     assert answer.valid is not None and (~answer.valid).any()
-    assert np.array_equal(answer.failed, answer.valid)  # all others are as bad as can be
+    assert np.array_equal(answer.failed, answer.valid)  # all others are as bad as possible
 
 
 def test_beyond_what_was_rated_only_the_safe_side_follows() -> None:
@@ -92,9 +92,9 @@ def test_beyond_what_was_rated_only_the_safe_side_follows() -> None:
     def unfounded(threshold: float) -> list[bool]:
         return ratings.unfounded(x, ratings.badness(x) > threshold).tolist()
 
-    assert unfounded(0.5) == [False, False, False, False]  # good below, bad above: that must be so
-    assert unfounded(0.1) == [True, False, False, False]  # all rated fails: what of the better ones?
-    assert unfounded(0.9) == [False, False, False, True]  # none does: what of the worse ones?
+    assert unfounded(0.5) == [False, False, False, False]  # good below and bad above, as required
+    assert unfounded(0.1) == [True, False, False, False]  # all that was rated fails, so better ones are unknown
+    assert unfounded(0.9) == [False, False, False, True]  # none fails, so worse ones are unknown
 
 
 class Rich(type(planted())):  # type: ignore[misc]
@@ -130,11 +130,11 @@ def test_every_optional_part_of_the_contract_shows_through() -> None:
         assert offers(RatedTask(plain, learnt(), 0.5), ability) == (ability == "repair")
     assert (wrapped.notes(), wrapped.false_alarms()) == (["a note"], {"a": 1})
     assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
-    assert wrapped.automatic_task.catalogue is rich.catalogue  # by which `faded screen` knows how far levels may go
+    assert wrapped.automatic_task.catalogue is rich.catalogue  # `faded screen` takes the range of levels from it
     again = wrapped.again()
     assert isinstance(again, RatedTask) and again.automatic_task.asked_again and again.threshold == wrapped.threshold
     quality = wrapped.clean_quality("discover")
-    assert np.array_equal(quality.values, rich.clean_quality("discover").values)  # the task's own, as its threshold
+    assert np.array_equal(quality.values, rich.clean_quality("discover").values)  # the task's own, like its threshold
     assert copy.copy(wrapped).threshold == wrapped.threshold
     assert RatedTask(plain, learnt(), 0.5).again() is None
 
@@ -179,7 +179,7 @@ def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> Non
     found = against_automatic(landscape, probes, ids, embeddings, task.concepts, ratings=ratings, **asked).summary
     below, above = (probes["automatic"] < -0.3).mean(), (probes["automatic"] > 0.1).mean()
     assert below > 0 and above > 0 and found.outside.value == pytest.approx(below + above)
-    assert found.unfounded.value == pytest.approx(below)  # all that was rated fails: what of the better ones?
+    assert found.unfounded.value == pytest.approx(below)  # all that was rated fails, so better ones are unknown
     assert found.unfounded.low < found.unfounded.value < found.unfounded.high
 
 

@@ -1,4 +1,4 @@
-"""Ratings in a whole audit: learnt from its decisions, searched by, judged by, and refused where they do not fit."""
+"""Ratings in a whole audit: learnt from its decisions, used by search and verdict, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tests.workspace import ROOT, audit_params, make_workspace, repair_params, r
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose first landscape is there."""
+    """A workspace with its first landscape."""
     place = tmp_path_factory.mktemp("ratings")
     shutil.copy(ROOT / "tests" / "planted.py", place / "planted.py")
     (place / "data/x/inputs").mkdir(parents=True)
     (place / "data/x/inputs/regions.json").write_text("[]")
     audit = audit_params()
-    # Half of the grid fails, but for one cell: so a mode of this size holds passing examples too.
+    # Half of the grid fails, except one cell, so that a mode of this size has passing examples too.
     audit["prepare"] |= {"regions": [{"tilt": [2]}, {"tilt": [3], "fog": [0, 2, 3]}], "noise": 0.1}
     audit["prepare"]["items"]["discover"] = 40
     audit["discover"] |= {"explorer": "random", "budget": 500, "microscopic": {"method": "none"}}  # 100 kept back
@@ -73,7 +73,7 @@ def rate(
     only: Callable[[dict], bool] = lambda e: True,
     **more: Any,
 ) -> None:
-    """A reviewer rates the examples by a scale of their own, with a little noise."""
+    """Make a reviewer rate the examples on a personal scale, with a little noise."""
     params, rng = load_params(), np.random.default_rng(seed)
     modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
     said = {
@@ -89,7 +89,7 @@ def rate(
 
 
 def strict(discrepancy: float) -> float:
-    """Half of what fails automatically is good enough for these people: they would rate it 5 or better."""
+    """Half of the automatic failures are good enough for these people, who rate them 5 or better."""
     return 10 - 9 * (discrepancy + 0.8) / 1.6 + 2.5
 
 
@@ -129,7 +129,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     discover.main("x")
     summarized("x")
     after = pd.read_parquet("data/x/discover/probes.parquet")
-    # The control asks the same questions; its answers are judged by the map, as computed from the file alone.
+    # The control has the same probes; its answers are judged by the map, as computed from the file alone.
     asked = ["item", "tilt", "fog"]
     control = after[after["role"] == "control"].reset_index(drop=True)
     old = before[before["role"] == "control"].reset_index(drop=True)
@@ -151,7 +151,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     table = pd.read_parquet("data/x/summarize/landscape.parquet")
     assert table["rate"].mean() < table["rate_automatic"].mean()
     assert abs(table["rate_automatic"] - landscape["rate"]).mean() < 0.05  # other probes of the agent, same measure
-    # What is rated next is rated against the automatic measure again.
+    # Later ratings are again fitted to the automatic measure.
     example = summary["modes"][0]["examples"][0]
     shown = after[(after[asked[1:]] == example["cell"]).all(axis=1) & (after["item"] == example["item"])].iloc[0]
     assert example["discrepancy"] == shown["automatic"] != shown["discrepancy"]
@@ -240,7 +240,7 @@ def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place: Path) -> N
 
 def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
     rate("Ada", strict)
-    _edit("params.yaml", "threshold: 0.0", "threshold: 0.1")  # where failing begins is not how an answer is measured
+    _edit("params.yaml", "threshold: 0.0", "threshold: 0.1")  # the threshold does not change the measure
     assert gather(load_params(), "x", "quality").of_another_scale == 0
     _edit("params.yaml", "noise: 0.1", "noise: 0.2")
     with pytest.raises(UsageError, match=r"nobody has rated the quality of examples of x yet; \d+ were of another"):
@@ -314,7 +314,7 @@ def test_without_failure_modes_nobody_is_sent_to_rate_any(place: Path) -> None:
 
 
 def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) -> None:
-    # Only what fails automatically was rated, and found bad throughout: nobody said that the rest is, too.
+    # Only automatic failures were rated, all as bad, so nothing is known about the rest.
     for seed, reviewer in enumerate(("Ada", "Ben")):
         rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
     said = learn(write=False)

@@ -1,4 +1,4 @@
-"""What ratings teach: which map is chosen, how far off it is said to be, and when nothing is learnt."""
+"""Learning from ratings: the chosen map, its estimated error, and when nothing is learnt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.workspace import audit_params
 def people(
     curve: Callable[[np.ndarray], np.ndarray], n: int = 60, noise: float = 0.7, seed: int = 0, items: int = 30
 ) -> list[Scored]:
-    """Scores of two people who follow a curve of their own, with noise (in rating points), in whole points."""
+    """Scores of two people who follow the same curve, with noise (in rating points), rounded to whole points."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, n)
     scores = np.clip(np.round(curve(x) + rng.normal(0, noise, n)), 1, 10).astype(int)
@@ -40,10 +40,10 @@ def step(x: np.ndarray) -> np.ndarray:
 def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: str) -> None:
     found = fit(people(curve, n=200, items=100), "quality")
     assert found.kind == kind and found.teaches
-    x = np.concatenate([np.linspace(-0.9, 0.2, 20), np.linspace(0.4, 0.9, 10)])  # a step is known up to its edge
+    x = np.concatenate([np.linspace(-0.9, 0.2, 20), np.linspace(0.4, 0.9, 10)])  # a step is known up to the gap
     expected = 10 - 9 * np.interp(x, found.x, found.y)
     assert np.abs(expected - curve(x)).mean() < 0.3
-    # Whole points of noise 0.7: its mean absolute value is 0.56, rounding adds a little.
+    # Noise of 0.7, rounded to whole points: its mean absolute value is 0.56, and rounding adds a little.
     assert 0.4 < found.error.value < 0.85
     assert found.constant.value > 1.5
     assert found.error.low < found.error.value < found.error.high
@@ -69,14 +69,14 @@ def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[Scored]:
 
 @pytest.mark.parametrize(("n", "each"), [(20, 1), (40, 1), (10, 2)])
 def test_ratings_of_two_peaks_teach_nothing_by_themselves(n: int, each: int) -> None:
-    # The median of all others lies on the peak that an item is not on: anything near the middle seems to beat it.
+    # The median of all others is on the peak that an item is not on, so anything near the middle seems better.
     rng = np.random.default_rng(n)
-    assert sum(fit(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1  # as one in fifty does by chance
+    assert sum(fit(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1  # one in fifty does by chance
 
 
 @pytest.mark.parametrize(("n", "seed"), [(20, 6), (20, 15), (40, 16), (40, 20), (60, 32), (60, 39)])
 def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -> None:
-    # Against the median alone each of these would teach.
+    # Compared only with the median, each of these would teach something.
     rng = np.random.default_rng(seed)
     scores = rng.choice([1, 2, 3, 8, 9, 10], n)
     scored = [Scored(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
@@ -96,7 +96,7 @@ def test_a_flat_map_is_never_put_in_force() -> None:
 
 def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
     def rate(items: int, rng: np.random.Generator) -> list[Scored]:
-        """Two scores an item, which have more to do with the item than with the discrepancy."""
+        """Two scores per item, which depend more on the item than on the discrepancy."""
         own = rng.normal(5.5, 1.5, items)
         x = rng.random((items, 2))
         scores = np.clip(np.round(own[:, None] + 4 * (0.5 - x) + rng.normal(0, 1, x.shape)), 1, 10).astype(int)
@@ -105,7 +105,7 @@ def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
     rng = np.random.default_rng(4)
     told, true = [], []
     for _ in range(60):
-        found, new = fit(rate(5, rng), "quality"), rate(200, rng)  # so few that the choice is mostly luck
+        found, new = fit(rate(5, rng), "quality"), rate(200, rng)  # with so few, the choice is mostly luck
         expected = 10 - 9 * np.interp([s.discrepancy for s in new], found.x, found.y)
         told.append(found.error.value)
         true.append(np.abs(expected - [s.score for s in new]).mean())
@@ -129,7 +129,7 @@ def test_the_order_of_scores_does_not_matter() -> None:
 
 
 def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
-    # Each item has a score of its own, whatever the discrepancy: who has seen the item knows, nobody else does.
+    # Each item has its own score, whatever its discrepancy, so scores can be predicted for seen items only.
     rng = np.random.default_rng(0)
     scored = [
         Scored(float(k) + d / 10, s, f"i{k}", "A") for k, s in enumerate(rng.integers(1, 11, 20)) for d in range(5)
@@ -150,7 +150,7 @@ def test_ratings_of_one_discrepancy_say_nothing_of_others() -> None:
     assert not too_few([*scored, Scored(0.9, 9, "i0", "A")])
 
 
-# What ratings are given on
+# The scale of ratings
 
 
 @pytest.mark.parametrize(

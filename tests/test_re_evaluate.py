@@ -1,4 +1,4 @@
-"""The verdict on a repair: gates, paired differences, failures that moved, and on which items all of it rests."""
+"""The verdict on a repair: gates, paired differences, moved failures, and the items they are based on."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_gates_on_the_landscape_itself():
 
 
 def items_of(n: int) -> pd.DataFrame:
-    """Of n items nothing is known."""
+    """N items without attributes."""
     return pd.DataFrame(index=range(n))
 
 
@@ -112,14 +112,14 @@ def test_pairs_are_common_unique_and_on_the_right_side():
 
 
 def test_strata_are_weighed_as_in_the_grid():
-    """Half of the pairs are drawn inside, but the region is a tenth of the grid."""
+    """Half of the pairs are drawn inside a region that is a tenth of the grid."""
     inside = np.arange(200) < 100
     failed = {"before": inside, "after": np.zeros(200, dtype=bool)}
     paired = Paired(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
     assert paired.rate("before").value == pytest.approx(0.1)
     assert paired.change(inside).value == -1.0
     assert (paired.fixed().value, paired.newly_failing().value) == (1.0, 0.0)
-    # Newly failing are those that passed before: of them, none; of all, a tenth of the grid.
+    # Newly failing are probes that passed before: of these, none; of all, a tenth of the grid.
     stays = Paired(
         np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, {"before": inside, "after": inside}, resamples=200, seed=0
     )
@@ -149,7 +149,7 @@ def test_a_quality_unchanged_in_few_items_has_not_been_shown_to_be_unchanged():
 
 
 def test_of_many_regions_one_rises_by_chance():
-    """Six items of twenty fail newly in a region: enough if it is the only one tested, not as the best of twenty."""
+    """Six items of twenty fail newly in a region: significant for the only one tested, not for the best of twenty."""
     space = ConceptSpace((Concept("x", tuple(range(20))),))
     cells, items = np.repeat(np.arange(20), 20)[:, None], np.tile(np.arange(20), 20)
     after = (items < 6) & (cells[:, 0] == 0)
@@ -221,7 +221,7 @@ def audited(
 
 @pytest.fixture(scope="module")
 def audit_dir(tmp_path_factory):
-    """One target mode, and in the models made by `repaired` one region elsewhere."""
+    """One target mode; models made by `repaired` fail in one region elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         yield audited(tmp_path_factory.mktemp("audit"), patch, "planted:PlantedTask")
     sys.modules.pop("planted", None)
@@ -287,7 +287,7 @@ def test_a_failure_moved_elsewhere_is_named(audit_dir):
 
 @pytest.mark.slow
 def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
-    """Unknown attributes are refused as early as they are known; a verdict says which value decided."""
+    """Unknown attributes are refused as soon as possible; a verdict names the value that decided."""
     path = audit_dir / "params.yaml"
     before, params = path.read_text(), yaml.safe_load(path.read_text())
     tiny, repair = params["audits"]["tiny"], params["repairs"]["tiny"]
@@ -371,7 +371,7 @@ def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
 
 
 def test_graded_qualities_are_bounded_by_what_was_observed():
-    """A similarity of 50 items that moves by hundredths is not given the interval of 50 answers of yes or no."""
+    """A similarity of 50 items that changes by hundredths does not get the interval of 50 binary answers."""
     rng = np.random.default_rng(0)
     before = rng.uniform(0.6, 0.8, 50)
     values = {"before": before, "after": before + rng.normal(0, 0.02, 50)}
@@ -379,8 +379,8 @@ def test_graded_qualities_are_bounded_by_what_was_observed():
     change = compare_quality(values, ids, resamples=1000, seed=0)[2]
     assert -0.02 < change.low < change.value < change.high < 0.02
     unchanged = compare_quality({"before": before, "after": before}, ids, resamples=1000, seed=0)[2]
-    assert -0.01 < unchanged.low < 0 < unchanged.high < 0.01  # what did not move has not been shown not to
+    assert -0.01 < unchanged.low < 0 < unchanged.high < 0.01  # no observed change does not prove that there is none
     other = {"before": before, "after": before, "control": np.where(np.arange(50) == 7, 0.0, before)}
-    assert compare_quality(other, ids, resamples=1000, seed=0)[2] == unchanged  # a control that broke is none of it
+    assert compare_quality(other, ids, resamples=1000, seed=0)[2] == unchanged  # a broken control does not matter
     always_right = {"before": np.ones(50), "after": np.ones(50)}
     assert compare_quality(always_right, ids, resamples=1000, seed=0)[2].low < -0.05  # the rule of three

@@ -1,4 +1,4 @@
-"""Records: what is read is what was written, and what is something else is told."""
+"""Records: they are read as they were written, and anything else is refused."""
 
 from __future__ import annotations
 

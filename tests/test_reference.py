@@ -1,4 +1,4 @@
-"""A reference says which changed pictures can be read: what it cannot read either is not held against the model."""
+"""A reference decides which changed pictures can be read: probes that it cannot read either are not valid."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ DIM, BLACK = 1, 2  # levels of darkening
 
 
 def strong_weights(path, classes=3):
-    """A network that has learnt dim pictures, too, as people write its weights."""
+    """Weights of a network that was trained on dim pictures as well, as people save them."""
     import timm
 
     with torch.random.fork_rng(), torch_threads(1):
@@ -64,7 +64,7 @@ def task(home):
 
 
 def without_reference(home):
-    """The same model and items, judged as if nobody said what can be read."""
+    """The same model and items, judged without a reference."""
     task = ImageClassification.load(context(home / "inputs"), home / "prepare")
     task._seen = None
     return task
@@ -78,7 +78,7 @@ def at(task, level, **kwargs):
 def test_what_nobody_can_read_is_invalid_and_no_failure(home, task):
     plain, judged = at(without_reference(home), BLACK), at(task, BLACK)
     assert plain.valid is None and plain.failed.mean() > 0.5
-    # Of black pictures the reference always says the same, which for one class of three is right, and yet not read.
+    # The reference always answers the same on black pictures: right for one class of three, but that is not reading.
     assert len(set(task.reference.answers(torch.zeros(9, 1, SIDE, SIDE)))) == 1
     assert np.array_equal(judged.valid, ~plain.failed)
     assert not judged.failed.any()
@@ -106,10 +106,10 @@ def test_what_only_the_model_cannot_read_stays_a_failure(home, task):
 
 
 def test_a_picture_the_reference_never_could_read_stays_a_failure(home):
-    """What it says of the changed one then says nothing of the change."""
+    """If it fails on the unchanged picture, its answer on the changed one shows nothing about the change."""
     task = ImageClassification.load(context(home / "inputs"), home / "prepare")
     task._readable = np.zeros(len(task.items.table), dtype=bool)
-    task.reference = None  # it is not even asked
+    task.reference = None  # it is not even used
     plain, judged = at(without_reference(home), BLACK), at(task, BLACK)
     assert judged.valid.all() and np.array_equal(judged.failed, plain.failed)
 
@@ -121,7 +121,7 @@ def test_the_reference_is_asked_about_failures_alone(home, task, monkeypatch):
     readable = pd.read_parquet(home / "prepare" / "items.parquet")["readable"].to_numpy()
     at(task, DIM)
     failing = at(without_reference(home), DIM).failed
-    assert sum(asked) == 2 * (failing & readable).sum() < 2 * len(readable)  # one of another label for each
+    assert sum(asked) == 2 * (failing & readable).sum() < 2 * len(readable)  # and one with another label for each
 
 
 def test_the_book_keeps_what_was_invalid(task):
@@ -154,7 +154,7 @@ def test_a_reference_that_reads_changed_pictures_no_better_is_called_that(home):
     task.reference = Reference(task.model, CLASSES, CLASSES, task.context.compute)
     assert "no better than the model under test" in task.notes()[0]
     dim = at(task, DIM)
-    assert not dim.failed.any() and not dim.valid.all()  # what such a one excuses
+    assert not dim.failed.any() and not dim.valid.all()  # the probes that such a reference excuses
 
 
 def test_the_same_reference_is_loaded_again_without_the_data(home, tmp_path):
@@ -165,7 +165,7 @@ def test_the_same_reference_is_loaded_again_without_the_data(home, tmp_path):
 
 
 def test_a_reference_in_another_size_colour_and_order(home, task):
-    """It takes part by the names of classes; those that the model under test lacks are not answers."""
+    """Classes are matched by name; those that the model under test lacks are not answers."""
     form = task.model.form
     strong = task.reference._backend.model
     order = [2, 0, 1]

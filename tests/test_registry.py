@@ -1,4 +1,4 @@
-"""Explorers by name: documented, buildable, and `auto` says what it takes and why."""
+"""Explorers by name: documented, buildable, and `auto` reports its choice and the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_explorer_and_every_setting_is_in_the_docs(name):
     table = [line.split("|") for line in DOCS.split("## Settings")[1].splitlines() if line.startswith("| `")]
     documented = {s for row in table if f"`{name}`" in row[1] for s in re.findall(r"`(\w+)` \(", row[2])}
     if name == "thompson":
-        documented -= {"optimism"}  # of ucb, which shares the row
+        documented -= {"optimism"}  # a setting of ucb, in the same row
     assert documented == set(explorer_class(name).Settings.model_fields)
 
 

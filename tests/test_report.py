@@ -1,4 +1,4 @@
-"""The reports: self-contained, deterministic, safe with hostile text, and alive in a browser."""
+"""The reports: self-contained, deterministic, safe with hostile text, and working in a browser."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def opened(browser: Any, path: Path) -> Opened:
 
 
 def draw_all(page: Any) -> None:
-    """Unfold everything, and wait until every chart is drawn."""
+    """Unfold everything, and wait until all charts are drawn."""
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()
@@ -410,7 +410,7 @@ def test_firefox_draws_every_chart_too(pages: dict[str, Path], name: str, tmp_pa
             })()"""
         )
         assert len(fox.find(".plot svg.main-svg")) >= len(fox.find(".plot")) > 3
-        # As wide as the page, and no wider: no chart is cut off.
+        # As wide as the page, not wider, so that no chart is cut off.
         assert fox.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert fox.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
 
@@ -429,7 +429,7 @@ def test_without_javascript_tables_and_examples_remain(browser: Any, pages: dict
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(pages["landscape"].as_uri())
     assert page.locator("#modes table").first.is_visible()
-    assert not page.locator("#modes details table").is_visible()  # what is only suspected is folded
+    assert not page.locator("#modes details table").is_visible()  # suspected regions are folded
     assert page.locator("#modes img").first.is_visible()
     assert page.get_by_text("Charts need JavaScript").is_visible()
     assert not page.locator(".controls:visible").count()

@@ -1,4 +1,4 @@
-"""Nothing in a report leads off the page: no link, no button, no request, whatever is clicked."""
+"""Nothing in a report leaves the page: no link, button or request, whatever is clicked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORTS: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
 ADDRESSES = """[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes])
     .filter((a) => ["href", "xlink:href", "src", "action", "formaction", "ping", "data"].includes(a.name))
     .map((a) => a.value).filter((value) => !/^(#|data:|blob:)/.test(value))"""
-# `click()` is not there on what SVG draws.
+# SVG elements have no `click()`.
 CLICK_ALL = """document.querySelectorAll("a, button, summary, select, input, [role=button], .modebar-btn, [data-title]")
     .forEach((e) => e.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true })))"""
 
@@ -43,8 +43,8 @@ def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path,
     page.goto(here)
     draw_all(page)
     if page.locator(".gl-container").count():
-        assert page.locator(".modebar-btn").count() > 1  # those of the chart library are looked at, too
-    for _ in range(2):  # also what the first clicks brought about
+        assert page.locator(".modebar-btn").count() > 1  # the chart library's buttons are included
+    for _ in range(2):  # also elements that the first clicks created
         page.evaluate(CLICK_ALL)
         page.wait_for_timeout(300)
     assert page.evaluate(ADDRESSES) == []

@@ -1,4 +1,4 @@
-"""The review page in a real browser: what a reviewer does there is what the pipeline uses."""
+"""The review page in a real browser: what a reviewer enters there is what the pipeline uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kept() -> list[Any]:
 
 
 class Window:
-    """A page of a browser, with what went wrong in it and whom it asked."""
+    """A browser's page, with its errors and requests."""
 
     def __init__(self, browser: Any, server: ReviewServer, **context: Any) -> None:
         self.server = server
@@ -52,7 +52,7 @@ class Window:
         self.page.locator(f'[data-mode="{mode}"] .segments label', has_text=action).click()
 
     def repair_the_rest(self) -> None:
-        """Choose for the modes that have no choice yet, and say why where that is needed."""
+        """Choose repair for modes without a choice, with a reason if one is needed."""
         for n, mode in enumerate(("M1", "M2", "M3")):
             card = self.page.locator(f'[data-mode="{mode}"]')
             chosen = card.locator('input[name^="action."]:checked')
@@ -134,7 +134,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(browser: Any, place: 
         alert = grace.page.get_by_role("alert")
         assert "Somebody else decided meanwhile: Ada Lovelace approved this on" in alert.inner_text()
         assert grace.page.get_by_label("Why?").nth(0).input_value() == "mine"
-        grace.press("Reject")  # the browser asks for the tick first
+        grace.press("Reject")  # the browser requires the tick first
         assert grace.page.locator("[name=revise]").evaluate("(box) => box.matches(':invalid:focus')")
         assert [d.reviewer for d in kept()] == ["Ada Lovelace"]
         grace.page.get_by_label("My decision replaces Ada Lovelace’s").check()
@@ -158,7 +158,7 @@ def test_a_stale_page_is_refused_and_what_was_typed_can_be_copied(browser: Any, 
 
 @pytest.mark.slow
 def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser: Any, place: Path) -> None:
-    """A browser comes from another site then, and keeps a cookie that is too strict to itself."""
+    """A browser then comes from another site, and does not send a strict cookie."""
     also_review()
     with window(browser) as w:
         for audit in ("x", "other"):
@@ -255,7 +255,7 @@ def test_a_problem_is_shown_where_the_reviewer_looks(browser: Any, place: Path) 
         w.page.get_by_role("button", name="Approve the repair").click()
         alert = w.page.get_by_role("alert")
         assert "Your name is missing" in alert.inner_text()
-        # A browser focuses what asks for it (autofocus) when it first draws the page, which may be after it loaded.
+        # A browser focuses elements with autofocus when it first draws the page, which may be after loading.
         w.page.wait_for_function("document.activeElement.id === 'problems'")
         assert w.page.get_by_label("Why?").nth(0).input_value() == "kept"
         w.page.get_by_label("Your name").fill("Ada")

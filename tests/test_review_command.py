@@ -1,4 +1,4 @@
-"""`faded review` as a command: it serves until a decision is recorded, or records what was written elsewhere."""
+"""The command `faded review`: it serves until a decision is recorded, or records one from a file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_command_ends_when_the_decision_is_recorded(place: Path) -> None:
             told += line
         found = re.search(r"http://\S+token=\S+", told)
         assert found is not None, told
-        second = faded("--no-open")  # has the one that runs show it, and is done
+        second = faded("--no-open")  # makes the running server show it, and ends
         assert second.exit_code == 0 and f"process {it.pid}" in second.stdout, second.output
         link = faded("--link").stdout.strip()
         assert link not in told and link.partition("?")[0] == found.group(0).partition("?")[0]
@@ -81,7 +81,7 @@ def serving(*arguments: str) -> Iterator[Future[Result]]:
 
 
 class Browser:
-    """One that came in by a link."""
+    """A browser that signed in by a link."""
 
     def __init__(self, link: str) -> None:
         base, _, rest = link.partition("/review/")

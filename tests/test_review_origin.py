@@ -1,4 +1,4 @@
-"""What a reviewer's browser holds for the review page goes to no other port or program of the machine."""
+"""A reviewer's browser reveals nothing about the review page to another port or program of the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["chromium", "firefox", "firefox without JavaScript"])
 def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """A browser: opens an address, and says where that led to."""
+    """A function that opens an address in a browser, and returns where it ended."""
     if request.param == "chromium":
         page = request.getfixturevalue("browser").new_context().new_page()
 
@@ -54,7 +54,7 @@ def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str
 
 @contextmanager
 def thief() -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """A program of somebody else at another port: its port, and the path and headers of what it was sent."""
+    """Somebody else's program on another port: its port, and the path and headers of its requests."""
     came: list[tuple[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -84,13 +84,13 @@ def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place: Path,
         assert [path for path, _ in came if path != "/favicon.ico"] == ["/", "/1", "/2"] * 2
         assert [path for path, headers in came if "faded" in headers] == []  # neither cookie nor name
         assert go(f"http://{link.host}:{link.port}/review/x").endswith("/review/x")
-        assert server.undecided() == 1  # the session lives: it was not just that nobody was signed in
+        assert server.undecided() == 1  # the session exists, so the browser was signed in
 
 
 def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(place: Path) -> None:
     Path("prefect.yaml").write_text("public_url: https://audits.example.org/\ndeployments: []\n")
     public = public_url()
-    assert review_url("x") == "https://audits.example.org/review/x"  # also while no server runs
+    assert review_url("x") == "https://audits.example.org/review/x"  # even while no server runs
     with serve_review(["x"], port=0, public=public, prepared=False) as server:
         assert review_url("x") == "https://audits.example.org/review/x"
         link = httpx.URL(server.one_time_link("x"))
@@ -165,7 +165,7 @@ def reached(server: ReviewServer) -> int:
 
 
 def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -> None:
-    """They take a name under localhost for 127.0.0.1 and for ::1, and may try either first."""
+    """They resolve a name under localhost to 127.0.0.1 and ::1, and may try either first."""
     try:
         taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError as error:
@@ -183,7 +183,7 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -
 
 
 def test_no_two_servers_have_the_same_name(place: Path) -> None:
-    """Who took the port of one that ended could have left a script in its origin, which browsers would run again."""
+    """A program that took the port of an ended server could leave a script in its origin, which browsers would run."""
     hosts = set()
     for _ in range(2):
         with serve_review(["x"], port=0) as server:

@@ -1,4 +1,4 @@
-"""The review page: what it shows, what it saves, and that it loses and overwrites nothing."""
+"""The review page: what it shows and saves, and that it loses and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:
     for said in ("M1: nothing was chosen", "M2: nothing was chosen", "M3: nothing was chosen"):
         assert said in answer.text
     silent = fields | {"action.M1": "accept", "action.M2": "repair", "reason.M1": " ", "decision": "approve"}
-    silent["action.M3"] = "ignore"  # which needs no reason
+    silent["action.M3"] = "ignore"  # needs no reason
     answer = ada.send(silent)
     assert answer.status_code == 400 and "M1: a reason is required to accept it" in answer.text and kept() == []
     assert "M2: a reason is required to repair it" in answer.text and "M3:" not in answer.text
@@ -160,7 +160,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(place: Path) -> None:
     again = form_of(answer.text)
     assert (again["reviewer"], again["reason.M1"], again["rating.M1.2"]) == ("Grace Hopper", "mine", "7")
     assert len(kept()) == 1
-    assert grace.send(again | {"decision": "reject"}).status_code == 409  # without the tick it stays refused
+    assert grace.send(again | {"decision": "reject"}).status_code == 409  # still refused without the tick
     assert grace.send(again | {"decision": "reject", "revise": "yes"}).status_code == 200
     first, second = kept()
     assert (first.reviewer, second.reviewer, second.approve) == ("Ada Lovelace", "Grace Hopper", False)
@@ -238,10 +238,10 @@ def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path: Path, monkey
     assert "x needs 1 more reviewer" in answer.text
     seen = grace.enter()
     assert "Ada Lovelace</strong> approved" in seen and "1 more has to decide" in seen
-    assert "only Ada says so" not in seen  # who decides next does so unswayed
+    assert "only Ada says so" not in seen  # the next reviewer is not influenced
     html = grace.revise()
     assert "only Ada says so" not in html and untouched(html)["reason.M1"] == ""
-    twice = form_of(html) | {"decision": "approve"}  # under Ada's name, which git knows here
+    twice = form_of(html) | {"decision": "approve"}  # under Ada's name, from git
     answer = grace.send(twice | {"revise": "yes", "seen": ""})
     assert answer.status_code == 409 and "only Ada says so" not in answer.text
     answer = grace.send(twice)

@@ -1,4 +1,4 @@
-"""Nobody but the reviewer reaches the review page, and nothing that models or data contain acts on it."""
+"""Only the reviewer can reach the review page, and nothing in a model's words or in data can act on it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ada(place: Path) -> Reviewer:
 
 
 def follow(link: str) -> httpx.Response:
-    """What a link leads to, once."""
+    """The response to a link, for one request."""
     with httpx.Client(transport=Loopback()) as client:
         return client.get(link)
 
@@ -71,7 +71,7 @@ def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
     assert second.status_code == 403 and "set-cookie" not in second.headers
     assert "This link was already used" in second.text and "faded review x --link" in second.text
     assert eve.client.get("/review/x").status_code == 403
-    assert ada.client.get(link).status_code == 303  # who is in already is not sent away
+    assert ada.client.get(link).status_code == 303  # a signed-in browser keeps its session
 
 
 def test_a_link_that_nobody_opened_expires(ada: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_browser_sees_the_audits_of_its_links_alone(ada: Reviewer) -> None:
     token = ada.served.link("x").partition("token=")[2]
     assert ada.client.get("/review/other", params={"token": token}).status_code == 403
     assert "other" not in ada.client.get("/").text and read_chain("other") == []
-    assert form_of(ada.enter("other"))["csrf"] == fields["csrf"]  # the form that is open stays good
+    assert form_of(ada.enter("other"))["csrf"] == fields["csrf"]  # the open form stays valid
     assert "/review/other" in ada.client.get("/").text and ada.client.get("/review/x").status_code == 200
 
 
@@ -214,7 +214,7 @@ def test_every_answer_tells_the_browser_to_be_strict(ada: Reviewer) -> None:
         assert answer.headers["referrer-policy"] == "same-origin"
     assert "unsafe-inline" not in PAGE_POLICY and "data:" not in PAGE_POLICY.replace("img-src data:", "")
     assert re.findall(r"""\s(?:href|src|action|formaction)=(?!["'](?:/|#|data:))\S*""", html) == []
-    assert HOST not in html  # nor is the name told in any other way: what a page says may be copied
+    assert HOST not in html  # nor is the name revealed otherwise, as a page's text may be copied
     assert not re.findall(r"<style|\sstyle=|\son\w+=|<script>|javascript:", html)
 
 
@@ -228,7 +228,7 @@ ELSEWHERE = (
 
 
 def test_nothing_but_its_audits_and_their_reports_is_served(place: Path) -> None:
-    """Through a socket, for clients tidy addresses up before they send them."""
+    """Through a socket, as clients normalize addresses before they send them."""
     with serve_review(["x"], port=0) as server:
         link = httpx.URL(server.one_time_link("x"))
         session = follow(str(link)).headers["set-cookie"].partition(";")[0]
@@ -338,7 +338,7 @@ def test_requests_that_never_become_whole_end_and_keep_nobody_out(
             page.url, data=form_of(page.text) | {"decision": "reject"}, headers={"Origin": str(page.url.join("/"))[:-1]}
         )
         assert page.status_code == 200 and answer.status_code in (200, 400)
-        for one in half:  # closed: it is not the time-out of this end that ends it
+        for one in half:  # closed by the server, not by this end's time-out
             with contextlib.suppress(ConnectionResetError):
                 while one.recv(65536):
                     pass
@@ -346,7 +346,7 @@ def test_requests_that_never_become_whole_end_and_keep_nobody_out(
 
 
 def test_nothing_heavy_is_imported_while_a_browser_waits(place: Path) -> None:
-    """In a process of its own, for this one has imported everything long ago."""
+    """In a separate process, as this one has already imported everything."""
     asks = """
         import http.client, sys
         from urllib.parse import urlsplit
@@ -372,7 +372,7 @@ def test_nothing_heavy_is_imported_while_a_browser_waits(place: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(asks)], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(place)])},
     )  # fmt: skip
-    assert set(ran.stdout.split()) == {"review_task", "tests"}  # the audit's task alone, which anybody may write
+    assert set(ran.stdout.split()) == {"review_task", "tests"}  # only the audit's task, which is a user's code
 
 
 WORDS = st.text(max_size=30) | st.sampled_from(
@@ -389,7 +389,7 @@ HEADERS = st.sampled_from(
 @settings(deadline=None, max_examples=scaled(60), suppress_health_check=[*HealthCheck])
 @given(data=st.data())
 def test_no_request_at_all_brings_an_error_of_the_server(ada: Reviewer, data: st.DataObject) -> None:
-    """As one who is signed in, whose requests get further than those of others."""
+    """As a signed-in browser, whose requests get further than others."""
     known = form_of(ada.client.get("/review/x").text) or form_of(ada.enter())
     path = "/" + "/".join(quote(part, safe="") for part in data.draw(st.lists(WORDS, max_size=4), "path"))
     path = data.draw(st.sampled_from([path, "/", "/review/x", "/review/x/landscape", "/links", "/static/review.js"]))

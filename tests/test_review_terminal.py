@@ -1,6 +1,6 @@
-"""The review in the terminal: several reviewers, deciding again, and bias where a model draws.
+"""The review in the terminal: several reviewers, revised decisions, and bias of a model that draws.
 
-What it asks about examples is in test_rated_examples.py.
+Its questions about examples are in test_rated_examples.py.
 """
 
 from __future__ import annotations

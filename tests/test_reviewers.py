@@ -1,4 +1,4 @@
-"""Reviewers with keys: `faded reviewers`, decisions signed by whoever holds the key, and links of one's own."""
+"""Reviewers with keys: `faded reviewers`, decisions signed with the reviewer's key, and links for one reviewer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ ALL = ("--repair", "M1,M2,M3=seen")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A landscape of audit "x" about which two people are asked, and nobody's keys."""
+    """A landscape of audit "x" that waits for two people, without keys."""
     monkeypatch.setenv("FADED_KEYS", str(tmp_path / "keys"))
     folder = tmp_path / "ws"
     folder.mkdir()
     make_review(folder, monkeypatch, reviewers=2)
-    params = json.loads(json.dumps(yaml.safe_load((folder / "params.yaml").read_text())))  # its audits share nothing
+    params = json.loads(json.dumps(yaml.safe_load((folder / "params.yaml").read_text())))  # no shared objects
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     summary = stage_dir("x", "summarize") / "landscape.json"
     plain = {"levels": list(range(12)), "unit": "", "ordered": True, "neutral": 0}
@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def faded(*arguments: str) -> tuple[int, str]:
-    """Run `faded ARGUMENTS...` in this process; its exit code, and what it said."""
+    """Run `faded ARGUMENTS...` in this process; return its exit code and output."""
     done = CliRunner().invoke(app, arguments)
     if isinstance(done.exception, FadedError):
         return int(done.exception.exit_code), str(done.exception)
@@ -87,7 +87,7 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
     code, told = faded("reviewers", "remove", "Ada Lovelace")
     assert code == 0 and "names of its reviewers are not verified" in told
     assert yaml.safe_load(Path("params.yaml").read_bytes()) == yaml.safe_load(before)
-    assert key.exists()  # it may be needed again, and is not ours to destroy
+    assert key.exists()  # it may be needed again, and is the user's
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_link_of_ones_own_does_not_open_anothers_session() -> None:
     assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
     answer = browser.send(form_of(browser.client.get("/review/x").text) | {"csrf": hers["csrf"], "decision": "reject"})
     assert answer.status_code == 403 and kept() == []
-    browser.client.get(browser.served.link("x"), follow_redirects=True)  # one that is nobody's keeps what is open
+    browser.client.get(browser.served.link("x"), follow_redirects=True)  # a link for anybody keeps the open session
     assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
 
 
@@ -222,7 +222,7 @@ def test_keys_are_edited_and_no_other_byte() -> None:
     text = with_keys(BLOCK, {"x": wanted, "y": wanted, "z": wanted})
     repairs = yaml.safe_load(text)["repairs"]
     assert [repairs[audit]["feedback"]["keys"] for audit in "xyz"] == [wanted] * 3
-    assert set(BLOCK.splitlines()) - set(text.splitlines()) == {BLOCK.splitlines()[7]}  # the flow mapping that got them
+    assert set(BLOCK.splitlines()) - set(text.splitlines()) == {BLOCK.splitlines()[7]}  # the mapping that got the keys
     assert with_keys(text, {"x": {}, "y": {}, "z": {}}) == BLOCK
     less = with_keys(text, {"x": {"yes": two}})
     assert yaml.safe_load(less)["repairs"]["x"]["feedback"]["keys"] == {"yes": two}

@@ -1,4 +1,4 @@
-"""Rewards: each component pays what it says, and none is mistaken for a failure."""
+"""Rewards: each component pays what it should, and none counts as a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTHING = {"novelty": 0.0, "region": 0.0, "coverage": 0.0}
 
 
 def pay(reward: Reward, items: list[int], cells: list[list[int]], discrepancy: list[float]) -> list[float]:
-    """Rewards for answers with these discrepancies; nan is an answer the budget did not allow."""
+    """Rewards for answers with these discrepancies; nan for a probe beyond the budget."""
     d = np.array(discrepancy, dtype=np.float32)
     answered = ~np.isnan(d)
     answers = Answers(d, d > reward.threshold, answered, answered)

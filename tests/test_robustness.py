@@ -1,4 +1,4 @@
-"""What is said of the smallest failing changes: shares, directions, and the report's section."""
+"""Smallest failing changes in words: shares, directions, and the report's section."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.test_microscopic import SPACE
 
 
 def hand_made() -> pd.DataFrame:
-    """Two items fail by tilt alone, one with fog, one unchanged, one held for four steps."""
+    """Two items fail by tilt alone, one by tilt and fog, one unchanged, and one not within four steps."""
     rows = [
         ("i0", "found", 2, 3, 2, 0, 0), ("i1", "found", 3, 3, 3, 0, 0), ("i2", "found", 5, 3, 3, 2, 0),
         ("i3", "fails unchanged", 0, 0, 0, 0, 0), ("i4", "not found", None, 4, None, None, None),
@@ -35,7 +35,7 @@ def test_shares_go_as_far_as_all_items_were_searched() -> None:
     assert summary.median_radius == 3 and summary.proven == 1
     tilt, fog, dust = summary.directions
     assert (tilt.concept, tilt.used, tilt.mean_steps, tilt.alone_median_steps) == ("tilt", 3, 8 / 3, 2.5)
-    assert (tilt.alone.value, tilt.alone.n) == (0.5, 4)  # of those that pass unchanged
+    assert (tilt.alone.value, tilt.alone.n) == (0.5, 4)  # among those that pass unchanged
     assert (fog.used, fog.mean_steps, dust.used, dust.mean_steps) == (1, 2, 0, None)
     assert [(e.concepts, e.items) for e in summary.together] == [(["tilt"], 2), (["tilt", "fog"], 1)]
 

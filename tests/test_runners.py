@@ -1,4 +1,4 @@
-"""Stages on Dask and Ray, with GPUs that are only declared: who runs when, on which device, and what a kill does."""
+"""Stages on Dask and Ray, with GPUs that are only declared: order, devices, and the effect of a kill."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from stages.provenance import provenance
 from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 
-MASK = ("4", "GPU-ab12cd")  # of the process that starts the cluster: stages get these and no others
+MASK = ("4", "GPU-ab12cd")  # mask of the process that starts the cluster: stages get only these
 AUDITS = ("a", "b", "c", "d", "e", "f")
 
 
@@ -52,7 +52,7 @@ def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
 
 @pytest.fixture(scope="module", params=clusters(pytest.mark.slow))
 def place(request) -> Iterator[Runner]:
-    """A cluster of this machine with two GPUs and places for two stages without."""
+    """A cluster on this machine with two GPUs and slots for two stages without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(MASK))
         with open_runner(RunnerConfig(kind=request.param, workers=2, gpus=2), gpus=1) as runner:
@@ -85,7 +85,7 @@ def at_most_at_once(those: list[dict[str, Any]]) -> int:
 
 
 def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[str, ...]) -> None:
-    """Never two stages on a device, and none for stages that ask for none."""
+    """Check that no device has two stages at a time, and that stages that request none get none."""
     with_gpu = [span for span in recorded if span["gpus"]]
     without = [span for span in recorded if not span["gpus"]]
     assert {span["gpus"] for span in with_gpu} == set(devices)
@@ -95,7 +95,7 @@ def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[st
 
 
 def wait_for_toys(toys: Workspace, number: int) -> set[str]:
-    """Wait until so many stages have begun, and say which."""
+    """Wait until this many stages have started, and return them."""
     deadline, record = time.monotonic() + 120, toys.path / "executed.txt"
     while len(begun := set(record.read_text().split() if record.exists() else [])) < number:
         assert time.monotonic() < deadline, begun
@@ -119,7 +119,7 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, ma
     with ThreadPoolExecutor(len(AUDITS)) as threads:
         ended = threads.map(run, AUDITS)
         at_work = wait_for_toys(many, 4)
-        time.sleep(1)  # for whoever comes in spite of all
+        time.sleep(1)  # time for one that should not start
         assert at_work == set((many.path / "executed.txt").read_text().split())
         assert {"prepare@e", "prepare@f"} < at_work
         (many.path / "go").touch()
@@ -146,12 +146,12 @@ def test_a_workspace_the_worker_does_not_see_is_told(place, tmp_path):
 
 
 def above(stage: psutil.Process) -> list[psutil.Process]:
-    """What we started to run a stage, the nearest first: DVC."""
+    """The processes that we started to run a stage, the nearest first: DVC."""
     return [process for process in stage.parents() if "flows.child" in " ".join(process.cmdline())]
 
 
 def worker_of(stage: psutil.Process) -> psutil.Process:
-    """The worker process that runs a stage: the parent of the first one that is ours."""
+    """The worker process that runs a stage: the parent of our first process."""
     return above(stage)[-1].parent()
 
 
@@ -166,7 +166,7 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
         worker_of(stage).kill()
         with pytest.raises(InfrastructureError, match="the worker that ran it died"):
             future.result(timeout=60)
-    assert all_gone(ours)  # DVC too: until it is gone it holds what it writes
+    assert all_gone(ours)  # DVC too: until it ends it holds what it writes
     toys.toy()
     assert place.run(job, lambda line: None).outcome == "ran"
     assert toys.executed() == ["prepare@tiny"] * 2
@@ -235,7 +235,7 @@ def test_the_option_comes_before_the_environment_and_that_before_params(toys, mo
     params = load_params(toys.path / "params.yaml")
     monkeypatch.delenv("FADED_RUNNER", raising=False)
     assert chosen(params, None) == params.runner
-    assert chosen(params, "dask") == params.runner  # what is said of it beside its kind holds
+    assert chosen(params, "dask") == params.runner  # other settings under `runner:` apply
     assert chosen(params, "threads") == RunnerConfig(kind="threads")
     there = chosen(params, "dask=tcp://127.0.0.1:8786")
     assert (there.address, there.gpus, there.remote) == ("tcp://127.0.0.1:8786", None, "store")
@@ -288,7 +288,7 @@ def server(prefect_server):
 
 
 def on_gpus(path: Path, kind: str, names: str) -> Workspace:
-    """Audits on a GPU that this machine lacks, and "z" without."""
+    """Audits on a GPU that this machine lacks, and "z" without one."""
     compute = {"device": "cuda:97", "threads": 1, "batch_size": 32, "gpus": 1}
     audits = {name: audit_params(compute=compute) for name in names} | {"z": audit_params()}
     toys = make_workspace(path, audits, {}, toys=True)
@@ -344,7 +344,7 @@ def test_a_cluster_that_does_not_come_up_is_infrastructure_and_leaves_nothing(mo
 
     def too_busy(**settings: Any) -> None:
         assert Path(settings["_temp_dir"]).is_dir()
-        raise Exception("The current node timed out during startup.")  # Ray's own
+        raise Exception("The current node timed out during startup.")  # as Ray does
 
     monkeypatch.setattr(ray, "init", too_busy)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -364,7 +364,7 @@ class At:
 
 @pytest.fixture
 def dask_at(tmp_path) -> Iterator[At]:
-    """A scheduler with a worker that has a GPU and one that has none."""
+    """A scheduler with one worker with a GPU and one without."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     common = ["--no-dashboard", "--host", "127.0.0.1"]

@@ -1,4 +1,4 @@
-"""Pictures: drawn as the bare pipeline draws them, whatever their company; broken ones are told apart."""
+"""Pictures: equal to the bare pipeline's, in any batch; broken ones are recognised."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ QUICK = SamplingConfig(steps=2, guidance=3)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """models/ with what `build` made of each kind of pipeline."""
+    """models/ with the result of `build` for each kind of pipeline."""
     home = tmp_path_factory.mktemp("sampling")
     for kind in ("sd", "sdxl"):
         tiny_pipeline(home / "inputs" / kind, kind=kind)
@@ -53,7 +53,7 @@ def pixels(drawings):
 
 
 def off(some, others):
-    """By how many of 255 pixels differ at most."""
+    """The largest difference between pixels, in steps of 255."""
     return np.abs(some.astype(int) - others.astype(int)).max()
 
 
@@ -95,7 +95,7 @@ def test_a_picture_is_the_same_to_the_bit_in_any_company(home, kind, guidance):
 
 
 def test_the_last_bits_before_rounding_are_equal_in_any_company(home, monkeypatch):
-    """Equal pixels could hide that sums differ."""
+    """Unrounded values are compared, as equal pixels could hide different sums."""
     artist, seen = painter(home), {}
     decode = artist.pipeline.vae.decode
 

@@ -1,4 +1,4 @@
-"""prefect.yaml: what stands in it, how it is edited, and that a real server takes it."""
+"""prefect.yaml: its content, how it is edited, and that a real server accepts it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
 @pytest.fixture
 def here(toys, monkeypatch) -> Path:
-    """A toy workspace, with a deployment of its audit in a file that people have commented."""
+    """A toy workspace, with a deployment of its audit in a file with people's comments."""
     head, _, _ = (ROOT / "prefect.yaml").read_text().partition("deployments:")
     (toys.path / "prefect.yaml").write_text(
         head + "deployments:\n"
@@ -52,9 +52,7 @@ def test_the_file_of_the_repository_holds_every_audit_with_its_schedule_off(monk
     assert all(entry.name == entry.audit and entry.cron and not entry.active for entry in entries)
     assert all(entry.next_start() is None for entry in entries)
     written = yaml.safe_load(Path("prefect.yaml").read_text())
-    common = yaml.safe_load(flows.schedule._NEW)["definitions"][
-        "common"
-    ]  # what a file of another workspace begins with
+    common = yaml.safe_load(flows.schedule._NEW)["definitions"]["common"]  # start of another workspace's file
     assert written["definitions"]["common"] == common
     for deployment in written["deployments"]:
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
@@ -132,7 +130,7 @@ def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
         ("schedules: [x]", "schedules: expected mappings like {cron: "),
         ("schedules: [{cron: nonsense}]", "cron 'nonsense' is not a valid schedule, expected five fields"),
         ('schedules: [{cron: "0 3 * * *", timezone: Berlin}]', "timezone 'Berlin' is unknown, expected a name like"),
-        # Prefect reads YAML 1.1, where this is false; here it would be a text, and true.
+        # Prefect reads YAML 1.1, where this is false; in YAML 1.2 it would be a text, which is true.
         ('schedules: [{cron: "0 3 * * *", active: no}]', "active: expected true or false, found 'no'"),
     ],
 )
@@ -152,9 +150,9 @@ def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeyp
     assert add_missing(load_params()) == []
     assert Path("prefect.yaml").read_text() == first
     assert [entry.audit for entry in read_entries()] == ["tiny", "other"]
-    entry = set_schedule(load_params(), "tiny-quick", "0 3 * * *")  # asked for by name: it gets one
+    entry = set_schedule(load_params(), "tiny-quick", "0 3 * * *")  # requested by name: it gets one
     assert entry == next(e for e in read_entries() if e.audit == "tiny-quick")
-    # Merged, not copied: a change of what they have in common reaches it.
+    # Merged, not copied, so that a change of the common settings affects it.
     assert yaml.safe_load(Path("prefect.yaml").read_text())["deployments"][2]["entrypoint"] == "flows.audit.audit"
     assert Path("prefect.yaml").read_text().count("flows.audit.audit") == 1
 
@@ -195,7 +193,7 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
 
     params = load_params()
     text = (here / "prefect.yaml").read_text().replace("name: faded   ", "name: taken   ")
-    (here / "prefect.yaml").write_text(text.replace("name: tiny", "name: mine"))  # names of this test alone
+    (here / "prefect.yaml").write_text(text.replace("name: tiny", "name: mine"))  # names that only this test uses
     assert [entry.pool for entry in read_entries()] == ["taken"]
     assert apply(read_entries()) == []
     with get_client(sync_client=True) as client:
@@ -212,7 +210,7 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
         assert deployment.concurrency_options is not None
         assert deployment.concurrency_options.collision_strategy.value == "ENQUEUE"
 
-        # Applied once more, after an edit: the schedule is changed, nothing is there twice.
+        # Applied again after an edit: the schedule changes, and nothing is duplicated.
         set_schedule(params, "tiny", "0 5 * * *", "Europe/Berlin")
         apply(read_entries())
         [schedule] = client.read_deployment_by_name("audit/mine").schedules
@@ -224,7 +222,7 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
         ensure_automations(client, "taken", [deployment.id], None)
         assert [a.id for a in client.read_automations_by_name("taken: dead runs")] == [automations[0].id]
 
-        # An entry that is gone: its deployment starts nothing any more, and its history stays.
+        # A removed entry: its deployment starts nothing any more, and its history is kept.
         document = yaml.safe_load((here / "prefect.yaml").read_text())
         renamed = document["deployments"][0] | {"name": "my-renamed"}
         (here / "prefect.yaml").write_text(yaml.safe_dump({**document, "deployments": [renamed]}))

@@ -1,4 +1,4 @@
-"""Screening on tasks whose effects are planted: what it drops, how it draws ranges in and out, what it writes."""
+"""Screening on tasks with planted effects: what it drops, how it narrows and widens ranges, what it writes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.finished import faded
 from tests.workspace import Workspace, audit_params, make_workspace
 
 HAZE, TILT = [0, 1, 2, 3, 4, 5], [0, 10, 20, 30, 40]
-OFTEN = ScreenSettings(lowest_rate=0.15, highest_rate=0.3)  # so that few probes tell effects
+OFTEN = ScreenSettings(lowest_rate=0.15, highest_rate=0.3)  # so that few probes show effects
 
 
 class Weighted:
-    """The margin is a weighted sum of level values plus what the item and chance add: its failure rate is exact."""
+    """Its margin is a weighted sum of level values plus an item's share and chance, so its failure rate is exact."""
 
     threshold = 0.5
     catalogue: Mapping[str, Any] = {}
@@ -90,11 +90,11 @@ class Weighted:
         return ProbeBatch(discrepancy, discrepancy > self.threshold, [""] * len(rows))
 
     def beside(self, cells: np.ndarray) -> np.ndarray | float:
-        """What cells (n, concepts) add to the margin beside the weights."""
+        """What cells (n, concepts) add to the margin besides the weights."""
         return 0.0
 
     def rate(self) -> float:
-        """The failure rate over all of the grid and the discover items."""
+        """The failure rate over the whole grid and the discover items."""
         cells = self.concepts.cells()
         return float(np.mean([self.probe([item] * len(cells), cells).failed for item in self.items.ids("discover")]))
 
@@ -111,7 +111,7 @@ def screened(
 
 
 def shown(found: Screening) -> str:
-    """What people see of it."""
+    """The output for people."""
     console = Console(width=300)
     with console.capture() as captured:
         show_screening(console, "a", found)
@@ -152,7 +152,7 @@ def test_a_task_that_needs_all_its_concepts_keeps_one_that_does_nothing():
 def test_beside_a_category_that_is_too_harsh_alone_the_others_keep_levels_that_do_something():
     levels = {"kind": ["none", "harsh"], "haze": HAZE}
     found, rate = screened(levels, {"kind=harsh": 3.0, "haze": 0.3})
-    assert rate > 0.5 and not found.reached  # half of the grid fails, whatever the haze
+    assert rate > 0.5 and not found.reached  # half of the grid fails at any level of haze
     haze = Weighted({"haze": found.grid["haze"]}, {"haze": 0.3}).rate()
     assert 0.1 <= haze <= 0.4
 
@@ -167,7 +167,7 @@ def test_the_fewest_probes_are_enough_and_one_less_is_not():
 
 
 class Redundant(Weighted):
-    """Medium haze fails where fog or dull acts, whichever: neither is missed alone, and both are."""
+    """Medium haze fails with either fog or dull, so that removing one has no effect, but removing both has."""
 
     def beside(self, cells: np.ndarray) -> np.ndarray:
         haze, *others = (cells[:, self.concepts.names.index(name)] for name in self.concepts.names)
@@ -177,13 +177,13 @@ class Redundant(Weighted):
 def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
     levels = {"haze": HAZE, "fog": list(range(10)), "dull": list(range(10))}
     found = screen(lambda levels: Redundant(levels, {}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1)
-    for concept in found.concepts[1:]:  # one at a time nothing is seen
+    for concept in found.concepts[1:]:  # no effect one at a time
         assert concept.share.high < 0.05 and concept.alone.low < 0 < concept.alone.high
         assert concept.without is not None and concept.without.low > -0.1 and concept.without.high < 0.1
         assert (concept.verdict, concept.change) == ("not known", "kept")
     assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
     assert "removed at once: -" in shown(found)
-    # And not for want of probes: two that do nothing are.
+    # And not for lack of probes: two concepts without effect are found.
     found = screen(
         lambda levels: Weighted(levels, {"haze": 0.25}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1
     )
@@ -208,12 +208,12 @@ def test_a_rate_is_measured_on_pairs_not_asked_before_or_on_the_whole_grid():
 def test_too_harsh_a_range_is_narrowed_until_as_much_fails_as_should(bounds):
     found, rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.3, "tilt": 0.012}, ScreenSettings(), bounds=bounds)
     assert found.now.low > 0.3 and 0.03 <= rate <= 0.15 and found.reached
-    assert changes(found)["haze"] == "narrowed"  # the harsher one alone
+    assert changes(found)["haze"] == "narrowed"  # the harsher one only
     haze = found.grid["haze"]
     assert haze[0] == 0 and haze[-1] < 5
     if bounds:
         assert len(haze) == len(HAZE)
-    else:  # no level is known to mean something but the user's own
+    else:  # only the user's own levels are known to be valid
         assert haze == HAZE[: len(haze)]
 
 
@@ -227,7 +227,7 @@ def test_too_mild_a_range_is_widened_in_the_users_proportions():
 
 
 class Cliff(Weighted):
-    """Nothing happens up to a tilt of 30, and beyond it everything fails."""
+    """Nothing fails up to a tilt of 30, and everything beyond."""
 
     def beside(self, cells: np.ndarray) -> np.ndarray:
         names = [concept.name for concept in self.concepts.concepts]
@@ -236,7 +236,7 @@ class Cliff(Weighted):
 
 
 def test_ranges_end_where_a_concept_alone_does_hardly_any_harm():
-    """Planted: tilt breaks everything beyond 30, haze from 1.2 to 2.2, fog beyond 60, and dull nothing."""
+    """Planted: tilt breaks everything beyond 30, haze between 1.2 and 2.2, fog beyond 60, and dull nothing."""
     levels = {"tilt": [0, 5, 10, 20], "dull": [0, 1, 2, 3], "haze": [0, 1, 2, 4, 8], "word": ["", "x"]}
     found = reach(lambda levels: Cliff(levels, {"haze": 0.6}), levels, 200)
     assert found.levels == {
@@ -254,7 +254,7 @@ def test_ranges_end_where_a_concept_alone_does_hardly_any_harm():
 
 def test_the_levels_of_init_make_failures_rare_though_none_of_them_is_harmful_alone():
     levels = {"haze": [0, 1, 2, 4, 8, 16], "tilt": [0, 0.5, 1, 2], "dull": [0, 1, 2, 4]}
-    weights = {"haze": 0.12, "tilt": 0.06, "dull": 0.015}  # each breaks items alone at 0.7 to 1.3 over its weight
+    weights = {"haze": 0.12, "tilt": 0.06, "dull": 0.015}  # each alone breaks items at 0.7 to 1.3 over its weight
     reached = reach(lambda levels: Weighted(levels, weights), levels, 200)
     for name, reach_of in (("haze", reached.levels["haze"]), ("tilt", reached.levels["tilt"])):
         assert 0.7 / 2 <= weights[name] * reach_of[-1] <= 1.0
@@ -290,7 +290,7 @@ def test_reaching_keeps_to_its_budget_and_says_what_it_did_not_see():
     assert list(found.said) == [
         f"{name}: no probes were left to see what is stronger than {end}" for name, end in (("tilt", 20), ("dull", 3))
     ]
-    assert reach(lambda levels: Cliff(levels, {}, bounds=False), levels, 200).levels == levels  # no end is known
+    assert reach(lambda levels: Cliff(levels, {}, bounds=False), levels, 200).levels == levels  # without known bounds
 
 
 def test_a_verdict_says_no_more_than_the_intervals_it_rests_on():
@@ -340,11 +340,11 @@ def test_names_are_measured_and_never_re_ranged():
     ("levels", "neutral", "factor", "expected"),
     [
         ((0, 4, 10, 40), 0, 0.5, (0, 2, 5, 20)),
-        ((1, 0.8, 0.4), 1, 1.5, (1, 0.7, 0.1)),  # falls as it gets stronger
+        ((1, 0.8, 0.4), 1, 1.5, (1, 0.7, 0.1)),  # decreases as it gets stronger
         ((-20, 0, 20), 0, 2, (-40, 0, 40)),
-        ((0.1, 0.3, 0.5), None, 0.5, (0.1, 0.2, 0.3)),  # nothing is neutral: from the weakest
+        ((0.1, 0.3, 0.5), None, 0.5, (0.1, 0.2, 0.3)),  # no neutral level: relative to the weakest
         ((1, 0.5, 0.2), 1, 4, (1, 0.4, 0)),  # ends at the bound
-        ((0.25, 3, 6), 0.25, 0.9, (0.25, 3, 5)),  # what is neutral is not rounded
+        ((0.25, 3, 6), 0.25, 0.9, (0.25, 3, 5)),  # the neutral level is not rounded
     ],
 )
 def test_levels_are_scaled_about_where_nothing_happens(levels, neutral, factor, expected):
@@ -362,7 +362,7 @@ def test_shares_are_the_sobol_indices_of_a_known_function():
     centred = (x - 0.5) / np.sqrt(0.125)  # variance 1 on five even levels
     y = centred[:, 0] + centred[:, 1] * centred[:, 2] + rng.normal(size=30)[items] + rng.normal(size=1500)
     surface = fit_surface(x, items, y, grid, [True] * 3, seed=0, resamples=100)
-    assert surface.unexplained == pytest.approx(1, abs=0.1)  # what items add is none of it
+    assert surface.unexplained == pytest.approx(1, abs=0.1)  # not including what items add
     assert [share.value for share in surface.shares()] == pytest.approx([1 / 3] * 3, abs=0.04)
 
 
@@ -441,7 +441,7 @@ class Quiet(PlantedTask):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Workspace:
-    """One audit with a concept that does nothing, not even to the discrepancy, and a comment that must stay."""
+    """One audit with a concept that has no effect at all, and a comment that must be kept."""
     audit = audit_params(task="planted:Quiet", concepts={"tilt": [0, 1, 2, 3], "haze": [0, 1], "fog": [0, 1, 2, 3]})
     audit["prepare"] |= {
         "items": {"discover": 60, "test": 10},
@@ -474,7 +474,7 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     _, plan = faded(workspace, "plan")
     assert "tiny: screened less than a minute ago" in plan and "haze dropped" in plan
     path.write_text(before.replace("- 3", "- 4", 1))
-    assert record() is None  # it is about other levels
+    assert record() is None  # it has other levels
     path.write_text(before)
     first, followed = record()
     assert not followed
@@ -491,7 +491,7 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
 
 @pytest.mark.slow
 def test_concepts_in_another_order_are_another_screening(workspace, monkeypatch):
-    """Ledgers and records hold numbers of cells, which depend on the order of concepts."""
+    """Ledgers and records contain numbers of cells, which depend on the order of concepts."""
     monkeypatch.chdir(workspace.path)
     keys: list[str] = []
 
@@ -518,7 +518,7 @@ def test_a_setting_that_is_wrong_is_named(workspace):
 
 
 def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkeypatch):
-    """What puts the shares together searches nothing: its time alone would promise a screening in no time."""
+    """The stage that joins the shares does not search, so its time alone would promise a far too short screening."""
     timings = {"discover@tiny": 10, "explore@tiny-1": 40, "explore@tiny-2": 50}
     audit = AuditConfig.model_validate(
         audit_params(discover={"explorer": "ppo", "baseline": "random", "budget": 200, "shards": 2})

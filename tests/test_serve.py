@@ -1,4 +1,4 @@
-"""`faded serve`: what it starts lives and dies with it, and what was interrupted goes on."""
+"""`faded serve`: whatever it starts lives and dies with it, and interrupted audits resume."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monke
     for _ in range(9):
         kept.start()
         assert kept.died() == 3
-        assert kept.died() is None  # told once
+        assert kept.died() is None  # reported once
         began = now
         while not kept.due():
             now += 1
         waits.append(now - began)
     assert waits[:4] == [2, 4, 8, 16] and waits[-1] == 60
-    assert len(ended) == 9  # its remains are cleared away each time
+    assert len(ended) == 9  # its remains are cleaned up each time
     kept.start()
     now += 1000
     assert kept.died() == 3
     now += 1
-    assert kept.due()  # it had lived long: no long wait
+    assert kept.due()  # no long wait, as it had lived long
 
 
 def test_a_second_one_in_the_same_workspace_is_refused(here):
@@ -119,7 +119,7 @@ def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
     assert RECORD.stat().st_mode & 0o077 == 0
     assert served_api() == prefect_server
     for bad in (
-        good | {"started": me.create_time() - 1},  # the id was given to another process
+        good | {"started": me.create_time() - 1},  # the id belongs to another process now
         good | {"pid": 2**22 - 1},
         good | {"url": "http://127.0.0.1:9/api"},
         {"url": prefect_server},
@@ -144,7 +144,7 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
 
 
 def wait(what: Callable[[], Any], limit: float, log: Path) -> Any:
-    """Wait until something is true, at most so many seconds; else show the log."""
+    """Wait until something is true, for at most `limit` seconds; then fail with the log."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if found := what():
@@ -162,7 +162,7 @@ def client_of(api: str) -> Iterator[Any]:
 
 
 class Served:
-    """`faded serve` in a workspace, and its server asked as anybody would."""
+    """`faded serve` in a workspace, and a client of its server."""
 
     def __init__(self, workspace: Workspace, **env: str) -> None:
         self.workspace, self.log = workspace, workspace.path / ".faded-test.log"
@@ -181,12 +181,12 @@ class Served:
         self.process.wait()
 
     def run(self) -> UUID:
-        """Start the deployment of the audit, as its schedule would."""
+        """Start the audit's deployment, as its schedule would."""
         with client_of(self.api) as client:
             return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).id
 
     def ended(self, run: UUID) -> Any:
-        """Its last state, once there is one."""
+        """The last state of a run, once there is one."""
         with client_of(self.api) as client:
 
             def last() -> Any:
@@ -213,7 +213,7 @@ def served(here) -> Iterator[Served]:
 
 
 def change_gate(workspace: Workspace, most: float) -> None:
-    """Make the last stage stale, and no other."""
+    """Make only the last stage stale."""
     params = workspace.params()
     params["repairs"]["tiny"]["gates"] = {"newly_failing": {"max": most}}
     workspace.write_params(params)
@@ -227,7 +227,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     )
     assert "Review pages:" in told and "tiny" in told
 
-    # The same audit twice: the second time nothing has changed, and it says so.
+    # The same audit twice: the second time nothing has changed, and its message says so.
     first = served.ended(served.run())
     assert (first.name, here.executed()) == ("Completed", ALL)
     second = served.ended(served.run())
@@ -235,12 +235,12 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert here.executed() == []
     assert "completed" in here.faded("schedules").stdout
 
-    # A worker is there for a run alone; what it would tell the server is told all the same.
+    # A worker lives only for one run; what it has to report to the server still arrives.
     wait(lambda: served.workers() == [], 60, served.log)
     with client_of(served.api) as client:
         assert client.read_work_pool("faded").status.value == "READY"
 
-    # A schedule is applied while it runs.
+    # A changed schedule is applied while it runs.
     done = here.faded("schedule", "tiny", "--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")
     assert f"applied to {served.api}" in done.stdout
     with client_of(served.api) as client:
@@ -252,7 +252,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     listening = {c.laddr.ip for p in served.everyone() for c in p.net_connections() if c.status == "LISTEN"}
     assert "127.0.0.1" in listening and listening <= {"127.0.0.1", "::1"}
 
-    # A command uses the same server, and one of its own again when that is gone.
+    # A command uses the same server, and its own again once that is gone.
     change_gate(here, 0.5)
     done = here.faded("audit")
     assert done.returncode == 0, done.stdout
@@ -336,7 +336,7 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
         with talking_to(api), flows.serve._worker("faded", api) as worker:
             running("-m stages.discover", here)
             below = psutil.Process(worker.pid).children(recursive=True)
-            # Heartbeats keep it from being taken for dead, longer than the silence that would count as death.
+            # Heartbeats keep it alive for longer than the silence that would count as death.
             wait(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
             assert state(cut_off).is_running()
             worker.kill()
@@ -378,9 +378,9 @@ def test_review_pages_come_back_at_the_port_that_links_name(here):
         first = flows.serve._review_pages(life, ["tiny"])
     with contextlib.ExitStack() as life, socket.create_server(("127.0.0.1", 0)) as other:
         flows.serve._REVIEW_PORT.write_text(str(other.getsockname()[1]))
-        elsewhere = flows.serve._review_pages(life, ["tiny"])  # somebody has that port: another one
+        elsewhere = flows.serve._review_pages(life, ["tiny"])  # that port is taken: another one
         assert elsewhere != f"http://127.0.0.1:{other.getsockname()[1]}"
-        assert flows.serve._REVIEW_PORT.read_text() == str(other.getsockname()[1])  # which may be free the next time
+        assert flows.serve._REVIEW_PORT.read_text() == str(other.getsockname()[1])  # may be free next time
         with Path("prefect.yaml").open("a") as file:
             file.write("\npublic_url: https://audits.example.org\n")
         told = rf"leads to port {other.getsockname()[1]}, which \S+ \(process {os.getpid()}\) holds: free it, or write"

@@ -1,4 +1,4 @@
-"""What `faded serve` looks at again and again: runs that died, wait, crash or do not start, and decisions."""
+"""The repeated checks of `faded serve`: runs that died, wait, crash or do not start, and decisions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.test_serve import client_of
 
 
 class Pool:
-    """A work pool of its own on the server that the tests share, with the deployment of an audit in it."""
+    """A separate work pool on the shared server, with the deployment of an audit in it."""
 
     def __init__(self, client: Any, name: str) -> None:
         from prefect.client.schemas.actions import WorkPoolCreate
@@ -77,7 +77,7 @@ def test_runs_whose_worker_is_gone_go_on(pool):
 def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
     from prefect.states import Running, Suspended
 
-    # It waited for people again and again, and `faded serve` was stopped with Ctrl-C.
+    # It waited for people several times, and `faded serve` was stopped with Ctrl-C.
     patient = pool.run(*[Running(), Suspended()] * 6)
     for _ in range(6):
         pool.put(patient, Running())
@@ -111,7 +111,7 @@ def test_what_does_not_change_is_told_once_and_nothing_ends_it():
     assert look(httpx.ConnectError("refused"), KeyError("x")) == ["tiny: ConnectError: refused", "tiny: KeyError: 'x'"]
     with told("tiny"):
         pass
-    assert look(KeyError("x")) == ["tiny: KeyError: 'x'"]  # it was well in between
+    assert look(KeyError("x")) == ["tiny: KeyError: 'x'"]  # reported again, as the check succeeded in between
     for lines in (["r1 is late"], ["r1 is late", "r2 is late"], ["r2 is late"]):
         with told("runs") as given:
             given.extend(lines)
@@ -121,7 +121,7 @@ def test_what_does_not_change_is_told_once_and_nothing_ends_it():
 
 
 def one_look(monkeypatch, pool: str) -> str:
-    """What `faded serve` prints when it looks at everything once."""
+    """The output of `faded serve` for one round of checks."""
 
     def stop(_seconds: float) -> None:
         raise KeyboardInterrupt
@@ -129,7 +129,7 @@ def one_look(monkeypatch, pool: str) -> str:
     said = io.StringIO()
     console = Console(file=said, width=200)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        # Only its own sleep between two looks: others, of a client that asks a busy server again, are part of a look.
+        # Only its own sleep between two rounds: a client that retries a busy server also sleeps within a round.
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=time.monotonic, sleep=stop))
         flows.serve._watch(console, flows.serve._Told(console), None, None, pool)
     return said.getvalue()
@@ -145,7 +145,7 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
 
     @contextlib.contextmanager
     def start() -> Iterator[Any]:
-        """A worker that fetches the run that is due, and ends at once: killed, then well."""
+        """A worker that fetches the due run, and ends at once: first killed, then with code 0."""
         [due] = pool.client.get_scheduled_flow_runs_for_work_pool(pool.name)
         state, code = next(ends)
         pool.put(due.flow_run.id, state)
@@ -156,7 +156,7 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
         nonlocal now, steps
         now, steps = now + 10, steps + 1
         if steps == 3:
-            assert started == []  # a run whose worker is another process of ours is none that is due
+            assert started == []  # a run that another process of ours works on is not due
             pool.put(run, Scheduled())
         if steps == 12:
             raise KeyboardInterrupt
@@ -178,7 +178,7 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
 
 @pytest.fixture
 def suspended(pool, prefect_server, monkeypatch) -> UUID:
-    """A flow run that waits until the landscape of "tiny" is decided."""
+    """A flow run that waits for a decision on the landscape of "tiny"."""
     from prefect.states import Running, Suspended
 
     show()
@@ -192,7 +192,7 @@ def suspended(pool, prefect_server, monkeypatch) -> UUID:
 def test_a_run_is_woken_whose_decision_came_while_nobody_could_be_told(pool, suspended, monkeypatch):
     assert "resumes" not in one_look(monkeypatch, pool.name)
     assert pool.state(suspended) == "Suspended"
-    record_decision(load_params(), "tiny", made("Ada"), "page")  # as if pulled, or recorded while no server ran
+    record_decision(load_params(), "tiny", made("Ada"), "page")  # as after `git pull`, or while no server ran
     assert "the suspended flow run" in (said := one_look(monkeypatch, pool.name)) and "resumes" in said
     assert pool.client.read_flow_run(suspended).state.is_scheduled()
     assert read_request("tiny") is None
@@ -206,7 +206,7 @@ def test_nobody_deciding_in_time_is_recorded_while_it_runs(pool, suspended, monk
     assert "tiny: rejected: nobody decided within 2 hours" in one_look(monkeypatch, pool.name)
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.approve) == ("nobody", False)
-    assert pool.client.read_flow_run(suspended).state.is_scheduled()  # it goes on to say so
+    assert pool.client.read_flow_run(suspended).state.is_scheduled()  # it resumes to report the rejection
 
 
 def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool, prefect_server, monkeypatch):

@@ -1,4 +1,4 @@
-"""The Prefect servers that Faded starts: who is let in, what its worker runs, and what their death costs."""
+"""The Prefect servers that Faded starts: access, the runs of its worker, and what happens when they die."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def place(_new_toys, tmp_path_factory) -> Iterator[Workspace]:
 
 @pytest.fixture(scope="module")
 def server(place) -> Iterator[OwnServer]:
-    """Its server, as `faded serve` runs it, with its deployments."""
+    """Its server, run as by `faded serve`, with its deployments."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings(restore_defaults={PREFECT_API_URL}), long_lived_server(0, RECORDS) as own, own.clients():
@@ -53,7 +53,7 @@ def server(place) -> Iterator[OwnServer]:
 
 
 def as_nobody(ask: list[tuple[str, str, dict[str, str]]], port: int) -> list[int]:
-    """Status of each request (method, path, headers) as another user of this machine gets it."""
+    """Status of each request (method, path, headers) for another user of this machine."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     read, write = os.pipe()
@@ -119,7 +119,7 @@ def test_a_credential_of_ours_is_shown_to_its_server_alone(server):
     assert served_api() == server.api and answers(server.api)
     with talking_to(server.api):
         assert shown() == authorization(server.credential)
-    with talking_to("http://127.0.0.1:9/api"):  # where a server of this workspace was once, perhaps
+    with talking_to("http://127.0.0.1:9/api"):  # where a server of this workspace may have been once
         assert shown() == ""
 
 
@@ -133,7 +133,7 @@ def test_a_credential_of_the_users_own_is_honoured():
 
 
 def work_once(kind: Any) -> None:
-    """Let a worker of this class fetch what is due, and run it."""
+    """Make a worker of this class fetch the due run, and execute it."""
     asyncio.run(kind("faded", name="test", create_pool_if_not_found=False).start(run_once=True, printer=lambda _: None))
 
 
@@ -162,7 +162,7 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
             assert state.is_failed() and "refused: " in state.message and "prefect.yaml says" in state.message
         assert not marker.exists()
 
-        # The deployment itself, changed on the server.
+        # The deployment itself is changed on the server.
         step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {marker}"}}
         for change in ({"job_variables": touch}, {"pull_steps": [step]}, {"entrypoint": "evil.py:flow"}):
             before = {name: getattr(deployment, name) for name in change}
@@ -174,7 +174,7 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
             assert not marker.exists()
             client.update_deployment(deployment.id, DeploymentUpdate(**before))
 
-        # What is tried here would have been executed by Prefect's own worker.
+        # Prefect's own worker would have executed this.
         client.create_flow_run_from_deployment(deployment.id, job_variables=touch)
         work_once(ProcessWorker)
         assert marker.exists()
@@ -203,7 +203,7 @@ def test_how_a_run_is_started_is_not_asked_of_the_server(server, place):
 def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkeypatch):
     from flows.engine import ALLOWED, foreign_parameters
 
-    assert foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9") is None  # of another worker
+    assert foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9") is None  # set by another worker
     monkeypatch.setenv(ALLOWED, json.dumps([{"audits": ["tiny"]}]))
     assert foreign_parameters(audits=["tiny"], runner=None) is None
     assert "refused" in str(foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9"))
@@ -220,7 +220,7 @@ def test_a_server_that_dies_is_started_again_under_the_same_address_and_credenti
         server.keep()
         first.kill()
         shown = {"Authorization": authorization(server.credential)}
-        for _ in range(10):  # what is asked in the moment of its death is lost; what comes after waits
+        for _ in range(10):  # a request at the moment of its death is lost; later ones wait
             try:
                 answer = httpx.get(f"{server.api}/health", headers=shown, timeout=60)
                 break
@@ -286,7 +286,7 @@ SOCKET = """() => new Promise(done => {
 
 @pytest.fixture(scope="module")
 def run(server) -> str:
-    """The name of a flow run; made before there is a browser, whose event loop Prefect does not like."""
+    """The name of a flow run, made before there is a browser, whose event loop conflicts with Prefect's."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -323,7 +323,7 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     assert failed == []
     [cookie] = context.cookies()
     assert (cookie["domain"], cookie["httpOnly"], cookie["sameSite"]) == (server.host, True, "Lax")
-    # The same from the address: the cookie counts under its own name alone, and not for pages of others.
+    # The same by address: the cookie counts only under its own host name, and not for pages of others.
     sent = {"Cookie": f"{cookie['name']}={cookie['value']}"}
     for host, headers, code in (
         (f"{server.host}:{server.port}", {}, 200),
@@ -332,7 +332,7 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     ):
         answer = httpx.get(f"{server.api}/health", headers={**sent, **headers, "Host": host})
         assert answer.status_code == code, host
-    for origin, code in ((base, 403), (f"{base}9", 401), ("null", 401)):  # 403: Prefect wants its token, too
+    for origin, code in ((base, 403), (f"{base}9", 401), ("null", 401)):  # 403: Prefect's own token is missing
         asked = {**sent, "Host": f"{server.host}:{server.port}", "Origin": origin}
         assert httpx.post(f"{server.api}/flow_runs/filter", json={}, headers=asked).status_code == code
     stranger = browser.new_context().new_page()

@@ -1,4 +1,4 @@
-"""An audit whose search is divided: `faded shard`, the stages, what DVC makes of them, and a share that is killed."""
+"""An audit with a divided search: `faded shard`, the stages, DVC's graph, and a share that is killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ SEARCH = {"explorer": "ppo", "baseline": "random", "budget": 319, "microscopic":
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory) -> Workspace:
-    """A workspace whose audit was divided by `faded shard`, and ran to its landscape."""
+    """A workspace whose audit was divided by `faded shard`, and has run up to its landscape."""
     workspace = make_workspace(tmp_path_factory.mktemp("shards"), {"tiny": quick_audit(discover=SEARCH)}, {})
     code, told = faded(workspace, "shard", "tiny", "2")
     assert code == 0 and "tiny is searched in 2 shares" in told and "128 probes: with fewer than 200" in told
@@ -205,7 +205,7 @@ def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halve
     assert code == 2 and told in output
     by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))
     code, output = faded(workspace, "plan", "tiny")
-    assert code == 0 and "explore@tiny-21" in output  # prepare has yet to make the items
+    assert code == 0 and "explore@tiny-21" in output  # before prepare has written the items
 
 
 def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves_discover_fresh(
@@ -226,7 +226,7 @@ def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves
     run_divided(workspace, 2)
     assert capsys.readouterr().out.count("resuming: ") == 2
     after = [path.read_bytes() for path in workspace.path.glob(".faded/scratch/tiny/explore-*/*/ledger.jsonl")]
-    assert after == ledgers and len(ledgers) == 2  # nothing was asked anew
+    assert after == ledgers and len(ledgers) == 2  # nothing was probed again
     record = {name: digest for name, digest in workspace.digests(files).items() if first.get(name) != digest}
     assert record == {}
 

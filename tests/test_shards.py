@@ -1,4 +1,4 @@
-"""A search divided among workers: who gets what, and that the whole is the sum of its shares."""
+"""A search divided among workers: the division, and that the whole is the sum of its shares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.test_explorers import ids, make_task
 SPACE = ConceptSpace((Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False)))
 
 
-# --- who gets what
+# --- the division
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, bud
     assert max(sizes) - min(sizes) <= 1
     for share in shares:
         assert abs(share.budget - min(budget, items * cells) * len(share.item_ids) / items) < 1
-        assert 0 < share.budget <= len(share.item_ids) * cells  # no share can be asked more than it has
+        assert 0 < share.budget <= len(share.item_ids) * cells  # no share has more probes than pairs
         assert share.enumerated == (budget >= items * cells)
         assert share.whole == min(budget, items * cells)
         assert share.item_ids == [item for item in names if item in set(share.item_ids)]
@@ -61,7 +61,7 @@ def test_more_shares_than_items_or_probes_are_refused() -> None:
         divide(list("abcd"), 10, 40, 5, seed=0)
     with pytest.raises(UsageError, match=r"discover\.shards is 4, but there are 3 probes of discover\.budget"):
         divide(list("abcd"), 10, 3, 4, seed=0)
-    # One item less than the last share has would get none of the four probes.
+    # With one item less than the last share has, a share would get none of the four probes.
     with pytest.raises(
         UsageError, match=r"shards is 4: of 5 items and .*budget of 4 probes a share would get no probe"
     ):
@@ -84,7 +84,7 @@ def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() 
     chance = 14 / (7 * 4)
     error = np.sqrt(chance * (1 - chance) / runs)
     assert np.abs(drawn / runs - chance).max() < 4.5 * error
-    for share in shares:  # two probes an item in each
+    for share in shares:  # two probes per item in each
         assert drawn[[int(item[1:]) for item in share.item_ids]].sum() == 2 * len(share.item_ids) * runs
 
 
@@ -140,7 +140,7 @@ def test_what_is_merged_is_what_was_found(parts) -> None:
         assert numbers["failing_cells"] == len(mine.loc[mine["failed"], space.names].drop_duplicates())
         assert sum(numbers["shard_probes"]) == 601 and numbers["shards"] == 3
         assert result.curves[role][0] == (0, 0) and result.curves[role][-1] == (601, numbers["failures"])
-        # Side by side: of the first probes a third is each share's.
+        # In parallel: each share has a third of the first probes.
         firsts = mine.head(30)["item"]
         shares = [set(part.probes["item"]) for part in parts]
         assert [int(firsts.isin(share).sum()) for share in shares] == [10, 10, 10]
@@ -205,7 +205,7 @@ def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None
     assert (tmp_path / "ledger.jsonl").read_text() == ""
 
 
-# --- what shares learnt
+# --- policies of shares
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_parts_are_read_as_they_were_written(written, parts) -> None:
     for was, now in zip(parts, read(written), strict=True):
         pd.testing.assert_frame_equal(was.probes, now.probes)
         assert now.part == was.part and now.policy is None
-    shutil.copytree(written / "1", written / "4")  # of another division: not declared, so not read
+    shutil.copytree(written / "1", written / "4")  # from another division: not declared, so not read
     assert len(read(written)) == 3
 
 

@@ -1,4 +1,4 @@
-"""The shift has to see where failures went, and how far chance alone moves a landscape."""
+"""The shift has to show where failures moved, and how far chance alone moves a landscape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CELLS = SPACE.cells()
 
 
 def rates(region: dict[str, list[int]], high: float = 0.8, seed: int | None = None, n: int = 200) -> np.ndarray:
-    """Rates high in a region and low elsewhere; as counted on n probes a cell if a seed is given."""
+    """Rates that are high in a region and low elsewhere; counted on n probes per cell if a seed is given."""
     rate = np.where(Region.from_json(region).contains(SPACE, CELLS), high, 0.1)
     return rate if seed is None else np.random.default_rng(seed).binomial(n, rate) / n
 

@@ -1,4 +1,4 @@
-"""Several results side by side: which are meant, what is shown of them, and what is refused."""
+"""Several results side by side: which are chosen, what is shown, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def workspace(tmp_path_factory) -> Workspace:
 
 
 def together(workspace: Workspace, results: list[tuple[str, str]], **changed: Run) -> SideBySide:
-    """The results, some of them changed."""
+    """The results, with some runs replaced."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         runs = {pair: changed.get(pair[1]) or read_run(*pair) for pair in results}
         patch.setattr(flows.side_by_side, "read_run", lambda *pair: runs[pair])

@@ -1,4 +1,4 @@
-"""Whose failures: rates by attribute of the items, their test, gates, what they are told from, and who shows them."""
+"""Failures by attribute: rates, their test, gates, what distinguishes items, and where the rates are shown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LABELS = [str(k % 10) for k in range(100)]
 
 
 def probes(rate: np.ndarray, n: int = 2000, seed: int = 0, role: str = "control") -> pd.DataFrame:
-    """Uniform probes; item k fails with probability rate[k], wherever, and is then taken for the next label."""
+    """Uniform probes; item k fails with probability rate[k] in any cell, and is then classified as the next label."""
     rng = np.random.default_rng(seed)
     item, cells = rng.integers(0, len(rate), n), SPACE.sample(n, rng)
     failed = rng.random(n) < rate[item]
@@ -107,7 +107,7 @@ def test_rates_inside_modes_are_of_probes_there(nine):
 
 
 def test_items_that_differ_make_no_label_worse(monkeypatch):
-    """Items fail with rates of 0 to 1 and labels mean nothing: probes of an item are not independent evidence."""
+    """Items fail with rates of 0 to 1 and labels are random: probes of an item are not independent evidence."""
     monkeypatch.setattr(slices, "DRAWS", 1999)
     marked = by_probes = 0
     for seed in range(60):
@@ -124,7 +124,7 @@ def test_items_that_differ_make_no_label_worse(monkeypatch):
 
 
 def _fisher(failed: np.ndarray, inside: np.ndarray) -> float:
-    """What a test of single probes would say."""
+    """The result of a test on single probes."""
     counts = [[(failed & side).sum(), (~failed & side).sum()] for side in (inside, ~inside)]
     return float(fisher_exact(counts, alternative="greater").pvalue)
 
@@ -228,7 +228,7 @@ def test_nothing_is_told_of_items_of_which_nothing_is_known():
 
 
 def compared(before: np.ndarray, after: np.ndarray, control: np.ndarray | None = None, seed: int = 0):
-    """400 items of ten labels, 10 cells each, failing with these probabilities by label; answers are paired."""
+    """400 items of ten labels, 10 cells each, that fail with these probabilities by label; answers are paired."""
     rng = np.random.default_rng(seed)
     items, chance = np.repeat(np.arange(400), 10), rng.random(4000)
     models = {"before": before, "after": after} | ({} if control is None else {"control": control})
@@ -265,13 +265,13 @@ def test_before_and_after_are_weighed_as_in_the_grid_and_paired():
 
 
 def test_what_did_not_change_is_not_worse(monkeypatch):
-    """Of ten values one has risen by chance in many audits: as many tests have to be allowed for."""
+    """In many audits one of ten values has risen by chance, so the number of tests must be accounted for."""
     monkeypatch.setattr(slices, "IN_TAIL", 5)
     marked = above = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
         before, anew, ids = rng.random(2000) < 0.3, rng.random(2000) < 0.3, np.array([f"t{k}" for k in range(2000)])
-        after = np.where(rng.random(2000) < 0.5, anew, before)  # other answers, as often wrong
+        after = np.where(rng.random(2000) < 0.5, anew, before)  # different answers, wrong as often
         [found] = compare_slices(
             pd.DataFrame({"label": [str(k % 10) for k in range(2000)]}), ids.tolist(), ids,
             np.zeros((2000, 2), dtype=np.int64), np.arange(2000) % 4 < 2, np.full(2000, 0.5),
@@ -482,7 +482,7 @@ def test_details_of_the_users_data_become_columns():
     }  # fmt: skip
 
 
-# Files, and who shows it
+# Files, and where they show
 
 
 def test_attributes_come_back_with_embeddings_and_need_not_be_there(tmp_path: Path):

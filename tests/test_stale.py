@@ -1,7 +1,7 @@
-"""What a changed file makes stale: what an audit uses, and nothing else.
+"""What a changed file makes stale: the audits that use it, and nothing else.
 
-Two oracles stand apart from the analysis of `stages.reach`: files that are edited by hand, each with what it has to
-make stale, and what really runs when an audit does.
+Two oracles are independent of the analysis in `stages.reach`: files edited by hand, each with the stages it has to make
+stale, and the code that really runs in an audit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PPO = AuditConfig.model_validate(audit_params())
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the product's files, to be edited."""
+    """A copy of the product's files, which tests edit."""
     path = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
@@ -47,9 +47,9 @@ def as_it_was(tree: Path) -> tuple[Code, dict[str, str]]:
 
 
 def changed(tree: Path, path: str, text: str) -> set[str]:
-    """Which stages become stale when a file has another text."""
+    """The stages that become stale if a file has another text."""
     (code, before), file = as_it_was(tree), tree / path
-    modules = code._source._modules  # all but this one stay as they were read
+    modules = code._source._modules  # reuses the other modules as read
     read = {name: module for name, module in modules.items() if module is not None and module.path == file}
     old = file.read_text(encoding="utf-8")
     file.write_text(text, encoding="utf-8")
@@ -78,7 +78,7 @@ def kinds_of(stages: set[str]) -> set[str]:
 
 
 class _Commented(ast.NodeTransformer):
-    """Other docstrings, annotations and words of errors; lines and comments change as the tree is written anew."""
+    """Changes docstrings, annotations and error messages; rewriting the tree also changes lines and comments."""
 
     def visit(self, node: ast.AST) -> ast.AST:
         self.generic_visit(node)
@@ -93,7 +93,7 @@ class _Commented(ast.NodeTransformer):
 
 
 def test_what_changes_no_result_makes_nothing_stale(tree: Path) -> None:
-    """In every file at once: other comments, lines, docstrings, annotations of arguments and words of errors."""
+    """Changed in all files at once: comments, lines, docstrings, annotations of arguments and error messages."""
     _, before = as_it_was(tree)
     kept = {file: file.read_bytes() for file in tree.rglob("*.py")}
     try:
@@ -168,10 +168,10 @@ def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:
     assert {path: {*parts} for path, parts in found.items()} == {"stages/one.py": both, "stages/other.py": both}
 
 
-# By the beginning of a path: the audits that any of its files may make stale, and the stages.
+# By the beginning of a path: the audits that its files may make stale, and the stages.
 SEARCH, JUDGE = {"explore", "discover"}, {"summarize", "report", "re_evaluate", "compare", "conclude"}
 MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
-    # A report asks of any labels whether they are ImageNet's: the errors of its benchmark are compared then.
+    # A report checks for any labels whether they are ImageNet's, to compare the errors of its benchmark then.
     ("stages/tasks/classification/imagenet.py", {*DEFAULT, "ppo"}, {*KINDS}),
     ("stages/tasks/classification/", {"mnist"}, {*KINDS}),
     ("stages/tasks/summarization/", {"news"}, {*KINDS}),
@@ -193,12 +193,12 @@ MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
 
 @pytest.mark.slow
 def test_each_file_makes_stale_only_what_may_use_it(tree: Path) -> None:
-    """Every definition of one file after the other is changed."""
+    """Every definition is changed, file by file."""
     code, audits = Code(tree / "stages", tree), {**DEFAULT, "ppo": PPO}
     stages = [(kind, name) for name in audits for kind in KINDS]
     before = {stage: code.digest(audits[stage[1]], stage[0]) for stage in stages}
     wrong, made = {}, {}
-    modules = code._source._modules  # all the others stay as they were read
+    modules = code._source._modules  # reuses the other modules as read
     for name, module in [(name, module) for name, module in modules.items() if module is not None and module.ours]:
         path = module.path.relative_to(tree).as_posix()
         text = module.path.read_text()
@@ -214,7 +214,7 @@ def test_each_file_makes_stale_only_what_may_use_it(tree: Path) -> None:
                     wrong[path] = strange
                 break
     assert wrong == {}
-    # Files that were never read make nothing stale; of those that were, most do.
+    # Files that were never read make nothing stale; most of the others do.
     assert sum(map(bool, made.values())) > len(made) / 2
     for kind in KINDS:
         assert (kind, "mnist") in made[f"stages/{kind}.py"]
@@ -228,7 +228,7 @@ def _with_others(text: str) -> str:
     return ast.unparse(body)
 
 
-# What really runs.
+# The code that really runs
 
 RUN = """
 import json, sys, threading
@@ -279,12 +279,12 @@ def test_whatever_runs_is_counted_or_declared(tmp_path: Path, explorer: str) -> 
     assert missed == {}
 
 
-# What runs for something that changes no result, which itself is passed over or left out.
+# Functions that run for something that changes no result, which the analysis itself skips.
 FOR_NO_RESULT = {
     "stages.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
     "stages.tasks.load": {"_target", "_find_modules_of_users"},  # task_class, task_context
     "stages.params.audit": {"_numbers_error", "levels_error"},  # checks of params.yaml
-    "stages.params.slices": {"unknown_attributes"},  # likewise
+    "stages.params.slices": {"unknown_attributes"},  # checks of params.yaml
     "stages.landscape.slices": {"worst_slice"},  # a line that summarize prints
     "stages.report": {"verdict_line"},
 }
@@ -295,13 +295,13 @@ def _is_counted(path: str, name: str, found: dict[str, str]) -> bool:
     first, *rest = name.removesuffix("<module>").split(".")
     if not first or {module, f"{module}:{first}"} & PASSED_OVER.keys() or first in FOR_NO_RESULT.get(module, ()):
         return True
-    if not path.endswith(".py"):  # a template, of which all counts
+    if not path.endswith(".py"):  # a template, which counts as a whole
         return "" in found
     if module in BLOCKS and rest and rest[0] in _checks(path):
         return True
-    if first.startswith("<"):  # a comprehension of the module itself
+    if first.startswith("<"):  # a comprehension at module level
         return True
-    # A member of a class stands for itself, or in its class.
+    # A member of a class counts by itself, or with its class.
     return f"{first}.{rest[0]}" in found or first in found if rest else first in found
 
 

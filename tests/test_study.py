@@ -1,4 +1,4 @@
-"""The study of explorers: its landscapes are what they say, its judge counts rightly, its report tells the truth."""
+"""The study of explorers: its landscapes are as described, its counts are right, and its report is true."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def planted() -> Planted:
 
 @pytest.fixture
 def enumerated(tmp_path) -> Enumerated:
-    """Two concepts, four cells, three items, of which two are searched."""
+    """Two concepts, four cells, three items, two of which are searched."""
     space = ConceptSpace((Concept("a", (0, 1)), Concept("b", (0, 1))))
     margins = np.array([[-1, -1, 0.5, 0.5], [-1, 0.2, -0.1, 0.9], [1, 1, 1, 1]], dtype=np.float32)
     save_enumerated(tmp_path / "t.safetensors", space, np.eye(3), margins, searched=2)
@@ -102,7 +102,7 @@ def test_the_clock_leaves_the_model_out(planted, monkeypatch):
         planted.probe(["item-0000"], np.zeros((1, 5), dtype=int))
         now[0] += 2.0
     assert clock.seconds == 3.0
-    assert planted.probe is slow  # as it was before
+    assert planted.probe is slow  # restored
 
 
 def test_a_budget_is_read_off_the_first_probes_of_one_run(planted):
@@ -131,7 +131,7 @@ def test_every_row_of_the_study_can_be_built():
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "dependencies", list)  # another state of the code would be another run
+    monkeypatch.setattr(run, "dependencies", list)  # a changed state of the code would be another run
     study = {"seeds": [100, 101], "landscapes": {"planted5": PLAN}, "explorers": {"random": {}}}
     whole = run.run("random", study, workers=1)
     kept = sorted(tmp_path.glob(".faded/scratch/study/random/*/*.json"))
@@ -172,7 +172,7 @@ def test_what_a_seed_names_is_looked_for_in_what_the_other_seeds_name():
     ]
     table = report.with_named_again(pd.DataFrame(rows), {"mnist": space})
     assert table["named_again"].head(3).tolist() == [0.5, 1.0, 1.0]
-    assert table["named_again"].tail(3).isna().all()  # another truth for every seed
+    assert table["named_again"].tail(3).isna().all()  # each seed has another truth
 
 
 def test_an_aim_that_was_missed_is_called_missed(tmp_path):

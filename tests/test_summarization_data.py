@@ -1,4 +1,4 @@
-"""Articles from files, packages and data sets: what is taken, what is left out and why, and how splits are drawn."""
+"""Articles from files, packages and data sets: what is used, what is left out and why, and how splits are drawn."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def load_lines(folder, lines, **settings):
 
 
 def reasons(folder, *texts):
-    """Why texts are left out, among articles that are taken."""
+    """Why texts are left out, next to usable articles."""
     _, skipped = load_lines(folder, [{"body": t} for t in [*articles(2), *texts]], max_excluded=1)
     return [entry["reason"] for entry in skipped]
 

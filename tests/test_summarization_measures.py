@@ -1,4 +1,4 @@
-"""Summaries a person would call good or bad rank as that person would rank them, or it is said that they do not."""
+"""Measures rank good and bad summaries as people would, or their limits are documented by a test."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_an_encoder_needs_no_pooler(tmp_path):
     assert np.array_equal(less([GOOD]), whole)
 
 
-# What a person would say
+# People's judgement
 
 
 def test_faithfulness_ranks_summaries_as_a_person_would(minilm):
@@ -107,9 +107,9 @@ def test_faithfulness_sees_a_summary_of_another_article_in_any_pair(minilm):
 
 
 def test_a_worse_summary_has_a_higher_discrepancy(minilm):
-    """In all measures; those of words and those of meaning."""
+    """In all measures, those of words and those of meaning."""
     near = "Washington wants Mugabe removed from power and works with the opposition in Zimbabwe."
-    for name in DISCREPANCIES.keys() - {"unsupported"}:  # it does not know that Washington stands for a government
+    for name in DISCREPANCIES.keys() - {"unsupported"}:  # it cannot know that Washington stands for a government
         case = Case(ARTICLE, clean=GOOD, summary=GOOD, reference="The US works to remove Robert Mugabe from power.")
         scores = [
             discrepancy(Case(ARTICLE, GOOD, summary, case.reference), {name: 1.0}, minilm) for summary in (near, OTHER)
@@ -118,7 +118,7 @@ def test_a_worse_summary_has_a_higher_discrepancy(minilm):
 
 
 def test_what_similarity_hardly_sees(minilm):
-    """Why names are counted apart, and why a high similarity alone must not be called faithful."""
+    """Why names are counted separately, and why high similarity alone must not be called faithful."""
     negated = GOOD.replace("wants", "does not want")
     salad = " ".join(sorted(GOOD.split(), key=lambda word: word[::-1]))
     other, good = minilm.cosine(OTHER, ARTICLE), minilm.cosine(GOOD, ARTICLE)
@@ -135,7 +135,7 @@ def test_names_and_numbers_that_the_article_does_not_hold():
     assert unsupported_names("Officials want John Howard removed in March.", ARTICLE) == pytest.approx(2 / 3)
     assert unsupported_names("In a first, 300 farmers met Mugabe's police.", ARTICLE) == pytest.approx(1 / 2)
     assert np.isnan(unsupported_names("Nobody knows anything.", ARTICLE))  # a first word is not a name
-    assert np.isnan(unsupported_names("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone tell nothing
+    assert np.isnan(unsupported_names("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone prove nothing
     assert unsupported_names("It rose to $1,200.50 by 4:00pm.", "It was 4:00pm, at $1,200.50 a share.") == 0
 
 
@@ -144,7 +144,7 @@ def test_names_and_numbers_that_the_article_does_not_hold():
     [
         (GOOD, ""),
         (GOOD.upper(), ""),
-        ("the us government wants mugabe removed", ""),  # as its article was: lower case, without marks
+        ("the us government wants mugabe removed", ""),  # like its article: lower case, without punctuation
         ("", "empty"),
         (" .!? ", "empty"),
         ("Mugabe.", "too short"),
@@ -169,7 +169,7 @@ def test_cut_before_the_first_sentence_ended():
     )
     assert degenerate("The government said no. It also", unfinished=True) == ""
     assert degenerate('The government said: "No." It also', unfinished=True) == ""
-    assert degenerate("The government said that the") == ""  # the model meant to end there
+    assert degenerate("The government said that the") == ""  # the model chose to end there
 
 
 def test_the_limit_on_tokens_is_seen(tmp_path):
@@ -252,7 +252,7 @@ def test_a_damaged_embedder(tmp_path):
 
 
 def calibration(discover, repair=(), no_op=(), degenerate=()):
-    """Articles whose faithfulness_loss are given; half of each is instability; some are degenerate."""
+    """Articles with these values of faithfulness_loss; half of each is instability; some are degenerate."""
     asked = [(BENIGN, "discover", discover), (BENIGN, "repair", repair), (NO_OP, "repair", no_op)]
     rows = [
         {
@@ -273,7 +273,7 @@ ONE = {"faithfulness_loss": 1.0}
 
 
 def test_the_threshold_keeps_its_promise_on_new_articles():
-    """Averaged over many audits no more than 5% of new articles are above it, and not far less."""
+    """Averaged over many audits, at most 5% of new articles are above it, and not far fewer."""
     rng = np.random.default_rng(0)
     above = [
         np.mean(rng.normal(size=200) * 0.1 > calibration(rng.normal(size=60) * 0.1).threshold(ONE, 0.05))

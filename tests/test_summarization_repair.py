@@ -1,4 +1,4 @@
-"""Repairs of a summarizer: an adapter that learns, resumes and reads back, and normalisation without any training."""
+"""Repairs of a summarizer: an adapter that learns, resumes and is read back, and normalisation without training."""
 
 import copy
 import dataclasses
@@ -106,7 +106,7 @@ def example(task, cell=(1, 1), **said):
 
 @pytest.fixture(scope="module")
 def repaired(home, tmp_path_factory):
-    """A repair, what it says of itself, and the task it was made with."""
+    """A repair, its record, and the task it was made with."""
     task, out = Summarization.load(context(home / "inputs"), home / "prepare"), tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
     record = task.repair(plan(steps=40, learning_rate=5e-3, merged=True), out)
@@ -154,13 +154,13 @@ def test_the_card_says_what_was_done(repaired):
     for part in (task.summarizer.hash, "letter_case is upper", "learning_rate 0.005", "targets: reference", "M1"):
         assert part in card
     assert f"{record.details['trained_parameters']:,}" in card
-    assert "samples" not in card  # without effect on references
+    assert "samples" not in card  # references are not affected
     assert "its reference may tell what the model cannot see" in card
 
 
 @pytest.fixture
 def unread(monkeypatch):
-    """Skips the fresh process, which takes seconds."""
+    """Skip the fresh process, which takes seconds."""
     monkeypatch.setattr(repair_module, "verify", lambda *_: None)
 
 
@@ -261,7 +261,7 @@ def test_an_encoder_decoder_learns_too(tmp_path):
 
 
 def prepared_lessons(task, asked):
-    """The settings of a plan, what it learns, and the lessons of its steps."""
+    """The settings of a plan, the items it learns from, and the lessons of its steps."""
     settings = RepairSettings.model_validate(dict(asked.settings))
     pairs = build_pairs(task, asked, settings)
     return settings, pairs, Lessons(task, asked, settings, pairs)
@@ -343,7 +343,7 @@ def test_without_anything_to_reject_there_is_no_preference(task, monkeypatch):
         prepared_lessons(task, plan(method="dpo", rejected="falsified"))
 
 
-# What is learnt
+# What the repair learns from
 
 
 def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
@@ -372,7 +372,7 @@ def test_the_clean_control_learns_the_same_of_unchanged_articles(task):
 
 def test_the_policy_aims_what_is_learnt(task):
     class Policy:
-        """Draws words in another order alone, whatever the modes."""
+        """Draws only shuffled words, whatever the modes."""
 
         def sample(self, embeddings, n, seed):
             return np.tile([0, 1], (len(embeddings), n, 1))
@@ -420,7 +420,7 @@ def test_examples_are_told_in_the_card(task, tmp_path, unread):
 
 
 def own_summaries(task, texts):
-    """As if these were what the model under test said of the repair items."""
+    """Make these the summaries of the repair items by the model under test."""
     rows = task.rows(task.items.ids("repair"))
     task.items.table.loc[task.items.table.index[rows], "summary"] = texts
 
@@ -464,14 +464,14 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
         article = task.items.table.set_index("id").loc[pair.item, "article"]
         usable = ("Talks have failed.", "Police arrested two men.")
         assert pair.summary == max(usable, key=lambda text: task.embedder.cosine(text, article))
-    # A kill in the middle of the second batch: what it wrote last is half a line.
+    # A kill in the middle of the second batch: the last line is cut in half.
     lines = (tmp_path / "drawn.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "drawn.jsonl").write_text("".join(lines[:4]) + lines[4][:9])
     assert build_pairs(task, asked, settings) == pairs
     assert drawn[2:] == [(2, 11)]
     assert build_pairs(task, asked, settings) == pairs
     assert len(drawn) == 3
-    # A kill between two lines of a batch: all of it is drawn again, with the seed it had.
+    # A kill between two lines of a batch: the whole batch is drawn again, with its seed.
     for whole, again in ((5, [(2, 11)]), (3, [(4, 7), (2, 11)])):
         drawn.clear()
         (tmp_path / "drawn.jsonl").write_text("".join(lines[:whole]))
@@ -580,7 +580,7 @@ CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howar
         ("letter_case", CLEAN.upper(), None),
         ("letter_case", CLEAN.lower(), None),
         ("letter_case", "".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(CLEAN)), None),
-        ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to tell
+        ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to decide
         ("repeated_words", "He said said that The the men, men left left left.", "He said that The men, men left."),
         ("repeated_characters", "Pooolice balloon", "Poolice balloon"),
         ("spacing", "It rained.Then\u00a0 it stopped,they said 4.25", "It rained. Then it stopped, they said 4.25"),

@@ -1,4 +1,4 @@
-"""What a summary claims and its article does not support is found, on sentences and on pairs whose label is known."""
+"""Claims of a summary that its article does not support are found, on sentences and on pairs with known labels."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,9 +31,9 @@ ARTICLE = (
         ARTICLE.lower(),
         "The US wants Mugabe removed.",  # letters of a name
         "The farmers escaped Zimbabwe's police.",  # another form of a word
-        "Farmers escaped Zimbabwaen police.",  # a slip of the keys
+        "Farmers escaped Zimbabwaen police.",  # a typing error
         "Police arrested 6 men after a 48-hour stand-off.",  # another way to write a number
-        "Six men were arrested by police in Harare.",  # who acts stands behind what is done
+        "Six men were arrested by police in Harare.",  # the agent follows the verb
         "Britain didn't recognise the vote.",
         "",
     ],
@@ -77,7 +77,7 @@ def test_more_errors_are_worse():
     assert THRESHOLD < unsupported(one, ARTICLE) < unsupported(one.replace("Harare", "Lagos"), ARTICLE) < 1
 
 
-# Pairs whose label is known
+# Pairs with known labels
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_measure_that_sees_nothing_is_told(pairs):
     assert seen(pairs, lambda *_: 0.3)[0].auroc == 0.5
 
 
-# A model of entailment in place of the rules
+# A model of entailment instead of the rules
 
 
 def entailment(folder):

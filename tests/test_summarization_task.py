@@ -1,4 +1,4 @@
-"""The summarization task as the stages meet it: with random weights, a model that is known, and a real one."""
+"""The summarization task as stages use it: with random weights, a known model, and a real one."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(home):
-    """What prepare made of a model of random weights, and its metrics."""
+    """The prepared model with random weights, and its metrics."""
     out = home / "prepare"
     out.mkdir()
     return out, Summarization.prepare(news_context(home / "inputs"), out)
@@ -46,7 +46,7 @@ def tiny(home, prepared):
 
 
 class LeadModel:
-    """A summarizer that gives the first sentence, with single spaces, refuses capitals and counts what it is asked."""
+    """A summarizer that answers with the first sentence, refuses capitals, and counts its requests."""
 
     def __init__(self):
         self.asked = []
@@ -67,7 +67,7 @@ class LeadModel:
 
 
 class InventingModel(LeadModel):
-    """A summarizer that answers with what another article says first, or with the names of another put into it."""
+    """A summarizer that answers with the first sentence of another article, or with names of another inserted."""
 
     def __init__(self, elsewhere, *, renames):
         super().__init__()
@@ -99,7 +99,7 @@ def lead(home, tmp_path, monkeypatch):
 
 
 def cell(task, **levels):
-    """The neutral cell but for some levels, by their index: (1, concepts)."""
+    """The neutral cell with some levels changed, by their index: (1, concepts)."""
     found = task.concepts.neutral.copy()
     for name, level in levels.items():
         found[task.concepts.names.index(name)] = level
@@ -179,7 +179,7 @@ def test_clean_quality_is_this_models_own(home, prepared, tiny, tmp_path):
     Summarization.prepare(news_context(other_inputs), tmp_path)
     other = Summarization.load(news_context(home / "inputs"), prepared[0], tmp_path / "model")
     assert other.model_hash != tiny.model_hash
-    assert other.items.table["summary"].tolist() == table["summary"].tolist()  # losses are against the model under test
+    assert other.items.table["summary"].tolist() == table["summary"].tolist()  # relative to the model under test
     assert not np.array_equal(other.clean_quality("test").values, quality.values)
 
 
@@ -216,7 +216,7 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
     assert task.fails_unchanged().mean() >= 0.8
     ids = task.items.ids("discover")
     neutral = task.probe(ids, np.repeat(cell(task), len(ids), axis=0))
-    assert np.array_equal(neutral.failed, task.fails_unchanged())  # the same as if each were asked as a probe
+    assert np.array_equal(neutral.failed, task.fails_unchanged())  # the same as probing each
     (shown,) = task.exhibit(ids[:1], cell(task))
     assert "a failure above 0.50; name not supported: " in shown.caption
     relative = lead(model)
@@ -231,7 +231,7 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
 def test_a_summarizer_that_copies_does_not(lead):
     task = lead(discrepancy=ABSOLUTE)
     assert task.fails_unchanged().mean() <= 0.1
-    assert task.threshold == support.THRESHOLD  # whatever this model does
+    assert task.threshold == support.THRESHOLD  # independent of the model
     assert task.false_alarms() == {}
     ids = task.items.ids("discover")[:1]
     assert task.probe(ids, cell(task, letter_case=1)).failed.all()  # it refuses
@@ -339,7 +339,7 @@ def test_asking_again_doubles_a_space_and_shares_no_answers(lead):
     again.measure(ids, cell(task), again.probe(ids, cell(task)).outputs)
     again.clean_quality("test")
     doubled = [again.changed([item], cell(task))[0] for item in task.items.ids("test")]
-    assert again.summarizer.asked == doubled  # the article as it was is not asked about
+    assert again.summarizer.asked == doubled  # the unchanged article is not requested again
     assert again.items is task.items
     assert "  " not in task.changed(ids, cell(task))[0]
 
@@ -384,7 +384,7 @@ def test_references_that_some_articles_lack(tmp_path, monkeypatch):
 def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     context = news_context(home / "inputs")
-    data = {**context.config["data"], "max_words": 60}  # of some 80
+    data = {**context.config["data"], "max_words": 60}  # of about 80
     metrics = Summarization.prepare(dataclasses.replace(context, config={**context.config, "data": data}), tmp_path)
     assert metrics["cut"] == 21
     assert pd.read_parquet(tmp_path / "items.parquet")["cut"].all()
@@ -569,7 +569,7 @@ def test_a_real_model_on_real_news(tmp_path):
     neutral = task.probe(ids, np.repeat(cell(task), 6, axis=0))
     assert not (neutral.discrepancy[neutral.discrepancy < 1]).any()
     gone = task.probe(ids, np.repeat(cell(task, drop_nouns=1), 6, axis=0))
-    assert not gone.valid.all()  # without its nouns an article is hardly the same
+    assert not gone.valid.all()  # without its nouns, an article is hardly the same
     upper = task.probe(ids, np.repeat(cell(task, letter_case=1), 6, axis=0))
     assert upper.valid.all()
     others = np.roll(neutral.outputs, 1).tolist()

@@ -1,4 +1,4 @@
-"""What summarize shows beside the landscape: the policy's view and examples of each mode."""
+"""Outputs of summarize besides the landscape: the policy's view, and examples of each mode."""
 
 from __future__ import annotations
 

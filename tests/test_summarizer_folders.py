@@ -1,4 +1,4 @@
-"""Model folders and repairs of them that cannot be read, or do not belong together: told in one line, and early."""
+"""Model folders and their repairs that cannot be read or do not match: reported in one line, and early."""
 
 import shutil
 
@@ -22,7 +22,7 @@ ARTICLES = [" ".join(TEXT.split()[start : start + 20]) for start in range(6)]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """inputs/ with a tiny model of each kind, models/ with what `build` made of them."""
+    """inputs/ with a tiny model of each kind, models/ with the results of `build`."""
     home = tmp_path_factory.mktemp("summarizers")
     for kind, make in {"causal": tiny_causal, "bart": tiny_seq2seq}.items():
         make(home / "inputs" / kind)
@@ -34,7 +34,7 @@ def load(home):
     return load_summarizer(home / "models" / "causal", Compute(batch_size=4))
 
 
-# Models that cannot be read or asked
+# Models that cannot be read or used
 
 
 def test_without_chat_template_the_model_is_not_asked(home, tmp_path):
@@ -99,7 +99,7 @@ def test_a_wrong_source_is_told_before_anything_runs(tmp_path, source, told):
 
 def test_a_model_the_cache_does_not_hold_is_one_line(tmp_path):
     source = TransformersModel(transformers="nobody/no-such-model", revision="0" * 40)
-    assert source.errors(tmp_path) == []  # the cache is not asked before the audit runs
+    assert source.errors(tmp_path) == []  # the cache is not checked before the audit runs
     with pytest.raises(UsageError, match=r"nobody/no-such-model at 0+ .*Run `faded prefetch .*` where") as told:
         source.build(tmp_path, tmp_path / "model", SHORT)
     assert "\n" not in str(told.value)
@@ -190,7 +190,7 @@ def test_wrong_generation_settings_are_told(wrong):
 
 @pytest.fixture
 def adapter(home, tmp_path):
-    """An adapter of the tiny causal model with weights of some size, in the form a repair writes."""
+    """An adapter of the tiny causal model with noticeable weights, in the format of a repair."""
     summarizer = load(home)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
     adapted = peft.get_peft_model(summarizer.model, config).eval()

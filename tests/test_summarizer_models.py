@@ -1,4 +1,4 @@
-"""Summarizers of both kinds: read, asked, cut, trained on and adapted; what cannot be read is said in one line."""
+"""Summarizers of both kinds: reading, requests, truncation, training, adapters; errors are one line."""
 
 import importlib.util
 import shutil
@@ -28,7 +28,7 @@ KINDS = {
 }
 SHORT, DTYPE = GenerationConfig(max_new_tokens=10), "bfloat16"
 SENTENCES = TEXT.split(". ")
-# 14 articles of 4 to 300 tokens, none of them twice
+# 14 different articles of 4 to 300 tokens
 ARTICLES = [". ".join(SENTENCES[i : i + 1 + i % 4]) * (1 + i % 3) + f" Item {i}." for i in range(5)] + [
     " ".join(TEXT.split()[start : start + n])
     for start, n in zip(range(9), (2, 55, 7, 31, 9, 13, 44, 21, 3), strict=True)
@@ -37,7 +37,7 @@ ARTICLES = [". ".join(SENTENCES[i : i + 1 + i % 4]) * (1 + i % 3) + f" Item {i}.
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """inputs/ with one tiny model of each kind, models/ with what `build` made of them."""
+    """inputs/ with one tiny model of each kind, models/ with the results of `build`."""
     home = tmp_path_factory.mktemp("summarizers")
     for kind, make in KINDS.items():
         make(home / "inputs" / kind)
@@ -72,7 +72,7 @@ def test_summaries_come_in_the_order_of_the_articles(home, kind):
     assert len(summaries) == len(ARTICLES)
     assert all(s == s.strip() for s in summaries)
     assert summarizer.summarize(ARTICLES[::-1]) == summaries[::-1]
-    assert len(set(summaries)) > 3 or kind == "t5"  # a summary of each article, not one for all
+    assert len(set(summaries)) > 3 or kind == "t5"  # different summaries, not one for all articles
     assert summarizer.summarize([]) == []
     assert (summarizer.form.kind, summarizer.form.parameters > 1000) == (
         "causal" if kind == "causal" else "seq2seq",
@@ -94,7 +94,7 @@ def test_a_summary_does_not_depend_on_other_articles(home, kind, dtype, tmp_path
 
 @pytest.mark.parametrize("kind", ["causal", "bart"])
 def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
-    """Of every step: equal texts could hide that sums differ."""
+    """Scores of every step are compared, as equal texts could hide different sums."""
     summarizer, scores = load(home, kind), {}
     generate = summarizer.model.generate
 
@@ -111,7 +111,7 @@ def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
         summarizer.summarize([article])
     assert len(scores) == len(ARTICLES)
     for seen in scores.values():
-        assert len(seen) == 3  # in a batch, and twice in the batch of one, which is filled up
+        assert len(seen) == 3  # in a batch, and twice in a padded batch of one
         steps = min(map(len, seen))
         assert steps > 1
         assert all(torch.equal(seen[0][:steps], other[:steps]) for other in seen[1:])
@@ -140,7 +140,7 @@ def test_long_prompts_are_padded_to_one_length_in_a_batch(home, tmp_path):
 
 
 def test_samples_are_seeded_and_together(home, tmp_path):
-    # In bfloat16 several words are the likeliest of all at times.
+    # In bfloat16, several words sometimes tie for the likeliest.
     summarizer = build(home, tmp_path / "model", SHORT, dtype="float32")
     first = summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
     assert len(first) == 9
@@ -149,7 +149,7 @@ def test_samples_are_seeded_and_together(home, tmp_path):
     assert len(set(first[:3])) > 1
     greedy = summarizer.summarize(ARTICLES[:3])
     cold = summarizer.summarize(ARTICLES[:3], samples=2, temperature=1e-6, seed=5)
-    assert cold == [text for text in greedy for _ in range(2)]  # those of one article lie together
+    assert cold == [text for text in greedy for _ in range(2)]  # those of one article are adjacent
     with pytest.raises(ValueError, match="temperature"):
         summarizer.summarize(ARTICLES[:1], samples=2)
 
@@ -232,13 +232,13 @@ def test_a_context_beyond_the_model_is_an_error(home, tmp_path):
 
 @pytest.fixture
 def small(home, tmp_path):
-    """inputs/ with the tiny BART, whose encoder and decoder have room for 100 tokens each."""
+    """inputs/ with the tiny BART, limited to 100 tokens for encoder and decoder each."""
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(home / "inputs" / "bart", tmp_path / "inputs" / "small")
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "max_position_embeddings": 100}, schema=False)
-    state = load_file(folder / "model.safetensors")  # BART keeps two rows for itself
+    state = load_file(folder / "model.safetensors")  # BART reserves two rows
     state = {key: weight[:102].clone() if "positions" in key else weight for key, weight in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return tmp_path

@@ -1,4 +1,4 @@
-"""A deployed audit waits for a person without a process: against a real Prefect server, on toy stages."""
+"""A deployed audit waits for a person without a process, on a real Prefect server with toy stages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def client(prefect_server) -> Iterator[SyncPrefectClient]:
 
 @dataclass
 class Deployment:
-    """An audit's deployment in a workspace of toys whose decisions a person makes."""
+    """An audit's deployment in a workspace of toys in which a person decides."""
 
     client: SyncPrefectClient
     toys: Workspace
@@ -64,7 +64,7 @@ class Deployment:
         return self.client.create_flow_run_from_deployment(self.id, parameters=parameters).id
 
     def execute(self, run: UUID) -> FlowRun:
-        """Do as a worker's child process does, within this process, which has paid for its imports."""
+        """Do the work of a worker's child process in this process, which has already imported everything."""
         self.client.set_flow_run_state(run, Pending())
         flow_run = self.client.read_flow_run(run)
         with contextlib.suppress(Pause):
@@ -84,13 +84,13 @@ class Deployment:
         return getattr(response.details, "reason", None)
 
     def artifacts(self, run: FlowRun) -> dict[str, str]:
-        """What a run published last under each key."""
+        """The last artifact of a run under each key."""
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         found = self.client.read_artifacts(artifact_filter=wanted)
         return {artifact.key: artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)}
 
     def tasks(self, run: FlowRun) -> list[str]:
-        """The stages a run shows with their states, once all have ended; the server hears of them by events."""
+        """The stages that a run shows, with their states, once all have ended; the server gets them by events."""
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
 
         def ended() -> list[str] | None:
@@ -101,7 +101,7 @@ class Deployment:
         return until(ended)
 
     def form(self, run: FlowRun) -> tuple[dict, str]:
-        """The schema and the description of the form that the run is suspended with, the latter as people read it."""
+        """The schema and the description of the form that the run is suspended with, the latter as rendered text."""
         keys = run.state.state_details.run_input_keyset
         schema, text = (
             self.client.request("GET", "/flow_runs/{id}/input/{key}", path_params={"id": run.id, "key": keys[what]})
@@ -112,10 +112,10 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
-    """A workspace whose audit has come as far as its landscape."""
+    """A workspace whose audit has run up to its landscape."""
     toys, told = _new_toys.copy(tmp_path_factory.mktemp("waiting") / "toys"), io.StringIO()
     ask_a_person(toys)
-    sys.modules.pop("planted", None)  # that of another workspace
+    sys.modules.pop("planted", None)  # another workspace's
     with contextlib.chdir(toys.path):
         assert run_audits(load_params(), ["tiny"], "threads", Console(file=told, width=160)) == 0
     assert "faded review tiny" in told.getvalue() and toys.executed() == BEFORE
@@ -127,7 +127,7 @@ def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Deployment:
     toys = waiting_toys.copy(tmp_path / "toys")
     monkeypatch.chdir(toys.path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "planted", raising=False)  # that of another workspace
+    monkeypatch.delitem(sys.modules, "planted", raising=False)  # another workspace's
     monkeypatch.setattr(flows.audit.reproduce, "retry_delay_seconds", 0)
     told: list[tuple[str, ...]] = []
     on_notification(monkeypatch, lambda *event: told.append(event))
@@ -188,7 +188,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     assert run.state.state_details.pause_timeout is None
     assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
     assert set(run.tags) == {"faded", "tiny", "started by hand"}
-    # Its own page says what it waits for, and shows no verdict.
+    # Its own page shows what it waits for, and no verdict.
     assert run.state.message.startswith("tiny waits for a decision on its landscape: `faded review tiny`")
     assert set(shown := deployment.artifacts(run)) == {"tiny-failure-modes", "tiny-decision"}
     assert shown["tiny-decision"].startswith("# tiny: Your decision is needed") and "- M1: " in shown["tiny-decision"]
@@ -202,7 +202,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     assert schema["properties"]["decision"]["description"].startswith("tiny waits for a decision on its landscape: ")
     assert {"decision", "reviewer"} <= set(schema["required"])
     assert "faded review tiny" in text and text.count("fails in 50% (40% to 60%)") == 2
-    assert "S1" not in schema["properties"] and "tilt = 3" not in text  # which is only suspected
+    assert "S1" not in schema["properties"] and "tilt = 3" not in text  # only suspected
 
     assert deployment.answer(run, reviewer=" ") is not None
     assert deployment.answer(run, M7="repair") is not None
@@ -235,7 +235,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
 @pytest.mark.slow
 def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     toys, run = deployment.toys, deployment.run()
-    done = toys.faded("approve", "tiny", "--repair", "M2=seen", "--accept", "M1=rare")  # no API is configured for it
+    done = toys.faded("approve", "tiny", "--repair", "M2=seen", "--accept", "M1=rare")  # with no API configured
     assert done.returncode == 0, done.stdout
     assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
     assert f"flow run {run.name} resumes" in done.stdout and "Commit data/tiny" in done.stdout
@@ -278,7 +278,7 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     run = deployment.execute(run.id)
     assert suspended(run)
     assert "approved so far: `Ada`" in deployment.form(run)[1]
-    # Changing one's mind needs --revise: told, and asked again.
+    # Changing a decision needs --revise: the person is told so, and asked again.
     assert deployment.answer(run, reviewer="ada", decision="reject") is None
     run = deployment.execute(run.id)
     assert suspended(run)
@@ -300,7 +300,7 @@ def test_no_second_run_starts_while_one_waits(deployment):
     assert first.name in second.state.message and "faded review tiny" in second.state.message
     assert suspended(deployment.read(first.id)) and deployment.toys.executed() == []
 
-    # Decided where no server could be told: the next run does it, and wakes the first, which finds nothing to do.
+    # Decided where no server could be notified: the next run does that, and wakes the first, which has nothing to do.
     record_decision(load_params(), "tiny", made(), "file")
     third = deployment.run()
     assert third.state.is_completed() and deployment.toys.executed() == AFTER
@@ -311,10 +311,10 @@ def test_no_second_run_starts_while_one_waits(deployment):
 
 
 def another_landscape() -> None:
-    """As `faded audit` at a terminal leaves it."""
+    """Write another landscape as `faded audit` in a terminal would."""
     path = stage_dir("tiny", "summarize") / "landscape.json"
     text = path.read_text()
-    path.unlink()  # it may be linked to DVC's cache
+    path.unlink()  # it may be a link into DVC's cache
     path.write_text(text + " ")
 
 
@@ -429,8 +429,8 @@ def test_time_out_is_a_rejection_that_can_be_revised(deployment):
     [kept] = read_chain("tiny")
     assert (kept.decision.via, kept.decision.approve) == ("time-out", False)
     assert "nobody decided within 2 hours" in kept.decision.reason
-    deployment.toys.toy(collect_feedback__tiny={"exit": 1})  # as the real one ends then
-    run = deployment.execute(first.id)  # woken by the rejection
+    deployment.toys.toy(collect_feedback__tiny={"exit": 1})  # as the real one does
+    run = deployment.execute(first.id)  # resumed by the rejection
     assert run.state.is_failed() and run.state.name == "Rejected"
     assert run.state.message.startswith("tiny: rejected by nobody: nobody decided within 2 hours")
     assert "tiny-verdict" not in deployment.artifacts(run)
@@ -502,7 +502,7 @@ def test_other_audits_of_the_workspace_go_on(deployment):
 
 
 class Worker:
-    """`prefect worker start`, in a session of its own, to be killed."""
+    """`prefect worker start`, in its own session, so that it can be killed."""
 
     def __init__(self, pool: str, api: str, folder: Path) -> None:
         env = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "prefect")}
@@ -529,7 +529,7 @@ def until(ready: Callable[[], Any], limit: float = 120.0) -> Any:
 
 
 def at_work_in(toys: Workspace) -> list[str]:
-    """Command lines of the other processes that work in the workspace."""
+    """Command lines of the other processes that run in the workspace."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -566,8 +566,8 @@ def test_suspended_killed_approved_and_gone_on_by_another_worker(
     worker = Worker(pool, prefect_server, tmp_path / "first")
     try:
         until(lambda: suspended(deployment.read(run.id)))
-        run = deployment.read(run.id)  # it has its name since it started
-        # Nothing of it holds memory while it waits.
+        run = deployment.read(run.id)  # it gets its name when it starts
+        # No process of it takes memory while it waits.
         until(lambda: at_work_in(toys) == [])
     finally:
         worker.kill()
@@ -588,5 +588,5 @@ def test_suspended_killed_approved_and_gone_on_by_another_worker(
 
 
 def worker_env() -> dict[str, str]:
-    """So that runs find this repository's flows and this interpreter's tools."""
+    """Environment in which runs find this repository's flows and this interpreter's tools."""
     return {"PYTHONPATH": str(ROOT), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}

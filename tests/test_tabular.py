@@ -1,4 +1,4 @@
-"""A fourth kind of model: rows of measurements, in one folder that would do as well in another distribution."""
+"""A fourth kind of model: rows of measurements, in one folder that would also work in another distribution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missi
 
 
 def context(inputs: Path = Path(), **prepare: Any) -> TaskContext:
-    """An audit of a logistic regression, which is fitted in no time."""
+    """An audit of a logistic regression, which is trained in no time."""
     config = {
         "model": {"estimator": "logistic_regression", "rows": 169},
         "data": {"sklearn": "breast_cancer"},
@@ -75,7 +75,7 @@ def test_each_concept_does_what_it_says_to_its_columns_alone(name):
         "gain": values * 1.005,
         "drift": values + 4,
         "rounding": np.array([8.0, 20.0, 32.0, 48.0]),
-        "decimal_slips": values,  # half a slip is none
+        "decimal_slips": values,  # half a slip has no effect
     }
     if name in expected:
         assert np.allclose(changed, expected[name])
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_told_before_anything_runs(tmp_path, prepare, said):
 
 
 def write_csv(path: Path) -> None:
-    """The set that comes with scikit-learn as a table of one's own, with a category and a gap."""
+    """Scikit-learn's data set as a user's table, with a category and a missing value."""
     from sklearn.datasets import load_breast_cancer
 
     loaded = load_breast_cancer(as_frame=True)
@@ -158,7 +158,7 @@ def test_a_table_of_ones_own_is_audited_repaired_and_judged(tmp_path):
 
 @pytest.mark.slow
 def test_the_same_folder_works_from_another_distribution(tmp_path):
-    """Copied as it is under another name, with one entry point: nothing of Faded knows of it."""
+    """Copied under another name, with one entry point: nothing in Faded refers to it."""
     site = tmp_path / "site"
     shutil.copytree(ROOT / "stages/tasks/tabular", site / "rows_pack", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (site / "rows_pack").glob("*.py"):

@@ -1,4 +1,4 @@
-"""Text concepts do what their names say, word by word, and nothing at their neutral level."""
+"""Text concepts do what their names say, word by word, and change nothing at their neutral level."""
 
 import re
 import subprocess
@@ -55,7 +55,7 @@ def words(text: str) -> list[str]:
 
 
 def differing(text: str, changed: str) -> set[int]:
-    """Which words of a text are written otherwise in one that has as many."""
+    """Indices of the words that differ between two texts with the same number of words."""
     assert len(words(text)) == len(words(changed))
     return {i for i, (a, b) in enumerate(zip(words(text), words(changed), strict=True)) if a != b}
 
@@ -268,7 +268,7 @@ def test_what_a_concept_does_to_two_sentences(levels, expected):
         ("He said no one came.", "He did not say no one came."),
         ("Isn't he here?", "Is he here?"),
         ("WON'T he stay?", "Will he stay?"),
-        ("They do n't know it .", "They do know it ."),  # as the Penn Treebank cuts words
+        ("They do n't know it .", "They do know it ."),  # as the Penn Treebank splits words
         ("Wo n\u2019t they stay ?", "Will they stay ?"),
         ("She ca n't go .", "She can go ."),
         ("N'T said he.", "said he."),

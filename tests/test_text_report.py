@@ -1,4 +1,4 @@
-"""Texts in both reports: what changed is marked, long texts are folded, and nothing a model said is run."""
+"""Texts in both reports: changes are marked, long texts are folded, and a model's words are never executed."""
 
 from __future__ import annotations
 

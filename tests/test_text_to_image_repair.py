@@ -1,4 +1,4 @@
-"""Repairs of a text-to-image pipeline: what it learns from, an adapter that learns, resumes and reads back."""
+"""Repairs of a text-to-image pipeline: training data, and an adapter that learns, resumes and is read back."""
 
 import copy
 import dataclasses
@@ -51,7 +51,7 @@ QUICK = {"method": "lora", "steps": 4, "batch_size": 4, "rank": 2}
 
 
 def tiny(prediction="epsilon", channels=4):
-    """The pipeline of the boxes, of another objective or with a UNet of so many channels."""
+    """The pipeline of the boxes, with another objective or number of channels of its UNet."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def loaded(home):
 
 @pytest.fixture
 def task(loaded):
-    """The task, which a test may change."""
+    """The task, fresh for each test, which may change it."""
     own = copy.copy(loaded)
     own.studio = dataclasses.replace(loaded.studio)
     return own
@@ -88,7 +88,7 @@ def plan(modes=(RED_ON_BLACK,), control=None, examples=(), scratch=None, **setti
 
 
 def lessons(task, asked, steps=30):
-    """What `steps` steps would learn: (what the pictures show, by attribute), the lessons, and the album."""
+    """The data of `steps` training steps: (what the pictures show, by attribute), the lessons, and the album."""
     settings, words = checked(RepairSettings, asked.settings, "restructure.settings"), vocabulary(task)
     album = build_album(task, asked, settings, words)
     give = Lessons(task, asked, settings, album, words)
@@ -99,7 +99,7 @@ def shown(album, words, lesson):
     return [words.attributes[n][v] for n, v in zip(words.names, album.shows[lesson.picture], strict=True)]
 
 
-# What pictures show, and what may be said of them
+# What pictures show, and what prompts may say about them
 
 
 def words_of(columns):
@@ -118,7 +118,7 @@ def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
         ({"colour": (1,)}, 0, 1, True, True),
         ({"colour": (1,)}, 1, 1, True, False),
         ({"colour": (1, 2)}, 1, 1, True, True),
-        ({"colour": (0, 1)}, 2, 1, True, True),  # unsaid: any will do
+        ({"colour": (0, 1)}, 2, 1, True, True),  # not said: any is right
         ({"colour": (1,), "background": (1,)}, 0, 1, True, False),
         ({"colour": (1,)}, 0, NOT_SHOWN, True, False),
         ({"colour": (1,)}, 0, NOT_SHOWN, False, True),
@@ -247,7 +247,7 @@ def test_a_folder_of_ones_own_is_learnt_beside_the_pictures_of_the_audit(task, h
 
 @pytest.fixture
 def lenient(task, monkeypatch):
-    """A task whose judge finds every second drawing right and all of them red on black."""
+    """A task whose judge accepts every second drawing, and reads all of them as red on black."""
     judged = task.studio.judged
     read = {"colour": "red", "background": "black"}
 
@@ -294,7 +294,7 @@ def test_what_people_rated_well_is_learnt_whatever_the_judge_finds(task):
 
 @pytest.fixture(scope="module")
 def repaired(loaded, tmp_path_factory):
-    """A repair, what it says of itself, and the task it was made with."""
+    """A repair, its record, and the task it was made with."""
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
     record = task.repair(plan(steps=60, learning_rate=3e-2, rank=8), out)
@@ -320,7 +320,7 @@ def test_a_draft_takes_its_share_of_the_steps_and_draws_without_a_card(home, tas
 def test_the_same_adapter_is_the_same_bytes(tmp_path):
     training = training_of(tiny())
     written = set()
-    for n in range(8):  # the library orders what it says of the file by chance
+    for n in range(8):  # the library writes the file's metadata in random order
         training.save(tmp_path / str(n))
         written.add((tmp_path / str(n) / "pytorch_lora_weights.safetensors").read_bytes())
     assert len(written) == 1
@@ -343,9 +343,7 @@ def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, h
     pipeline.load_lora_weights(out)
     plain = Painter(pipeline, task.painter.sampling, task.painter.compute)
     drawn = [pixels(painter, ["a red box"], [1]).astype(int) for painter in (plain, again.painter)]
-    np.testing.assert_allclose(
-        *drawn, atol=1
-    )  # merged into the weights or beside them: the last bit may round otherwise
+    np.testing.assert_allclose(*drawn, atol=1)  # merged weights may differ in the last bit
 
 
 def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
@@ -426,7 +424,7 @@ def dpo(**settings):
 def test_a_pair_is_two_drawings_for_one_prompt_that_the_judge_tells_apart(lenient):
     pairs = pairs_of(lenient, dpo())
     assert pairs.numbers() == {"pairs": 8, "pairs_with_captioned": 0, "available": {"own_drawn": 16, "own_accepted": 8}}
-    assert all(pair.right % 2 == 0 and pair.wrong % 2 == 1 for pair in pairs.pairs)  # as the lenient judge has it
+    assert all(pair.right % 2 == 0 and pair.wrong % 2 == 1 for pair in pairs.pairs)  # as the lenient judge decides
     assert all("red box on a black background" in pair.caption for pair in pairs.pairs)
     assert len(pairs(0)) == 2, "batch_size pictures"
     assert pairs(3) == pairs(3) != pairs(4)
@@ -464,7 +462,7 @@ def test_a_control_compares_pictures_of_the_whole_grid(lenient):
 
 
 def dpo_training(pipeline, checkpoint=None, **settings):
-    """Red boxes on black are better than blue ones, whatever is asked."""
+    """Training in which red boxes on black are better than blue ones, for all prompts."""
     asked = RepairSettings.model_validate({**QUICK, "method": "dpo", **settings})
     red, blue = (captioned().query(f"colour == '{c}' and background == 'black'").index for c in ("red", "blue"))
     batch = [Pair(int(r), int(b), "a box") for r, b in zip(red, blue, strict=True)]
@@ -536,7 +534,7 @@ def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
 def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_already():
     training = training_of(tiny(), replay=0.5, prior=1.0)
     training.batches = [[dataclasses.replace(lesson, replayed=True) for lesson in training.batches[0]]]
-    assert training.backward(0) < 1e-10  # nothing is learnt yet, so the network predicts what its base does
+    assert training.backward(0) < 1e-10  # untrained, so the network predicts what its base does
     training.settings = training.settings.model_copy(update={"prior": 0.0})
     assert training.backward(0) > 0.1
 
@@ -565,7 +563,7 @@ def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_bac
     training = trained(pipeline, learning_rate=1e-2)
     asked = training.conditions(["a red box", ""])
     assert asked["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
-    assert asked["encoder_hidden_states"][1].abs().max() == 0  # as SDXL is asked without a prompt
+    assert asked["encoder_hidden_states"][1].abs().max() == 0  # as SDXL is called without a prompt
     assert asked["added_cond_kwargs"]["text_embeds"].abs().amax(1).gt(0).tolist() == [True, False]
     training.save(tmp_path)
     pipeline.load_lora_weights(tmp_path)
@@ -592,7 +590,7 @@ def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():
         training.run("test")
 
 
-# What cannot be repaired, and repairs that were not written as they are
+# What cannot be repaired, and repairs that were changed on disk
 
 
 def test_a_pipeline_without_a_unet_is_refused():
@@ -607,7 +605,7 @@ def test_an_inpainting_unet_is_refused():
 
 
 def in_this_process(command, **_):
-    """What a fresh process would say, without the seconds it takes to start."""
+    """The output of a fresh process, without the seconds it takes to start."""
     try:
         verify_module.main(*map(Path, command[3:]))
     except BugError as error:

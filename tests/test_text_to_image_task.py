@@ -1,4 +1,4 @@
-"""The text-to-image task: items, prompts, what is a failure, what is calibrated, bias and contact sheets."""
+"""The text-to-image task: items, prompts, failures, calibration, bias and contact sheets."""
 
 import dataclasses
 import io
@@ -44,7 +44,7 @@ def task(home):
 
 
 def drawing(monkeypatch, task, draw):
-    """Let the painter draw what `draw` says of (prompt, seed, guidance)."""
+    """Make the painter draw what `draw` returns for (prompt, seed, guidance)."""
 
     def drawn(prompts, seeds, guidance=None, **_):
         return [draw(prompt, seed, guidance) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -60,7 +60,7 @@ def test_no_template_and_no_noise_is_in_two_splits():
     templates = [set(part["template"]) for _, part in items.groupby("split")]
     assert sum(map(len, templates)) == len(set.union(*templates)) == 26
     assert items["seed"].is_unique and items["id"].is_unique
-    # Five, one and ten that they need, and the other ten as 30 to 10 to 20.
+    # Five, one and ten that they need, and the other ten in proportions 30 to 10 to 20.
     assert items.groupby("split")["template"].nunique().to_dict() == {"discover": 10, "repair": 3, "test": 13}
 
 
@@ -84,7 +84,7 @@ def test_start_noise_differs_between_pictures_repeats_and_items_only():
     assert noise_seed(7, 1, 0, 2) == noise_seed(7, 1, 0, 2) != noise_seed(7, 1, 0, 2, salt=1)
 
 
-# What a probe is
+# Probes
 
 
 def test_it_is_a_task_with_all_that_reports_can_show(task):
@@ -134,7 +134,7 @@ def test_a_picture_is_drawn_once_however_often_it_is_asked_for(task, monkeypatch
     assert first.outputs == second.outputs and len(drawn) == task.config.images
 
 
-# What is a failure
+# Failures
 
 
 def test_misalignment_is_the_share_of_pictures_that_are_not_as_asked():
@@ -251,7 +251,7 @@ def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked
     assert found["realism"].tolist() == [0.5, 0.5, 0.6]
 
 
-# What sets the threshold
+# Calibration of the threshold
 
 
 def calibration(wrong, images=3, reference=None):
@@ -267,7 +267,7 @@ def test_the_threshold_lets_few_probes_of_real_pictures_fail():
 
 
 def test_false_alarms_are_counted_on_pictures_that_did_not_set_the_threshold():
-    halves = calibration([0.0, 1.0] * 20, images=1)  # every other picture: those to check are all misread
+    halves = calibration([0.0, 1.0] * 20, images=1)  # every other picture, so that all pictures to check are misread
     assert halves.threshold({"misalignment": 1}, 0.05) == 0
     assert halves.false_alarms({"misalignment": 1}, 0.0)["rate"] == 1
 
@@ -296,7 +296,7 @@ def test_captioned_pictures_serve_one_purpose_each():
     unnamed = share_out(captioned().assign(split=""), seed=0)
     assert Counter(unnamed["split"]) == {"repair": 24, "calibrate": 6, "reference": 6}
     by_ground = shared.groupby("split")["background"].nunique()
-    assert by_ground.eq(len(GROUNDS)).all()  # sorted data, and yet every part has all of it
+    assert by_ground.eq(len(GROUNDS)).all()  # although data are sorted, every part has all values
     with pytest.raises(UsageError, match="expected the splits calibrate, repair, found train"):
         share_out(captioned().assign(split="train"), seed=0)
 
@@ -305,7 +305,7 @@ def test_what_a_real_picture_shows_comes_from_its_columns_or_else_its_caption():
     told = {"text": "a red box on white", "colour": "blue"}
     assert expected_of(told, ATTRIBUTES) == {"colour": "blue", "background": "white"}
     assert expected_of({"text": "red and blue"}, ATTRIBUTES) == {}
-    assert expected_of({"text": "a red box", "colour": ""}, ATTRIBUTES) == {}  # there is none to see
+    assert expected_of({"text": "a red box", "colour": ""}, ATTRIBUTES) == {}  # nothing to see
 
 
 # Bias and contact sheets
@@ -369,7 +369,7 @@ def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
     assert Image.open(io.BytesIO(shown.drawn)).size[1] == 16
 
 
-# What is wrong with the settings
+# Errors in the settings
 
 
 @pytest.mark.parametrize(

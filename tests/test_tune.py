@@ -1,4 +1,4 @@
-"""`faded tune`: what it measures and recommends, and that it writes nothing but what it recommends."""
+"""`faded tune`: its measurements and recommendation, and that it writes only what it recommends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choice(speed, backend="eager", dtype="float32", batch_size=32):
     ("others", "allow", "expected"),
     [
         ([], False, 0),
-        ([choice(10.4, "compile")], False, 0),  # within 5% of the present one
+        ([choice(10.4, "compile")], False, 0),  # within 5% of the current one
         ([choice(30, "openvino"), choice(20, "compile")], False, 1),
         ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], False, 1),
         ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], True, 2),
@@ -47,7 +47,7 @@ def test_the_fastest_that_may_be_taken_is_recommended(others, allow, expected):
 @pytest.mark.parametrize(
     ("others", "allow", "expected"),
     [
-        ([choice(60, "openvino", "bfloat16")], False, 0),  # its answers are others than those of eager in bfloat16
+        ([choice(60, "openvino", "bfloat16")], False, 0),  # its answers differ from those of eager in bfloat16
         ([choice(60, "openvino", "bfloat16")], True, 1),
         ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino", "bfloat16")], False, 1),
         ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino")], False, 2),
@@ -190,7 +190,7 @@ def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
     monkeypatch.setattr(
         "flows.tune.measure.GROWTH", 0.0
-    )  # a planted task is as fast in any batch: then the largest is taken
+    )  # a planted task is equally fast in any batch, so the largest is chosen
     monkeypatch.setattr("flows.tune.measure.MOST", 64)
     monkeypatch.setattr("flows.tune.choices.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):

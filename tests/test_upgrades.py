@@ -1,4 +1,4 @@
-"""What an upgrade makes stale in a workspace, and what is made of an audit that was written by hand."""
+"""What an upgrade makes stale in a workspace, and what happens to hand-written audits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_stage_refuses_to_run_with_other_code_than_dvc_was_told_of(own, monkey
         done = own.run(command)
         assert done.returncode == 2 and "run `faded plan`" in done.stdout, done.stdout
     read_graph()
-    done = own.run(command)  # it now fails for want of a landscape, and not for its code
+    done = own.run(command)  # it now fails for lack of a landscape, not because of its code
     assert "landscape" in done.stdout and "code" not in done.stdout, done.stdout
 
 
@@ -119,7 +119,7 @@ def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
     listed = toys.run(["git", "status", "--short", "--untracked-files=all", "data/mine"]).stdout
     assert {line.split()[1] for line in listed.splitlines()} == {*made}
     (Path("data/mine/inputs/regions.json")).write_text("[]")
-    done = toys.run(["dvc", "repro", "collect_feedback@mine"])  # it reads of all three
+    done = toys.run(["dvc", "repro", "collect_feedback@mine"])  # it reads all three
     assert done.returncode == 0, done.stdout
 
 
@@ -135,7 +135,7 @@ with exclusive():
 
 @contextlib.contextmanager
 def running(workspace: Workspace) -> Iterator[None]:
-    """Another process audits there."""
+    """Another process runs an audit there."""
     command = [sys.executable, "-P", "-c", HOLD]
     with subprocess.Popen(command, cwd=workspace.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
@@ -153,7 +153,7 @@ def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, m
         enter_workspace()
         assert "faded wrote data/mine/.gitignore" in capsys.readouterr().err
         assert running_audit() is not None and (own.path / "data/mine/inputs").is_dir()
-        Path("faded.json").write_text("{}")  # as another version has it
+        Path("faded.json").write_text("{}")  # as written by another version
         with pytest.raises(InfrastructureError, match="another audit runs in"):
             enter_workspace()
     enter_workspace()

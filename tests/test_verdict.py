@@ -1,4 +1,4 @@
-"""The verdict's words follow the numbers: nothing is praised that may be chance, and no harm is passed over."""
+"""The verdict's words follow the numbers: no praise for what may be chance, and no harm left out."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The check of a bundle: every single change is told by name, and nothing strange is read."""
+"""The checks of a bundle: every single change is reported with its name, and unknown content is refused."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_plan_that_nobody_decided_is_told(bundle, tmp_path):
 
 
 def test_a_plan_by_rule_is_made_again_from_the_landscape(bundle, tmp_path):
-    """The same landscape as if the rule had decided: then the plan has to be the rule's."""
+    """The same landscape as if a rule had decided, so the plan has to be the rule's."""
     members = dict(read_bundle(bundle).members)
     params = yaml.safe_load(members[PARAMS])
     params["repairs"]["tiny"]["feedback"] = {"policy": "top-k", "modes": 1}

@@ -1,4 +1,4 @@
-"""The wheel, installed into an environment that knows nothing of this repository."""
+"""The wheel, installed into an environment without access to this repository."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ add_audit(Path(), "tiny", *json.loads(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """What the wheel is built of, without what an earlier build left, which would find its way into this one."""
+    """The files that the wheel is built from, without an earlier build's, which would end up in this one."""
     source = tmp_path_factory.mktemp("source") / "faded"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "faded.py"):
         shutil.copy(ROOT / name, source / name)
     for name in ("flows", "stages"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests", "benchmarks"):  # that must not be in it
+    for name in ("tests", "benchmarks"):  # must not be in it
         (source / name).mkdir()
         (source / name / "__init__.py").touch()
     return source
@@ -45,7 +45,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
-    """The wheel as a release makes it: by way of the source distribution, in an environment of its own."""
+    """The wheel as in a release: built from the source distribution, in its own environment."""
     out = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def wheel(source, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
-    """A fresh environment with the wheel and what image classifiers need."""
+    """A fresh environment with the wheel and the packages for image classifiers."""
     path = tmp_path_factory.mktemp("fresh") / "env"
     for command in (
         [sys.executable, "-m", "venv", str(path)],
@@ -68,7 +68,7 @@ def environment(wheel, tmp_path_factory) -> Path:
 
 
 def run(environment: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of the environment, which is all that the PATH has beside the system's own."""
+    """Run a program of the environment; the PATH has only the environment and the system."""
     env = {
         "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(folder.parent),
@@ -106,7 +106,7 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
         (workspace / name).mkdir()
         (workspace / name / "__init__.py").write_text("raise SystemExit('not the package')\n")
     shutil.copy(ROOT / "tests" / "planted.py", workspace / "my_task.py")
-    git(repository, "init", "--quiet", "--initial-branch=main")  # without a commit, which no stage needs
+    git(repository, "init", "--quiet", "--initial-branch=main")  # without a commit, as no stage needs one
     audit = audit_params(task="my_task:PlantedTask", discover=SEARCH)
     made = run(environment, workspace, "python", "-P", "-c", MAKE, json.dumps([audit, repair_params()]))
     assert made.returncode == 0, made.stdout
@@ -120,7 +120,7 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
     done = run(environment, workspace, "faded", "compare", "HEAD", "workspace")
     assert done.returncode == 0 and "no difference shown" in done.stdout, done.stdout
 
-    # The stages ran the very code that was built.
+    # The stages ran exactly the code that was built.
     assert json.loads((workspace / "faded.json").read_text())["code"] == content_hash([source / "stages"])
     where = run(environment, workspace, "python", "-P", "-c", "import stages; print(stages.__file__)")
     assert where.stdout.strip().startswith(str(environment)), where.stdout

@@ -1,4 +1,4 @@
-"""Workspaces of one's own: no clone, stages run from the installed package, and nothing of a user's is touched."""
+"""Custom workspaces: stages run from the installed package, and nothing of the user's is touched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def repository(tmp_path) -> Path:
 
 @pytest.fixture
 def with_pipelines(tmp_path) -> Path:
-    """A repository with a DVC pipeline at its root, and a folder `audit` with a task and folders like the package's."""
+    """A repository with a DVC pipeline, and a folder `audit` with a task and folders named like the package's."""
     path = tmp_path / "pipelines"
     (path / "audit").mkdir(parents=True)
     add_shadows(path / "audit")
@@ -62,7 +62,7 @@ def test_a_git_repository_becomes_a_workspace_and_every_file_of_it_is_told(repos
     assert {name: after[name] for name in before} == before
     assert {Path(name).parts[0] for name in after if name not in before} == {str(p.name) for p in written}
     assert "analytics = false" in (repository / ".dvc/config").read_text()
-    assert git(repository, "diff", "--cached", "--name-only") == ""  # what is committed is the user's to say
+    assert git(repository, "diff", "--cached", "--name-only") == ""  # users decide what they commit
     assert write_workspace(repository) == []
     assert Workspace(repository).run(["dvc", "status"]).returncode == 0  # without an audit, too
     assert is_own(repository) and not is_own(ROOT)
@@ -131,7 +131,7 @@ def test_an_audit_is_added_beside_others_and_a_wrong_one_changes_nothing(own):
     lines = (own_path / "params.yaml").read_text().splitlines()
     assert [line for line in text.splitlines() if line not in lines] == []
     assert list(load_params(own_path / "params.yaml").audits) == ["tiny", "other"]
-    assert not (own_path / "data/other/decisions").exists()  # nothing is decided where nothing is repaired
+    assert not (own_path / "data/other/decisions").exists()  # no decisions without a repair
 
 
 def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_goes_on(tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_an_audit_beside_pipelines_and_folders_of_the_same_names_harms_none_and_
     workspace = make_audited(with_pipelines / "audit")
     done = workspace.faded("audit", PYTHONPATH=str(toy_package()))
     assert done.returncode == 0, done.stdout
-    # The user's pipeline makes what is audited; that it is stale is the user's affair.
+    # The user's pipeline makes the audited input; that it is stale is the user's business.
     assert workspace.executed() == [f"{stage}@tiny" for stage in STAGES]
     after = digests(with_pipelines)
     assert {name: after[name] for name in before} == before
