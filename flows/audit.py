@@ -151,21 +151,21 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
 
 @flow(name="audit", description=__doc__, flow_run_name=run_name, persist_result=False)
 def audit(audits: list[str], runner: str | None = None) -> State[Any]:
-    """Run whatever is stale of these audits, and publish what came out.
+    """Run the stale stages of these audits, and publish the results.
 
-    As a run of a deployment it waits for the workspace, is suspended while a person has to decide, and ends in a
-    state whose message says how.
+    As a run of a deployment, it waits for the workspace, is suspended while a person has to decide, and ends in a
+    state whose message reports how it ended.
 
     Args:
         audits: names under `audits:` in params.yaml.
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
 
     Returns:
-        The last state. It holds one result a stage that was stale or depends on a stale one, which is what a caller
-        gets; of a deployment's run nothing.
+        The last state. Its data, which a caller gets, is one result per stage that was stale or depends on a stale
+        one; for a deployment's run there is none.
 
     Raises:
-        AuditFailed: when a stage or a gate failed; the other audits have gone on as far as they could.
+        AuditFailed: if a stage or a gate failed; the other audits have continued as far as possible.
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)

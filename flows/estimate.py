@@ -195,7 +195,7 @@ def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str 
 
 
 def requests_line(params: Params, graph: Graph, name: str) -> str | None:
-    """The expected cost of requests to services that count tokens, and their cost so far; None if there are no such."""
+    """Expected cost of requests to services that count tokens, and their cost so far; None without such services."""
     audit = params.audit(name)
     task, context = task_class(name, audit), task_context(name, audit)
     services = {name: task.expected_requests(context), f"{name}, judge": task.expected_judgements(context)}

@@ -227,7 +227,7 @@ def _no_number(word: str) -> Any:
 
 class _Loader(_Base):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse a repeated key, of which YAML takes the last value."""
+        """Refuse a repeated key; YAML itself would take its last value."""
         found = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
             raise yaml.YAMLError(f"it has a key twice, in line {node.start_mark.line + 1} or below")

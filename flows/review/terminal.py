@@ -123,7 +123,7 @@ def _asked(params: Params, audit: str, modes: list[ModeRecord]) -> tuple[bool, b
     if not any(mode.examples for mode in modes):
         return False, False
     task = task_class(audit, params.audit(audit))
-    # The page asks for the bias of every answer. Here it is asked if an input can leave open what is then biased.
+    # The page asks for the bias of every answer; here only tasks that tally what inputs leave open have the question.
     return learns_from_examples(task, params.repair(audit).restructure.method), offers(task, "tallies")
 
 
