@@ -1,7 +1,6 @@
 """Start of a child of the flow: `python -m flows.child PARENT MODULE ARGS...` runs a module that dies with its parent.
 
-Keep this module free of imports: every stage pays for them. (A `preexec_fn` would do the same, but is unsafe with
-threads.)
+Keep this module free of imports, as every stage pays for them. (A `preexec_fn` would be unsafe with threads.)
 """
 
 from __future__ import annotations

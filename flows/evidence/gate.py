@@ -97,8 +97,8 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
         tolerance: for failure rates and clean quality, as a share.
 
     Raises:
-        UsageError: if the workspace's result is stale, the revision has no result or did not pass, or the runs are not
-            comparable.
+        UsageError: if the workspace's result is stale, the revision has no result or failed, or the runs differ in more
+            than the model.
         InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     proven_evidence(params, audit)
