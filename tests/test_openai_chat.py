@@ -143,7 +143,7 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
         ),
         (
             said({"error": {"message": "no seed", "param": "seed"}}, 400),
-            r"\(no seed; field seed\)\. A field .* can be left out.*settings: {seed: null",
+            r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null",
         ),
         (said({"error": "model 'tiny' not found"}, 404), r"\(model 'tiny' not found\): .*GET .*/v1/models lists"),
         (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
@@ -161,6 +161,101 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
 )
 def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_again(response, told):
     with served(first_sentence, lambda number: response, whole=True) as model, pytest.raises(UsageError, match=told):
+        asked(endpoint(model.url), "One.")
+    assert len(model.requests) == 1
+
+
+# Whole responses of servers, told by name and version: recorded, of Ollama put together from its code.
+LONG = r": the request is too long, so start the server with a longer context, or lower prepare\.data\.max_words"
+UNKNOWN = r": expected its base URL in openai, .* and in model a name that GET http.*/v1/models lists"
+LLAMA_CPP = {
+    **{"code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 5031, "n_ctx": 2048},
+    "message": "request (5031 tokens) exceeds the available context size (2048 tokens), try increasing it",
+}
+VLLM = {"type": "BadRequestError", "code": 400}
+LITELLM = {"type": "invalid_request_error", "param": None, "code": "400"}
+OLLAMA = {"param": None, "code": None}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        pytest.param(LLAMA_CPP, 400, LONG, id="llama.cpp b11549, too long"),
+        pytest.param(
+            VLLM
+            | {
+                "message": "This model's maximum context length is 2048 tokens. However, your prompt contains at least"
+                " 2049 input tokens, which exceeds this limit even without any output tokens. Please reduce the length"
+                " of the input prompt. (parameter=input_tokens, value=2049)",
+                "param": "input_tokens",
+            },
+            *(400, LONG),
+            id="vLLM 0.32.0, too long",
+        ),
+        pytest.param(
+            VLLM
+            | {
+                "message": "max_tokens=4000 cannot be greater than max_model_len=2048. Please request fewer output"
+                " tokens. (parameter=max_tokens, value=4000)",
+                "param": "max_tokens",
+            },
+            *(400, LONG),
+            id="vLLM 0.32.0, too long an answer",
+        ),
+        pytest.param(
+            {
+                **{"message": "The model `tiny` does not exist. Valid aliases: smollm2.", "param": "model"},
+                **{"type": "NotFoundError", "code": 404},
+            },
+            *(404, UNKNOWN),
+            id="vLLM 0.32.0, unknown model",
+        ),
+        pytest.param(
+            LITELLM
+            | {
+                "message": "litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError:"
+                " OpenAIException - request (5031 tokens) exceeds the available context size (2048 tokens), try"
+                " increasing it\nmodel=smollm2. context_window_fallbacks=None. fallbacks=None."
+            },
+            *(400, LONG),
+            id="LiteLLM 1.105.7, too long",
+        ),
+        pytest.param(
+            LITELLM
+            | {
+                "message": "/chat/completions: Invalid model name passed in model=tiny. Call `/v1/models` to view"
+                " available models for your key."
+            },
+            *(400, UNKNOWN),
+            id="LiteLLM 1.105.7, unknown model",
+        ),
+        pytest.param(
+            OLLAMA | {"message": json.dumps({"error": LLAMA_CPP}), "type": "invalid_request_error"},
+            *(400, LONG),
+            id="Ollama 0.33, too long for the model's own template",
+        ),
+        pytest.param(
+            OLLAMA
+            | {
+                "message": "the prompt is longer than the context length currently available to the model; shorten the"
+                " prompt, adjust the context length in settings, or use a model with a longer context length",
+                "type": "invalid_request_error",
+            },
+            *(400, LONG),
+            id="Ollama 0.33, too long for a model without context shift",
+        ),
+        pytest.param(
+            OLLAMA | {"message": "model 'tiny' not found", "type": "not_found_error"},
+            *(404, UNKNOWN),
+            id="Ollama 0.33, unknown model",
+        ),
+    ],
+)
+def test_what_each_server_says_of_a_long_request_and_an_unknown_model_is_understood(error, status, told):
+    with (
+        served(first_sentence, lambda number: said({"error": error}, status), whole=True) as model,
+        pytest.raises(UsageError, match=told),
+    ):
         asked(endpoint(model.url), "One.")
     assert len(model.requests) == 1
 

@@ -10,6 +10,7 @@ has one input, errors have a form, and tokens may cost money (`account`).
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -269,21 +270,35 @@ class ChatEndpoint(Endpoint):
     def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
         said, error = self._said(status, content), _error(content)
         if status == HTTPStatus.NOT_FOUND:
-            raise UsageError(
-                f"{self.name} answers {said}: expected its base URL in openai, such as http://localhost:8000/v1, and in"
-                f" model a name that GET {self.config.base}/models lists"
-            )
+            raise UsageError(f"{self.name} answers {said}: {_OF_MODEL.format(self.config.base)}")
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (error is not None and error.code in TOO_LONG):
-            raise UsageError(
-                f"{self.name} answers {said}: the request is too long, so lower prepare.data.max_words (of"
-                " summaries) or levels of context_length and distractor (of chat)"
-            )
+            raise UsageError(f"{self.name} answers {said}: {_OF_LENGTH}")
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
-            raise UsageError(
-                f"{self.name} rejected the request: {said}. A field that it does not take can be left out, or be called"
-                " otherwise: prepare.model.settings: {seed: null, max_tokens: null, max_completion_tokens: 64}"
-            )
+            raise UsageError(f"{self.name} answers {said}: {_remedy(error, self.config.base)}")
         super()._refused(status, headers, content)
+
+
+# What to do about a request that was rejected. OpenAI has codes for why, llama.cpp (and Ollama with it) a type for what
+# is too long, vLLM names the field, and LiteLLM has words alone.
+_OF_MODEL = (
+    "expected its base URL in openai, such as http://localhost:8000/v1, and in model a name that GET {}/models lists"
+)
+_OF_LENGTH = (
+    "the request is too long, so start the server with a longer context, or lower prepare.data.max_words (of summaries)"
+    " or levels of context_length and distractor (of chat)"
+)
+_OF_FIELDS = (
+    "a field that it does not take can be left out, or be called otherwise: prepare.model.settings: {seed: null,"
+    " max_tokens: null, max_completion_tokens: 64}"
+)
+_TOO_LONG = re.compile(r"context[ _]?(length|size|window)|max_model_len", re.IGNORECASE)
+
+
+def _remedy(error: _Error | None, base: str) -> str:
+    """What to do about a request that was rejected with status 400 or 422."""
+    if error is not None and (error.field == "model" or "Invalid model name" in error.message):
+        return _OF_MODEL.format(base)
+    return _OF_LENGTH if error is not None and _TOO_LONG.search(error.told) else _OF_FIELDS
 
 
 _STATUSES = frozenset(str(int(status)) for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST)

