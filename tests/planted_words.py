@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from stages.concepts import Concept, ConceptSpace
-from stages.mining.mine import Ask, Texts
+from stages.mining.mine import Answered, Ask, Texts
 from stages.mining.wordings import facts, replaced, synonyms
 
 
@@ -48,7 +48,8 @@ def texts(n: int, seed: int) -> Texts:
     """The same as items, each in its own group."""
     asked = questions(n, seed)
     ids = [f"q{number}" for number in range(n)]
-    return Texts(ids, asked, ids, [synonyms(text) for text in asked], facts)
+    options = [synonyms(text) for text in asked]
+    return Texts(ids, asked, asked, ["It is known."] * n, ids, options, facts)
 
 
 class Planted:
@@ -64,16 +65,18 @@ class Planted:
         self.texts, self.hidden, self.noise = texts, hidden, noise
         self.asked = 0
 
-    def __call__(self, asks: Sequence[Ask]) -> np.ndarray:
+    def __call__(self, asks: Sequence[Ask]) -> list[Answered]:
         self.asked += len(asks)
-        return np.array([self.fails(ask) for ask in asks], dtype=bool)
+        return [self.answer(ask) for ask in asks]
 
-    def fails(self, ask: Ask) -> bool:
-        holds = facts(replaced(self.texts.texts[ask.item], dict(ask.words)))
+    def answer(self, ask: Ask) -> Answered:
+        text = replaced(self.texts.texts[ask.item], dict(ask.words))
+        holds = facts(text)
         if ask.cell[0] == 1:
             holds |= {"tone is rude"}
         chance = int(sha256(repr(ask).encode()).hexdigest()[:8], 16) / 2**32
-        return any(one <= holds for one in self.hidden) or chance < self.noise
+        failed = any(one <= holds for one in self.hidden) or chance < self.noise
+        return Answered(failed, text, "Nobody knows." if failed else "It is known.")
 
 
 def hide(texts: Texts, seed: int, *, put_in: int, said: int, attributes: int) -> list[frozenset[str]]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import shutil
+import time
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 
@@ -30,6 +34,7 @@ from tests.endpoints import completion, served
 from tests.finished import faded, inside
 from tests.news import news_context, write_news
 from tests.planted_words import SPACE, Planted, hide, questions, texts
+from tests.test_kill import all_gone, family
 from tests.workspace import ROOT, make_workspace
 
 SETTINGS = MineSettings(probes=2000)
@@ -47,6 +52,7 @@ def test_most_of_ten_hidden_weaknesses_are_found_and_hardly_anything_else_is_nam
     assert len(true) >= 7, [one for one in hidden if one not in true]
     assert not false
     assert model.asked == found.probes <= SETTINGS.probes
+    assert found.unchanged == 50 and 0 < found.proposing <= 0.4 * SETTINGS.probes
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -153,7 +159,9 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     assert len(set(ids)) == 1  # so the measure compares with the unchanged article
     own = Summarization.load(context, tmp_path / "prepare")
     unchanged = own.probe(ids[:1], np.array([start])).failed
-    assert asked(asks).tolist()[1] == unchanged[0] and asked.spent == 2
+    changed, known = asked(asks)
+    assert known.failed == unchanged[0] and known.given == article and changed.given == replaced(article, {word: other})
+    assert asked.spent == 2 and asked.texts().given[item] == article
 
 
 def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can_read(tmp_path, monkeypatch):
@@ -168,7 +176,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     asks = [Ask(item, ((word, "sketch"),), start), Ask(item, (), start)]
     task, ids, cells = asked.worded(asks)
     new, old = (one[0].prompt for one in task.orders(ids, cells))
-    assert new == replaced(old, {word: "sketch"}) != old and len(asked(asks)) == 2
+    assert new == replaced(old, {word: "sketch"}) != old and [one.given for one in asked(asks)] == [new, old]
     monkeypatch.setattr("stages.tasks.text_to_image.attribute_judge.AttributeJudge.reads_prompts", True)
     colours = asked.levels()["colour"]
     assert colours[: len(context.concepts["colour"])] == list(context.concepts["colour"])
@@ -186,44 +194,64 @@ def customers(request):
     return completion("Nobody knows." if said & {"has a negation", "says response"} else "It is known.")
 
 
-@pytest.fixture(scope="module")
-def mined(tmp_path_factory):
-    """The mined example of the page: (workspace, output, url)."""
+def support(path, url):
+    """The example's workspace, with a model at a URL."""
     pytest.importorskip("transformers")
     from tests.tiny_models import tiny_embedder
 
     audit = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])["audits"]["support"]
+    audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
+    audit["prepare"]["model"] |= {"openai": f"{url}/v1"}
+    audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
+    workspace = make_workspace(path, {"support": audit}, {})
+    inputs = workspace.path / "data/support/inputs"
+    tiny_embedder(inputs / "embedder")
+    asked = [question for question in questions(200, 7) if "response" not in question]
+    lines = [{"id": f"q{n}", "question": text, "answers": ["known"]} for n, text in enumerate(asked)]
+    (inputs / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return workspace
+
+
+def record_of(workspace, audit="support"):
+    """What lies in the record, but for when that was."""
+    return json.loads((workspace.path / f".faded/mine/{audit}.json").read_text()) | {"when": 0}
+
+
+def questions_asked(requests):
+    """How often each question of the data, or a changed one, was asked."""
+    asked = Counter(json.dumps(one["messages"]) for one in requests)
+    return Counter({question: n for question, n in asked.items() if "near the" in question})
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    """The mined example of the page: (workspace, output, requests)."""
     with served(customers, whole=True) as model:
-        audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
-        audit["prepare"]["model"] |= {"openai": f"{model.url}/v1"}
-        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
-        workspace = make_workspace(tmp_path_factory.mktemp("mined") / "ws", {"support": audit}, {})
-        inputs = workspace.path / "data/support/inputs"
-        tiny_embedder(inputs / "embedder")
-        asked = [question for question in questions(200, 7) if "response" not in question]
-        lines = [{"id": f"q{n}", "question": text, "answers": ["known"]} for n, text in enumerate(asked)]
-        (inputs / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        workspace = support(tmp_path_factory.mktemp("mined") / "ws", model.url)
         code, told = faded(workspace, "mine", "support")
         assert code == 0, told
-        asked_before = len(model.requests)
+        asked = len(model.requests)
         assert faded(workspace, "mine", "support")[0] == 0
-        assert all("near the" not in str(one) for one in model.requests[asked_before:])  # no question is sent twice
-        yield workspace, told
+        assert not questions_asked(model.requests[asked:])
+        yield workspace, told, model.requests[:asked]
 
 
 @pytest.mark.slow
 def test_the_example_of_the_page_finds_what_the_page_says(mined):
-    workspace, told = mined
-    record = json.loads((workspace.path / ".faded/mine/support.json").read_text())
+    workspace, told, _ = mined
+    record = record_of(workspace)
     confirmed = {" and ".join(one["facts"]) for one in record["mining"]["findings"] if one["verdict"] == "confirmed"}
     assert confirmed == {"has a negation", "says response", "politeness is polite"}  # one phrase: "If you do not mind"
     shown = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)[1]
     assert " ".join(shown.split()) in " ".join(told.split()), told
+    assert told.splitlines()[-1] == "page: .faded/mine/support.html"
+    page = (workspace.path / ".faded/mine/support.html").read_text()
+    assert "<del>reply</del> <ins>response</ins>" in page and "Nobody knows." in page
 
 
 @pytest.mark.slow
 def test_what_is_proposed_is_an_audit_with_the_findings_as_attributes(mined):
-    workspace, told = mined
+    workspace, told, _ = mined
     proposed = yaml.safe_load(told[told.index("audits:") : told.index("record:")])["audits"]["support"]["prepare"]
     lines = (workspace.path / ".faded/mine/support.jsonl").read_text()
     (workspace.path / "data/support/inputs" / proposed["data"]["jsonl"]).write_text(lines)
@@ -235,6 +263,87 @@ def test_what_is_proposed_is_an_audit_with_the_findings_as_attributes(mined):
     for name in ("says response", "has a negation"):
         assert {one.details[name] for one in read} == {"yes", "no"}
     assert sum("response" in one.question and one.details["says response"] == "yes" for one in read) > 3
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_asks_nothing_twice_and_ends_with_the_same_record(mined, tmp_path):
+    undisturbed, _, requests = mined
+    moments, concurrency = sorted(random.Random(7).sample(range(int(0.9 * len(requests))), 3)), 4
+    with served(customers, lambda _: time.sleep(0.02), whole=True) as model:
+        workspace = support(tmp_path / "ws", model.url)
+        for moment in moments:
+            process = workspace.start("mine", "support")
+            while len(model.requests) <= moment and process.poll() is None:
+                time.sleep(0.005)
+            assert process.poll() is None, (workspace.path / ".faded-test.log").read_text()
+            relatives = family(process)
+            process.kill()
+            process.wait()
+            assert all_gone(relatives)
+        done = workspace.faded("mine", "support")
+        assert done.returncode == 0, done.stdout
+        asked = questions_asked(model.requests)
+    assert record_of(workspace) == record_of(undisturbed)
+    assert asked.keys() == questions_asked(requests).keys()
+    assert asked.total() - len(asked) <= concurrency * len(moments)  # no more than were on their way
+
+
+# The command with the other tasks
+
+
+def reporters(request):
+    """A summarizer that has one thing to say, and fails at a word that no article has."""
+    halted = "halt" in request["messages"][-1]["content"]
+    return completion("Nobody knows." if halted else "The council voted against longer hours.")
+
+
+def mine_whole(tmp_path, task, context):
+    """Mine an audit by the command, twice, and give what was recorded."""
+    audit = {
+        "seed": context.seed,
+        "task": task,
+        "compute": {"device": "cpu", "threads": 1, "batch_size": 8},
+        "prepare": {**context.config, "items": {"discover": 40}},
+        "concepts": dict(context.concepts),
+        "discrepancy": dict(context.discrepancy),
+        "discover": {"explorer": "random", "budget": 40},
+        "summarize": {"modes": 2},
+    }
+    workspace = make_workspace(tmp_path / "ws", {"tiny": audit}, {})
+    shutil.copytree(context.inputs, workspace.path / "data/tiny/inputs", dirs_exist_ok=True)
+    code, told = faded(workspace, "mine", "tiny", "--probes", "200")
+    assert code == 0, told
+    record = record_of(workspace, "tiny")
+    assert faded(workspace, "mine", "tiny", "--probes", "200")[0] == 0 and record_of(workspace, "tiny") == record
+    return record, (workspace.path / ".faded/mine/tiny.html").read_text()
+
+
+@pytest.mark.slow
+def test_articles_are_mined_whole(tmp_path):
+    pytest.importorskip("transformers")
+    with served(reporters, whole=True) as model:
+        discrepancy = {"measure": "instability_rouge", "threshold": 0.5, "validity": -1}
+        context = news_context(write_news(tmp_path / "inputs", 60), discrepancy=discrepancy)
+        context.config["model"] = {"openai": f"{model.url}/v1", "model": "tiny"}
+        record, page = mine_whole(tmp_path, "summarization", context)
+    [one] = [one for one in record["mining"]["findings"] if one["verdict"] == "confirmed"]
+    assert one["facts"] == ["says halt"] and one["replaced"] == ["halt for stop"]
+    assert "<del>stop</del> <ins>halt</ins>" in page
+    assert "said of the unchanged article: The council voted against longer hours." in page
+    assert '"says halt": "yes"' in (tmp_path / "ws/.faded/mine/tiny.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_pictures_are_mined_whole(tmp_path):
+    pytest.importorskip("diffusers")
+    words = (
+        *("big", "bad", "hot", "cold", "sad", "dog", "map", "cup", "boy"),
+        *("son", "sea", "lake", "rain", "snow", "door", "boat", "king"),
+    )
+    context = boxes(tmp_path / "inputs", templates=[f"{word} {{colour}} box {{background}}" for word in words])
+    record, page = mine_whole(tmp_path, "text-to-image", context)
+    assert {fact for one in record["mining"]["findings"] for fact in one["facts"]} >= {"colour is red"}
+    assert "pictures of what the prompt says" in page and "<ins>red</ins>" in page
 
 
 def test_an_audit_without_texts_is_refused(tmp_path):

@@ -114,10 +114,10 @@ def mine(
 ) -> None:
     """Find words, attributes of texts and small combinations of them at which a model fails, and no concept names.
 
-    For chat, summarization and text-to-image. Writes nothing but its record, .faded/mine/AUDIT.json. Run it again, or
-    after a kill, and earlier answers are reused.
+    For chat, summarization and text-to-image. Writes a record and a page, .faded/mine/AUDIT.json and AUDIT.html. Run
+    the same command again, or after a kill, and earlier answers are reused.
     """
-    from flows.mine import mine_audit
+    from flows.mine.run import mine_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
     mine_audit(params, name, probes, console)

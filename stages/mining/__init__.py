@@ -5,6 +5,6 @@ from a lexicon; what looks bad on some items has to hold on others. See docs/min
 records does not import what measures.
 """
 
-from stages.mining.record import Contrast, Finding, MineSettings, Mining
+from stages.mining.record import Contrast, Example, Finding, MineSettings, Mining
 
-__all__ = ["Contrast", "Finding", "MineSettings", "Mining"]
+__all__ = ["Contrast", "Example", "Finding", "MineSettings", "Mining"]

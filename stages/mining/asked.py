@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -18,9 +19,9 @@ from stages.concepts.texts.lexicon import missing_libraries
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
 from stages.files import content_hash, read_table
-from stages.ledger import Ledger
+from stages.ledger import Key, Ledger
 from stages.mining import wordings
-from stages.mining.mine import Ask, Texts
+from stages.mining.mine import Answered, Ask, Texts
 from stages.tasks.base import LoadedTask, Task
 from stages.tasks.chat import Chat
 from stages.tasks.contract import TaskContext
@@ -59,7 +60,10 @@ class Asked(ABC):
         self.items = read_table(self.prepared / _ITEMS)
         self.own = self.items[self.items["split"] == "discover"].reset_index(drop=True)
         self.context = replace(self.context, concepts=self.levels())
-        self.concepts = self.task.load(self.context, self.prepared).concepts
+        task, ids = self.task.load(self.context, self.prepared), self.own["id"].tolist()
+        self.concepts = task.concepts
+        self.originals = self.given(task, ids, np.tile(self.concepts.start, (len(ids), 1)))
+        self.expects = self.expected(task)
         self.spent = 0
 
     def levels(self) -> dict[str, Sequence[Level]]:
@@ -70,32 +74,47 @@ class Asked(ABC):
         """The discover items."""
         texts = self.own[self.column].tolist()
         groups = self.own["group"] if "group" in self.own else self.own["id"]
-        options = [self.options(text) for text in texts]
-        return Texts(self.own["id"].tolist(), texts, groups.astype(str).tolist(), options, wordings.facts)
+        return Texts(
+            ids=self.own["id"].tolist(),
+            texts=texts,
+            given=self.originals,
+            expected=self.expects,
+            groups=groups.astype(str).tolist(),
+            options=[self.options(text) for text in texts],
+            facts=wordings.facts,
+        )
 
     def options(self, text: str) -> Mapping[str, Sequence[str]]:
         """By word of a text what may stand for it, and asks no more of the model than the text does."""
         return wordings.synonyms(text)
 
-    def __call__(self, asks: Sequence[Ask]) -> np.ndarray:
-        """Which of n probes fail: (n,) bool."""
+    def __call__(self, asks: Sequence[Ask]) -> list[Answered]:
+        """What comes of n probes."""
         task, ids, cells = self.worded(asks)
-        key = content_hash([], sorted({ask.words for ask in asks}), self.context.concepts)
-        prober_ids = sorted(set(ids))
-        row = {item: n for n, item in enumerate(prober_ids)}
-        ledger = Ledger(self.folder / f"{key}.jsonl")
-        compute = self.context.compute
-        prober = Prober(task, prober_ids, len(asks), ledger, compute, lambda n, _: self.tell(self.spent + n, "mine"))
-        try:
-            failed = prober.ask(np.array([row[item] for item in ids]), cells).failed
-        finally:
-            ledger.close()
+        key, compute = (
+            content_hash([], sorted({ask.words for ask in asks}), self.context.concepts),
+            self.context.compute,
+        )
+        row = {item: n for n, item in enumerate(sorted(set(ids)))}
+        with closing(Ledger(self.folder / f"{key}.jsonl")) as ledger:
+            prober = Prober(task, list(row), len(asks), ledger, compute, lambda n, _: self.tell(self.spent + n, "mine"))
+            prober.ask(np.array([row[item] for item in ids]), cells)
         self.spent += prober.spent
-        return failed
+        keys = map(Key, ids, task.concepts.flat(cells).tolist())
+        given = self.given(task, ids, cells)
+        return [Answered(ledger[key].failed, text, ledger[key].output) for key, text in zip(keys, given, strict=True)]
 
     @abstractmethod
     def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
         """A task that knows the words of n probes, with the id and the cell (n, concepts) of each."""
+
+    @abstractmethod
+    def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """What the model is given in n probes of a task, as people read it; cells are (n, concepts)."""
+
+    @abstractmethod
+    def expected(self, task: LoadedTask) -> list[str]:
+        """What is expected of an answer to each of the discover items."""
 
 
 class ByItems(Asked):
@@ -133,6 +152,16 @@ class Questions(ByItems):
 
     column = "question"
 
+    def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """See Asked."""
+        assert isinstance(task, Chat)
+        return [f"[{t.system}]\n\n{t.said}" if t.system else t.said for t in task.asked(ids, cells)]
+
+    def expected(self, task: LoadedTask) -> list[str]:
+        """See Asked."""
+        told = zip(self.own["answers"], self.own["pattern"], strict=True)
+        return [f"a match of {pattern}" if pattern else " or ".join(answers) for answers, pattern in told]
+
 
 class Prompts(ByItems):
     """Prompts of a text-to-image model: words of templates, and more levels of slots if the judge can read them."""
@@ -156,6 +185,15 @@ class Prompts(ByItems):
     def options(self, text: str) -> Mapping[str, Sequence[str]]:
         """See Asked: what people expect to see is what the prompt says, whatever that is."""
         return wordings.alternatives(text)
+
+    def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """See Asked."""
+        assert isinstance(task, PainterProbes)
+        return [orders[0].prompt for orders in task.orders(ids, cells)]
+
+    def expected(self, task: LoadedTask) -> list[str]:
+        """See Asked."""
+        return ["pictures of what the prompt says"] * len(self.own)
 
 
 class Articles(Asked):
@@ -182,6 +220,15 @@ class Articles(Asked):
         cells = np.array([[rows.index(ask.words), *ask.cell] for ask in asks])
         ids = [self.own["id"][ask.item] for ask in asks]
         return task.load(replace(self.context, concepts=concepts), self.prepared), ids, cells
+
+    def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """See Asked."""
+        assert isinstance(task, SummarizerProbes)
+        return task.changed(ids, cells)
+
+    def expected(self, task: LoadedTask) -> list[str]:
+        """See Asked."""
+        return [f"said of the unchanged article: {summary}" for summary in self.own["summary"]]
 
 
 def _words(asks: Sequence[Ask]) -> list[Words]:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.intervals import RESAMPLES, SHARE, Rate, Resampler, holm
-from stages.mining.record import Contrast, Finding, Kind, MineSettings, Mining
+from stages.mining.record import Contrast, Example, Finding, Kind, MineSettings, Mining, Verdict
 from stages.mining.sets import Counted, level_wise
 from stages.mining.wordings import replaced
 
@@ -48,6 +48,14 @@ class Ask(NamedTuple):
     item: int
     words: tuple[tuple[str, str], ...]
     cell: tuple[int, ...]
+
+
+class Answered(NamedTuple):
+    """What came of a probe: whether it failed, what the model was given, and what it answered."""
+
+    failed: bool
+    given: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ class Texts:
 
     Args:
         ids: n ids.
-        texts: what the model is given of each, before concepts.
+        texts: of each what a probe changes: a question, an article, a template.
+        given: what the model is given of each where concepts start.
+        expected: what is expected of its answer, in words.
         groups: n names; items of one group are never divided.
         options: of each by word what may stand for it.
         facts: text -> what holds of it.
@@ -83,13 +93,15 @@ class Texts:
 
     ids: Sequence[str]
     texts: Sequence[str]
+    given: Sequence[str]
+    expected: Sequence[str]
     groups: Sequence[str]
     options: Sequence[Mapping[str, Sequence[str]]]
     facts: Callable[[str], frozenset[str]]
 
 
-Answer = Callable[[Sequence[Ask]], np.ndarray]
-"""n probes -> (n,) bool, which failed."""
+Answer = Callable[[Sequence[Ask]], Sequence[Answered]]
+"""n probes -> what came of each."""
 
 
 def mine(texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettings, *, seed: int) -> Mining:
@@ -115,7 +127,7 @@ class _Mine:
         self.texts, self.space, self._answer, self.settings, self.seed = texts, space, answer, settings, seed
         self.rng = np.random.default_rng(seed)
         self.start = tuple(self.space.start.tolist())
-        self.known: dict[Ask, bool] = {}
+        self.known: dict[Ask, Answered] = {}
         self.first, self.second = self.parts()
         self.held = lru_cache(maxsize=None)(lambda text: texts.facts(text) | self.length(text))
 
@@ -144,18 +156,20 @@ class _Mine:
         return frozenset() if low == high else frozenset(found)
 
     def run(self) -> Mining:
-        proposed, counted, cut, facts = self.search(self.propose())
+        asks = self.propose()
+        proposed, counted, cut, facts = self.search(asks)
         findings = self.confirm(proposed)
-        order = {"confirmed": 0, "not confirmed": 1, "too few items": 2}
+        order = get_args(Verdict)
         return Mining(
             settings=self.settings,
             probes=len(self.known),
+            proposing=len(asks),
             items=(len(self.first), len(self.second)),
             facts=facts,
             slices=counted,
             cut=cut,
             now=self.rate(self.unchanged()),
-            findings=sorted(findings, key=lambda one: (order[one.verdict], one.adjusted)),
+            findings=sorted(findings, key=lambda one: (order.index(one.verdict), one.adjusted)),
         )
 
     # What is asked
@@ -164,8 +178,8 @@ class _Mine:
         """Which probes failed, (n,) bool; those asked before cost nothing."""
         new = [one for one in dict.fromkeys(asks) if one not in self.known]
         if new:
-            self.known.update(zip(new, self._answer(new).tolist(), strict=True))
-        return np.array([self.known[one] for one in asks], dtype=bool)
+            self.known.update(zip(new, self._answer(new), strict=True))
+        return np.array([self.known[one].failed for one in asks], dtype=bool)
 
     def text(self, ask: Ask) -> str:
         return replaced(self.texts.texts[ask.item], dict(ask.words))
@@ -266,28 +280,27 @@ class _Mine:
     def confirm(self, proposed: Sequence[tuple[list[Fact], Counted]]) -> list[Finding]:
         """Put candidates to the second part."""
         left = self.settings.probes - len(self.known)
+        self.told = {fact.told for facts, _ in proposed for fact in facts}
         asked = set(self.unchanged())
         each = int(np.clip((left - len(asked)) // max(1, (1 + _WAYS) * len(proposed)), _EACH, _MOST_EACH))
         trials = []
         for facts, counted in proposed:
-            trial = self.trial(facts, each)
-            new = {ask for ask in trial.asks if ask not in self.known} - asked
+            trial = self.trial(facts, counted, each)
+            new = trial.asks - asked
             if len(asked) + len(new) > left:
-                break
+                trial, new = _Trial(facts, counted), set()
             asked |= new
-            trials.append((facts, counted, trial))
+            trials.append(replace(trial, new=len(new)))
         self.ask(sorted(asked))
-        tested = [(facts, counted, trial, self.contrasts(facts, trial)) for facts, counted, trial in trials]
         # A candidate that too few items can test is none: whether they can does not depend on any answer.
-        enough = [bool(contrasts) for *_, contrasts in tested]
-        p = np.array([max(one.p for one in contrasts) for *_, contrasts in tested if contrasts])
-        adjusted = iter(holm(p).tolist())
+        contrasts = [self.contrasts(trial) for trial in trials]
+        adjusted = iter(holm(np.array([max(one.p for one in tested) for tested in contrasts if tested])).tolist())
         return [
-            self.finding(facts, counted, trial, contrasts, next(adjusted) if there else 1.0)
-            for (facts, counted, trial, contrasts), there in zip(tested, enough, strict=True)
+            self.finding(trial, tested, next(adjusted) if tested else 1.0)
+            for trial, tested in zip(trials, contrasts, strict=True)
         ]
 
-    def trial(self, facts: Sequence[Fact], each: int) -> _Trial:
+    def trial(self, facts: Sequence[Fact], counted: Counted, each: int) -> _Trial:
         """The probes that tell whether a candidate holds."""
         whole = self.apart((self.made(i, facts) for i in self.second), each)
         without: list[_Without] = []
@@ -300,7 +313,7 @@ class _Mine:
             free = (self.made(i, rest) for i in self.second)
             others = self.apart((a for a in free if a is not None and not self.holds(a, fact)), 2 * each)
             without.append(_Without(whole, [[other] for other in others], paired=False))
-        return _Trial(whole, without)
+        return _Trial(facts, counted, whole, without)
 
     def apart(self, asks: Iterable[Ask | None], count: int) -> list[Ask]:
         """The first so many of some probes, each of another group: one says nothing more of the next."""
@@ -363,9 +376,9 @@ class _Mine:
             for words in ([kept, *there, *elsewhere] if put_in else there)
         ]
 
-    def contrasts(self, facts: Sequence[Fact], trial: _Trial) -> list[Contrast]:
+    def contrasts(self, trial: _Trial) -> list[Contrast]:
         """How often a candidate fails without each of its facts; none where too few items can tell."""
-        if any(min(len(one.whole), len(one.bare)) < _FEWEST for one in trial.without):
+        if not trial.without or any(min(len(one.whole), len(one.bare)) < _FEWEST for one in trial.without):
             return []
         return [
             Contrast(
@@ -374,7 +387,7 @@ class _Mine:
                 paired=one.paired,
                 p=self.within(one) if one.paired else self.between(one),
             )
-            for fact, one in zip(facts, trial.without, strict=True)
+            for fact, one in zip(trial.facts, trial.without, strict=True)
         ]
 
     def within(self, one: _Without) -> float:
@@ -406,30 +419,40 @@ class _Mine:
         failed = self.ask(asks).astype(float)
         return Resampler(items, RESAMPLES, self.seed, groups).mean(failed, np.ones(len(asks)), SHARE)
 
-    def finding(
-        self, facts: Sequence[Fact], counted: Counted, trial: _Trial, contrasts: list[Contrast], adjusted: float
-    ) -> Finding:
-        tested = bool(contrasts)
-        whole = trial.whole if tested else []
-        failing = [ask for ask, failed in zip(whole, self.ask(whole).tolist(), strict=True) if failed]
+    def finding(self, trial: _Trial, contrasts: list[Contrast], adjusted: float) -> Finding:
+        facts, whole = trial.facts, trial.whole if contrasts else []
+        untested: Verdict = "too few items" if trial.without else "no probes left"
         put_in = {fact.told.removeprefix("says ") for fact in facts if fact.kind == "word"}
         pairs = Counter(f"{other} for {word}" for ask in whole for word, other in ask.words if other in put_in)
         return Finding(
             kind=facts[0].kind if len(facts) == 1 else "set",
             facts=[fact.told for fact in facts],
-            proposed=(counted.failures, counted.probes),
-            fails=self.rate(whole) if tested else None,
+            proposed=(trial.counted.failures, trial.counted.probes),
+            fails=self.rate(whole) if contrasts else None,
             without=contrasts,
             items=len({ask.item for ask in whole}),
+            probes=trial.new,
             adjusted=adjusted,
-            verdict="too few items" if not tested else ("not confirmed", "confirmed")[adjusted <= self.settings.level],
+            verdict=("not confirmed", "confirmed")[adjusted <= self.settings.level] if contrasts else untested,
             replaced=[pair for pair, _ in pairs.most_common()],
-            examples=[(self.texts.ids[ask.item], self.text(ask)) for ask in failing[:_EXAMPLES]],
+            examples=[self.example(ask) for ask in whole if self.known[ask].failed][:_EXAMPLES],
             said_by=[
                 self.texts.ids[i]
                 for i, text in enumerate(self.texts.texts)
                 if all(fact.told in self.held(text) for fact in facts if fact.kind != "level")
             ],
+        )
+
+    def example(self, ask: Ask) -> Example:
+        texts, (_, given, output) = self.texts, self.known[ask]
+        return Example(
+            item=texts.ids[ask.item],
+            text=self.text(ask),
+            given=given,
+            original=texts.given[ask.item],
+            expected=texts.expected[ask.item],
+            answered=output,
+            holds=sorted(self.held(self.text(ask)) & self.told),
         )
 
 
@@ -450,12 +473,23 @@ class _Without:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Probes of a candidate: with all of its facts, and for each fact with and without it."""
+    """How a candidate is tested.
 
-    whole: list[Ask]
-    without: list[_Without]
+    Args:
+        facts: of the candidate.
+        counted: on the items that proposed it.
+        whole: probes with all facts.
+        without: for each fact probes with and without it; none where no probes are left for them.
+        new: probes that no candidate before it asked for.
+    """
+
+    facts: Sequence[Fact]
+    counted: Counted
+    whole: list[Ask] = field(default_factory=list)
+    without: list[_Without] = field(default_factory=list)
+    new: int = 0
 
     @property
     def asks(self) -> set[Ask]:
-        """All of them."""
+        """All of its probes."""
         return {*self.whole, *(ask for one in self.without for bare in one.bare for ask in bare)}

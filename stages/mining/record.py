@@ -21,7 +21,29 @@ class MineSettings(Strict):
 
 
 Kind = Literal["word", "attribute", "level", "set"]
-Verdict = Literal["confirmed", "not confirmed", "too few items"]
+Verdict = Literal["confirmed", "not confirmed", "too few items", "no probes left"]
+
+
+class Example(BaseModel):
+    """A probe that failed.
+
+    Args:
+        item: id of its item.
+        text: of the item, with the probe's words, before concepts.
+        given: what the model was given.
+        original: what it is given of the item as it is.
+        expected: what is expected of its answer.
+        answered: what it answered.
+        holds: facts of any candidate that hold of the text.
+    """
+
+    item: str
+    text: str
+    given: str
+    original: str
+    expected: str
+    answered: str
+    holds: list[str]
 
 
 class Contrast(BaseModel):
@@ -50,10 +72,11 @@ class Finding(BaseModel):
         fails: rate of the probes where all facts hold; interval over groups of items; None with too few items.
         without: one contrast for each fact.
         items: items these are about.
+        probes: unique probes that it cost; what candidates share counts for the first of them.
         adjusted: the largest p-value of the contrasts, adjusted for the number of candidates (Holm).
-        verdict: whether it failed more often with each fact than without.
+        verdict: whether it failed more often with each fact than without, or why that was not tested.
         replaced: words that made room for those of the candidate, as "injured for hurt".
-        examples: texts that failed, with the ids of their items.
+        examples: probes with all facts that failed.
         said_by: ids of the items whose unchanged texts are so.
     """
 
@@ -63,16 +86,17 @@ class Finding(BaseModel):
     fails: Rate | None
     without: list[Contrast]
     items: int
+    probes: int
     adjusted: float
     verdict: Verdict
-    replaced: list[str] = []
-    examples: list[tuple[str, str]] = []
-    said_by: list[str] = []
+    replaced: list[str]
+    examples: list[Example]
+    said_by: list[str]
 
     @property
-    def about_text(self) -> bool:
-        """Whether it says something of texts, and not of levels alone."""
-        return any(fact.startswith(("says ", "has ")) for fact in self.facts)
+    def text_facts(self) -> set[str]:
+        """The facts that are about texts, and not about levels."""
+        return {fact for fact in self.facts if fact.startswith(("says ", "has "))}
 
     @property
     def told(self) -> str:
@@ -86,6 +110,7 @@ class Mining(BaseModel):
     Args:
         settings: what it was made with.
         probes: unique probes spent.
+        proposing: of these, to propose.
         items: (items that proposed, items that confirmed).
         facts: facts that were looked at, one each.
         slices: sets of facts that were counted.
@@ -96,12 +121,18 @@ class Mining(BaseModel):
 
     settings: MineSettings
     probes: int
+    proposing: int
     items: tuple[int, int]
     facts: int
     slices: int
     cut: bool
     now: Rate
     findings: list[Finding]
+
+    @property
+    def unchanged(self) -> int:
+        """Probes of items that confirm, as they are: all that neither proposed nor tested a candidate."""
+        return self.probes - self.proposing - sum(finding.probes for finding in self.findings)
 
     @property
     def confirmed(self) -> list[Finding]:

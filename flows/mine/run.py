@@ -1,15 +1,12 @@
-"""`faded mine`: words, attributes and small sets of them at which a model fails, though no concept names them."""
+"""The command: prepare what is stale, mine, tell, and write the record and its page."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +15,7 @@ from rich.table import Table
 import stages.mining
 from flows.graph import read_graph
 from flows.heal import heal
+from flows.mine.proposed import propose
 from flows.processes import stopping_on_signals
 from flows.screen import bring_up_to_date
 from flows.workspace import exclusive
@@ -25,8 +23,8 @@ from stages.check import check_audits
 from stages.code import code_of
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import read_table, replace_file, scratch, stage_dir
-from stages.mining import Finding, MineSettings, Mining
+from stages.files import replace_file, scratch, stage_dir
+from stages.mining import MineSettings, Mining
 from stages.params import AuditConfig, Params, validation_lines
 from stages.progress import progress
 from stages.provenance import prepared_files, run_key
@@ -35,7 +33,6 @@ from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "mine"
 _CODE = Path(stages.mining.__file__).parent
-_FIELDS = ("id", "split", "question", "context", "answers", "pattern", "article", "reference")  # of items, in a line
 
 
 class Record(BaseModel):
@@ -71,20 +68,23 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
             console.print(f"healed: {line}", highlight=False)
         check_audits(params, [name])
         with stopping_on_signals():
+            from flows.mine.catalogue import catalogue
             from stages.mining.asked import asked_as
 
             asked = asked_as(task_class(name, audit), name)  # before prepare, which may take long
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
             console.print(f"mining {name}: {settings.probes:,} unique probes at most", highlight=False)
             mining = _mine(name, audit, settings, asked)
-        record = Record(audit=name, when=time.time(), proposed=_proposed(name, audit, mining), mining=mining)
-        path = RECORDS / f"{name}.json"
+        path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))
+        proposed = propose(name, audit, mining, items)
+        record = Record(audit=name, when=time.time(), proposed=proposed, mining=mining)
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
+        replace_file(page, catalogue(name, audit, record.when, mining).encode())
         show_mining(console, name, mining)
         if record.proposed:
             console.print("\nto audit what was found:", highlight=False)
             console.print(record.proposed, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"record: {path}", highlight=False, soft_wrap=True)
+        console.print(f"record: {path}\npage: {page}", markup=False, highlight=False, soft_wrap=True)
     return record
 
 
@@ -99,64 +99,6 @@ def _mine(name: str, audit: AuditConfig, settings: MineSettings, asked: Any) -> 
         tell = stack.enter_context(progress(f"mine@{name}", settings.probes))
         put = asked(task_class(name, audit), task_context(name, audit, prepared), prepared, folder, tell)
         return mine(put.texts(), put.concepts, put, settings, seed=audit.seed)
-
-
-def _proposed(name: str, audit: AuditConfig, mining: Mining) -> str:
-    """What would add the findings to the audit: lines of params.yaml, and a file that they name."""
-    items = read_table(stage_dir(name, "prepare") / "items.parquet")
-    if "template" in items:
-        return _prompts(name, audit, mining.confirmed)
-    path = RECORDS / f"{name}.jsonl"
-    path.unlink(missing_ok=True)
-    if not (found := [one for one in mining.confirmed if one.about_text]):
-        return ""
-    lines = _lines(items, found)
-    told = [json.dumps(line, ensure_ascii=False, default=lambda value: value.tolist()) for line in lines]
-    replace_file(path, ("\n".join(told) + "\n").encode())
-    fields = {"jsonl": f"{name}-mined.jsonl"}
-    if "article" in items:
-        fields |= {"text": "article", "split": "split"}
-        fields |= {"summary": "reference"} if (items["reference"] != "").all() else {}
-    count = sum(line["split"] == "discover" for line in lines)
-    return (
-        f"cp {path} data/{name}/inputs/{fields['jsonl']}\n\naudits:\n  {name}:\n    prepare:\n"
-        f"      data: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}   # proposed by faded mine\n"
-        f"      items: {{discover: {count}}}"
-    )
-
-
-def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """All items as lines of a data file, and the changed texts that failed; a field says for which a finding holds."""
-    kept = [name for name in _FIELDS if name in items]
-    rows = {row["id"]: {k: v for k, v in row.items() if len(v)} for row in items[kept].to_dict("records")}
-    lines = [
-        row
-        | ({one.told: "yes" if item in one.said_by else "no" for one in found} if row["split"] == "discover" else {})
-        for item, row in rows.items()
-    ]
-    column = "question" if "question" in items else "article"
-    for one in found:
-        fields = {other.told: "yes" if other is one else "no" for other in found}
-        for item, text in one.examples if one.replaced else []:
-            lines.append(rows[item] | {"id": f"{item} {one.told}", column: text} | fields)
-    return lines
-
-
-def _prompts(name: str, audit: AuditConfig, found: Sequence[Finding]) -> str:
-    """Templates with the words that were found, and levels that were found; empty where nothing is new."""
-    new = dict.fromkeys((text, one.told) for one in found if one.replaced for _, text in one.examples)
-    lines = [f"        - {json.dumps(text)}   # proposed by faded mine: {told}" for text, told in new]
-    if lines:
-        lines = ["    prepare:", "      templates:   # beside those there are", *lines]
-    facts = list(dict.fromkeys(fact for one in found for fact in one.facts))
-    slots = []
-    for slot, own in audit.concepts.items():
-        said = [fact.removeprefix(f"{slot} is ") for fact in facts if fact.startswith(f"{slot} is ")]
-        if levels := [level for level in said if level not in (*own, "unsaid")]:
-            quoted = ", ".join(json.dumps(str(level)) for level in (*own, *levels))
-            slots.append(f"      {slot}: [{quoted}]   # proposed by faded mine: {', '.join(levels)}")
-    lines += ["    concepts:", *slots] if slots else []
-    return "\n".join(["audits:", f"  {name}:", *lines]) if lines else ""
 
 
 def show_mining(console: Console, audit: str, mining: Mining) -> None:

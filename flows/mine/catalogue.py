@@ -1,0 +1,107 @@
+"""The page of what was mined: every candidate, what its probes came to, and examples of what failed."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import ChoiceLoader, FileSystemLoader
+from markupsafe import Markup
+
+from stages.mining import Example, Finding, Mining
+from stages.pages import page
+from stages.pages.gallery import Shown, Shrinker
+from stages.pages.page import LAST_TITLES
+from stages.pages.texts import HEAD, excerpt, mark_changes
+from stages.pages.words import flatten
+from stages.params import AuditConfig
+from stages.tasks.contract import Exhibit
+
+TEMPLATES = Path(__file__).parent / "templates"
+EXAMPLES = 3  # of a candidate
+LIMITS = (
+    "Only items of the split discover were asked. Rates are those of the items that confirmed, and were not asked "
+    "before: other data may have other words and other rates.",
+    "Words were put in by a dictionary that does not know the context. Where a text no longer reads well, its failure "
+    "says little of the word: read the examples.",
+    "A word or a level was changed in the same items, so it is the change that made them fail. An attribute of a text "
+    "cannot be changed without changing the text: the model fails more often where the attribute holds, which may be "
+    "because of something else that such texts share.",
+    "Among all candidates that were tested, the chance that one or more are confirmed wrongly is at most {level:.0%}. "
+    "A candidate that was not confirmed may still be a weakness: there may have been too few items to show it.",
+    "Nobody judged these answers: a failure is what the measure of the audit calls one.",
+)
+
+
+class Candidate(NamedTuple):
+    """A candidate of the page: its id, what was found, and examples of what failed."""
+
+    id: str
+    finding: Finding
+    examples: Sequence[Shown]
+
+
+def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
+    """What was mined of an audit as one self-contained page, which needs no network.
+
+    Args:
+        name: of the audit.
+        audit: its block of params.yaml.
+        when: it was mined, in seconds since 1970.
+        mining: what was found.
+    """
+    settings = mining.settings
+    shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}
+    shrinker = Shrinker(_exhibit(example) for examples in shown.values() for example in examples)
+    candidates = [
+        Candidate(f"C{n}", one, [_shown(example, shrinker) for example in shown[n]])
+        for n, one in enumerate(mining.findings, 1)
+    ]
+    scripts = (page.TEMPLATES / "report.js", page.TEMPLATES / "explorer.js", TEMPLATES / "catalogue.js")
+    script = "".join(path.read_text(encoding="utf-8") for path in scripts)
+    told = {
+        "task": audit.task,
+        "model": audit.prepare.get("model"),
+        "seed": audit.seed,
+        "mined": f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC",
+        **{about.description or name: getattr(settings, name) for name, about in type(settings).model_fields.items()},
+    }
+    titles = {key: title for key, title in LAST_TITLES.items() if key != "skipped"}
+    loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
+    return (
+        page.environment()
+        .overlay(loader=loader)
+        .get_template("catalogue.html.j2")
+        .render(
+            audit=name,
+            mining=mining,
+            candidates=candidates,
+            verdicts=list(dict.fromkeys(one.verdict for one in mining.findings)),
+            contents={"candidates": "Candidates", "probes": "Probes", **titles},
+            limits=[line.format(level=settings.level) for line in LIMITS],
+            skipped=[],
+            provenance=list(flatten(told)),
+            metrics=[],
+            style=Markup((page.TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hashes=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),
+            plotly="",  # it has no charts
+        )
+    )
+
+
+def _exhibit(example: Example) -> Exhibit:
+    answers = {"expected": example.expected, "answered": example.answered}
+    return Exhibit(f"item {example.item}", text=example.given, original=example.original, answers=answers)
+
+
+def _shown(example: Example, shrinker: Shrinker) -> Shown:
+    """An example for the page; of a long text the part that was changed, which may not be where it begins."""
+    shown = shrinker.show(_exhibit(example))
+    if not (shown.text and shown.text.tail) or shown.beside:
+        return shown
+    return shown._replace(text=excerpt(mark_changes(example.original, example.given).pieces, HEAD))

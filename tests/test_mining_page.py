@@ -1,0 +1,119 @@
+"""The page of what was mined: one file that says what the record says, open to everybody, and deaf to hostile texts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("textblob")
+pytest.importorskip("lemminflect")
+
+from flows.mine.catalogue import EXAMPLES, catalogue
+from stages.mining import Example, MineSettings, Mining
+from stages.mining.mine import mine
+from stages.pages.words import interval, percent
+from stages.params import AuditConfig
+from tests.planted_words import SPACE, Planted, hide, texts
+from tests.report_samples import HOSTILE
+from tests.test_explorer import check
+from tests.workspace import audit_params
+
+AUDIT = AuditConfig.model_validate(audit_params(task="chat"))
+
+
+@pytest.fixture(scope="module")
+def mining() -> Mining:
+    """What is mined of a model with ten weaknesses, with a candidate of each of two more verdicts."""
+    items = texts(240, 0)
+    model = Planted(items, hide(items, 0, put_in=5, said=3, attributes=2))
+    found = mine(items, SPACE, model, MineSettings(probes=1000), seed=0)
+    last = found.findings[-1]
+    untested = {"verdict": "no probes left", "fails": None, "without": [], "examples": [], "probes": 0}
+    more = [last.model_copy(update=change) for change in ({"verdict": "not confirmed", "probes": 0}, untested)]
+    return found.model_copy(update={"findings": [*found.findings, *more]})
+
+
+@pytest.fixture(scope="module")
+def page(mining, tmp_path_factory):
+    """Its page."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(catalogue("support", AUDIT, 0.0, mining), encoding="utf-8")
+    return path
+
+
+def test_it_is_one_small_file_that_says_what_the_record_says(mining, page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", text) and "default-src 'none'" in text
+    assert len(text) < 1_000_000
+    cards = re.findall(r'<article class="mode".*?</article>', text, re.DOTALL)
+    assert len(cards) == len(mining.findings) and mining.findings[0].verdict == "confirmed"
+    for card, one in zip(cards, mining.findings, strict=True):
+        assert one.verdict in card and all(fact.replace('"', "&#34;") in card for fact in one.facts)
+        rates = [one.fails, *(contrast.fails for contrast in one.without)] if one.fails else []
+        assert card.count('class="bar"') == len(rates)
+        for rate in rates:
+            assert percent(rate.value) in card and interval(rate.low, rate.high) in card
+        assert all(f"{contrast.p:.2g}" in card for contrast in one.without)
+        assert card.count("<figure") == min(EXAMPLES, len(one.examples))
+    spent = [int(n) for n in re.findall(r'<td class="n">([\d]+)</td></tr>', text[text.index('id="probes"') :])]
+    assert sum(spent) == mining.probes
+    assert catalogue("support", AUDIT, 0.0, mining) == text
+
+
+def test_words_that_were_put_in_are_marked(mining, page):
+    put_in = next(one for one in mining.confirmed if one.replaced)
+    new, old = put_in.replaced[0].split(" for ")
+    assert f"<del>{old}</del> <ins>{new}</ins>" in page.read_text(encoding="utf-8")
+
+
+def test_of_a_long_text_the_part_that_was_changed_is_shown(mining):
+    filler = "Nothing of note was said by anybody for a long while. " * 40
+    example = (
+        mining.confirmed[0]
+        .examples[0]
+        .model_copy(update={"original": f"{filler}They came home.", "given": f"{filler}They came house."})
+    )
+    one = mining.confirmed[0].model_copy(update={"examples": [example]})
+    text = catalogue("support", AUDIT, 0.0, mining.model_copy(update={"findings": [one]}))
+    assert re.search(r"said by anybody for a long while\. They came <del>home</del> <ins>house</ins>", text)
+
+
+def test_a_mining_without_candidates_says_so(mining):
+    text = catalogue("support", AUDIT, 0.0, mining.model_copy(update={"findings": []}))
+    assert "No set of facts failed more often" in text and "<select" not in text
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_it_is_open_to_everybody_and_filters_by_verdict(browser, mining, page, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(page.as_uri())
+    check(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    cards = opened.locator("article:visible")
+    assert cards.count() == len(mining.findings)
+    for verdict in {one.verdict for one in mining.findings}:
+        opened.get_by_label("verdict").select_option(verdict)
+        count = sum(one.verdict == verdict for one in mining.findings)
+        assert cards.count() == count
+        assert opened.get_by_role("status").inner_text() == f"{count} of {len(mining.findings)} candidates"
+    assert errors == []
+    context.close()
+
+
+def test_hostile_texts_are_shown_as_texts(browser, mining, tmp_path):
+    example = Example(
+        item=HOSTILE, text=HOSTILE, given=HOSTILE, original="", expected=HOSTILE, answered=HOSTILE, holds=[HOSTILE]
+    )
+    one = mining.findings[0].model_copy(update={"facts": [HOSTILE], "replaced": [HOSTILE], "examples": [example]})
+    text = catalogue(HOSTILE, AUDIT, 0.0, mining.model_copy(update={"findings": [one]}))
+    assert "<script>alert" not in text and len(re.findall("<script", text)) == len(re.findall("</script>", text))
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    opened = browser.new_page()
+    opened.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    opened.goto((tmp_path / "page.html").as_uri())
+    assert opened.locator("h1").inner_text() == HOSTILE
+    opened.close()
