@@ -31,11 +31,51 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
             old, new = concepts[name], levels[name]
             for i, level in enumerate(new):
                 if old[i] != level:  # otherwise keep how it is written
-                    old[i] = as_text(level) if isinstance(level, str) else level
+                    old[i] = as_level(level)
             del old[len(new) :]
 
     wanted = "\n".join(f"  {name}: [{', '.join(map(str, values))}]" for name, values in levels.items())
     return _edited(text, change, f"audits.{audit}.concepts", f"there:\n{wanted}")
+
+
+def with_proposed(
+    text: str,
+    audit: str,
+    concepts: Mapping[str, Sequence[Level]],
+    prepare: Mapping[str, Any],
+    proposed: Mapping[str, str],
+) -> str:
+    """The text of params.yaml with what was proposed for an audit.
+
+    Args:
+        text: the text as it is.
+        audit: a name under audits:.
+        concepts: all levels of concepts that are new, or have new levels behind their own.
+        prepare: keys of `prepare:`, lists or mappings of texts that are new or longer.
+        proposed: by concept, what proposed it.
+
+    Raises:
+        UsageError: when the file is laid out so that this cannot be done without touching more.
+    """
+
+    def change(params: Any) -> None:
+        block = params["audits"][audit]
+        if isinstance(block["concepts"], str):
+            raise LayoutError(f"concepts: {block['concepts']} is the name of a grid")
+        for name, levels in concepts.items():
+            there = block["concepts"].setdefault(as_text(name), in_one_line([]))
+            there.extend(map(as_level, levels[len(there) :]))
+        for key, new in prepare.items():
+            if isinstance(new, Mapping):
+                block["prepare"].setdefault(key, {}).update({as_text(name): as_text(one) for name, one in new.items()})
+            else:
+                block["prepare"][key] = [as_text(one) for one in new]
+        block.setdefault("proposed", in_one_line({})).update(
+            {as_text(name): as_text(told) for name, told in proposed.items()}
+        )
+
+    wanted = f"there:\n  concepts: {dict(concepts)}\n  prepare: {dict(prepare)}\n  proposed: {dict(proposed)}"
+    return _edited(text, change, f"audits.{audit}", wanted)
 
 
 def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
@@ -130,6 +170,13 @@ def _edited(text: str, change: Callable[[Any], object], what: str, wanted: str, 
         raise UsageError(
             f"{what} cannot be changed without altering the layout of params.yaml{others}; write {wanted}"
         ) from None
+
+
+def as_level(level: Level) -> Level:
+    """A level as people would write it."""
+    if isinstance(level, str):
+        return as_text(level)
+    return int(level) if level == int(level) else level
 
 
 def _one_line(entry: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def measure_concepts(
         UsageError: when a setting is wrong.
         FadedError: when the model under test cannot be prepared.
     """
-    settings = _settings(probes)
+    settings = screen_settings(probes)
     audit = params.audit(name)
     for line in heal():
         console.print(f"healed: {line}", highlight=False)
@@ -131,7 +131,12 @@ def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, boo
     return (record, key == record.proposed) if key in (record.screened, record.proposed) else None
 
 
-def _settings(probes: int | None) -> ScreenSettings:
+def screen_settings(probes: int | None) -> ScreenSettings:
+    """The settings with so many probes; None for the default.
+
+    Raises:
+        UsageError: when these are too few.
+    """
     try:
         return ScreenSettings() if probes is None else ScreenSettings(probes=probes)
     except ValidationError as error:
@@ -173,7 +178,7 @@ def _screen(
     calls = ceil(settings.probes / context.compute.batch_size)
     console.print(
         f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
-        f"{_time(name, audit, settings.probes)}",
+        f"{probes_time(name, audit, settings.probes)}",
         highlight=False,
     )
     inputs = [*prepared_files(prepared), _CODE]
@@ -207,7 +212,7 @@ def _screen(
     return screening.model_copy(update={"settings": settings, "probes": screening.probes + widened})
 
 
-def _time(name: str, audit: AuditConfig, probes: int) -> str:
+def probes_time(name: str, audit: AuditConfig, probes: int) -> str:
     """How long so many probes take, by what the search took or prepare measured."""
     searched = 2 * (audit.discover.budget - audit.discover.kept_back) + audit.discover.microscopic_budget
     if (seconds := _search_seconds(TIMINGS, name, audit)) is not None:

@@ -69,9 +69,9 @@ def edit_file(path: Path, change: Callable[[str], str], console: Console | None 
     replace_file(path, after)
 
 
-def in_one_line(values: dict[str, Any]) -> Any:
-    """A mapping that is written on one line."""
-    flow = CommentedMap(values)
+def in_one_line(values: dict[str, Any] | list[Any]) -> Any:
+    """A mapping or a list that is written on one line."""
+    flow = CommentedMap(values) if isinstance(values, dict) else CommentedSeq(values)
     flow.fa.set_flow_style()
     return flow
 

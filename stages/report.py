@@ -71,6 +71,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
         sheets=here.discover.sheets.get("", []),
         about=_about(here, landscape, audit),
+        proposed=audit.proposed,
         provenance=record,
         metrics=metrics,
         skipped=skipped_items(here.prepare.path),

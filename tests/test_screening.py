@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.edit_params import with_levels
 from flows.graph import read_graph
-from flows.screen import _key, _time, clean_accuracy, read_screening, screen_audit
+from flows.screen import _key, clean_accuracy, probes_time, read_screening, screen_audit
 from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
@@ -529,4 +529,4 @@ def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkey
         write_state(tmp_path / "timings.json", told)
         monkeypatch.setattr("flows.screen.TIMINGS", tmp_path / "timings.json")
         monkeypatch.chdir(tmp_path)
-        assert _time("tiny", audit, searched // 2).startswith(said)
+        assert probes_time("tiny", audit, searched // 2).startswith(said)

@@ -125,6 +125,29 @@ def mine(
 
 @app.command(
     rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]",
+)
+def propose(
+    audit: Audit = None,
+    probes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--probes", help="Maximum number of unique probes.", show_default="400, or more for many levels"),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
+) -> None:
+    """Ask a language model, `proposer:` in params.yaml, for concepts that the audit lacks, and screen what it says.
+
+    A concept enters if a short screening finds an effect, and is marked as proposed. Sends some items to that model.
+    Run it again, or after a kill, and earlier answers of both models are reused.
+    """
+    from flows.propose import propose as propose_concepts
+
+    params, [name] = open_workspace([audit] if audit else None, False)
+    propose_concepts(params, name, probes, write, console)
+
+
+@app.command(
+    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]",
 )
 def status(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from stages.files import read_table, replace_file, stage_dir
 from stages.mining import Finding, Mining
 from stages.params import AuditConfig
 
+_BY = "faded mine"
 _FIELDS = ("id", "split", "question", "context", "answers", "pattern", "article", "reference")  # of items, in a line
 
 
@@ -41,9 +42,14 @@ def propose(name: str, audit: AuditConfig, mining: Mining, path: Path) -> str:
     count = sum(line["split"] == "discover" for line in lines)
     return (
         f"cp {path} data/{name}/inputs/{fields['jsonl']}\n\naudits:\n  {name}:\n    prepare:\n"
-        f"      data: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}   # proposed by faded mine\n"
-        f"      items: {{discover: {count}}}"
+        f"      data: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}   # proposed by {_BY}\n"
+        f"      items: {{discover: {count}}}\n{_marks({one.told: _BY for one in found})}"
     )
+
+
+def _marks(told: Mapping[str, str]) -> str:
+    """Return the line that marks fields or slots as proposed, by name, for reports."""
+    return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 
 def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -67,15 +73,16 @@ def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]
 def _prompts(name: str, audit: AuditConfig, found: Sequence[Finding]) -> str:
     """Templates with the words that were found, and levels that were found; empty where nothing is new."""
     new = dict.fromkeys((example.text, one.told) for one in found if one.replaced for example in one.examples)
-    lines = [f"        - {json.dumps(text)}   # proposed by faded mine: {told}" for text, told in new]
+    lines = [f"        - {json.dumps(text)}   # proposed by {_BY}: {told}" for text, told in new]
     if lines:
         lines = ["    prepare:", "      templates:   # beside those there are", *lines]
     facts = list(dict.fromkeys(fact for one in found for fact in one.facts))
-    slots = []
+    slots, marks = [], {}
     for slot, own in audit.concepts.items():
         said = [fact.removeprefix(f"{slot} is ") for fact in facts if fact.startswith(f"{slot} is ")]
         if levels := [level for level in said if level not in (*own, "unsaid")]:
             quoted = ", ".join(json.dumps(str(level)) for level in (*own, *levels))
-            slots.append(f"      {slot}: [{quoted}]   # proposed by faded mine: {', '.join(levels)}")
-    lines += ["    concepts:", *slots] if slots else []
+            slots.append(f"      {slot}: [{quoted}]")
+            marks[slot] = f"{_BY}: {', '.join(levels)}"
+    lines += ["    concepts:", *slots, _marks(marks)] if slots else []
     return "\n".join(["audits:", f"  {name}:", *lines]) if lines else ""

@@ -28,7 +28,7 @@ from stages.pages.ratings import ratings_view
 from stages.pages.robustness import robustness_view
 from stages.pages.searches import search_view
 from stages.pages.sheets import show_sheets, strips
-from stages.pages.slices import slices_view
+from stages.pages.slices import marked, slices_view
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
@@ -130,6 +130,7 @@ def write_landscape_report(
     extremes: Mapping[str, Sequence[PicturedCell]] | None = None,
     sheets: Sequence[Sheet] = (),
     about: About = ABOUT_NOTHING,
+    proposed: Mapping[str, str] = MappingProxyType({}),
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the landscape as one self-contained page.
@@ -151,6 +152,7 @@ def write_landscape_report(
         extremes: the cells that fail most ("worst") and least ("best"), for tasks whose outputs are pictures.
         sheets: contact sheets.
         about: what was audited.
+        proposed: who proposed a concept or an attribute, by its name.
         skipped: files that could not be used, as {file, reason}.
     """
     space = landscape.space
@@ -170,9 +172,9 @@ def write_landscape_report(
     parts = {
         "landscape": map_part(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
         "corruptions": corruptions_view(corruptions, exact=landscape.exact),
-        "effects": _effects(landscape, top),
+        "effects": _effects(landscape, top, proposed),
         "modes": _modes(landscape),
-        "slices": slices_view(landscape),
+        "slices": slices_view(landscape, proposed),
         "bias": landscape_bias(landscape.bias or []),
         "ratings": ratings_view(landscape, cells, names),
         "extremes": _extremes(extremes or {}, shrinker),
@@ -214,9 +216,10 @@ def write_landscape_report(
     save(out, page(packed=pack_probes(probes, space, room) if room > LEAST_ROOM else None))
 
 
-def _effects(landscape: Landscape, top: float) -> list[EffectPart]:
+def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> list[EffectPart]:
     parts = []
     for concept in landscape.space.concepts:
+        name = marked(concept.name, proposed)
         levels = [effect for effect in landscape.effects if effect.concept == concept.name]
         if all(level.rate is None for level in levels):
             continue
@@ -224,7 +227,7 @@ def _effects(landscape: Landscape, top: float) -> list[EffectPart]:
             f"{level.label} {percent(level.rate)}" for level in levels
         )
         figure = figures.effect_view(concept, pd.DataFrame([level.to_json() for level in levels]), top)
-        parts.append(EffectPart(concept.name, Picture(alt, [("", figure)], 250, concept.name), levels))
+        parts.append(EffectPart(name, Picture(alt, [("", figure)], 250, name), levels))
     return parts
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from stages.pages.words import interval, number, percent, points, points_interval
@@ -41,8 +42,13 @@ class SlicesView(NamedTuple):
     exact: bool
 
 
-def slices_view(landscape: Landscape) -> SlicesView | None:
-    """Return the section on failure rates by attribute; None if items have no attributes."""
+def slices_view(landscape: Landscape, proposed: Mapping[str, str] = MappingProxyType({})) -> SlicesView | None:
+    """Return the section on failure rates by attribute; None if items have no attributes.
+
+    Args:
+        landscape: the record.
+        proposed: who proposed an attribute, by its name.
+    """
     slices = landscape.slices
     if slices is None or not any(of.values for of in slices.attributes):
         return None
@@ -50,7 +56,9 @@ def slices_view(landscape: Landscape) -> SlicesView | None:
     texts = {mode.id: mode.text for mode in landscape.modes}
     return SlicesView(
         sentence=_sentence(landscape),
-        attributes=[AttributeView(of.attribute, of.values, _missing(of.missing)) for of in slices.attributes],
+        attributes=[
+            AttributeView(marked(of.attribute, proposed), of.values, _missing(of.missing)) for of in slices.attributes
+        ],
         inside=[
             view
             for of in slices.attributes
@@ -60,6 +68,11 @@ def slices_view(landscape: Landscape) -> SlicesView | None:
         hidden=len(confusions) - len(confusions[:CONFUSIONS]),
         exact=landscape.exact,
     )
+
+
+def marked(name: str, proposed: Mapping[str, str]) -> str:
+    """The name of a concept or an attribute, with what proposed it where people did not choose it themselves."""
+    return f"{name} (proposed by {proposed[name]})" if name in proposed else name
 
 
 def _sentence(landscape: Landscape) -> str:

@@ -197,6 +197,9 @@ class AuditConfig(Strict):
     usage: dict[str, dict[Level, float]] = Field(
         default_factory=dict, description="how common levels are in use: weights by concept and level"
     )
+    proposed: dict[str, Annotated[str, Field(min_length=1, max_length=400)]] = Field(
+        default_factory=dict, description="by concept or field of the items, what proposed it; the report says so"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -69,6 +69,7 @@ class Params(Strict):
     audits: dict[str, AuditConfig]
     repairs: dict[str, RepairConfig] = Field(default_factory=dict, description="by the name of their audit")
     runner: RunnerConfig = Field(default_factory=RunnerConfig, description="where stages run")
+    proposer: dict[str, Any] | None = Field(None, description="a language model that proposes concepts")
 
     @model_validator(mode="before")
     @classmethod

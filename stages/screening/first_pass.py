@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from math import ceil
 from typing import Any
@@ -61,6 +61,7 @@ def screen(
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
     droppable: bool = True,
+    only: Collection[str] | None = None,
 ) -> Screening:
     """Screen the concepts of a task on its discover items.
 
@@ -73,12 +74,13 @@ def screen(
         compute: threads and batch size of the model.
         tell: called with (unique probes spent, what they are for).
         droppable: whether the task can do without some of its concepts.
+        only: the concepts to judge, and to draw in or out; the others are part of the grid as they are. None: all.
 
     Raises:
         UsageError: when there are no items to screen on, or too few probes to measure every concept.
     """
     probes = Probes(load, levels, settings.probes, ledger, compute, tell)
-    return _Screen(probes, settings, seed, droppable).run()
+    return _Screen(probes, settings, seed, droppable, only).run()
 
 
 def fewest_probes(concepts: Sequence[Concept]) -> int:
@@ -93,10 +95,15 @@ def _fewest(cells: int) -> int:
 class _Screen:
     """One screening: each method is a part of it, in the order of the head of this module."""
 
-    def __init__(self, probes: Probes, settings: ScreenSettings, seed: int, droppable: bool) -> None:
+    def __init__(
+        self, probes: Probes, settings: ScreenSettings, seed: int, droppable: bool, only: Collection[str] | None
+    ) -> None:
         self.probes, self.settings, self.seed, self.droppable = probes, settings, seed, droppable
         self.axes = probes.axes
         self.names = [axis.concept.name for axis in self.axes]
+        self.judged = [j for j, name in enumerate(self.names) if only is None or name in only]
+        # What is asked alone, as (concept, level), beside all at their base.
+        self.alone = [(j, end) for j in self.judged for end in self.axes[j].ends]
         self.rng = np.random.default_rng(seed)
         self.own = self.grid([1.0] * len(self.axes))
         self.points = qmc.LatinHypercube(d=len(self.axes), seed=seed).random(_POINTS)
@@ -111,7 +118,8 @@ class _Screen:
         factors = self.ranges(now)
         grid, surface = self.grid(factors), self.fit(factors, _REFITS)
         spread = float(np.sqrt(surface.variance))
-        seen = [self.judge(j, share, spread, now) for j, share in enumerate(surface.shares())]
+        shares = surface.shares()
+        seen = [self.judge(j, shares[j], spread, now) for j in self.judged]
         together = self.take_out(seen, grid)
         dropped = {concept.name for concept in seen if concept.verdict == "no larger effect"}
         if not self.droppable or len(dropped) == len(seen):  # an audit needs something to search
@@ -119,8 +127,10 @@ class _Screen:
         kept = {name: levels for name, levels in grid.items() if name not in dropped}
         proposed = None if kept == self.own else self.probes.uniform(kept, self.probes.left, self.rng, "check")
         concepts = [
-            concept.model_copy(update=self.proposal(axis, kept.get(concept.name, ()), factor, (proposed or now).value))
-            for concept, axis, factor in zip(seen, self.axes, factors, strict=True)
+            concept.model_copy(
+                update=self.proposal(self.axes[j], kept.get(concept.name, ()), factors[j], (proposed or now).value)
+            )
+            for j, concept in zip(self.judged, seen, strict=True)
         ]
         return Screening(
             settings=self.settings,
@@ -137,14 +147,13 @@ class _Screen:
         """Ask about some items clean and with each concept at its ends; returns how many fail clean."""
         base = np.array([axis.base for axis in self.axes])
         cells = [base]
-        for j, axis in enumerate(self.axes):
-            for end in axis.ends:
-                cells.append(base.copy())
-                cells[-1][j] = end
+        for j, end in self.alone:
+            cells.append(base.copy())
+            cells[-1][j] = end
         n_items = min(len(self.probes.item_ids), int(_ALONE * self.settings.probes) // len(cells))
         if n_items < min(_FEWEST_ITEMS, len(self.probes.item_ids)):
             raise UsageError(
-                f"{self.settings.probes} probes are too few for {len(self.names)} concepts with these levels:"
+                f"{self.settings.probes} probes are too few for {len(self.judged)} concepts with these levels:"
                 f" at least {_fewest(len(cells))} (--probes)"
             )
         items = np.sort(self.rng.choice(len(self.probes.item_ids), n_items, replace=False))
@@ -178,9 +187,10 @@ class _Screen:
         Returns:
             The change when all were taken out at once; None where there are not two.
         """
+        found = dict(zip(self.judged, seen, strict=True))
 
         def idle() -> list[int]:
-            return [j for j, concept in enumerate(seen) if concept.verdict == "no larger effect"]
+            return [j for j, concept in found.items() if concept.verdict == "no larger effect"]
 
         def change_without(js: Sequence[int], tests: int) -> Rate:
             """The change, and the verdict on these concepts, for an equal share of what so many tests may spend."""
@@ -190,18 +200,18 @@ class _Screen:
             told = points(change, self.settings.without)
             for j in js:
                 if within(change, self.settings.without) and not off_zero(change):
-                    seen[j].why = f"none over {self.settings.without * 100:g} points"
+                    found[j].why = f"none over {self.settings.without * 100:g} points"
                 elif off_zero(change) and len(js) == 1:
-                    seen[j].verdict, seen[j].why = "effect", f"removed, {told} fail"
+                    found[j].verdict, found[j].why = "effect", f"removed, {told} fail"
                 else:
-                    seen[j].verdict = "not known"
-                    seen[j].why = _TOO_FEW if len(js) == 1 else "one may stand in for another"
+                    found[j].verdict = "not known"
+                    found[j].why = _TOO_FEW if len(js) == 1 else "one may stand in for another"
             return change
 
         first = idle()
         for k, j in enumerate(first):
             change = change_without([j], len(first) - k + (len(first) > 1))
-            seen[j].without = change if change.n > 0 else None
+            found[j].without = change if change.n > 0 else None
         still = idle()
         return change_without(still, 1) if len(still) > 1 else None
 
@@ -301,7 +311,7 @@ class _Screen:
     def _harm(self, surface: Surface, j: int) -> np.ndarray:
         """How far concept j alone raises the margin at most, up to each of some strengths: (strengths,)."""
         axis = self.axes[j]
-        if not axis.numeric:
+        if not self._moves(j):
             return np.zeros(len(_STRENGTHS))
         rises = []
         for sign in np.unique(np.sign(axis.strengths(axis.concept.levels))):
@@ -313,10 +323,14 @@ class _Screen:
 
     def _narrowed(self, harms: Sequence[np.ndarray], bound: float) -> list[float]:
         far = [_STRENGTHS[harm <= bound].max() for harm in harms]
-        return [max(_NARROWEST, float(f)) if axis.numeric else 1.0 for f, axis in zip(far, self.axes, strict=True)]
+        return [max(_NARROWEST, float(f)) if self._moves(j) else 1.0 for j, f in enumerate(far)]
 
     def _widened(self, factor: float) -> list[float]:
-        return [min(factor, axis.widest) for axis in self.axes]
+        return [min(factor, axis.widest) if self._moves(j) else 1.0 for j, axis in enumerate(self.axes)]
+
+    def _moves(self, j: int) -> bool:
+        """Whether concept j may be drawn in or out."""
+        return j in self.judged and self.axes[j].numeric
 
     def predicted(self, surface: Surface, factors: Sequence[float], categories: bool = True) -> float:
         """Failure rate over a grid, as the surface predicts it; without `categories` with these at their base."""
@@ -334,8 +348,7 @@ class _Screen:
         Where all of the user's levels are too mild for failures, one that does nothing may only be milder than others.
         """
         axis, settings = self.axes[j], self.settings
-        first = 1 + sum(len(other.ends) for other in self.axes[:j])  # its columns of what was asked alone
-        columns = range(first, first + len(axis.ends))
+        columns = [n for n, (k, _) in enumerate(self.alone, 1) if k == j]  # of what was asked alone
         changes = [self.alone_margin[:, column] - self.alone_margin[:, 0] for column in columns]
         fails = [self.alone_failed[:, column] - self.alone_failed[:, 0] for column in columns]
         # The draws of the bootstrap are the same for all concepts: the same items, resampled.
@@ -359,6 +372,7 @@ class _Screen:
             unit=axis.concept.unit,
             alone_at=axis.concept.label(axis.ends[most]),
             alone=alone[most],
+            each={axis.concept.label(end): change for end, change in zip(axis.ends, alone, strict=True)},
             alone_fails=Resampler(items, _RESAMPLES, self.seed).mean(fails[most], np.ones(len(items))),
             share=share,
             verdict=verdict,

@@ -90,6 +90,7 @@ class ConceptScreening(BaseModel):
         unit: printed behind its levels.
         alone_at: the level at which it does most alone.
         alone: mean change of the discrepancy from the base to that level, same items; interval over items.
+        each: the same at each level that was asked alone, by its label.
         alone_fails: the same of the share that fails; `n` counts pairs.
         share: of the variance of the discrepancy over the grid within an item, alone and with others (total Sobol
             index).
@@ -108,6 +109,7 @@ class ConceptScreening(BaseModel):
     unit: str
     alone_at: str
     alone: Rate
+    each: dict[str, Rate] = {}
     alone_fails: Rate
     share: Rate
     without: Rate | None = None

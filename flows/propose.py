@@ -1,0 +1,302 @@
+"""`faded propose`: concepts that a language model names, screened, and on request written to params.yaml."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import stages.proposing
+import stages.screening
+from flows.edit_params import as_level, with_proposed
+from flows.graph import read_graph
+from flows.heal import heal
+from flows.processes import stopping_on_signals
+from flows.screen import PARAMS, bring_up_to_date, clean_accuracy, probes_time, screen_settings
+from flows.workspace import exclusive
+from flows.yaml_edit import as_text, dumped, edit_file, in_one_line
+from stages.check import check_audits
+from stages.code import code_of
+from stages.concepts import Level
+from stages.environment import WORK
+from stages.errors import UsageError, plain
+from stages.files import content_hash, replace_file, scratch, stage_dir
+from stages.ledger import Ledger
+from stages.params import AuditConfig, Params, checked, load_params
+from stages.progress import progress
+from stages.proposing import Outcome
+from stages.provenance import prepared_files, run_key
+from stages.ratings import rated
+from stages.screening import Screening, ScreenSettings
+from stages.tasks.base import LoadedTask
+from stages.tasks.load import task_class, task_context
+
+if TYPE_CHECKING:
+    from stages.proposing.ask import Asked, ProposerConfig
+    from stages.proposing.vocabulary import Draft
+
+RECORDS = WORK / "propose"
+_CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__).parent]
+_PROBES = 400  # where fewer are not too few
+
+
+class Record(BaseModel):
+    """What was proposed, as it lies in .faded/propose/AUDIT.json.
+
+    Args:
+        audit: its name.
+        when: seconds since 1970.
+        model: that proposed, as params.yaml names it.
+        named: the model's own name for itself.
+        malformed: why answers could not be read.
+        outcomes: what became of each proposal.
+        screening: of those that can be made; None where there was none.
+        lines: what would add those that enter to the audit, as YAML; empty where none does.
+    """
+
+    audit: str
+    when: float
+    model: str
+    named: str
+    malformed: list[str]
+    outcomes: list[Outcome]
+    screening: Screening | None
+    lines: str
+
+
+def propose(params: Params, name: str, probes: int | None, write: bool, console: Console) -> Record:
+    """Ask the model of `proposer:` for concepts of an audit, screen them, print and record what became of them.
+
+    Raises:
+        UsageError: when a setting is wrong, the task has no concepts that could be proposed, or no answer can be read.
+        FadedError: when the model under test cannot be prepared, or the one that proposes not be reached.
+    """
+    from stages.proposing.ask import WHERE, ProposerConfig
+
+    if params.proposer is None:
+        raise UsageError(
+            f"{PARAMS}: found no {WHERE}, expected a model that proposes: {WHERE}: {{openai: URL, model: NAME}}"
+        )
+    config, settings = (
+        checked(ProposerConfig, params.proposer, WHERE),
+        screen_settings(_PROBES if probes is None else probes),
+    )
+    with exclusive():
+        audit = params.audit(name)
+        for line in heal():
+            console.print(f"healed: {line}", highlight=False)
+        check_audits(params, [name])
+        with stopping_on_signals():
+            from stages.proposing.vocabulary import vocabulary_of
+
+            vocabulary_of(
+                task_class(name, audit), task_context(name, audit), audit
+            )  # before prepare, which may take long
+            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            found = _Proposing(name, audit, config, settings, console, at_least=probes is None)
+            record, change = found.run()
+        path = RECORDS / f"{name}.json"
+        replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
+        show_proposals(console, record)
+        console.print(f"record: {path}", highlight=False, soft_wrap=True)
+        if not record.lines:
+            console.print("nothing proposed has an effect that a screening can see, so nothing enters", highlight=False)
+        elif not write:
+            console.print(f"\nto audit what enters, write this beside what is there: faded propose {name} --write")
+            console.print(record.lines, markup=False, highlight=False, soft_wrap=True)
+        elif load_params(PARAMS).audit(name) != audit:
+            raise UsageError(
+                f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+            )
+        else:
+            edit_file(PARAMS, lambda text: with_proposed(text, name, **change), console)
+            console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+    return record
+
+
+class _Proposing:
+    """One run of the command: asking, screening, and what enters."""
+
+    def __init__(
+        self,
+        name: str,
+        audit: AuditConfig,
+        config: ProposerConfig,
+        settings: ScreenSettings,
+        console: Console,
+        *,
+        at_least: bool,
+    ) -> None:
+        from stages.proposing.vocabulary import vocabulary_of
+
+        self.name, self.audit, self.config, self.console = name, audit, config, console
+        self.settings, self.at_least = settings, at_least
+        self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
+        self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
+
+    def run(self) -> tuple[Record, dict[str, Any]]:
+        """What to record, and what would change in params.yaml."""
+        from stages.proposing.enter import final, judged, make
+
+        asked = self.ask()
+        refused, screening, outcomes = asked.refused, None, list[Outcome]()
+        draft, made, others = make(self.vocabulary, asked.proposals)
+        if made:
+            key = run_key(
+                self.audit,
+                [*prepared_files(self.prepared), *_CODE],
+                code_of(self.audit, "discover"),
+                [one.model_dump() for one in asked.proposals],
+            )
+            with scratch(self.name, "propose", key) as folder:
+                try:
+                    self.load(draft, folder)
+                except UsageError:  # of one of them: which?
+                    draft, made, others = make(self.vocabulary, asked.proposals, lambda more: self.load(more, folder))
+                if made:
+                    screening = self.screen(draft, folder)
+                    by_name = {one.name: one for one in screening.concepts}
+                    outcomes = [judged(one, by_name[one.proposal.concept]) for one in made]
+        change = self.change(final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
+        record = Record(
+            audit=self.name,
+            when=time.time(),
+            model=self.config.model,
+            named=plain(asked.name),
+            malformed=asked.malformed,
+            outcomes=[*outcomes, *others, *refused],
+            screening=screening,
+            lines=_lines(self.name, **change) if change["concepts"] else "",
+        )
+        return record, change
+
+    def ask(self) -> Asked:
+        """Ask the model, and say what that takes."""
+        from stages.proposing.ask import TRIES, ask, expected_tokens, question
+        from stages.proposing.vocabulary import about_audit, drawn_items, item_lines, pictures_of
+        from stages.tasks.account import Account, money
+
+        config, vocabulary = self.config, self.vocabulary
+        items = drawn_items(self.prepared, config.items, self.audit.seed)
+        pictures = []
+        if config.pictures:
+            ids = items["id"].tolist()[: config.pictures]
+            pictures = pictures_of(self.task.load(vocabulary.context, self.prepared), ids)
+        asked = question(config, about_audit(vocabulary), item_lines(items), vocabulary.told())
+        account, (prompt, completion) = Account.of(f"{self.name}.propose"), expected_tokens(config, asked)
+        cost = f", about {money(config.price.of(prompt, completion))} at most" if config.price else ""
+        pictured = f", {len(pictures)} of them as pictures" if pictures else ""
+        self._say(
+            f"asking {config.told} about {len(items)} items{pictured}: 1 to {TRIES} requests, each of about"
+            f" {prompt:,.0f} prompt and {completion:,.0f} completion tokens at most{cost}"
+        )
+        before = account.bill.requests
+        try:
+            return ask(config, account, asked, pictures)
+        finally:
+            bill = account.bill
+            spent = f", cost {money(bill.cost)}" if config.price else ""
+            self._say(f"{bill.requests - before} asked now; so far: {bill}{spent}")
+
+    def load(self, draft: Draft, folder: Path, levels: Mapping[str, Sequence[Level]] | None = None) -> LoadedTask:
+        """The task with a draft, with other levels of its concepts if these are given."""
+        context = self.vocabulary.drafted(draft)
+        if levels is not None:
+            context = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
+        task = self.task.load(context, self.vocabulary.items(draft, self.prepared, folder))
+        self.vocabulary.require_fit(task)
+        return rated(task, self.name, self.audit)
+
+    def screen(self, draft: Draft, folder: Path) -> Screening:
+        """Screen what a draft adds, beside the concepts that are there."""
+        from stages.screening.first_pass import fewest_probes, screen
+
+        own, settings = self.load(draft, folder), self.settings
+        if (clean := clean_accuracy(self.name)) is not None:
+            settings = settings.beyond(1 - clean)
+        if self.at_least:
+            fewest = fewest_probes([concept for concept in own.concepts.concepts if concept.name in draft.new])
+            settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
+        compute = self.vocabulary.context.compute
+        self._say(
+            f"screening {len(draft.new)} concept(s): {settings.probes:,} unique probes at most"
+            f" ({ceil(settings.probes / compute.batch_size):,} model calls);"
+            f" {probes_time(self.name, self.audit, settings.probes)}"
+        )
+        with ExitStack() as stack:
+            tell = stack.enter_context(progress(f"propose@{self.name}", settings.probes))
+
+            def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
+                opened = Ledger(folder / f"{content_hash([], levels, draft.config)}.jsonl")
+                stack.callback(opened.close)
+                return opened
+
+            return screen(
+                lambda levels: own if levels is draft.concepts else self.load(draft, folder, levels),
+                draft.concepts,
+                settings,
+                seed=self.audit.seed,
+                ledger=ledger,
+                compute=compute,
+                tell=tell,
+                droppable=not self.task.needs_all_concepts,
+                only=draft.new,
+            )
+
+    def change(self, draft: Draft) -> dict[str, Any]:
+        """What params.yaml gets: levels by concept, keys of `prepare:`, and by concept what proposed it."""
+        own = self.audit.concepts
+        marks = {}
+        for concept, new in draft.new.items():
+            told = f"{self.config.model}: {', '.join(map(str, new))}" if concept in own else self.config.model
+            marks[concept] = "; ".join([*filter(None, [self.audit.proposed.get(concept)]), told])
+        prepare = {key: value for key, value in draft.config.items() if value != self.audit.prepare.get(key)}
+        return {"concepts": {name: draft.concepts[name] for name in draft.new}, "prepare": prepare, "proposed": marks}
+
+    def _say(self, line: str) -> None:
+        self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
+    """The same as YAML."""
+    block = {
+        **({"prepare": prepare} if prepare else {}),
+        "concepts": {
+            concept: in_one_line([as_level(level) for level in levels]) for concept, levels in concepts.items()
+        },
+        "proposed": {concept: as_text(told) for concept, told in proposed.items()},
+    }
+    return dumped({"audits": {name: block}}).rstrip()
+
+
+def show_proposals(console: Console, record: Record) -> None:
+    """What was proposed for an audit and what became of it, in a table; all of it is somebody else's text."""
+    table = Table(title=f"Proposed for {record.audit} by {escape(plain(record.model))}", title_justify="left")
+    for column in ("concept", "levels", "why", "screening"):
+        table.add_column(column, overflow="fold")
+    for one in record.outcomes:
+        levels, enters = (
+            ", ".join(f"{level:g}" if isinstance(level, int | float) else level or '""' for level in some)
+            for some in (one.levels, one.enters)
+        )
+        levels += f" → {enters}" if enters not in ("", levels) else ""
+        style = "green" if one.enters else "dim"
+        cells = [plain(text) for text in (one.concept, levels, one.reason, one.verdict)]
+        table.add_row(*map(escape, cells[:3]), f"[{style}]{escape(cells[3])}[/]")
+    if record.outcomes:
+        console.print(table)
+    told = [f"{len(record.malformed)} answer(s) could not be read"] if record.malformed else []
+    if (found := record.screening) is not None:
+        told.append(f"{found.probes:,} of {found.settings.probes:,} unique probes spent, on {found.items:,} items")
+    entered = sum(bool(one.enters) for one in record.outcomes)
+    told.append(f"{entered} of {len(record.outcomes)} proposals enter")
+    console.print("; ".join(told), highlight=False, soft_wrap=True)

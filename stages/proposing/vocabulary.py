@@ -1,0 +1,304 @@
+"""What may be proposed for an audit, by kind of task: what can be acted on, and what a proposal makes of the audit."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from stages.concepts import Level
+from stages.concepts.catalogue import Change
+from stages.concepts.prompts import UNSAID, read_templates
+from stages.errors import UsageError, did_you_mean
+from stages.files import read_table
+from stages.params import AuditConfig, validation_lines
+from stages.proposing.record import Proposal
+from stages.tasks.base import LoadedTask, Task
+from stages.tasks.chat import Chat
+from stages.tasks.chat.concepts import catalogue_of
+from stages.tasks.chat.config import PrepareConfig
+from stages.tasks.classification.probes import ClassifierProbes
+from stages.tasks.contract import TaskContext
+from stages.tasks.text_to_image.fit import misfits
+from stages.tasks.text_to_image.probes import PainterProbes
+
+_ITEMS = "items.parquet"
+_LONGEST = 500  # characters of an item that are told
+_NOT_TOLD = frozenset({"id", "split", "group", "target", "answer", "seed"})  # columns of items
+_MANY = 12  # levels of a slot that are told
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An audit with what was proposed so far.
+
+    Args:
+        concepts: levels of all concepts.
+        config: the `prepare:` block.
+        new: by concept, the levels that were proposed.
+    """
+
+    concepts: Mapping[str, list[Level]]
+    config: Mapping[str, Any]
+    new: Mapping[str, list[Level]] = field(default_factory=dict)
+
+    def plus(self, concept: str, levels: Sequence[Level], new: Sequence[Level], **config: Any) -> Draft:
+        """The draft with other levels of a concept, of which some are new, and other keys of `prepare:`."""
+        return Draft(
+            {**self.concepts, concept: list(levels)},
+            {**self.config, **config},
+            {**self.new, concept: [*self.new.get(concept, ()), *new]},
+        )
+
+
+class Vocabulary:
+    """Concepts of the task's catalogue that the audit does not use yet.
+
+    Args:
+        task: class of the task.
+        context: its configuration.
+        audit: the block of params.yaml.
+    """
+
+    def __init__(self, task: type[Task], context: TaskContext, audit: AuditConfig) -> None:
+        self.task, self.context, self.audit = task, context, audit
+
+    @property
+    def known(self) -> Mapping[str, Change]:
+        """Everything that has levels, by name."""
+        return {name: known for name, known in self.task.catalogue.items() if isinstance(known, Change)}
+
+    @property
+    def start(self) -> Draft:
+        """The audit as it is."""
+        return Draft(self.audit.concepts, self.audit.prepare)
+
+    def told(self) -> list[str]:
+        """What may be proposed, in lines for the model."""
+        return [_line(known) for name, known in self.known.items() if name not in self.audit.concepts]
+
+    def taken(self, draft: Draft, one: Proposal) -> Draft:
+        """The draft with one proposal more.
+
+        Raises:
+            UsageError: saying why that cannot be.
+        """
+        if one.concept in draft.concepts:
+            raise UsageError("the audit has this concept, or it was proposed before")
+        if (known := self.known.get(one.concept)) is None:
+            raise UsageError(f"unknown concept{did_you_mean(one.concept, self.known)}")
+        if isinstance(one.levels, dict):
+            raise UsageError("its levels are no free texts, expected a list")
+        return draft.plus(one.concept, _from_neutral(known, one.levels), one.levels)
+
+    def errors(self, draft: Draft) -> list[str]:
+        """What params.yaml would be refused for with a draft; empty if for nothing."""
+        blocks = {"concepts": dict(draft.concepts), "prepare": dict(draft.config)}
+        try:
+            AuditConfig.model_validate(self.audit.model_dump() | blocks)
+        except ValidationError as error:
+            return validation_lines(error, AuditConfig)
+        return self.task.check(self.drafted(draft))
+
+    def drafted(self, draft: Draft) -> TaskContext:
+        """What the task is given with a draft."""
+        return replace(self.context, config=draft.config, concepts=draft.concepts)
+
+    def items(self, draft: Draft, prepared: Path, folder: Path) -> Path:
+        """The folder that `prepare` would have written for a draft, made in `folder` if it is another one."""
+        return prepared
+
+    def require_fit(self, task: LoadedTask) -> None:
+        """Stop where a loaded task cannot be asked everything that a draft has.
+
+        Raises:
+            UsageError: what does not fit.
+        """
+
+
+class Questions(Vocabulary):
+    """For chat: also further system messages and injected texts."""
+
+    _FREE: Mapping[str, tuple[str, str]] = {
+        "system": ("systems", "other instructions that a deployment may have"),
+        "injection": ("injections", "texts within the passage that mislead the model"),
+    }
+
+    @property
+    def known(self) -> Mapping[str, Change]:
+        """See Vocabulary."""
+        return catalogue_of(PrepareConfig.model_validate(self.audit.prepare))
+
+    def told(self) -> list[str]:
+        """See Vocabulary."""
+        closed = [_line(known) for name, known in self.known.items() if name not in {*self.audit.concepts, *self._FREE}]
+        free = [
+            f'{name}: {self.known[name].doc}; levels are texts of your own, {{"NAME": "TEXT"}}: {what}'
+            for name, (_, what) in self._FREE.items()
+        ]
+        return [*closed, *free]
+
+    def taken(self, draft: Draft, one: Proposal) -> Draft:
+        """See Vocabulary."""
+        if one.concept not in self._FREE or not isinstance(one.levels, dict):
+            return super().taken(draft, one)
+        key, known = self._FREE[one.concept][0], self.known[one.concept]
+        there: Mapping[str, str] = draft.config.get(key, {})
+        texts = {
+            name: text
+            for name, text in one.levels.items()
+            if name not in {*known.choices, *there} and text not in there.values()
+        }
+        if not texts:
+            raise UsageError("the audit has these levels, or they were proposed before")
+        own = draft.concepts.get(one.concept, [known.neutral])
+        return draft.plus(one.concept, [*own, *texts], list(texts), **{key: {**there, **texts}})
+
+
+class Prompts(Vocabulary):
+    """For text-to-image: further phrases of slots, and further slots, which stand at the end of every template."""
+
+    def told(self) -> list[str]:
+        """See Vocabulary."""
+        slots = [
+            f"{slot}: a slot of the prompts, has {', '.join(map(repr, levels[:_MANY]))}; levels are further phrases"
+            for slot, levels in self.audit.concepts.items()
+        ]
+        return [
+            *slots,
+            "any other name in lower case: a new slot; levels are phrases that end a prompt well after a comma, as in"
+            ' "a photo of a dog, at night"',
+        ]
+
+    def taken(self, draft: Draft, one: Proposal) -> Draft:
+        """See Vocabulary."""
+        if isinstance(one.levels, dict) or not all(isinstance(level, str) for level in one.levels):
+            raise UsageError("expected levels that are phrases")
+        own = draft.concepts.get(one.concept, [UNSAID])
+        if not (new := [level for level in dict.fromkeys(one.levels) if level not in own]):
+            raise UsageError("the audit has these levels, or they were proposed before")
+        if one.concept in draft.concepts:
+            return draft.plus(one.concept, [*own, *new], new)
+        templates = [_with_slot(template, one.concept) for template in self._templates(draft)]
+        return draft.plus(one.concept, [*own, *new], new, templates=templates)
+
+    def items(self, draft: Draft, prepared: Path, folder: Path) -> Path:
+        """See Vocabulary: items have their templates."""
+        before, after = self._templates(self.start), self._templates(draft)
+        if before == after:
+            return prepared
+        items = read_table(prepared / _ITEMS)
+        items["template"] = items["template"].map(dict(zip(before, after, strict=True)))
+        for path in prepared.resolve().iterdir():
+            if path.name != _ITEMS and not (folder / path.name).is_symlink():
+                (folder / path.name).symlink_to(path)
+        items.to_parquet(folder / _ITEMS, index=False)
+        return folder
+
+    def require_fit(self, task: LoadedTask) -> None:
+        """See Vocabulary: prompts that are longer than the model reads."""
+        painter = cast(PainterProbes, task)
+        templates = painter.items.table["template"].tolist()
+        if lines := misfits(painter.concepts, templates, painter.painter, painter.judge):
+            raise UsageError("\n".join(lines))
+
+    def _templates(self, draft: Draft) -> list[str]:
+        return read_templates(draft.config["templates"], self.context.inputs)
+
+
+_KINDS: Mapping[type[Task], type[Vocabulary]] = {Chat: Questions, PainterProbes: Prompts}
+
+
+def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) -> Vocabulary:
+    """What may be proposed for an audit.
+
+    Raises:
+        UsageError: when its task declares no concepts.
+    """
+    kind = next((kind for base, kind in _KINDS.items() if issubclass(task, base)), Vocabulary)
+    found = kind(task, context, audit)
+    if kind is not Prompts and not found.known:
+        raise UsageError(
+            f"audits.{context.audit}.task: {task.__name__} has no catalogue of concepts, so none can be proposed;"
+            " expected a classifier, summarization, chat or text-to-image, or a task with a catalogue"
+        )
+    return found
+
+
+# What the model is told
+
+
+def about_audit(vocabulary: Vocabulary) -> list[str]:
+    """What is audited, in lines for the model."""
+    audit = vocabulary.audit
+    has = [f"{name}: {', '.join(map(str, levels[:_MANY]))}" for name, levels in audit.concepts.items()]
+    doc = (inspect.getdoc(vocabulary.task) or "").split("\n\n", maxsplit=1)[0]
+    return [f"Model under test: {doc}", f"A failure is defined by: {audit.automatic}", "Concepts it has:", *has]
+
+
+def drawn_items(prepared: Path, n: int, seed: int) -> pd.DataFrame:
+    """Draw n items of the split `discover`, as rows of their table."""
+    items = read_table(prepared / _ITEMS)
+    own = items[items["split"] == "discover"]
+    chosen = np.random.default_rng([seed, *b"propose"]).permutation(len(own))[:n]
+    return own.iloc[np.sort(chosen)]
+
+
+def item_lines(items: pd.DataFrame) -> list[str]:
+    """What is known of items, a line each; long texts are cut."""
+    return [
+        "; ".join(f"{column}: {told}" for column, value in row.items() if (told := _told(str(column), value)))
+        for row in items.to_dict("records")
+    ]
+
+
+def pictures_of(task: LoadedTask, item_ids: Sequence[str]) -> list[bytes]:
+    """Unchanged items as PNG; none where these are not pictures."""
+    if not isinstance(task.automatic_task, ClassifierProbes):
+        return []
+    from PIL import Image
+
+    found, probes = [], task.automatic_task
+    for pixels in (probes.clean(probes.rows(item_ids)).permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def _told(column: str, value: Any) -> str:
+    if column in _NOT_TOLD or isinstance(value, bytes):
+        return ""
+    if isinstance(value, list | np.ndarray):
+        value = " or ".join(map(str, value)) if all(isinstance(one, str) for one in value) else ""
+    text = " ".join(str(value).split())
+    return text[:_LONGEST] + (" ..." if len(text) > _LONGEST else "")
+
+
+def _line(known: Change) -> str:
+    kinds = f"one of {', '.join(known.choices)}" if known.choices else f"numbers from {known.low:g} to {known.high:g}"
+    return f"{known.name}: {known.doc}; levels are {kinds}, {known.neutral} changes nothing"
+
+
+def _from_neutral(known: Change, levels: Sequence[Level]) -> list[Level]:
+    """Levels in the order that params.yaml asks for, with the one that changes nothing."""
+    neutral = known.neutral
+    numbers = [level for level in levels if isinstance(level, int | float)]
+    if known.choices or isinstance(neutral, str) or len(numbers) < len(levels):
+        return list(dict.fromkeys([neutral, *levels]))
+    ordered = sorted({float(neutral), *numbers})
+    weakest_last = abs(ordered[0] - neutral) > abs(ordered[-1] - neutral)
+    return [*(reversed(ordered) if weakest_last else ordered)]
+
+
+def _with_slot(template: str, slot: str) -> str:
+    said = re.sub(r"[.!?]*$", "", template)
+    return f"{said}, {{{slot}}}{template[len(said) :]}"

@@ -1,0 +1,349 @@
+"""Concepts that a model proposes: what has an effect enters, marked; all else does not, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from stages.concepts import Concept
+from stages.errors import UsageError
+from stages.pages.slices import marked
+from stages.params import AuditConfig, checked
+from stages.proposing.ask import TRIES, ProposerConfig, ask
+from stages.proposing.record import Proposal
+from stages.tasks.account import Account
+from tests.endpoints import completion, said, served
+from tests.finished import faded
+from tests.report_samples import make_inputs, write_landscape
+from tests.workspace import ROOT, audit_params, make_workspace
+
+USEFUL = {"concept": "glare", "levels": [0, 2, 4, 6], "reason": "the sun is low in winter"}
+TONE = {"concept": "tone", "levels": ["plain", "polite", "rude"], "reason": "people are angry"}
+USELESS = {"concept": "dust", "levels": [5, 10], "reason": "lenses are dirty"}
+UNKNOWN = {"concept": "fogg", "levels": [0, 1], "reason": "typing \x1b[31m"}
+TAKEN = {"concept": "tilt", "levels": [0, 9], "reason": "there already"}
+BEYOND = {"concept": "glare", "levels": [0, 99], "reason": "twice"}
+MALFORMED = {"concept": 3, "levels": []}
+TILT, HAZE = Concept("tilt", (0.0, 10.0, 20.0), neutral=0.0), Concept("haze", (0.0, 1.0, 2.0), neutral=0.0)
+
+
+def answer_of(*proposals):
+    return f"Sure:\n```json\n{json.dumps({'proposals': proposals})}\n```"
+
+
+class Scripted:
+    """A model that gives one answer after the other."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __call__(self, request):
+        return completion(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+
+
+def glaring(path, url, **proposer):
+    """A workspace with an audit of the planted model, and a model that proposes."""
+    audit = audit_params(task="planted_concepts:Glaring")
+    audit["prepare"] |= {"regions": [], "noise": 0.0}
+    workspace = make_workspace(path, {"tiny": audit}, {})
+    shutil.copy(ROOT / "tests" / "planted_concepts.py", path)
+    block = {"openai": f"{url}/v1", "model": "tiny", "retries": 0, **proposer}
+    write_as_people_do(workspace, workspace.params() | {"proposer": block})
+    return workspace
+
+
+def write_as_people_do(workspace, params):
+    """Write params.yaml with levels in one line."""
+    (workspace.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, default_flow_style=None))
+
+
+def record_of(workspace, audit="tiny"):
+    return json.loads((workspace.path / ".faded/propose" / f"{audit}.json").read_text())
+
+
+def test_what_has_an_effect_enters_marked_and_nothing_is_asked_twice(tmp_path):
+    answers = "I would rather talk.", answer_of(USEFUL, USELESS, UNKNOWN, TAKEN, BEYOND, MALFORMED, TONE)
+    with served(Scripted(*answers), whole=True) as model:
+        workspace = glaring(tmp_path / "ws", model.url, proposals=8, price={"prompt": 1.0, "completion": 2.0})
+        code, told = faded(workspace, "propose", "tiny")
+        assert code == 0, told
+        assert len(model.requests) == 2
+        first, second = (request["messages"][-1]["content"] for request in model.requests)
+        assert "- glare: how much glare there is; levels are numbers from 0 to 10, 0 changes nothing" in first
+        assert "- tilt" not in first and "label: 1" in first  # what the audit has; items
+        assert "expected a JSON object; it began 'I would rather talk.'" in second
+        record, asked = record_of(workspace), (workspace.path / "asked.txt").read_text()
+        entered = {one["concept"]: one["enters"] for one in record["outcomes"] if one["enters"]}
+        assert entered == {"glare": entered["glare"], "tone": ["rude"]} and len(entered["glare"]) == 4
+        verdicts = {(one["concept"], one["reason"]): one["verdict"] for one in record["outcomes"]}
+        assert not verdicts["dust", "lenses are dirty"].startswith("effect")
+        assert "unknown concept, did you mean 'fog'?" in verdicts["fogg", UNKNOWN["reason"]]
+        assert "the audit has this concept" in verdicts["tilt", "there already"]
+        assert "proposed before" in verdicts["glare", "twice"] and verdicts["3", ""].startswith("malformed")
+        assert record["malformed"] and record["named"] == "tiny-1"
+        assert "2 of 7 proposals enter" in told and "1 answer(s) could not be read" in told and "\x1b" not in told
+        assert "screening 3 concept(s): 400 unique probes at most" in told and "2 request(s)" in told
+        spent = record["screening"]["probes"]
+        assert len(asked.splitlines()) == spent <= 400
+
+        before = workspace.params()
+        code, told = faded(workspace, "propose", "tiny", "--write")
+        assert code == 0, told
+        assert len(model.requests) == 2 and (workspace.path / "asked.txt").read_text() == asked
+    audit = workspace.params()["audits"]["tiny"]
+    had = before["audits"]["tiny"]
+    assert audit["concepts"] == had["concepts"] | {"glare": entered["glare"], "tone": ["plain", "rude"]}
+    assert audit["proposed"] == {"glare": "tiny", "tone": "tiny"}
+    assert audit | {"concepts": 0, "proposed": 0} == had | {"concepts": 0, "proposed": 0}
+    assert yaml.safe_load(record["lines"])["audits"]["tiny"]["proposed"] == audit["proposed"]
+    assert faded(workspace, "plan", "tiny")[0] == 0
+
+
+def test_a_killed_run_resumes_and_asks_neither_model_twice(tmp_path):
+    with served(Scripted(answer_of(USEFUL, USELESS)), whole=True) as model:
+        workspace = glaring(tmp_path / "ws", model.url, deterministic=False)
+        (workspace.path / "killed").write_text("100")
+        killed = workspace.faded("propose", "tiny")
+        assert killed.returncode == -9, killed.stdout
+        assert not (workspace.path / ".faded/propose/tiny.json").exists()
+        (workspace.path / "killed").unlink()
+        code, told = faded(workspace, "propose", "tiny")
+        assert code == 0, told
+        assert len(model.requests) == 1
+    asked = (workspace.path / "asked.txt").read_text().splitlines()
+    assert len(asked) == record_of(workspace)["screening"]["probes"]
+
+
+def test_what_is_wrong_is_told_in_one_message(tmp_path):
+    with served(Scripted("No."), whole=True) as model:
+        workspace = glaring(tmp_path / "ws", model.url, price={"prompt": 1.0, "completion": 1e6}, max_cost=1.5)
+        code, told = faded(workspace, "propose", "tiny")
+        assert code == 2 and "proposer.max_cost: 1.5 is reached" in told and len(model.requests) == 2
+        params = workspace.params()
+
+        def refused(**changes):
+            workspace.write_params(params | changes)
+            code, told = faded(workspace, "propose", "tiny")
+            assert code == 2, told
+            return told
+
+        assert "found no proposer, expected a model that proposes" in refused(proposer=None)
+        assert "proposer.modle: unknown key, did you mean 'model'?" in refused(
+            proposer={**params["proposer"], "modle": "x"}
+        )
+        assert faded(workspace, "propose", "none")[0] == 2
+        planted = {"tiny": params["audits"]["tiny"] | {"task": "planted:PlantedTask"}}
+        assert "audits.tiny.task: PlantedTask has no catalogue of concepts" in refused(audits=planted)
+    missing = said({"error": "model 'tiny' not found"}, 404)
+    with served(Scripted(""), lambda number: missing, whole=True) as model:
+        told = refused(proposer={"openai": f"{model.url}/v1", "model": "tiny", "retries": 0})
+        assert "(model 'tiny' not found): expected its base URL in openai" in told and len(model.requests) == 1
+    assert not (workspace.path / ".faded/propose/tiny.json").exists()
+
+
+# Answers
+
+
+def config_of(url, **changes):
+    return checked(ProposerConfig, {"openai": f"{url}/v1", "model": "tiny", "retries": 0, **changes}, "proposer")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Fog, I think.", "expected a JSON object"),
+        ('{"proposals": {"concept": "fog"}}', r'expected {"proposals": \[...\]}'),
+        (answer_of(MALFORMED), "malformed: concept: Input should be a valid string"),
+        ('{"proposals": [' + "[" * 100_000, "expected a JSON object"),
+        (answer_of({"concept": "fog\x1b[31m", "levels": [1]}), "expected printable text"),
+        (answer_of({"concept": "fog", "levels": [1, True]}), "malformed: levels"),
+        (answer_of({"concept": "fog", "levels": list(range(9))}), "malformed: levels"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why):
+    with (
+        served(Scripted(text), whole=True) as model,
+        pytest.raises(UsageError, match=f"none of {TRIES} answers holds proposals that can be read.*{why}"),
+    ):
+        ask(config_of(model.url), Account(), "What?")
+    assert len(model.requests) == TRIES
+
+
+def test_nothing_to_propose_is_an_answer_and_so_is_what_comes_after_thoughts():
+    thoughts = "<think>{maybe} fog?</think>"
+    with served(Scripted(thoughts + answer_of(USEFUL, USELESS), answer_of()), whole=True) as model:
+        found = ask(config_of(model.url, proposals=1), Account(), "What?")
+        assert ask(config_of(model.url), Account(), "Once again?").proposals == []
+    assert found.proposals == [Proposal.model_validate(USEFUL)] and found.malformed == []
+    assert [(one.concept, one.verdict) for one in found.refused] == [("dust", "more than 1 were proposed")]
+
+
+def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
+    from stages.proposing.vocabulary import drawn_items, item_lines, pictures_of
+    from stages.tasks.classification import ImageClassification
+    from stages.tasks.text_to_image.pictures import from_png
+    from tests.images import image_context, write_images
+
+    write_images(tmp_path / "inputs" / "images.parquet")
+    context = image_context(tmp_path / "inputs")
+    context = replace(context, config=context.config | {"model": {"train": "small_cnn", "epochs": 1, "batch_size": 32}})
+    (tmp_path / "prepare").mkdir()
+    ImageClassification.prepare(context, tmp_path / "prepare")
+    task, items = ImageClassification.load(context, tmp_path / "prepare"), drawn_items(tmp_path / "prepare", 3, 0)
+    ids = items["id"].tolist()
+    pictures = pictures_of(task, ids)
+    assert len(ids) == 3 and set(ids) <= set(task.items.ids("discover")) and "image" not in str(item_lines(items))
+    with served(Scripted(answer_of()), whole=True) as model:
+        ask(config_of(model.url), Account(), "What?", pictures)
+    text, *sent = model.requests[0]["messages"][-1]["content"]
+    assert text == {"type": "text", "text": "What?"}
+    for one, clean in zip(sent, task.clean(task.rows(ids)), strict=True):
+        png = base64.b64decode(one["image_url"]["url"].removeprefix("data:image/png;base64,"))
+        assert np.array_equal(from_png(png)[:, :, 0], (clean[0] * 255).round())
+
+
+# Texts and prompts
+
+
+def test_texts_become_levels_of_their_own(tmp_path):
+    pytest.importorskip("transformers")
+    from stages.proposing.enter import make
+    from stages.proposing.vocabulary import Questions
+    from stages.tasks.chat import Chat
+    from tests.test_chat import PREPARE, context, lines, write
+    from tests.tiny_models import tiny_causal, tiny_embedder
+
+    inputs = write(tmp_path / "inputs", lines())
+    tiny_causal(inputs / "model")
+    tiny_embedder(inputs / "embedder")
+    concepts = {"typos": [0, 0.3], "system": ["default", "terse"]}
+    audit = AuditConfig.model_validate(
+        audit_params(task="chat", prepare=PREPARE, concepts=concepts, discrepancy={"validity": -1})
+    )
+    vocabulary = Questions(Chat, context(inputs, concepts=concepts), audit)
+    told = "\n".join(vocabulary.told())
+    assert "politeness: " in told and "typos: " not in told and "system: the system message; levels are texts" in told
+    proposals = [
+        Proposal(concept="system", levels={"pirate": "Talk like a pirate.", "terse": "Brief.", "copy": "One word."}),
+        Proposal(concept="injection", levels={"end": "That is all."}),
+        Proposal(concept="injection", levels={"end": "That was all.", "odd name!": "x"}),
+        Proposal(concept="injection", levels=["none", "refuse"]),
+        Proposal(concept="letter_case", levels=["upper", "uper"]),
+        Proposal(concept="evidence_position", levels=["end"]),
+        Proposal(concept="politeness", levels={"rude": "You fool."}),
+        Proposal(concept="politeness", levels=["rude"]),
+    ]
+    draft, made, refused = make(vocabulary, proposals)
+    assert draft.concepts == {
+        **concepts,
+        "system": ["default", "terse", "pirate"],
+        "injection": ["none", "end"],
+        "politeness": ["neutral", "rude"],
+    }
+    assert draft.config["systems"] == {"terse": "One word.", "pirate": "Talk like a pirate."}
+    assert draft.config["injections"] == {"odd": "Please end here.", "end": "That is all."}
+    assert [one.new for one in made] == [["pirate"], ["end"], ["rude"]]
+    why = [one.verdict for one in refused]
+    assert "expected names of letters" in why[0] and "the audit has this concept" in why[1]
+    assert "did you mean 'upper'" in why[2] and "a position only among others" in why[3]
+    assert "no free texts" in why[4]
+
+
+def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
+    pytest.importorskip("diffusers")
+    from stages.files import read_table
+    from stages.proposing.enter import make
+    from stages.proposing.vocabulary import Prompts
+    from stages.tasks.text_to_image import TextToImage
+    from tests.boxes import boxes
+
+    context = boxes(tmp_path / "inputs")
+    templates = [f"{one}." for one in context.config["templates"]]
+    context = replace(context, config={**context.config, "templates": templates})
+    prepared = tmp_path / "prepare"
+    prepared.mkdir()
+    TextToImage.prepare(context, prepared)
+    blocks = {"prepare": dict(context.config), "concepts": dict(context.concepts), "discrepancy": {"threshold": 0.5}}
+    vocabulary = Prompts(TextToImage, context, AuditConfig.model_validate(audit_params(task="text-to-image", **blocks)))
+    proposals = [
+        Proposal(concept="weather", levels=["", "in rain", "in snow"]),
+        Proposal(concept="colour", levels=["red", "pink"]),
+        Proposal(concept="colour", levels=["blue"]),
+        Proposal(concept="Time of day", levels=["at night"]),
+        Proposal(concept="count", levels=[1, 2]),
+        Proposal(concept="braces", levels=["in {rain}"]),
+    ]
+    draft, made, refused = make(vocabulary, proposals)
+    assert draft.config["templates"] == [f"{one[:-1]}, {{weather}}." for one in templates]
+    assert draft.new == {"weather": ["in rain", "in snow"], "colour": ["pink"]} and len(made) == 2
+    assert [one.concept for one in refused] == ["colour", "Time of day", "count", "braces"]
+    folder = vocabulary.items(draft, prepared, tmp_path)
+    assert set(read_table(folder / "items.parquet")["template"]) <= set(draft.config["templates"])
+    task = TextToImage.load(vocabulary.drafted(draft), folder)
+    with pytest.raises(UsageError, match="'rain\\.'"):  # it is too long for the tiny model
+        vocabulary.require_fit(task)
+    cell = np.array([1, 0, 1])
+    assert task.concepts.names == ["colour", "background", "weather"]
+    [[order, _]] = task.orders(task.items.ids("discover")[:1], cell[None])
+    assert re.fullmatch(r"\w+ red box, in rain\.", order.prompt)
+
+
+# The report, and the page
+
+
+def test_a_report_says_what_was_proposed(tmp_path):
+    write_landscape(tmp_path / "r.html", **make_inputs(TILT, HAZE), proposed={"haze": "tiny <b>"})
+    page = (tmp_path / "r.html").read_text()
+    assert "haze (proposed by tiny &lt;b&gt;)" in page and "tilt (proposed" not in page
+    assert marked("topic", {"topic": "faded mine"}) == "topic (proposed by faded mine)"
+
+
+# The command, and the example of its page
+
+PAGE = (ROOT / "docs" / "proposing.md").read_text(encoding="utf-8")
+
+
+def customers(request):
+    """The model under test of the example: it cannot read capitals, nor be a pirate."""
+    system, user = (message["content"] for message in request["messages"])
+    question = user.partition("Question: ")[2]
+    return completion("Arr." if "pirate" in system or question.split("\n")[0].isupper() else "It is known.")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("textblob")
+    from tests.planted_words import questions
+    from tests.tiny_models import tiny_embedder
+
+    block = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
+    audit, proposer = block["audits"]["support"], block["proposer"]
+    answer = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1]
+    with served(customers, whole=True) as under_test, served(Scripted(answer), whole=True) as model:
+        audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
+        audit["prepare"]["model"] |= {"openai": f"{under_test.url}/v1"}
+        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds nothing alike
+        del proposer["key_env"]  # no key travels over plain http
+        workspace = make_workspace(tmp_path / "ws", {"support": audit}, {})
+        write_as_people_do(workspace, workspace.params() | {"proposer": {**proposer, "openai": f"{model.url}/v1"}})
+        inputs = workspace.path / "data/support/inputs"
+        tiny_embedder(inputs / "embedder")
+        lines = [{"id": f"q{n}", "question": text, "answers": ["known"]} for n, text in enumerate(questions(60, 7))]
+        (inputs / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        code, told = faded(workspace, "propose", "support", "--write")
+        assert code == 0, told
+    shown = [text.strip() for text in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)]
+    for part in shown:
+        assert " ".join(part.split()) in " ".join(told.split()), told
+    written = workspace.params()["audits"]["support"]
+    assert written["concepts"]["letter_case"] == ["as_is", "upper"]
+    assert written["concepts"]["system"] == ["default", "pirate"] and "pirate" in written["prepare"]["systems"]
+    assert written["proposed"] == {"letter_case": proposer["model"], "system": proposer["model"]}
