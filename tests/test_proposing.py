@@ -17,11 +17,16 @@ from stages.errors import UsageError
 from stages.pages.slices import marked
 from stages.params import AuditConfig, checked
 from stages.proposing.ask import TRIES, ProposerConfig, ask
+from stages.proposing.enter import Made, judged
 from stages.proposing.record import Proposal
+from stages.screening import ScreenSettings
+from stages.screening.first_pass import screen
 from stages.tasks.account import Account
+from stages.tasks.contract import ProbeBatch
 from tests.endpoints import completion, said, served
 from tests.finished import faded
 from tests.report_samples import make_inputs, write_landscape
+from tests.test_screening import Weighted
 from tests.workspace import ROOT, audit_params, make_workspace
 
 USEFUL = {"concept": "glare", "levels": [0, 2, 4, 6], "reason": "the sun is low in winter"}
@@ -180,7 +185,7 @@ def test_nothing_to_propose_is_an_answer_and_so_is_what_comes_after_thoughts():
     thoughts = "<think>{maybe} fog?</think>"
     with served(Scripted(thoughts + answer_of(USEFUL, USELESS), answer_of()), whole=True) as model:
         found = ask(config_of(model.url, proposals=1), Account(), "What?")
-        assert ask(config_of(model.url), Account(), "Once again?").proposals == []
+        assert ask(config_of(model.url), Account(), "And now?").proposals == []
     assert found.proposals == [Proposal.model_validate(USEFUL)] and found.malformed == []
     assert [(one.concept, one.verdict) for one in found.refused] == [("dust", "more than 1 were proposed")]
 
@@ -293,6 +298,42 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     assert task.concepts.names == ["colour", "background", "weather"]
     [[order, _]] = task.orders(task.items.ids("discover")[:1], cell[None])
     assert re.fullmatch(r"\w+ red box, in rain\.", order.prompt)
+
+
+# What enters
+
+
+class Noisy(Weighted):
+    """A model whose answers vary with item and cell, on top of what concepts do."""
+
+    def __init__(self, levels, seed):
+        super().__init__(levels, {"haze": 0.15, "tilt": 0.014, "glare": 0.2}, bounds=False, chance=0.0)
+        self.seed = seed
+
+    def probe(self, item_ids, cells, repeats=None):
+        found = super().probe(item_ids, cells).discrepancy
+        chance = [
+            np.random.default_rng([self.seed, self._rows[item], cell]).normal()
+            for item, cell in zip(item_ids, self.concepts.flat(cells).tolist(), strict=True)
+        ]
+        found = (found + 0.05 * np.array(chance)).astype(np.float32)
+        return ProbeBatch(found, found > self.threshold, [""] * len(found))
+
+
+@pytest.mark.slow
+def test_what_has_an_effect_enters_and_hardly_anything_else():
+    own = {"haze": [0, 1, 2, 3, 4, 5], "tilt": [0, 10, 20, 30, 40]}
+    new = {**{f"dull {k}": [0, 1, 2, 3] for k in range(5)}, "tone": ["a", "b", "c"], "glare": [0, 1, 2, 3]}
+    entered = []
+    for seed in range(8):
+        levels, settings = own | new, ScreenSettings(probes=400)
+        found = screen(lambda levels, seed=seed: Noisy(levels, seed), levels, settings, seed=seed, only=new)
+        assert [one.name for one in found.concepts] == [*new] and found.probes <= 400
+        for one in found.concepts:
+            made = Made(Proposal(concept=one.name, levels=new[one.name]), new[one.name][1:])
+            entered += [one.name] if judged(made, one).enters else []
+    assert entered.count("glare") == 8
+    assert len(entered) - 8 <= 8  # of 48
 
 
 # The report, and the page

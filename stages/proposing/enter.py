@@ -38,7 +38,7 @@ def make(
                 raise UsageError(errors[0])
             load(more)
         except UsageError as error:
-            refused.append(outcome(one, plain(f"refused: {error}")[:LONGEST]))
+            refused.append(outcome(one, plain(f"refused: {str(error).splitlines()[0]}")[:LONGEST]))
             continue
         made.append(Made(one, more.new[one.concept][len(draft.new.get(one.concept, ())) :]))
         draft = more

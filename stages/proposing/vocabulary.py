@@ -239,7 +239,10 @@ def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) ->
 def about_audit(vocabulary: Vocabulary) -> list[str]:
     """What is audited, in lines for the model."""
     audit = vocabulary.audit
-    has = [f"{name}: {', '.join(map(str, levels[:_MANY]))}" for name, levels in audit.concepts.items()]
+    has = [
+        f"{name}: {', '.join(f'{level:g}' if isinstance(level, int | float) else repr(level) for level in levels)}"
+        for name, levels in audit.concepts.items()
+    ]
     doc = (inspect.getdoc(vocabulary.task) or "").split("\n\n", maxsplit=1)[0]
     return [f"Model under test: {doc}", f"A failure is defined by: {audit.automatic}", "Concepts it has:", *has]
 
