@@ -45,17 +45,17 @@ def with_proposed(
     prepare: Mapping[str, Any],
     proposed: Mapping[str, str],
 ) -> str:
-    """The text of params.yaml with what was proposed for an audit.
+    """The text of params.yaml with the proposed concepts of an audit.
 
     Args:
-        text: the text as it is.
+        text: the current text.
         audit: a name under audits:.
         concepts: all levels of concepts that are new, or have new levels behind their own.
         prepare: keys of `prepare:`, lists or mappings of texts that are new or longer.
-        proposed: by concept, what proposed it.
+        proposed: by concept, who proposed it.
 
     Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
+        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:

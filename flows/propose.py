@@ -77,8 +77,8 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
     """Ask the model of `proposer:` for concepts of an audit, screen them, print and record what became of them.
 
     Raises:
-        UsageError: when a setting is wrong, the task has no concepts that could be proposed, or no answer can be read.
-        FadedError: when the model under test cannot be prepared, or the one that proposes not be reached.
+        UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
+        FadedError: if the model under test cannot be prepared, or the model that proposes cannot be reached.
     """
     from stages.proposing.ask import WHERE, ProposerConfig
 
@@ -124,7 +124,7 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
 
 
 class _Proposing:
-    """One run of the command: asking, screening, and what enters."""
+    """One run of the command."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Proposing:
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
     def run(self) -> tuple[Record, dict[str, Any]]:
-        """What to record, and what would change in params.yaml."""
+        """Return the record, and what changes in params.yaml."""
         from stages.proposing.enter import final, judged, make
 
         asked = self.ask()
@@ -180,7 +180,7 @@ class _Proposing:
         return record, change
 
     def ask(self) -> Asked:
-        """Ask the model, and say what that takes."""
+        """Ask the model that proposes, and print the expected and the actual cost."""
         from stages.proposing.ask import TRIES, ask, expected_tokens, question
         from stages.proposing.vocabulary import about_audit, drawn_items, item_lines, pictures_of
         from stages.tasks.account import Account, money
@@ -208,7 +208,7 @@ class _Proposing:
             self._say(f"{bill.requests - before} asked now; so far: {bill}{spent}")
 
     def load(self, draft: Draft, folder: Path, levels: Mapping[str, Sequence[Level]] | None = None) -> LoadedTask:
-        """The task with a draft, with other levels of its concepts if these are given."""
+        """Load the task with a draft, or with other levels of its concepts."""
         context = self.vocabulary.drafted(draft)
         if levels is not None:
             context = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
@@ -217,7 +217,7 @@ class _Proposing:
         return rated(task, self.name, self.audit)
 
     def screen(self, draft: Draft, folder: Path) -> Screening:
-        """Screen what a draft adds, beside the concepts that are there."""
+        """Screen what a draft adds, together with the existing concepts."""
         from stages.screening.first_pass import fewest_probes, screen
 
         own, settings = self.load(draft, folder), self.settings
@@ -253,7 +253,7 @@ class _Proposing:
             )
 
     def change(self, draft: Draft) -> dict[str, Any]:
-        """What params.yaml gets: levels by concept, keys of `prepare:`, and by concept what proposed it."""
+        """Return the changes to params.yaml: levels by concept, keys of `prepare:`, and who proposed each concept."""
         own = self.audit.concepts
         marks = {}
         for concept, new in draft.new.items():
@@ -267,7 +267,7 @@ class _Proposing:
 
 
 def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
-    """The same as YAML."""
+    """Return the changes as YAML."""
     block = {
         **({"prepare": prepare} if prepare else {}),
         "concepts": {
@@ -279,7 +279,7 @@ def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], p
 
 
 def show_proposals(console: Console, record: Record) -> None:
-    """What was proposed for an audit and what became of it, in a table; all of it is somebody else's text."""
+    """Print the proposals for an audit and their outcomes; all texts come from the model."""
     table = Table(title=f"Proposed for {record.audit} by {escape(plain(record.model))}", title_justify="left")
     for column in ("concept", "levels", "why", "screening"):
         table.add_column(column, overflow="fold")

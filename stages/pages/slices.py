@@ -71,7 +71,7 @@ def slices_view(landscape: Landscape, proposed: Mapping[str, str] = MappingProxy
 
 
 def marked(name: str, proposed: Mapping[str, str]) -> str:
-    """The name of a concept or an attribute, with what proposed it where people did not choose it themselves."""
+    """Return the name of a concept or an attribute, with who proposed it, if it was proposed."""
     return f"{name} (proposed by {proposed[name]})" if name in proposed else name
 
 

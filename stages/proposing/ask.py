@@ -39,9 +39,9 @@ class Asked(NamedTuple):
     """What a model proposed.
 
     Args:
-        proposals: those that can be read.
-        refused: the others of its answer, with why.
-        malformed: why answers before it could not be read.
+        proposals: the valid ones.
+        refused: the others, with reasons.
+        malformed: why earlier answers could not be read.
         name: the model's own name for itself.
     """
 
@@ -52,12 +52,12 @@ class Asked(NamedTuple):
 
 
 def question(config: ProposerConfig, about: Sequence[str], items: Sequence[str], vocabulary: Sequence[str]) -> str:
-    """What the model is asked.
+    """Return the question for the model that proposes.
 
     Args:
         config: how much it may propose.
         about: what is audited.
-        items: some of its items.
+        items: descriptions of some of its items.
         vocabulary: what may be proposed.
     """
     answer = {"proposals": [{"concept": "NAME", "levels": ["..."], "reason": "why it may fail, in one sentence"}]}
@@ -73,12 +73,12 @@ def question(config: ProposerConfig, about: Sequence[str], items: Sequence[str],
 
 
 def expected_tokens(config: ProposerConfig, asked: str) -> tuple[float, float]:
-    """Tokens of a request and, at most, of its answer; pictures are not counted."""
+    """Estimate the tokens of a request (without pictures), and return the maximum of its answer."""
     return (len(_SYSTEM) + len(asked)) / CHARACTERS, config.max_new_tokens
 
 
 def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence[bytes] = ()) -> Asked:
-    """Ask a model until its answer can be read; what it answered before, to the same question, is not asked again.
+    """Ask the model until its answer can be read; known answers to the same question are reused.
 
     Args:
         config: the model.
@@ -87,8 +87,8 @@ def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence
         pictures: PNG.
 
     Raises:
-        UsageError: when no answer can be read, the model refuses the request, or max_cost is reached.
-        InfrastructureError: when it cannot be reached.
+        UsageError: if no answer can be read, the model rejects the request, or max_cost is reached.
+        InfrastructureError: if the model cannot be reached.
     """
     account.preparing = True  # so that it gives answers again, also of a model that varies
     malformed: list[str] = []
@@ -119,10 +119,10 @@ def _part(picture: bytes) -> dict[str, Any]:
 
 
 def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
-    """The proposals of an answer, and what of it is none.
+    """Return the proposals of an answer, and its entries that are not valid.
 
     Raises:
-        ValueError: when there is no list of proposals, or nothing in it is one.
+        ValueError: if there is no list of proposals, or none of its entries is valid.
     """
     start = re.search(r'\{\s*"proposals"', text)  # models may think aloud before it
     try:
@@ -151,7 +151,7 @@ def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
 
 
 def outcome(one: Proposal, verdict: str, enters: Sequence[float | str] = ()) -> Outcome:
-    """What became of a proposal."""
+    """Return the outcome of a proposal."""
     return Outcome(
         concept=one.concept, levels=list(one.levels), reason=one.reason, verdict=verdict, enters=list(enters)
     )

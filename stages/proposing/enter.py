@@ -23,12 +23,12 @@ class Made(NamedTuple):
 def make(
     vocabulary: Vocabulary, proposals: Sequence[Proposal], load: Callable[[Draft], object] = lambda draft: None
 ) -> tuple[Draft, list[Made], list[Outcome]]:
-    """The audit with all proposals that it can have, those, and the others.
+    """Return the audit with all possible proposals, these proposals, and the outcomes of the others.
 
     Args:
         vocabulary: what may be proposed.
         proposals: what was proposed.
-        load: has a draft loaded, where that may find something wrong.
+        load: loads the task with a draft; raises UsageError if that fails.
     """
     draft, made, refused = vocabulary.start, list[Made](), list[Outcome]()
     for one in proposals:
@@ -46,10 +46,10 @@ def make(
 
 
 def judged(made: Made, screened: ConceptScreening) -> Outcome:
-    """What becomes of a proposal that was screened.
+    """Decide on a proposal that was screened.
 
-    A concept with an effect enters, unless the model fails less there for certain. Levels without an order are judged
-    one by one: by what each does alone.
+    A concept with an effect enters, unless it certainly reduces the discrepancy. Levels without an order are decided
+    one by one, by the effect of each alone.
     """
     if screened.verdict != "effect":
         return outcome(made.proposal, screened.told)
@@ -66,7 +66,7 @@ def judged(made: Made, screened: ConceptScreening) -> Outcome:
 
 
 def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outcome]) -> Draft:
-    """The audit with what enters.
+    """Return the audit with what enters.
 
     Args:
         vocabulary: what may be proposed.

@@ -51,7 +51,7 @@ class Draft:
     new: Mapping[str, list[Level]] = field(default_factory=dict)
 
     def plus(self, concept: str, levels: Sequence[Level], new: Sequence[Level], **config: Any) -> Draft:
-        """The draft with other levels of a concept, of which some are new, and other keys of `prepare:`."""
+        """Return the draft with other levels of a concept, some of them new, and with other keys of `prepare:`."""
         return Draft(
             {**self.concepts, concept: list(levels)},
             {**self.config, **config},
@@ -73,23 +73,23 @@ class Vocabulary:
 
     @property
     def known(self) -> Mapping[str, Change]:
-        """Everything that has levels, by name."""
+        """Return everything that has levels, by name."""
         return {name: known for name, known in self.task.catalogue.items() if isinstance(known, Change)}
 
     @property
     def start(self) -> Draft:
-        """The audit as it is."""
+        """Return the audit as it is."""
         return Draft(self.audit.concepts, self.audit.prepare)
 
     def told(self) -> list[str]:
-        """What may be proposed, in lines for the model."""
+        """Describe what may be proposed, one line each, for the model that proposes."""
         return [_line(known) for name, known in self.known.items() if name not in self.audit.concepts]
 
     def taken(self, draft: Draft, one: Proposal) -> Draft:
-        """The draft with one proposal more.
+        """Return the draft with one more proposal.
 
         Raises:
-            UsageError: saying why that cannot be.
+            UsageError: if that is not possible; says why.
         """
         if one.concept in draft.concepts:
             raise UsageError("the audit has this concept, or it was proposed before")
@@ -100,7 +100,7 @@ class Vocabulary:
         return draft.plus(one.concept, _from_neutral(known, one.levels), one.levels)
 
     def errors(self, draft: Draft) -> list[str]:
-        """What params.yaml would be refused for with a draft; empty if for nothing."""
+        """Return why params.yaml with this draft would be refused; empty if it would not."""
         blocks = {"concepts": dict(draft.concepts), "prepare": dict(draft.config)}
         try:
             AuditConfig.model_validate(self.audit.model_dump() | blocks)
@@ -109,18 +109,18 @@ class Vocabulary:
         return self.task.check(self.drafted(draft))
 
     def drafted(self, draft: Draft) -> TaskContext:
-        """What the task is given with a draft."""
+        """Return the configuration of the task with a draft."""
         return replace(self.context, config=draft.config, concepts=draft.concepts)
 
     def items(self, draft: Draft, prepared: Path, folder: Path) -> Path:
-        """The folder that `prepare` would have written for a draft, made in `folder` if it is another one."""
+        """Return the prepared folder for a draft: `prepared` itself, or a changed copy made in `folder`."""
         return prepared
 
     def require_fit(self, task: LoadedTask) -> None:
-        """Stop where a loaded task cannot be asked everything that a draft has.
+        """Check that a loaded task can handle all levels of a draft.
 
         Raises:
-            UsageError: what does not fit.
+            UsageError: if something does not fit.
         """
 
 
@@ -218,10 +218,10 @@ _KINDS: Mapping[type[Task], type[Vocabulary]] = {Chat: Questions, PainterProbes:
 
 
 def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) -> Vocabulary:
-    """What may be proposed for an audit.
+    """Return what may be proposed for an audit.
 
     Raises:
-        UsageError: when its task declares no concepts.
+        UsageError: if its task declares no concepts.
     """
     kind = next((kind for base, kind in _KINDS.items() if issubclass(task, base)), Vocabulary)
     found = kind(task, context, audit)
@@ -237,7 +237,7 @@ def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) ->
 
 
 def about_audit(vocabulary: Vocabulary) -> list[str]:
-    """What is audited, in lines for the model."""
+    """Describe the audit in lines for the model that proposes."""
     audit = vocabulary.audit
     has = [
         f"{name}: {', '.join(f'{level:g}' if isinstance(level, int | float) else repr(level) for level in levels)}"
@@ -248,7 +248,7 @@ def about_audit(vocabulary: Vocabulary) -> list[str]:
 
 
 def drawn_items(prepared: Path, n: int, seed: int) -> pd.DataFrame:
-    """Draw n items of the split `discover`, as rows of their table."""
+    """Draw n items of the split `discover` and return their rows."""
     items = read_table(prepared / _ITEMS)
     own = items[items["split"] == "discover"]
     chosen = np.random.default_rng([seed, *b"propose"]).permutation(len(own))[:n]
@@ -256,7 +256,7 @@ def drawn_items(prepared: Path, n: int, seed: int) -> pd.DataFrame:
 
 
 def item_lines(items: pd.DataFrame) -> list[str]:
-    """What is known of items, a line each; long texts are cut."""
+    """Describe items, one line each; long texts are cut."""
     return [
         "; ".join(f"{column}: {told}" for column, value in row.items() if (told := _told(str(column), value)))
         for row in items.to_dict("records")
@@ -264,7 +264,7 @@ def item_lines(items: pd.DataFrame) -> list[str]:
 
 
 def pictures_of(task: LoadedTask, item_ids: Sequence[str]) -> list[bytes]:
-    """Unchanged items as PNG; none where these are not pictures."""
+    """Return unchanged items as PNG; empty if they are not pictures."""
     if not isinstance(task.automatic_task, ClassifierProbes):
         return []
     from PIL import Image
@@ -292,7 +292,7 @@ def _line(known: Change) -> str:
 
 
 def _from_neutral(known: Change, levels: Sequence[Level]) -> list[Level]:
-    """Levels in the order that params.yaml asks for, with the one that changes nothing."""
+    """Return levels in the order that params.yaml expects, including the one that changes nothing."""
     neutral = known.neutral
     numbers = [level for level in levels if isinstance(level, int | float)]
     if known.choices or isinstance(neutral, str) or len(numbers) < len(levels):
