@@ -111,6 +111,7 @@ def test_what_has_an_effect_enters_marked_and_nothing_is_asked_twice(tmp_path):
     assert faded(workspace, "plan", "tiny")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_asks_neither_model_twice(tmp_path):
     with served(Scripted(answer_of(USEFUL, USELESS)), whole=True) as model:
         workspace = glaring(tmp_path / "ws", model.url, deterministic=False)
