@@ -252,7 +252,9 @@ def test_the_example_of_the_page_finds_what_the_page_says(mined):
 @pytest.mark.slow
 def test_what_is_proposed_is_an_audit_with_the_findings_as_attributes(mined):
     workspace, told, _ = mined
-    proposed = yaml.safe_load(told[told.index("audits:") : told.index("record:")])["audits"]["support"]["prepare"]
+    block = yaml.safe_load(told[told.index("audits:") : told.index("record:")])["audits"]["support"]
+    assert block["proposed"] == {"has a negation": "faded mine", "says response": "faded mine"}
+    proposed = block["prepare"]
     lines = (workspace.path / ".faded/mine/support.jsonl").read_text()
     (workspace.path / "data/support/inputs" / proposed["data"]["jsonl"]).write_text(lines)
     with inside(workspace):
