@@ -151,6 +151,10 @@ def test_what_is_wrong_is_told_in_one_message(tmp_path):
     with served(Scripted(""), lambda number: missing, whole=True) as model:
         told = refused(proposer={"openai": f"{model.url}/v1", "model": "tiny", "retries": 0})
         assert "(model 'tiny' not found): expected its base URL in openai" in told and len(model.requests) == 1
+    long = said({"error": {"message": "too long", "code": "context_length_exceeded"}}, 400)
+    with served(Scripted(""), lambda number: long, whole=True) as model:
+        told = refused(proposer={"openai": f"{model.url}/v1", "model": "tiny", "retries": 0})
+        assert "or lower proposer.items or proposer.pictures" in told and "prepare" not in told
     assert not (workspace.path / ".faded/propose/tiny.json").exists()
 
 

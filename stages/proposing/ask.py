@@ -106,7 +106,7 @@ def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence
                 cut = f" (cut at {WHERE}.max_new_tokens)" if answer["finish"] == CUT else ""
                 malformed.append(f"{error}{cut}; it began {endpoint.quoted(answer['text'][:_QUOTED])!r}")
     except UsageError as error:  # what clients say is of a model under test
-        said = re.sub(r"so lower prepare\.data.*", f"so lower {WHERE}.items or {WHERE}.pictures", str(error))
+        said = re.sub(r"lower prepare\.data.*", f"lower {WHERE}.items or {WHERE}.pictures", str(error))
         raise UsageError(said.replace("prepare.model", WHERE)) from error
     raise UsageError(
         f"{config.told}: none of {TRIES} answers holds proposals that can be read. The last: {malformed[-1]}"
