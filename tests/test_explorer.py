@@ -86,7 +86,7 @@ def test_an_example_of_a_repair_says_both_answers(tmp_path: Path) -> None:
     table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["rows"]]
     assert [(row["id"], row["mode"], row["rotation"]) for row in table] == [
         ("F1", "M1", "60°"),
-        ("N1", "outside of all modes", "0°"),
+        ("N1", "outside all modes", "0°"),
     ]
 
 
@@ -185,7 +185,7 @@ class TestInABrowser:
         self.choice(shown, "site").select_option("n")
         assert self.ids(shown) == ["M2.1", "M2.2", "M2.3"]
         assert shown.get_by_text("3 of 18 examples").is_visible() and not shown.locator("#mode-1").is_visible()
-        self.choice(shown, "order").select_option("furthest off first")
+        self.choice(shown, "order").select_option("largest discrepancy first")
         assert self.ids(shown) == ["M2.3", "M2.1", "M2.2"]
         self.choice(shown, "outcome").select_option("passed")
         assert self.ids(shown) == []

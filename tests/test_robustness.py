@@ -91,7 +91,7 @@ def test_what_is_said_fits_what_was_found() -> None:
     table = hand_made()
     assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is none" in said(table)
     unchanged = table[table["status"] == "fails unchanged"]
-    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Sought by")
+    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Method:")
     assert "smaller" not in said(unchanged)
     held = said(table[table["status"] == "not found"], method="exact")
     assert "for 1 no failure was found within 4 steps." in held
