@@ -80,7 +80,7 @@ def test_an_example_of_a_repair_says_both_answers(tmp_path: Path) -> None:
     write_comparison(tmp_path / "page.html", **comparison())
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", card(text, "F1")))
-    assert facts == {"expected": "9", "before the repair": "7", "after it": "9"}
+    assert facts == {"expected": "9", "before the repair": "7", "after the repair": "9"}
     assert "newly failing" in card(text, "N1") and card(text, "N1").count("<img") == 2
     rows = json.loads(text.split('id="examples-rows">')[1].split("</script>")[0])
     table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["rows"]]
