@@ -102,7 +102,7 @@ def modes_markdown(audit: str) -> str:
     with contextlib.suppress(UsageError):  # shown without examples then; the review page says why
         examples = folder.exhibits
     overall = found.overall
-    lines = [f"Overall {percent(overall.value)} of probes fail ({interval(overall.low, overall.high)}).", ""]
+    lines = [f"Overall, {percent(overall.value)} of probes fail ({interval(overall.low, overall.high)}).", ""]
     if not found.modes:
         return "\n".join([*lines, "No failure mode was found.", "", where(audit)])
     lines += ["| mode | where | fails | 95% interval | share |", "|---|---|---|---|---|"]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
-    "here": "by the last run here",
-    "probes": "by what a probe took in prepare",
+    "here": "from the last run here",
+    "probes": "from the time per probe in prepare",
     "reference": "as measured on 2 cores",
 }
 _START = "collect_feedback"  # its time is that of starting a stage, as it does little else

@@ -41,8 +41,8 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
     named = ", ".join(mode.id for mode in targets)
     count = f"{len(tests):,} test items" + (f" in {outside.groups:,} groups" if outside.groups else "")
     said = [
-        f"{count} can show, in {named}, where {inside.rate:.1%} fail, {_drop(inside)}; elsewhere a rise by"
-        f" {_points(outside.margin(0))} or more"
+        f"{count} can show {_drop(inside)} in {named}, where {inside.rate:.1%} fail, and a rise of"
+        f" {_points(outside.margin(0))} or more elsewhere"
     ]
     said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside)
     said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside)
@@ -87,7 +87,7 @@ def _alike(probes: pd.DataFrame) -> float:
 
 def _drop(power: Power) -> str:
     least = power.least_drop()
-    return "no drop at all" if least is None else f"a drop by {_points(least)} or more"
+    return "no drop at all" if least is None else f"a drop of {_points(least)} or more"
 
 
 def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
@@ -101,12 +101,12 @@ def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
         enough = f"about {_about(power.items_for(0, -most))} items would" if most else "no number of items would"
         return [
             f"{told} is likely to fail unless failures drop there too: {power.items:,} test items do not rule out a"
-            f" rise by {_points(rise)}, {enough}"
+            f" rise of {_points(rise)}, {enough}"
         ]
     if power.rate <= -most:
         return [f"{told} cannot pass: only {power.rate:.1%} fail there"]
     if (least := power.least_drop(-most)) is not None:
-        return [f"{told} passes with a drop by {_points(least)} or more"]
+        return [f"{told} passes with a drop of {_points(least)} or more"]
     return [
         f"{told} is likely to fail even if every failure is repaired: {power.items:,} test items are too few, about"
         f" {_about(power.items_for(power.rate, -most))} would do"

@@ -153,8 +153,8 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
     found = fit(evidence.scored, target)
     if not found.teaches:
         refusal = (
-            f"no map from the automatic measure predicts the ratings of items it has not seen better than always saying"
-            f" the same does, beyond chance (error {found.constant.value:.2f} of the constant, lower by"
+            f"no map from the automatic measure predicts the ratings of unseen items significantly better than a"
+            f" constant does (error {found.constant.value:.2f} of the constant, lower by"
             f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
         )
         return Learnt(target, evidence, bound, found, refusal=refusal)
@@ -236,7 +236,7 @@ def _show_fit(fit: Fit, console: Console) -> None:
     table.add_column("")
     for column in ("mean error (rating points)", "95% interval"):
         table.add_column(column, justify="right")
-    rows = (("always the same", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
+    rows = (("a constant", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
     for what, rate in rows:
         table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
     console.print(table)
@@ -279,7 +279,7 @@ def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str
         return ""
     return (
         f"of the uniform probes {share:.0%} have a discrepancy outside the rated range ({ratings.x[0]:.2f} to"
-        f" {ratings.x[-1]:.2f}), and nothing rated says whether they fail; rate passing examples too, or others"
+        f" {ratings.x[-1]:.2f}), and no rating says whether they fail; rate passing examples too, or others"
     )
 
 

@@ -216,7 +216,7 @@ def probes_time(name: str, audit: AuditConfig, probes: int) -> str:
     """How long so many probes take, by what the search took or prepare measured."""
     searched = 2 * (audit.discover.budget - audit.discover.kept_back) + audit.discover.microscopic_budget
     if (seconds := _search_seconds(TIMINGS, name, audit)) is not None:
-        return f"about {duration(seconds * probes / searched)} by the last search here"
+        return f"about {duration(seconds * probes / searched)} from the last search here"
     if (each := probe_seconds(name)) is not None:
         return f"about {duration(each * probes)} {SAID['probes']}"
     if (seconds := _search_seconds(REFERENCE, name, audit)) is not None:

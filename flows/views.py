@@ -54,7 +54,9 @@ def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -
     """Print how many processes may answer probes, if there are several."""
     if processes > 1:
         each = f"each with a copy of the model ({size(n_bytes)} on disk)"
-        console.print(f"{audit}: up to {processes} processes answer at once, {each}", markup=False, soft_wrap=True)
+        console.print(
+            f"{audit}: up to {processes} processes answer probes at once, {each}", markup=False, soft_wrap=True
+        )
 
 
 def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
@@ -114,7 +116,9 @@ def show_plan(console: Console, estimate: Estimate) -> None:
     console.print(table)
     console.print(f"{estimate.probes:,} unique probes at most; {estimate.time}", highlight=False)
     disk = sum(e.size or 0 for e in estimate.stages)
-    about = f"about {size(disk)} of outputs by the last run" if disk else "size of outputs unknown before the first run"
+    about = (
+        f"about {size(disk)} of outputs, as in the last run" if disk else "size of outputs unknown before the first run"
+    )
     console.print(f"disk: {about}, {size(estimate.free)} free", highlight=False)
 
 
@@ -258,8 +262,8 @@ def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -
         "best" if more is None else f"{100 * more.value:+.1f} points ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
         for more in paired.behind
     )
-    table.add_row("fails more than the best by", *behind)
-    table.add_row("passes when it and another differ", *map(_rate, paired.wins))
+    table.add_row("fails more often than the best by", *behind)
+    table.add_row("passes where it and another differ", *map(_rate, paired.wins))
     table.add_row("fails alone", *map(_rate, paired.alone))
     table.add_section()
     for mode in paired.modes:

@@ -289,12 +289,12 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 50 * (1 + 3 * 2)]
     several["restructure"]["control"] = "uniform"
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 3 * 50 * (1 + 3 * 5)]
-    said = "about 7 min 18 s (by what a probe took in prepare); 1 stage(s) never ran here"
+    said = "about 7 min 18 s (from the time per probe in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "report").time == said
     assert estimated(*searching, "restructure").time == f"{said}, including the repair's training, which may" + (
         " take longer than everything else"
     )
-    assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"
+    assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s from the time per probe in prepare"
 
     # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
     assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
@@ -302,9 +302,9 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         (tmp_path / folder).mkdir(exist_ok=True)
         took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()
         (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
-    said = "about 6 min 2 s (by the last run here, by what a probe took in prepare)"
+    said = "about 6 min 2 s (from the last run here, from the time per probe in prepare)"
     assert estimated(*searching).time == said
-    assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 11 s by the last search here"
+    assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 11 s from the last search here"
     (tmp_path / ".faded/timings.json").unlink()
     assert (
         estimated("prepare", *searching).time == "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"

@@ -424,6 +424,8 @@ def test_the_report_of_an_audit_has_the_table(tmp_path: Any) -> None:
     assert '"mce"' not in metrics
     page = (workspace.path / "data/tiny/report/report.html").read_text(encoding="utf-8")
     section = page.partition('<section id="corruptions">')[2].partition("</section>")[0]
-    assert re.search(r"Mean corruption error: [\d.]+% \[[\d.–]+%\], each of 15 corruptions counting as much", section)
+    assert re.search(
+        r"Mean corruption error: [\d.]+% \[[\d.–]+%\], with equal weight for each of 15 corruptions", section
+    )
     assert section.count('<th scope="row"') == 16
     assert "Not normalised by AlexNet" in section

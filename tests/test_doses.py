@@ -123,7 +123,7 @@ def test_the_page_shows_each_training():
     [view] = doses_view([curve(rates((0.25, 0.15), (0.32, 0.25, 0.15)))])
     assert view.title == "In the target modes"
     assert view.sentences[0].startswith("To match 100 steps of the repair, the control needed ")
-    assert view.sentences[1].startswith("Repair minus control after 100 steps, each of 3 trainings: −")
+    assert view.sentences[1].startswith("Repair minus control after 100 steps, in each of 3 trainings: −")
     assert [row[0] for row in view.rows] == ["0", "25", "100", "400"]
     assert view.rows[3][1] == "–" and "%" in view.rows[3][2]
     assert "after 400" in view.picture.alt

@@ -80,13 +80,13 @@ def test_an_example_of_a_repair_says_both_answers(tmp_path: Path) -> None:
     write_comparison(tmp_path / "page.html", **comparison())
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", card(text, "F1")))
-    assert facts == {"expected": "9", "before the repair": "7", "after it": "9"}
+    assert facts == {"expected": "9", "before the repair": "7", "after the repair": "9"}
     assert "newly failing" in card(text, "N1") and card(text, "N1").count("<img") == 2
     rows = json.loads(text.split('id="examples-rows">')[1].split("</script>")[0])
     table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["rows"]]
     assert [(row["id"], row["mode"], row["rotation"]) for row in table] == [
         ("F1", "M1", "60°"),
-        ("N1", "outside of all modes", "0°"),
+        ("N1", "outside all modes", "0°"),
     ]
 
 
@@ -185,7 +185,7 @@ class TestInABrowser:
         self.choice(shown, "site").select_option("n")
         assert self.ids(shown) == ["M2.1", "M2.2", "M2.3"]
         assert shown.get_by_text("3 of 18 examples").is_visible() and not shown.locator("#mode-1").is_visible()
-        self.choice(shown, "order").select_option("furthest off first")
+        self.choice(shown, "order").select_option("largest discrepancy first")
         assert self.ids(shown) == ["M2.3", "M2.1", "M2.2"]
         self.choice(shown, "outcome").select_option("passed")
         assert self.ids(shown) == []

@@ -139,7 +139,7 @@ def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
     assert len(rows) == 1 and rows[0].count("|") == 6
     assert (
         "| decided by | Bob (name typed, not verified), Ada (name typed, not verified) |" in card
-        and "20 held-out ones" in card
+        and "20 held-out items" in card
     )
     assert card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n") == card
     assert card == card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n\n")

@@ -45,7 +45,7 @@ def page_of(
         ([GATE], 3, "amber", r"^It meets its gates, but has 3 confirmed failure modes"),
         ([GATE], 1, "amber", r"one confirmed failure mode "),
         ([GATE], 0, "green", r"^It meets its gates, and no region"),
-        ([], 3, "amber", r"^[\d.]+% of uniformly drawn probes fail, most of all in 3 confirmed .* Nobody has said"),
+        ([], 3, "amber", r"^[\d.]+% of uniformly drawn probes fail, most often in 3 confirmed .* No gate says"),
         ([GATE | UNKNOWN], 0, "amber", r"drawn probes fail\. Some gates could not be judged\.$"),
     ],
 )  # fmt: skip
@@ -82,9 +82,9 @@ def passing() -> dict[str, Any]:
 def test_a_repair_is_ready_only_if_nothing_else_got_worse() -> None:
     verdict = passing()
     page = repaired(verdict)
-    assert (page.light, page.headline) == ("green", "Ready by its gates")
-    assert "no rise of failures beyond chance was seen" in page.reason and "A rule, not a person" in page.reason
-    assert ("Decided by", "a rule, no person") in page.facts
+    assert (page.light, page.headline) == ("green", "Ready to deploy, by its gates")
+    assert "no rise in failures beyond chance was found" in page.reason and "A rule, not a person" in page.reason
+    assert ("Decided by", "a rule, not a person") in page.facts
     assert [step.command for step in page.steps] == ["faded evidence mnist", "faded export mnist deploy/mnist"]
 
     harmed = passing()
@@ -98,7 +98,7 @@ def test_a_repair_is_ready_only_if_nothing_else_got_worse() -> None:
     failed = make_comparison(*FOUR)["verdict"]
     page = repaired(failed)
     assert page.light == "red"
-    assert page.reason == "After the repair, newly failing: 2.4% (1.9% to 3.0%); the gate asks for ≤ 2.0%."
+    assert page.reason == "After the repair, newly failing: 2.4% (1.9% to 3.0%); the gate requires ≤ 2.0%."
     assert [step.command for step in page.steps] == ["faded audit mnist"], "a rule decided: no review would count"
     by_a_person = failed | {"decided_by": "human", "reviewer": "Ada"}
     assert [step.command for step in repaired(by_a_person).steps] == [
@@ -118,7 +118,7 @@ def test_a_repair_that_made_its_targets_worse_is_not_ready() -> None:
 def test_a_plan_that_repairs_nothing_claims_no_repair() -> None:
     verdict = passing()
     verdict["modes"] = [mode | {"action": "accept"} for mode in verdict["modes"]]
-    assert repaired(verdict).reason == "No mode was to be repaired, and the model as it is meets its gates."
+    assert repaired(verdict).reason == "No mode was chosen for repair, and the unchanged model meets its gates."
 
 
 def test_an_example_of_a_repair_lies_in_its_mode() -> None:
@@ -138,7 +138,7 @@ def test_an_example_of_a_repair_lies_in_its_mode() -> None:
         comparison_page(comparison, verdict_view(judged), plan, About(), shelves, labels, Shrinker([]))
         for shelves in (galleries, {"newly_failing": rows, "unchanged": clean})
     )
-    said = "This example fails only since the repair; no repaired one was recorded."
+    said = "This example fails only since the repair; no fixed one was recorded."
     assert said in worse.modes[0].said and said not in page.modes[0].said
     shown = page.modes[0].pair
     assert shown is not None and shown.caption == f"b at {strong}", "of label 9, and in the cells of the mode"
@@ -217,7 +217,7 @@ def test_rates_in_use() -> None:
     assert in_use(space, weights, cells, sampled=True).rate == usage.rate
     inputs = make_inputs(*FOUR)
     assert page_of(inputs, About(usage=usage)).tiles[-1].value == "27.5%"
-    assert "not known" in page_of(inputs, About(usage=usage._replace(rate=None))).tiles[-1].said
+    assert "unknown" in page_of(inputs, About(usage=usage._replace(rate=None))).tiles[-1].said
     assert page_of(inputs).tiles[-1].value != "27.5%"
 
 

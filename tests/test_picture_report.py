@@ -65,9 +65,9 @@ def write(tmp_path: Path, **inputs: Any) -> str:
 
 def test_who_is_skewed_is_said_in_a_sentence(landscape: Path) -> None:
     part = section(landscape, "bias")
-    assert "1 of 4 subjects are further from the reference than chance explains at guidance 7.5" in part
-    assert "Most of all digit seven: red in 82.6%" in part
-    assert "8 of 198 answers the value could not be told" in part
+    assert "1 of 4 subjects is further from the reference than chance explains at guidance 7.5" in part
+    assert "The furthest is digit seven: red in 82.6%" in part
+    assert "8 of 198 answers the value could not be read" in part
 
 
 def test_bars_are_painted_in_their_colour_and_ordered_by_bias(landscape: Path) -> None:
@@ -110,7 +110,7 @@ def test_one_subject_whose_answers_nobody_could_read(tmp_path: Path) -> None:
     inputs["summary"]["bias"] = [entry.to_json() for entry in unread]
     part = section(write(tmp_path, **inputs), "bias")
     assert "0 of 0 subjects" in part
-    assert "48 of 48 answers the value could not be told" in part
+    assert "48 of 48 answers the value could not be read" in part
     assert 'id="bias-1"' not in part
 
 

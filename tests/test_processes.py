@@ -198,6 +198,6 @@ def test_plan_says_how_many_processes_hold_the_model(tmp_path, monkeypatch):
         show_processes(console := Console(file=io.StringIO(), width=200), "tiny", *found)
         return console.file.getvalue()
 
-    wanted = "tiny: up to 2 processes answer at once, each with a copy of the model (1.5 kB on disk)\n"
+    wanted = "tiny: up to 2 processes answer probes at once, each with a copy of the model (1.5 kB on disk)\n"
     assert said("discover", cores=2) == wanted
     assert [said("discover", cores=1), said(cores=2), said("prepare", cores=2)] == [""] * 3

@@ -208,7 +208,9 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     assert "&lt;b&gt;Ben&lt;/b&gt;" in section[0] and "<b>Ben" not in page and "<script>alert" not in page
     assert "expected rating below 4.5" in section[0] and "12.5%" in section[0]
     assert "by Ada (12), &lt;b&gt;Ben" in section[0]
-    assert "outside of what was rated" in section[0] and "Of the uniform probes 12.5% have a verdict that" in section[0]
+    assert (
+        "outside the rated range" in section[0] and "For 12.5% of the uniform probes, no rating supports" in section[0]
+    )
     figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', section[0], re.DOTALL)
     assert len(figures) == 3 and all(json.loads(figure) for figure in figures)
     people, automatic = (json.loads(figure)[0]["data"][0] for figure in figures[:2])

@@ -159,7 +159,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     page = Path("data/x/report/report.html").read_text()
     section = page[page.index('<section id="ratings">') :]
     section = section[: section.index("</section>")]
-    assert "People against the automatic measure" in section and "an expected rating below 5" in section
+    assert "People&#39;s ratings against the automatic measure" in section and "an expected rating below 5" in section
     assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
     assert f"Ada ({ratings['reviewers']['Ada']}), Ben (" in section and "differ by" in section

@@ -323,7 +323,7 @@ def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
     assert (moved["gate"], moved["passed"]) == ("slices.label.change_max", True)
     assert f"Failed: slices.label.max ({highest['value']})." in verdict["statement"]
     page = (stage_dir("tiny", "conclude") / "report.html").read_text()
-    assert '<section id="slices">' in page and "Whose failures" in page
+    assert '<section id="slices">' in page and "Which items fail" in page
     assert f"failure rate of every label ({highest['value']} decides)" in page
 
 

@@ -55,7 +55,7 @@ def test_items_that_fail_unchanged_come_first(tmp_path: Path, pages: dict[str, P
     page = write(tmp_path, **inputs)
     first = re.search(r'class="tile"><b>(.*?)</b> <span>(.*?)</span>', page)
     assert first is not None
-    assert first.groups() == ("75.0%", "of 20 unchanged items fail already (53.0–88.0%)")
+    assert first.groups() == ("75.0%", "of 20 unchanged items already fail (53.0–88.0%)")
     assert "fail already" not in pages["landscape"].read_text(encoding="utf-8")
 
 
@@ -137,7 +137,7 @@ def test_spaces_of_one_to_three_concepts(tmp_path: Path, concepts: tuple[Concept
 
 def test_many_concepts_are_cut_to_the_strongest_and_that_is_said(tmp_path: Path) -> None:
     page = write(tmp_path, **make_inputs(*(Concept(f"c{i}", (0, 1)) for i in range(9)), images=False))
-    assert "Offered are the 7 concepts that move the rate most, of 9." in page
+    assert "The list offers the 7 concepts, of 9, that change the rate most." in page
     for name, views in (("landscape-view", 21), ("space-view", 35), ("policy-view", 21)):
         assert page.split(f'<select id="{name}"')[1].split("</select>")[0].count("<option") == views
 
@@ -147,7 +147,7 @@ def test_a_sampled_grid_has_gaps_not_errors(tmp_path: Path) -> None:
     inputs["landscape"] = inputs["landscape"].sample(40, random_state=1)
     inputs["summary"]["sampled"] = True
     page = write(tmp_path, **inputs)
-    assert "a uniform sample of 40 is shown" in page
+    assert "A uniform sample of 40 of the grid" in page
     assert "NaN" not in page.split('id="plotly"')[0]
 
 
@@ -155,7 +155,7 @@ def test_a_control_that_found_more_is_said_to_have(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
     probes = inputs["probes"]
     probes["role"] = probes["role"].map({"agent": "control", "control": "agent"})
-    assert "here the control found more" in write(tmp_path, **inputs)
+    assert "the control found more, so the agent did not pay off here" in write(tmp_path, **inputs)
 
 
 def test_a_table_of_the_search_says_what_its_numbers_are(pages: dict[str, Path]) -> None:
@@ -163,26 +163,26 @@ def test_a_table_of_the_search_says_what_its_numbers_are(pages: dict[str, Path])
     assert cells_of(page, "search", "surrogate model") == ["Gaussian process", "–"]
     assert cells_of(page, "search", "fits of the surrogate model") == ["14", "–"]
     assert cells_of(page, "search", "probes drawn uniformly") == ["310", "–"]
-    assert cells_of(page, "search", "entropy of the policy, as a share of a uniform one&#39;s") == ["41.0%", "–"]
+    assert cells_of(page, "search", "entropy of the policy, relative to a uniform one") == ["41.0%", "–"]
     assert cells_of(page, "trust", "log losses · Gaussian process") == ["0.44"]
     assert "slope" not in page.split('<section id="trust">')[1].split("</section>")[0]
 
 
-@pytest.mark.parametrize(("why", "said"), [("it found most", "took pool: it found most."), ("", "took pool.")])
+@pytest.mark.parametrize(("why", "said"), [("it found most", "chose pool: it found most."), ("", "chose pool.")])
 def test_who_chose_the_explorer_is_said(tmp_path: Path, why: str, said: str) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
     inputs["summary"]["search"]["agent"] |= {"chosen": "pool", "why": why}
-    assert f"The explorer was left to auto, which {said}" in write(tmp_path, **inputs)
+    assert f"The explorer was set to auto, which {said}" in write(tmp_path, **inputs)
 
 
 def test_modes_say_whether_they_are_named_again(pages: dict[str, Path], tmp_path: Path) -> None:
     page = pages["landscape"].read_text(encoding="utf-8")
-    for k, halves in enumerate(("Each half", "One half", "Neither half"), 1):
-        assert f"{halves} of the items names it again." in page.split(f'id="mode-{k}"')[1].split("</div>")[0]
-    assert "of the 3 that one half names, the other names 2 again" in page
+    for k, halves in enumerate(("both halves", "one half", "neither half"), 1):
+        assert f"Found again in {halves} of the items." in page.split(f'id="mode-{k}"')[1].split("</div>")[0]
+    assert "of the 3 found in one half, the other half has 2 again" in page
     inputs = make_inputs(*FOUR[:2], images=False)
     inputs["summary"]["modes_found_again"] |= {"named": 0, "again": 0}
-    assert "one of them names none" in write(tmp_path, **inputs)
+    assert "one of the halves has none" in write(tmp_path, **inputs)
 
 
 def test_noise_along_the_gradient_stands_beside_the_steps(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ def test_every_number_of_a_comparison_is_in_the_page(pages: dict[str, Path]) -> 
     reduced = ["51.8%", "22.9%", "−28.9", "−32.0 to −26.0", "yes", "yes"]
     assert cells_of(page, "reduced", "chosen modes") == reduced
     assert cells_of(page, "moved", "darkening &gt;= 0.9")[:3] == ["10.0%", "17.0%", "+7.0"]
-    assert "Aiming the repair helped: -8.7 points." in page
+    assert "Aiming the repair helped: -8.7 points [" in page
     assert cells_of(page, "differences", "clean accuracy")[:2] == ["96.7%", "95.6%"]
     lies, amount = page.split('<div class="shift">')[1:]
     assert "moved more than chance explains." in lies and "moved 0.091" in lies and "by chance 0.021 to 0.033" in lies
-    assert "chance may explain the move." in amount and "by chance 0.025 to 0.21" in amount
+    assert "chance may explain it." in amount and "by chance 0.025 to 0.21" in amount
     assert cells_of(page, "skipped", r"img-17\.png") == ["truncated"]
 
 
@@ -290,7 +290,7 @@ def test_what_is_only_suspected_is_folded_and_in_no_mode_table(tmp_path: Path) -
         ):
             assert shown in row
     assert "27.5%" in asked and "14.6–43.9%" in asked
-    assert "not asked" in unasked and "nan%" not in page
+    assert "not probed" in unasked and "nan%" not in page
     inputs["summary"]["suspected"] = []
     assert "Suspected" not in write(tmp_path, **inputs)
 
@@ -301,7 +301,7 @@ def test_a_landscape_without_modes_says_so(tmp_path: Path) -> None:
     page = write(tmp_path, **inputs)
     assert "No region was found that fails significantly more often than the grid." in page
     assert (
-        "no region was confirmed to fail more often than the rest" in page
+        "no region was confirmed to fail more often than the rest of the grid" in page
         and "Suspected, not confirmed: 2 regions" in page
     )
 
@@ -310,8 +310,8 @@ def test_what_the_search_for_modes_left_out_is_said(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
     assert "too many ranges" not in write(tmp_path, **inputs)
     inputs["summary"]["modes_skipped"] = [["rotation", "darkening"]]
-    said = "modes with conditions on all of these concepts were not searched: rotation × darkening."
-    assert f"too many ranges to try: {said}" in write(tmp_path, **inputs)
+    said = "modes with conditions on all of these concepts were not searched for: rotation × darkening."
+    assert f"too many ranges to try, so {said}" in write(tmp_path, **inputs)
 
 
 def test_changes_are_shown_in_points() -> None:

@@ -98,7 +98,7 @@ def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(
         page.get_by_label("M3.1: quality").select_option("2")
         page.get_by_label("M1.2: I cannot read this myself").check()
         page.get_by_label("Your name").fill("Grace Hopper")
-        page.get_by_label("Reason for the whole").fill("for the release")
+        page.get_by_label("Reason for the decision").fill("for the release")
         w.save()
         assert "Grace Hopper approved the repair of x." in page.inner_text("main")
         assert w.errors == []
@@ -151,7 +151,7 @@ def test_a_stale_page_is_refused_and_what_was_typed_can_be_copied(browser: Any, 
         w.press("Approve the repair")
         w.page.get_by_role("heading", name="The landscape has changed").wait_for()
         assert "thought about it" in w.page.inner_text("main") and kept() == []
-        w.page.get_by_role("link", name="The present landscape").click()
+        w.page.get_by_role("link", name="The current landscape").click()
         w.save()
     assert len(kept()) == 1
 

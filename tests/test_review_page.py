@@ -353,13 +353,13 @@ def test_how_long_it_takes_is_what_the_last_run_took(place: Path) -> None:
     Path(".faded").mkdir(exist_ok=True)
     took = {"discover": 900, "restructure": 20, "re_evaluate": 75, "compare": 3, "conclude": 2}
     write_state(TIMINGS, {f"{kind}@x": {"seconds": seconds} for kind, seconds in took.items()})
-    assert how_long(load_params(), "x") == "about 1 min 40 s (by the last run here)"
+    assert how_long(load_params(), "x") == "about 1 min 40 s (from the last run here)"
 
 
 def test_a_landscape_without_modes_or_examples_can_be_decided_on(ada: Reviewer) -> None:
     (stage_dir("x", "summarize") / "exhibits.parquet").unlink()
     html = ada.enter()
-    assert "There are no examples to show" in html and "rating.M1.1" not in form_of(html)
+    assert "No examples can be shown" in html and "rating.M1.1" not in form_of(html)
     path = stage_dir("x", "summarize") / "landscape.json"
     write_json(path, landscape_file([]))
     html = ada.enter()
@@ -389,7 +389,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(ada: Reviewer, monkeypatch:
     monkeypatch.setattr("flows.review.app.record", full)
     answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "kept this"})
     assert answer.status_code == 503 and "No space left" in answer.text and "kept this" in answer.text
-    assert "Nothing was saved" not in answer.text and "Whether your decision was recorded, the page says" in answer.text
+    assert "Nothing was saved" not in answer.text and "The page says whether your decision was recorded" in answer.text
 
 
 def test_what_fails_after_it_is_recorded_does_not_make_it_unsaved(

@@ -63,7 +63,9 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     write_landscape(tmp_path / "with.html", **inputs)
     page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
     section = page.split('<section id="robustness">')[1].split("</section>")[0]
-    assert "Of 5 items drawn at random, 1 fails unchanged, 3 after some steps and for 1 no failure was found" in section
+    assert (
+        "Of 5 items drawn at random, 1 fails unchanged and 3 after some steps; for 1, no failure was found" in section
+    )
     assert "At least half of them fail within 3 steps." in section and "beam search with 77 probes" in section
     assert "tilt (2), tilt × fog (1)" in section
     assert "The nearest failures" in section and "3 of 3" in section
@@ -91,18 +93,19 @@ def test_what_is_said_fits_what_was_found() -> None:
     table = hand_made()
     assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is none" in said(table)
     unchanged = table[table["status"] == "fails unchanged"]
-    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Sought by")
+    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Method:")
     assert "smaller" not in said(unchanged)
     held = said(table[table["status"] == "not found"], method="exact")
-    assert "for 1 no failure was found within 4 steps." in held
+    assert "for 1, no failure was found within 4 steps." in held
     assert "smallest" not in held and "prove" not in held and "half" not in held
     spent = table[table["status"] == "not found"].assign(searched=0)
-    assert "for 1 no failure was found before the budget was spent" in said(spent)
+    assert "for 1, no failure was found before the budget was spent" in said(spent)
     first = table.iloc[:1]
     assert "All smaller changes were probed and pass" in said(first)
     enumerated = said(table, items=5, method="exact", probes=0)
     assert (
-        "drawn at random" not in enumerated and "by breadth-first search among the answers to the whole" in enumerated
+        "drawn at random" not in enumerated
+        and "Method: breadth-first search among the answers to the whole" in enumerated
     )
 
 

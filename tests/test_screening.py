@@ -524,7 +524,7 @@ def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkey
         audit_params(discover={"explorer": "ppo", "baseline": "random", "budget": 200, "shards": 2})
     )
     searched = 2 * 160 + audit.discover.microscopic_budget  # a fifth is kept back for modes
-    for known, said in ((timings, "about 50 s by the last search here"), ({"discover@tiny": 10}, "time unknown")):
+    for known, said in ((timings, "about 50 s from the last search here"), ({"discover@tiny": 10}, "time unknown")):
         told = {stage: {"seconds": seconds} for stage, seconds in known.items()}
         write_state(tmp_path / "timings.json", told)
         monkeypatch.setattr("flows.screen.TIMINGS", tmp_path / "timings.json")

@@ -74,7 +74,7 @@ def test_two_audits_are_put_in_one_table_and_one_page(workspace, tmp_path):
     text = page.read_text()
     assert "tiny: control (random)" in text and "other: agent (random)" in text and '"dash":"dash"' in text
     assert "Nothing but the results" in text
-    assert "common probes of" in said and "fails more than the best by" in said and "other: tilt" in said
+    assert "common probes of" in said and "fails more often than the best by" in said and "other: tilt" in said
     assert "Head to head" in text and "Whose failure modes they are" in text
 
 

@@ -539,7 +539,7 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     page = result.report(tmp_path / "page.html").read_text()
     assert "of site west fail (" in page
     assert '<section id="slices">' in page
-    assert '<a href="#slices">Whose failures</a>' in page
+    assert '<a href="#slices">Which items fail</a>' in page
 
 
 def test_the_report_says_what_came_out_in_each_mode(tmp_path: Path):

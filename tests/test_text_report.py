@@ -155,23 +155,27 @@ def test_changes_beyond_recognition_are_counted_apart(pages: dict[str, str]) -> 
     page = pages["landscape"]
     section = page.split('<section id="invalid">')[1].split("</section>")[0]
     assert "130 of all 2,400 probes changed the input so much" in section
-    assert "uniform probes these are 5.2% [4.1–6.6%]" in section
+    assert "They make up 5.2% [4.1–6.6%] of the control" in section
     assert "Of the others 18.5% [16.3–20.8%] fail; if invalid probes counted as failures, 22.7% [20.4–25.1%]" in section
     assert cells_of(page, "invalid", "nouns dropped") == ["100%", "20.0%", "", "15.9–24.9%", "60 / 300"]
     assert ">50%<" not in section, "a level at which it is rarer than over the grid is not where it happens"
     assert "11.8% of the uniform probes here" in page.split('id="mode-1"')[1].split('id="mode-2"')[0]
-    assert "beyond recognition" not in page.split('id="mode-2"')[1].split('id="mode-3"')[0]
+    assert "are invalid" not in page.split('id="mode-2"')[1].split('id="mode-3"')[0]
 
 
 def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[str, str]) -> None:
     page = pages["comparison"]
     assert cells_of(page, "differences", "target modes: failure rate")[-2:] == ["−0.8  −3.1 to +1.5", "3,000"]
     assert cells_of(page, "differences", "newly failing: passed before, fails now")[-2] == "4.0%  3.1–5.2%"
-    assert "The improvement in the target modes is beyond the noise." in page
+    assert (
+        "The improvement in the target modes exceeds the noise floor: the unchanged model, queried again, differs"
+        in page
+    )
     assert "a copy trained for as many steps on unchanged inputs" in page
     assert "uniformly drawn cells instead" not in page
     assert (
-        "Beyond recognition before the repair, and so counted as passed: in the target modes 9.0% [7.4–10.9%]" in page
+        "Invalid before the repair, and so counted as passed: 9.0% [7.4–10.9%] of the common probes in the target modes"
+        in page
     )
     assert cells_of(page, "measures", "faithfulness to the original") == [
         "0.590", "0.655", "+0.065 +0.021 to +0.110",
@@ -179,7 +183,7 @@ def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[
     ]  # fmt: skip
     assert cells_of(page, "measures", "words")[:4] == ["22.4", "28.0", "+5.6 +4.1 to +7.2", "22.5 +0.1  +0.0 to +0.3"]
     assert cells_of(page, "measures", r"copied from the lead \(640 of 1,000\)")[-2:] == ["1.000", "–"]
-    assert "that measure alone proves nothing" in page
+    assert "the measure alone proves nothing" in page
     assert (
         page.count('<p class="asked">before the repair</p>')
         == page.count('<p class="asked">after the repair</p>')
@@ -192,7 +196,7 @@ def test_a_classifier_has_none_of_this(tmp_path: Path) -> None:
     write_comparison(tmp_path / "comparison.html", **make_comparison(*FOUR[:2]))
     for name in ("landscape", "comparison"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
-        for word in ("beyond recognition", "asked again", "Asked again", "no model:", 'id="measures"', "noise, and a"):
+        for word in ('id="invalid"', "queried again", "Queried again", "baseline:", 'id="measures"', "noise, and a"):
             assert word not in page
     assert "uniformly drawn cells instead of the modes" in page
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.landscape.compare import targeting
+from stages.landscape.compare import against_noise, targeting
 from stages.landscape.verdict import statement
 from stages.rate import NO_RATE, Rate
 from stages.records import Difference, Gate, RateRecord
@@ -39,8 +39,9 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
             "other_not_passing": counted,
         },
         some_invalid=counted is not None,
+        control="uniform",
         targeting=targeting(targets),
-        noise=None,
+        noise=against_noise(targets),
         failures_moved=SimpleNamespace(regions=[]),
         slices=None,
         bias=None,
@@ -53,37 +54,40 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
-        (said(difference(FELL)), "All gates passed. In the target modes failures went from 30.0% to 20.0%."),
+        (said(difference(FELL)), "All gates passed. In the target modes, failures fell from 30.0% to 20.0%."),
         (
             said(difference(SAME)),
-            "All gates passed. In the target modes failures went from 30.0% to 29.0%, which may be chance:"
+            "All gates passed. In the target modes, failures went from 30.0% to 29.0%, which may be chance:"
             " -1.0 points [-4.0, +2.0].",
         ),
         (
             said(difference(FELL), counted=difference(ROSE)),
-            "No gate failed, but: Outside the target modes what fails or is beyond recognition rose from 30.0% to"
-            " 38.0%. In the target modes failures went from 30.0% to 20.0%."
-            " Counting what is beyond recognition as failures: +8.0 points [+4.0, +12.0].",
+            "No gate failed, but: Outside the target modes, failing and invalid probes together rose from 30.0% to"
+            " 38.0%. In the target modes, failures fell from 30.0% to 20.0%."
+            " Counting invalid probes as failures: +8.0 points [+4.0, +12.0].",
         ),
-        (said(difference(ROSE)), "All gates passed. In the target modes failures rose from 30.0% to 38.0%."),
+        (said(difference(ROSE)), "All gates passed. In the target modes, failures rose from 30.0% to 38.0%."),
         (
             said(difference(FELL), clean=FELL),
-            "No gate failed, but: On clean inputs clean accuracy fell from 0.980 to 0.880."
-            " In the target modes failures went from 30.0% to 20.0%.",
+            "No gate failed, but: On clean inputs, clean accuracy fell from 0.980 to 0.880."
+            " In the target modes, failures fell from 30.0% to 20.0%.",
         ),
         (
             said(difference(FELL), others=ROSE, gates=(FAILED,)),
-            "Failed: g. Outside the target modes failures rose from 10.0% to 18.0%."
-            " In the target modes failures went from 30.0% to 20.0%.",
+            "Failed: g. Outside the target modes, failures rose from 10.0% to 18.0%."
+            " In the target modes, failures fell from 30.0% to 20.0%.",
         ),
-        (said(difference(FELL), gates=()), "No gates were set. In the target modes failures went from 30.0% to 20.0%."),
+        (
+            said(difference(FELL), gates=()),
+            "No gates were set. In the target modes, failures fell from 30.0% to 20.0%.",
+        ),
         (
             said(difference(SAME), repaired=False),
             "All gates passed. The plan repairs no mode, so no improvement was expected; the model is judged as it is.",
         ),
         (
             said(Difference.measured(NO_RATE, NO_RATE, NO_RATE)),
-            "All gates passed. In the target modes nothing was measured.",
+            "All gates passed. Nothing was measured in the target modes.",
         ),
     ],
 )
@@ -107,3 +111,37 @@ def test_words_of_what_targeting_did(change, control, minus, wanted):
     found = targeting(difference(change, control=against(control, minus)))
     assert found is not None
     assert found.statement == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "control", "minus", "wanted"),
+    [
+        (FELL, FELL, SAME, "In the target modes, the repair was no better than the control (-1.0 points [-4.0, +2.0]):"
+         " aiming the repair gained nothing measurable. The control improved these modes too."),
+        (FELL, SAME, SAME, "In the target modes, the repair was no better than the control (-1.0 points [-4.0, +2.0]):"
+         " aiming the repair gained nothing measurable."),
+        (SAME, FELL, ROSE, "Aiming the repair did worse than the control in the target modes: +8.0 points [+4.0,"
+         " +12.0]."),
+        (FELL, SAME, FELL, "Aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target"
+         " modes."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_what_aiming_did(change, control, minus, wanted):
+    assert said(difference(change, control=against(control, minus))).endswith(f" {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("change", "minus", "wanted"),
+    [
+        (FELL, FELL, "exceeds the noise floor: the unchanged"),
+        (FELL, SAME, "is within the noise floor: the unchanged"),
+        (SAME, SAME, "is not significant: its interval includes zero; the unchanged"),
+    ],
+)
+def test_the_verdict_says_what_is_noise(change, minus, wanted):
+    noise = Against.measured(Rate(0.2, 0.1, 0.3, 400), change=Rate(*SAME, 400)).having(
+        repair_minus_noise=RateRecord.from_rate(Rate(*minus, 400))
+    )
+    found = said(difference(change, noise=noise))
+    assert f"The improvement in the target modes {wanted} model, queried again, differs by -1.0 points" in found
+    assert "noise" not in said(difference(ROSE, noise=noise)), "where nothing improved, nothing is claimed"

@@ -45,7 +45,7 @@ def audit(
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing.
 
-    Where there is a landscape, also which change of its failure rates the test items can show of a repair.
+    If there is a landscape, it also shows how large a change by a repair the test items could detect.
     """
     from flows.estimate import backend_line, estimate, processes_of, requests_line
     from flows.graph import read_graph
@@ -112,7 +112,7 @@ def mine(
         typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000"),
     ] = None,
 ) -> None:
-    """Find words, attributes of texts and small combinations of them at which a model fails, and no concept names.
+    """Find words, text attributes and small combinations of them at which a model fails, and which no concept covers.
 
     For chat, summarization and text-to-image. Writes a record and a page, .faded/mine/AUDIT.json and AUDIT.html. Run
     the same command again, or after a kill, and earlier answers are reused.
@@ -274,7 +274,7 @@ def compare(
     """Compare results: every audit that is named, in every revision that is named.
 
     Two revisions of one audit are paired on common probes, and refused if they are not comparable. Other audits, or
-    more results, are put side by side: failures against probes, rates with their intervals, and what differs. Models
+    more results, are shown side by side: failures against probes, rates with their intervals, and what differs. Models
     that share a grid and a seed are compared head to head on their common probes: which fails least, where all fail,
     and whose failure modes are whose.
     """

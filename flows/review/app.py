@@ -66,7 +66,7 @@ async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response
     elif here:
         response = _refused(request, _needs_link(421, "AUDIT"))
     else:
-        response = message(421, "Not here", ["This address is not one of the review page."])
+        response = message(421, "Not here", ["The review page is not served at this address."])
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
@@ -183,7 +183,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
             "The landscape has changed",
             "You looked at an earlier one, so nothing was saved: a decision is valid only for what its"
             " reviewer has seen. Look at the current one and decide again.",
-            links=[(page_path(audit), "The present landscape")],
+            links=[(page_path(audit), "The current landscape")],
             typed=typed(fields),
         )
     try:
@@ -200,7 +200,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         raise Refused(
             503,
             "That did not work",
-            f"{error}. Whether your decision was recorded, the page says.",
+            f"{error}. The page says whether your decision was recorded.",
             links=[(page_path(audit), "Open the page")],
             typed=typed(fields),
         ) from None
@@ -268,7 +268,7 @@ def _refused(_request: Request, error: Refused) -> Response:
 
 def _not_there(_request: Request, error: HTTPException) -> Response:
     title = "There is nothing here" if error.status_code == 404 else "That does not work here"
-    return message(error.status_code, title, ["This page shows the audits it was started for, and nothing else."])
+    return message(error.status_code, title, ["This server shows only the audits it was started for."])
 
 
 def _failed(_request: Request, error: FadedError) -> Response:

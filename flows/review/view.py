@@ -172,14 +172,14 @@ def _own(now: Standing, reviewer: str) -> Recorded | None:
 def _replaces(decisions: Sequence[Recorded]) -> str:
     """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
     if any(decision.via == "time-out" for decision in decisions):
-        return "the rejection by time-out, and of my earlier one if I made one"
+        return "the rejection by time-out, and my earlier one if I made one"
     if len(decisions) == 1:
         return f"{decisions[0].reviewer}’s"  # noqa: RUF001
-    return "my earlier one, or of all that were made if I made none"
+    return "my earlier one, or all earlier ones if I made none"
 
 
 def how_long(params: Params, audit: str) -> str:
-    """The expected duration of the stages after the decision: "about 2 min 31 s (by the last run here)"."""
+    """The expected duration of the stages after the decision: "about 2 min 31 s (from the last run here)"."""
     # No query of DVC is needed: after a new decision these stages are stale in any case.
     before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in FIRST_STAGES]
     behind = [

@@ -34,7 +34,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
     if failed:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
-        said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}; so this is not a pass.")
+        said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}. This is not a pass.")
     against = harm(comparison)
     if not (failed or unjudged):  # readers who stop here must not mistake harm for a pass
         said.append("No gates were set." if not gates else "No gate failed, but:" if against else "All gates passed.")
@@ -45,13 +45,12 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append(_in_targets(comparison.differences["target_failure_rate"]))
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
-            said.append(f"Counting what is beyond recognition as failures: {points(counted.moved)}.")
-    for told in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
-        if told:
-            said.append(f"{told[0].upper()}{told[1:]}.")
-    said += _steps(comparison)
+            said.append(f"Counting invalid probes as failures: {points(counted.moved)}.")
+    said += [*beside_control(comparison), *beside_noise(comparison), *_steps(comparison)]
     if fewest is not None:
-        said.append(f"A training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}.")
+        said.append(
+            f"A shorter training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}."
+        )
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
     if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
@@ -68,13 +67,43 @@ def harm(comparison: Comparison) -> list[str]:
     quality, others = (comparison.differences[measure] for measure in ("clean_quality", "other_failure_rate"))
     said = []
     if quality.moved.high < 0:
-        said.append(f"On clean inputs {quality.name} fell from {quality.before:.3f} to {quality.after:.3f}.")
+        said.append(f"On clean inputs, {quality.name} fell from {quality.before:.3f} to {quality.after:.3f}.")
     if others.moved.low > 0:
-        said.append(f"Outside the target modes failures rose from {others.before:.1%} to {others.after:.1%}.")
+        said.append(f"Outside the target modes, failures rose from {others.before:.1%} to {others.after:.1%}.")
     if comparison.some_invalid and (counted := comparison.differences["other_not_passing"]).moved.low > 0:
         rose = f"{counted.before:.1%} to {counted.after:.1%}"
-        said.append(f"Outside the target modes what fails or is beyond recognition rose from {rose}.")
+        said.append(f"Outside the target modes, failing and invalid probes together rose from {rose}.")
     return said
+
+
+def beside_control(comparison: Comparison) -> list[str]:
+    """Describe whether the target modes improved more than under the control; empty without a control."""
+    entry, found = comparison.targeting, comparison.differences["target_failure_rate"]
+    if entry is None:
+        return []
+    change, clean = points(entry.rate), comparison.control == "clean"
+    cause = "training on changed inputs" if clean else "aiming the repair"
+    other = "as many steps on unchanged inputs" if clean else "the control"
+    if entry.helped:
+        return [f"{cause.capitalize()} helped: {change} against {other} in the target modes."]
+    if entry.rate.low > 0:
+        return [f"{cause.capitalize()} did worse than {other} in the target modes: {change}."]
+    said = f"In the target modes, the repair was no better than {other} ({change}): {cause} gained nothing measurable."
+    if found.moved.high < 0 and found.control is not None and found.control.moved.high < 0:
+        return [said, "The control improved these modes too."]
+    return [said]
+
+
+def beside_noise(comparison: Comparison) -> list[str]:
+    """Compare the improvement in the target modes with the noise floor; empty without either."""
+    entry, found = comparison.noise, comparison.differences["target_failure_rate"]
+    if entry is None or found.noise is None or not found.moved.value < 0:
+        return []
+    where = "exceeds" if entry.beyond else "is within"
+    again = f"the unchanged model, queried again, differs by {points(found.noise.moved)}."
+    if found.moved.high >= 0:
+        return [f"The improvement in the target modes is not significant: its interval includes zero; {again}"]
+    return [f"The improvement in the target modes {where} the noise floor: {again}"]
 
 
 def _steps(comparison: Comparison) -> list[str]:
@@ -95,9 +124,10 @@ def _steps(comparison: Comparison) -> list[str]:
 def _in_targets(found: Difference) -> str:
     """Describe the change of the failure rate in the target modes."""
     if not found.moved.n:
-        return "In the target modes nothing was measured."
+        return "Nothing was measured in the target modes."
     change = f"from {found.before:.1%} to {found.after:.1%}"
     if found.moved.low > 0:
-        return f"In the target modes failures rose {change}."
-    chance = "" if found.moved.high < 0 else f", which may be chance: {points(found.moved)}"
-    return f"In the target modes failures went {change}{chance}."
+        return f"In the target modes, failures rose {change}."
+    if found.moved.high < 0:
+        return f"In the target modes, failures fell {change}."
+    return f"In the target modes, failures went {change}, which may be chance: {points(found.moved)}."

@@ -16,12 +16,12 @@ MAX_SUBJECTS = 24  # number of subjects in a picture; the table has all
 MARK = "✱"
 
 HOW = (
-    "A fair model would be off the reference too, by chance, the more so the fewer answers: the grey bar reaches as "
-    f"far as 95 of 100 such tallies do. {MARK} marks what is beyond that, tested over all subjects at once (Holm). "
+    "By chance, even a fair model deviates from the reference, and more so with fewer answers: the grey bar reaches as "
+    f"far as 95 of 100 such tallies do. {MARK} marks what is beyond chance, tested over all subjects at once (Holm). "
     "The dot is the total variation corrected for chance, with its 95% interval: the share of answers that would have "
-    "to be another value. Dotted lines are where the pieces of a bar would end by the reference."
+    "to be another value. Dotted lines show where the pieces of a bar would end according to the reference."
 )
-_NAMES = {"before": "before", "after": "after", "control": "control", "noise": "asked again"}
+_NAMES = {"before": "before", "after": "after", "control": "control", "noise": "queried again"}
 
 
 class Line(NamedTuple):
@@ -190,22 +190,22 @@ def _found(attribute: str, main: Sequence[Bias], guidances: Sequence[float]) -> 
     known = [entry for entry in main if entry.n]
     beyond = [entry for entry in known if entry.beyond_noise]
     said = [
-        f"Where the input leaves {attribute} unsaid, {number(len(beyond))} of {number(len(known))} subjects are "
-        f"further from the reference than chance explains{at}."
+        f"Where the input does not specify {attribute}, {number(len(beyond))} of {number(len(known))} subjects "
+        f"{'is' if len(beyond) == 1 else 'are'} further from the reference than chance explains{at}."
     ]
     if beyond:
         worst = beyond[0]
         row = max(worst.values, key=lambda value: abs(value.share.rate.value - value.expected))
         said.append(
-            f"Most of all {worst.subject}: {row.value} in {percent(row.share.value)} "
+            f"The furthest is {worst.subject}: {row.value} in {percent(row.share.value)} "
             f"[{interval(row.share.low, row.share.high)}] of {number(worst.n)} answers, "
             f"{percent(row.expected)} expected."
         )
     unread, all_ = sum(entry.unread for entry in main), sum(entry.unread + entry.n for entry in main)
     if unread:
         said.append(
-            f"Of {number(unread)} of {number(all_)} answers the value could not be told; these are left out: "
-            "shares are among those that could be read."
+            f"In {number(unread)} of {number(all_)} answers the value could not be read. These are left out: "
+            "shares are of the answers that could be read."
         )
     return said
 

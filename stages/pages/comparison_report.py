@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages import figures
 from stages.pages.bias import comparison_bias
 from stages.pages.doses import doses_view
@@ -24,26 +25,26 @@ from stages.pages.searches import compare_searches
 from stages.pages.sheets import show_sheets, strips
 from stages.pages.slices import compared_sentence, compared_view
 from stages.pages.verdicts import verdict_view
-from stages.pages.words import flatten, interval, number, percent, points, points_interval, score
+from stages.pages.words import flatten, interval, listed, number, percent, points, points_interval, score
 from stages.records import Compared, Comparison, Difference, Plan, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
 LIMITS = (
-    "Before and after are judged on the same items and cells, on items the repair never saw: differences are paired.",
-    "Intervals are 95% intervals over resampled items, or groups of items that belong together. They cover no items "
-    "unlike the ones used here.",
-    "A gate passes only on evidence: if the interval reaches across its bound, it fails.",
-    "The landscapes are estimates from two searches at the same budget; the paired differences are counted.",
-    "The same model differs between two halves of the items, by chance: that is the noise floor of the shift. Halves "
-    "have fewer items and probes than the whole, so it is overstated.",
+    "Both models are tested on the same items and cells, so differences are paired. The repair never saw these items.",
+    "Intervals are 95% intervals from resampled items, or groups of items that belong together. They say nothing about "
+    "items unlike the ones used here.",
+    "A gate passes only on evidence: if the interval crosses its bound, the gate fails.",
+    "The landscapes are estimates from two searches with the same budget; the paired differences are counted.",
+    "By chance alone, the same model differs between two halves of the items: this is the noise floor of the shift. "
+    "Halves have fewer items and probes than the whole, so the floor is overstated.",
 )
 _NAMES = {
     "target_failure_rate": "target modes: failure rate",
     "other_failure_rate": "all other cells: failure rate",
     "failure_rate": "whole grid: failure rate",
-    "target_not_passing": "target modes: failing or beyond recognition",
-    "other_not_passing": "all other cells: failing or beyond recognition",
+    "target_not_passing": "target modes: failing or invalid",
+    "other_not_passing": "all other cells: failing or invalid",
     "automatic_target_failure_rate": "target modes: failure rate by the automatic measure",
     "automatic_other_failure_rate": "all other cells: failure rate by the automatic measure",
     "automatic_failure_rate": "whole grid: failure rate by the automatic measure",
@@ -56,7 +57,7 @@ _CONTROLS = {
 }
 SIDES = {"_before": "Before", "_after": "After"}
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
-_OTHERS = {"control": "control", "noise": "asked again"}
+_OTHERS = {"control": "control", "noise": "queried again"}
 _EXAMPLES = {
     "fixed": "Fixed: failed before, passes now",
     "newly_failing": "Newly failing: passed before, fails now",
@@ -65,15 +66,15 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
     "gates": "Gates",
     "differences": "Before and after",
     "measures": "Other measures",
-    "doses": "Failures against steps of training",
+    "doses": "Failures against training steps",
     "bias": "Bias",
     "sheets": "Contact sheets",
     "landscape": "Both landscapes",
     "modes": "Failure modes",
     "examples": "Examples",
-    "slices": "Whose failures",
+    "slices": "Which items fail",
     "moved": "Did failures move elsewhere?",
-    "search": "The search, again",
+    "search": "The search, repeated",
     "shift": "How far the landscape moved",
     "policy": "Where the search has learnt to look",
     "reduced": "Reduced failures",
@@ -200,7 +201,7 @@ def write_comparison_report(
     differences = [_row(entry, key, entry.name or _NAMES[key]) for key, entry in comparison.shown_differences.items()]
     for key, entry in (comparison.automatic or {}).items():
         differences.append(_row(entry, f"automatic_{key}", _NAMES[f"automatic_{key}"]))
-    modes = [_row(mode, mode.id, f"{mode.id}: {mode.text}", mode.action) for mode in comparison.modes]
+    modes = [_row(mode, mode.id, f"{mode.id}: {listed(mode.text)}", mode.action) for mode in comparison.modes]
     examples = [row for kind in OUTCOMES for row in galleries.get(kind, ())]
     unchanged = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     beside = [shown.image for row in examples if (shown := unchanged.get(row.item)) and shown.image is not None]
@@ -218,7 +219,7 @@ def write_comparison_report(
         "landscape": _landscape(landscapes, space, names, top, regions),
         "modes": modes,
         "slices": compared_view(comparison),
-        "moved": [_row(region, "", region.text) for region in comparison.failures_moved.regions],
+        "moved": [_row(region, "", listed(region.text)) for region in comparison.failures_moved.regions],
         "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, comparison.search),
         "shift": _shift(comparison.shift),
@@ -278,23 +279,22 @@ def _row(entry: Difference, key: str, name: str, action: str | None = None) -> C
 
 def _finding(comparison: Comparison) -> list[str]:
     """Return further findings: whether aiming helped, what is noise, and what failing means."""
-    said = [entry.statement for entry in (comparison.targeting, comparison.noise) if entry and entry.statement]
-    found = [f"{statement[0].upper()}{statement[1:]}." for statement in said]
+    found = [*beside_control(comparison), *beside_noise(comparison)]
     if comparison.ratings:
-        found.append(f"Failing here means {fails(comparison.ratings)}, as people's ratings have taught.")
+        found.append(f"Failing here means {fails(comparison.ratings)}, as learnt from people's ratings.")
     return found
 
 
 def _invalid(invalid: records.InvalidPairs) -> str:
     """Return how many common probes are not valid; empty if all are."""
     where = " and ".join(
-        f"{part} {percent(rate.value)} [{interval(rate.low, rate.high)}]"
+        f"{percent(rate.value)} [{interval(rate.low, rate.high)}] of the common probes {part}"
         for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
         if rate.value
     )
     if not where:
         return ""
-    return f"Beyond recognition before the repair, and so counted as passed: {where} of the common probes."
+    return f"Invalid before the repair, and so counted as passed: {where}."
 
 
 def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:
@@ -383,9 +383,9 @@ def _shift(shift: records.Shift) -> ShiftPart:
     for title, value, floor in named:
         if value is None:
             continue
-        said = "nothing to compare it with."
+        said = "there is no noise floor to compare it with."
         if floor.max is not None:
-            said = "moved more than chance explains." if value > floor.max else "chance may explain the move."
+            said = "moved more than chance explains." if value > floor.max else "chance may explain it."
         parts.append(Moved(title, said, value, floor.min, floor.max, 1.1 * max(ends)))
     return ShiftPart(list(flatten(shift.to_json())), parts)
 
@@ -395,7 +395,7 @@ def _rate(row: Difference | None) -> str:
     if row is None or row.before is None:
         return ""
     spread = f"{points(row.change)} points, 95% interval {points_interval(row.low, row.high)}"
-    return f"Of uniform probes {percent(row.before)} failed before, and {percent(row.after)} after ({spread})."
+    return f"{percent(row.before)} of uniform probes failed before, and {percent(row.after)} after ({spread})."
 
 
 def _policy(comparison: Comparison) -> list[PolicyRow]:

@@ -41,8 +41,8 @@ def corruptions_view(errors: CorruptionErrors | TooFew | None, *, exact: bool) -
         return CorruptionsView([few], [], False, [])
     unchanged = [row.error for row in errors.rows if row.name == UNCHANGED]
     sentences = [
-        f"Mean corruption error: {_said(errors.mean)}, each of {number(_corruptions(errors))} corruptions counting as"
-        f" much{''.join(f'; unchanged pictures: {_said(error)}' for error in unchanged)}."
+        f"Mean corruption error: {_said(errors.mean)}, with equal weight for each of {number(_corruptions(errors))}"
+        f" corruptions{''.join(f'; unchanged pictures: {_said(error)}' for error in unchanged)}."
     ]
     if errors.normalised is not None:
         sentences.append(
@@ -76,10 +76,11 @@ def _notes(errors: CorruptionErrors, exact: bool) -> list[str]:
     averaged = "".join(f" and {name}" for name in errors.others)
     counted = "of all pairs of item and cell" if exact else "of the control's uniform probes"
     return [
-        f"The share {counted} that fail, averaged over severities{averaged}, with 95% intervals. That of the"
-        " mean is for other items like these.",
-        "AlexNet's errors are those published for 50,000 pictures; its frost was mixed in from photos, this one is"
-        " drawn and harder, and no picture is compressed once more. Compare with published numbers with that in mind."
+        f"The share {counted} that fail, averaged over severities{averaged}, with 95% intervals. The interval"
+        " of the mean is for other items like these.",
+        "AlexNet's errors are those published for 50,000 pictures. There, frost was mixed in from photos and pictures"
+        " were compressed a second time; here, frost is drawn and harder, and they are not. Keep that in mind when you"
+        " compare with published numbers."
         if errors.normalised is not None
         else "Not normalised by AlexNet's errors: those are for the thousand classes of ImageNet, all fifteen"
         " corruptions at five severities, and nothing else.",

@@ -15,7 +15,7 @@ _PARTS = {
     "targets": "In the target modes",
     "others": "Everywhere else",
     "drawn": "Cells that the search's policy proposes",
-    "clean": "Unchanged inputs, clean quality",
+    "clean": "Clean quality on unchanged inputs",
 }
 
 
@@ -38,19 +38,19 @@ def _part(curve: DoseCurve) -> DosesPart:
     title, (repaired, control) = _PARTS[curve.part], (curve.repaired, curve.control)
     shown = {"repair": repaired, **({"control": control} if control else {})}
     ends = "; ".join(
-        f"{name} {percent(doses[-1].rate.value)} after {doses[-1].steps:,}" for name, doses in shown.items()
+        f"{name} {percent(doses[-1].rate.value)} after {doses[-1].steps:,} steps" for name, doses in shown.items()
     )
     what = "Clean quality" if curve.part == "clean" else "Failure rate"
     picture = Picture(
-        f"{what} against steps of training, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
+        f"{what} against training steps, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
     )
     told = worth(curve)
-    sentences = ["The repair was aimed by this policy, which saw other items."] if curve.part == "drawn" else []
+    sentences = ["This policy, which saw other items, aimed the repair."] if curve.part == "drawn" else []
     sentences += [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {told}."] if told else []
     if curve.differences:
         each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
-        trainings = "training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
-        sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, {trainings}: {each} points.")
+        trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
+        sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, in {trainings}: {each} points.")
     steps = sorted({dose.steps for doses in shown.values() for dose in doses})
     rows = [(number(n), _rate(repaired, n), _rate(control, n)) for n in steps]
     return DosesPart(title, sentences, picture, bool(control), rows)

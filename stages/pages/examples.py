@@ -166,7 +166,7 @@ def _of_change(outcome: str, name: str, one: Compared, source: Source, modes: Ma
     said, unchanged = source.about(one.item), source.unchanged.get(one.item)
     shown, facts = source.shrinker.show(one.exhibit, one.before, one.after, one.drawn, unchanged), []
     if label := said.get(LABEL):
-        facts = [("expected", label), ("before the repair", one.before), ("after it", one.after)]
+        facts = [("expected", label), ("before the repair", one.before), ("after the repair", one.after)]
         shown = shown._replace(caption=_rest(shown.caption, label, one.before), answers=())
     row: dict[str, Cell] = {"id": name, "outcome": words}
     if not one.cell:  # written by an earlier version, which did not store the cell
@@ -189,7 +189,7 @@ def _holding(modes: Mapping[str, Region], cell: Sequence[int], said: Mapping[str
         for name, region in modes.items()
         if region.in_box(space, at)[0] and all(said.get(key) in values for key, values in region.items.items())
     ]
-    return ", ".join(held) or "outside of all modes"
+    return ", ".join(held) or "outside all modes"
 
 
 def _rest(caption: str, label: str, output: str) -> str:

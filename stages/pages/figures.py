@@ -395,7 +395,7 @@ def doses(lines: Mapping[str, Sequence[Dose]]) -> go.Figure:
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         margin={"l": 56, "r": 16, "t": 36, "b": 48},
-        xaxis={"title": {"text": "steps of training"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "training steps"}, "rangemode": "tozero"},
         yaxis={"tickformat": ".0%", "rangemode": "tozero", "automargin": True},
     )
 

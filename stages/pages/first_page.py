@@ -19,18 +19,18 @@ from stages.landscape.verdict import harm
 from stages.pages.gallery import Gallery, Shown, Shrinker
 from stages.pages.ratings import fails
 from stages.pages.verdicts import GateView, VerdictView
-from stages.pages.words import interval, number, percent, points, points_interval
+from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
-_INTERVALS = "In brackets: 95% intervals, which black lines on bars show too."
+_INTERVALS = "Brackets, and black lines on bars, show 95% intervals."
 
 Light = Literal["red", "amber", "green"]
 _SAID: dict[Light, str] = {
     "red": "Not ready to deploy",
     "amber": "Decide before deploying",
-    "green": "Ready by its gates",
+    "green": "Ready to deploy, by its gates",
 }
 
 
@@ -186,22 +186,22 @@ def comparison_page(
             said.append(f"Not repaired: the decision was to {mode.action} it.")
         one = examples.get(mode.id)
         if any(one is bad for bad in galleries.get("newly_failing", ())):
-            said.append("This example fails only since the repair; no repaired one was recorded.")
+            said.append("This example fails only since the repair; no fixed one was recorded.")
         pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
         spread = (mode.after_low, mode.after_high)
-        cards.append(Card(mode.id, "modes", mode.text, mode.after, *spread, mode.before, said, pair))
+        cards.append(Card(mode.id, "modes", listed(mode.text), mode.after, *spread, mode.before, said, pair))
     left = len(modes) - MODES
     return FirstPage(
         facts=[
             *_facts(about),
             ("Decided by", _decided(plan)),
-            ("Judged on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
+            ("Tested on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
         ],
         light=light,
         headline=_SAID[light],
         reason=reason,
         tiles=_comparison_tiles(comparison),
-        heading="What was to be repaired" if plan.targets else "What failed before",
+        heading="What the repair targeted" if plan.targets else "What failed before",
         modes=cards,
         more=f"{number(left)} more below." if left > 0 else "",
         steps=_comparison_steps(comparison, light, plan),
@@ -220,7 +220,11 @@ def _example_of_each(
 
 
 def _decided(plan: Plan) -> str:
-    return "a rule, no person" if plan.decided_by == "policy" else plan.by or plan.reviewer or "a person without a name"
+    return (
+        "a rule, not a person"
+        if plan.decided_by == "policy"
+        else plan.by or plan.reviewer or "a person who gave no name"
+    )
 
 
 def _facts(about: About) -> list[tuple[str, str]]:
@@ -232,7 +236,7 @@ def _failed(gates: Sequence[GateView]) -> str:
     """Describe the first gate that failed, and how many more did."""
     failed = [gate for gate in gates if gate.passed is False]
     more = f", and {number(len(failed) - 1)} more failed" if len(failed) > 1 else ""
-    return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate asks for {failed[0].bound}{more}"
+    return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate requires {failed[0].bound}{more}"
 
 
 def _capital(text: str) -> str:
@@ -248,25 +252,23 @@ def _landscape_light(landscape: Landscape, verdict: VerdictView) -> tuple[Light,
     if verdict.passed is False:
         return "red", f"{_capital(_failed(verdict.gates))}."
     if verdict.passed is None:
-        judged = (
-            "Some gates could not be judged." if verdict.gates else "Nobody has said yet whether that is acceptable."
-        )
-        where = f", most of all in {_some_modes(found)}" if found else ""
+        judged = "Some gates could not be judged." if verdict.gates else "No gate says whether that is acceptable."
+        where = f", most often in {_some_modes(found)}" if found else ""
         return "amber", f"{rate} of uniformly drawn probes fail{where}. {judged}"
     if found:
         return "amber", f"It meets its gates, but has {_some_modes(found)} that somebody has to accept or repair."
-    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest."
+    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest of the grid."
 
 
 def _comparison_light(comparison: Comparison, verdict: VerdictView, plan: Plan) -> tuple[Light, str]:
     if verdict.passed is False:
         return "red", f"After the repair, {_failed(verdict.gates)}."
     if verdict.passed is None:
-        what = "some gates could not be judged" if verdict.gates else "no gate says what the repair has to reach"
+        what = "some gates could not be judged" if verdict.gates else "no gate says what the repair has to achieve"
         return "amber", f"{_capital(what)}."
     against = [*_risen_in_targets(comparison), *harm(comparison)]
     if regions := comparison.failures_moved.regions:
-        against.append(f"Failures rose in {regions[0].text}.")
+        against.append(f"Failures rose in {listed(regions[0].text)}.")
     if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
         against.append(f"Failures rose significantly for {', '.join(worse)}.")
     if comparison.bias and (skewed := newly_skewed(comparison.bias)):
@@ -274,11 +276,11 @@ def _comparison_light(comparison: Comparison, verdict: VerdictView, plan: Plan) 
     if against:
         return "amber", f"It meets its gates, but: {' '.join(against)}"
     if not plan.targets:
-        return "green", "No mode was to be repaired, and the model as it is meets its gates."
+        return "green", "No mode was chosen for repair, and the unchanged model meets its gates."
     chosen = " A rule, not a person, chose what to repair." if plan.decided_by == "policy" else ""
-    where = "in the target modes, elsewhere, on unchanged inputs or for any kind of items"
+    where = "in the target modes, elsewhere, on unchanged inputs or for any kind of item"
     met = f"meets all {number(len(verdict.gates))} gates" if len(verdict.gates) > 1 else "meets its gate"
-    return "green", f"The repaired model {met}, and no rise of failures beyond chance was seen {where}.{chosen}"
+    return "green", f"The repaired model {met}, and no rise in failures beyond chance was found {where}.{chosen}"
 
 
 def _risen_in_targets(comparison: Comparison) -> list[str]:
@@ -293,7 +295,7 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     if unchanged := landscape.unchanged:
         spread = interval(unchanged.low, unchanged.high)
         tiles.append(
-            Tile(percent(unchanged.value), f"of {number(unchanged.n)} unchanged items fail already ({spread})")
+            Tile(percent(unchanged.value), f"of {number(unchanged.n)} unchanged items already fail ({spread})")
         )
     elif clean := about.clean:
         wrong = percent(1 - clean.value) if clean.value is not None else percent(None)
@@ -302,12 +304,12 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     elif (walked := landscape.robustness) and walked.items and walked.start == "neutral":
         said = f"of {number(walked.items)} items fail unchanged"
         tiles.append(Tile(number(walked.fail_unchanged), said))
-    over = f"all over {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
-    said = f"of probes, drawn uniformly {over}, fail ({interval(overall.low, overall.high)})"
+    over = f"all {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
+    said = f"of probes drawn uniformly over {over} fail ({interval(overall.low, overall.high)})"
     if counted := landscape.invalid.not_passing:
         said += (
-            f"; {percent(counted.value)} ({interval(counted.low, counted.high)}) counting the"
-            f" {percent(landscape.invalid.value)} that {landscape.invalid.what}"
+            f"; {percent(counted.value)} ({interval(counted.low, counted.high)}) counting as"
+            f" failures the {percent(landscape.invalid.value)} that {landscape.invalid.what}"
         )
     if ratings := landscape.ratings:
         said += f". Failing means {fails(ratings)}"
@@ -315,10 +317,12 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     if landscape.modes:
         worst = max(landscape.modes, key=lambda mode: mode.rate)
         tiles.append(
-            Tile(percent(worst.rate), f"fail in the worst mode, {worst.text} ({interval(worst.low, worst.high)})")
+            Tile(
+                percent(worst.rate), f"fail in the worst mode, {listed(worst.text)} ({interval(worst.low, worst.high)})"
+            )
         )
     else:
-        tiles.append(Tile("none", "no region was confirmed to fail more often than the rest"))
+        tiles.append(Tile("none", "no region was confirmed to fail more often than the rest of the grid"))
     if landscape.slices and landscape.slices.worse:
         attribute, one = landscape.slices.worse[0]
         spread, rest = interval(one.low, one.high), percent(one.rest)
@@ -331,32 +335,32 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
 def _in_use(usage: Usage) -> Tile:
     """Return the failure rate weighted by how common conditions are in use."""
     if usage.rate is None:
-        return Tile(percent(None), "in use: not known, as too few of the cells that were estimated are common there")
-    return Tile(percent(usage.rate), "in use: the estimated landscape, weighted by how common conditions are there")
+        return Tile(percent(None), "in use: unknown, because too few of the estimated cells are common there")
+    return Tile(percent(usage.rate), "in use: the estimated landscape, weighted by how common each condition is")
 
 
 def _comparison_tiles(comparison: Comparison) -> list[Tile]:
     quality = comparison.differences["clean_quality"]
-    tiles = [_moved(quality, f"{quality.name}, unchanged inputs")]
+    tiles = [_moved(quality, f"{quality.name} on unchanged inputs")]
     for key, where in (("target_failure_rate", "fail in the target modes"), ("other_failure_rate", "fail elsewhere")):
         entry = comparison.differences[key]
         if entry.before is None:
             continue
         tile = _moved(entry, where)
         if entry.control and entry.control.after is not None:
-            said = f"{tile.said}; the control, trained as long without aiming: {percent(entry.control.after)}"
+            said = f"{tile.said}; the control, trained for as many steps without aiming: {percent(entry.control.after)}"
             tile = tile._replace(said=said)
         if comparison.some_invalid:
             counted = comparison.differences[key.replace("failure_rate", "not_passing")]
             tile = tile._replace(
-                said=f"{tile.said}; {percent(counted.before)} → {percent(counted.after)} if what is beyond recognition"
-                " counts"
+                said=f"{tile.said}; {percent(counted.before)} → {percent(counted.after)} counting invalid probes as"
+                " failures"
             )
         tiles.append(tile)
     newly = comparison.differences["newly_failing"]
     if newly.after is not None:
         spread = interval(newly.low, newly.high)
-        tiles.append(Tile(percent(newly.after), f"of what passed before fails now, the price of the repair ({spread})"))
+        tiles.append(Tile(percent(newly.after), f"of what passed before now fails, the price of the repair ({spread})"))
     return tiles
 
 
@@ -373,12 +377,14 @@ def _mode_card(
     unchanged: Mapping[str, Exhibit],
     shrinker: Shrinker,
 ) -> Card:
-    said = [f"It covers {percent(mode.share)} of the grid and fails {_often(mode.lift)} as often as all of it."]
+    said = [f"It covers {percent(mode.share)} of the grid and fails {_often(mode.lift)} as often as the whole grid."]
     if landscape.overall.value:
         of_all = min(1.0, mode.rate * mode.share / landscape.overall.value)
-        said.append(f"About {percent(of_all, 0)} of all failures are here.")
+        said.append(f"About {percent(of_all, 0)} of all failures lie here.")
     if usage:
-        said.append(f"{percent(usage.share(mode.cells, mode.share), 2)} of use, by the weights under usage.")
+        said.append(
+            f"It makes up {percent(usage.share(mode.cells, mode.share), 2)} of use, by the weights under usage."
+        )
     if whom := _for_whom(landscape, mode):
         said.append(whom)
     if confused := landscape.confused(mode, 1):
@@ -387,7 +393,7 @@ def _mode_card(
     return Card(
         mode.id,
         link,
-        mode.text,
+        listed(mode.text),
         mode.rate,
         mode.low,
         mode.high,
@@ -422,7 +428,7 @@ def _for_whom(landscape: Landscape, mode: ModeRecord) -> str:
 
 def _control_said(mode: Difference) -> str:
     assert mode.control is not None
-    return f"The control, trained as long without aiming: {percent(mode.control.after)}."
+    return f"The control, trained for as many steps without aiming: {percent(mode.control.after)}."
 
 
 def _often(lift: float) -> str:
@@ -440,19 +446,19 @@ def _landscape_steps(landscape: Landscape, verdict: VerdictView) -> list[Step]:
     name = landscape.audit
     if verdict.gates:  # the audit ends here
         return [Step("Keep the evidence:", f"faded evidence {name}")]
-    return [Step("See what is next: a decision, a repair, or its verdict:", f"faded status {name}")]
+    return [Step("See what comes next (a decision, a repair or its verdict):", f"faded status {name}")]
 
 
 def _comparison_steps(comparison: Comparison, light: Light, plan: Plan) -> list[Step]:
     name = comparison.audit
     if light == "red":
-        change = f"Change repairs.{name} in params.yaml, and run what has changed:"
+        change = f"Change repairs.{name} in params.yaml and run what has changed:"
         again = [Step("Decide again:", f"faded review {name} --revise")] if plan.decided_by == "human" else []
         return [
             *again,
-            Step(f"Or change repairs.{name} in params.yaml, and:" if again else change, f"faded audit {name}"),
+            Step(f"Or change repairs.{name} in params.yaml and run:" if again else change, f"faded audit {name}"),
         ]
     return [
         Step("Keep the evidence:", f"faded evidence {name}"),
-        Step("Take the repaired model with its card:", f"faded export {name} deploy/{name}"),
+        Step("Export the repaired model with its card:", f"faded export {name} deploy/{name}"),
     ]

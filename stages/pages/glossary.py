@@ -5,28 +5,30 @@ from __future__ import annotations
 from markupsafe import Markup
 
 GLOSSARY = {
-    "cell": "One full assignment of levels, one to each concept: a point of the grid.",
+    "cell": "One level for every concept: one combination of the grid.",
     "concept": "A named way in which an input can change, in levels that people understand: rotation, blur.",
     "confirmed": "On probes that had no part in finding it, a region failed significantly more often than the grid.",
-    "control": "What an effort is compared with at the same cost. Of a search: uniform draws. Of a repair: a copy "
-    "trained for as many steps without aiming.",
+    "control": "What a search or repair is compared with at the same cost. For a search: uniform draws. For a repair: "
+    "a copy trained for as many steps without aiming.",
     "discrepancy": "How far an answer is from what people expect, on the task's own scale.",
     "failure": "An answer whose discrepancy is above the threshold.",
-    "failure rate": "The share of probes that fail. Over the grid all cells count alike; in use some are rarer.",
-    "fresh probe": "A probe kept back from the search and asked inside a region after it was found.",
+    "failure rate": "The share of probes that fail. Over the grid, all cells count alike; in use, some are rarer.",
+    "fresh probe": "A probe held back from the search, and drawn in a region only after that was found.",
     "gate": "A bound set before the audit. It passes only if the whole interval is on the right side of it.",
     "grid": "All combinations of the levels of all concepts.",
-    "interval": "Where the true rate would lie in 95 of 100 repetitions with other probes or items like these.",
+    "interval": "In 95 of 100 repetitions with other probes or items like these, it would cover the true rate.",
+    "invalid probe": "A probe that is not held against the model, because nobody could read its changed input, for "
+    "example. It counts as passed.",
     "item": "One input as it was, before any change.",
-    "level": "One step of a concept, as 25° of rotation.",
+    "level": "One step of a concept, such as 25° of rotation.",
     "lift": "The failure rate inside a mode divided by that of the whole grid.",
     "mode": "A failure mode: a region that a person can read, confirmed to fail more often than the grid.",
     "newly failing": "Passed before the repair and fails after it.",
-    "noise floor": "How far a number moves although nothing has changed, as between two halves of the items.",
+    "noise floor": "How far a number moves although nothing has changed, for example between two halves of the items.",
     "points": "Percentage points: from 20% to 15% is −5 points.",
-    "policy": "What the search has learnt about where to look. It is not a failure rate.",
-    "probe": "One question to the model: an item, changed as a cell says, and what came out.",
-    "repair": "Fine-tuning a copy of the model in the modes that people chose.",
+    "policy": "What the search has learnt about where to look; not a failure rate.",
+    "probe": "One query of the model: an item, changed as a cell says, and the answer.",
+    "repair": "Fine-tuning a copy of the model on the modes that were chosen.",
     "threshold": "The discrepancy above which an answer counts as a failure.",
 }
 

@@ -19,11 +19,11 @@ from stages.rate import Rate
 LIMITS = (
     "The failure rate is that of the model under test on the grid of its audit, with its 95% interval. Audits with "
     "other grids have other rates: compare each audit with itself.",
-    "The drift is the difference of two rates of the same grid and data; its interval follows from theirs. Of two "
-    "revisions `faded compare` says more, for it pairs their common probes.",
+    "The drift is the difference of two rates of the same grid and data; its interval follows from theirs. For two "
+    "revisions `faded compare` says more, because it pairs their common probes.",
     "What changed is what dvc.lock of the two commits says: model, data, decision, settings, and the code of stages.",
-    "A result is a commit in which the numbers of an audit changed; who decided is known where the bytes of its "
-    "verdict are in DVC's cache here.",
+    "A result is a commit in which the numbers of an audit changed; who decided is known if its verdict is "
+    "in DVC's cache here.",
 )
 
 

@@ -52,16 +52,16 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
     "landscape": "The landscape",
     "corruptions": "Corruption by corruption",
     "modes": "Failure modes",
-    "slices": "Whose failures",
+    "slices": "Which items fail",
     "effects": "One concept at a time",
-    "ratings": "People against the automatic measure",
+    "ratings": "People's ratings against the automatic measure",
     "bias": "Bias",
     "extremes": "Best and worst cells",
     "sheets": "Contact sheets",
-    "invalid": "Beyond recognition",
+    "invalid": "Invalid probes",
     "robustness": "Smallest failing changes",
     "search": "The search",
-    "trust": "Trust in the rates",
+    "trust": "How far to trust the rates",
     "policy": "Where the agent looks",
     **LAST_TITLES,
 }
@@ -232,9 +232,9 @@ def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> l
 
 
 def _modes(landscape: Landscape) -> list[ModePart]:
-    halves, again = ("Neither half", "One half", "Each half"), landscape.modes_found_again.in_halves
+    halves, again = ("neither half", "one half", "both halves"), landscape.modes_found_again.in_halves
     return [
-        ModePart(mode, f"{halves[again[mode.id]]} of the items names it again.", landscape.confused(mode, CONFUSIONS))
+        ModePart(mode, f"Found again in {halves[again[mode.id]]} of the items.", landscape.confused(mode, CONFUSIONS))
         for mode in landscape.modes
     ]
 
@@ -256,14 +256,14 @@ def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker
 def _again(again: NamedAgain) -> str:
     """State whether other items would give the same modes."""
     between = (
-        f"of the {number(again.named)} that one half names, the other names {number(again.again)} again"
+        f"of the {number(again.named)} found in one half, the other half has {number(again.again)} again"
         if again.named
-        else "one of them names none"
+        else "one of the halves has none"
     )
     return (
-        "Would other items tell the same story? Modes were also named from each of two halves of the items, by the same"
-        f" estimator but half of the probes, which understates it: {between}. A mode counts as named again where half"
-        " of the cells that it or the other holds are in both."
+        "Would other items give the same modes? Modes were also sought in each of two halves of the items, with the"
+        f" same estimator but half of the probes, which understates the agreement: {between}. A mode counts as found"
+        " again if at least half of the pairs of item and cell that either covers are covered by both."
     )
 
 
@@ -273,18 +273,18 @@ def _invalid(invalid: Invalid) -> InvalidPart | None:
         return None
     said = (
         f"{number(invalid.count)} of all {number(invalid.probes)} probes {invalid.what}. "
-        "They are not held against the model: they count as passed."
+        "They are invalid: they are not held against the model, and count as passed."
     )
     if invalid.value is None:
         return InvalidPart(said, [])
     said += (
-        f" Of the control's {number(invalid.n)} uniform probes these are {percent(invalid.value)} "
-        f"[{interval(invalid.low, invalid.high)}]."
+        f" They make up {percent(invalid.value)} [{interval(invalid.low, invalid.high)}] of the control's"
+        f" {number(invalid.n)} uniform probes."
     )
     if (without := invalid.left_out) and (counted := invalid.as_failures) and without.value is not None:
         said += (
             f" Of the others {percent(without.value)} [{interval(without.low, without.high)}] fail; if invalid probes"
-            f" counted as failures, {percent(counted.value)} [{interval(counted.low, counted.high)}] of all would."
+            f" counted as failures, {percent(counted.value)} [{interval(counted.low, counted.high)}] of all would fail."
         )
     more = [row for row in invalid.levels if row.value is not None and row.value > invalid.value]
     return InvalidPart(said, sorted(more, key=lambda row: -(row.value or 0.0))[:INVALID_ROWS])
@@ -297,7 +297,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
         sentences.append("The budget covered every pair of item and cell: these rates are counted, not estimated.")
     if landscape.sampled:
         sentences.append(
-            f"Of the {number(space.n_cells)} cells of the grid a uniform sample of {number(len(cells))} is shown."
+            f"A uniform sample of {number(len(cells))} of the grid's {number(space.n_cells)} cells is shown."
         )
     if landscape.items_averaged is not None:
         sentences.append(
@@ -307,8 +307,8 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
     asked, each = float((cells["probes"] > 0).mean()), cells["probes"].mean()
     of_what = "of these cells" if landscape.sampled else "of the cells"
     sentences.append(
-        f"{percent(asked)} {of_what} were probed at least once; the average cell {each:.1f} times. "
-        "In cells without a probe the rate is the estimate alone."
+        f"{percent(asked)} {of_what} were probed at least once, and a cell {each:.1f} times on average. "
+        "In cells without probes, the rate is an estimate only."
     )
     bins = _calibration_bins(cells, space, probes)
     picture, caption = None, ""
@@ -320,19 +320,19 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
         picture = Picture(alt, [("", figures.calibration(bins))], 380, "Estimated against counted")
         caption = (
             "Cells grouped by their estimated rate, against the control's probes there, with 95% "
-            "intervals; on the dotted line both agree. The estimator has seen these probes: this shows that it fits, "
-            "not that it predicts."
+            "intervals; on the dotted line the two agree. The estimator has seen these probes, so this shows that it "
+            "fits, not that it predicts."
         )
     sentences += [*_false_alarms(landscape), *landscape.notes]
     loss, constant = estimator.log_loss, estimator.log_loss_constant
     if loss is not None and constant is not None:
         sentences.append(
-            f"On held-out probes the estimator has a log loss of {number(loss)}; always guessing "
+            f"On held-out probes the estimator has a log loss of {number(loss)}; always predicting "
             f"the overall rate has {number(constant)}. "
             + (
-                "It does better than that."
+                "The estimator does better."
                 if loss < constant
-                else "It does no better than that: trust the counts, not the map."
+                else "The estimator does no better: trust the counts, not the map."
             )
         )
     scores = list(flatten({key: value for key, value in estimator.to_json().items() if key not in _INNER}))
@@ -353,7 +353,7 @@ def _false_alarms(landscape: Landscape) -> list[str]:
         )
         said.append(
             f"False alarms: with {change}, which nobody would hold against the model, {percent(alarm.rate)} "
-            f"[{interval(alarm.low, alarm.high)}] of {number(alarm.articles)} {of} are called failures "
+            f"[{interval(alarm.low, alarm.high)}] of {number(alarm.articles)} {of} count as failures "
             f"(discrepancy above {number(threshold)}{by})."
         )
     return said
@@ -398,7 +398,7 @@ def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> P
         ),
         picture(
             "policy_std",
-            f"Heat map of how far the items differ in that, for each combination of {first}.",
+            f"Heat map of how much this differs between items, for each combination of {first}.",
             "Standard deviation over items",
         ),
         labels,

@@ -13,8 +13,8 @@ _NAMES = {
     "target_failure_rate": "failures in the target modes",
     "other_failure_rate": "failures in all other cells",
     "failure_rate": "failures over the whole grid",
-    "target_not_passing": "failing or beyond recognition in the target modes",
-    "other_not_passing": "failing or beyond recognition in all other cells",
+    "target_not_passing": "failing or invalid in the target modes",
+    "other_not_passing": "failing or invalid in all other cells",
     "newly_failing": "newly failing (passed before, fails now)",
     "fixed": "fixed (failed before, passes now)",
 }
@@ -23,9 +23,9 @@ _CONTROLS = {
     "clean": "the control is a copy trained for as many steps on unchanged inputs",
 }
 _LIMITS = (
-    "Measured on items that neither the search nor the repair has seen; on items unlike them nothing is known.",
-    "Measured within the ranges of the audited concepts; beyond them nothing is known.",
-    "Intervals are 95% intervals over resampled items, or groups of items that belong together. A gate passes only if"
+    "Measured on items that neither the search nor the repair has seen; nothing is known about items unlike them.",
+    "Measured within the ranges of the audited concepts; nothing is known beyond them.",
+    "Intervals are 95% intervals from resampled items, or groups of items that belong together. A gate passes only if"
     " the whole interval is within its bound.",
 )
 
@@ -46,7 +46,7 @@ def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdic
 def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
     """Return the comparison as Markdown: the table, the gates, who decided on which landscape, and the limits."""
     others = [name for name in ("control", "noise") if any(name in e.others for e in comparison.differences.values())]
-    titles = {"control": "control", "noise": "asked again (noise)"}
+    titles = {"control": "control", "noise": "queried again (noise)"}
     lines = [
         "## Evaluation before and after",
         "",
@@ -62,7 +62,7 @@ def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Pla
         *_table(
             ["", ""],
             [
-                ["items", f"{number(comparison.items)} held-out ones"],
+                ["items", f"{number(comparison.items)} held-out items"],
                 ["decided by", _decided(plan)],
                 *([["reason", _line(plan.reason)]] if plan.reason else []),
                 ["landscape decided on", f"`{plan.landscape}`"],
@@ -94,12 +94,12 @@ def _notes(comparison: Comparison, others: Sequence[str]) -> list[str]:
     if "control" in others and comparison.control:
         said.append(_CONTROLS[comparison.control])
     if "noise" in others:
-        said.append("the noise floor is the model before, asked again")
+        said.append("the noise floor is the unchanged model, queried again")
     moved, floor = comparison.shift.normalised, comparison.shift.noise_floor.normalised
     if moved is not None and floor.max is not None:
         said.append(
-            f"the landscape's shape moved by {number(moved)}, where the same model on two halves of the"
-            f" items differs by {number(floor.mean)} on average and by {number(floor.max)} at most"
+            f"the landscape's shape moved by {number(moved)}; between two halves of the items the same model"
+            f" differs by {number(floor.mean)} on average and by {number(floor.max)} at most"
         )
     return [f"{text[0].upper()}{text[1:]}." for text in said] + ([""] if said else [])
 
@@ -114,7 +114,9 @@ def _gates(gates: Sequence[GateView]) -> list[str]:
 
 def _decided(plan: Plan) -> str:
     return _line(
-        "a rule, no human" if plan.decided_by == "policy" else plan.by or plan.reviewer or "a person without a name"
+        "a rule, not a person"
+        if plan.decided_by == "policy"
+        else plan.by or plan.reviewer or "a person who gave no name"
     )
 
 

@@ -86,6 +86,7 @@ def environment() -> Environment:
         "pct": words.percent,
         "points": words.points,
         "number": words.number,
+        "listed": words.listed,
         "times": words.times,
         "words": words.words,
     }

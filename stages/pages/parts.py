@@ -102,11 +102,11 @@ def map_part(
     pictures = [_map(landscape, space, choices, top, suffix, title, modes, selector) for suffix, title in sides.items()]
     for view, (_, figure) in zip(choices, pictures[0].variants, strict=True):
         figure.update_layout(meta={"said": _said(space, view, modes)})
-    offered = f"Offered are the {MAX_CONCEPTS} concepts that move the rate most, of {len(space)}."
+    offered = f"The list offers the {MAX_CONCEPTS} concepts, of {len(space)}, that change the rate most."
     return MapPart(
         pictures=pictures,
         labels=[label_of(view) for view in choices],
-        mark="bar or point" if len(names) == 1 else "field",
+        mark="bar or point" if len(names) == 1 else "tile",
         note=offered if len(space) > len(names) else "",
     )
 

@@ -65,24 +65,24 @@ def fails(ratings: RatingsBound) -> str:
 def _learnt(ratings: RatingsInForce) -> str:
     who = ", ".join(f"{name} ({number(given)})" for name, given in ratings.reviewers.items())
     return (
-        f"A failure is {fails(ratings)} ({_SCALES[ratings.target]}). What rating to expect was learnt from "
-        f"{number(ratings.ratings)} ratings of {number(ratings.items)} items by {who}. The map knows the "
-        "automatic discrepancy and nothing else, and never falls: of two answers both measures find the same one "
-        "worse, but they need not agree where failing begins."
+        f"A failure is {fails(ratings)} ({_SCALES[ratings.target]}). The expected rating was learnt from "
+        f"{number(ratings.ratings)} ratings of {number(ratings.items)} items by {who}. It depends on the automatic "
+        "discrepancy alone, and gets no better as that grows: the two measures never rank two answers in opposite "
+        "order, but may disagree on where failing begins."
     )
 
 
 def _error(ratings: RatingsInForce) -> str:
     return (
-        f"On items it had not seen the map ({ratings.model}) was off by {_points(ratings.error)} rating points"
-        f" on average; always saying the same by {_points(ratings.constant)}."
+        f"On unseen items, the expected rating ({ratings.model}) was off by {_points(ratings.error)} rating points on"
+        f" average; a constant one by {_points(ratings.constant)}."
     )
 
 
 def _agreed(ratings: RatingsInForce) -> str:
     if ratings.agreement is not None:
         return ratings.agreement.statement
-    return "No example was rated by two reviewers: how far they agree with each other is not known."
+    return "No example was rated by two reviewers, so their agreement is unknown."
 
 
 def _beyond(automatic: Automatic) -> list[str]:
@@ -91,8 +91,8 @@ def _beyond(automatic: Automatic) -> list[str]:
     if unfounded is None or unfounded.value is None or unfounded.value <= MOST_UNFOUNDED:
         return []
     return [
-        f"Of the uniform probes {percent(unfounded.value)} have a verdict that no rating speaks for: it is that of"
-        " the nearest discrepancy that was rated. Rate examples of this landscape, and learn again."
+        f"For {percent(unfounded.value)} of the uniform probes, no rating supports the verdict: it is that of the"
+        " nearest rated discrepancy. Rate examples of this landscape and learn again."
     ]
 
 
@@ -108,8 +108,8 @@ def _compared(overall: RateRecord, automatic: Automatic) -> list[tuple[str, str,
         ("judged alike by both", automatic.agree),
         ("fail by people's ratings alone", automatic.only_people),
         ("fail by the automatic measure alone", automatic.only_automatic),
-        ("outside of what was rated", automatic.outside),
-        ("with a verdict that no rating speaks for", automatic.unfounded),
+        ("outside the rated range", automatic.outside),
+        ("with a verdict that no rating supports", automatic.unfounded),
     ]
     known = ((what, rate) for what, rate in rows if rate is not None)
     shown = [(what, percent(rate.value), interval(rate.low, rate.high)) for what, rate in known]

@@ -80,11 +80,12 @@ def _finding(robustness: Robustness, everyone: bool) -> str:
         f"{number(unchanged)} fail{'s' if unchanged == 1 else ''} unchanged",
         f"{number(robustness.found)} after some steps",
     ]
+    text = f"Of {whom}, {' and '.join(said)}"
     if held:
         deep = robustness.searched
         within = f"within {_count(deep, 'step')}" if deep else "before the budget was spent"
-        said.append(f"for {number(held)} no failure was found {within}")
-    text = f"Of {whom}, {', '.join(said[:-1])} and {said[-1]}."
+        text += f"; for {number(held)}, no failure was found {within}"
+    text += "."
     median = robustness.median_radius
     return f"{text} At least half of them fail within {_count(median, 'step')}." if median else text
 
@@ -93,7 +94,7 @@ def _caveat(robustness: Robustness) -> str:
     """State the limits of the result: the method, what it proves, and where the steps start."""
     method, probes = robustness.method, robustness.probes
     own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to the whole grid"
-    said = [f"Sought by {METHODS.get(method or '', method)} {own}."]
+    said = [f"Method: {METHODS.get(method or '', method)} {own}."]
     found, proven = robustness.found, robustness.proven
     if found and proven == found:
         said.append("All smaller changes were probed and pass, so these are the smallest.")
@@ -106,7 +107,7 @@ def _caveat(robustness: Robustness) -> str:
         said.append("That no failure was found for an item does not prove that there is none.")
     if robustness.not_neutral:
         lacking = ", ".join(robustness.not_neutral)
-        said.append(f"Steps start from {robustness.start}: no level that changes nothing is known of {lacking}.")
+        said.append(f"Steps start from {robustness.start}, because no level of {lacking} is known to change nothing.")
     return " ".join(said)
 
 
@@ -118,7 +119,7 @@ def _picture(within: Sequence[Within]) -> Picture:
     """Draw the share of items that fail within a number of steps, with Wilson's interval."""
     steps = Concept("steps from the start", tuple(entry.steps for entry in within))
     rates = pd.DataFrame([entry.to_json() for entry in within]).rename(columns={"value": "rate"})
-    alt = "Share of items that fail within so many steps: " + ", ".join(
+    alt = "Share of items that fail within a number of steps: " + ", ".join(
         f"{entry.steps} {percent(entry.value)} [{interval(entry.low, entry.high)}]" for entry in within
     )
-    return Picture(alt, [("", figures.effect_view(steps, rates, 1.0))], 330, "Items that fail within so many steps")
+    return Picture(alt, [("", figures.effect_view(steps, rates, 1.0))], 330, "Items that fail within a number of steps")

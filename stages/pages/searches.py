@@ -128,7 +128,7 @@ def _who_chose(agent: Search | None) -> str:
     if agent is None or agent.chosen is None:
         return ""
     why = f": {agent.why}" if agent.why else ""
-    return f" The explorer was left to auto, which took {agent.chosen}{why}."
+    return f" The explorer was set to auto, which chose {agent.chosen}{why}."
 
 
 def _who_found_more(runs: Sequence[Run]) -> str:
@@ -147,7 +147,7 @@ def _who_found_more(runs: Sequence[Run]) -> str:
         budget = f"With {number(a.get('probes'))} and {number(c.get('probes'))} unique probes"
     counts = f"the {names['agent']} found {agent:,} failures and the {names['control']} {control:,}"
     if control > agent:
-        return f"{budget}, {counts}: here the control found more. The agent did not pay off in this run."
+        return f"{budget}, {counts}: the control found more, so the agent did not pay off here."
     if agent < 1.05 * control or agent == control:
         return f"{budget}, {counts}: hardly a difference."
     return f"{budget}, {counts}" + (f": {agent / control:.1f} times as many." if control else ".")

@@ -16,7 +16,7 @@ from stages.records import Searches
 LIMITS = (
     "An agent looks for failures: how many it finds says how good the search is, not how often the model fails.",
     "The control draws uniformly, so its share of failures estimates the failure rate of its grid.",
-    "Intervals are 95% intervals of each result by itself. That two overlap does not show that the results are alike: "
+    "Intervals are 95% intervals of each result by itself. Overlapping intervals do not show that results are alike: "
     "models that share a grid are paired on their common probes instead, where there are any.",
     "The rate of a level is averaged over all other concepts of its own grid.",
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.pages.words import interval, number, percent, points, points_interval
+from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import Comparison, Landscape
 from stages.records.repair import AttributeDifferences
 from stages.records.slices import AttributeRates, AttributeSlices, Confusion, Slice, SliceRate
@@ -53,7 +53,7 @@ def slices_view(landscape: Landscape, proposed: Mapping[str, str] = MappingProxy
     if slices is None or not any(of.values for of in slices.attributes):
         return None
     confusions = slices.confusions or []
-    texts = {mode.id: mode.text for mode in landscape.modes}
+    texts = {mode.id: listed(mode.text) for mode in landscape.modes}
     return SlicesView(
         sentence=_sentence(landscape),
         attributes=[
@@ -81,13 +81,13 @@ def _sentence(landscape: Landscape) -> str:
     tests = sum(one.p is not None for of in landscape.slices.attributes for one in of.values)
     if not worse:
         return (
-            f"No value fails significantly more than all other items, of {number(tests)} tested. With few items of a"
-            " value only large differences show."
+            f"Of {number(tests)} values tested, none fails significantly more often than all other items. Where a value"
+            " has few items, only large differences show."
         )
     *first, last = [f"{attribute} {one.value}" for attribute, one in worse]
     named = f"{', '.join(first)} and {last}" if first else last
     fail = "fails" if len(worse) == 1 else "fail"
-    return f"Of {number(tests)} values, {named} {fail} significantly more than all other items."
+    return f"Of {number(tests)} values tested, {named} {fail} significantly more often than all other items."
 
 
 def _missing(missing: int) -> str:
@@ -135,7 +135,7 @@ class ComparedView(NamedTuple):
     note: str
 
 
-_OTHERS = {"control": "control change", "noise": "asked again"}
+_OTHERS = {"control": "control change", "noise": "queried again"}
 
 
 def compared_view(comparison: Comparison) -> list[ComparedView]:
@@ -147,7 +147,7 @@ def compared_sentence(comparison: Comparison) -> str:
     """State which items got worse, or that none did."""
     worse = [(of.attribute, one) for of in comparison.slices or () for one in of.values if one.worse]
     if not worse:
-        return "For no value failures have risen significantly."
+        return "Failures have not risen significantly for any value."
     named = "; ".join(
         f"{attribute} {one.value}, by {points(one.change)} points [{points_interval(one.low, one.high)}]"
         for attribute, one in worse

@@ -63,7 +63,7 @@ def mark_changes(original: str, changed: str) -> Marked:
     same = [pair for block in blocks if block[0] == "equal" for pair in _pairs(block)]
     touched = 1 - 2 * len(same) / sum(i2 - i1 + j2 - j1 for _, i1, i2, j1, j2 in blocks)
     if touched > BESIDE:
-        return Marked([Piece("same", changed)], "too much changed to mark it", beside=True)
+        return Marked([Piece("same", changed)], "too much changed to mark", beside=True)
     words = [pair for pair in same if new[pair[1]][0][0].isalnum()]
     cased = sum(old[i][0] != new[j][0] for i, j in words)
     many = cased > MANY_CASES * len(words)

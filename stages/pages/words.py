@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 _SAID = {  # keys of metrics that need explanation
     "failing_cells": "distinct failing cells",
-    "steps": "steps taken, repeats among them",
+    "steps": "steps taken, including repeats",
     "filled_at_random": "probes filled in at random",
     "surrogate": "surrogate model",
     "fits": "fits of the surrogate model",
     "random_probes": "probes drawn uniformly",
-    "policy_entropy": "entropy of the policy, as a share of a uniform one's",
+    "policy_entropy": "entropy of the policy, relative to a uniform one",
     "name": "estimator",
     "probes_agent": "probes of the agent",
     "probes_control": "probes of the control",
@@ -85,6 +86,11 @@ def number(value: Any) -> str:
 def words(key: str) -> str:
     """Write a key as a person would say it: "failure_rate" -> "failure rate"."""
     return _SAID.get(key) or key.replace("_", " ").replace(".", " · ")
+
+
+def listed(region: str) -> str:
+    """Write the values of a region as a list: "digit is 3 or 8 or 9" -> "digit is 3, 8 or 9"."""
+    return re.sub(r" or (?=(?:(?! and ).)* or )", ", ", region)
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
