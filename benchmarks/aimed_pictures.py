@@ -1,11 +1,11 @@
-"""What aiming a text-to-image repair is worth: each method and aim against its control, at as many steps.
+"""What aiming gains a text-to-image repair: each method and aim against its control with the same number of steps.
 
     .venv/bin/python -m benchmarks.aimed_pictures [--audit images] [--seeds 3] [--steps 40 120 480] [--pictures 160]
 
-Needs the audit's stages up to collect_feedback (`faded audit images` once): its model, the policy of its search and its
-plan. Every model draws the same single pictures for the templates of the split `test`, with noise that no audit uses,
-as many inside the target modes as elsewhere; a picture is wrong where the judge does not find all that its prompt says.
-Each answer is a line of `--answers`: what is there already is not measured again. Prints a Markdown table.
+Needs the audit's stages up to collect_feedback (run `faded audit images` once): it uses the audit's model, plan and
+search policy. Every model draws the same single pictures for the templates of the split `test`, with noise that no
+audit uses, half of them inside the target modes. A picture is wrong if the judge does not find everything its prompt
+names. Each answer is a line of the file `--answers`, and answers in it are not measured again. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wall and CPU time of the default audit by stage, and what the flow adds to a run in which DVC has nothing to do.
+"""Wall and CPU time of the default audit by stage, and what the flow adds to a run in which nothing is stale.
 
     .venv/bin/python benchmarks/audit_time.py [--rounds 5]
 

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.backends [imagenet] [--batch-size 32] [--threads 1] [--rounds 5]
 
-Prepares the audit's model and items in a temporary folder. *network* is the network alone on a batch that lies ready in
-memory, *probes* is `task.probe`: transforms, network, judging. All are measured in turns, in another order each
-round; CPU time as well, because cores are shared. *off by* is the largest difference of the logits from those of eager
-float32, as a share of the largest of these. docs/speed.md has what came out.
+Prepares the audit's model and items in a temporary folder. *network* is the network alone on a batch in memory;
+*probes* is `task.probe`: transforms, network and judging. All are measured in turn, in a different order each round,
+and CPU time is shown too, because cores may be shared. *off by* is the largest difference of the logits from those of
+eager float32, relative to the largest of these. The results are in docs/speed.md.
 """
 
 from __future__ import annotations

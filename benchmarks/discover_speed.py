@@ -1,15 +1,15 @@
-"""Probes per CPU-second: discover, against bare inference of the same model and against a loop like the authors'.
+"""Probes per CPU-second of discover, against bare inference of the same model and a loop like the authors'.
 
     .venv/bin/python benchmarks/discover_speed.py [imagenet] [--probes 600]
 
-Needs the audit's prepare stage (`faded audit imagenet` once). The three are measured in turns, in one process, on the
-same threads; CPU time, because cores are shared. What is compared:
+Needs the audit's prepare stage (run `faded audit imagenet` once). The three are measured in turn, in one process, on
+the same threads; in CPU time, because cores may be shared:
 
-- *bare*: the model alone on batches that lie ready in memory, at the audit's batch size. Nothing can be quicker.
-- *discover*: `stages.explorers.search` as the stage runs it, agent and control, transforms, ledger on disk, learning.
-- *authors' loop*: as in the released code (FailureShiftRL): one item a step, PIL transforms, the clean and the changed
-  image each through the model on its own, DQN with an MLP on raw pixels; once with updates from the 16th step on, once
-  without any, as the released agents were made. Unique probes are counted there as well.
+- *bare*: the model alone on batches in memory, at the audit's batch size. Nothing can be faster.
+- *discover*: `stages.explorers.search` as the stage runs it: agent and control, transforms, ledger on disk, learning.
+- *authors' loop*: as in the released code (FailureShiftRL): one item per step, PIL transforms, the clean and the
+  changed image each through the model separately, and a DQN with an MLP on raw pixels; once with updates from step 16
+  on, once without any, as the released agents were trained. It counts unique probes too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Every default audit on a GPU, in float32 and in bfloat16, at the batch size that answers fastest there.
+"""Run every default audit on a GPU, in float32 and bfloat16, at the batch size that is fastest there.
 
     .venv/bin/python -m benchmarks.gpu [AUDIT ...] [--out gpu.md]
 
-Works in a fresh clone of the committed state, in a temporary folder, with this interpreter. For each audit and dtype
-prepare runs, the batch doubles from 8 until memory ends (or a batch takes a minute, or holds 65,536 probes), and the
-audit runs to its end with the fastest of these sizes. Prints the table for docs/speed.md and writes it where --out
-says. Without a GPU it says so and exits with code 2. It was written on a machine without one, and never ran on one.
+Works in a fresh clone of the committed state, in a temporary folder, with this interpreter. For each audit and dtype it
+runs prepare, doubles the batch from 8 until memory runs out (or a batch takes a minute, or contains 65,536 probes), and
+runs the audit to its end with the fastest size. Prints the table for docs/speed.md, and writes it to the file --out.
+Without a GPU it says so and exits with code 2. It was written on a machine without a GPU and has never run on one.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     .venv/bin/python -m benchmarks.pictures [--model data/images/inputs/model] [--pictures 48] [--threads 1]
 
-All are measured in turns, in one process, with the same prompts, seeds, steps, guidance, scheduler and threads; CPU
-time, because cores are shared. What is compared:
+Both are measured in turn, in one process, with the same prompts, seeds, steps, guidance, scheduler and threads; in CPU
+time, because cores may be shared:
 
-- *bare*: prompts through `pipeline(...)`, in float32, at 8, 16, 32 and 48 a batch, of which the quickest counts.
-- *draw*: the same prompts through `Painter.draw`, as a probe does it: text states kept, every prompt three times, every
-  batch filled up. Before each round its text states are forgotten.
+- *bare*: prompts through `pipeline(...)` in float32, in batches of 8, 16, 32 and 48; the fastest counts.
+- *draw*: the same prompts through `Painter.draw`, as a probe uses it: text embeddings are cached, every prompt is drawn
+  three times, and every batch is filled. The cache is cleared before each round.
 """
 
 from __future__ import annotations

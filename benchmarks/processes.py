@@ -1,9 +1,9 @@
-"""Threads of one process against processes of one thread: probes per second, on a quiet machine and beside busy ones.
+"""One process with several threads against several processes with one: probes per second on an idle and a busy machine.
 
     .venv/bin/python -m benchmarks.processes [imagenet] [--probes 128] [--busy 1] [--rounds 3]
 
-Needs a prepared audit (`faded audit AUDIT` makes one). All ways answer other uniformly drawn probes each round, in
-turns; with `--busy` so many programs that do nothing but compute run beside them. docs/speed.md has what came out.
+Needs a prepared audit (`faded audit AUDIT` makes one). All variants are measured in turn, with new uniformly drawn
+probes each round. `--busy` is the number of programs that compute beside them. The results are in docs/speed.md.
 """
 
 from __future__ import annotations

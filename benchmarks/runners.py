@@ -1,10 +1,10 @@
-"""What a task runner costs: audits of stages that do next to nothing, on threads, Dask and Ray of this machine.
+"""The overhead of each task runner: audits of trivial stages on threads, Dask and Ray on this machine.
 
     .venv/bin/python -m benchmarks.runners [--rounds 5]
 
-Runs `faded audit --all --runner KIND` on one audit and on eight, four toy stages each (those of the tests), every time
-in a fresh copy of the workspace, all kinds in turns. Prints medians by the clock: what a run takes, and what each stage
-more adds. docs/runners.md has what came out.
+Runs `faded audit --all --runner KIND` on one audit and on eight, with four toy stages each (those of the tests), always
+in a fresh copy of the workspace and all kinds in turn. Prints medians of wall time: of a run, and of what each further
+stage adds. The results are in docs/runners.md.
 """
 
 from __future__ import annotations

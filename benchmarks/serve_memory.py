@@ -1,7 +1,7 @@
-"""Memory of an idle `faded serve`, process by process: `python -m benchmarks.serve_memory [--seconds 90]`.
+"""Memory of an idle `faded serve`, by process: `python -m benchmarks.serve_memory [--seconds 90]`.
 
-PSS: memory that processes share counts in equal parts for each of them, so that the sum is what all of them take.
-Linux only. Run it where `faded serve` does not run already.
+Measures PSS, which divides shared memory equally among the processes that share it, so the sum is what all of them
+use. Linux only. Run it where no other `faded serve` runs.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     .venv/bin/python -m benchmarks.summaries [--prepared data/news/prepare] [--articles 48] [--threads 1]
 
-Needs the audit's prepare stage (`faded audit news` once): its model and its items. All are measured in turns, in one
-process, on the same articles and threads; CPU time, because cores are shared. What is compared:
+Needs the audit's prepare stage (run `faded audit news` once) for its model and items. Both are measured in turn, in one
+process, on the same articles and threads; in CPU time, because cores may be shared:
 
-- *bare*: token ids that lie ready, sorted by length, padded to the longest of each batch, through `generate`; at 8, 16
-  and 32 articles a batch, of which the quickest counts. Nothing is decoded.
-- *summarize*: texts in, texts out, as a probe does it, at the audit's batch size, with the padding that makes answers
+- *bare*: token ids in memory, sorted by length and padded to the longest of each batch, through `generate`, in batches
+  of 8, 16 and 32 articles; the fastest counts. Nothing is decoded.
+- *summarize*: texts in, texts out, as a probe uses it, at the audit's batch size, with the padding that makes answers
   independent of the rest of the batch.
 """
 

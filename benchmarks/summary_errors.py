@@ -1,13 +1,13 @@
-"""Which errors of a summary the measure `unsupported` sees, on pairs of articles and summaries whose label is known.
+"""Which errors in a summary the measure `unsupported` detects, on labelled pairs of articles and summaries.
 
     .venv/bin/python -m benchmarks.summary_errors [--pairs 500] [--json FILE] [--entailment FOLDER]
 
-The pairs are made from the articles of the news audit, which the package gensim carries (data/README.md), and are the
-same on every machine: right summaries are sentences of an article as they are, shortened, merged or reworded; in wrong
-ones one error was put into such a summary, as Kryscinski et al. (2020) do. The chances and the threshold of the measure
-were set by hand on every second article and on a model's summaries (docs/summarization.md), and the table is of the
-other articles. The texts belong to their authors, so they are made here and not kept; `--json` writes them out.
-`--entailment` takes such a model in place of the rules on words.
+The pairs are made from the articles of the news audit, which come with the package gensim (data/README.md), and are the
+same on every machine. Correct summaries are sentences of an article, unchanged, shortened, merged or reworded; each
+wrong one is such a summary with one error inserted, as in Kryscinski et al. (2020). The measure's probabilities and
+threshold were set by hand on every second article and on a model's summaries (docs/summarization.md); the table covers
+the other articles. The texts are under copyright, so they are generated rather than stored; `--json` writes them to a
+file. `--entailment` uses an entailment model instead of the rules on words.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What repairs by training are worth to a summarizer: each against a control that differs in one thing.
+"""What repairs by training gain a summarizer: each against a control that differs in one respect.
 
     .venv/bin/python -m benchmarks.summary_repairs --work FOLDER [--recipes lora dpo-degraded] [--steps 10]
 
-SmolLM2-135M-Instruct of the news audit, on articles of the Lee corpus (data/README.md). A probe fails where the summary
-is .1 less similar to the article than the model's summary of the unchanged article. Three failure modes, each one
-concept alone: word order, typos, dropped nouns. Every recipe learns on all three at once; its control learns the same
-summaries, or the same preferences, in the same order, of unchanged articles. Both then summarize test articles that
-were never learnt, changed by one concept at a time, and unchanged. What was answered is kept in the folder, so that a
-run that was stopped goes on.
+Uses SmolLM2-135M-Instruct of the news audit, on articles of the Lee corpus (data/README.md). A probe fails if its
+summary is more than .1 less similar to the article than the model's summary of the unchanged article. There are three
+failure modes, each of a single concept: word order, typos, dropped nouns. Every recipe trains on all three at once. Its
+control trains on the same summaries, or the same preferences, in the same order, of unchanged articles. Both then
+summarize test articles that were not trained on, changed by one concept at a time and unchanged. Answers are kept in
+the folder, so a run that was stopped resumes.
 
-Intervals resample articles. The second measure, `unsupported`, has no part in training.
+Intervals resample articles. The second measure, `unsupported`, is not used in training.
 """
 
 from __future__ import annotations

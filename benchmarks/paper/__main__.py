@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.paper [AUDIT ...]                  # hours on a GPU; downloads models and data first
     .venv/bin/python -m benchmarks.paper --stand-in [AUDIT ...]       # minutes on a CPU, without a network
 
-Works in a workspace of its own, benchmarks/paper/audits or benchmarks/paper/stand-ins, which git ignores, by the
-commands anyone would type there: `faded prefetch`, `faded audit`. Results are kept: a second call runs what is stale.
-Writes paper.html and paper.md there, of all audits that have results.
+Works in a separate workspace that git ignores, benchmarks/paper/audits or benchmarks/paper/stand-ins, with the commands
+that users would run there: `faded prefetch` and `faded audit`. Results are kept, and a second call runs only what is
+stale. Writes paper.html and paper.md there, with all audits that have results.
 """
 
 from __future__ import annotations
