@@ -1,8 +1,8 @@
-"""Mining: words and attributes that no concept of an audit names, and the smallest combinations of them that fail.
+"""Mining: find words, attributes and small combinations of them that fail, though no concept of the audit names them.
 
-A language model's blind spots are rarely those that somebody listed. Candidates come from the items themselves and
-from a lexicon; what looks bad on some items has to hold on others. See docs/mining.md. Importing its
-records does not import what measures.
+A language model's blind spots are rarely the ones somebody listed. Candidates come from the items themselves and from
+a lexicon, and are confirmed on other items than those that proposed them. See docs/mining.md. Importing the records
+does not import the code that measures.
 """
 
 from stages.mining.record import Contrast, Example, Finding, MineSettings, Mining

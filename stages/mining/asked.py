@@ -1,4 +1,4 @@
-"""How a task is asked about texts that its items do not have: as items with other texts, or by one concept more."""
+"""Probe a task with changed texts: as additional items, or through an additional concept."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from stages.tasks.text_to_image.probes import PainterProbes
 _ITEMS = "items.parquet"
 _AS_IS = "as it is"
 _WORDING = "wording"  # the concept that replaces words of articles
-_MOST_LEVELS = 12  # that are added to a slot
+_MOST_LEVELS = 12  # maximum number of levels added to a slot
 
 Words: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass
 class Asked(ABC):
-    """A task and its items, asked with other words.
+    """A task whose items can be probed with other words.
 
     Args:
         task: class of the task.
         context: its configuration.
         prepared: the folder that `prepare` wrote.
-        folder: for what is kept between calls and kills.
-        tell: called with (unique probes asked, what they are for).
+        folder: keeps answers, so that an interrupted run can resume.
+        tell: called with (unique probes asked, their purpose).
     """
 
     task: type[Task]
@@ -54,7 +54,7 @@ class Asked(ABC):
     folder: Path
     tell: Callable[[int, str], None]
 
-    column: ClassVar[str]  # of the items, with their texts
+    column: ClassVar[str]  # the column of the items with their texts
 
     def __post_init__(self) -> None:
         self.items = read_table(self.prepared / _ITEMS)
@@ -67,11 +67,11 @@ class Asked(ABC):
         self.spent = 0
 
     def levels(self) -> dict[str, Sequence[Level]]:
-        """Levels of the concepts: those of params.yaml, and what is mined beside them."""
+        """Return the levels of the concepts: those in params.yaml and additional ones to mine."""
         return dict(self.context.concepts)
 
     def texts(self) -> Texts:
-        """The discover items."""
+        """Return the discover items."""
         texts = self.own[self.column].tolist()
         groups = self.own["group"] if "group" in self.own else self.own["id"]
         return Texts(
@@ -85,11 +85,11 @@ class Asked(ABC):
         )
 
     def options(self, text: str) -> Mapping[str, Sequence[str]]:
-        """By word of a text what may stand for it, and asks no more of the model than the text does."""
+        """Return, by word of a text, replacements that do not make the task harder."""
         return wordings.synonyms(text)
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answered]:
-        """What comes of n probes."""
+        """Run n probes and return their results."""
         task, ids, cells = self.worded(asks)
         key, compute = (
             content_hash([], sorted({ask.words for ask in asks}), self.context.concepts),
@@ -106,19 +106,19 @@ class Asked(ABC):
 
     @abstractmethod
     def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
-        """A task that knows the words of n probes, with the id and the cell (n, concepts) of each."""
+        """Return a task that has the words of n probes, with their n item ids and cells (n, concepts)."""
 
     @abstractmethod
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """What the model is given in n probes of a task, as people read it; cells are (n, concepts)."""
+        """Return the inputs of the model in n probes of a task as readable text; cells are (n, concepts)."""
 
     @abstractmethod
     def expected(self, task: LoadedTask) -> list[str]:
-        """What is expected of an answer to each of the discover items."""
+        """Describe the expected answer to each discover item."""
 
 
 class ByItems(Asked):
-    """Changed texts are items beside the others: for tasks that read the text of an item from their table alone."""
+    """Add changed texts as items, for tasks that read the text of an item only from their table."""
 
     def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
         """See Asked."""
@@ -133,7 +133,7 @@ class ByItems(Asked):
                     "id": ids[-1],
                     self.column: wordings.replaced(item[self.column], dict(ask.words)),
                 }
-        # What was answered to unchanged questions is not what changed ones are answered.
+        # Stored answers to unchanged questions do not apply to changed ones.
         new = pd.DataFrame(added.values(), columns=self.items.columns).astype(self.items.dtypes)
         items = pd.concat([self.items, new], ignore_index=True)
         items = items.drop(columns="answer", errors="ignore")
@@ -148,7 +148,7 @@ class ByItems(Asked):
 
 
 class Questions(ByItems):
-    """Questions to a chat model: synonyms alone, as what is expected has to stay right."""
+    """Questions to a chat model: only synonyms, as the expected answer has to stay right."""
 
     column = "question"
 
@@ -164,7 +164,7 @@ class Questions(ByItems):
 
 
 class Prompts(ByItems):
-    """Prompts of a text-to-image model: words of templates, and more levels of slots if the judge can read them."""
+    """Prompts of a text-to-image model: other words in templates, and more slot levels if the judge reads prompts."""
 
     column = "template"
 
@@ -183,7 +183,7 @@ class Prompts(ByItems):
         return found
 
     def options(self, text: str) -> Mapping[str, Sequence[str]]:
-        """See Asked: what people expect to see is what the prompt says, whatever that is."""
+        """See Asked: any word will do, as the prompt itself defines the expected picture."""
         return wordings.alternatives(text)
 
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
@@ -197,12 +197,12 @@ class Prompts(ByItems):
 
 
 class Articles(Asked):
-    """Articles for a summarizer, which judges what it says of a changed article by the article as it was."""
+    """Articles for a summarizer: the summary of a changed article is judged against the unchanged one."""
 
     column = "article"
 
     def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
-        """See Asked: the words are levels of one concept more, applied before all others."""
+        """See Asked: the words are levels of an additional concept, applied before all others."""
         names = {words: "; ".join(f"{new} for {old}" for old, new in words) or _AS_IS for words in _words(asks)}
         words_of = {name: dict(words) for words, name in names.items()}
 
@@ -232,7 +232,7 @@ class Articles(Asked):
 
 
 def _words(asks: Sequence[Ask]) -> list[Words]:
-    """The different words of probes, those of unchanged texts first; two at least, as a concept has."""
+    """Return the distinct words of probes, no replacement first; at least two, as a concept needs two levels."""
     return [(), *sorted({ask.words for ask in asks if ask.words} or {(("", ""),)})]
 
 
@@ -240,10 +240,10 @@ _KINDS: Mapping[type[Task], type[Asked]] = {Chat: Questions, PainterProbes: Prom
 
 
 def asked_as(task: type[Task], name: str) -> type[Asked]:
-    """How a kind of task is asked with other words.
+    """Return the class that probes this kind of task with other words.
 
     Raises:
-        UsageError: when its items are no texts that are known here, or libraries are missing.
+        UsageError: if this kind of task has no texts to mine, or libraries are missing.
     """
     if (found := next((asked for kind, asked in _KINDS.items() if issubclass(task, kind)), None)) is None:
         raise UsageError(

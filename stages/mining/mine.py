@@ -1,13 +1,13 @@
-"""Mining itself: what is asked, in which order, and what is made of the answers.
+"""The mining procedure: choose probes, search their answers for candidates, and test these on other items.
 
-1. *Parts*: groups of items are divided at random; a third proposes, the others confirm, which takes more of them.
-2. *Propose*: items of the first part as they are, then again and again with a few words replaced and a few levels
-   changed, those first that were tried least.
-3. *Search*: the smallest sets of facts that fail more often than without any one of them. The surest is kept, the
-   probes it explains are put aside, and the rest is searched again, until nothing is left that stands out.
-4. *Confirm*: each candidate on the second part, with all of its facts and without each of them; where a word or a
-   level can be changed, on the same items. A candidate is as sure as its weakest contrast, and p-values are adjusted
-   for the number of candidates (Holm 1979).
+1. *Parts*: groups of items are divided at random. A third proposes, the others confirm, which takes more items.
+2. *Propose*: probe items of the first part unchanged, then repeatedly with a few words replaced and a few levels
+   changed, least tried words first.
+3. *Search*: find the smallest sets of facts that fail more often than without any one of them. Keep the most
+   significant set, set aside the probes it explains, and search the rest again until nothing stands out.
+4. *Confirm*: probe the second part with all facts of a candidate and without each of them, on the same items if a
+   word or a level can be changed. A candidate is as significant as its weakest contrast, and p-values are adjusted for
+   the number of candidates (Holm 1979).
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from stages.mining.record import Contrast, Example, Finding, Kind, MineSettings,
 from stages.mining.sets import Counted, level_wise
 from stages.mining.wordings import replaced
 
-_FEWEST_GROUPS = 15  # with fewer no test can be passed
+_FEWEST_GROUPS = 15  # with fewer, no candidate can be confirmed
 _FIRST = 1 / 3  # share of the groups that propose
-_PROPOSE = 0.4  # share of the probes that do
-_UNCHANGED = 0.3  # of these at most, for items as they are
-_NOW = 50  # items that confirm, at most, whose failure rate as they are is told
-_WORDS = 2  # that are replaced at once
-_LEVELS = (0.4, 0.3, 0.2, 0.1)  # chances that so many concepts are changed at once
-_TRIES = 20  # draws of a probe that was not asked before
-_NOMINAL = 0.05  # p-value from which a set is a candidate
-_EACH, _MOST_EACH = 10, 40  # items that a candidate is confirmed on, at least and at most, where there are so many
-_FEWEST = 5  # items with a candidate, and without each of its facts
-_WAYS = 3  # in which an item is asked without a fact
+_PROPOSE = 0.4  # share of the probes that propose
+_UNCHANGED = 0.3  # maximum share of those probes for unchanged items
+_NOW = 50  # maximum number of unchanged confirming items behind the reported failure rate
+_WORDS = 2  # replaced at once
+_LEVELS = (0.4, 0.3, 0.2, 0.1)  # probabilities of changing 0, 1, 2 or 3 concepts at once
+_TRIES = 20  # draws per probe of the budget, as a draw may repeat an earlier probe
+_NOMINAL = 0.05  # largest p-value of a candidate
+_EACH, _MOST_EACH = 10, 40  # minimum and maximum number of items to confirm a candidate on, if available
+_FEWEST = 5  # minimum number of items with a candidate, and without each of its facts
+_WAYS = 3  # maximum number of variants of an item without a fact
 _EXAMPLES = 10
 
 
 class Ask(NamedTuple):
-    """One probe: an item with other words, at a cell."""
+    """One probe: an item with some words replaced, at a cell."""
 
     item: int
     words: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class Ask(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What came of a probe: whether it failed, what the model was given, and what it answered."""
+    """The result of a probe: whether it failed, the input of the model, and its answer."""
 
     failed: bool
     given: str
@@ -60,14 +60,14 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True)
 class Fact:
-    """What may hold of a probe.
+    """A property that a probe may have.
 
     Args:
-        told: in words.
-        kind: what it is about.
-        key: no set has two facts of one key.
-        column: of its concept, of a level.
-        levels: the level indices at which it holds, of a level; the mildest first.
+        told: the fact in words.
+        kind: whether it is about a word, an attribute or a level.
+        key: a set never contains two facts with the same key.
+        column: index of the concept, for a level.
+        levels: indices of the levels at which it holds, for a level; mildest first.
     """
 
     told: str
@@ -83,12 +83,12 @@ class Texts:
 
     Args:
         ids: n ids.
-        texts: of each what a probe changes: a question, an article, a template.
-        given: what the model is given of each where concepts start.
-        expected: what is expected of its answer, in words.
+        texts: n texts that probes change: questions, articles or templates.
+        given: n inputs of the model, with all concepts at their start.
+        expected: n descriptions of the expected answer.
         groups: n names; items of one group are never divided.
-        options: of each by word what may stand for it.
-        facts: text -> what holds of it.
+        options: n mappings from a word to its possible replacements.
+        facts: returns the facts that hold for a text.
     """
 
     ids: Sequence[str]
@@ -101,7 +101,7 @@ class Texts:
 
 
 Answer = Callable[[Sequence[Ask]], Sequence[Answered]]
-"""n probes -> what came of each."""
+"""Maps n probes to their n results."""
 
 
 def mine(texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettings, *, seed: int) -> Mining:
@@ -110,18 +110,18 @@ def mine(texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettin
     Args:
         texts: its discover items.
         space: its concepts.
-        answer: puts probes to the model.
+        answer: runs probes on the model.
         settings: budget and bounds.
-        seed: of all randomness here.
+        seed: seed of all random choices.
 
     Raises:
-        UsageError: when there are too few items to divide.
+        UsageError: if there are too few groups of items to divide.
     """
     return _Mine(texts, space, answer, settings, seed).run()
 
 
 class _Mine:
-    """One mining: each method is a part of it, in the order of the head of this module."""
+    """One mining run; methods are in the order of the steps in the module docstring."""
 
     def __init__(self, texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettings, seed: int) -> None:
         self.texts, self.space, self._answer, self.settings, self.seed = texts, space, answer, settings, seed
@@ -132,7 +132,7 @@ class _Mine:
         self.held = lru_cache(maxsize=None)(lambda text: texts.facts(text) | self.length(text))
 
     def parts(self) -> tuple[list[int], list[int]]:
-        """Positions of the items that propose and of those that confirm, in random order."""
+        """Return the positions of the items that propose and of those that confirm, in random order."""
         names = sorted(set(self.texts.groups))
         if len(names) < _FEWEST_GROUPS:
             raise UsageError(
@@ -146,7 +146,7 @@ class _Mine:
 
     @cached_property
     def lengths(self) -> tuple[int, int]:
-        """Words that the shortest and the longest quarter of the texts have at most and at least."""
+        """The lower and upper quartile of the number of words of a text."""
         low, high = np.quantile([len(text.split()) for text in self.texts.texts], [0.25, 0.75])
         return int(low), int(np.ceil(high))
 
@@ -172,10 +172,10 @@ class _Mine:
             findings=sorted(findings, key=lambda one: (order.index(one.verdict), one.adjusted)),
         )
 
-    # What is asked
+    # Propose
 
     def ask(self, asks: Sequence[Ask]) -> np.ndarray:
-        """Which probes failed, (n,) bool; those asked before cost nothing."""
+        """Return which probes failed, (n,) bool; repeated probes cost nothing."""
         new = [one for one in dict.fromkeys(asks) if one not in self.known]
         if new:
             self.known.update(zip(new, self._answer(new), strict=True))
@@ -185,7 +185,7 @@ class _Mine:
         return replaced(self.texts.texts[ask.item], dict(ask.words))
 
     def propose(self) -> list[Ask]:
-        """The probes of the first part."""
+        """Run and return the probes of the first part."""
         budget = int(_PROPOSE * self.settings.probes)
         asks = dict.fromkeys(Ask(i, (), self.start) for i in self.first[: int(_UNCHANGED * budget)])
         tried: Counter[str] = Counter()
@@ -197,7 +197,7 @@ class _Mine:
         return list(asks)
 
     def drawn(self, item: int, tried: Counter[str]) -> Ask:
-        """An item with a few words replaced by those that were tried least, and a few levels changed."""
+        """Replace a few words of an item, preferring the least tried replacements, and change a few levels."""
         options = self.texts.options[item]
         pairs = [(w, v) for w in self.rng.permutation(sorted(options)).tolist() for v in options[w]]
         words: dict[str, str] = {}
@@ -211,10 +211,10 @@ class _Mine:
             cell[j] = int(self.rng.integers(len(self.space.concepts[j])))
         return Ask(item, tuple(sorted(words.items())), tuple(cell))
 
-    # What is searched
+    # Search
 
     def search(self, asks: Sequence[Ask]) -> tuple[list[tuple[list[Fact], Counted]], int, bool, int]:
-        """Candidates, the surest first; sets counted, whether there were more; facts looked at."""
+        """Return the candidates, most significant first; sets counted; whether any were cut; facts searched."""
         settings = self.settings
         failed = self.ask(asks)
         facts, holds = self.table(asks, failed)
@@ -235,19 +235,19 @@ class _Mine:
             likely = [one for one in now.sets if one.p <= _NOMINAL]
             if not likely:
                 break
-            # Of sets that are as sure the one with fewest facts, then the one that explains most.
+            # Among equal p-values, prefer the set with the fewest facts, then the one that explains most failures.
             best = min(likely, key=lambda one: (one.p, one.size, -one.failures))
             while larger := [one for one in now.sets if set(best.facts) < set(one.facts) and one.size == best.size + 1]:
                 surest = min(larger, key=lambda one: one.p)
                 if surest.p * len(larger) > _NOMINAL:
                     break
-                best = surest  # with one fact more it fails surely more often, so that fact is part of it
+                best = surest  # it fails significantly more often with this fact, so the fact is part of the set
             found.append(([facts[j] for j in best.facts], best))
             left &= ~holds[:, best.facts].all(axis=1)
         return found, counted, cut, len(facts)
 
     def table(self, asks: Sequence[Ask], failed: np.ndarray) -> tuple[list[Fact], np.ndarray]:
-        """Facts with enough failing probes to be candidates, and in which probes they hold: (n, facts) bool."""
+        """Return the facts with enough failing probes to be candidates, and where they hold: (n, facts) bool."""
         texts = [self.held(self.text(ask)) for ask in asks]
         names = sorted(set().union(*texts))
         facts = [Fact(name, "word" if name.startswith("says ") else "attribute", name) for name in names]
@@ -259,7 +259,7 @@ class _Mine:
         return [fact for fact, keep in zip(facts, kept, strict=True) if keep], holds[:, kept]
 
     def levels(self) -> list[Fact]:
-        """Facts about levels: those of an ordered concept hold from a level on, away from where it starts."""
+        """Return the facts about levels: for ordered concepts, a level or anything further from the start."""
         found = []
         for j, concept in enumerate(self.space.concepts):
             for k in range(len(concept)):
@@ -271,14 +271,14 @@ class _Mine:
                 found.append(Fact(f"{concept.name} {sign} {concept.label(k)}", "level", concept.name, j, tuple(held)))
         return found
 
-    # What is confirmed
+    # Confirm
 
     def unchanged(self) -> list[Ask]:
-        """Items of the second part as they are, asked whatever the candidates."""
+        """Return probes of unchanged items of the second part, which do not depend on the candidates."""
         return [Ask(item, (), self.start) for item in self.second[:_NOW]]
 
     def confirm(self, proposed: Sequence[tuple[list[Fact], Counted]]) -> list[Finding]:
-        """Put candidates to the second part."""
+        """Test the candidates on the second part."""
         left = self.settings.probes - len(self.known)
         self.told = {fact.told for facts, _ in proposed for fact in facts}
         asked = set(self.unchanged())
@@ -292,7 +292,7 @@ class _Mine:
             asked |= new
             trials.append(replace(trial, new=len(new)))
         self.ask(sorted(asked))
-        # A candidate that too few items can test is none: whether they can does not depend on any answer.
+        # Candidates with too few items are not counted as tests: this depends on no answer, so Holm stays valid.
         contrasts = [self.contrasts(trial) for trial in trials]
         adjusted = iter(holm(np.array([max(one.p for one in tested) for tested in contrasts if tested])).tolist())
         return [
@@ -301,7 +301,7 @@ class _Mine:
         ]
 
     def trial(self, facts: Sequence[Fact], counted: Counted, each: int) -> _Trial:
-        """The probes that tell whether a candidate holds."""
+        """Choose the probes that test a candidate."""
         whole = self.apart((self.made(i, facts) for i in self.second), each)
         without: list[_Without] = []
         for fact in facts:
@@ -316,7 +316,7 @@ class _Mine:
         return _Trial(facts, counted, whole, without)
 
     def apart(self, asks: Iterable[Ask | None], count: int) -> list[Ask]:
-        """The first so many of some probes, each of another group: one says nothing more of the next."""
+        """Return the first `count` probes, at most one of each group, so that they are independent."""
         found: dict[str, Ask] = {}
         for ask in asks:
             if ask is not None and len(found) < count:
@@ -329,7 +329,7 @@ class _Mine:
         return fact.told in self.held(self.text(ask))
 
     def made(self, item: int, facts: Sequence[Fact]) -> Ask | None:
-        """The item with all of these facts, as few changes as it takes; None where words and levels cannot do it."""
+        """Give an item all of these facts with as few changes as possible; None if words and levels cannot do it."""
         cell, words = list(self.start), dict[str, str]()
         for fact in facts:
             if fact.kind == "level":
@@ -346,7 +346,7 @@ class _Mine:
         return ask if all(self.holds(ask, fact) for fact in facts) else None
 
     def bared(self, ask: Ask, fact: Fact, rest: Sequence[Fact]) -> list[Ask]:
-        """The same item without one fact but with the rest, in a few ways; none where that cannot be."""
+        """Return up to `_WAYS` variants of a probe without one fact but with the rest; empty if impossible."""
         found = [
             bare
             for bare in (self.other_levels(ask, fact) if fact.kind == "level" else self.other_words(ask, fact))
@@ -355,19 +355,19 @@ class _Mine:
         return found[:_WAYS]
 
     def other_levels(self, ask: Ask, fact: Fact) -> list[Ask]:
-        """With the level where the concept starts, and in turn with others where levels have no order."""
+        """Return the probe at the start level of the concept, and also at all other levels if they have no order."""
         at, concept = self.start[fact.column], self.space.concepts[fact.column]
         levels = [at] if concept.ordered else [at, *(k for k in range(len(concept)) if k != at)]
         return [ask._replace(cell=(*ask.cell[: fact.column], k, *ask.cell[fact.column + 1 :])) for k in levels]
 
     def other_words(self, ask: Ask, fact: Fact) -> list[Ask]:
-        """As the item says it, then with other words in that place, then in others."""
+        """Return the probe with the original word, with others in its place, and with other words replaced instead."""
         if fact.kind != "word":
             return []
         wanted = fact.told.removeprefix("says ")
         put_in = [word for word, other in ask.words if other == wanted]
         kept = {word: other for word, other in ask.words if other != wanted}
-        places = put_in or [wanted]  # what the item says itself can be replaced as well
+        places = put_in or [wanted]  # a word of the item itself can be replaced as well
         options = self.texts.options[ask.item]
         there = [kept | {place: other} for place in places for other in options.get(place, ())]
         elsewhere = [kept | {w: v} for w, others in options.items() if w not in (*kept, *places) for v in others]
@@ -377,7 +377,7 @@ class _Mine:
         ]
 
     def contrasts(self, trial: _Trial) -> list[Contrast]:
-        """How often a candidate fails without each of its facts; none where too few items can tell."""
+        """Measure how often a candidate fails without each of its facts; empty if there are too few items."""
         if not trial.without or any(min(len(one.whole), len(one.bare)) < _FEWEST for one in trial.without):
             return []
         return [
@@ -391,11 +391,11 @@ class _Mine:
         ]
 
     def within(self, one: _Without) -> float:
-        """P-value of failing more often than the same items do without a fact.
+        """Return the p-value of failing more often than the same items do without a fact.
 
-        If the fact did not matter, the failures of an item were as likely with it as in any of the ways without it. So
-        their number with it is a sum of independent draws, whose distribution is exact (a conditional test stratified
-        by item, as Cochran's, Mantel's and Haenszel's).
+        If the fact did not matter, an item would be as likely to fail with it as in any variant without it. The number
+        of failures with it is then a sum of independent draws, whose distribution is exact (a conditional test
+        stratified by item, as the Cochran-Mantel-Haenszel test).
         """
         failed = self.ask(one.whole)
         sums = np.ones(1)
@@ -405,7 +405,7 @@ class _Mine:
         return float(min(1.0, sums[int(failed.sum()) :].sum()))
 
     def between(self, one: _Without) -> float:
-        """P-value of failing more often than other items do without a fact (Fisher's exact test)."""
+        """Return the p-value of failing more often than other items do without a fact (Fisher's exact test)."""
         from scipy.stats import hypergeom
 
         with_it, without = self.ask(one.whole), self.ask([ask for bare in one.bare for ask in bare])
@@ -413,7 +413,7 @@ class _Mine:
         return float(hypergeom.sf(with_it.sum() - 1, n, failures, len(with_it)))
 
     def rate(self, asks: Sequence[Ask]) -> Rate:
-        """The share of probes that fail, with an interval over groups of items."""
+        """Return the share of probes that fail, with an interval over groups of items."""
         items = np.array([self.texts.ids[ask.item] for ask in asks])
         groups = np.array([self.texts.groups[ask.item] for ask in asks])
         failed = self.ask(asks).astype(float)
@@ -461,8 +461,8 @@ class _Without:
     """Probes with and without a fact.
 
     Args:
-        whole: n with it.
-        bare: without it: of the same items in one way or more each, or else of others.
+        whole: n probes with the fact.
+        bare: probes without it: one or more variants of each of the same items, or probes of other items.
         paired: whether they are of the same items.
     """
 
@@ -476,11 +476,11 @@ class _Trial:
     """How a candidate is tested.
 
     Args:
-        facts: of the candidate.
-        counted: on the items that proposed it.
+        facts: facts of the candidate.
+        counted: its counts on the items that proposed it.
         whole: probes with all facts.
-        without: for each fact probes with and without it; none where no probes are left for them.
-        new: probes that no candidate before it asked for.
+        without: for each fact the probes with and without it; empty if no probes are left for them.
+        new: number of probes that no earlier candidate uses.
     """
 
     facts: Sequence[Fact]
@@ -491,5 +491,5 @@ class _Trial:
 
     @property
     def asks(self) -> set[Ask]:
-        """All of its probes."""
+        """All probes of the test."""
         return {*self.whole, *(ask for one in self.without for bare in one.bare for ask in bare)}

@@ -1,4 +1,4 @@
-"""What mining may spend, and what it found: plain data, for people and for the record."""
+"""Settings and results of mining, as plain data for display and storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.records import Rate
 
 
 class MineSettings(Strict):
-    """What mining may spend, and how deep it looks."""
+    """Budget and depth of mining."""
 
     probes: int = Field(1000, ge=200, description="unique probes at most")
     slices: int = Field(100_000, ge=1, description="sets of facts that are counted at most")
@@ -29,12 +29,12 @@ class Example(BaseModel):
 
     Args:
         item: id of its item.
-        text: of the item, with the probe's words, before concepts.
-        given: what the model was given.
-        original: what it is given of the item as it is.
-        expected: what is expected of its answer.
-        answered: what it answered.
-        holds: facts of any candidate that hold of the text.
+        text: text of the item with the probe's words, before concepts are applied.
+        given: input of the model.
+        original: input of the model for the unchanged item.
+        expected: description of the expected answer.
+        answered: the answer.
+        holds: facts of all candidates that hold for the text.
     """
 
     item: str
@@ -47,12 +47,12 @@ class Example(BaseModel):
 
 
 class Contrast(BaseModel):
-    """How often the model fails where one fact of a candidate does not hold, and all its others do.
+    """How often the model fails if one fact of a candidate does not hold, but all others do.
 
     Args:
         fact: the fact that does not hold.
-        fails: rate of the probes without it; interval over groups of items.
-        paired: whether these are the same items as those with it; else they are other items.
+        fails: failure rate of the probes without it; interval over groups of items.
+        paired: whether these are the same items as those with the fact.
         p: one-sided p-value of failing more often with the fact than without.
     """
 
@@ -63,21 +63,21 @@ class Contrast(BaseModel):
 
 
 class Finding(BaseModel):
-    """A candidate, on the items that did not propose it.
+    """A candidate, tested on items that did not propose it.
 
     Args:
-        kind: what it is about; a set has several facts.
-        facts: in words.
+        kind: kind of its fact; "set" if it has several.
+        facts: its facts in words.
         proposed: (failing probes, probes) on the items that proposed it.
-        fails: rate of the probes where all facts hold; interval over groups of items; None with too few items.
+        fails: failure rate if all facts hold; interval over groups of items; None if it was not tested.
         without: one contrast for each fact.
-        items: items these are about.
-        probes: unique probes that it cost; what candidates share counts for the first of them.
+        items: number of items with all facts.
+        probes: unique probes spent on it; shared ones count for the first candidate that uses them.
         adjusted: the largest p-value of the contrasts, adjusted for the number of candidates (Holm).
         verdict: whether it failed more often with each fact than without, or why that was not tested.
-        replaced: words that made room for those of the candidate, as "injured for hurt".
-        examples: probes with all facts that failed.
-        said_by: ids of the items whose unchanged texts are so.
+        replaced: words that were replaced by those of the candidate, such as "injured for hurt".
+        examples: failed probes with all facts.
+        said_by: ids of the items whose unchanged texts have all of its facts about texts.
     """
 
     kind: Kind
@@ -95,7 +95,7 @@ class Finding(BaseModel):
 
     @property
     def text_facts(self) -> set[str]:
-        """The facts that are about texts, and not about levels."""
+        """The facts about texts, without those about levels."""
         return {fact for fact in self.facts if fact.startswith(("says ", "has "))}
 
     @property
@@ -105,18 +105,18 @@ class Finding(BaseModel):
 
 
 class Mining(BaseModel):
-    """What was mined of an audit.
+    """The result of mining an audit.
 
     Args:
-        settings: what it was made with.
+        settings: the settings used.
         probes: unique probes spent.
-        proposing: of these, to propose.
+        proposing: how many of these were spent on proposing.
         items: (items that proposed, items that confirmed).
-        facts: facts that were looked at, one each.
-        slices: sets of facts that were counted.
-        cut: whether there were more than might be counted.
-        now: failure rate of unchanged items, of those that confirmed.
-        findings: candidates, those confirmed first.
+        facts: number of facts that were searched.
+        slices: number of sets of facts that were counted.
+        cut: whether there were more sets than the limit.
+        now: failure rate of unchanged confirming items.
+        findings: the candidates, confirmed ones first.
     """
 
     settings: MineSettings
@@ -131,10 +131,10 @@ class Mining(BaseModel):
 
     @property
     def unchanged(self) -> int:
-        """Probes of items that confirm, as they are: all that neither proposed nor tested a candidate."""
+        """Number of probes of unchanged confirming items: those that neither proposed nor tested a candidate."""
         return self.probes - self.proposing - sum(finding.probes for finding in self.findings)
 
     @property
     def confirmed(self) -> list[Finding]:
-        """What held on items that did not propose it."""
+        """The candidates that were confirmed on other items than those that proposed them."""
         return [finding for finding in self.findings if finding.verdict == "confirmed"]

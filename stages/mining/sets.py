@@ -1,7 +1,7 @@
-"""Sets of facts that fail: searched level by level, as Apriori searches for frequent sets (Agrawal and Srikant 1994).
+"""Search for sets of facts that fail, level by level as in Apriori (Agrawal and Srikant 1994).
 
-A set can only be a candidate if each of its subsets has enough failing probes, so whole branches are never counted;
-and where a set fails reliably already, no larger one is of interest: what is found is minimal.
+A set can only be a candidate if each of its subsets has enough failing probes, so whole branches are never counted.
+A set that already fails reliably is not extended, so the sets found are minimal.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from itertools import combinations
 
 import numpy as np
 
-RELIABLE = 0.9  # share of failing probes from which a set is not made larger
+RELIABLE = 0.9  # sets with at least this share of failing probes are not extended
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A set of facts, as counted on n probes.
+    """The counts of a set of facts.
 
     Args:
-        facts: columns, in order.
-        probes: in which all of them hold.
-        failures: of these.
-        p: one-sided p-value of failing more often than the probes in which one fact less has to hold, whichever it is
-            (Fisher's exact test, the largest of them).
+        facts: columns of its facts, in order.
+        probes: number of probes in which all of them hold.
+        failures: number of these that failed.
+        p: one-sided p-value of failing more often than with any one fact removed (Fisher's exact test, the largest
+            over the removed facts).
     """
 
     facts: tuple[int, ...]
@@ -34,13 +34,13 @@ class Counted:
 
     @property
     def size(self) -> int:
-        """How many facts it has."""
+        """The number of facts."""
         return len(self.facts)
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was counted, and whether there was more than might be."""
+    """The sets with enough failing probes, the number of sets counted, and whether some were cut."""
 
     sets: list[Counted]
     counted: int
@@ -55,10 +55,11 @@ def level_wise(
     Args:
         holds: (n, facts) bool, which facts hold in which probe.
         failed: (n,) bool.
-        keys: one for each fact; a set has no two facts of the same key.
-        support: failing probes that a set needs.
-        largest: facts of a set at most.
-        most: sets that are counted at most; of those of one size, the ones whose parts fail more surely come first.
+        keys: one for each fact; a set never contains two facts with the same key.
+        support: minimum number of failing probes of a set.
+        largest: maximum number of facts in a set.
+        most: maximum number of sets to count; among sets of one size, those with the most significant subsets come
+            first.
     """
     everything = Counted((), len(failed), int(failed.sum()), 1.0)
     known: dict[tuple[int, ...], Counted] = {(): everything}
@@ -84,14 +85,14 @@ def _count(
     known: dict[tuple[int, ...], Counted],
     support: int,
 ) -> Iterator[Counted]:
-    """Those of the wanted sets that have enough failing probes."""
+    """Yield those of the wanted sets that have enough failing probes."""
     from scipy.stats import hypergeom
 
     if not wanted:
         return
     columns = np.array(wanted)
     probes, failures = np.zeros(len(wanted), dtype=int), np.zeros(len(wanted), dtype=int)
-    for start in range(0, len(wanted), 4096):  # so that memory stays small
+    for start in range(0, len(wanted), 4096):  # in blocks, to save memory
         inside = np.all(holds[:, columns[start : start + 4096]], axis=2)
         probes[start : start + 4096] = inside.sum(axis=0)
         failures[start : start + 4096] = (inside & failed[:, None]).sum(axis=0)
@@ -106,7 +107,7 @@ def _count(
 
 
 def _joined(sets: Sequence[tuple[int, ...]], keys: Sequence[str]) -> list[tuple[int, ...]]:
-    """Sets with one fact more, all of whose subsets with one fact less are among these; those of early ones first."""
+    """Return sets with one more fact, all of whose subsets with one fact less are in `sets`; keeps their order."""
     there, found = set(sets), dict[tuple[int, ...], None]()
     by_start: dict[tuple[int, ...], list[int]] = {}
     for one in sets:

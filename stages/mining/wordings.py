@@ -1,4 +1,4 @@
-"""What a text says and how: facts that people can read, and words that may stand for its own."""
+"""Readable facts about the words and style of a text, and replacements for its words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.concepts.texts import lexicon
 from stages.concepts.texts.document import Token, parse
 from stages.concepts.texts.lexicon import NEGATIONS, word_set
 
-_SLOT = re.compile(r"\{\w+\}")  # of a template: what fills it is a level, not a word of the text
+_SLOT = re.compile(r"\{\w+\}")  # in a template: it is filled by a level, not by a word of the text
 _ASKS = word_set("who whose whom what which when where why how")
 _CONDITIONS = word_set("if unless whether otherwise provided")
 _CHOICES = word_set("or either")
@@ -20,11 +20,11 @@ _FIRST, _SECOND = word_set("i me my mine myself we us our ours"), word_set("you 
 _MONTHS = "january february march april june july august september october november december"
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday"
 _TIMES = word_set(f"{_MONTHS} {_DAYS} today tomorrow yesterday year years month months week weeks day days hour hours")
-_RARE = 4  # letters from which a word that no list of frequent words has counts as rare
+_RARE = 4  # minimum number of letters of a rare word, one that is not in the list of frequent words
 
 
 def facts(text: str) -> frozenset[str]:
-    """What holds of a text: its words but stop words ("says injured"), and its attributes ("has a negation")."""
+    """Return the facts of a text: its words without stop words ("says injured"), its attributes ("has a negation")."""
     tokens = parse(_SLOT.sub("it", text)).tokens
     said = {f"says {token.lower}" for token in tokens if token.is_word and not token.stop}
     return frozenset(said | {f"has {name}" for name in _attributes(tokens)})
@@ -71,20 +71,20 @@ def _frequent() -> Mapping[str, int]:
 
 
 def synonyms(text: str) -> dict[str, tuple[str, ...]]:
-    """By word of a text, words that say the same in the same inflection."""
+    """Return, by word of a text, its synonyms in the same inflection."""
     return _by_word(text, lambda token: lexicon.synonyms(token.text, token.tag))
 
 
 def alternatives(text: str) -> dict[str, tuple[str, ...]]:
-    """By word of a text, synonyms, and words that say something else of the same sort: "wolf" for "dog".
+    """Return, by word of a text, its synonyms and different words of the same sort: "wolf" for "dog".
 
-    They begin with a vowel if it does, as "a" or "an" asks.
+    They start with a vowel if it does, so that "a" or "an" still fits.
     """
     return _by_word(text, lambda token: (*lexicon.synonyms(token.text, token.tag), *_of_sort(token, vowel=True)))
 
 
 def other_levels(level: str) -> list[str]:
-    """A level of a slot with its last noun or adjective that has alternatives replaced: "in the snow" -> "... rain"."""
+    """Replace the last noun or adjective of a slot's level that has alternatives: "in the snow" -> "in the rain"."""
     for token in reversed(parse(level).tokens):
         if token.is_plain and (found := _of_sort(token)):
             return [replaced(level, {token.text: word}) for word in found]
@@ -115,7 +115,7 @@ def _alternatives() -> Mapping[tuple[str, str], tuple[str, ...]]:
 
 
 def replaced(text: str, words: Mapping[str, str]) -> str:
-    """A text with others in the place of some of its words, wherever they stand in lower case; slots stay."""
+    """Replace words of a text wherever they occur, case-sensitively; slots are kept."""
     if not words:
         return text
     pattern = r"(?<![\w{])(?:" + "|".join(map(re.escape, words)) + r")(?![\w}])"

@@ -1,22 +1,23 @@
 """Derive alternatives.tsv from WordNet 3.0: `python derive_alternatives.py FOLDER`, with its data.* and index.sense.
 
-What may stand in a prompt where a word stands, saying something else of the same sort. The rules:
+The alternatives of a word are different words of the same sort that can replace it in a prompt. The rules:
 
-* a word is common (`COMMON` in textblob's list of word frequencies), in WordNet's tagged texts mostly of its part of
-  speech, and taken in the sense it has there `DOMINANT` of the time or more, `SEEN` times at least;
-* a noun is a singular, and something a picture can show: of one of the lexicographer files `KINDS`;
-* a noun's alternatives are of the same file, and directly below its nearest hypernym, or, where these are fewer than
-  `ENOUGH`, below the next one up (`STEPS`). The way up ends at a hypernym with more than `WIDE` senses below it, for
-  what lies below "person" has little in common, and at those whose words were read and found likewise (`VAGUE`);
-* an adjective's are its antonyms, and a colour's the other colours;
-* of words that mean the same only the most common is an alternative;
-* no word is one of offence: WordNet's domains of usage say so (`OFFENSIVE`), or it was read and found so (`UNFIT`);
-* one line for each word and part of speech: word, N or A, its alternatives from the most used one down, `MOST` of them.
+* a word is common (`COMMON` in textblob's list of word frequencies) and mostly of its part of speech in WordNet's
+  tagged texts. Its sense is the one it has there in at least `DOMINANT` of the cases, and at least `SEEN` times;
+* a noun is singular and something a picture can show: in one of the lexicographer files `KINDS`;
+* a noun's alternatives are in the same file and directly below its nearest hypernym. If there are fewer than `ENOUGH`,
+  those below the next hypernym are added (`STEPS`). Hypernyms with more than `WIDE` senses below them are not used, as
+  the words below "person" have little in common, nor are those whose words were read and found unlike (`VAGUE`);
+* an adjective's alternatives are its antonyms, and a colour's are the other colours;
+* among synonyms only the most common is an alternative;
+* offensive words are left out: those marked in WordNet's usage domains (`OFFENSIVE`) and those found by reading
+  (`UNFIT`);
+* each line has a word, N or A, and up to `MOST` alternatives, most common first.
 
-Of 200 pairs drawn at random, 13 were not of the same sort, such as "button" and "leash". With no more than first
-senses, common words and hypernyms two steps up it was 120 of 200, such as "bounty" and "installment". One reader judged
-both, who chose these rules in eight rounds of reading such samples, and `VAGUE` by reading all nouns: others may find
-more. The price is that 663 words have alternatives, not 7,339.
+Of 200 pairs drawn at random, 13 were not of the same sort, such as "button" and "leash". With only first senses, common
+words and hypernyms two steps up, there were 120 of 200, such as "bounty" and "installment". Both were judged by one
+reader, who chose these rules in eight rounds of reading samples, and `VAGUE` by reading all nouns. Others may find more
+errors. The price of the rules is that 663 words have alternatives instead of 7,339.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ UNFIT = word_set(
     "bitch breast gay god jesus negro nazi whore slave cocaine heroin drug gun bomb"
     " idiot imbecile fool invalid diabetic sufferer hood"
 )
-VAGUE = {  # hypernyms whose words were read here and found to have little in common
+VAGUE = {  # hypernyms whose words have little in common, found by reading them
     "04359589": "support",
     "04007894": "product",
     "03892891": "part",
@@ -77,7 +78,7 @@ COLOURS = ("00366691", "00386392")  # chromatic, achromatic
 
 
 class WordNet:
-    """Synsets of one part of speech: their words and lexicographer files, and where their pointers lead."""
+    """Synsets of one part of speech: their words, lexicographer files and pointers."""
 
     def __init__(self, path: Path) -> None:
         self.words: dict[str, list[str]] = {}
@@ -95,18 +96,18 @@ class WordNet:
                     self.to[synset][rest[k]].append(rest[k + 1])
 
     def below(self, synsets: Iterable[str]) -> list[str]:
-        """Synsets a step below some."""
+        """Return the synsets one step below these."""
         return [lower for one in synsets for lower in self.to[one]["~"]]
 
     def size(self, synset: str) -> int:
-        """Synsets below one, in any number of steps."""
+        """Count the synsets below one, in any number of steps."""
         if synset not in self._sizes:
             self._sizes[synset] = sum(1 + self.size(lower) for lower in self.to[synset]["~"])
         return self._sizes[synset]
 
 
 def usual_senses(folder: Path) -> dict[tuple[str, str], str]:
-    """(word, N or A) -> the synset that people mean by it, of words that are mostly of that kind, and mean one."""
+    """Return, by (word, N or A), the dominant synset of words that are mostly of that kind and have one."""
     kinds = {"1": "N", "2": "V", "3": "A", "5": "A", "4": "R"}
     uses: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for line in (folder / "index.sense").read_text("ascii").splitlines():
@@ -137,7 +138,7 @@ def main() -> None:
     }
 
     def usual(net: WordNet, kind: str, own: str, synsets: Iterable[str]) -> list[str]:
-        """The word that people use most of each of some synsets, of the kind of a synset but not its own."""
+        """Return the most common word of each synset in the lexicographer file of `own`, without `own` itself."""
         alike = [s for s in dict.fromkeys(synsets) if s != own and net.file[s] == net.file[own]]
         words = [[w for w in net.words[s] if senses.get((w, kind)) == s] for s in alike]
         return sorted((max(some, key=spelling.__getitem__) for some in words if some), key=lambda w: (-spelling[w], w))
