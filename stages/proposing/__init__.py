@@ -1,7 +1,8 @@
-"""Proposing: a language model names concepts that nobody listed, made of what the project can do already.
+"""Proposing: a language model names concepts that nobody listed, built from changes that the project already has.
 
-What it says is data: it is validated as what people write in params.yaml is, and nothing of it is executed. A short
-screening decides what enters. See docs/proposing.md. Importing its records does not import what asks or measures.
+Its answer is data: it is validated like params.yaml written by hand, and none of it is executed. A short screening
+decides which proposals enter. See docs/proposing.md. Importing the records does not import the code that queries or
+measures models.
 """
 
 from stages.proposing.record import Outcome, Proposal

@@ -1,4 +1,4 @@
-"""How a language model is asked for concepts, and how its answer is read."""
+"""Ask a language model for concepts, and parse its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.tasks.account import CUT, Account
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint
 
 WHERE = "proposer"
-TRIES = 3  # answers that are asked for, until one can be read
+TRIES = 3  # maximum number of requests until an answer can be read
 _QUOTED = 120  # characters of an answer that cannot be read
 _SYSTEM = (
     "You help to find where a model fails before it is deployed. You propose concepts: changes to its inputs that occur"
@@ -27,7 +27,7 @@ _SYSTEM = (
 
 
 class ProposerConfig(ChatConfig):
-    """{openai: BASE_URL, model: NAME, ...}: the model that proposes, and what it is told."""
+    """{openai: BASE_URL, model: NAME, ...}: the model that proposes, and the size of its requests."""
 
     proposals: int = Field(6, ge=1, le=12, description="concepts that it may propose at most")
     items: int = Field(6, ge=1, le=32, description="items of the split discover that it is told")
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
         proposals: the valid ones.
         refused: the others, with reasons.
         malformed: why earlier answers could not be read.
-        name: the model's own name for itself.
+        name: the name that the model gives itself.
     """
 
     proposals: list[Proposal]
@@ -56,9 +56,9 @@ def question(config: ProposerConfig, about: Sequence[str], items: Sequence[str],
 
     Args:
         config: how much it may propose.
-        about: what is audited.
+        about: description of the audit.
         items: descriptions of some of its items.
-        vocabulary: what may be proposed.
+        vocabulary: descriptions of what may be proposed.
     """
     answer = {"proposals": [{"concept": "NAME", "levels": ["..."], "reason": "why it may fail, in one sentence"}]}
     return "\n".join(
@@ -90,7 +90,7 @@ def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence
         UsageError: if no answer can be read, the model rejects the request, or max_cost is reached.
         InfrastructureError: if the model cannot be reached.
     """
-    account.preparing = True  # so that it gives answers again, also of a model that varies
+    account.preparing = True  # so that known answers are reused even if the model is not deterministic
     malformed: list[str] = []
     try:
         endpoint = ChatEndpoint(config, account)
@@ -105,7 +105,7 @@ def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence
             except ValueError as error:
                 cut = f" (cut at {WHERE}.max_new_tokens)" if answer["finish"] == CUT else ""
                 malformed.append(f"{error}{cut}; it began {endpoint.quoted(answer['text'][:_QUOTED])!r}")
-    except UsageError as error:  # what clients say is of a model under test
+    except UsageError as error:  # the client's messages name the keys of a model under test
         said = re.sub(r"lower prepare\.data.*", f"lower {WHERE}.items or {WHERE}.pictures", str(error))
         raise UsageError(said.replace("prepare.model", WHERE)) from error
     raise UsageError(
@@ -119,7 +119,7 @@ def _part(picture: bytes) -> dict[str, Any]:
 
 
 def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
-    """Return the proposals of an answer, and its entries that are not valid.
+    """Return the valid proposals of an answer, and the other entries with reasons.
 
     Raises:
         ValueError: if there is no list of proposals, or none of its entries is valid.

@@ -1,4 +1,4 @@
-"""Which proposals can be made at all, and which of those a screening lets into the audit."""
+"""Decide which proposals are possible, and which of those enter the audit after screening."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.screening import ConceptScreening
 
 
 class Made(NamedTuple):
-    """A proposal that can be made, with the levels that it adds."""
+    """A possible proposal, with the levels that it adds."""
 
     proposal: Proposal
     new: list[Level]
@@ -66,12 +66,12 @@ def judged(made: Made, screened: ConceptScreening) -> Outcome:
 
 
 def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outcome]) -> Draft:
-    """Return the audit with what enters.
+    """Return the audit with the levels that enter.
 
     Args:
         vocabulary: what may be proposed.
-        made: proposals that were screened.
-        outcomes: what became of each.
+        made: the proposals that were screened.
+        outcomes: the outcome of each.
     """
     draft = vocabulary.start
     for (one, _), found in zip(made, outcomes, strict=True):

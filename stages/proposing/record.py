@@ -1,4 +1,4 @@
-"""What a model may propose, and what became of it: plain data, for people and for the record."""
+"""Proposals of a model and their outcomes, as plain data for display and storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from stages.concepts import Level
 
-LONGEST = 300  # characters of a reason that are kept
+LONGEST = 300  # characters; longer reasons and verdicts are cut
 MOST_LEVELS = 8
 
 
@@ -25,11 +25,11 @@ _Reason = Annotated[str, BeforeValidator(lambda text: text[:LONGEST] if isinstan
 
 
 class Proposal(BaseModel):
-    """A concept as a model proposes it.
+    """A concept as proposed by a model.
 
     Args:
         concept: its name.
-        levels: numbers or names; texts by their names, where levels are free texts.
+        levels: numbers or names, or texts by name if the levels are free texts.
         reason: why the model under test may fail there.
     """
 
@@ -44,14 +44,14 @@ class Proposal(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a proposal.
+    """The outcome of a proposal.
 
     Args:
-        concept: as it was proposed.
-        levels: likewise; texts are told by their names.
-        reason: likewise.
-        verdict: of the screening, or why there was none.
-        enters: levels that the audit gets; none if it gets none.
+        concept: its proposed name.
+        levels: its proposed levels; free texts by their names.
+        reason: its proposed reason.
+        verdict: verdict of the screening, or why there was none.
+        enters: levels that are added to the audit; may be empty.
     """
 
     concept: str

@@ -1,4 +1,4 @@
-"""What may be proposed for an audit, by kind of task: what can be acted on, and what a proposal makes of the audit."""
+"""Concepts that may be proposed for an audit, by kind of task, and how a proposal changes the audit."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from stages.tasks.text_to_image.fit import misfits
 from stages.tasks.text_to_image.probes import PainterProbes
 
 _ITEMS = "items.parquet"
-_LONGEST = 500  # characters of an item that are told
-_NOT_TOLD = frozenset({"id", "split", "group", "target", "answer", "seed"})  # columns of items
-_MANY = 12  # levels of a slot that are told
+_LONGEST = 500  # characters of a field of an item; longer ones are cut
+_NOT_TOLD = frozenset({"id", "split", "group", "target", "answer", "seed"})  # columns that are not sent
+_MANY = 12  # maximum number of a slot's levels that are sent
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An audit with what was proposed so far.
+    """An audit with the proposals so far.
 
     Args:
         concepts: levels of all concepts.
@@ -73,7 +73,7 @@ class Vocabulary:
 
     @property
     def known(self) -> Mapping[str, Change]:
-        """Return everything that has levels, by name."""
+        """Return all concepts of the catalogue that have levels, by name."""
         return {name: known for name, known in self.task.catalogue.items() if isinstance(known, Change)}
 
     @property
@@ -89,7 +89,7 @@ class Vocabulary:
         """Return the draft with one more proposal.
 
         Raises:
-            UsageError: if that is not possible; says why.
+            UsageError: if that is not possible, with the reason.
         """
         if one.concept in draft.concepts:
             raise UsageError("the audit has this concept, or it was proposed before")
@@ -100,7 +100,7 @@ class Vocabulary:
         return draft.plus(one.concept, _from_neutral(known, one.levels), one.levels)
 
     def errors(self, draft: Draft) -> list[str]:
-        """Return why params.yaml with this draft would be refused; empty if it would not."""
+        """Return the errors of params.yaml with this draft; empty if it is valid."""
         blocks = {"concepts": dict(draft.concepts), "prepare": dict(draft.config)}
         try:
             AuditConfig.model_validate(self.audit.model_dump() | blocks)
@@ -125,7 +125,7 @@ class Vocabulary:
 
 
 class Questions(Vocabulary):
-    """For chat: also further system messages and injected texts."""
+    """For chat: the catalogue, and further system messages and injected texts."""
 
     _FREE: Mapping[str, tuple[str, str]] = {
         "system": ("systems", "other instructions that a deployment may have"),
@@ -164,7 +164,7 @@ class Questions(Vocabulary):
 
 
 class Prompts(Vocabulary):
-    """For text-to-image: further phrases of slots, and further slots, which stand at the end of every template."""
+    """For text-to-image: further phrases for slots, and further slots at the end of every template."""
 
     def told(self) -> list[str]:
         """See Vocabulary."""
@@ -191,7 +191,7 @@ class Prompts(Vocabulary):
         return draft.plus(one.concept, [*own, *new], new, templates=templates)
 
     def items(self, draft: Draft, prepared: Path, folder: Path) -> Path:
-        """See Vocabulary: items have their templates."""
+        """See Vocabulary: the items contain the templates."""
         before, after = self._templates(self.start), self._templates(draft)
         if before == after:
             return prepared
@@ -204,7 +204,7 @@ class Prompts(Vocabulary):
         return folder
 
     def require_fit(self, task: LoadedTask) -> None:
-        """See Vocabulary: prompts that are longer than the model reads."""
+        """See Vocabulary: prompts must not be longer than the model can read."""
         painter = cast(PainterProbes, task)
         templates = painter.items.table["template"].tolist()
         if lines := misfits(painter.concepts, templates, painter.painter, painter.judge):
@@ -218,7 +218,7 @@ _KINDS: Mapping[type[Task], type[Vocabulary]] = {Chat: Questions, PainterProbes:
 
 
 def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) -> Vocabulary:
-    """Return what may be proposed for an audit.
+    """Return the vocabulary of an audit.
 
     Raises:
         UsageError: if its task declares no concepts.
@@ -233,7 +233,7 @@ def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) ->
     return found
 
 
-# What the model is told
+# Descriptions for the model that proposes
 
 
 def about_audit(vocabulary: Vocabulary) -> list[str]:
