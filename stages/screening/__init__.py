@@ -1,7 +1,7 @@
-"""Screening: a cheap first pass before an audit, as factor screening comes before any costly experiment.
+"""Screening: a cheap first pass before an audit, like factor screening before a costly experiment.
 
-It measures what each concept does, alone and in company, and proposes levels with which an audit has something to
-find. See docs/screening.md. Importing its records does not import what measures.
+It measures the effect of each concept, alone and combined, and proposes levels at which an audit has something to find.
+See docs/screening.md. Importing the records does not import the code that measures.
 """
 
 from stages.screening.record import ConceptScreening, Screening, ScreenSettings

@@ -1,11 +1,11 @@
-"""The first pass itself: what is asked, in which order, and what is made of the answers.
+"""The screening procedure: choose probes, and derive effects and proposed levels from their answers.
 
-1. *Alone*: the same items clean and with one concept at its strongest level, all else at its base.
-2. *In company*: a Latin hypercube (McKay, Beckman, Conover 1979) over items and all concepts.
-3. *Ranges*: where too many or too few of those fail, levels are drawn in or out by the surface fitted so far, tried
-   on a few uniform probes, and the surface fitted again.
-4. *Taken out*: what seems to do nothing is taken out of probes in company, one concept at a time and then all.
-5. *Check*: uniform probes of the grid as it is proposed, without the concepts it drops. Nothing is chosen by them.
+1. *Alone*: probe the same items unchanged and with one concept at its strongest level, all others at their base.
+2. *Combined*: probe a Latin hypercube (McKay, Beckman, Conover 1979) over items and all concepts.
+3. *Ranges*: if too many or too few of those fail, narrow or widen the levels by the surface fitted so far, try them on
+   a few uniform probes, and fit the surface again.
+4. *Removed*: remove concepts without apparent effect from combined probes, one at a time and then all at once.
+5. *Check*: probe the proposed grid uniformly, without the dropped concepts. No choice depends on these probes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ALONE, COMPANY = "alone", "combined"
-_ALONE, _COMPANY, _TRIAL, _CHECK = 0.2, 0.3, 0.1, 0.2  # shares of the budget; the check has all that is left
+_ALONE, _COMPANY, _TRIAL, _CHECK = 0.2, 0.3, 0.1, 0.2  # shares of the budget; the check gets all that is left
 _TRIALS = 2
 _FEWEST_ITEMS = 8
-_POINTS = 2048  # of a grid, to predict its failure rate at
-_NARROWEST, _STEP = 0.1, 2.0  # smallest factor of a range, and how much wider than tried it may get at once
-_RESAMPLES, _REFITS = 1000, 200  # of items: for means, and for the surface
-_CHANCE = 0.01  # a share of the variance that bends the surface cannot follow may give to any concept
+_POINTS = 2048  # points of a grid at which its failure rate is predicted
+_NARROWEST, _STEP = 0.1, 2.0  # smallest factor of a range, and largest factor of one widening
+_RESAMPLES, _REFITS = 1000, 200  # resamples of items, for means and for the surface
+_CHANCE = 0.01  # a share of the variance that any concept may get because the surface cannot follow sharp bends
 _TOO_FEW = "too few probes"
 _STRENGTHS = np.linspace(0, 1, 41)
 
@@ -67,24 +67,24 @@ def screen(
 
     Args:
         load: loads the task with other levels of its concepts.
-        levels: those of params.yaml.
+        levels: the levels in params.yaml.
         settings: budget and bounds.
-        seed: of all randomness here.
-        ledger: opens the answers to probes of a grid; with files behind them a screening can be resumed.
+        seed: seed of all random choices.
+        ledger: opens the ledger of a grid; if it is on disk, a screening can be resumed.
         compute: threads and batch size of the model.
-        tell: called with (unique probes spent, what they are for).
+        tell: called with (unique probes spent, their purpose).
         droppable: whether the task can do without some of its concepts.
-        only: the concepts to judge, and to draw in or out; the others are part of the grid as they are. None: all.
+        only: names of the concepts to judge and to re-range; the others stay in the grid unchanged. None: all.
 
     Raises:
-        UsageError: when there are no items to screen on, or too few probes to measure every concept.
+        UsageError: if there are no items to screen on, or too few probes to measure every concept.
     """
     probes = Probes(load, levels, settings.probes, ledger, compute, tell)
     return _Screen(probes, settings, seed, droppable, only).run()
 
 
 def fewest_probes(concepts: Sequence[Concept]) -> int:
-    """Unique probes from which every one of some concepts can be measured alone on enough items."""
+    """Return the minimum number of unique probes that measures each of these concepts alone on enough items."""
     return _fewest(1 + sum(len(Axis(concept, None).ends) for concept in concepts))
 
 
@@ -93,7 +93,7 @@ def _fewest(cells: int) -> int:
 
 
 class _Screen:
-    """One screening: each method is a part of it, in the order of the head of this module."""
+    """One screening; methods are roughly in the order of the steps in the module docstring."""
 
     def __init__(
         self, probes: Probes, settings: ScreenSettings, seed: int, droppable: bool, only: Collection[str] | None
@@ -102,14 +102,14 @@ class _Screen:
         self.axes = probes.axes
         self.names = [axis.concept.name for axis in self.axes]
         self.judged = [j for j, name in enumerate(self.names) if only is None or name in only]
-        # What is asked alone, as (concept, level), beside all at their base.
+        # The (concept, level) pairs probed alone, besides the cell with all concepts at their base.
         self.alone = [(j, end) for j in self.judged for end in self.axes[j].ends]
         self.rng = np.random.default_rng(seed)
         self.own = self.grid([1.0] * len(self.axes))
         self.points = qmc.LatinHypercube(d=len(self.axes), seed=seed).random(_POINTS)
 
     def grid(self, factors: Sequence[float]) -> dict[str, tuple[Level, ...]]:
-        """The levels of all concepts, scaled."""
+        """Return the scaled levels of all concepts."""
         return {axis.concept.name: axis.scaled(f) for axis, f in zip(self.axes, factors, strict=True)}
 
     def run(self) -> Screening:
@@ -144,7 +144,7 @@ class _Screen:
         )
 
     def ask_alone(self) -> Rate:
-        """Ask about some items clean and with each concept at its ends; returns how many fail clean."""
+        """Probe some items at the base and with each concept at its ends; return the failure rate at the base."""
         base = np.array([axis.base for axis in self.axes])
         cells = [base]
         for j, end in self.alone:
@@ -164,7 +164,7 @@ class _Screen:
         return wilson(int(self.alone_failed[:, 0].sum()), n_items)
 
     def ask_company(self) -> Rate:
-        """Ask about a space-filling design over items and concepts; returns its failure rate."""
+        """Probe a space-filling design over items and concepts, and return its failure rate."""
         items, cells = self.design(self.own)
         rows = self.probes.ask(self.own, items, cells, COMPANY)
         first = rows.drop_duplicates(["item", *self.names])  # small grids repeat themselves
@@ -179,13 +179,13 @@ class _Screen:
         return drawn[:, 0], drawn[:, 1:]
 
     def take_out(self, seen: Sequence[ConceptScreening], grid: Levels) -> Rate | None:
-        """Judge again what seems to do nothing, by the same probes with and without it.
+        """Test concepts without apparent effect again, by the same probes with and without them.
 
-        The surface knows no more than pairs of concepts, and no sharp bend. This asks the model itself whether it would
-        matter to drop a concept; and, since one may stand in for another, whether it would to drop all of them.
+        The surface has only pairs of concepts, and cannot follow sharp bends. These probes measure directly whether it
+        matters to drop a concept and, since one may stand in for another, whether it matters to drop all of them.
 
         Returns:
-            The change when all were taken out at once; None where there are not two.
+            The change if all were removed at once; None if there are fewer than two.
         """
         found = dict(zip(self.judged, seen, strict=True))
 
@@ -193,9 +193,9 @@ class _Screen:
             return [j for j, concept in found.items() if concept.verdict == "no larger effect"]
 
         def change_without(js: Sequence[int], tests: int) -> Rate:
-            """The change, and the verdict on these concepts, for an equal share of what so many tests may spend."""
+            """Return the change and set the verdict on these concepts, with an equal share of the budget per test."""
             left = self.probes.left - int(_CHECK * self.settings.probes)
-            # On the grid of params.yaml the probes with them were asked before, and cost nothing.
+            # On the grid of params.yaml the probes with these concepts are known already, and cost nothing.
             change = self.without(js, grid, left // (tests * (1 if grid == self.own else 2)))
             told = points(change, self.settings.without)
             for j in js:
@@ -216,7 +216,7 @@ class _Screen:
         return change_without(still, 1) if len(still) > 1 else None
 
     def without(self, js: Sequence[int], grid: Levels, n: int) -> Rate:
-        """How the failure rate of n probes in company changes when concepts go to their base; interval over items."""
+        """Return how the failure rate of n combined probes changes with concepts at their base; interval over items."""
         items, cells = self.design(grid)
         bare = cells.copy()
         for j in js:
@@ -231,7 +231,7 @@ class _Screen:
     def fit(self, factors: Sequence[float], resamples: int = 0) -> Surface:
         """Fit the surface to all probes so far, for the grid of these factors."""
         table = self.probes.table
-        with threadpool_limits(1):  # sums of a fixed number of threads are the same everywhere
+        with threadpool_limits(1):  # so that sums do not depend on the number of threads
             return fit_surface(
                 table[self.names].to_numpy(dtype=float),
                 table["item"].to_numpy(),
@@ -243,7 +243,7 @@ class _Screen:
             )
 
     def ranges(self, now: Rate) -> list[float]:
-        """Draw ranges in or out until the failure rate is near the one aimed at, or trials are spent.
+        """Narrow or widen the ranges until the failure rate is near the target, or all trials are spent.
 
         Returns:
             For each concept the factor of its strengths.
@@ -254,25 +254,25 @@ class _Screen:
         surface = self.fit(factors)
         for _ in range(_TRIALS):
             drawn = self.proposed_factors(surface, factors, rate)
-            if self.grid(drawn) == self.grid(factors):  # as far as it goes
+            if self.grid(drawn) == self.grid(factors):  # the limit is reached
                 return factors
             factors = drawn
             n = int(_TRIAL * self.settings.probes)
             tried = self.probes.uniform(self.grid(factors), n, self.rng, "trial")
             surface = self.fit(factors)
-            # A trial is small, and the surface has learnt from all that was asked: each counts half.
+            # A trial is small, and the surface is fitted to all probes so far: each counts half.
             rate = (tried.value + self.predicted(surface, factors)) / 2
             if self.settings.is_near(rate):
                 return factors
         return self.proposed_factors(surface, factors, rate)
 
     def proposed_factors(self, surface: Surface, factors: Sequence[float], rate: float) -> list[float]:
-        """Factors at which the surface predicts the rate aimed at, less the error it makes at the present ones.
+        """Return factors at which the surface, corrected for its error at the present ones, predicts the target rate.
 
-        Too harsh: every concept as far as alone it does no more than a common bound, so that the harshest are drawn in
-        first. Too mild: all by the same factor, which keeps the user's proportions; where a bound ends one, others
-        go on. Categories cannot be drawn in: where they alone are too harsh, no levels of the others make up for them,
-        and these are drawn as if the categories were at their base, or they would end where they do nothing.
+        If the grid is too harsh, every concept is narrowed until its harm alone is within a common bound, so the
+        harshest are narrowed first. If it is too mild, all are widened by the same factor, which keeps the user's
+        proportions; one that reaches its bound stays there. Categories cannot be narrowed. If they alone are too harsh,
+        weaker levels of the others cannot compensate, so those are narrowed as if all categories were at their base.
         """
         aim = self.settings.aim + self.predicted(surface, factors) - rate
         if self.predicted(surface, [1.0] * len(self.axes)) > aim:
@@ -293,7 +293,7 @@ class _Screen:
         aim: float,
         categories: bool = True,
     ) -> list[float]:
-        """Factors where a path on which the failure rate rises comes nearest to the one aimed at."""
+        """Return the factors nearest to the target on a path along which the failure rate rises."""
 
         def miss(x: float) -> float:
             return self.predicted(surface, factors_at(x), categories) - aim
@@ -306,10 +306,10 @@ class _Screen:
                 high = middle
             else:
                 low = middle
-        return factors_at(min(low, high, key=lambda x: abs(miss(x))))  # of few levels the rate may jump between them
+        return factors_at(min(low, high, key=lambda x: abs(miss(x))))  # with few levels the rate may jump in between
 
     def _harm(self, surface: Surface, j: int) -> np.ndarray:
-        """How far concept j alone raises the margin at most, up to each of some strengths: (strengths,)."""
+        """Return the largest rise of the margin by concept j alone, up to each of `_STRENGTHS`: (strengths,)."""
         axis = self.axes[j]
         if not self._moves(j):
             return np.zeros(len(_STRENGTHS))
@@ -329,11 +329,11 @@ class _Screen:
         return [min(factor, axis.widest) if self._moves(j) else 1.0 for j, axis in enumerate(self.axes)]
 
     def _moves(self, j: int) -> bool:
-        """Whether concept j may be drawn in or out."""
+        """Whether concept j may be narrowed or widened."""
         return j in self.judged and self.axes[j].numeric
 
     def predicted(self, surface: Surface, factors: Sequence[float], categories: bool = True) -> float:
-        """Failure rate over a grid, as the surface predicts it; without `categories` with these at their base."""
+        """Predict the failure rate over a grid by the surface; if not `categories`, with categories at their base."""
         columns = []
         for j, (axis, factor) in enumerate(zip(self.axes, factors, strict=True)):
             strengths = axis.strengths(axis.scaled(factor))
@@ -343,15 +343,16 @@ class _Screen:
         return float(surface.rate(np.stack(columns, axis=1)).mean())
 
     def judge(self, j: int, share: Rate, spread: float, now: Rate) -> ConceptScreening:
-        """Say what concept j does alone and in company.
+        """Judge the effect of concept j, alone and combined.
 
-        Where all of the user's levels are too mild for failures, one that does nothing may only be milder than others.
+        If all of the user's levels are too mild to cause failures, a concept without effect may only be milder than
+        the others, so its effect is not known.
         """
         axis, settings = self.axes[j], self.settings
-        columns = [n for n, (k, _) in enumerate(self.alone, 1) if k == j]  # of what was asked alone
+        columns = [n for n, (k, _) in enumerate(self.alone, 1) if k == j]  # of the probes of concepts alone
         changes = [self.alone_margin[:, column] - self.alone_margin[:, 0] for column in columns]
         fails = [self.alone_failed[:, column] - self.alone_failed[:, 0] for column in columns]
-        # The draws of the bootstrap are the same for all concepts: the same items, resampled.
+        # All concepts use the same bootstrap draws, as they were probed on the same items.
         draws = np.random.default_rng(self.seed).integers(len(changes[0]), size=(_RESAMPLES, len(changes[0])))
         alone = [_bootstrap(change, draws) for change in changes]
         most = max(range(len(alone)), key=lambda i: (off_zero(alone[i]), abs(alone[i].value)))
@@ -383,7 +384,7 @@ class _Screen:
         )
 
     def proposal(self, axis: Axis, levels: Sequence[Level], factor: float, rate: float) -> dict[str, Any]:
-        """The levels proposed of a concept, how they differ from the user's, and what stood in the way of more."""
+        """Return the proposed levels of a concept, how they differ from the user's, and why they go no further."""
         change: Change = "kept"
         if not levels:
             change = "dropped"
@@ -410,6 +411,6 @@ def _signed(change: Rate) -> str:
 
 
 def _bootstrap(values: np.ndarray, draws: np.ndarray) -> Rate:
-    """Mean of one value per item (n,), with its percentile interval over resampled items (resamples, n)."""
+    """Return the mean of one value per item (n,), with the percentile interval over draws of items (resamples, n)."""
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return Rate(float(values.mean()), low, high, len(values))

@@ -1,4 +1,4 @@
-"""The probes of a screening: on several grids, within one budget."""
+"""Probes of a screening, on several grids within one budget."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Levels = Mapping[str, Sequence[Level]]
 
 
 class Probes:
-    """All probes of a screening, on whatever grid, within one budget.
+    """All probes of a screening, on any number of grids within one budget.
 
     Args:
         load: loads the task with other levels of its concepts.
-        levels: those of params.yaml.
-        budget: unique probes that may be spent on all grids together.
-        ledger: opens the answers to probes of a grid.
+        levels: the levels in params.yaml.
+        budget: maximum number of unique probes on all grids together.
+        ledger: opens the ledger of a grid.
         compute: threads and batch size of the model.
-        tell: called with (unique probes spent, what they are for).
+        tell: called with (unique probes spent, their purpose).
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Probes:
 
     @property
     def spent(self) -> int:
-        """Unique probes asked on all grids."""
+        """Unique probes spent on all grids."""
         return sum(prober.spent for prober in self._probers.values())
 
     @property
     def left(self) -> int:
-        """Unique probes the budget still allows."""
+        """Unique probes that are left of the budget."""
         return self._budget - self.spent
 
     def _on(self, levels: Levels, task: LoadedTask | None = None) -> Prober:
@@ -71,24 +71,24 @@ class Probes:
     def ask(
         self, levels: Levels, items: np.ndarray, cells: np.ndarray, phase: str, most: int | None = None
     ) -> pd.DataFrame:
-        """Ask about items (n,) under cells (n, concepts) of the grid of `levels`.
+        """Probe items (n,) at cells (n, concepts) of a grid.
 
         Args:
-            levels: of the grid.
+            levels: levels of the grid.
             items: (n,) positions in `item_ids`.
             cells: (n, concepts) level indices.
-            phase: what they are for.
-            most: unique probes to spend on them; by default as many as are left.
+            phase: purpose of the probes.
+            most: maximum number of unique probes to spend; by default all that are left.
 
         Returns:
-            The answered ones: item, phase, one column per concept with its strength, margin, failed, and whether they
-            are `fresh`, not asked of this grid before.
+            The answered probes: item, phase, one column per concept with its strength, margin, failed, and whether the
+            probe is `fresh`, that is, new on this grid.
         """
         prober = self._on(levels)
         prober.budget = prober.spent + (self.left if most is None else min(most, self.left))
         size = (self._compute or Compute()).batch_size
         parts = []
-        for start in range(0, len(items), size):  # in parts, so that progress is seen
+        for start in range(0, len(items), size):  # in batches, to show progress
             answers = prober.ask(items[start : start + size], cells[start : start + size])
             parts.append(np.stack([answers.discrepancy, answers.failed, answers.fresh, answers.answered]))
             self._tell(self.spent, phase)
@@ -103,15 +103,15 @@ class Probes:
         return rows
 
     def uniform(self, levels: Levels, n: int, rng: np.random.Generator, phase: str) -> Rate:
-        """Ask about n (item, cell) pairs of a grid, drawn uniformly among those not asked before.
+        """Probe n (item, cell) pairs of a grid, drawn uniformly among those not probed before.
 
         Returns:
-            The rate of these that failed; that of all pairs of the grid, where n or fewer were left to ask.
+            The failure rate of these pairs; that of all pairs of the grid if no more than n were left.
         """
         prober, n = self._on(levels), min(n, self.left)
         size = prober.space.n_cells
         pairs = size * len(self.item_ids)
-        # In random order, and enough of them: known ones cost nothing, and the first n others are the draw.
+        # Draw enough pairs in random order: known ones cost nothing, and the first n others are the sample.
         drawn = rng.choice(pairs, min(n + prober.spent, pairs), replace=False)
         rows = self.ask(levels, drawn // size, prober.space.cells(drawn % size), phase, n)
         if len(rows) < pairs:

@@ -1,7 +1,7 @@
-"""How far ranges have to reach: to the strongest level at which a concept alone still does hardly any harm.
+"""Find how far ranges should reach: to the strongest level at which a concept alone still does hardly any harm.
 
-Each concept alone, on a few items that are right unchanged: its strongest level, then twice that, four times and so on
-until something fails or the concept's own end is reached; or half of it, a quarter, until hardly anything does.
+Each concept is probed alone, on a few items that pass unchanged. Its strongest level is doubled until items fail or the
+concept's bound is reached, or halved until hardly any fail.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from stages.screening.ranges import Axis, declared_bounds
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
-ITEMS = 6  # that are right unchanged, and asked again at each strength
-_FAILS = 2  # of them: then a level is too strong
-_LOOKED_AT = 2 * ITEMS  # unchanged, to find those
-_WEAKEST = 3  # times that a level is halved
+ITEMS = 6  # items that pass unchanged, and are probed at each strength
+_FAILS = 2  # failing items at which a level is too strong
+_LOOKED_AT = 2 * ITEMS  # items probed unchanged to find those
+_WEAKEST = 3  # maximum number of halvings
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far ranges reach.
+    """The result of the search for ranges.
 
     Args:
-        levels: of all concepts, those that were too mild or too strong moved.
+        levels: levels of all concepts, with ranges that were too mild or too strong changed.
         probes: unique probes spent.
-        said: what was changed and why, a line each.
+        said: one line on each change and its reason.
     """
 
     levels: dict[str, list[Level]]
@@ -48,15 +48,15 @@ def reach(
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
 ) -> Reach:
-    """Move each range to where it ends just before its concept alone does harm.
+    """Scale each range so that it ends just before its concept alone does harm.
 
     Args:
         load: loads the task with other levels of its concepts.
-        levels: as they are.
-        budget: unique probes at most; what they do not suffice for stays as it is.
-        ledger: opens the answers to probes of a grid.
+        levels: the present levels.
+        budget: maximum number of unique probes; ranges for which they do not suffice stay as they are.
+        ledger: opens the ledger of a grid.
         compute: threads and batch size of the model.
-        tell: called with (unique probes spent, what they are for).
+        tell: called with (unique probes spent, their purpose).
     """
     own = load(levels)
     bounds = declared_bounds(own)
@@ -65,20 +65,20 @@ def reach(
     same = Reach({name: list(values) for name, values in levels.items()}, 0)
     if not searches:
         return same
-    # One grid that holds the base of each concept and, after it, its strongest level at each factor.
+    # One grid with the base of each concept, followed by its strongest level at each factor.
     grid = {
         axis.concept.name: (axis.concept.levels[0], *searches[j].strongest) if j in searches else axis.concept.levels
         for j, axis in enumerate(axes)
     }
     probes = Probes(load, grid, budget, ledger, compute, tell)
-    # Neighbours may be of one class, or parts of one photo.
+    # Adjacent items may be of one class, or parts of one photo.
     items = np.random.default_rng(0).permutation(len(probes.item_ids))[:_LOOKED_AT]
     clean = np.array([0 if j in searches else axis.base for j, axis in enumerate(axes)])
     if budget < len(items) + ITEMS:
         return same
     rows = probes.ask(grid, items, np.tile(clean, (len(items), 1)), "reach")
     right = rows["item"].to_numpy()[~rows["failed"].to_numpy(dtype=bool)][:ITEMS]
-    if len(right) < _FAILS:  # it fails anyway, whatever the levels
+    if len(right) < _FAILS:  # the model fails whatever the levels
         return Reach(same.levels, probes.spent)
     while (open_ := [j for j, search in searches.items() if search.next is not None]) and (
         probes.left >= len(right) * len(open_)
@@ -100,33 +100,33 @@ class _Search:
 
     Args:
         axis: the concept.
-        factors: of its strongest level, weakest first; among them 1, where the search begins.
+        factors: factors of its strongest level, in ascending order; the search begins at 1.
     """
 
     def __init__(self, axis: Axis, factors: Sequence[float]) -> None:
         self.axis, self._factors = axis, factors
         self.strongest = [axis.scaled(factor)[-1] for factor in factors]
         self.next: int | None = factors.index(1.0)
-        self._failed: dict[int, int] = {}  # items, at each factor asked about
+        self._failed: dict[int, int] = {}  # number of failed items, by index of the factor
 
     @property
     def factor(self) -> float:
-        """The strongest that was harmless; where none was, the weakest that was asked about."""
+        """The largest factor that was harmless, or the smallest that was probed if none was."""
         harmless = [step for step, count in self._failed.items() if count < _FAILS]
         return self._factors[max(harmless) if harmless else min(self._failed, default=self._factors.index(1.0))]
 
     def told(self, count: int) -> None:
-        """So many items failed at the factor that was next."""
+        """Record how many items failed at the next factor, and choose the one after it."""
         assert self.next is not None
         self._failed[self.next] = count
         step = self.next + (1 if count < _FAILS else -1)
         self.next = step if 0 <= step < len(self._factors) and step not in self._failed else None
 
     def said(self, n: int) -> str:
-        """How the range was moved and why; "" where it was not, and nothing is left to ask.
+        """Describe how the range was changed and why; "" if it was not, and the search is complete.
 
         Args:
-            n: items it was tried on.
+            n: number of items it was tried on.
         """
         concept, at = self.axis.concept, self._factors.index(self.factor)
         if self.next is not None:
@@ -146,7 +146,7 @@ class _Search:
 
 
 def _factors(axis: Axis) -> list[float]:
-    """..., 1/2, 1, 2, 4, ... up to the end of the concept; none where its end is not known, or it has two."""
+    """Return ..., 1/2, 1, 2, 4, ... up to the concept's bound; empty if that is unknown or levels go both ways."""
     if not axis.numeric or axis.bounds is None or axis.base != 0 or len(axis.ends) != 1:
         return []
     doubled = [2.0**n for n in range(16) if 2.0**n < 0.95 * axis.widest]

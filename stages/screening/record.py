@@ -1,4 +1,4 @@
-"""What a screening may spend, and what it found: plain data, for people and for the record."""
+"""Settings and results of screening, as plain data for display and storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BROKEN = 0.5
 
 
 class ScreenSettings(Strict):
-    """What a screening may spend, and what it calls too much or too little."""
+    """Budget and thresholds of a screening."""
 
     probes: int = Field(600, ge=100, description="unique probes at most")
     lowest_rate: float = Field(0.03, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
@@ -31,9 +31,12 @@ class ScreenSettings(Strict):
     widest: float = Field(4.0, ge=1, description="how many times stronger than the user's strongest a level may get")
 
     def beyond(self, clean: float) -> Self:
-        """The same for a model that fails on this share of unchanged items: the range is one of the others.
+        """Return the settings with the range of failure rates applied to the items that pass unchanged.
 
-        Where it fails on most of them, levels are not what is wrong, and the range stays as it is.
+        If the model fails on most unchanged items, levels are not the problem, and the range is kept.
+
+        Args:
+            clean: failure rate of unchanged items.
         """
         if clean > _BROKEN:
             return self
@@ -41,16 +44,16 @@ class ScreenSettings(Strict):
         return self.model_copy(update=rates)
 
     def holds(self, rate: float) -> bool:
-        """Whether a failure rate is in the range."""
+        """Return whether a failure rate is in the range."""
         return self.lowest_rate <= rate <= self.highest_rate
 
     def is_near(self, rate: float) -> bool:
-        """Whether a failure rate is in the middle half of the range, so that chance hardly put it there."""
+        """Return whether a failure rate is in the middle half of the range, where it is hardly due to chance."""
         return abs(rate - self.aim) <= (self.highest_rate - self.lowest_rate) / 4
 
     @property
     def aim(self) -> float:
-        """The failure rate proposals are made for."""
+        """The target failure rate of proposals: the middle of the range."""
         return (self.lowest_rate + self.highest_rate) / 2
 
 
@@ -58,21 +61,21 @@ Verdict = Literal["effect", "no larger effect", "not known"]
 
 
 def off_zero(change: Rate) -> bool:
-    """Whether a change is certain: its whole interval is on one side of zero."""
+    """Return whether the whole interval of a change is on one side of zero."""
     return change.low > 0 or change.high < 0
 
 
 def within(change: Rate, bound: float) -> bool:
-    """Whether a change is smaller than a bound by its whole interval."""
+    """Return whether the whole interval of a change is smaller than a bound in magnitude."""
     return -bound < change.low <= change.high < bound
 
 
 def points(change: Rate, bound: float) -> str:
-    """A change of a share in points with its interval; "not known" where that says neither yes nor no.
+    """Format a change of a share in percentage points with its interval; "not known" if that is inconclusive.
 
     Args:
-        change: with its interval.
-        bound: below which a change does not matter.
+        change: the change with its interval.
+        bound: smaller changes do not matter.
     """
     value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
     told = f"{value} points" if off_zero(change) or within(change, bound) else "not known"
@@ -83,26 +86,26 @@ Change = Literal["kept", "narrowed", "widened", "dropped"]
 
 
 class ConceptScreening(BaseModel):
-    """What was seen of one concept.
+    """The results for one concept.
 
     Args:
         name: its name.
-        unit: printed behind its levels.
-        alone_at: the level at which it does most alone.
+        unit: unit, printed after its levels.
+        alone_at: the level with the largest effect alone.
         alone: mean change of the discrepancy from the base to that level, same items; interval over items.
-        each: the same at each level that was asked alone, by its label.
-        alone_fails: the same of the share that fails; `n` counts pairs.
-        share: of the variance of the discrepancy over the grid within an item, alone and with others (total Sobol
-            index).
-        without: how the failure rate of probes in company changes when it is taken out of them; None: not asked,
-            because it has an effect anyway.
-        verdict: what their intervals amount to; "no larger effect" is never "none".
-        why: what the verdict rests on, in plain words.
-        levels: as in params.yaml.
-        proposed: levels proposed; none if it is dropped.
-        change: how these differ.
-        at_bound: whether the failure rate asks for levels further in or out than any that may be proposed.
-        note: why there are none, if so.
+        each: the same at each level that was probed alone, by label.
+        alone_fails: change of the failure rate from the base to that level; `n` counts pairs.
+        share: share of the variance of the discrepancy over the grid within an item, alone and with others (total
+            Sobol index).
+        without: change of the failure rate of combined probes if the concept is removed from them; None if this was
+            not measured.
+        verdict: conclusion from these intervals; "no larger effect" does not mean "none".
+        why: reason for the verdict, in plain words.
+        levels: levels in params.yaml.
+        proposed: proposed levels; empty if the concept is dropped.
+        change: how these differ from `levels`.
+        at_bound: whether reaching the range would take weaker or stronger levels than may be proposed.
+        note: why no such levels can be proposed, if so.
     """
 
     name: str
@@ -123,24 +126,24 @@ class ConceptScreening(BaseModel):
 
     @property
     def told(self) -> str:
-        """The verdict with what it rests on."""
+        """The verdict with its reason."""
         return f"{self.verdict}: {self.why}" if self.why else self.verdict
 
 
 class Screening(BaseModel):
-    """A screening.
+    """The result of a screening.
 
     Args:
-        settings: what it was made with.
+        settings: the settings used.
         probes: unique probes spent.
-        items: items they were put to.
+        items: number of items probed.
         clean: failure rate with all concepts at their base.
         now: failure rate over the grid of params.yaml.
-        proposed: failure rate over the proposed grid, by pairs of item and cell not asked of it before; None: same
-            grid.
-        together: how the failure rate of probes in company changes when all concepts that seem to do nothing are taken
-            out of them at once; None: at most one does.
-        concepts: one entry each.
+        proposed: failure rate over the proposed grid, from pairs of item and cell not probed before; None if the grid
+            is the same.
+        together: change of the failure rate of combined probes if all concepts without apparent effect are removed at
+            once; None if there are fewer than two.
+        concepts: one entry for each concept.
     """
 
     settings: ScreenSettings
@@ -159,25 +162,25 @@ class Screening(BaseModel):
 
     @property
     def rate(self) -> Rate:
-        """The failure rate over the proposed grid, which may be that of params.yaml."""
+        """The failure rate over the proposed grid, or over that of params.yaml if nothing is proposed."""
         return self.proposed or self.now
 
     @property
     def reached(self) -> bool:
-        """Whether the failure rate of the proposed grid may lie in the range, by its interval."""
+        """Whether the interval of the proposed grid's failure rate overlaps the range."""
         return self.rate.low <= self.settings.highest_rate and self.rate.high >= self.settings.lowest_rate
 
     @property
     def within(self) -> bool:
-        """Whether that failure rate itself lies in the range."""
+        """Whether that failure rate itself is in the range."""
         return self.settings.holds(self.rate.value)
 
     @property
     def at_bounds(self) -> bool:
-        """Whether no concept that stays can be drawn further, so that the range is out of reach and not only missed."""
+        """Whether no remaining concept can be narrowed or widened further, so that the range is out of reach."""
         return all(concept.at_bound for concept in self.concepts if concept.change != "dropped")
 
     @property
     def grid(self) -> dict[str, list[Level]]:
-        """The proposed levels of the concepts that stay."""
+        """The proposed levels of the remaining concepts."""
         return {concept.name: concept.proposed for concept in self.concepts if concept.proposed}

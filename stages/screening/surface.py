@@ -1,10 +1,9 @@
-"""A response surface of the margin over concept strengths (Box and Wilson 1951), and what it says of each concept.
+"""A response surface of the margin over concept strengths (Box and Wilson 1951), and the effects it shows.
 
-Second order: a quadratic in every concept and the products of pairs. Its terms are made orthonormal under the uniform
-distribution on the grid, so that squared coefficients are shares of variance: the Sobol indices of a polynomial chaos
-expansion (Sudret 2008, section 4). Estimating the indices directly (Saltelli 2010, Morris 1991) would take
-(concepts + 2) queries for each of some thousand points, and chance in the answers would count as an effect of every
-concept.
+It is of second order: a quadratic in every concept and the products of pairs. Its terms are orthonormal under the
+uniform distribution on the grid, so that squared coefficients are shares of variance: the Sobol indices of a polynomial
+chaos expansion (Sudret 2008, section 4). Estimating the indices directly (Saltelli 2010, Morris 1991) would take
+(concepts + 2) queries for each of some thousand points, and would attribute noise in the answers to every concept.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from stages.intervals import LEVEL, Rate
 if TYPE_CHECKING:
     from sklearn.linear_model import RidgeCV
 
-_FREE = 100.0  # scale that leaves the terms of concepts almost free of the penalty, which is meant for items
+_FREE = 100.0  # scale that almost exempts the terms of concepts from the penalty, which is meant for items
 _PROBES_PER_TERM = 4  # with fewer, products of pairs are left out
 
 
@@ -33,7 +32,7 @@ class Terms:
     Args:
         grid: strengths of the levels of each concept, (levels,) each.
         numeric: which concepts have strengths; the others have categories.
-        pairs: whether products of two concepts are in.
+        pairs: whether products of two concepts are included.
     """
 
     grid: Sequence[np.ndarray]
@@ -42,7 +41,7 @@ class Terms:
 
     @cached_property
     def _maps(self) -> list[np.ndarray]:
-        """For each concept the matrix that takes its raw columns to orthonormal ones."""
+        """For each concept the matrix that makes its raw columns orthonormal."""
         maps = []
         for j, levels in enumerate(self.grid):
             raw = self._raw(j, levels)
@@ -57,7 +56,7 @@ class Terms:
         return raw
 
     def __call__(self, strengths: np.ndarray) -> np.ndarray:
-        """Values of all terms at points (n, concepts): (n, terms)."""
+        """Return the values of all terms at points (n, concepts): (n, terms)."""
         own = [(self._raw(j, strengths[:, j]) @ m)[:, 1:] for j, m in enumerate(self._maps)]
         columns = list(own)
         for j, k in self._paired():
@@ -93,7 +92,7 @@ class Surface:
         intercept: mean margin over grid and items.
         resampled: (resamples, terms) coefficients from resampled items.
         unexplained: variance of the margin that neither concepts nor differences between items explain.
-        link: slope and offset that turn a mean margin into the logit of the failure rate.
+        link: slope and offset that map a mean margin to the logit of the failure rate.
     """
 
     terms: Terms
@@ -104,17 +103,17 @@ class Surface:
     link: tuple[float, float]
 
     def margin(self, strengths: np.ndarray) -> np.ndarray:
-        """Mean margin over items at points (n, concepts): (n,)."""
+        """Return the mean margin over items at points (n, concepts): (n,)."""
         return self.terms(strengths) @ self.coefficients + self.intercept
 
     def rate(self, strengths: np.ndarray) -> np.ndarray:
-        """Failure rate over items at points (n, concepts): (n,)."""
+        """Return the failure rate over items at points (n, concepts): (n,)."""
         slope, offset = self.link
         return 1 / (1 + np.exp(-(slope * self.margin(strengths) + offset)))
 
     @property
     def variance(self) -> float:
-        """Variance of the margin over the grid within an item: what concepts explain, and what nothing does."""
+        """Variance of the margin over the grid within an item: explained by concepts, plus unexplained."""
         return float(np.clip(self.coefficients**2 - self._sampling, 0, None).sum()) + self.unexplained
 
     @property
@@ -122,11 +121,11 @@ class Surface:
         return self.resampled.var(axis=0, ddof=1)
 
     def shares(self) -> list[Rate]:
-        """Total Sobol index of each concept on the grid: its share of the variance of the margin within an item.
+        """Return the total Sobol index of each concept on the grid: its share of the margin's variance within an item.
 
-        That items differ is left out, because screening compares like with like; else many hard items would make any
-        concept look idle. A squared coefficient is too large by its own sampling variance, one that was resampled by
-        twice that; both are taken off. `n` is 0: nothing is counted.
+        Differences between items are excluded, or many hard items would make any concept look ineffective. A squared
+        coefficient is biased upwards by its sampling variance, and a resampled one by twice that, so these are
+        subtracted. `n` is 0, as nothing is counted.
         """
         shares = []
         for own in self.terms.owners.T:
@@ -148,16 +147,16 @@ def fit_surface(
     seed: int,
     resamples: int,
 ) -> Surface:
-    """Fit a surface by least squares, with an intercept for every item that is drawn towards zero by ridge.
+    """Fit a surface by least squares, with an intercept for every item that ridge shrinks towards zero.
 
     Args:
-        strengths: (n, concepts) of the probes; they may lie off the grid.
+        strengths: (n, concepts) strengths of the probes; they may be off the grid.
         items: (n,) item numbers.
-        margins: (n,) discrepancies less the threshold; above 0 the probe failed.
-        grid: strengths of the levels of each concept: what shares are about.
+        margins: (n,) discrepancies minus the threshold; above 0 the probe failed.
+        grid: strengths of the levels of each concept, over which shares are computed.
         numeric: which concepts have strengths.
-        seed: of the Bayesian bootstrap over items (Rubin 1981).
-        resamples: of that bootstrap; shares need some.
+        seed: seed of the Bayesian bootstrap over items (Rubin 1981).
+        resamples: number of its resamples; `shares` needs some.
     """
     from sklearn.linear_model import Ridge, RidgeCV
 
@@ -184,17 +183,17 @@ def fit_surface(
 
 
 def _noise(model: RidgeCV, design: np.ndarray, margins: np.ndarray) -> float:
-    """Variance of the residuals, for the degrees of freedom that ridge leaves (Hastie et al. 2009, section 3.4)."""
+    """Return the residual variance by the degrees of freedom that ridge leaves (Hastie et al. 2009, section 3.4)."""
     values = np.linalg.svd(design - design.mean(axis=0), compute_uv=False) ** 2
     used = 1 + float((values / (values + model.alpha_)).sum())
     return float(((margins - model.predict(design)) ** 2).sum()) / (len(margins) - used)
 
 
 def _link(margin: np.ndarray, failed: np.ndarray) -> tuple[float, float]:
-    """Platt's scaling (1999) of mean margins, with one failure and one pass at zero so that all may pass."""
+    """Fit Platt scaling (1999) of mean margins, with a failure and a pass added at zero in case all pass or fail."""
     from sklearn.linear_model import LogisticRegression
 
     x, y = np.append(margin, [0.0, 0.0]), np.append(failed, [False, True])
-    scale = float(margin.std()) or 1.0  # the discrepancy's unit is the task's own
+    scale = float(margin.std()) or 1.0  # the unit of the discrepancy depends on the task
     model = LogisticRegression(C=100.0, max_iter=1000).fit(x[:, None] / scale, y)
     return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
