@@ -1,4 +1,4 @@
-"""`faded propose`: concepts that a language model names, screened, and on request written to params.yaml."""
+"""`faded propose`: ask a language model for concepts, screen them, and on request write them to params.yaml."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ if TYPE_CHECKING:
 
 RECORDS = WORK / "propose"
 _CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__).parent]
-_PROBES = 400  # where fewer are not too few
+_PROBES = 400  # default, raised if too few for the levels
 
 
 class Record(BaseModel):
-    """What was proposed, as it lies in .faded/propose/AUDIT.json.
+    """Proposals as stored in .faded/propose/AUDIT.json.
 
     Args:
-        audit: its name.
+        audit: name of the audit.
         when: seconds since 1970.
-        model: that proposed, as params.yaml names it.
-        named: the model's own name for itself.
+        model: the model that proposed, as named in params.yaml.
+        named: the name that the model gives itself.
         malformed: why answers could not be read.
-        outcomes: what became of each proposal.
-        screening: of those that can be made; None where there was none.
-        lines: what would add those that enter to the audit, as YAML; empty where none does.
+        outcomes: the outcome of each proposal.
+        screening: the screening of the possible proposals; None if there were none.
+        lines: lines of YAML that would add the proposals that enter to the audit; empty if none does.
     """
 
     audit: str
@@ -74,7 +74,7 @@ class Record(BaseModel):
 
 
 def propose(params: Params, name: str, probes: int | None, write: bool, console: Console) -> Record:
-    """Ask the model of `proposer:` for concepts of an audit, screen them, print and record what became of them.
+    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes.
 
     Raises:
         UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
@@ -144,7 +144,7 @@ class _Proposing:
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
     def run(self) -> tuple[Record, dict[str, Any]]:
-        """Return the record, and what changes in params.yaml."""
+        """Return the record and the changes to params.yaml."""
         from stages.proposing.enter import final, judged, make
 
         asked = self.ask()
@@ -160,7 +160,7 @@ class _Proposing:
             with scratch(self.name, "propose", key) as folder:
                 try:
                     self.load(draft, folder)
-                except UsageError:  # of one of them: which?
+                except UsageError:  # due to one of the proposals, so load them one by one
                     draft, made, others = make(self.vocabulary, asked.proposals, lambda more: self.load(more, folder))
                 if made:
                     screening = self.screen(draft, folder)

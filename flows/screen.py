@@ -1,4 +1,4 @@
-"""`faded screen`: a cheap first pass over an audit's concepts, kept as a record, on request written to params.yaml."""
+"""`faded screen`: screen the concepts of an audit, record the result, and on request write levels to params.yaml."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _CODE = Path(stages.screening.__file__).parent
 
 
 class Record(BaseModel):
-    """A screening as it lies under .faded/screen.
+    """A screening as stored under .faded/screen.
 
     Args:
-        screened: key of the model, items and concepts it is about.
-        proposed: key of the same with the concepts it proposes.
+        screened: key of the model, items and concepts that were screened.
+        proposed: key of the same model and items with the proposed concepts.
         when: seconds since 1970.
-        screening: what was found.
+        screening: the result.
     """
 
     screened: str
@@ -61,11 +61,11 @@ class Record(BaseModel):
 
 
 def screen_audit(params: Params, name: str, probes: int | None, write: bool, console: Console) -> None:
-    """Screen the concepts of an audit, print and record what was found, and on request write what it proposes.
+    """Screen the concepts of an audit, print and record the result, and on request write the proposed levels.
 
     Raises:
-        UsageError: when a setting is wrong, or nothing can be written because the proposal does not hold.
-        FadedError: when the model under test cannot be prepared.
+        UsageError: if a setting is wrong, or the proposal cannot be written.
+        FadedError: if the model under test cannot be prepared.
     """
     with exclusive():
         screening = measure_concepts(params, name, probes, console)
@@ -84,20 +84,20 @@ def measure_concepts(
     at_least: bool = False,
     widen: bool = False,
 ) -> Screening:
-    """Screen the concepts of an audit and record what was found; the workspace has to be held.
+    """Screen the concepts of an audit and record the result; the caller has to hold the workspace lock.
 
     Args:
         params: params.yaml.
-        name: of the audit.
-        probes: unique probes at most; None for the default.
-        console: where it is told how far it is.
-        prepared: called when the model and its items are prepared, before anything is asked of it.
-        at_least: more probes are taken where so many are too few for the levels there are.
-        widen: ranges in which nothing fails are made wider first, with what probes can be spared for it.
+        name: name of the audit.
+        probes: maximum number of unique probes; None for the default.
+        console: where to print progress.
+        prepared: called when the model and its items are prepared, before the first probe.
+        at_least: use more probes if `probes` are too few for the levels.
+        widen: first adjust ranges that are too mild or too strong, with the probes that can be spared.
 
     Raises:
-        UsageError: when a setting is wrong.
-        FadedError: when the model under test cannot be prepared.
+        UsageError: if a setting is wrong.
+        FadedError: if the model under test cannot be prepared.
     """
     settings = screen_settings(probes)
     audit = params.audit(name)
@@ -116,10 +116,10 @@ def measure_concepts(
 
 
 def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, bool] | None:
-    """The last screening of an audit, if it is about the present model, items and concepts.
+    """Read the last screening of an audit, if it matches the current model, items and concepts.
 
     Returns:
-        The record, and whether the present concepts are those it proposed; None where there is none, or it is stale.
+        The record, and whether the current concepts are those it proposed; None if there is none, or it is stale.
     """
     stage = graph.stages.get(f"prepare@{name}")
     if stage is None or stage.stale or (record := read_state(RECORDS / f"{name}.json", Record)) is None:
@@ -132,10 +132,10 @@ def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, boo
 
 
 def screen_settings(probes: int | None) -> ScreenSettings:
-    """The settings with so many probes; None for the default.
+    """Return the settings with this number of probes; None for the default.
 
     Raises:
-        UsageError: when these are too few.
+        UsageError: if these are too few.
     """
     try:
         return ScreenSettings() if probes is None else ScreenSettings(probes=probes)
@@ -144,7 +144,7 @@ def screen_settings(probes: int | None) -> ScreenSettings:
 
 
 def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
-    """Run a stage, and what it depends on, where DVC says that they are stale."""
+    """Run a stage and its upstream stages if they are stale."""
     if name not in graph.stages:
         raise UsageError(f"dvc.yaml has no stage {name}")
     wanted = graph.upstream([name])
@@ -213,7 +213,7 @@ def _screen(
 
 
 def probes_time(name: str, audit: AuditConfig, probes: int) -> str:
-    """How long so many probes take, by what the search took or prepare measured."""
+    """Estimate how long these probes take, from the last search, the measurement of prepare or reference timings."""
     searched = 2 * (audit.discover.budget - audit.discover.kept_back) + audit.discover.microscopic_budget
     if (seconds := _search_seconds(TIMINGS, name, audit)) is not None:
         return f"about {duration(seconds * probes / searched)} from the last search here"
@@ -225,13 +225,13 @@ def probes_time(name: str, audit: AuditConfig, probes: int) -> str:
 
 
 def clean_accuracy(name: str) -> float | None:
-    """The share of unchanged items to search on which the model is right, if `prepare` measured it."""
+    """Return the model's accuracy on unchanged discover items, if `prepare` measured it."""
     measured = read_json(stage_dir(name, "prepare") / "metrics.json").get("clean_accuracy")
     return measured.get("discover") if isinstance(measured, Mapping) else None
 
 
 def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:
-    """What a search took with all its shares; None where one of them is not known."""
+    """Return the duration of a search including all its shares; None if one of them is not known."""
     timings, shards = read_timings(path), audit.discover.shards
     shares = [f"{SHARE}@{name}-{part}" for part in range(1, shards + 1)] if shards > 1 else []
     taken = [timings.get(stage) for stage in (f"discover@{name}", *shares)]
@@ -240,7 +240,7 @@ def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:
 
 
 def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:
-    """What a screening is about. The hashes that prepare wrote stand for model and items, which may be large."""
+    """Hash the subject of a screening. Model and items may be large, so the hashes written by prepare are used."""
     prepared = audit_folder(name).prepare
     about = (prepared.provenance.model, prepared.provenance.data, audit.seed, audit.task, audit.discrepancy)
     return content_hash(

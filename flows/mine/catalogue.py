@@ -1,4 +1,4 @@
-"""The page of what was mined: every candidate, what its probes came to, and examples of what failed."""
+"""The page of mining results: every candidate with its rates and examples of failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.params import AuditConfig
 from stages.tasks.contract import Exhibit
 
 TEMPLATES = Path(__file__).parent / "templates"
-EXAMPLES = 3  # of a candidate
+EXAMPLES = 3  # per candidate
 LIMITS = (
     "Only items of the split discover were asked. Rates are those of the items that confirmed, and were not asked "
     "before: other data may have other words and other rates.",
@@ -38,7 +38,7 @@ LIMITS = (
 
 
 class Candidate(NamedTuple):
-    """A candidate of the page: its id, what was found, and examples of what failed."""
+    """A candidate on the page: its id, the finding, and examples of failures."""
 
     id: str
     finding: Finding
@@ -46,13 +46,13 @@ class Candidate(NamedTuple):
 
 
 def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
-    """What was mined of an audit as one self-contained page, which needs no network.
+    """Render the mining results of an audit as one self-contained page that needs no network.
 
     Args:
-        name: of the audit.
+        name: name of the audit.
         audit: its block of params.yaml.
-        when: it was mined, in seconds since 1970.
-        mining: what was found.
+        when: time of mining, in seconds since 1970.
+        mining: the results.
     """
     settings = mining.settings
     shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}
@@ -89,7 +89,7 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
             style=Markup((page.TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hashes=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),
-            plotly="",  # it has no charts
+            plotly="",  # the page has no charts
         )
     )
 
@@ -100,7 +100,7 @@ def _exhibit(example: Example) -> Exhibit:
 
 
 def _shown(example: Example, shrinker: Shrinker) -> Shown:
-    """An example for the page; of a long text the part that was changed, which may not be where it begins."""
+    """Return an example for the page; of a long text, show the changed part, which may be far from its beginning."""
     shown = shrinker.show(_exhibit(example))
     if not (shown.text and shown.text.tail) or shown.beside:
         return shown

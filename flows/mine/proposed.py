@@ -1,4 +1,4 @@
-"""What would add to an audit what was mined of it: lines of params.yaml, and a file that they name."""
+"""Changes that add mined findings to an audit: lines of params.yaml and a file of items they refer to."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stages.mining import Finding, Mining
 from stages.params import AuditConfig
 
 _BY = "faded mine"
-_FIELDS = ("id", "split", "question", "context", "answers", "pattern", "article", "reference")  # of items, in a line
+_FIELDS = ("id", "split", "question", "context", "answers", "pattern", "article", "reference")  # of an item
 
 
 def propose(name: str, audit: AuditConfig, mining: Mining, path: Path) -> str:
-    """Lines of params.yaml that would add the findings to an audit; empty where there are none.
+    """Return lines of params.yaml that would add the findings to an audit; empty if there are none.
 
     Args:
-        name: of the audit.
+        name: name of the audit.
         audit: its block of params.yaml.
-        mining: what was found.
-        path: the file of items that the lines name, where they name one; removed where they do not.
+        mining: the results.
+        path: where to write the file of items, if the lines refer to one; removed if they do not.
     """
     items = read_table(stage_dir(name, "prepare") / "items.parquet")
     path.unlink(missing_ok=True)
@@ -48,12 +48,12 @@ def propose(name: str, audit: AuditConfig, mining: Mining, path: Path) -> str:
 
 
 def _marks(told: Mapping[str, str]) -> str:
-    """Return the line that marks fields or slots as proposed, by name, for reports."""
+    """Return the line that marks these fields or slots as proposed, for reports."""
     return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 
 def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """All items as lines of a data file, and the changed texts that failed; a field says for which a finding holds."""
+    """Return all items and the failed changed texts as lines of a data file, with one field for each finding."""
     kept = [name for name in _FIELDS if name in items]
     rows = {row["id"]: {k: v for k, v in row.items() if len(v)} for row in items[kept].to_dict("records")}
     lines = [
@@ -71,7 +71,7 @@ def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]
 
 
 def _prompts(name: str, audit: AuditConfig, found: Sequence[Finding]) -> str:
-    """Templates with the words that were found, and levels that were found; empty where nothing is new."""
+    """Return the lines with new templates and new levels; empty if there are none."""
     new = dict.fromkeys((example.text, one.told) for one in found if one.replaced for example in one.examples)
     lines = [f"        - {json.dumps(text)}   # proposed by {_BY}: {told}" for text, told in new]
     if lines:

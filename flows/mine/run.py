@@ -1,4 +1,4 @@
-"""The command: prepare what is stale, mine, tell, and write the record and its page."""
+"""The command: bring the prepared model up to date, mine, print the results, and write the record and its page."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _CODE = Path(stages.mining.__file__).parent
 
 
 class Record(BaseModel):
-    """What was mined, as it lies in .faded/mine/AUDIT.json.
+    """Mining results as stored in .faded/mine/AUDIT.json.
 
     Args:
-        audit: its name.
+        audit: name of the audit.
         when: seconds since 1970.
-        proposed: what would add it to the audit, as YAML; empty where nothing is proposed.
-        mining: what was found.
+        proposed: lines of YAML that would add the findings to the audit; empty if nothing is proposed.
+        mining: the results.
     """
 
     audit: str
@@ -52,11 +52,11 @@ class Record(BaseModel):
 
 
 def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> Record:
-    """Mine the items of an audit, print and record what was found.
+    """Mine the items of an audit, and print and record the results.
 
     Raises:
-        UsageError: when a setting is wrong, or the audit has no texts, or too few items.
-        FadedError: when the model under test cannot be prepared.
+        UsageError: if a setting is wrong, or the audit has no texts or too few items.
+        FadedError: if the model under test cannot be prepared.
     """
     try:
         settings = MineSettings() if probes is None else MineSettings(probes=probes)
@@ -102,7 +102,7 @@ def _mine(name: str, audit: AuditConfig, settings: MineSettings, asked: Any) -> 
 
 
 def show_mining(console: Console, audit: str, mining: Mining) -> None:
-    """What was found of an audit, in a table."""
+    """Print the findings of an audit as a table."""
     m = mining
     table = Table(title=f"Mined of {audit}", title_justify="left")
     for column in ("finding", "fails", "without", "p, adjusted", "items", "verdict"):
