@@ -1,6 +1,6 @@
-"""The commands of `faded`, one module for each thing people come for.
+"""The commands of `faded`, one module per purpose.
 
-They only wire, and import what they need when they run, so that `--help` is quick.
+They only connect other modules, and import them when they run, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class _Group(TyperGroup):
-    """Ends with a line where somebody stops it; click would say "Aborted!", and take the code of a failed gate."""
+    """Prints how to resume after Ctrl-C; click would print "Aborted!" and exit with the code of a failed gate."""
 
-    def invoke(self, ctx: Any) -> Any:  # typer has click in it, under a name of its own
+    def invoke(self, ctx: Any) -> Any:  # typer bundles click under another name
         from stages.errors import stop_code
 
         try:
@@ -45,7 +45,7 @@ app = typer.Typer(
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """End as rich does where nobody reads on, but not with the exit code of a failed gate."""
+        """End as rich does if the pipe is closed, but not with the exit code of a failed gate."""
         from stages.errors import Exit
 
         try:
@@ -73,10 +73,10 @@ Preset = Annotated[
 
 
 def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = None) -> tuple[Params, list[str]]:
-    """Enter the workspace, check params.yaml and the names of audits; each becomes that of its preset if one is named.
+    """Enter the workspace, and return its checked params.yaml and the names of audits, or of their presets if named.
 
     Raises:
-        UsageError: when there is no such audit or preset, or a preset is wanted of all audits.
+        UsageError: if there is no such audit or preset, or a preset is combined with all audits.
     """
     from flows.workspace import enter_workspace
     from stages.errors import UsageError
@@ -93,7 +93,7 @@ def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = No
 
 
 def _preset(params: Params, name: str, preset: str) -> str:
-    """The audit that is this preset of another."""
+    """Return the name of the audit that is this preset of another."""
     from stages.errors import UsageError
 
     if (wanted := f"{name}-{preset}") not in params.audits:
@@ -105,6 +105,6 @@ def _preset(params: Params, name: str, preset: str) -> str:
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Say what is being waited for, as long as the block takes."""
+    """Show a status line while the block runs."""
     with console.status(f"{what} ..."):
         yield

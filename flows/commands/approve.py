@@ -1,4 +1,4 @@
-"""Decide without looking again: for people who have seen the report, and for scripts."""
+"""Decide without a review page: for people who have seen the report, and for scripts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def reject(
 
 
 def _open(audit: str, landscape: str | None) -> tuple[str, str]:
-    """The audit's name, and the hash of its present landscape."""
+    """Return the audit's name and the hash of its current landscape."""
     from stages.decisions import landscape_hash
     from stages.errors import UsageError
 
@@ -144,7 +144,7 @@ def _decide(
 
 
 def _reasons(given: Sequence[str] | None) -> Mapping[str, str]:
-    """Why, by mode, of options like `M1,M3=seen in the field`; a reason may be missing, and is asked for then."""
+    """Return reasons by mode from options such as `M1,M3=seen in the field`; a missing reason is empty."""
     from stages.errors import UsageError
 
     pairs = [

@@ -1,4 +1,4 @@
-"""Run audits, and look at what came out."""
+"""Run audits and show their results."""
 
 from __future__ import annotations
 

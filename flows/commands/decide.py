@@ -1,4 +1,4 @@
-"""People decide."""
+"""Review a landscape and record a decision."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def review(
 
 
 def _who(params: Params, name: str, reviewer: str | None) -> str:
-    """The reviewer whose page or dialogue it is; empty where anybody may say their name in it.
+    """Return the reviewer whose page or dialogue it is; empty if reviewers enter their name there.
 
     Raises:
-        UsageError: where decisions are signed, when this machine cannot sign for them.
+        UsageError: if decisions must be signed, and this machine cannot sign for the reviewer.
     """
     from flows.approval import git_user
     from flows.signing import signer
@@ -93,7 +93,7 @@ def _who(params: Params, name: str, reviewer: str | None) -> str:
 
 
 def _has_screen() -> bool:
-    """Whether this machine can show a browser, which it cannot over ssh."""
+    """Return whether this machine can show a browser, which is not so over ssh."""
     named = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in named)
 
@@ -116,7 +116,7 @@ def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
 
 
 def _on_page(params: Params, name: str, by: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
-    """Serve the page until a decision is recorded, or have a server that runs here already show it."""
+    """Serve the page until a decision is recorded, or use a server that is running here already."""
     from flows.review.links import one_time_link, running
     from flows.review.recording import open_standing
     from flows.review.server import HOST, serve_review, warning
@@ -136,7 +136,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
         with serve_review([name], host, port) as page:
             _show(name, page.one_time_link(name, by), open_, revise)
             console.print(f"waiting for a decision on {name}; Ctrl-C ends it", highlight=False)
-            # Other commands may have had their audits shown here: their reviewers are not cut off.
+            # Other commands may show their audits here, so do not cut off their reviewers.
             while not decided or (others := page.undecided()):
                 if decided:
                     browsers = "browser has" if others == 1 else "browsers have"

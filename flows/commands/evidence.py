@@ -1,4 +1,4 @@
-"""Evidence for others: bundles, their check, a model to deploy, and the gate for CI."""
+"""Evidence for others: bundles and their verification, export of a model, and the gate for CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Begin: an audit of one's own model and data."""
+"""Set up an audit of your own model and data."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typer.main import get_command
 
 from flows.commands import app, console, errors
 
-_KINDS = "faded.init"  # where answers to options of kinds are kept
+_KINDS = "faded.init"  # key for the values of options that kinds of tasks declare
 
 
 class InitCommand(TyperCommand):
-    """Has, beside its own options, those that kinds of tasks declare; to know them these are imported."""
+    """Adds the options that kinds of tasks declare, which imports these kinds."""
 
     @cached_property
     def of_kinds(self) -> list[Any]:
-        """The options of kinds."""
+        """The options that kinds of tasks declare."""
         made = typer.Typer(add_completion=False)
         made.command()(of_kinds())
         options = get_command(made).params
@@ -32,13 +32,13 @@ class InitCommand(TyperCommand):
         return options
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters, `--help` last."""
+        """Return all parameters, `--help` last."""
         *own, help_ = super().get_params(ctx)
         return [*own, *self.of_kinds, help_]
 
 
 def of_kinds() -> Callable[..., None]:
-    """A function whose parameters are the options that kinds of tasks declare, as typer reads them."""
+    """Return a function whose parameters are the options that kinds of tasks declare, in the form typer reads."""
     from flows.init.kinds import options
 
     def nothing() -> None: ...

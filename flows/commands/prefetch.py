@@ -1,4 +1,4 @@
-"""Fetch what audits take from the Hugging Face hub, for machines that have no network when they audit."""
+"""Download models and data sets from the Hugging Face hub before audits run, which they do offline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
     No other command downloads anything: audits read the cache. Shows the commit and size of each download, and how to
     pin that commit in params.yaml. What is already in the cache is not downloaded again.
     """
-    os.environ["HF_HUB_OFFLINE"] = "0"  # of this process alone, and before a library is imported that reads it once
+    os.environ["HF_HUB_OFFLINE"] = "0"  # only in this process, and before importing a library that reads it once
     from stages.tasks.load import task_class, task_context
 
     params, names = open_workspace(audits, all_)
     for name in names:
         audit = params.audit(name)
-        # A machine that fetches need not have the GPU of one that audits, nor what computes there.
+        # The machine that downloads need not have the GPU or backend of the one that audits.
         anywhere = {"device": "cpu", "backend": "eager", "dtype": "auto"}
         here = audit.model_copy(update={"compute": audit.compute.model_copy(update=anywhere)})
         lines = task_class(name, audit).prefetch(task_context(name, here))

@@ -1,4 +1,4 @@
-"""Learn from people's ratings what counts as a failure."""
+"""Learn from human ratings what counts as a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RatedTarget(StrEnum):
-    """What people rate of an answer."""
+    """The aspect of an answer that people rate."""
 
     quality = "quality"
     bias = "bias"

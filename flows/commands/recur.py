@@ -1,4 +1,4 @@
-"""Let audits recur, and be told of them."""
+"""Schedule audits, serve them, and send notifications."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def notify(
 
 
 def _apply() -> None:
-    """Apply prefect.yaml where a server is there; say so where none is."""
+    """Apply prefect.yaml if a server is running, or print that none is."""
     from flows.deploy import apply
     from flows.schedule import read_entries
     from flows.server import answers, configured_api, talking_to

@@ -1,4 +1,4 @@
-"""Who may decide: the reviewers whose keys are listed in params.yaml."""
+"""Manage the reviewers who may decide, whose keys are listed in params.yaml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class What(StrEnum):
-    """What `faded reviewers` does."""
+    """The actions of `faded reviewers`."""
 
     list = "list"
     add = "add"
@@ -151,7 +151,7 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
 
 
 def _text(public_key: str) -> str:
-    """What was given, or what is in the file of that name."""
+    """Return the given key, or the content of the file of that name."""
     from stages.errors import UsageError
 
     if public_key.startswith(("ssh-", "-----")):

@@ -1,4 +1,4 @@
-"""Divide the search of a large audit among workers."""
+"""Split the search of a large audit among workers."""
 
 from __future__ import annotations
 
