@@ -1,8 +1,8 @@
-"""A model behind HTTP: inputs are posted in batches, answers come back in order. It shows no weights.
+"""Client for models behind HTTP: post batches of inputs, and return the answers in order. Weights are not accessible.
 
     POST {"inputs": [{...}, ...]}  ->  {"outputs": [{...}, ...]}, one object for each input
 
-What the objects hold is the task's to say. Whether it is still the model that was prepared: `known_answers`.
+The task defines the contents of the objects. `known_answers` checks that the model is still the one that was prepared.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 LARGEST = 256 * 2**20  # bytes of one response; a thousand pictures of 256 KB
 PATIENCE = 600.0  # seconds a server may ask to wait
-FIRST_PAUSE, SLOWEST = 0.5, 60.0  # seconds between two tries, where the server does not say: ever longer
-QUOTED = 200  # characters of what a server says
-_TEXT = re.compile(r"[!-~]([ -~]*[!-~])?")  # what HTTP lets a header hold and nobody reads otherwise
+FIRST_PAUSE, SLOWEST = 0.5, 60.0  # seconds between two tries, increasing, unless the server sets them
+QUOTED = 200  # maximum number of characters quoted from a server
+_TEXT = re.compile(r"[!-~]([ -~]*[!-~])?")  # valid and unambiguous in an HTTP header
 _SECRET = re.compile(r"authorization|cookie|key|token|secret|password", re.IGNORECASE)
 _TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class EndpointConfig(Strict):
-    """Where a model answers and how it is asked. The key is in the environment, never in a file."""
+    """Address and request settings of a model. The key is in the environment, never in a file."""
 
     endpoint: str = Field(description="URL: https, or plain http, which must not carry a key to another machine")
     key_env: str | None = Field(None, description="environment variable with the key")
@@ -103,7 +103,7 @@ class EndpointConfig(Strict):
 
     @property
     def local(self) -> bool:
-        """Whether it is this machine."""
+        """Whether the endpoint is on this machine."""
         import httpx
 
         host = httpx.URL(self.endpoint).host
@@ -114,14 +114,14 @@ class EndpointConfig(Strict):
 
     @property
     def told(self) -> str:
-        """What people are told of it: where it answers."""
+        """Description for messages: the address."""
         return f"the model behind {shown(self.endpoint)}"
 
     def key(self) -> str:
-        """What the environment holds as the key, "" if none is sent. It is asked for where the model is asked.
+        """Return the key from the environment, "" if none is sent; only stages that query the model need it.
 
         Raises:
-            UsageError: when there is none, or it holds what no header can.
+            UsageError: if it is not set, or contains characters that a header cannot have.
         """
         if self.key_env is None:
             return ""
@@ -130,7 +130,7 @@ class EndpointConfig(Strict):
             raise UsageError(
                 f"prepare.model.key_env: the environment variable {self.key_env} is not set; it holds the model's key"
             )
-        if not _TEXT.fullmatch(key):  # not quoted, nor tried: the error of whoever sends it would quote it
+        if not _TEXT.fullmatch(key):  # not quoted, and not sent: the HTTP client's error would quote it
             raise UsageError(
                 f"prepare.model.key_env: the environment variable {self.key_env} holds a line end, a space at an end or"
                 " another character that a key in a header cannot have; set it to the key alone"
@@ -139,23 +139,23 @@ class EndpointConfig(Strict):
 
 
 def shown(endpoint: str) -> str:
-    """A URL as people are told of it: without query and fragment, which may hold a secret."""
+    """Return a URL that is safe to display: without query and fragment, which may contain a secret."""
     return re.split(r"[?#]", endpoint, maxsplit=1)[0]
 
 
 def _found(endpoint: str) -> str:
-    """What is no URL, as people are told of it."""
+    """Describe an invalid URL for a message."""
     return "one that is not shown, for it may hold a password" if "@" in endpoint else repr(shown(endpoint))
 
 
 class Endpoint:
-    """A model behind HTTP. It may be shared by threads.
+    """A model behind HTTP; safe to share between threads.
 
     Args:
-        config: where it answers and how it is asked.
+        config: address and request settings.
 
     Raises:
-        UsageError: when the key is not in the environment, or is none.
+        UsageError: if the key is not in the environment, or is not valid.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -171,22 +171,22 @@ class Endpoint:
             timeout=config.timeout,
             limits=httpx.Limits(max_connections=config.concurrency),
             follow_redirects=False,
-            trust_env=not config.local,  # a proxy knows no way back to this machine
+            trust_env=not config.local,  # a proxy cannot reach this machine
         )
         self._pace = _Pace(config.rate)
 
     def ask(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Ask n inputs; what is refused for the moment is asked again.
+        """Query the model on n inputs; temporary errors are retried.
 
         Args:
-            inputs: n objects of plain data. An answer is taken to depend on its input alone.
+            inputs: n objects of plain data. Each answer must depend on its input alone.
 
         Returns:
             n objects, in order.
 
         Raises:
-            UsageError: when the model refuses the request, or its answer is none.
-            UnavailableError: when it cannot be reached, or fails again and again.
+            UsageError: if the model rejects a request, or its answer is not valid.
+            UnavailableError: if it cannot be reached, or fails repeatedly.
         """
         size = self.config.batch_size
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
@@ -229,9 +229,9 @@ class Endpoint:
             if tried == self.config.retries:
                 break
             if pause:
-                self._pace.hold(pause)  # all requests, not this one alone
+                self._pace.hold(pause)  # all requests, not only this one
             else:
-                # Some of it at random, or those that failed together would come back together.
+                # Partly random, so that requests that failed together are not retried together.
                 stop.wait(min(SLOWEST, FIRST_PAUSE * 2**tried) * random.uniform(0.5, 1))
         raise UnavailableError(
             f"{self.name} cannot be used: {reason}, {self.config.retries + 1} time(s) in a row. What it answered so far"
@@ -240,11 +240,11 @@ class Endpoint:
         )
 
     async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
-        """One request, ended after `timeout` whatever it is at: httpx alone counts anew with every byte that comes.
+        """Send one request and end it after `timeout`: the timeout of httpx starts again with every byte received.
 
         Raises:
-            httpx.TransportError: when there is no whole response in time.
-            UsageError: when it is larger than anything that is expected.
+            httpx.TransportError: if there is no complete response in time.
+            UsageError: if the response is larger than `LARGEST`, or cannot be decompressed.
         """
         import httpx
 
@@ -307,7 +307,7 @@ class Endpoint:
         return f"{status} {httpx.codes.get_reason_phrase(status)}".strip() + (f" ({quoted})" if quoted else "")
 
     def quoted(self, said: str | bytes) -> str:
-        """The beginning of what it said in one printable line; a server may send the key back."""
+        """Return the beginning of a server's text in one printable line, without the key, which a server may echo."""
         text = said if isinstance(said, str) else said.decode(errors="replace")
         text = text.replace(self._key, "***") if self._key else text
         line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * QUOTED]).split())
@@ -316,14 +316,14 @@ class Endpoint:
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Where requests of all models wait, in a thread of its own: only there can one be ended at any moment."""
+    """Return the event loop for requests to all models, in its own thread: there a request can be ended at any time."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="endpoint", daemon=True).start()
     return loop
 
 
 class _Pace:
-    """Lets requests of all threads begin one after the other, `rate` a second."""
+    """Limits requests of all threads to `rate` per second."""
 
     def __init__(self, rate: float | None) -> None:
         self._gap = 1 / rate if rate else 0.0
@@ -344,7 +344,7 @@ class _Pace:
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds a server asks to wait: it says a number of them, or a date."""
+    """Return the seconds a server asks to wait, given as a number or a date."""
     said = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", said):
         return float(said)

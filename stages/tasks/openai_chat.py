@@ -1,10 +1,10 @@
-"""A model behind chat completions, the API of OpenAI that vLLM, Ollama, llama.cpp, LiteLLM and hosted services have.
+"""Client for chat completions, the API of OpenAI, vLLM, Ollama, llama.cpp, LiteLLM and hosted services.
 
     POST BASE/chat/completions {"model": NAME, "messages": [...], "temperature": 0, "seed": 0, "max_tokens": 64}
       ->  {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": {...}}
 
-Retries, rates, the key and what a URL may be are those of any model behind HTTP (`endpoint`). What differs: a request
-has one input, errors have a form, and tokens may cost money (`account`).
+Retries, rates, the key and the rules for URLs are those of any model behind HTTP (`endpoint`). The differences: a
+request has one input, errors are structured, and tokens may cost money (`account`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 PATH = "/chat/completions"
 SET_HERE = frozenset({"model", "messages", "stream", "stream_options", "n"})
-NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # a 429 that no waiting mends
+NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # a 429 that waiting does not resolve
 TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
 FILTERED = "content_filter"
-CHARACTERS = 4  # of English text a token has, before any was counted
-# What is answered where a service refuses an input by an error (Azure): the same as where it says so in an answer.
+CHARACTERS = 4  # characters of English text per token, until tokens are counted
+# Replaces an error that says an input was filtered (Azure), to treat it like a filtered answer.
 _REFUSAL = {
     "choices": [{"message": {"content": None}, "finish_reason": FILTERED}],
     "usage": {"prompt_tokens": 0, "completion_tokens": 0},
@@ -42,7 +42,7 @@ _REFUSAL = {
 
 
 class ChatConfig(EndpointConfig):
-    """{openai: BASE_URL, model: NAME, ...}: where a model answers, how it is asked, and what that may cost."""
+    """{openai: BASE_URL, model: NAME, ...}: address of a model, settings of its requests, and limit of its cost."""
 
     endpoint: str = Field(alias="openai", description="base URL, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="its name there")
@@ -79,25 +79,25 @@ class ChatConfig(EndpointConfig):
 
     @property
     def told(self) -> str:
-        """See EndpointConfig: the name, and where it answers."""
+        """See EndpointConfig: the name and the address."""
         return f"{self.model} behind {self.base}"
 
     @property
     def base(self) -> str:
-        """The base URL, as people are told of it."""
+        """The base URL, safe to display."""
         return shown(self.endpoint).removesuffix(PATH)
 
 
 def expected_requests(
     config: ChatConfig, audit: str, preparing: int, guess: Callable[[], tuple[float, float]]
 ) -> Expected:
-    """What the requests of an audit are likely to take: by those so far, else by a guess.
+    """Estimate tokens and cost of an audit's requests, from those so far if there are any, else from a guess.
 
     Args:
         config: the model.
-        audit: its name.
-        preparing: requests of prepare, at most.
-        guess: prompt tokens and completion tokens of a request.
+        audit: name of the audit.
+        preparing: maximum number of requests in prepare.
+        guess: returns the expected prompt and completion tokens of a request.
     """
     bill = Account.of(audit).bill
     measured = bill.requests - bill.uncounted
@@ -106,14 +106,14 @@ def expected_requests(
 
 
 class ChatEndpoint(Endpoint):
-    """A model behind chat completions. It may be shared by threads.
+    """A model behind chat completions; safe to share between threads.
 
     Args:
-        config: where it answers and how it is asked.
-        account: where its answers and their tokens are kept.
+        config: address and request settings.
+        account: where its answers and their tokens are recorded.
 
     Raises:
-        UsageError: when the key is not in the environment, or is none.
+        UsageError: if the key is not in the environment, or is not valid.
     """
 
     config: ChatConfig
@@ -123,12 +123,12 @@ class ChatEndpoint(Endpoint):
         self.account = account
 
     def request(self, system: str, user: str, max_tokens: int) -> dict[str, Any]:
-        """What is posted to have a message answered.
+        """Return the body of a request.
 
         Args:
             system: the system message; "" sends none.
-            user: what the user says.
-            max_tokens: of the answer, at most.
+            user: the user message.
+            max_tokens: maximum number of tokens of the answer.
         """
         messages = [{"role": "system", "content": system}] if system else []
         sent = {
@@ -143,19 +143,19 @@ class ChatEndpoint(Endpoint):
         return {name: value for name, value in sent.items() if value is not None}
 
     def prepare(self, requests: Sequence[dict[str, Any]], folder: Path, what: str) -> str:
-        """Write what the model is known again by, and begin its account.
+        """Write answers that identify the model later, and begin its account.
 
         Args:
-            requests: few, for every later stage asks them again.
-            folder: of the prepared model.
-            what: the requests are about, in the plural.
+            requests: few, because every later stage repeats them.
+            folder: folder of the prepared model.
+            what: subject of the requests, in the plural.
 
         Returns:
-            The model's own name for itself.
+            The name that the model gives itself.
 
         Raises:
-            UsageError: when it gives an empty answer to any of them, or max_cost is reached.
-            InfrastructureError: when the model cannot be reached.
+            UsageError: if all of its answers are empty, or max_cost is reached.
+            InfrastructureError: if the model cannot be reached.
         """
         answers = self.ask(requests)
         if not any(answer["text"] for answer in answers):
@@ -171,21 +171,21 @@ class ChatEndpoint(Endpoint):
         return name
 
     def check(self, folder: Path) -> None:
-        """Stop where the model is not the one that was prepared.
+        """Check that the model is the one that was prepared.
 
         Raises:
-            UsageError: when it answers differently, or max_cost is reached.
-            InfrastructureError: when it cannot be reached.
+            UsageError: if it answers differently, or max_cost is reached.
+            InfrastructureError: if it cannot be reached.
         """
         if not self.account.preparing:
             self.account.use()
         check_answers(self, folder)
 
     def text_of(self, answer: Mapping[str, Any], prepared: str) -> str:
-        """What it answered.
+        """Return the text of an answer.
 
         Raises:
-            UsageError: when the model has become another one than was prepared, by its own name.
+            UsageError: if the model reports another name than when it was prepared.
         """
         today = answer["model"]
         if prepared and today and today != prepared:
@@ -196,11 +196,11 @@ class ChatEndpoint(Endpoint):
         return str(answer["text"])
 
     def answers(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """As `ask`, but what was paid for already is not asked again; of a model that varies, in prepare alone.
+        """Query as `ask` does, but reuse recorded answers; if the model is not deterministic, only in prepare.
 
         Raises:
-            UsageError: also when max_cost is reached.
-            InfrastructureError: when the model cannot be reached.
+            UsageError: also if max_cost is reached.
+            InfrastructureError: if the model cannot be reached.
         """
         again = self.config.deterministic or self.account.preparing
         known = [self.account.known(self._key_of(one)) if again else None for one in requests]
@@ -215,7 +215,7 @@ class ChatEndpoint(Endpoint):
             return []
         self.account.check(self.name, self.config.price, self.config.max_cost)
         answers = [Answered.model_validate(answer) for answer in super()._answer(batch, stop)]
-        for request, answer in zip(batch, answers, strict=False):  # none, where others ended it
+        for request, answer in zip(batch, answers, strict=False):  # no answers if another request failed
             self.account.add(self._key_of(request), answer, self.config.price)
         return [_told(answer) for answer in answers]
 
@@ -232,7 +232,7 @@ class ChatEndpoint(Endpoint):
                 f"{self.name} answers {self._said(status, content)}: the money of its account is spent. What it"
                 " answered so far is kept: run the stage again when there is more"
             )
-        if status == HTTPStatus.OK:  # routers pass errors on so
+        if status == HTTPStatus.OK:  # routers may report errors with status 200
             status = int(error.code) if error.code in _STATUSES else HTTPStatus.BAD_REQUEST
         return status, headers, content
 
@@ -278,8 +278,8 @@ class ChatEndpoint(Endpoint):
         super()._refused(status, headers, content)
 
 
-# What to do about a request that was rejected. OpenAI has codes for why, llama.cpp (and Ollama with it) a type for what
-# is too long, vLLM names the field, and LiteLLM has words alone.
+# Advice on rejected requests. OpenAI gives codes for the reason, llama.cpp (and so Ollama) a type for requests that are
+# too long, vLLM the name of the field, and LiteLLM only a message.
 _OF_MODEL = (
     "expected its base URL in openai, such as http://localhost:8000/v1, and in model a name that GET {}/models lists"
 )
@@ -295,7 +295,7 @@ _TOO_LONG = re.compile(r"context[ _]?(length|size|window)|max_model_len", re.IGN
 
 
 def _remedy(error: _Error | None, base: str) -> str:
-    """What to do about a request that was rejected with status 400 or 422."""
+    """Return advice on a request that was rejected with status 400 or 422."""
     if error is not None and (error.field == "model" or "Invalid model name" in error.message):
         return _OF_MODEL.format(base)
     return _OF_LENGTH if error is not None and _TOO_LONG.search(error.told) else _OF_FIELDS
@@ -306,7 +306,7 @@ _STATUSES = frozenset(str(int(status)) for status in HTTPStatus if status >= HTT
 
 @dataclass(frozen=True)
 class _Error:
-    """An error as servers put it: a message, and perhaps a type, a code and the field it is about."""
+    """An error reported by a server: a message, and if given a type, a code and the name of a field."""
 
     message: str
     code: str
@@ -315,17 +315,17 @@ class _Error:
 
     @property
     def told(self) -> str:
-        """In one line."""
+        """The error in one line."""
         more = {"type": self.kind, "code": self.code, "field": self.field}
         return "; ".join([self.message, *(f"{name} {value}" for name, value in more.items() if value)])
 
 
 def _error(content: bytes) -> _Error | None:
-    """What a response says went wrong, None if nothing: {"error": {...} or TEXT}, {"message"} or {"detail"}."""
+    """Return the error in a response, None if there is none: {"error": {...} or TEXT}, {"message"} or {"detail"}."""
     answer = _json(content)
-    if isinstance(answer, list) and answer:  # Google's
+    if isinstance(answer, list) and answer:  # Google wraps it in a list
         answer = answer[0]
-    if isinstance(answer, dict) and "choices" in answer:  # routers put what failed into the first
+    if isinstance(answer, dict) and "choices" in answer:  # routers put the error into the first choice
         first = answer["choices"][0] if isinstance(answer["choices"], list) and answer["choices"] else None
         answer = {"error": first["error"]} if isinstance(first, dict) and first.get("error") else None
     if not isinstance(answer, dict):
@@ -348,12 +348,12 @@ def _json(content: bytes) -> Any:
 
 
 def _whole(text: str) -> str:
-    """A text without halves of surrogate pairs, which cannot be written."""
+    """Replace unpaired surrogates, which cannot be encoded."""
     return text.encode(errors="replace").decode()
 
 
 def _text(content: Any) -> str:
-    """The text of a message: it is one, or a list of parts some of which are."""
+    """Return the text of a message, which is a string or a list of parts, some of them texts."""
     if isinstance(content, list):
         return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
@@ -365,5 +365,5 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _told(answer: Answered) -> dict[str, Any]:
-    """An answer by which a model is known again: without its tokens, of which a cache may take some."""
+    """Return what identifies the model in an answer: without token counts, which depend on the server's cache."""
     return answer.model_dump(include={"text", "finish", "model"})

@@ -1,4 +1,4 @@
-"""A chat model behind chat completions (`openai_chat`), asked as one whose weights are here would be."""
+"""A chat model behind chat completions (`openai_chat`), with the interface of one with local weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.tasks.contract import Compute
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
 from stages.tasks.summarization.form import Form, GenerationConfig, read_folder, save_form
 
-# What the model is known again by: three questions that no data set holds.
+# The model is identified by its answers to these: three questions that are in no data set.
 KNOWN = (
     "The ferry to Harrow Bay leaves at ten past nine. When does the ferry leave?",
     "Name the larger of 4,071 and 4,107.",
@@ -41,8 +41,8 @@ class OpenAIChat(ChatSource, ChatConfig):
         """See LanguageModelSource.
 
         Raises:
-            UsageError: also when it gives an empty answer to plain questions, or max_cost is reached.
-            InfrastructureError: when the model cannot be reached.
+            UsageError: also if all of its answers to plain questions are empty, or max_cost is reached.
+            InfrastructureError: if the model cannot be reached.
         """
         endpoint = ChatEndpoint(self, account or Account())
         requests = [endpoint.request(generation.system, asked, generation.max_new_tokens) for asked in KNOWN]
@@ -54,8 +54,8 @@ class OpenAIChat(ChatSource, ChatConfig):
         """See ChatSource.
 
         Raises:
-            UsageError: also when the model answers differently than when it was prepared, or max_cost is reached.
-            InfrastructureError: when it cannot be reached.
+            UsageError: also if the model answers differently than when it was prepared, or max_cost is reached.
+            InfrastructureError: if it cannot be reached.
         """
         form, prepared, content = read_folder(folder, None)
         endpoint = ChatEndpoint(self, account or Account())
@@ -64,11 +64,11 @@ class OpenAIChat(ChatSource, ChatConfig):
 
 
 class ServedChat:
-    """See `models.Chats`: how much room the model has, its server knows.
+    """See `models.Chats`; only the server knows the length of its context, so `room` is None.
 
     Args:
         endpoint: the model.
-        form: how it is asked.
+        form: generation settings and origin.
         content: content hash of the folder it was read from.
     """
 
@@ -82,7 +82,7 @@ class ServedChat:
         return 0
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:
-        """See Chats; what was paid for already is not asked again."""
+        """See Chats; recorded answers are reused."""
         most = self.form.generation.max_new_tokens
         answers = self.endpoint.answers([self.endpoint.request(turn.system, turn.said, most) for turn in turns])
         return [self.endpoint.text_of(answer, self.form.revision) for answer in answers]

@@ -1,9 +1,9 @@
-"""A summarizer behind HTTP: articles are posted, summaries come back.
+"""A summarizer behind HTTP: articles are posted, and summaries are returned.
 
     {"text": ARTICLE, "max_new_tokens": 64, ...settings}  ->  {"summary": SUMMARY}
 
-How it is prompted is its own affair, and nobody sees its weights: it can be searched, and repaired by what is done to
-an article before it is sent.
+The service chooses the prompt, and its weights are not accessible. It can be searched, and repaired by changing
+articles before they are sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.tasks.summarization.form import SENT, Form, GenerationConfig, read_f
 from stages.tasks.summarization.generate import with_normalisations
 from stages.tasks.summarization.source import ModelSource
 
-# What the model is known again by: three articles that no data set holds.
+# The model is identified by its answers to these: three articles that are in no data set.
 KNOWN = (
     "The town council of Harrow Bay voted on Tuesday to close the old ferry pier. Repairs would have cost two million"
     " dollars, the mayor said. Fishermen who use the pier had asked for another year.",
@@ -35,7 +35,7 @@ KNOWN = (
 
 
 class RemoteModel(ModelSource):
-    """Base of the loaders of models that are asked by HTTP: nothing lies here, and no weights can be trained."""
+    """Base of the loaders of models behind HTTP: no files are local, and no weights can be trained."""
 
     def errors(self, inputs: Path) -> list[str]:
         """See Source."""
@@ -74,12 +74,12 @@ class EndpointModel(RemoteModel, EndpointConfig):
         """See LanguageModelSource.
 
         Raises:
-            InfrastructureError: when the model cannot be reached.
+            InfrastructureError: if the model cannot be reached.
         """
         endpoint = Endpoint(self)
         form = Form(kind="endpoint", generation=generation, origin=endpoint.name, parameters=None)
         asked = RemoteSummarizer(endpoint, self.settings, form, Compute(), "")
-        asked.summarize(KNOWN)  # first: whether an answer is a summary is told before any is kept
+        asked.summarize(KNOWN)  # check that answers are summaries before any is stored
         keep_answers(endpoint, [asked.inputs(article) for article in KNOWN], out_dir)
         save_form(form, out_dir)
 
@@ -93,8 +93,8 @@ class EndpointModel(RemoteModel, EndpointConfig):
         """See ModelSource.
 
         Raises:
-            UsageError: also when the model answers differently than when it was prepared.
-            InfrastructureError: when it cannot be reached.
+            UsageError: also if the model answers differently than when it was prepared.
+            InfrastructureError: if it cannot be reached.
         """
         form, prepared, content = read_folder(folder, base)
         endpoint = Endpoint(self)
@@ -108,8 +108,8 @@ class RemoteSummarizer:
     Args:
         endpoint: the model.
         settings: sent with every article.
-        form: how it is asked.
-        compute: batch size of the task; the endpoint has one of its own.
+        form: generation settings and origin.
+        compute: batch size of the task; the endpoint has its own.
         content: content hash of the folders it was read from.
         preprocess: applied to every article before it is sent.
     """
@@ -127,16 +127,16 @@ class RemoteSummarizer:
         self.preprocess = preprocess
 
     def inputs(self, article: str) -> dict[str, Any]:
-        """See Summarizes: what is posted."""
+        """See Summarizes: the posted object."""
         text = self.preprocess(article) if self.preprocess else article
         return {**self.settings, "text": text, **self.form.generation.model_dump(include=set(SENT["endpoint"]))}
 
     def summarize(self, articles: Sequence[str]) -> list[str]:
-        """See Summarizes; what is asked twice is sent once.
+        """See Summarizes; repeated articles are sent once.
 
         Raises:
-            UsageError: when an answer is not a summary.
-            InfrastructureError: when the model cannot be reached.
+            UsageError: if an answer is not a summary.
+            InfrastructureError: if the model cannot be reached.
         """
         unique = {article: self.inputs(article) for article in articles}
         answers = self.ask(list(unique.values()))
@@ -144,21 +144,21 @@ class RemoteSummarizer:
         return [found[article] for article in articles]
 
     def ask(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What n inputs are answered."""
+        """Return the answers to n inputs."""
         return self.endpoint.ask(inputs)
 
     def summary(self, answer: dict[str, Any]) -> str:
-        """The summary in an answer.
+        """Return the summary in an answer.
 
         Raises:
-            UsageError: when there is none.
+            UsageError: if there is none.
         """
         summary = answer.get("summary")
         if not isinstance(summary, str):
             keys = self.endpoint.quoted(", ".join(answer)) or "none"
             raise UsageError(f'{self.endpoint.name}: expected {{"summary": TEXT}}, found the keys {keys}')
-        return summary.encode(errors="replace").decode().strip()  # halves of surrogate pairs are not text
+        return summary.encode(errors="replace").decode().strip()  # unpaired surrogates cannot be encoded
 
     def unfinished(self, summary: str) -> bool:
-        """See Summarizes; nobody says."""
+        """See Summarizes; unknown here."""
         return False

@@ -1,7 +1,7 @@
-"""A summarizer behind chat completions (`openai_chat`): it is prompted here, as `prepare.generation` says.
+"""A summarizer behind chat completions (`openai_chat`), prompted as `prepare.generation` defines.
 
-As of any model behind HTTP nobody sees its weights: it can be searched, and repaired by what is done to an article
-before it is sent.
+As with any model behind HTTP, its weights are not accessible. It can be searched, and repaired by changing articles
+before they are sent.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class OpenAIModel(RemoteModel, ChatConfig):
         """See LanguageModelSource.
 
         Raises:
-            UsageError: also when it gives an empty answer to plain articles, or max_cost is reached.
-            InfrastructureError: when the model cannot be reached.
+            UsageError: also if all of its answers to plain articles are empty, or max_cost is reached.
+            InfrastructureError: if the model cannot be reached.
         """
         endpoint = ChatEndpoint(self, account or Account())
         form = Form(kind="endpoint", generation=generation, origin=self.told, parameters=None)
@@ -51,8 +51,8 @@ class OpenAIModel(RemoteModel, ChatConfig):
         """See ModelSource.
 
         Raises:
-            UsageError: also when the model answers differently than when it was prepared, or max_cost is reached.
-            InfrastructureError: when it cannot be reached.
+            UsageError: also if the model answers differently than when it was prepared, or max_cost is reached.
+            InfrastructureError: if it cannot be reached.
         """
         form, prepared, content = read_folder(folder, base)
         endpoint = ChatEndpoint(self, account or Account())
@@ -65,8 +65,8 @@ class ChatSummarizer(RemoteSummarizer):
 
     Args:
         endpoint: the model.
-        form: how it is asked.
-        compute: batch size of the task; the endpoint asks one article a request.
+        form: generation settings and origin.
+        compute: batch size of the task; the endpoint sends one article per request.
         content: content hash of the folders it was read from.
         preprocess: applied to every article before it is sent.
     """
@@ -84,22 +84,22 @@ class ChatSummarizer(RemoteSummarizer):
         super().__init__(endpoint, {}, form, compute, content, preprocess)
 
     def inputs(self, article: str) -> dict[str, Any]:
-        """See Summarizes: what is posted."""
+        """See Summarizes: the posted object."""
         text, asked = self.preprocess(article) if self.preprocess else article, self.form.generation
         return self.endpoint.request(asked.system, asked.prompt.replace(ARTICLE, text), asked.max_new_tokens)
 
     def ask(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """See RemoteSummarizer: what was paid for already is not asked again."""
+        """See RemoteSummarizer; recorded answers are reused."""
         return self.endpoint.answers(inputs)
 
     def summary(self, answer: dict[str, Any]) -> str:
         """See RemoteSummarizer.
 
         Raises:
-            UsageError: when the model has become another one, by its own name.
+            UsageError: if the model reports another name than when it was prepared.
         """
         return self.endpoint.text_of(answer, self.form.revision)
 
     def unfinished(self, summary: str) -> bool:
-        """See Summarizes, by what the server said of it."""
+        """See Summarizes: by the finish reason that the server reported."""
         return self.endpoint.account.was_cut(summary)
