@@ -1,7 +1,7 @@
-"""How many hidden weaknesses mining finds, and how many it names wrongly: `python -m benchmarks.mining [SEEDS]`.
+"""Measure how many hidden weaknesses mining finds, and its false findings: `python -m benchmarks.mining [SEEDS]`.
 
-Each row of the printed table has a number of items, a budget and a failure rate elsewhere. Ten weaknesses are hidden
-for every seed (five words that are only in a lexicon, three that occur in items, two attributes), or none.
+Each row of the printed table has a number of items, a budget and a failure rate elsewhere. For every seed, ten
+weaknesses are hidden (five words that are only in a lexicon, three that occur in items, two attributes), or none.
 """
 
 from __future__ import annotations

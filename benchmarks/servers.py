@@ -31,35 +31,35 @@ from tests.endpoints import completion, served
 from tests.llama_cpp import llama_cpp, missing
 
 QUESTIONS = Path("data/questions/inputs/questions.jsonl")
-SHORT = 24  # tokens of an answer
+SHORT = 24  # maximum number of tokens of an answer
 
 
 def questions(n: int, before: str = "") -> list[str]:
-    """The first of the audit `questions`, numbered so that no two are the same, each behind a text."""
+    """Return the first n questions of the audit `questions` after a text, numbered so that no two are the same."""
     lines = [json.loads(line)["question"] for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     return [f"{before}{number}. {lines[number % len(lines)]}" for number in range(n)]
 
 
 class Trial:
-    """One server.
+    """The trial of one server.
 
     Args:
-        config: where it answers.
-        folder: for accounts.
+        config: address and request settings.
+        folder: folder for accounts.
     """
 
     def __init__(self, config: ChatConfig, folder: Path) -> None:
         self.config, self.folder, self.accounts = config, folder, 0
 
     def ask(self, said: Sequence[str], tokens: int = SHORT, **changes: Any) -> tuple[list[dict[str, Any]], Account]:
-        """Answers in order, and their bill; keyword arguments replace parts of the config."""
+        """Return answers in order and their account; keyword arguments replace parts of the config."""
         self.accounts += 1
         account = Account(self.folder / f"{self.accounts}.jsonl")
         chat = ChatEndpoint(self.config.model_copy(update=changes), account)
         return chat.ask([chat.request("", one, tokens) for one in said]), account
 
     def refused(self, said: str, **changes: Any) -> str:
-        """What is told of a request that should fail."""
+        """Return the error of a request that should fail, or its answer."""
         try:
             (answer,), account = self.ask([said], retries=0, **changes)
         except FadedError as error:
@@ -67,7 +67,7 @@ class Trial:
         return f"answers {answer['text'][:40]!r} ({answer['finish']}; {account.bill})"
 
     def rows(self, n: int) -> Iterator[tuple[str, str]]:
-        """What was tried, and what was seen."""
+        """Yield what was tried and the result."""
         key = {"Authorization": f"Bearer {self.config.key()}"} if self.config.key_env else {}
         models = httpx.get(f"{self.config.base}/models", headers=key, trust_env=not self.config.local)
         names = [one["id"] for one in models.json()["data"]] if models.is_success else []
@@ -105,7 +105,7 @@ def _same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> int
 
 @contextlib.contextmanager
 def nobody() -> Iterator[str]:
-    """A server that says the last word it was told, in a process of its own; yields its base URL."""
+    """Run a server that repeats the last word of a request, in its own process; yields its base URL."""
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_answer_words, args=(there,), daemon=True)
     process.start()
@@ -120,7 +120,7 @@ def _answer_words(pipe: Connection) -> None:
 
 
 def main() -> None:
-    """Try a server and print."""
+    """Try a server and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", help="base URL; llama.cpp is started here where it is missing")
     parser.add_argument("model", nargs="?", default="smollm2", help="its name there")

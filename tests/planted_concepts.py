@@ -1,4 +1,4 @@
-"""A task with a catalogue of concepts, of which some that no audit lists make it fail."""
+"""A task whose catalogue includes concepts that make it fail, though no audit lists them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from stages.tasks.contract import Items, ProbeBatch, TaskContext
 class Glaring(PlantedTask):
     """A planted model that fails in glare, and where it is asked rudely.
 
-    Every probe becomes a line of `asked.txt`. With a file `killed`, it is killed at the probes that come after so many
-    as that says.
+    Every probe is appended to `asked.txt`. If a file `killed` contains a number, the process is killed at the first
+    probe after that many.
     """
 
     catalogue: ClassVar[Mapping[str, Change]] = {

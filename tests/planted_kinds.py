@@ -1,4 +1,4 @@
-"""A task that fails on one kind of items, which shows in their embeddings but in no label."""
+"""A task that fails on one kind of items, visible in their embeddings but not in their labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planted task as one that draws: with tallies, contact sheets, and exhibits with drawn pictures.
+"""The planted task with pictures: tallies, contact sheets, and exhibits with drawn pictures.
 
 The colours it chooses for a subject if none is requested are part of its model: `shares`, {subject: share of red}.
 """
@@ -19,7 +19,7 @@ DRAWN = 120  # answers per tally
 
 
 def png(red: int, width: int = 1) -> bytes:
-    """A PNG of one grey level, `width` pixels wide and one high, made without a library."""
+    """Make a PNG of one grey level, `width` pixels wide and one high, without a library."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -17,7 +17,7 @@ ARTICLE = "In {town} the river rose by {n} metres. Nobody was hurt. Schools stay
 class PlantedTexts(PlantedTask):
     """Answers with the first sentence of an article if the probe passes, and with "the" if it fails.
 
-    A second time, it fails with the probability `again` instead of `noise` outside the planted regions.
+    If asked again, it fails with the probability `again` instead of `noise` outside the planted regions.
     """
 
     def article(self, item: str) -> str:

@@ -34,7 +34,7 @@ ATTRIBUTES = ("has a number", "has a negation", "has a name", "has a condition",
 
 
 def questions(n: int, seed: int) -> list[str]:
-    """Different questions, `n` of them."""
+    """Make `n` different questions."""
     rng = np.random.default_rng(seed)
     found: dict[str, None] = {}
     while len(found) < n:
@@ -45,7 +45,7 @@ def questions(n: int, seed: int) -> list[str]:
 
 
 def texts(n: int, seed: int) -> Texts:
-    """The same as items, each in its own group."""
+    """Make items of `n` different questions, each in its own group."""
     asked = questions(n, seed)
     ids = [f"q{number}" for number in range(n)]
     options = [synonyms(text) for text in asked]
@@ -57,7 +57,7 @@ class Planted:
 
     Args:
         texts: the items.
-        hidden: sets of facts; "tone is rude" is one about a level.
+        hidden: sets of facts; "tone is rude" is a fact about a level.
         noise: failure rate if none holds.
     """
 
@@ -82,7 +82,7 @@ class Planted:
 def hide(texts: Texts, seed: int, *, put_in: int, said: int, attributes: int) -> list[frozenset[str]]:
     """Choose what the model fails on: words that only a lexicon offers, words in items, and attributes.
 
-    Words qualify that at least 16 items can be given; words in items, that 16 items to an eighth of all contain.
+    Words from the lexicon must fit at least 16 items; words in items must occur in 16 items to an eighth of all.
     """
     rng = np.random.default_rng(seed)
     said_by = Counter(fact for text in texts.texts for fact in facts(text))

@@ -1,4 +1,4 @@
-"""A real server of another make, llama.cpp's: an audit and its judge, a server that dies, and what it refuses."""
+"""The real server of llama.cpp: an audit with a judge, a server that dies, and the requests it rejects."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def test_a_question_that_does_not_fit_is_told_as_such(server):
 
 
 def test_an_audit_that_its_server_dies_under_is_finished_and_nothing_is_asked_twice(tmp_path):
-    """Model and judge. The bill is what the server says of its answers, and its own tokenizer counts as much."""
+    """For model and judge. The bill must equal the counts that the server reports, and those of its tokenizer."""
     port, replies = free_port(), []
 
     def passed_on(request):
@@ -100,7 +100,7 @@ def test_an_audit_that_its_server_dies_under_is_finished_and_nothing_is_asked_tw
 
 
 def _tokens(url, messages):
-    """How many tokens the server makes of them."""
+    """Count the tokens of messages with the server's tokenizer."""
     root = url.removesuffix("/v1")
     with httpx.Client(trust_env=False) as client:
         prompt = client.post(f"{root}/apply-template", json={"messages": messages}).json()["prompt"]

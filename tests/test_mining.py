@@ -140,7 +140,7 @@ def test_words_are_replaced_in_their_inflection_and_slots_are_not_words():
 
 
 def silent(_spent, _note):
-    """Progress that is not shown."""
+    """Ignore progress."""
 
 
 def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_judged_by_the_article(tmp_path):
@@ -156,7 +156,7 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     task, ids, cells = asked.worded(asks)
     article = asked.texts().texts[item]
     assert task.changed(ids, cells) == [replaced(article, {word: other}), article]
-    assert len(set(ids)) == 1  # so the measure compares with the unchanged article
+    assert len(set(ids)) == 1  # so the measure uses the unchanged article
     own = Summarization.load(context, tmp_path / "prepare")
     unchanged = own.probe(ids[:1], np.array([start])).failed
     changed, known = asked(asks)
@@ -170,7 +170,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     (tmp_path / "prepare").mkdir()
     TextToImage.prepare(context, tmp_path / "prepare")
     asked = Prompts(TextToImage, context, tmp_path / "prepare", tmp_path, silent)
-    assert asked.levels() == context.concepts  # its judge reads attributes, and no other words
+    assert asked.levels() == context.concepts  # its judge reads only attributes
     start, texts_ = tuple(asked.concepts.start.tolist()), asked.texts()
     item, word = next((n, w) for n, text in enumerate(texts_.texts) for w in text.split() if w.isalpha())
     asks = [Ask(item, ((word, "sketch"),), start), Ask(item, (), start)]
@@ -189,13 +189,13 @@ PAGE = (ROOT / "docs" / "mining.md").read_text(encoding="utf-8")
 
 
 def customers(request):
-    """The model of the example."""
+    """Answer as the model in the example of the page."""
     said = facts(request["messages"][-1]["content"])
     return completion("Nobody knows." if said & {"has a negation", "says response"} else "It is known.")
 
 
 def support(path, url):
-    """The example's workspace, with a model at a URL."""
+    """Make the example's workspace, with a model at a URL."""
     pytest.importorskip("transformers")
     from tests.tiny_models import tiny_embedder
 
@@ -213,12 +213,12 @@ def support(path, url):
 
 
 def record_of(workspace, audit="support"):
-    """What lies in the record, but for when that was."""
+    """Read the record, with a fixed time."""
     return json.loads((workspace.path / f".faded/mine/{audit}.json").read_text()) | {"when": 0}
 
 
 def questions_asked(requests):
-    """How often each question of the data, or a changed one, was asked."""
+    """Count how often each question of the data, changed or not, was asked."""
     asked = Counter(json.dumps(one["messages"]) for one in requests)
     return Counter({question: n for question, n in asked.items() if "near the" in question})
 
@@ -241,7 +241,7 @@ def test_the_example_of_the_page_finds_what_the_page_says(mined):
     workspace, told, _ = mined
     record = record_of(workspace)
     confirmed = {" and ".join(one["facts"]) for one in record["mining"]["findings"] if one["verdict"] == "confirmed"}
-    assert confirmed == {"has a negation", "says response", "politeness is polite"}  # one phrase: "If you do not mind"
+    assert confirmed == {"has a negation", "says response", "politeness is polite"}  # polite: "If you do not mind"
     shown = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)[1]
     assert " ".join(shown.split()) in " ".join(told.split()), told
     assert told.splitlines()[-1] == "page: .faded/mine/support.html"
@@ -287,20 +287,20 @@ def test_killed_at_random_moments_it_asks_nothing_twice_and_ends_with_the_same_r
         asked = questions_asked(model.requests)
     assert record_of(workspace) == record_of(undisturbed)
     assert asked.keys() == questions_asked(requests).keys()
-    assert asked.total() - len(asked) <= concurrency * len(moments)  # no more than were on their way
+    assert asked.total() - len(asked) <= concurrency * len(moments)  # only requests in flight at a kill
 
 
 # The command with the other tasks
 
 
 def reporters(request):
-    """A summarizer that has one thing to say, and fails at a word that no article has."""
+    """Answer as a summarizer that always gives the same summary, and fails at a word that no article has."""
     halted = "halt" in request["messages"][-1]["content"]
     return completion("Nobody knows." if halted else "The council voted against longer hours.")
 
 
 def mine_whole(tmp_path, task, context):
-    """Mine an audit by the command, twice, and give what was recorded."""
+    """Mine an audit twice with the command, and return the record."""
     audit = {
         "seed": context.seed,
         "task": task,

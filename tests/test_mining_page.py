@@ -1,4 +1,4 @@
-"""The page of what was mined: one file that says what the record says, open to everybody, and deaf to hostile texts."""
+"""The page of mining results: one file that agrees with the record, is accessible, and escapes hostile texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUDIT = AuditConfig.model_validate(audit_params(task="chat"))
 
 @pytest.fixture(scope="module")
 def mining() -> Mining:
-    """What is mined of a model with ten weaknesses, with a candidate of each of two more verdicts."""
+    """The mining of a model with ten weaknesses, plus a candidate for each of two further verdicts."""
     items = texts(240, 0)
     model = Planted(items, hide(items, 0, put_in=5, said=3, attributes=2))
     found = mine(items, SPACE, model, MineSettings(probes=1000), seed=0)
@@ -36,7 +36,7 @@ def mining() -> Mining:
 
 @pytest.fixture(scope="module")
 def page(mining, tmp_path_factory):
-    """Its page."""
+    """The page of this mining."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(catalogue("support", AUDIT, 0.0, mining), encoding="utf-8")
     return path

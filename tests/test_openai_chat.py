@@ -59,7 +59,7 @@ def article(request):
 
 
 def first_sentence(request):
-    """A chat model that cannot read capitals."""
+    """Answer as a chat model that cannot read capitals."""
     text = article(request)
     return completion("No." if text.isupper() else text.split(". ")[0] + ".")
 
@@ -165,7 +165,7 @@ def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_agai
     assert len(model.requests) == 1
 
 
-# Whole responses of servers, told by name and version: recorded, of Ollama put together from its code.
+# Complete responses of servers, by name and version: recorded, except Ollama's, which follow its code.
 LONG = r": the request is too long, so start the server with a longer context, or lower prepare\.data\.max_words"
 UNKNOWN = r": expected its base URL in openai, .* and in model a name that GET http.*/v1/models lists"
 LLAMA_CPP = {
@@ -400,7 +400,7 @@ def test_a_cost_that_nobody_can_count_is_not_promised(tmp_path):
 
 @pytest.fixture
 def workspace(inputs, tmp_path, monkeypatch):
-    """A workspace with one audit of a chat model, whose stages run in this process."""
+    """Make a workspace with one audit of a chat model, whose stages run in this process."""
     shutil.copytree(inputs, tmp_path / "data" / "chat" / "inputs")
     monkeypatch.chdir(tmp_path)
 
@@ -428,7 +428,7 @@ def cost():
 
 
 def texts(model):
-    """The requested texts, without the articles by which the model is identified."""
+    """Return the requested texts, without the articles by which the model is identified."""
     return [text for request in model.requests if (text := article(request)) not in KNOWN]
 
 
@@ -457,7 +457,7 @@ def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace)
 
 
 def loaded():
-    """The audit's task, as loaded by later stages."""
+    """Load the audit's task as later stages do."""
     return load_task("chat", load_params().audit("chat"), Path("data/chat/prepare"))
 
 

@@ -1,4 +1,4 @@
-"""Concepts that a model proposes: what has an effect enters, marked; all else does not, and nothing is asked twice."""
+"""Concepts that a model proposes: only those with an effect enter, marked as proposed, and no request is repeated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def answer_of(*proposals):
 
 
 class Scripted:
-    """A model that gives one answer after the other."""
+    """A model that gives prepared answers in order."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -54,7 +54,7 @@ class Scripted:
 
 
 def glaring(path, url, **proposer):
-    """A workspace with an audit of the planted model, and a model that proposes."""
+    """Make a workspace with an audit of the planted model, and a model that proposes."""
     audit = audit_params(task="planted_concepts:Glaring")
     audit["prepare"] |= {"regions": [], "noise": 0.0}
     workspace = make_workspace(path, {"tiny": audit}, {})
@@ -65,7 +65,7 @@ def glaring(path, url, **proposer):
 
 
 def write_as_people_do(workspace, params):
-    """Write params.yaml with levels in one line."""
+    """Write params.yaml with each list of levels in one line."""
     (workspace.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, default_flow_style=None))
 
 
@@ -82,7 +82,7 @@ def test_what_has_an_effect_enters_marked_and_nothing_is_asked_twice(tmp_path):
         assert len(model.requests) == 2
         first, second = (request["messages"][-1]["content"] for request in model.requests)
         assert "- glare: how much glare there is; levels are numbers from 0 to 10, 0 changes nothing" in first
-        assert "- tilt" not in first and "label: 1" in first  # what the audit has; items
+        assert "- tilt" not in first and "label: 1" in first  # a concept of the audit, and an item
         assert "expected a JSON object; it began 'I would rather talk.'" in second
         record, asked = record_of(workspace), (workspace.path / "asked.txt").read_text()
         entered = {one["concept"]: one["enters"] for one in record["outcomes"] if one["enters"]}
@@ -297,7 +297,7 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     folder = vocabulary.items(draft, prepared, tmp_path)
     assert set(read_table(folder / "items.parquet")["template"]) <= set(draft.config["templates"])
     task = TextToImage.load(vocabulary.drafted(draft), folder)
-    with pytest.raises(UsageError, match="'rain\\.'"):  # it is too long for the tiny model
+    with pytest.raises(UsageError, match="'rain\\.'"):  # too long for the tiny model
         vocabulary.require_fit(task)
     cell = np.array([1, 0, 1])
     assert task.concepts.names == ["colour", "background", "weather"]
@@ -309,7 +309,7 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
 
 
 class Noisy(Weighted):
-    """A model whose answers vary with item and cell, on top of what concepts do."""
+    """A model whose answers vary with item and cell, in addition to the effects of concepts."""
 
     def __init__(self, levels, seed):
         super().__init__(levels, {"haze": 0.15, "tilt": 0.014, "glare": 0.2}, bounds=False, chance=0.0)
@@ -357,7 +357,7 @@ PAGE = (ROOT / "docs" / "proposing.md").read_text(encoding="utf-8")
 
 
 def customers(request):
-    """The model under test of the example: it cannot read capitals, nor be a pirate."""
+    """Answer as the model under test of the example, which fails on capitals and on the system message of a pirate."""
     system, user = (message["content"] for message in request["messages"])
     question = user.partition("Question: ")[2]
     return completion("Arr." if "pirate" in system or question.split("\n")[0].isupper() else "It is known.")
@@ -376,8 +376,8 @@ def test_the_example_of_the_page(tmp_path):
     with served(customers, whole=True) as under_test, served(Scripted(answer), whole=True) as model:
         audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
         audit["prepare"]["model"] |= {"openai": f"{under_test.url}/v1"}
-        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds nothing alike
-        del proposer["key_env"]  # no key travels over plain http
+        audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
+        del proposer["key_env"]  # a key must not be sent over plain http
         workspace = make_workspace(tmp_path / "ws", {"support": audit}, {})
         write_as_people_do(workspace, workspace.params() | {"proposer": {**proposer, "openai": f"{model.url}/v1"}})
         inputs = workspace.path / "data/support/inputs"

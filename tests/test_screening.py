@@ -90,11 +90,11 @@ class Weighted:
         return ProbeBatch(discrepancy, discrepancy > self.threshold, [""] * len(rows))
 
     def beside(self, cells: np.ndarray) -> np.ndarray | float:
-        """What cells (n, concepts) add to the margin besides the weights."""
+        """Return the contribution of cells (n, concepts) to the margin besides the weights."""
         return 0.0
 
     def rate(self) -> float:
-        """The failure rate over the whole grid and the discover items."""
+        """Return the failure rate over the whole grid and the discover items."""
         cells = self.concepts.cells()
         return float(np.mean([self.probe([item] * len(cells), cells).failed for item in self.items.ids("discover")]))
 
@@ -105,13 +105,13 @@ def screened(
     settings: ScreenSettings = OFTEN,
     **kw: Any,
 ) -> tuple[Screening, float]:
-    """A screening, and the true failure rate over the grid it proposes."""
+    """Return a screening, and the true failure rate over the grid it proposes."""
     found = screen(lambda levels: Weighted(levels, weights, **kw), levels, settings, seed=1)
     return found, Weighted(found.grid, weights, **kw).rate()
 
 
 def shown(found: Screening) -> str:
-    """The output for people."""
+    """Return the printed output."""
     console = Console(width=300)
     with console.capture() as captured:
         show_screening(console, "a", found)
@@ -128,7 +128,7 @@ def test_a_concept_without_effect_is_dropped_though_chance_changes_its_answers()
     dull = found.concepts[1]
     assert dull.verdict == "no larger effect" and dull.share.high < 0.05 and dull.alone.low < 0 < dull.alone.high
     assert found.proposed is not None and found.proposed.low <= rate <= found.proposed.high
-    # Tilt: alone .014 * 40; the variance of uniform levels, over all of it.
+    # Tilt alone: .014 * 40. Its share: the variance of its uniform levels over the total variance.
     tilt, haze = found.concepts[2], found.concepts[0]
     assert tilt.alone.value == pytest.approx(0.56, abs=0.03)
     variances = [np.var(np.array(TILT) * 0.014), np.var(np.array(HAZE) * 0.15), 0.1**2 / 12]
@@ -183,7 +183,7 @@ def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
         assert (concept.verdict, concept.change) == ("not known", "kept")
     assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
     assert "removed at once: -" in shown(found)
-    # And not for lack of probes: two concepts without effect are found.
+    # This is not for lack of probes: two concepts without effect are found.
     found = screen(
         lambda levels: Weighted(levels, {"haze": 0.25}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1
     )
@@ -208,7 +208,7 @@ def test_a_rate_is_measured_on_pairs_not_asked_before_or_on_the_whole_grid():
 def test_too_harsh_a_range_is_narrowed_until_as_much_fails_as_should(bounds):
     found, rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.3, "tilt": 0.012}, ScreenSettings(), bounds=bounds)
     assert found.now.low > 0.3 and 0.03 <= rate <= 0.15 and found.reached
-    assert changes(found)["haze"] == "narrowed"  # the harsher one only
+    assert changes(found)["haze"] == "narrowed"  # only the harsher one
     haze = found.grid["haze"]
     assert haze[0] == 0 and haze[-1] < 5
     if bounds:
