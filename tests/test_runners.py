@@ -283,7 +283,8 @@ def test_more_gpus_than_there_are_is_refused(kind, monkeypatch):
 
 
 @pytest.fixture
-def server(prefect_server):
+def server(prefect_server, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # set while a cluster of `place` is open
     return {"PREFECT_API_URL": prefect_server}
 
 
