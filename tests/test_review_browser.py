@@ -237,8 +237,9 @@ def test_a_draft_can_be_thrown_away_and_is_not_filled_in_for_another_landscape(b
     with window(browser) as w:
         w.page.get_by_label("Why?").nth(0).fill("half a thought")
         w.page.reload()
-        w.page.get_by_role("button", name="Start over").click()
-        w.page.locator("#draft").wait_for(state="hidden")
+        with w.page.expect_navigation():
+            w.page.get_by_role("button", name="Start over").click()
+        assert w.page.locator("#draft").is_hidden()
         assert w.page.get_by_label("Why?").nth(0).input_value() == ""
         w.page.get_by_label("Why?").nth(0).fill("about the other one")
         change_landscape()
