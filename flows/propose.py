@@ -19,12 +19,10 @@ import stages.proposing
 import stages.screening
 from flows.edit_params import as_level, with_proposed
 from flows.graph import read_graph
-from flows.heal import heal
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, clean_accuracy, probes_time, screen_settings
+from flows.screen import PARAMS, bring_up_to_date, clean_accuracy, healed_audit, probes_time, screen_settings
 from flows.workspace import exclusive
 from flows.yaml_edit import as_text, dumped, edit_file, in_one_line
-from stages.check import check_audits
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
@@ -86,21 +84,15 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
         raise UsageError(
             f"{PARAMS}: found no {WHERE}, expected a model that proposes: {WHERE}: {{openai: URL, model: NAME}}"
         )
-    config, settings = (
-        checked(ProposerConfig, params.proposer, WHERE),
-        screen_settings(_PROBES if probes is None else probes),
-    )
+    config = checked(ProposerConfig, params.proposer, WHERE)
+    settings = screen_settings(_PROBES if probes is None else probes)
     with exclusive():
-        audit = params.audit(name)
-        for line in heal():
-            console.print(f"healed: {line}", highlight=False)
-        check_audits(params, [name])
+        audit = healed_audit(params, name, console)
         with stopping_on_signals():
             from stages.proposing.vocabulary import vocabulary_of
 
-            vocabulary_of(
-                task_class(name, audit), task_context(name, audit), audit
-            )  # before prepare, which may take long
+            # Before prepare, which may take long.
+            vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
             found = _Proposing(name, audit, config, settings, console, at_least=probes is None)
             record, change = found.run()
@@ -109,9 +101,9 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
         show_proposals(console, record)
         console.print(f"record: {path}", highlight=False, soft_wrap=True)
         if not record.lines:
-            console.print("nothing proposed has an effect that a screening can see, so nothing enters", highlight=False)
+            console.print("none of the proposals enters; the table says why", highlight=False)
         elif not write:
-            console.print(f"\nto audit what enters, write this beside what is there: faded propose {name} --write")
+            console.print(f"\nto add these to {PARAMS}, run: faded propose {name} --write")
             console.print(record.lines, markup=False, highlight=False, soft_wrap=True)
         elif load_params(PARAMS).audit(name) != audit:
             raise UsageError(
@@ -205,7 +197,7 @@ class _Proposing:
         finally:
             bill = account.bill
             spent = f", cost {money(bill.cost)}" if config.price else ""
-            self._say(f"{bill.requests - before} asked now; so far: {bill}{spent}")
+            self._say(f"{bill.requests - before} new; in total: {bill}{spent}")
 
     def load(self, draft: Draft, folder: Path, levels: Mapping[str, Sequence[Level]] | None = None) -> LoadedTask:
         """Load the task with a draft, or with other levels of its concepts."""

@@ -100,10 +100,7 @@ def measure_concepts(
         FadedError: if the model under test cannot be prepared.
     """
     settings = screen_settings(probes)
-    audit = params.audit(name)
-    for line in heal():
-        console.print(f"healed: {line}", highlight=False)
-    check_audits(params, [name])
+    audit = healed_audit(params, name, console)
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
         prepared()
@@ -141,6 +138,18 @@ def screen_settings(probes: int | None) -> ScreenSettings:
         return ScreenSettings() if probes is None else ScreenSettings(probes=probes)
     except ValidationError as error:
         raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, ScreenSettings))) from None
+
+
+def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
+    """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
+
+    Raises:
+        UsageError: if params.yaml has errors that a stage would find later.
+    """
+    for line in heal():
+        console.print(f"healed: {line}", highlight=False)
+    check_audits(params, [name])
+    return params.audit(name)
 
 
 def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:

@@ -24,16 +24,16 @@ from stages.tasks.contract import Exhibit
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 3  # per candidate
 LIMITS = (
-    "Only items of the split discover were asked. Rates are those of the items that confirmed, and were not asked "
-    "before: other data may have other words and other rates.",
-    "Words were put in by a dictionary that does not know the context. Where a text no longer reads well, its failure "
-    "says little of the word: read the examples.",
-    "A word or a level was changed in the same items, so it is the change that made them fail. An attribute of a text "
-    "cannot be changed without changing the text: the model fails more often where the attribute holds, which may be "
-    "because of something else that such texts share.",
-    "Among all candidates that were tested, the chance that one or more are confirmed wrongly is at most {level:.0%}. "
-    "A candidate that was not confirmed may still be a weakness: there may have been too few items to show it.",
-    "Nobody judged these answers: a failure is what the measure of the audit calls one.",
+    "Only items of the split discover were used. Rates are measured on confirming items, which had no part in "
+    "proposing candidates. Other data may have other words and other rates.",
+    "Words were replaced by a dictionary that does not know the context. If a text no longer reads well, its failure "
+    "says little about the word: read the examples.",
+    "Words and levels were changed in the same items, so the change caused the failures. An attribute cannot be "
+    "changed without rewriting the text, so it is compared with other items: the model fails more often where it "
+    "holds, possibly because of something else that such texts share.",
+    "The chance that any of the tested candidates is confirmed by mistake is at most {level:.0%}. A candidate that was "
+    "not confirmed may still be a weakness that too few items could show.",
+    "No person judged these answers: failures are defined by the measure of the audit.",
 )
 
 

@@ -14,12 +14,10 @@ from rich.table import Table
 
 import stages.mining
 from flows.graph import read_graph
-from flows.heal import heal
 from flows.mine.proposed import propose
 from flows.processes import stopping_on_signals
-from flows.screen import bring_up_to_date
+from flows.screen import bring_up_to_date, healed_audit
 from flows.workspace import exclusive
-from stages.check import check_audits
 from stages.code import code_of
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -63,10 +61,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
     except ValidationError as error:
         raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, MineSettings))) from None
     with exclusive():
-        audit = params.audit(name)
-        for line in heal():
-            console.print(f"healed: {line}", highlight=False)
-        check_audits(params, [name])
+        audit = healed_audit(params, name, console)
         with stopping_on_signals():
             from flows.mine.catalogue import catalogue
             from stages.mining.asked import asked_as
@@ -82,7 +77,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
         replace_file(page, catalogue(name, audit, record.when, mining).encode())
         show_mining(console, name, mining)
         if record.proposed:
-            console.print("\nto audit what was found:", highlight=False)
+            console.print("\nto audit the findings, add to params.yaml:", highlight=False)
             console.print(record.proposed, markup=False, highlight=False, soft_wrap=True)
         console.print(f"record: {path}\npage: {page}", markup=False, highlight=False, soft_wrap=True)
     return record

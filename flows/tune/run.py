@@ -6,15 +6,13 @@ from rich.console import Console
 
 from flows.edit_params import with_compute
 from flows.graph import read_graph
-from flows.heal import heal
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date
+from flows.screen import PARAMS, bring_up_to_date, healed_audit
 from flows.tune.choices import Settings
 from flows.tune.measure import tune
 from flows.tune.views import show_tuning
 from flows.workspace import exclusive
 from flows.yaml_edit import edit_file
-from stages.check import check_audits
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.network import is_served
@@ -33,9 +31,7 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
     audit = params.audit(name)
     _refuse_endpoint(name, audit)
     with exclusive():
-        for line in heal():
-            console.print(f"healed: {line}", highlight=False)
-        check_audits(params, [name])
+        healed_audit(params, name, console)
         with stopping_on_signals():
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
             tuning = tune(name, audit, settings, lambda line: console.print(line, highlight=False, markup=False))
