@@ -22,6 +22,7 @@ from stages.reach import Found, Name, Source
 
 if TYPE_CHECKING:
     from stages.params import AuditConfig
+    from stages.params.usage import AnyUsage
 
 RECORD = Path("faded.json")
 PACKAGE = Path(__file__).parent
@@ -44,7 +45,6 @@ PASSED_OVER = {
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
     "stages.params.renamed": "refuses what is wrong there",
-    "stages.params.usage": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
     "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
     "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
@@ -84,7 +84,8 @@ class Code:
         """Return the content of code.json for an audit, given its block of params.yaml."""
         codes = {stage: self.digest(audit, stage) for stage in read_stages() if stage != STAGE}
         compute = audit.compute.model_dump(mode="json", exclude={"gpus"})
-        return json.dumps({"schema": SCHEMA, "compute": compute, **codes}, indent=1) + "\n"
+        usage = {"usage": usage_told(audit.usage), "drawn": usage_told(drawn(audit.usage))}
+        return json.dumps({"schema": SCHEMA, "compute": compute, **usage, **codes}, indent=1) + "\n"
 
     def digest(self, audit: AuditConfig, stage: str) -> str:
         """Return one hash (16 hex digits) of the code that a stage of an audit can reach."""
@@ -110,6 +111,26 @@ class Code:
         entries = self._entries[group]
         values = [entries[name].value if name in entries else name for name in names]
         return [(module, name) for module, _, name in (value.partition(":") for value in values) if name]
+
+
+def drawn(usage: AnyUsage) -> AnyUsage:
+    """Return the part of a usage that the control's draws and the search depend on.
+
+    They go by the number of changes, and by which levels occur, not by how common each is. So if `changes` are stated,
+    other weights of levels need no new probe.
+    """
+    if isinstance(usage, str) or (usage.levels and usage.changes is None):
+        return usage
+    occurring = {name: {level: 1.0 for level, weight in of.items() if weight > 0} for name, of in usage.levels.items()}
+    return usage.model_copy(update={"levels": occurring})
+
+
+def usage_told(usage: AnyUsage) -> Any:
+    """Return a usage as JSON, without what it was measured on. Levels are in pairs: keys of JSON are never numbers."""
+    if isinstance(usage, str):
+        return usage
+    levels = {name: [[level, weight] for level, weight in of.items()] for name, of in usage.levels.items()}
+    return usage.model_dump(mode="json", exclude={"measured", "levels"}) | {"levels": levels}
 
 
 def code_of(audit: AuditConfig, stage: str) -> str:

@@ -45,6 +45,7 @@ def asked_again(here: AuditFolder) -> AskedAgain:
         policies=found.policies,
         tallies=found.tallies.models,
         doses=found.doses,
+        usage=landscape.usage,
         ratings=landscape.ratings.bound if landscape.ratings else None,
     )
 

@@ -34,8 +34,8 @@ def main(name: str, number: str) -> None:
     task = rated(load_task(name, audit, prepared), name, audit)
     item_ids = task.items.ids("discover")
     params.check_slices(name, known_attributes(task, item_ids))  # before any query
-    budget = audit.discover.searched(len(item_ids) * task.concepts.n_cells)
-    share = divide(item_ids, task.concepts.n_cells, budget, shards, audit.seed)[part - 1]
+    budget = audit.discover.searched(len(item_ids) * task.concepts.n_used)
+    share = divide(item_ids, task.concepts.n_used, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     key = run_key(_of_shares(audit), prepared_files(prepared), part, code_of(audit, "explore"))
     with scratch(name, f"explore-{part}", key) as folder:

@@ -16,7 +16,6 @@ from stages.landscape.bias import judged, largest_bias
 from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
-from stages.landscape.usage import in_use
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
@@ -70,7 +69,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         kinds=here.summarize.extremes.get(KINDS, ()),
         extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
         sheets=here.discover.sheets.get("", []),
-        about=_about(here, landscape, audit),
+        about=_about(here),
         proposed=audit.proposed,
         provenance=record,
         metrics=metrics,
@@ -103,15 +102,10 @@ def _read(here: AuditFolder) -> list[Path]:
     ]
 
 
-def _about(here: AuditFolder, landscape: Landscape, audit: AuditConfig) -> About:
+def _about(here: AuditFolder) -> About:
     """Describe what was audited, for the first page."""
     right = (known_of(here).get("clean_accuracy") or {}).get("discover")
-    known = about(here)._replace(
-        clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None
-    )
-    if not audit.usage:
-        return known
-    return known._replace(usage=in_use(landscape.space, audit.usage, here.summarize.cells, sampled=landscape.sampled))
+    return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
 
 
 def _clean(items: Path, right: float) -> RateRecord:

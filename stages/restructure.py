@@ -45,7 +45,7 @@ def main(name: str) -> None:
     context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
     policy = _policy(task, config, policy_folder)
     read = [*prepared_files(prepared), plan_file, policy_folder]
-    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
+    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"), str(audit.usage))
     with scratch(name, "restructure", key) as work:
         plans = _plans(here.collect_feedback.plan, config, audit.seed, task, policy, work)
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}

@@ -26,6 +26,7 @@ from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, audit_folder
+from stages.records.landscape import usage_record
 from stages.records.folder import Discover, Summarize
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute, Split
@@ -127,6 +128,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         unchanged=task.fails_unchanged(),
         people=_people(task, audit),
         attributes=told_apart,
+        usage=usage_record(task.concepts, audit.usage),
         conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
     )
@@ -142,7 +144,8 @@ def _say(landscape: Landscape) -> None:
     overall = landscape.overall.rate
     if said := landscape.unchanged_said:
         print(said)
-    print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
+    where = "of the grid" if landscape.usage is None else "in use"
+    print(f"fails on {overall.value:.1%} {where}, 95% interval {overall.low:.1%} to {overall.high:.1%}")
     if counted := landscape.invalid.not_passing:
         print(
             f"counting the {landscape.invalid.value:.1%} that are not held against it: {counted.value:.1%},"

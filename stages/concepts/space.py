@@ -1,4 +1,4 @@
-"""The concept space: named dimensions people can act on, each with a few levels.
+"""The concept space: named dimensions people can act on, each with a few levels, and how often they occur in use.
 
 A *cell* is one full assignment of levels, stored as integer level indices. All code that chooses, counts or compares
 cells uses this module, so that explorers, landscapes and reports agree on their order.
@@ -7,12 +7,14 @@ cells uses this module, so that explorers, landscapes and reports agree on their
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.concepts.usage import Usage
 from stages.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ COLUMNS = frozenset(
         *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
         *("status", "radius", "at_least", "searched", "queries", "tried_alone", "epsilon_fgsm", "epsilon_pgd"),
         *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
-        *("rate_automatic", "low_automatic", "high_automatic"),
+        *("rate_automatic", "low_automatic", "high_automatic", "use"),
     }
 )
 
@@ -77,13 +79,18 @@ class Concept:
 
 @dataclass(frozen=True)
 class ConceptSpace:
-    """An ordered tuple of concepts and the grid of cells they span.
+    """An ordered tuple of concepts, the grid of cells they span, and how often each cell occurs in use.
+
+    Args:
+        concepts: at least one.
+        usage: how often cells occur; None if all are equally common (`usage: uniform`).
 
     Raises:
         ValueError: when there are no concepts, or 2^63 cells or more, which int64 cannot number.
     """
 
     concepts: tuple[Concept, ...]
+    usage: Usage | None = field(default=None, repr=False, compare=False)
     _strides: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -127,14 +134,68 @@ class ConceptSpace:
         return numbers[:, None] // self._strides % np.array(self.sizes)
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n cells uniformly, with replacement: (n, d) int64."""
-        return rng.integers(0, self.sizes, size=(n, len(self)))
+        """Draw n cells as they occur in use, with replacement: (n, d) int64."""
+        if self.usage is None:
+            return rng.integers(0, self.sizes, size=(n, len(self)))
+        return self.usage.sample(n, rng)
+
+    def density(self, cells: np.ndarray) -> np.ndarray:
+        """Return the share of use of each cell (n, d): (n,), summing to 1 over the grid."""
+        return np.full(len(cells), 1 / self.n_cells) if self.usage is None else self.usage.density(cells)
+
+    @cached_property
+    def even(self) -> ConceptSpace:
+        """The grid as a control draws from it: rare conditions more often than in use, see `Usage.even`."""
+        return self if self.usage is None else replace(self, usage=self.usage.even())
+
+    @cached_property
+    def n_used(self) -> int:
+        """Number of cells that occur in use."""
+        return self.n_cells if self.usage is None else self.usage.count()
+
+    def used(self, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cells that occur in use, or a sample if there are more than `most`, with their shares of use.
+
+        Returns:
+            Cells (n, d), in the order of their numbers, and weights (n,) that sum to 1, under which they stand for all.
+        """
+        if self.n_used <= most:
+            cells = self.cells() if self.usage is None else self.usage.cells()
+            return cells, self.density(cells)
+        if self.usage is None:
+            numbers = np.sort(rng.choice(self.n_cells, most, replace=False))
+            return self.cells(numbers), np.full(most, 1 / most)
+        numbers, counts = np.unique(self.flat(self.even.sample(most, rng)), return_counts=True)
+        cells = self.cells(numbers)
+        return cells, self.weights(cells, counts)
+
+    def weights(self, cells: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return weights (n,), summing to 1, under which cells (n, d) drawn evenly stand for use.
+
+        Cells with the same number of changes together have its share of use (post-stratification).
+
+        Args:
+            cells: draws from `even`.
+            counts: (n,) how often each was drawn.
+        """
+        ratio = np.broadcast_to(counts, len(cells)) * np.ones(len(cells))
+        if self.usage is not None and len(cells):
+            ratio = ratio * self.density(cells) / np.maximum(self.even.density(cells), 1e-300)
+            changes = self.usage.number_of_changes(cells)
+            found = np.bincount(changes, ratio, len(self) + 1)
+            ratio = ratio * (self.usage.by_changes() / np.where(found > 0, found, 1.0))[changes]
+        total = float(ratio.sum())
+        return ratio / total if total > 0 else ratio
+
+    @property
+    def neutral_levels(self) -> tuple[int | None, ...]:
+        """For each concept the level that changes nothing, or None if it has none."""
+        return tuple(c.levels.index(c.neutral) if c.neutral in c.levels else None for c in self.concepts)
 
     @property
     def neutral(self) -> np.ndarray | None:
         """The cell that changes nothing (d,), or None if some concept has no neutral level."""
-        indices = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in self.concepts]
-        return None if -1 in indices else np.array(indices)
+        return None if None in self.neutral_levels else np.array(self.neutral_levels)
 
     @property
     def start(self) -> np.ndarray:
@@ -142,8 +203,7 @@ class ConceptSpace:
 
         If every concept has a neutral level, this is the unchanged item.
         """
-        indices = [c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in self.concepts]
-        return np.array(indices, dtype=np.int64)
+        return np.array([level or 0 for level in self.neutral_levels], dtype=np.int64)
 
     @property
     def adds_words(self) -> bool:
@@ -237,11 +297,22 @@ class Region:
         return chosen
 
     def sample(self, space: ConceptSpace, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n cells of the region uniformly, with replacement: (n, d) int64."""
+        """Draw n cells of the region as they occur in use, with replacement: (n, d) int64."""
+        if space.usage is not None:
+            return space.usage.sample(n, rng, self._levels(space))
         cells = space.sample(n, rng)
         for name, levels in self.allowed.items():
             cells[:, space.names.index(name)] = rng.choice(np.asarray(levels), size=n)
         return cells
+
+    def share(self, space: ConceptSpace) -> float:
+        """Share of use in the region's cells, for the items that it covers."""
+        if space.usage is None:
+            return self.n_cells(space) / space.n_cells
+        return space.usage.share(self._levels(space))
+
+    def _levels(self, space: ConceptSpace) -> dict[int, tuple[int, ...]]:
+        return {space.names.index(name): levels for name, levels in self.allowed.items()}
 
     def n_cells(self, space: ConceptSpace) -> int:
         """Number of cells in the region."""

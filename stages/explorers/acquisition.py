@@ -62,6 +62,8 @@ class Weights:
         novelty: exponent by which regions and items lose worth with their failures found; on large grids.
         new_cell: bonus, as a share of its worth, for a cell without a failure so far.
         failing_cell: the same bonus for cells in which most items are expected to fail; on small grids.
+        common: exponent of how common a cell is, see `commonness`.
+        severity: bonus, as a share of its worth, for a margin of one typical failure beyond the threshold.
     """
 
     optimism: float
@@ -69,10 +71,27 @@ class Weights:
     novelty: float
     new_cell: float
     failing_cell: float
+    common: float = 0.0
+    severity: float = 0.0
+
+
+def commonness(space: ConceptSpace, cells: np.ndarray, power: float) -> np.ndarray:
+    """Return how common each cell (n, concepts) is, relative to the most common changed one, to a power: (n,) in [0, 1].
+
+    It goes by the number of changes alone, as the control's draws do, so that a search serves other weights of levels,
+    too. What never occurs is worth nothing, and the unchanged cell no more than the most common change.
+    """
+    if space.even.usage is None:
+        return np.ones(len(cells))
+    usage = space.even.usage
+    changes = usage.number_of_changes(cells)
+    each = usage.by_changes() ** 2 / np.maximum(usage.pairs(), 1.0)  # even draws go by the root of use
+    most = float(each[1:].max(initial=0.0)) or 1.0
+    return np.where(usage.density(cells) > 0, np.minimum(each[changes] / most, 1.0) ** power, 0.0)
 
 
 class Acquisition:
-    """Probability of failure, weighted towards places with few failures found.
+    """Probability of failure, weighted towards places that are common and have few failures found.
 
     On a grid small enough to predict every cell's rate, the place is the cell. On a large one, where hardly any cell is
     probed twice, it is the cell's regions and the item: an item that fails everywhere, where others hardly ever do,
@@ -94,6 +113,7 @@ class Acquisition:
         small = space.n_cells <= ENUMERABLE
         self.regions = None if small else Regions(space, data, seed)
         self._failing = expit((surrogate.rates(space.cells(), n_items) - FAILING) / BLUR) if small else None
+        self._typical = float(np.median(data.margin[data.failed])) if data.failed.any() else 1.0
         self._on_item = np.bincount(data.items[data.failed], minlength=n_items)
         self._asked = set(zip(data.items.tolist(), space.flat(data.cells).tolist(), strict=True))
         self._found = np.unique(space.flat(data.cells[data.failed]))
@@ -119,13 +139,16 @@ class Acquisition:
         return 1.0 / (1.0 + found[self.space.flat(cells)])
 
     def _worth(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        failing = failure_probability(self.surrogate, self.surrogate.believe(items, cells), self.weights.optimism)
+        believed = self.surrogate.believe(items, cells)
+        failing = failure_probability(self.surrogate, believed, self.weights.optimism)
         flat = self.space.flat(cells)
         new = ~np.isin(flat, self._found)
         bonus = self.weights.new_cell * new
         if self._failing is not None:
             bonus = bonus + self.weights.failing_cell * new * self._failing[flat]
-        return failing**self.weights.certainty * (1 + bonus)
+        if self.weights.severity:
+            bonus = bonus + self.weights.severity * np.clip(believed.mean / self._typical, 0, 1)
+        return failing**self.weights.certainty * (1 + bonus) * commonness(self.space, cells, self.weights.common)
 
     def batch(self, items: np.ndarray, cells: np.ndarray, n: int) -> np.ndarray:
         """Choose up to n of the candidates that were not probed before; returns their rows.
@@ -138,7 +161,8 @@ class Acquisition:
         fresh = np.fromiter(
             (pair not in self._asked for pair in zip(items.tolist(), flat.tolist(), strict=True)), bool, len(items)
         )
-        worth = np.where(fresh, self._worth(items, cells), -np.inf)
+        worth = self._worth(items, cells)
+        worth = np.where(fresh & (worth > 0), worth, -np.inf)
         order = np.argsort(-worth, kind="stable")
         order = order[np.isfinite(worth[order])]
         pairs = pd.DataFrame({"item": items[order], "cell": flat[order]}, index=order).drop_duplicates()

@@ -75,7 +75,7 @@ class AskTell(Generic[S]):
         filled = 0
         while prober.left > 0:
             if _ask(prober, strategy, strategy.propose()) == 0:
-                filled += _ask(prober, strategy, Proposal(*uniform(prober, FILL, rng), uniform=True))
+                filled += _ask(prober, strategy, Proposal(*evenly(prober, FILL, rng), uniform=True))
         return Found(details={"filled_at_random": filled})
 
 
@@ -91,9 +91,34 @@ def _ask(prober: Prober, strategy: Strategy, proposal: Proposal) -> int:
     return int(answers.fresh.sum())
 
 
-def uniform(prober: Prober, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n probes uniformly, with replacement: items (n,), cells (n, d)."""
-    return rng.integers(len(prober.item_ids), size=n), prober.space.sample(n, rng)
+def evenly(prober: Prober, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n probes with replacement: items (n,), each as likely, and cells (n, d) as a control draws them."""
+    return rng.integers(len(prober.item_ids), size=n), prober.space.even.sample(n, rng)
+
+
+class Turns:
+    """Items in turn, in a random order that is drawn again when all had theirs: more even than independent draws.
+
+    Cells that change nothing have a turn of their own, so that all unchanged items are probed before one is repeated.
+    """
+
+    def __init__(self, prober: Prober, rng: np.random.Generator) -> None:
+        self._prober, self._rng = prober, rng
+        self._left = {False: np.zeros(0, np.int64), True: np.zeros(0, np.int64)}
+
+    def __call__(self, cells: np.ndarray) -> np.ndarray:
+        """Return the items (n,) whose turn it is, for cells (n, d)."""
+        space = self._prober.space
+        usage = space.usage
+        unchanged = np.zeros(len(cells), bool) if usage is None else usage.number_of_changes(cells) == 0
+        items = np.zeros(len(cells), np.int64)
+        for which in (False, True):
+            rows = np.flatnonzero(unchanged == which)
+            while len(self._left[which]) < len(rows):
+                order = self._rng.permutation(len(self._prober.item_ids))
+                self._left[which] = np.concatenate([self._left[which], order])
+            items[rows], self._left[which] = self._left[which][: len(rows)], self._left[which][len(rows) :]
+        return items
 
 
 def embedding_order(prober: Prober) -> np.ndarray:

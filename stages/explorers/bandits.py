@@ -18,7 +18,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
 from stages.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, uniform
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -133,7 +133,7 @@ class _Bandit:
     def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """Return new pairs: uniform draws, and known failures with another item or one concept changed."""
         n = self._settings.candidates
-        items, cells = uniform(self._prober, n, self._rng)
+        items, cells = evenly(self._prober, n, self._rng)
         if len(self._failing):
             near = self._failing[self._rng.integers(len(self._failing), size=n // 2)]
             column = self._rng.integers(near.shape[1], size=len(near))

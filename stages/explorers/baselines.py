@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, Strategy, uniform
+from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, Strategy, Turns, evenly
 from stages.explorers.contract import Found
 from stages.explorers.prober import Prober
 from stages.params import Strict
@@ -18,7 +18,7 @@ BATCH = 256  # a power of 2, as Sobol sequences require
 
 
 class Random:
-    """Uniform draws of item and cell: the control of every audit, and the unbiased part of the landscape."""
+    """Even draws of item and cell: the control of every audit, from which all rates are measured."""
 
     name = "random"
     Settings = NoSettings
@@ -29,8 +29,10 @@ class Random:
     def explore(self, prober: Prober, seed: int) -> Found:
         """Draw until the budget is spent; repeated draws cost nothing."""
         rng = np.random.default_rng(seed)
+        turns = Turns(prober, rng)
         while prober.left > 0:
-            prober.ask(*uniform(prober, min(BATCH, prober.left), rng), uniform=True)
+            cells = prober.space.even.sample(min(BATCH, prober.left), rng)
+            prober.ask(turns(cells), cells, uniform=True)
         return Found()
 
 
@@ -44,8 +46,8 @@ class Exhaustive:
         self.settings = settings or NoSettings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
-        """Probe all pairs, item by item, until all are probed or the budget is spent."""
-        cells = prober.space.cells()
+        """Probe all pairs that occur in use, item by item, until all are probed or the budget is spent."""
+        cells, _ = prober.space.used(prober.space.n_used, np.random.default_rng(seed))
         for item in range(len(prober.item_ids)):
             if prober.left <= 0:
                 break
@@ -56,17 +58,17 @@ class Exhaustive:
 class _Design:
     """Points of a space-filling design over items and concepts together, in batches.
 
-    Only scrambled designs: each of their points is uniform, but the points are dependent.
+    Only scrambled designs: each of their points is uniform over the grid, but the points are dependent.
     """
 
     def __init__(self, prober: Prober, engine: qmc.QMCEngine) -> None:
-        self._engine = engine
+        self._engine, self._even = engine, prober.space.usage is None
         self._sizes = np.array([len(prober.item_ids), *prober.space.sizes])
 
     def propose(self) -> Proposal:
         points = (self._engine.random(BATCH) * self._sizes).astype(np.int64)
         points = np.minimum(points, self._sizes - 1)  # a point may be rounded up to 1
-        return Proposal(points[:, 0], points[:, 1:], uniform=True)
+        return Proposal(points[:, 0], points[:, 1:], uniform=self._even)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         """Do nothing: the design is fixed."""
@@ -130,7 +132,7 @@ class _Arms:
         open_arms = np.flatnonzero([len(left) > 0 for left in self._left])
         rate = self._failures[open_arms] / self._probes[open_arms]
         best = open_arms[np.lexsort((self._rng.random(len(rate)), -rate))[:greedy]]  # ties in random order
-        items, cells = uniform(self._prober, self._settings.batch - len(best), self._rng)
+        items, cells = evenly(self._prober, self._settings.batch - len(best), self._rng)
         chosen = np.array([self._left[arm][0] for arm in best], dtype=np.int64)
         return Proposal(
             np.concatenate([chosen, items]),

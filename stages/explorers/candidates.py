@@ -34,7 +34,7 @@ class Generator(Protocol):
 
 
 class Grid:
-    """Uniform draws of pairs, and small changes of pairs.
+    """Even draws of pairs, and small changes of pairs.
 
     Args:
         space: the grid.
@@ -46,8 +46,8 @@ class Grid:
         self.space, self.n_items, self.rng = space, n_items, rng
 
     def draw(self, n: int) -> Pairs:
-        """Draw pairs uniformly."""
-        return Pairs(self.rng.integers(self.n_items, size=n), self.space.sample(n, self.rng))
+        """Draw pairs evenly."""
+        return Pairs(self.rng.integers(self.n_items, size=n), self.space.even.sample(n, self.rng))
 
     def mutated(self, pairs: Pairs) -> Pairs:
         """Change one thing in each pair: its item, or its level of one concept."""

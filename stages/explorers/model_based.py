@@ -18,7 +18,8 @@ from pydantic import Field, field_validator
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from stages.explorers.acquisition import Acquisition, Weights
+from stages.explorers.acquisition import Acquisition, Weights, commonness
+from stages.explorers.ask_tell import Turns
 from stages.explorers.candidates import Archive, Ascent, Generator, Grid, Learnt, Mutations, Portfolio, Uniform
 from stages.explorers.contract import Found
 from stages.explorers.env import Normaliser
@@ -91,6 +92,12 @@ class ModelBasedSettings(Strict):
     failing_cell: float = Field(
         3.0, ge=0, description="the same again where most items are expected to fail; small grids"
     )
+    common: float = Field(
+        0.5, ge=0, le=1, description="how much common changes are preferred: 1 by their share of use, 0 not at all"
+    )
+    severity: float = Field(
+        0.0, ge=0, description="how much grave failures are preferred, by how far they are beyond the threshold"
+    )
     objective: Literal["ppo", "balance"] = Field(
         "ppo", description="ppo: clipped policy gradient; balance: off-policy trajectory balance"
     )
@@ -120,7 +127,9 @@ class ModelBasedSettings(Strict):
     def weights(self) -> Weights:
         """The preferences of the acquisition."""
         novelty = GOALS[self.goal].novelty if self.novelty is None else self.novelty
-        return Weights(self.optimism, self.certainty, novelty, self.new_cell, self.failing_cell)
+        return Weights(
+            self.optimism, self.certainty, novelty, self.new_cell, self.failing_cell, self.common, self.severity
+        )
 
 
 class ModelBased:
@@ -153,8 +162,10 @@ class ModelBased:
             details["fits"] += 1
 
             def failing(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-                """Score by the probability of failure alone, regardless of failures found before."""
-                return failure_probability(surrogate, surrogate.believe(items, cells))
+                """Score by the probability of failure and how common it is, regardless of failures found before."""
+                return failure_probability(surrogate, surrogate.believe(items, cells)) * commonness(
+                    prober.space, cells, s.common
+                )
 
             kept = trainer()  # a new one: the first would keep favourites from when little was known
             kept.train(failing, s.final_generations, s.final_entropy)
@@ -250,16 +261,15 @@ def capped(data: Data) -> Data:
 
 
 class _Book:
-    """The probes so far, as arrays, and the design of the uniform draws.
+    """The probes so far, as arrays, and the design of the even draws.
 
-    Each draw is uniform, and together they are more even than independent ones: items come in permutations, and cells
-    from a scrambled Halton sequence (Owen 2017, A randomized Halton algorithm in R).
+    Items come in turn, and on a grid whose cells are all equally common, these are drawn from a scrambled Halton sequence
+    (Owen 2017, A randomized Halton algorithm in R), which is more even than independent draws.
     """
 
     def __init__(self, prober: Prober, rng: np.random.Generator) -> None:
-        self._prober, self._rng = prober, rng
+        self._prober, self._rng, self._turns = prober, rng, Turns(prober, rng)
         self._halton = qmc.Halton(len(prober.space), scramble=True, rng=rng)
-        self._items = np.zeros(0, np.int64)
         cells = np.zeros((0, len(prober.space)), np.int64)
         self.data = Data(np.zeros(0, np.int64), cells, np.zeros(0), np.zeros(0, bool))
         self.drawn = 0
@@ -281,15 +291,12 @@ class _Book:
         return answers.failed
 
     def draw(self, n: int) -> None:
-        """Make n new probes drawn uniformly; a pair drawn again is answered from memory and another one drawn."""
-        start = len(self.data)
+        """Make n new probes drawn evenly; a pair drawn again is answered from memory and another one drawn."""
+        start, space = len(self.data), self._prober.space
         while (missing := n - (len(self.data) - start)) > 0:
-            cells = (self._halton.random(missing) * self._prober.space.sizes).astype(np.int64)
-            self.ask(self._next_items(missing), cells, uniform=True)
+            if space.usage is None:
+                cells = (self._halton.random(missing) * space.sizes).astype(np.int64)
+            else:
+                cells = space.even.sample(missing, self._rng)
+            self.ask(self._turns(cells), cells, uniform=True)
         self.drawn += n
-
-    def _next_items(self, n: int) -> np.ndarray:
-        while len(self._items) < n:
-            self._items = np.concatenate([self._items, self._rng.permutation(len(self._prober.item_ids))])
-        items, self._items = self._items[:n], self._items[n:]
-        return items

@@ -55,7 +55,7 @@ class Prober:
     ) -> None:
         self.task, self.item_ids = task, list(item_ids)
         self.space: ConceptSpace = task.concepts
-        self.budget = min(budget, len(self.item_ids) * self.space.n_cells)
+        self.budget = min(budget, len(self.item_ids) * self.space.n_used)
         self.ledger = ledger if ledger is not None else Ledger()
         self.compute = compute or Compute()
         self._on_progress = on_progress
@@ -87,8 +87,8 @@ class Prober:
         Args:
             items: (n,) positions in `item_ids`.
             cells: (n, d) level indices.
-            uniform: which pairs, all or (n,) bool, were drawn uniformly at random, independent of all answers: only
-                such probes measure rates without correction. A pair probed before also counts as drawn.
+            uniform: which pairs, all or (n,) bool, were drawn evenly (`ConceptSpace.even`), independent of all answers:
+                only such probes measure rates. A pair probed before also counts as drawn.
         """
         keys = [Key(self.item_ids[i], int(c)) for i, c in zip(items, self.space.flat(cells), strict=True)]
         fresh = np.zeros(len(keys), dtype=bool)

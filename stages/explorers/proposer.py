@@ -164,6 +164,11 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = Autoregressive(self.observations.shape[1], self.space.sizes, self.hidden)
+        if (usage := self.space.even.usage) is not None:  # a policy that changes everything at once would learn nothing
+            with torch.no_grad():
+                for j, size in enumerate(self.space.sizes):
+                    shares = torch.tensor([usage.share({j: (level,)}) for level in range(size)])
+                    self.network.out_bias[j, 0, :size] = shares.clamp(min=1e-4).log()
         self._generator = torch.Generator().manual_seed(self.seed)
         self._rng = np.random.default_rng(self.seed)
         self._optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
@@ -194,7 +199,7 @@ class Trainer:
             own = np.arange(len(items)) % 4 > 0
             # A quarter is uniform: the search is then no worse than a small pool, and an off-policy objective learns
             # about cells that the policy never draws.
-            cells[~own] = self.space.sample(int((~own).sum()), self._rng)
+            cells[~own] = self.space.even.sample(int((~own).sum()), self._rng)
             self._learn(items, cells, score(items, cells), own, target)
             drawn.append((items, cells))
         return np.concatenate([items for items, _ in drawn]), np.vstack([cells for _, cells in drawn])
@@ -231,7 +236,7 @@ class Trainer:
 
     def _steer(self, entropy: float, target: float) -> None:
         """Raise the temperature if the policy's entropy is too low, and lower it if it is too high."""
-        self.entropy = entropy / max(math.log(self.space.n_cells), 1e-9)
+        self.entropy = entropy / max(math.log(self.space.n_used), 1e-9)
         self.temperature *= math.exp(float(np.clip(target - self.entropy, -0.2, 0.2)))
         self.temperature = float(np.clip(self.temperature, 1e-3, 10.0))
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order, uniform
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -67,7 +67,7 @@ class _Archive:
             ranges=[(-0.5, size - 0.5) for size in prober.space.sizes],
             seed=archive_seed,
         )
-        items, cells = uniform(prober, settings.startup, rng)
+        items, cells = evenly(prober, settings.startup, rng)
         self._emitter = emitters.GaussianEmitter(
             self._archive,
             sigma=np.array([settings.item_step, *(settings.step * size for size in prober.space.sizes)]),

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.concepts import ConceptSpace
+from stages.explorers.acquisition import commonness
 from stages.explorers.prober import Answers
 from stages.params import Strict
 
@@ -30,6 +31,9 @@ class RewardConfig(Strict):
     )
     novelty: float = Field(0.5, ge=0, description="weight of the bonus for failures in cells with few of them")
     region: float = Field(0.0, ge=0, description="weight of the bonus for failures in coarse regions with few of them")
+    common: float = Field(
+        0.5, ge=0, le=1, description="how much common changes are preferred: 1 by their share of use, 0 not at all"
+    )
     coverage: float = Field(0.0, ge=0, description="bonus for a cell never probed before, failing or not")
 
 
@@ -42,6 +46,8 @@ class Reward:
     p, and -1 for a right one. A task returns its discrepancy and no probabilities, so here p is (1 + margin) / 2. For a
     classifier, whose discrepancy is tanh(z / s) with z the log odds of the best wrong answer against the right one,
     this is 20 z / s: the same quantity in other units, but not U-shaped in p, and bounded.
+
+    What is earned counts by how common the cell is in use; a cell that never occurs costs as much as a repeated one.
 
     Bonuses are count-based (Bellemare et al. 2016): `novelty` pays weight / sqrt(1 + n) for a failure in a cell with n
     failures so far; `region` pays the same for the region of the cell, which is one half of every ordered concept and
@@ -88,6 +94,9 @@ class Reward:
                 continue
             self._paid.add(pair)
             reward[n] += self._bonus(numbers[n], regions[n], bool(answers.failed[n]))
+        worth = commonness(self.space, cells, self.config.common)
+        reward = np.where(reward > 0, reward * worth, reward)
+        reward[answers.answered & (worth == 0)] = REPEATED
         return reward.astype(np.float32)
 
     def _base(self, answers: Answers) -> np.ndarray:

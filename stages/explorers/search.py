@@ -78,7 +78,7 @@ def search(
         show: displays the progress of each role.
         label: shown before the role.
     """
-    pairs = len(item_ids) * task.concepts.n_cells
+    pairs = len(item_ids) * task.concepts.n_used
     budget = config.searched(pairs)
     roles = roles_of(config, enumerated=budget == pairs)
     return spend(task, item_ids, roles, budget, seed=seed, ledger=ledger, compute=compute, show=show, label=label)

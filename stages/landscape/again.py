@@ -41,7 +41,7 @@ class FoundAgain:
 
 
 def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
-    """Pairs of item and cell in both regions over those in either (Jaccard 1912): 1 if identical, 0 if disjoint.
+    """Share of use in both regions over that in either (Jaccard 1912): 1 if identical, 0 if disjoint.
 
     Args:
         space: the grid.
@@ -73,13 +73,13 @@ def found_again(
         regions: the regions of one run.
         others: the regions of the other.
         space: the grid, the same for both.
-        rates: failure rate in each region, for the weighted share; regions weigh rate * cells, or cells alone.
+        rates: failure rate in each region, for the weighted share; regions weigh rate * share of use, or that share alone.
         alike: smallest Jaccard index of two regions that count as the same mode.
         attributes: attributes of the items, as for `jaccard`.
     """
     best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
     again = best >= alike
-    weights = np.array([size(space, region, attributes) / space.n_cells for region in regions])
+    weights = np.array([size(space, region, attributes) for region in regions])
     if rates is not None:
         weights = weights * np.asarray(rates, dtype=float)
     total = float(weights.sum())

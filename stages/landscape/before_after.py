@@ -32,7 +32,7 @@ from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
 from stages.processes import Crew, cores
 from stages.records import Comparison, Plan, RateRecord
-from stages.records.landscape import ConceptRecord, Estimator, RatingsBound
+from stages.records.landscape import ConceptRecord, Estimator, RatingsBound, UsageRecord
 from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded
@@ -61,6 +61,7 @@ class AskedAgain:
         policies: cells drawn from the learnt policies, as in policies.parquet.
         tallies: tallies by model; empty for a task without tallies.
         doses: answers of further trainings, as in doses.parquet.
+        usage: the record of the grid's usage; None if all cells are equally common.
         ratings: the ratings in force, if any.
     """
 
@@ -77,6 +78,7 @@ class AskedAgain:
     policies: pd.DataFrame
     tallies: Mapping[str, Sequence[Tally]]
     doses: pd.DataFrame
+    usage: UsageRecord | None = None
     ratings: RatingsBound | None = None
 
 
@@ -142,6 +144,7 @@ def compare_models(
     comparison = Comparison(
         audit=asked.audit,
         concepts=[ConceptRecord(**concept) for concept in space.to_json()],
+        usage=asked.usage,
         control=used,
         differences=differences,
         modes=[
@@ -243,12 +246,12 @@ def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, li
     if not (rise > 0).any():
         return []
     few = limits.model_copy(update={"modes": min(3, limits.modes)})
-    return find_regions(Rates.of_cells(space, before.cells(space), np.clip(rise, 0, None)), few)
+    return find_regions(Rates.of_cells(space, before.cells(space), np.clip(rise, 0, None), before.use), few)
 
 
 def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:
     columns = ["probes", "failures", "rate", "low", "high", "certain"]
-    table = before.table[space.names].copy()
+    table = before.table[[*space.names, "use"]].copy()
     for suffix, landscape in (("before", before), ("after", after)):
         for column in columns:
             table[f"{column}_{suffix}"] = landscape.table[column].to_numpy()

@@ -81,15 +81,17 @@ def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndar
 def importance(
     data: Data, uniform: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
 ) -> tuple[np.ndarray, str]:
-    """Return weights (n,) under which the probes represent uniformly drawn ones, and a phrase that names them.
+    """Return weights (n,) under which the probes represent use, and a phrase that names them.
 
-    If enough probes are marked as uniform, only these count. Otherwise all count, weighted by the ratio of the uniform
-    density to theirs. A classifier that separates them from uniform pairs, which need no queries, learns the ratio
+    If enough probes are marked as drawn evenly, only these count, see `ConceptSpace.weights`. Otherwise all count,
+    weighted by the ratio of the density in use to theirs. A classifier that separates them from uniform pairs, which need no queries, learns the ratio
     (Bickel, Brückner and Scheffer 2009, "Discriminative Learning Under Covariate Shift"; Sugiyama, Suzuki and Kanamori
     2012, chapter 4).
     """
     if uniform.sum() >= ENOUGH:
-        return uniform.astype(float), "uniform probes"
+        weights = np.zeros(len(data))
+        weights[uniform] = space.weights(data.cells[uniform]) * uniform.sum()
+        return np.minimum(weights, LARGEST_WEIGHT), "the control's probes"
     if len(data) < ENOUGH:
         return np.ones(len(data)), "all probes, too few to correct for where they were drawn"
     rng, inputs = np.random.default_rng(seed), Inputs(space, embeddings)

@@ -27,10 +27,12 @@ from stages.concepts import ConceptSpace, Region
 from stages.intervals import CHANGE, LEVEL, RESAMPLES, Rate, Resampler, holm, share
 from stages.landscape.estimate import Landscape
 from stages.landscape.kinds import Rates
+from stages.landscape.rates import rate_in_use
 from stages.landscape.slices import worse_values
 
 FEWEST = 10  # probes that test a region: fewer confirm nothing, so if they are scarce, only the worst regions get them
 TESTING = 2 / 3  # of the fresh probes: 22 of 200 for each of six regions detect 60% against 20% in nine of ten cases
+ROUNDS = 20  # of drawing before a region counts as exhausted
 ENOUGH = 120  # most probes that test a region: they detect 40% against 25% in nine of ten cases; the rest measure
 
 Ask = Callable[[np.ndarray, np.ndarray], pd.DataFrame]
@@ -88,7 +90,7 @@ class Found(NamedTuple):
 def draw_inside(
     space: ConceptSpace, region: Region, items: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw distinct pairs of item and cell uniformly in a region, at most all of them.
+    """Draw distinct pairs of item and cell in a region as they occur in use, at most all of them.
 
     Args:
         space: the grid.
@@ -100,6 +102,8 @@ def draw_inside(
     Returns:
         Items (n,) and cells (n, concepts).
     """
+    if space.usage is not None:
+        return _draw_in_use(space, region, items, n, rng)
     levels = [np.asarray(region.allowed.get(c.name, range(len(c)))) for c in space.concepts]
     sizes = [len(items), *map(len, levels)]
     if prod(sizes) < 2**62:
@@ -107,6 +111,21 @@ def draw_inside(
     else:  # too many to number, so duplicates are negligible
         at = tuple(rng.integers(size, size=n) for size in sizes)
     return items[at[0]], np.stack([level[i] for level, i in zip(levels, at[1:], strict=True)], axis=1)
+
+
+def _draw_in_use(
+    space: ConceptSpace, region: Region, items: np.ndarray, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs in a region, items in turn and cells by use, until n are distinct or most draws repeat others."""
+    numbers, drawn = np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.int64)
+    for _ in range(ROUNDS):
+        cells = region.sample(space, n, rng)
+        order = np.concatenate([rng.permutation(items) for _ in range(-(-n // len(items)))])[:n]
+        drawn = np.vstack([drawn, np.column_stack([order, space.flat(cells)])])
+        numbers = np.sort(np.unique(drawn, axis=0, return_index=True)[1])[:n]
+        if len(numbers) == n:
+            break
+    return drawn[numbers, 0], space.cells(drawn[numbers, 1])
 
 
 def confirm(
@@ -125,8 +144,10 @@ def confirm(
         Failure modes, then suspected ones; and the fresh probes with the id of their region as `mode` and their purpose
         as `role`: "test", "measure", or "others" for other items in the same cells.
     """
-    space, attributes, failed = rates.space, rates.attributes, control["failed"].to_numpy(dtype=bool)
-    overall = float(failed.mean()) if len(failed) else rates.rate(Region({}))
+    space, attributes = rates.space, rates.attributes
+    everywhere = rate_in_use(space, _failed(control), control) if len(control) else None
+    overall = everywhere.rate.value if everywhere else rates.rate(Region({}))
+    compared = everywhere.counts if everywhere else (0, 0)
     rng, first = np.random.default_rng([seed, 3]), round(TESTING * fresh.count)
     asked = [k for k in range(len(regions)) if k < first // FEWEST]
     first = min(first, ENOUGH * len(asked))
@@ -142,7 +163,7 @@ def confirm(
         everybody = bool(about[k].all())
         n = first // len(asked) // (1 if everybody else 2)
         tests[k] = ask(k, about[k], n)
-        p_values.append(worse_probes(_failed(tests[k]), failed))
+        p_values.append(worse_probes(_failed(tests[k]), compared))
         if not everybody:
             others[k] = ask(k, ~about[k], n)
             p_values[-1] = max(p_values[-1], worse_kind(tests[k], others[k], seed))
@@ -187,7 +208,7 @@ def confirm_exactly(
         others: probes of the other items.
         attributes: attributes of all items, indexed by id.
     """
-    space, overall = rates.space, float(landscape.rates.mean())
+    space, overall = rates.space, landscape.mean_rate().value
     adjusted = holm(np.array([_worse_exactly(space, r, others, attributes) for r in regions]))
     found = []
     for region, p_value in zip(regions, adjusted, strict=True):
@@ -212,8 +233,8 @@ def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, at
 
 
 def _share(space: ConceptSpace, region: Region, about: np.ndarray) -> float:
-    """Share of all pairs of item and cell that are in a region and about some items (mask)."""
-    return float(about.mean()) * region.n_cells(space) / space.n_cells
+    """Share of use that is in a region and about some items (mask)."""
+    return float(about.mean()) * region.share(space)
 
 
 def _rest(overall: float, rate: Rate, share: float) -> float:
@@ -234,14 +255,14 @@ def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attrib
     return [replace(mode, id=name) for mode, name in zip(modes, ids, strict=True)]
 
 
-def worse_probes(inside: np.ndarray, others: np.ndarray) -> float:
+def worse_probes(inside: np.ndarray, others: tuple[int, int]) -> float:
     """One-sided p-value for a region that fails no more often than other probes, given both samples (Fisher 1935).
 
     Args:
         inside: (n,) whether each probe inside the region failed.
-        others: (m,) whether each probe compared with it failed.
+        others: failures and passes of the probes compared with it.
     """
-    counts = [[int(side.sum()), int((~side).sum())] for side in (inside, others)]
+    counts = [[int(inside.sum()), int((~inside).sum())], list(others)]
     return float(stats.fisher_exact(counts, alternative="greater").pvalue)
 
 

@@ -8,33 +8,89 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.concepts.usage import Usage
 from stages.intervals import COUNTED, Rate, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import UNKNOWN, half_of, probes_inside
+from stages.landscape.rates import rate_in_use
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.base import RateRecord
-from stages.records.landscape import Invalid, InvalidLevel
+from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.tasks.contract import NOT_VALID
 
 
-def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
-    """Failure rate over the whole grid: from the uniform probes alone, without an estimator; exact if enumerated."""
+def overall_rate(landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace, usage: Usage | None = None) -> Rate:
+    """Failure rate in use: from the control's probes alone, without an estimator; exact if enumerated.
+
+    Args:
+        landscape: the landscape of the probes.
+        probes: as in probes.parquet.
+        space: the grid with its usage.
+        usage: another usage with the same numbers of changes.
+    """
     control = probes[probes["role"] == "control"]
-    if landscape.exact or control.empty:
+    if (landscape.exact and usage is None) or control.empty:
         return landscape.mean_rate()
-    return share(control["failed"].to_numpy(dtype=bool), control)
+    return rate_in_use(space, control["failed"].to_numpy(dtype=bool), control, usage=usage).rate
+
+
+def alone(space: ConceptSpace, probes: pd.DataFrame, regions: Sequence[Region], attributes: pd.DataFrame) -> list[LevelAlone]:
+    """Measure the failure rate at each level of each concept while everything else is unchanged: its curve.
+
+    Rates are counted on the control's probes, which are even draws, for all items; for concepts in regions that are about some
+    items, also for these items and for all others.
+
+    Args:
+        space: the grid.
+        probes: as in probes.parquet.
+        regions: the failure modes.
+        attributes: attributes of the items, indexed by id.
+
+    Returns:
+        Nothing for a grid without an unchanged cell.
+    """
+    if space.neutral is None:
+        return []
+    control = probes[probes["role"] == "control"]
+    cells = control[space.names].to_numpy(dtype=np.int64)
+    differs = cells != space.neutral
+    found = []
+    for j, concept in enumerate(space.concepts):
+        others = np.delete(differs, j, axis=1).any(axis=1)
+        kinds = [("", "")]
+        for region in regions:
+            if concept.name in region.allowed:
+                kinds += [(name, value) for name, values in region.items.items() for value in values]
+        for name, value in dict.fromkeys(kinds):
+            about = control["item"].map(attributes[name]).eq(value).to_numpy() if name else np.ones(len(control), bool)
+            for level in range(len(concept)):
+                at = ~others & (cells[:, j] == level) & about
+                rate = RateRecord.from_rate(share(control["failed"].to_numpy(dtype=bool)[at], control[at]))
+                found.append(
+                    LevelAlone(
+                        concept=concept.name,
+                        level=level,
+                        attribute=name,
+                        value=value,
+                        rate=rate.value,
+                        low=rate.low,
+                        high=rate.high,
+                        probes=rate.n,
+                    )
+                )
+    return found
 
 
 def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
-    """Compute the failure rate at each level of each concept, averaged over all others.
+    """Compute the failure rate in use at each level of each concept, averaged over all others.
 
-    `probes` and `failures` count the control's uniform probes at that level. If all levels of a concept have enough of
-    them, rate and interval come from these counts, as the overall rate does: a landscape is smooth, and its interval
-    does not account for smoothing a jump from one level to the next. Otherwise they come from the landscape.
+    `probes` and `failures` count the control's probes at that level. If all levels of a concept have enough of them,
+    rate and interval come from these counts, as the overall rate does: a landscape is smooth, and its interval does not
+    account for smoothing a jump from one level to the next. Otherwise they come from the landscape.
     """
     control = probes[probes["role"] == "control"]
     rows = []
@@ -46,7 +102,9 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
         for level, (probed, failing) in enumerate(failed.itertuples(index=False)):
             at = control[control[concept.name] == level]
             own = (
-                share(at["failed"].to_numpy(dtype=bool), at) if counted else landscape.mean_rate(level_of_cell == level)
+                rate_in_use(space, at["failed"].to_numpy(dtype=bool), at, within=Region({concept.name: (level,)})).rate
+                if counted
+                else landscape.mean_rate(level_of_cell == level)
             )
             rows.append(
                 Effect(
@@ -66,7 +124,7 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
 def invalid_probes(space: ConceptSpace, probes: pd.DataFrame, what: str = NOT_VALID) -> Invalid:
     """Count the probes that are not held against the model; `what` describes them.
 
-    Their share is that among the control's uniform probes; `levels` lists the levels at which there are any.
+    Their share is that in use; `levels` lists the levels at which the control met any.
     """
     control = probes[probes["role"] == "control"]
     invalid = _invalid(control)
@@ -74,28 +132,35 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame, what: str = NOT_VA
     for concept in space.concepts:
         for level, at in control[invalid].groupby(concept.name):
             there = control[concept.name] == level
-            found = share(invalid[there].to_numpy(), control[there]).to_json()
+            here = Region({concept.name: (int(level),)})
+            found = rate_in_use(space, invalid[there].to_numpy(), control[there], within=here).rate.to_json()
             label = concept.label(int(level))
             levels.append(InvalidLevel(concept=concept.name, level=level, label=label, invalid=len(at), **found))
     failed, valid = control["failed"].astype(bool), control[~invalid]
+
+    def in_use(which: pd.Series, some: pd.DataFrame) -> Rate:
+        return rate_in_use(space, which.to_numpy(dtype=bool), some).rate
+
     return Invalid(
         what=what,
         count=_invalid(probes).sum(),
         probes=len(probes),
         levels=levels,
-        left_out=RateRecord.from_rate(share(valid["failed"].to_numpy(dtype=bool), valid)),
-        as_failures=RateRecord.from_rate(share((failed | invalid).to_numpy(), control)),
-        **share(invalid.to_numpy(), control).to_json(),
+        left_out=RateRecord.from_rate(in_use(valid["failed"], valid)),
+        as_failures=RateRecord.from_rate(in_use(failed | invalid, control)),
+        **in_use(invalid, control).to_json(),
     )
 
 
 def invalid_share(
     space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame = UNKNOWN
 ) -> float | None:
-    """The share of the control's uniform probes in a region that are invalid; None if none fell there."""
+    """The share in use of a region's probes that are invalid; None if none of the control's fell there."""
     control = probes[probes["role"] == "control"]
     inside = probes_inside(space, region, control, attributes)
-    return float(_invalid(control)[inside].mean()) if inside.any() else None
+    if not inside.any():
+        return None
+    return rate_in_use(space, _invalid(control)[inside].to_numpy(), control[inside], within=region).rate.value
 
 
 def _invalid(probes: pd.DataFrame) -> pd.Series:

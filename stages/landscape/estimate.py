@@ -21,7 +21,7 @@ from scipy.ndimage import binary_dilation
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, wilson
+from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, wilson
 from stages.kernel import Data, landmarks
 from stages.landscape.calibrate import Recipe, blocks_of, choose, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Gridded, Link
@@ -37,7 +37,7 @@ class Landscape:
     """Failure rates over the grid, averaged over the items of the audit.
 
     Args:
-        table: one row per cell: one column per concept (level index), `probes`, `failures`, `rate`, `low`, `high`,
+        table: one row per cell that occurs in use: one column per concept (level index), `use`, `probes`, `failures`, `rate`, `low`, `high`,
             `certain` (interval no wider than 0.2). In 95% of the cells the interval should contain the rate that
             querying the model with *these* items would give. It covers the estimator's uncertainty and chance; for
             other items see the test split. An enumerated landscape is exact for these items, and its interval is for
@@ -50,6 +50,8 @@ class Landscape:
         diagnostics: the estimator chosen, and how well it and the others predict held-out probes; see `choose`.
         answers: (items, cells) share of repeats that failed, for an enumerated landscape, which needs no draws.
         groups: (items,) the group of each, if items belong to groups; see `Items`.
+
+    The column `use` of the table is the share of use of each cell, or of what it stands for in a sample; it sums to 1.
     """
 
     table: pd.DataFrame
@@ -71,14 +73,23 @@ class Landscape:
         """Estimated failure rate of each row."""
         return self.table["rate"].to_numpy(dtype=float)
 
+    @property
+    def use(self) -> np.ndarray:
+        """Share of use of each row, (cells,)."""
+        return self.table["use"].to_numpy(dtype=float)
+
     def mean_rate(self, inside: np.ndarray | None = None) -> Rate:
-        """Failure rate over some of the cells (mask), or over all; `n` counts cells."""
+        """Failure rate in use over some of the cells (mask), or over all; `n` counts cells."""
         rows = np.ones(len(self.table), dtype=bool) if inside is None else inside
+        use = self.use[rows]
+        if use.sum() <= 0:
+            return NO_RATE
+        use = use / use.sum()
         if self.answers is not None:
-            by_item = self.answers[:, rows].mean(axis=1)
+            by_item = self.answers[:, rows] @ use
             return self._resampler.mean(by_item, np.ones(len(by_item)), SHARE)._replace(n=int(rows.sum()))
-        means = self.draws[:, rows].mean(axis=1)
-        value = float(self.rates[rows].mean())
+        means = self.draws[:, rows] @ use
+        value = float(self.rates[rows] @ use)
         spread = stats.norm.ppf((1 + LEVEL) / 2) * float(means.std(ddof=1))
         return Rate(value, max(0.0, value - spread), min(1.0, value + spread), int(rows.sum()))
 
@@ -157,14 +168,15 @@ def _estimate(
     probes = _unique(probes, space)
     data = as_data(probes, item_ids, space, threshold)
     rng = np.random.default_rng(seed)
-    enumerated = len(probes.drop_duplicates(["item", *space.names])) == space.n_cells * len(item_ids)
-    sampled = space.n_cells > MAX_CELLS and not enumerated
-    numbers = np.sort(rng.choice(space.n_cells, MAX_CELLS, replace=False)) if sampled else np.arange(space.n_cells)
-    numbers = numbers[::every]
-    cells = space.cells(numbers)
+    pairs = probes.drop_duplicates(["item", *space.names])[space.names].to_numpy(dtype=np.int64)
+    enumerated = int((space.density(pairs) > 0).sum()) == space.n_used * len(item_ids)
+    sampled = space.n_used > MAX_CELLS and not enumerated
+    cells, use = space.used(space.n_used if enumerated else MAX_CELLS, rng)
+    cells, use = cells[::every], use[::every] / use[::every].sum()
+    numbers = space.flat(cells)
     if enumerated:
         seen = _Seen.of(data, space, numbers, np.arange(len(item_ids)), len(item_ids))
-        return _exact(cells, space, seen, _groups(probes, item_ids))
+        return _exact(cells, use, space, seen, _groups(probes, item_ids))
     averaged = landmarks(len(item_ids))
     seen = _Seen.of(data, space, numbers, averaged, len(item_ids))
     probed = data.cells
@@ -186,7 +198,7 @@ def _estimate(
     if not spread:
         unknown = np.full(len(cells), np.nan)
         none = np.empty((0, len(cells)), dtype=np.float32)
-        table = _table(cells, space, seen, rate, unknown, unknown)
+        table = _table(cells, use, space, seen, rate, unknown, unknown)
         return Landscape(table, none, False, sampled, recipe, {}, averaged=len(averaged))
     misfit = link.misfit * rate * (1 - rate)
     low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance + (sampling**2).mean(axis=0))
@@ -201,7 +213,7 @@ def _estimate(
     shared = rng.standard_normal((DRAWS, blocks.max() + 1))[:, blocks] * np.sqrt(misfit)
     chances = rng.standard_normal(together.shape) * np.sqrt(chance)
     draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
-    table = _table(cells, space, seen, rate, low, high)
+    table = _table(cells, use, space, seen, rate, low, high)
     return Landscape(table, draws, False, sampled, recipe, diagnostics, averaged=len(averaged))
 
 
@@ -313,7 +325,9 @@ def _rates(
     return np.concatenate(rate), np.concatenate(chance), np.hstack(members), np.hstack(sampling)
 
 
-def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarray | None) -> Landscape:
+def _exact(
+    cells: np.ndarray, use: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarray | None
+) -> Landscape:
     """The landscape of an enumerated grid: nothing is estimated, and intervals are for other items like these."""
     n = seen.n_items
     answers = np.zeros((n, len(cells)))
@@ -325,7 +339,7 @@ def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarr
     else:
         sampler, ones = Resampler(np.arange(n), RESAMPLES, 0, groups), np.ones(n)
         low, high = np.array([sampler.mean(of_cell, ones, SHARE)[1:3] for of_cell in answers.T]).T
-    table, draws = _table(cells, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
+    table, draws = _table(cells, use, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
     return Landscape(table, draws, True, False, None, {"held_out_probes": 0}, answers, groups=groups)
 
 
@@ -341,9 +355,15 @@ def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _table(
-    cells: np.ndarray, space: ConceptSpace, seen: _Seen, rate: np.ndarray, low: np.ndarray, high: np.ndarray
+    cells: np.ndarray,
+    use: np.ndarray,
+    space: ConceptSpace,
+    seen: _Seen,
+    rate: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
 ) -> pd.DataFrame:
-    table = pd.DataFrame(cells, columns=space.names)
+    table = pd.DataFrame(cells, columns=space.names).assign(use=use)
     table["probes"], table["failures"] = seen.probes, seen.failures
     table["rate"], table["low"], table["high"] = rate, np.minimum(low, rate), np.maximum(high, rate)
     table["certain"] = table["high"] - table["low"] <= CERTAIN_WIDTH

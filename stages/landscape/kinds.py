@@ -50,34 +50,40 @@ class Rates:
 
     Args:
         space: the grid.
-        cells: (n, concepts) level indices, all of the grid or a uniform sample.
+        cells: (n, concepts) level indices, all that occur in use or a sample.
+        use: (n,) share of use of each, or of what it stands for.
         attributes: attributes of the items, one row each.
         kinds: first all items together, without an attribute; then each attribute with a value shared by enough items.
     """
 
     space: ConceptSpace
     cells: np.ndarray
+    use: np.ndarray
     attributes: pd.DataFrame
     kinds: tuple[Kind, ...]
 
     @classmethod
-    def of_cells(cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> Rates:
-        """Create the rates (n,) of cells (n, concepts) for all items together."""
-        return cls(space, cells, UNKNOWN, (Kind("", [""], np.ones((1, 1), dtype=bool), rates[None]),))
+    def of_cells(
+        cls, space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, use: np.ndarray | None = None
+    ) -> Rates:
+        """Create the rates (n,) of cells (n, concepts) for all items together, by default equally common."""
+        use = np.full(len(cells), 1 / len(cells)) if use is None else use
+        return cls(space, cells, use, UNKNOWN, (Kind("", [""], np.ones((1, 1), dtype=bool), rates[None]),))
 
     def rate(self, region: Region) -> float:
         """Mean rate in a region about values of one attribute or about all items; 0 if it contains no cells."""
         inside = region.in_box(self.space, self.cells)
-        if not inside.any():
+        if self.use[inside].sum() <= 0:
             return 0.0
         attribute, values = next(iter(region.items.items()), ("", ("",)))
         kind = next(kind for kind in self.kinds if kind.attribute == attribute)
         rows = [kind.values.index(value) for value in values]
-        return float(np.average(kind.rates[rows][:, inside].mean(axis=1), weights=kind.share[rows]))
+        means = np.average(kind.rates[rows][:, inside], axis=1, weights=self.use[inside])
+        return float(np.average(means, weights=kind.share[rows]))
 
     def share(self, region: Region) -> float:
-        """Share of all pairs of item and cell that are in a region."""
-        return size(self.space, region, self.attributes) / (len(self.attributes) * self.space.n_cells)
+        """Share of use of a region, over all items."""
+        return size(self.space, region, self.attributes) / len(self.attributes)
 
     def within(self, region: Region) -> Rates:
         """Restrict the rates to the cells of a region, and if it is about some items, to the kinds of these items."""
@@ -88,7 +94,7 @@ class Rates:
             kind = next(kind for kind in kinds if kind.attribute == attribute)
             rows = [kind.values.index(value) for value in values]
             kinds = [Kind(attribute, list(values), kind.having[rows], kind.rates[rows])]
-        return replace(self, cells=self.cells[inside], kinds=tuple(kinds))
+        return replace(self, cells=self.cells[inside], use=self.use[inside], kinds=tuple(kinds))
 
     def free(self, kind: Kind, regions: Sequence[Region]) -> np.ndarray:
         """Share of the items of each value that are in none of the regions, in each cell: (values, cells)."""
@@ -101,9 +107,9 @@ class Rates:
         return 1.0 - (kind.having @ alike / kind.having.sum(axis=1, keepdims=True)) @ held
 
 
-def size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> int:
-    """Number of pairs of item and cell in a region; number of cells if nothing is known of the items."""
-    return int(region.about(attributes).sum()) * region.n_cells(space)
+def size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
+    """Share of use in a region's cells, times the number of items it covers; they count as one if nothing is known."""
+    return int(region.about(attributes).sum()) * region.share(space)
 
 
 def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
@@ -129,7 +135,7 @@ def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, at
                 share = np.append(having.mean(axis=1), 1 - having.any(axis=0).mean())
                 rates = np.clip(landscape.rates + learnt[:-1] - share @ learnt, 0, 1)
             kinds.append(Kind(str(name), values, having, rates.astype(np.float32)))
-    return Rates(space, cells, attributes, tuple(kinds))
+    return Rates(space, cells, landscape.use, attributes, tuple(kinds))
 
 
 def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:

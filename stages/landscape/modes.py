@@ -12,7 +12,6 @@ times the same place: `benchmarks/modes_libraries.py` compares them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from itertools import combinations
 from math import prod
 
@@ -56,7 +55,7 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
         limits: the number of regions, of their conditions, and their share of the grid; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
-    least = LEAST * max(map(_mass, known.kinds))
+    least = LEAST * max(_mass(kind, known.use) for kind in known.kinds)
     regions: list[Region] = []
     seen: list[Region] = []  # including the parts of regions outside their cores
     while len(regions) < limits.modes:
@@ -74,14 +73,15 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     return [*regions[: limits.modes - 1], peak]
 
 
-def _level(kind: Kind) -> float:
+def _level(kind: Kind, use: np.ndarray) -> float:
     """Return the rate above which cells count for a region: most of the way from the mean to the average failure's.
 
     The average failure is in a cell of rate sum(rates^2) / sum(rates), which some cell always reaches. If items of one
     kind fail more often than others, the rate is higher for that kind. Judged by that rate, a region about all items
     would shrink, and its edges would be named as further regions of single kinds.
     """
-    mean, squares = (float(np.average(x.mean(axis=1), weights=kind.share)) for x in (kind.rates, kind.rates**2))
+    of_values = (np.average(x, axis=1, weights=use) for x in (kind.rates, kind.rates**2))
+    mean, squares = (float(np.average(x, weights=kind.share)) for x in of_values)
     return mean + STRICT * (squares / mean - mean) if mean else 0.0
 
 
@@ -98,7 +98,7 @@ def _core(known: Rates, region: Region, seen: Sequence[Region], limits: Summariz
         limits: as for `find_regions`.
     """
     some = known.within(region)
-    share = len(some.cells) / len(known.cells)
+    share = float(some.use.sum() / known.use.sum())
     left = limits.model_copy(
         update={
             "max_conditions": limits.max_conditions - len(region.allowed),
@@ -137,7 +137,7 @@ def _peak(known: Rates, free: np.ndarray) -> Region | None:
         return None
     rates = np.zeros(len(cells))
     rates[left] = np.average(kind.rates[:, left], axis=0, weights=weights[:, left])
-    mean = float(rates[left].mean())
+    mean = float(np.average(rates[left], weights=known.use[left]))
     excess = rates - (mean + rates.max()) / 2
     peak = _grown(known, excess)
     inside = peak.in_box(known.space, cells)
@@ -167,9 +167,9 @@ def _grown(known: Rates, excess: np.ndarray) -> Region:
     return Region({c.name: tuple(np.flatnonzero(x).tolist()) for c, x, column in chosen if not x[column].all()})
 
 
-def _mass(kind: Kind) -> float:
-    """Return all excess mass, as a share of the grid."""
-    return float(np.clip(kind.rates - _level(kind), 0, None).mean(axis=1) @ kind.share)
+def _mass(kind: Kind, use: np.ndarray) -> float:
+    """Return all excess mass, as a share of use."""
+    return float(np.clip(kind.rates - _level(kind, use), 0, None) @ use @ kind.share)
 
 
 def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
@@ -198,10 +198,15 @@ def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
     return Region(allowed, {name: tuple(sorted({*a.items[name], *b.items[name]})) for name in both})
 
 
-def shared(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> int:
-    """Number of pairs of item and cell that are in both regions."""
-    levels = ((set(r.allowed.get(c.name, range(len(c)))) for r in (a, b)) for c in space.concepts)
-    return int((a.about(attributes) & b.about(attributes)).sum()) * prod(len(one & other) for one, other in levels)
+def shared(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
+    """Share of use in the cells of both regions, times the number of items that both cover."""
+    allowed: dict[str, tuple[int, ...]] = {}
+    for name in {**a.allowed, **b.allowed}:
+        both = set(a.allowed.get(name, b.allowed.get(name, ()))) & set(b.allowed.get(name, a.allowed.get(name, ())))
+        if not both:
+            return 0.0
+        allowed[name] = tuple(sorted(both))
+    return int((a.about(attributes) & b.about(attributes)).sum()) * Region(allowed).share(space)
 
 
 def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[str]]:
@@ -227,15 +232,14 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
     best, best_region = 1e-9, None
     for kind in known.kinds:
         free = known.free(kind, regions)
-        weights = np.stack([free, free * (kind.rates - _level(kind))]) * kind.share[:, None] / len(known.cells)
+        weights = np.stack([np.ones(free.shape), free, free * (kind.rates - _level(kind, known.use))])
+        weights = weights * kind.share[:, None] * known.use / known.use.sum()
         conditions = limits.max_conditions - bool(kind.attribute)
         earns = ITEMS_EARN if kind.attribute else EARNS
-        for concepts, chosen in _conjunctions(known, weights[1].sum(axis=0), conditions, len(kind.values)):
+        for concepts, chosen in _conjunctions(known, weights[2].sum(axis=0), conditions, len(kind.values)):
             if not concepts and not kind.attribute:
                 continue  # the whole grid is not a region
-            new, quality = _box_sums(known, weights, concepts, chosen)
-            # Cells are the whole grid or a uniform sample, so a box's share of them is its share of the grid.
-            shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
+            shares, new, quality = _box_sums(known, weights, concepts, chosen)
             allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
             quality = np.where(allowed, quality, -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)

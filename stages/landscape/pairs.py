@@ -10,6 +10,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 
 UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items if nothing is known of them: they count as one
+MOST_CELLS = 2_000_000  # cells for which shares are summed rather than sampled
 MAX_DRAWS = 200  # rounds of drawing pairs before a side is considered exhausted
 
 
@@ -39,7 +40,7 @@ def probes_inside(
 def draw_pairs(
     space: ConceptSpace, attributes: pd.DataFrame, targets: Sequence[Region], n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw common probes: n distinct (item, cell) pairs uniform over the target regions, and n uniform outside.
+    """Draw common probes as they occur in use: n distinct (item, cell) pairs in the target regions, and n outside.
 
     Args:
         space: the grid.
@@ -58,7 +59,7 @@ def draw_pairs(
         chosen: dict[tuple[int, int], np.ndarray] = {}
         about = [np.flatnonzero(region.about(attributes)) for region in regions]
         sizes = np.array(
-            [float(len(items)) * region.n_cells(space) for items, region in zip(about, regions, strict=True)]
+            [float(len(items)) * region.share(space) for items, region in zip(about, regions, strict=True)]
         )
         for _ in range(MAX_DRAWS if sizes.sum() else 0):
             counts = rng.multinomial(4 * n, sizes / sizes.sum())
@@ -92,11 +93,13 @@ def inside_any(
 
 
 def covered_shares(space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame, seed: int) -> np.ndarray:
-    """Share of the grid in any of the regions, per item (items,); on huge grids from a million seeded draws."""
-    small = space.n_cells <= 2_000_000
-    cells = space.cells() if small else space.sample(1_000_000, np.random.default_rng(seed))
+    """Share of use in any of the regions, per item (items,); on huge grids from a million seeded draws."""
+    if space.n_used <= MOST_CELLS:
+        cells, use = space.used(MOST_CELLS, np.random.default_rng(seed))
+    else:
+        cells, use = space.sample(1_000_000, np.random.default_rng(seed)), np.full(1_000_000, 1e-6)
     about = np.array([region.about(attributes) for region in regions]).reshape(-1, len(attributes)).astype(bool)
     kinds, which = np.unique(about, axis=1, return_inverse=True)
     boxes = np.array([region.in_box(space, cells) for region in regions]).reshape(-1, len(cells)).astype(bool)
-    shares = [float((boxes & kind[:, None]).any(axis=0).mean()) for kind in kinds.T]
+    shares = [float((boxes & kind[:, None]).any(axis=0) @ use) for kind in kinds.T]
     return np.array(shares)[which.ravel()]

@@ -10,7 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, share
+from stages.landscape.rates import rate_in_use
+from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.ratings.apply import Ratings
@@ -66,13 +67,13 @@ def against_automatic(
 
     def of_control(which: np.ndarray) -> RateRecord:
         if not people.exact:
-            return RateRecord.from_rate(share(which, control))
+            return RateRecord.from_rate(rate_in_use(space, which, control).rate)
         resampler = Resampler(control["item"], RESAMPLES, seed, control.get("group"))
         return RateRecord.from_rate(resampler.mean(which.astype(float), np.ones(len(which)), SHARE))
 
     summary = Automatic(
         threshold=threshold,
-        overall=RateRecord.from_rate(overall_rate(automatic, own)),
+        overall=RateRecord.from_rate(overall_rate(automatic, own, space)),
         effects=effects(automatic, space, own),
         agree=of_control(failed == failed_too),
         only_people=of_control(failed & ~failed_too),

@@ -62,7 +62,7 @@ def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELL
 
 
 def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
-    """Compute the distance between two landscapes, given their rates (cells,).
+    """Compute the distance between two landscapes, given the failures in each cell (cells,), as shares of use.
 
     The null cell is half the grid's diameter from everywhere: removing a failure costs as much as moving it half across
     the grid. The normalised distance is NaN if a landscape has no failures.
@@ -75,7 +75,7 @@ def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
     cost = np.full((k + 1, k + 1), grid.diameter / 2)
     cost[:k, :k] = cdist(grid.points, grid.points)
     cost[k, k] = 0.0
-    full = [np.append(m / len(grid.block), 1 - m.sum() / len(grid.block)) for m in mass]
+    full = [np.append(m, 1 - m.sum()) for m in mass]
     return Distance(normalised, transport(cost, *full))
 
 
@@ -123,17 +123,19 @@ def shift(
     """
     cells = before[space.names].to_numpy(dtype=np.int64)
     grid = transport_grid(space, cells)
-    rates = [table["rate"].to_numpy(dtype=float) for table in (before, after)]
+    use = before["use"].to_numpy(dtype=float)
+    use = use / use.sum()
+    rates = [table["rate"].to_numpy(dtype=float) * use for table in (before, after)]
     moved = distance(grid, rates[0], rates[1])
-    chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) for half in halves)) for halves in splits]
+    chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) * use for half in halves)) for halves in splits]
     floor = {view: spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
     return Shift(
         normalised=_number(moved.normalised),
         null_cell=moved.null_cell,
         noise_floor=NoiseFloor(splits=len(splits), **floor),
         beyond_noise=moved.null_cell > max(by_chance.null_cell for by_chance in chance),
-        mean_rate_before=rates[0].mean(),
-        mean_rate_after=rates[1].mean(),
+        mean_rate_before=rates[0].sum(),
+        mean_rate_after=rates[1].sum(),
         entropy_before=_number(entropy(rates[0])),
         entropy_after=_number(entropy(rates[1])),
         entropy_uniform=np.log(len(cells)),

@@ -16,7 +16,7 @@ from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
 from stages.landscape.confirm import Fresh, Mode
-from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
+from stages.landscape.describe import alone, effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
@@ -75,6 +75,7 @@ class Asked:
         unchanged: whether each item fails unchanged, if the task knows; see `LoadedTask.fails_unchanged`.
         people: people's ratings, if they define what a failure is.
         attributes: attributes by which people distinguish items, one row per item; see `LoadedTask.attributes`.
+        usage: the record of the grid's usage; None if all cells are equally common.
         conditions: the attributes that a failure mode may be about, indexed by item id, None for values that it may not
             be about; by default there are none.
     """
@@ -96,6 +97,7 @@ class Asked:
     unchanged: Sequence[bool] | np.ndarray = ()
     people: People | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    usage: records.UsageRecord | None = None
     conditions: pd.DataFrame | None = None
 
 
@@ -142,9 +144,13 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         concepts=[records.ConceptRecord(**concept) for concept in space.to_json()],
         threshold=asked.threshold,
         false_alarms=dict(asked.false_alarms),
-        overall=RateRecord.from_rate(overall_rate(landscape, probes)),
+        usage=asked.usage,
+        overall=RateRecord.from_rate(overall_rate(landscape, probes, space)),
         overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
         effects=effects(landscape, space, probes),
+        alone=alone(space, probes, [mode.region for mode in modes], known),
+        half_as_much=_as_much(0.5, landscape, probes, space),
+        twice_as_much=_as_much(2.0, landscape, probes, space),
         modes=[
             records.ModeRecord(
                 **measured(mode, space),
@@ -185,6 +191,15 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         items_averaged=averaged if averaged < len(ids) else None,
     )
     return Summary(record, cells, fresh)
+
+
+def _as_much(
+    factor: float, landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace
+) -> RateRecord | None:
+    """Return the failure rate if `factor` times as much changed as is assumed; None if all cells are equally common."""
+    if space.usage is None or space.neutral is None:
+        return None
+    return RateRecord.from_rate(overall_rate(landscape, probes, space, space.usage.times(factor)))
 
 
 def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from stages.landscape.bias import newly_skewed
-from stages.landscape.usage import Usage
 from stages.landscape.verdict import harm
 from stages.pages.gallery import Gallery, Shown, Shrinker
 from stages.pages.ratings import fails
@@ -42,14 +41,12 @@ class About(NamedTuple):
         data: origin of the data.
         date: the day of the report, as 2026-11-28.
         clean: how often the model is right on unchanged items of the search; None if unknown.
-        usage: how common conditions are in use, if somebody specified that.
     """
 
     model: str = ""
     data: str = ""
     date: str = ""
     clean: RateRecord | None = None
-    usage: Usage | None = None
 
 
 ABOUT_NOTHING = About()
@@ -145,7 +142,7 @@ def landscape_page(
         reason=reason,
         tiles=_landscape_tiles(landscape, about),
         heading="What fails",
-        modes=[_mode_card(landscape, mode, about.usage, galleries, unchanged, shrinker) for mode in modes[:MODES]],
+        modes=[_mode_card(landscape, mode, galleries, unchanged, shrinker) for mode in modes[:MODES]],
         more=f"{number(left)} more below." if left > 0 else "",
         steps=_landscape_steps(landscape, verdict),
         notes=f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
@@ -327,16 +324,7 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
         attribute, one = landscape.slices.worse[0]
         spread, rest = interval(one.low, one.high), percent(one.rest)
         tiles.append(Tile(percent(one.rate), f"of {attribute} {one.value} fail ({spread}), {rest} of all other items"))
-    if about.usage:
-        tiles.append(_in_use(about.usage))
     return tiles
-
-
-def _in_use(usage: Usage) -> Tile:
-    """Return the failure rate weighted by how common conditions are in use."""
-    if usage.rate is None:
-        return Tile(percent(None), "in use: unknown, because too few of the estimated cells are common there")
-    return Tile(percent(usage.rate), "in use: the estimated landscape, weighted by how common each condition is")
 
 
 def _comparison_tiles(comparison: Comparison) -> list[Tile]:
@@ -372,7 +360,6 @@ def _moved(entry: Difference, what: str) -> Tile:
 def _mode_card(
     landscape: Landscape,
     mode: ModeRecord,
-    usage: Usage | None,
     galleries: Mapping[str, Gallery],
     unchanged: Mapping[str, Exhibit],
     shrinker: Shrinker,
@@ -381,10 +368,6 @@ def _mode_card(
     if landscape.overall.value:
         of_all = min(1.0, mode.rate * mode.share / landscape.overall.value)
         said.append(f"About {percent(of_all, 0)} of all failures lie here.")
-    if usage:
-        said.append(
-            f"It makes up {percent(usage.share(mode.cells, mode.share), 2)} of use, by the weights under usage."
-        )
     if whom := _for_whom(landscape, mode):
         said.append(whom)
     if confused := landscape.confused(mode, 1):

@@ -15,6 +15,7 @@ from stages.params import renamed
 from stages.params.renamed import refuse_renamed
 from stages.params.slices import SliceGate
 from stages.params.strict import Strict, shown, validation_lines
+from stages.params.usage import AnyUsage, UsageConfig
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
 MAX_LEVELS = 200  # per concept: each has to be probed to measure its effect
@@ -194,8 +195,9 @@ class AuditConfig(Strict):
     discover: DiscoverConfig
     summarize: SummarizeConfig
     gates: LandscapeGates | None = Field(None, description="gates on the landscape, for audits that end there")
-    usage: dict[str, dict[Level, float]] = Field(
-        default_factory=dict, description="how common levels are in use: weights by concept and level"
+    usage: AnyUsage = Field(
+        default_factory=UsageConfig,
+        description="how often changes occur in use, which all rates follow; uniform: every cell of the grid equally",
     )
     proposed: dict[str, Annotated[str, Field(min_length=1, max_length=400)]] = Field(
         default_factory=dict, description="by concept or field of the items, what proposed it; the report says so"

@@ -1,26 +1,103 @@
-"""How common conditions are in use: an audit's `usage:`, weights of the levels of concepts."""
+"""`usage:` of an audit: how often changes occur in use, which every rate, draw and share follows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
 
-from stages.concepts.space import Level
+import numpy as np
+from pydantic import Field
+
+from stages.concepts.space import ConceptSpace, Level
+from stages.concepts.usage import Usage
 from stages.errors import did_you_mean
-from stages.params.strict import shown
+from stages.params.strict import Strict, shown
 
-Weights = Mapping[str, Mapping[Level, float]]
-"""Weights by concept and level. Unnamed levels never occur; the levels of unnamed concepts are equally common."""
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def usage_error(usage: Weights, concepts: Mapping[str, Sequence[Level]]) -> str | None:
-    """Return what is wrong with weights for these concepts, or None."""
-    for name, weights in usage.items():
-        if name not in concepts:
-            known = ", ".join(concepts)
-            return f"usage.{name}: there is no concept of that name{did_you_mean(name, concepts)}, found {known}"
-        levels = list(concepts[name])
-        if strange := [level for level in weights if level not in levels]:
-            return f"usage.{name}: {shown(strange[0])} is not one of its levels, {shown(levels)}"
-        if any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
-            return f"usage.{name}: expected weights of 0 or more, one of them above 0, found {shown(dict(weights))}"
+class CombinationConfig(Strict):
+    """Levels of several concepts that occur together more often than by chance."""
+
+    share: float = Field(gt=0, lt=1, description="share of inputs with this combination, beside the others")
+    levels: dict[str, Level] = Field(min_length=1, description="level by concept; other concepts are unchanged")
+
+
+class MeasuredConfig(Strict):
+    """What a usage was measured on, as the report says."""
+
+    inputs: int = Field(ge=1, description="number of production inputs")
+    source: str = Field(min_length=1, max_length=400, description="where they are from")
+
+
+class UsageConfig(Strict):
+    """How often changes occur in use. What is not stated is assumed, see docs/usage.md."""
+
+    changes: list[Weight] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="share of inputs with 0, 1, 2, ... concepts changed at once; by default 0.3, 0.4, 0.2, 0.1",
+    )
+    levels: dict[str, dict[Level, Weight]] = Field(
+        default_factory=dict,
+        description="how common levels are: weights by concept and level; unnamed levels of a named concept never occur",
+    )
+    combinations: list[CombinationConfig] = Field(
+        default_factory=list, max_length=100, description="combinations that occur more often than by chance"
+    )
+    measured: MeasuredConfig | None = Field(None, description="what this was measured on, as `faded usage` writes it")
+
+    @property
+    def stated(self) -> bool:
+        """Whether anything is stated rather than assumed."""
+        return self.changes is not None or bool(self.levels) or bool(self.combinations)
+
+
+AnyUsage = UsageConfig | Literal["uniform"]
+
+
+def usage_error(usage: AnyUsage, concepts: Mapping[str, Sequence[Level]]) -> str | None:
+    """Return what is wrong with a usage for these concepts, or None."""
+    if usage == "uniform" or isinstance(usage, str):
+        return None
+    if usage.changes is not None and not sum(usage.changes) > 0:
+        return f"usage.changes: expected one share above 0, found {shown(usage.changes)}"
+    for name, weights in usage.levels.items():
+        if error := _levels_error(name, list(weights), concepts):
+            return f"usage.levels.{error}"
+        if sum(weights.values()) <= 0:
+            return f"usage.levels.{name}: expected one weight above 0, found {shown(dict(weights))}"
+    for number, combination in enumerate(usage.combinations):
+        for name, level in combination.levels.items():
+            if error := _levels_error(name, [level], concepts):
+                return f"usage.combinations.{number}.levels.{error}"
+    if (total := sum(one.share for one in usage.combinations)) >= 1:
+        return f"usage.combinations: expected shares of less than 1 together, found {total:g}"
     return None
+
+
+def _levels_error(name: str, levels: Sequence[Level], concepts: Mapping[str, Sequence[Level]]) -> str | None:
+    if name not in concepts:
+        return f"{name}: there is no concept of that name{did_you_mean(name, concepts)}, found {', '.join(concepts)}"
+    known = list(concepts[name])
+    strange = [level for level in levels if level not in known]
+    return f"{name}: {shown(strange[0])} is not one of its levels, {shown(known)}" if strange else None
+
+
+def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:
+    """Return a grid with its usage as an audit states it."""
+    if isinstance(usage, str):
+        return replace(space, usage=None)
+    place = {name: j for j, name in enumerate(space.names)}
+
+    def of_levels(name: str, given: Mapping[Level, float]) -> np.ndarray:
+        return np.array([given.get(level, 0.0) for level in space.concepts[place[name]].levels])
+
+    combined = [
+        (one.share, {place[name]: space.concepts[place[name]].levels.index(level) for name, level in one.levels.items()})
+        for one in usage.combinations
+    ]
+    levels = {place[name]: of_levels(name, given) for name, given in usage.levels.items() if name in place}
+    return replace(space, usage=Usage.of(space.sizes, space.neutral_levels, usage.changes, levels, combined))

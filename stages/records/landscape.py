@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region, RegionJson
+from stages.concepts.usage import Usage
+from stages.params.usage import AnyUsage
 from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
@@ -321,11 +326,77 @@ class ConceptRecord(Record):
     neutral: int | float | str | None
 
 
+class UsageRecord(Record):
+    """How often each cell occurs in use, see `stages.concepts.usage`.
+
+    Args:
+        weights: per concept, the weight of each level.
+        changes: share of inputs with 0, 1, 2, ... concepts changed; None if concepts change independently.
+        combined: combinations with shares of their own, by level; -1 where any level may occur.
+        shares: share of inputs with each combination.
+        stated: whether any of this was stated or measured rather than assumed.
+        inputs: number of production inputs that it was measured on; None if it was not measured.
+        source: where they are from.
+    """
+
+    weights: list[list[float]]
+    changes: list[float] | None
+    combined: list[list[int]]
+    shares: list[float]
+    stated: bool
+    inputs: int | None = None
+    source: str | None = None
+
+    def on(self, space: ConceptSpace) -> ConceptSpace:
+        """Return a grid with this usage."""
+        usage = Usage(
+            tuple(np.array(own) for own in self.weights),
+            space.neutral_levels,
+            None if self.changes is None else np.array(self.changes),
+            np.array(self.combined, dtype=np.int64).reshape(-1, len(space)),
+            np.array(self.shares),
+        )
+        return replace(space, usage=usage)
+
+
+def usage_record(space: ConceptSpace, config: AnyUsage) -> UsageRecord | None:
+    """Return the record of a grid's usage and of what was stated about it; None if all cells are equally common."""
+    usage = space.usage
+    if usage is None or isinstance(config, str):
+        return None
+    return UsageRecord(
+        weights=[own.tolist() for own in usage.weights],
+        changes=None if usage.changes is None else usage.changes.tolist(),
+        combined=usage.combined.tolist(),
+        shares=usage.shares.tolist(),
+        stated=config.stated,
+        inputs=config.measured.inputs if config.measured else None,
+        source=config.measured.source if config.measured else None,
+    )
+
+
+class LevelAlone(Record):
+    """The failure rate with one level of one concept and everything else unchanged, for some or all items.
+
+    `attribute` and `value` name the items; both are empty for all of them.
+    """
+
+    concept: str
+    level: int
+    attribute: str = ""
+    value: str = ""
+    rate: float | None
+    low: float | None
+    high: float | None
+    probes: int
+
+
 class Landscape(Document):
     """landscape.json."""
 
     audit: str
     concepts: Listed[ConceptRecord]
+    usage: UsageRecord | None = None
     threshold: float
     false_alarms: dict[str, FalseAlarm] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
@@ -333,6 +404,9 @@ class Landscape(Document):
     overall: RateRecord
     overall_estimated: RateRecord
     effects: Listed[Effect]
+    alone: Listed[LevelAlone] = Field(default_factory=list)
+    half_as_much: RateRecord | None = None
+    twice_as_much: RateRecord | None = None
     modes: Listed[ModeRecord]
     suspected: Listed[Suspected]
     invalid: Invalid
@@ -351,8 +425,9 @@ class Landscape(Document):
 
     @property
     def space(self) -> ConceptSpace:
-        """The grid."""
-        return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+        """The grid, with its usage."""
+        space = ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+        return space if self.usage is None else self.usage.on(space)
 
     @property
     def unchanged_said(self) -> str:

@@ -10,7 +10,7 @@ from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.rate import Rate
 from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
-from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, Verdict
+from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, UsageRecord, Verdict
 from stages.records.search import ModelSearches
 from stages.records.slices import Bounds
 
@@ -392,6 +392,7 @@ class Comparison(Document):
 
     audit: str
     concepts: Listed[ConceptRecord]
+    usage: UsageRecord | None = None
     control: Literal["uniform", "clean"] | None
     differences: dict[str, Difference]
     modes: Listed[ModeDifference]
@@ -415,8 +416,9 @@ class Comparison(Document):
 
     @property
     def space(self) -> ConceptSpace:
-        """The grid."""
-        return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+        """The grid, with its usage."""
+        space = ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+        return space if self.usage is None else self.usage.on(space)
 
     @property
     def some_invalid(self) -> bool:

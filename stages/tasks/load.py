@@ -16,6 +16,7 @@ from stages.errors import UsageError, did_you_mean
 from stages.files import read_json
 from stages.network import is_served
 from stages.params.audit import AuditConfig
+from stages.params.usage import in_use
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, TaskContext
 
@@ -107,6 +108,7 @@ def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None
     task = task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
     # Repair stages do not depend on the block `summarize`: the kinds are those of the landscape that the plan names.
     task.clusters = audit.summarize.clusters
+    task.concepts = in_use(task.concepts, audit.usage)
     return task
 
 

@@ -1,0 +1,109 @@
+"""Rates in use, from probes that were drawn evenly.
+
+The control draws rare conditions more often than they occur (`Usage.even`), so its probes are weighted. Rates are
+stratified by the number of concepts that change at once: each stratum counts by its share of use, and within it a probe
+by how much more common its cell is in use than among the draws (Horvitz and Thompson 1952; Hájek 1971).
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.concepts.usage import Usage
+from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
+
+EVERYWHERE = Region({})
+_SHRUNK = 2.0  # probes at the overall rate that are added to a stratum for its variance: no failure in 5 is not certainty
+
+
+class InUse(NamedTuple):
+    """A rate in use, and the number of plain draws from use that would measure it as precisely.
+
+    Args:
+        rate: the rate with its interval; `n` counts probes.
+        effective: Kish's effective sample size; infinite where all pairs were probed.
+    """
+
+    rate: Rate
+    effective: float
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Failures and passes of as many plain draws, for tests."""
+        n = int(min(self.effective, self.rate.n)) if self.rate.n else 0
+        failures = round(n * self.rate.value) if n else 0
+        return failures, n - failures
+
+
+def rate_in_use(
+    space: ConceptSpace,
+    which: np.ndarray,
+    probes: pd.DataFrame,
+    *,
+    within: Region = EVERYWHERE,
+    usage: Usage | None = None,
+    level: float = LEVEL,
+) -> InUse:
+    """Return how often `which` is true in use.
+
+    The interval is Wilson's (1927) at the effective sample size, for querying *these* items; a stratum whose pairs were
+    all probed adds nothing to it, and one without a probe may have any rate. If items belong to groups, the interval
+    resamples groups, see `Resampler`.
+
+    Args:
+        space: the grid with its usage.
+        which: (n,) bool.
+        probes: n draws from the cells of `within` and the items it covers, as the control makes them.
+        within: the region that the probes are in.
+        usage: another usage of the grid than its own.
+        level: of the interval.
+    """
+    if space.usage is None:
+        return InUse(share(which, probes, level), float(len(which)))
+    here = space.usage if usage is None else usage
+    cells = probes[space.names].to_numpy(dtype=np.int64)
+    ratio = here.density(cells) / np.maximum(space.even.density(cells), 1e-300)
+    allowed = {space.names.index(name): levels for name, levels in within.allowed.items()}
+    mass, pairs = here.by_changes(allowed), here.pairs(allowed) * max(1, probes["item"].nunique())
+    changes = here.number_of_changes(cells)
+    found = np.bincount(changes, ratio, len(mass))
+    known, total = found > 0, float(mass.sum())
+    if not known.any() or total <= 0:
+        return InUse(NO_RATE, 0.0)
+    unknown = float(mass[~known].sum()) / total
+    weights = ratio * (np.where(known, mass, 0.0) / np.where(known, found, 1.0))[changes]
+    effective = weights.sum() ** 2 / float((weights**2).sum())
+    if "group" in probes:
+        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
+        return InUse(_widened(sampler.mean(which.astype(float), weights, SHARE, level), unknown), effective)
+    rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
+    size = found**2 / np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
+    strata = np.where(known, mass, 0.0) / mass[known].sum()
+    value = float(strata @ rates)
+    shrunk = (rates * size + _SHRUNK * value + 0.5 / max(1, len(which))) / (size + _SHRUNK)
+    left = np.clip(1 - np.bincount(changes, minlength=len(mass)) / np.maximum(pairs, 1), 0.0, 1.0)
+    variance = float((strata**2 * shrunk * (1 - shrunk) * left / np.where(known, size, 1.0)).sum())
+    middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
+    effective = middle * (1 - middle) / variance if variance > 0 else float("inf")
+    return InUse(_widened(_wilson(value, effective, len(which), level), unknown), effective)
+
+
+def _wilson(value: float, effective: float, n: int, level: float) -> Rate:
+    """Return a proportion with Wilson's interval at a sample size that need not be a whole number."""
+    if effective == float("inf"):
+        return Rate(value, value, value, n)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (value + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    spread = z * sqrt(value * (1 - value) / effective + z**2 / (4 * effective**2)) / (1 + z**2 / effective)
+    return Rate(value, min(value, max(0.0, centre - spread)), max(value, min(1.0, centre + spread)), n)
+
+
+def _widened(rate: Rate, unknown: float) -> Rate:
+    """Return a rate whose interval allows any rate in the share of use from which no probe was drawn."""
+    return rate._replace(low=rate.low * (1 - unknown), high=rate.high * (1 - unknown) + unknown)
