@@ -134,7 +134,9 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
         inputs: files and folders the run reads.
         more: further dependencies: its code (`stages.code.code_of`), settings outside the audit's block.
     """
-    settings = config.model_dump(mode="json", exclude={"summarize": True, "gates": True, "usage": True, "compute": {"gpus"}})
+    settings = config.model_dump(
+        mode="json", exclude={"summarize": True, "gates": True, "usage": True, "compute": {"gpus"}}
+    )
     settings["prepare"] = of_answers(settings["prepare"])
     return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
 

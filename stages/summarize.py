@@ -26,8 +26,8 @@ from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, audit_folder
-from stages.records.landscape import usage_record
 from stages.records.folder import Discover, Summarize
+from stages.records.landscape import usage_record
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute, Split
 from stages.tasks.load import load_task, task_context

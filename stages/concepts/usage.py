@@ -169,7 +169,9 @@ class Usage:
         """Return the share of use within the allowed levels of concepts."""
         return float(self.by_changes(allowed).sum())
 
-    def sample(self, n: int, rng: np.random.Generator, allowed: Mapping[int, Sequence[int]] | None = None) -> np.ndarray:
+    def sample(
+        self, n: int, rng: np.random.Generator, allowed: Mapping[int, Sequence[int]] | None = None
+    ) -> np.ndarray:
         """Draw n cells as they occur in use, with replacement: (n, d) int64.
 
         Args:

@@ -38,7 +38,9 @@ def overall_rate(landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace
     return rate_in_use(space, control["failed"].to_numpy(dtype=bool), control, usage=usage).rate
 
 
-def alone(space: ConceptSpace, probes: pd.DataFrame, regions: Sequence[Region], attributes: pd.DataFrame) -> list[LevelAlone]:
+def alone(
+    space: ConceptSpace, probes: pd.DataFrame, regions: Sequence[Region], attributes: pd.DataFrame
+) -> list[LevelAlone]:
     """Measure the failure rate at each level of each concept while everything else is unchanged: its curve.
 
     Rates are counted on the control's probes, which are even draws, for all items; for concepts in regions that are about some
@@ -161,6 +163,20 @@ def invalid_share(
     if not inside.any():
         return None
     return rate_in_use(space, _invalid(control)[inside].to_numpy(), control[inside], within=region).rate.value
+
+
+def shares_of_failures(
+    space: ConceptSpace, probes: pd.DataFrame, regions: Sequence[Region], attributes: pd.DataFrame
+) -> list[float | None]:
+    """Return the share of all failures in use that lie in each region but in none before it, so that they add up."""
+    control = probes[probes["role"] == "control"]
+    weights = space.weights(control[space.names].to_numpy(dtype=np.int64)) * control["failed"].to_numpy(dtype=bool)
+    total, found = float(weights.sum()), []
+    for region in regions:
+        inside = probes_inside(space, region, control, attributes)
+        found.append(float(weights[inside].sum()) / total if total > 0 else None)
+        weights = np.where(inside, 0.0, weights)
+    return found
 
 
 def _invalid(probes: pd.DataFrame) -> pd.Series:

@@ -31,6 +31,7 @@ STRICT = 0.75  # position of a region's level between the overall rate and that 
 MERGED_FILL, MERGED_RATE = 0.8, 0.88  # of the smallest box around two regions: share they must fill, rate it must keep
 MAX_SUBSETS = 6  # largest number of categories for which all sets are tried
 KEPT, SHARPER = 0.5, 1.5  # of a region's excess failures, and of its rate: minimum for a core of some items
+MOSTLY = 0.9  # share of a region that lies within another one, for it to be nested there
 PEAK, ALONE = 3.0, 0.5  # of the rate around it, and of everything that rises half as high: minimum for a peak
 EARNS, ITEMS_EARN = 1.02, 1.1  # factor by which one more condition must raise the excess mass; if about some items
 
@@ -66,6 +67,7 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
         other = _core(known, region, [core], limits)  # two kinds may each have half of the failures
         for one in [core, other] if other.items and other != region else [core]:
             regions = _merge(known, [*regions, one])
+        regions = _not_nested(known, regions)
         seen.append(region)
     peak = _peak(known, known.free(known.kinds[0], [*seen, *regions]))
     if peak is None or known.share(peak) < limits.min_support:
@@ -73,16 +75,27 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     return [*regions[: limits.modes - 1], peak]
 
 
-def _level(kind: Kind, use: np.ndarray) -> float:
+def _level(kind: Kind, use: np.ndarray, free: np.ndarray | None = None) -> float:
     """Return the rate above which cells count for a region: most of the way from the mean to the average failure's.
 
     The average failure is in a cell of rate sum(rates^2) / sum(rates), which some cell always reaches. If items of one
     kind fail more often than others, the rate is higher for that kind. Judged by that rate, a region about all items
     would shrink, and its edges would be named as further regions of single kinds.
+
+    Args:
+        kind: the rates.
+        use: (cells,) share of use of each cell.
+        free: (values, cells) share of the items in no region so far. With it the level is half-way to that of what is
+            left, or one strong weakness would mask all others.
     """
-    of_values = (np.average(x, axis=1, weights=use) for x in (kind.rates, kind.rates**2))
-    mean, squares = (float(np.average(x, weights=kind.share)) for x in of_values)
-    return mean + STRICT * (squares / mean - mean) if mean else 0.0
+    found = []
+    for weights in (1.0, *(() if free is None else (free,))):
+        weighted = kind.share[:, None] * use * weights
+        if (total := float(weighted.sum())) <= 0:
+            return 1.0
+        mean, squares = (float((weighted * x).sum()) / total for x in (kind.rates, kind.rates**2))
+        found.append(mean + STRICT * (squares / mean - mean) if mean else 0.0)
+    return float(np.mean(found))
 
 
 def _core(known: Rates, region: Region, seen: Sequence[Region], limits: SummarizeConfig) -> Region:
@@ -185,6 +198,23 @@ def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
     return [*others, new]
 
 
+def _not_nested(known: Rates, regions: Sequence[Region]) -> list[Region]:
+    """Leave out regions that lie within another one and fail hardly more often: they say nothing new."""
+
+    def within(one: Region, other: Region) -> bool:
+        common = shared(known.space, one, other, known.attributes)
+        inside = common >= MOSTLY * size(known.space, one, known.attributes)
+        return inside and known.rate(one) < SHARPER * known.rate(other)
+
+    return [
+        one
+        for k, one in enumerate(regions)
+        if not any(
+            within(one, other) for j, other in enumerate(regions) if j != k and (j < k or not within(other, one))
+        )
+    ]
+
+
 def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
     """Return the smallest region that contains both."""
     allowed: dict[str, tuple[int, ...]] = {}
@@ -232,7 +262,7 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
     best, best_region = 1e-9, None
     for kind in known.kinds:
         free = known.free(kind, regions)
-        weights = np.stack([np.ones(free.shape), free, free * (kind.rates - _level(kind, known.use))])
+        weights = np.stack([np.ones(free.shape), free, free * (kind.rates - _level(kind, known.use, free))])
         weights = weights * kind.share[:, None] * known.use / known.use.sum()
         conditions = limits.max_conditions - bool(kind.attribute)
         earns = ITEMS_EARN if kind.attribute else EARNS

@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace
-from stages.landscape.rates import rate_in_use
 from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.rates import rate_in_use
 from stages.ratings.apply import Ratings
 from stages.records import RateRecord
 from stages.records.landscape import Automatic

@@ -19,7 +19,9 @@ from stages.concepts.usage import Usage
 from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
 
 EVERYWHERE = Region({})
-_SHRUNK = 2.0  # probes at the overall rate that are added to a stratum for its variance: no failure in 5 is not certainty
+_SHRUNK = (
+    2.0  # probes at the overall rate that are added to a stratum for its variance: no failure in 5 is not certainty
+)
 
 
 class InUse(NamedTuple):

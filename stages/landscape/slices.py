@@ -17,6 +17,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.compare import MIN_PAIRS, Paired
+from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
 from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
@@ -35,12 +36,16 @@ _PROBABILITY = re.compile(r" \(\d{1,3}%\)$")  # "7 (83%)", as classifiers output
 
 
 class _Asked(NamedTuple):
-    """Uniform probes: n rows of probes.parquet, the row of each one's item (n,), and how to compute rates from them."""
+    """Probes that measure rates: n rows of probes.parquet, the row of each one's item (n,), and how to compute rates.
+
+    With `space` they are the control's, weighted to stand for use; without, all count alike.
+    """
 
     probes: pd.DataFrame
     row: np.ndarray
     exact: bool
     seed: int
+    space: ConceptSpace | None = None
 
     @property
     def failed(self) -> np.ndarray:
@@ -53,10 +58,20 @@ class _Asked(NamedTuple):
     def rate(self, level: float = LEVEL) -> Rate:
         """Failure rate; on an enumerated grid the interval resamples items."""
         if not self.exact:
-            return share(self.failed, self.probes, level)
+            if self.space is None:
+                return share(self.failed, self.probes, level)
+            return rate_in_use(self.space, self.failed, self.probes, level=level).rate
         resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
         sampler = Resampler(self.row, resamples, self.seed, self.probes.get("group"))
-        return sampler.mean(self.failed.astype(float), np.ones(len(self.row)), SHARE, level)
+        return sampler.mean(self.failed.astype(float), self.weights, SHARE, level)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights (n,) under which the probes stand for use, with mean 1."""
+        if self.space is None or not len(self.probes):
+            return np.ones(len(self.probes))
+        cells = self.probes[self.space.names].to_numpy(dtype=np.int64)
+        return self.space.weights(cells) * len(cells)
 
 
 def measure_slices(
@@ -72,8 +87,8 @@ def measure_slices(
 ) -> Slices | None:
     """Measure failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
 
-    Intervals are about *these* items: the control's probes are uniform draws from a value's items and all cells, so
-    Wilson's interval covers the rate of these items in all cells. A value may have only a few items, so other items
+    Intervals are about *these* items: the control's probes are even draws from a value's items and all cells, weighted to
+    stand for use, so the interval covers the rate of these items in use. A value may have only a few items, so other items
     with it may fail more or less often. On an enumerated grid the rate is known, and groups of items are few: in both
     cases, intervals come from resampling items or groups, for others like these.
 
@@ -102,9 +117,10 @@ def measure_slices(
     control, row = control[row >= 0], row[row >= 0]
     if not len(attributes.columns) or control.empty:
         return None
-    asked = _Asked(control, row, exact, seed)
+    asked = _Asked(control, row, exact, seed, space)
     coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
-    p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed, control.get("group"))
+    weights, codes_of = asked.weights, [codes for codes, _ in coded.values()]
+    p_values = worse_values(asked.failed, row, codes_of, seed, control.get("group"), weights)
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
     cells = control[space.names].to_numpy(dtype=np.int64)
     inside, behind = {}, {}
@@ -113,7 +129,8 @@ def measure_slices(
         kept = region.contains(space, cells, attributes.iloc[row])
         behind[mode] = control[kept] if exact else own[(own["role"] == "measure").to_numpy()]
         rows = np.concatenate([row[kept], pd.Index(item_ids).get_indexer(own["item"])])
-        inside[mode] = asked._replace(probes=pd.concat([control[kept], own], ignore_index=True), row=rows)
+        there = pd.concat([control[kept], own], ignore_index=True)
+        inside[mode] = asked._replace(probes=there, row=rows, space=space if exact else None)
     confusions = mode_confusions = None
     if LABEL in coded and _names_labels(control, labels := attributes[LABEL].set_axis(item_ids)):
         confusions = _confusions(control, labels)
@@ -139,6 +156,7 @@ def worse_values(
     attributes: Sequence[np.ndarray],
     seed: int,
     groups: pd.Series | None = None,
+    weights: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """One-sided p-values of values that fail no more often than all other items, from permutations of the items.
 
@@ -154,15 +172,17 @@ def worse_values(
         attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
         seed: seed of the permutations.
         groups: (n,) the group of each probe's item, if items belong to groups.
+        weights: (n,) how much each probe counts; by default all alike.
 
     Returns:
         For each attribute, a p-value for each value; 1 for a value of no probe or of every probe.
     """
     if groups is not None:
-        return _worse_by_group(failed, row, attributes, seed, groups)
+        return _worse_by_group(failed, row, attributes, seed, groups, weights)
     asked, at = np.unique(row, return_inverse=True)
+    weights = np.ones(len(failed)) if weights is None else weights
     # Failures beyond those expected of as many probes at the overall rate.
-    excess = np.bincount(at, failed - failed.mean(), len(asked))
+    excess = np.bincount(at, weights * (failed - np.average(failed, weights=weights)), len(asked))
     rng = np.random.default_rng(seed)
     if len(asked) > MOST_DEALT:
         return [
@@ -181,7 +201,12 @@ def worse_values(
 
 
 def _worse_by_group(
-    failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int, groups: pd.Series
+    failed: np.ndarray,
+    row: np.ndarray,
+    attributes: Sequence[np.ndarray],
+    seed: int,
+    groups: pd.Series,
+    weights: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Compute the p-values of `worse_values` for items in groups."""
     _, first, group = np.unique(groups.to_numpy(dtype=str), return_index=True, return_inverse=True)
@@ -189,9 +214,9 @@ def _worse_by_group(
     for codes in attributes:
         of_groups = codes[row[first]]
         if (of_groups[group] == codes[row]).all():
-            [p_values] = worse_values(failed, group, [of_groups], seed)
+            [p_values] = worse_values(failed, group, [of_groups], seed, weights=weights)
         else:
-            [p_values] = worse_values(failed, row, [codes], seed)
+            [p_values] = worse_values(failed, row, [codes], seed, weights=weights)
         values = int(codes.max(initial=-1)) + 1  # the last values may have no probes
         found.append(np.pad(p_values, (0, values - len(p_values)), constant_values=1.0))
     return found
@@ -234,11 +259,12 @@ class _Groups(NamedTuple):
 
 
 def _slices(asked: _Asked, codes: np.ndarray, values: Sequence[str], p_values: np.ndarray) -> list[Slice]:
-    overall, n = float(asked.failed.mean()), len(asked.failed)
+    overall = asked.rate().value
     found = []
     for rate, of, p in zip(_rates(asked, codes, values), range(len(values)), p_values.tolist(), strict=True):
-        joint = asked.some(codes[asked.row] == of).rate(joint_level(len(values)))
-        rest = (int(asked.failed.sum()) - rate.failures) / (n - rate.probes) if n > rate.probes else None
+        has = codes[asked.row] == of
+        joint = asked.some(has).rate(joint_level(len(values)))
+        rest = None if has.all() else asked.some(~has).rate().value
         tested = rate.probes > 0 and rest is not None
         found.append(
             Slice(

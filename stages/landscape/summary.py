@@ -16,7 +16,15 @@ from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
 from stages.landscape.confirm import Fresh, Mode
-from stages.landscape.describe import alone, effects, invalid_probes, invalid_share, name_modes, overall_rate
+from stages.landscape.describe import (
+    alone,
+    effects,
+    invalid_probes,
+    invalid_share,
+    name_modes,
+    overall_rate,
+    shares_of_failures,
+)
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
@@ -132,6 +140,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh, attributes=known
     )
     modes = [mode for mode in named if mode.confirmed]
+    parts = shares_of_failures(space, probes, [mode.region for mode in modes], known)
     halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed, attributes=known)
     cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
     told = None
@@ -155,11 +164,12 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             records.ModeRecord(
                 **measured(mode, space),
                 lift=mode.lift,
+                of_failures=part,
                 minimal=reached(asked.walked, space, mode.region, known),
                 invalid=invalid_share(space, mode.region, probes, known),
                 examples=pick_examples(space, mode, probes, seed, known),
             )
-            for mode in modes
+            for mode, part in zip(modes, parts, strict=True)
         ],
         suspected=[records.Suspected(**measured(mode, space)) for mode in named if not mode.confirmed],
         invalid=invalid_probes(space, probes, asked.not_valid),
@@ -193,9 +203,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     return Summary(record, cells, fresh)
 
 
-def _as_much(
-    factor: float, landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace
-) -> RateRecord | None:
+def _as_much(factor: float, landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
     """Return the failure rate if `factor` times as much changed as is assumed; None if all cells are equally common."""
     if space.usage is None or space.neutral is None:
         return None

@@ -364,10 +364,11 @@ def _mode_card(
     unchanged: Mapping[str, Exhibit],
     shrinker: Shrinker,
 ) -> Card:
-    said = [f"It covers {percent(mode.share)} of the grid and fails {_often(mode.lift)} as often as the whole grid."]
-    if landscape.overall.value:
-        of_all = min(1.0, mode.rate * mode.share / landscape.overall.value)
-        said.append(f"About {percent(of_all, 0)} of all failures lie here.")
+    where = "use" if landscape.usage else "the grid"
+    said = [f"It makes up {percent(mode.share)} of {where} and fails {_often(mode.lift)} as often as all of it."]
+    if mode.of_failures is not None:
+        beyond = " beyond those of the modes before it" if mode is not landscape.modes[0] else ""
+        said.append(f"About {percent(mode.of_failures, 0)} of all failures lie here{beyond}.")
     if whom := _for_whom(landscape, mode):
         said.append(whom)
     if confused := landscape.confused(mode, 1):

@@ -96,7 +96,10 @@ def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:
         return np.array([given.get(level, 0.0) for level in space.concepts[place[name]].levels])
 
     combined = [
-        (one.share, {place[name]: space.concepts[place[name]].levels.index(level) for name, level in one.levels.items()})
+        (
+            one.share,
+            {place[name]: space.concepts[place[name]].levels.index(level) for name, level in one.levels.items()},
+        )
         for one in usage.combinations
     ]
     levels = {place[name]: of_levels(name, given) for name, given in usage.levels.items() if name in place}

@@ -67,12 +67,16 @@ class RegionRecord(Record):
 
 
 class ModeRecord(RegionRecord):
-    """A failure mode: a region that fails more often than the grid, by fresh probes inside it."""
+    """A failure mode: a region that fails more often than all of use, by fresh probes inside it.
+
+    `of_failures` is the share of all failures in use that lie in it but in no mode before it.
+    """
 
     rate: float
     low: float
     high: float
     lift: float
+    of_failures: float | None = None
     minimal: Minimal
     invalid: float | None
     examples: Listed[Example] = Field(default_factory=list)
