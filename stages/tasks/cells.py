@@ -105,7 +105,7 @@ class PolicySampler:
 
     Args:
         boxes: draws from the targets.
-        drawn: (items, k, d) cells that the policy draws for each item.
+        drawn: (items, k, d) cells that the policy draws for each item; those that never occur in use are left out.
         spared: regions to leave out, except where a target overlaps them.
     """
 
@@ -118,7 +118,10 @@ class PolicySampler:
             return region.contains(boxes.space, cells, items)
 
         inside = np.array([lies_in(target.region) for target in boxes.targets])
-        kept = inside.any(axis=0) | ~np.any([np.zeros(len(cells), dtype=bool), *map(lies_in, spared)], axis=0)
+        occurs = boxes.space.density(cells) > 0
+        inside = inside & occurs
+        spare = np.any([np.zeros(len(cells), dtype=bool), *map(lies_in, spared)], axis=0)
+        kept = inside.any(axis=0) | (occurs & ~spare)
         self._pairs = [(rows[mask], cells[mask]) for mask in (*inside, kept)]  # of each target, and of all kept pairs
         own = inside[:, kept].mean(axis=1) if kept.any() else np.zeros(len(inside))
         lacking = np.clip(FOCUS * boxes.share - own, 0, None)
