@@ -128,6 +128,7 @@ class PlantedTask(Task):
         ]
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "config.json").write_text(json.dumps({**self.model, "regions": kept}))
-        (out_dir / LOADER).write_text('"""Loads nothing, as there is nothing to load."""\n')
+        if plan.control is None:
+            (out_dir / LOADER).write_text('"""Loads nothing, as there is nothing to load."""\n')
         curve = pd.DataFrame({"step": [1], "loss": [0.0]})
         return RepairRecord(method="planted", steps=1, details={"regions_left": len(kept)}, curve=curve)
