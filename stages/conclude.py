@@ -18,7 +18,7 @@ from stages.provenance import provenance
 from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Conclude
-from stages.tasks.contract import skipped_items
+from stages.tasks.contract import LOADER, skipped_items
 
 
 def main(name: str) -> None:
@@ -51,8 +51,10 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
     out.headline = headline_of(comparison, verdict.passed)
     modes_plot(comparison).to_csv(out.path / "modes.csv", index=False)
-    own = readme.read_text(encoding="utf-8") if readme.exists() else None
-    out.card = model_card(own, comparison, verdict, here.collect_feedback.plan)
+    own, loader = (
+        path.read_text(encoding="utf-8") if path.exists() else None for path in (readme, readme.with_name(LOADER))
+    )
+    out.card = model_card(own, comparison, verdict, here.collect_feedback.plan, loader)
     write_comparison_report(
         out.path / "report.html",
         comparison=comparison,

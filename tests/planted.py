@@ -17,6 +17,7 @@ import pandas as pd
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.tasks.base import Task
 from stages.tasks.contract import (
+    LOADER,
     Exhibit,
     Items,
     ProbeBatch,
@@ -127,5 +128,7 @@ class PlantedTask(Task):
         ]
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "config.json").write_text(json.dumps({**self.model, "regions": kept}))
+        if plan.control is None:
+            (out_dir / LOADER).write_text('"""Loads nothing, as there is nothing to load."""\n')
         curve = pd.DataFrame({"step": [1], "loss": [0.0]})
         return RepairRecord(method="planted", steps=1, details={"regions_left": len(kept)}, curve=curve)

@@ -46,7 +46,7 @@ def test_a_network_in_onnx(inputs, made, named):
     named = {"onnx": "net.onnx", "classes": CLASSES, "mean": 0.5, "std": 0.25, **named}
     task = prepared(inputs, named, FOLDER)
     model = inputs.parent / "prepare" / "model"
-    assert {path.name for path in model.iterdir()} == {"config.json", "model.onnx"}
+    assert {path.name for path in model.iterdir()} == {"faded.json", "model.onnx"}
     pixels, logits = answers(task, 7)
     with torch.inference_mode():
         wanted = net((pixels - 0.5) / 0.25)
@@ -148,7 +148,7 @@ def test_a_classifier_behind_http(inputs, server, form):
     rest = [(1 - share) * 0.75, (1 - share) * 0.25 if form != "best two" else torch.full_like(share, 1e-12)]
     assert torch.allclose(logits, torch.stack([share, *rest], 1).log(), atol=0.02)
     check_search(task)
-    assert {path.name for path in (inputs.parent / "prepare" / "model").iterdir()} == {"config.json", "answers.json"}
+    assert {path.name for path in (inputs.parent / "prepare" / "model").iterdir()} == {"faded.json", "answers.json"}
 
     server.handler.answer = lambda self, image: {"scores": [0.2, 0.3, 0.5]}
     with pytest.raises(UsageError, match="answers differently than when prepared"):

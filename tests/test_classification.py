@@ -60,7 +60,7 @@ def test_prepare_learns_and_counts(home):
 
 def test_prepare_gives_the_same_bytes(home, tmp_path):
     ImageClassification.prepare(image_context(home / "inputs"), tmp_path)
-    for name in ("items.parquet", "model/config.json", "model/model.safetensors"):
+    for name in ("items.parquet", "model/faded.json", "model/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (home / "prepare" / name).read_bytes()
 
 
@@ -240,11 +240,11 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, 
 
 
 def test_model_card(task, tmp_path):
-    decision = {"decided_by": "human", "reviewer": "Ada", "reason": "night shots matter", "landscape": "abc123"}
+    decision = {"decided_by": "human", "reviewer": "Ada", "landscape": "abc123"}
     plan = RepairPlan([TARGET], {"method": "all-layers", "epochs": 1}, seed=1, decision=decision)
     record = task.repair(plan, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for part in ("all-layers", "human", "Ada", "night shots matter", "abc123", task.model_hash, "rotation = 30°"):
+    for part in ("all-layers", "human", "Ada", "abc123", task.model_hash, "rotation = 30°"):
         assert part in card
     assert f"{record.details['failures_before']:.3f}" in card
     assert "On the 150 items it learnt from" in card

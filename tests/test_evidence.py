@@ -134,9 +134,11 @@ def test_the_statement_is_an_in_toto_one_on_the_repaired_model(bundle):
     statement = json.loads(read.members[STATEMENT])
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
-    [subject] = statement["subject"]
-    [repaired] = read.manifest["parts"]["repaired"].values()
-    assert subject == {"name": "config.json", "digest": {"sha256": repaired["sha256"]}}
+    repaired = [entry["sha256"] for entry in read.manifest["parts"]["repaired"].values()]
+    names = ["config.json", "load.py"]
+    assert statement["subject"] == [
+        {"name": name, "digest": {"sha256": sha256}} for name, sha256 in zip(names, repaired, strict=True)
+    ]
     definition = statement["predicate"]["buildDefinition"]
     assert definition["externalParameters"]["audit"] == "tiny"
     dependencies = definition["resolvedDependencies"]

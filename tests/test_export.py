@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 
@@ -34,11 +35,13 @@ def here(workspace):
 def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_path):
     target = tmp_path / "deploy/tiny"
     bundle = export_model(load_params(), "tiny", target)
-    assert {file.name for file in target.iterdir()} == {"config.json", "README.md", "EVIDENCE.zip"}
+    assert {file.name for file in target.iterdir()} == {"config.json", "load.py", "README.md", "EVIDENCE.zip"}
     repaired = stage_dir("tiny", "restructure") / "models/repaired"
     assert (target / "config.json").read_bytes() == (repaired / "config.json").read_bytes()
     assert (target / "EVIDENCE.zip").read_bytes() == bundle.read_bytes()
-    assert "## Evaluation before and after" in (target / "README.md").read_text()
+    card = (target / "README.md").read_text()
+    assert "## Evaluation before and after" in card
+    assert f"```python\n{(target / 'load.py').read_text()}```\n" in card
     assert not list(target.parent.glob(".*"))
     checks = verify_bundle(target / "EVIDENCE.zip", model=target)
     assert all(check.holds for check in checks), checks
@@ -126,10 +129,10 @@ def test_too_many_names_are_refused(workspace):
     assert code == 2 and "found 3 names: tiny, other, x" in told
 
 
-def card_of(workspace: Workspace, readme: str | None = None, **verdict) -> str:
+def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, **verdict) -> str:
     with inside(workspace):
         found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
-    return model_card(readme, *records_of({**found, **verdict}), plan)
+    return model_card(readme, *records_of({**found, **verdict}), plan, loader)
 
 
 def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
@@ -154,6 +157,19 @@ def test_a_card_shows_what_was_typed_as_text(workspace):
     assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
 
 
+def test_a_card_tells_why_each_reviewer_decided_so_on_each_mode(workspace):
+    with inside(workspace):
+        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+    card = card_of(workspace)
+    rows = [f"| {m.id} | {m.text} | {m.action} | Bob: Bob on {m.id}; Ada: Ada on {m.id} |" for m in plan.modes]
+    assert plan.targets and all(row in html.unescape(card) for row in rows)
+    assert "| reason | Bob: seen; Ada: seen |" in card
+
+    fog = plan.modes[0].model_copy(update={"reason": "fog | <b>\n# at the site"})
+    card = model_card(None, *records_of(found), plan.model_copy(update={"modes": [fog]}))
+    assert r"| repair | fog \| &lt;b&gt; # at the site |" in card
+
+
 def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_measured(workspace):
     with inside(workspace):
         verdict = repair_verdict("tiny")
@@ -169,4 +185,5 @@ def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_mea
 
 def test_the_card_on_disk_is_that_of_the_verdict(workspace):
     card = (workspace.path / "data/tiny/conclude/model_card.md").read_text()
-    assert card == card_of(workspace)
+    loader = (workspace.path / "data/tiny/restructure/models/repaired/load.py").read_text()
+    assert card == card_of(workspace, loader=loader)

@@ -76,7 +76,7 @@ def test_prepare_and_restructure(place):
     assert done.returncode == 0, done.stderr
     for model in ("repaired", "control"):
         files = {p.name for p in (out / "restructure" / "models" / model).iterdir()}
-        assert files == {"config.json", "model.safetensors", "README.md"}
+        assert files == {"faded.json", "model.safetensors", "README.md", "load.py"}
     assert list(pd.read_csv(out / "restructure" / "curve.csv")["step"]) == list(range(1, 21))
     metrics = json.loads((out / "restructure" / "metrics.json").read_text())
     assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 20

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from stages.concepts import Region
 from stages.errors import BugError, UsageError
 from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.hub import Snapshot
+from tests.alone import load_alone
 from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
 
 pytest.importorskip("peft")
@@ -156,6 +159,52 @@ def test_the_card_says_what_was_done(repaired):
     assert f"{record.details['trained_parameters']:,}" in card
     assert "samples" not in card  # references are not affected
     assert "its reference may tell what the model cannot see" in card
+
+
+@pytest.mark.slow
+def test_the_adapter_is_loaded_and_asked_without_faded(repaired, home, tmp_path):
+    task, out, _, _ = repaired
+    articles = task.items.table["article"].tolist()[:3]
+    known = load_summarizer(out, task.context.compute, home / "prepare" / "model").summarize(articles)
+    assert known != task.summarizer.summarize(articles)
+    found = alone(tmp_path, out, articles, home / "prepare" / "model")
+    assert found == [line for summary in known for line in summary.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_whole_model_is_loaded_and_asked_without_faded(family, tmp_path, monkeypatch, unread):
+    inputs = tmp_path / "inputs"
+    asked = context(inputs)
+    shutil.rmtree(inputs / "model")
+    tiny_seq2seq(inputs / "model", family=family)
+    generation = {"max_new_tokens": 9, "num_beams": 2, "prefix": "summarize: ", "no_repeat_ngram_size": 2}
+    asked = dataclasses.replace(asked, config={**asked.config, "generation": generation})
+    (tmp_path / "prepare").mkdir()
+    Summarization.prepare(asked, tmp_path / "prepare")
+    task = Summarization.load(asked, tmp_path / "prepare")
+    task.repair(plan(**FULL), tmp_path / "out")
+    articles = task.items.table["article"].tolist()[:3]
+    known = load_summarizer(tmp_path / "out", asked.compute, tmp_path / "prepare" / "model").summarize(articles)
+    found = alone(tmp_path, tmp_path / "out", articles)
+    assert found == [line for summary in known for line in summary.splitlines()]
+
+
+def alone(folder, model, articles, *base):
+    """The lines of what load.py of a model prints for articles."""
+    files = [folder / f"{number}.txt" for number in range(len(articles))]
+    for file, article in zip(files, articles, strict=True):
+        file.write_text(article, encoding="utf-8")
+    return load_alone(model, *base, *files, cwd=folder)
+
+
+def test_an_adapter_of_a_model_of_the_hub_names_its_base(task, tmp_path, unread):
+    origin = Snapshot(Path("0a1b2c"), "org/name").origin
+    task.summarizer.form = task.summarizer.form.model_copy(update={"origin": origin, "revision": "0a1b2c"})
+    task.repair(plan(steps=1), tmp_path)
+    code = (tmp_path / "load.py").read_text()
+    assert "base, revision = 'org/name', '0a1b2c'" in code and "BASE" not in code
+    compile(code, "load.py", "exec")
 
 
 @pytest.fixture

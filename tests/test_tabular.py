@@ -19,6 +19,8 @@ from stages.errors import UsageError
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.concepts import CATALOGUE, with_groups
+from stages.tasks.tabular.models import RowModel
+from tests.alone import load_alone
 from tests.workspace import ROOT, Workspace
 
 CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missing": [0, 0.4]}
@@ -100,6 +102,20 @@ def test_a_repair_fails_less_where_it_was_aimed(task, prepared, tmp_path):
     assert "drift >= 0.5" in (tmp_path / "repaired" / "README.md").read_text()
     after = TabularClassification.load(context(), prepared, tmp_path / "repaired")
     assert len(after.model.rows) == 169 + 130 + 4 * 130
+
+
+def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path):
+    settings = {"max_depth": 3, "criterion": "entropy", "n_estimators": 5}
+    task.model = RowModel.fit("random_forest", settings, 7, task.rows, task.items.table["label"].to_numpy())
+    plan = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted"}, 7)
+    task.repair(plan, tmp_path / "repaired")
+    asked = task.rows.head(50)
+    asked.to_csv(tmp_path / "rows.csv", index=False)
+    code = "print(*model.predict_proba(pd.read_csv(sys.argv[1])).ravel())"
+    *classes, odds = load_alone(tmp_path / "repaired", tmp_path / "rows.csv", code=code, cwd=tmp_path)
+    known = RowModel.read(tmp_path / "repaired").log_odds(asked)
+    assert classes == [task.model.classes[k] for k in known.argmax(1)]
+    assert np.allclose(np.array(odds.split(), float).reshape(known.shape).clip(1e-12), np.exp(known), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +29,9 @@ pytest.importorskip("peft")
 from stages.params import checked
 from stages.tasks import read_back
 from stages.tasks.cells import FOCUS
+from stages.tasks.hub import Snapshot
 from stages.tasks.text_to_image import TextToImage
+from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image import verify as verify_module
 from stages.tasks.text_to_image.adapter import check_trainable
 from stages.tasks.text_to_image.album import build_album, vocabulary
@@ -36,12 +39,16 @@ from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.dpo import DpoTraining
 from stages.tasks.text_to_image.lora import LoraTraining
+from stages.tasks.text_to_image.models import load_form
 from stages.tasks.text_to_image.pairs import Pair, Pairs
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.schedulers import make_scheduler
 from stages.tasks.text_to_image.verify import pixels, verify
 from stages.tasks.text_to_image.vocabulary import NOT_SHOWN, Vocabulary
+from stages.tasks.training import write_loader
+from tests.alone import load_alone
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
 from tests.tiny_pipelines import tiny_pipeline
 
@@ -344,6 +351,33 @@ def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, h
     plain = Painter(pipeline, task.painter.sampling, task.painter.compute)
     drawn = [pixels(painter, ["a red box"], [1]).astype(int) for painter in (plain, again.painter)]
     np.testing.assert_allclose(*drawn, atol=1)  # merged weights may differ in the last bit
+
+
+@pytest.mark.slow
+def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_path):
+    task, out, _, _ = repaired
+    prompts = ["a red box", "a blue box on a black background"]
+    load_alone(out, home / "prepare" / "model", *prompts, cwd=tmp_path)
+    found = np.stack([np.asarray(Image.open(tmp_path / f"{number}.png")) for number in (1, 2)]).astype(int)
+    again = TextToImage.load(boxes(home / "inputs"), home / "prepare", out)
+    np.testing.assert_allclose(found, pixels(again.painter, prompts, [1, 2]), atol=1)  # unmerged weights
+    assert np.abs(found - pixels(task.painter, prompts, [1, 2])).max() > 5
+
+
+def test_the_loader_names_a_base_of_the_hub_and_the_sampler(task, tmp_path):
+    origin = Snapshot(Path("0a1b2c"), "org/name").origin
+    form = load_form(Path(task.painter.pipeline.name_or_path)).model_copy(update={"origin": origin})
+    sampling = task.painter.sampling.model_copy(
+        update={"scheduler": "EulerDiscreteScheduler", "scheduler_options": {"use_karras_sigmas": True}}
+    )
+    pipeline = copy.copy(task.painter.pipeline)
+    pipeline.scheduler = make_scheduler(pipeline.scheduler, sampling)
+    values = repair_module.loading(form, Painter(pipeline, sampling, task.painter.compute), "own", "fp16")
+    write_loader(tmp_path, repair_module.__file__, **values)
+    code = (tmp_path / "load.py").read_text()
+    compile(code, "load.py", "exec")
+    assert f"DiffusionPipeline.from_pretrained('org/name', revision='{form.revision}', variant='fp16')" in code
+    assert "EulerDiscreteScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)" in code
 
 
 def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):

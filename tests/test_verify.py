@@ -263,7 +263,7 @@ def test_a_plan_that_does_not_name_its_decisions_is_told(bundle, tmp_path):
 def test_the_model_at_hand_is_named_or_refused(bundle, workspace, tmp_path):
     home = workspace.path / DATA
     repaired = home / "restructure/models/repaired"
-    assert found(bundle, "model", model=repaired) == "the repaired model: 1 file(s) match"
+    assert found(bundle, "model", model=repaired) == "the repaired model: 2 file(s) match"
     under_test = problems(bundle, model=home / "prepare/model")["model"]
     assert under_test.endswith("holds the model under test, expected the repaired model")
     of_a_landscape = bundle_of(workspace, "other")
@@ -291,7 +291,7 @@ def test_the_model_at_hand_is_named_or_refused(bundle, workspace, tmp_path):
 def test_a_folder_with_anything_more_is_not_the_model(bundle, workspace, tmp_path):
     home = tmp_path / "my__pycache__dir"
     shutil.copytree(workspace.path / DATA / "restructure/models/repaired", home)
-    assert found(bundle, "model", model=home) == "the repaired model: 1 file(s) match"
+    assert found(bundle, "model", model=home) == "the repaired model: 2 file(s) match"
     (home / "__pycache__").mkdir()
     (home / "__pycache__/evil.pyc").write_bytes(b"x")
     assert "__pycache__/evil.pyc is not one of its files" in problems(bundle, model=home)["model"]

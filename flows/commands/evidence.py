@@ -111,8 +111,8 @@ def export(
 ) -> None:
     """Write a folder for deployment: the repaired model, its card with the evaluation, and the evidence.
 
-    An adapter (LoRA) is written as it is; its card names the base model it needs. Exit code 1 if the audit did not
-    pass, or has no gates.
+    load.py in it loads the model without Faded. An adapter (LoRA) is written as it is; its card names the base model
+    it needs. Exit code 1 if the audit did not pass, or has no gates.
     """
     from flows.export import export_model
     from flows.workspace import exclusive

@@ -30,7 +30,9 @@ _LIMITS = (
 )
 
 
-def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
+def model_card(
+    readme: str | None, comparison: Comparison, verdict: RepairVerdict, plan: Plan, loader: str | None = None
+) -> str:
     """Return the whole card.
 
     Args:
@@ -38,9 +40,11 @@ def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdic
         comparison: the comparison before and after.
         verdict: the verdict on it.
         plan: what was repaired.
+        loader: load.py of the repaired model's folder; None if there is none.
     """
     text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"
-    return f"{text}\n\n{evaluation_section(comparison, verdict, plan)}"
+    shown = f"## How to load it\n\n`load.py` in this folder:\n\n```python\n{loader.rstrip()}\n```\n\n" if loader else ""
+    return f"{text}\n\n{shown}{evaluation_section(comparison, verdict, plan)}"
 
 
 def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
@@ -59,6 +63,7 @@ def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Pla
         "",
         *_notes(comparison, others),
         *_gates(verdict_view(verdict).gates),
+        *_modes(plan),
         *_table(
             ["", ""],
             [
@@ -110,6 +115,14 @@ def _gates(gates: Sequence[GateView]) -> list[str]:
     word = {True: "yes", False: "no", None: "not judged"}
     rows = [[_line(g.name), g.bound, g.value, g.interval, word[g.passed]] for g in gates]
     return [*_table(["gate", "bound", "value", "95% interval", "passed"], rows), ""]
+
+
+def _modes(plan: Plan) -> list[str]:
+    """Tell what was decided on each failure mode, and why."""
+    if not plan.modes:
+        return []
+    rows = [[mode.id, _line(mode.text), mode.action, _line(mode.reason)] for mode in plan.modes]
+    return [*_table(["failure mode", "where", "decided", "reason"], rows), ""]
 
 
 def _decided(plan: Plan) -> str:

@@ -189,6 +189,10 @@ class Quality:
     item_ids: list[str]
 
 
+LOADER = "load.py"
+"""Code that a repair may leave beside its model: it loads the folder without Faded, and the model's card shows it."""
+
+
 @dataclass(frozen=True)
 class TargetMode:
     """A failure mode a person chose to repair, with its weight (severity > 0)."""

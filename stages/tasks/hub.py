@@ -15,6 +15,7 @@ from typing import Literal
 from stages.errors import InfrastructureError, UsageError
 from stages.files import local_file
 
+_ON_HUB = " of the Hugging Face hub at "
 NAME = r"^[\w.-]+(/[\w.-]+)*$"  # a folder under inputs, or an ID on the hub
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.bmp")
@@ -186,7 +187,17 @@ class Snapshot:
     @property
     def origin(self) -> str:
         """Origin for people and the record; it names the commit, because a branch moves."""
-        return f"{self.name} of the Hugging Face hub at {self.commit}"
+        return f"{self.name}{_ON_HUB}{self.commit}"
+
+
+def repository_of(origin: str) -> str | None:
+    """Return the ID of the repository in an origin; None if it is not of the hub.
+
+    >>> repository_of(Snapshot(Path("0a1b2c"), "org/name").origin)
+    'org/name'
+    """
+    name, on_hub, _ = origin.partition(_ON_HUB)
+    return name if on_hub else None
 
 
 def remedy(inputs: Path) -> str:

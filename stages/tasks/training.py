@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.files import checksum, put_aside
 from stages.progress import progress
-from stages.tasks.contract import RepairPlan
+from stages.tasks.contract import LOADER, RepairPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -159,10 +159,27 @@ def write_card(out_dir: Path, module: str, plan: RepairPlan, **values: Any) -> N
         plan: what was repaired, and who decided it.
         values: further values for the template.
     """
-    loader = jinja2.FileSystemLoader(Path(module).parent / "templates")
-    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
-    card = template.get_template("model_card.md").render(
+    card = _template(module, "model_card.md").render(
         control=plan.control, seed=plan.seed, decision=decision, targets=plan.targets, **values
     )
     (out_dir / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_loader(out_dir: Path, module: str, **values: Any) -> None:
+    """Write load.py, which loads a model with its own library and without Faded; the model's card shows it.
+
+    Args:
+        out_dir: the folder of the repaired model.
+        module: file of the task's repair, in the same folder as templates/load.py.j2.
+        values: for the template, which writes those that people typed with the filter `repr`.
+    """
+    code = _template(module, "load.py.j2", trim_blocks=True, lstrip_blocks=True).render(**values)
+    (out_dir / LOADER).write_text(code, encoding="utf-8")
+
+
+def _template(module: str, name: str, **options: Any) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(module).parent / "templates")
+    made = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, **options)
+    made.filters["repr"] = repr
+    return made.get_template(name)

@@ -1,4 +1,4 @@
-"""Families of networks: how to rebuild each from its config.json, without its weights."""
+"""Families of networks: how to rebuild each from its faded.json, without its weights."""
 
 from __future__ import annotations
 
@@ -80,6 +80,11 @@ class Logits(nn.Module):
         """Normalised pixels -> logits."""
         logits: Tensor = self.model(pixel_values=pixels.flip(1) if self.bgr else pixels).logits
         return logits
+
+
+def stored(net: nn.Module) -> nn.Module:
+    """Return the part of a network whose weights are stored, with the names that its library gives them."""
+    return net.model if isinstance(net, Logits) else net
 
 
 FAMILIES: Mapping[str, Callable[[Form], nn.Module]] = {

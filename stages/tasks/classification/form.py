@@ -1,4 +1,4 @@
-"""config.json: the description of a classifier, stored beside its weights."""
+"""faded.json: the description of a classifier, stored beside its weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pydantic import Field, PositiveFloat
 from stages.params import Strict
 from stages.tasks.classification.pictures import Shape, View
 
+FORM = "faded.json"
 PER_CHANNEL = float | list[float]
 POSITIVE = PositiveFloat | list[PositiveFloat]
 
 
 class Form(Strict):
-    """config.json: everything needed to rebuild the network and prepare its inputs."""
+    """faded.json: everything needed to rebuild the network and prepare its inputs."""
 
     family: str = Field(description="a key of FAMILIES or of BLACK_BOXES")
     architecture: str = Field(description="name within the family")

@@ -13,10 +13,9 @@ from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.form import Form
+from stages.tasks.classification.library import CONFIG
 from stages.tasks.classification.models import Classifier
 from stages.tasks.hub import Repository
-
-CONFIG = "config.json"
 
 
 def found_folder(

@@ -1,7 +1,8 @@
 """The common form in which all stages store a classifier.
 
-It is a folder with config.json (architecture, classes, input size, normalisation) and model.safetensors. A black box
-has model.onnx instead, or its answers to a few inputs (`black_boxes`). Models are loaded by `loaders`.
+It is a folder with faded.json (architecture, classes, input size, normalisation) and model.safetensors, and for timm
+and transformers with the config.json by which they load it (`library`). A black box has model.onnx instead, or its
+answers to a few inputs (`black_boxes`). Models are loaded by `loaders`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
-from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import FAMILIES, stored
+from stages.tasks.classification.form import FORM, Form
+from stages.tasks.classification.library import CONFIG, library_config
 
 GLIMPSE = 12  # side of the small picture that explorers see if a model has no features
 
@@ -115,15 +117,16 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 
 def save_model(model: Classifier, folder: Path) -> None:
-    """Write config.json and model.safetensors, or the files of a black box; the same model gives the same bytes."""
+    """Write faded.json and model.safetensors, or the files of a black box; the same model gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", model.form.model_dump(mode="json", exclude_none=True))
+    write_json(folder / FORM, model.form.model_dump(mode="json", exclude_none=True))
     if isinstance(model.net, BlackBox):
         model.net.save(folder)
         return
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}, folder / "model.safetensors"
-    )
+    if config := library_config(model.form, model.net):
+        write_json(folder / CONFIG, config, schema=False)
+    weights = {k: v.detach().cpu().contiguous() for k, v in stored(model.net).state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # which transformers asks for
 
 
 def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifier:
@@ -136,14 +139,14 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
     Raises:
         UsageError: if a file is missing or the weights do not fit the configuration.
     """
-    config = read_json(folder / "config.json")
-    config.pop("schema", None)
-    form = checked(Form, config, str(folder / "config.json"))
+    about = read_json(folder / FORM)
+    about.pop("schema", None)
+    form = checked(Form, about, str(folder / FORM))
     if form.family in BLACK_BOXES:
         return Classifier(form, BLACK_BOXES[form.family](form, folder, named or {})).eval()
     if form.family not in FAMILIES:
         known = ", ".join([*FAMILIES, *BLACK_BOXES])
-        raise UsageError(f"{folder}/config.json: family {form.family!r} is not one of {known}")
+        raise UsageError(f"{folder / FORM}: family {form.family!r} is not one of {known}")
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise UsageError(f"{weights} is missing: the model has no weights")
@@ -152,7 +155,7 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{weights} is not a readable safetensors file: {error}") from None
     model = Classifier(form, FAMILIES[form.family](form))
-    fit_weights(model.net, state, str(weights))
+    fit_weights(stored(model.net), state, str(weights))
     return model.eval()
 
 

@@ -13,7 +13,8 @@ from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.classification.families import INCEPTIONS, Logits, torchvision_models
 from stages.tasks.classification.form import Form
-from stages.tasks.classification.model_folders import CONFIG, built, check_folder, found_folder, read_object
+from stages.tasks.classification.library import CONFIG
+from stages.tasks.classification.model_folders import built, check_folder, found_folder, read_object
 from stages.tasks.classification.models import Classifier, fit_weights
 from stages.tasks.classification.pictures import Shape, View
 from stages.tasks.classification.pool import Pool

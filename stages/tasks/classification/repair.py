@@ -34,10 +34,11 @@ from stages.progress import progress
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler, Sampler, sampler
 from stages.tasks.classification.config import RepairSettings
+from stages.tasks.classification.library import loading
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
-from stages.tasks.training import rate, resume, save_checkpoint, write_card
+from stages.tasks.training import rate, resume, save_checkpoint, write_card, write_loader
 
 LOOKED_AT = 2000  # pairs from the targets that are evaluated before and after
 
@@ -70,6 +71,7 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
             space=task.concepts,
             numbers=numbers,
         )
+        write_loader(out_dir, __file__, **loading(model.form, model.net))
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 

@@ -248,6 +248,21 @@ def with_weights(summarizer: Summarizes) -> Summarizer:
     return summarizer
 
 
+def greedy(form: Form) -> dict[str, Any]:
+    """Return the arguments of `generate` of transformers for the likeliest words."""
+    asked = form.generation
+    return {
+        "do_sample": False,
+        "num_beams": asked.num_beams,
+        "early_stopping": asked.num_beams > 1,
+        "length_penalty": asked.length_penalty,
+        "max_new_tokens": asked.max_new_tokens,
+        "min_new_tokens": asked.min_new_tokens or None,
+        "no_repeat_ngram_size": asked.no_repeat_ngram_size,
+        "repetition_penalty": asked.repetition_penalty,
+    }
+
+
 def with_normalisations(form: Form) -> Callable[[str], str] | None:
     """Return what is applied to every article before the model reads it; None if nothing is."""
     if not form.normalise:
@@ -333,22 +348,11 @@ def _settings(form: Form, samples: int, temperature: float | None) -> Any:
     """Return the GenerationConfig of transformers for one call; ids of special tokens come from the model's own."""
     from transformers import GenerationConfig
 
-    asked = form.generation
-    drawn = temperature is not None
-    beams = 1 if drawn else asked.num_beams
-    return GenerationConfig(
-        do_sample=drawn,
-        temperature=temperature,
-        top_k=0 if drawn else None,  # else transformers draws from the 50 likeliest
-        num_return_sequences=samples,
-        num_beams=beams,
-        early_stopping=beams > 1,
-        length_penalty=asked.length_penalty,
-        max_new_tokens=asked.max_new_tokens,
-        min_new_tokens=asked.min_new_tokens or None,
-        no_repeat_ngram_size=asked.no_repeat_ngram_size,
-        repetition_penalty=asked.repetition_penalty,
-    )
+    settings = greedy(form)
+    if temperature is not None:
+        settings |= {"do_sample": True, "temperature": temperature, "num_beams": 1, "early_stopping": False}
+        settings["top_k"] = 0  # otherwise transformers draws from the 50 likeliest
+    return GenerationConfig(num_return_sequences=samples, **settings)
 
 
 def _special_tokens(model: Any, tokenizer: Any) -> Any:

@@ -31,15 +31,16 @@ from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.hub import repository_of
 from stages.tasks.summarization.form import Form, save_form
-from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
+from stages.tasks.summarization.generate import Summarizer, Summarizes, greedy, with_weights
 from stages.tasks.summarization.normalise import normaliser
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import SummarizerTraining
 from stages.tasks.summarization.verify import verify
-from stages.tasks.training import write_card
+from stages.tasks.training import write_card, write_loader
 
 TRIED = 50  # articles of each target mode to try a normalisation on
 COMPARED = 3  # lessons on which to compare the written model with the one in memory
@@ -72,6 +73,19 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
         space=task.concepts,
         numbers=numbers,
     )
+    if settings.method != "normalise":  # which is Faded's own code
+        form = task.summarizer.form.model_copy(update={"normalise": settings.normalise})
+        write_loader(
+            out_dir,
+            __file__,
+            adapter=settings.method != "full",
+            name=repository_of(form.origin),
+            audit=task.context.audit,
+            form=form,
+            asked=form.generation,
+            auto="AutoModelForSeq2SeqLM" if form.kind == "seq2seq" else "AutoModelForCausalLM",
+            settings=greedy(form),
+        )
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 

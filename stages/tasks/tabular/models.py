@@ -63,6 +63,11 @@ class Estimator(Source):
 MODEL_LOADERS: Mapping[str, type[Source]] = {"estimator": Estimator}
 
 
+def arguments(estimator: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return all arguments of an estimator."""
+    return {**_DEFAULTS.get(estimator, {}), **settings, "random_state": seed}
+
+
 @dataclass(frozen=True)
 class RowModel:
     """An estimator with the rows it was fitted on.
@@ -92,7 +97,7 @@ class RowModel:
             (StandardScaler(), make_column_selector(dtype_include="float")),
             (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_exclude="float")),
         )
-        own = {**_DEFAULTS.get(estimator, {}), **settings, "random_state": seed}
+        own = arguments(estimator, settings, seed)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as that more iterations might help
@@ -114,6 +119,17 @@ class RowModel:
         """Fit the same estimator on its own rows and more."""
         more = pd.concat([self.rows, rows], ignore_index=True)
         return RowModel.fit(self.estimator, self.settings, self.seed, more, np.concatenate([self.labels, labels]))
+
+    def loading(self) -> dict[str, Any]:
+        """Return the values for templates/load.py.j2, which fits it as `fit` does."""
+        made = ESTIMATORS[self.estimator]
+        return {
+            "library": ".".join(made.__module__.split(".")[:2]),  # sklearn.ensemble
+            "estimator": made.__name__,
+            "settings": arguments(self.estimator, self.settings, self.seed),
+            "label": LABEL,
+            "version": __version__,
+        }
 
     def save(self, folder: Path) -> None:
         """Write it as rows.parquet and model.json."""

@@ -19,7 +19,7 @@ from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.tabular.config import RepairSettings
 from stages.tasks.tabular.probes import RowProbes
-from stages.tasks.training import write_card
+from stages.tasks.training import write_card, write_loader
 
 RISK_PROBES = 2000  # enough for a logistic model of a few concepts
 
@@ -75,5 +75,6 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         space=space,
         numbers=numbers,
     )
+    write_loader(out_dir, __file__, **base.loading())
     curve = pd.DataFrame({"step": [0, 1], "loss": [numbers["failures_before"], numbers["failures_after"]]})
     return RepairRecord(settings.method, 1, numbers, curve)

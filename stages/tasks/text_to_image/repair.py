@@ -24,11 +24,13 @@ from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.hub import repository_of
 from stages.tasks.text_to_image.adapter import check_trainable
 from stages.tasks.text_to_image.album import GOOD, build_album, praised, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.dpo import DpoTraining
 from stages.tasks.text_to_image.lora import LoraTraining
+from stages.tasks.text_to_image.models import LORA, Form, load_form
 from stages.tasks.text_to_image.pairs import Pairs
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.repair_config import RepairSettings
@@ -36,7 +38,7 @@ from stages.tasks.text_to_image.sample import Painter, with_pipeline
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.verify import verify
 from stages.tasks.text_to_image.vocabulary import repair_templates
-from stages.tasks.training import write_card
+from stages.tasks.training import write_card, write_loader
 
 COMPARED = 4  # pictures on which to compare the written pipeline with the one in memory
 LOOKED_AT = 64  # pictures of the targets that are judged before and after
@@ -86,6 +88,8 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
         space=task.concepts,
         numbers=numbers,
     )
+    variant = task.context.config["model"].get("variant")
+    write_loader(out_dir, __file__, **loading(load_form(base), painter, task.context.audit, variant))
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
@@ -113,6 +117,36 @@ def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
         Order(task.prompt(templates[row], cell), int(rng.integers(2**31)), tuple(task.expected(cell).items()))
         for row, cell in zip(rows.tolist(), cells, strict=True)
     ]
+
+
+def loading(form: Form, painter: Painter, audit: str, variant: str | None) -> dict[str, Any]:
+    """Return the values for templates/load.py.j2.
+
+    Args:
+        form: faded.json of the pipeline under test.
+        painter: that pipeline.
+        audit: the audit's name.
+        variant: of the weights on the hub.
+    """
+    sampling = painter.sampling
+    changed = sampling.scheduler is not None or bool(sampling.scheduler_options)
+    settings = {
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+        "negative_prompt": sampling.negative_prompt or None,
+        "height": sampling.height,
+        "width": sampling.width,
+    }
+    return {
+        "name": repository_of(form.origin),
+        "form": form,
+        "audit": audit,
+        "variant": variant,
+        "scheduler": type(painter.pipeline.scheduler).__name__ if changed else None,
+        "sampling": sampling,
+        "lora": LORA,
+        "settings": {name: value for name, value in settings.items() if value is not None},
+    }
 
 
 def _numbers(plan: RepairPlan, training: LoraTraining | DpoTraining, losses: np.ndarray) -> dict[str, Any]:
