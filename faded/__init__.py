@@ -19,13 +19,13 @@ from weakref import finalize
 
 
 def _claim(*packages: str) -> None:
-    """Make `stages` and `flows` refer to the packages beside this file, whatever is first on Python's path.
+    """Make `stages` and `flows` refer to the packages beside this one, whatever is first on Python's path.
 
     Raises:
         ImportError: if other packages of these names were imported before.
     """
     for name in packages:
-        home = Path(__file__).resolve().parent / name
+        home = Path(__file__).resolve().parents[1] / name
         loaded = sys.modules.get(name)
         if loaded is None:
             found = importlib.util.spec_from_file_location(
@@ -34,7 +34,9 @@ def _claim(*packages: str) -> None:
             assert found is not None and found.loader is not None
             sys.modules[name] = module = importlib.util.module_from_spec(found)
             found.loader.exec_module(module)
-        elif not any((Path(folder).parent / "faded.py").is_file() for folder in getattr(loaded, "__path__", ())):
+        elif not any(
+            (Path(folder).parent / "faded" / "__init__.py").is_file() for folder in getattr(loaded, "__path__", ())
+        ):
             raise ImportError(
                 f"{name!r} is imported already, from {getattr(loaded, '__file__', None) or home.name}: Faded has a"
                 " package of that name. Import faded in a process that does not need the other one",
@@ -63,9 +65,17 @@ from stages.tasks.contract import (
 )
 
 if TYPE_CHECKING:
+    from stages.concepts.images import ImageConcept as ImageConcept
+    from stages.concepts.texts import TextConcept as TextConcept
+    from stages.concepts.texts import edit_letters as edit_letters
+    from stages.concepts.texts import leave_out as leave_out
+    from stages.concepts.texts import reword as reword
     from stages.params import AuditConfig
     from stages.records import AuditFolder, Landscape, ModeRecord, RepairVerdict, Verdict
+    from stages.tasks.classification import ImageClassification as ImageClassification
     from stages.tasks.functions import FunctionTask
+    from stages.tasks.summarization import Summarization as Summarization
+    from stages.tasks.text_to_image import TextToImage as TextToImage
 
 __all__ = [
     "Concept",
