@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -166,9 +167,9 @@ def audit(
 
     Args:
         model: a torch module, or any function of a batch of items. It answers with n labels, with scores or
-            probabilities (n, classes), or with n texts.
+            probabilities (n, classes), with n texts, or as pipelines of transformers do.
         items: images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or in [0, 1]; a list of texts; or rows of
-            features, (n, d) or a DataFrame. The model gets batches of the same form.
+            features, (n, d), a DataFrame or a list of dicts. The model gets batches of the same form.
         concepts: changes of an item: the levels of built-in concepts by name, and your own concepts.
         budget: queries of the model on changed items, by the search and by its uniform baseline each; the search for
             the smallest failing changes uses half as many more.
@@ -182,6 +183,10 @@ def audit(
         batch_size: items per batch.
         name: name of the audit.
 
+    Warns:
+        UserWarning: if few items were given, or the answers to the unchanged ones are no better than chance, seem to
+            belong to other classes, or differ when asked for again. `Result.notes` repeats it.
+
     Raises:
         UsageError: a ValueError, if the arguments or the model's answers are not as described here.
     """
@@ -189,7 +194,16 @@ def audit(
 
     from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
-    from stages.tasks.functions.answers import THRESHOLDS, ask, classes_of, kind_of, labels_of, own_labels
+    from stages.tasks.functions.answers import (
+        THRESHOLDS,
+        Judge,
+        ask_all,
+        check_unchanged,
+        classes_of,
+        kind_of,
+        labels_of,
+        read,
+    )
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
     from stages.tasks.load import task_context
@@ -205,13 +219,14 @@ def audit(
         raise UsageError(
             f"found {n} item(s) and batch_size {batch_size!r}, expected two items and one at once at least"
         )
-    answers = np.concatenate(
-        [ask(model, given.unchanged(rows)) for rows in np.array_split(range(n), -(-n // batch_size))]
-    )
-    kind = "own" if discrepancy is not None else kind_of(answers)
-    names = classes_of(answers, kind, classes)
+    answers = ask_all(model, given.unchanged, np.arange(n), batch_size)
+    kind, found = "own", answers
+    if discrepancy is None:
+        check_unchanged(found := read(answers))
+        kind = kind_of(found)
+    names = classes_of(found, kind, classes)
     table["id"], table["split"] = [str(row) for row in range(n)], "discover"
-    table["label"] = own_labels(answers, kind, names) if expected is None else labels_of(expected, n, names)
+    table["label"] = Judge(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
@@ -231,6 +246,9 @@ def audit(
     least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
+    table.attrs["doubts"] = task.find_doubts(answers)
+    for said in task.doubts:
+        warnings.warn(said, stacklevel=2)
     return Result(_run(name, task, config, table), (task, config))
 
 
