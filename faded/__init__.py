@@ -15,7 +15,9 @@ from html import escape
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import mkdtemp
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from weakref import finalize
 
 
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from stages.concepts.texts import edit_letters as edit_letters
     from stages.concepts.texts import leave_out as leave_out
     from stages.concepts.texts import reword as reword
+    from stages.pages.gallery import Shrinker
     from stages.params import AuditConfig
     from stages.records import AuditFolder, Landscape, ModeRecord, RepairVerdict, Verdict
     from stages.tasks.classification import ImageClassification as ImageClassification
@@ -103,6 +106,7 @@ _LATER = {  # imports that are slow, or need the libraries of an extra
     "Summarization": "stages.tasks.summarization",
     "TextToImage": "stages.tasks.text_to_image",
 }
+_CURVE = ("concept", "level", "probes", "failures", "rate", "low", "high")  # columns of `Result.curves`
 _SLICE = (  # columns of `Result.slices`
     *("attribute", "value", "items", "probes", "failures"),
     *("rate", "low", "high", "rest", "p", "worse"),
@@ -110,6 +114,7 @@ _SLICE = (  # columns of `Result.slices`
 _POLICY = (  # columns of `Result.policy_shift`
     *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
 )
+_EXCERPT = 200  # characters of an example
 _FEWEST_PROBES = 40  # with fewer, no mode can be both found and confirmed
 
 
@@ -312,14 +317,35 @@ class Result:
     def __init__(self, records: AuditFolder, made: tuple[FunctionTask, AuditConfig] | None = None) -> None:
         self.records, self._made = records, made
         self.name = records.path.name
+        self._page: Path | None = None
 
     def __repr__(self) -> str:
-        return f"{self.name}: {self._said()}\n" + "\n".join(f"{m.id}  {m.text}: {_rate(m)}" for m in self.modes)
+        modes = [f"{mode.id}  {mode.text}: {_rate(mode)}" for mode in self.modes]
+        return "\n".join([f"{self.name}: {self._said()}", *modes, *(f"Note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{m.id}</td><td>{escape(m.text)}</td><td>{_rate(m)}</td></tr>" for m in self.modes)
-        head = "<tr><th></th><th>failure mode</th><th>fails</th></tr>"
-        return f"<p>{escape(self.name)}: {self._said()}</p>\n<table>{head}{rows}</table>"
+        from stages.pages.gallery import Shrinker
+
+        shelves = self.records.summarize.exhibits
+        shown = {
+            mode.id: next((one.exhibit for one in shelves.get(mode.id, ()) if one.failed), None) for mode in self.modes
+        }
+        shrinker = Shrinker(one for one in shown.values() if one is not None)
+        rows = "".join(
+            f"<tr><td>{mode.id}</td><td>{escape(mode.text)}</td><td>{_rate(mode)}</td>"
+            f"<td>{_example(shown[mode.id], shrinker)}</td></tr>"
+            for mode in self.modes
+        )
+        head = "<tr><th></th><th>failure mode</th><th>fails</th><th>for example</th></tr>"
+        parts = [f"<p>{escape(self.name)}: {self._said()}</p>", f"<table>{head}{rows}</table>" if rows else ""]
+        parts += [f"<p>Note: {escape(note)}</p>" for note in self.notes]
+        drawn = self.records.report
+        if page := self._page or (drawn.where("page") if drawn.has("page") else None):
+            here = page.resolve()
+            inside = here.is_relative_to(Path.cwd())  # notebooks open only links that are relative to them
+            link = quote(here.relative_to(Path.cwd()).as_posix()) if inside else here.as_uri()
+            parts.append(f'<p><a href="{link}">report</a></p>')
+        return "\n".join(part for part in parts if part)
 
     def _said(self) -> str:
         rate, n = self.landscape.overall.rate, len(self.modes)
@@ -335,6 +361,24 @@ class Result:
     def modes(self) -> list[ModeRecord]:
         """The failure modes, worst first."""
         return self.landscape.modes
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known to trust the result: few items, a model no better than chance, answers that vary."""
+        return self.landscape.notes
+
+    def curves(self) -> pd.DataFrame:
+        """Return the failure rate at each level of each concept, averaged over all others, with its 95% interval.
+
+        Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
+        """
+        levels = {concept.name: concept.levels for concept in self.landscape.space.concepts}
+        rows = [
+            {"concept": one.concept, "level": levels[one.concept][one.level]}
+            | {name: getattr(one, name) for name in _CURVE[2:]}
+            for one in self.landscape.effects
+        ]
+        return pd.DataFrame(rows, columns=list(_CURVE)).astype(dict.fromkeys(("rate", "low", "high"), float))
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -416,8 +460,9 @@ class Result:
         if path is None:
             webbrowser.open(page.resolve().as_uri())
             return page
-        Path(path).write_bytes(page.read_bytes())
-        return Path(path)
+        self._page = Path(path)
+        self._page.write_bytes(page.read_bytes())
+        return self._page
 
     def _with_levels(self, table: pd.DataFrame) -> pd.DataFrame:
         levels = {c.name: np.array(c.levels)[table[c.name]] for c in self.landscape.space.concepts}
@@ -474,6 +519,17 @@ class Result:
         block["discrepancy"] |= {key: value for key, value in names.items() if key == "measure"}
         add_audit(folder, self.name, block)
         return folder
+
+
+def _example(exhibit: Exhibit | None, shrinker: Shrinker) -> str:
+    """Show an exhibit as HTML: its picture or the beginning of its text, and its caption."""
+    if exhibit is None:
+        return ""
+    pictures = "".join(
+        f'<img src="{one.src}" width="{one.width}" alt="">' for one in shrinker.brief(exhibit, None).images
+    )
+    text = escape(shorten(exhibit.text or "", _EXCERPT, placeholder=" ..."))
+    return "<br>".join(part for part in (pictures, text, escape(exhibit.caption)) if part)
 
 
 def _rate(mode: ModeRecord) -> str:

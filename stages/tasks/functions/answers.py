@@ -58,7 +58,7 @@ def _of_module(model: Any, batch: Any) -> Any:
     weights = next(iter(model.parameters()), None)
     given = batch
     if not isinstance(batch, list):
-        given = torch.as_tensor(np.asarray(batch), device=None if weights is None else weights.device)
+        given = torch.as_tensor(np.array(batch), device=None if weights is None else weights.device)
         if given.is_floating_point() and weights is not None:
             given = given.to(weights.dtype)
     training = model.training

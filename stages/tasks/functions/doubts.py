@@ -14,6 +14,7 @@ from stages.tasks.functions.answers import Judge, read
 FEW = 30  # items; with fewer, people are told how wide an interval becomes
 ASKED_TWICE = 8  # number of items
 _SAME = 0.01  # difference of two discrepancies, in [-1, 1], which rounding on a GPU does not reach
+_MOST = 2000  # classes; of more, each has too few items, and the best order takes minutes
 _NAMED = 12  # classes; an order of more is not written out
 _MOVED = 3  # classes that are named as mistaken for others
 
@@ -57,10 +58,12 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
 
     said = judge.labels(answers)
     classes = judge.classes or sorted({*labels, *said})
+    if len(classes) > _MOST:
+        return ""
     counts = pd.crosstab(pd.Categorical(labels, classes), pd.Categorical(said, classes), dropna=False)
     order = Order(classes, counts.to_numpy())
     right, chance = order.named_rate, 1 / len(classes)
-    if order.sure:
+    if order.sure and order.proposed_rate.low > counts.sum(axis=1).max() / len(labels):  # better than any constant
         pairs = [(counts.iloc[i, order.outputs[i]], classes[i], classes[order.outputs[i]]) for i in order.moved]
         mistaken = ", ".join(f"{n:,} items of {one!r} as {other!r}" for n, one, other in pairs[:_MOVED])
         named = judge.classes and len(classes) <= _NAMED and not isinstance(read(answers), pd.DataFrame)
@@ -71,8 +74,8 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
         )
     if right.low <= chance and right.value < 1:
         return (
-            f"{_of_items(right)} are answered right, no more than guessing among {len(classes)} classes may reach"
-            f" ({chance:.1%}): are the expected answers right, and the items as the model was trained on?"
+            f"{_of_items(right)} are answered right, which guessing among {len(classes)} classes could reach"
+            f" too ({chance:.1%}): are the expected answers right, and the items as the model was trained on?"
         )
     return ""
 

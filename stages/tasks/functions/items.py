@@ -356,7 +356,7 @@ class Rows:
     def _formed(self, table: pd.DataFrame) -> Any:
         if self.form == "frame":
             return table
-        return table.to_numpy() if self.form == "array" else table.to_dict("records")
+        return table.to_numpy(copy=True) if self.form == "array" else table.to_dict("records")
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
         """See Given: concepts get a row as a 1-D array, a Series or a dict."""
