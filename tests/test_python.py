@@ -310,7 +310,11 @@ BRIGHT = np.where(brightness(IMAGES).argmax(1) == 1, "bright", "dim")
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [
-        (brightness, {"classes": ["bright", "dim", "none"]}, r"in another order .*classes=\['dim', 'bright', 'none'\]"),
+        (
+            brightness,
+            {"classes": ["bright", "dim", "none"]},
+            r"are answered right; with classes=\['dim', 'bright', 'none'\]",
+        ),
         (lambda batch: np.where(brightness(batch).argmax(1) == 1, "a", "b"), {}, "items of 'bright' as 'a'"),
         (lambda batch: np.tile([1.0, 0, 0], (len(batch), 1)), {"classes": ["none", "dim", "bright"]}, "0.0% of 30"),
         (

@@ -67,10 +67,10 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
         pairs = [(counts.iloc[i, order.outputs[i]], classes[i], classes[order.outputs[i]]) for i in order.moved]
         mistaken = ", ".join(f"{n:,} items of {one!r} as {other!r}" for n, one, other in pairs[:_MOVED])
         named = judge.classes and len(classes) <= _NAMED and not isinstance(read(answers), pd.DataFrame)
-        say = f", for example classes={order.proposed}" if named else ""
+        other = f"with classes={order.proposed}" if named else "in another order of the classes"
         return (
-            f"{_of_items(right)} are answered right; in another order of the classes {order.proposed_rate.value:.1%}"
-            f" would be{say}. The model answers {mistaken}."
+            f"{_of_items(right)} are answered right; {other} {order.proposed_rate.value:.1%} would be. The model"
+            f" answers {mistaken}."
         )
     if right.low <= chance and right.value < 1:
         return (
@@ -83,15 +83,15 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
 def _twice(judge: Judge, labels: Sequence[str], ask: Callable[[np.ndarray], np.ndarray]) -> str:
     rows = np.unique(np.linspace(0, len(labels) - 1, ASKED_TWICE).astype(int))
     expected = [labels[row] for row in rows]
-    (one, first), (other, second) = (judge(ask(rows), expected) for _ in range(2))
-    different = np.abs(one - other) > _SAME
-    if not judge.classes:
-        different |= np.array(first) != np.array(second)
+    one, other = ask(rows), ask(rows)
+    different = np.abs(judge(one, expected)[0] - judge(other, expected)[0]) > _SAME
+    if judge.kind != "own":
+        different |= np.array(judge.labels(one)) != np.array(judge.labels(other))
     if not different.any():
         return ""
     return (
         f"The model answered {different.sum()} of {len(rows)} unchanged items differently when it was asked twice:"
-        " failures are then partly chance, and other runs find other ones. Fix its seed, or switch its sampling off."
+        " failures are then partly chance, and other runs find other ones. Fix its seed, or switch dropout and sampling off."
     )
 
 
