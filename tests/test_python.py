@@ -357,6 +357,7 @@ def test_built_in_concepts_change_the_numbers_of_rows():
     table = pd.DataFrame(
         {"age": np.arange(40), "income": np.linspace(1, 9, 40), "member": [True, False] * 20, "city": list("abcd") * 10}
     )
+    table["since"] = pd.date_range("2026-01-01", periods=40).as_unit("us")
     seen = []
 
     def rich(rows):

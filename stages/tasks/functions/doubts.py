@@ -91,7 +91,8 @@ def _twice(judge: Judge, labels: Sequence[str], ask: Callable[[np.ndarray], np.n
         return ""
     return (
         f"The model answered {different.sum()} of {len(rows)} unchanged items differently when it was asked twice:"
-        " failures are then partly chance, and other runs find other ones. Fix its seed, or switch dropout and sampling off."
+        " failures are then partly chance, and other runs find other ones. Fix its seed, or switch dropout and sampling"
+        " off."
     )
 
 

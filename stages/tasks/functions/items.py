@@ -345,8 +345,10 @@ class Rows:
         return pd.DataFrame(index=self.frame.index) if self.form == "array" else self.frame
 
     def features(self) -> np.ndarray:
-        """See Given: numbers, and words one-hot encoded."""
-        numbers = pd.get_dummies(self.frame, dtype=float).astype(float)
+        """See Given: numbers, times as seconds, and words one-hot encoded."""
+        times = self.frame.select_dtypes(["datetime", "datetimetz", "timedelta"])
+        seconds = {name: (column - column.min()).dt.total_seconds() for name, column in times.items()}
+        numbers = pd.get_dummies(self.frame.assign(**seconds), dtype=float).astype(float)
         return numbers.fillna(numbers.mean()).fillna(0).to_numpy()
 
     def unchanged(self, rows: np.ndarray) -> Any:
