@@ -188,7 +188,10 @@ DARK = {"darkening": [0, 0.5]}
             {"items": [{"a": "x"}, {"a": "y"}], "model": lambda rows: ["x", "y"], "concepts": {"noise": [0, 1]}},
             "no column of the items has numbers",
         ),
-        ({"model": lambda batch: [{"entity": 3}] * len(batch)}, "dicts with 'entity', expected 'label' and 'score'"),
+        (
+            {"model": lambda batch: [{"entity": 3}] * len(batch)},
+            "dicts with 'entity', expected 'label' and 'score' alone",
+        ),
         ({"model": lambda batch: [{"label": "a", "score": np.nan}] * len(batch)}, r"items\[0\]: the model answers"),
         ({"model": lambda batch: [None] * len(batch)}, r"items\[0\]: the model answers None to this unchanged item"),
         ({"discrepancy": lambda answer, expected: np.nan}, "discrepancy: found nan for the answer"),

@@ -73,7 +73,7 @@ def _of_module(model: Any, batch: Any) -> Any:
             raise
         raise UsageError(
             f"the model does not take a batch of shape {tuple(given.shape)} and {given.dtype}{_channels(model, given)}:"
-            f" {str(error).strip().splitlines()[0]}"
+            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         ) from error
     finally:
         model.train(training)
@@ -106,18 +106,15 @@ def read(answers: np.ndarray) -> np.ndarray | pd.DataFrame:
         return answers
     rows = [_scores_of(answer) for answer in answers]
     keys = set().union(*(scored for row in rows for scored in row))
-    if {"label", "score"} <= keys:
-        found = [
-            {scored["label"]: scored["score"] for scored in row if {"label", "score"} <= {*scored}} for row in rows
-        ]
-        table = pd.DataFrame(found, dtype=float)
+    if keys == {"label", "score"}:
+        table = pd.DataFrame([{str(one.get("label")): one.get("score") for one in row} for row in rows], dtype=float)
         return table[sorted(table)]
     texts = {key for key in keys if key.endswith("_text")}
     if len(texts) == 1 and all(row and isinstance(row[0].get(*texts), str) for row in rows):
         return np.array([row[0][next(iter(texts))] for row in rows], dtype=object)
     raise UsageError(
-        f"the model answers dicts with {', '.join(map(repr, sorted(map(str, keys))))}, expected 'label' and 'score', or"
-        " a label or scores themselves; of another kind of answer say how wrong it is:"
+        f"the model answers dicts with {', '.join(map(repr, sorted(map(str, keys))))}, expected 'label' and 'score'"
+        " alone, or a label or scores themselves; of another kind of answer say how wrong it is:"
         " discrepancy=lambda answer, expected: ..."
     )
 
