@@ -309,7 +309,7 @@ class Source:
         self._modules: dict[str, Module | None] = {}
         self._leads: dict[tuple[str, int], tuple[Part, tuple[set[Name], set[str]]]] = {}
         # The module from which users' code imports is beside the package.
-        self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(f"{_DOOR}.py")}
+        self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(_DOOR)}
 
     def reached(
         self, roots: Iterable[Name], words: Collection[str], leads: Mapping[str, Iterable[Name]]

@@ -106,7 +106,7 @@ def workspace_of_the_docs(path: Path) -> Workspace:
     params = yaml.safe_load(blocks("own-task.md", "yaml")[0])
     workspace = make_workspace(path, params["audits"], params["repairs"])
     (path / "my_task.py").write_text(blocks("own-task.md", "python")[0])
-    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: faded.py needs it beside itself
+    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: the package faded needs it beside itself
     return workspace
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from html import escape
@@ -16,6 +17,7 @@ import torch
 import faded
 import stages.discover
 import stages.prepare
+import stages.report
 import stages.summarize
 from stages.errors import UsageError
 from tests.own_workspaces import add_shadows
@@ -63,7 +65,15 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
     worst = result.modes[0]
     assert worst.text in ("corner >= 1", "darkening >= 0.4")
     assert worst.rate > result.landscape.overall.value
-    assert worst.text in repr(result) and escape(worst.text) in result._repr_html_()
+    assert worst.text in repr(result) and len(repr(result)) < 500
+    assert worst.text in repr(result.modes) and len(str(result.modes)) < 1000 and len(str(result.landscape)) < 200
+    shown = result._repr_html_()
+    assert escape(worst.text) in shown and shown.count("data:image/png") == len(result.modes) and "<a " not in shown
+    curves = result.curves()
+    assert list(curves) == ["concept", "level", "probes", "failures", "rate", "low", "high"]
+    assert curves["level"].tolist() == [0, 0.2, 0.4, 0.6, 0, 1, 2]
+    assert curves["rate"][3] > curves["rate"][0] and curves["rate"][6] > curves["rate"][4]
+    assert ((curves["low"] <= curves["rate"]) & (curves["rate"] <= curves["high"])).all()
     assert set(result.cells["darkening"]) == {0, 0.2, 0.4, 0.6}
     assert {"corner", "probes", "rate", "low", "high"} <= set(result.cells.columns)
     failures = result.failures
@@ -74,6 +84,9 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
         "my_model.py",
         "__pycache__",
     }
+    page = result.report("report (1).html").read_text()
+    assert "result.to_workspace(" in page and "faded status" not in page
+    assert '<a href="report%20%281%29.html">' in result._repr_html_()
 
 
 def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
@@ -84,6 +97,7 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
     stages.prepare.main("mine")
     stages.discover.main("mine")
     stages.summarize.main("mine")
+    stages.report.main("mine")
     finished = faded.load("mine")
     pd.testing.assert_frame_equal(finished.probes, result.probes)
     assert finished.landscape == result.landscape
@@ -97,8 +111,7 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
         faded.load("mien")
     with pytest.raises(UsageError, match="is in no workspace"):
         faded.load("mine", "/")
-    with pytest.raises(UsageError, match=r"verdict\.json is missing"):
-        finished.verdict  # noqa: B018
+    assert "faded status mine" in finished.records.report.where("page").read_text()
 
 
 KINDS = {
@@ -167,6 +180,29 @@ DARK = {"darkening": [0, 0.5]}
         ({"expected": [1]}, "expected: found 1 answers for 30 items"),
         ({"expected": [7] * 30}, "the model scores no class 7, its classes are 0, 1"),
         ({"classes": ["a"]}, "classes: found a, expected 2 different names"),
+        ({"expected": np.eye(30)}, r"expected: found shape \(30, 30\), expected one answer for each item, \(30,\)"),
+        ({"expected": [0, None] * 15}, r"expected\[1\] is missing"),
+        ({"items": [np.zeros((4, 4)), np.zeros((5, 4))]}, r"items of 2 shapes, \(4, 4\), \(5, 4\), expected one"),
+        ({"items": [{"a": 1}, 3]}, r"items\[1\] is not a dict"),
+        (
+            {"items": [{"a": "x"}, {"a": "y"}], "model": lambda rows: ["x", "y"], "concepts": {"noise": [0, 1]}},
+            "no column of the items has numbers",
+        ),
+        (
+            {"model": lambda batch: [{"entity": 3}] * len(batch)},
+            "dicts with 'entity', expected 'label' and 'score' alone",
+        ),
+        ({"model": lambda batch: [{"label": "a", "score": np.nan}] * len(batch)}, r"items\[0\]: the model answers"),
+        ({"model": lambda batch: [None] * len(batch)}, r"items\[0\]: the model answers None to this unchanged item"),
+        ({"discrepancy": lambda answer, expected: np.nan}, "discrepancy: found nan for the answer"),
+        (
+            {"model": torch.nn.Conv2d(3, 2, 3), "items": np.zeros((60, 8, 8))},
+            r"batch of shape \(60, 8, 8\).*first convolution has 3 input channel\(s\), expected items \(n, 3, h, w\)",
+        ),
+        (
+            {"model": torch.nn.Linear(5, 2), "items": np.zeros((40, 4)), "concepts": {"noise": [0, 1]}},
+            r"the model does not take a batch of shape \(40, 4\) and torch.float32: mat1 and mat2",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(change, message):
@@ -176,6 +212,192 @@ def test_what_is_wrong_is_told(change, message):
     given = {"model": model, "items": IMAGES, "concepts": DARK, "budget": 50, **change}
     with pytest.raises(UsageError, match=message):
         faded.audit(given.pop("model"), given.pop("items"), **given)
+
+
+# Answers
+
+
+def shouting(texts):
+    return [[0.1, 0.9] if text.isupper() else [0.8, 0.2] for text in texts]
+
+
+TEXTS = [f"this is text number {i} of some" for i in range(30)]
+CASE = {"letter_case": ["as_is", "upper"]}
+PIPELINES = {
+    "the best label": lambda texts: [
+        {"label": "LOUD" if loud > 0.5 else "CALM", "score": max(calm, loud)} for calm, loud in shouting(texts)
+    ],
+    "all labels, the best first": lambda texts: [
+        sorted([{"label": "LOUD", "score": b}, {"label": "CALM", "score": a}], key=lambda one: -one["score"])
+        for a, b in shouting(texts)
+    ],
+    "some labels": lambda texts: [
+        [{"label": "LOUD" if b > a else "CALM", "score": max(a, b)}, {"label": f"other {b:.0f}", "score": 0.05}]
+        for a, b in shouting(texts)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_what_a_pipeline_of_transformers_returns_is_understood(kind):
+    result = faded.audit(PIPELINES[kind], TEXTS, concepts=CASE, budget=60, expected=["CALM"] * 30)
+    assert [mode.rate for mode in result.modes] == [1.0] and "letter_case is upper" in result.modes[0].text
+    assert not result.probes["failed"][result.probes["letter_case"] == 0].any()
+    assert set(result.failures["answer"]) == ({"LOUD (90%)"} if "all" in kind else {"LOUD"})
+    assert result.notes == []
+
+
+def test_classes_that_a_pipeline_names_are_not_named_again():
+    with pytest.raises(UsageError, match="the model names its classes itself, CALM, LOUD: leave classes out"):
+        faded.audit(PIPELINES["all labels, the best first"], TEXTS, concepts=CASE, budget=60, classes=["a", "b"])
+
+
+def test_a_pipeline_that_writes_texts_is_understood():
+    def write(texts):
+        return [[{"generated_text": f"one two three four {text}"}] for text in texts]
+
+    result = faded.audit(write, TEXTS, concepts=CASE, budget=60)
+    assert set(result.failures["answer"]) == set() and result.probes["output"].str.startswith("one two three").all()
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+EXPECTED = {
+    "tensor": torch.tensor,
+    "tensor that learns": lambda labels: torch.tensor(labels, dtype=torch.float32, requires_grad=True),
+    "list of tensors": lambda labels: [torch.tensor(label) for label in labels],
+    "array": np.array,
+    "series": lambda labels: pd.Series(labels, index=range(100, 130)),
+    "list": list,
+    "tensor on a GPU": lambda labels: torch.tensor(labels, device="cuda"),
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=ON_GPU if "GPU" in k else ()) for k in EXPECTED])
+def test_expected_answers_come_in_any_form(kind):
+    labels = [int(image.mean() > 0.5) for image in IMAGES]
+    result = faded.audit(
+        lambda batch: np.stack([0.5 - batch.mean((1, 2)), batch.mean((1, 2)) - 0.5], axis=1),
+        IMAGES,
+        concepts=DARK,
+        budget=60,
+        expected=EXPECTED[kind](labels),
+    )
+    unchanged = result.probes[result.probes["darkening"] == 0]
+    assert len(unchanged) == 30 and not unchanged["failed"].any()
+
+
+def test_scores_that_are_not_numbers_are_failures():
+    def dies_in_the_dark(batch):
+        scores = np.stack([batch.mean((1, 2)), 1 - batch.mean((1, 2))], axis=1)
+        scores[batch.mean((1, 2)) < 0.35] = np.nan
+        return scores
+
+    result = faded.audit(dies_in_the_dark, IMAGES, concepts=DARK, budget=60, expected=[0] * 30)
+    dark = result.failures[result.failures["darkening"] == 0.5]
+    assert len(dark) == 30 and set(dark["answer"]) == {"nan"} and set(dark["discrepancy"]) == {1.0}
+    with pytest.raises(UsageError, match=r"items\[0\]: the model answers \[nan nan\] .*and the like to 29 more"):
+        faded.audit(lambda batch: dies_in_the_dark(batch / 2), IMAGES, concepts=DARK, budget=60)
+
+
+# Doubts
+
+
+def brightness(batch):
+    light = batch.mean((1, 2)) - 0.5
+    return np.stack([-light, light, np.full(len(batch), -9.0)], axis=1)
+
+
+BRIGHT = np.where(brightness(IMAGES).argmax(1) == 1, "bright", "dim")
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        (
+            brightness,
+            {"classes": ["bright", "dim", "none"]},
+            r"are answered right; with classes=\['dim', 'bright', 'none'\]",
+        ),
+        (lambda batch: np.where(brightness(batch).argmax(1) == 1, "a", "b"), {}, "items of 'bright' as 'a'"),
+        (lambda batch: np.tile([1.0, 0, 0], (len(batch), 1)), {"classes": ["none", "dim", "bright"]}, "0.0% of 30"),
+        (
+            lambda batch: np.random.default_rng().random((len(batch), 3)),
+            {"classes": ["none", "dim", "bright"]},
+            r"answered [1-8] of 8 unchanged items differently",
+        ),
+        (
+            lambda batch: [
+                f"what a {word} picture this is" for word in np.random.default_rng().permutation(len(batch))
+            ],
+            {},
+            "100.0% of 30 unchanged items .* fail already",
+        ),
+    ],
+)
+def test_what_is_doubtful_on_unchanged_items_is_told(model, given, message, tmp_path):
+    with pytest.warns(UserWarning, match=message):
+        result = faded.audit(model, IMAGES, concepts=DARK, budget=60, expected=BRIGHT, **given)
+    (note,) = (note for note in result.notes if re.search(message, note))
+    assert note in repr(result) and escape(note) in result._repr_html_()
+    assert escape(note, quote=False)[:60] in result.report(tmp_path / "report.html").read_text()
+
+
+def test_nothing_is_told_of_a_good_model(recwarn):
+    good = ["dim", "bright", "none"]
+    assert faded.audit(brightness, IMAGES, concepts=DARK, budget=60, expected=BRIGHT, classes=good).notes == []
+    assert [str(one.message) for one in recwarn] == []
+
+
+def test_few_items_are_told():
+    with pytest.warns(UserWarning, match="10 items are few.* 95% interval is 23.7% to 76.3%"):
+        faded.audit(brightness, IMAGES[:10], concepts=DARK, budget=40)
+
+
+# Rows
+
+
+def test_built_in_concepts_change_the_numbers_of_rows():
+    table = pd.DataFrame(
+        {"age": np.arange(40), "income": np.linspace(1, 9, 40), "member": [True, False] * 20, "city": list("abcd") * 10}
+    )
+    table["since"] = pd.date_range("2026-01-01", periods=40).as_unit("us")
+    seen = []
+
+    def rich(rows):
+        seen.append(rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows))
+        return (seen[-1]["income"] > 5).astype(int).to_numpy()
+
+    concepts = {"gain": [0, 50], "noise": [0, 1], "missing": [0, 1]}
+    for items in (table, table.to_dict("records")):
+        seen.clear()
+        result = faded.audit(rich, items, concepts=concepts, budget=1000)
+        everything = pd.concat(seen)
+        assert (everything.dtypes == table.dtypes).all()
+        assert set(everything["member"]) == {True, False} and set(everything["city"]) == set("abcd")
+        probes = result.probes.astype({"item": int})
+        gained = probes[(probes["gain"] == 1) & (probes["noise"] == 0) & (probes["missing"] == 0)].set_index("item")
+        income = table["income"].loc[gained.index]
+        assert (gained["failed"] == ((income <= 5) & (income * 1.5 > 5))).all() and gained["failed"].any()
+        alone = probes[(probes["noise"] == 1) & (probes["missing"] == 0)]
+        assert 0 < alone["failed"].mean() < 1
+    assert type(items[0]["age"]) is int
+
+
+def test_whole_numbers_stay_whole():
+    seen = []
+    pixels = np.random.default_rng(3).integers(0, 256, (30, 5)).astype(np.uint8)
+
+    def model(rows):
+        seen.append(rows)
+        return (rows[:, 0] > 99).astype(int)
+
+    result = faded.audit(model, pixels, concepts={"drift": [-3, 0, 3]}, budget=1000)
+    assert {rows.dtype for rows in seen} == {np.dtype(np.uint8)}
+    up = result.probes[result.probes["drift"] == 2].astype({"item": int}).set_index("item")
+    assert (up["output"] == "1").all() and (up["failed"] == (pixels[up.index, 0] <= 99)).all()
+
+
+# What has no file
 
 
 def test_what_has_no_file_is_named_or_refused(my_model):

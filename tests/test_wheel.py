@@ -33,9 +33,9 @@ def source(tmp_path_factory) -> Path:
     """The files that the wheel is built from, without an earlier build's, which would end up in this one."""
     source = tmp_path_factory.mktemp("source") / "faded"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "faded.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml"):
         shutil.copy(ROOT / name, source / name)
-    for name in ("flows", "stages"):
+    for name in ("faded", "flows", "stages"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tests", "benchmarks"):  # must not be in it
         (source / name).mkdir()
@@ -91,11 +91,31 @@ def run(environment: Path, folder: Path, *command: str) -> subprocess.CompletedP
 
 def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    files = [path for name in ("flows", "stages") for path in (source / name).rglob("*") if path.is_file()]
-    assert inside == {"faded.py", *(str(path.relative_to(source)) for path in files)}
-    assert {"flows/plots/page.html", "flows/py.typed", "stages/py.typed", "stages/templates/pipeline.yaml"} <= inside
+    files = [path for name in ("faded", "flows", "stages") for path in (source / name).rglob("*") if path.is_file()]
+    assert inside == {str(path.relative_to(source)) for path in files}
+    assert {
+        "faded/py.typed",
+        "flows/plots/page.html",
+        "flows/py.typed",
+        "stages/py.typed",
+        "stages/templates/pipeline.yaml",
+    } <= inside
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("stages/templates/pipeline.yaml") == (source / "dvc.yaml").read_bytes()
+
+
+def test_type_checkers_of_users_see_the_types(wheel, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    (packages,) = (tmp_path / "env").glob("lib/*/site-packages")
+    zipfile.ZipFile(wheel).extractall(packages)
+    (tmp_path / "mine.py").write_text("import faded\n\nfaded.load('mnist').nothing\nfaded.TextConcept.none\n")
+    check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(tmp_path / "env/bin/python")]
+    done = subprocess.run([*check, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.stdout.splitlines() == [
+        'mine.py:3: error: "Result" has no attribute "nothing"  [attr-defined]',
+        'mine.py:4: error: "type[TextConcept]" has no attribute "none"  [attr-defined]',
+        "Found 2 errors in 1 file (checked 1 source file)",
+    ]
 
 
 def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, environment, tmp_path):

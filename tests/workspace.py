@@ -168,9 +168,10 @@ def make_workspace(
     repairs = {"tiny": repair_params()} if repairs is None else repairs
     shutil.copytree(_empty_repository(), path, symlinks=True, dirs_exist_ok=True)
     # Including byte code, which records the time of its source: compiling costs seconds per workspace.
-    shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("*.pyc.*"))
+    for name in ("faded", "stages"):
+        shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
-    for name in ("dvc.yaml", "faded.json", "faded.py", ".gitignore", ".dvcignore"):
+    for name in ("dvc.yaml", "faded.json", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, path / name)
     if toys:
         for stage in STAGES:

@@ -41,12 +41,14 @@ class About(NamedTuple):
         data: origin of the data.
         date: the day of the report, as 2026-11-28.
         clean: how often the model is right on unchanged items of the search; None if unknown.
+        workspace: whether it is an audit of a workspace, to which commands apply, or one from Python.
     """
 
     model: str = ""
     data: str = ""
     date: str = ""
     clean: RateRecord | None = None
+    workspace: bool = True
 
 
 ABOUT_NOTHING = About()
@@ -65,7 +67,8 @@ def about(here: AuditFolder) -> About:
     origin = known_of(here).get("origin") or {}
     at = os.environ.get("SOURCE_DATE_EPOCH")
     now = datetime.fromtimestamp(int(at), UTC) if at else datetime.now(UTC)
-    return About(str(origin.get("model", "")), str(origin.get("data", "")), f"{now:%Y-%m-%d}")
+    names = str(origin.get("model", "")), str(origin.get("data", ""))
+    return About(*names, f"{now:%Y-%m-%d}", workspace=here.prepare.has("metrics"))
 
 
 class Tile(NamedTuple):
@@ -144,7 +147,7 @@ def landscape_page(
         heading="What fails",
         modes=[_mode_card(landscape, mode, galleries, unchanged, shrinker) for mode in modes[:MODES]],
         more=f"{number(left)} more below." if left > 0 else "",
-        steps=_landscape_steps(landscape, verdict),
+        steps=_landscape_steps(landscape, verdict, about),
         notes=f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
     )
 
@@ -426,8 +429,16 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _landscape_steps(landscape: Landscape, verdict: VerdictView) -> list[Step]:
+def _landscape_steps(landscape: Landscape, verdict: VerdictView, about: About) -> list[Step]:
     name = landscape.audit
+    if not about.workspace:
+        return [
+            Step("Look at the failures, in Python:", "result.failures"),
+            Step(
+                "Repeat this audit by commands, with gates and a history:",
+                'result.to_workspace("folder", model="module:function")',
+            ),
+        ]
     if verdict.gates:  # the audit ends here
         return [Step("Keep the evidence:", f"faded evidence {name}")]
     return [Step("See what comes next (a decision, a repair or its verdict):", f"faded status {name}")]

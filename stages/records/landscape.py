@@ -81,6 +81,11 @@ class ModeRecord(RegionRecord):
     invalid: float | None
     examples: Listed[Example] = Field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<{self.id}: {self.text}, {self.rate:.1%} fail ({self.low:.1%} to {self.high:.1%})>"
+
+    __str__ = __repr__
+
     @property
     def measured(self) -> RateRecord:
         """The rate with its interval."""
@@ -426,6 +431,14 @@ class Landscape(Document):
     items: int
     items_averaged: int | None = None
     slices: Slices | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Landscape of {self.audit}: {self.overall.rate.value:.1%} of {self.items:,} items in"
+            f" {self.space.n_cells:,} cells fail, {len(self.modes)} mode(s)>"
+        )
+
+    __str__ = __repr__
 
     @property
     def space(self) -> ConceptSpace:

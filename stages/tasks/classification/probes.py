@@ -74,7 +74,6 @@ class ClassifierProbes(Task):
     discrepancy_block = DiscrepancyConfig
     repair_block = RepairSettings
     follows_policy = heeds_dose = ("all-layers", "self-distilled", "last-layer")
-    policy_by_default = True  # measured: a repair by the policy needs a quarter of the steps (docs/classification.md)
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "reference": REFERENCE_LOADERS,

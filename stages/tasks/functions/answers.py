@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stages.errors import UsageError
 
@@ -21,17 +22,19 @@ Measure = Callable[[Any, str], float]
 
 
 def ask(model: Callable[..., Any], batch: Any) -> Any:
-    """Return the model's answers to a batch, as a numpy array or a list of texts.
+    """Return the model's answers to a batch, as a numpy array whose first axis is the batch; see `read` for dicts.
 
     A torch module is run on its own device, in evaluation mode and without gradients.
 
     Raises:
-        UsageError: if there is not one answer per item, or the answers cannot be judged.
+        UsageError: if there is not one answer per item, or a torch module does not take the batch.
     """
     answers = _of_module(model, batch) if hasattr(model, "parameters") else model(batch)
     answers = getattr(answers, "logits", answers)  # models of transformers
     if hasattr(answers, "detach"):
         answers = answers.detach().float().cpu().numpy() if answers.is_floating_point() else answers.cpu().numpy()
+    if isinstance(answers, list | tuple) and any(_scores_of(answer) for answer in answers):
+        answers = np.fromiter(answers, dtype=object, count=len(answers))
     answers = np.asarray(answers)
     if not answers.ndim or len(answers) != len(batch):
         raise UsageError(
@@ -41,28 +44,107 @@ def ask(model: Callable[..., Any], batch: Any) -> Any:
     return answers
 
 
+def ask_all(
+    model: Callable[..., Any], batch_of: Callable[[np.ndarray], Any], rows: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Return the model's answers to rows (n,) of the items, in batches that a function makes of rows."""
+    batches = np.array_split(rows, -(-len(rows) // batch_size))
+    return np.concatenate([ask(model, batch_of(some)) for some in batches])
+
+
 def _of_module(model: Any, batch: Any) -> Any:
     import torch
 
     weights = next(iter(model.parameters()), None)
     given = batch
     if not isinstance(batch, list):
-        given = torch.as_tensor(np.asarray(batch), device=None if weights is None else weights.device)
+        given = torch.as_tensor(np.array(batch), device=None if weights is None else weights.device)
+        if given.is_floating_point() and weights is not None:
+            given = given.to(weights.dtype)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             return model(given)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(batch, list):
+            raise
+        raise UsageError(
+            f"the model does not take a batch of shape {tuple(given.shape)} and {given.dtype}{_channels(model, given)}:"
+            f" {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
     finally:
         model.train(training)
 
 
-def kind_of(answers: np.ndarray) -> str:
+def _channels(model: Any, given: Any) -> str:
+    """Return what a network of pictures expects, if the batch has another number of channels; else nothing."""
+    import torch
+
+    first = next((layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)), None)
+    if first is None or (given.ndim == 4 and given.shape[1] == first.in_channels):
+        return ""
+    return (
+        f"; its first convolution has {first.in_channels} input channel(s), expected items"
+        f" (n, {first.in_channels}, h, w)"
+    )
+
+
+def read(answers: np.ndarray) -> np.ndarray | pd.DataFrame:
+    """Read what pipelines of transformers return, {"label", "score"} or a list of them for each item.
+
+    Returns:
+        Scores by label, (n, labels), NaN where an item has none; texts (n,) for {"generated_text"} and the like; other
+        answers as they are.
+
+    Raises:
+        UsageError: if they are dicts of another kind.
+    """
+    if answers.ndim != 1 or not any(_scores_of(answer) for answer in answers):
+        return answers
+    rows = [_scores_of(answer) for answer in answers]
+    keys = set().union(*(scored for row in rows for scored in row))
+    if keys == {"label", "score"}:
+        table = pd.DataFrame([{str(one.get("label")): one.get("score") for one in row} for row in rows], dtype=float)
+        return table[sorted(table)]
+    texts = {key for key in keys if key.endswith("_text")}
+    if len(texts) == 1 and all(row and isinstance(row[0].get(*texts), str) for row in rows):
+        return np.array([row[0][next(iter(texts))] for row in rows], dtype=object)
+    raise UsageError(
+        f"the model answers dicts with {', '.join(map(repr, sorted(map(str, keys))))}, expected 'label' and 'score'"
+        " alone, or a label or scores themselves; of another kind of answer say how wrong it is:"
+        " discrepancy=lambda answer, expected: ..."
+    )
+
+
+def _scores_of(answer: Any) -> list[Mapping[str, Any]]:
+    """Return the dicts of one answer: itself, or those in its list; none if it is of another kind."""
+    dicts = answer if isinstance(answer, list) else [answer]
+    return dicts if dicts and all(isinstance(one, Mapping) for one in dicts) else []
+
+
+def labels_in(answers: np.ndarray | pd.DataFrame) -> list[str]:
+    """Return answers as text: the label with the highest score if they are scores by label."""
+    if not isinstance(answers, pd.DataFrame):
+        return [spelled(answer) for answer in answers]
+    best = answers.fillna(-np.inf).to_numpy().argmax(1)
+    unknown = answers.isna().all(axis=1)
+    return ["nan" if none else str(answers.columns[k]) for none, k in zip(unknown, best, strict=True)]
+
+
+def kind_of(answers: np.ndarray | pd.DataFrame) -> str:
     """Return whether answers are labels, scores, probabilities or texts.
+
+    Scores by label are probabilities if every item has all of them and they sum to 1; else the highest is its label.
 
     Raises:
         UsageError: if they are none of these.
     """
+    if isinstance(answers, pd.DataFrame):
+        whole = answers.shape[1] > 1 and np.allclose(answers.to_numpy().sum(1), 1, atol=1e-3)
+        return "probabilities" if whole else "labels"
     if answers.ndim == 1 and answers.dtype.kind in "OU":
         return "texts" if any(len(str(answer).split()) > LONG for answer in answers) else "labels"
     if answers.ndim == 1 and answers.dtype.kind in "iub":
@@ -79,7 +161,7 @@ def kind_of(answers: np.ndarray) -> str:
 
 def spelled(answer: Any) -> str:
     """Convert a label or other answer to text for people and tables: 3.0 is the class 3."""
-    plain = answer.item() if isinstance(answer, np.generic) else answer
+    plain = answer.item() if isinstance(answer, np.generic) or getattr(answer, "ndim", None) == 0 else answer
     return str(int(plain) if isinstance(plain, float) and plain.is_integer() else plain)[:LONGEST]
 
 
@@ -96,19 +178,48 @@ class Judge:
         self.kind, self.classes, self.measure = kind, list(classes), measure
 
     def __call__(self, answers: np.ndarray, expected: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Return (n,) float32 discrepancies, and n answers for people."""
-        if self.kind in ("scores", "probabilities"):
-            return self._margins(answers, expected)
+        """Return (n,) float32 discrepancies, and n answers for people.
+
+        Scores that are not finite are the largest discrepancy, 1.
+
+        Raises:
+            UsageError: if the user's own measure is not finite, or the number of scores is not that of the classes.
+        """
         if self.measure is not None:
             found = [float(self.measure(answer, label)) for answer, label in zip(answers, expected, strict=True)]
-        elif self.kind == "texts":
+            for answer, value in zip(answers, found, strict=True):
+                if not np.isfinite(value):
+                    raise UsageError(f"discrepancy: found {value} for the answer {spelled(answer)}, expected a number")
+            return np.array(found, dtype=np.float32), [spelled(answer) for answer in answers]
+        answers = read(answers)
+        if self.kind in ("scores", "probabilities"):
+            return self._margins(self.scores(answers), expected)
+        said = labels_in(answers)
+        if self.kind == "texts":
             found = [1 - overlap(str(answer), label) for answer, label in zip(answers, expected, strict=True)]
         else:
-            found = [-1.0 if spelled(a) == label else 1.0 for a, label in zip(answers, expected, strict=True)]
-        return np.array(found, dtype=np.float32), [spelled(answer) for answer in answers]
+            found = [-1.0 if answer == label else 1.0 for answer, label in zip(said, expected, strict=True)]
+        return np.array(found, dtype=np.float32), said
 
-    def _margins(self, answers: np.ndarray, expected: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        logits = answers.astype(np.float64)
+    def scores(self, answers: np.ndarray | pd.DataFrame) -> np.ndarray:
+        """Return scores (n, classes) float64 in the order of the classes.
+
+        Raises:
+            UsageError: if there is not one per class.
+        """
+        if isinstance(answers, pd.DataFrame):
+            answers = answers.reindex(columns=self.classes).to_numpy()
+        if answers.shape != (len(answers), len(self.classes)):
+            raise UsageError(
+                f"the model answers with shape {answers.shape}, expected {(len(answers), len(self.classes))}: a score"
+                f" for each of {', '.join(self.classes[:10])}"
+            )
+        return answers.astype(np.float64)
+
+    def _margins(self, scores: np.ndarray, expected: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        highest = scores.max(1)
+        finite = np.isfinite(highest)  # not with NaN, after an overflow, or if every class is ruled out
+        logits = np.where(finite[:, None], scores, 0.0)
         if self.kind == "probabilities":
             logits = np.log(np.clip(logits, 1e-6, None))
         rows, true = np.arange(len(logits)), np.array([self.classes.index(label) for label in expected], dtype=int)
@@ -117,15 +228,41 @@ class Judge:
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
         best = logits.argmax(1)
-        outputs = [f"{self.classes[k]} ({p:.0%})" for k, p in zip(best, shares[rows, best], strict=True)]
-        return np.tanh((others.max(1) - logits[rows, true]) / SCALE).astype(np.float32), outputs
+        outputs = [
+            f"{self.classes[k]} ({p:.0%})" if known else f"{score:g}"
+            for k, p, known, score in zip(best, shares[rows, best], finite, highest, strict=True)
+        ]
+        discrepancy = np.tanh((others.max(1) - logits[rows, true]) / SCALE)
+        return np.where(finite, discrepancy, 1.0).astype(np.float32), outputs
+
+    def labels(self, answers: np.ndarray) -> list[str]:
+        """Return n answers as labels: that of the highest score, if there are scores."""
+        if self.kind == "own":
+            return [spelled(answer) for answer in answers]
+        found = read(answers)
+        if self.kind in ("scores", "probabilities"):
+            return [self.classes[k] for k in self.scores(found).argmax(1)]
+        return [str(answer) for answer in found] if self.kind == "texts" else labels_in(found)
 
 
-def own_labels(answers: np.ndarray, kind: str, classes: Sequence[str]) -> list[str]:
-    """Return the model's answers to unchanged items as labels, if people have not said what they expect."""
-    if kind in ("scores", "probabilities"):
-        return [classes[k] for k in answers.argmax(1)]
-    return [str(answer) if kind == "texts" else spelled(answer) for answer in answers]
+def check_unchanged(found: np.ndarray | pd.DataFrame) -> None:
+    """Refuse a model that has no answer to an unchanged item: NaN, None, or scores that are not finite.
+
+    Raises:
+        UsageError: with the first such item, and what was found.
+    """
+    if isinstance(found, pd.DataFrame):
+        none = found.isna().all(axis=1).to_numpy()
+    elif found.ndim == 2 and found.dtype.kind == "f":
+        none = ~np.isfinite(found.max(1))
+    else:
+        none = pd.isna(found) if found.ndim == 1 else np.zeros(len(found), dtype=bool)
+    if none.any():
+        first, more = int(none.argmax()), int(none.sum()) - 1
+        raise UsageError(
+            f"items[{first}]: the model answers {np.asarray(found)[first]} to this unchanged item"
+            f"{f' (and the like to {more:,} more)' if more else ''}, expected a label, a text or finite scores"
+        )
 
 
 def overlap(one: str, other: str) -> float:
@@ -135,8 +272,8 @@ def overlap(one: str, other: str) -> float:
     return 2 * (a & b).total() / total if total else 1.0
 
 
-def classes_of(answers: np.ndarray, kind: str, given: Sequence[Any] | None) -> list[str]:
-    """Return names of the columns of scores: those given, else their numbers; empty for other kinds of answers.
+def classes_of(answers: np.ndarray | pd.DataFrame, kind: str, given: Sequence[Any] | None) -> list[str]:
+    """Return names of the columns of scores: those given, else the model's, else numbers; empty for other answers.
 
     Raises:
         UsageError: if those given do not fit.
@@ -145,6 +282,10 @@ def classes_of(answers: np.ndarray, kind: str, given: Sequence[Any] | None) -> l
         if given is not None:
             raise UsageError(f"classes: the model answers with {kind}, only columns of scores have names")
         return []
+    if isinstance(answers, pd.DataFrame):
+        if given is not None and {*map(spelled, given)} != {*answers}:
+            raise UsageError(f"classes: the model names its classes itself, {', '.join(answers)}: leave classes out")
+        return list(answers)
     names = [spelled(name) for name in (range(answers.shape[1]) if given is None else given)]
     if len(names) != answers.shape[1] or len(set(names)) < len(names):
         raise UsageError(f"classes: found {', '.join(names)}, expected {answers.shape[1]} different names")
@@ -152,17 +293,23 @@ def classes_of(answers: np.ndarray, kind: str, given: Sequence[Any] | None) -> l
 
 
 def labels_of(expected: Sequence[Any], n: int, classes: Sequence[str]) -> list[str]:
-    """Convert what people expect to labels for tables.
+    """Convert what people expect to labels for tables; `expected` may be a tensor.
 
     Raises:
-        UsageError: if there is not one per item, or one is not among the classes.
+        UsageError: if there is not one per item, or one is unknown, or one is not among the classes.
     """
+    if hasattr(expected, "detach"):
+        expected = expected.detach().cpu().numpy()
+    if len(shape := getattr(expected, "shape", (n,))) != 1:
+        raise UsageError(f"expected: found shape {tuple(shape)}, expected one answer for each item, ({n},)")
+    if (unknown := pd.isna(pd.Series(list(expected), dtype=object))).any():
+        raise UsageError(f"expected[{unknown.argmax()}] is missing: expected an answer for each item")
     labels = [label if isinstance(label, str) else spelled(label) for label in expected]
     if len(labels) != n:
         raise UsageError(f"expected: found {len(labels):,} answers for {n:,} items")
-    if classes and (unknown := sorted(set(labels) - set(classes))):
+    if classes and (strange := sorted(set(labels) - set(classes))):
         raise UsageError(
-            f"expected: the model scores no class {', '.join(unknown[:5])}, its classes are {', '.join(classes[:10])}:"
+            f"expected: the model scores no class {', '.join(strange[:5])}, its classes are {', '.join(classes[:10])}:"
             " classes=[...] names the columns of its scores"
         )
     return labels

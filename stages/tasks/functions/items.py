@@ -7,11 +7,13 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, Self
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch.nn.functional import adaptive_avg_pool2d
 
 from stages.concepts import Concept, ConceptSpace, Level, images, texts
@@ -19,10 +21,14 @@ from stages.concepts.catalogue import Change, check_levels, span
 from stages.errors import UsageError
 from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit
+from stages.tasks.tabular.concepts import CATALOGUE as MEASURED
+from stages.tasks.tabular.concepts import RowChanges
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 SEEN = 16  # side of the grey picture that explorers see
 COLUMN = "x."  # prefix of features of rows in tables, where other columns have other meanings
+
+Form = Literal["array", "frame", "records"]
 
 
 class Given(Protocol):
@@ -74,15 +80,29 @@ def as_given(items: Any) -> Given:
         if wrong := [i for i, item in enumerate(items) if not isinstance(item, str)]:
             raise UsageError(f"items[{wrong[0]}] is not text as the first is")
         return Texts(list(items))
-    array = items.detach().cpu().numpy() if hasattr(items, "detach") else np.asarray(items)
+    if isinstance(items, list | tuple) and len(items) and isinstance(items[0], Mapping):
+        if wrong := [i for i, item in enumerate(items) if not isinstance(item, Mapping)]:
+            raise UsageError(f"items[{wrong[0]}] is not a dict as the first is")
+        return Rows(pd.DataFrame(list(items)), form="records")
+    if isinstance(items, list | tuple):
+        items = [_array(item) for item in items]
+        shapes = dict.fromkeys(item.shape for item in items)
+        if len(shapes) > 1:
+            told = ", ".join(map(str, list(shapes)[:3]))
+            raise UsageError(f"items: found items of {len(shapes)} shapes, {told}, expected one: resize pictures first")
+    array = _array(items)
     if array.ndim == 2 and array.dtype.kind in "fiub":
-        return Rows(pd.DataFrame(array, columns=[str(i) for i in range(array.shape[1])]), array=True)
+        return Rows(pd.DataFrame(array, columns=[str(i) for i in range(array.shape[1])]), form="array")
     if array.ndim in (3, 4) and array.dtype.kind in "fu":
         return Images.of(array)
     raise UsageError(
         f"items: found {type(items).__name__} of shape {array.shape} and {array.dtype}, expected images (n, h, w),"
-        " (n, h, w, c) or (n, c, h, w), a list of texts, or rows of features (n, d) or a DataFrame"
+        " (n, h, w, c) or (n, c, h, w), a list of texts, or rows of features (n, d), a DataFrame or a list of dicts"
     )
+
+
+def _array(items: Any) -> np.ndarray:
+    return items.detach().cpu().numpy() if hasattr(items, "detach") else np.asarray(items)
 
 
 def read_concepts(
@@ -133,13 +153,14 @@ def check(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mappin
     """Return errors of the concepts of an audit, one line each."""
     twice = [f"concepts.{name}: there is a built-in concept of that name" for name in own if name in given.catalogue]
     built_in = {name: levels for name, levels in concepts.items() if name not in own}
-    if built_in and not given.catalogue:
-        return [*twice, *(f"concepts.{name}: {given.__name__.lower()} have no built-in concepts" for name in built_in)]
     return twice + check_levels(built_in, given.catalogue)
 
 
-def _number(item: str) -> int:
-    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
+def _chance(ids: Sequence[str], cells: np.ndarray, space: ConceptSpace, seed: int) -> np.ndarray:
+    """Return a random number for each probe, (n,) uint64, whatever else is in its batch."""
+    hashes = (hashlib.sha256(item.encode()).digest()[:8] for item in ids)
+    numbers = np.array([int.from_bytes(one, "little") for one in hashes], dtype=np.uint64)
+    return images.probe_chance(numbers, space.flat(cells), np.zeros(len(ids), dtype=np.int64), seed)
 
 
 def _apply_own(space: ConceptSpace, cell: np.ndarray, item: Any) -> Any:
@@ -215,9 +236,8 @@ class Images:
         """See Given."""
         pixels = self._channels_first(self.pixels[rows]).astype(np.float32)
         taken = torch.from_numpy(pixels / 255 if self.pixels.dtype == np.uint8 else pixels)
-        numbers = np.array([_number(item) for item in ids], dtype=np.uint64)
-        chance = images.probe_chance(numbers, space.flat(cells), np.zeros(len(rows), dtype=np.int64), seed)
-        changed = images.ImageTransforms(space)(taken, cells, chance).numpy()
+        writable = np.array(cells)  # torch warns of any other array
+        changed = images.ImageTransforms(space)(taken, writable, _chance(ids, cells, space, seed)).numpy()
         if self.pixels.dtype == np.uint8:
             changed = (changed * 255).round().astype(np.uint8)
         batch = changed[:, 0] if self.axis is None else np.moveaxis(changed, 1, self.axis)
@@ -293,15 +313,17 @@ class Texts:
 class Rows:
     """Rows of features.
 
+    Built-in concepts change the columns of numbers; those of whole numbers stay whole.
+
     Args:
         frame: one column per feature.
-        array: whether the model takes an array rather than a DataFrame.
+        form: what the model takes.
     """
 
-    catalogue: ClassVar[Mapping[str, Change]] = {}
+    catalogue: ClassVar[Mapping[str, Change]] = MEASURED
 
-    def __init__(self, frame: pd.DataFrame, *, array: bool = False) -> None:
-        self.frame, self.array = frame, array
+    def __init__(self, frame: pd.DataFrame, *, form: Form = "frame") -> None:
+        self.frame, self.form = frame, form
         self.frame.columns = [str(name) for name in frame.columns]
 
     @classmethod
@@ -309,33 +331,47 @@ class Rows:
         """See Given."""
         columns = [name for name in table.columns if name.startswith(COLUMN)]
         frame = table[columns].rename(columns=lambda name: name.removeprefix(COLUMN)).reset_index(drop=True)
-        return cls(frame, array=table.attrs["form"]["array"])
+        form = table.attrs["form"]
+        return cls(frame, form=form.get("rows", "array" if form.get("array") else "frame"))  # "array": until 2026-11
 
     def table(self) -> pd.DataFrame:
         """See Given."""
         table = self.frame.add_prefix(COLUMN)
-        table.attrs["form"] = {"kind": "rows", "array": self.array}
+        table.attrs["form"] = {"kind": "rows", "rows": self.form}
         return table
 
     def about(self) -> pd.DataFrame:
         """See Given: the columns, if the user named them."""
-        return pd.DataFrame(index=self.frame.index) if self.array else self.frame
+        return pd.DataFrame(index=self.frame.index) if self.form == "array" else self.frame
 
     def features(self) -> np.ndarray:
-        """See Given: numbers, and words one-hot encoded."""
-        numbers = pd.get_dummies(self.frame, dtype=float).astype(float)
+        """See Given: numbers, times as seconds, and words one-hot encoded."""
+        times = self.frame.select_dtypes(["datetime", "datetimetz", "timedelta"])
+        seconds = {name: (column - column.min()).dt.total_seconds() for name, column in times.items()}
+        numbers = pd.get_dummies(self.frame.assign(**seconds), dtype=float).astype(float)
         return numbers.fillna(numbers.mean()).fillna(0).to_numpy()
 
     def unchanged(self, rows: np.ndarray) -> Any:
         """See Given."""
-        return self.frame.to_numpy()[rows] if self.array else self.frame.iloc[rows].reset_index(drop=True)
+        return self._formed(self.frame.iloc[rows].reset_index(drop=True))
+
+    def _formed(self, table: pd.DataFrame) -> Any:
+        if self.form == "frame":
+            return table
+        return table.to_numpy(copy=True) if self.form == "array" else table.to_dict("records")
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
-        """See Given: concepts get a row as a 1-D array or a Series."""
-        if self.array:
-            taken = self.frame.to_numpy()[rows]
-            return np.stack([_apply_own(space, cell, row.copy()) for cell, row in zip(cells, taken, strict=True)])
-        series = [self.frame.iloc[row].copy() for row in rows]
+        """See Given: concepts get a row as a 1-D array, a Series or a dict."""
+        taken = self._measured_otherwise(rows, cells, ids, space, seed)
+        if all(concept.apply is None for concept in space.concepts):
+            return self._formed(taken)
+        if self.form == "array":
+            pairs = zip(cells, taken.to_numpy(), strict=True)
+            return np.stack([_apply_own(space, cell, row.copy()) for cell, row in pairs])
+        if self.form == "records":
+            pairs = zip(cells, taken.to_dict("records"), strict=True)
+            return [_apply_own(space, cell, row) for cell, row in pairs]
+        series = [taken.iloc[row].copy() for row in range(len(taken))]
         changed = [_apply_own(space, cell, row) for cell, row in zip(cells, series, strict=True)]
         table = pd.DataFrame(changed, columns=self.frame.columns).reset_index(drop=True)
         for name, dtype in self.frame.dtypes.items():
@@ -343,10 +379,39 @@ class Rows:
                 table[name] = table[name].astype(dtype)
         return table
 
+    @cached_property
+    def _measured(self) -> pd.DataFrame:
+        """The columns of numbers, as floats."""
+        measured = [name for name, dtype in self.frame.dtypes.items() if is_numeric_dtype(dtype)]
+        return self.frame[measured].select_dtypes(exclude="bool").astype(float)
+
+    def _measured_otherwise(
+        self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int
+    ) -> pd.DataFrame:
+        """Return rows of the table, changed by built-in concepts."""
+        taken = self.frame.iloc[rows].reset_index(drop=True)
+        concepts = [concept.name for concept in space.concepts if concept.apply is None]
+        if not concepts:
+            return taken
+        measured = self._measured
+        if measured.empty:
+            raise UsageError(f"concepts.{concepts[0]}: no column of the items has numbers")
+        spread, usual = measured.std().replace(0, 1), measured.median()
+        changes = RowChanges(space, MEASURED, list(measured), spread.to_numpy(), usual.to_numpy())
+        before = measured.iloc[rows].to_numpy()
+        after = changes(before, cells, _chance(ids, cells, space, seed))
+        for name, old, new in zip(measured, before.T, after.T, strict=True):
+            changed = np.flatnonzero((new != old) & np.isfinite(new))
+            values, dtype = new[changed], getattr(self.frame[name].dtype, "numpy_dtype", self.frame[name].dtype)
+            if dtype.kind in "iu":
+                values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+            taken.loc[changed, name] = values.astype(dtype)
+        return taken
+
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
         """See Given."""
         before = self.frame.iloc[row]
-        now = dict(zip(self.frame.columns, changed, strict=True))
+        now = changed if isinstance(changed, Mapping) else dict(zip(self.frame.columns, changed, strict=True))
         lines = [f"{name}: {_said(value)}" for name, value in before.items()]
         return Exhibit(
             caption,

@@ -24,7 +24,8 @@ from stages.params import Strict
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
 from stages.tasks.features import PrincipalAxes
-from stages.tasks.functions.answers import LONGEST, Judge, Measure, ask
+from stages.tasks.functions.answers import LONGEST, Judge, Measure, ask, ask_all, check_unchanged, read
+from stages.tasks.functions.doubts import doubts
 from stages.tasks.functions.items import KINDS, as_concept, check, space_of
 
 _NAME = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
@@ -52,7 +53,7 @@ class FunctionTask(Task):
 
     Args:
         context: as for any task.
-        table: columns id, split, label and those of the items, with their form in `attrs`.
+        table: columns id, split, label and those of the items, with their form and `doubts` in `attrs`.
         model: the function, or torch module.
         own: the user's own concepts by name.
         measure: the user's own measure of an answer.
@@ -79,6 +80,7 @@ class FunctionTask(Task):
         self.given = kind.from_table(table)
         self.items = Items(table[["id", "split", "label"]].copy())
         self.judge = Judge(settings.answers, config.classes, measure)
+        self.doubts: list[str] = table.attrs.get("doubts", [])
         self._rows = {item: row for row, item in enumerate(table["id"])}
         self._vectors: np.ndarray | None = None
 
@@ -104,7 +106,11 @@ class FunctionTask(Task):
         (out_dir / "model" / "model.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")
         table.to_parquet(out_dir / "items.parquet", index=False)
         task = cls.load(context, out_dir)
-        return {"items": len(table), "clean_accuracy": float(task.clean_quality("discover").values.mean())}
+        answers = task.unchanged()
+        table.attrs["doubts"] = task.find_doubts(answers)
+        table.to_parquet(out_dir / "items.parquet", index=False)
+        passed = task.judge(answers, table["label"].tolist())[0] <= task.threshold
+        return {"items": len(table), "clean_accuracy": {"discover": float(passed.mean())}}
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
@@ -119,6 +125,26 @@ class FunctionTask(Task):
         table = read_table(prepared / "items.parquet")
         told = None if measure is None else named(measure, context.inputs)
         return cls(context, table, named(config.model, context.inputs), own, told)
+
+    def unchanged(self) -> np.ndarray:
+        """Return the model's answers to all unchanged items.
+
+        Raises:
+            UsageError: if it has none to an item.
+        """
+        answers = self._unchanged(np.arange(len(self._rows)))
+        if self.judge.kind != "own":
+            check_unchanged(read(answers))
+        return answers
+
+    def _unchanged(self, rows: np.ndarray) -> np.ndarray:
+        return ask_all(self.model, self.given.unchanged, rows, self.context.compute.batch_size)
+
+    def find_doubts(self, answers: np.ndarray) -> list[str]:
+        """Return what `notes` says from now on, given the answers to all unchanged items."""
+        labels = self.items.table["label"].tolist()
+        self.doubts = doubts(self.judge, self.threshold, answers, labels, self._unchanged)
+        return self.doubts
 
     def _asked(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
         """Return rows, changed items and the model's answers to them."""
@@ -135,6 +161,10 @@ class FunctionTask(Task):
     def _labels(self, rows: np.ndarray) -> list[str]:
         labels: list[str] = self.items.table["label"].iloc[rows].tolist()
         return labels
+
+    def notes(self) -> Sequence[str]:
+        """See Task: what was noticed on unchanged items."""
+        return self.doubts
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
         """See Task."""
@@ -162,12 +192,9 @@ class FunctionTask(Task):
     def clean_quality(self, split: Split) -> Quality:
         """See Task: 1 if the answer to the unchanged item is not a failure."""
         ids = self.items.ids(split)
-        values = []
-        for start in range(0, len(ids), self.context.compute.batch_size):
-            rows = np.array([self._rows[item] for item in ids[start : start + self.context.compute.batch_size]])
-            discrepancy, _ = self.judge(ask(self.model, self.given.unchanged(rows)), self._labels(rows))
-            values.append(1.0 - (discrepancy > self.threshold))
-        return Quality("clean accuracy", np.concatenate(values), ids)
+        rows = np.array([self._rows[item] for item in ids])
+        discrepancy, _ = self.judge(self._unchanged(rows), self._labels(rows))
+        return Quality("clean accuracy", 1.0 - (discrepancy > self.threshold), ids)
 
 
 def named(target: str, inputs: Path) -> Any:

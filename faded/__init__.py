@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import mkdtemp
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from weakref import finalize
 
 
 def _claim(*packages: str) -> None:
-    """Make `stages` and `flows` refer to the packages beside this file, whatever is first on Python's path.
+    """Make `stages` and `flows` refer to the packages beside this one, whatever is first on Python's path.
 
     Raises:
         ImportError: if other packages of these names were imported before.
     """
     for name in packages:
-        home = Path(__file__).resolve().parent / name
+        home = Path(__file__).resolve().parents[1] / name
         loaded = sys.modules.get(name)
         if loaded is None:
             found = importlib.util.spec_from_file_location(
@@ -34,7 +37,9 @@ def _claim(*packages: str) -> None:
             assert found is not None and found.loader is not None
             sys.modules[name] = module = importlib.util.module_from_spec(found)
             found.loader.exec_module(module)
-        elif not any((Path(folder).parent / "faded.py").is_file() for folder in getattr(loaded, "__path__", ())):
+        elif not any(
+            (Path(folder).parent / "faded" / "__init__.py").is_file() for folder in getattr(loaded, "__path__", ())
+        ):
             raise ImportError(
                 f"{name!r} is imported already, from {getattr(loaded, '__file__', None) or home.name}: Faded has a"
                 " package of that name. Import faded in a process that does not need the other one",
@@ -63,9 +68,18 @@ from stages.tasks.contract import (
 )
 
 if TYPE_CHECKING:
+    from stages.concepts.images import ImageConcept as ImageConcept
+    from stages.concepts.texts import TextConcept as TextConcept
+    from stages.concepts.texts import edit_letters as edit_letters
+    from stages.concepts.texts import leave_out as leave_out
+    from stages.concepts.texts import reword as reword
+    from stages.pages.gallery import Shrinker
     from stages.params import AuditConfig
     from stages.records import AuditFolder, Landscape, ModeRecord, RepairVerdict, Verdict
+    from stages.tasks.classification import ImageClassification as ImageClassification
     from stages.tasks.functions import FunctionTask
+    from stages.tasks.summarization import Summarization as Summarization
+    from stages.tasks.text_to_image import TextToImage as TextToImage
 
 __all__ = [
     "Concept",
@@ -92,6 +106,7 @@ _LATER = {  # imports that are slow, or need the libraries of an extra
     "Summarization": "stages.tasks.summarization",
     "TextToImage": "stages.tasks.text_to_image",
 }
+_CURVE = ("concept", "level", "probes", "failures", "rate", "low", "high")  # columns of `Result.curves`
 _SLICE = (  # columns of `Result.slices`
     *("attribute", "value", "items", "probes", "failures"),
     *("rate", "low", "high", "rest", "p", "worse"),
@@ -99,6 +114,7 @@ _SLICE = (  # columns of `Result.slices`
 _POLICY = (  # columns of `Result.policy_shift`
     *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
 )
+_EXCERPT = 200  # characters of an example
 _FEWEST_PROBES = 40  # with fewer, no mode can be both found and confirmed
 
 
@@ -156,9 +172,9 @@ def audit(
 
     Args:
         model: a torch module, or any function of a batch of items. It answers with n labels, with scores or
-            probabilities (n, classes), or with n texts.
+            probabilities (n, classes), with n texts, or as pipelines of transformers do.
         items: images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or in [0, 1]; a list of texts; or rows of
-            features, (n, d) or a DataFrame. The model gets batches of the same form.
+            features, (n, d), a DataFrame or a list of dicts. The model gets batches of the same form.
         concepts: changes of an item: the levels of built-in concepts by name, and your own concepts.
         budget: queries of the model on changed items, by the search and by its uniform baseline each; the search for
             the smallest failing changes uses half as many more.
@@ -172,6 +188,10 @@ def audit(
         batch_size: items per batch.
         name: name of the audit.
 
+    Warns:
+        UserWarning: if few items were given, or the answers to the unchanged ones are no better than chance, seem to
+            belong to other classes, or differ when asked for again. `Result.notes` repeats it.
+
     Raises:
         UsageError: a ValueError, if the arguments or the model's answers are not as described here.
     """
@@ -179,7 +199,16 @@ def audit(
 
     from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
-    from stages.tasks.functions.answers import THRESHOLDS, ask, classes_of, kind_of, labels_of, own_labels
+    from stages.tasks.functions.answers import (
+        THRESHOLDS,
+        Judge,
+        ask_all,
+        check_unchanged,
+        classes_of,
+        kind_of,
+        labels_of,
+        read,
+    )
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
     from stages.tasks.load import task_context
@@ -195,13 +224,14 @@ def audit(
         raise UsageError(
             f"found {n} item(s) and batch_size {batch_size!r}, expected two items and one at once at least"
         )
-    answers = np.concatenate(
-        [ask(model, given.unchanged(rows)) for rows in np.array_split(range(n), -(-n // batch_size))]
-    )
-    kind = "own" if discrepancy is not None else kind_of(answers)
-    names = classes_of(answers, kind, classes)
+    answers = ask_all(model, given.unchanged, np.arange(n), batch_size)
+    kind, found = "own", answers
+    if discrepancy is None:
+        check_unchanged(found := read(answers))
+        kind = kind_of(found)
+    names = classes_of(found, kind, classes)
     table["id"], table["split"] = [str(row) for row in range(n)], "discover"
-    table["label"] = own_labels(answers, kind, names) if expected is None else labels_of(expected, n, names)
+    table["label"] = Judge(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
@@ -221,6 +251,9 @@ def audit(
     least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
+    table.attrs["doubts"] = task.find_doubts(answers)
+    for said in task.doubts:
+        warnings.warn(said, stacklevel=2)
     return Result(_run(name, task, config, table), (task, config))
 
 
@@ -284,14 +317,35 @@ class Result:
     def __init__(self, records: AuditFolder, made: tuple[FunctionTask, AuditConfig] | None = None) -> None:
         self.records, self._made = records, made
         self.name = records.path.name
+        self._page: Path | None = None
 
     def __repr__(self) -> str:
-        return f"{self.name}: {self._said()}\n" + "\n".join(f"{m.id}  {m.text}: {_rate(m)}" for m in self.modes)
+        modes = [f"{mode.id}  {mode.text}: {_rate(mode)}" for mode in self.modes]
+        return "\n".join([f"{self.name}: {self._said()}", *modes, *(f"Note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{m.id}</td><td>{escape(m.text)}</td><td>{_rate(m)}</td></tr>" for m in self.modes)
-        head = "<tr><th></th><th>failure mode</th><th>fails</th></tr>"
-        return f"<p>{escape(self.name)}: {self._said()}</p>\n<table>{head}{rows}</table>"
+        from stages.pages.gallery import Shrinker
+
+        shelves = self.records.summarize.exhibits
+        shown = {
+            mode.id: next((one.exhibit for one in shelves.get(mode.id, ()) if one.failed), None) for mode in self.modes
+        }
+        shrinker = Shrinker(one for one in shown.values() if one is not None)
+        rows = "".join(
+            f"<tr><td>{mode.id}</td><td>{escape(mode.text)}</td><td>{_rate(mode)}</td>"
+            f"<td>{_example(shown[mode.id], shrinker)}</td></tr>"
+            for mode in self.modes
+        )
+        head = "<tr><th></th><th>failure mode</th><th>fails</th><th>for example</th></tr>"
+        parts = [f"<p>{escape(self.name)}: {self._said()}</p>", f"<table>{head}{rows}</table>" if rows else ""]
+        parts += [f"<p>Note: {escape(note)}</p>" for note in self.notes]
+        drawn = self.records.report
+        if page := self._page or (drawn.where("page") if drawn.has("page") else None):
+            here = page.resolve()
+            inside = here.is_relative_to(Path.cwd())  # notebooks open only links that are relative to them
+            link = quote(here.relative_to(Path.cwd()).as_posix()) if inside else here.as_uri()
+            parts.append(f'<p><a href="{link}">report</a></p>')
+        return "\n".join(part for part in parts if part)
 
     def _said(self) -> str:
         rate, n = self.landscape.overall.rate, len(self.modes)
@@ -307,6 +361,24 @@ class Result:
     def modes(self) -> list[ModeRecord]:
         """The failure modes, worst first."""
         return self.landscape.modes
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known to trust the result: few items, a model no better than chance, answers that vary."""
+        return self.landscape.notes
+
+    def curves(self) -> pd.DataFrame:
+        """Return the failure rate at each level of each concept, averaged over all others, with its 95% interval.
+
+        Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
+        """
+        levels = {concept.name: concept.levels for concept in self.landscape.space.concepts}
+        rows = [
+            {"concept": one.concept, "level": levels[one.concept][one.level]}
+            | {name: getattr(one, name) for name in _CURVE[2:]}
+            for one in self.landscape.effects
+        ]
+        return pd.DataFrame(rows, columns=list(_CURVE)).astype(dict.fromkeys(("rate", "low", "high"), float))
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -388,8 +460,9 @@ class Result:
         if path is None:
             webbrowser.open(page.resolve().as_uri())
             return page
-        Path(path).write_bytes(page.read_bytes())
-        return Path(path)
+        self._page = Path(path)
+        self._page.write_bytes(page.read_bytes())
+        return self._page
 
     def _with_levels(self, table: pd.DataFrame) -> pd.DataFrame:
         levels = {c.name: np.array(c.levels)[table[c.name]] for c in self.landscape.space.concepts}
@@ -446,6 +519,17 @@ class Result:
         block["discrepancy"] |= {key: value for key, value in names.items() if key == "measure"}
         add_audit(folder, self.name, block)
         return folder
+
+
+def _example(exhibit: Exhibit | None, shrinker: Shrinker) -> str:
+    """Show an exhibit as HTML: its picture or the beginning of its text, and its caption."""
+    if exhibit is None:
+        return ""
+    pictures = "".join(
+        f'<img src="{one.src}" width="{one.width}" alt="">' for one in shrinker.brief(exhibit, None).images
+    )
+    text = escape(shorten(exhibit.text or "", _EXCERPT, placeholder=" ..."))
+    return "<br>".join(part for part in (pictures, text, escape(exhibit.caption)) if part)
 
 
 def _rate(mode: ModeRecord) -> str:
