@@ -29,7 +29,7 @@ from stages.tasks.load import load_alone
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import Order
 
-AIMS = ("uniform", "modes", "policy")
+AIMS = ("as_used", "modes", "policy")
 SEED = 20260301  # determines the pictures that all models draw
 
 
@@ -71,7 +71,7 @@ def main() -> None:
                 settings = {**args.settings, "method": method, "steps": steps}
                 asked_for = replace(plan, settings=settings, seed=audit.seed + seed)
                 if aim != "policy":
-                    asked_for = replace(asked_for, policy=None, control="uniform" if aim == "uniform" else None)
+                    asked_for = replace(asked_for, policy=None, control="as_used" if aim == "as_used" else None)
                 task.repair(asked_for, Path(folder))
                 model = load_alone(args.audit, audit, here.prepare.path, Path(folder))
             found = {part: looked(model, parts) for part, parts in asked.items()}
@@ -120,9 +120,9 @@ def table(found: pd.DataFrame) -> str:
     lines += ["|---" * 8 + "|"]
     for (steps, method, aim), rows in found.groupby(["steps", "method", "aim"], sort=False):
         told = [f"{np.mean([r['wrong'] for r in rows['targets']]):.1%}", "", ""]
-        control = found[(found["steps"] == steps) & (found["method"] == method) & (found["aim"] == "uniform")]
+        control = found[(found["steps"] == steps) & (found["method"] == method) & (found["aim"] == "as_used")]
         both = rows.merge(control, on="seed", suffixes=("", "_control"))
-        if aim not in ("", "uniform") and len(both):
+        if aim not in ("", "as_used") and len(both):
             changes = [
                 np.subtract(one["wrong"], other["wrong"])
                 for one, other in zip(both["targets"], both["targets_control"], strict=True)

@@ -71,11 +71,10 @@ def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | Non
     """
     from stages.explorers.policies import load_policy
 
-    by_policy = config.aim == "policy" or (config.aim == "auto" and task.policy_by_default)
-    if not by_policy or config.method not in task.follows_policy:
+    if config.aim != "policy" or config.method not in task.follows_policy:
         return None
     policy = load_policy(folder)
-    if policy is None and config.aim == "policy":
+    if policy is None:
         raise UsageError(
             "restructure.aim: policy needs a search that learns one, and this one learnt none; expected an explorer"
             " that does (docs/explorers.md), or aim: modes"

@@ -40,7 +40,7 @@ def quick_audit(**changes: Any) -> dict[str, Any]:
 def quick_repair(**changes: Any) -> dict[str, Any]:
     """Its repair, which two people decide on, with a control."""
     wait = {"policy": "wait", "reviewers": 2}
-    restructure = {"method": "planted", "control": "uniform"}
+    restructure = {"method": "planted", "control": "as_used"}
     return repair_params(**{"feedback": wait, "restructure": restructure, "gates": GATES, **changes})
 
 

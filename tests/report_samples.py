@@ -288,7 +288,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
     verdict = {
         "audit": "mnist",
         "concepts": space.to_json(),
-        "control": "uniform",
+        "control": "as_used",
         "passed": False,
         "gates": [
             {

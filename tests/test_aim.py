@@ -198,7 +198,7 @@ def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at
                 found.append(failing(ImageClassification.load(context, home / "prepare", Path(folder))))
         return np.mean(found, axis=0)
 
-    before, aimed, control = failing(task), after(policy=policy), after(control="uniform")
+    before, aimed, control = failing(task), after(policy=policy), after(control="as_used")
     assert before[0] > 0.5 and before[1] < 0.1
     assert (aimed < control * 0.8).all(), (before, aimed, control)
 
@@ -237,7 +237,7 @@ def place(workspace, monkeypatch):
 
 
 def block(**restructure):
-    return repair_params(restructure={"method": "all-layers", "control": "uniform", "settings": {
+    return repair_params(restructure={"method": "all-layers", "control": "as_used", "settings": {
         "epochs": 2, "batch_size": 30, "replay": 0.5}, **restructure})  # fmt: skip
 
 

@@ -178,7 +178,7 @@ def test_repair_leaves_the_model_under_test(home, task, tmp_path):
 
 
 def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
-    repaired, control = fix(task, tmp_path / "a", epochs=1), fix(task, tmp_path / "b", epochs=1, control="uniform")
+    repaired, control = fix(task, tmp_path / "a", epochs=1), fix(task, tmp_path / "b", epochs=1, control="as_used")
     assert repaired.steps == control.steps
     assert control.details["failures_before"] < repaired.details["failures_before"]
     assert "control" in (tmp_path / "b" / "README.md").read_text()

@@ -325,7 +325,7 @@ def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, mon
     assert found["discover"] == (pytest.approx(122), "here")
     assert found["restructure"] == (pytest.approx(202), "here")
     assert found["report"] == (5, "here")
-    repair["restructure"] |= {"control": "uniform", "trainings": 3}
+    repair["restructure"] |= {"control": "as_used", "trainings": 3}
     [training] = [e for e in estimated("restructure", **repair).stages if e.stage.kind == "restructure"]
     assert training.seconds == pytest.approx(2 + 100 * 12)
 

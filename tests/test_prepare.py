@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch):
     repair = repair_params(
         restructure={
             "method": "all-layers",
-            "control": "uniform",
+            "control": "as_used",
             "settings": {"epochs": 2, "batch_size": 30, "replay": 0.5},
         }
     )

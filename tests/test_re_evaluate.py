@@ -167,7 +167,7 @@ def audited(
     *,
     concepts=("tilt", "fog", "dust", "rain"),
     budget=800,
-    control="uniform",
+    control="as_used",
     clusters=0,
     **settings,
 ):

@@ -432,7 +432,7 @@ def test_the_policy_aims_what_is_learnt(task):
     assert 0.1 < shouted < 0.4, "a quarter is in the target"
     clean = lessons(task, dataclasses.replace(asked, control="clean"), steps=20)
     assert [lesson.summary for lesson in clean] == [lesson.summary for lesson in given]
-    uniform = lessons(task, dataclasses.replace(asked, control="uniform"), steps=20)
+    uniform = lessons(task, dataclasses.replace(asked, control="as_used"), steps=20)
     assert np.mean([lesson.article.isupper() for lesson in uniform]) > 0.4, "it follows no policy"
 
 

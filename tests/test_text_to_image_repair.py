@@ -177,7 +177,7 @@ def test_severity_weights_the_targets(task):
 
 
 def test_a_uniform_control_learns_as_many_pictures_of_everything(task):
-    learnt, album, words = lessons(task, plan(control="uniform"))
+    learnt, album, words = lessons(task, plan(control="as_used"))
     assert len(learnt) == len(lessons(task, plan())[0])
     assert {tuple(shown(album, words, lesson)) for lesson in learnt} == {(c, g) for c in COLOURS for g in GROUNDS}
 
@@ -491,7 +491,7 @@ def test_where_no_two_pictures_can_be_told_apart_that_is_an_error(task, monkeypa
 
 
 def test_a_control_compares_pictures_of_the_whole_grid(lenient):
-    captions = {pair.caption for pair in pairs_of(lenient, dpo(control="uniform")).pairs}
+    captions = {pair.caption for pair in pairs_of(lenient, dpo(control="as_used")).pairs}
     assert not all("red box on a black background" in caption for caption in captions)
 
 

@@ -39,7 +39,7 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
             "other_not_passing": counted,
         },
         some_invalid=counted is not None,
-        control="uniform",
+        control="as_used",
         targeting=targeting(targets),
         noise=against_noise(targets),
         failures_moved=SimpleNamespace(regions=[]),

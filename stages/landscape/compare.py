@@ -165,12 +165,12 @@ def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weigh
     return Difference.measured(mean("after"), mean("before"), moved("before", "after")).having(**others)
 
 
-def targeting(difference: Difference, control: str = "uniform") -> Targeting | None:
+def targeting(difference: Difference, control: str = "as_used") -> Targeting | None:
     """Whether the target modes improved more than under the control; None without a control.
 
     Args:
         difference: of the failure rate in the target modes.
-        control: the control's training data, "uniform" cells or "clean" inputs, as in params.yaml.
+        control: the control's training data, cells "as_used" or "clean" inputs, as in params.yaml.
     """
     against = difference.control.repair_minus_control if difference.control else None
     if against is None or against.value is None:

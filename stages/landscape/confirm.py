@@ -136,7 +136,7 @@ def confirm(
     Args:
         rates: the rates by which the search named regions.
         regions: the regions it named, the most striking first.
-        control: uniform probes of the whole grid, to compare regions with.
+        control: as_used probes of the whole grid, to compare regions with.
         fresh: the fresh probes.
         seed: seed of their draws.
 

@@ -323,7 +323,7 @@ def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
     """Whether outputs name labels: those of passing probes equal the label, up to a probability at the end.
 
     Args:
-        control: uniform probes.
+        control: as_used probes.
         labels: expected labels of items, indexed by id; missing if unknown.
     """
     expected = labels.loc[control["item"]].to_numpy(dtype=object)

@@ -52,7 +52,7 @@ _NAMES = {
     "newly_failing": "newly failing: passed before, fails now",
 }
 _CONTROLS = {
-    "uniform": "Control: a copy trained for as many steps on uniformly drawn cells instead of the modes.",
+    "as_used": "Control: a copy trained for as many steps on cells as they occur in use instead of the modes.",
     "clean": "Control: a copy trained for as many steps on unchanged inputs.",
 }
 SIDES = {"_before": "Before", "_after": "After"}
@@ -235,7 +235,7 @@ def write_comparison_report(
         first=comparison_page(comparison, judged, plan, about, galleries, attributes, shrinker),
         finding=_finding(comparison),
         decision=_decision(verdict),
-        control=_CONTROLS[comparison.control or "uniform"],
+        control=_CONTROLS[comparison.control or "as_used"],
         invalid=_invalid(comparison.invalid),
         slices_sentence=compared_sentence(comparison),
         titles=TITLES,

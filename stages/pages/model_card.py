@@ -19,7 +19,7 @@ _NAMES = {
     "fixed": "fixed (failed before, passes now)",
 }
 _CONTROLS = {
-    "uniform": "the control is a copy trained for as many steps on uniformly drawn cells",
+    "as_used": "the control is a copy trained for as many steps on cells as they occur in use",
     "clean": "the control is a copy trained for as many steps on unchanged inputs",
 }
 _LIMITS = (

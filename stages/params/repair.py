@@ -43,14 +43,13 @@ class RestructureConfig(Strict):
     """The repair. The task defines the keys of `settings`."""
 
     method: str
-    control: Literal["uniform", "clean", "none"] = Field(
-        "none", description="also repair a copy on uniformly drawn cells, or on unchanged inputs, with as many steps"
+    control: Literal["as_used", "clean", "none"] = Field(
+        "none", description="also repair a copy on cells as they occur in use, or unchanged inputs, with as many steps"
     )
-    aim: Literal["auto", "policy", "modes"] = Field(
-        "auto",
-        description="where to look for what is learnt: policy: where the search's policy looks for these items;"
-        " modes: anywhere in the modes; auto: policy where one was learnt and the task wants it (image classification),"
-        " else modes",
+    aim: Literal["modes", "policy"] = Field(
+        "modes",
+        description="where to look for what is learnt: in the modes, as they occur in use, or where the search's policy"
+        " looks for these items",
     )
     trainings: int = Field(
         1,

@@ -393,7 +393,7 @@ class Comparison(Document):
     audit: str
     concepts: Listed[ConceptRecord]
     usage: UsageRecord | None = None
-    control: Literal["uniform", "clean"] | None
+    control: Literal["as_used", "clean"] | None
     differences: dict[str, Difference]
     modes: Listed[ModeDifference]
     targeting: Targeting | None

@@ -256,7 +256,6 @@ class Task(LoadedTask):
         needs_all_concepts: whether every item names every concept, so that screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
-        policy_by_default: whether they do so under `restructure.aim: auto`.
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
         init: "module:Class" of an `Init` (stages/tasks/init.py) for `faded init`; no stage imports it. None if audits
             of this kind are written by hand.
@@ -272,7 +271,6 @@ class Task(LoadedTask):
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
-    policy_by_default: ClassVar[bool] = False
     heeds_dose: ClassVar[Collection[str]] = ()
 
     # Configuration

@@ -241,11 +241,11 @@ class RepairPlan:
         targets: failure modes to repair.
         settings: `method` and the method's settings, for the task to validate.
         seed: seed of all randomness of the repair.
-        control: "uniform" draws cells from the whole grid instead, "clean" leaves the inputs unchanged.
+        control: "as_used" draws cells as they occur in use instead, "clean" leaves the inputs unchanged.
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
         examples: rated examples, for the methods in the task's `learns_from_examples`.
         scratch: folder for unfinished work, so that a killed repair resumes; None stores nothing.
-        policy: the policy of the search, for the methods in the task's `follows_policy`; None for a uniform control.
+        policy: the policy of the search, for the methods in the task's `follows_policy`; None for a control as used.
             A clean control may get it to draw the same items, unchanged.
         spared: modes that people accept or ignore; pairs the policy draws there are not used.
         dose: share of the configured steps to train for.
@@ -255,7 +255,7 @@ class RepairPlan:
     targets: Sequence[TargetMode]
     settings: Mapping[str, Any]
     seed: int
-    control: Literal["uniform", "clean"] | None = None
+    control: Literal["as_used", "clean"] | None = None
     decision: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[RatedExample] = ()
     scratch: Path | None = None
@@ -272,8 +272,8 @@ class RepairPlan:
         """
         if not self.targets:
             raise UsageError("the plan names no failure mode to repair")
-        if self.control == "uniform":
-            return [TargetMode("uniform", Region({}))]
+        if self.control == "as_used":
+            return [TargetMode("as_used", Region({}))]
         if self.control == "clean":
             return [TargetMode("clean", space.neutral_region())]
         return list(self.targets)

@@ -243,7 +243,7 @@ class Init(ABC):
     discrepancy: ClassVar[Mapping[str, Any]]
     meaning: ClassVar[str]
     method: ClassVar[str]
-    control: ClassVar[str] = "uniform"
+    control: ClassVar[str] = "as_used"
     trying: ClassVar[str] = ""
     trial_of_service: ClassVar[str] = ""
 

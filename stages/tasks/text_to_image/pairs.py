@@ -74,7 +74,7 @@ class Pairs:
         if not self.pairs and plan.control == "clean":
             raise UsageError(
                 "restructure.control: a clean control draws the plainest prompt alone, and none of its pictures was"
-                " wrong, so it has no pairs to learn from; with method dpo take control: uniform, or none"
+                " wrong, so it has no pairs to learn from; with method dpo take control: as_used, or none"
             )
         if not self.pairs:
             raise UsageError(
