@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,9 +154,13 @@ def _dates(rows: pd.DataFrame, column: str) -> pd.Series:
     if kind_of(rows[column]) == "measurement":
         raise UsageError(f"{where}: the column has numbers, expected dates such as 2024-05-31")
     try:
-        return pd.to_datetime(rows[column])
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{where}: the column has what is not a date: {str(error).splitlines()[0]}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # dates of several formats, which pandas would guess one by one
+            return pd.to_datetime(rows[column])
+    except (ValueError, TypeError, UserWarning) as error:
+        raise UsageError(
+            f"{where}: expected dates of one format, such as 2024-05-31: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def read_frame(path: Path, where: str) -> pd.DataFrame:

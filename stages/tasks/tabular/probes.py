@@ -116,7 +116,7 @@ class RowProbes(Task):
             "items": {split: len(task.items.ids(split)) for split in splits},
             "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in splits},
             "classes": len(set(model.classes) - {NO_ANSWER}),
-            "rows_fitted": source.rows,
+            **({"rows_fitted": source.rows} if source.rows else {}),
             "skipped": len(table.skipped),
             "origin": cls.origin(context),
         }
