@@ -9,7 +9,7 @@ A row is d numbers: measurements as they are, the number of each category, dates
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from zlib import crc32
@@ -18,7 +18,6 @@ import numpy as np
 
 from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import Change
-from stages.errors import UsageError
 from stages.tasks.tabular.data import Kind
 
 Apply = Callable[[np.ndarray, float, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -135,6 +134,26 @@ def with_groups(groups: Mapping[str, Sequence[str]]) -> dict[str, RowConcept]:
     return found
 
 
+def columns_of(concept: RowConcept, columns: Mapping[str, Kind]) -> list[int]:
+    """Return the indices of the columns that a concept applies to, given the kind of each by name."""
+    return [
+        i
+        for i, (column, kind) in enumerate(columns.items())
+        if kind in concept.kinds and any(fnmatchcase(column, pattern) for pattern in concept.columns)
+    ]
+
+
+def idle_concepts(names: Iterable[str], catalogue: Mapping[str, RowConcept], columns: Mapping[str, Kind]) -> list[str]:
+    """List the concepts of an audit that have no column to change, one line each."""
+    found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+    return [
+        f"concepts.{name}: no column to change, expected a {' or '.join(catalogue[name].kinds)} named"
+        f" {' or '.join(catalogue[name].columns)}; found {found}"
+        for name in names
+        if not columns_of(catalogue[name], columns)
+    ]
+
+
 class RowChanges:
     """Applies cells to rows.
 
@@ -144,9 +163,6 @@ class RowChanges:
         columns: the kind of each of the d columns, by name.
         spread: (d,) standard deviations of measurements, numbers of values of categories.
         usual: (d,) what stands for a missing value; NaN for a gap.
-
-    Raises:
-        UsageError: if there is no column for a concept of the grid.
     """
 
     def __init__(
@@ -162,17 +178,7 @@ class RowChanges:
         for name, concept in catalogue.items():
             if name in space.names:
                 at = space.names.index(name)
-                among = [
-                    i
-                    for i, (column, kind) in enumerate(columns.items())
-                    if kind in concept.kinds and any(fnmatchcase(column, p) for p in concept.columns)
-                ]
-                if not among:
-                    wanted, found = " or ".join(concept.kinds), ", ".join(f"{n} ({k})" for n, k in columns.items())
-                    raise UsageError(
-                        f"concepts.{name}: no column to change, expected a {wanted} named {', '.join(concept.columns)};"
-                        f" found {found}"
-                    )
+                among = columns_of(concept, columns)
                 self._steps.append((concept, at, space.concepts[at].levels, np.array(among, dtype=int)))
 
     def __call__(self, rows: np.ndarray, cells: np.ndarray, chance: np.ndarray) -> np.ndarray:

@@ -27,9 +27,9 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.source import Source
-from stages.tasks.tabular.concepts import CATALOGUE, RowChanges, with_groups
+from stages.tasks.tabular.concepts import CATALOGUE, RowChanges, idle_concepts, with_groups
 from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, RepairSettings
-from stages.tasks.tabular.data import DATA_LOADERS, Table, filled
+from stages.tasks.tabular.data import DATA_LOADERS, Table, filled, kind_of
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
 from stages.tasks.tabular.rows import Rows
@@ -75,8 +75,16 @@ class RowProbes(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: Any, discrepancy: Any) -> list[str]:
-        """See Task."""
-        return check_levels(context.concepts, with_groups(prepare.groups if prepare else {}))
+        """See Task: also whether the data have columns for each concept."""
+        catalogue = with_groups(prepare.groups if prepare else {})
+        if (errors := check_levels(context.concepts, catalogue)) or prepare is None:
+            return errors
+        try:
+            rows = cls.source(context, "data").load(context.inputs).rows.head()
+        except UsageError:  # which `check` reports
+            return []
+        rows = filled(rows) if "estimator" in prepare.model else rows
+        return idle_concepts(context.concepts, catalogue, {str(name): kind_of(rows[name]) for name in rows})
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
