@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from pydantic import Field
+from scipy.optimize import linear_sum_assignment
 
 from stages.errors import UsageError, did_you_mean
 from stages.files import content_hash, local_file, read_json, write_json
+from stages.intervals import wilson
 from stages.tasks.functions.answers import spelled
 from stages.tasks.load import own_function, own_module_error
 from stages.tasks.source import Source, collect
@@ -93,8 +95,11 @@ class OwnModelSource(Source):
         classes = [spelled(name) for name in named] or sorted(set(table.labels))
         model = OwnModel(self.named, classes, ask, ordered=bool(named))
         rows = table.rows.iloc[used].reset_index(drop=True)
-        known = model.tried(rows)
-        about = {"model": self.model_dump(), "classes": classes, "shares": model.shares, "known": known.tolist()}
+        answers = model.tried(rows)
+        if self.classes and model.shares:
+            _require_order(answers[:, :-1].argmax(1), table.labels[used], classes)
+        known = answers[:_KNOWN].tolist()
+        about = {"model": self.model_dump(), "classes": classes, "shares": model.shares, "known": known}
         write_json(folder / "model.json", about)
         return model
 
@@ -227,7 +232,7 @@ class OwnModel:
         return np.log(np.clip(self._answers(rows)[0], 1e-12, 1)).round(9)
 
     def tried(self, rows: pd.DataFrame) -> np.ndarray:
-        """Ask for unchanged rows, and return the answers to the first of them: (known, classes).
+        """Ask for n unchanged rows, and return the probabilities (n, classes) with `NO_ANSWER` at the end.
 
         Raises:
             UsageError: if an answer is not valid, or another one when it is asked again.
@@ -241,7 +246,7 @@ class OwnModel:
                 f"{rows.iloc[wrong[0]].to_string()}"
             )
         self.require_same(rows, shares[:_KNOWN])
-        return shares[:_KNOWN]
+        return shares
 
     def require_same(self, rows: pd.DataFrame, known: np.ndarray) -> None:
         """Raise an error if it does not answer to the first rows as it did.
@@ -332,6 +337,31 @@ def untrusted(path: Path) -> list[str]:
             " your own as my_module:predict"
         )
     return found
+
+
+def _require_order(answers: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse an order of classes in which the model is no better than guessing, if it clearly is in another one.
+
+    The other order is the assignment of classes to answers that makes most rows right (Kuhn 1955).
+
+    Args:
+        answers: (n,) indices of classes.
+        labels: (n,) what was expected.
+        classes: their names in the order that was given.
+
+    Raises:
+        UsageError: with the likely order.
+    """
+    counts = np.array([np.bincount(answers[labels == name], minlength=len(classes)) for name in classes])
+    _, likely = linear_sum_assignment(counts, maximize=True)
+    now = wilson(int(np.trace(counts)), len(labels))
+    then = wilson(int(counts[np.arange(len(classes)), likely].sum()), len(labels))
+    if now.value <= 1 / len(classes) and then.low > now.high:
+        order = [classes[i] for i in np.argsort(likely)]
+        raise UsageError(
+            f"prepare.model.classes: in this order {now.value:.0%} of {len(labels):,} unchanged rows are right, in the"
+            f" most likely one {then.value:.0%} would be: classes: [{', '.join(order)}]"
+        )
 
 
 def _columns(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
