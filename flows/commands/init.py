@@ -118,7 +118,7 @@ def init(
         typer.Option(
             "--probes",
             min=100,
-            help="Unique probes for the calibration.",
+            help="Unique probes for the calibration: 40 for each concept and 40 more at least.",
             show_default="500, or more for very many levels",
         ),
     ] = None,
