@@ -68,8 +68,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
                 highlight=False,
             )
             for audit in active:
-                if (line := few_items(params.audits[audit].prepare.get("items"))) is not None:
-                    console.print(f"{audit}: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
+                    console.print(f"{audit}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
             return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             open_request(params, audit)

@@ -72,7 +72,7 @@ def check_keys(params: Params, names: Iterable[str]) -> None:
     for name in names:
         for part, block in params.audit(name).prepare.items():
             if is_served(block) and isinstance(variable := block.get("key_env"), str):
-                lines = collect(EndpointConfig.model_construct(key_env=variable).key)
+                lines = collect(EndpointConfig.model_construct(endpoint="", key_env=variable).key)
                 errors |= dict.fromkeys(f"audits.{name}.{line.replace('.model.', f'.{part}.')}" for line in lines)
     if errors:
         raise UsageError("\n".join(errors))

@@ -69,8 +69,8 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if here and (processes := processes_of(params, graph, name)) is not None:
             show_processes(console, name, *processes)
-        if (line := few_items(params.audits[name].prepare.get("items"))) is not None:
-            console.print(f"{name}: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
+            console.print(f"{name}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         for line in what_can_be_shown(params, name):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if (last := read_screening(params, graph, name)) is not None:

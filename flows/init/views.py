@@ -24,8 +24,8 @@ def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Pa
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
     console.print(f"items: {items}", highlight=False)
-    if (line := few_items(draft.audit["prepare"]["items"])) is not None:
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if (few := few_items(draft.audit["prepare"]["items"])) is not None:
+        console.print(few, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
 
 
