@@ -399,8 +399,9 @@ class Rows:
         if measured.empty:
             raise UsageError(f"concepts.{concepts[0]}: no column of the items has numbers")
         spread, usual = measured.std().replace(0, 1), measured.median()
-        columns: dict[str, Kind] = {str(name): "measurement" for name in measured}
-        changes = RowChanges(space, MEASURED, columns, spread.to_numpy(), usual.to_numpy())
+        changes = RowChanges(
+            space, MEASURED, {str(name): "measurement" for name in measured}, spread.to_numpy(), usual.to_numpy()
+        )
         before = measured.iloc[rows].to_numpy()
         after = changes(before, cells, _chance(ids, cells, space, seed))
         for name, old, new in zip(measured, before.T, after.T, strict=True):
