@@ -18,11 +18,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from stages.concepts import Concept, ConceptSpace, Level, images, texts
 from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.rows import CATALOGUE as OF_ROWS
+from stages.concepts.rows import RowChanges
 from stages.errors import UsageError
 from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit
-from stages.tasks.tabular.concepts import CATALOGUE as OF_ROWS
-from stages.tasks.tabular.concepts import Kind, RowChanges
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 SEEN = 16  # side of the grey picture that explorers see

@@ -7,18 +7,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from stages.concepts.rows import Kind
 from stages.errors import UsageError, did_you_mean
 from stages.files import local_file
 from stages.tasks.functions.answers import spelled
 from stages.tasks.source import Source, collect
 
-Kind = Literal["measurement", "category", "date"]
 SETS: Mapping[str, str] = {
     "breast_cancer": "Wisconsin Diagnostic Breast Cancer: 569 tumours, 30 measurements of their cells, benign or not",
     "wine": "Wine recognition: 178 wines of three growers, 13 measurements",

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.concepts.catalogue import check_levels, span
 from stages.concepts.images import probe_chance
+from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_groups
 from stages.errors import UsageError
 from stages.files import content_hash, read_table
 from stages.tasks.base import Task
@@ -27,7 +28,6 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.source import Source
-from stages.tasks.tabular.concepts import CATALOGUE, RowChanges, idle_concepts, with_groups
 from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.tabular.data import DATA_LOADERS, Table, filled, kind_of
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel

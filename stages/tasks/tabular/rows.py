@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from stages.tasks.tabular.data import Kind, kind_of
+from stages.concepts.rows import Kind
+from stages.tasks.tabular.data import kind_of
 
 _DAY = pd.Timedelta("1D")
 

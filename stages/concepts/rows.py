@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import Change
-from stages.tasks.tabular.data import Kind
+from stages.concepts.space import ConceptSpace
 
+Kind = Literal["measurement", "category", "date"]
 Apply = Callable[[np.ndarray, float, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 """(values (d,), level, spread (d,), usual (d,), draws) -> changed values (d,), see `RowChanges`."""
 
