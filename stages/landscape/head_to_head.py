@@ -1,6 +1,7 @@
 """Compare several models on the same probes: failure rates in use, shared failures, and failure modes.
 
-Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every quantity (`stages.intervals.Resampler`).
+Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every
+quantity (`stages.intervals.Resampler`).
 """
 
 from __future__ import annotations
