@@ -18,11 +18,11 @@ _FITTED = 0.4  # share of the rows that the model is fitted on
 _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
 _CLASSES = 50  # maximum number of values in a column of labels
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
-    "gain": [0, 2.5, 5, 10, 20],
-    "drift": [0, 0.1, 0.25, 0.5, 1],
-    "noise": [0, 0.1, 0.25, 0.5, 1],
-    "rounding": [0, 0.25, 0.5, 1],
-    "missing": [0, 0.05, 0.1, 0.2, 0.4],
+    "gain": [0, 5, 10, 15, 20],
+    "drift": [0, 0.25, 0.5, 0.75, 1],
+    "noise": [0, 0.25, 0.5, 0.75, 1],
+    "rounding": [0, 0.25, 0.5, 0.75, 1],
+    "missing": [0, 0.1, 0.2, 0.3, 0.4],
 }
 
 
