@@ -86,7 +86,7 @@ def propose(wanted: Wanted) -> Draft:
         "compute": "auto takes a GPU, if there is one",
         **({} if url else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": _said_items(wanted),
-        "concepts": "The unchanged level first. Not measured yet: `faded init` was interrupted; run it again to resume.",
+        "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
         "discrepancy": kind.init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},

@@ -37,8 +37,8 @@ def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) ->
         raise UsageError(f"--probes {probes}: too few for {len(concepts)} concepts, expected {least} or more")
     if budget is not None and budget > pairs:
         raise UsageError(
-            f"--budget {budget}: more than there are pairs of an item and a cell that occurs in use, expected {pairs:,} or"
-            " fewer"
+            f"--budget {budget}: more than there are pairs of an item and a cell that occurs in use, expected {pairs:,}"
+            " or fewer"
         )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.audit_block import Draft, flow
+from flows.audit_block import Draft
 from flows.estimate import duration
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
 from flows.init.sweep import Swept
