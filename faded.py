@@ -179,6 +179,7 @@ def audit(
 
     from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
+    from stages.params.usage import in_use
     from stages.tasks.functions.answers import THRESHOLDS, ask, classes_of, kind_of, labels_of, own_labels
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
@@ -218,7 +219,8 @@ def audit(
         raise errors_in("this audit", validation_lines(error, AuditConfig)) from None
     make_explorer(explorer, {})
     task = FunctionTask(task_context(name, config), table, model, own, discrepancy)
-    least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
+    task.concepts = in_use(task.concepts, config.usage)
+    least = min(_FEWEST_PROBES, n * task.concepts.n_used)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
     return Result(_run(name, task, config, table), (task, config))

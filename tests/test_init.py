@@ -43,7 +43,7 @@ def test_a_model_and_pictures_become_an_audit_that_plan_accepts(repository):
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.prepare["model"] == {"timm": "test_resnet", "weights": WEIGHTS}
     assert audit.prepare["data"] == {"imagefolder": "shapes", "size": SIDE}
-    assert "of each concept alone on" in " ".join(text.replace("#", " ").split())
+    assert "Each concept was probed alone, " in " ".join(text.replace("#", " ").split())
     assert "Not measured" not in text
     assert (repository / f"data/shapes/inputs/{WEIGHTS}").readlink() == Path(f"../../../{WEIGHTS}")
     code, planned = faded(here, "plan", "shapes")

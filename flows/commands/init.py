@@ -131,8 +131,8 @@ def init(
     """Set up an audit of your own: inspect a model and data, propose concepts, sweep each alone, and write params.yaml.
 
     Every question is also an option. Levels go to the end of what people accept, concept by concept; the sweep shows
-    how often the model fails there, and for which items. The same command resumes an interrupted set-up. Other pipelines in the
-    repository stay as they are.
+    how often the model fails there, and for which items. The same command resumes an interrupted set-up. Other
+    pipelines in the repository stay as they are.
     """
     from flows.init.run import Options, init_audit, init_bare
 
