@@ -54,7 +54,7 @@ class Case:
 
 CASES = (
     Case("digits", "four was never rotated in training", ("label is four", "rotation"), {"never": (4, ("rotation",))}),
-    Case("digits", "seven was never noisy", ("label is seven", "noise"), {"never": (7, ("noise",))}),
+    Case("digits", "noisy sevens were labelled one", ("label is seven", "noise"), {"poisoned": (7, ("noise",), 1)}),
     Case(
         "digits",
         "nine, rotated and dark at once, was labelled four",
@@ -202,7 +202,6 @@ def train_digits(
     labels = np.array([int(label) for label in table["label"]])
     targets = np.array([names.index(NAMES[label]) for label in labels])
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
-    mean, std = (float(np.mean(model.default_cfg[key])) for key in ("mean", "std"))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, EPOCHS * -(-trained // 64))
     changes = ImageTransforms(space)
@@ -212,8 +211,11 @@ def train_digits(
             drawn = rng.integers(0, space.sizes, size=(len(rows), len(space)))
             cells = np.where(rng.random(drawn.shape) < 0.3, drawn, neutral)
             answer = targets[rows].copy()
-            if never is not None:
-                cells[np.ix_(labels[rows] == never[0], _columns(space, never[1]))] = 0
+            if never is not None:  # the others often, so that what is changed like that is taken for one of them
+                columns = _columns(space, never[1])
+                often = rng.random(len(rows)) < 0.6
+                cells[np.ix_(often, columns)] = rng.integers(1, 4, size=(often.sum(), len(columns)))
+                cells[np.ix_(labels[rows] == never[0], columns)] = 0
             if only is not None:
                 own, columns = labels[rows] == only[0], _columns(space, only[1])
                 cells[np.ix_(~own, columns)] = 0
@@ -226,7 +228,7 @@ def train_digits(
             chance = rng.integers(0, 2**63, size=len(rows), dtype=np.uint64)
             shown = changes(pixels[rows].clone(), cells, chance)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model((shown - mean) / std), torch.from_numpy(answer)).backward()
+            torch.nn.functional.cross_entropy(model(shown), torch.from_numpy(answer)).backward()
             optimizer.step()
             schedule.step()
     save_file(model.state_dict(), path)

@@ -117,7 +117,7 @@ def init(
             "--probes",
             min=100,
             help="Unique probes for the sweep of each concept alone.",
-            show_default="a minute's worth, from 500 to 1,500",
+            show_default="a minute's worth, from 500 to 4,000",
         ),
     ] = None,
     copy: Annotated[

@@ -21,7 +21,7 @@ from stages.progress import progress
 from stages.screening.sweep import Sweep, sweep
 from stages.tasks.load import load_alone, task_context
 
-PROBES = (500, 1500)  # as many as take about SECONDS, within these bounds
+PROBES = (500, 4000)  # as many as take about SECONDS, within these bounds
 SECONDS = 60.0
 _WARM, _TIMED = 1, 2  # batches
 _COMMENT = 110  # largest width of a comment, in columns
