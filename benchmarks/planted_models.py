@@ -93,7 +93,8 @@ def run(number: int, *, trained: int = TRAINED, budget: int | None = None) -> di
         budget: of the search; None for the default.
 
     Returns:
-        Who named the weakness (`modes`, `suspected`, `slices`, `curves`, `sweep`), what was said, the rate in use and CPU seconds.
+        Who named the weakness (`modes`, `suspected`, `slices`, `curves`, `sweep`), what was said, the rate in use and
+        CPU seconds.
     """
     case = CASES[number - 1]
     before = sum(os.times()[:4])
