@@ -199,6 +199,7 @@ def audit(
 
     from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
+    from stages.params.usage import in_use
     from stages.tasks.functions.answers import (
         THRESHOLDS,
         Judge,
@@ -248,7 +249,8 @@ def audit(
         raise errors_in("this audit", validation_lines(error, AuditConfig)) from None
     make_explorer(explorer, {})
     task = FunctionTask(task_context(name, config), table, model, own, discrepancy)
-    least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
+    task.concepts = in_use(task.concepts, config.usage)
+    least = min(_FEWEST_PROBES, n * task.concepts.n_used)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
     table.attrs["doubts"] = task.find_doubts(answers)

@@ -207,10 +207,10 @@ def show_history(console: Console, histories: Sequence[History]) -> None:
         console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
 
 
-def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
-    """Print the audits that `faded init` wrote but has not calibrated yet."""
+def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
+    """Print the audits that `faded init` wrote but has not measured yet."""
     for name in audits:
-        told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` resumes the calibration"
+        told = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
