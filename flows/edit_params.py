@@ -103,7 +103,8 @@ def with_usage(
         usage.pop("changes", None)
         there = usage.setdefault("levels", {})
         for name, shares in levels.items():
-            there[as_text(name)] = in_one_line({as_level(level): share for level, share in shares.items()})
+            row: dict[Any, float] = {as_level(level): share for level, share in shares.items()}
+            there[as_text(name)] = in_one_line(row)
         usage["measured"] = in_one_line({key: as_level(value) for key, value in measured.items()})
 
     wanted = "\n".join(f"    {name}: {_one_line(shares)}" for name, shares in levels.items())

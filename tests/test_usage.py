@@ -281,7 +281,10 @@ def test_measured_shares_are_printed_and_written(stripes):
         (["stripes", "--column", "x"], "--column needs --from PATH"),
         (["stripes", "--from", "nowhere"], "there is no such file or folder"),
         (["stripes", "--from", "params.yaml"], "is not a folder, expected a folder of pictures"),
-        (["tiny", "--from", "params.yaml"], "nothing is known of the inputs of PlantedTask; state their usage yourself"),
+        (
+            ["tiny", "--from", "params.yaml"],
+            "nothing is known of the inputs of PlantedTask; state their usage yourself",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_told(stripes, arguments, told):
