@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 
 from flows.edit_params import with_usage
@@ -16,61 +14,15 @@ from flows.screen import PARAMS, bring_up_to_date, healed_audit
 from flows.workspace import exclusive
 from flows.yaml_edit import edit_file
 from stages.concepts import ConceptSpace, Level
-from stages.concepts.usage import Usage
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
+from stages.usage.record import InForce, MeasuredUsage
 
 if TYPE_CHECKING:
-    from stages.tasks.base import Task
     from stages.usage.estimate import Shares
 
 _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which would remove the level from the audit
-
-
-@dataclass(frozen=True)
-class InForce:
-    """The usage of an audit.
-
-    Args:
-        audit: its name.
-        space: the grid.
-        usage: how often its cells occur.
-        said: whether it is assumed, stated or measured.
-    """
-
-    audit: str
-    space: ConceptSpace
-    usage: Usage
-    said: str
-
-    @property
-    def changes(self) -> list[float]:
-        """Share of inputs with 0, 1, 2, ... concepts changed."""
-        return np.trim_zeros(np.round(self.usage.by_changes(), 12), "b").tolist()
-
-    def share(self, concept: str, level: int) -> float:
-        """Share of inputs with a level, by number, of a concept."""
-        return self.usage.share({self.space.names.index(concept): [level]})
-
-
-@dataclass(frozen=True)
-class MeasuredUsage:
-    """How common levels are in production inputs.
-
-    Args:
-        in_force: the usage so far.
-        concepts: those that could be measured.
-        inputs: number of inputs.
-        source: where they are from.
-        left_out: what could not be read, and why.
-    """
-
-    in_force: InForce
-    concepts: list[Shares]
-    inputs: int
-    source: str
-    left_out: list[str]
 
 
 def show_or_measure(
@@ -97,7 +49,7 @@ def show_or_measure(
             reader = None if source is None else reader_of(task_class(name, audit), name)  # before prepare
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))
-            in_force = _in_force(name, audit, task)
+            in_force = InForce.of(name, task.concepts, audit.usage)
             if source is None or reader is None:
                 show_usage(console, in_force)
                 return
@@ -110,31 +62,18 @@ def show_or_measure(
             _write(name, audit, measured, console)
 
 
-def _in_force(name: str, audit: AuditConfig, task: Task) -> InForce:
-    space, usage = task.concepts, task.concepts.usage
-    if usage is None or isinstance(audit.usage, str):
-        flat, nothing = [np.full(size, 1 / size) for size in space.sizes], np.zeros((0, len(space)), dtype=np.int64)
-        usage = Usage(tuple(flat), space.neutral_levels, None, nothing, np.zeros(0))
-        return InForce(name, space, usage, "uniform: every cell of the grid is equally common")
-    if (measured := audit.usage.measured) is not None:
-        said = f"measured on {measured.inputs:,} inputs, {measured.source}"
-    else:
-        said = "stated in params.yaml" if audit.usage.stated else "assumed, as params.yaml states nothing"
-    return InForce(name, space, usage, said)
-
-
 def _write(name: str, audit: AuditConfig, measured: MeasuredUsage, console: Console) -> None:
     if load_params(PARAMS).audit(name) != audit:
         raise UsageError(
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
-    levels = {one.concept: _levels(audit, measured.in_force.space, one) for one in measured.concepts}
+    levels = {one.concept: weights_to_write(audit, measured.in_force.space, one) for one in measured.concepts}
     about: dict[str, Level] = {"inputs": measured.inputs, "source": measured.source}
     edit_file(PARAMS, lambda text: with_usage(text, name, levels, about), console)
     console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
 
 
-def _levels(audit: AuditConfig, space: ConceptSpace, one: Shares) -> dict[Level, float]:
+def weights_to_write(audit: AuditConfig, space: ConceptSpace, one: Shares) -> dict[Level, float]:
     """Return the weights to write: measured shares less those of named combinations, which come on top."""
     at = space.names.index(one.concept)
     left = one.smoothed

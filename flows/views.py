@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from flows.results import Verdict
     from flows.run_stage import StageResult
     from flows.side_by_side import SideBySide
-    from flows.usage import InForce, MeasuredUsage
     from stages.concepts import Concept
     from stages.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
     from stages.screening import ConceptScreening, Screening
+    from stages.usage.record import InForce, MeasuredUsage
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
 _REASONS = 3  # shown per stage
+_LEAST = 0.0005  # share of inputs that is shown
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -373,10 +374,10 @@ def show_usage(console: Console, u: InForce) -> None:
         for i in range(len(concept)):
             table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
     console.print(table)
-    counts = ", ".join(f"{n or 'none'} {share:.1%}" for n, share in enumerate(u.changes))
+    counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
     for told in (
         u.said,
-        f"concepts changed at once, share of inputs: {counts}",
+        f"concepts changed at once: {counts} of inputs",
         f"to state it, write usage: under audits.{u.audit} in params.yaml (docs/usage.md); to measure it on your"
         f" production inputs: faded usage {u.audit} --from PATH",
     ):

@@ -14,12 +14,15 @@ import yaml
 from PIL import Image
 
 from flows.edit_params import with_usage
+from flows.usage import weights_to_write
 from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import span
 from stages.concepts.images import ImageTransforms, image_space, probe_chance
 from stages.concepts.prompts import fill, prompt_space
 from stages.concepts.texts import TextTransforms, text_space
 from stages.errors import UsageError
+from stages.params import AuditConfig
+from stages.params.usage import UsageConfig, in_use
 from stages.tasks.tabular.concepts import CATALOGUE, RowChanges
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, Shares, estimate, spread
@@ -27,7 +30,7 @@ from stages.usage.readers import Prompts, Questions, Rows, _read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
 from tests.news import articles
-from tests.workspace import make_workspace
+from tests.workspace import audit_params, make_workspace
 
 
 def drawn(space: ConceptSpace, truth: dict[str, list[float]], n: int, rng: np.random.Generator) -> np.ndarray:
@@ -75,6 +78,27 @@ def test_shares_of_darker_blurred_and_noisy_digits_are_found():
     production = measured(rng.integers(900, len(pictures), 800), drawn(space, truth, 800, rng), 2)
     own = measured(items, cells, 1)
     compare(estimate(space, cells, [str(item) for item in items], own, production, columns, 5), truth)
+
+
+@pytest.mark.slow
+def test_intervals_contain_the_truth_about_as_often_as_they_say():
+    """Simulated readings: three levels, of which neighbours are confused, and production drawn at random."""
+    space = image_space({"darkening": [0, 0.3, 0.6], "noise": [0, 0.1]})
+    truth, hits = np.array([0.75, 0.15, 0.1]), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cells = spread(space).sample(1500, rng)
+        base = rng.normal(0, 0.5, 100)  # items differ
+        item = rng.integers(0, 100, 1500)
+
+        def seen(levels: np.ndarray, of: np.ndarray, rng: np.random.Generator = rng) -> np.ndarray:
+            return np.stack([levels + of + rng.normal(0, 0.2, len(levels)), rng.random(len(levels))], axis=1)
+
+        levels = rng.choice(3, 300, p=truth)
+        own, found = seen(cells[:, 0], base[item]), seen(levels, rng.normal(0, 0.5, 300))
+        [one] = estimate(space, cells, item.astype(str), own, found, {"darkening": [0]}, seed)
+        hits.append((one.low <= truth) & (truth <= one.high))
+    assert 0.88 <= np.mean(hits) <= 1.0
 
 
 def test_inputs_that_no_level_explains_are_counted_and_left_out():
@@ -242,7 +266,7 @@ def test_the_usage_in_force_is_shown(stripes):
     code, said = faded(stripes, "usage", "stripes")
     assert code == 0, said
     assert "stated in params.yaml" in said
-    assert "concepts changed at once, share of inputs: none 66.7%, 1 33.3%" in said
+    assert "concepts changed at once: 0 in 66.7%, 1 in 33.3% of inputs" in said
     assert "0 (unchanged)" in said
 
 
@@ -333,6 +357,22 @@ def test_only_usage_is_written_and_comments_stay():
     for name in ("two", "three"):
         usage = yaml.safe_load(with_usage(TEXT, name, levels, measured))["audits"][name]["usage"]
         assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": measured}
+
+
+def test_named_combinations_are_not_counted_twice():
+    space = image_space({"darkening": [0, 0.4], "noise": [0, 0.2]})
+    combined = {"share": 0.2, "levels": {"noise": 0.2}}
+    audit = AuditConfig.model_validate(audit_params(concepts={"darkening": [0, 0.4], "noise": [0, 0.2]}))
+    audit = audit.model_copy(update={"usage": UsageConfig.model_validate({"combinations": [combined]})})
+    ends = np.zeros(2)
+    found = [Shares(name, np.array([0.7, 0.3]), ends, ends, 10**6, 0) for name in space.names]
+    levels = {one.concept: weights_to_write(audit, space, one) for one in found}
+    assert levels["noise"] == pytest.approx({0: 0.7, 0.2: 0.1}), "a fifth of inputs has this noise as stated"
+    assert levels["darkening"] == pytest.approx({0: 0.5, 0.4: 0.3}), "and these are not darkened"
+    stated = UsageConfig(levels=levels, combinations=audit.usage.combinations)
+    usage = in_use(space, stated).usage
+    assert usage.share({1: [1]}) == pytest.approx(0.3)
+    assert usage.share({0: [1]}) == pytest.approx(0.3)
 
 
 def test_words_that_yaml_takes_for_others_are_quoted():

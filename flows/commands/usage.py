@@ -35,11 +35,13 @@ def usage(
 ) -> None:
     """Show how often changes are assumed to occur in use, or measure it on your production inputs.
 
-    Every rate of an audit is a rate in use: usage: in params.yaml says how many inputs are unchanged, and how common
-    each level of each concept is. What it does not say is assumed. With --from, the levels that leave a trace (light,
-    contrast, blur, noise, capitals, unknown words, the words of prompts) are measured on 20 inputs or more, and each
-    share gets a 95% interval; concepts without such a trace keep what is stated or assumed. The model is not queried.
-    Runs prepare first if it is stale. Writes nothing but usage: of the audit, and only with --write.
+    Every rate of an audit is a rate in use. How many inputs are unchanged, and how common each level of each concept
+    is, says usage: in params.yaml; what it does not say is assumed.
+
+    With --from, levels that leave a trace are measured on 20 production inputs or more, each share with a 95%
+    interval: light, contrast, blur and noise of pictures, capitals and unknown words of texts, the words of prompts.
+    Other concepts keep what is stated or assumed. The model is not queried; prepare runs first if it is stale. Writes
+    nothing but usage: of the audit, and only with --write.
     """
     from flows.usage import show_or_measure
 

@@ -112,7 +112,8 @@ def estimate(
     result = []
     for one in read:
         total = int(one.counts.sum())
-        counts = rng.multinomial(total, one.counts / max(total, 1), size=RESAMPLES).astype(float)
+        # What was never read may be rare: resamples give it half an input, or its interval would end at 0.
+        counts = rng.multinomial(total, _smoothed(one.counts / max(total, 1), total), size=RESAMPLES).astype(float)
         mistakes = np.stack([_mistakes(space, one, cells, resampled) for resampled in again])
         low, high = np.quantile(_mixture(mistakes, counts), [0.025, 0.975], axis=0)
         value = _mixture(_mistakes(space, one, cells, weights)[None], one.counts[None].astype(float))[0]
