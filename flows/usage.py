@@ -67,7 +67,11 @@ def _write(name: str, audit: AuditConfig, measured: MeasuredUsage, console: Cons
         raise UsageError(
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
-    levels = {one.concept: weights_to_write(audit, measured.in_force.space, one) for one in measured.concepts}
+    levels = {
+        one.concept: weights_to_write(audit, measured.in_force.space, one) for one in measured.concepts if one.known
+    }
+    if not levels:
+        raise UsageError("nothing written: all shares are too uncertain; measure more inputs")
     about: dict[str, Level] = {"inputs": measured.inputs, "source": measured.source}
     edit_file(PARAMS, lambda text: with_usage(text, name, levels, about), console)
     console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)

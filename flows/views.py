@@ -409,6 +409,8 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     ]
     if unseen := [name for name in u.space.names if name not in {one.concept for one in m.concepts}]:
         told.append(f"no measure, so these keep what is stated or assumed: {', '.join(unseen)}")
+    if unsure := [one.concept for one in m.concepts if not one.known]:
+        told.append(f"too uncertain, so these keep what is stated or assumed: {', '.join(unsure)}")
     told.append("shares hold if the inputs, apart from changes, are like the audit's items (docs/usage.md)")
     if not written:
         told.append("to use these shares, run the same command with --write")

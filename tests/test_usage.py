@@ -111,6 +111,17 @@ def test_inputs_that_no_level_explains_are_counted_and_left_out():
     assert one.shares == pytest.approx([0.75, 0.25], abs=1e-3)
 
 
+def test_levels_that_look_alike_have_wide_intervals_and_are_not_used():
+    space = image_space({"darkening": [0, 0.3, 0.6]})
+    cells = spread(space).sample(600, np.random.default_rng(0))
+    own = (cells == 2).astype(float)  # 0 and 0.3 look the same
+    found = np.array([[0.0]] * 90 + [[1.0]] * 10)
+    [one] = estimate(space, cells, [str(i % 50) for i in range(600)], own, found, {"darkening": [0]}, 0)
+    assert (one.high - one.low)[:2].min() > 0.5
+    assert one.low[2] <= 0.1 <= one.high[2] < 0.25
+    assert not one.known
+
+
 class Articles:
     """What a task shows of its texts, without a model."""
 

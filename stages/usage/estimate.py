@@ -23,6 +23,7 @@ from stages.concepts.usage import Usage
 DRAWS = 4000  # changed items that are measured
 FEWEST = 20  # production inputs
 RESAMPLES = 200
+WIDEST = 0.5  # interval of shares that are used
 _CHANGED = 1 / 3  # probability that a changed item has some concept changed
 _ROUNDS = 4
 _STEPS = 400  # of EM
@@ -47,6 +48,11 @@ class Shares:
     high: np.ndarray
     read: int
     unlike: int
+
+    @property
+    def known(self) -> bool:
+        """Whether the intervals are narrow enough for the shares to be used."""
+        return bool((self.high - self.low).max() <= WIDEST)
 
     @property
     def smoothed(self) -> np.ndarray:
@@ -115,7 +121,9 @@ def estimate(
         # What was never read may be rare: resamples give it half an input, or its interval would end at 0.
         counts = rng.multinomial(total, _smoothed(one.counts / max(total, 1), total), size=RESAMPLES).astype(float)
         mistakes = np.stack([_mistakes(space, one, cells, resampled) for resampled in again])
-        low, high = np.quantile(_mixture(mistakes, counts), [0.025, 0.975], axis=0)
+        # From random starts, shares of levels that cannot be distinguished end anywhere, and their interval is wide.
+        starts = rng.dirichlet(np.ones(space.sizes[one.at]), size=RESAMPLES)
+        low, high = np.quantile(_mixture(mistakes, counts, starts), [0.025, 0.975], axis=0)
         value = _mixture(_mistakes(space, one, cells, weights)[None], one.counts[None].astype(float))[0]
         low, high = np.minimum(low, value), np.maximum(high, value)
         result.append(Shares(one.concept, value, low, high, total, len(found) - total))
@@ -168,9 +176,9 @@ def _mistakes(space: ConceptSpace, one: _Read, cells: np.ndarray, weights: np.nd
     return np.asarray(found / found.sum(1, keepdims=True))
 
 
-def _mixture(mistakes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _mixture(mistakes: np.ndarray, counts: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
     """Find the most likely shares (b, levels), given mistakes (b, levels, readings) and counts (b, readings), by EM."""
-    shares = np.full(mistakes.shape[:2], 1 / mistakes.shape[1])
+    shares = np.full(mistakes.shape[:2], 1 / mistakes.shape[1]) if starts is None else starts
     for _ in range(_STEPS):
         likely = np.einsum("bl,blk->bk", shares, mistakes)
         shares = shares * np.einsum("blk,bk->bl", mistakes, counts / np.maximum(likely, 1e-300))
