@@ -17,7 +17,7 @@ from stages.concepts import ConceptSpace, Level
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
-from stages.usage.record import InForce, MeasuredUsage
+from stages.usage.record import UsageInForce, MeasuredUsage
 
 if TYPE_CHECKING:
     from stages.usage.estimate import Shares
@@ -49,7 +49,7 @@ def show_or_measure(
             reader = None if source is None else reader_of(task_class(name, audit), name)  # before prepare
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))
-            in_force = InForce.of(name, task.concepts, audit.usage)
+            in_force = UsageInForce.of(name, task.concepts, audit.usage)
             if source is None or reader is None:
                 show_usage(console, in_force)
                 return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stages.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
     from stages.screening import ConceptScreening, Screening
-    from stages.usage.record import InForce, MeasuredUsage
+    from stages.usage.record import UsageInForce, MeasuredUsage
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
@@ -367,7 +367,7 @@ def _proposed(concept: ConceptScreening) -> str:
     return escape(f"{told} ({concept.note})" if concept.note else told)
 
 
-def show_usage(console: Console, u: InForce) -> None:
+def show_usage(console: Console, u: UsageInForce) -> None:
     """Print how often changes occur in use: how many at once, and how common each level is."""
     table = _table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
     for concept in u.space.concepts:

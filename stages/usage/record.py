@@ -13,7 +13,7 @@ from stages.usage.estimate import Shares
 
 
 @dataclass(frozen=True)
-class InForce:
+class UsageInForce:
     """The usage of an audit.
 
     Args:
@@ -29,7 +29,7 @@ class InForce:
     said: str
 
     @classmethod
-    def of(cls, audit: str, space: ConceptSpace, config: AnyUsage) -> InForce:
+    def of(cls, audit: str, space: ConceptSpace, config: AnyUsage) -> UsageInForce:
         """Return the usage of a grid, and where it is from according to `usage:` of its audit."""
         usage = space.usage
         if usage is None or isinstance(config, str):
@@ -64,7 +64,7 @@ class MeasuredUsage:
         left_out: what could not be read, and why.
     """
 
-    in_force: InForce
+    in_force: UsageInForce
     concepts: list[Shares]
     inputs: int
     source: str
