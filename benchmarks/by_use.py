@@ -1,10 +1,10 @@
 """Explorers compared on failures that are common: `python -m benchmarks.by_use` prints a table.
 
 Landscapes are planted and used as audits assume: 30% of inputs unchanged, 40% with one of eight concepts changed, 20%
-with two, 10% with three. Half of the concepts raise the failure rate by themselves; on top there are four weaknesses: of
-a concept's strong levels, of one label under one concept, of a pair of concepts, and of one label under a pair. Every
-explorer has the same budget of unique probes, is joined by the same control, and goes through the whole pipeline up to
-confirmed modes. docs/study.md quotes the table. Takes a quarter of an hour on two cores.
+with two, 10% with three. Half of the concepts raise the failure rate by themselves; on top there are four weaknesses:
+of a concept's strong levels, of one label under one concept, of a pair of concepts, and of one label under a pair.
+Every explorer has the same budget of unique probes, is joined by the same control, and goes through the whole pipeline
+up to confirmed modes. docs/study.md quotes the table. Takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def judge(name: str, seed: int) -> dict[str, float | str]:
 
 
 def _changed(space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
-    """Share of use of each cell (n, concepts) that changes something: (n,). Every control probes the unchanged items."""
+    """Share of use of each cell (n, concepts) that changes something: (n,); every control probes unchanged items."""
     return space.density(cells) * (cells != space.neutral).any(axis=1)
 
 
