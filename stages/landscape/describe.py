@@ -108,14 +108,15 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
                 if counted
                 else landscape.mean_rate(level_of_cell == level)
             )
+            measured = RateRecord.from_rate(own)  # a level that never occurs has no rate
             rows.append(
                 Effect(
                     concept=concept.name,
                     level=level,
                     label=concept.label(level),
-                    rate=own.value,
-                    low=own.low,
-                    high=own.high,
+                    rate=measured.value,
+                    low=measured.low,
+                    high=measured.high,
                     probes=probed,
                     failures=failing,
                 )

@@ -224,9 +224,9 @@ class Rows(Reader):
 
     def _measure(self, rows: pd.DataFrame) -> pd.DataFrame:
         items = self.task.items.table
-        usual = self.task.rows.loc[items["split"] == "discover", self.task.measured]
+        usual = self.task.rows.loc[items["split"] == "discover", self.task.table.measured]
         return measures.of_rows(
-            rows[self.task.measured].to_numpy(dtype=float),
+            rows[self.task.table.measured].to_numpy(dtype=float),
             usual.std().replace(0.0, 1.0).to_numpy(),
             usual.median().to_numpy(),
         )
@@ -234,10 +234,10 @@ class Rows(Reader):
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
         """See Reader. What is missing counts as the usual value, as in the audit."""
         frame = _read_table(path)
-        if lacking := [name for name in self.task.measured if name not in frame]:
+        if lacking := [name for name in self.task.table.measured if name not in frame]:
             raise UsageError(f"{path.name} has no column {lacking[0]!r}{did_you_mean(lacking[0], list(frame))}")
-        rows = frame[self.task.measured].apply(pd.to_numeric, errors="coerce")
-        usual = self.task.rows.loc[self.task.items.table["split"] == "discover", self.task.measured].median()
+        rows = frame[self.task.table.measured].apply(pd.to_numeric, errors="coerce")
+        usual = self.task.rows.loc[self.task.items.table["split"] == "discover", self.task.table.measured].median()
         chosen = np.sort(rng.permutation(len(rows))[:MOST])
         return self._measure(rows.iloc[chosen].fillna(usual))
 
