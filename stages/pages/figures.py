@@ -142,7 +142,8 @@ def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]
         return []
     lines = [", ".join(others[k : k + 4]) for k in range(0, len(others), 4)]
     place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-    return [{"text": "averaged over " + ",<br>".join(lines), "showarrow": False, "align": "left", **place}]
+    text = "averaged over " + ",<br>".join(lines) + (" as in use" if space.usage else "")
+    return [{"text": text, "showarrow": False, "align": "left", **place}]
 
 
 def heat_map(
@@ -215,7 +216,7 @@ def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -
 
 
 def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = "policy_mean") -> go.Figure:
-    """Draw how often the trained policy would probe each pair of levels, relative to chance (1).
+    """Draw how often the trained policy would probe each pair of levels, relative to its share of use (1).
 
     Args:
         row: the concept whose levels are rows.
@@ -223,10 +224,10 @@ def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = 
         policy: one row per pair of levels, in row-major order.
         what: the mean over items, or "policy_std", the standard deviation over them in the same unit.
     """
-    relative = policy[what] / policy["policy_mean"].mean()
+    relative = policy[what] / policy["use"] * (policy["use"].sum() / policy["policy_mean"].sum())
     grid = np.array(rounded(relative, 3), dtype=object).reshape(len(row), len(column))
     top = max(2.0, math.ceil(float(np.nanmax(relative.to_numpy(dtype=float), initial=0.0))))
-    hover = f"<b>%{{z:.2f}} × chance</b>{_place(row, column)}"
+    hover = f"<b>%{{z:.2f}} × as often as in use</b>{_place(row, column)}"
     return _grid(row, column, grid, hover, POLICY_SCALE, (0, top), labels="{:.1f}".format, form=".1f")
 
 
