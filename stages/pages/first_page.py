@@ -17,7 +17,7 @@ from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import harm
 from stages.pages.gallery import Gallery, Shown, Shrinker
 from stages.pages.ratings import fails
-from stages.pages.usage import as_much, by_usage, how_common, tested
+from stages.pages.usage import as_much, by_usage, how_common, what_was_tested
 from stages.pages.verdicts import GateView, VerdictView
 from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
@@ -147,7 +147,7 @@ def landscape_page(
         light=light,
         headline=_SAID[light],
         reason=reason,
-        tested=tested(landscape.space),
+        tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
         usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), as_much(landscape)))),
         heading="What fails",
@@ -208,7 +208,7 @@ def comparison_page(
         light=light,
         headline=_SAID[light],
         reason=reason,
-        tested=tested(comparison.space),
+        tested=what_was_tested(comparison.space),
         tiles=_comparison_tiles(comparison),
         usage=how_common(comparison.space, comparison.usage),
         heading="What the repair targeted" if plan.targets else "What failed before",

@@ -110,7 +110,7 @@ class InvalidPart(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """How far to trust the rates; `certain` is the share of cells with a narrow interval."""
+    """How far to trust the rates; `certain` is the share of use in cells with a narrow interval."""
 
     sentences: list[str]
     certain: float | None
@@ -241,7 +241,7 @@ def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> l
         average = [effect for effect in landscape.effects if effect.concept == concept.name]
         lines = _alone(landscape, concept.name) if drawn_alone else {}
         shown: Sequence[LevelAlone | Effect] = lines.pop("", average)
-        if all(level.rate is None for level in shown):
+        if not average or all(level.rate is None for level in shown):
             continue
         alt = f"Failure rate of each level of {concept.name}: " + ", ".join(
             f"{concept.label(level.level)} {percent(level.rate)}" for level in shown
@@ -367,6 +367,8 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
         )
     asked, each = float((cells["probes"] > 0).mean()), cells["probes"].mean()
     of_what = "of these cells" if landscape.sampled else "of the cells"
+    if landscape.usage:
+        of_what += f", which make up {percent(cells['use'] @ (cells['probes'] > 0))} of use,"
     sentences.append(
         f"{percent(asked)} {of_what} were probed at least once, and a cell {each:.1f} times on average. "
         "In cells without probes, the rate is an estimate only."
@@ -397,7 +399,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
             )
         )
     scores = list(flatten({key: value for key, value in estimator.to_json().items() if key not in _INNER}))
-    return Trust(sentences, float(cells["certain"].mean()), picture, caption, scores)
+    return Trust(sentences, float(cells["use"] @ cells["certain"]), picture, caption, scores)
 
 
 def _false_alarms(landscape: Landscape) -> list[str]:

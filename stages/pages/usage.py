@@ -15,11 +15,11 @@ _COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "sev
 _FEW = 3  # levels of a concept without an order that are named
 
 
-def tested(space: ConceptSpace) -> str:
+def what_was_tested(space: ConceptSpace) -> str:
     """Say up to which levels each concept was tested, and how many of them at once."""
     ranges = [said for j, concept in enumerate(space.concepts) if (said := _range(concept, _occurring(space, j)))]
     most = int(np.flatnonzero(space.usage.by_changes() > 0).max()) if space.usage else len(space)
-    together = {0: "", 1: ", one at a time" if len(space) > 1 else "", len(space): ", alone and together"}
+    together = {len(space): ", alone and together", 1: ", one at a time" if len(space) > 1 else "", 0: ""}
     return f"Tested: {', '.join(ranges)}{together.get(most, f', alone and up to {_count(most)} together')}; nothing is known beyond."
 
 
