@@ -350,7 +350,8 @@ class Result:
     def _said(self) -> str:
         rate, n = self.landscape.overall.rate, len(self.modes)
         of_modes = f"{n} failure mode{'s' if n != 1 else ''}" if n else "no failure mode was found"
-        return f"fails on {rate.value:.1%} of the grid [{rate.low:.1%}, {rate.high:.1%}], {of_modes}"
+        where = "in use" if self.landscape.usage else "of the grid"
+        return f"fails on {rate.value:.1%} {where} [{rate.low:.1%}, {rate.high:.1%}], {of_modes}"
 
     @property
     def landscape(self) -> Landscape:
@@ -368,7 +369,7 @@ class Result:
         return self.landscape.notes
 
     def curves(self) -> pd.DataFrame:
-        """Return the failure rate at each level of each concept, averaged over all others, with its 95% interval.
+        """Return the failure rate at each level of each concept, averaged over the others in use, with 95% intervals.
 
         Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
         """
@@ -382,7 +383,7 @@ class Result:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """The grid, one row per combination of levels: probes, failures, and the estimated failure rate."""
+        """The cells that occur in use: share of use, probes, failures, and the estimated failure rate of each."""
         return self._with_levels(self.records.summarize.cells)
 
     @property
@@ -407,7 +408,7 @@ class Result:
     def slices(self) -> pd.DataFrame:
         """Failure rates by attribute of the items ("label"): a row for each value of each attribute, worst first.
 
-        They are over the whole grid, from uniform probes: `rate` with its 95% interval (`low`, `high`), the rate of all
+        They are rates in use, from the control's probes: `rate` with its 95% interval (`low`, `high`), the rate of all
         other items (`rest`), and whether it is significantly `worse`, with the p-value `p` adjusted for all values
         (Holm). Empty if the items have no attributes.
         """

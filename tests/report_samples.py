@@ -14,8 +14,8 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
-from stages.params.usage import UsageConfig, in_use
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
+from stages.params.usage import UsageConfig, in_use
 from stages.records import Compared, Comparison, Landscape, Plan, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics
 from stages.records.landscape import usage_record
@@ -132,7 +132,8 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
             {
                 "id": mode_id, "region": region.to_json(), "text": region.describe(space), "rate": rate,
                 "low": rate - 0.06, "high": min(1.0, rate + 0.05), "probes": 180 + i, "failures": round(rate * 180),
-                "estimate": rate, "lift": rate / overall, "share": region.share(space), "of_failures": 0.4 / i, "invalid": None,
+                "estimate": rate, "lift": rate / overall, "share": region.share(space), "of_failures": 0.4 / i,
+                "invalid": None,
             }
         )  # fmt: skip
         said = HOSTILE if hostile else "seen as 7, expected 1"

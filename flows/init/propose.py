@@ -89,7 +89,7 @@ def propose(wanted: Wanted) -> Draft:
         "discrepancy": kind.init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
-        **({} if wanted.repair else {"gates": "passes if at most half of the grid fails, by its whole interval"}),
+        **({} if wanted.repair else {"gates": "passes if at most half of use fails, by the whole interval"}),
         "repair.feedback": "a rule decides; {policy: wait} asks a person",
         "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound.",
     }

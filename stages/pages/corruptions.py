@@ -35,8 +35,8 @@ def corruptions_view(errors: CorruptionErrors | TooFew | None, *, exact: bool) -
         return None
     if isinstance(errors, TooFew):
         few = (
-            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} probes of the control,"
-            f" expected {COUNTED} of each corruption. Raise discover.budget."
+            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} probes of the"
+            f" control, expected {COUNTED} of each corruption. Raise discover.budget."
         )
         return CorruptionsView([few], [], False, [])
     unchanged = [row.error for row in errors.rows if row.name == UNCHANGED]

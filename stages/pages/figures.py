@@ -321,7 +321,7 @@ def effect_view(
 
 def _levels(concept: Concept, rates: pd.DataFrame, colour: str) -> dict[str, Any]:
     """Return the points of a trace: the rates at the levels of a concept that are known, with their intervals."""
-    rates = rates.reset_index(drop=True).astype({c: float for c in ("rate", "low", "high")}).dropna(subset=["rate"])
+    rates = rates.reset_index(drop=True).astype(dict.fromkeys(("rate", "low", "high"), float)).dropna(subset=["rate"])
     whiskers = {
         "array": rounded(rates["high"] - rates["rate"]),
         "arrayminus": rounded(rates["rate"] - rates["low"]),

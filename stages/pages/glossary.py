@@ -12,8 +12,8 @@ GLOSSARY = {
     "failures, by which rates are counted. For a repair: a copy trained for as many steps without aiming.",
     "discrepancy": "How far an answer is from what people expect, on the task's own scale.",
     "failure": "An answer whose discrepancy is above the threshold.",
-    "failure rate": "The share of inputs that fail. Each cell counts as often as it occurs in use; by `usage: uniform` all "
-    "count alike.",
+    "failure rate": "The share of inputs that fail. Each cell counts as often as it occurs in use; by `usage: uniform` "
+    "all count alike.",
     "fresh probe": "A probe held back from the search, and drawn in a region only after that was found.",
     "gate": "A bound set before the audit. It passes only if the whole interval is on the right side of it.",
     "grid": "All combinations of the levels of all concepts.",

@@ -20,7 +20,8 @@ def what_was_tested(space: ConceptSpace) -> str:
     ranges = [said for j, concept in enumerate(space.concepts) if (said := _range(concept, _occurring(space, j)))]
     most = int(np.flatnonzero(space.usage.by_changes() > 0).max()) if space.usage else len(space)
     together = {len(space): ", alone and together", 1: ", one at a time" if len(space) > 1 else "", 0: ""}
-    return f"Tested: {', '.join(ranges)}{together.get(most, f', alone and up to {_count(most)} together')}; nothing is known beyond."
+    up_to = together.get(most, f", alone and up to {_count(most)} together")
+    return f"Tested: {', '.join(ranges)}{up_to}; nothing is known beyond."
 
 
 def _occurring(space: ConceptSpace, j: int) -> list[int]:
