@@ -377,7 +377,7 @@ class Result:
         return self.landscape.notes
 
     def curves(self) -> pd.DataFrame:
-        """Return the failure rate at each level of each concept, averaged over all others, with its 95% interval.
+        """Return the failure rate at each level of each concept, averaged over the others in use, with 95% intervals.
 
         Columns are concept, level, probes, failures, rate, low and high; NaN where a rate is unknown.
         """
@@ -391,7 +391,7 @@ class Result:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """The grid, one row per combination of levels: probes, failures, and the estimated failure rate."""
+        """The cells that occur in use: share of use, probes, failures, and the estimated failure rate of each."""
         return self._with_levels(self.records.summarize.cells)
 
     @property
@@ -416,7 +416,7 @@ class Result:
     def slices(self) -> pd.DataFrame:
         """Failure rates by attribute of the items ("label"): a row for each value of each attribute, worst first.
 
-        They are over the whole grid, from uniform probes: `rate` with its 95% interval (`low`, `high`), the rate of all
+        They are rates in use, from the control's probes: `rate` with its 95% interval (`low`, `high`), the rate of all
         other items (`rest`), and whether it is significantly `worse`, with the p-value `p` adjusted for all values
         (Holm). Empty if the items have no attributes.
         """

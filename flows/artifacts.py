@@ -22,6 +22,7 @@ from flows.results import Verdict, gate_word, read_verdict
 from flows.review.links import report_urls, review_url
 from flows.run_stage import StageResult
 from stages.errors import UsageError
+from stages.pages.usage import by_usage
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import interval, percent
 from stages.params import Params, load_params
@@ -102,10 +103,14 @@ def modes_markdown(audit: str) -> str:
     with contextlib.suppress(UsageError):  # shown without examples then; the review page says why
         examples = folder.exhibits
     overall = found.overall
-    lines = [f"Overall, {percent(overall.value)} of probes fail ({interval(overall.low, overall.high)}).", ""]
+    what = f"of what the model will meet fails, {by_usage(found.usage)}" if found.usage else "of the grid fails"
+    lines = [prose(f"{percent(overall.value)} {what} ({interval(overall.low, overall.high)})."), ""]
     if not found.modes:
         return "\n".join([*lines, "No failure mode was found.", "", where(audit)])
-    lines += ["| mode | where | fails | 95% interval | share |", "|---|---|---|---|---|"]
+    lines += [
+        f"| mode | where | fails | 95% interval | share of {'use' if found.usage else 'grid'} |",
+        "|---|---|---|---|---|",
+    ]
     for mode in found.modes:
         spread = interval(mode.low, mode.high)
         lines.append(_row(mode.id, code(mode.text), percent(mode.rate), spread, percent(mode.share)))

@@ -192,7 +192,7 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """
     pairs: list[tuple[str, Any, Any]] = [
         ("concepts", grid_of(a), grid_of(b)),
-        ("usage", _usage(a), _usage(b)),
+        ("usage", usage_of(a), usage_of(b)),
         ("threshold", a.landscape.threshold, b.landscape.threshold),
         ("ratings that define a failure", _scale(a), _scale(b)),
     ]
@@ -217,7 +217,7 @@ def grid_of(run: Run) -> list[object]:
     return [concept.to_json() for concept in run.landscape.concepts]
 
 
-def _usage(run: Run) -> object:
+def usage_of(run: Run) -> object:
     """The share of use of each cell, as plain data; uniform if all are equally common."""
     usage = run.landscape.usage
     return "uniform" if usage is None else usage.to_json()

@@ -29,7 +29,7 @@ class Glance:
 
     Args:
         verdict: its last verdict.
-        rate: failure rate of the model under test on its grid; without observations if there is no landscape.
+        rate: failure rate of the model under test in use; without observations if there is no landscape.
         when: when the verdict was committed, or made if it is not committed; None if there is none.
         outdated: whether stages are stale, so that the verdict is from an earlier run.
         next: the command to run next; empty if there is nothing to do.

@@ -33,7 +33,7 @@ from stages.records.base import FlatMetrics
 
 PAGE = WORK / "history.html"
 _STAGES = ("report", "conclude")  # stages with a headline
-_GRID = ("concepts", "discrepancy")  # failure rates with other values of these are of another grid
+_GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
 _MOST_TOLD = 3  # differing settings or stages that are named
 _WORD = {True: "pass", False: "FAIL", None: "no verdict"}
 
@@ -46,7 +46,7 @@ class Result:
         revision: a commit, or the workspace if its numbers differ from the last commit's.
         when: when it was committed, or written.
         passed: its verdict; None if no gate was set, or one could not be judged.
-        rate: failure rate of the model under test on its grid.
+        rate: failure rate of the model under test in use.
         target: change of the failure rate in the target modes by the repair; None without a repair.
         decided: who decided on the repair; empty if nobody had to, or the verdict's bytes are not here.
         changed: the differences from the result before, in words; None for the first known result.
@@ -174,7 +174,7 @@ def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
         yield "decision"
     settings = [dict(_settings(lock)) for lock in (a, b)]
     names = [key for key in dict.fromkeys([*settings[0], *settings[1]]) if settings[0].get(key) != settings[1].get(key)]
-    code = [key for key in names if f".{audit}." not in key and key != "compute"]
+    code = [key for key in names if f".{audit}." not in key and key not in ("compute", "usage", "drawn")]
     if params := [key.partition(f".{audit}.")[2] or key for key in names if key not in code]:
         yield f"params: {_few(params)}"
     if code:
@@ -206,7 +206,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
-    """What has to be equal for two failure rates to be comparable: concepts, discrepancy and items.
+    """What has to be equal for two failure rates to be comparable: concepts, discrepancy, items and usage.
 
     None if dvc.lock does not have all of it.
     """
@@ -214,11 +214,12 @@ def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
     settings = {key: value for values in files.values() for key, value in (values or {}).items()}
     grid = [settings.get(f"audits.{audit}.{key}") for key in _GRID]
     grid.append(md5_in(lock, "outs", (DATA / audit / "prepare" / "items.parquet").as_posix()))
-    return None if None in grid else grid
+    summarized = lock.get(f"summarize@{audit}", {}).get("params") or {}
+    return None if None in grid else [*grid, [(values or {}).get("usage") for values in summarized.values()]]
 
 
 def _drift(audit: str, found: Sequence[_Found]) -> str:
-    """How the failure rate moved since the oldest result with the same grid and data, in words."""
+    """How the failure rate moved since the oldest result with the same grid, usage and data, in words."""
     if not found or not found[0].result.rate.n:
         return "no failure rate yet"
     if len(found) == 1:
@@ -232,7 +233,7 @@ def _drift(audit: str, found: Sequence[_Found]) -> str:
             break
         alike.append(one.result)
     if len(alike) == 1:
-        return "grid or data changed since the result before: not comparable"
+        return "grid, usage or data changed since the result before: not comparable"
     oldest = alike[-1]
     change = _difference(oldest.rate, newest.rate)
     moved, since = f"{100 * change.value:+.1f} points", f"since {oldest.revision} of {oldest.when:%Y-%m-%d}"

@@ -264,8 +264,8 @@ def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
     automatic, discrepancy, valid = _automatic(control)
     people = (ratings.badness(discrepancy) > threshold) & valid
     said = (
-        f"of {len(control):,} uniform probes {automatic.mean():.1%} fail automatically, {people.mean():.1%} would by"
-        f" these ratings; {(automatic != people).mean():.1%} are judged differently"
+        f"of {len(control):,} probes of the control {automatic.mean():.1%} fail automatically, {people.mean():.1%} would"
+        f" by these ratings; {(automatic != people).mean():.1%} are judged differently"
     )
     return said if people.any() else f"{said}: no expected rating is on the failing side, so nothing would ever fail"
 
@@ -278,7 +278,7 @@ def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str
     if share <= MOST_UNFOUNDED:
         return ""
     return (
-        f"of the uniform probes {share:.0%} have a discrepancy outside the rated range ({ratings.x[0]:.2f} to"
+        f"of the control's probes {share:.0%} have a discrepancy outside the rated range ({ratings.x[0]:.2f} to"
         f" {ratings.x[-1]:.2f}), and no rating says whether they fail; rate passing examples too, or others"
     )
 
@@ -291,7 +291,7 @@ def _automatic(control: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _control(name: str) -> pd.DataFrame | None:
-    """The uniform probes of the last search; None if there was none."""
+    """The control's probes of the last search; None if there was none."""
     path = stage_dir(name, "discover") / "probes.parquet"
     if not path.exists():
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run
+from flows.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run, usage_of
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.git import git
@@ -126,6 +126,7 @@ def _unlike(runs: dict[str, Run]) -> list[str]:
         ratings = run.landscape.ratings
         return {
             "grids": grid_of(run),
+            "usages": usage_of(run),
             "thresholds": run.landscape.threshold,
             "ratings": ratings.bound.to_json() if ratings else None,
             "seeds": run.provenance.seed,

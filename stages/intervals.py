@@ -28,7 +28,7 @@ __all__ = [
 
 LEVEL = 0.95
 RESAMPLES = 2000
-COUNTED = 50  # uniform probes per level of a concept from which rates are counted rather than estimated
+COUNTED = 50  # control's probes per level of a concept from which rates are counted rather than estimated
 
 
 def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:

@@ -15,8 +15,10 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
+from stages.params.usage import UsageConfig, in_use
 from stages.records import Compared, Comparison, Landscape, Plan, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics
+from stages.records.landscape import usage_record
 from stages.records.repair import PlannedMode
 from stages.records.search import Walks
 from stages.tasks.contract import Exhibit
@@ -51,11 +53,11 @@ def picture(seed: int, side: int = 28) -> bytes:
 
 
 def make_landscape(space: ConceptSpace, rng: np.random.Generator, strength: float = 1.0) -> pd.DataFrame:
-    cells = space.cells()
+    cells, use = space.used(space.n_cells, rng)
     push = space.coordinates(cells)
     score = 3.4 * strength * push[:, 0] + 2.6 * strength * (push[:, -1] * push[:, 0]) - 2.6
     rate = 1 / (1 + np.exp(-score - 1.2 * push[:, push.shape[1] // 2]))
-    table = pd.DataFrame(cells, columns=space.names)
+    table = pd.DataFrame(cells, columns=space.names).assign(use=use)
     table["probes"] = rng.integers(0, 5, len(cells))
     table["failures"] = rng.binomial(table["probes"], rate)
     table["rate"] = rate
@@ -109,8 +111,8 @@ def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> p
 
 
 def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) -> dict[str, Any]:
-    """Arguments of `write_landscape`, from a synthetic landscape over these concepts."""
-    space, rng = ConceptSpace(concepts), np.random.default_rng(3)
+    """Arguments of `write_landscape`, from a synthetic landscape over these concepts, whose usage is assumed."""
+    space, rng = in_use(ConceptSpace(concepts), UsageConfig()), np.random.default_rng(3)
     landscape = make_landscape(space, rng)
     first, last = space.concepts[0], space.concepts[-1]
     regions = [
@@ -120,17 +122,18 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         Region({first.name: tuple(range(len(first) - 2, len(first)))}),
         Region({last.name: (len(last) - 1,)}),
     ]
-    overall = float(landscape["rate"].mean())
+    overall = float(landscape["rate"] @ landscape["use"])
     modes, galleries = [], {}
     for i, region in enumerate(regions, 1):
-        inside = region.contains(space, space.cells())
+        inside = region.contains(space, landscape[space.names].to_numpy())
         rate = float(landscape.loc[inside, "rate"].mean())
         mode_id = f"M{i}"
         modes.append(
             {
                 "id": mode_id, "region": region.to_json(), "text": region.describe(space), "rate": rate,
                 "low": rate - 0.06, "high": min(1.0, rate + 0.05), "probes": 180 + i, "failures": round(rate * 180),
-                "estimate": rate, "lift": rate / overall, "share": float(inside.mean()), "invalid": None,
+                "estimate": rate, "lift": rate / overall, "share": region.share(space), "of_failures": 0.4 / i,
+                "invalid": None,
             }
         )  # fmt: skip
         said = HOSTILE if hostile else "seen as 7, expected 1"
@@ -157,6 +160,16 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         for c in space.concepts
         for j, part in landscape.groupby(c.name)
     ]  # fmt: skip
+    alone = [
+        {
+            "concept": c.name, "level": j, "attribute": attribute, "value": value, "rate": failures / probes,
+            "low": failures / probes / 2, "high": (failures + 4) / (probes + 4), "probes": probes,
+        }
+        for c in space.concepts
+        for attribute, value, times in (("", "", 4), ("label", "9", 1)) if not value or c == first
+        for j in range(len(c))
+        for probes, failures in [(10 * times, (j + 1) * times)]
+    ]  # fmt: skip
     probes = make_probes(space, landscape, rng)
     walked = make_walked(space, rng)
     for mode, region in zip(modes, regions, strict=True):
@@ -166,12 +179,16 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
     summary = {
         "audit": HOSTILE if hostile else "mnist",
         "concepts": space.to_json(),
+        "usage": usage_of(space),
         "threshold": 0.0,
         "overall": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
         "overall_estimated": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
         "invalid": {"count": 0, "probes": 2400, "value": 0.0, "low": 0.0, "high": 0.01, "n": 1200, "levels": []},
         "modes_skipped": [],
         "effects": effects,
+        "alone": alone,
+        "half_as_much": {"value": overall / 2, "low": overall / 3, "high": overall, "n": 1200},
+        "twice_as_much": {"value": overall * 1.5, "low": overall, "high": overall * 2, "n": 1200},
         "modes": modes,
         "suspected": suspected,
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
@@ -224,6 +241,20 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
     }  # fmt: skip
 
 
+def usage_of(space: ConceptSpace) -> dict[str, Any]:
+    """The record of a grid's usage, assumed, as plain data."""
+    record = usage_record(space, UsageConfig())
+    assert record is not None
+    return record.to_json()
+
+
+def uniform(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs with `usage: uniform`."""
+    without = {"usage": None, "half_as_much": None, "twice_as_much": None, "alone": []}
+    cells = inputs["landscape"]
+    return inputs | {"summary": inputs["summary"] | without, "landscape": cells.assign(use=1 / len(cells))}
+
+
 def write_landscape(out: Path, *, summary: dict[str, Any], landscape: pd.DataFrame, **inputs: Any) -> None:
     """Write the report on plain data: `summary` as in landscape.json, `landscape` as in landscape.parquet."""
     inputs |= {"verdict": Verdict.from_json(inputs["verdict"], ""), "metrics": FlatMetrics(**inputs["metrics"])}
@@ -269,9 +300,9 @@ def difference(
 
 def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]:
     """Arguments of `write_comparison`."""
-    space, rng = ConceptSpace(concepts), np.random.default_rng(5)
+    space, rng = in_use(ConceptSpace(concepts), UsageConfig()), np.random.default_rng(5)
     before, after = make_landscape(space, rng), make_landscape(space, rng, strength=0.5)
-    both = before[space.names].copy()
+    both = before[[*space.names, "use"]].copy()
     for suffix, table in (("before", before), ("after", after)):
         both = both.assign(**{f"{c}_{suffix}": table[c] for c in ("rate", "low", "high")})
     probes = pd.concat(
@@ -288,6 +319,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
     verdict = {
         "audit": "mnist",
         "concepts": space.to_json(),
+        "usage": usage_of(space),
         "control": "as_used",
         "passed": False,
         "gates": [
@@ -306,6 +338,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "reason": f"{HOSTILE} matters" if hostile else None,
         "statement": "Failed: newly_failing.max.",
         "differences": {
+            "failure_rate": difference(0.15, -0.15, -0.17, -0.13, before=0.3),
             "target_failure_rate": difference(0.229, -0.289, -0.32, -0.26, before=0.518, control=control),
             "other_failure_rate": difference(0.116, -0.108, -0.12, -0.09, before=0.224),
             "newly_failing": difference(0.024, None, 0.019, 0.03),

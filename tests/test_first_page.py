@@ -7,22 +7,32 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from stages.landscape.usage import in_use
 
 from flows import pdf
-from stages.concepts import Region
+from stages.concepts import Concept, ConceptSpace, Region
 from stages.errors import InfrastructureError, UsageError
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
+from stages.pages.usage import how_common, what_was_tested
 from stages.pages.verdicts import verdict_view
-from stages.params import load_params
+from stages.params.usage import UsageConfig, in_use
 from stages.records import Compared, Landscape, RateRecord, Verdict
+from stages.records.landscape import usage_record
 from stages.tasks.contract import Exhibit
 from tests.conftest import CHROMIUM
-from tests.report_samples import FOUR, make_comparison, make_inputs, picture, plan_of, records_of, write_landscape
+from tests.report_samples import (
+    FOUR,
+    WEATHER,
+    make_comparison,
+    make_inputs,
+    picture,
+    plan_of,
+    records_of,
+    uniform,
+    write_landscape,
+)
 
 FAILED = {"passed": False, "value": 0.6, "low": 0.58, "high": 0.62}
 UNKNOWN = {"passed": None, "value": None, "low": None, "high": None}
@@ -45,8 +55,8 @@ def page_of(
         ([GATE], 3, "amber", r"^It meets its gates, but has 3 confirmed failure modes"),
         ([GATE], 1, "amber", r"one confirmed failure mode "),
         ([GATE], 0, "green", r"^It meets its gates, and no region"),
-        ([], 3, "amber", r"^[\d.]+% of uniformly drawn probes fail, most often in 3 confirmed .* No gate says"),
-        ([GATE | UNKNOWN], 0, "amber", r"drawn probes fail\. Some gates could not be judged\.$"),
+        ([], 3, "amber", r"^[\d.]+% of what this model will meet fails, .* in 3 confirmed .* No gate says"),
+        ([GATE | UNKNOWN], 0, "amber", r"was assumed\. Some gates could not be judged\.$"),
     ],
 )  # fmt: skip
 def test_the_light_follows_gates_and_modes(gates: list[Any], modes: int, light: str, reason: str) -> None:
@@ -201,49 +211,91 @@ def test_who_and_how_many_are_answered_wrongly_unchanged(tmp_path: Path) -> None
     assert text.index("small_cnn") < text.index("Not ready to deploy") < text.index("<nav")
 
 
-def test_rates_in_use() -> None:
-    space = Landscape.from_json(make_inputs(*FOUR)["summary"], "").space
-    first = space.concepts[0]
-    cells = pd.DataFrame(space.cells(), columns=space.names)
-    cells["rate"] = np.where(cells[first.name] == len(first) - 1, 0.8, 0.1)
-    weights = {first.name: {first.levels[0]: 3, first.levels[-1]: 1}}
-    usage = in_use(space, weights, cells, sampled=False)
-    assert usage.rate == pytest.approx(0.75 * 0.1 + 0.25 * 0.8)
-    strongest = Region({first.name: (len(first) - 1,)})
-    assert usage.share(strongest, 1 / len(first)) == pytest.approx(0.25)
-    assert usage.share(Region({space.names[1]: (0,)}), 0.2) == pytest.approx(0.2), "nothing was said of it"
-    some = cells.sample(40, random_state=0)
-    assert in_use(space, weights, some, sampled=True).rate is None, "too few of them are met in use"
-    assert in_use(space, weights, cells, sampled=True).rate == usage.rate
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "by the usage that was assumed"),
+        ({"stated": True}, "by the usage that was stated"),
+        (
+            {"stated": True, "inputs": 1200, "source": "the camera at gate 4"},
+            "by the usage measured on 1,200 inputs of the camera at gate 4",
+        ),
+    ],
+)
+def test_the_rate_is_that_in_use_and_says_by_which_usage(more: dict[str, Any], said: str) -> None:
     inputs = make_inputs(*FOUR)
-    assert page_of(inputs, About(usage=usage)).tiles[-1].value == "27.5%"
-    assert "unknown" in page_of(inputs, About(usage=usage._replace(rate=None))).tiles[-1].said
-    assert page_of(inputs).tiles[-1].value != "27.5%"
+    inputs["summary"]["usage"] |= more
+    overall = inputs["summary"]["overall"]
+    spread = f"{100 * overall['low']:.1f}–{100 * overall['high']:.1f}%"
+    page = page_of(inputs)
+    assert (f"{overall['value']:.1%}", f"of what this model will meet fails, {said} ({spread})") in page.tiles
+    whence = said.rsplit(maxsplit=1)[-1] if "inputs" not in more else "measured"
+    assert page.usage == (
+        f"Usage {whence}: nothing changes in 30% of inputs, one thing in 40%, two in 20%, three in 10%. The rate would"
+        f" be {overall['value'] / 2:.1%} if half as much changes, and {overall['value'] * 1.5:.1%} if 1.9 times as much"
+        " does."
+    )
+    assert "uniform" not in str(page) and "grid" not in str(page)
+    verdict = passing()
+    verdict["usage"] |= more
+    page = repaired(verdict)
+    assert page.tiles[0].said.startswith(f"of what the model will meet fails, {said} (")
+    assert page.usage.startswith(f"Usage {whence}: nothing changes in 30% of inputs")
+
+
+def test_a_uniform_usage_is_said_as_such() -> None:
+    inputs = uniform(make_inputs(*FOUR) | {"verdict": {"audit": "mnist", "passed": None, "gates": []}})
+    page = page_of(inputs)
+    assert re.search(r"^[\d.]+% of uniformly drawn probes fail, most often in 3 confirmed", page.reason)
+    assert any(tile.said.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
+    assert page.usage == "" and page.tested.endswith(", alone and together; nothing is known beyond.")
+    assert "The grid is every combination" in page.notes
+    verdict = passing() | {"usage": None}
+    assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.said]
+
+
+def test_the_light_stands_beside_what_was_tested() -> None:
+    page = page_of(make_inputs(*FOUR))
+    said = (
+        "rotation up to 60°, darkening up to 0.9, blur up to 2.4 px, noise up to 0.48, alone and up to three together"
+    )
+    assert page.tested == f"Tested: {said}; nothing is known beyond."
+    assert repaired(passing()).tested == page.tested
+
+
+CASE = Concept("case", ("as_is", "upper"), ordered=False, neutral="as_is")
+TURNED = Concept("turn", (-30, 0, 30), "°", neutral=0)
+LIGHT = Concept("light", (1, 0.8, 0.6), neutral=1)
 
 
 @pytest.mark.parametrize(
-    ("usage", "told"),
+    ("concepts", "usage", "said"),
     [
-        ({"rotation": {0: 1}}, None),
-        ({"rotaton": {0: 1}}, r"audits\.mnist\.usage\.rotaton: there is no concept of that name.*rotation"),
-        ({"rotation": {90: 1}}, r"audits\.mnist\.usage\.rotation: 90.* is not one of its levels"),
-        ({"rotation": {0: 0}}, r"usage\.rotation: expected weights of 0 or more, one of them above 0"),
-        ({"rotation": {0: -1, 25: 2}}, r"usage\.rotation: expected weights"),
+        ((LIGHT,), {}, "light down to 0.6"),
+        ((TURNED, CASE), {}, "turn -30° to 30°, case (upper), alone and together"),
+        ((WEATHER,), {}, "weather (4 kinds)"),
+        ((TURNED, LIGHT), {"changes": [1, 1]}, "turn -30° to 30°, light down to 0.6, one at a time"),
+        ((LIGHT, CASE), {"levels": {"light": {1: 3, 0.8: 1}}}, "light down to 0.8, case (upper), alone and together"),
     ],
 )
-def test_usage_names_levels(tmp_path: Path, usage: dict[str, Any], told: str | None) -> None:
-    import yaml
+def test_what_was_tested_is_said_for_every_kind_of_concept(
+    concepts: tuple[Concept, ...], usage: dict[str, Any], said: str
+) -> None:
+    assert (
+        what_was_tested(in_use(ConceptSpace(concepts), UsageConfig(**usage)))
+        == f"Tested: {said}; nothing is known beyond."
+    )
 
-    from tests.workspace import ROOT
 
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["audits"]["mnist"]["usage"] = usage
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    if told is None:
-        assert load_params(tmp_path / "params.yaml").audit("mnist").usage == usage
-        return
-    with pytest.raises(UsageError, match=told):
-        load_params(tmp_path / "params.yaml")
+def test_concepts_that_always_change_are_beside_those_that_are_counted() -> None:
+    space = in_use(ConceptSpace((WEATHER, LIGHT)), UsageConfig())
+    record = usage_record(space, UsageConfig())
+    assert (
+        how_common(space, record)
+        == "Usage assumed: beside weather, nothing changes in 30% of inputs, one thing in 70%."
+    )
+    space = in_use(ConceptSpace((WEATHER,)), UsageConfig())
+    assert how_common(space, usage_record(space, UsageConfig())) == ""
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")

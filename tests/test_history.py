@@ -28,6 +28,7 @@ def commit(rate: float | None = None, *, width: float | None = 0.01, passed: boo
         "items": "i1",
         "code": "c1",
         "concepts": {"tilt": [0, 1]},
+        "usage": {},
         "budget": 100,
         "metrics": b"",
         **lock,
@@ -49,9 +50,11 @@ def commit(rate: float | None = None, *, width: float | None = 0.01, passed: boo
             },
         }
     }
+    summarize = {"params": {"data/tiny/code.json": {"usage": made["usage"]}}}
     md5 = hashlib.md5(made["metrics"], usedforsecurity=False).hexdigest()
     report = {"outs": [{"path": "data/tiny/report/metrics.json", "md5": md5}]}
-    stages = {"prepare@tiny": prepare, "discover@tiny": discover, "report@tiny": report, "prepare@other": {"outs": []}}
+    stages = {"prepare@tiny": prepare, "discover@tiny": discover, "summarize@tiny": summarize, "report@tiny": report}
+    stages["prepare@other"] = {"outs": []}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     git("add", "--all")
     git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "-m", "a result")
@@ -108,6 +111,9 @@ def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     assert "not comparable" in read_history("tiny", 5).drift
     commit(0.31, model="m4", concepts={"tilt": [0, 2]}, items="i2")
     assert "not comparable" in read_history("tiny", 5).drift
+    commit(0.32, model="m4", concepts={"tilt": [0, 2]}, items="i2", usage={"changes": [1, 1]})
+    found = read_history("tiny", 5)
+    assert "not comparable" in found.drift and found.results[0].changed == ("params: usage",)
     commit(None)
     assert read_history("tiny", 5).drift == "no failure rate yet"
 

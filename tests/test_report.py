@@ -28,6 +28,7 @@ from tests.report_samples import (
     make_comparison,
     make_inputs,
     picture,
+    uniform,
     write_comparison,
     write_landscape,
 )
@@ -147,8 +148,10 @@ def test_a_sampled_grid_has_gaps_not_errors(tmp_path: Path) -> None:
     inputs["landscape"] = inputs["landscape"].sample(40, random_state=1)
     inputs["summary"]["sampled"] = True
     page = write(tmp_path, **inputs)
-    assert "A uniform sample of 40 of the grid" in page
-    assert "NaN" not in page.split('id="plotly"')[0]
+    cells = len(make_inputs(*FOUR, images=False)["landscape"])
+    assert f"A sample of 40 of the {cells:,} cells that occur in use is shown, weighted to stand for all." in page
+    packed = re.compile(r'<script type="text/plain".*?</script>', re.S)  # in base64, where NaN is chance
+    assert "NaN" not in packed.sub("", page)
 
 
 def test_a_control_that_found_more_is_said_to_have(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_a_table_of_the_search_says_what_its_numbers_are(pages: dict[str, Path])
     page = pages["landscape"].read_text(encoding="utf-8")
     assert cells_of(page, "search", "surrogate model") == ["Gaussian process", "–"]
     assert cells_of(page, "search", "fits of the surrogate model") == ["14", "–"]
-    assert cells_of(page, "search", "probes drawn uniformly") == ["310", "–"]
+    assert cells_of(page, "search", "probes drawn at random") == ["310", "–"]
     assert cells_of(page, "search", "entropy of the policy, relative to a uniform one") == ["41.0%", "–"]
     assert cells_of(page, "trust", "log losses · Gaussian process") == ["0.44"]
     assert "slope" not in page.split('<section id="trust">')[1].split("</section>")[0]
@@ -295,13 +298,45 @@ def test_what_is_only_suspected_is_folded_and_in_no_mode_table(tmp_path: Path) -
     assert "Suspected" not in write(tmp_path, **inputs)
 
 
+def test_the_curve_of_a_concept_is_that_of_its_levels_alone(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    page = write(tmp_path, **inputs)
+    part = page.split('<section id="effects">')[1].split("</section>")[0]
+    assert "while everything else is unchanged" in part and "Dotted: the items that a failure mode is about" in part
+    figure = json.loads(re.findall(r'id="effect-1-data">(.*?)</script>', part, re.S)[0])[0]
+    everyone, nines, others = figure["data"]
+    assert [line["name"] for line in figure["data"]] == ["all items", "label 9", "any other label"]
+    assert everyone["y"] == nines["y"] == others["y"] == pytest.approx([(j + 1) / 10 for j in range(7)])
+    assert len(json.loads(re.findall(r'id="effect-2-data">(.*?)</script>', part, re.S)[0])[0]["data"]) == 1
+    first = inputs["summary"]["effects"][0]
+    row = ["0°", "10.0%", "5.0–18.2%", "40", f"{first['rate']:.1%}", ""]
+    assert cells_of(page, "effects", "rotation")[:6] == row, "alone, and beside it the average in use"
+    assert cells_of(page, "effects", "rotation, any other label")[:4] == ["0°", "10.0%", "–", "30"]
+
+    rarely = [one | {"probes": 0, "rate": None, "low": None, "high": None} for one in inputs["summary"]["alone"]]
+    inputs["summary"]["alone"] = rarely[:-3] + inputs["summary"]["alone"][-3:]
+    page = write(tmp_path, **inputs)
+    assert "averaged over everything else as it occurs in use, with" in page, "too few levels were probed alone"
+    assert cells_of(page, "effects", "rotation")[1] == f"{first['rate']:.1%}"
+
+
+def test_no_page_calls_a_rate_in_use_one_of_the_grid(pages: dict[str, Path], tmp_path: Path) -> None:
+    wrong = re.compile(r"uniform(?! one)|whole grid|share of grid|same weight", re.IGNORECASE)
+    for path in pages.values():
+        text = path.read_text(encoding="utf-8").split("</style>")[1].split('<section id="glossary">')[0]
+        text = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+        assert not [text[m.start() - 60 : m.end() + 40] for m in wrong.finditer(text)]
+    page = write(tmp_path, **uniform(make_inputs(*FOUR, images=False)))
+    assert "share of grid" in page and "Averages give every level the same weight." in page
+
+
 def test_a_landscape_without_modes_says_so(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
     inputs["summary"]["modes"], inputs["galleries"] = [], {}
     page = write(tmp_path, **inputs)
-    assert "No region was found that fails significantly more often than the grid." in page
+    assert "No region was found that fails significantly more often than the rest." in page
     assert (
-        "no region was confirmed to fail more often than the rest of the grid" in page
+        "no region was confirmed to fail more often than the rest" in page
         and "Suspected, not confirmed: 2 regions" in page
     )
 
@@ -339,11 +374,15 @@ def test_a_gate_that_was_not_judged_is_not_passed(passed: bool | None, results: 
     assert said in verdict_view(Verdict(audit="mnist", passed=passed, gates=gates)).text
 
 
-def test_marginals_average_rates_and_add_counts() -> None:
+def test_marginals_average_rates_by_use_and_add_counts() -> None:
     space = ConceptSpace((Concept("a", (0, 1)), Concept("b", (0, 1, 2))))
     table = pd.DataFrame(space.cells(), columns=space.names).assign(rate=[0.0, 0.3, 0.6, 1.0, 1.0, 0.7], probes=1)
+    table["use"] = 1 / 6
     assert marginal(table, space, ["a"])["rate"].tolist() == pytest.approx([0.3, 0.9])
     assert marginal(table, space, ["b"])["probes"].tolist() == [2, 2, 2]
+    table["use"] = [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]
+    assert marginal(table, space, ["a"])["rate"].tolist() == pytest.approx([0.09 / 0.7, 0.9])
+    assert marginal(table, space, ["a", "b"])["rate"].tolist() == pytest.approx(table["rate"].tolist())
     sparse = marginal(table.iloc[:1], space, ["b", "a"])
     assert sparse["rate"].isna().sum() == 5
 

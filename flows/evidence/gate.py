@@ -191,9 +191,9 @@ def _evaluation(then: Evaluation, now: Evaluation, space: ConceptSpace, toleranc
 
 
 def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:
-    """Probes of the search of the model after the repair; its control is uniform, so its mean is a rate of the grid.
+    """Probes of the search of the model after the repair; its control stands for use, by weights.
 
-    The common pairs are not uniform: half of them are drawn inside the targets, which differ between plans.
+    The common pairs do not: half of them are drawn inside the targets, which differ between plans.
     """
     return run.probes[(run.probes["purpose"] == "search") & (run.probes["model"] == "after")]
 

@@ -240,7 +240,7 @@ def _show(console: Console, audit: str, landscape: str, found: Landscape) -> Non
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
     table.add_column("mode")
     table.add_column("region", overflow="fold")
-    for name in ("fails", "95% interval", "probes", "share of grid"):
+    for name in ("fails", "95% interval", "probes", "share of use" if found.usage else "share of grid"):
         table.add_column(name, justify="right")
     for mode in found.modes:
         table.add_row(

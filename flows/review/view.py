@@ -89,6 +89,7 @@ def review_view(
         UsageError: if there is no landscape, or no repair to decide on.
     """
     from flows.power import what_can_be_shown
+    from stages.pages.usage import by_usage
     from stages.restructure import learns_from_examples
 
     repair = params.repair(audit)
@@ -106,6 +107,7 @@ def review_view(
         "landscape": now.landscape,
         "draft": draft_key(audit, now.landscape, bound),
         "overall": found.overall,
+        "usage": by_usage(found.usage) if found.usage else "",
         "modes": found.modes,
         "explorer": explorer,
         "without": without,

@@ -42,12 +42,12 @@ LIMITS = (
 _NAMES = {
     "target_failure_rate": "target modes: failure rate",
     "other_failure_rate": "all other cells: failure rate",
-    "failure_rate": "whole grid: failure rate",
+    "failure_rate": "overall: failure rate",
     "target_not_passing": "target modes: failing or invalid",
     "other_not_passing": "all other cells: failing or invalid",
     "automatic_target_failure_rate": "target modes: failure rate by the automatic measure",
     "automatic_other_failure_rate": "all other cells: failure rate by the automatic measure",
-    "automatic_failure_rate": "whole grid: failure rate by the automatic measure",
+    "automatic_failure_rate": "overall: failure rate by the automatic measure",
     "fixed": "fixed: failed before, passes now",
     "newly_failing": "newly failing: passed before, fails now",
 }
@@ -244,7 +244,8 @@ def write_comparison_report(
         explorer=explorer,
         kinds=_EXAMPLES,
         points=space_part(landscapes, space, names, top, SIDES),
-        rate=_rate(comparison.differences.get("failure_rate")),
+        rate=_rate(comparison.differences.get("failure_rate"), "In use" if comparison.usage else "Of uniform draws"),
+        usage=comparison.usage is not None,
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten(estimator)),
@@ -390,12 +391,12 @@ def _shift(shift: records.Shift) -> ShiftPart:
     return ShiftPart(list(flatten(shift.to_json())), parts)
 
 
-def _rate(row: Difference | None) -> str:
-    """State the failure rate of uniform probes of the whole grid, before and after; empty if unknown."""
+def _rate(row: Difference | None, where: str) -> str:
+    """State the overall failure rate before and after; empty if unknown."""
     if row is None or row.before is None:
         return ""
     spread = f"{points(row.change)} points, 95% interval {points_interval(row.low, row.high)}"
-    return f"{percent(row.before)} of uniform probes failed before, and {percent(row.after)} after ({spread})."
+    return f"{where}, {percent(row.before)} failed before, and {percent(row.after)} after ({spread})."
 
 
 def _policy(comparison: Comparison) -> list[PolicyRow]:

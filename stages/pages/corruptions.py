@@ -35,8 +35,8 @@ def corruptions_view(errors: CorruptionErrors | TooFew | None, *, exact: bool) -
         return None
     if isinstance(errors, TooFew):
         few = (
-            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} uniform probes,"
-            f" expected {COUNTED} of each corruption. Raise discover.budget."
+            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} probes of the"
+            f" control, expected {COUNTED} of each corruption. Raise discover.budget."
         )
         return CorruptionsView([few], [], False, [])
     unchanged = [row.error for row in errors.rows if row.name == UNCHANGED]
@@ -74,7 +74,7 @@ def _said(rate: Rate) -> str:
 def _notes(errors: CorruptionErrors, exact: bool) -> list[str]:
     """Explain how the numbers were computed, and what they are not comparable with."""
     averaged = "".join(f" and {name}" for name in errors.others)
-    counted = "of all pairs of item and cell" if exact else "of the control's uniform probes"
+    counted = "of all pairs of item and cell" if exact else "of the control's probes"
     return [
         f"The share {counted} that fail, averaged over severities{averaged}, with 95% intervals. The interval"
         " of the mean is for other items like these.",

@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 
 def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> Packed:
-    """Pack all probes with readable levels, or a uniform sample of them if not all fit.
+    """Pack all probes with readable levels, or a random sample of them if not all fit.
 
     Args:
         probes: as in discover's probes.parquet.

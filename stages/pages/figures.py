@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -142,7 +143,8 @@ def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]
         return []
     lines = [", ".join(others[k : k + 4]) for k in range(0, len(others), 4)]
     place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-    return [{"text": "averaged over " + ",<br>".join(lines), "showarrow": False, "align": "left", **place}]
+    text = "averaged over " + ",<br>".join(lines) + (" as in use" if space.usage else "")
+    return [{"text": text, "showarrow": False, "align": "left", **place}]
 
 
 def heat_map(
@@ -215,7 +217,7 @@ def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -
 
 
 def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = "policy_mean") -> go.Figure:
-    """Draw how often the trained policy would probe each pair of levels, relative to chance (1).
+    """Draw how often the trained policy would probe each pair of levels, relative to its share of use (1).
 
     Args:
         row: the concept whose levels are rows.
@@ -223,10 +225,10 @@ def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = 
         policy: one row per pair of levels, in row-major order.
         what: the mean over items, or "policy_std", the standard deviation over them in the same unit.
     """
-    relative = policy[what] / policy["policy_mean"].mean()
+    relative = policy[what] / policy["use"] * (policy["use"].sum() / policy["policy_mean"].sum())
     grid = np.array(rounded(relative, 3), dtype=object).reshape(len(row), len(column))
     top = max(2.0, math.ceil(float(np.nanmax(relative.to_numpy(dtype=float), initial=0.0))))
-    hover = f"<b>%{{z:.2f}} × chance</b>{_place(row, column)}"
+    hover = f"<b>%{{z:.2f}} × as often as in use</b>{_place(row, column)}"
     return _grid(row, column, grid, hover, POLICY_SCALE, (0, top), labels="{:.1f}".format, form=".1f")
 
 
@@ -278,7 +280,13 @@ def _grid(
     return bare_figure([cells, numbers] if known else [cells], **axes)
 
 
-def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: float = 0.0) -> go.Figure:
+def effect_view(
+    concept: Concept,
+    rates: pd.DataFrame,
+    top: float,
+    highest: float = 0.0,
+    others: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> go.Figure:
     """Draw the failure rate of each level of one concept with its interval: a line if levels are ordered, else bars.
 
     Args:
@@ -286,24 +294,10 @@ def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: floa
         rates: one row per level, with rate, low and high.
         top: the rate at the end of the colour scale.
         highest: minimum end of the axis, so that two pictures are comparable.
+        others: the same for some of the items, by their name; drawn as lines.
     """
-    rates = rates.reset_index(drop=True).dropna(subset=["rate"])
-    rate, low, high = (np.asarray(rates[c], dtype=float) for c in ("rate", "low", "high"))
-    whiskers = {
-        "array": rounded(high - rate),
-        "arrayminus": rounded(rate - low),
-        "thickness": 1.5,
-        "width": 4,
-        "color": "#8a8f98",
-    }
-    common: dict[str, Any] = {
-        "x": rates.index.tolist(),
-        "y": rounded(rate),
-        "error_y": whiskers,
-        "customdata": _bounds(rates, ("low", "high")),
-        "hovertemplate": "<b>%{y:.1%} fail</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
-        f"<br>{plain(concept.name)} %{{x}}<extra></extra>",
-    }
+    common = _levels(concept, rates, "#8a8f98")
+    rate = np.array(common["y"], dtype=float)
     marker = {"color": rounded(rate), "colorscale": RATE_SCALE, "cmin": 0, "cmax": top}
     if concept.ordered:
         trace = go.Scatter(
@@ -312,9 +306,37 @@ def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: floa
     else:
         colours = [f"rgb{shade(r, top)}" for r in rate]
         trace = go.Bar(marker={"color": colours}, width=0.6, **common)
-    ceiling = min(1.0, max(top, highest, float(np.nanmax(high, initial=0.0)))) * 1.05
+    traces = [trace.update(name="all items")]
+    for (name, table), colour in zip(others.items(), cycle((AFTER, CONTROL, BEFORE)), strict=False):
+        mode = "lines+markers" if concept.ordered else "markers"
+        line = {"color": colour, "width": 2, "dash": "dot"}
+        traces.append(go.Scatter(mode=mode, line=line, name=plain(name), **_levels(concept, table, colour)))
+    highs = [float(table[column].max()) for table in (rates, *others.values()) for column in ("rate", "high")]
+    ceiling = min(1.0, float(np.nanmax([top, highest, *highs]))) * 1.05
     yaxis = {"tickformat": ".0%", "range": [0, ceiling], "title": {"text": "fails"}, "automargin": True}
-    return bare_figure([trace], xaxis=_axis(concept, automargin=True), yaxis=yaxis)
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    more = {"showlegend": True, "legend": legend, "margin": {"l": 56, "r": 16, "t": 36, "b": 48}} if others else {}
+    return bare_figure(traces, xaxis=_axis(concept, automargin=True), yaxis=yaxis, **more)
+
+
+def _levels(concept: Concept, rates: pd.DataFrame, colour: str) -> dict[str, Any]:
+    """Return the points of a trace: the rates at the levels of a concept that are known, with their intervals."""
+    rates = rates.reset_index(drop=True).astype(dict.fromkeys(("rate", "low", "high"), float)).dropna(subset=["rate"])
+    whiskers = {
+        "array": rounded(rates["high"] - rates["rate"]),
+        "arrayminus": rounded(rates["rate"] - rates["low"]),
+        "thickness": 1.5,
+        "width": 4,
+        "color": colour,
+    }
+    return {
+        "x": rates.index.tolist(),
+        "y": rounded(rates["rate"]),
+        "error_y": whiskers,
+        "customdata": _bounds(rates, ("low", "high")),
+        "hovertemplate": "<b>%{y:.1%} fail</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
+        f"<br>{plain(concept.name)} %{{x}}<extra></extra>",
+    }
 
 
 def level_shares(concept: Concept, before: Sequence[float], after: Sequence[float]) -> go.Figure:

@@ -17,6 +17,7 @@ from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import harm
 from stages.pages.gallery import Gallery, Shown, Shrinker
 from stages.pages.ratings import fails
+from stages.pages.usage import as_much, by_usage, how_common, what_was_tested
 from stages.pages.verdicts import GateView, VerdictView
 from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
@@ -102,14 +103,17 @@ class Step(NamedTuple):
 class FirstPage(NamedTuple):
     """The page: facts, a light with its reason, numbers with their sentences, modes, and the next steps.
 
-    `notes` explain how to read it.
+    `tested` says up to which changes all this holds, `usage` how common they were taken to be, and `notes` explain how
+    to read it.
     """
 
     facts: list[tuple[str, str]]
     light: Light
     headline: str
     reason: str
+    tested: str
     tiles: list[Tile]
+    usage: str
     heading: str
     modes: list[Card]
     more: str
@@ -143,12 +147,16 @@ def landscape_page(
         light=light,
         headline=_SAID[light],
         reason=reason,
+        tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
+        usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), as_much(landscape)))),
         heading="What fails",
         modes=[_mode_card(landscape, mode, galleries, unchanged, shrinker) for mode in modes[:MODES]],
         more=f"{number(left)} more below." if left > 0 else "",
         steps=_landscape_steps(landscape, verdict, about),
-        notes=f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
+        notes=_INTERVALS
+        if landscape.usage
+        else f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
     )
 
 
@@ -200,7 +208,9 @@ def comparison_page(
         light=light,
         headline=_SAID[light],
         reason=reason,
+        tested=what_was_tested(comparison.space),
         tiles=_comparison_tiles(comparison),
+        usage=how_common(comparison.space, comparison.usage),
         heading="What the repair targeted" if plan.targets else "What failed before",
         modes=cards,
         more=f"{number(left)} more below." if left > 0 else "",
@@ -254,10 +264,12 @@ def _landscape_light(landscape: Landscape, verdict: VerdictView) -> tuple[Light,
     if verdict.passed is None:
         judged = "Some gates could not be judged." if verdict.gates else "No gate says whether that is acceptable."
         where = f", most often in {_some_modes(found)}" if found else ""
+        if usage := landscape.usage:
+            return "amber", f"{rate} of what this model will meet fails, {by_usage(usage)}{where}. {judged}"
         return "amber", f"{rate} of uniformly drawn probes fail{where}. {judged}"
     if found:
         return "amber", f"It meets its gates, but has {_some_modes(found)} that somebody has to accept or repair."
-    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest of the grid."
+    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest."
 
 
 def _comparison_light(comparison: Comparison, verdict: VerdictView, plan: Plan) -> tuple[Light, str]:
@@ -290,7 +302,7 @@ def _risen_in_targets(comparison: Comparison) -> list[str]:
 
 
 def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
-    """Return failure rates unchanged, over the whole grid, in the worst mode, for the worst attribute, and in use."""
+    """Return failure rates unchanged, in use, in the worst mode, and for the worst attribute."""
     overall, tiles = landscape.overall, []
     if unchanged := landscape.unchanged:
         spread = interval(unchanged.low, unchanged.high)
@@ -304,8 +316,12 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     elif (walked := landscape.robustness) and walked.items and walked.start == "neutral":
         said = f"of {number(walked.items)} items fail unchanged"
         tiles.append(Tile(number(walked.fail_unchanged), said))
-    over = f"all {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
-    said = f"of probes drawn uniformly over {over} fail ({interval(overall.low, overall.high)})"
+    if landscape.usage:
+        said = f"of what this model will meet fails, {by_usage(landscape.usage)}"
+    else:
+        over = f"all {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
+        said = f"of probes drawn uniformly over {over} fail"
+    said += f" ({interval(overall.low, overall.high)})"
     if counted := landscape.invalid.not_passing:
         said += (
             f"; {percent(counted.value)} ({interval(counted.low, counted.high)}) counting as"
@@ -322,7 +338,7 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
             )
         )
     else:
-        tiles.append(Tile("none", "no region was confirmed to fail more often than the rest of the grid"))
+        tiles.append(Tile("none", "no region was confirmed to fail more often than the rest"))
     if landscape.slices and landscape.slices.worse:
         attribute, one = landscape.slices.worse[0]
         spread, rest = interval(one.low, one.high), percent(one.rest)
@@ -331,8 +347,10 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
 
 
 def _comparison_tiles(comparison: Comparison) -> list[Tile]:
-    quality = comparison.differences["clean_quality"]
+    quality, overall = comparison.differences["clean_quality"], comparison.differences.get("failure_rate")
     tiles = [_moved(quality, f"{quality.name} on unchanged inputs")]
+    if (usage := comparison.usage) and overall and overall.before is not None:
+        tiles.insert(0, _moved(overall, f"of what the model will meet fails, {by_usage(usage)}"))
     for key, where in (("target_failure_rate", "fail in the target modes"), ("other_failure_rate", "fail elsewhere")):
         entry = comparison.differences[key]
         if entry.before is None:
@@ -370,7 +388,8 @@ def _mode_card(
     where = "use" if landscape.usage else "the grid"
     said = [f"It makes up {percent(mode.share)} of {where} and fails {_often(mode.lift)} as often as all of it."]
     if mode.of_failures is not None:
-        beyond = " beyond those of the modes before it" if mode is not landscape.modes[0] else ""
+        before = [other.id for other in landscape.modes[: landscape.modes.index(mode)]]
+        beyond = f", and not in {listed(' or '.join(before))}" if before else ""
         said.append(f"About {percent(mode.of_failures, 0)} of all failures lie here{beyond}.")
     if whom := _for_whom(landscape, mode):
         said.append(whom)

@@ -17,10 +17,10 @@ from stages.pages.words import percent
 from stages.rate import Rate
 
 LIMITS = (
-    "The failure rate is that of the model under test on the grid of its audit, with its 95% interval. Audits with "
-    "other grids have other rates: compare each audit with itself.",
-    "The drift is the difference of two rates of the same grid and data; its interval follows from theirs. For two "
-    "revisions `faded compare` says more, because it pairs their common probes.",
+    "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
+    "interval. Audits with other concepts or usages have other rates: compare each audit with itself.",
+    "The drift is the difference of two rates of the same grid, usage and data; its interval follows from theirs. For "
+    "two revisions `faded compare` says more, because it pairs their common probes.",
     "What changed is what dvc.lock of the two commits says: model, data, decision, settings, and the code of stages.",
     "A result is a commit in which the numbers of an audit changed; who decided is known if its verdict is "
     "in DVC's cache here.",

@@ -33,7 +33,7 @@ from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
 from stages.records.base import FlatMetrics
-from stages.records.landscape import Invalid, InvalidLevel, NamedAgain
+from stages.records.landscape import Invalid, InvalidLevel, LevelAlone, NamedAgain
 from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
@@ -41,11 +41,14 @@ LIMITS = (
     "A rate belongs to this model, these items and this grid. It says nothing about other levels or concepts.",
     "Most cells were probed a few times or not at all; their rate is an estimate based on neighbouring cells. "
     "Read regions and their intervals, not single cells.",
-    "Intervals are 95% intervals for the sampling of probes, or of items if the whole grid was probed. They do "
+    "Intervals are 95% intervals for the sampling of probes, or of items if everything was probed. They do "
     "not cover items unlike the ones used here.",
-    "Averages give every level the same weight. In use, some levels are rarer than others.",
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
+ASSUMED = {  # by whether there is a usage
+    True: "Rates follow how common changes were taken to be. Intervals do not cover that this may be wrong.",
+    False: "Averages give every level the same weight. In use, some levels are rarer than others.",
+}
 
 TITLES = {  # of the sections, in order; the table of contents uses the same words
     "gates": "Gates",
@@ -71,12 +74,24 @@ INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # keys of the estimator that are only in landscape.json
 
 
+class EffectRow(NamedTuple):
+    """One level of a concept: its rate alone and averaged over everything else in use; None if that is unknown.
+
+    `items` names the items; empty for all.
+    """
+
+    label: str
+    items: str
+    alone: LevelAlone | None
+    average: Effect | None
+
+
 class EffectPart(NamedTuple):
-    """One concept: its picture, and the rate of each level."""
+    """One concept: its picture, and its levels."""
 
     name: str
     picture: Picture
-    rows: list[Effect]
+    rows: list[EffectRow]
 
 
 class ModePart(NamedTuple):
@@ -95,7 +110,7 @@ class InvalidPart(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """How far to trust the rates; `certain` is the share of cells with a narrow interval."""
+    """How far to trust the rates; `certain` is the share of use in cells with a narrow interval."""
 
     sentences: list[str]
     certain: float | None
@@ -179,7 +194,7 @@ def write_landscape_report(
         "ratings": ratings_view(landscape, cells, names),
         "extremes": _extremes(extremes or {}, shrinker),
         "sheets": show_sheets({"": sheets}, shrinker),
-        "invalid": _invalid(landscape.invalid),
+        "invalid": _invalid(landscape.invalid, "of use" if landscape.usage else "of the grid"),
         "robustness": robustness_view(landscape),
         "search": search,
         "trust": _trust(landscape, cells, probes),
@@ -200,6 +215,8 @@ def write_landscape_report(
         again=_again(landscape.modes_found_again),
         top=top,
         exact=landscape.exact,
+        usage=landscape.usage is not None,
+        alone=_known_alone(landscape),
         counted=COUNTED,
         suspected=landscape.suspected,
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
@@ -209,7 +226,7 @@ def write_landscape_report(
         nearest=shrinker.show_all(nearest),
         kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
         bias_how=HOW,
-        limits=LIMITS,
+        limits=[*LIMITS, ASSUMED[landscape.usage is not None]],
         **parts,
     )
     room = PAGE_BYTES - len(page(packed=Packed("", len(probes), len(probes))).encode())
@@ -217,18 +234,61 @@ def write_landscape_report(
 
 
 def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> list[EffectPart]:
-    parts = []
+    """Return the curve of each concept: alone where most levels were probed so, else averaged over everything else."""
+    parts, drawn_alone = [], _known_alone(landscape)
     for concept in landscape.space.concepts:
         name = marked(concept.name, proposed)
-        levels = [effect for effect in landscape.effects if effect.concept == concept.name]
-        if all(level.rate is None for level in levels):
+        average = [effect for effect in landscape.effects if effect.concept == concept.name]
+        lines = _alone(landscape, concept.name) if drawn_alone else {}
+        shown: Sequence[LevelAlone | Effect] = lines.pop("", average)
+        if not average or all(level.rate is None for level in shown):
             continue
         alt = f"Failure rate of each level of {concept.name}: " + ", ".join(
-            f"{level.label} {percent(level.rate)}" for level in levels
+            f"{concept.label(level.level)} {percent(level.rate)}" for level in shown
         )
-        figure = figures.effect_view(concept, pd.DataFrame([level.to_json() for level in levels]), top)
-        parts.append(EffectPart(name, Picture(alt, [("", figure)], 250, name), levels))
+        others = {items: _table(levels) for items, levels in lines.items()}
+        figure = figures.effect_view(concept, _table(shown), top, others=others)
+        first = [shown, average] if drawn_alone else [[None] * len(average), average]
+        rows = [EffectRow(effect.label, "", one, effect) for one, effect in zip(*first, strict=True)]
+        rows += [
+            EffectRow(concept.label(one.level), items, one, None) for items, levels in lines.items() for one in levels
+        ]
+        parts.append(EffectPart(name, Picture(alt, [("", figure)], 270, name), rows))
     return parts
+
+
+def _table(levels: Sequence[LevelAlone | Effect]) -> pd.DataFrame:
+    return pd.DataFrame([level.to_json() for level in levels])
+
+
+def _known_alone(landscape: Landscape) -> bool:
+    """Whether at least half of all levels were probed with everything else unchanged."""
+    probed = [one.probes > 0 for one in landscape.alone if not one.attribute]
+    return 2 * sum(probed) >= len(probed) > 0
+
+
+def _alone(landscape: Landscape, concept: str) -> dict[str, list[LevelAlone]]:
+    """Return the rates of a concept's levels alone: of all items (""), of those a mode is about, and of the others."""
+    found: dict[str, list[LevelAlone]] = {}
+    kinds: dict[str, list[list[LevelAlone]]] = {}
+    for one in landscape.alone:
+        if one.concept == concept:
+            found.setdefault(f"{one.attribute} {one.value}".strip(), []).append(one)
+    for levels in list(found.values())[1:]:
+        kinds.setdefault(levels[0].attribute, []).append(levels)
+    for attribute, values in kinds.items():
+        found[f"any other {attribute}"] = [
+            _rest(level, of_values) for level, *of_values in zip(found[""], *values, strict=True)
+        ]
+    return found
+
+
+def _rest(everyone: LevelAlone, some: Sequence[LevelAlone]) -> LevelAlone:
+    """Return the rate of all other items at a level; its interval is not recorded."""
+    probes = everyone.probes - sum(one.probes for one in some)
+    failures = (everyone.rate or 0.0) * everyone.probes - sum((one.rate or 0.0) * one.probes for one in some)
+    rate = round(failures) / probes if probes else None
+    return everyone.model_copy(update={"rate": rate, "low": None, "high": None, "probes": probes})
 
 
 def _modes(landscape: Landscape) -> list[ModePart]:
@@ -267,7 +327,7 @@ def _again(again: NamedAgain) -> str:
     )
 
 
-def _invalid(invalid: Invalid) -> InvalidPart | None:
+def _invalid(invalid: Invalid, where: str) -> InvalidPart | None:
     """Return how many probes are not valid, and where; None if all are."""
     if not invalid.count:
         return None
@@ -278,8 +338,8 @@ def _invalid(invalid: Invalid) -> InvalidPart | None:
     if invalid.value is None:
         return InvalidPart(said, [])
     said += (
-        f" They make up {percent(invalid.value)} [{interval(invalid.low, invalid.high)}] of the control's"
-        f" {number(invalid.n)} uniform probes."
+        f" They make up {percent(invalid.value)} [{interval(invalid.low, invalid.high)}] {where}, by the control's"
+        f" {number(invalid.n)} probes."
     )
     if (without := invalid.left_out) and (counted := invalid.as_failures) and without.value is not None:
         said += (
@@ -297,7 +357,8 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
         sentences.append("The budget covered every pair of item and cell: these rates are counted, not estimated.")
     if landscape.sampled:
         sentences.append(
-            f"A uniform sample of {number(len(cells))} of the grid's {number(space.n_cells)} cells is shown."
+            f"A sample of {number(len(cells))} of the {number(space.n_used)} cells that"
+            f" {'occur in use' if landscape.usage else 'the grid has'} is shown, weighted to stand for all."
         )
     if landscape.items_averaged is not None:
         sentences.append(
@@ -306,6 +367,8 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
         )
     asked, each = float((cells["probes"] > 0).mean()), cells["probes"].mean()
     of_what = "of these cells" if landscape.sampled else "of the cells"
+    if landscape.usage:
+        of_what += f", which make up {percent(cells['use'] @ (cells['probes'] > 0))} of use,"
     sentences.append(
         f"{percent(asked)} {of_what} were probed at least once, and a cell {each:.1f} times on average. "
         "In cells without probes, the rate is an estimate only."
@@ -336,7 +399,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
             )
         )
     scores = list(flatten({key: value for key, value in estimator.to_json().items() if key not in _INNER}))
-    return Trust(sentences, float(cells["certain"].mean()), picture, caption, scores)
+    return Trust(sentences, float(cells["use"] @ cells["certain"]), picture, caption, scores)
 
 
 def _false_alarms(landscape: Landscape) -> list[str]:

@@ -11,27 +11,30 @@ from stages.concepts import ConceptSpace
 
 MAX_CONCEPTS = 7  # 35 triples and 21 pairs; more would make the file large, and nobody would look at them
 
-_COUNTS = ("probes", "failures")
+_ADDED = ("use", "probes", "failures", "policy_mean", "policy_std")
 
 
 def marginal(table: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> pd.DataFrame:
-    """Average a landscape over all concepts but the named ones.
+    """Average a landscape over all concepts but the named ones, as they occur in use.
 
-    Rates and bounds are averaged with equal weight for each cell, counts are added up. The mean of the cells' bounds is
-    at least as wide as the interval of the mean rate; a tighter interval would require the correlation of the cells'
-    errors, which is unknown.
+    Rates and bounds are averaged with the cells' shares of use; these shares, counts and the policy's probabilities are
+    added up. The mean of the cells' bounds is at least as wide as the interval of the mean rate; a tighter interval
+    would require the correlation of the cells' errors, which is unknown.
 
     Args:
-        table: one row per cell, one column per concept (level index) besides the numbers.
+        table: one row per cell, one column per concept (level index) besides the numbers, among them `use`.
         space: the concepts of the table.
         names: the concepts to keep.
 
     Returns:
-        One row for each combination of levels in row-major order, NaN if the table has no cell of it.
+        One row for each combination of levels in row-major order, NaN if none of its cells occurs in use.
     """
     numbers = table.drop(columns=space.names).select_dtypes(["number"])
-    how = {column: "sum" if column in _COUNTS else "mean" for column in numbers.columns}
-    grouped = numbers.groupby([table[name] for name in names], sort=True).agg(how)
+    averaged = numbers.columns.difference(_ADDED, sort=False)
+    keys = [table[name] for name in names]
+    numbers[averaged] = numbers[averaged].mul(table["use"], axis=0)
+    grouped = numbers.groupby(keys, sort=True).sum(min_count=1)
+    grouped[averaged] = grouped[averaged].div(grouped["use"], axis=0)
     levels = [range(len(space.concepts[space.names.index(name)])) for name in names]
     if len(names) == 1:
         return grouped.reindex(pd.Index(levels[0], name=names[0])).reset_index()

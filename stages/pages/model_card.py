@@ -12,7 +12,7 @@ from stages.records import Comparison, Difference, Plan, RepairVerdict
 _NAMES = {
     "target_failure_rate": "failures in the target modes",
     "other_failure_rate": "failures in all other cells",
-    "failure_rate": "failures over the whole grid",
+    "failure_rate": "failures overall",
     "target_not_passing": "failing or invalid in the target modes",
     "other_not_passing": "failing or invalid in all other cells",
     "newly_failing": "newly failing (passed before, fails now)",

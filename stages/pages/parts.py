@@ -131,7 +131,7 @@ def _map(
 def _said(space: ConceptSpace, view: View, modes: Mapping[str, Region]) -> str:
     """State what a map averages over, which modes have further conditions, and which are not on it."""
     others = [name for name in space.names if name not in view]
-    said = [f"Averaged over {', '.join(others)}."] if others else []
+    said = [f"Averaged over {', '.join(others)}{', as they occur in use' if space.usage else ''}."] if others else []
     away = [name for name, region in modes.items() if not set(view) & set(region.allowed)]
     more = [
         name for name, region in modes.items() if name not in away and (set(region.allowed) - set(view) or region.items)

@@ -91,7 +91,7 @@ def _beyond(automatic: Automatic) -> list[str]:
     if unfounded is None or unfounded.value is None or unfounded.value <= MOST_UNFOUNDED:
         return []
     return [
-        f"For {percent(unfounded.value)} of the uniform probes, no rating supports the verdict: it is that of the"
+        f"For {percent(unfounded.value)} of the control's probes, no rating supports the verdict: it is that of the"
         " nearest rated discrepancy. Rate examples of this landscape and learn again."
     ]
 

@@ -17,6 +17,7 @@ from stages.records import Search, Searches
 from stages.records.search import ModelSearches
 
 _IN_WORDS = ("explorer", "chosen", "why")  # in titles and sentences rather than in the table
+_SAID = {"failure_rate": "share of its probes that failed"}  # not a rate: neither search draws cells as they occur
 _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
 
 
@@ -113,7 +114,7 @@ def _view(sentences: list[str], runs: Sequence[Run]) -> SearchView:
         figure = figures.curves([(run.title, run.colour, run.dash, run.curve) for run in drawn])
         picture = Picture(f"Failures found against unique probes: {ends}.", [("", figure)], 360)
     keys = dict.fromkeys(key for run in runs for key in run.totals)
-    rows = [(key, [_cell(key, run.totals.get(key)) for run in runs]) for key in keys]
+    rows = [(_SAID.get(key, key), [_cell(key, run.totals.get(key)) for run in runs]) for key in keys]
     return SearchView(sentences, picture, [run.title for run in runs], rows)
 
 

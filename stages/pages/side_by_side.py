@@ -15,10 +15,10 @@ from stages.records import Searches
 
 LIMITS = (
     "An agent looks for failures: how many it finds says how good the search is, not how often the model fails.",
-    "The control draws uniformly, so its share of failures estimates the failure rate of its grid.",
+    "Failure rates are those in use, as each audit states or assumes it: the control's probes, weighted.",
     "Intervals are 95% intervals of each result by itself. Overlapping intervals do not show that results are alike: "
     "models that share a grid are paired on their common probes instead, where there are any.",
-    "The rate of a level is averaged over all other concepts of its own grid.",
+    "The rate of a level is averaged over all other concepts of its own grid, as they occur in use.",
 )
 
 

@@ -14,7 +14,7 @@ _SAID = {  # keys of metrics that need explanation
     "filled_at_random": "probes filled in at random",
     "surrogate": "surrogate model",
     "fits": "fits of the surrogate model",
-    "random_probes": "probes drawn uniformly",
+    "random_probes": "probes drawn at random",
     "policy_entropy": "entropy of the policy, relative to a uniform one",
     "name": "estimator",
     "probes_agent": "probes of the agent",

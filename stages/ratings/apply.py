@@ -24,7 +24,7 @@ from stages.tasks.contract import ProbeBatch
 
 SCHEMA = 1
 BEST, WORST = 10, 1  # for quality; reversed for bias
-MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating supports
+MOST_UNFOUNDED = 0.05  # share of the control's probes whose verdict no rating supports
 Target = Literal["quality", "bias"]
 
 

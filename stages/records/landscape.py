@@ -434,8 +434,8 @@ class Landscape(Document):
 
     def __repr__(self) -> str:
         return (
-            f"<Landscape of {self.audit}: {self.overall.rate.value:.1%} of {self.items:,} items in"
-            f" {self.space.n_cells:,} cells fail, {len(self.modes)} mode(s)>"
+            f"<Landscape of {self.audit}: {self.overall.rate.value:.1%} fail"
+            f" {'in use' if self.usage else 'of the grid'}, {self.items:,} items, {len(self.modes)} mode(s)>"
         )
 
     __str__ = __repr__

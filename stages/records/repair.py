@@ -254,7 +254,7 @@ class Reduced(Record):
 
 
 class ReducedFailures(Record):
-    """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and over the whole grid."""
+    """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and overall."""
 
     holds: bool
     inequality: str

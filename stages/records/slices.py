@@ -32,7 +32,7 @@ class SliceRate(Record):
 
 
 class Slice(SliceRate):
-    """The same over the whole grid, with all other items (`rest`).
+    """The same in use, with all other items (`rest`).
 
     `p` is adjusted for all values of all attributes (Holm); `worse` is whether this value fails significantly more.
     """
@@ -61,7 +61,7 @@ class AttributeRates(Record):
 class Confusion(Record):
     """How often items of one label were mistaken for another, and the share of the label's failures and probes.
 
-    Counts over the grid are of the control's uniform probes, and inside a mode of the probes of its rate.
+    Counts are of the control's probes, and inside a mode of the probes of its rate.
     """
 
     label: str

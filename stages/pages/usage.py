@@ -1,0 +1,86 @@
+"""What a report says of use: what was tested, how common changes were taken to be, and how that moves the rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.concepts import Concept, ConceptSpace
+from stages.pages.words import number, percent
+from stages.records import Landscape
+from stages.records.landscape import UsageRecord
+
+_COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "seven", "eight", "nine"))
+_FEW = 3  # levels of a concept without an order that are named
+
+
+def what_was_tested(space: ConceptSpace) -> str:
+    """Say up to which levels each concept was tested, and how many of them at once."""
+    ranges = [said for j, concept in enumerate(space.concepts) if (said := _range(concept, _occurring(space, j)))]
+    most = int(np.flatnonzero(space.usage.by_changes() > 0).max()) if space.usage else len(space)
+    together = {len(space): ", alone and together", 1: ", one at a time" if len(space) > 1 else "", 0: ""}
+    up_to = together.get(most, f", alone and up to {_count(most)} together")
+    return f"Tested: {', '.join(ranges)}{up_to}; nothing is known beyond."
+
+
+def _occurring(space: ConceptSpace, j: int) -> list[int]:
+    """Return the levels of concept j that occur in use at all."""
+    if space.usage is None:
+        return list(range(space.sizes[j]))
+    named = set(space.usage.combined[:, j].tolist())
+    return [level for level, weight in enumerate(space.usage.weights[j]) if weight > 0 or level in named]
+
+
+def _range(concept: Concept, levels: Sequence[int]) -> str:
+    """Describe the levels of a concept that change something; empty if there are none."""
+    changed = [level for level in levels if concept.levels[level] != concept.neutral]
+    if not changed:
+        return ""
+    first, last = concept.label(changed[0]), concept.label(changed[-1])
+    if not concept.ordered:
+        named = ", ".join(concept.label(level) for level in changed)
+        return f"{concept.name} ({named if len(changed) <= _FEW else f'{len(changed)} kinds'})"
+    if concept.levels[levels[0]] == concept.neutral:
+        return f"{concept.name} {'down' if concept.falling else 'up'} to {last}"
+    return f"{concept.name} {first} to {last}" if len(changed) > 1 else f"{concept.name} {first}"
+
+
+def _count(n: int) -> str:
+    return _COUNTS[n] if n < len(_COUNTS) else number(n)
+
+
+def by_usage(usage: UsageRecord) -> str:
+    """Say where a usage is from: "by the usage that was assumed"."""
+    if usage.inputs is not None:
+        return f"by the usage measured on {number(usage.inputs)} inputs of {usage.source}"
+    return f"by the usage that was {'stated' if usage.stated else 'assumed'}"
+
+
+def how_common(space: ConceptSpace, usage: UsageRecord | None) -> str:
+    """Say how many things change at once: "Usage assumed: nothing changes in 30% of inputs, one thing in 70%."."""
+    always = [name for name, level in zip(space.names, space.neutral_levels, strict=True) if level is None]
+    if usage is None or space.usage is None or len(always) == len(space):
+        return ""
+    shares = space.usage.by_changes()
+    said = [
+        f"{_count(k)}{' changes' if k == 0 else ''} in {percent(share, 0)}{' of inputs' if not k else ''}"
+        for k, share in enumerate(shares)
+        if share >= 0.005
+    ]
+    whence = "measured" if usage.inputs is not None else "stated" if usage.stated else "assumed"
+    beside = f"beside {', '.join(always)}, " if always else ""
+    return f"Usage {whence}: {beside}{', '.join(said)}."
+
+
+def as_much(landscape: Landscape) -> str:
+    """Say how the rate moves with how much changes: "8.4% if half as much changes, 24.5% if twice as much"."""
+    half, more, space = landscape.half_as_much, landscape.twice_as_much, landscape.space
+    if half is None or more is None or space.usage is None or space.usage.mean_changes <= 0:
+        return ""
+    # Where twice as much never occurs, it goes half of the way to the most that does.
+    factor = space.usage.times(2.0).mean_changes / space.usage.mean_changes
+    said = [f"{percent(half.value)} if half as much changes"]
+    if factor >= 1.05:
+        said.append(f"{percent(more.value)} if {'twice' if factor > 1.95 else f'{factor:.1f} times'} as much does")
+    return f"The rate would be {', and '.join(said)}."
