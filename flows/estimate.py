@@ -14,6 +14,7 @@ from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, Took, read_took
 from stages.files import probe_seconds
+from stages.intervals import wilson
 from stages.params import Params
 from stages.records import audit_folder
 from stages.tasks.base import offers
@@ -28,6 +29,7 @@ SAID: dict[Source, str] = {
     "probes": "from the time per probe in prepare",
     "reference": "as measured on 2 cores",
 }
+FEWEST = 30  # items of a split, for claims about others; with 10, an interval is about 50 points wide
 _START = "collect_feedback"  # its time is that of starting a stage, as it does little else
 
 
@@ -140,6 +142,25 @@ def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float 
     starts = [took.seconds for name, took in timings.items() if name.startswith(f"{_START}@")]
     start = min([last.seconds, *starts]) if starts else 0.0
     return start + (last.seconds - start) * work / last.work
+
+
+def few_items(items: object) -> str | None:
+    """Say that an audit's items are too few for claims about others; None if they are enough, or not counted.
+
+    Args:
+        items: `prepare.items`, which the task defines; usually the number of items by split.
+    """
+    counts = items if isinstance(items, Mapping) else {}
+    few = {split: n for split in ("discover", "test") if isinstance(n := counts.get(split), int) and 0 < n < FEWEST}
+    if not few:
+        return None
+    n = min(few.values())
+    example = wilson(max(1, n // 5), n)
+    told = " and ".join(f"{count} {split} item{'s' * (count > 1)}" for split, count in few.items())
+    return (
+        f"{told} support no claim about others: {example.value:.0%} of {n} has a 95% interval from {example.low:.0%} to"
+        f" {example.high:.0%}; {FEWEST} or more are expected"
+    )
 
 
 def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:

@@ -174,8 +174,8 @@ def _settings(dvc: Path) -> Iterator[str]:
 
 
 def _code_is_named(root: Path) -> bool:
-    """Whether code.json is current for custom tasks, whose files are not marked."""
-    audits = {name: audit for name, audit in load_params(root / PARAMS).audits.items() if is_of_user(audit.task)}
+    """Whether code.json is current for users' tasks and models, whose files are not marked."""
+    audits = {name: audit for name, audit in load_params(root / PARAMS).audits.items() if is_of_user(audit)}
     if not audits:
         return True
     code = code_in(root)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.pipeline import PARAMS, is_own
-from stages.code import PACKAGE, STAGE, Code
+from stages.code import PACKAGE, STAGE, Code, own_function
 from stages.errors import UsageError
 from stages.params import load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+    from stages.params import AuditConfig
 
 
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
@@ -35,7 +37,7 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
     try:
         for stage in stages:
             audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
-            if not stage.status() and not is_of_user(audit.task):
+            if not stage.status() and not is_of_user(audit):
                 continue
             code = code or code_in(root)
             text = code.written(audit)
@@ -56,9 +58,9 @@ def code_in(root: Path) -> Code:
     return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
 
 
-def is_of_user(task: str) -> bool:
-    """Whether a task in params.yaml is in a user's module, whose files DVC does not watch."""
-    return ":" in task and not task.startswith(f"{PACKAGE.name}.")
+def is_of_user(audit: AuditConfig) -> bool:
+    """Whether the task or the model of an audit is in a user's module, whose files DVC does not watch."""
+    return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(own_function(audit))
 
 
 def kind_of(stage: Any) -> str:

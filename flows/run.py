@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flows.approval import settle
 from flows.endings import finished, keep_evidence
-from flows.estimate import estimate
+from flows.estimate import estimate, few_items
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import mend, stages_of
@@ -23,7 +23,9 @@ from flows.results import read_verdict
 from flows.runners import check_stages, chosen
 from flows.views import show_run, show_verdict
 from flows.workspace import exclusive
+from stages.check import check_keys
 from stages.errors import Exit, FadedError, InfrastructureError
+from stages.network import ASK_NO_MODEL
 from stages.params import Params
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     Raises:
         FadedError: if a stage failed, after the summary was printed.
     """
-    chosen(params, runner)  # refuse a wrong one at once, not only when something is stale
+    where = chosen(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
         for line in [*heal(), *mend(stages_of(audits))]:
             console.print(f"healed: {line}", highlight=False)
@@ -57,12 +59,17 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         todo = graph.to_do(audits)
         undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
         active = [audit for audit in audits if audit not in undecided]
-        if graph.to_do(active):
+        if wanted := graph.to_do(active):
+            if where.address is None:  # workers elsewhere have their own environment
+                check_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
             cost = estimate(params, graph, audits)
             console.print(
                 f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
                 highlight=False,
             )
+            for audit in active:
+                if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
+                    console.print(f"{audit}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
             return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             open_request(params, audit)

@@ -23,7 +23,7 @@ from flows.run_stage import run_stage
 from flows.views import show_screening
 from flows.workspace import exclusive
 from flows.yaml_edit import edit_file
-from stages.check import check_audits
+from stages.check import check_audits, check_keys
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
@@ -149,6 +149,7 @@ def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
     for line in heal():
         console.print(f"healed: {line}", highlight=False)
     check_audits(params, [name])
+    check_keys(params, [name])
     return params.audit(name)
 
 

@@ -13,11 +13,14 @@ import psutil
 from stages.errors import UsageError
 from stages.explorers.registry import EXPLORERS, make_explorer
 from stages.microscopic.settings import agent_settings
+from stages.network import is_served
 from stages.params import DATA, AuditConfig, Params, errors_in
 from stages.ratings import read_ratings
 from stages.tasks.base import Task
 from stages.tasks.contract import TaskContext
+from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.load import task_class, task_context
+from stages.tasks.source import collect
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".gguf")
 
@@ -53,6 +56,26 @@ def check_audits(
                 errors.append(f"audits.{name}: {type(error).__name__}: {error}")
     if errors:
         raise errors_in("params.yaml", errors)
+
+
+def check_keys(params: Params, names: Iterable[str]) -> None:
+    """Refuse audits of which a served model or judge has no key in this environment, before time is spent on them.
+
+    Args:
+        params: the workspace's parameters.
+        names: names of audits whose models are about to be queried from here.
+
+    Raises:
+        UsageError: with one line per key.
+    """
+    errors: dict[str, None] = {}
+    for name in names:
+        for part, block in params.audit(name).prepare.items():
+            if is_served(block) and isinstance(variable := block.get("key_env"), str):
+                lines = collect(EndpointConfig.model_construct(endpoint="", key_env=variable).key)
+                errors |= dict.fromkeys(f"audits.{name}.{line.replace('.model.', f'.{part}.')}" for line in lines)
+    if errors:
+        raise UsageError("\n".join(errors))
 
 
 def _check_explorer(params: Params, name: str) -> list[str]:

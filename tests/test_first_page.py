@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from stages.landscape.usage import in_use
 
 from flows import pdf
 from stages.concepts import Region
 from stages.errors import InfrastructureError, UsageError
-from stages.landscape.usage import in_use
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.verdicts import verdict_view

@@ -91,6 +91,18 @@ def test_it_is_said_who_decided_what_is_compared_with(workspace):
     assert by_rule.now.decided == "decided by policy, no human"
 
 
+def test_params_without_repairs_lead_to_evidence_and_a_gate(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    shutil.rmtree(own.path / "data/other/evidence")
+    own.write_params({"audits": {"other": own.params()["audits"]["other"]}})
+    commit(own, "alone")
+    code, told = faded(own, "gate", "other", "--against", "HEAD")
+    assert code == 0, told
+    [bundle] = (own.path / "data/other/evidence").glob("*.zip")
+    code, told = faded(own, "verify", bundle)
+    assert code == 0, told
+
+
 def judged_as(run: Run, **verdict: Any) -> Run:
     """The same run with another verdict."""
     if run.evaluation is None:

@@ -147,6 +147,15 @@ def test_chance_depends_on_each_part_of_a_probe():
     assert len({number(), *others}) == 5
 
 
+@pytest.mark.filterwarnings("error")
+def test_cells_may_be_read_only():
+    cells = np.ones((6, 1), dtype=np.int64)
+    cells.flags.writeable = False
+    space = image_space({"darkening": [0, 0.5]})
+    images = pictures()
+    assert torch.equal(ImageTransforms(space)(images.clone(), cells, np.zeros(6, dtype=np.uint64)), images * 0.5)
+
+
 def test_bad_levels_and_names_are_told_at_once():
     errors = check_concepts({"rotation": [0, 400], "rotatoin": [0, 1], "blur": [0, "much"]})
     assert errors[0] == "concepts.rotation: level 400 is outside -180..180 °"

@@ -95,6 +95,7 @@ def test_the_levels_that_were_found_are_written_with_what_they_mean(repository, 
     assert "# turn about the centre, counter-clockwise, in degrees" in text
     assert "10% of 100 probes fail with these levels (5% to 15%)" in " ".join(text.replace("#", " ").split())
     assert "10% of 100 probes fail" in told
+    assert "20 discover items and 20 test items support no claim about others" in told
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.discover.budget == 20 * 4 < search_budget(0.05)  # all pairs of an item and a level
     assert audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}

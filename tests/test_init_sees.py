@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
@@ -248,6 +249,17 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     assert "30 pictures in 3 classes" in data.said
     assert "3 unreadable" in data.said
     assert (data.items, data.shape) == (27, (3, SIDE, SIDE))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("most", [SIDE**2 - 1, SIDE**2 // 4])  # Pillow warns of the first, and refuses the second
+def test_a_picture_with_too_many_pixels_is_named_in_the_line_of_the_data(tmp_path, monkeypatch, most):
+    write_pictures(tmp_path / "pets", 30)
+    small = Image.new("RGB", (8, 8))
+    for path in sorted((tmp_path / "pets").rglob("*.png"))[1:]:
+        small.save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    assert "1 unreadable (flat/000.png: more than 0 million pixels)" in look_at_pictures(tmp_path / "pets", "pets").said
 
 
 def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import yaml
 from stages.errors import UsageError
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
-from tests.finished import faded, run_stages
+from tests.finished import faded
 from tests.images import image_context, write_images
 from tests.workspace import ROOT, Workspace, make_workspace
 
@@ -92,14 +91,6 @@ def test_the_parameters_of_the_docs_are_accepted_with_their_task(tmp_path: Path)
     code, told = faded(workspace, "plan", "mine")
     assert code == 0, told
     assert "discover@mine" in told
-
-
-@pytest.mark.slow
-def test_the_audit_of_the_docs_comes_to_a_verdict(tmp_path: Path) -> None:
-    workspace = workspace_of_the_docs(tmp_path)
-    run_stages(workspace, "mine")
-    verdict = json.loads((tmp_path / "data/mine/conclude/verdict.json").read_text())
-    assert verdict["passed"] and verdict["gates"]
 
 
 def workspace_of_the_docs(path: Path) -> Workspace:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from stages.check import check_audits
+from stages.check import check_audits, check_keys
 from stages.errors import Exit, UsageError
-from stages.params import load_params
+from stages.params import Params, load_params
 from stages.tasks.load import task_class
 
 AUDIT = {
@@ -243,6 +243,24 @@ def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pyte
     data = with_audit(task="broken_task:T")
     with pytest.raises(UsageError, match=r"broken_task:T cannot be imported: SyntaxError"):
         check_audits(load_params(write(tmp_path, data)), ["x"])
+
+
+def test_a_missing_key_is_told_before_its_model_is_queried(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {"openai": "http://localhost:1/v1", "model": "tiny", "key_env": "TINY_KEY"}
+    judge = {**served, "key_env": "JUDGE_KEY"}
+    blocks = {"here": {"model": {"transformers": "m"}}, "there": {"model": served, "judge": judge}}
+    params = Params.model_validate({"audits": {name: {**AUDIT, "prepare": blocks[name]} for name in blocks}})
+    monkeypatch.delenv("TINY_KEY", raising=False)
+    monkeypatch.setenv("JUDGE_KEY", "two\nlines")
+    check_keys(params, ["here"])
+    with pytest.raises(UsageError) as error:
+        check_keys(params, params.audits)
+    missing, wrong = str(error.value).splitlines()
+    assert missing.startswith("audits.there.prepare.model.key_env: the environment variable TINY_KEY is not set")
+    assert wrong.startswith("audits.there.prepare.judge.key_env: the environment variable JUDGE_KEY holds a line end")
+    monkeypatch.setenv("TINY_KEY", "a")
+    monkeypatch.setenv("JUDGE_KEY", "b")
+    check_keys(params, params.audits)
 
 
 def refused(name: str, audit: dict, *, gpus: int = 0) -> str:

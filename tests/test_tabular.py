@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from stages.concepts import Region
+from stages.concepts.rows import CATALOGUE, with_groups
 from stages.errors import UsageError
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
-from stages.tasks.tabular.concepts import CATALOGUE, with_groups
 from stages.tasks.tabular.models import RowModel
 from tests.alone import load_alone
 from tests.workspace import ROOT, Workspace

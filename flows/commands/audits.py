@@ -47,7 +47,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
 
     If there is a landscape, it also shows how large a change by a repair the test items could detect.
     """
-    from flows.estimate import backend_line, estimate, processes_of, requests_line
+    from flows.estimate import backend_line, estimate, few_items, processes_of, requests_line
     from flows.graph import read_graph
     from flows.power import what_can_be_shown
     from flows.runners import check_stages, chosen
@@ -69,6 +69,8 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if here and (processes := processes_of(params, graph, name)) is not None:
             show_processes(console, name, *processes)
+        if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
+            console.print(f"{name}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         for line in what_can_be_shown(params, name):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if (last := read_screening(params, graph, name)) is not None:

@@ -53,14 +53,16 @@ def of_kinds() -> Callable[..., None]:
             show_default=False,
         )
         of = bool if option.switch else list[str] if option.many else str
-        nothing.__annotations__[name] = hint = Annotated[Optional[of], info]  # type: ignore[valid-type]  # noqa: UP045
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+        of_python = name.replace("-", "_")
+        nothing.__annotations__[of_python] = hint = Annotated[Optional[of], info]  # type: ignore[valid-type]  # noqa: UP045
+        parameters.append(Parameter(of_python, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     nothing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return nothing
 
 
 def _keep(ctx: Any, option: Any, value: Any) -> None:
-    ctx.meta.setdefault(_KINDS, {})[option.name] = None if value in ((), []) else value
+    name = option.opts[0].removeprefix("--")
+    ctx.meta.setdefault(_KINDS, {})[name] = None if value in ((), []) else value
 
 
 @app.command(
@@ -116,7 +118,7 @@ def init(
         typer.Option(
             "--probes",
             min=100,
-            help="Unique probes for the calibration.",
+            help="Unique probes for the calibration: 40 for each concept and 40 more at least.",
             show_default="500, or more for very many levels",
         ),
     ] = None,

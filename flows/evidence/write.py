@@ -182,7 +182,8 @@ def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
 def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, bytes]:
     hashes = Hashes()
     raw = yaml.safe_load(Path(PARAMS).read_text(encoding="utf-8"))
-    block = {kind: {audit: raw[kind][audit]} for kind in ("audits", "repairs") if audit in raw[kind]}
+    kinds = ("audits", "repairs") if audit in params.repairs else ("audits",)  # a params.yaml may lack `repairs:`
+    block = {kind: {audit: raw[kind][audit]} for kind in kinds}
     members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
     if (ratings := params.audit(audit).ratings) is not None:
         read_ratings(audit, params.audit(audit))  # checks it: DVC tracks only its hash in the parameters

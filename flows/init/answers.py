@@ -76,6 +76,7 @@ def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: in
     source |= proposal.model
     if "endpoint" in source:
         source |= _key(questions, str(source["endpoint"]))
+        source = kind.init.served(source, seen)
     elif questions.said("key-env") is not None:
         raise UsageError(f"--key-env is for a model behind a URL; found {model.said}")
     repair = _repair(questions, kind, seen)

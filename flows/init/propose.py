@@ -13,6 +13,7 @@ from typing import Any
 from flows.audit_block import Draft
 from flows.init.kinds import Kind
 from stages.errors import UsageError
+from stages.network import is_served
 from stages.tasks.init import Init, Proposal
 
 SEED = 7
@@ -63,7 +64,7 @@ def propose(wanted: Wanted) -> Draft:
     """
     items = count_items(wanted)
     kind, proposal = wanted.kind, wanted.proposal
-    url = "endpoint" in wanted.model
+    url = is_served(wanted.model)
     audit = {
         "seed": SEED,
         "task": kind.name,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.audit_block import Draft, flow
-from flows.estimate import duration
+from flows.estimate import duration, few_items
 from flows.init.calibrate import Calibration
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
 from stages.screening.record import points
@@ -24,6 +24,8 @@ def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Pa
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
     console.print(f"items: {items}", highlight=False)
+    if (few := few_items(draft.audit["prepare"]["items"])) is not None:
+        console.print(few, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -264,7 +264,7 @@ class ImageTransforms:
         Returns:
             (n, c, h, w) float in [0, 1].
         """
-        indices = torch.as_tensor(np.ascontiguousarray(cells))
+        indices = torch.as_tensor(np.array(cells, order="C"))  # a copy, because `cells` may be read-only
         values = {concept.name: levels[indices[:, column]] for concept, column, levels in self._steps}
         images = self._move(images, values)
         for concept, _, _ in self._steps:

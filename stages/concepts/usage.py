@@ -192,16 +192,16 @@ class Usage:
             ways = changed * np.append(0.0, suffix[j + 1])[left]
             both = ways + same * suffix[j + 1][left]
             change = rng.random(n) * both < ways
-            own = np.where(np.isin(np.arange(len(own)), inside[j]), own, 0.0) if j in inside else own
+            within = np.isin(np.arange(len(own)), inside[j]) if j in inside else np.ones(len(own), dtype=bool)
             unchanged = self.neutral[j]
             if unchanged is None:
-                cells[:, j] = _pick(own, rng.random(n))
+                cells[:, j] = _pick(own * within, rng.random(n))
+            elif changed:
+                others = own * within * (np.arange(len(own)) != unchanged)
+                cells[:, j] = np.where(change, _pick(others, rng.random(n)), unchanged)
             else:
                 cells[:, j] = unchanged
-                if changed:
-                    others = np.where(np.arange(len(own)) == unchanged, 0.0, own)
-                    cells[:, j] = np.where(change, _pick(others, rng.random(n)), unchanged)
-            left = np.where(part < len(self.weights) + 1, left - change, left)
+            left = left - np.where(part <= len(self.weights), change, 0)
         for number, levels in enumerate(self.combined, start=len(self.weights) + 1):
             rows = part == number
             fixed = levels != _ANY

@@ -76,7 +76,7 @@ class Weights:
 
 
 def commonness(space: ConceptSpace, cells: np.ndarray, power: float) -> np.ndarray:
-    """Return how common each cell (n, concepts) is, relative to the most common changed one, to a power: (n,) in [0, 1].
+    """Return how common each cell (n, concepts) is, relative to the most common change, to a power: (n,) in [0, 1].
 
     It goes by the number of changes alone, as the control's draws do, so that a search serves other weights of levels,
     too. What never occurs is worth nothing, and the unchanged cell no more than the most common change.

@@ -263,8 +263,8 @@ def capped(data: Data) -> Data:
 class _Book:
     """The probes so far, as arrays, and the design of the even draws.
 
-    Items come in turn, and on a grid whose cells are all equally common, these are drawn from a scrambled Halton sequence
-    (Owen 2017, A randomized Halton algorithm in R), which is more even than independent draws.
+    Items come in turn. On a grid whose cells are all equally common, these come from a scrambled Halton sequence (Owen
+    2017, A randomized Halton algorithm in R), which is more even than independent draws.
     """
 
     def __init__(self, prober: Prober, rng: np.random.Generator) -> None:

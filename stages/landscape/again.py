@@ -73,7 +73,7 @@ def found_again(
         regions: the regions of one run.
         others: the regions of the other.
         space: the grid, the same for both.
-        rates: failure rate in each region, for the weighted share; regions weigh rate * share of use, or that share alone.
+        rates: failure rate in each region, for the weighted share: regions weigh rate * share of use, or that share.
         alike: smallest Jaccard index of two regions that count as the same mode.
         attributes: attributes of the items, as for `jaccard`.
     """

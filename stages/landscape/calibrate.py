@@ -84,9 +84,9 @@ def importance(
     """Return weights (n,) under which the probes represent use, and a phrase that names them.
 
     If enough probes are marked as drawn evenly, only these count, see `ConceptSpace.weights`. Otherwise all count,
-    weighted by the ratio of the density in use to theirs. A classifier that separates them from uniform pairs, which need no queries, learns the ratio
-    (Bickel, Brückner and Scheffer 2009, "Discriminative Learning Under Covariate Shift"; Sugiyama, Suzuki and Kanamori
-    2012, chapter 4).
+    weighted by the ratio of the density in use to theirs. A classifier that separates them from draws by use, which
+    need no queries, learns the ratio (Bickel, Brückner and Scheffer 2009, "Discriminative Learning Under Covariate
+    Shift"; Sugiyama, Suzuki and Kanamori 2012, chapter 4).
     """
     if uniform.sum() >= ENOUGH:
         weights = np.zeros(len(data))

@@ -1,15 +1,17 @@
 """Confirm failure modes: the model is queried again inside each region, and only confirmed regions are failure modes.
 
 A region was chosen because its probes failed, so these overestimate its failure rate (the winner's curse). Fresh
-probes, drawn uniformly inside and answered only now, do not, and even a small region gets enough of them. They are part
-of the audit's budget (`discover.budget`) and come in two parts: the first decides which regions are failure modes, and
-the second, which is independent of that decision, measures their failure rates. A region about some items only has to
-fail more often than the grid, and more often for them than for all other items, or its failures are not theirs.
+probes, drawn inside as they occur in use and answered only now, do not, and even a small region gets enough of them.
+They are part of the audit's budget (`discover.budget`) and come in two parts: the first decides which regions are
+failure modes, and the second, which is independent of that decision, measures their failure rates. A region about some
+items only has to fail more often than the whole, and more often for them than for all other items, or its failures are
+not theirs. Regions of a single concept are so few that the control's probes can test them all, corrected for their
+number; then all of their fresh probes measure.
 
-A region is tested against the control's probes of the whole grid, not against those outside it: some of them named the
-region, so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above
-the rate of the rest, which follows from the rate of the whole grid and that of the fresh probes: a region that is half
-of the grid could hardly lie above the rate of the whole.
+A region is tested against the rate of all of use, not that outside it: some of the control's probes named the region,
+so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above the rate of
+the rest, which follows from the rate of the whole and that of the fresh probes: a region that is half of use could
+hardly lie above the rate of the whole.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from stages.landscape.slices import worse_values
 FEWEST = 10  # probes that test a region: fewer confirm nothing, so if they are scarce, only the worst regions get them
 TESTING = 2 / 3  # of the fresh probes: 22 of 200 for each of six regions detect 60% against 20% in nine of ten cases
 ROUNDS = 20  # of drawing before a region counts as exhausted
+MEASURED = 240  # most probes that measure a region which needed no test
 ENOUGH = 120  # most probes that test a region: they detect 40% against 25% in nine of ten cases; the rest measure
 
 Ask = Callable[[np.ndarray, np.ndarray], pd.DataFrame]
@@ -148,14 +151,18 @@ def confirm(
     everywhere = rate_in_use(space, _failed(control), control) if len(control) else None
     overall = everywhere.rate.value if everywhere else rates.rate(Region({}))
     compared = everywhere.counts if everywhere else (0, 0)
-    rng, first = np.random.default_rng([seed, 3]), round(TESTING * fresh.count)
-    asked = [k for k in range(len(regions)) if k < first // FEWEST]
+    rng, about = np.random.default_rng([seed, 3]), [region.about(attributes) for region in regions]
+    each = fresh.count // max(1, len(regions))
+    seen = [k for k, region in enumerate(regions) if _seen_alone(rates, region, control, seed) < 1 - LEVEL]
+    left = fresh.count - each * len(seen)
+    first = round(TESTING * left)
+    asked = [k for k in range(len(regions)) if k not in seen][: first // FEWEST]
     first = min(first, ENOUGH * len(asked))
-    about = [region.about(attributes) for region in regions]
 
     def ask(k: int, items: np.ndarray, n: int) -> pd.DataFrame:
         return fresh.ask(*draw_inside(space, regions[k], np.flatnonzero(items), n, rng))
 
+    measured = {k: ask(k, about[k], min(each, MEASURED)) for k in seen} if each else {}
     tests: dict[int, pd.DataFrame] = {}
     others: dict[int, pd.DataFrame] = {}
     p_values = []
@@ -168,7 +175,7 @@ def confirm(
             others[k] = ask(k, ~about[k], n)
             p_values[-1] = max(p_values[-1], worse_kind(tests[k], others[k], seed))
     passed = [k for k, p_value in zip(asked, holm(np.array(p_values)), strict=True) if p_value < 1 - LEVEL]
-    measured = {k: ask(k, about[k], (fresh.count - first) // len(passed)) for k in passed}
+    measured |= {k: ask(k, about[k], (left - first) // len(passed)) for k in passed}
     found, tables = [], []
     for k, region in enumerate(regions):
         behind = measured.get(k, tests.get(k, no_fresh(control)))
@@ -182,6 +189,51 @@ def confirm(
             name = next(mode.id for mode in modes if mode.region == regions[k])
             tables.append(table.assign(role=role, explorer="uniform", mode=name))
     return modes, pd.concat([no_fresh(control), *tables], ignore_index=True)
+
+
+def _seen_alone(rates: Rates, region: Region, control: pd.DataFrame, seed: int) -> float:
+    """P-value of a region with a condition on one concept, from the control's probes, corrected for all such regions.
+
+    They helped to choose the region, but only among these, so the correction covers that. 1 for any other region.
+    """
+    space, attributes = rates.space, rates.attributes
+    if len(region.allowed) != 1 or control.empty:
+        return 1.0
+    [(name, levels)] = region.allowed.items()
+    concept, j = space.concepts[space.names.index(name)], space.names.index(name)
+    cells, failed = control[space.names].to_numpy(dtype=np.int64), _failed(control)
+    about = region.about(attributes.loc[control["item"]]) if region.items else np.ones(len(control), dtype=bool)
+    inside = np.isin(cells[:, j], levels)
+    if (inside & about).sum() < FEWEST:
+        return 1.0
+    changes = (cells != space.start).sum(axis=1) - (cells[:, j] != space.start[j])
+    unchanged = cells[:, j] == space.start[j] if concept.neutral in concept.levels else ~inside
+    p_value = worse_alone(failed[about], inside[about], (unchanged & ~inside)[about], changes[about])
+    if not about.all():
+        p_value = max(p_value, worse_kind(control[inside & about], control[inside & ~about], seed))
+    kinds = sum(len(kind.values) for kind in rates.kinds)
+    return min(1.0, p_value * kinds * sum(len(c) * (len(c) + 1) // 2 for c in space.concepts))
+
+
+def worse_alone(failed: np.ndarray, inside: np.ndarray, outside: np.ndarray, stratum: np.ndarray) -> float:
+    """One-sided p-value for levels of a concept that fail no more often than the unchanged one.
+
+    The stratified test of Mantel and Haenszel (1959), with a continuity correction.
+
+    Args:
+        failed: (n,) whether each probe failed.
+        inside: (n,) whether it is at these levels.
+        outside: (n,) whether it is compared with them.
+        stratum: (n,) how many other concepts change: given that, all else is drawn alike inside and outside.
+    """
+    excess = variance = 0.0
+    for number in np.unique(stratum[inside]):
+        one, other = inside & (stratum == number), outside & (stratum == number)
+        n, m, k = int(one.sum()), int(other.sum()), int(failed[one | other].sum())
+        if m and n + m > 1:
+            excess += float(failed[one].sum()) - n * k / (n + m)
+            variance += n * m * k * (n + m - k) / ((n + m) ** 2 * (n + m - 1))
+    return float(stats.norm.sf((excess - 0.5) / np.sqrt(variance))) if variance > 0 else 1.0
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:

@@ -43,8 +43,8 @@ def alone(
 ) -> list[LevelAlone]:
     """Measure the failure rate at each level of each concept while everything else is unchanged: its curve.
 
-    Rates are counted on the control's probes, which are even draws, for all items; for concepts in regions that are about some
-    items, also for these items and for all others.
+    Rates are counted on the control's probes, which are even draws, for all items; for concepts of regions that are
+    about some items, also for these.
 
     Args:
         space: the grid.

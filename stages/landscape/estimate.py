@@ -37,11 +37,11 @@ class Landscape:
     """Failure rates over the grid, averaged over the items of the audit.
 
     Args:
-        table: one row per cell that occurs in use: one column per concept (level index), `use`, `probes`, `failures`, `rate`, `low`, `high`,
-            `certain` (interval no wider than 0.2). In 95% of the cells the interval should contain the rate that
-            querying the model with *these* items would give. It covers the estimator's uncertainty and chance; for
-            other items see the test split. An enumerated landscape is exact for these items, and its interval is for
-            other items like them.
+        table: one row per cell that occurs in use: one column per concept (level index), `use`, `probes`, `failures`,
+            `rate`, `low`, `high`, `certain` (interval no wider than 0.2). In 95% of the cells the interval should
+            contain the rate that querying the model with *these* items would give. It covers the estimator's
+            uncertainty and chance; for other items see the test split. An enumerated landscape is exact for these
+            items, and its interval is for other items like them.
         draws: (draws, cells) float32 plausible rates, with correlated errors in neighbouring cells.
         exact: whether every (item, cell) pair was probed, so that nothing is estimated.
         sampled: whether the grid is too large to estimate, so that the cells are a seeded sample of it.

@@ -87,10 +87,10 @@ def measure_slices(
 ) -> Slices | None:
     """Measure failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
 
-    Intervals are about *these* items: the control's probes are even draws from a value's items and all cells, weighted to
-    stand for use, so the interval covers the rate of these items in use. A value may have only a few items, so other items
-    with it may fail more or less often. On an enumerated grid the rate is known, and groups of items are few: in both
-    cases, intervals come from resampling items or groups, for others like these.
+    Intervals are about *these* items: the control's probes are even draws from a value's items and all cells, weighted
+    to stand for use, so the interval covers the rate of these items in use. A value may have only a few items, so other
+    items with it may fail more or less often. On an enumerated grid the rate is known, and groups of items are few: in
+    both cases, intervals come from resampling items or groups, for others like these.
 
     On either grid, the test of a value against all other items is about items, see `worse_values`. A value is marked as
     worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval is above the overall

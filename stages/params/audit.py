@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from stages.concepts.grids import named_grid
+from stages.concepts.grids import CORRUPTION, named_grid
 from stages.concepts.space import COLUMNS, Level
 from stages.params import renamed
 from stages.params.renamed import refuse_renamed
@@ -98,7 +98,7 @@ class DiscoverConfig(Strict):
     """The search for failures."""
 
     explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
-    baseline: Literal["random"] = Field("random", description="uniform draws, on which all rates are calibrated")
+    baseline: Literal["random"] = Field("random", description="even draws, from which all rates are measured")
     budget: int = Field(
         ge=1, le=100_000_000, description="unique probes for each of the two, some of them kept back to confirm modes"
     )
@@ -127,7 +127,7 @@ class LandscapeGates(Strict):
     """Gates on the landscape itself, for audits that end there."""
 
     # A bound of 1 could not fail, and an interval could hardly pass one of 0.
-    max_failure_rate: float | None = Field(None, gt=0, lt=1, description="over the whole grid")
+    max_failure_rate: float | None = Field(None, gt=0, lt=1, description="in use")
     max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst failure mode")
     max_bias: float | None = Field(None, gt=0, lt=1, description="total variation of the most skewed subject")
     slices: dict[str, SliceGate] = Field(default_factory=dict, description="for every value of an attribute, by name")
@@ -136,11 +136,11 @@ class LandscapeGates(Strict):
 class SummarizeConfig(Strict):
     """The landscape and the examples shown for it."""
 
-    modes: int = Field(6, ge=1, le=50, description="maximum number of failure modes")
+    modes: int = Field(10, ge=1, le=50, description="maximum number of failure modes")
     max_conditions: int = Field(
         3, ge=1, le=5, description="maximum number of concepts in a mode; fewer are easier to read"
     )
-    min_support: float = Field(0.0, ge=0, lt=1, description="minimum share of the grid that a mode covers")
+    min_support: float = Field(0.0, ge=0, lt=1, description="minimum share of use that a mode makes up")
     examples: int = Field(6, ge=0, le=24, description="failing and passing examples to show for each mode")
     clusters: int = Field(
         0, ge=0, le=12, description="kinds to sort items into by their embeddings, 2 to 12, as one more attribute"
@@ -207,6 +207,12 @@ class AuditConfig(Strict):
     @classmethod
     def _new_words(cls, block: Any) -> Any:
         return refuse_renamed(block, renamed.AUDIT)
+
+    @model_validator(mode="after")
+    def _benchmarks_are_uniform(self) -> AuditConfig:
+        if CORRUPTION in self.concepts and "usage" not in self.model_fields_set:
+            self.usage = "uniform"  # as a benchmark of corruptions, whose mean error counts all of them alike
+        return self
 
     @property
     def ratings(self) -> RatingsConfig | None:

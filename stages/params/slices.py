@@ -14,7 +14,7 @@ from stages.params.strict import Strict
 class SliceGate(Strict):
     """A bound on the failure rate of every value of an attribute."""
 
-    max: float | None = Field(None, gt=0, lt=1, description="failure rate over the whole grid")
+    max: float | None = Field(None, gt=0, lt=1, description="failure rate in use")
 
     @model_validator(mode="after")
     def _some_bound(self) -> SliceGate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -42,7 +42,8 @@ class UsageConfig(Strict):
     )
     levels: dict[str, dict[Level, Weight]] = Field(
         default_factory=dict,
-        description="how common levels are: weights by concept and level; unnamed levels of a named concept never occur",
+        description="how common levels are: weights by concept and level; levels of a named concept that are not named"
+        " never occur",
     )
     combinations: list[CombinationConfig] = Field(
         default_factory=list, max_length=100, description="combinations that occur more often than by chance"
@@ -60,22 +61,23 @@ AnyUsage = UsageConfig | Literal["uniform"]
 
 def usage_error(usage: AnyUsage, concepts: Mapping[str, Sequence[Level]]) -> str | None:
     """Return what is wrong with a usage for these concepts, or None."""
-    if usage == "uniform" or isinstance(usage, str):
-        return None
+    return None if isinstance(usage, str) else next(_errors(usage, concepts), None)
+
+
+def _errors(usage: UsageConfig, concepts: Mapping[str, Sequence[Level]]) -> Iterator[str]:
     if usage.changes is not None and not sum(usage.changes) > 0:
-        return f"usage.changes: expected one share above 0, found {shown(usage.changes)}"
+        yield f"usage.changes: expected one share above 0, found {shown(usage.changes)}"
     for name, weights in usage.levels.items():
         if error := _levels_error(name, list(weights), concepts):
-            return f"usage.levels.{error}"
-        if sum(weights.values()) <= 0:
-            return f"usage.levels.{name}: expected one weight above 0, found {shown(dict(weights))}"
+            yield f"usage.levels.{error}"
+        elif sum(weights.values()) <= 0:
+            yield f"usage.levels.{name}: expected one weight above 0, found {shown(dict(weights))}"
     for number, combination in enumerate(usage.combinations):
         for name, level in combination.levels.items():
             if error := _levels_error(name, [level], concepts):
-                return f"usage.combinations.{number}.levels.{error}"
+                yield f"usage.combinations.{number}.levels.{error}"
     if (total := sum(one.share for one in usage.combinations)) >= 1:
-        return f"usage.combinations: expected shares of less than 1 together, found {total:g}"
-    return None
+        yield f"usage.combinations: expected shares of less than 1 together, found {total:g}"
 
 
 def _levels_error(name: str, levels: Sequence[Level], concepts: Mapping[str, Sequence[Level]]) -> str | None:

@@ -263,6 +263,18 @@ class Init(ABC):
         """Return `prepare.model` of a model on a hub."""
         return {"transformers": name}
 
+    def served(self, block: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+        """Return `prepare.model` of a model behind a URL.
+
+        Args:
+            block: its URL as `endpoint`, and as `key_env` the environment variable with its key, if it has one.
+            seen: where to get further answers, and what people are told.
+
+        Raises:
+            FadedError: if an answer is missing, or the model cannot be used.
+        """
+        return dict(block)
+
     @abstractmethod
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """Recognise a file or folder.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stages import plugins, processes
 from stages.code import is_own_workspace
@@ -122,16 +124,9 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     """
     where = f"audits.{name}.task: {audit.task}"
     module_name, class_name = _target(where, audit.task)
-    _find_modules_of_users()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from None
-    cls: Any = module
-    for part in class_name.split("."):
-        cls = getattr(cls, part, None)
+    cls = _imported(where, module_name, class_name)
     if cls is None:
-        raise UsageError(f"{where} is not a valid task: it is not in {module.__file__}")
+        raise UsageError(f"{where} is not a valid task: it is not in {sys.modules[module_name].__file__}")
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise UsageError(
             f"{where} is not a valid task: make it a subclass, `class {class_name}(Task)` with `from faded import"
@@ -143,6 +138,47 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
         module_name, _, class_name = APPLIED_BY[concept].partition(":")
         cls = getattr(importlib.import_module(module_name), class_name).before(cls)
     return cls
+
+
+def own_function(target: str, where: str) -> Callable[..., Any]:
+    """Import a function from a user's module beside params.yaml, or from an installed one.
+
+    The stages that may call it depend on its code (`stages.code`).
+
+    Args:
+        target: "my_module:predict", or a method of an object there: "my_module:model.predict_proba".
+        where: the key of params.yaml that names it.
+
+    Raises:
+        UsageError: if it cannot be imported or called.
+    """
+    module, _, name = target.partition(":")
+    found = _imported(f"{where}: {target}", module, name)
+    if not callable(found):
+        told = "is not in" if found is None else f"is {type(found).__name__}, expected a function, in"
+        raise UsageError(f"{where}: {name} {told} {sys.modules[module].__file__}")
+    return cast(Callable[..., Any], found)
+
+
+def own_module_error(target: str, where: str) -> str:
+    """Return what is wrong if there is no module for `own_function`, which is not imported; "" if there is one."""
+    top = target.partition(":")[0].partition(".")[0]
+    _find_modules_of_users()
+    if importlib.util.find_spec(top) is not None:
+        return ""
+    return f"{where}: no module {top} for {target}, expected {top}.py beside params.yaml, or an installed package"
+
+
+def _imported(where: str, module_name: str, name: str) -> Any:
+    """Import an object by the names of its module and of its attributes, "Class.Inner"; None if there is none."""
+    _find_modules_of_users()
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _target(where: str, task: str) -> tuple[str, str]:

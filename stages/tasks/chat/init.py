@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.errors import UsageError, did_you_mean
+from stages.params import checked
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines
 from stages.tasks.summarization.init import writing_model
 
+if TYPE_CHECKING:
+    from stages.tasks.openai_chat import ChatConfig
+
 _ROWS = 200  # lines read to find the columns of a table
+_SHOWN = 10  # names of models that a question lists
+_PATIENCE = 20.0  # seconds for the list of a server's models
 _FIELDS: Mapping[str, Sequence[str]] = {
     "question": ("question", "prompt", "instruction", "query", "input"),
     "answers": ("answers", "answer", "target", "expected", "output"),
@@ -43,7 +50,10 @@ class _Questions(Data):
 class QuestionsInit(Init):
     """Questions with expected answers, and a chat model."""
 
-    options: ClassVar[Mapping[str, Option]] = {"question": Option("Field with the questions.", "FIELD")}
+    options: ClassVar[Mapping[str, Option]] = {
+        "question": Option("Field with the questions.", "FIELD"),
+        "model-name": Option("Name of the model at a URL; the only one that it lists by default.", "NAME"),
+    }
     wants = "Questions: a .jsonl file, one object a line with a question and its answers, or a pattern"
     most: ClassVar[Mapping[str, int]] = {"discover": 60}
     discrepancy: ClassVar[Mapping[str, Any]] = {"measure": "contains", "threshold": 0.5}
@@ -79,8 +89,84 @@ class QuestionsInit(Init):
         """See Init: changes of the context only if all questions have one."""
         from stages.tasks.chat.concepts import catalogue_of
 
+        if "endpoint" not in seen.model.block and seen.ask.said("model-name") is not None:
+            raise UsageError(f"--model-name is for a model behind a URL; found {seen.model.said}")
         concepts = {**_QUESTION, **(_CONTEXT if _Questions.of(seen.data).contexts else {})}
         return Proposal(concepts, {name: catalogue_of(None)[name].doc for name in concepts}, batch_size=32)
+
+    def served(self, block: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+        """See Init: a chat completions API, which is asked a question at once."""
+        from stages.tasks.openai_chat import ChatConfig
+
+        url, key = str(block["endpoint"]), {name: value for name, value in block.items() if name != "endpoint"}
+        listed, why = _models_at(ChatConfig(openai=url, model="?", **key))
+        asked = f"Name of the model at the server ({why or _some(listed)})"
+        name = seen.ask.text("model-name", asked, listed[0] if len(listed) == 1 else None)
+        chosen = {"openai": url, "model": name, **key}
+        return chosen | _tried(checked(ChatConfig, chosen, "--model"), seen.said)
+
+
+def _models_at(config: ChatConfig) -> tuple[list[str], str]:
+    """Return the names of the models that a server lists, and why there are none.
+
+    Raises:
+        UsageError: if it cannot be reached, or refuses the key.
+    """
+    import httpx
+
+    from stages.tasks.openai_chat import PATH
+
+    completions, key = httpx.URL(config.endpoint), config.key()
+    url = completions.copy_with(path=completions.path.removesuffix(PATH) + "/models")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    where = f"{config.base}/models"
+    try:
+        response = httpx.get(url, headers=headers, timeout=_PATIENCE, trust_env=not config.local)
+    except httpx.HTTPError as error:
+        raise UsageError(f"--model: {where} cannot be read ({type(error).__name__}: {error})") from None
+    answers = f"{where} answers {response.status_code} {response.reason_phrase}".strip()
+    if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        refused = f"the key in {config.key_env}" if key else "a request without a key, expected --key-env NAME"
+        raise UsageError(f"--model: {answers}; it refuses {refused}")
+    if response.status_code != HTTPStatus.OK:
+        return [], answers
+    try:
+        entries = response.json()["data"]
+        names = [entry["id"] for entry in entries if isinstance(entry["id"], str) and entry["id"].isprintable()]
+    except (ValueError, LookupError, TypeError):
+        return [], f"{where} lists none"
+    return names, "" if names else f"{where} lists none"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f", and {more:,} more" if more > 0 else "")
+
+
+def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
+    """Ask a served model a question twice; return what its answers say about it as keys of `prepare.model`.
+
+    Raises:
+        UsageError: if it rejects the question, or its answers are empty.
+        UnavailableError: if it does not answer.
+    """
+    from stages.tasks.account import Account
+    from stages.tasks.chat.config import AnswerConfig
+    from stages.tasks.chat.served import KNOWN
+    from stages.tasks.openai_chat import ChatEndpoint
+
+    endpoint = ChatEndpoint(config.model_copy(update={"retries": 1}), Account())
+    first, second = endpoint.ask([endpoint.request("", KNOWN[0], AnswerConfig().max_new_tokens)] * 2)
+    if not (first["text"] or second["text"]):
+        raise UsageError(
+            f"{config.told} gives an empty answer to a plain question (finish_reason: {first['finish']}). If it reasons"
+            " before it answers, switch that off at the server, or write the audit by hand, with prepare.model.settings"
+        )
+    said.append(f"tried: {config.told} answers {KNOWN[0]!r} with {endpoint.quoted(first['text'])!r}")
+    if first == second:
+        return {}
+    said.append("it answered that in two ways, so its block says deterministic: false")
+    return {"deterministic": False}
 
 
 def _fields(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:

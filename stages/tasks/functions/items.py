@@ -18,17 +18,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from stages.concepts import Concept, ConceptSpace, Level, images, texts
 from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.rows import CATALOGUE as OF_ROWS
+from stages.concepts.rows import RowChanges
 from stages.errors import UsageError
 from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit
-from stages.tasks.tabular.concepts import CATALOGUE as MEASURED
-from stages.tasks.tabular.concepts import RowChanges
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 SEEN = 16  # side of the grey picture that explorers see
 COLUMN = "x."  # prefix of features of rows in tables, where other columns have other meanings
 
 Form = Literal["array", "frame", "records"]
+
+MEASURED = {name: concept for name, concept in OF_ROWS.items() if "measurement" in concept.kinds}
 
 
 class Given(Protocol):
@@ -397,7 +399,9 @@ class Rows:
         if measured.empty:
             raise UsageError(f"concepts.{concepts[0]}: no column of the items has numbers")
         spread, usual = measured.std().replace(0, 1), measured.median()
-        changes = RowChanges(space, MEASURED, list(measured), spread.to_numpy(), usual.to_numpy())
+        changes = RowChanges(
+            space, MEASURED, {str(name): "measurement" for name in measured}, spread.to_numpy(), usual.to_numpy()
+        )
         before = measured.iloc[rows].to_numpy()
         after = changes(before, cells, _chance(ids, cells, space, seed))
         for name, old, new in zip(measured, before.T, after.T, strict=True):

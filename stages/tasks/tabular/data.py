@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from stages.concepts.rows import Kind
 from stages.errors import UsageError, did_you_mean
 from stages.files import local_file
+from stages.tasks.functions.answers import spelled
 from stages.tasks.source import Source, collect
 
 SETS: Mapping[str, str] = {
@@ -29,7 +32,7 @@ class Table:
     """Rows with labels.
 
     Args:
-        rows: one column per feature: numbers are measurements, anything else is a category.
+        rows: one column per feature, with the types and gaps of the file, see `kind_of`.
         labels: the class of each row, as people write it.
         skipped: {file, reason} of rows that were left out.
     """
@@ -37,6 +40,26 @@ class Table:
     rows: pd.DataFrame
     labels: np.ndarray
     skipped: list[dict[str, str]]
+
+
+def kind_of(column: pd.Series) -> Kind:
+    """Return what a column holds: numbers are measurements; what is neither a number nor a date is a category."""
+    types = pd.api.types
+    if types.is_datetime64_any_dtype(column):
+        return "date"
+    return "measurement" if types.is_numeric_dtype(column) and not types.is_bool_dtype(column) else "category"
+
+
+def filled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows without gaps for the estimators that Faded fits: medians in measurements, and the rest as text."""
+    rows = rows.copy()
+    for column in rows:
+        if kind_of(rows[column]) == "measurement":
+            rows[column] = rows[column].astype(float)
+            rows[column] = rows[column].fillna(rows[column].median())
+        else:
+            rows[column] = rows[column].astype(str)
+    return rows
 
 
 class _Rows(Source):
@@ -82,6 +105,7 @@ class SklearnSet(_Rows):
 
 class _File(_Rows):
     target: str = Field(description="column with what is to be told")
+    dates: list[str] = Field(default_factory=list, description="columns of text that are read as dates")
     key: ClassVar[str]
 
     def load(self, inputs: Path) -> Table:
@@ -95,15 +119,11 @@ class _File(_Rows):
         skipped = [{"file": f"{name}, row {i + 1}", "reason": "no label"} for i in np.flatnonzero(~labelled)]
         frame = frame[labelled].reset_index(drop=True)
         rows = frame.drop(columns=[self.target])
-        for column in rows:
-            if pd.api.types.is_numeric_dtype(rows[column]) and not pd.api.types.is_bool_dtype(rows[column]):
-                rows[column] = rows[column].astype(float)
-                rows[column] = rows[column].fillna(rows[column].median())
-            else:
-                rows[column] = rows[column].astype(str)
-        if not len(rows) or not rows.select_dtypes("float").shape[1]:
+        for column in self.dates:
+            rows[column] = _dates(rows, column)
+        if not len(rows) or all(kind_of(rows[column]) != "measurement" for column in rows):
             raise UsageError(f"{where}: {name} has no rows with a label and a number")
-        return Table(rows, frame[self.target].astype(str).to_numpy(), skipped)
+        return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped)
 
     def origin(self, inputs: Path) -> str:
         """See Source."""
@@ -125,6 +145,22 @@ class ParquetFile(_File):
 
 
 DATA_LOADERS: Mapping[str, type[Source]] = {"sklearn": SklearnSet, "csv": CsvFile, "parquet": ParquetFile}
+
+
+def _dates(rows: pd.DataFrame, column: str) -> pd.Series:
+    where = f"prepare.data.dates: {column}"
+    if column not in rows:
+        raise UsageError(f"{where}: no such column{did_you_mean(column, list(rows))}; found {', '.join(rows)}")
+    if kind_of(rows[column]) == "measurement":
+        raise UsageError(f"{where}: the column has numbers, expected dates such as 2024-05-31")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # dates of several formats, which pandas would guess one by one
+            return pd.to_datetime(rows[column])
+    except (ValueError, TypeError, UserWarning) as error:
+        raise UsageError(
+            f"{where}: expected dates of one format, such as 2024-05-31: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def read_frame(path: Path, where: str) -> pd.DataFrame:

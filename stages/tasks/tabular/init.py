@@ -1,21 +1,26 @@
-"""`faded init` for tables: which column contains the labels."""
+"""`faded init` for tables: which column contains the labels, and what the other columns are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
+from stages.concepts.rows import CATALOGUE, Kind
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen
-from stages.tasks.tabular.concepts import CATALOGUE
-from stages.tasks.tabular.data import DATA_LOADERS, SETS, read_frame
+from stages.tasks.load import own_module_error
+from stages.tasks.tabular.data import DATA_LOADERS, SETS, filled, kind_of, read_frame
 from stages.tasks.tabular.models import ESTIMATORS
+from stages.tasks.tabular.own import FUNCTION, untrusted
 
 _FITTED = 0.4  # share of the rows that the model is fitted on
 _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
+_NAMED = 8  # maximum number of columns that are named
 _CLASSES = 50  # maximum number of values in a column of labels
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
     "gain": [0, 2.5, 5, 10, 20],
@@ -24,19 +29,61 @@ _CONCEPTS: Mapping[str, Sequence[float | str]] = {
     "rounding": [0, 0.25, 0.5, 1],
     "missing": [0, 0.05, 0.1, 0.2, 0.4],
 }
+_OF_KIND: Mapping[Kind, Mapping[str, Sequence[float | str]]] = {
+    "category": {"swaps": [0, 0.25, 0.5, 1]},
+    "date": {"date_shift": [0, 7, 30, 90, 365]},
+}
+"""Concepts of a table with categories or dates."""
+
+
+@dataclass(frozen=True)
+class _Table(Data):
+    """Rows as data of an audit.
+
+    Args:
+        kinds: kind of each column.
+    """
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 class RowsInit(Init):
-    """Rows with labels, and an estimator that is fitted on some of them."""
+    """Rows with labels, and an estimator that is fitted on some of them, or a model of the user."""
 
-    options: ClassVar[Mapping[str, Option]] = {"target": Option("Column to predict.", "COLUMN")}
+    options: ClassVar[Mapping[str, Option]] = {
+        "target": Option("Column to predict.", "COLUMN"),
+        "classes": Option("Class names in the order of the probabilities.", "NAME,NAME"),
+        "trust": Option(
+            "Trust the types of scikit-learn, LightGBM and XGBoost in a .skops file that skops does not trust.",
+            switch=True,
+        ),
+    }
+    suffixes = (".skops", ".onnx")
     wants = f"Rows with a label: a .csv or .parquet file, or a set of scikit-learn ({', '.join(SETS)})"
     discrepancy: ClassVar[Mapping[str, Any]] = {"threshold": 0}
     meaning = "How wrong an answer is, from -1 to 1. At a threshold of 0 whatever is misclassified is a failure."
     method = "risk-weighted"
 
+    def model(self, path: Path, ask: Ask) -> Model | None:
+        """See Init: a skops or ONNX file, of which nothing is run."""
+        if path.suffix not in self.suffixes:
+            return None
+        key, block = path.suffix[1:], {}
+        if key == "skops" and (types := untrusted(path)):
+            if ask.said("trust") is not True:
+                raise UsageError(
+                    f"--model {path} has types that skops does not trust by itself: {', '.join(types)}. If you do,"
+                    " say --trust"
+                )
+            block["trusted"] = types
+        return Model(f"{path.name}, asked as it is", block, path, key, black_box=True)
+
     def named_model(self, name: str) -> Model | None:
-        """See Init: an estimator, which `prepare` fits."""
+        """See Init: an estimator, which `prepare` fits, or a function in a module beside params.yaml."""
+        if re.fullmatch(FUNCTION, name):
+            if error := own_module_error(name, "--model"):
+                raise UsageError(error)
+            return Model(f"the function {name}, asked as it is", {"function": name}, black_box=True)
         if name not in ESTIMATORS:
             return None
         return Model(f"{name} of scikit-learn, fitted on some of the rows", {"estimator": name})
@@ -65,9 +112,11 @@ class RowsInit(Init):
 
         asked = f"Which column is to be told ({', '.join(columns)})"
         target = ask.text("target", asked, _likely(frame), check)
-        return _data(
-            f"{len(frame.columns) - 1} columns", {path.suffix[1:]: path.name, "target": target}, path.parent, path
-        )
+        block: dict[str, Any] = {path.suffix[1:]: path.name, "target": target}
+        own = ask.said("model") not in (None, *ESTIMATORS)
+        if own and (dates := [name for name in frame if name != target and _is_date(frame[name])]):
+            block["dates"] = dates
+        return _data("", block, path.parent, path, fitted=not own)
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
         """See Init."""
@@ -75,21 +124,57 @@ class RowsInit(Init):
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init."""
-        notes = {name: CATALOGUE[name].doc for name in _CONCEPTS}
+        kinds = set(_Table.of(seen.data).kinds.values())
+        concepts = dict(_CONCEPTS)
+        for kind in kinds & _OF_KIND.keys():
+            concepts |= _OF_KIND[kind]
+        concepts = {name: concepts[name] for name in CATALOGUE if name in concepts}
+        notes = {name: CATALOGUE[name].doc for name in concepts}
+        fitted = "estimator" in seen.model.block
         rows = round((seen.data.items or 0) / (1 - _FITTED) * _FITTED)
-        return Proposal(_CONCEPTS, notes, {"rows": rows}, batch_size=256)
+        return Proposal(concepts, notes, {"rows": rows} if fitted else _classes(seen.ask), batch_size=256)
 
 
-def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None) -> Data:
+def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None, *, fitted: bool = True) -> Data:
     from stages.tasks.sources import parse_source
 
-    labels = pd.Series(parse_source(block, DATA_LOADERS, "--data").load(folder).labels)  # type: ignore[attr-defined]
+    table = parse_source(block, DATA_LOADERS, "--data").load(folder)  # type: ignore[attr-defined]
+    rows = filled(table.rows) if fitted else table.rows
+    kinds = {str(name): kind_of(rows[name]) for name in rows}
+    labels = pd.Series(table.labels)
     counts = labels.value_counts()
     classes = ", ".join(f"{name} ({n:,})" for name, n in counts.items())
     key = next(iter(block)) if path else ""
     more = {name: value for name, value in block.items() if name != key}
-    items = int(len(labels) * (1 - _FITTED))
-    return Data(f"{said}, {len(labels):,} rows in {len(counts)} classes: {classes}", more, path, key, items=items)
+    items = int(len(labels) * (1 - _FITTED)) if fitted else len(labels)
+    said = f"{said or _told(kinds)}; {len(labels):,} rows in {len(counts)} classes: {classes}"
+    return _Table(said, more, path, key, items=items, kinds=kinds)
+
+
+def _told(kinds: Mapping[str, Kind]) -> str:
+    """Return how many columns are of which kind, and which: "2 measurements (age, income), 1 category (region)"."""
+    many = {"measurement": "measurements", "category": "categories", "date": "dates"}
+    of = {kind: [name for name, one in kinds.items() if one == kind] for kind in many}
+    found = []
+    for kind, names in ((kind, names) for kind, names in of.items() if names):
+        shown = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
+        found.append(f"{len(names)} {kind if len(names) == 1 else many[kind]} ({shown})")
+    return ", ".join(found)
+
+
+def _is_date(column: pd.Series) -> bool:
+    """Whether a column has texts that are all dates such as 2024-05-31."""
+    if kind_of(column) != "category" or column.isna().all():
+        return False
+    texts = column.dropna().astype(str)
+    dates = pd.to_datetime(texts, format="ISO8601", errors="coerce")
+    return bool((texts.str.contains("-") & dates.notna()).all())
+
+
+def _classes(ask: Ask) -> dict[str, Any]:
+    """Return `classes` of `prepare.model` as said on the command line; {} if they were not."""
+    said = ask.said("classes")
+    return {"classes": [name.strip() for name in said.split(",")]} if isinstance(said, str) else {}
 
 
 def _likely(frame: pd.DataFrame) -> str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from stages.errors import UsageError, did_you_mean
 from stages.files import read_json, read_table, write_json
 from stages.tasks.source import Source
+from stages.tasks.tabular.data import Table
+from stages.tasks.tabular.own import OWN_MODELS
 
 ESTIMATORS: Mapping[str, Any] = {
     "hist_gradient_boosting": HistGradientBoostingClassifier,
@@ -59,8 +61,29 @@ class Estimator(Source):
             if name not in known
         ]
 
+    def lacks(self, labels: Sequence[str], classes: Sequence[str]) -> str:
+        """Return what to say if the items have labels that are not classes of the model."""
+        return f"prepare.model.rows: {self.rows} rows hold no {', '.join(labels)}; take more"
 
-MODEL_LOADERS: Mapping[str, type[Source]] = {"estimator": Estimator}
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return f"{self.estimator}, fitted on {self.rows} rows"
+
+    def made(
+        self, inputs: Path, seed: int, table: Table, fitted_on: np.ndarray, used: np.ndarray, folder: Path
+    ) -> RowModel:
+        """Fit the estimator on some rows of a table, and write it to a folder.
+
+        Raises:
+            UsageError: if it cannot be fitted.
+        """
+        rows = table.rows.iloc[fitted_on].reset_index(drop=True)
+        model = RowModel.fit(self.estimator, self.settings, seed, rows, table.labels[fitted_on])
+        model.save(folder)
+        return model
+
+
+MODEL_LOADERS: Mapping[str, type[Source]] = {"estimator": Estimator, **OWN_MODELS}
 
 
 def arguments(estimator: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -87,6 +110,8 @@ class RowModel:
     rows: pd.DataFrame
     labels: np.ndarray
     fitted: Any
+    shares: ClassVar[bool] = True
+    gaps: ClassVar[bool] = False
 
     @classmethod
     def fit(

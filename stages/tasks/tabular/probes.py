@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.concepts.catalogue import check_levels, span
 from stages.concepts.images import probe_chance
+from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_groups
 from stages.errors import UsageError
 from stages.files import content_hash, read_table
 from stages.tasks.base import Task
@@ -26,10 +28,11 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.source import Source
-from stages.tasks.tabular.concepts import CATALOGUE, RowChanges, with_groups
 from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, RepairSettings
-from stages.tasks.tabular.data import DATA_LOADERS
+from stages.tasks.tabular.data import DATA_LOADERS, Table, filled, kind_of
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
+from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
+from stages.tasks.tabular.rows import Rows
 
 _X = "x "  # prefix of features in the table of items
 
@@ -48,22 +51,22 @@ class RowProbes(Task):
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
     catalogue: ClassVar[Mapping[str, Any]] = CATALOGUE
 
-    def __init__(self, context: TaskContext, items: pd.DataFrame, model: RowModel, model_hash: str) -> None:
+    def __init__(self, context: TaskContext, items: pd.DataFrame, model: RowModel | OwnModel, model_hash: str) -> None:
         self.context, self.model, self.model_hash = context, model, model_hash
         settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         self.threshold, self._scale = settings.threshold, settings.scale
         features = [name for name in items if name.startswith(_X)]
         self.items = Items(items.drop(columns=features))
-        self.rows = items[features].rename(columns=lambda name: name.removeprefix(_X))
-        self.measured = list(self.rows.select_dtypes("float"))
+        frame = items[features].rename(columns=lambda name: name.removeprefix(_X))
         catalogue = with_groups(context.config.get("groups", {}))
         self.concepts = span(context.concepts, catalogue)
-        usual = self.rows.loc[items["split"] == "discover", self.measured]
-        spread = usual.std().replace(0.0, 1.0)
-        self._changes = RowChanges(
-            self.concepts, catalogue, self.measured, spread.to_numpy(), usual.median().to_numpy()
-        )
-        self._standard = (usual.mean(), spread)
+        gaps = model.gaps and any(catalogue[name].apply is CATALOGUE["missing"].apply for name in context.concepts)
+        self.table = Rows(frame, gaps=gaps)
+        self.rows = self.table.frame
+        scales = self.table.scales((items["split"] == "discover").to_numpy(), gaps=model.gaps)
+        self._changes = RowChanges(self.concepts, catalogue, self.table.kinds, *scales)
+        usual = self.rows.loc[items["split"] == "discover", self.table.measured]
+        self._standard = (usual.mean(), usual.std().replace(0.0, 1.0))
         self._at = {item: row for row, item in enumerate(items["id"])}
         numbers = (hashlib.sha256(item.encode()).digest()[:8] for item in items["id"])
         self._numbers = np.array([int.from_bytes(number, "little") for number in numbers], dtype=np.uint64)
@@ -72,17 +75,27 @@ class RowProbes(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: Any, discrepancy: Any) -> list[str]:
-        """See Task."""
-        return check_levels(context.concepts, with_groups(prepare.groups if prepare else {}))
+        """See Task: also whether the data have columns for each concept."""
+        catalogue = with_groups(prepare.groups if prepare else {})
+        if (errors := check_levels(context.concepts, catalogue)) or prepare is None:
+            return errors
+        try:
+            rows = cls.source(context, "data").load(context.inputs).rows.head()
+        except UsageError:  # which `check` reports
+            return []
+        rows = filled(rows) if "estimator" in prepare.model else rows
+        return idle_concepts(context.concepts, catalogue, {str(name): kind_of(rows[name]) for name in rows})
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: fits the model on rows of its own, and draws the items from the remaining ones."""
+        """See Task: draws the items, and fits the model on other rows unless it is the user's own."""
         cls.require_valid(context)
         threadpool_limits(context.compute.threads)
         data, source = cls.source(context, "data"), cls.source(context, "model")
         counts = PrepareConfig.model_validate(dict(context.config)).items.model_dump()
-        table = data.load(context.inputs)
+        table: Table = data.load(context.inputs)
+        if source.rows:
+            table = replace(table, rows=filled(table.rows))
         splits = [split for split in SPLITS if counts[split]]
         wanted: dict[str, int] = {"train": source.rows} | {split: counts[split] for split in splits}
         if sum(wanted.values()) > len(table.labels):
@@ -91,19 +104,18 @@ class RowProbes(Task):
         rng = np.random.default_rng([context.seed, 1])
         drawn = np.split(rng.permutation(len(table.labels)), np.cumsum(list(wanted.values())))
         train, *parts = drawn[: len(wanted)]
-        rows = table.rows.iloc[train].reset_index(drop=True)
-        model = RowModel.fit(source.estimator, source.settings, context.seed, rows, table.labels[train])
-        if strange := sorted(set(table.labels[np.concatenate(parts)]) - set(model.classes)):
-            raise UsageError(f"prepare.model.rows: {source.rows} rows hold no {', '.join(strange)}; take more")
-        model.save(out_dir / "model")
+        used = np.concatenate(parts)
+        model = source.made(context.inputs, context.seed, table, train, used, out_dir / "model")
+        if strange := sorted(set(table.labels[used]) - set(model.classes)):
+            raise UsageError(source.lacks(strange, model.classes))
         items = pd.DataFrame(
             {
                 "id": [f"row-{row:06d}" for part in parts for row in part],
                 "split": [split for split, part in zip(list(wanted)[1:], parts, strict=True) for _ in part],
-                "label": table.labels[np.concatenate(parts)],
+                "label": table.labels[used],
             }
         )
-        chosen = table.rows.iloc[np.concatenate(parts)].reset_index(drop=True).add_prefix(_X)
+        chosen = table.rows.iloc[used].reset_index(drop=True).add_prefix(_X)
         items = pd.concat([items, chosen], axis=1)
         items.attrs["skipped"] = table.skipped
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
@@ -111,18 +123,21 @@ class RowProbes(Task):
         return {
             "items": {split: len(task.items.ids(split)) for split in splits},
             "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in splits},
-            "classes": len(model.classes),
-            "rows_fitted": len(rows),
+            "classes": len(set(model.classes) - {NO_ANSWER}),
+            **({"rows_fitted": source.rows} if source.rows else {}),
             "skipped": len(table.skipped),
-            "origin": {"model": f"{source.estimator}, fitted on {len(rows)} rows", **cls.origin(context)},
+            "origin": cls.origin(context),
         }
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """See Task."""
         threadpool_limits(context.compute.threads)
-        folder = model or prepared / "model"
-        return cls(context, read_table(prepared / "items.parquet"), RowModel.read(folder), content_hash([folder]))
+        folder, items = model or prepared / "model", read_table(prepared / "items.parquet")
+        own = "estimator" not in context.config["model"]
+        rows = items[[name for name in items if name.startswith(_X)]].rename(columns=lambda n: n.removeprefix(_X))
+        found = read_own_model(folder, rows) if own else RowModel.read(folder)
+        return cls(context, items, found, content_hash([folder]))
 
     def changed(
         self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
@@ -131,12 +146,10 @@ class RowProbes(Task):
         at, cells = np.array([self._at[item] for item in item_ids], dtype=int), np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(at), dtype=np.int64) if repeats is None else np.asarray(repeats)
         chance = probe_chance(self._numbers[at], self.concepts.flat(cells), repeats, self.context.seed)
-        rows = self.rows.iloc[at].reset_index(drop=True)
-        rows[self.measured] = self._changes(rows[self.measured].to_numpy(), cells, chance)
-        return at, rows
+        return at, self.table.changed(at, self._changes(self.table.numbers[at], cells, chance))
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task. Outputs are the predicted class and its probability: "benign (83%)"."""
+        """See Task. Outputs are the predicted class and its probability, if the model gives one: "benign (83%)"."""
         if not len(item_ids):
             return ProbeBatch(np.empty(0, np.float32), np.empty(0, bool), [])
         at, rows = self.changed(item_ids, cells, repeats)
@@ -146,7 +159,8 @@ class RowProbes(Task):
         margin = others.max(1) - answers[each, self._targets[at]]
         discrepancy = np.tanh(margin / self._scale).astype(np.float32)
         best = answers.argmax(1)
-        outputs = [f"{self.model.classes[k]} ({np.exp(answers[i, k]):.0%})" for i, k in enumerate(best)]
+        shares = [f" ({np.exp(answers[i, k]):.0%})" * self.model.shares for i, k in enumerate(best)]
+        outputs = [f"{self.model.classes[k]}{share}" for k, share in zip(best, shares, strict=True)]
         return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
 
     def clean_quality(self, split: Split) -> Quality:
@@ -159,11 +173,12 @@ class RowProbes(Task):
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
         """See Task: the measurements, in standard deviations."""
         mean, spread = self._standard
-        return ((self.rows.iloc[[self._at[i] for i in item_ids]][self.measured] - mean) / spread).to_numpy()
+        measured = self.rows.iloc[[self._at[i] for i in item_ids]][self.table.measured]
+        return ((measured - mean) / spread).fillna(0.0).to_numpy(dtype=float)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
         """See Task: the label and the columns of the rows, as they were before any change."""
-        return self._told_apart(pd.concat([self.items.table[["label"]], self.rows], axis=1), item_ids)
+        return self._told_apart(pd.concat([self.items.table[["label"]], self.table.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the row as a table, with the previous value of each measurement."""

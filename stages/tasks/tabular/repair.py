@@ -18,6 +18,7 @@ from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.tabular.config import RepairSettings
+from stages.tasks.tabular.models import RowModel
 from stages.tasks.tabular.probes import RowProbes
 from stages.tasks.training import write_card, write_loader
 
@@ -52,6 +53,7 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     labels = task.items.table["label"].to_numpy()
     table = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
     before, base = task.clean_quality("repair").values.mean(), task.model
+    assert isinstance(base, RowModel)  # `Source.repair_errors` refuses a repair of others
     task.model = base.refit(table, np.concatenate([labels[clean], labels[at]]))
     try:
         numbers = {

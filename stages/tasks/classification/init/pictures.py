@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,8 @@ class _Opened:
 
 
 def _opened(pool: Pool, given: str) -> _Opened:
+    from PIL import Image
+
     from stages.tasks.classification.pool import Encoded
 
     if not isinstance(pool.pictures, Encoded):  # all have one shape, and were already read
@@ -139,7 +142,13 @@ def _opened(pool: Pool, given: str) -> _Opened:
     shapes: Counter[Shape] = Counter()
     found = _Opened(UNKNOWN, [], len(chosen))
     for row in chosen:
-        seen = _seen(pool.pictures.sources[row])
+        try:
+            seen = _seen(pool.pictures.sources[row])
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # an audit leaves it out, too
+            found.unreadable.append(
+                f"{pool.ids[row]}: more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f} million pixels"
+            )
+            continue
         if seen is None:
             found.unreadable.append(pool.ids[row])
             continue
@@ -156,13 +165,19 @@ def _opened(pool: Pool, given: str) -> _Opened:
 
 
 def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None:
-    """Return channels, height and width of a picture as stored, and its traits; None if it cannot be read."""
+    """Return channels, height and width of a picture as stored, and its traits; None if it cannot be read.
+
+    Raises:
+        DecompressionBombWarning: or DecompressionBombError, of Pillow, if it has too many pixels.
+    """
     from PIL import Image
 
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
-            traits = traits_of(picture)
-            picture.load()
-            return (1 if picture.mode in GREY else 3, picture.height, picture.width), traits
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+                traits = traits_of(picture)
+                picture.load()
+                return (1 if picture.mode in GREY else 3, picture.height, picture.width), traits
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError):
         return None

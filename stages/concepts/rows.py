@@ -1,37 +1,43 @@
-"""Concepts for the measurements of a row, applied in the order in which such errors occur.
+"""Concepts for the columns of a row, applied in the order in which such errors occur.
 
 First come errors of the instrument (gain, drift, noise), then those of whoever records its reading (decimal slips,
-rounding, missing). Sizes are in standard deviations of each measurement, because units differ. A concept for a group of
-columns has the group's name as a suffix: `drift_worst`.
+rounding, swaps of categories, wrong dates, missing). Sizes are in standard deviations of each measurement, because
+units differ. A concept for a group of columns has the group's name as a suffix: `drift_worst`.
+
+A row is d numbers: measurements as they are, the number of each category, dates in days; NaN is a gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import Change
+from stages.concepts.space import ConceptSpace
 
+Kind = Literal["measurement", "category", "date"]
 Apply = Callable[[np.ndarray, float, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-"""(values (d,), level, spread (d,), usual (d,), draws) -> changed values (d,)."""
+"""(values (d,), level, spread (d,), usual (d,), draws) -> changed values (d,), see `RowChanges`."""
 
 
 @dataclass(frozen=True)
 class RowConcept(Change):
-    """A concept for the measurements of a row.
+    """A concept for some columns of a row.
 
     Args:
         apply: applies it.
+        kinds: the kinds of columns it applies to.
         columns: patterns of the column names it applies to.
     """
 
     neutral: float = 0
     apply: Apply = lambda values, *_: values
+    kinds: tuple[Kind, ...] = ("measurement",)
     columns: tuple[str, ...] = ("*",)
 
 
@@ -42,10 +48,22 @@ def _slip(
     return values * np.where(np.isin(np.arange(len(values)), chosen), np.where(rng.random() < 0.5, 10.0, 0.1), 1.0)
 
 
+def _swaps(
+    values: np.ndarray, level: float, spread: np.ndarray, usual: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    others = (values + rng.integers(1, np.maximum(spread, 2))) % spread
+    return np.where(_some(len(values), level, rng), others, values)
+
+
 def _missing(
     values: np.ndarray, level: float, spread: np.ndarray, usual: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    return np.where(rng.permutation(len(values)) < round(level * len(values)), usual, values)
+    return np.where(_some(len(values), level, rng), usual, values)
+
+
+def _some(n: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Choose a share of n values, (n,) bool; a fraction of a value is one with that probability."""
+    return rng.permutation(n) < np.floor(share * n + rng.random())
 
 
 CATALOGUE: Mapping[str, RowConcept] = {
@@ -76,7 +94,31 @@ CATALOGUE: Mapping[str, RowConcept] = {
             10,
             apply=lambda v, x, s, *_: np.round(v / (x * s)) * x * s,
         ),
-        RowConcept("missing", "share of measurements replaced by the usual value", 0, 1, apply=_missing),
+        RowConcept(
+            "swaps",
+            "share of categories replaced by another value of their column",
+            0,
+            1,
+            apply=_swaps,
+            kinds=("category",),
+        ),
+        RowConcept(
+            "date_shift",
+            "dates too late by so many days",
+            -3650,
+            3650,
+            unit=" days",
+            apply=lambda v, x, *_: v + x,
+            kinds=("date",),
+        ),
+        RowConcept(
+            "missing",
+            "share of values that are missing",
+            0,
+            1,
+            apply=_missing,
+            kinds=("measurement", "category", "date"),
+        ),
     )
 }
 """All concepts, in the order in which they are applied."""
@@ -93,22 +135,42 @@ def with_groups(groups: Mapping[str, Sequence[str]]) -> dict[str, RowConcept]:
     return found
 
 
+def columns_of(concept: RowConcept, columns: Mapping[str, Kind]) -> list[int]:
+    """Return the indices of the columns that a concept applies to, given the kind of each by name."""
+    return [
+        i
+        for i, (column, kind) in enumerate(columns.items())
+        if kind in concept.kinds and any(fnmatchcase(column, pattern) for pattern in concept.columns)
+    ]
+
+
+def idle_concepts(names: Iterable[str], catalogue: Mapping[str, RowConcept], columns: Mapping[str, Kind]) -> list[str]:
+    """List the concepts of an audit that have no column to change, one line each."""
+    found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+    return [
+        f"concepts.{name}: no column to change, expected a {' or '.join(catalogue[name].kinds)} named"
+        f" {' or '.join(catalogue[name].columns)}; found {found}"
+        for name in names
+        if not columns_of(catalogue[name], columns)
+    ]
+
+
 class RowChanges:
     """Applies cells to rows.
 
     Args:
         space: the grid.
         catalogue: how each concept is applied, in this order.
-        columns: names of the d measurements.
-        spread: (d,) their standard deviations.
-        usual: (d,) their medians.
+        columns: the kind of each of the d columns, by name.
+        spread: (d,) standard deviations of measurements, numbers of values of categories.
+        usual: (d,) what stands for a missing value; NaN for a gap.
     """
 
     def __init__(
         self,
         space: ConceptSpace,
         catalogue: Mapping[str, RowConcept],
-        columns: Sequence[str],
+        columns: Mapping[str, Kind],
         spread: np.ndarray,
         usual: np.ndarray,
     ) -> None:
@@ -117,7 +179,7 @@ class RowChanges:
         for name, concept in catalogue.items():
             if name in space.names:
                 at = space.names.index(name)
-                among = [i for i, column in enumerate(columns) if any(fnmatchcase(column, p) for p in concept.columns)]
+                among = columns_of(concept, columns)
                 self._steps.append((concept, at, space.concepts[at].levels, np.array(among, dtype=int)))
 
     def __call__(self, rows: np.ndarray, cells: np.ndarray, chance: np.ndarray) -> np.ndarray:

@@ -1,0 +1,442 @@
+"""A user's own model of a table: a function, a skops file, an ONNX file; rows with text, gaps and dates."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from stages.code import code_of
+from stages.errors import UsageError
+from stages.params.audit import AuditConfig
+from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.tabular import TabularClassification
+from tests.finished import faded
+from tests.workspace import Workspace, make_workspace
+
+DATA = {"csv": "customers.csv", "target": "churn", "dates": ["since"]}
+ITEMS = {"discover": 150, "repair": 20, "test": 30}
+CONCEPTS = {"noise": [0, 0.5], "swaps": [0, 0.5, 1], "date_shift": [0, 40], "missing": [0, 0.5]}
+
+# A model that is fitted when it is imported, on customers that the audit does not see.
+MODULE = """
+from pathlib import Path
+
+import pandas as pd
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
+
+
+def days(dates):
+    return dates.apply(lambda column: (pd.to_datetime(column) - pd.Timestamp("2015-01-01")).dt.days)
+
+
+def fitted():
+    table = pd.read_csv(Path(__file__).with_name("earlier.csv"))
+    labels = table.pop("churn")
+    features = make_column_transformer(
+        (SimpleImputer(), ["age", "income", "tenure", "member"]),
+        (OneHotEncoder(handle_unknown="ignore"), ["region", "plan"]),
+        (make_pipeline(FunctionTransformer(days), SimpleImputer()), ["since"]),
+    )
+    return make_pipeline(features, RandomForestClassifier(30, random_state=0)).fit(table, labels)
+
+
+MODEL = fitted()
+
+
+def predict(rows):
+    return MODEL.predict(rows)
+"""
+
+
+def customers(n: int, seed: int, *, planted: bool = False) -> pd.DataFrame:
+    """Customers who stay or leave, with text, gaps, dates and yes or no.
+
+    Args:
+        n: how many.
+        seed: of their draws.
+        planted: whether nothing tells what customers over 65 in the south do.
+    """
+    rng = np.random.default_rng(seed)
+    since = pd.Timestamp("2015-01-01") + pd.to_timedelta(rng.integers(0, 3000, n), unit="D")
+    table = pd.DataFrame(
+        {
+            "age": rng.integers(18, 90, n),
+            "region": rng.choice(["north", "south", "east", "west"], n),
+            "income": rng.normal(30, 10, n).round(1),
+            "tenure": rng.integers(0, 20, n),
+            "plan": rng.choice(["basic", "plus"], n),
+            "member": rng.random(n) < 0.5,
+            "since": since.strftime("%Y-%m-%d"),
+        }
+    )
+    score = (table["income"] - 30) / 10 + (table["tenure"] - 10) / 6 + 0.8 * (table["plan"] == "plus") - 0.4
+    table["churn"] = np.where(score > 0, "stays", "leaves")
+    if planted:
+        lost = (table["region"] == "south") & (table["age"] > 65)
+        table.loc[lost, "churn"] = rng.choice(["stays", "leaves"], lost.sum())
+    table.loc[rng.random(n) < 0.05, "income"] = np.nan
+    table.loc[rng.random(n) < 0.05, "plan"] = None
+    return table
+
+
+def context(inputs: Path, model: dict[str, Any], data: dict[str, Any] = DATA, **concepts: Any) -> TaskContext:
+    config = {"model": model, "data": data, "items": ITEMS}
+    return TaskContext("rows", 7, config, concepts or CONCEPTS, {"threshold": 0}, inputs, Compute(threads=1))
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of params.yaml with the table in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    customers(200, 1).to_csv(tmp_path / "customers.csv", index=False)
+    return tmp_path
+
+
+def function(beside: Path, name: str, code: str) -> dict[str, Any]:
+    """A module with the function `predict`; modules have different names, as Python keeps what it has imported."""
+    (beside / f"{name}.py").write_text(f"import numpy as np\nimport pandas as pd\n\ndef predict(rows):\n    {code}\n")
+    return {"function": f"{name}:predict"}
+
+
+def prepared(context: TaskContext, out: Path) -> TabularClassification:
+    out.mkdir()
+    TabularClassification.prepare(context, out)
+    return TabularClassification.load(context, out)
+
+
+# What a model gets
+
+
+def test_a_function_gets_rows_with_the_columns_and_types_of_the_file(beside: Path) -> None:
+    code = "rows.to_parquet('seen.parquet'); return np.where(rows['tenure'] > 9, 'stays', 'leaves')"
+    noise = {"noise": [0, 0.5], "swaps": [0, 1], "date_shift": [0, 40]}
+    task = prepared(context(beside, function(beside, "typed", code), **noise), beside / "out")
+    ids = task.items.ids("discover")
+    task.probe(ids, np.tile([1, 1, 1], (len(ids), 1)))
+    seen, told = (
+        pd.read_parquet("seen.parquet"),
+        pd.read_csv("customers.csv", parse_dates=["since"]).drop(columns="churn"),
+    )
+    assert seen.dtypes.to_dict() == told.dtypes.to_dict()
+    before = task.rows.iloc[: len(ids)].reset_index(drop=True)
+    assert (seen["age"] != before["age"]).mean() > 0.9  # whole numbers, changed by noise
+    assert (seen["since"] == before["since"] + pd.Timedelta("40D")).all()
+    assert (seen["region"] != before["region"]).all()  # another value of its column
+    assert set(seen["region"]) == set(before["region"])
+    assert seen["plan"].isna().equals(before["plan"].isna())  # gaps stay gaps
+    assert seen["income"].isna().equals(before["income"].isna())
+
+
+def test_the_neutral_cell_changes_nothing_and_missing_leaves_gaps_in_any_column(beside: Path) -> None:
+    model = function(beside, "gapless", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
+    task = prepared(context(beside, model), beside / "out")
+    ids = task.items.ids("discover")
+    at, same = task.changed(ids, np.zeros((len(ids), 4), dtype=int))
+    pd.testing.assert_frame_equal(same, task.rows.iloc[at].reset_index(drop=True))
+    _, gaps = task.changed(ids, np.tile([0, 0, 0, 1], (len(ids), 1)))
+    assert (gaps.isna().mean() > 0.35).all()
+    assert gaps.isna().sum(axis=1).between(3, 6).all()  # half of seven, besides those that are missing anyway
+    alone = [task.changed([item], np.array([[1, 1, 1, 1]]))[1] for item in ids[:20]]
+    together = task.changed(ids[:20], np.tile([1, 1, 1, 1], (20, 1)))[1]
+    pd.testing.assert_frame_equal(pd.concat(alone, ignore_index=True), together)
+
+
+def test_items_are_told_apart_by_text_numbers_and_years(beside: Path) -> None:
+    model = function(beside, "about", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
+    task = prepared(context(beside, model), beside / "out")
+    about = task.attributes(task.items.ids("discover"))
+    assert {"label", "age", "region", "plan", "member", "since"} <= set(about)
+    assert set(about["since"].dropna()) <= {str(year) for year in range(2015, 2024)}
+    assert set(about["region"]) == {"north", "south", "east", "west"}
+
+
+# What it answers
+
+
+def test_labels_have_no_probability_and_an_answer_that_is_no_class_is_a_failure(beside: Path) -> None:
+    code = "return np.where(rows['age'].isna(), 'unknown', np.where(rows['tenure'] > 9, 'stays', 'leaves'))"
+    task = prepared(context(beside, function(beside, "labels", code), missing=[0, 1]), beside / "out")
+    ids = task.items.ids("discover")
+    assert set(task.probe(ids, np.zeros((len(ids), 1), dtype=int)).outputs) == {"stays", "leaves"}
+    lost = task.probe(ids, np.ones((len(ids), 1), dtype=int))
+    assert set(lost.outputs) == {"no valid answer"}
+    assert lost.failed.all()
+
+
+def test_probabilities_need_names_of_their_classes_in_their_order(beside: Path) -> None:
+    code = "stays = np.clip(rows['tenure'] / 20, 0.1, 0.9); return np.column_stack([stays, 1 - stays])"
+    model = function(beside, "shares", code)
+    with pytest.raises(UsageError, match=r"name its 2 classes in their order, classes: \[leaves, stays\]"):
+        prepared(context(beside, model), beside / "unnamed")
+    task = prepared(context(beside, {**model, "classes": ["stays", "leaves"]}), beside / "named")
+    ids = task.items.ids("discover")
+    answers = task.probe(ids, np.zeros((len(ids), 4), dtype=int))
+    assert all(output.endswith("%)") for output in answers.outputs)
+    told = r"in this order \d+% of 200 unchanged rows are right, .*: classes: \[stays, leaves\]"
+    with pytest.raises(UsageError, match=told):
+        prepared(context(beside, {**model, "classes": ["leaves", "stays"]}), beside / "reversed")
+    assert task.clean_quality("discover").values.mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        (
+            "bad_column",
+            "return rows['incme'] > 3",
+            r"was given 200 rows with age \(int64\), region .* KeyError: 'incme'",
+        ),
+        ("bad_count", "return np.full((len(rows), 3), 1 / 3)", r"shape \(200, 3\) .* or probabilities \(200, 2\)"),
+        ("bad_nan", "return np.where(rows['age'] > 30, np.nan, 0.5)[:, None] * np.ones(2)", "no valid answer to"),
+        ("bad_label", "return np.where(rows['tenure'] > 9, 'yes', 'no')", "expected one of leaves, stays; found"),
+        ("bad_sum", "return np.full((len(rows), 2), 0.9)", "expected probabilities from 0 to 1 that add up to 1"),
+        ("bad_random", "return np.random.choice(['stays', 'leaves'], len(rows))", "answers otherwise when it is asked"),
+        ("bad_length", "return ['stays']", r"answered with shape \(1,\)"),
+    ],
+)
+def test_a_wrong_answer_to_unchanged_rows_is_told_before_the_search(
+    beside: Path, name: str, code: str, said: str
+) -> None:
+    model = function(beside, name, code) | {"classes": ["leaves", "stays"]}
+    with pytest.raises(UsageError, match=said):
+        prepared(context(beside, model), beside / "out")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ({"function": "nowhere:predict"}, DATA, "no module nowhere for nowhere:predict, expected nowhere.py beside"),
+        ({"function": "predict"}, DATA, "prepare.model.function"),
+        ({"skops": "model.skops"}, DATA, "prepare.model.skops: no "),
+        ({"skops": "model.skops", "trusted": ["os.system"]}, DATA, "os.system is not a type of scikit-learn"),
+        ({"function": "json:loads"}, {**DATA, "dates": ["snce"]}, "no such column, did you mean 'since'"),
+        ({"function": "json:loads"}, {**DATA, "dates": ["age"]}, "the column has numbers, expected dates"),
+        ({"function": "json:loads"}, {**DATA, "dates": ["region"]}, "region: expected dates of one format"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(
+    beside: Path, model: dict[str, Any], data: dict[str, Any], said: str
+) -> None:
+    assert said in "\n".join(TabularClassification.check(context(beside, model, data)))
+
+
+def test_a_concept_without_a_column_to_change_and_a_repair_are_refused(beside: Path) -> None:
+    data = {"csv": "customers.csv", "target": "churn"}
+    model = function(beside, "undated", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
+    with pytest.raises(UsageError, match=r"concepts.date_shift: no column to change, expected a date .* age \(measure"):
+        prepared(context(beside, model, data, date_shift=[0, 9]), beside / "out")
+    refused = TabularClassification.check_repair(context(beside, model), {"method": "risk-weighted"})
+    assert "Faded did not fit undated:predict" in refused[0]
+
+
+def test_another_answer_than_before_is_refused(beside: Path) -> None:
+    model = function(beside, "kept", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
+    prepared(context(beside, model), beside / "out")
+    path = beside / "out/model/model.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "known": [row[1::-1] + row[2:] for row in about["known"]]}))
+    with pytest.raises(UsageError, match="answers otherwise when it is asked again"):
+        TabularClassification.load(context(beside, model), beside / "out")
+
+
+def test_a_change_of_the_function_changes_the_code_of_stages_that_call_it(beside: Path) -> None:
+    model = function(beside, "hashed", "return helper(rows)")
+    block = {"seed": 1, "task": "tabular-classification", "prepare": {"model": model}, "concepts": {"noise": [0, 1]}}
+    audit = AuditConfig.model_validate({**block, "discover": {"budget": 100}, "discrepancy": {}, "summarize": {}})
+    stages = ("prepare", "discover", "report")
+
+    def codes(helper: str) -> list[str]:
+        (beside / "helpers.py").write_text(f"def helper(rows):\n    {helper}\n")
+        (beside / "hashed.py").write_text("from helpers import helper\n\ndef predict(rows):\n    return helper(rows)\n")
+        return [code_of(audit, stage) for stage in stages]
+
+    one, same, other = codes("return rows"), codes("return rows  # all"), codes("return rows[:1]")
+    assert one == same
+    assert [a == b for a, b in zip(one, other, strict=True)] == [False, False, True]
+
+
+# Files
+
+
+def pipeline() -> Any:
+    """A pipeline of scikit-learn, fitted on customers of which the audit sees none."""
+    table = customers(400, 2)
+    features = make_column_transformer(
+        (SimpleImputer(), ["age", "income", "tenure"]), (OneHotEncoder(handle_unknown="ignore"), ["region", "plan"])
+    )
+    return make_pipeline(features, LogisticRegression(max_iter=1000)).fit(table.drop(columns="churn"), table["churn"])
+
+
+def test_a_pipeline_in_a_skops_file_answers_as_it_did(beside: Path) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed: pip install 'faded[tables]'")
+    model = pipeline()
+    skops.dump(model, beside / "model.skops")
+    types = skops.get_untrusted_types(file=beside / "model.skops")
+    assert types
+    with pytest.raises(UsageError, match=r"add trusted: \[numpy.dtype"):
+        prepared(context(beside, {"skops": "model.skops"}), beside / "untrusted")
+    task = prepared(context(beside, {"skops": "model.skops", "trusted": types}), beside / "out")
+    assert task.clean_quality("discover").values.mean() > 0.85
+    rows = task.rows.iloc[:5]
+    assert np.allclose(np.exp(task.model.log_odds(rows))[:, :2], model.predict_proba(rows))
+    (beside / "customers.csv").write_text((beside / "customers.csv").read_text().replace("tenure", "years", 1))
+    with pytest.raises(UsageError, match=r"takes the column\(s\) tenure, which the data do not have"):
+        prepared(context(beside, {"skops": "model.skops", "trusted": types}), beside / "renamed")
+
+
+def test_a_skops_file_with_code_of_its_own_is_refused(beside: Path) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed: pip install 'faded[tables]'")
+    from sklearn.preprocessing import FunctionTransformer
+
+    skops.dump(FunctionTransformer(customers), beside / "model.skops")
+    with pytest.raises(UsageError, match=r"model.skops has tests.test_tabular_own.customers, not of scikit-learn"):
+        prepared(context(beside, {"skops": "model.skops"}), beside / "out")
+
+
+def write_onnx(path: Path) -> None:
+    """A model of tenure and plan, whose probability of staying is sigmoid(tenure - 10 + bonus of the plan)."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'faded[onnx]'")
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'faded[tables]'")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node(
+            "LabelEncoder",
+            ["plan"],
+            ["bonus"],
+            domain="ai.onnx.ml",
+            keys_strings=["plus"],
+            values_floats=[1.0],
+            default_float=0.0,
+        ),
+        helper.make_node("Sum", ["tenure", "bonus", "shift"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["stays"]),
+        helper.make_node("Sub", ["one", "stays"], ["leaves"]),
+        helper.make_node("Concat", ["stays", "leaves"], ["probabilities"], axis=1),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("tenure", TensorProto.FLOAT, [None, 1]),
+        helper.make_tensor_value_info("plan", TensorProto.STRING, [None, 1]),
+    ]
+    fixed = [
+        helper.make_tensor("shift", TensorProto.FLOAT, [1], [-10.0]),
+        helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+    ]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_graph(nodes, "rows", inputs, outputs, fixed)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+
+
+def test_an_onnx_file_gets_each_column_by_its_name(beside: Path) -> None:
+    write_onnx(beside / "model.onnx")
+    task = prepared(context(beside, {"onnx": "model.onnx", "classes": ["stays", "leaves"]}), beside / "out")
+    rows = task.rows.iloc[:50]
+    logit = rows["tenure"] - 10 + (rows["plan"] == "plus")
+    found = np.exp(task.model.log_odds(rows))[:, 0]
+    assert np.allclose(found, 1 / (1 + np.exp(-logit)), atol=1e-5)
+    with pytest.raises(UsageError, match="name its 2 classes in their order"):
+        prepared(context(beside, {"onnx": "model.onnx"}), beside / "unnamed")
+
+
+# Whole audits
+
+
+def own_workspace(path: Path, **audit: Any) -> Workspace:
+    """A workspace with the model of `MODULE` and the customers it is asked about."""
+    here = make_workspace(path, {"churn": audit}, {})
+    customers(1600, 3, planted=True).to_csv(path / "earlier.csv", index=False)
+    customers(1600, 4, planted=True).to_csv(path / "data/churn/inputs/customers.csv", index=False)
+    (path / "my_module.py").write_text(MODULE)
+    return here
+
+
+@pytest.mark.slow
+def test_an_audit_from_params_yaml_names_the_customers_that_an_own_model_fails_on(tmp_path: Path) -> None:
+    here = own_workspace(
+        tmp_path,
+        seed=7,
+        task="tabular-classification",
+        compute={"device": "cpu", "threads": 1, "batch_size": 256},
+        prepare={"model": {"function": "my_module:predict"}, "data": DATA, "items": {"discover": 1200}},
+        concepts={"noise": [0, 0.05, 0.1], "swaps": [0, 0.1, 0.2], "missing": [0, 0.1]},
+        discrepancy={"threshold": 0},
+        discover={"explorer": "auto", "baseline": "random", "budget": 1200},
+        summarize={"modes": 4, "examples": 1},
+        gates={"max_failure_rate": 0.5},
+    )
+    audited = here.faded("audit", "churn")
+    assert audited.returncode == 0, audited.stdout
+    assert "who fails most: region south" in audited.stdout
+    slices = json.loads((tmp_path / "data/churn/summarize/landscape.json").read_text())["slices"]["attributes"]
+    worse = {(one["attribute"], each["value"]) for one in slices for each in one["values"] if each["worse"]}
+    assert ("region", "south") in worse
+    assert "nothing to do" in here.faded("plan", "churn").stdout
+    module = tmp_path / "my_module.py"
+    module.write_text(module.read_text().replace("RandomForestClassifier(30", "RandomForestClassifier(20"))
+    assert "prepare@churn" in here.faded("plan", "churn").stdout
+
+
+def init(here: Workspace, *options: str) -> tuple[int, str, dict[str, Any]]:
+    """Run `faded init` on the table; return its exit code, its output, and `audits:` of params.yaml."""
+    command = ["init", "--data", "customers.csv", "--target", "churn", "--name", "mine", "--budget", "200", "--yes"]
+    code, told = faded(here, *command, *options)
+    return code, told, here.params()["audits"]
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    customers(200, 1).to_csv(tmp_path / "customers.csv", index=False)
+    return make_workspace(tmp_path, {}, {})
+
+
+@pytest.mark.slow
+def test_init_writes_the_block_of_a_function_and_says_what_the_columns_are(empty: Workspace) -> None:
+    model = function(empty.path, "by_tenure", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
+    code, told, audits = init(empty, "--model", model["function"])
+    assert code == 0, told
+    assert "3 measurements (age, income, tenure), 3 categories (region, plan, member), 1 date (since)" in told
+    assert audits["mine"]["prepare"]["model"] == model
+    assert audits["mine"]["prepare"]["data"] == DATA
+    assert {"noise", "swaps", "date_shift"} <= set(audits["mine"]["concepts"])
+    code, told, _ = init(empty, "--name", "other", "--model", "nowhere:predict")
+    assert code == 2
+    assert "--model: no module nowhere" in told
+
+
+@pytest.mark.slow
+def test_init_takes_a_skops_file_if_its_types_are_trusted(empty: Workspace) -> None:
+    skops = pytest.importorskip("skops.io", reason="skops is not installed: pip install 'faded[tables]'")
+    skops.dump(pipeline(), empty.path / "model.skops")
+    code, told, audits = init(empty, "--model", "model.skops")
+    assert (code, audits) == (2, {})
+    assert "If you do, say --trust" in told
+    code, told, audits = init(empty, "--model", "model.skops", "--trust")
+    assert code == 0, told
+    assert audits["mine"]["prepare"]["model"]["skops"] == "model.skops"
+    assert "numpy.dtype" in audits["mine"]["prepare"]["model"]["trusted"]
+
+
+@pytest.mark.slow
+def test_init_takes_an_onnx_file_of_rows(empty: Workspace) -> None:
+    write_onnx(empty.path / "model.onnx")
+    code, told, audits = init(empty, "--model", "model.onnx", "--classes", "stays,leaves")
+    assert code == 0, told
+    assert audits["mine"]["prepare"]["model"] == {"onnx": "model.onnx", "classes": ["stays", "leaves"]}
