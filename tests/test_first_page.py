@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from stages.landscape.usage import in_use
+from stages.params.usage import in_use
 
 from flows import pdf
 from stages.concepts import Region
