@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stages.concepts import ConceptSpace
 from stages.errors import InfrastructureError, UsageError
 from stages.git import file_at
 from stages.intervals import Rate, Resampler
@@ -95,8 +96,8 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     effects_b = effects(b.landscape)
     rates = [Row("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
     rates += [Row(what, rate, effects_b[what]) for what, rate in effects(a.landscape).items() if what in effects_b]
-    names = [concept.name for concept in a.landscape.concepts]
-    return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names), differences(a, b))
+    paired = paired_difference(a.probes, b.probes, a.landscape.space)
+    return Comparison(audit, rev_a, rev_b, rates, paired, differences(a, b))
 
 
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
@@ -191,6 +192,7 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """
     pairs: list[tuple[str, Any, Any]] = [
         ("concepts", grid_of(a), grid_of(b)),
+        ("usage", _usage(a), _usage(b)),
         ("threshold", a.landscape.threshold, b.landscape.threshold),
         ("ratings that define a failure", _scale(a), _scale(b)),
     ]
@@ -215,6 +217,12 @@ def grid_of(run: Run) -> list[object]:
     return [concept.to_json() for concept in run.landscape.concepts]
 
 
+def _usage(run: Run) -> object:
+    """The share of use of each cell, as plain data; uniform if all are equally common."""
+    usage = run.landscape.usage
+    return "uniform" if usage is None else usage.to_json()
+
+
 def _scale(run: Run) -> object:
     """Which people's ratings define a failure, and from which bound; empty if the automatic measure does."""
     return run.landscape.ratings.bound.to_json() if run.landscape.ratings else {}
@@ -231,25 +239,23 @@ def differences(a: Run, b: Run) -> list[str]:
     return [f"{name} differs: {_short(x)} against {_short(y)}" for name, x, y in values if x != y]
 
 
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
-    """Pair the control's probes by item, cell and repeat, and bootstrap over items.
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> Paired | None:
+    """Pair the control's probes by item, cell and repeat, weigh them by use, and bootstrap over items.
 
-    The agent's probes are left out: it searches for failures, so probes that two agents share are no uniform sample.
+    The agent's probes are left out: it searches for failures, so probes that two agents share stand for nothing else.
+    None if the tables share no probe.
     """
-    return pair(a[a["role"] == "control"], b[b["role"] == "control"], concepts)
-
-
-def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
-    """Pair probes by item, cell and repeat; None if the tables share none."""
-    keys = ["item", *concepts, "repeat"]
+    a, b = a[a["role"] == "control"], b[b["role"] == "control"]
+    keys = ["item", *space.names, "repeat"]
     one, other = (table[[*keys, "failed"]].drop_duplicates(keys) for table in (a, b))
     both = one.merge(other, on=keys, suffixes=("_a", "_b"))
     if both.empty:
         return None
     failed_a, failed_b = (both[name].to_numpy(dtype=float) for name in ("failed_a", "failed_b"))
     resampler = Resampler(both["item"], _RESAMPLES, 0, _groups(a, both["item"]))
-    difference = resampler.mean(failed_b - failed_a, np.ones(len(both)))
-    return Paired(both["item"].nunique(), difference, float(failed_a.mean()), float(failed_b.mean()))
+    weights = space.weights(both[space.names].to_numpy(dtype=np.int64))
+    difference = resampler.mean(failed_b - failed_a, weights)
+    return Paired(both["item"].nunique(), difference, float(weights @ failed_a), float(weights @ failed_b))
 
 
 def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:

@@ -78,7 +78,9 @@ def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFram
         return Power(rate, max(1, round(share * len(tests))), pairs, alike, groups)
 
     others = uniform[~within]
-    return of(about, rate, probed), of(1.0, float(others["failed"].mean()) if len(others) else 0.0, others)
+    weights = space.weights(cells)[~within]
+    elsewhere = float(np.average(others["failed"], weights=weights)) if weights.sum() > 0 else 0.0
+    return of(about, rate, probed), of(1.0, elsewhere, others)
 
 
 def _alike(probes: pd.DataFrame) -> float:

@@ -26,6 +26,7 @@ from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
 from flows.run_stage import StageResult
 from flows.screen import probes_time
+from stages.concepts import Concept, ConceptSpace
 from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.files import record_probe_seconds, seal
 from stages.params import Params
@@ -471,6 +472,9 @@ def test_what_may_explain_a_difference_is_told():
     ]
 
 
+TILT = ConceptSpace((Concept("tilt", (0, 1)),))
+
+
 def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     def probes(failed: list[bool], roles: list[str]) -> pd.DataFrame:
         rows = {"role": roles, "item": ["i", "i", "j", "k"], "tilt": [0, 1, 0, 0], "repeat": 0, "failed": failed}
@@ -479,12 +483,12 @@ def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     control = ["control"] * 4
     a = probes([False, False, False, True], control)
     b = probes([True, False, True, False], ["control", "control", "control", "agent"])
-    paired = paired_difference(a, b, ["tilt"])
+    paired = paired_difference(a, b, TILT)
     assert paired is not None
     assert (paired.difference.n, paired.items) == (3, 2)
     assert paired.difference.value == pytest.approx(2 / 3)
     assert paired.difference.low < 2 / 3 <= paired.difference.high <= 1
-    assert paired_difference(a, b[b["role"] == "agent"], ["tilt"]) is None
+    assert paired_difference(a, b[b["role"] == "agent"], TILT) is None
 
 
 def test_a_review_without_a_repair_is_refused(tmp_path):

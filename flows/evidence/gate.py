@@ -25,6 +25,7 @@ from flows.evidence.proven import proven_evidence
 from flows.glance import HEADLINE
 from flows.lock import LOCK, md5_in, read_lock
 from flows.results import NO_GATES, Verdict, last_stage, verdict_of
+from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.git import file_at, git
@@ -116,10 +117,10 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     if NO_GATES in (first.word, own.word):
         notes.append(_without_gates(against, first, own))
     check_alike(then, now, more=("seed",))
-    concepts = [concept.name for concept in now.landscape.concepts]
-    rows = [_landscape(then, now, concepts, tolerance)]
+    space = now.landscape.space
+    rows = [_landscape(then, now, space, tolerance)]
     if then.evaluation and now.evaluation:
-        rows += _evaluation(then.evaluation, now.evaluation, concepts, tolerance)
+        rows += _evaluation(then.evaluation, now.evaluation, space, tolerance)
     notes += differences(then, now)
     return GateResult(audit, against, tolerance, first, own, rows, notes)
 
@@ -174,15 +175,15 @@ def _passed(headline: bytes | None) -> bool:
         return False
 
 
-def _landscape(then: Run, now: Run, concepts: list[str], tolerance: float) -> GateRow:
+def _landscape(then: Run, now: Run, space: ConceptSpace, tolerance: float) -> GateRow:
     same = _same(then.provenance.model, now.provenance.model) and then.probes.equals(now.probes)
-    paired = paired_difference(then.probes, now.probes, concepts)
+    paired = paired_difference(then.probes, now.probes, space)
     return _row("model under test: failures", paired, same, tolerance)
 
 
-def _evaluation(then: Evaluation, now: Evaluation, concepts: list[str], tolerance: float) -> list[GateRow]:
+def _evaluation(then: Evaluation, now: Evaluation, space: ConceptSpace, tolerance: float) -> list[GateRow]:
     same = _same(then.provenance.repaired, now.provenance.repaired) and then.probes.equals(now.probes)
-    paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), concepts)
+    paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), space)
     return [
         _row("repaired model: failures", paired, same, tolerance),
         _quality(then, now, same, tolerance),

@@ -9,8 +9,8 @@ not theirs. Regions of a single concept are so few that the control's probes can
 number; then all of their fresh probes measure.
 
 A region is tested against the rate of all of use, not that outside it: some of the control's probes named the region,
-so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above the rate of
-the rest, which follows from the rate of the whole and that of the fresh probes: a region that is half of use could
+so the rest fails too rarely for the same reason that the region fails too often. Its interval has to lie above the rate
+of the rest, which follows from the rate of the whole and that of the fresh probes: a region that is half of use could
 hardly lie above the rate of the whole.
 """
 

@@ -1,6 +1,6 @@
-"""Compare several models on the same uniform probes: failure rates, shared failures, and failure modes.
+"""Compare several models on the same probes: failure rates in use, shared failures, and failure modes.
 
-All intervals resample items, with the same resamples for every quantity (`stages.intervals.Resampler`).
+Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every quantity (`stages.intervals.Resampler`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def head_to_head(
     """Compare models on their common probes; None if they have none.
 
     Args:
-        probes: by model, its uniform probes: columns item, repeat, failed, one per concept, and group if items have
+        probes: by model, its control's probes: columns item, repeat, failed, one per concept, and group if items have
             one.
         space: the concepts, the same for all.
         modes: the failure modes of each model.
@@ -78,12 +78,12 @@ def head_to_head(
     pairs = len(list(combinations(probes, 2)))
     # An interval at this level needs enough resamples in its tails.
     resampler = Resampler(common["item"], max(RESAMPLES, 400 * pairs), 0, common.get("group"))
-    ones = np.ones(len(failed))
-    rates = [resampler.mean(column, ones, SHARE) for column in failed.T]
+    use = space.weights(common[space.names].to_numpy(dtype=np.int64)) * len(failed)
+    rates = [resampler.mean(column, use, SHARE) for column in failed.T]
     first = int(np.argmin([rate.value for rate in rates]))
     more = (column - failed[:, first] for column in failed.T)
     behind = [
-        None if k == first else resampler.mean(change, ones, level=1 - (1 - LEVEL) / pairs)
+        None if k == first else resampler.mean(change, use, level=1 - (1 - LEVEL) / pairs)
         for k, change in enumerate(more)
     ]
     count = failed.sum(axis=1)
@@ -92,12 +92,12 @@ def head_to_head(
         items=common["item"].nunique(),
         rates=rates,
         behind=behind,
-        wins=[_wins(common, failed, model) for model in range(failed.shape[1])],
-        alone=[resampler.mean(column * (count == 1), ones, SHARE) for column in failed.T],
-        all_fail=resampler.mean((count == failed.shape[1]).astype(float), ones, SHARE),
+        wins=[_wins(common, failed, use, model) for model in range(failed.shape[1])],
+        alone=[resampler.mean(column * (count == 1), use, SHARE) for column in failed.T],
+        all_fail=resampler.mean((count == failed.shape[1]).astype(float), use, SHARE),
         independent=_independent(rates),
         modes=[
-            ModeOf(whose, mode.text, [resampler.mean(column, inside, SHARE) for column in failed.T])
+            ModeOf(whose, mode.text, [resampler.mean(column, use * inside, SHARE) for column in failed.T])
             for mode, whose in _named(modes)
             for inside in [_inside(mode, common, space, attributes[whose[0]])]
         ],
@@ -132,11 +132,11 @@ def _failed(model: int) -> str:
     return f"failed {model}"
 
 
-def _wins(common: pd.DataFrame, failed: np.ndarray, model: int) -> Rate:
+def _wins(common: pd.DataFrame, failed: np.ndarray, use: np.ndarray, model: int) -> Rate:
     others = np.delete(failed, model, axis=1)
     own = failed[:, [model]]
     repeated = [pd.concat([common[name]] * others.shape[1]) for name in ("item", "group") if name in common]
-    passes, differ = (1 - own) * others, (own != others).astype(float)
+    passes, differ = (1 - own) * others, (own != others) * use[:, None]
     return Resampler(repeated[0], RESAMPLES, 0, *repeated[1:]).mean(passes.T.ravel(), differ.T.ravel(), SHARE)
 
 

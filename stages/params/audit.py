@@ -208,11 +208,14 @@ class AuditConfig(Strict):
     def _new_words(cls, block: Any) -> Any:
         return refuse_renamed(block, renamed.AUDIT)
 
-    @model_validator(mode="after")
-    def _benchmarks_are_uniform(self) -> AuditConfig:
-        if CORRUPTION in self.concepts and "usage" not in self.model_fields_set:
-            self.usage = "uniform"  # as a benchmark of corruptions, whose mean error counts all of them alike
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _benchmarks_are_uniform(cls, block: Any) -> Any:
+        """Count all corruptions of a benchmark alike, as its mean error does, unless a usage is stated."""
+        concepts = block.get("concepts") if isinstance(block, dict) else None
+        if isinstance(concepts, str) or (isinstance(concepts, dict) and CORRUPTION in concepts):
+            return {"usage": "uniform", **block}
+        return block
 
     @property
     def ratings(self) -> RatingsConfig | None:
