@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from stages.params.usage import in_use
 
 from flows import pdf
 from stages.concepts import Region
@@ -19,6 +18,7 @@ from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comp
 from stages.pages.gallery import Shrinker
 from stages.pages.verdicts import verdict_view
 from stages.params import load_params
+from stages.params.usage import in_use
 from stages.records import Compared, Landscape, RateRecord, Verdict
 from stages.tasks.contract import Exhibit
 from tests.conftest import CHROMIUM

@@ -167,7 +167,7 @@ class ConceptSpace:
             return self.cells(numbers), np.full(most, 1 / most)
         numbers, counts = np.unique(self.flat(self.even.sample(most, rng)), return_counts=True)
         cells = self.cells(numbers)
-        return cells, self.weights(cells, self.even.density(cells) / counts)
+        return cells, self._weights(cells, self.even.density(cells) / counts)
 
     def chances(self, cells: np.ndarray, items: int, allowed: Mapping[int, Sequence[int]] | None = None) -> np.ndarray:
         """Return the chance of each probe to be among the distinct ones that even draws found: (n,), at most 1.
@@ -195,15 +195,18 @@ class ConceptSpace:
             found[rows] = _found(share, counts, max(float(pairs[k]), 1.0))[which]
         return found
 
-    def weights(self, cells: np.ndarray, chances: np.ndarray | float) -> np.ndarray:
-        """Return weights (n,), summing to 1, under which cells (n, d) found by even draws stand for use.
+    def weights(self, cells: np.ndarray, items: int) -> np.ndarray:
+        """Return weights (n,), summing to 1, under which a control's distinct probes stand for use.
 
-        Cells with the same number of changes together have its share of use (post-stratification).
+        Those with the same number of changes together have its share of use (post-stratification).
 
         Args:
-            cells: found by draws from `even`.
-            chances: (n,) the chance of each to be found, up to a factor; see the method of this name.
+            cells: (n, d) cells of the probes.
+            items: number of items that they are of.
         """
+        return self._weights(cells, self.chances(cells, items))
+
+    def _weights(self, cells: np.ndarray, chances: np.ndarray) -> np.ndarray:
         ratio = np.ones(len(cells))
         if self.usage is not None and len(cells):
             ratio = self.density(cells) / chances

@@ -90,7 +90,7 @@ def importance(
     """
     if uniform.sum() >= ENOUGH:
         weights, cells = np.zeros(len(data)), data.cells[uniform]
-        weights[uniform] = space.weights(cells, space.chances(cells, len(embeddings))) * uniform.sum()
+        weights[uniform] = space.weights(cells, len(embeddings)) * uniform.sum()
         return np.minimum(weights, LARGEST_WEIGHT), "the control's probes"
     if len(data) < ENOUGH:
         return np.ones(len(data)), "all probes, too few to correct for where they were drawn"

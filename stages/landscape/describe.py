@@ -171,7 +171,7 @@ def shares_of_failures(
     """Return the share of all failures in use that lie in each region but in none before it, so that they add up."""
     control = probes[probes["role"] == "control"]
     cells = control[space.names].to_numpy(dtype=np.int64)
-    weights = space.weights(cells, space.chances(cells, control["item"].nunique()))
+    weights = space.weights(cells, control["item"].nunique())
     weights = weights * control["failed"].to_numpy(dtype=bool)
     total, found = float(weights.sum()), []
     for region in regions:
