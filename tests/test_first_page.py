@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,9 +16,9 @@ from stages.errors import InfrastructureError, UsageError
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.verdicts import verdict_view
-from stages.params import load_params
-from stages.params.usage import in_use
+from stages.params.usage import UsageConfig, in_use
 from stages.records import Compared, Landscape, RateRecord, Verdict
+from stages.records.landscape import usage_record
 from stages.tasks.contract import Exhibit
 from tests.conftest import CHROMIUM
 from tests.report_samples import FOUR, make_comparison, make_inputs, picture, plan_of, records_of, write_landscape
@@ -201,49 +200,20 @@ def test_who_and_how_many_are_answered_wrongly_unchanged(tmp_path: Path) -> None
     assert text.index("small_cnn") < text.index("Not ready to deploy") < text.index("<nav")
 
 
-def test_rates_in_use() -> None:
-    space = Landscape.from_json(make_inputs(*FOUR)["summary"], "").space
-    first = space.concepts[0]
-    cells = pd.DataFrame(space.cells(), columns=space.names)
-    cells["rate"] = np.where(cells[first.name] == len(first) - 1, 0.8, 0.1)
-    weights = {first.name: {first.levels[0]: 3, first.levels[-1]: 1}}
-    usage = in_use(space, weights, cells, sampled=False)
-    assert usage.rate == pytest.approx(0.75 * 0.1 + 0.25 * 0.8)
-    strongest = Region({first.name: (len(first) - 1,)})
-    assert usage.share(strongest, 1 / len(first)) == pytest.approx(0.25)
-    assert usage.share(Region({space.names[1]: (0,)}), 0.2) == pytest.approx(0.2), "nothing was said of it"
-    some = cells.sample(40, random_state=0)
-    assert in_use(space, weights, some, sampled=True).rate is None, "too few of them are met in use"
-    assert in_use(space, weights, cells, sampled=True).rate == usage.rate
+def test_a_mode_says_how_much_of_use_and_of_all_failures_it_is() -> None:
     inputs = make_inputs(*FOUR)
-    assert page_of(inputs, About(usage=usage)).tiles[-1].value == "27.5%"
-    assert "unknown" in page_of(inputs, About(usage=usage._replace(rate=None))).tiles[-1].said
-    assert page_of(inputs).tiles[-1].value != "27.5%"
-
-
-@pytest.mark.parametrize(
-    ("usage", "told"),
-    [
-        ({"rotation": {0: 1}}, None),
-        ({"rotaton": {0: 1}}, r"audits\.mnist\.usage\.rotaton: there is no concept of that name.*rotation"),
-        ({"rotation": {90: 1}}, r"audits\.mnist\.usage\.rotation: 90.* is not one of its levels"),
-        ({"rotation": {0: 0}}, r"usage\.rotation: expected weights of 0 or more, one of them above 0"),
-        ({"rotation": {0: -1, 25: 2}}, r"usage\.rotation: expected weights"),
-    ],
-)
-def test_usage_names_levels(tmp_path: Path, usage: dict[str, Any], told: str | None) -> None:
-    import yaml
-
-    from tests.workspace import ROOT
-
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["audits"]["mnist"]["usage"] = usage
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    if told is None:
-        assert load_params(tmp_path / "params.yaml").audit("mnist").usage == usage
-        return
-    with pytest.raises(UsageError, match=told):
-        load_params(tmp_path / "params.yaml")
+    assert "of the grid and" in " ".join(page_of(inputs).modes[0].said)
+    space = in_use(Landscape.from_json(inputs["summary"], "").space, UsageConfig())
+    usage = usage_record(space, UsageConfig())
+    assert usage is not None
+    inputs["summary"]["usage"] = usage.to_json()
+    for mode, share in zip(inputs["summary"]["modes"], (0.42, 0.2, None), strict=True):
+        mode["of_failures"] = share
+    first, second, third = (" ".join(card.said) for card in page_of(inputs).modes)
+    assert "of use and" in first
+    assert "About 42% of all failures lie here." in first
+    assert "About 20% of all failures lie here beyond those of the modes before it." in second
+    assert "of all failures" not in third
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
