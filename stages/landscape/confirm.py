@@ -157,7 +157,8 @@ def confirm(
     left = fresh.count - each * len(seen)
     first = round(TESTING * left)
     asked = [k for k in range(len(regions)) if k not in seen][: first // FEWEST]
-    first = min(first, ENOUGH * len(asked))
+    parts = sum(1 if about[k].all() else 2 for k in asked)  # one more for those compared with other items
+    first = min(first, ENOUGH * parts)
 
     def ask(k: int, items: np.ndarray, n: int) -> pd.DataFrame:
         return fresh.ask(*draw_inside(space, regions[k], np.flatnonzero(items), n, rng))
@@ -168,7 +169,7 @@ def confirm(
     p_values = []
     for k in asked:
         everybody = bool(about[k].all())
-        n = first // len(asked) // (1 if everybody else 2)
+        n = first // parts
         tests[k] = ask(k, about[k], n)
         p_values.append(worse_probes(_failed(tests[k]), compared))
         if not everybody:
