@@ -18,7 +18,9 @@ from stages.concepts.usage import Usage
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
+from stages.landscape.compare import Paired
 from stages.landscape.describe import shares_of_failures
+from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.landscape.rates import rate_in_use
 from stages.ledger import Ledger
 from stages.params import AuditConfig, DiscoverConfig
@@ -284,6 +286,34 @@ def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
         rates.append(rate_in_use(drawn.space, failed, drawn.probes).rate.value - drawn.rate())
     assert abs(np.mean(plain)) > 0.03, "without a correction this would not test anything"
     assert abs(np.mean(rates)) < 0.005
+
+
+def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
+    """1,000 pairs outside the targets are a third unchanged, and 60 items have only 60 unchanged pairs."""
+    space = in_use(GRID, UsageConfig())
+    cells, neutral = space.cells(), space.neutral
+    assert neutral is not None
+    rates = np.where(cells[:, 0] >= 4, 0.7, np.where(cells[:, 3] == 1, 0.4, 0.02)) * (cells != neutral).any(axis=1)
+    items = pd.DataFrame({"label": ["0", "1"] * 30})
+    targets = [Region({"rotation": (5, 6, 7, 8)}), Region({"fog": (4, 5), "noise": (3,)}, {"label": ("1",)})]
+    density, half = space.density(cells), [region.in_box(space, cells) for region in targets]
+    covered = 0.5 * half[0] + 0.5 * (half[0] | half[1])
+    plain, off = [], []
+    for seed in range(8):
+        of, drawn = draw_pairs(space, items, targets, 1000, seed)
+        inside = inside_any(space, targets, drawn, items.iloc[of])
+        use, found = use_of_pairs(space, targets, items, drawn, inside, 0), rates[space.flat(drawn)]
+        paired = Paired(of, drawn, inside, float(covered @ density), {"before": found}, None, use, resamples=2, seed=0)
+        off.append(
+            [
+                paired.rate("before").value - density @ rates,
+                paired.rate("before", inside).value - (density * covered) @ rates / (density @ covered),
+                paired.weight[(drawn == neutral).all(axis=1)].sum() - 0.3,
+            ]
+        )
+        plain.append(found[~inside].mean() - (density * (1 - covered)) @ rates / (density @ (1 - covered)))
+    assert np.mean(plain) > 0.03, "without weights this would not test anything"
+    assert (np.abs(np.mean(off, axis=0)) < 0.005).all()
 
 
 def test_groups_widen_the_interval() -> None:
