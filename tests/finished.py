@@ -34,7 +34,7 @@ GATES = {"target_failure_rate": {"change_max": -0.01}, "clean_quality": {"change
 
 def quick_audit(**changes: Any) -> dict[str, Any]:
     """An audit that takes a second or two."""
-    return audit_params(**{"discover": SEARCH, **changes})
+    return audit_params(**{"discover": SEARCH, "usage": "uniform", **changes})
 
 
 def quick_repair(**changes: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "baseline": "random", "budget": 150, "microscopic": {"method": "none"}}}
-MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py
+MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] <= 1) |")  # an edit of planted.py
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     # Three trainings of two doses: half as many pairs of three parts, of the model before and of these.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 50 * (1 + 3 * 2)]
-    several["restructure"]["control"] = "uniform"
+    several["restructure"]["control"] = "as_used"
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 3 * 50 * (1 + 3 * 5)]
     said = "about 7 min 18 s (from the time per probe in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "report").time == said
@@ -472,7 +472,7 @@ def test_what_may_explain_a_difference_is_told():
     ]
 
 
-TILT = ConceptSpace((Concept("tilt", (0, 1)),))
+TILTED = ConceptSpace((Concept("tilt", (0, 1)),))
 
 
 def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
@@ -483,12 +483,12 @@ def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     control = ["control"] * 4
     a = probes([False, False, False, True], control)
     b = probes([True, False, True, False], ["control", "control", "control", "agent"])
-    paired = paired_difference(a, b, TILT)
+    paired = paired_difference(a, b, TILTED)
     assert paired is not None
     assert (paired.difference.n, paired.items) == (3, 2)
     assert paired.difference.value == pytest.approx(2 / 3)
     assert paired.difference.low < 2 / 3 <= paired.difference.high <= 1
-    assert paired_difference(a, b[b["role"] == "agent"], TILT) is None
+    assert paired_difference(a, b[b["role"] == "agent"], TILTED) is None
 
 
 def test_a_review_without_a_repair_is_refused(tmp_path):

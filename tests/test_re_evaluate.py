@@ -257,7 +257,9 @@ def test_an_improvement_is_named(audit_dir):
     probes = pd.read_parquet(stage_dir("tiny", "re_evaluate") / "probes.parquet")
     assert set(probes["model"]) == {"before", "after", "control"}
     assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
-    assert len(pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")) == 625
+    assert len(pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")) == 369, (
+        "cells with up to three changes"
+    )
     shown, names = audit_folder("tiny").re_evaluate.examples, audit_folder("tiny").compare.comparison.space.names
     assert all(one.before != one.after for one in shown["fixed"])
     assert {one.item for one in shown["unchanged"]} == {

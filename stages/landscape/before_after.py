@@ -25,7 +25,7 @@ from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import Rates
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
-from stages.landscape.pairs import covered_shares, half_of, inside_any
+from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_pairs
 from stages.landscape.policy_shift import policy_shift
 from stages.landscape.shift import shift
 from stages.landscape.slices import compare_slices
@@ -117,12 +117,13 @@ def compare_models(
     of_pairs, shares = known.loc[pairs["item"]], covered_shares(space, targets, known, seed)
     inside, share = inside_any(space, targets, cells, of_pairs), float(shares.mean())
 
+    use = use_of_pairs(space, targets, known, cells, inside, seed)
     items = pairs["item"].to_numpy(dtype=str)
     groups = pairs["group"].to_numpy(dtype=str) if "group" in pairs else None
 
     def pair_by(counts: Callable[[pd.DataFrame], pd.Series]) -> Paired:
         failed = {model: counts(table).to_numpy(dtype=bool) for model, table in answers.items()}
-        return Paired(items, cells, inside, share, failed, groups, resamples=resamples, seed=seed)
+        return Paired(items, cells, inside, share, failed, groups, use, resamples=resamples, seed=seed)
 
     paired = pair_by(lambda table: table["failed"])
     not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
@@ -182,6 +183,7 @@ def compare_models(
             shares,
             {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
             groups,
+            use,
             resamples=resamples,
             seed=seed,
         ),

@@ -26,6 +26,7 @@ class Paired:
         share: share of the grid that the target regions cover, to weight both strata as the grid does.
         failed: model -> (n,) bool, for "before", "after", and optionally `OTHERS`.
         groups: (n,) groups of the items; None if each item is its own group.
+        use: (n,) weights of the pairs within each stratum, see `use_of_pairs`; None if all count alike.
         resamples, seed: of the bootstrap.
     """
 
@@ -37,14 +38,16 @@ class Paired:
         share: float,
         failed: Mapping[str, np.ndarray],
         groups: np.ndarray | None = None,
+        use: np.ndarray | None = None,
         *,
         resamples: int,
         seed: int,
     ) -> None:
         self.cells, self.inside = cells, inside
         self.failed = {model: values.astype(float) for model, values in failed.items()}
-        counts = {True: max(1, int(inside.sum())), False: max(1, int((~inside).sum()))}
-        self.weight = np.where(inside, share / counts[True], (1 - share) / counts[False])
+        each = np.ones(len(inside)) if use is None else use
+        sums = {side: float(each[inside == side].sum()) or 1.0 for side in (True, False)}
+        self.weight = each * np.where(inside, share / sums[True], (1 - share) / sums[False])
         self._resampler = Resampler(items, resamples, seed, groups)
 
     def rate(self, model: str, mask: np.ndarray | None = None, level: float = LEVEL) -> Rate:

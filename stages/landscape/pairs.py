@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 
 from stages.concepts import ConceptSpace, Region
 
@@ -94,12 +95,74 @@ def inside_any(
 
 def covered_shares(space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame, seed: int) -> np.ndarray:
     """Share of use in any of the regions, per item (items,); on huge grids from a million seeded draws."""
+    cells, use = _cells_in_use(space, seed)
+    covered, which = _covered(space, regions, attributes, cells)
+    return np.array([float(inside @ use) for inside in covered])[which]
+
+
+def use_of_pairs(
+    space: ConceptSpace,
+    targets: Sequence[Region],
+    attributes: pd.DataFrame,
+    cells: np.ndarray,
+    inside: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Return weights (n,) under which the pairs of `draw_pairs` stand for use, those inside the targets and the others.
+
+    A pair that is drawn again is not probed again, so common cells, the unchanged one above all, are rarer among
+    distinct pairs than in use. After t draws per unit of use, a pair of share q is among them with a chance of
+    1 - exp(-q t); t follows from how many there are.
+
+    Args:
+        space: the grid.
+        targets: the regions.
+        attributes: attributes of the items that were drawn from, one row each.
+        cells: (n, concepts) cells of the pairs.
+        inside: (n,) whether each is in the targets.
+        seed: seed of the cells by which their number is estimated on huge grids.
+    """
+    if space.usage is None:
+        return np.ones(len(cells))
+    every, use = _cells_in_use(space, seed)
+    density, share = space.density(every), space.density(cells)
+    covered, which = _covered(space, targets, attributes, every)
+    items = np.bincount(which, minlength=len(covered)) @ covered  # for which each cell is in the targets
+    weights = np.ones(len(cells))
+    for side, of in ((inside, items), (~inside, len(attributes) - items)):
+        pairs, n = of * use / density, int(side.sum())
+        if n and n < pairs.sum():
+            weights[side] = share[side] / -np.expm1(-share[side] * _draws(pairs, density, n))
+        else:
+            weights[side] = share[side]
+    return weights
+
+
+def _draws(pairs: np.ndarray, share: np.ndarray, n: int) -> float:
+    """Return after how many draws per unit of use n distinct pairs are expected, given pairs (k,) of each share."""
+
+    def missing(log: float) -> float:
+        return float(np.log(-(pairs @ np.expm1(-share * np.exp(log))) / n))
+
+    low = float(np.log(n / (pairs @ share)))  # as if no pair was drawn again
+    high = low + 1.0
+    while missing(high) < 0 and high < low + 100:
+        high += 1.0
+    return float(np.exp(brentq(missing, low - 1e-9, high))) if missing(high) > 0 else float(np.exp(high))
+
+
+def _cells_in_use(space: ConceptSpace, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all cells that occur in use with their shares, or on huge grids a million draws that count alike."""
     if space.n_used <= MOST_CELLS:
-        cells, use = space.used(MOST_CELLS, np.random.default_rng(seed))
-    else:
-        cells, use = space.sample(1_000_000, np.random.default_rng(seed)), np.full(1_000_000, 1e-6)
+        return space.used(MOST_CELLS, np.random.default_rng(seed))
+    return space.sample(1_000_000, np.random.default_rng(seed)), np.full(1_000_000, 1e-6)
+
+
+def _covered(
+    space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame, cells: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells are in any region, for each kind of items alike (kinds, cells), and the kind of each item."""
     about = np.array([region.about(attributes) for region in regions]).reshape(-1, len(attributes)).astype(bool)
     kinds, which = np.unique(about, axis=1, return_inverse=True)
     boxes = np.array([region.in_box(space, cells) for region in regions]).reshape(-1, len(cells)).astype(bool)
-    shares = [float((boxes & kind[:, None]).any(axis=0) @ use) for kind in kinds.T]
-    return np.array(shares)[which.ravel()]
+    return np.array([(boxes & kind[:, None]).any(axis=0) for kind in kinds.T]), which.ravel()

@@ -367,6 +367,7 @@ def compare_slices(
     shares: np.ndarray,
     failed: Mapping[str, np.ndarray],
     groups: np.ndarray | None = None,
+    use: np.ndarray | None = None,
     *,
     resamples: int,
     seed: int,
@@ -386,6 +387,7 @@ def compare_slices(
         shares: (items,) share of the grid that target modes cover for each item.
         failed: model -> (n,).
         groups: (n,) groups of the items; None if each item is its own group.
+        use: (n,) weights of the pairs, see `use_of_pairs`; None if all count alike.
         resamples: minimum number of resamples of the items; joint intervals of many values need more.
         seed: seed of the resampling.
 
@@ -406,8 +408,8 @@ def compare_slices(
             some = {model: answers[of] for model, answers in failed.items()}
             n = max(resamples, _resamples(level, len(np.unique(items[of]))))
             covered = float(shares[codes == number].mean())
-            some_groups = None if groups is None else groups[of]
-            paired = Paired(items[of], cells[of], inside[of], covered, some, some_groups, resamples=n, seed=seed)
+            own, some_use = (None if of_all is None else of_all[of] for of_all in (groups, use))
+            paired = Paired(items[of], cells[of], inside[of], covered, some, own, some_use, resamples=n, seed=seed)
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(
                 SliceDifference(
