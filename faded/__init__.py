@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import mkdtemp
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 from weakref import finalize
 
@@ -167,6 +167,7 @@ def audit(
     seed: int = 0,
     batch_size: int = 64,
     name: str = "audit",
+    usage: Mapping[str, Any] | Literal["uniform"] | None = None,
 ) -> Result:
     """Find what makes a model fail.
 
@@ -187,6 +188,8 @@ def audit(
         seed: seed of all randomness: the same seed gives the same result.
         batch_size: items per batch.
         name: name of the audit.
+        usage: how often changes occur in use, as `usage:` of params.yaml (docs/usage.md): "uniform", or a mapping with
+            some of changes, levels and combinations; the rest is assumed.
 
     Warns:
         UserWarning: if few items were given, or the answers to the unchanged ones are no better than chance, seem to
@@ -199,6 +202,7 @@ def audit(
 
     from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
+    from stages.params.usage import in_use, usage_error
     from stages.tasks.functions.answers import (
         THRESHOLDS,
         Judge,
@@ -241,14 +245,18 @@ def audit(
         "discrepancy": {"answers": kind, "threshold": THRESHOLDS.get(kind, 0.0) if threshold is None else threshold},
         "discover": {"explorer": explorer, "budget": budget},
         "summarize": {},
+        **({} if usage is None else {"usage": usage}),
     }
     try:
         config = AuditConfig.model_validate(settings)
     except ValidationError as error:
         raise errors_in("this audit", validation_lines(error, AuditConfig)) from None
+    if wrong := usage_error(config.usage, levels):
+        raise UsageError(wrong)
     make_explorer(explorer, {})
     task = FunctionTask(task_context(name, config), table, model, own, discrepancy)
-    least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
+    task.concepts = in_use(task.concepts, config.usage)
+    least = min(_FEWEST_PROBES, n * task.concepts.n_used)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
     table.attrs["doubts"] = task.find_doubts(answers)
@@ -350,7 +358,7 @@ class Result:
     def _said(self) -> str:
         rate, n = self.landscape.overall.rate, len(self.modes)
         of_modes = f"{n} failure mode{'s' if n != 1 else ''}" if n else "no failure mode was found"
-        where = "in use" if self.landscape.usage else "of the grid"
+        where = "of the grid" if self.landscape.usage is None else "in use"
         return f"fails on {rate.value:.1%} {where} [{rate.low:.1%}, {rate.high:.1%}], {of_modes}"
 
     @property
@@ -516,6 +524,8 @@ class Result:
         for name, text in modules.items():
             (inputs / name).write_bytes(text)
         block = self._made[1].model_dump(mode="json", exclude_unset=True)
+        if not isinstance(used := self._made[1].usage, str):  # in JSON, levels that are keys would be texts
+            block |= {"usage": used.model_dump(exclude_unset=True)} if used.stated else {}
         block["prepare"] |= {key: value for key, value in names.items() if key != "measure"}
         block["discrepancy"] |= {key: value for key, value in names.items() if key == "measure"}
         add_audit(folder, self.name, block)

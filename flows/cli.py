@@ -13,6 +13,7 @@ import typer
 # isort: off
 import flows.commands.init
 import flows.commands.audits
+import flows.commands.usage
 import flows.commands.tune
 import flows.commands.prefetch
 import flows.commands.shard

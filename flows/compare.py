@@ -253,7 +253,7 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> 
         return None
     failed_a, failed_b = (both[name].to_numpy(dtype=float) for name in ("failed_a", "failed_b"))
     resampler = Resampler(both["item"], _RESAMPLES, 0, _groups(a, both["item"]))
-    weights = space.weights(both[space.names].to_numpy(dtype=np.int64))
+    weights = space.weights(both[space.names].to_numpy(dtype=np.int64), both["item"].nunique())
     difference = resampler.mean(failed_b - failed_a, weights)
     return Paired(both["item"].nunique(), difference, float(weights @ failed_a), float(weights @ failed_b))
 

@@ -78,6 +78,39 @@ def with_proposed(
     return _edited(text, change, f"audits.{audit}", wanted)
 
 
+def with_usage(
+    text: str, audit: str, levels: Mapping[str, Mapping[Level, float]], measured: Mapping[str, Level]
+) -> str:
+    """The text of params.yaml with measured shares of levels under `usage:` of an audit.
+
+    Levels of other concepts and named combinations stay. The number of changes goes, as it now follows from the shares.
+
+    Args:
+        text: the current text.
+        audit: a name under audits:.
+        levels: shares by concept and level.
+        measured: number and source of the inputs.
+
+    Raises:
+        UsageError: if the file's layout does not allow this without changing other lines.
+    """
+
+    def change(params: Any) -> None:
+        block = params["audits"][audit]
+        if not isinstance(block.get("usage"), Mapping):
+            block["usage"] = {}
+        usage = block["usage"]
+        usage.pop("changes", None)
+        there = usage.setdefault("levels", {})
+        for name, shares in levels.items():
+            row: dict[Any, float] = {as_level(level): share for level, share in shares.items()}
+            there[as_text(name)] = in_one_line(row)
+        usage["measured"] = in_one_line({key: as_level(value) for key, value in measured.items()})
+
+    wanted = "\n".join(f"    {name}: {_one_line(shares)}" for name, shares in levels.items())
+    return _edited(text, change, f"audits.{audit}.usage", f"there:\n  levels:\n{wanted}")
+
+
 def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
     """The text of params.yaml with the search of an audit divided into shares; 1 leaves it undivided.
 
@@ -179,5 +212,5 @@ def as_level(level: Level) -> Level:
     return int(level) if level == int(level) else level
 
 
-def _one_line(entry: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{as_text(key)}: {value}" for key, value in entry.items()) + "}"
+def _one_line(entry: Mapping[Any, Any]) -> str:
+    return "{" + ", ".join(f"{as_level(key)}: {value}" for key, value in entry.items()) + "}"

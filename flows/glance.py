@@ -43,7 +43,7 @@ class Glance:
 
 
 def glance(
-    params: Params, graph: Graph, audits: Sequence[str], uncalibrated: Sequence[str]
+    params: Params, graph: Graph, audits: Sequence[str], unmeasured: Sequence[str]
 ) -> tuple[list[Glance], list[str]]:
     """The overview of audits, and the names of those that never ran.
 
@@ -51,18 +51,18 @@ def glance(
         params: the workspace's parameters.
         graph: its stages.
         audits: names of the audits.
-        uncalibrated: audits that `faded init` wrote but has not calibrated yet.
+        unmeasured: audits that `faded init` wrote but has not measured yet.
     """
     committed, rows, never = _committed(), [], []
     for name in audits:
         stages = [stage for stage in graph.of([name]) if stage.audit == name]
         verdict, rate = read_verdict(params, name), read_rate(name)
-        if not verdict.found and not rate.n and name not in uncalibrated and _never_ran(stages):
+        if not verdict.found and not rate.n and name not in unmeasured and _never_ran(stages):
             never.append(name)
             continue
         when = _when(stage_dir(name, last_stage(params, name)) / HEADLINE, committed)
         stale = any(stage.stale for stage in stages)
-        next_ = f"faded init --name {name}" if name in uncalibrated else _next(params, verdict, stages)
+        next_ = f"faded init --name {name}" if name in unmeasured else _next(params, verdict, stages)
         rows.append(Glance(verdict, rate, when if verdict.found else None, stale, next_))
     return rows, never
 

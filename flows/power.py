@@ -78,7 +78,7 @@ def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFram
         return Power(rate, max(1, round(share * len(tests))), pairs, alike, groups)
 
     others = uniform[~within]
-    weights = space.weights(cells)[~within]
+    weights = space.weights(cells, uniform["item"].nunique())[~within]
     elsewhere = float(np.average(others["failed"], weights=weights)) if weights.sum() > 0 else 0.0
     return of(about, rate, probed), of(1.0, elsewhere, others)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -37,6 +38,7 @@ from stages.ratings import rated
 from stages.records import audit_folder
 from stages.screening import Screening, ScreenSettings
 from stages.tasks.base import LoadedTask
+from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "screen"
@@ -74,16 +76,7 @@ def screen_audit(params: Params, name: str, probes: int | None, write: bool, con
             _write_levels(name, params.audit(name), screening, console)
 
 
-def measure_concepts(
-    params: Params,
-    name: str,
-    probes: int | None,
-    console: Console,
-    prepared: Callable[[], object] = lambda: None,
-    *,
-    at_least: bool = False,
-    widen: bool = False,
-) -> Screening:
+def measure_concepts(params: Params, name: str, probes: int | None, console: Console) -> Screening:
     """Screen the concepts of an audit and record the result; the caller has to hold the workspace lock.
 
     Args:
@@ -91,9 +84,6 @@ def measure_concepts(
         name: name of the audit.
         probes: maximum number of unique probes; None for the default.
         console: where to print progress.
-        prepared: called when the model and its items are prepared, before the first probe.
-        at_least: use more probes if `probes` are too few for the levels.
-        widen: first adjust ranges that are too mild or too strong, with the probes that can be spared.
 
     Raises:
         UsageError: if a setting is wrong.
@@ -103,8 +93,7 @@ def measure_concepts(
     audit = healed_audit(params, name, console)
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
-        prepared()
-        screening = _screen(name, audit, settings, console, at_least=at_least or probes is None, widen=widen)
+        screening = _screen(name, audit, settings, console, at_least=probes is None)
     concepts = {concept.name: concept.levels for concept in screening.concepts}
     screened, proposed = _key(name, audit, concepts), _key(name, audit, screening.grid)
     record = Record(screened=screened, proposed=proposed, when=time.time(), screening=screening)
@@ -163,63 +152,76 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
 
 
-def _screen(
-    name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool, widen: bool
-) -> Screening:
+def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool) -> Screening:
     from stages.screening.first_pass import fewest_probes, screen
-    from stages.screening.reach import reach
 
+    if (clean := clean_accuracy(name)) is not None:
+        settings = settings.beyond(1 - clean)
+    with probing(name, audit, "screen", settings.model_dump()) as place:
+        own = place.load(audit.concepts)
+        if at_least:
+            fewest = fewest_probes(own.concepts.concepts)
+            settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
+        calls = ceil(settings.probes / place.compute.batch_size)
+        console.print(
+            f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
+            f"{probes_time(name, audit, settings.probes)}",
+            highlight=False,
+        )
+        with progress(f"screen@{name}", settings.probes) as tell:
+            return screen(
+                lambda levels: own if levels is audit.concepts else place.load(levels),
+                audit.concepts,
+                settings,
+                seed=audit.seed,
+                ledger=place.ledger,
+                compute=place.compute,
+                tell=tell,
+                droppable=not task_class(name, audit).needs_all_concepts,
+            )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where concepts are probed that are not yet those of the audit.
+
+    Args:
+        load: loads the prepared task with other levels.
+        ledger: opens the ledger of these levels, from which a run with the same settings resumes.
+        compute: threads and batch size.
+    """
+
+    load: Callable[[Mapping[str, Sequence[Level]]], LoadedTask]
+    ledger: Callable[[Mapping[str, Sequence[Level]]], Ledger]
+    compute: Compute
+
+
+@contextmanager
+def probing(name: str, audit: AuditConfig, purpose: str, settings: Mapping[str, Any]) -> Iterator[Place]:
+    """Open a place to probe the prepared model of an audit with any levels.
+
+    Raises:
+        UsageError: by `load`, if the task refuses levels.
+    """
     prepared, cls = stage_dir(name, "prepare"), task_class(name, audit)
     context = task_context(name, audit, prepared)
 
     def load(levels: Mapping[str, Sequence[Level]]) -> LoadedTask:
         other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
-        errors = cls.check(other)
-        if errors:
+        if errors := cls.check(other):
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
         return rated(cls.load(other, prepared), name, audit)
 
-    if (clean := clean_accuracy(name)) is not None:
-        settings = settings.beyond(1 - clean)
-    own, concepts = load(audit.concepts), audit.concepts
-    fewest = fewest_probes(own.concepts.concepts)
-    if at_least:
-        settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
-    calls = ceil(settings.probes / context.compute.batch_size)
-    console.print(
-        f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
-        f"{probes_time(name, audit, settings.probes)}",
-        highlight=False,
-    )
-    inputs = [*prepared_files(prepared), _CODE]
+    key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), settings)
     with ExitStack() as stack:
-        folder = stack.enter_context(
-            scratch(name, "screen", run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump()))
-        )
-        tell = stack.enter_context(progress(f"screen@{name}", settings.probes))
+        folder = stack.enter_context(scratch(name, purpose, key))
 
         def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
             opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
             stack.callback(opened.close)
             return opened
 
-        widened = 0
-        if widen:
-            found = reach(load, concepts, settings.probes - fewest, ledger=ledger, compute=context.compute, tell=tell)
-            for line in found.said:
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-            concepts, widened = found.levels, found.probes
-        screening = screen(
-            lambda levels: own if levels is audit.concepts else load(levels),
-            concepts,
-            settings.model_copy(update={"probes": settings.probes - widened}),
-            seed=audit.seed,
-            ledger=ledger,
-            compute=context.compute,
-            tell=lambda spent, note: tell(widened + spent, note),
-            droppable=not cls.needs_all_concepts,
-        )
-    return screening.model_copy(update={"settings": settings, "probes": screening.probes + widened})
+        yield Place(load, ledger, context.compute)
 
 
 def probes_time(name: str, audit: AuditConfig, probes: int) -> str:

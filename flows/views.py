@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from flows.results import Verdict
     from flows.run_stage import StageResult
     from flows.side_by_side import SideBySide
+    from stages.concepts import Concept
     from stages.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
     from stages.screening import ConceptScreening, Screening
+    from stages.usage.record import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
 _REASONS = 3  # shown per stage
+_LEAST = 0.0005  # share of inputs that is shown
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -207,10 +210,10 @@ def show_history(console: Console, histories: Sequence[History]) -> None:
         console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
 
 
-def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
-    """Print the audits that `faded init` wrote but has not calibrated yet."""
+def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
+    """Print the audits that `faded init` wrote but has not measured yet."""
     for name in audits:
-        told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` resumes the calibration"
+        told = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -362,6 +365,62 @@ def _proposed(concept: ConceptScreening) -> str:
     levels = ", ".join(f"{level:g}" if isinstance(level, int | float) else level for level in concept.proposed)
     told = concept.change if concept.change in ("kept", "dropped") else f"{concept.change}: {levels}{concept.unit}"
     return escape(f"{told} ({concept.note})" if concept.note else told)
+
+
+def show_usage(console: Console, u: UsageInForce) -> None:
+    """Print how often changes occur in use: how many at once, and how common each level is."""
+    table = _table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
+    for concept in u.space.concepts:
+        for i in range(len(concept)):
+            table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
+    console.print(table)
+    counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
+    for told in (
+        u.said,
+        f"concepts changed at once: {counts} of inputs",
+        f"to state it, write usage: under audits.{u.audit} in params.yaml (docs/usage.md); to measure it on your"
+        f" production inputs: faded usage {u.audit} --from PATH",
+    ):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) -> None:
+    """Print how common levels are in production inputs, beside what was in force."""
+    u = m.in_force
+    table = _table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
+    for one in m.concepts:
+        concept = u.space.concepts[u.space.names.index(one.concept)]
+        for i in range(len(concept)):
+            table.add_row(
+                escape(one.concept) if i == 0 else "",
+                _level(concept, i),
+                f"{one.shares[i]:.1%}",
+                f"{one.low[i]:.1%} to {one.high[i]:.1%}",
+                f"{u.share(one.concept, i):.1%}",
+            )
+    console.print(table)
+    told = [f"{m.inputs:,} inputs of {m.source}; so far: {u.said}"]
+    if m.left_out:
+        told.append(f"left out: {len(m.left_out):,}, the first: {m.left_out[0]}")
+    told += [
+        f"{one.concept}: {one.unlike:,} inputs are like no level of it, and were not counted"
+        for one in m.concepts
+        if one.unlike
+    ]
+    if unseen := [name for name in u.space.names if name not in {one.concept for one in m.concepts}]:
+        told.append(f"no measure, so these keep what is stated or assumed: {', '.join(unseen)}")
+    if unsure := [one.concept for one in m.concepts if not one.known]:
+        told.append(f"too uncertain, so these keep what is stated or assumed: {', '.join(unsure)}")
+    told.append("shares hold if the inputs, apart from changes, are like the audit's items (docs/usage.md)")
+    if not written:
+        told.append("to use these shares, run the same command with --write")
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _level(concept: Concept, i: int) -> str:
+    unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
+    return escape(f"{concept.label(i)}{unchanged}")
 
 
 def show_last_screening(console: Console, audit: str, s: Screening, when: float, followed: bool) -> None:

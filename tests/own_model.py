@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from flows.init.questions import Questions
 from flows.init.run import Options, init_audit
-from stages.intervals import Rate
-from stages.screening import ConceptScreening, Screening, ScreenSettings
+from flows.init.sweep import Swept
+from stages.intervals import wilson
+from stages.screening.sweep import ConceptSweep, Sweep, Worst
 from tests.images import draw
 
 CLASSES = {"flat": 0, "slanted": 2, "upright": 1}  # as `draw` numbers them
@@ -53,34 +55,12 @@ def init(folder: Path = Path(), given: Options | None = None) -> str:
     return out.getvalue()
 
 
-def screening(now: float, proposed: float | None, levels: list[float], clean: float = 0.0) -> Screening:
-    """A screening of one concept, with these failure rates for the current and the proposed levels."""
-    no = Rate(0.0, -0.1, 0.1, 20)
-    concept = ConceptScreening(
-        name="rotation",
-        unit="°",
-        alone_at="20°",
-        alone=no,
-        alone_fails=no,
-        share=no,
-        verdict="effect",
-        levels=[0.0, 5.0, 10.0, 20.0],
-        proposed=levels,
-        change="kept" if proposed is None else "widened",
-    )
-
-    def rate(value: float) -> Rate:
-        return Rate(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100)
-
-    return Screening(
-        settings=ScreenSettings(),
-        probes=150,
-        items=20,
-        clean=rate(clean),
-        now=rate(now),
-        proposed=None if proposed is None else rate(proposed),
-        concepts=[concept],
-    )
+def swept(levels: list[float], rates: Sequence[float] = (), worst: Worst | None = None, clean: float = 0.0) -> Swept:
+    """A sweep of rotation with these levels, and these failures of 100 probes at each of them."""
+    found = [wilson(round(100 * rate), 100) for rate in rates or [0.1] * len(levels)]
+    labels = [f"{level:g}°" for level in levels]
+    concept = ConceptSweep("rotation", levels, labels, found, worst=worst)
+    return Swept(Sweep(150, 20, wilson(round(100 * clean), 100), [concept]), 0.05)
 
 
 def questions(given: dict[str, Any], **how: Any) -> Questions:

@@ -1,4 +1,4 @@
-"""Fixtures: a user's own repository with a model and pictures, and the result of calibration there.
+"""Fixtures: a user's own repository with a model and pictures, and the result of a sweep there.
 
 Test modules import it as a plugin.
 """
@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
-import flows.init.calibrate
-from stages.files import stage_dir, write_json
-from stages.screening import Screening
-from tests.own_model import CLASSES, WEIGHTS, picture, screening, write_pictures
+import flows.init.run
+from flows.init.sweep import Swept
+from tests.own_model import CLASSES, WEIGHTS, picture, swept, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -69,21 +67,16 @@ def repository(shapes, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch) -> Callable[[Screening | Exception], None]:
-    """Replace the calibration: it returns this screening, or raises this exception, without probing a model."""
+def measured(monkeypatch) -> Callable[[Swept | BaseException], None]:
+    """Replace the sweep: it returns this result, or raises this exception, without probing a model."""
 
-    def set_to(found: Screening | BaseException) -> None:
-        def measure(
-            _params: Any, name: str, _probes: int, _console: Console, prepared: Callable[[], object], **_: Any
-        ) -> Any:
+    def set_to(found: Swept | BaseException) -> None:
+        def measure(*_: Any) -> Swept:
             if isinstance(found, BaseException):
                 raise found
-            write_json(stage_dir(name, "prepare") / "metrics.json", {"clean_accuracy": {"discover": 0.95}})
-            prepared()
             return found
 
-        monkeypatch.setattr(flows.init.calibrate, "measure_concepts", measure)
-        monkeypatch.setattr(flows.init.calibrate, "_probe_seconds", lambda _params, _name: 0.05)
+        monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
 
-    set_to(screening(0.01, 0.1, [0.0, 20.0, 40.0, 80.0]))
+    set_to(swept([0, 20, 40, 80]))
     return set_to

@@ -269,13 +269,12 @@ def test_trainings_differ_in_seed_and_steps(place):
     assert len(set(weights)) == len(weights), "each is another model"
 
 
-def test_auto_takes_the_modes_where_no_policy_was_learnt_and_policy_is_refused(place):
-    run(place, aim="auto")
+def test_policy_is_refused_where_none_was_learnt(place):
     with pytest.raises(UsageError, match=r"restructure\.aim: policy needs a search that learns one.*aim: modes"):
         run(place, aim="policy")
 
 
-def test_the_policy_reaches_the_repair_and_no_uniform_control(place, monkeypatch):
+def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as_used(place, monkeypatch):
     looks, asked = Looks([np.array([[2, 1, 0]])] * 150), set()
 
     def watched(self, plan, out):
@@ -286,18 +285,13 @@ def test_the_policy_reaches_the_repair_and_no_uniform_control(place, monkeypatch
     monkeypatch.setattr(ImageClassification, "repair", watched)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     run(place, trainings=2)
-    assert asked == {(None, True), ("uniform", False)}
+    assert asked == {(None, False), ("as_used", False)}
     asked.clear()
-    run(place, aim="modes")
-    assert asked == {(None, False), ("uniform", False)}
+    run(place, aim="policy", trainings=2)
+    assert asked == {(None, True), ("as_used", False)}
     asked.clear()
-    run(place, control="clean")
+    run(place, aim="policy", control="clean")
     assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
-    monkeypatch.setattr(ImageClassification, "policy_by_default", False)
-    for aim, follows in (("auto", False), ("policy", True)):
-        asked.clear()
-        run(place, aim=aim)
-        assert asked == {(None, follows), ("uniform", False)}
 
 
 task_repair = ImageClassification.repair

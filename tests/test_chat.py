@@ -176,6 +176,16 @@ def asked():
     return ask
 
 
+def test_what_people_write_is_the_question_in_its_tone_without_the_prompt(inputs, prepared):
+    task = Chat.load(context(inputs), prepared[0])
+    one, cell = task.questions[0], task.concepts.start
+    rude = cell.copy()
+    rude[task.concepts.names.index("politeness")] = 2
+    assert task.written([one.id, one.id], np.stack([cell, rude]))[0] == one.question
+    written, asked = task.written([one.id], rude[None])[0], task.asked([one.id], rude[None])[0].said
+    assert one.question in written and len(written) > len(one.question) and written in asked and one.context in asked
+
+
 def test_unchanged_it_is_the_prompt_filled(asked):
     one = asked.questions[0]
     assert asked(0) == asked.asking.unchanged(one)

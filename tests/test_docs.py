@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from flows import reference
-from stages.params import AuditConfig, RepairConfig
+from stages.params import AuditConfig, RepairConfig, load_params
 from tests.notebooks import NOTEBOOKS, as_page, executed, page_of, read
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +98,26 @@ def test_docs_params_names_no_parameter_there_is_none_of():
         for key in re.findall(r"^\| `([a-z_.]+)` \|", section, flags=re.M):
             free = key.split(".")[0] in {"prepare", "discrepancy"}  # defined by tasks
             assert free or key in known, f"{heading}: {key}"
+
+
+USAGES = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.M | re.S)
+INDENTED = re.findall(
+    r"(?:^    .*\n)*^ +usage:\n(?:^    .*\n)*", (ROOT / "docs" / "params.md").read_text("utf-8"), re.M
+)
+
+
+@pytest.mark.parametrize("example", [*USAGES, *INDENTED])
+def test_examples_of_usage_fit_the_audits_they_name(example, tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for name, block in yaml.safe_load(example)["audits"].items():
+        params["audits"][name]["usage"] = block["usage"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    read = load_params(tmp_path / "params.yaml").audits["mnist"].usage
+    assert (read if isinstance(read, str) else read.model_dump(exclude_unset=True)) == block["usage"]
+
+
+def test_there_are_examples_of_usage():
+    assert (len(USAGES), len(INDENTED)) == (5, 1)
 
 
 # Wording: the table of phrases in CONTRIBUTING.md

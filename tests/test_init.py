@@ -13,14 +13,15 @@ import yaml
 
 import flows.init.run
 from flows.audit_block import Draft, with_blocks, without
-from flows.init.calibrate import nearest
-from flows.init.propose import search_budget
+from flows.init.propose import all_pairs, search_budget
 from flows.init.run import Options
-from flows.init.state import uncalibrated
+from flows.init.state import unmeasured
 from stages.errors import InfrastructureError, UsageError
+from stages.intervals import wilson
 from stages.params import load_params
+from stages.screening.sweep import Worst
 from tests.finished import faded
-from tests.own_model import SIDE, WEIGHTS, init, options, screening
+from tests.own_model import SIDE, WEIGHTS, init, options, swept
 from tests.workspace import ROOT, Workspace, audit_params, make_workspace
 
 pytest_plugins = ("tests.own_repository",)
@@ -29,7 +30,7 @@ pytest_plugins = ("tests.own_repository",)
 # A whole run
 
 
-def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(repository):
+def test_a_model_and_pictures_become_an_audit_that_plan_accepts(repository):
     here = Workspace(repository)
     code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")
     assert code == 0, told
@@ -42,13 +43,12 @@ def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(reposi
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.prepare["model"] == {"timm": "test_resnet", "weights": WEIGHTS}
     assert audit.prepare["data"] == {"imagefolder": "shapes", "size": SIDE}
-    assert "Calibrated by" in text
-    assert "Not calibrated" not in text
+    assert "Each concept was probed alone, " in " ".join(text.replace("#", " ").split())
+    assert "Not measured" not in text
     assert (repository / f"data/shapes/inputs/{WEIGHTS}").readlink() == Path(f"../../../{WEIGHTS}")
     code, planned = faded(here, "plan", "shapes")
     assert code == 0, planned
-    assert "screened" in planned  # the measurements are for the written levels
-    assert "prepare@shapes" not in planned  # it ran for the calibration, and is not run again
+    assert "prepare@shapes" not in planned  # it ran for the sweep, and is not run again
 
 
 @pytest.mark.slow
@@ -81,54 +81,37 @@ def test_killed_at_any_moment_it_goes_on_and_params_are_whole_in_between(reposit
     assert told.returncode == 0 or finished, told.stdout
     text = (repository / "params.yaml").read_text()
     assert text.count("  shapes:") == 1
-    assert "Calibrated by" in text
+    assert "Not measured" not in text
     load_params(repository / "params.yaml")
 
 
 # What is written, and when
 
 
-def test_the_levels_that_were_found_are_written_with_what_they_mean(repository, measured):
+def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
+    four = Worst("label", "upright", "80°", wilson(48, 50), wilson(3, 50), 1e-9)
+    measured(swept([0, 20, 40, 80], [0.02, 0.05, 0.1, 0.35], four, clean=0.02))
     told = init()
     text = (repository / "params.yaml").read_text()
     assert "rotation: [0, 20, 40, 80]" in text
-    assert "# turn about the centre, counter-clockwise, in degrees" in text
-    assert "10% of 100 probes fail with these levels (5% to 15%)" in " ".join(text.replace("#", " ").split())
-    assert "10% of 100 probes fail" in told
+    assert "# turn about the centre, counter-clockwise, in degrees; 80°: 35% fail, label upright 96%" in text
+    plain = " ".join(text.replace("#", " ").split())
+    assert "2% of unchanged items fail" in plain and "none in 30% of inputs, one in 40%, two in 20%" in plain
+    assert "20°: 5% ▁  40°: 10% ▁  80°: 35% ▃" in told and "label upright at 80°: 96% of 50, others 6%" in told
+    assert "label upright at 80°" in (repository / ".faded/init/shapes.html").read_text()
     assert "20 discover items and 20 test items support no claim about others" in told
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.discover.budget == 20 * 4 < search_budget(0.05)  # all pairs of an item and a level
+    assert audit.summarize.modes == 10
     assert audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}
     assert not list((repository / ".faded/init").glob("*.json"))
 
 
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (screening(0.0, 0.02, [0.0, 20.0, 40.0, 80.0]), "fewer than the target of 3% to 15%"),
-        (screening(0.8, 0.5, [0.0, 1.0, 2.0, 3.0]), "more than the target of 3% to 15%"),
-    ],
-)
-def test_a_range_that_is_out_of_reach_is_told_and_the_nearest_levels_are_kept(repository, measured, found, said):
-    measured(found)
-    told = init()
-    assert said in told
-    assert "the nearest levels found are kept" in told
-    levels = ", ".join(f"{level:g}" for level in found.concepts[0].proposed)
-    assert f"rotation: [{levels}]" in (repository / "params.yaml").read_text()
-
-
-def test_a_model_that_fails_on_unchanged_items_is_told_apart(repository, measured, monkeypatch):
-    measured(screening(0.7, None, [0.0, 5.0], clean=0.6))
-    monkeypatch.setattr("flows.init.calibrate.clean_accuracy", lambda _name: 0.35)
-    assert "fails on 65% of unchanged items already" in init()
-
-
-def test_levels_there_were_stay_where_those_proposed_are_further_off():
-    levels, rate = nearest(screening(0.16, 0.0, [0.0, 1.0]))
-    assert (levels, rate.value) == ({"rotation": [0.0, 5.0, 10.0, 20.0]}, 0.16)
-    levels, rate = nearest(screening(0.5, 0.1, [0.0, 1.0]))
-    assert (levels, rate.value) == ({"rotation": [0.0, 1.0]}, 0.1)
+def test_only_pairs_that_occur_in_use_count_for_a_budget(repository):
+    """Of eight concepts with five levels no more than three change at once, by default."""
+    ways = [1, 8 * 4, 28 * 4**2, 56 * 4**3]
+    audit = {"prepare": {"items": {"discover": 10}}, "concepts": {str(i): [0, 1, 2, 3, 4] for i in range(8)}}
+    assert all_pairs(audit) == 10 * sum(ways)
 
 
 def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured):
@@ -136,10 +119,10 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     with pytest.raises(InfrastructureError, match="disk"):
         init()
     between = (repository / "params.yaml").read_text()
-    assert "Not calibrated yet" in between
-    assert "shapes: its levels are not calibrated yet" in Workspace(repository).faded("status").stdout
+    assert "Not measured yet" in between
+    assert "shapes: its levels are not measured yet" in Workspace(repository).faded("status").stdout
     load_params(repository / "params.yaml").audit("shapes")
-    measured(screening(0.01, 0.1, [0.0, 20.0]))
+    measured(swept([0, 20]))
     (repository / "elsewhere").mkdir()
     os.chdir(repository / "elsewhere")
     told = init(given=Options({}, yes=True))  # its answers are remembered, with paths that are still valid
@@ -147,17 +130,17 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     after = (repository / "params.yaml").read_text()
     assert after.count("  shapes:") == 2  # under audits: and repairs:
     assert "rotation: [0, 20]" in after
-    assert uncalibrated(repository) == []
+    assert unmeasured(repository) == []
 
 
 def test_budget_and_probes_are_remembered_too(repository, measured, monkeypatch):
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError):
         init(given=options(budget=600, probes=370))
-    measured(screening(0.01, 0.1, [0.0, 20.0]))
+    measured(swept([0, 20]))
     asked = []
-    calibrate = flows.init.run.calibrate
-    monkeypatch.setattr(flows.init.run, "calibrate", lambda *a: asked.append(a[2]) or calibrate(*a))
+    sweep = flows.init.run.sweep_concepts
+    monkeypatch.setattr(flows.init.run, "sweep_concepts", lambda *a: asked.append(a[2]) or sweep(*a))
     init(given=Options({}, yes=True))
     assert load_params(repository / "params.yaml").audit("shapes").discover.budget == 600
     assert asked == [370]
@@ -184,7 +167,7 @@ def test_other_answers_take_the_place_of_what_was_not_finished(repository, measu
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError):
         init()
-    measured(screening(0.01, 0.1, [0.0, 20.0]))
+    measured(swept([0, 20]))
     init(given=options(answers={"repair": False}))
     params = load_params(repository / "params.yaml")
     assert list(params.audits) == ["shapes"]
@@ -203,7 +186,7 @@ def test_a_kill_between_two_writes_is_no_difference(repository, measured, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("flows.init.run.replace_file", killed)
         init(given=options(answers={"repair": False}))
-    measured(screening(0.01, 0.1, [0.0, 20.0]))
+    measured(swept([0, 20]))
     init(given=options(answers={"repair": False}))
     assert load_params(repository / "params.yaml").repairs == {}
 
@@ -217,7 +200,7 @@ def test_wrong_input_leaves_params_as_they_were(repository, measured):
     assert (repository / "params.yaml").read_bytes() == before
     assert not (repository / "data/other").exists()
     # Answers are not lost, and other data may use the name.
-    measured(screening(0.01, 0.1, [0.0, 20.0, 40.0, 80.0]))
+    measured(swept([0, 20, 40, 80]))
     shutil.copytree(repository / "shapes", repository / "better" / "shapes")
     told = init(given=options(answers={"data": "better/shapes"}))
     assert "an earlier run for other did not finish; its answers are offered" in told
@@ -279,7 +262,7 @@ def test_a_model_of_the_hub_that_is_not_here_is_written_and_not_measured(reposit
     assert "faded prefetch shapes" in init(given=given)
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.prepare["model"] == {"transformers": "nobody/no-such-model"}
-    assert "Not calibrated yet" in (repository / "params.yaml").read_text()
+    assert "Not measured yet" in (repository / "params.yaml").read_text()
 
 
 # Text of params.yaml

@@ -12,14 +12,15 @@ import pytest
 from rich.prompt import Confirm, Prompt
 from rich.text import Text
 
-import flows.init.calibrate
+import flows.init.run
+from flows.audit_block import Draft
 from flows.init.answers import Answers, ask
 from flows.init.kinds import kinds
 from flows.init.propose import Wanted, count_items, search_budget
+from flows.init.sweep import Swept
 from stages.check import check_audits
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
-from stages.screening import Screening
 from stages.tasks.classification.init import image_concepts
 from stages.tasks.init import Proposal
 from tests.news import articles
@@ -65,13 +66,13 @@ def test_the_budget_fits_what_a_probe_takes():
 
 @pytest.fixture
 def checked(monkeypatch) -> None:
-    """Replace the calibration by the checks of `faded plan`, with a result in the target range."""
+    """Replace the sweep by the checks of `faded plan`."""
 
-    def measure(params: Any, name: str, *_more: object, **_settings: object) -> Screening:
-        check_audits(params, [name])
+    def measure(params: Any, draft: Draft, *_more: object) -> Swept:
+        check_audits(params, [draft.name])
         raise InfrastructureError("checked")
 
-    monkeypatch.setattr(flows.init.calibrate, "measure_concepts", measure)
+    monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
 
 
 def test_an_audit_of_a_summarizer_is_accepted(repository, checked):
@@ -186,7 +187,7 @@ def asked(repository: Path, **given: Any) -> Answers:
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
     found = asked(repository)
     assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
-    assert found.wanted.proposal.concepts["blur"] == [0, 0.2, 0.4, 0.8, 1.6]  # levels for pictures of this size
+    assert found.wanted.proposal.concepts["blur"] == [0, 0.5, 1.1, 1.6]  # levels for pictures of this size
     url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
     assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
     assert not url.wanted.repair

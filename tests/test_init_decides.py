@@ -26,7 +26,7 @@ from stages.tasks.classification.init.architectures import candidates
 from stages.tasks.classification.init.formats import notes
 from stages.tasks.classification.init.order import Order
 from stages.tasks.classification.init.pictures import look_at_pictures
-from tests.own_model import WEIGHTS, init, options, screening
+from tests.own_model import WEIGHTS, init, options, swept
 from tests.workspace import Workspace
 
 pytest_plugins = ("tests.own_repository",)
@@ -87,7 +87,7 @@ def test_two_swapped_classes_are_seen_and_the_right_order_is_offered(repository,
     monkeypatch.setattr(Confirm, "ask", lambda question, **_: asked.append(question) or True)
     out = io.StringIO()
     init_audit(Path(), given, Console(file=out, width=200), asks=True)
-    assert asked == ["Take the classes in that order", "Write this audit and calibrate it"]
+    assert asked == ["Take the classes in that order", "Write this audit and measure each concept"]
     assert "upright" in out.getvalue() and "slanted (" in out.getvalue()
     model = load_params(repository / "params.yaml").audit("a").prepare["model"]
     assert model["classes"] == ["flat", "slanted", "upright"]
@@ -126,7 +126,7 @@ def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(rep
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"probes": 150}, "--probes 150: too few for 8 concepts with these levels, expected 360 or more"),
+        ({"probes": 50}, "--probes 50: too few for 9 concepts, expected 100 or more"),
         ({"budget": 10**7}, "--budget 10000000: more than there are pairs"),
         ({"answers": {"architecture": "resnet18"}}, "weights"),
     ],
@@ -147,20 +147,20 @@ def test_what_turns_out_wrong_later_leaves_the_workspace_as_it_was(repository, m
     after = {path: (repository / path).is_file() and (repository / path).read_bytes() for path in left(repository)}
     assert after == before
     assert [path.name for path in (repository / ".faded").rglob("*.json")] == ["shapes.json"]  # the answers
-    measured(screening(0.01, 0.1, [0.0, 20.0]))
+    measured(swept([0, 20]))
     assert "its answers are offered" in init()
 
 
 def test_what_somebody_else_wrote_meanwhile_stays(repository, measured, monkeypatch):
     measured(UsageError("the weights do not fit"))
-    calibrate = flows.init.run.calibrate
+    sweep = flows.init.run.sweep_concepts
 
     def edited(*arguments: Any) -> Any:
         text = (repository / "params.yaml").read_text()
         (repository / "params.yaml").write_text(f"# by hand\n{text}")
-        return calibrate(*arguments)
+        return sweep(*arguments)
 
-    monkeypatch.setattr(flows.init.run, "calibrate", edited)
+    monkeypatch.setattr(flows.init.run, "sweep_concepts", edited)
     with pytest.raises(UsageError, match="do not fit"):
         init()
     text = (repository / "params.yaml").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
@@ -162,6 +163,15 @@ def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_
     _, seen = seen_as(path, yes=True)
     assert isinstance(seen, Classifier)
     assert (seen.n_classes, seen.shape[0]) == (7, 3)
+
+
+def test_weights_for_grey_pictures_are_written_as_such(tmp_path):
+    import timm
+
+    path = tmp_path / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=7, in_chans=1).state_dict(), path)
+    _, seen = seen_as(path, yes=True)
+    assert seen.block == {"timm": "test_resnet", "channels": 1}
 
 
 def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):

@@ -97,7 +97,7 @@ def test_probes_of_a_search_alone_give_honest_rates(smooth, searched, marked):
     assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.03
     covered = (landscape.table["low"] <= smooth.truth) & (smooth.truth <= landscape.table["high"])
     assert covered.mean() > 0.88
-    assert landscape.diagnostics["judged_on"].startswith("uniform" if marked else "all probes, weighted")
+    assert landscape.diagnostics["judged_on"].startswith("the control's probes" if marked else "all probes, weighted")
 
 
 def test_density_weights_undo_what_the_search_preferred(smooth, searched):
@@ -138,7 +138,7 @@ def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
     raw = probes["failed"].mean() - smooth.truth.mean()
     assert raw > 0.1, "the agent has to oversample failures for this to test anything"
     assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.025
-    overall = overall_rate(landscape, probes)
+    overall = overall_rate(landscape, probes, smooth.concepts)
     assert overall.low <= smooth.truth.mean() <= overall.high
     assert overall.n == (probes["role"] == "control").sum()
 
@@ -260,7 +260,7 @@ def test_an_enumerated_grid_is_exact():
     landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert landscape.exact
     np.testing.assert_allclose(landscape.rates, truth(task))
-    assert overall_rate(landscape, every).value == pytest.approx(truth(task).mean())
+    assert overall_rate(landscape, every, task.concepts).value == pytest.approx(truth(task).mean())
     assert landscape.mean_rate().high - landscape.mean_rate().low > 0.2, "six items are six items"
     assert (landscape.table["high"] - landscape.table["low"] > 0.3).all()
     missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
@@ -372,8 +372,8 @@ def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():
     every = ask(task, np.repeat(np.arange(20), len(cells)), np.tile(cells, (20, 1)), "control")
     ids = task.items.table["id"].tolist()
     landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
-    assert overall_rate(landscape, every).value == 0.0
-    assert overall_rate(landscape, every).high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.1)
+    assert overall_rate(landscape, every, task.concepts).value == 0.0
+    assert overall_rate(landscape, every, task.concepts).high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.1)
 
 
 def test_repeats_of_a_pair_are_averaged_not_counted_twice():

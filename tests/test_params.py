@@ -12,6 +12,7 @@ from stages.check import check_audits, check_keys
 from stages.errors import Exit, UsageError
 from stages.params import Params, load_params
 from stages.tasks.load import task_class
+from tests.workspace import ROOT
 
 AUDIT = {
     "seed": 1,
@@ -318,3 +319,68 @@ def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
     told = refused("images", {"seed": 8})
     assert "audits.images.prepare.model: 0.0 GiB of weights in data/images/inputs/model" in told
+
+
+# usage:
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "uniform",
+        {},
+        {"changes": [6, 3, 1]},
+        {"levels": {"rotation": {0: 9, 10: 1}, "blur": {0: 0.9, 0.5: 0.1}}},
+        {"combinations": [{"share": 0.05, "levels": {"darkening": 0.4, "noise": 0.2}}]},
+        {"levels": {"noise": {0: 1, 0.1: 1}}, "measured": {"inputs": 900, "source": "photos of May"}},
+    ],
+)
+def test_a_usage_in_every_form_is_read(tmp_path, usage):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["audits"]["mnist"]["usage"] = usage
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    read = load_params(tmp_path / "params.yaml").audit("mnist").usage
+    assert read == usage if isinstance(usage, str) else read.model_dump(exclude_unset=True) == usage
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        (
+            "unifrom",
+            "usage: expected uniform, or some of changes, levels, combinations, measured; found 'unifrom', did",
+        ),
+        (None, "usage: expected uniform, or some of changes, levels, combinations, measured; found None"),
+        ({"rotation": {0: 90}}, "usage: weights of levels now belong under usage.levels: write levels: {'rotation'"),
+        ({"level": {"rotation": {0: 1}}}, "usage.level: unknown key, did you mean 'levels'?"),
+        (
+            {"levels": {"rotaton": {0: 1}}},
+            "usage.levels.rotaton: there is no concept of that name, did you mean 'rotat",
+        ),
+        ({"levels": {"rotation": {90: 1}}}, "usage.levels.rotation: 90 is not one of its levels: 0, 10, 20, 30, 40"),
+        ({"levels": {"rotation": {0: -1}}}, "usage.levels.rotation.0: Input should be greater than or equal to 0"),
+        ({"levels": {"rotation": {0: 0}}}, "usage.levels.rotation: expected one weight above 0"),
+        ({"changes": [0, 0]}, "usage.changes: expected one share above 0"),
+        ({"changes": [1, -1]}, "usage.changes.1: Input should be greater than or equal to 0"),
+        (
+            {"combinations": [{"share": 1, "levels": {"noise": 0.1}}]},
+            "usage.combinations.0.share: Input should be less",
+        ),
+        (
+            {"combinations": [{"share": 0.5, "levels": {"noise": 0.1}}, {"share": 0.6, "levels": {"blur": 0.5}}]},
+            "usage.combinations: expected shares of less than 1 together, found 1.1",
+        ),
+        (
+            {"combinations": [{"share": 0.5, "levels": {"noise": 0.7}}]},
+            "usage.combinations.0.levels.noise: 0.7 is not one of its levels",
+        ),
+    ],
+)
+def test_a_usage_that_is_wrong_is_one_error_that_says_where(tmp_path, usage, told):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["audits"]["mnist"]["usage"] = usage
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UsageError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert str(error.value).startswith("1 error(s)")
+    assert f"audits.mnist.{told}" in str(error.value)

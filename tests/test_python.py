@@ -20,6 +20,7 @@ import stages.prepare
 import stages.report
 import stages.summarize
 from stages.errors import UsageError
+from stages.params import load_params
 from tests.own_workspaces import add_shadows
 from tests.workspace import ROOT
 
@@ -445,3 +446,37 @@ def test_what_own_tasks_and_concepts_need_is_there():
         assert getattr(faded, name) is not None
     with pytest.raises(AttributeError, match="did you mean 'audit'"):
         faded.audits  # noqa: B018
+
+
+def test_usage_is_stated_as_in_params_yaml(my_model, tmp_path):
+    def audited(**stated):
+        levels = {"darkening": [0, 0.2, 0.4, 0.6], "corner": my_model.corner}
+        settings = {"concepts": levels, "budget": 200, "explorer": "random", **stated}
+        return faded.audit(my_model.bright, IMAGES, **settings)
+
+    assumed, uniform = audited(), audited(usage="uniform")
+    rare = audited(
+        usage={"levels": {"corner": {0: 0.98, 1: 0.01, 2: 0.01}, "darkening": {0: 7, 0.2: 1, 0.4: 1, 0.6: 1}}}
+    )
+    assert uniform.landscape.usage is None
+    assert not assumed.landscape.usage.stated
+    assert rare.landscape.usage.stated
+    rates = [one.landscape.overall.rate.value for one in (rare, assumed, uniform)]
+    assert rates == sorted(rates), "the corner fails, and is ever more common"
+    assert " of the grid [" in repr(uniform)
+    assert " in use [" in repr(rare)
+    folder = rare.to_workspace(tmp_path / "ws", model="my_model:bright", concepts={"corner": "my_model:corner"})
+    assert load_params(folder / "params.yaml").audit("audit").usage == rare._made[1].usage
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        ("unifrom", "usage: expected uniform, or some of changes, levels.*did you mean 'uniform'"),
+        ({"levels": {"darkenin": {0: 1}}}, "no concept of that name, did you mean 'darkening'"),
+        ({"levels": {"darkening": {0.9: 1}}}, "0.9 is not one of its levels: 0, 0.2"),
+    ],
+)
+def test_a_usage_that_is_wrong_is_told(my_model, usage, told):
+    with pytest.raises(UsageError, match=told):
+        faded.audit(my_model.bright, IMAGES, concepts={"darkening": [0, 0.2]}, budget=60, usage=usage)

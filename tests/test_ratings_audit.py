@@ -37,7 +37,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "tests" / "planted.py", place / "planted.py")
     (place / "data/x/inputs").mkdir(parents=True)
     (place / "data/x/inputs/regions.json").write_text("[]")
-    audit = audit_params()
+    audit = audit_params() | {"usage": "uniform"}
     # Half of the grid fails, except one cell, so that a mode of this size has passing examples too.
     audit["prepare"] |= {"regions": [{"tilt": [2]}, {"tilt": [3], "fog": [0, 2, 3]}], "noise": 0.1}
     audit["prepare"]["items"]["discover"] = 40

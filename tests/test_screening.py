@@ -26,7 +26,6 @@ from stages.screening import Screening, ScreenSettings
 from stages.screening.first_pass import fewest_probes, screen
 from stages.screening.probes import Probes
 from stages.screening.ranges import Axis
-from stages.screening.reach import reach
 from stages.screening.record import points
 from stages.screening.surface import fit_surface
 from stages.tasks.contract import Items, ProbeBatch
@@ -226,47 +225,6 @@ def test_too_mild_a_range_is_widened_in_the_users_proportions():
     assert "no larger effect" not in [concept.verdict for concept in found.concepts]
 
 
-class Cliff(Weighted):
-    """Nothing fails up to a tilt of 30, and everything beyond."""
-
-    def beside(self, cells: np.ndarray) -> np.ndarray:
-        names = [concept.name for concept in self.concepts.concepts]
-        tilt = np.array(self.concepts.concepts[names.index("tilt")].levels, dtype=float)[cells[:, names.index("tilt")]]
-        return np.where(tilt > 30, 2.0, 0.0)
-
-
-def test_ranges_end_where_a_concept_alone_does_hardly_any_harm():
-    """Planted: tilt breaks everything beyond 30, haze between 1.2 and 2.2, fog beyond 60, and dull nothing."""
-    levels = {"tilt": [0, 5, 10, 20], "dull": [0, 1, 2, 3], "haze": [0, 1, 2, 4, 8], "word": ["", "x"]}
-    found = reach(lambda levels: Cliff(levels, {"haze": 0.6}), levels, 200)
-    assert found.levels == {
-        "tilt": [0, 5, 10, 20],
-        "dull": [0, 33, 67, 100],
-        "haze": [0, 0.12, 0.25, 0.5, 1],
-        "word": ["", "x"],
-    }
-    assert found.probes <= 200
-    assert list(found.said) == [
-        "dull: reaches its limit, 100, where 0 of 6 items fail",
-        "haze: up to 1; at 2 6 of 6 items fail",
-    ]
-
-
-def test_the_levels_of_init_make_failures_rare_though_none_of_them_is_harmful_alone():
-    levels = {"haze": [0, 1, 2, 4, 8, 16], "tilt": [0, 0.5, 1, 2], "dull": [0, 1, 2, 4]}
-    weights = {"haze": 0.12, "tilt": 0.06, "dull": 0.015}  # each alone breaks items at 0.7 to 1.3 over its weight
-    reached = reach(lambda levels: Weighted(levels, weights), levels, 200)
-    for name, reach_of in (("haze", reached.levels["haze"]), ("tilt", reached.levels["tilt"])):
-        assert 0.7 / 2 <= weights[name] * reach_of[-1] <= 1.0
-    settings = ScreenSettings(probes=500)
-    found = screen(lambda levels: Weighted(levels, weights), reached.levels, settings, seed=1)
-    assert Weighted(levels, weights).rate() > 0.15
-    assert 0.03 <= Weighted(found.grid, weights).rate() <= 0.15
-    for name, proposed in found.grid.items():
-        alone = {other: proposed if other == name else [0] for other in found.grid}
-        assert Weighted(alone, weights).rate() <= 0.03
-
-
 def test_a_range_is_beyond_what_fails_unchanged():
     usual = ScreenSettings()
     raised = usual.beyond(0.2)
@@ -281,16 +239,6 @@ def test_what_fails_unchanged_is_what_prepare_measured(tmp_path, monkeypatch):
     for measured, known in (({"clean_accuracy": {"discover": 0.8, "test": 0.7}}, 0.8), ({"items": 5}, None)):
         metrics.write_text(json.dumps(measured))
         assert clean_accuracy("tiny") == known
-
-
-def test_reaching_keeps_to_its_budget_and_says_what_it_did_not_see():
-    levels = {"tilt": [0, 5, 10, 20], "dull": [0, 1, 2, 3]}
-    found = reach(lambda levels: Cliff(levels, {}), levels, 30)
-    assert found.levels == levels and found.probes <= 30
-    assert list(found.said) == [
-        f"{name}: no probes were left to see what is stronger than {end}" for name, end in (("tilt", 20), ("dull", 3))
-    ]
-    assert reach(lambda levels: Cliff(levels, {}, bounds=False), levels, 200).levels == levels  # without known bounds
 
 
 def test_a_verdict_says_no_more_than_the_intervals_it_rests_on():

@@ -23,13 +23,18 @@ def rates(region: dict[str, list[int]], high: float = 0.8, seed: int | None = No
 LOW, HIGH, NEAR = {"tilt": [0, 1], "fog": [0, 1]}, {"tilt": [5, 6], "fog": [5, 6]}, {"tilt": [1, 2], "fog": [0, 1]}
 
 
+def failures(region: dict[str, list[int]]) -> np.ndarray:
+    """The share of use that fails in each cell, all cells being equally common."""
+    return rates(region) / len(CELLS)
+
+
 def table(rate: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(CELLS, columns=SPACE.names).assign(rate=rate)
+    return pd.DataFrame(CELLS, columns=SPACE.names).assign(rate=rate, use=1 / len(CELLS))
 
 
 def test_identical_landscapes_are_at_distance_zero():
     grid = transport_grid(SPACE, CELLS)
-    assert distance(grid, rates(LOW), rates(LOW)) == (0.0, 0.0)
+    assert distance(grid, failures(LOW), failures(LOW)) == (0.0, 0.0)
 
 
 def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing():
@@ -45,16 +50,16 @@ def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing
 
 def test_farther_is_more():
     grid = transport_grid(SPACE, CELLS)
-    near, far = distance(grid, rates(LOW), rates(NEAR)), distance(grid, rates(LOW), rates(HIGH))
+    near, far = distance(grid, failures(LOW), failures(NEAR)), distance(grid, failures(LOW), failures(HIGH))
     assert far.normalised > 2 * near.normalised
     assert far.null_cell > near.null_cell > 0
 
 
 def test_fewer_failures_in_the_same_places_move_only_the_null_cell():
     grid = transport_grid(SPACE, CELLS)
-    moved = distance(grid, rates(LOW), rates(LOW) / 2)
+    moved = distance(grid, failures(LOW), failures(LOW) / 2)
     assert moved.normalised == pytest.approx(0.0, abs=1e-9)
-    assert moved.null_cell == pytest.approx(rates(LOW).mean() / 2 * grid.diameter / 2)
+    assert moved.null_cell == pytest.approx(failures(LOW).sum() / 2 * grid.diameter / 2)
 
 
 def test_the_same_model_stays_at_its_noise_floor():
@@ -78,7 +83,7 @@ def test_a_known_distance():
     """All mass of one concept moves from one end to the other: distance 1."""
     line = ConceptSpace((Concept("x", (0, 1, 2)),))
     grid = transport_grid(line, line.cells())
-    moved = distance(grid, np.array([1.0, 0, 0]), np.array([0, 0, 1.0]))
+    moved = distance(grid, np.array([1 / 3, 0, 0]), np.array([0, 0, 1 / 3]))
     assert moved.normalised == pytest.approx(1.0)
     assert moved.null_cell == pytest.approx(1 / 3)
 
@@ -86,15 +91,15 @@ def test_a_known_distance():
 def test_large_grids_are_coarsened_and_still_see_the_move():
     grid = transport_grid(SPACE, CELLS, limit=70)
     assert (grid.merged, len(grid.points)) == (2, 64)
-    fine = distance(transport_grid(SPACE, CELLS), rates(LOW), rates(HIGH))
-    assert distance(grid, rates(LOW), rates(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)
+    fine = distance(transport_grid(SPACE, CELLS), failures(LOW), failures(HIGH))
+    assert distance(grid, failures(LOW), failures(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)
 
 
 def test_no_failures_at_all():
     grid = transport_grid(SPACE, CELLS)
     nothing = np.zeros(len(CELLS))
-    assert np.isnan(distance(grid, rates(LOW), nothing).normalised)
-    assert distance(grid, rates(LOW), nothing).null_cell > 0
+    assert np.isnan(distance(grid, failures(LOW), nothing).normalised)
+    assert distance(grid, failures(LOW), nothing).null_cell > 0
     assert np.isnan(entropy(nothing))
 
 

@@ -162,10 +162,10 @@ def status(
     from flows.approval import expire
     from flows.glance import glance
     from flows.graph import read_graph
-    from flows.init.state import uncalibrated
+    from flows.init.state import unmeasured
     from flows.request import how_to_decide, needs_decision
     from flows.results import read_verdict
-    from flows.views import show_glance, show_status, show_uncalibrated
+    from flows.views import show_glance, show_status, show_unmeasured
     from flows.workspace import running_audit
 
     params, names = open_workspace(audits, not audits)
@@ -173,12 +173,12 @@ def status(
         expire(params, name)
     with working("checking the state of the stages"):
         graph = read_graph(looks=True)
-    unmeasured = [name for name in uncalibrated(Path()) if name in names]
+    without = [name for name in unmeasured(Path()) if name in names]
     if stages:
         show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
     else:
-        show_glance(console, *glance(params, graph, names, unmeasured), running_audit())
-    show_uncalibrated(console, unmeasured)
+        show_glance(console, *glance(params, graph, names, without), running_audit())
+    show_unmeasured(console, without)
     for name in names:
         if needs_decision(params, name) is not None:
             console.print(how_to_decide(name), style="yellow", markup=False, highlight=False, soft_wrap=True)

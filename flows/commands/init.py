@@ -118,8 +118,8 @@ def init(
         typer.Option(
             "--probes",
             min=100,
-            help="Unique probes for the calibration: 40 for each concept and 40 more at least.",
-            show_default="500, or more for very many levels",
+            help="Unique probes for the sweep of each concept alone.",
+            show_default="a minute's worth, from 500 to 4,000",
         ),
     ] = None,
     copy: Annotated[
@@ -130,11 +130,11 @@ def init(
         bool, typer.Option("--bare", help="Create a workspace without an audit, which you write by hand.")
     ] = False,
 ) -> None:
-    """Set up an audit of your own: inspect a model and data, propose concepts, calibrate levels, and write params.yaml.
+    """Set up an audit of your own: inspect a model and data, propose concepts, sweep each alone, and write params.yaml.
 
-    Every question is also an option. Levels are adjusted until 3 to 15% of the probes fail, if any levels do
-    that: each change alone does hardly any harm. The same command resumes an interrupted set-up. Other pipelines in the
-    repository stay as they are.
+    Every question is also an option. Levels go to the end of what people accept, concept by concept; the sweep shows
+    how often the model fails there, and for which items. The same command resumes an interrupted set-up. Other
+    pipelines in the repository stay as they are.
     """
     from flows.init.run import Options, init_audit, init_bare
 

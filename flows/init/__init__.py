@@ -1,1 +1,1 @@
-"""`faded init`: from a model, data and a few answers to a calibrated audit in params.yaml."""
+"""`faded init`: from a model, data and a few answers to an audit in params.yaml."""

@@ -1,19 +1,20 @@
-"""Proposes an audit of any kind: the kind's concepts with moderate levels, items, compute and gates.
+"""Proposes an audit of any kind: the kind's concepts, items, compute and gates.
 
-The levels are only a starting point: calibration measures how often the model fails with them and moves them.
+Levels go to the end of what people accept. The sweep measures how often the model fails with each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from flows.audit_block import Draft
 from flows.init.kinds import Kind
+from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.network import is_served
+from stages.params.usage import UsageConfig, in_use
 from stages.tasks.init import Init, Proposal
 
 SEED = 7
@@ -24,6 +25,7 @@ BUDGETS = (200, 4000)  # fewer probes teach nothing; more seldom show more
 FEWEST = 10
 # With fewer test items intervals are wide, and a strict bound would fail for lack of evidence.
 _FEW = 500
+_MOST_FAILURES = 0.2  # of inputs in use, of which three in ten are unchanged; nobody knows what a person would accept
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,22 @@ def propose(wanted: Wanted) -> Draft:
         "concepts": {name: list(levels) for name, levels in proposal.concepts.items()},
         "discrepancy": dict(kind.init.discrepancy),
         "discover": {"explorer": "auto", "baseline": "random", "budget": wanted.budget or BUDGETS[0]},
-        "summarize": {"modes": 6},
-        **({} if wanted.repair else {"gates": {"max_failure_rate": 0.5}}),
+        "summarize": {"modes": 10},
+        **({} if wanted.repair else {"gates": {"max_failure_rate": _MOST_FAILURES}}),
     }
     notes = {
         "compute": "auto takes a GPU, if there is one",
         **({} if url else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": _said_items(wanted),
-        "concepts": "Weakest level first. Not calibrated yet: `faded init` was interrupted; run it again to resume.",
+        "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
         "discrepancy": kind.init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
-        **({} if wanted.repair else {"gates": "passes if at most half of use fails, by the whole interval"}),
+        **(
+            {}
+            if wanted.repair
+            else {"gates": f"passes if at most {_MOST_FAILURES:.0%} of the inputs in use fail, by its whole interval"}
+        ),
         "repair.feedback": "a rule decides; {policy: wait} asks a person",
         "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound.",
     }
@@ -136,8 +142,9 @@ def search_budget(probe_seconds: float) -> int:
 
 
 def all_pairs(audit: Mapping[str, Any]) -> int:
-    """Number of pairs of an item in the search split and a cell of the grid, the largest useful budget."""
-    return int(audit["prepare"]["items"]["discover"]) * prod(len(levels) for levels in audit["concepts"].values())
+    """Number of pairs of an item in the search split and a cell that occurs in use, the largest useful budget."""
+    concepts = tuple(Concept(name, tuple(levels), neutral=levels[0]) for name, levels in audit["concepts"].items())
+    return int(audit["prepare"]["items"]["discover"]) * in_use(ConceptSpace(concepts), UsageConfig()).n_used
 
 
 def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The command `faded init`: ask, inspect, write, calibrate. It changes params.yaml twice, each time atomically.
+"""The command `faded init`: ask, inspect, write, sweep. It changes params.yaml twice, each time atomically.
 
 First the whole audit is written, with levels that nobody has measured. `prepare` runs on it as in any audit, so that
-nothing is done twice. Then the calibrated levels replace them. The state in between is kept under .faded/init: the
+nothing is done twice. Then what the sweep found replaces them. The state in between is kept under .faded/init: the
 same command resumes from there, and other answers replace what was written.
 """
 
@@ -17,16 +17,17 @@ from rich.console import Console
 
 from flows.audit_block import Draft, with_blocks, without
 from flows.init.answers import Answers, ask
-from flows.init.calibrate import calibrate, calibrated
 from flows.init.files import place, refuse_taken
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
+from flows.init.sweep import measured, sweep_concepts
 from flows.init.trial import refuse_idle_numbers, tried
 from flows.init.undo import Before
-from flows.init.views import show_absent, show_calibration, show_next, show_seen, show_trial
+from flows.init.views import show_absent, show_next, show_seen, show_sweep, show_trial
 from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
+from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import replace_file
 from stages.git import git_root
@@ -46,7 +47,7 @@ class Options:
         answers: answers to questions, by name; None for an option that was not given.
         copy: whether files are copied instead of linked.
         budget: unique probes of the search; None to derive it from the duration of a probe.
-        probes: probes of the calibration; None for `calibrate.PROBES`, or as many as its levels need.
+        probes: probes of the sweep; None to derive them from the duration of a probe.
         yes: whether guesses are accepted without asking.
     """
 
@@ -58,7 +59,7 @@ class Options:
 
 
 def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) -> None:
-    """Ask, inspect, write an audit, and calibrate it.
+    """Ask, inspect, write an audit, and sweep its concepts.
 
     Args:
         folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
@@ -95,7 +96,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
             raise UsageError("stopped: nothing was queried or written")
         answers = _tried(answers, draft, questions, workspace, console)
         draft = propose(answers.wanted)
-    if not questions.go_on("Write this audit and calibrate it"):
+    if not questions.go_on("Write this audit and measure each concept"):
         raise UsageError("stopped: nothing was written")
     undo = Before(workspace, draft.name)
     with _undone_if_wrong(undo, draft.name, questions, options, console):
@@ -108,7 +109,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
             for line in place(Path(), draft.name, answers.placed, copy=options.copy):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             add_folders(Path(), draft.name, repair=draft.repair is not None)
-            _write_and_calibrate(draft, answers, questions, options, console)
+            _write_and_sweep(draft, answers, questions, options, console)
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
@@ -133,7 +134,7 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
     console.print(f"{told} {folder / PARAMS}; `faded plan` checks it", markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_and_calibrate(
+def _write_and_sweep(
     draft: Draft,
     answers: Answers,
     questions: Questions,
@@ -153,15 +154,15 @@ def _write_and_calibrate(
     if answers.absent:
         show_absent(console, name)
         return
-    found = calibrate(load_params(PARAMS), draft, options.probes, console)
-    final = calibrated(draft, found, budget=options.budget)
+    found = sweep_concepts(load_params(PARAMS), draft, options.probes, console)
+    final = measured(draft, found, budget=options.budget)
     text = _text(here)
     if not all(lines in text for lines in written):
         raise _ChangedError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_blocks(text, written, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
-    show_calibration(console, final, found, aimed=options.budget is None)
+    show_sweep(console, final, found, WORK / "init" / f"{name}.html", aimed=options.budget is None)
     show_next(console, final)
 
 

@@ -14,7 +14,7 @@ Written = tuple[str, str]  # the lines of an audit under `audits:` and under `re
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An audit that was written but is not calibrated yet.
+    """An audit that was written but is not measured yet.
 
     Args:
         name: name of the audit.
@@ -22,7 +22,7 @@ class Unfinished:
         written: the lines that params.yaml may have of it: one of these, as a kill may have come before or after the
             last change; none if it was refused and removed again.
         budget: budget of the search from the command line; None if it was not given.
-        probes: probes of the calibration from the command line; None if they were not given.
+        probes: probes of the sweep from the command line; None if they were not given.
     """
 
     name: str
@@ -55,7 +55,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
             yield one
 
 
-def uncalibrated(workspace: Path) -> list[str]:
+def unmeasured(workspace: Path) -> list[str]:
     """Names of audits in params.yaml as an unfinished `init` wrote them."""
     text = (workspace / "params.yaml").read_text(encoding="utf-8")
     return [one.name for one in unfinished(workspace, text) if one.written]

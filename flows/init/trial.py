@@ -15,42 +15,30 @@ from flows.audit_block import Draft, with_blocks
 from flows.init.files import Placed, link_inputs
 from flows.init.propose import all_pairs
 from stages.check import check_audits
-from stages.concepts import Concept
 from stages.errors import UsageError
 from stages.params import DATA, Params, load_params
-from stages.screening.first_pass import fewest_probes
-
-
-def least_probes(draft: Draft) -> int:
-    """The smallest number of unique probes with which an audit can be calibrated."""
-    return fewest_probes(
-        [
-            Concept(name, tuple(levels), neutral=levels[0], ordered=not any(isinstance(level, str) for level in levels))
-            for name, levels in draft.audit["concepts"].items()
-        ]
-    )
+from stages.screening.sweep import fewest_probes
 
 
 def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) -> None:
-    """Refuse a calibration that is too short for its concepts, and a budget larger than the number of pairs.
+    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
 
     Args:
         draft: the audit.
         budget: budget of its search from the command line; None if it was not given.
-        probes: probes of its calibration from the command line; None if they were not given.
+        probes: probes of its sweep from the command line; None if they were not given.
 
     Raises:
         UsageError: with the number that is expected.
     """
-    concepts, least, pairs = draft.audit["concepts"], least_probes(draft), all_pairs(draft.audit)
+    concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
+    least = fewest_probes(len(concepts))
     if probes is not None and probes < least:
-        raise UsageError(
-            f"--probes {probes}: too few for {len(concepts)} concepts with these levels, expected {least} or more"
-        )
+        raise UsageError(f"--probes {probes}: too few for {len(concepts)} concepts, expected {least} or more")
     if budget is not None and budget > pairs:
         raise UsageError(
-            f"--budget {budget}: more than there are pairs of an item and a cell of the grid, expected {pairs:,} or"
-            " fewer"
+            f"--budget {budget}: more than there are pairs of an item and a cell that occurs in use, expected {pairs:,}"
+            " or fewer"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.audit_block import Draft, flow
+from flows.audit_block import Draft
 from flows.estimate import duration, few_items
-from flows.init.calibrate import Calibration
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
-from stages.screening.record import points
+from flows.init.sweep import Swept
+from stages.screening.sweep import Worst
 from stages.tasks.init import Trial
 
 
@@ -43,26 +44,37 @@ def show_trial(console: Console, trial: Trial) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_calibration(console: Console, draft: Draft, found: Calibration, *, aimed: bool) -> None:
-    """Print each concept with its levels and effect, whether the range was reached, and the budget of the search.
+def show_sweep(console: Console, draft: Draft, found: Swept, page: Path, *, aimed: bool) -> None:
+    """Print the failures with each concept alone, and the budget of the search; write the table as a page.
 
     Args:
         console: where to print.
         draft: the audit as written.
-        found: the calibration's result.
+        found: the sweep's result.
+        page: where to write the page.
         aimed: whether the budget was derived from the duration of a probe.
     """
-    shown = Table(title=f"Concepts of {draft.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("concept", "levels", "alone, increase in failures", "verdict"):
+    seen = found.sweep
+    title = f"Failures of {draft.name} with one concept changed; {seen.clean.value:.0%} of unchanged items fail"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("concept", "level: failures", "fails clearly more"):
         shown.add_column(column, overflow="fold")
-    for concept in found.screening.concepts:
-        levels = found.levels.get(concept.name)
-        told = "[dim]left out[/]" if levels is None else escape(flow(list(levels)) + concept.unit)
-        effect = f"{points(concept.alone_fails, found.screening.settings.without)} at {concept.alone_at}"
-        shown.add_row(escape(concept.name), told, escape(effect), escape(concept.told))
+    for concept in seen.concepts:
+        curve = "  ".join(
+            f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
+            for label, rate in zip(concept.labels[1:], concept.rates[1:], strict=True)
+        )
+        shown.add_row(escape(concept.name), curve, escape(_said_worst(concept.worst)))
     console.print(shown)
-    style = "green" if found.screening.settings.holds(found.rate.value) else "yellow"
-    console.print(found.statement, style=style, markup=False, highlight=False, soft_wrap=True)
+    for concept in seen.concepts:
+        if concept.finer:
+            told = f"{concept.name}: finer levels, because its weakest one broke nearly everything"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    wide = Console(record=True, width=180, file=io.StringIO())
+    wide.print(shown)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    wide.save_html(str(page))
+    console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
     budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
     aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
     console.print(
@@ -72,13 +84,24 @@ def show_calibration(console: Console, draft: Draft, found: Calibration, *, aime
     )
 
 
+def _bar(rate: float) -> str:
+    return "▁▂▃▄▅▆▇█"[min(7, int(8 * rate))]
+
+
+def _said_worst(worst: Worst | None) -> str:
+    if worst is None:
+        return ""
+    r, others = worst.rate, worst.others
+    return f"{worst.attribute} {worst.value} at {worst.level}: {r.value:.0%} of {r.n}, others {others.value:.0%}"
+
+
 def show_absent(console: Console, name: str) -> None:
     """Print that nothing can be measured before the hub's model or data have been downloaded."""
     console.print(
-        f"{name} is written to params.yaml, but not calibrated: not everything it needs is here", style="yellow"
+        f"{name} is written to params.yaml, but not measured: not everything it needs is here", style="yellow"
     )
     console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network", highlight=False)
-    console.print("      then run this command again, which continues with the calibration", highlight=False)
+    console.print("      then run this command again, which continues", highlight=False)
 
 
 def show_next(console: Console, draft: Draft) -> None:

@@ -167,20 +167,49 @@ class ConceptSpace:
             return self.cells(numbers), np.full(most, 1 / most)
         numbers, counts = np.unique(self.flat(self.even.sample(most, rng)), return_counts=True)
         cells = self.cells(numbers)
-        return cells, self.weights(cells, counts)
+        return cells, self._weights(cells, self.even.density(cells) / counts)
 
-    def weights(self, cells: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
-        """Return weights (n,), summing to 1, under which cells (n, d) drawn evenly stand for use.
+    def chances(self, cells: np.ndarray, items: int, allowed: Mapping[int, Sequence[int]] | None = None) -> np.ndarray:
+        """Return the chance of each probe to be among the distinct ones that even draws found: (n,), at most 1.
 
-        Cells with the same number of changes together have its share of use (post-stratification).
+        A pair that is drawn again is not probed again. So a small condition, whose pairs are soon all probed, is rarer
+        among distinct probes than among draws: each item has its turn in every cell of share q with a chance of
+        1 - (1 - q)^t after t turns. t follows, for each number of changes, from the pairs there are: they are as many
+        as the sum of 1 / chance over the probes (Horvitz and Thompson 1952). Where all pairs were probed, it is 1.
 
         Args:
-            cells: draws from `even`.
-            counts: (n,) how often each was drawn.
+            cells: (n, d) cells of the distinct probes that a control drew from `even`, or of those within `allowed`.
+            items: number of items that it drew.
+            allowed: levels of concepts that all of `cells` are within.
         """
-        ratio = np.broadcast_to(counts, len(cells)) * np.ones(len(cells))
+        if self.usage is None or self.even.usage is None:
+            return np.full(len(cells), min(1.0, len(cells) / (items * self.n_cells)))
+        even, pairs = self.even.usage, self.usage.pairs(allowed) * items
+        changes, drawn, of_changes = even.number_of_changes(cells), even.density(cells), even.by_changes()
+        found = np.ones(len(cells))
+        for k in np.unique(changes).tolist():
+            rows = np.flatnonzero(changes == k)
+            # Unchanged items have turns of their own, see `Turns`.
+            part = of_changes[0] if k == 0 else of_changes[1:].sum()
+            share, which, counts = np.unique(drawn[rows] / part, return_inverse=True, return_counts=True)
+            found[rows] = _found(share, counts, max(float(pairs[k]), 1.0))[which]
+        return found
+
+    def weights(self, cells: np.ndarray, items: int) -> np.ndarray:
+        """Return weights (n,), summing to 1, under which a control's distinct probes stand for use.
+
+        Those with the same number of changes together have its share of use (post-stratification).
+
+        Args:
+            cells: (n, d) cells of the probes.
+            items: number of items that they are of.
+        """
+        return self._weights(cells, self.chances(cells, items))
+
+    def _weights(self, cells: np.ndarray, chances: np.ndarray) -> np.ndarray:
+        ratio = np.ones(len(cells))
         if self.usage is not None and len(cells):
-            ratio = ratio * self.density(cells) / np.maximum(self.even.density(cells), 1e-300)
+            ratio = self.density(cells) / chances
             changes = self.usage.number_of_changes(cells)
             found = np.bincount(changes, ratio, len(self) + 1)
             ratio = ratio * (self.usage.by_changes() / np.where(found > 0, found, 1.0))[changes]
@@ -256,6 +285,29 @@ class ConceptSpace:
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> ConceptSpace:
         """Read what `to_json` wrote."""
         return cls(tuple(Concept(**{**c, "levels": tuple(c["levels"])}) for c in data))
+
+
+def _found(share: np.ndarray, counts: np.ndarray, pairs: float) -> np.ndarray:
+    """Return the chance to be found of cells of each share (k,) of the turns, given how many were: (k,).
+
+    `counts` (k,) of them were found, of as many pairs as `pairs` in all.
+    """
+    from scipy.optimize import brentq
+
+    n = float(counts.sum())
+    if n >= pairs or len(share) == 1 or share[-1] - share[0] < 1e-9 * share[-1]:
+        return np.full(len(share), min(1.0, n / pairs))
+    never = np.log1p(-np.minimum(share, 1 - 1e-12))  # logarithm of the chance of a turn elsewhere
+
+    def too_many(log: float) -> float:
+        """Compare the pairs there would be with those there are, if there were exp(log) turns."""
+        return float(np.log(counts @ (1 / -np.expm1(np.exp(log) * never)) / pairs))
+
+    low = float(np.log(counts @ (1 / -never) / pairs))  # too few turns: as if none hit the same pair again
+    high = low + 1.0
+    while too_many(high) > 0:
+        high += 1.0
+    return np.asarray(-np.expm1(np.exp(brentq(too_many, low, high)) * never))
 
 
 @dataclass(frozen=True)

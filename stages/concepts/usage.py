@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
+from math import prod
 
 import numpy as np
 
@@ -268,11 +269,21 @@ class Usage:
             same = int(occurs.sum() if unchanged is None else occurs[unchanged])
             others = int(occurs.sum()) - same
             ways = [same * a + others * b for a, b in zip(ways, [0, *ways[:-1]], strict=True)]
-        return np.array(ways, dtype=float)
+        found = np.where(self._per_change > 0, np.array(ways, dtype=float), 0.0)
+        for levels in np.unique(self.combined, axis=0):
+            k = int(self.number_of_changes(levels[None])[0])
+            fixed = [j for j, level in enumerate(levels) if level != _ANY]
+            if self._per_change[k] > 0 and all(self.weights[j][levels[j]] > 0 for j in fixed):
+                continue  # among the others
+            choices = [[levels[j]] if j in fixed else np.flatnonzero(own > 0) for j, own in enumerate(self.weights)]
+            found[k] += prod(
+                np.isin(of, allowed[j]).sum() if allowed and j in allowed else len(of) for j, of in enumerate(choices)
+            )
+        return found
 
     def count(self) -> int:
         """Number of cells that occur in use."""
-        count = int(self.pairs()[self._per_change > 0].sum())
+        count = int(self.pairs().sum())
         return len(self.cells()) if len(self.combined) and count <= _FEW else count
 
     def cells(self) -> np.ndarray:

@@ -89,8 +89,8 @@ def importance(
     Shift"; Sugiyama, Suzuki and Kanamori 2012, chapter 4).
     """
     if uniform.sum() >= ENOUGH:
-        weights = np.zeros(len(data))
-        weights[uniform] = space.weights(data.cells[uniform]) * uniform.sum()
+        weights, cells = np.zeros(len(data)), data.cells[uniform]
+        weights[uniform] = space.weights(cells, len(embeddings)) * uniform.sum()
         return np.minimum(weights, LARGEST_WEIGHT), "the control's probes"
     if len(data) < ENOUGH:
         return np.ones(len(data)), "all probes, too few to correct for where they were drawn"

@@ -108,14 +108,15 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
                 if counted
                 else landscape.mean_rate(level_of_cell == level)
             )
+            measured = RateRecord.from_rate(own)  # a level that never occurs has no rate
             rows.append(
                 Effect(
                     concept=concept.name,
                     level=level,
                     label=concept.label(level),
-                    rate=own.value,
-                    low=own.low,
-                    high=own.high,
+                    rate=measured.value,
+                    low=measured.low,
+                    high=measured.high,
                     probes=probed,
                     failures=failing,
                 )
@@ -170,7 +171,9 @@ def shares_of_failures(
 ) -> list[float | None]:
     """Return the share of all failures in use that lie in each region but in none before it, so that they add up."""
     control = probes[probes["role"] == "control"]
-    weights = space.weights(control[space.names].to_numpy(dtype=np.int64)) * control["failed"].to_numpy(dtype=bool)
+    cells = control[space.names].to_numpy(dtype=np.int64)
+    weights = space.weights(cells, control["item"].nunique())
+    weights = weights * control["failed"].to_numpy(dtype=bool)
     total, found = float(weights.sum()), []
     for region in regions:
         inside = probes_inside(space, region, control, attributes)

@@ -1,6 +1,7 @@
 """Compare several models on the same probes: failure rates in use, shared failures, and failure modes.
 
-Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every quantity (`stages.intervals.Resampler`).
+Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every
+quantity (`stages.intervals.Resampler`).
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def head_to_head(
     pairs = len(list(combinations(probes, 2)))
     # An interval at this level needs enough resamples in its tails.
     resampler = Resampler(common["item"], max(RESAMPLES, 400 * pairs), 0, common.get("group"))
-    use = space.weights(common[space.names].to_numpy(dtype=np.int64)) * len(failed)
+    cells = common[space.names].to_numpy(dtype=np.int64)
+    use = space.weights(cells, common["item"].nunique()) * len(failed)
     rates = [resampler.mean(column, use, SHARE) for column in failed.T]
     first = int(np.argmin([rate.value for rate in rates]))
     more = (column - failed[:, first] for column in failed.T)

@@ -69,7 +69,8 @@ def against_automatic(
         if not people.exact:
             return RateRecord.from_rate(rate_in_use(space, which, control).rate)
         resampler = Resampler(control["item"], RESAMPLES, seed, control.get("group"))
-        return RateRecord.from_rate(resampler.mean(which.astype(float), np.ones(len(which)), SHARE))
+        use = space.weights(control[space.names].to_numpy(dtype=np.int64), len(item_ids))
+        return RateRecord.from_rate(resampler.mean(which.astype(float), use, SHARE))
 
     summary = Automatic(
         threshold=threshold,

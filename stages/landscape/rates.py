@@ -2,7 +2,7 @@
 
 The control draws rare conditions more often than they occur (`Usage.even`), so its probes are weighted. Rates are
 stratified by the number of concepts that change at once: each stratum counts by its share of use, and within it a probe
-by how much more common its cell is in use than among the draws (Horvitz and Thompson 1952; Hájek 1971).
+by how common its cell is in use, over the chance to be probed (Horvitz and Thompson 1952; Hájek 1971).
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from stages.concepts.usage import Usage
 from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
 
 EVERYWHERE = Region({})
-_SHRUNK = (
-    2.0  # probes at the overall rate that are added to a stratum for its variance: no failure in 5 is not certainty
-)
+_SHRUNK = 1.0  # failures at the overall rate, added to a stratum for its variance: no failure in 5 is not certainty
 
 
 class InUse(NamedTuple):
@@ -70,9 +68,9 @@ def rate_in_use(
         return InUse(share(which, probes, level), float(len(which)))
     here = space.usage if usage is None else usage
     cells = probes[space.names].to_numpy(dtype=np.int64)
-    ratio = here.density(cells) / np.maximum(space.even.density(cells), 1e-300)
     allowed = {space.names.index(name): levels for name, levels in within.allowed.items()}
-    mass, pairs = here.by_changes(allowed), here.pairs(allowed) * max(1, probes["item"].nunique())
+    chances = space.chances(cells, probes["item"].nunique(), allowed)
+    ratio, mass = here.density(cells) / chances, here.by_changes(allowed)
     changes = here.number_of_changes(cells)
     found = np.bincount(changes, ratio, len(mass))
     known, total = found > 0, float(mass.sum())
@@ -85,11 +83,12 @@ def rate_in_use(
         sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
         return InUse(_widened(sampler.mean(which.astype(float), weights, SHARE, level), unknown), effective)
     rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
-    size = found**2 / np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
+    squares = np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
+    size, left = found**2 / squares, np.bincount(changes, ratio**2 * (1 - chances), len(mass)) / squares
     strata = np.where(known, mass, 0.0) / mass[known].sum()
     value = float(strata @ rates)
-    shrunk = (rates * size + _SHRUNK * value + 0.5 / max(1, len(which))) / (size + _SHRUNK)
-    left = np.clip(1 - np.bincount(changes, minlength=len(mass)) / np.maximum(pairs, 1), 0.0, 1.0)
+    more = _SHRUNK / max(value * (1 - value), 1 / len(which))
+    shrunk = (rates * size + more * value + 0.5 / len(which)) / (size + more)
     variance = float((strata**2 * shrunk * (1 - shrunk) * left / np.where(known, size, 1.0)).sum())
     middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
     effective = middle * (1 - middle) / variance if variance > 0 else float("inf")

@@ -71,7 +71,7 @@ class _Asked(NamedTuple):
         if self.space is None or not len(self.probes):
             return np.ones(len(self.probes))
         cells = self.probes[self.space.names].to_numpy(dtype=np.int64)
-        return self.space.weights(cells) * len(cells)
+        return self.space.weights(cells, self.probes["item"].nunique()) * len(cells)
 
 
 def measure_slices(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from stages.concepts.space import ConceptSpace, Level
 from stages.concepts.usage import Usage
 from stages.errors import did_you_mean
 from stages.params.strict import Strict, shown
 
+UNIFORM = "uniform"
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -42,13 +43,21 @@ class UsageConfig(Strict):
     )
     levels: dict[str, dict[Level, Weight]] = Field(
         default_factory=dict,
-        description="how common levels are: weights by concept and level; levels of a named concept that are not named"
-        " never occur",
+        description="how common levels are: weights by concept and level; others of a named concept never occur",
     )
     combinations: list[CombinationConfig] = Field(
         default_factory=list, max_length=100, description="combinations that occur more often than by chance"
     )
     measured: MeasuredConfig | None = Field(None, description="what this was measured on, as `faded usage` writes it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels_have_moved(cls, block: Any) -> Any:
+        given = block if isinstance(block, Mapping) else {}
+        moved = {name: of for name, of in given.items() if name not in cls.model_fields and _are_weights(of)}
+        if moved:
+            raise ValueError(f"weights of levels now belong under usage.levels: write levels: {shown(moved)}")
+        return block
 
     @property
     def stated(self) -> bool:
@@ -56,7 +65,22 @@ class UsageConfig(Strict):
         return self.changes is not None or bool(self.levels) or bool(self.combinations)
 
 
-AnyUsage = UsageConfig | Literal["uniform"]
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and not any(isinstance(inner, Mapping) for inner in value.values())
+
+
+def _read(value: Any) -> Any:
+    """Read either form; errors of a union would name both."""
+    if value == UNIFORM or isinstance(value, UsageConfig):
+        return value
+    if not isinstance(value, Mapping):
+        hint = did_you_mean(value, [UNIFORM]) if isinstance(value, str) else ""
+        keys = ", ".join(UsageConfig.model_fields)
+        raise ValueError(f"expected {UNIFORM}, or some of {keys}; found {shown(value)}{hint}")
+    return UsageConfig.model_validate(value)
+
+
+AnyUsage = Annotated[UsageConfig | Literal["uniform"], BeforeValidator(_read)]
 
 
 def usage_error(usage: AnyUsage, concepts: Mapping[str, Sequence[Level]]) -> str | None:
@@ -85,7 +109,11 @@ def _levels_error(name: str, levels: Sequence[Level], concepts: Mapping[str, Seq
         return f"{name}: there is no concept of that name{did_you_mean(name, concepts)}, found {', '.join(concepts)}"
     known = list(concepts[name])
     strange = [level for level in levels if level not in known]
-    return f"{name}: {shown(strange[0])} is not one of its levels, {shown(known)}" if strange else None
+    return f"{name}: {_told(strange[0])} is not one of its levels: {', '.join(map(_told, known))}" if strange else None
+
+
+def _told(level: Level) -> str:
+    return shown(level) if isinstance(level, str) else f"{level:g}"
 
 
 def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:
@@ -97,12 +125,11 @@ def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:
     def of_levels(name: str, given: Mapping[Level, float]) -> np.ndarray:
         return np.array([given.get(level, 0.0) for level in space.concepts[place[name]].levels])
 
+    def at(name: str, level: Level) -> int:
+        return space.concepts[place[name]].levels.index(level)
+
     combined = [
-        (
-            one.share,
-            {place[name]: space.concepts[place[name]].levels.index(level) for name, level in one.levels.items()},
-        )
-        for one in usage.combinations
+        (one.share, {place[name]: at(name, level) for name, level in one.levels.items()}) for one in usage.combinations
     ]
     levels = {place[name]: of_levels(name, given) for name, given in usage.levels.items() if name in place}
     return replace(space, usage=Usage.of(space.sizes, space.neutral_levels, usage.changes, levels, combined))

@@ -137,7 +137,7 @@ class _Document:
                 raise self._error(key, "a key is a list or a mapping, expected text")
             if key.tag == _MERGE:
                 continue
-            if key.tag not in (f"{_YAML}str", f"{_YAML}int"):
+            if key.tag not in (f"{_YAML}str", f"{_YAML}int", f"{_YAML}float"):  # levels are keys of `usage:`
                 raise self._error(key, f"YAML does not read the key {key.value[:60]!r} as text: put it in quotes")
             value = self._check_scalar(key)
             if value in seen:

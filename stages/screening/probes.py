@@ -43,7 +43,7 @@ class Probes:
         self._load, self._ledger, self._compute, self._tell = load, ledger, compute, tell
         self._budget = budget
         self._probers: dict[str, Prober] = {}
-        task = load(levels)
+        self.task = task = load(levels)
         self.item_ids = task.items.ids("discover")
         if not self.item_ids:
             raise UsageError("the split discover has no items, so there is nothing to screen")

@@ -158,7 +158,7 @@ class Proposal:
     """Initial settings of an audit.
 
     Args:
-        concepts: moderate levels, weakest first; calibration narrows or widens them.
+        concepts: the level that changes nothing, then three or four more, evenly up to the end of what people accept.
         notes: comments on concepts: the meaning of levels, with their unit.
         model: further keys of `prepare.model`.
         data: further keys of the block of the data.

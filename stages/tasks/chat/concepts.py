@@ -158,13 +158,20 @@ class Asking:
         """Return the question with its words changed, before text is added around it."""
         return self._texts(item.question, item.id, cell, repeat)
 
+    def in_tone(self, item: Question, cell: np.ndarray, repeat: int = 0) -> str:
+        """Return the question as a person would write it: with its words changed, and in its tone."""
+        asked = self.question(item, cell, repeat)
+        if (tone := str(self._chosen(cell).get("politeness"))) in TONES:
+            asked = self._chance(item, "politeness", repeat, 1).choose(TONES[tone], 0).replace(QUESTION, asked)
+        return asked
+
     def __call__(self, item: Question, cell: np.ndarray, repeat: int = 0) -> Turn:
         """Return the model's input of one probe; at the neutral cell it equals `unchanged`."""
-        levels = {c.name: c.levels[int(i)] for c, i in zip(self._space.concepts, cell, strict=True)}
-        asked = self.question(item, cell, repeat)
-        if (tone := str(levels.get("politeness"))) in TONES:
-            asked = self._chance(item, "politeness", repeat, 1).choose(TONES[tone], 0).replace(QUESTION, asked)
+        levels, asked = self._chosen(cell), self.in_tone(item, cell, repeat)
         return self._turn(str(levels.get("system", "default")), asked, self._context(item, levels, repeat))
+
+    def _chosen(self, cell: np.ndarray) -> dict[str, Level]:
+        return {c.name: c.levels[int(i)] for c, i in zip(self._space.concepts, cell, strict=True)}
 
     def unchanged(self, item: Question) -> Turn:
         """Fill the prompt with the unchanged item, whether or not the grid has such a cell."""

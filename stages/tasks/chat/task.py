@@ -256,6 +256,11 @@ class Chat(Task):
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), repeats.tolist(), strict=True)
         return [self._asking(self.questions[row], cell, repeat) for row, cell, repeat in probes]
 
+    def written(self, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """Return n questions as people would write them, without what the prompt adds."""
+        probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), strict=True)
+        return [self._asking.in_tone(self.questions[row], cell) for row, cell in probes]
+
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the answers.
 

@@ -18,7 +18,7 @@ _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
 _WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
     "letter_case": ["as_is", "upper"],
-    "typos": [0, 0.05, 0.1, 0.2],
+    "typos": [0, 0.05, 0.1, 0.15, 0.2],
     "word_order": [0, 2, 4],
     "drop_nouns": [0, 0.1, 0.2, 0.3],
     "lost_spaces": [0, 0.05, 0.1],

@@ -154,7 +154,8 @@ def _weights(path: Path, ask: Ask) -> Classifier:
     n = final[0] if final else None
     shape = (first[1] if len(first) == 4 else None, None, None)
     said = f"{name} of {library}, {described(n, shape)}"
-    return Classifier(said, {library: name}, path, key="weights", n_classes=n, shape=shape)
+    grey = {"channels": 1} if library == "timm" and shape[0] == 1 else {}
+    return Classifier(said, {library: name, **grey}, path, key="weights", n_classes=n, shape=shape)
 
 
 def _refuse_inner(path: Path, shapes: Shapes) -> None:

@@ -97,7 +97,8 @@ def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any
         told["outputs"] = ask.choice("outputs", "What are its scores", _OUTPUTS, model.outputs)
     elif ask.said("outputs") is not None:
         raise UsageError(f"--outputs is of an ONNX network; found {model.said}")
-    if model.key == "onnx" or ask.said("normalise") is not None:
+    unknown = model.key == "onnx" or "channels" in model.block  # the library knows it for three channels alone
+    if unknown or ask.said("normalise") is not None:
         photos = model.shape[0] == 3 and (model.shape[1] or _PHOTO) >= _PHOTO
         guess = "imagenet" if photos else "none"
         told |= _NORMALISED[ask.choice("normalise", "How are pixels normalised", list(_NORMALISED), guess)]

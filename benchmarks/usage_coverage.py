@@ -1,0 +1,179 @@
+"""How often intervals of rates in use contain the truth: `python -m benchmarks.usage_coverage` prints a table.
+
+Each row is a truth: a grid, how often its cells occur in use, and how often each fails. In every simulation the answers
+of all pairs of item and cell are drawn, so that the rate in use is known; the control of an audit draws its probes, and
+the interval either contains that rate or not. 2,000 simulations of each take some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Concept, ConceptSpace
+from stages.concepts.usage import Usage
+from stages.explorers.baselines import Random
+from stages.explorers.prober import Prober
+from stages.landscape.rates import rate_in_use
+from stages.params.usage import AnyUsage, CombinationConfig, UsageConfig, in_use
+
+BUDGET = 1000
+ROTATION = Concept("rotation", tuple(range(0, 90, 10)), unit="°", neutral=0)
+FOG = Concept("fog", (0, 1, 2, 3, 4, 5), neutral=0)
+NOISE = Concept("noise", (0, 1, 2, 3), neutral=0)
+GREY = Concept("grey", ("no", "yes"), ordered=False, neutral="no")
+GRID = ConceptSpace((ROTATION, FOG, NOISE, GREY))
+WITHOUT_NEUTRAL = ConceptSpace((ROTATION, FOG, Concept("font", ("a", "b", "c"), ordered=False)))
+SKEWED = UsageConfig(
+    changes=[0.5, 0.3, 0.2],
+    levels={"noise": {1: 90, 2: 9, 3: 1}},
+    combinations=[CombinationConfig(share=0.05, levels={"rotation": 80, "fog": 5, "grey": "yes"})],
+)
+INDEPENDENT = UsageConfig(levels={"fog": {0: 0.8, 1: 0.1, 2: 0.06, 3: 0.04}, "grey": {"no": 0.7, "yes": 0.3}})
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A grid in use, and how often each cell fails.
+
+    Args:
+        name: as in the table.
+        space: the grid.
+        usage: how often its cells occur.
+        base: failure rate where nothing else is said.
+        at: failure rates of cells with at least these levels (indices), by concept.
+        items: number of items.
+        spread: standard deviation of the items' own deviations, as logits.
+        budget: probes of the control.
+    """
+
+    name: str
+    base: float
+    at: tuple[tuple[dict[str, int], float], ...] = ()
+    space: ConceptSpace = GRID
+    usage: AnyUsage = field(default_factory=UsageConfig)
+    items: int = 200
+    spread: float = 0.0
+    budget: int = BUDGET
+
+
+TRUTHS = (
+    Truth("all cells fail alike, 10%", 0.1),
+    Truth("failures are rare, 0.5%", 0.005),
+    Truth("unchanged items never fail, all others half of the time", 0.5, (({}, 0.5),)),
+    Truth("one strong concept", 0.03, (({"rotation": 4}, 0.7),)),
+    Truth("a concept with a single level", 0.05, (({"grey": 1}, 0.6),)),
+    Truth("three concepts together", 0.02, (({"rotation": 4, "fog": 3, "noise": 2}, 0.9),)),
+    Truth("items differ", 0.1, (({"fog": 3}, 0.4),), spread=2.0),
+    Truth("few items, most pairs of few changes probed", 0.05, (({"grey": 1}, 0.6),), items=20),
+    Truth("more items than probes", 0.05, (({"grey": 1}, 0.6),), items=1000, budget=400),
+    Truth("few probes", 0.05, (({"rotation": 4}, 0.7),), budget=100),
+    Truth("weights 90, 9 and 1, and a combination", 0.03, (({"noise": 3}, 0.9), ({"rotation": 8}, 0.8)), usage=SKEWED),
+    Truth("independent concepts, stated", 0.05, (({"fog": 2}, 0.5),), usage=INDEPENDENT),
+    Truth("a concept that always says something", 0.05, (({"font": 2}, 0.4),), space=WITHOUT_NEUTRAL),
+    Truth("uniform", 0.05, (({"rotation": 4}, 0.5),), usage="uniform"),
+)
+
+
+class Drawn(NamedTuple):
+    """One simulation: the control's probes, and the answers of all pairs."""
+
+    space: ConceptSpace
+    probes: pd.DataFrame
+    answers: np.ndarray  # (items, cells) bool
+
+    def rate(self, usage: Usage | None = None) -> float:
+        """Return the rate in use, by default in that which the control drew for."""
+        cells = self.space.cells()
+        use = self.space.density(cells) if usage is None else usage.density(cells)
+        return float(self.answers.mean(axis=0) @ use)
+
+
+class _Nobody:
+    """Draws of a prober whose answers nobody needs."""
+
+    def __init__(self, space: ConceptSpace, items: int, budget: int) -> None:
+        self.space, self.item_ids = space, [f"i{k}" for k in range(items)]
+        self.budget = min(budget, items * space.n_used)
+        self.asked: dict[tuple[int, int], None] = {}
+
+    @property
+    def left(self) -> int:
+        return self.budget - len(self.asked)
+
+    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool) -> None:
+        for pair in zip(items.tolist(), self.space.flat(cells).tolist(), strict=True):
+            if pair not in self.asked and self.left > 0:
+                self.asked[pair] = None
+
+
+def simulations(truth: Truth, count: int) -> Iterator[Drawn]:
+    """Draw the answers of all pairs, and the control's probes of them, a number of times."""
+    space = in_use(truth.space, truth.usage)
+    cells = space.cells()
+    rates = np.full(len(cells), truth.base)
+    for levels, rate in truth.at:
+        rates[np.all([cells[:, space.names.index(name)] >= level for name, level in levels.items()], axis=0)] = rate
+    if space.neutral is not None and ({}, truth.base) in truth.at:
+        rates[(cells == space.neutral).all(axis=1)] = 0.0
+    logits = np.log(np.maximum(rates, 1e-12) / (1 - rates))
+    for number in range(count):
+        rng = np.random.default_rng([number, TRUTHS.index(truth)])
+        own = logits + truth.spread * rng.standard_normal((truth.items, 1))
+        answers = rng.random(own.shape) < 1 / (1 + np.exp(-own))
+        asker = _Nobody(space, truth.items, truth.budget)
+        Random().explore(cast(Prober, asker), int(rng.integers(2**31)))
+        items, numbers = np.array(list(asker.asked)).T
+        probes = pd.DataFrame(space.cells(numbers), columns=space.names)
+        probes = probes.assign(item=np.array(asker.item_ids)[items], failed=answers[items, numbers], role="control")
+        yield Drawn(space, probes, answers)
+
+
+class Covered(NamedTuple):
+    """How often the interval contains the truth, and how far off and how wide it is on average."""
+
+    coverage: float
+    bias: float
+    deviation: float
+    width: float
+    rate: float
+
+
+def coverage(truth: Truth, count: int) -> tuple[Covered, Covered]:
+    """Measure the coverage of the rate in use over simulations, and of the rate if twice as much changed."""
+    rows: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = ([], [])
+    for drawn in simulations(truth, count):
+        failed, own = drawn.probes["failed"].to_numpy(dtype=bool), drawn.space.usage
+        for found, usage in zip(rows, (None, None if own is None else own.times(2.0)), strict=True):
+            rate, true = rate_in_use(drawn.space, failed, drawn.probes, usage=usage).rate, drawn.rate(usage)
+            inside = rate.low - 1e-12 <= true <= rate.high + 1e-12
+            found.append((float(inside), rate.value - true, rate.high - rate.low, true))
+    return _covered(rows[0]), _covered(rows[1])
+
+
+def _covered(rows: list[tuple[float, ...]]) -> Covered:
+    inside, off, width, true = np.array(rows).T
+    return Covered(inside.mean(), off.mean(), off.std(), width.mean(), true.mean())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulations", type=int, default=2000)
+    count = parser.parse_args().simulations
+    print("| truth | rate | mean error | its deviation | width | intervals with the truth | twice as much changes |")
+    print("|---|---|---|---|---|---|---|")
+    for truth in TRUTHS:
+        one, twice = coverage(truth, count)
+        also = "" if truth.usage == "uniform" else f"{twice.coverage:.1%}"
+        numbers = f"{one.rate:.2%} | {one.bias:+.2%} | {one.deviation:.2%} | {one.width:.2%} | {one.coverage:.1%}"
+        print(f"| {truth.name} | {numbers} | {also} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

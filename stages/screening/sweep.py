@@ -1,0 +1,298 @@
+"""A sweep: items with each concept alone, over the range that people accept, and everything else unchanged.
+
+It shows up to which level a model holds, and for which items it does not. Every item is probed unchanged, and once with
+each concept (more often, if there are few items), so that the probes of a concept are independent of each other. Levels
+are dealt in turn to the items of each label, the strongest twice as often as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Level
+from stages.errors import UsageError
+from stages.intervals import Rate, holm, wilson
+from stages.ledger import Ledger
+from stages.screening.probes import Levels, Probes
+from stages.screening.ranges import Axis
+from stages.tasks.attributes import LABEL
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Compute
+
+FEWEST_ITEMS = 10
+_FEWEST_OF_A_GROUP = 4  # items; fewer cannot differ clearly
+_SIGNIFICANT = 0.05
+_SCOUTS = 8  # items that pass unchanged, and show whether the weakest level already breaks nearly everything
+_BREAKS = 0.85  # share of these that fail then
+_FINER = 3  # how often a range is cut down to its weakest level
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Items that fail clearly more often than the others under a concept.
+
+    Args:
+        attribute: what distinguishes them ("label").
+        value: its value ("four").
+        level: the level at which they differ most from the others.
+        rate: their failure rate there.
+        others: failure rate of all other items there.
+        p: of the test over all levels, adjusted for all groups and concepts.
+    """
+
+    attribute: str
+    value: str
+    level: str
+    rate: Rate
+    others: Rate
+    p: float
+
+    @property
+    def said(self) -> str:
+        """Who fails, and how often."""
+        return f"{self.attribute} {self.value} {self.rate.value:.0%}"
+
+
+@dataclass(frozen=True)
+class ConceptSweep:
+    """The failures with one concept changed.
+
+    Args:
+        name: its name.
+        levels: its levels, from the unchanged one to the strongest.
+        labels: the same for people.
+        rates: failure rate at each level.
+        finer: whether the range was cut, because the weakest level broke nearly everything.
+        worst: who fails clearly more often than others; None if nobody does.
+    """
+
+    name: str
+    levels: Sequence[Level]
+    labels: Sequence[str]
+    rates: Sequence[Rate]
+    finer: bool = False
+    worst: Worst | None = None
+
+    @property
+    def said(self) -> str:
+        """What was seen at the end of the range, and who fails most."""
+        worst = self.worst
+        if worst is None or worst.level == self.labels[-1]:
+            told = f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail"
+            return told if worst is None else f"{told}, {worst.said}"
+        return f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail; {worst.level}: {worst.said}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of a sweep.
+
+    Args:
+        probes: unique probes spent.
+        items: number of items.
+        clean: failure rate of unchanged items.
+        concepts: one entry for each concept.
+    """
+
+    probes: int
+    items: int
+    clean: Rate
+    concepts: Sequence[ConceptSweep]
+
+    @property
+    def levels(self) -> dict[str, list[Level]]:
+        """The levels of all concepts."""
+        return {concept.name: list(concept.levels) for concept in self.concepts}
+
+
+def fewest_probes(concepts: int) -> int:
+    """Return the smallest number of unique probes that sweeps so many concepts."""
+    return FEWEST_ITEMS * (1 + concepts)
+
+
+def sweep(
+    load: Callable[[Levels], LoadedTask],
+    levels: Levels,
+    budget: int,
+    *,
+    seed: int,
+    ledger: Callable[[Levels], Ledger] = lambda _levels: Ledger(),
+    compute: Compute | None = None,
+    tell: Callable[[int, str], None] = lambda _spent, _note: None,
+) -> Sweep:
+    """Probe each concept alone.
+
+    Args:
+        load: loads the task with other levels of its concepts.
+        levels: for each concept the unchanged level first, then others up to the end of what people accept.
+        budget: maximum number of unique probes.
+        seed: seed of the order of the items.
+        ledger: opens the ledger of a grid; if it is on disk, a sweep can be resumed.
+        compute: threads and batch size of the model.
+        tell: called with (unique probes spent, their purpose).
+
+    Raises:
+        UsageError: if the budget is too small for so many concepts.
+    """
+    probes = Probes(load, levels, budget, ledger, compute, tell)
+    axes = probes.axes
+    if budget < (least := fewest_probes(len(axes))):
+        raise UsageError(f"{budget} probes are too few for {len(axes)} concepts: expected {least} or more (--probes)")
+    n = min(len(probes.item_ids), budget // (1 + len(axes)))
+    attributes = known_attributes(probes.task, probes.item_ids)
+    order, turns = _stratified(attributes, n, seed)
+    base = np.array([axis.base for axis in axes])
+    clean = probes.ask(levels, order, np.tile(base, (n, 1)), "unchanged")["failed"].to_numpy(dtype=bool)
+    dealt = [_dealt(axis, turns, (probes.left // len(axes))) for axis in axes]
+    cut = _finer(probes, levels, dealt, order, clean)
+    grid = {**levels, **cut}
+    asked = []
+    for j, axis in enumerate(axes):
+        who, at = dealt[j]
+        cells = np.tile(base, (len(who), 1))
+        cells[:, j] = at
+        rows = probes.ask(grid, order[who], cells, axis.concept.name)
+        found = pd.DataFrame({"row": who, "level": at})
+        asked.append(found.loc[rows.index].assign(failed=rows["failed"]))
+    known = attributes.iloc[order].reset_index(drop=True)
+    unchanged = wilson(int(clean.sum()), n)
+    concepts = []
+    for axis, rows, worst in zip(axes, asked, _worst(asked, known, clean), strict=True):
+        name, unit = axis.concept.name, axis.concept.unit
+        labels = [_label(level, unit) for level in grid[name]]
+        counts = [rows.loc[rows["level"] == i, "failed"] for i in range(len(labels))]
+        rates = [wilson(int(one.sum()), len(one)) for one in counts]
+        rates[axis.base] = unchanged
+        group = None if worst is None else _group(rows, labels, known, *worst)
+        concepts.append(ConceptSweep(name, grid[name], labels, rates, name in cut, group))
+    return Sweep(probes.spent, n, unchanged, concepts)
+
+
+def _stratified(attributes: pd.DataFrame, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose n items, as many of each label as of every other, and number them so that labels are dealt all levels.
+
+    Returns:
+        The items (n,), and the turns (n,) in which levels are dealt.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(attributes))
+    by = LABEL if LABEL in attributes else next(iter(attributes), None)
+    groups = np.zeros(len(shuffled), dtype=int) if by is None else pd.factorize(attributes[by])[0][shuffled]
+    rank = pd.Series(groups).groupby(groups).cumcount().to_numpy()
+    chosen = np.argsort(rank, kind="stable")[:n]
+    return shuffled[chosen], rank[chosen] + groups[chosen]
+
+
+def _dealt(axis: Axis, turns: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Deal the levels of a concept, except the unchanged one, to items; the strongest has two places in the round.
+
+    Returns:
+        At most `most` pairs of a row and a level, each once: (n,), (n,).
+    """
+    others = [i for i in range(len(axis.concept)) if i != axis.base]
+    if not others:
+        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+    *weaker, strongest = others
+    half = len(weaker) // 2
+    places = np.array([strongest, *weaker[:half], *([strongest] if weaker else []), *weaker[half:]])
+    rows = np.tile(np.arange(len(turns)), len(places))
+    levels = np.concatenate([places[(turns + shift) % len(places)] for shift in range(len(places))])
+    pairs = pd.DataFrame({"row": rows, "level": levels}).drop_duplicates()[:most]
+    return pairs["row"].to_numpy(), pairs["level"].to_numpy()
+
+
+def _finer(
+    probes: Probes,
+    levels: Levels,
+    dealt: Sequence[tuple[np.ndarray, np.ndarray]],
+    order: np.ndarray,
+    clean: np.ndarray,
+) -> dict[str, tuple[Level, ...]]:
+    """Return finer levels of the concepts whose weakest level already breaks nearly all items that pass unchanged."""
+    base = np.array([axis.base for axis in probes.axes])
+    scouts, factors = {}, {}
+    for j, axis in enumerate(probes.axes):
+        if axis.numeric and axis.bounds is not None and axis.base == 0:
+            who, at = dealt[j]
+            chosen = [row for row in who[at == 1] if not clean[row]][:_SCOUTS]
+            if len(chosen) >= _SCOUTS // 2:
+                scouts[j], factors[j] = chosen, 1.0
+    for _ in range(_FINER):
+        grid = {**levels, **_cut(probes, factors)}
+        still = []
+        for j, chosen in scouts.items():
+            if probes.left < len(chosen):
+                continue
+            cells = np.tile(base, (len(chosen), 1))
+            cells[:, j] = 1
+            if probes.ask(grid, order[chosen], cells, "weakest levels")["failed"].mean() >= _BREAKS:
+                still.append(j)
+        for j in still:
+            axis = probes.axes[j]
+            factors[j] *= float(axis.strengths(axis.concept.levels)[1])
+        scouts = {j: scouts[j] for j in still}
+    return _cut(probes, factors)
+
+
+def _cut(probes: Probes, factors: Mapping[int, float]) -> dict[str, tuple[Level, ...]]:
+    """Return the levels of the concepts whose factor is below 1."""
+    return {probes.axes[j].concept.name: probes.axes[j].scaled(f) for j, f in factors.items() if f < 1}
+
+
+def _worst(
+    asked: Sequence[pd.DataFrame], attributes: pd.DataFrame, clean: np.ndarray
+) -> list[tuple[str, str, float] | None]:
+    """Return for each concept the group of items that fails more often than the others, and p; None if none does.
+
+    Only items that pass unchanged are compared, so that it is the concept that makes the difference. An item counts as
+    failing if it fails at more of its levels than the median item (Mood's median test), which is at any if each was
+    probed once. The test is Fisher's, and Holm's over all groups and concepts.
+    """
+    from scipy.stats import fisher_exact
+
+    tests: list[tuple[int, str, str]] = []
+    p_values: list[float] = []
+    for j, rows in enumerate(asked):
+        means = rows[~clean[rows["row"]]].groupby("row")["failed"].mean()
+        middle = means.median() if len(means) else 0.0
+        failed = means > middle if len(means) and middle < means.max() else means >= 1.0
+        for attribute in attributes:
+            values = attributes[attribute].iloc[means.index].to_numpy()
+            for value in sorted({one for one in values if one is not None}):
+                own = values == value
+                if min(own.sum(), (~own).sum()) < _FEWEST_OF_A_GROUP:
+                    continue
+                table = [[int((failed & side).sum()), int((~failed & side).sum())] for side in (own, ~own)]
+                tests.append((j, str(attribute), str(value)))
+                p_values.append(float(fisher_exact(table, alternative="greater").pvalue))
+    found: list[tuple[str, str, float] | None] = [None] * len(asked)
+    adjusted = holm(np.array(p_values))
+    for at in np.argsort(adjusted, kind="stable").tolist():
+        j, attribute, value = tests[at]
+        if adjusted[at] <= _SIGNIFICANT and found[j] is None:
+            found[j] = attribute, value, float(adjusted[at])
+    return found
+
+
+def _group(
+    rows: pd.DataFrame, labels: Sequence[str], attributes: pd.DataFrame, attribute: str, value: str, p: float
+) -> Worst | None:
+    """Return the failures of a group at the level at which it differs most from the others, the strongest of these."""
+    own = attributes[attribute].iloc[rows["row"]].to_numpy() == value
+    best: tuple[float, Worst] | None = None
+    for level, label in enumerate(labels):
+        here = (rows["level"] == level).to_numpy()
+        rate, others = (
+            wilson(int(rows.loc[side & here, "failed"].sum()), int((side & here).sum())) for side in (own, ~own)
+        )
+        if rate.n and others.n and (best is None or rate.value - others.value >= best[0]):
+            best = rate.value - others.value, Worst(attribute, value, label, rate, others, p)
+    return None if best is None else best[1]
+
+
+def _label(level: Level, unit: str) -> str:
+    return f"{level:g}{unit}" if isinstance(level, int | float) else level or "unsaid"

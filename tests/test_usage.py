@@ -1,0 +1,393 @@
+"""`faded usage`: what is in force, how common levels are in production inputs, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from stages.tasks.tabular.concepts import CATALOGUE, RowChanges
+
+from flows.edit_params import with_usage
+from flows.usage import weights_to_write
+from stages.concepts import ConceptSpace
+from stages.concepts.catalogue import span
+from stages.concepts.images import ImageTransforms, image_space, probe_chance
+from stages.concepts.prompts import fill, prompt_space
+from stages.concepts.texts import TextTransforms, text_space
+from stages.errors import UsageError
+from stages.params import AuditConfig
+from stages.params.usage import UsageConfig, in_use
+from stages.usage import measures
+from stages.usage.estimate import DRAWS, Shares, estimate, spread
+from stages.usage.readers import Prompts, Questions, Rows, _read_texts
+from tests.finished import faded, quick_audit, run_stages
+from tests.images import draw, write_images
+from tests.news import articles
+from tests.workspace import audit_params, make_workspace
+
+
+def drawn(space: ConceptSpace, truth: dict[str, list[float]], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Cells of production inputs: exactly these shares of each level, other concepts unchanged, (n, d)."""
+    cells = np.tile(space.start, (n, 1))
+    for name, shares in truth.items():
+        ends = np.round(np.cumsum(shares) * n).astype(int)
+        cells[:, space.names.index(name)] = rng.permutation(np.searchsorted(ends, np.arange(n), side="right"))
+    return cells
+
+
+def compare(found: list[Shares], truth: dict[str, list[float]]) -> None:
+    """Whether the shares that are true lie within the intervals, and these say something."""
+    assert {one.concept for one in found} == set(truth)
+    for one in found:
+        expected = np.array(truth[one.concept])
+        assert (one.low - 1e-9 <= expected).all(), one
+        assert (expected <= one.high + 1e-9).all(), one
+        assert (one.high - one.low).max() < 0.3, one
+        assert one.smoothed.min() > 0
+
+
+# Estimates from simulated production inputs with known shares
+
+
+def test_shares_of_darker_blurred_and_noisy_digits_are_found():
+    from sklearn.datasets import load_digits
+
+    pictures = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
+    pictures = torch.nn.functional.interpolate(pictures, size=(16, 16), mode="bilinear")
+    space = image_space(
+        {"rotation": [0, 20], "darkening": [0, 0.3, 0.6], "blur": [0, 0.8, 1.5], "noise": [0, 0.05, 0.15]}
+    )
+    transforms = ImageTransforms(space)
+
+    def measured(items: np.ndarray, cells: np.ndarray, seed: int) -> np.ndarray:
+        chance = probe_chance(items.astype(np.uint64), space.flat(cells), np.zeros(len(items)), seed)
+        return measures.of_pictures(transforms(pictures[items], cells, chance)).to_numpy()
+
+    rng = np.random.default_rng(0)
+    truth = {"darkening": [0.7, 0.2, 0.1], "blur": [0.85, 0.1, 0.05], "noise": [0.6, 0.4, 0.0]}
+    items, cells = rng.integers(0, 900, DRAWS), spread(space).sample(DRAWS, rng)
+    names = measures.of_pictures(pictures[:1]).columns
+    columns = {name: [names.get_loc(by) for by in measures.PICTURES[name]] for name in truth}
+    production = measured(rng.integers(900, len(pictures), 800), drawn(space, truth, 800, rng), 2)
+    own = measured(items, cells, 1)
+    compare(estimate(space, cells, [str(item) for item in items], own, production, columns, 5), truth)
+
+
+@pytest.mark.slow
+def test_intervals_contain_the_truth_about_as_often_as_they_say():
+    """Simulated readings: three levels, of which neighbours are confused, and production drawn at random."""
+    space = image_space({"darkening": [0, 0.3, 0.6], "noise": [0, 0.1]})
+    truth, hits = np.array([0.75, 0.15, 0.1]), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        cells = spread(space).sample(1500, rng)
+        base = rng.normal(0, 0.5, 100)  # items differ
+        item = rng.integers(0, 100, 1500)
+
+        def seen(levels: np.ndarray, of: np.ndarray, rng: np.random.Generator = rng) -> np.ndarray:
+            return np.stack([levels + of + rng.normal(0, 0.2, len(levels)), rng.random(len(levels))], axis=1)
+
+        levels = rng.choice(3, 300, p=truth)
+        own, found = seen(cells[:, 0], base[item]), seen(levels, rng.normal(0, 0.5, 300))
+        [one] = estimate(space, cells, item.astype(str), own, found, {"darkening": [0]}, seed)
+        hits.append((one.low <= truth) & (truth <= one.high))
+    assert 0.88 <= np.mean(hits) <= 1.0
+
+
+def test_inputs_that_no_level_explains_are_counted_and_left_out():
+    space = prompt_space({"colour": ["red", "blue"]})
+    cells = spread(space).sample(400, np.random.default_rng(0))
+    own = cells.astype(float)
+    found = np.array([[0.0]] * 30 + [[1.0]] * 10 + [[-1.0]] * 5)
+    [one] = estimate(space, cells, [str(i % 50) for i in range(400)], own, found, {"colour": [0]}, 0)
+    assert (one.read, one.unlike) == (40, 5)
+    assert one.shares == pytest.approx([0.75, 0.25], abs=1e-3)
+
+
+def test_levels_that_look_alike_have_wide_intervals_and_are_not_used():
+    space = image_space({"darkening": [0, 0.3, 0.6]})
+    cells = spread(space).sample(600, np.random.default_rng(0))
+    own = (cells == 2).astype(float)  # 0 and 0.3 look the same
+    found = np.array([[0.0]] * 90 + [[1.0]] * 10)
+    [one] = estimate(space, cells, [str(i % 50) for i in range(600)], own, found, {"darkening": [0]}, 0)
+    assert (one.high - one.low)[:2].min() > 0.5
+    assert one.low[2] <= 0.1 <= one.high[2] < 0.25
+    assert not one.known
+
+
+class Articles:
+    """What a task shows of its texts, without a model."""
+
+    def __init__(self, levels: dict[str, list[Any]], texts: list[str], **column: str) -> None:
+        self.concepts, self.texts = text_space(levels), dict(zip(map(str, range(len(texts))), texts, strict=True))
+        self.items = SimpleNamespace(table=pd.DataFrame({"id": list(self.texts), "question": texts}))
+        self.context = SimpleNamespace(config={})
+        self.transforms = TextTransforms(self.concepts, 3)
+
+    def written(self, ids: list[str], cells: np.ndarray) -> list[str]:
+        return [self.transforms(self.texts[i], i, cell) for i, cell in zip(ids, cells, strict=True)]
+
+
+def test_shares_of_capitals_and_typos_are_found_in_a_file_of_texts(tmp_path):
+    levels = {"typos": [0, 0.1, 0.3], "letter_case": ["as_is", "lower", "upper"], "word_order": [0, 3]}
+    task = Articles(levels, articles(80))
+    truth = {"typos": [0.7, 0.2, 0.1], "letter_case": [0.8, 0.05, 0.15]}
+    others = Articles(levels, articles(300, seed=1))
+    cells = drawn(task.concepts, truth, 300, np.random.default_rng(1))
+    said = others.written(list(others.texts), cells)
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"id": 1, "question": text}) + "\n" for text in said))
+    found, inputs = Questions(task, None).estimate(tmp_path / "asked.jsonl", 0)
+    assert inputs == 300
+    compare(found, truth)
+
+
+class Painter:
+    """What a task shows of its prompts, without a model."""
+
+    def __init__(self, slots: dict[str, list[str]], templates: list[str]) -> None:
+        self.concepts, self.templates = prompt_space(slots), templates
+        ids = [str(n) for n in range(len(templates))]
+        self.items = SimpleNamespace(table=pd.DataFrame({"id": ids}))
+        self.context = SimpleNamespace(config={})
+
+    def orders(self, ids: list[str], cells: np.ndarray) -> list[list[Any]]:
+        names = self.concepts.names
+        words = [
+            {n: str(c.levels[k]) for n, c, k in zip(names, self.concepts.concepts, cell, strict=True)} for cell in cells
+        ]
+        return [
+            [SimpleNamespace(prompt=fill(self.templates[int(i)], said))] for i, said in zip(ids, words, strict=True)
+        ]
+
+
+def test_shares_of_the_words_of_prompts_are_found(tmp_path):
+    slots = {"colour": ["", "red", "blue"], "digit": ["seven", "three"], "place": ["", "on a red ground"]}
+    forms = ["{} {{colour}} {{digit}} {{place}}", "{}, {{digit}} in {{colour}}, {{place}}"]
+    own = [form.format(word) for word in ("a photo of a", "a drawing of a", "the") for form in forms]
+    painter, other = Painter(slots, own), Painter(slots, [form.format("my picture of a") for form in forms])
+    truth = {"colour": [0.6, 0.3, 0.1], "digit": [0.9, 0.1], "place": [0.8, 0.2]}
+    rng = np.random.default_rng(2)
+    cells = drawn(painter.concepts, truth, 400, rng)
+    said = [orders[0].prompt for orders in other.orders(rng.choice(["0", "1"], 400).tolist(), cells)]
+    (tmp_path / "prompts.txt").write_text("\n".join([*said, *["a horse"] * 40]) + "\n")
+    found, _ = Prompts(painter, None).estimate(tmp_path / "prompts.txt", 0)
+    digit = next(one for one in found if one.concept == "digit")
+    assert digit.unlike == 40, "a horse is not one of the digits"
+    digits = [one for one in found if one.concept == "digit"]
+    compare(digits, {"digit": truth["digit"]})
+    place = next(one for one in found if one.concept == "place")
+    assert place.shares[1] == pytest.approx(0.2 * 400 / 440, abs=0.05), "prompts that say nothing of it count as such"
+
+
+def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
+    rng = np.random.default_rng(3)
+    names = [f"m{k}" for k in range(12)]
+    rows = pd.DataFrame(rng.normal(5, 2, (400, 12)), columns=names)
+    space = span({"drift": [0, 1, 3], "missing": [0, 0.4], "rounding": [0, 1]}, CATALOGUE)
+    usual, deviation = rows.median().to_numpy(), rows.std().to_numpy()
+    changes = RowChanges(space, CATALOGUE, names, deviation, usual)
+
+    def changed(ids: list[str], cells: np.ndarray) -> tuple[Any, pd.DataFrame]:
+        chance = rng.integers(0, 2**63, len(cells)).astype(np.uint64)
+        return None, pd.DataFrame(changes(rows.iloc[[int(i) for i in ids]].to_numpy(), cells, chance), columns=names)
+
+    table = pd.DataFrame({"id": [str(i) for i in range(400)], "split": "discover"})
+    task = SimpleNamespace(
+        concepts=space, rows=rows, measured=names, items=SimpleNamespace(table=table), changed=changed
+    )
+    truth = {"drift": [0.8, 0.15, 0.05], "missing": [0.7, 0.3]}
+    others = rng.normal(5, 2, (500, 12))
+    cells = drawn(space, truth, 500, rng)
+    sent = changes(others, cells, rng.integers(0, 2**63, 500).astype(np.uint64))
+    sent = np.where(sent == usual, np.nan, sent)  # in production a missing value is missing
+    pd.DataFrame(sent, columns=names).assign(who="x").to_csv(tmp_path / "rows.csv", index=False)
+    found, inputs = Rows(task, None).estimate(tmp_path / "rows.csv", 0)
+    assert inputs == 500
+    compare(found, truth)
+
+
+# Files of production inputs
+
+
+def test_texts_are_read_from_every_kind_of_file(tmp_path):
+    rows = [{"id": n, "text": text} for n, text in enumerate(["one", "two", ""])]
+    frame = pd.DataFrame(rows)
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "b.jsonl").write_text('"one"\n"two"\n')
+    for name in ("a.txt", "a.csv", "a.parquet", "a.json", "a.jsonl", "b.jsonl"):
+        left_out: list[str] = []
+        assert _read_texts(tmp_path / name, None, ["question", "text"], left_out) == ["one", "two"], name
+        assert left_out == ([] if name in ("a.txt", "b.jsonl") else ["row 3 has no text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "told"),
+    [
+        ("a.doc", "x", None, r"a\.doc: expected a file that ends in \.txt, \.csv"),
+        ("a.csv", "a,b\n1,2\n", None, "several columns: name that of the texts by --column; found a, b"),
+        ("a.csv", "prompt,b\n1,2\n", "promt", r"no column 'promt'.*prompt.*; found prompt, b"),
+        ("a.jsonl", '{"text": "x"}\n{"text"\n', None, "line 2 is not JSON"),
+        ("a.jsonl", '{"text": "x"}\n3\n', None, "expected objects or texts, all of one kind"),
+        ("a.txt", b"\xff\xfe", None, "is not UTF-8 text"),
+        ("gone.txt", None, None, "is not a file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(tmp_path, name, content, column, told):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=told):
+        _read_texts(tmp_path / name, column, ["text"], [])
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """A workspace with a prepared classifier of stripes."""
+    audit = quick_audit(
+        task="image-classification",
+        prepare={
+            "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
+            "data": {"parquet": "images.parquet"},
+            "items": {"discover": 60, "repair": 150, "test": 150},
+        },
+        discrepancy={},
+        concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8], "noise": [0, 0.2]},
+        usage={"changes": [2, 1], "levels": {"rotation": {0: 9, 30: 1}}},
+    )
+    workspace = make_workspace(tmp_path_factory.mktemp("usage") / "ws", {"stripes": audit, "tiny": quick_audit()}, {})
+    write_images(workspace.path / "data/stripes/inputs/images.parquet")
+    run_stages(workspace, "stripes", ["prepare"])
+    return workspace
+
+
+def test_the_usage_in_force_is_shown(stripes):
+    code, said = faded(stripes, "usage", "stripes")
+    assert code == 0, said
+    assert "stated in params.yaml" in said
+    assert "concepts changed at once: 0 in 66.7%, 1 in 33.3% of inputs" in said
+    assert "0 (unchanged)" in said
+
+
+def test_measured_shares_are_printed_and_written(stripes):
+    params = stripes.path / "params.yaml"
+    before = params.read_text()
+    folder = stripes.path.parent / "inbox"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    for n in range(60):
+        dark = 0.2 if n % 3 == 0 else 1.0  # a third is darkened by 0.8
+        Image.fromarray((draw(n % 3, rng) * dark).astype(np.uint8)).save(folder / f"{n}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    code, said = faded(stripes, "usage", "stripes", "--from", folder)
+    assert code == 0, said
+    assert "60 inputs of inbox" in said
+    assert "left out: 1, the first: broken.png is not a readable image" in said
+    assert "no measure, so these keep what is stated or assumed: rotation" in said
+    assert params.read_text() == before, "nothing is written without --write"
+    code, said = faded(stripes, "usage", "stripes", "--from", folder, "--write")
+    assert code == 0, said
+    usage = yaml.safe_load(params.read_text())["audits"]["stripes"]["usage"]
+    assert usage["measured"] == {"inputs": 60, "source": "inbox"}
+    assert usage["levels"]["rotation"] == {0: 9, 30: 1}
+    assert usage["levels"]["darkening"][0.8] == pytest.approx(1 / 3, abs=0.03)
+    assert "changes" not in usage
+    code, said = faded(stripes, "usage", "stripes")
+    assert code == 0, said
+    assert "measured on 60 inputs, inbox" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["stripes", "--write"], "--write needs --from PATH"),
+        (["stripes", "--column", "x"], "--column needs --from PATH"),
+        (["stripes", "--from", "nowhere"], "there is no such file or folder"),
+        (["stripes", "--from", "params.yaml"], "is not a folder, expected a folder of pictures"),
+        (
+            ["tiny", "--from", "params.yaml"],
+            "nothing is known of the inputs of PlantedTask; state their usage yourself",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_told(stripes, arguments, told):
+    code, said = faded(stripes, "usage", *arguments)
+    assert code == 2, said
+    assert told in " ".join(said.split())
+
+
+def test_too_few_inputs_are_refused(stripes, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    code, said = faded(stripes, "usage", "stripes", "--from", tmp_path)
+    assert code == 2
+    assert "found 0 inputs, expected 20 or more; left out: a.png is not a readable image" in said
+
+
+# params.yaml
+
+TEXT = """audits:
+  one:
+    seed: 1   # said of it
+    usage:
+      changes: [1, 1]   # guessed
+      # of the camera
+      levels:
+        noise: {0: 1, 0.1: 1}   # measured at night
+        fog: {0: 9, 1: 1}
+  two:
+    usage: uniform
+  three: {seed: 1}
+"""
+
+
+def test_only_usage_is_written_and_comments_stay():
+    levels, measured = {"noise": {0.0: 0.875, 0.1: 0.125}}, {"inputs": 900, "source": "inbox"}
+    one = with_usage(TEXT, "one", levels, measured)
+    assert "# of the camera" in one
+    assert one.replace("noise: {0: 0.875, 0.1: 0.125}", "") != one
+    loaded = yaml.safe_load(one)["audits"]
+    assert loaded["one"]["usage"] == {
+        "levels": {"noise": {0: 0.875, 0.1: 0.125}, "fog": {0: 9, 1: 1}},
+        "measured": {"inputs": 900, "source": "inbox"},
+    }
+    assert {name: loaded[name] for name in ("two", "three")} == {
+        name: yaml.safe_load(TEXT)["audits"][name] for name in ("two", "three")
+    }
+    for name in ("two", "three"):
+        usage = yaml.safe_load(with_usage(TEXT, name, levels, measured))["audits"][name]["usage"]
+        assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": measured}
+
+
+def test_named_combinations_are_not_counted_twice():
+    space = image_space({"darkening": [0, 0.4], "noise": [0, 0.2]})
+    combined = {"share": 0.2, "levels": {"noise": 0.2}}
+    audit = AuditConfig.model_validate(audit_params(concepts={"darkening": [0, 0.4], "noise": [0, 0.2]}))
+    audit = audit.model_copy(update={"usage": UsageConfig.model_validate({"combinations": [combined]})})
+    ends = np.zeros(2)
+    found = [Shares(name, np.array([0.7, 0.3]), ends, ends, 10**6, 0) for name in space.names]
+    levels = {one.concept: weights_to_write(audit, space, one) for one in found}
+    assert levels["noise"] == pytest.approx({0: 0.7, 0.2: 0.1}), "a fifth of inputs has this noise as stated"
+    assert levels["darkening"] == pytest.approx({0: 0.5, 0.4: 0.3}), "and these are not darkened"
+    stated = UsageConfig(levels=levels, combinations=audit.usage.combinations)
+    usage = in_use(space, stated).usage
+    assert usage.share({1: [1]}) == pytest.approx(0.3)
+    assert usage.share({0: [1]}) == pytest.approx(0.3)
+
+
+def test_words_that_yaml_takes_for_others_are_quoted():
+    after = with_usage(TEXT, "two", {"colour": {"": 0.5, "on": 0.25, "no": 0.25}}, {"inputs": 20, "source": "12"})
+    usage = yaml.safe_load(after)["audits"]["two"]["usage"]
+    assert usage["levels"] == {"colour": {"": 0.5, "on": 0.25, "no": 0.25}}
+    assert usage["measured"] == {"inputs": 20, "source": "12"}
