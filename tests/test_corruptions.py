@@ -392,7 +392,7 @@ def test_too_few_probes_are_told_in_place_of_numbers(benchmark: ConceptSpace) ->
     view = corruptions_view(errors, exact=False)
     assert view is not None
     assert re.search(
-        r"has \d+ uniform probes, expected 50 of each corruption. Raise discover.budget", view.sentences[0]
+        r"has \d+ probes of the control, expected 50 of each corruption. Raise discover.budget", view.sentences[0]
     )
 
 
