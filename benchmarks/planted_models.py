@@ -31,7 +31,7 @@ DIGITS = Path(__file__).parents[1] / "data" / "mnist" / "inputs" / "mnist.parque
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED, SHOWN = 4000, 1500  # pictures that a digit classifier learns from, and that it is audited on
 EPOCHS = 8
-BUDGET = 1000  # of an audit of a function
+BUDGET = 4000  # of an audit of a function
 _ABOVE = 0.1  # failures of a curve's level beyond those of all items, by whole intervals, at which it names a group
 
 

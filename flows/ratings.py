@@ -264,8 +264,8 @@ def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
     automatic, discrepancy, valid = _automatic(control)
     people = (ratings.badness(discrepancy) > threshold) & valid
     said = (
-        f"of {len(control):,} probes of the control {automatic.mean():.1%} fail automatically, {people.mean():.1%}"
-        f" would by these ratings; {(automatic != people).mean():.1%} are judged differently"
+        f"of {len(control):,} probes of the control {automatic.mean():.1%} fail automatically,"
+        f" {people.mean():.1%} would by these ratings; {(automatic != people).mean():.1%} are judged differently"
     )
     return said if people.any() else f"{said}: no expected rating is on the failing side, so nothing would ever fail"
 

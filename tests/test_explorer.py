@@ -134,7 +134,7 @@ def test_modes_are_outlined_where_they_lie() -> None:
 
 def test_the_pair_with_the_worst_field_comes_first() -> None:
     space = ConceptSpace(tuple(Concept(name, (0, 1)) for name in "abc"))
-    cells = pd.DataFrame(space.cells(), columns=space.names)
+    cells = pd.DataFrame(space.cells(), columns=space.names).assign(use=1 / 8)
     cells["rate"] = ((cells["b"] == 1) & (cells["c"] == 1)).astype(float)
     assert worst_first(cells, space, space.names, "rate") == [("b", "c"), ("a", "b"), ("a", "c")]
 

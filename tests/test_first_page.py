@@ -68,7 +68,9 @@ def test_the_light_follows_gates_and_modes(gates: list[Any], modes: int, light: 
     page = page_of(inputs)
     assert page.light == light
     next_command = "faded evidence mnist" if gates else "faded status mnist"
-    assert [step.command for step in page.steps] == [next_command]
+    assert [step.command for step in page.steps] == [next_command, "faded usage mnist"]
+    inputs["summary"]["usage"]["stated"] = True
+    assert [step.command for step in page_of(inputs).steps] == [next_command]
     assert re.search(reason, page.reason), page.reason
 
 

@@ -171,9 +171,9 @@ def test_each_view_names_what_it_averages_over(landscape: Path) -> None:
     maps, views = (
         json.loads(part.split(f'id="{name}-plot-data">')[1].split("</script>")[0]) for name in ("landscape", "space")
     )
-    assert maps[0]["layout"]["meta"]["said"].startswith("Averaged over colour, background.")
+    assert maps[0]["layout"]["meta"]["said"].startswith("Averaged over colour, background, as they occur in use.")
     assert [view["layout"]["annotations"][0]["text"] for view in views] == [
-        f"averaged over {name}" for name in ("size", "background", "colour", "digit")
+        f"averaged over {name} as in use" for name in ("size", "background", "colour", "digit")
     ]
     assert views[0]["layout"]["scene"]["yaxis"]["ticktext"] == ["unsaid", "red", "green", "blue"]
 

@@ -209,7 +209,8 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     assert "expected rating below 4.5" in section[0] and "12.5%" in section[0]
     assert "by Ada (12), &lt;b&gt;Ben" in section[0]
     assert (
-        "outside the rated range" in section[0] and "For 12.5% of the uniform probes, no rating supports" in section[0]
+        "outside the rated range" in section[0]
+        and "For 12.5% of the control&#39;s probes, no rating supports" in section[0]
     )
     figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', section[0], re.DOTALL)
     assert len(figures) == 3 and all(json.loads(figure) for figure in figures)

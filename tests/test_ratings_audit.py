@@ -114,7 +114,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     rate("Ben", lambda d: strict(d) - 0.5, seed=1)
     said = learn(write=True)
     assert "by Ada (" in said and "Ben (" in said and "differ by" in said and "fails" in said
-    promised = re.search(r"of 400 uniform probes ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
+    promised = re.search(r"of 400 probes of the control ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
     assert promised is not None
 
     params = load_params()
@@ -318,7 +318,7 @@ def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) ->
     for seed, reviewer in enumerate(("Ada", "Ben")):
         rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
     said = learn(write=False)
-    assert re.search(r"cannot be enabled: of the uniform probes \d+% have a discrepancy outside the", said)
+    assert re.search(r"cannot be enabled: of the control's probes \d+% have a discrepancy outside the", said)
     with pytest.raises(UsageError, match=r"nothing written: .* rate passing examples too"):
         learn(write=True)
 

@@ -155,11 +155,11 @@ def test_changes_beyond_recognition_are_counted_apart(pages: dict[str, str]) -> 
     page = pages["landscape"]
     section = page.split('<section id="invalid">')[1].split("</section>")[0]
     assert "130 of all 2,400 probes changed the input so much" in section
-    assert "They make up 5.2% [4.1–6.6%] of the control" in section
+    assert "They make up 5.2% [4.1–6.6%] of use, by the control" in section
     assert "Of the others 18.5% [16.3–20.8%] fail; if invalid probes counted as failures, 22.7% [20.4–25.1%]" in section
     assert cells_of(page, "invalid", "nouns dropped") == ["100%", "20.0%", "", "15.9–24.9%", "60 / 300"]
     assert ">50%<" not in section, "a level at which it is rarer than over the grid is not where it happens"
-    assert "11.8% of the uniform probes here" in page.split('id="mode-1"')[1].split('id="mode-2"')[0]
+    assert "11.8% of what lies here" in page.split('id="mode-1"')[1].split('id="mode-2"')[0]
     assert "are invalid" not in page.split('id="mode-2"')[1].split('id="mode-3"')[0]
 
 
@@ -172,7 +172,7 @@ def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[
         in page
     )
     assert "a copy trained for as many steps on unchanged inputs" in page
-    assert "uniformly drawn cells instead" not in page
+    assert "cells as they occur in use instead of the modes" not in page
     assert (
         "Invalid before the repair, and so counted as passed: 9.0% [7.4–10.9%] of the common probes in the target modes"
         in page
@@ -198,7 +198,7 @@ def test_a_classifier_has_none_of_this(tmp_path: Path) -> None:
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         for word in ('id="invalid"', "queried again", "Queried again", "baseline:", 'id="measures"', "noise, and a"):
             assert word not in page
-    assert "uniformly drawn cells instead of the modes" in page
+    assert "cells as they occur in use instead of the modes" in page
 
 
 def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import CHANGE, LEVEL, RESAMPLES, Rate, Resampler, holm, share
+from stages.intervals import CHANGE, LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.estimate import Landscape
 from stages.landscape.kinds import Rates
-from stages.landscape.rates import rate_in_use
+from stages.landscape.pairs import use_of_pairs
+from stages.landscape.rates import InUse, rate_in_use
 from stages.landscape.slices import worse_values
 
 FEWEST = 10  # probes that test a region: fewer confirm nothing, so if they are scarce, only the worst regions get them
@@ -171,7 +172,7 @@ def confirm(
         everybody = bool(about[k].all())
         n = first // parts
         tests[k] = ask(k, about[k], n)
-        p_values.append(worse_probes(_failed(tests[k]), compared))
+        p_values.append(worse_probes(_inside(space, regions[k], attributes, tests[k]).counts, compared))
         if not everybody:
             others[k] = ask(k, ~about[k], n)
             p_values[-1] = max(p_values[-1], worse_kind(tests[k], others[k], seed))
@@ -180,10 +181,9 @@ def confirm(
     found, tables = [], []
     for k, region in enumerate(regions):
         behind = measured.get(k, tests.get(k, no_fresh(control)))
-        inside = _failed(behind)
-        rate = share(inside, behind, method="exact")
+        rate = _inside(space, region, attributes, behind).rate
         confirmed = k in measured and rate.low > _rest(overall, rate, _share(space, region, about[k]))
-        found.append(Found(region, rate, int(inside.sum()), rates.rate(region), confirmed))
+        found.append(Found(region, rate, int(_failed(behind).sum()), rates.rate(region), confirmed))
     modes = _ordered(space, found, overall, attributes)
     for role, answers in (("test", tests), ("others", others), ("measure", measured)):
         for k, table in answers.items():
@@ -235,6 +235,26 @@ def worse_alone(failed: np.ndarray, inside: np.ndarray, outside: np.ndarray, str
             excess += float(failed[one].sum()) - n * k / (n + m)
             variance += n * m * k * (n + m - k) / ((n + m) ** 2 * (n + m - 1))
     return float(stats.norm.sf((excess - 0.5) / np.sqrt(variance))) if variance > 0 else 1.0
+
+
+def _inside(space: ConceptSpace, region: Region, attributes: pd.DataFrame, probes: pd.DataFrame) -> InUse:
+    """Return the failure rate in a region from probes drawn there by `draw_inside`, with an exact interval.
+
+    If a region has few pairs, its common ones are rarer among distinct pairs than in use, so pairs are weighted.
+    """
+    failed = _failed(probes)
+    if space.usage is None or probes.empty:
+        return InUse(share(failed, probes, method="exact"), float(len(failed)))
+    cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
+    weights = use_of_pairs(space, [region], attributes, cells, everything, 0)
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    if "group" in probes:
+        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
+        return InUse(sampler.mean(failed.astype(float), weights, SHARE), effective)
+    value, tail = float(np.average(failed, weights=weights)), (1 - LEVEL) / 2
+    low = float(stats.beta.ppf(tail, value * effective, (1 - value) * effective + 1)) if value > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, value * effective + 1, (1 - value) * effective)) if value < 1 else 1.0
+    return InUse(Rate(value, min(low, value), max(high, value), len(failed)), effective)
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:
@@ -308,15 +328,14 @@ def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attrib
     return [replace(mode, id=name) for mode, name in zip(modes, ids, strict=True)]
 
 
-def worse_probes(inside: np.ndarray, others: tuple[int, int]) -> float:
+def worse_probes(inside: tuple[int, int], others: tuple[int, int]) -> float:
     """One-sided p-value for a region that fails no more often than other probes, given both samples (Fisher 1935).
 
     Args:
-        inside: (n,) whether each probe inside the region failed.
-        others: failures and passes of the probes compared with it.
+        inside: failures and passes of the probes inside the region.
+        others: those of the probes compared with it.
     """
-    counts = [[int(inside.sum()), int((~inside).sum())], list(others)]
-    return float(stats.fisher_exact(counts, alternative="greater").pvalue)
+    return float(stats.fisher_exact([list(inside), list(others)], alternative="greater").pvalue)
 
 
 def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray, groups: pd.Series | None = None) -> float:

@@ -259,29 +259,48 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
 
     The region is None if none is above its level.
     """
-    best, best_region = 1e-9, None
+    best, best_value, best_region = 1e-9, 1e-9, None
+    common = None
     for kind in known.kinds:
         free = known.free(kind, regions)
-        weights = np.stack([np.ones(free.shape), free, free * (kind.rates - _level(kind, known.use, free))])
-        weights = weights * kind.share[:, None] * known.use / known.use.sum()
-        conditions = limits.max_conditions - bool(kind.attribute)
-        earns = ITEMS_EARN if kind.attribute else EARNS
-        for concepts, chosen in _conjunctions(known, weights[2].sum(axis=0), conditions, len(kind.values)):
-            if not concepts and not kind.attribute:
-                continue  # the whole grid is not a region
-            shares, new, quality = _box_sums(known, weights, concepts, chosen)
-            allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
-            quality = np.where(allowed, quality, -np.inf)
-            top = np.unravel_index(int(quality.argmax()), quality.shape)
-            # One more condition has to add enough, or noise in the estimate would add it.
-            if quality[top] > best * (earns if best_region is not None else 1.0):
-                best, (value, *picks) = float(quality[top]), top
-                picked = [np.flatnonzero(chosen[i][pick]) for i, pick in enumerate(picks)]
-                best_region = Region(
-                    {known.space.names[j]: tuple(levels.tolist()) for j, levels in zip(concepts, picked, strict=True)},
-                    {kind.attribute: (kind.values[value],)} if kind.attribute else {},
-                )
+        level = _level(kind, known.use, free)
+        common = level if common is None else common
+        quality, value, region = _best_of_kind(known, kind, free, level, common, limits)
+        # A condition on items has to add enough, or noise in the estimate would add it.
+        earns = ITEMS_EARN if best_region is not None and not best_region.items else 1.0
+        if region is not None and value > best_value * earns:
+            best, best_value, best_region = quality, value, region
     return best, best_region
+
+
+def _best_of_kind(
+    known: Rates, kind: Kind, free: np.ndarray, level: float, common: float, limits: SummarizeConfig
+) -> tuple[float, float, Region | None]:
+    """Return the region of highest quality about values of one attribute, its quality, and that above a common level.
+
+    Two attributes often explain the same failures. Above a common level the one that needs fewer other items is better.
+    """
+    best, value, best_region = 1e-9, 1e-9, None
+    weights = np.stack([np.ones(free.shape), free, free * (kind.rates - level)])
+    weights = weights * kind.share[:, None] * known.use / known.use.sum()
+    conditions = limits.max_conditions - bool(kind.attribute)
+    for concepts, chosen in _conjunctions(known, weights[2].sum(axis=0), conditions, len(kind.values)):
+        if not concepts and not kind.attribute:
+            continue  # everything is not a region
+        shares, new, quality = _box_sums(known, weights, concepts, chosen)
+        allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
+        quality = np.where(allowed, quality, -np.inf)
+        top = np.unravel_index(int(quality.argmax()), quality.shape)
+        # One more condition has to add enough, or noise in the estimate would add it.
+        if quality[top] > best * (EARNS if best_region is not None else 1.0):
+            best, (of_kind, *picks) = float(quality[top]), top
+            value = best + (level - common) * float(new[top])
+            picked = [np.flatnonzero(chosen[i][pick]) for i, pick in enumerate(picks)]
+            best_region = Region(
+                {known.space.names[j]: tuple(levels.tolist()) for j, levels in zip(concepts, picked, strict=True)},
+                {kind.attribute: (kind.values[of_kind],)} if kind.attribute else {},
+            )
+    return best, value, best_region
 
 
 def _conjunctions(

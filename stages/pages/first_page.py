@@ -458,9 +458,12 @@ def _landscape_steps(landscape: Landscape, verdict: VerdictView, about: About) -
                 'result.to_workspace("folder", model="module:function")',
             ),
         ]
+    steps = [Step("See what comes next (a decision, a repair or its verdict):", f"faded status {name}")]
     if verdict.gates:  # the audit ends here
-        return [Step("Keep the evidence:", f"faded evidence {name}")]
-    return [Step("See what comes next (a decision, a repair or its verdict):", f"faded status {name}")]
+        steps = [Step("Keep the evidence:", f"faded evidence {name}")]
+    if landscape.usage and not landscape.usage.stated:
+        steps.append(Step("State or measure how common these changes are in use:", f"faded usage {name}"))
+    return steps
 
 
 def _comparison_steps(comparison: Comparison, light: Light, plan: Plan) -> list[Step]:

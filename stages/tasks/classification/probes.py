@@ -386,10 +386,11 @@ class ClassifierProbes(Task):
         labels = self.targets(self.rows(ids)).cpu().numpy()
         own = self.logits(ids, cells).argmax(1).numpy() == labels
         theirs = self._reference_says(ids, cells, None) == labels
+        drawn = "as they occur in use" if self.concepts.usage else "drawn uniformly"
         rate, unchanged = wilson(int(theirs.sum()), len(ids)), self._readable[self.rows(ids)].mean()
         said = (
             f"Whether a changed picture can be read at all was asked of a reference, {self._seen.origin}, wherever the"
-            f" model failed. Of {len(ids)} pictures under cells drawn uniformly the reference gets {rate.value:.1%}"
+            f" model failed. Of {len(ids)} pictures under cells {drawn} the reference gets {rate.value:.1%}"
             f" right (95% interval {rate.low:.1%} to {rate.high:.1%}), the model under test {own.mean():.1%};"
             f" unchanged, the reference gets {unchanged:.1%} of them right."
         )
