@@ -73,10 +73,15 @@ def completed(block: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     parts = {key: block[key] for key in ("model", "data") if key in block}
     block = {key: value for key, value in block.items() if key not in parts}
     prepare = {**block.get("prepare", {}), **parts}
+    without = {"usage"} if "concepts" in block else set()  # it is about concepts that the example replaces
     return [
-        ({"audits": {name: {**audit, **block, "prepare": {**audit["prepare"], **prepare}}}}, [name])
+        ({"audits": {name: {**_without(audit, without), **block, "prepare": {**audit["prepare"], **prepare}}}}, [name])
         for name, audit in OURS["audits"].items()
     ]
+
+
+def _without(block: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key not in names}
 
 
 def errors_of(name: str, params: Params, *, whole: bool) -> list[str]:

@@ -85,11 +85,11 @@ def test_the_search_is_thinned_and_ends_where_it_ended():
 def test_the_pair_is_the_one_under_which_most_fail():
     space = ConceptSpace((Concept("a", (0, 1)), Concept("b", (0, 1)), Concept("c", (0, 1))))
     cells = pd.DataFrame(space.cells(), columns=space.names)
-    cells["rate"] = 0.1 + 0.8 * (cells["a"] & cells["c"])
+    cells["rate"], cells["use"] = 0.1 + 0.8 * (cells["a"] & cells["c"]), 1 / 8
     table = pair_plot(cells, space)
     assert table["failure_rate"].tolist() == pytest.approx([10, 10, 10, 90])
     assert (table["x"].iloc[-1], table["y"].iloc[-1]) == ("a 1", "c 1")
-    assert pair_plot(cells[["a", "rate"]], ConceptSpace(space.concepts[:1])).empty
+    assert pair_plot(cells[["a", "rate", "use"]], ConceptSpace(space.concepts[:1])).empty
 
 
 def test_headlines_are_percent_and_points():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 from benchmarks.usage_coverage import GRID, TRUTHS, Truth, coverage, simulations
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.concepts.usage import Usage
+from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
 from stages.landscape.compare import Paired
+from stages.landscape.confirm import draw_inside
 from stages.landscape.describe import shares_of_failures
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.landscape.rates import rate_in_use
@@ -314,6 +315,35 @@ def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
         plain.append(found[~inside].mean() - (density * (1 - covered)) @ rates / (density @ (1 - covered)))
     assert np.mean(plain) > 0.03, "without weights this would not test anything"
     assert (np.abs(np.mean(off, axis=0)) < 0.005).all()
+
+
+def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
+    """240 of 40 items with `grey`: a third of them would have to be grey alone, but there are 40 such pairs."""
+    space, region = in_use(GRID, UsageConfig()), Region({"grey": (1,)})
+    cells = np.array(space.cells())
+    inside = region.in_box(space, cells)
+    alone = inside & (cells[:, :3] == 0).all(axis=1)
+    plain, weighted = [], []
+    for seed in range(10):
+        _, drawn = draw_inside(space, region, np.arange(40), 240, np.random.default_rng(seed))
+        everything, items = np.ones(len(drawn), dtype=bool), pd.DataFrame(index=range(40))
+        use = use_of_pairs(space, [region], items, drawn, everything, 0, in_turn=True)
+        found = alone[space.flat(drawn)]
+        plain.append(found.mean())
+        weighted.append(np.average(found, weights=use))
+    share = space.density(cells)[alone].sum() / region.share(space)
+    assert np.mean(plain) < share - 0.1, "without weights this would not test anything"
+    assert np.mean(weighted) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("chance", [chance_in_turn, chance_at_random])
+def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], np.ndarray]) -> None:
+    shares = np.array([1e-30, 1e-17, 0.3, 1.0])
+    for turns in (0.5, 3.0, 1e3):
+        found = chance(shares, turns)
+        assert found[:2] == pytest.approx(shares[:2] * turns)
+        assert (found <= 1).all() and (np.diff(found) >= 0).all()
+    assert chance_in_turn(shares, 2.5)[2] == pytest.approx(1 - 0.7**2 * 0.85)
 
 
 def test_groups_widen_the_interval() -> None:

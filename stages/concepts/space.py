@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.concepts.usage import Usage
+from stages.concepts.usage import Usage, chance_in_turn
 from stages.errors import UsageError
 
 if TYPE_CHECKING:
@@ -297,17 +297,15 @@ def _found(share: np.ndarray, counts: np.ndarray, pairs: float) -> np.ndarray:
     n = float(counts.sum())
     if n >= pairs or len(share) == 1 or share[-1] - share[0] < 1e-9 * share[-1]:
         return np.full(len(share), min(1.0, n / pairs))
-    never = np.log1p(-np.minimum(share, 1 - 1e-12))  # logarithm of the chance of a turn elsewhere
 
-    def too_many(log: float) -> float:
-        """Compare the pairs there would be with those there are, if there were exp(log) turns."""
-        return float(np.log(counts @ (1 / -np.expm1(np.exp(log) * never)) / pairs))
+    def too_many(turns: float) -> float:
+        """Compare the pairs there would be with those there are."""
+        return float(np.log(counts @ (1 / chance_in_turn(share, turns)) / pairs))
 
-    low = float(np.log(counts @ (1 / -never) / pairs))  # too few turns: as if none hit the same pair again
-    high = low + 1.0
+    low = high = float(counts @ (1 / share) / pairs)  # too few turns, or just enough if no pair is drawn again
     while too_many(high) > 0:
-        high += 1.0
-    return np.asarray(-np.expm1(np.exp(brentq(too_many, low, high)) * never))
+        high *= 2
+    return chance_in_turn(share, brentq(too_many, low, high) if too_many(low) > 0 else low)
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,23 @@ class Usage:
         return np.array(sorted(found), dtype=np.int64).reshape(-1, len(self.weights))
 
 
+def chance_in_turn(share: np.ndarray, turns: float) -> np.ndarray:
+    """Return the chance of cells (n,) to be drawn for an item at least once, given their shares of draws.
+
+    Args:
+        share: (n,) shares of draws.
+        turns: how many turns items had, one after the other; the last one of only some items.
+    """
+    whole, share = np.floor(turns), np.minimum(share, 1 - 1e-15)
+    # By logarithms, as shares may be far below the precision of 1 - share.
+    return np.asarray(-np.expm1(whole * np.log1p(-share) + np.log1p(-share * (turns - whole))))
+
+
+def chance_at_random(share: np.ndarray, draws: float) -> np.ndarray:
+    """Return the same if each item is drawn at random, and `draws` times on average."""
+    return np.asarray(-np.expm1(-share * draws))
+
+
 def _pick(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Return levels drawn by weights (levels,), one for each uniform number (n,)."""
     edges = np.cumsum(weights / weights.sum())

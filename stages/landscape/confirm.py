@@ -246,7 +246,7 @@ def _inside(space: ConceptSpace, region: Region, attributes: pd.DataFrame, probe
     if space.usage is None or probes.empty:
         return InUse(share(failed, probes, method="exact"), float(len(failed)))
     cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
-    weights = use_of_pairs(space, [region], attributes, cells, everything, 0)
+    weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
     effective = float(weights.sum() ** 2 / (weights**2).sum())
     if "group" in probes:
         sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])

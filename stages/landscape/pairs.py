@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
 from stages.concepts import ConceptSpace, Region
+from stages.concepts.usage import chance_at_random, chance_in_turn
 
 UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items if nothing is known of them: they count as one
 MOST_CELLS = 2_000_000  # cells for which shares are summed rather than sampled
@@ -107,12 +108,13 @@ def use_of_pairs(
     cells: np.ndarray,
     inside: np.ndarray,
     seed: int,
+    *,
+    in_turn: bool = False,
 ) -> np.ndarray:
     """Return weights (n,) under which the pairs of `draw_pairs` stand for use, those inside the targets and the others.
 
     A pair that is drawn again is not probed again, so common cells, the unchanged one above all, are rarer among
-    distinct pairs than in use. After t draws per unit of use, a pair of share q is among them with a chance of
-    1 - exp(-q t); t follows from how many there are.
+    distinct pairs than in use. The chance of a pair to be among them follows from how many there are.
 
     Args:
         space: the grid.
@@ -121,6 +123,7 @@ def use_of_pairs(
         cells: (n, concepts) cells of the pairs.
         inside: (n,) whether each is in the targets.
         seed: seed of the cells by which their number is estimated on huge grids.
+        in_turn: whether items had their turns one after the other, as in `draw_inside`.
     """
     if space.usage is None:
         return np.ones(len(cells))
@@ -128,27 +131,26 @@ def use_of_pairs(
     density, share = space.density(every), space.density(cells)
     covered, which = _covered(space, targets, attributes, every)
     items = np.bincount(which, minlength=len(covered)) @ covered  # for which each cell is in the targets
-    weights = np.ones(len(cells))
+    weights = share.copy()
+    chance = chance_in_turn if in_turn else chance_at_random
     for side, of in ((inside, items), (~inside, len(attributes) - items)):
         pairs, n = of * use / density, int(side.sum())
-        if n and n < pairs.sum():
-            weights[side] = share[side] / -np.expm1(-share[side] * _draws(pairs, density, n))
-        else:
-            weights[side] = share[side]
+        if 0 < n < pairs.sum():
+            mass = float(of @ use) / float(of.max())  # of the cells that an item may be drawn with
+            weights[side] /= chance(share[side] / mass, _turns(pairs, density / mass, n, chance))
     return weights
 
 
-def _draws(pairs: np.ndarray, share: np.ndarray, n: int) -> float:
-    """Return after how many draws per unit of use n distinct pairs are expected, given pairs (k,) of each share."""
+def _turns(pairs: np.ndarray, share: np.ndarray, n: int, chance: Callable[[np.ndarray, float], np.ndarray]) -> float:
+    """Return after how many draws per item n distinct pairs are expected, of pairs (k,) with these shares of draws."""
 
-    def missing(log: float) -> float:
-        return float(np.log(-(pairs @ np.expm1(-share * np.exp(log))) / n))
+    def too_many(turns: float) -> float:
+        return float(pairs @ chance(share, turns)) - n
 
-    low = float(np.log(n / (pairs @ share)))  # as if no pair was drawn again
-    high = low + 1.0
-    while missing(high) < 0 and high < low + 100:
-        high += 1.0
-    return float(np.exp(brentq(missing, low - 1e-9, high))) if missing(high) > 0 else float(np.exp(high))
+    low = high = float(n / (pairs @ share))  # too few, or just enough if no pair is drawn again
+    while too_many(high) < 0 and high < 1e12 * low:
+        high *= 2
+    return float(brentq(too_many, low, high)) if too_many(low) < 0 < too_many(high) else high
 
 
 def _cells_in_use(space: ConceptSpace, seed: int) -> tuple[np.ndarray, np.ndarray]:
