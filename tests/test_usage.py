@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from stages.tasks.tabular.concepts import CATALOGUE, RowChanges
 
 from flows.edit_params import with_usage
 from flows.usage import weights_to_write
@@ -20,6 +19,7 @@ from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import span
 from stages.concepts.images import ImageTransforms, image_space, probe_chance
 from stages.concepts.prompts import fill, prompt_space
+from stages.concepts.rows import CATALOGUE, RowChanges
 from stages.concepts.texts import TextTransforms, text_space
 from stages.errors import UsageError
 from stages.params import AuditConfig
@@ -192,7 +192,7 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
     rows = pd.DataFrame(rng.normal(5, 2, (400, 12)), columns=names)
     space = span({"drift": [0, 1, 3], "missing": [0, 0.4], "rounding": [0, 1]}, CATALOGUE)
     usual, deviation = rows.median().to_numpy(), rows.std().to_numpy()
-    changes = RowChanges(space, CATALOGUE, names, deviation, usual)
+    changes = RowChanges(space, CATALOGUE, dict.fromkeys(names, "measurement"), deviation, usual)
 
     def changed(ids: list[str], cells: np.ndarray) -> tuple[Any, pd.DataFrame]:
         chance = rng.integers(0, 2**63, len(cells)).astype(np.uint64)
@@ -200,7 +200,11 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
 
     table = pd.DataFrame({"id": [str(i) for i in range(400)], "split": "discover"})
     task = SimpleNamespace(
-        concepts=space, rows=rows, measured=names, items=SimpleNamespace(table=table), changed=changed
+        concepts=space,
+        rows=rows,
+        table=SimpleNamespace(measured=names),
+        items=SimpleNamespace(table=table),
+        changed=changed,
     )
     truth = {"drift": [0.8, 0.15, 0.05], "missing": [0.7, 0.3]}
     others = rng.normal(5, 2, (500, 12))
