@@ -491,14 +491,7 @@ def test_one_audit_gives_the_rate_under_three_usages_without_a_new_probe():
 
     images = np.full((40, 8, 8), 100.0, dtype=np.float32) / 255
     levels = {"darkening": [0, 0.2, 0.4, 0.6], "noise": [0, 0.01]}
-    result = faded.audit(
-        lambda given: model(given * 255),
-        images,
-        expected=[0] * 40,
-        concepts=levels,
-        classes=["bright", "dark"],
-        budget=160,
-    )
+    result = faded.audit(model, images, expected=[0] * 40, concepts=levels, budget=160)
     before, assumed = sum(asked), result.landscape.overall.rate
     rates = {
         name: result.rate(usage)
