@@ -54,8 +54,10 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Level
+from stages.concepts.usage import Usage
 from stages.errors import UsageError, did_you_mean
 from stages.git import git
+from stages.rate import Rate
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,
@@ -375,6 +377,34 @@ class Result:
     def notes(self) -> list[str]:
         """What has to be known to trust the result: few items, a model no better than chance, answers that vary."""
         return self.landscape.notes
+
+    def rate(self, usage: Mapping[str, Any] | Literal["uniform"]) -> Rate:
+        """Return the failure rate if changes were as common as `usage` says, from the same probes, without a query.
+
+        Args:
+            usage: as `usage:` of params.yaml (docs/usage.md). What it has in combinations that were not drawn, such as
+                more changes at once, may fail at any rate, and widens the interval.
+
+        Raises:
+            UsageError: if it is not a usage of these concepts.
+        """
+        from pydantic import ValidationError
+
+        from stages.landscape.rates import rate_under
+        from stages.params import errors_in, validation_lines
+        from stages.params.usage import UsageConfig, in_use, usage_error
+
+        space = self.landscape.space
+        other = Usage.uniform(space.sizes, space.neutral_levels)
+        if usage != "uniform":
+            try:
+                stated = UsageConfig.model_validate(usage)
+            except ValidationError as error:
+                raise errors_in("usage", validation_lines(error, UsageConfig)) from None
+            if wrong := usage_error(stated, {concept.name: concept.levels for concept in space.concepts}):
+                raise UsageError(wrong)
+            other = in_use(space, stated).usage or other
+        return rate_under(space, self.probes, other, exact=self.landscape.exact)
 
     def curves(self) -> pd.DataFrame:
         """Return the failure rate at each level of each concept, averaged over the others in use, with 95% intervals.

@@ -64,7 +64,8 @@ def merged(below: Any, above: Any) -> Any:
 def completed(block: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     """Files that an example may be a part of, with the names of their audits for tasks to check.
 
-    A part of the file changes this repository's, and a part of an audit one of this repository's audits.
+    A part of the file changes this repository's, and a part of an audit one of this repository's audits, or that of a
+    table in tabular.md, because none of this repository's is about one.
     """
     if OF_FILE & block.keys():
         changed = block.get("audits", {})
@@ -73,15 +74,16 @@ def completed(block: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     parts = {key: block[key] for key in ("model", "data") if key in block}
     block = {key: value for key, value in block.items() if key not in parts}
     prepare = {**block.get("prepare", {}), **parts}
-    without = {"usage"} if "concepts" in block else set()  # it is about concepts that the example replaces
+    table = next(
+        yaml.safe_load(code)["audits"] for code in blocks(ROOT / "docs/tabular.md", "yaml") if "audits:" in code
+    )
+    audits = OURS["audits"] | table
+    if "concepts" in block:  # a usage is one of other concepts
+        audits = {name: {key: value for key, value in of.items() if key != "usage"} for name, of in audits.items()}
     return [
-        ({"audits": {name: {**_without(audit, without), **block, "prepare": {**audit["prepare"], **prepare}}}}, [name])
-        for name, audit in OURS["audits"].items()
+        ({"audits": {name: {**audit, **block, "prepare": {**audit["prepare"], **prepare}}}}, [name])
+        for name, audit in audits.items()
     ]
-
-
-def _without(block: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if key not in names}
 
 
 def errors_of(name: str, params: Params, *, whole: bool) -> list[str]:

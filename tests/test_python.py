@@ -480,3 +480,29 @@ def test_usage_is_stated_as_in_params_yaml(my_model, tmp_path):
 def test_a_usage_that_is_wrong_is_told(my_model, usage, told):
     with pytest.raises(UsageError, match=told):
         faded.audit(my_model.bright, IMAGES, concepts={"darkening": [0, 0.2]}, budget=60, usage=usage)
+
+
+def test_one_audit_gives_the_rate_under_three_usages_without_a_new_probe():
+    asked = []
+
+    def model(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return (images.mean(axis=(1, 2)) < 60 / 255).astype(int)  # 1 for a dark image
+
+    images = np.full((40, 8, 8), 100.0, dtype=np.float32) / 255
+    levels = {"darkening": [0, 0.2, 0.4, 0.6], "noise": [0, 0.01]}
+    result = faded.audit(model, images, expected=[0] * 40, concepts=levels, budget=160)
+    before, assumed = sum(asked), result.landscape.overall.rate
+    rates = {
+        name: result.rate(usage)
+        for name, usage in {
+            "assumed": {},
+            "dark": {"changes": [0, 1], "levels": {"darkening": {0.6: 1}, "noise": {0: 1}}},
+            "never dark": {"levels": {"darkening": {0: 1}, "noise": {0: 9, 0.01: 1}}},
+        }.items()
+    }
+    assert sum(asked) == before
+    assert rates["assumed"].value == pytest.approx(assumed.value)
+    assert rates["dark"].value > 0.95 and rates["never dark"].value < 0.05
+    with pytest.raises(faded.UsageError, match=r"darkening: 0.5 is not one of its levels"):
+        result.rate({"levels": {"darkening": {0.5: 1}}})

@@ -97,6 +97,12 @@ class Usage:
             np.array([share for share, _ in combined], dtype=float),
         )
 
+    @classmethod
+    def uniform(cls, sizes: Sequence[int], neutral: Sequence[int | None]) -> Usage:
+        """Return the usage in which all cells are equally common."""
+        weights = tuple(np.ones(size) for size in sizes)
+        return cls(weights, tuple(neutral), None, np.zeros((0, len(sizes)), dtype=np.int64), np.zeros(0))
+
     @cached_property
     def _total(self) -> np.ndarray:
         """E_k for every k (d + 1,): the sum of the products of weights over all cells that change k concepts."""

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.concepts.usage import Usage
 from stages.intervals import COUNTED, Rate, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import UNKNOWN, half_of, probes_inside
-from stages.landscape.rates import rate_in_use
+from stages.landscape.rates import rate_in_use, rate_under
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.base import RateRecord
@@ -23,19 +22,11 @@ from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.tasks.contract import NOT_VALID
 
 
-def overall_rate(landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace, usage: Usage | None = None) -> Rate:
-    """Failure rate in use: from the control's probes alone, without an estimator; exact if enumerated.
-
-    Args:
-        landscape: the landscape of the probes.
-        probes: as in probes.parquet.
-        space: the grid with its usage.
-        usage: another usage with the same numbers of changes.
-    """
-    control = probes[probes["role"] == "control"]
-    if (landscape.exact and usage is None) or control.empty:
+def overall_rate(landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace) -> Rate:
+    """Failure rate in use: from the control's probes alone, without an estimator; exact if enumerated."""
+    if landscape.exact or not (probes["role"] == "control").any():
         return landscape.mean_rate()
-    return rate_in_use(space, control["failed"].to_numpy(dtype=bool), control, usage=usage).rate
+    return rate_under(space, probes, None, exact=False)
 
 
 def alone(

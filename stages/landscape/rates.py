@@ -64,9 +64,9 @@ def rate_in_use(
         usage: another usage of the grid than its own.
         level: of the interval.
     """
-    if space.usage is None:
-        return InUse(share(which, probes, level), float(len(which)))
     here = space.usage if usage is None else usage
+    if here is None:
+        return InUse(share(which, probes, level), float(len(which)))
     cells = probes[space.names].to_numpy(dtype=np.int64)
     allowed = {space.names.index(name): levels for name, levels in within.allowed.items()}
     chances = space.chances(cells, probes["item"].nunique(), allowed)
@@ -93,6 +93,25 @@ def rate_in_use(
     middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
     effective = middle * (1 - middle) / variance if variance > 0 else float("inf")
     return InUse(_widened(_wilson(value, effective, len(which), level), unknown), effective)
+
+
+def rate_under(space: ConceptSpace, probes: pd.DataFrame, usage: Usage | None, *, exact: bool) -> Rate:
+    """Return the failure rate under a usage, without a query.
+
+    Args:
+        space: the grid with the usage by which the probes were drawn.
+        probes: as in probes.parquet; only the control's count.
+        usage: any usage of the grid; None for that of the grid. What it has in cells that were never drawn, such as
+            more changes at once, may fail at any rate, and widens the interval.
+        exact: whether all pairs were probed; then the interval resamples items.
+    """
+    control = probes[probes["role"] == "control"]
+    failed, here = control["failed"].to_numpy(dtype=bool), space.usage if usage is None else usage
+    if not exact or here is None:
+        return rate_in_use(space, failed, control, usage=usage).rate
+    weights = here.density(control[space.names].to_numpy(dtype=np.int64))
+    sampler = Resampler(control["item"], RESAMPLES, 0, control.get("group"))
+    return sampler.mean(failed.astype(float), weights, SHARE)
 
 
 def _wilson(value: float, effective: float, n: int, level: float) -> Rate:

@@ -29,6 +29,7 @@ from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.landscape.people import against_automatic
+from stages.landscape.rates import rate_under
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
 from stages.params import RatingsConfig, SummarizeConfig
@@ -207,7 +208,7 @@ def _as_much(factor: float, landscape: Landscape, probes: pd.DataFrame, space: C
     """Return the failure rate if `factor` times as much changed as is assumed; None if all cells are equally common."""
     if space.usage is None or space.neutral is None:
         return None
-    return RateRecord.from_rate(overall_rate(landscape, probes, space, space.usage.times(factor)))
+    return RateRecord.from_rate(rate_under(space, probes, space.usage.times(factor), exact=landscape.exact))
 
 
 def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
