@@ -355,8 +355,8 @@ def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
     copied = [name for words in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.M) for name in words.split()]
     assert copied and all((ROOT / name).exists() and f"!{name}" in ignored for name in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    parts = project["tool"]["setuptools"]
-    assert {f"{name}.py" for name in parts["py-modules"]} <= set(copied), "the image's package is whole"
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.rstrip("*") for name in packages} <= set(copied), "the image's package is whole"
     extras = project["project"]["optional-dependencies"]
     assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, flags=re.M)[0].split(",")) < set(extras)
     page = (ROOT / "docs/machines.md").read_text()
