@@ -151,6 +151,7 @@ def test_concepts_are_independent_where_it_is_stated_how_often_they_do_not_chang
     assert [usage.share({0: (level,)}) for level in range(3)] == pytest.approx([0.7, 0.2, 0.1])
     assert usage.share({2: (0,)}) == pytest.approx(0.5) and usage.share({2: (1,)}) == 0
     assert usage.share({0: (1,), 2: (2,)}) == pytest.approx(0.2 * 0.5)
+    assert usage.share({1: (0,)}) == pytest.approx(1 - 1.1 / 3), "not stated: one of three, of 1.1 changes on average"
     both = usage_of(THREE, INDEPENDENT.model_copy(update={"changes": [0.5, 0.5]}))
     assert both.by_changes() == pytest.approx([0.5, 0.5, 0, 0]), "stated numbers of changes hold"
 
@@ -258,6 +259,20 @@ def test_a_number_of_changes_without_a_probe_may_have_any_rate() -> None:
     assert (rate.value, rate.high) == (1, 1) and rate.low == pytest.approx(0.8)
     none = rate_in_use(space, np.zeros(0, dtype=bool), probes[:0])
     assert none.rate.n == 0 and none.counts == (0, 0)
+
+
+def test_what_another_usage_has_in_levels_that_were_never_drawn_may_have_any_rate() -> None:
+    space = in_use(THREE, UsageConfig(changes=[0.5, 0.5], levels={"a": {1: 1}}))
+    probes = every_pair(space, 5)
+    other = usage_of(THREE, UsageConfig(changes=[0.5, 0.4, 0.1], levels={"a": {1: 1, 2: 3}}))
+    rate = rate_in_use(space, np.zeros(len(probes), dtype=bool), probes, usage=other).rate
+    missing = other.by_changes()[2] + other.density(np.array([[2, 0, 0]]))[0]
+    assert missing == pytest.approx(0.1 + 0.4 / 3 * 3 / 4)
+    assert (rate.value, rate.low) == (0, 0) and rate.high == pytest.approx(missing)
+    failed = probes["a"].to_numpy() == 1
+    rate = rate_in_use(space, failed, probes, usage=other).rate
+    a_1 = other.density(np.array([[1, 0, 0]]))[0]
+    assert (rate.value, rate.low) == (pytest.approx(a_1 / (1 - missing)), pytest.approx(a_1))
 
 
 def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:

@@ -209,7 +209,7 @@ def test_a_clean_control_needs_a_cell_that_changes_nothing(place: Path) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.raises(UsageError, match=r"repairs\.x\.restructure\.control: clean needs .* found none in tilt$"):
         check_audits(load_params(), ["x"])
-    params["repairs"]["x"]["restructure"]["control"] = "uniform"
+    params["repairs"]["x"]["restructure"]["control"] = "as_used"
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     check_audits(load_params(), ["x"])
 

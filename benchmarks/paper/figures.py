@@ -37,7 +37,7 @@ class Result(NamedTuple):
         name: name of the audit.
         model: the model, as params.yaml names it.
         landscape: of the model under test.
-        rates: one row per cell: the concepts, `before`, and `after` if it was repaired.
+        rates: one row per cell: the concepts, `use`, `before`, and `after` if it was repaired.
         comparison: before and after; None if nothing was repaired, for lack of a repair or of failure modes.
     """
 
@@ -71,7 +71,7 @@ def read_results(folder: Path, audits: Mapping[str, Any]) -> list[Result]:
         if made is not None and made.differences["target_failure_rate"].pairs:
             comparison = made
             rates = records.compare.cells.rename(columns={"rate_before": "before", "rate_after": "after"})
-        kept = [*landscape.space.names, *(side for side in ("before", "after") if side in rates)]
+        kept = [*landscape.space.names, "use", *(side for side in ("before", "after") if side in rates)]
         model = str(next(iter(audit["prepare"]["model"].values())))
         found.append(Result(name, model, landscape, rates[kept], comparison))
     return found

@@ -61,7 +61,7 @@ def rate_in_use(
         which: (n,) bool.
         probes: n draws from the cells of `within` and the items it covers, as the control makes them.
         within: the region that the probes are in.
-        usage: another usage of the grid than its own.
+        usage: another usage of the grid than its own. What it has in cells that were never drawn may have any rate.
         level: of the interval.
     """
     here = space.usage if usage is None else usage
@@ -74,10 +74,11 @@ def rate_in_use(
     changes = here.number_of_changes(cells)
     found = np.bincount(changes, ratio, len(mass))
     known, total = found > 0, float(mass.sum())
-    if not known.any() or total <= 0:
+    mass = np.where(known, mass if usage is None else here.by_changes(_drawn(space, allowed)), 0.0)
+    if mass.sum() <= 0:
         return InUse(NO_RATE, 0.0)
-    unknown = float(mass[~known].sum()) / total
-    weights = ratio * (np.where(known, mass, 0.0) / np.where(known, found, 1.0))[changes]
+    unknown = max(0.0, 1 - float(mass.sum()) / total)
+    weights = ratio * (mass / np.where(known, found, 1.0))[changes]
     effective = weights.sum() ** 2 / float((weights**2).sum())
     if "group" in probes:
         sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
@@ -85,7 +86,7 @@ def rate_in_use(
     rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
     squares = np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
     size, left = found**2 / squares, np.bincount(changes, ratio**2 * (1 - chances), len(mass)) / squares
-    strata = np.where(known, mass, 0.0) / mass[known].sum()
+    strata = mass / mass.sum()
     value = float(strata @ rates)
     more = _SHRUNK / max(value * (1 - value), 1 / len(which))
     shrunk = (rates * size + more * value + 0.5 / len(which)) / (size + more)
@@ -93,6 +94,14 @@ def rate_in_use(
     middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
     effective = middle * (1 - middle) / variance if variance > 0 else float("inf")
     return InUse(_widened(_wilson(value, effective, len(which), level), unknown), effective)
+
+
+def _drawn(space: ConceptSpace, allowed: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """Return the levels of concepts that a control draws, of those allowed."""
+    if space.usage is None:
+        return allowed
+    levels = {j: np.flatnonzero(own > 0) for j, own in enumerate(space.usage.weights)}
+    return {j: tuple(np.intersect1d(of, allowed.get(j, of)).tolist()) for j, of in levels.items()}
 
 
 def rate_under(space: ConceptSpace, probes: pd.DataFrame, usage: Usage | None, *, exact: bool) -> Rate:
