@@ -51,7 +51,7 @@ EXPLORERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-class InUse(KnownLandscape):
+class KnownInUse(KnownLandscape):
     """A planted landscape with its usage; `planted` are its four weaknesses, `attributes` the labels of all items."""
 
     def __init__(self, seed: int) -> None:
@@ -88,7 +88,7 @@ def judge(name: str, seed: int) -> dict[str, float | str]:
 
     `caught` is the share of the true failing use of the items searched, without unchanged ones, that its failures have.
     """
-    task, (explorer, settings) = InUse(seed), EXPLORERS[name]
+    task, (explorer, settings) = KnownInUse(seed), EXPLORERS[name]
     space, ids = task.concepts, task.items.ids("discover")
     config = DiscoverConfig(budget=BUDGET)
     spend = config.searched(len(ids) * space.n_used)
@@ -143,7 +143,7 @@ def _changed(space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
     return space.density(cells) * (cells != space.neutral).any(axis=1)
 
 
-def _elsewhere(task: InUse, region: Region, known: pd.DataFrame) -> bool:
+def _elsewhere(task: KnownInUse, region: Region, known: pd.DataFrame) -> bool:
     """Whether a confirmed mode fails hardly more often than everything: its true rate is below 1.5 times the mean's."""
     space, ids = task.concepts, list(known.index)
     rng = np.random.default_rng(1)
@@ -156,7 +156,7 @@ def _elsewhere(task: InUse, region: Region, known: pd.DataFrame) -> bool:
     return bool(rates[0] < 1.5 * rates[1])
 
 
-def _unseen(task: InUse, policy: object) -> float:
+def _unseen(task: KnownInUse, policy: object) -> float:
     """Share of the failing use that the best picks for unseen items would have, in those of the policy."""
     if policy is None:
         return float("nan")
@@ -183,7 +183,7 @@ def main() -> None:
     titles = {
         "failures": ("failures", ",.0f"),
         "caught": ("failing use found", ".1%"),
-        **{name: (f"{name} named", ".1f") for name in InUse(0).planted},
+        **{name: (f"{name} named", ".1f") for name in KnownInUse(0).planted},
         "false": ("modes that fail hardly more", ".1f"),
         "unseen": ("of the best picks for unseen items", ".1%"),
         "cpu": ("own CPU-ms a query", ".2f"),

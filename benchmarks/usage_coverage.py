@@ -1,8 +1,8 @@
 """How often intervals of rates in use contain the truth: `python -m benchmarks.usage_coverage` prints a table.
 
-Each row is a truth: a grid, how often its cells occur in use, and how often each fails. In every simulation the answers
-of all pairs of item and cell are drawn, so that the rate in use is known; the control of an audit draws its probes, and
-the interval either contains that rate or not. 2,000 simulations of each take some minutes on one core.
+Each row is a scenario: a grid, how often its cells occur in use, and how often each fails. In every simulation the
+answers of all pairs of item and cell are drawn, so that the rate in use is known; the control of an audit draws its
+probes, and the interval either contains that rate or not. 2,000 simulations of each take some minutes on one core.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INDEPENDENT = UsageConfig(levels={"fog": {0: 0.8, 1: 0.1, 2: 0.06, 3: 0.04}, "gr
 
 
 @dataclass(frozen=True)
-class Truth:
+class Scenario:
     """A grid in use, and how often each cell fails.
 
     Args:
@@ -62,25 +62,27 @@ class Truth:
     budget: int = BUDGET
 
 
-TRUTHS = (
-    Truth("all cells fail alike, 10%", 0.1),
-    Truth("failures are rare, 0.5%", 0.005),
-    Truth("unchanged items never fail, all others half of the time", 0.5, (({}, 0.5),)),
-    Truth("one strong concept", 0.03, (({"rotation": 4}, 0.7),)),
-    Truth("a concept with a single level", 0.05, (({"grey": 1}, 0.6),)),
-    Truth("three concepts together", 0.02, (({"rotation": 4, "fog": 3, "noise": 2}, 0.9),)),
-    Truth("items differ", 0.1, (({"fog": 3}, 0.4),), spread=2.0),
-    Truth("few items, most pairs of few changes probed", 0.05, (({"grey": 1}, 0.6),), items=20),
-    Truth("more items than probes", 0.05, (({"grey": 1}, 0.6),), items=1000, budget=400),
-    Truth("few probes", 0.05, (({"rotation": 4}, 0.7),), budget=100),
-    Truth("weights 90, 9 and 1, and a combination", 0.03, (({"noise": 3}, 0.9), ({"rotation": 8}, 0.8)), usage=SKEWED),
-    Truth("independent concepts, stated", 0.05, (({"fog": 2}, 0.5),), usage=INDEPENDENT),
-    Truth("a concept that always says something", 0.05, (({"font": 2}, 0.4),), space=WITHOUT_NEUTRAL),
-    Truth("uniform", 0.05, (({"rotation": 4}, 0.5),), usage="uniform"),
+SCENARIOS = (
+    Scenario("all cells fail alike, 10%", 0.1),
+    Scenario("failures are rare, 0.5%", 0.005),
+    Scenario("unchanged items never fail, all others half of the time", 0.5, (({}, 0.5),)),
+    Scenario("one strong concept", 0.03, (({"rotation": 4}, 0.7),)),
+    Scenario("a concept with a single level", 0.05, (({"grey": 1}, 0.6),)),
+    Scenario("three concepts together", 0.02, (({"rotation": 4, "fog": 3, "noise": 2}, 0.9),)),
+    Scenario("items differ", 0.1, (({"fog": 3}, 0.4),), spread=2.0),
+    Scenario("few items, most pairs of few changes probed", 0.05, (({"grey": 1}, 0.6),), items=20),
+    Scenario("more items than probes", 0.05, (({"grey": 1}, 0.6),), items=1000, budget=400),
+    Scenario("few probes", 0.05, (({"rotation": 4}, 0.7),), budget=100),
+    Scenario(
+        "weights 90, 9 and 1, and a combination", 0.03, (({"noise": 3}, 0.9), ({"rotation": 8}, 0.8)), usage=SKEWED
+    ),
+    Scenario("independent concepts, stated", 0.05, (({"fog": 2}, 0.5),), usage=INDEPENDENT),
+    Scenario("a concept that always says something", 0.05, (({"font": 2}, 0.4),), space=WITHOUT_NEUTRAL),
+    Scenario("uniform", 0.05, (({"rotation": 4}, 0.5),), usage="uniform"),
 )
 
 
-class Drawn(NamedTuple):
+class Simulation(NamedTuple):
     """One simulation: the control's probes, and the answers of all pairs."""
 
     space: ConceptSpace
@@ -112,26 +114,26 @@ class _Nobody:
                 self.asked[pair] = None
 
 
-def simulations(truth: Truth, count: int) -> Iterator[Drawn]:
+def simulations(scenario: Scenario, count: int) -> Iterator[Simulation]:
     """Draw the answers of all pairs, and the control's probes of them, a number of times."""
-    space = in_use(truth.space, truth.usage)
+    space = in_use(scenario.space, scenario.usage)
     cells = space.cells()
-    rates = np.full(len(cells), truth.base)
-    for levels, rate in truth.at:
+    rates = np.full(len(cells), scenario.base)
+    for levels, rate in scenario.at:
         rates[np.all([cells[:, space.names.index(name)] >= level for name, level in levels.items()], axis=0)] = rate
-    if space.neutral is not None and ({}, truth.base) in truth.at:
+    if space.neutral is not None and ({}, scenario.base) in scenario.at:
         rates[(cells == space.neutral).all(axis=1)] = 0.0
     logits = np.log(np.maximum(rates, 1e-12) / (1 - rates))
     for number in range(count):
-        rng = np.random.default_rng([number, TRUTHS.index(truth)])
-        own = logits + truth.spread * rng.standard_normal((truth.items, 1))
+        rng = np.random.default_rng([number, SCENARIOS.index(scenario)])
+        own = logits + scenario.spread * rng.standard_normal((scenario.items, 1))
         answers = rng.random(own.shape) < 1 / (1 + np.exp(-own))
-        asker = _Nobody(space, truth.items, truth.budget)
+        asker = _Nobody(space, scenario.items, scenario.budget)
         Random().explore(cast(Prober, asker), int(rng.integers(2**31)))
         items, numbers = np.array(list(asker.asked)).T
         probes = pd.DataFrame(space.cells(numbers), columns=space.names)
         probes = probes.assign(item=np.array(asker.item_ids)[items], failed=answers[items, numbers], role="control")
-        yield Drawn(space, probes, answers)
+        yield Simulation(space, probes, answers)
 
 
 class Covered(NamedTuple):
@@ -144,10 +146,10 @@ class Covered(NamedTuple):
     rate: float
 
 
-def coverage(truth: Truth, count: int) -> tuple[Covered, Covered]:
+def coverage(scenario: Scenario, count: int) -> tuple[Covered, Covered]:
     """Measure the coverage of the rate in use over simulations, and of the rate if twice as much changed."""
     rows: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = ([], [])
-    for drawn in simulations(truth, count):
+    for drawn in simulations(scenario, count):
         failed, own = drawn.probes["failed"].to_numpy(dtype=bool), drawn.space.usage
         for found, usage in zip(rows, (None, None if own is None else own.times(2.0)), strict=True):
             rate, true = rate_in_use(drawn.space, failed, drawn.probes, usage=usage).rate, drawn.rate(usage)
@@ -166,13 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=2000)
     count = parser.parse_args().simulations
-    print("| truth | rate | mean error | its deviation | width | intervals with the truth | twice as much changes |")
+    print("| scenario | rate | mean error | its deviation | width | intervals with the truth | twice as much changes |")
     print("|---|---|---|---|---|---|---|")
-    for truth in TRUTHS:
-        one, twice = coverage(truth, count)
-        also = "" if truth.usage == "uniform" else f"{twice.coverage:.1%}"
+    for scenario in SCENARIOS:
+        one, twice = coverage(scenario, count)
+        also = "" if scenario.usage == "uniform" else f"{twice.coverage:.1%}"
         numbers = f"{one.rate:.2%} | {one.bias:+.2%} | {one.deviation:.2%} | {one.width:.2%} | {one.coverage:.1%}"
-        print(f"| {truth.name} | {numbers} | {also} |", flush=True)
+        print(f"| {scenario.name} | {numbers} | {also} |", flush=True)
 
 
 if __name__ == "__main__":

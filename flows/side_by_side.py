@@ -225,5 +225,5 @@ def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
     elif len({made(run.provenance, "data") for run in runs.values()}) > 1:
         notes.append("items are paired by their ids: the files of items differ, and so may what the ids stand for")
     if alone := [name for name, run in runs.items() if run.landscape.search.agent is None]:
-        notes.append(f"no agent in {', '.join(alone)}: the budget covers the whole grid")
+        notes.append(f"no agent in {', '.join(alone)}: the budget covers every pair of item and cell")
     return notes

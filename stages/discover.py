@@ -95,7 +95,7 @@ def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> N
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
-        print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated without an agent")
+        print(f"the budget of {audit.discover.budget:,} covers every pair: all were probed, without an agent")
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"

@@ -116,10 +116,11 @@ class Resampler:
         high = float(np.quantile(self._means(values, weights, bounds[1]), 1 - tail))
         return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))
 
-    def samples(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of values (n,) in each resample, without an added item: (resamples,)."""
+    def samples(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return the weighted mean of values (n,) in each resample, without an added item: (resamples,)."""
         drawn = self._drawn[:, self._codes]
-        return (drawn @ values) / drawn.sum(axis=1)
+        counted = np.ones(len(values)) if weights is None else weights
+        return (drawn @ (counted * values)) / (drawn @ counted)
 
     def p_value(self, values: np.ndarray, weights: np.ndarray, above: float, lowest: float) -> float:
         """One-sided p-value against a mean of at most `above`, for values of at least `lowest`; 1 without data.
@@ -143,7 +144,7 @@ class Resampler:
 def share(
     which: np.ndarray, probes: pd.DataFrame, level: float = LEVEL, method: Literal["wilson", "exact"] = "wilson"
 ) -> Rate:
-    """Return the share of True in which (n,), given n uniform probes, with an interval.
+    """Return the share of True in which (n,), given n probes drawn alike, with an interval.
 
     By default the interval is that of a proportion, for querying *these* items in all cells: Wilson's, or the exact one
     (Clopper and Pearson 1934), which covers at least 95% even for few draws. If items belong to groups (column

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stages.code import code_of
+from stages.code import code_of, usage_told
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.files import content_hash, scratch
@@ -45,7 +45,7 @@ def main(name: str) -> None:
     context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
     policy = _policy(task, config, policy_folder)
     read = [*prepared_files(prepared), plan_file, policy_folder]
-    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"), str(audit.usage))
+    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"), usage_told(audit.usage))
     with scratch(name, "restructure", key) as work:
         plans = _plans(here.collect_feedback.plan, config, audit.seed, task, policy, work)
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.explorers.policies import load_policy
 from stages.explorers.prober import Prober
-from stages.landscape.pairs import draw_pairs, inside_any
+from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.ledger import Ledger
 from stages.params import AuditConfig
 from stages.processes import WORTH, Crew
@@ -30,10 +30,11 @@ UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0)
 
 
 class Part(NamedTuple):
-    """Pairs of items, by number (n,), and cells (n, concepts)."""
+    """Pairs of items, by number (n,), and cells (n, concepts), and how much each counts (n,)."""
 
     items: np.ndarray
     cells: np.ndarray
+    weights: np.ndarray
 
 
 def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs: int, scratch: Path) -> pd.DataFrame:
@@ -47,12 +48,13 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         scratch: folder of the ledgers.
 
     Returns:
-        A table with `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `valid` and `value`: 1 for a failure and 0
-        otherwise, or the clean quality in the part `clean`. Empty if repair and control were trained once.
+        A table with `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `weight`, `valid` and `value`: 1 for a
+        failure and 0 otherwise, or the clean quality in the part `clean`. Empty if repair and control were trained
+        once.
     """
     trained = here.restructure.trainings.models
     if not any(model.training for model in trained):
-        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "value", "valid"])
+        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "weight", "value", "valid"])
     models = {here.prepare.path / "model": UNTRAINED}
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
     ask = partial(_ask, here.path.name, audit, here.prepare.path, _parts(here, task, pairs, audit.seed), scratch)
@@ -72,32 +74,36 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
     known = known_attributes(task, item_ids)
     items, cells = draw_pairs(space, known, targets, n, seed + 1)
     inside = inside_any(space, targets, cells, known.iloc[items])
-    found = {"targets": Part(items[inside], cells[inside]), "others": Part(items[~inside], cells[~inside])}
+    use = use_of_pairs(space, targets, known, cells, inside, seed)
+    sides = {"targets": inside, "others": ~inside}
+    found = {part: Part(items[side], cells[side], use[side]) for part, side in sides.items()}
     followed = here.restructure.trainings.by_policy
     if followed and (policy := load_policy(here.discover.path / "policy")) is not None:
         rows = np.resize(np.random.default_rng([seed, 2]).permutation(len(item_ids)), n)
         drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
         pairs = np.unique(np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]]), axis=0)
-        found["drawn"] = Part(pairs[:, 0], pairs[:, 1:])
+        found["drawn"] = Part(pairs[:, 0], pairs[:, 1:], np.ones(len(pairs)))
     return found
 
 
 def _ask(
     name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, Part], scratch: Path, folder: Path
 ) -> pd.DataFrame:
-    """Return the answers of one model: `part`, `item`, `value`, `valid`."""
+    """Return the answers of one model: `part`, `item`, `weight`, `value`, `valid`."""
     task = rated(load_alone(name, audit, prepared, folder), name, audit)
     item_ids, compute = task.items.ids("test"), task_context(name, audit, prepared).compute
     ledger, tables = Ledger(scratch / f"{folder.name}.jsonl"), []
-    for part, (items, cells) in asked.items():
+    for part, (items, cells, weights) in asked.items():
         prober = Prober(task, item_ids, len(items), ledger, compute)
         prober.ask(items, cells)
         found = prober.table()
         failed, valid = found["failed"].astype(bool), found["valid"].astype(bool)
+        value = failed.astype(float)
         tables.append(
-            pd.DataFrame({"part": part, "item": found["item"], "value": failed.astype(float), "valid": valid})
+            pd.DataFrame({"part": part, "item": found["item"], "weight": weights, "value": value, "valid": valid})
         )
     ledger.close()
     quality = task.clean_quality("test")
-    tables.append(pd.DataFrame({"part": "clean", "item": quality.item_ids, "value": quality.values, "valid": True}))
+    clean = pd.DataFrame({"item": quality.item_ids, "value": quality.values})
+    tables.append(clean.assign(part="clean", weight=1.0, valid=True))
     return task.items.with_groups(pd.concat(tables))

@@ -33,7 +33,7 @@ def answers(rates, *, items=200, pairs=4, trainings=3, seed=0, part="targets", s
                 rate = rates[copy, steps] + (spread * rng.normal() if dose else 0.0)
                 failed = np.where(noise, rng.random(len(hard)), place) < rate
                 table = pd.DataFrame({"part": part, "item": ids, "value": failed.astype(float), "valid": True})
-                tables.append(table.assign(copy_of=copy, training=training, dose=dose, steps=steps))
+                tables.append(table.assign(weight=1.0, copy_of=copy, training=training, dose=dose, steps=steps))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -60,6 +60,22 @@ def test_a_repair_is_worth_as_many_steps_as_the_control_needs():
     assert [dose.dose for dose in found.control] == [0, 0.25, 1, 4]
     assert 2 < found.times.low < 4
     assert len(found.differences) == 3 and all(d.high < 0 for d in found.differences)
+
+
+def test_common_pairs_count_for_more():
+    """Rare pairs all fail and common ones pass after the repair, whose control is the other way round."""
+    found = answers(rates((0.5, 0.5), (0.5, 0.5, 0.5)))
+    common = np.arange(len(found)) % 2 == 0
+    trained = (found["steps"] > 0).to_numpy()
+    found["weight"] = np.where(common, 0.9, 0.1)
+    found["value"] = np.where(trained, common == (found["copy_of"] == "control"), 1.0).astype(float)
+    [curve] = dose_curves(found, resamples=300, seed=0)
+    assert [dose.rate.value for dose in curve.repaired] == pytest.approx([1.0, 0.1, 0.1])
+    assert [dose.rate.value for dose in curve.control] == pytest.approx([1.0, 0.9, 0.9, 0.9])
+    assert [difference.value for difference in curve.differences] == pytest.approx([-0.8] * 3)
+    assert curve.times.value is None, "no number of steps brings the control to 10%"
+    [one] = checkpoints(found, 1.0, resamples=300, seed=0)
+    assert one.differences["target_failure_rate"].after == pytest.approx(0.1)
 
 
 def test_halfway_between_two_trainings_is_halfway_between_their_logarithms():
@@ -114,7 +130,7 @@ def test_of_clean_quality_no_steps_are_said():
 
 
 def test_nothing_was_asked_nothing_is_shown():
-    empty = pd.DataFrame(columns=["copy_of", "training", "dose", "steps", "part", "item", "value"])
+    empty = pd.DataFrame(columns=["copy_of", "training", "dose", "steps", "part", "item", "weight", "value"])
     assert dose_curves(empty, resamples=200, seed=0) == []
     assert doses_view([]) == []
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.usage_coverage import GRID, TRUTHS, Truth, coverage, simulations
+from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simulations
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
@@ -276,13 +276,13 @@ def test_what_another_usage_has_in_levels_that_were_never_drawn_may_have_any_rat
 
 
 def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
-    truth = next(truth for truth in TRUTHS if truth.name == "one strong concept")
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "one strong concept")
     space = in_use(GRID, UsageConfig())
     assert space.usage is not None
     weighted = usage_of(GRID, UsageConfig(levels={"rotation": {10: 1, 20: 1, 80: 8}}))
     others = [weighted, space.usage.times(0.5), space.usage.times(2)]
     off: list[list[float]] = [[] for _ in others]
-    for drawn in simulations(truth, 60):
+    for drawn in simulations(scenario, 60):
         failed = drawn.probes["failed"].to_numpy(dtype=bool)
         for errors, usage in zip(off, others, strict=True):
             errors.append(rate_in_use(drawn.space, failed, drawn.probes, usage=usage).rate.value - drawn.rate(usage))
@@ -293,9 +293,9 @@ def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
 
 def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
     """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
-    truth = next(truth for truth in TRUTHS if truth.items == 20)
+    scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
     plain, rates = [], []
-    for drawn in simulations(truth, 20):
+    for drawn in simulations(scenario, 20):
         failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
         naive = drawn.space.density(cells) / drawn.space.even.density(cells)
         plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
@@ -362,7 +362,7 @@ def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], n
 
 
 def test_groups_widen_the_interval() -> None:
-    [drawn] = simulations(TRUTHS[3], 1)
+    [drawn] = simulations(SCENARIOS[3], 1)
     failed = drawn.probes["failed"].to_numpy(dtype=bool)
     number = drawn.probes["item"].str[1:].astype(int)
     grouped = drawn.probes.assign(group=(number % 8).astype(str))
@@ -372,10 +372,10 @@ def test_groups_widen_the_interval() -> None:
 
 
 def test_a_region_is_measured_by_the_probes_within_it() -> None:
-    truth = next(truth for truth in TRUTHS if truth.name == "three concepts together")
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "three concepts together")
     region = Region({"rotation": (4, 5, 6, 7, 8), "noise": (2, 3)})
     off = []
-    for drawn in simulations(truth, 100):
+    for drawn in simulations(scenario, 100):
         inside = region.in_box(drawn.space, drawn.probes[drawn.space.names].to_numpy())
         some = drawn.probes[inside].reset_index(drop=True)
         rate = rate_in_use(drawn.space, some["failed"].to_numpy(dtype=bool), some, within=region).rate
@@ -388,10 +388,10 @@ def test_a_region_is_measured_by_the_probes_within_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("truth", TRUTHS, ids=lambda truth: truth.name)
-def test_intervals_contain_the_rate_in_use(truth: Truth) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_intervals_contain_the_rate_in_use(scenario: Scenario) -> None:
     """300 simulations of 95% are below 92% in one of 100 cases; `benchmarks/usage_coverage.py` makes 2,000."""
-    one, twice = coverage(truth, 300)
+    one, twice = coverage(scenario, 300)
     assert one.coverage >= 0.92 and twice.coverage >= 0.92
     assert abs(one.bias) < 4 * one.deviation / np.sqrt(300)
 

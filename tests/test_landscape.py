@@ -15,7 +15,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import effects, overall_rate
-from stages.landscape.estimate import _rates, _Seen, as_data, drawn_uniformly, estimate
+from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate
 from stages.landscape.estimators import Average, Link, Logistic, Process, Trees
 from tests.landscapes import adaptive, ask, planted, truth, uniform
 
@@ -110,8 +110,8 @@ def test_density_weights_undo_what_the_search_preferred(smooth, searched):
 
 def test_uniform_draws_are_those_of_the_control_and_those_marked():
     probes = pd.DataFrame({"role": ["agent", "agent", "control"], "uniform": [False, True, False]})
-    assert drawn_uniformly(probes).tolist() == [False, True, True]
-    assert not drawn_uniformly(probes[["uniform"]].iloc[:1]).any()
+    assert drawn_evenly(probes).tolist() == [False, True, True]
+    assert not drawn_evenly(probes[["uniform"]].iloc[:1]).any()
 
 
 def test_cells_beyond_all_probes_are_uncertain(smooth):

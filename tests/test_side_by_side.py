@@ -139,7 +139,7 @@ def test_a_grid_without_an_agent_is_said(workspace):
     other = replace(tiny, landscape=tiny.landscape.model_copy(update={"search": alone}), probes=control)
     shown = together(workspace, [(WORKSPACE, "tiny"), (WORKSPACE, "other")], other=other)
     assert dict(shown.found)["failures found by the agent"][1] is None
-    assert shown.notes[-1] == "no agent in other: the budget covers the whole grid"
+    assert shown.notes[-1] == "no agent in other: the budget covers every pair of item and cell"
 
 
 def test_a_result_that_is_not_there_says_how_to_make_it(workspace, tmp_path):

@@ -26,7 +26,7 @@ from stages.params import AuditConfig
 from stages.params.usage import UsageConfig, in_use
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, Shares, estimate, spread
-from stages.usage.readers import Prompts, Questions, Rows, _read_texts
+from stages.usage.readers import PromptReader, QuestionReader, RowReader, _read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
 from tests.news import articles
@@ -143,7 +143,7 @@ def test_shares_of_capitals_and_typos_are_found_in_a_file_of_texts(tmp_path):
     cells = drawn(task.concepts, truth, 300, np.random.default_rng(1))
     said = others.written(list(others.texts), cells)
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"id": 1, "question": text}) + "\n" for text in said))
-    found, inputs = Questions(task, None).estimate(tmp_path / "asked.jsonl", 0)
+    found, inputs = QuestionReader(task, None).estimate(tmp_path / "asked.jsonl", 0)
     assert inputs == 300
     compare(found, truth)
 
@@ -177,7 +177,7 @@ def test_shares_of_the_words_of_prompts_are_found(tmp_path):
     cells = drawn(painter.concepts, truth, 400, rng)
     said = [orders[0].prompt for orders in other.orders(rng.choice(["0", "1"], 400).tolist(), cells)]
     (tmp_path / "prompts.txt").write_text("\n".join([*said, *["a horse"] * 40]) + "\n")
-    found, _ = Prompts(painter, None).estimate(tmp_path / "prompts.txt", 0)
+    found, _ = PromptReader(painter, None).estimate(tmp_path / "prompts.txt", 0)
     digit = next(one for one in found if one.concept == "digit")
     assert digit.unlike == 40, "a horse is not one of the digits"
     digits = [one for one in found if one.concept == "digit"]
@@ -212,7 +212,7 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
     sent = changes(others, cells, rng.integers(0, 2**63, 500).astype(np.uint64))
     sent = np.where(sent == usual, np.nan, sent)  # in production a missing value is missing
     pd.DataFrame(sent, columns=names).assign(who="x").to_csv(tmp_path / "rows.csv", index=False)
-    found, inputs = Rows(task, None).estimate(tmp_path / "rows.csv", 0)
+    found, inputs = RowReader(task, None).estimate(tmp_path / "rows.csv", 0)
     assert inputs == 500
     compare(found, truth)
 

@@ -24,7 +24,7 @@ class Proposal(NamedTuple):
     Args:
         items: (n,) positions in the prober's `item_ids`.
         cells: (n, d) level indices.
-        uniform: which pairs, all or (n,) bool, were drawn uniformly, independent of all answers (see `Prober.ask`).
+        uniform: which pairs, all or (n,) bool, were drawn evenly, independent of all answers (see `Prober.ask`).
     """
 
     items: np.ndarray
@@ -55,7 +55,7 @@ class AskTell(Generic[S]):
     """An explorer that runs a strategy.
 
     The first probes do not depend on the budget, so a long search begins with the probes of a short one. A strategy
-    that only repeats itself gets a batch of uniform draws instead, so that the budget is always spent.
+    that only repeats itself gets a batch of even draws instead, so that the budget is always spent.
     """
 
     name: str
@@ -79,7 +79,7 @@ class AskTell(Generic[S]):
         return Found(details={"filled_at_random": filled})
 
 
-FILL = 64  # uniform draws for a strategy that repeats itself
+FILL = 64  # even draws for a strategy that repeats itself
 
 
 def _ask(prober: Prober, strategy: Strategy, proposal: Proposal) -> int:

@@ -12,7 +12,7 @@ from stages.explorers.model_based import Goal, ModelBased, ModelBasedSettings
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
-FEW = 200  # probes; half of them are uniform in any search that learns from its probes
+FEW = 200  # probes; half of them are even in any search that learns from its probes
 
 
 class Choice(NamedTuple):
@@ -28,7 +28,7 @@ class AutoSettings(Strict):
     goal: Goal = Field(
         "places",
         description="places: failures in many places; failures: as many as possible; landscape: half of the probes"
-        " uniform, for the rates",
+        " drawn evenly, for the rates",
     )
 
 

@@ -131,7 +131,7 @@ class _Bandit:
         return Proposal(items[chosen], cells[chosen])
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return new pairs: uniform draws, and known failures with another item or one concept changed."""
+        """Return new pairs: even draws, and known failures with another item or one concept changed."""
         n = self._settings.candidates
         items, cells = evenly(self._prober, n, self._rng)
         if len(self._failing):

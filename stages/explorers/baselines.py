@@ -97,9 +97,9 @@ class LatinHypercube(AskTell[NoSettings]):
 class EpsilonGreedySettings(Strict):
     """Settings of the epsilon-greedy search."""
 
-    epsilon: float = Field(0.1, ge=0, le=1, description="share of uniform draws")
+    epsilon: float = Field(0.1, ge=0, le=1, description="share of even draws")
     batch: int = Field(
-        16, ge=1, le=1_000_000, description="probes asked at once, each in another cell unless drawn uniformly"
+        16, ge=1, le=1_000_000, description="probes asked at once, each in another cell unless drawn evenly"
     )
 
 
@@ -107,7 +107,7 @@ class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
     """One bandit arm per cell (Sutton and Barto, Sec. 2.2), which mostly probes the cells that failed most often.
 
     Nothing carries over from a cell to its neighbours. Only visited cells take memory. The search of the same name in
-    the paper's released code adapts the class of the image and draws the cells uniformly.
+    the paper's released code adapts the class of the image and draws the cells evenly.
     """
 
     name, Settings = "epsilon_greedy", EpsilonGreedySettings
@@ -162,7 +162,7 @@ class ThresholdSettings(Strict):
 
 
 class ThresholdSearch(AskTell[ThresholdSettings]):
-    """Stays with failing items: draws cells uniformly, and leaves an item once `patience` of its probes have passed.
+    """Stays with failing items: draws cells evenly, and leaves an item once `patience` of its probes have passed.
 
     This is the paper's threshold baseline as in its released code, but with items instead of classes, because not every
     task has classes, and with several of them at once.
@@ -188,7 +188,7 @@ class _Lanes:
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         if not np.array_equal(items, self._items):
-            return  # uniform fill-in draws belong to no lane
+            return  # even fill-in draws belong to no lane
         self._passed += (margin <= 0) | ~fresh  # leaves an item whose probes are all known, too
         tired = self._passed >= self._settings.patience
         self._items[tired] = self._rng.integers(len(self._prober.item_ids), size=tired.sum())

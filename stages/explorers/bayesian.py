@@ -22,7 +22,7 @@ class BayesianSettings(Strict):
     batch: int = Field(
         16, ge=1, le=1_000_000, description="probes asked at once; those under way count as poor (constant liar)"
     )
-    startup: int = Field(100, ge=1, le=1_000_000, description="uniform probes first")
+    startup: int = Field(100, ge=1, le=1_000_000, description="probes drawn evenly first")
     max_history: int = Field(
         200, ge=10, le=1_000_000, description="probes it never forgets; from twice as many the oldest are dropped"
     )
@@ -95,7 +95,7 @@ class _Study:
         if pending:
             for trial, value in zip(pending, margin.tolist(), strict=True):
                 self._study.tell(trial, value)
-        else:  # uniform fill-in draws
+        else:  # even fill-in draws
             columns = np.column_stack([self._place[items], cells]).tolist()
             for row, value in zip(columns, margin.tolist(), strict=True):
                 params = dict(zip(self._distributions, row, strict=True))

@@ -60,7 +60,7 @@ class Grid:
 
 
 class Uniform:
-    """Uniform draws, for pairs that the other generators never name."""
+    """Even draws, for pairs that the other generators never name."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -71,7 +71,7 @@ class Uniform:
 
 
 class Ascent:
-    """Uniform draws, then mutations of the most valuable ones: local search inside the surrogate."""
+    """Even draws, then mutations of the most valuable ones: local search inside the surrogate."""
 
     GENERATIONS, PARENTS = 4, 8  # the first generation is drawn; one in this many candidates is a parent of the next
 
@@ -98,7 +98,7 @@ class Mutations:
         self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator; before the first failure these are uniform draws."""
+        """See Generator; before the first failure these are even draws."""
         known = worth.data.take(worth.data.failed)
         if len(known) == 0:
             return self.grid.draw(size)
@@ -120,7 +120,7 @@ class Archive:
         self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator; before the first failure these are uniform draws."""
+        """See Generator; before the first failure these are even draws."""
         known, rng = worth.data.take(worth.data.failed), self.grid.rng
         if len(known) == 0:
             return self.grid.draw(size)
@@ -145,7 +145,7 @@ class Learnt:
         self.trainer, self.entropy = trainer, entropy
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator; returns the last draws, a quarter of which are uniform."""
+        """See Generator; returns the last draws, a quarter of which are even."""
         generations = -(-size // (ITEMS * CELLS)) if self.trainer.updates else WARM_UP
         items, cells = self.trainer.train(worth, generations, self.entropy)
         return Pairs(items[-size:], cells[-size:])

@@ -39,7 +39,7 @@ class Aims(NamedTuple):
     """The defaults that a goal determines.
 
     Args:
-        early, late: share of a batch drawn uniformly, in the first batch and, as a minimum, later.
+        early, late: share of a batch drawn evenly, in the first batch and, as a minimum, later.
         novelty: how fast regions and items lose worth with their failures, on large grids.
     """
 
@@ -48,8 +48,8 @@ class Aims(NamedTuple):
     novelty: float
 
 
-# Rates are calibrated on the control's probes and on the first ones, all uniform. The few drawn later cover pairs that
-# the surrogate would otherwise never see because it expects them to pass.
+# Rates are calibrated on the control's probes and on the first ones, all drawn evenly. The few drawn later cover pairs
+# that the surrogate would otherwise never see because it expects them to pass.
 GOALS: dict[Goal, Aims] = {
     "places": Aims(0.10, 0.04, 0.35),
     "failures": Aims(0.0, 0.0, 0.1),
@@ -63,16 +63,16 @@ class ModelBasedSettings(Strict):
     goal: Goal = Field(
         "places",
         description="places: failures in many places; failures: as many as possible; landscape: half of the probes"
-        " uniform, for the rates",
+        " drawn evenly, for the rates",
     )
     generators: list[GeneratorName] = Field(
         ["policy", "archive", "mutations", "uniform"], min_length=1, description="what names candidates"
     )
     candidates: int = Field(3000, ge=1, le=1_000_000, description="pairs ranked for each batch")
     random_share: float | None = Field(
-        None, ge=0, le=1, description="share of probes drawn uniformly after the first ones; by default the goal's"
+        None, ge=0, le=1, description="share of probes drawn evenly after the first ones; by default the goal's"
     )
-    first: int = Field(100, ge=2, le=1_000_000, description="probes drawn uniformly before the first fit")
+    first: int = Field(100, ge=2, le=1_000_000, description="probes drawn evenly before the first fit")
     batch: int = Field(50, ge=1, le=1_000_000, description="probes asked between two fits")
     growth: float = Field(
         0.15, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
@@ -117,7 +117,7 @@ class ModelBasedSettings(Strict):
         return names
 
     def uniform(self, spent: int) -> float:
-        """Share of the next batch to draw uniformly, which falls with the root of the number of probes so far."""
+        """Share of the next batch to draw evenly, which falls with the root of the number of probes so far."""
         if self.random_share is not None:
             return self.random_share
         aims = GOALS[self.goal]
@@ -215,10 +215,10 @@ class ModelBased:
 
 
 class _RivalSettings(ModelBasedSettings):
-    """The settings with which the rivals were measured: a constant share of uniform draws, and smaller batches."""
+    """The settings with which the rivals were measured: a constant share of even draws, and smaller batches."""
 
     random_share: float | None = Field(
-        0.18, ge=0, le=1, description="share of probes drawn uniformly after the first ones"
+        0.18, ge=0, le=1, description="share of probes drawn evenly after the first ones"
     )
     growth: float = Field(
         0.08, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
@@ -226,25 +226,25 @@ class _RivalSettings(ModelBasedSettings):
 
 
 class PoolSettings(_RivalSettings):
-    """Settings of model_based, with uniform draws as candidates."""
+    """Settings of model_based, with even draws as candidates."""
 
     generators: list[GeneratorName] = Field(["uniform"], min_length=1, description="what names candidates")
 
 
 class LocalSearchSettings(_RivalSettings):
-    """Settings of model_based, with mutations of the best uniform draws as candidates."""
+    """Settings of model_based, with mutations of the best even draws as candidates."""
 
     generators: list[GeneratorName] = Field(["ascent"], min_length=1, description="what names candidates")
 
 
 class Pool(ModelBased):
-    """Candidates drawn uniformly."""
+    """Candidates drawn evenly."""
 
     name, Settings = "pool", PoolSettings
 
 
 class LocalSearch(ModelBased):
-    """Candidates drawn uniformly and mutations of the best of them."""
+    """Candidates drawn evenly and mutations of the best of them."""
 
     name, Settings = "local_search", LocalSearchSettings
 

@@ -60,7 +60,7 @@ class Prober:
         self.compute = compute or Compute()
         self._on_progress = on_progress
         self._asked: dict[Key, int] = {}  # -> its row, in the order of probing
-        self._uniform: dict[Key, int] = {}  # -> number of probes when it was drawn uniformly
+        self._uniform: dict[Key, int] = {}  # -> number of probes when it was drawn evenly
         self._failures = 0
         self.curve: list[tuple[int, int]] = [(0, 0)]
 

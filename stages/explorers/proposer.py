@@ -148,7 +148,7 @@ class Trainer:
         objective: "ppo", the clipped policy gradient (Schulman et al. 2017) with whole cells as actions and the mean
             over the cells drawn for the same item as the baseline; or "balance", the off-policy squared error of log
             p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
-            2022, in its log-partition variance form, Zhang et al. 2023), which also learns from uniform draws.
+            2022, in its log-partition variance form, Zhang et al. 2023), which also learns from even draws.
         seed: seed of weights and draws.
     """
 
@@ -197,8 +197,8 @@ class Trainer:
             items = np.repeat(self._some_items(), CELLS)
             cells = self.draw(items)
             own = np.arange(len(items)) % 4 > 0
-            # A quarter is uniform: the search is then no worse than a small pool, and an off-policy objective learns
-            # about cells that the policy never draws.
+            # A quarter is drawn evenly: the search is then no worse than a small pool, and an off-policy objective
+            # learns about cells that the policy never draws.
             cells[~own] = self.space.even.sample(int((~own).sum()), self._rng)
             self._learn(items, cells, score(items, cells), own, target)
             drawn.append((items, cells))

@@ -18,7 +18,7 @@ class MapElitesSettings(Strict):
     """Settings of MAP-Elites."""
 
     batch: int = Field(50, ge=1, le=1_000_000, description="probes asked at once")
-    startup: int = Field(100, ge=1, le=1_000_000, description="uniform probes first")
+    startup: int = Field(100, ge=1, le=1_000_000, description="probes drawn evenly first")
     max_niches: int = Field(
         10_000, ge=1, le=1_000_000, description="niches of the archive; levels are merged on larger grids"
     )
@@ -82,7 +82,7 @@ class _Archive:
         return np.column_stack([self._place[items], cells]).astype(float)
 
     def propose(self) -> Proposal:
-        startup = bool(self._archive.empty)  # nothing to mutate: it returns its initial uniform draws
+        startup = bool(self._archive.empty)  # nothing to mutate: it returns its initial even draws
         rounded = np.rint(self._emitter.ask()).astype(np.int64)
         return Proposal(self._order[rounded[:, 0]], rounded[:, 1:], uniform=startup)
 

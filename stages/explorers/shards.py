@@ -52,7 +52,7 @@ def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed
 
     Args:
         item_ids: the items of the whole search.
-        n_cells: number of cells of the grid.
+        n_cells: number of cells that occur in use.
         budget: unique probes of the whole search, for each role.
         shards: number of shares.
         seed: seed of the draw; other seeds divide the items differently.

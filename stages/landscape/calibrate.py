@@ -29,7 +29,7 @@ from stages.landscape.estimators import (
 )
 
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
-ENOUGH = 50  # uniform probes needed to judge by them alone
+ENOUGH = 50  # evenly drawn probes needed to judge by them alone
 MANY_CELLS = 10 * FOLDS  # cells needed to hold out whole cells: if there are fewer, each is unlike the others
 LARGEST_WEIGHT = 10.0  # limit of a probe's weight, relative to the mean: less bias is not worth more variance
 PROBIT = 1.7  # a probit is close to a logit of 1.7 times its argument
@@ -79,7 +79,7 @@ def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndar
 
 
 def importance(
-    data: Data, uniform: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
+    data: Data, even: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
 ) -> tuple[np.ndarray, str]:
     """Return weights (n,) under which the probes represent use, and a phrase that names them.
 
@@ -88,9 +88,9 @@ def importance(
     need no queries, learns the ratio (Bickel, Brückner and Scheffer 2009, "Discriminative Learning Under Covariate
     Shift"; Sugiyama, Suzuki and Kanamori 2012, chapter 4).
     """
-    if uniform.sum() >= ENOUGH:
-        weights, cells = np.zeros(len(data)), data.cells[uniform]
-        weights[uniform] = space.weights(cells, len(embeddings)) * uniform.sum()
+    if even.sum() >= ENOUGH:
+        weights, cells = np.zeros(len(data)), data.cells[even]
+        weights[even] = space.weights(cells, len(embeddings)) * even.sum()
         return np.minimum(weights, LARGEST_WEIGHT), "the control's probes"
     if len(data) < ENOUGH:
         return np.ones(len(data)), "all probes, too few to correct for where they were drawn"
@@ -106,7 +106,7 @@ def importance(
         ).fit(np.vstack([drawn, asked[others]]), np.arange(n + others.sum()) >= n)
         odds[~others] = np.exp(-classifier.decision_function(asked[~others]))
     weights = np.minimum(odds / odds.mean(), LARGEST_WEIGHT)
-    return weights / weights.mean(), "all probes, weighted by density ratio to stand for uniform ones"
+    return weights / weights.mean(), "all probes, weighted by density ratio to stand for use"
 
 
 def choose(
@@ -118,7 +118,7 @@ def choose(
 
     Args:
         data: n probes.
-        weights: (n,) weights under which they represent uniform ones.
+        weights: (n,) weights under which they represent use.
         fold: (n,) fold number of each.
         space: the grid.
         embeddings: (items, d).

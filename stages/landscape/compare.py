@@ -23,7 +23,7 @@ class Paired:
         items: (n,) item ids.
         cells: (n, concepts).
         inside: (n,) whether the cell is in a target region.
-        share: share of the grid that the target regions cover, to weight both strata as the grid does.
+        share: share of use that the target regions cover, by which both strata count.
         failed: model -> (n,) bool, for "before", "after", and optionally `OTHERS`.
         groups: (n,) groups of the items; None if each item is its own group.
         use: (n,) weights of the pairs within each stratum, see `use_of_pairs`; None if all count alike.
@@ -51,7 +51,7 @@ class Paired:
         self._resampler = Resampler(items, resamples, seed, groups)
 
     def rate(self, model: str, mask: np.ndarray | None = None, level: float = LEVEL) -> Rate:
-        """Failure rate of a model over the grid, or over the cells of the mask."""
+        """Failure rate of a model in use, or over the cells of the mask."""
         return self._resampler.mean(self.failed[model], self._weights(mask), SHARE, level)
 
     def change(
@@ -68,11 +68,11 @@ class Paired:
         )
 
     def newly_failing(self, model: str = "after") -> Rate:
-        """Share of newly failing pairs among those that passed before, over the whole grid."""
+        """Share of newly failing pairs among those that passed before."""
         return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]), SHARE)
 
     def fixed(self, model: str = "after") -> Rate:
-        """Share of now passing pairs among those that failed before, over the whole grid."""
+        """Share of now passing pairs among those that failed before."""
         return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"], SHARE)
 
     def _weights(self, mask: np.ndarray | None) -> np.ndarray:
@@ -83,11 +83,11 @@ class Paired:
         return compare_values(self._resampler, self.failed, self._weights(mask))
 
     def share(self, which: np.ndarray, mask: np.ndarray | None = None) -> Rate:
-        """Share of the pairs for which `which` (n,) bool is true, over the grid or over the cells of the mask."""
+        """Share of the pairs for which `which` (n,) bool is true, in use or over the cells of the mask."""
         return self._resampler.mean(which.astype(float), self._weights(mask), SHARE)
 
     def differences(self) -> dict[str, Difference]:
-        """Return all measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
+        """Return all measures on probes: in the targets, elsewhere, overall, newly failing, fixed."""
         everywhere = np.ones(len(self.inside), dtype=bool)
         found = {
             "target_failure_rate": self.difference(self.inside),
@@ -222,10 +222,10 @@ def points(change: Rate) -> str:
 
 
 def reduced_failures(paired: Paired) -> ReducedFailures:
-    """Check for reduced failures in the sense of the paper's Def. 4.1, in the chosen modes and over the whole grid.
+    """Check for reduced failures in the sense of the paper's Def. 4.1, in the chosen modes and overall.
 
     The inequality is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of
-    the chosen modes and for C the whole grid, evaluated as mean rates over C, which is equivalent. It holds
+    the chosen modes and for C all of use, evaluated as mean rates over C, which is equivalent. It holds
     `beyond_chance` if the paired 95% interval of the difference is below 0.
     """
     targets, total = (_reduced(paired, mask) for mask in (paired.inside, np.ones(len(paired.inside), dtype=bool)))

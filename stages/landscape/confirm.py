@@ -59,15 +59,15 @@ class Mode:
         id: M1, M2, ... for failure modes, worst first, and S1, S2, ... for suspected ones.
         region: the cells.
         rate: rate of fresh probes with Clopper and Pearson's interval, for querying *these* items in all of the
-            region's cells, as the probes are uniform draws from these pairs; if items belong to groups, from resampling
+            region's cells, as the probes are drawn from these as they occur; if items belong to groups, from resampling
             the groups. For a failure mode, only probes that did not decide that it is one count. On an enumerated grid
             the rate is known, and the interval is for other items like these. NaN if the model was not queried.
         failures: number of failures among the probes of the rate.
         estimate: mean estimated rate of the cells.
         lift: rate, or the estimate if there is none, over the overall rate.
-        share: share of the grid, or of all pairs of item and cell.
+        share: share of use, over all items.
         confirmed: whether it is a failure mode. It must fail more often than the grid, by Holm's test over all regions
-            tested, and than the rest of the grid, by the interval of its rate. If it is about some items only, it must
+            tested, and than the rest, by the interval of its rate. If it is about some items only, it must
             also fail more often for them than for all others, by the same test. Never if the model was not queried.
     """
 
@@ -140,7 +140,7 @@ def confirm(
     Args:
         rates: the rates by which the search named regions.
         regions: the regions it named, the most striking first.
-        control: as_used probes of the whole grid, to compare regions with.
+        control: the control's probes, to compare regions with.
         fresh: the fresh probes.
         seed: seed of their draws.
 
@@ -311,7 +311,7 @@ def _share(space: ConceptSpace, region: Region, about: np.ndarray) -> float:
 
 
 def _rest(overall: float, rate: Rate, share: float) -> float:
-    """Failure rate outside a region, from the overall rate, the region's own and its share of the grid."""
+    """Failure rate outside a region, from the overall rate, the region's own and its share of use."""
     return max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
 
 

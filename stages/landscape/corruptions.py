@@ -1,7 +1,7 @@
 """Failure rates under each corruption of ImageNet-C, and their mean, to report beside a landscape.
 
 An error is the share of a corruption's probes that fail, averaged over its severities; the mean corruption error (mCE)
-is the mean over corruptions (Hendrycks and Dietterich 2019). They are counted on the control's uniform probes, which
+is the mean over corruptions (Hendrycks and Dietterich 2019). They are counted on the control's probes, which
 are all pairs of item and cell if the budget covers them.
 """
 
@@ -50,7 +50,7 @@ class CorruptionError:
     Args:
         name: name of the corruption, or "none" for unchanged pictures.
         error: the landscape's rate for this level.
-        failures: number of failures among the uniform probes of this corruption.
+        failures: number of failures among the control's probes of this corruption.
         normalised: the error over AlexNet's; None if the two cannot be compared.
     """
 
@@ -92,7 +92,7 @@ class CorruptionErrors:
 
 @dataclass(frozen=True)
 class TooFew:
-    """A corruption with too few uniform probes for a count."""
+    """A corruption with too few of the control's probes for a count."""
 
     name: str
     probes: int
@@ -117,9 +117,9 @@ def corruption_errors(
         return TooFew(fewest.label, fewest.probes)
     comparable = of_imagenet and _is_the_benchmark(space)
     rows = [_row(effect, comparable=comparable) for effect in effects]
-    uniform = probes[probes["role"] == "control"]
-    sampler = Resampler(uniform["item"], RESAMPLES, 0, uniform.get("group"))
-    failed, level = uniform["failed"].to_numpy(dtype=float), uniform[CORRUPTION].to_numpy()
+    control = probes[probes["role"] == "control"]
+    sampler = Resampler(control["item"], RESAMPLES, 0, control.get("group"))
+    failed, level = control["failed"].to_numpy(dtype=float), control[CORRUPTION].to_numpy()
 
     def mean(weights: Mapping[str, float]) -> Rate:
         """Return the weighted sum of errors."""

@@ -36,7 +36,7 @@ def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseC
     before, repaired, control = curves.values()
     asked = answers[: len(before[0][0])]
     resampler = Resampler(asked["item"], resamples, seed, asked.get("group"))
-    weights = np.ones(len(asked))
+    weights = asked["weight"].to_numpy()
     steps = answers.groupby(["copy_of", "dose"])["steps"].mean().round().astype(int)
 
     def doses(copy: str) -> list[Dose]:
@@ -60,11 +60,11 @@ def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseC
             RateRecord.from_rate(difference(*pair))
             for pair in (zip(repaired[1], control[1], strict=True) if control else ())
         ],
-        times=_times(repaired[1], control, resampler, seed) if control and part != "clean" else None,
+        times=_times(repaired[1], control, resampler, weights, seed) if control and part != "clean" else None,
     )
 
 
-def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, seed: int) -> Times:
+def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, weights: np.ndarray, seed: int) -> Times:
     """Estimate how many times the repair's steps the control needs to reach its final rate, with an interval.
 
     Items and trainings are resampled, because another training would differ too.
@@ -72,19 +72,25 @@ def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, seed
     shares, rng = np.array(list(control)), np.random.default_rng([seed, 3])
 
     def resampled(trainings: list[np.ndarray]) -> np.ndarray:
-        drawn = np.column_stack([resampler.samples(values) for values in trainings])  # (resamples, trainings)
+        drawn = np.column_stack([resampler.samples(values, weights) for values in trainings])  # (resamples, trainings)
         chosen = rng.integers(len(trainings), size=drawn.shape)
         return np.take_along_axis(drawn, chosen, axis=1).mean(axis=1)
 
     rates = np.column_stack([resampled(trainings) for trainings in control.values()])
     found = [_crossing(shares, *both) for both in zip(rates, resampled(reached), strict=True)]
     tail = (1 - LEVEL) / 2
-    value = _crossing(shares, np.array([np.mean(trainings) for trainings in control.values()]), float(np.mean(reached)))
+    value = _crossing(
+        shares, np.array([_mean(trainings, weights) for trainings in control.values()]), _mean(reached, weights)
+    )
     low, high = np.quantile(found, tail, method="lower"), np.quantile(found, 1 - tail, method="higher")
     ends = {
         name: float(end) if np.isfinite(end) else None for name, end in (("value", value), ("low", low), ("high", high))
     }
     return Times(**ends, least=float(shares[0]), most=float(shares[-1]))
+
+
+def _mean(trainings: list[np.ndarray], weights: np.ndarray) -> float:
+    return float(np.average(np.mean(trainings, axis=0), weights=weights))
 
 
 def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
@@ -108,7 +114,7 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
 
     Args:
         answers: as in re_evaluate's doses.parquet.
-        share: share of the grid that the targets cover.
+        share: share of use that the targets cover.
         resamples: number of resamples of the items, for the intervals.
         seed: seed of the resampling.
     """
@@ -131,6 +137,7 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
                     share,
                     counted,
                     asked.get("group"),
+                    asked["weight"].to_numpy(),
                     resamples=resamples,
                     seed=seed,
                 )

@@ -4,7 +4,7 @@ Raw frequencies are useless for cells with at most one probe. Estimators of the 
 failing, not only whether it failed) over items and concepts borrow strength from other cells and similar items;
 averaged over the audit's items they give a rate. Because they model the margin given item and cell, it hardly matters
 that an explorer drew most probes where it expected failures. The choice of estimator, and its calibration to
-probabilities, use probes that are uniform or weighted to be so.
+probabilities, use evenly drawn probes, or all, weighted to stand for use.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, 
     return Data(items, cells, margin, probes["failed"].to_numpy(dtype=bool))
 
 
-def drawn_uniformly(probes: pd.DataFrame) -> np.ndarray:
-    """Return which probes are known to be uniform draws, (n,) bool: the control's, and those marked by an explorer."""
+def drawn_evenly(probes: pd.DataFrame) -> np.ndarray:
+    """Return which probes are known to be drawn evenly, (n,) bool: the control's, and those marked by an explorer."""
     known = np.zeros(len(probes), dtype=bool)
     if "role" in probes:
         known |= (probes["role"] == "control").to_numpy()
@@ -132,8 +132,8 @@ def estimate(
     """Estimate the landscape from probes, wherever they were drawn.
 
     Args:
-        probes: as in probes.parquet. Estimators are judged and calibrated on those known to be uniform (`role` control,
-            or true in a column `uniform`); with fewer than 50, on all, weighted to represent uniform ones.
+        probes: as in probes.parquet. Estimators are judged and calibrated on those known to be drawn evenly (`role`
+            control, or true in a column `uniform`); with fewer than 50, on all, weighted to represent use.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
@@ -186,7 +186,7 @@ def _estimate(
         kept = np.sort(np.lexsort((rng.random(len(data)), others))[:MAX_PROBES])
         data, probes = data.take(kept), probes.iloc[kept]
     fold, held_out = folds_of(data.cells, space, seed)
-    weights, judged_on = importance(data, drawn_uniformly(probes), fold, space, embeddings, seed)
+    weights, judged_on = importance(data, drawn_evenly(probes), fold, space, embeddings, seed)
     if like is not None and like.recipe is not None:
         recipe, diagnostics = like.recipe, like.diagnostics
         estimator = rebuild(recipe, data, weights, fold, space, embeddings, seed, spread)
@@ -239,14 +239,14 @@ def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np
 
 
 def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
-    """Keep each probe once, as a uniform draw if it is also one.
+    """Keep each probe once, as an even draw if it is also one.
 
-    The control's probes are uniform by how they were drawn. Without those that the agent probed too, most of them
+    The control's probes are even by how they were drawn. Without those that the agent probed too, most of them
     failures, they would not be.
     """
-    uniform_first = np.argsort(~drawn_uniformly(probes), kind="stable")
-    again = probes.iloc[uniform_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
-    return probes.iloc[np.sort(uniform_first[~again])]
+    even_first = np.argsort(~drawn_evenly(probes), kind="stable")
+    again = probes.iloc[even_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
+    return probes.iloc[np.sort(even_first[~again])]
 
 
 @dataclass(frozen=True)

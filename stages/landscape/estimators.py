@@ -193,7 +193,7 @@ class Logistic(FoldEnsemble):
     """Logistic regression of the failures, with squares and all pairwise interactions of item and concepts.
 
     Unlike the others it is too simple to be correct, so its fit depends on where the probes were drawn: they are
-    weighted to represent uniform ones.
+    weighted to represent use.
     """
 
     name = "logistic regression"

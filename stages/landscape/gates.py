@@ -86,11 +86,11 @@ def _joint(value: float | None, joint: Bounds, n: int) -> Rate:
 def judge_landscape(
     gates: LandscapeGates | None, overall: Rate, modes: Sequence[Rate], bias: Rate | None = None
 ) -> list[Gate]:
-    """Judge a landscape. Without a failure mode, the worst region with evidence is the whole grid.
+    """Judge a landscape. Without a failure mode, the worst region with evidence is all of use.
 
     Args:
         gates: the bounds.
-        overall: failure rate over the whole grid.
+        overall: failure rate in use.
         modes: failure rates of the failure modes.
         bias: bias of the subject with the highest upper bound; None for a task without tallies.
     """

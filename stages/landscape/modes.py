@@ -1,6 +1,6 @@
 """Find candidate failure modes: readable regions such as "label is 9 and rotation >= 30°" with unusually many failures.
 
-The search uses estimated rates of *cells*, which are uniform over the grid however the probes were drawn, for all items
+The search uses estimated rates of *cells*, which cover the grid however the probes were drawn, for all items
 and for each kind of item, and tries every conjunction of ranges: sums over a table of rates by two or three concepts
 give all boxes at once. Only for concepts with many categories it does not try all sets (see `_selectors`).
 `stages.landscape.confirm` then queries the model in each candidate, and confirmed ones are failure modes.
@@ -53,7 +53,7 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
 
     Args:
         known: rates of cells.
-        limits: the number of regions, of their conditions, and their share of the grid; combinations of concepts with
+        limits: the number of regions, of their conditions, and their share of use; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
     least = LEAST * max(_mass(kind, known.use) for kind in known.kinds)

@@ -85,7 +85,7 @@ def measure_slices(
     exact: bool,
     seed: int,
 ) -> Slices | None:
-    """Measure failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
+    """Measure failure rates of every value of every attribute, in use and inside each mode, and confusions.
 
     Intervals are about *these* items: the control's probes are even draws from a value's items and all cells, weighted
     to stand for use, so the interval covers the rate of these items in use. A value may have only a few items, so other
@@ -104,7 +104,7 @@ def measure_slices(
         item_ids: the items.
         attributes: one row per item, in the order of `item_ids`, with columns of strings.
         space: the grid.
-        fresh: uniform probes inside modes, as in fresh.parquet.
+        fresh: probes drawn inside modes, as in fresh.parquet.
         modes: regions by id.
         exact: whether the grid was enumerated.
         seed: seed of permutations and resamples.
@@ -167,7 +167,7 @@ def worse_values(
     value, groups are permuted instead of items.
 
     Args:
-        failed: (n,) whether each uniform probe failed.
+        failed: (n,) whether each of the control's probes failed.
         row: (n,) the item of each.
         attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
         seed: seed of the permutations.
@@ -323,7 +323,7 @@ def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
     """Whether outputs name labels: those of passing probes equal the label, up to a probability at the end.
 
     Args:
-        control: as_used probes.
+        control: the control's probes.
         labels: expected labels of items, indexed by id; missing if unknown.
     """
     expected = labels.loc[control["item"]].to_numpy(dtype=object)
@@ -384,7 +384,7 @@ def compare_slices(
         items: (n,) item ids of the pairs.
         cells: (n, concepts).
         inside: (n,) whether the pair is in a target mode.
-        shares: (items,) share of the grid that target modes cover for each item.
+        shares: (items,) share of use that target modes cover for each item.
         failed: model -> (n,).
         groups: (n,) groups of the items; None if each item is its own group.
         use: (n,) weights of the pairs, see `use_of_pairs`; None if all count alike.

@@ -93,7 +93,7 @@ def _finding(robustness: Robustness, everyone: bool) -> str:
 def _caveat(robustness: Robustness) -> str:
     """State the limits of the result: the method, what it proves, and where the steps start."""
     method, probes = robustness.method, robustness.probes
-    own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to the whole grid"
+    own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to every cell"
     said = [f"Method: {METHODS.get(method or '', method)} {own}."]
     found, proven = robustness.found, robustness.proven
     if found and proven == found:

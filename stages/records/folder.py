@@ -196,7 +196,9 @@ class ReEvaluate(StageFolder):
     tallies = _record("tallies.json", ModelTallies)
     sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
     examples = Stored[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
-    doses = _table("doses.parquet", ("copy_of", "training", "dose", "steps", "part", "item", "value", "valid"))
+    doses = _table(
+        "doses.parquet", ("copy_of", "training", "dose", "steps", "part", "item", "weight", "value", "valid")
+    )
 
 
 class Compare(StageFolder):

@@ -72,9 +72,9 @@ class Confusion(Record):
 
 
 class Slices(Record):
-    """Failure rates by attribute over the grid, by mode and attribute inside failure modes, and confusions.
+    """Failure rates by attribute in use, by mode and attribute inside failure modes, and confusions.
 
-    `confusions` (over the grid) and `mode_confusions` (inside failure modes) exist if outputs name a label.
+    `confusions` (in use) and `mode_confusions` (inside failure modes) exist if outputs name a label.
     """
 
     attributes: Listed[AttributeSlices]

@@ -82,7 +82,7 @@ class Reader(ABC):
         return estimate(space, cells, groups, own.to_numpy(), found.to_numpy(), columns, seed), len(found)
 
 
-class Pictures(Reader):
+class PictureReader(Reader):
     """A folder of pictures, for classifiers."""
 
     shown = measures.PICTURES
@@ -121,7 +121,7 @@ class Pictures(Reader):
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-class _Texts(Reader):
+class _TextReader(Reader):
     """A file of texts: lines, or a column of a table."""
 
     fields: ClassVar[tuple[str, ...]]  # names under which the texts may be found
@@ -138,7 +138,7 @@ class _Texts(Reader):
         """Measure n production texts."""
 
 
-class Words(_Texts):
+class _WordReader(_TextReader):
     """Texts that people write: what is measured are their letters, words and marks."""
 
     shown = measures.TEXTS
@@ -164,33 +164,33 @@ class Words(_Texts):
         return measures.of_texts(self.changed(ids, cells), [_Known(self._seen, self._group[item]) for item in ids])
 
     def measure(self, texts: Sequence[str]) -> pd.DataFrame:
-        """See _Texts."""
+        """See _TextReader."""
         return measures.of_texts(texts, [self._seen] * len(texts))
 
 
-class Articles(Words):
+class ArticleReader(_WordReader):
     """Articles for a summarizer."""
 
     of, fields = "article", ("article", "text", "document")
     task: SummarizerProbes
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See Words."""
+        """See _WordReader."""
         return self.task.changed(ids, cells)
 
 
-class Questions(Words):
+class QuestionReader(_WordReader):
     """Questions to a chat model, as people write them."""
 
     of, fields = "question", ("question", "prompt", "text")
     task: Chat
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See Words."""
+        """See _WordReader."""
         return self.task.written(ids, cells)
 
 
-class Prompts(_Texts):
+class PromptReader(_TextReader):
     """Prompts of a text-to-image model: the words of its slots are counted."""
 
     fields = ("prompt", "text", "caption")
@@ -205,13 +205,13 @@ class Prompts(_Texts):
         return self.measure([orders[0].prompt for orders in self.task.orders(ids, cells)])
 
     def measure(self, texts: Sequence[str]) -> pd.DataFrame:
-        """See _Texts."""
+        """See _TextReader."""
         return measures.of_prompts(
             texts, {c.name: [str(level) for level in c.levels] for c in self.task.concepts.concepts}
         )
 
 
-class Rows(Reader):
+class RowReader(Reader):
     """A table of rows, for tabular classifiers."""
 
     shown = measures.ROWS
@@ -243,7 +243,7 @@ class Rows(Reader):
 
 
 class _Known(Container[str]):
-    """Words of the audit's texts in other groups than one."""
+    """_WordReader of the audit's texts in other groups than one."""
 
     def __init__(self, seen: Mapping[str, str | None], group: str) -> None:
         self._seen, self._group = seen, group
@@ -253,11 +253,11 @@ class _Known(Container[str]):
 
 
 _READERS: Mapping[type[Task], type[Reader]] = {
-    ClassifierProbes: Pictures,
-    SummarizerProbes: Articles,
-    Chat: Questions,
-    PainterProbes: Prompts,
-    RowProbes: Rows,
+    ClassifierProbes: PictureReader,
+    SummarizerProbes: ArticleReader,
+    Chat: QuestionReader,
+    PainterProbes: PromptReader,
+    RowProbes: RowReader,
 }
 
 

@@ -2,7 +2,7 @@
 
 It is refitted on its own rows, those of the split repair, and copies of the latter that are changed by cells of the
 target modes, drawn in proportion to severity x estimated failure risk. A control uses the same rows and as many copies,
-changed by cells of the whole grid, or unchanged.
+changed by cells as they occur in use, or unchanged.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 - dpo: it learns to prefer, of two pictures for such a prompt, the one that shows what was asked for (Diffusion-DPO,
   Wallace et al. 2023).
 
-A uniform control learns as much from the whole grid: what the repair gains beyond it is due to aiming.
+A control as used learns as much from cells as they occur: what the repair gains beyond it is due to aiming.
 
 A repaired pipeline is written to its own folder and does not replace the base: the adapter, and faded.json, which names
 the base by its content hash.
