@@ -291,6 +291,21 @@ def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
         assert np.std(errors) < 0.04
 
 
+def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
+    """Whatever changes three concepts fails; for half of the items that is not valid, so half of 10% is left out."""
+    rates, inside = [], 0
+    for drawn in simulations(SCENARIOS[0], 60):
+        assert drawn.space.usage is not None
+        failed = drawn.space.usage.number_of_changes(drawn.probes[drawn.space.names].to_numpy(dtype=np.int64)) == 3
+        valid = ~failed | drawn.probes["item"].str[1:].astype(int).mod(2).eq(0).to_numpy()
+        rate = rate_in_use(drawn.space, failed, drawn.probes, among=valid).rate
+        inside += rate.low <= 0.05 / 0.95 <= rate.high
+        rates.append(rate.value)
+        assert rate.n == valid.sum()
+    assert np.mean(rates) == pytest.approx(0.05 / 0.95, abs=0.002)
+    assert inside >= 0.93 * len(rates)
+
+
 def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
     """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
     scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)

@@ -130,19 +130,20 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame, what: str = NOT_VA
             found = rate_in_use(space, invalid[there].to_numpy(), control[there], within=here).rate.to_json()
             label = concept.label(int(level))
             levels.append(InvalidLevel(concept=concept.name, level=level, label=label, invalid=len(at), **found))
-    failed, valid = control["failed"].astype(bool), control[~invalid]
+    failed = control["failed"].astype(bool)
 
-    def in_use(which: pd.Series, some: pd.DataFrame) -> Rate:
-        return rate_in_use(space, which.to_numpy(dtype=bool), some).rate
+    def in_use(which: pd.Series, among: pd.Series | None = None) -> Rate:
+        kept = None if among is None else among.to_numpy(dtype=bool)
+        return rate_in_use(space, which.to_numpy(dtype=bool), control, among=kept).rate
 
     return Invalid(
         what=what,
         count=_invalid(probes).sum(),
         probes=len(probes),
         levels=levels,
-        left_out=RateRecord.from_rate(in_use(valid["failed"], valid)),
-        as_failures=RateRecord.from_rate(in_use(failed | invalid, control)),
-        **in_use(invalid, control).to_json(),
+        left_out=RateRecord.from_rate(in_use(failed, ~invalid)),
+        as_failures=RateRecord.from_rate(in_use(failed | invalid)),
+        **in_use(invalid).to_json(),
     )
 
 

@@ -47,6 +47,7 @@ def rate_in_use(
     probes: pd.DataFrame,
     *,
     within: Region = EVERYWHERE,
+    among: np.ndarray | None = None,
     usage: Usage | None = None,
     level: float = LEVEL,
 ) -> InUse:
@@ -61,12 +62,14 @@ def rate_in_use(
         which: (n,) bool.
         probes: n draws from the cells of `within` and the items it covers, as the control makes them.
         within: the region that the probes are in.
+        among: (n,) bool, of which of them the rate is; None for all.
         usage: another usage of the grid than its own. What it has in cells that were never drawn may have any rate.
         level: of the interval.
     """
     here = space.usage if usage is None else usage
+    kept = np.ones(len(probes), dtype=bool) if among is None else among
     if here is None:
-        return InUse(share(which, probes, level), float(len(which)))
+        return InUse(share(which[kept], probes[kept], level), float(kept.sum()))
     cells = probes[space.names].to_numpy(dtype=np.int64)
     allowed = {space.names.index(name): levels for name, levels in within.allowed.items()}
     chances = space.chances(cells, probes["item"].nunique(), allowed)
@@ -78,11 +81,16 @@ def rate_in_use(
     if mass.sum() <= 0:
         return InUse(NO_RATE, 0.0)
     unknown = max(0.0, 1 - float(mass.sum()) / total)
-    weights = ratio * (mass / np.where(known, found, 1.0))[changes]
+    weights = ratio * (mass / np.where(known, found, 1.0))[changes] * kept
+    if weights.sum() <= 0:
+        return InUse(NO_RATE, 0.0)
     effective = weights.sum() ** 2 / float((weights**2).sum())
     if "group" in probes:
         sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
         return InUse(_widened(sampler.mean(which.astype(float), weights, SHARE, level), unknown), effective)
+    if among is not None:
+        value = float(np.average(which, weights=weights))
+        return InUse(_widened(_wilson(value, effective, int(among.sum()), level), unknown), effective)
     rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
     squares = np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
     size, left = found**2 / squares, np.bincount(changes, ratio**2 * (1 - chances), len(mass)) / squares

@@ -33,7 +33,6 @@ _PROPOSE = 0.4  # share of the probes that propose
 _UNCHANGED = 0.3  # maximum share of those probes for unchanged items
 _NOW = 50  # maximum number of unchanged confirming items behind the reported failure rate
 _WORDS = 2  # replaced at once
-_LEVELS = (0.4, 0.3, 0.2, 0.1)  # probabilities of changing 0, 1, 2 or 3 concepts at once
 _TRIES = 20  # draws per probe of the budget, as a draw may repeat an earlier probe
 _NOMINAL = 0.05  # largest p-value of a candidate
 _EACH, _MOST_EACH = 10, 40  # minimum and maximum number of items to confirm a candidate on, if available
@@ -205,11 +204,7 @@ class _Mine:
             if len(words) < _WORDS and word not in words:
                 words[word] = other
         tried.update(words.values())
-        cell = list(self.start)
-        count = min(int(self.rng.choice(len(_LEVELS), p=_LEVELS)), len(cell))
-        for j in self.rng.choice(len(cell), count, replace=False).tolist():
-            cell[j] = int(self.rng.integers(len(self.space.concepts[j])))
-        return Ask(item, tuple(sorted(words.items())), tuple(cell))
+        return Ask(item, tuple(sorted(words.items())), tuple(self.space.sample(1, self.rng)[0].tolist()))
 
     # Search
 
