@@ -378,8 +378,8 @@ def show_usage(console: Console, u: UsageInForce) -> None:
     for told in (
         u.said,
         f"concepts changed at once: {counts} of inputs",
-        f"to state it, write usage: under audits.{u.audit} in params.yaml (docs/usage.md); to measure it on your"
-        f" production inputs: faded usage {u.audit} --from PATH",
+        f"to {'change it, edit' if u.stated else 'state it, write'} usage: under audits.{u.audit} in params.yaml"
+        f" (docs/usage.md); to measure it on your production inputs: faded usage {u.audit} --from PATH",
     ):
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 

@@ -21,26 +21,27 @@ class UsageInForce:
         space: the grid.
         usage: how often its cells occur.
         said: whether it is assumed, stated or measured.
+        stated: whether params.yaml has anything on it.
     """
 
     audit: str
     space: ConceptSpace
     usage: Usage
     said: str
+    stated: bool
 
     @classmethod
     def of(cls, audit: str, space: ConceptSpace, config: AnyUsage) -> UsageInForce:
         """Return the usage of a grid, and where it is from according to `usage:` of its audit."""
         usage = space.usage
         if usage is None or isinstance(config, str):
-            flat = tuple(np.full(size, 1 / size) for size in space.sizes)
-            nothing = np.zeros((0, len(space)), dtype=np.int64)
-            usage = Usage(flat, space.neutral_levels, None, nothing, np.zeros(0))
-            return cls(audit, space, usage, "uniform: every cell of the grid is equally common")
+            usage = Usage.uniform(space.sizes, space.neutral_levels)
+            return cls(audit, space, usage, "uniform: every cell of the grid is equally common", stated=True)
         if (measured := config.measured) is not None:
-            return cls(audit, space, usage, f"measured on {measured.inputs:,} inputs, {measured.source}")
+            said = f"measured on {measured.inputs:,} inputs, {measured.source}"
+            return cls(audit, space, usage, said, stated=True)
         said = "stated in params.yaml" if config.stated else "assumed, as params.yaml states nothing"
-        return cls(audit, space, usage, said)
+        return cls(audit, space, usage, said, config.stated)
 
     @property
     def changes(self) -> list[float]:
