@@ -105,7 +105,7 @@ def test_what_is_said_fits_what_was_found() -> None:
     enumerated = said(table, items=5, method="exact", probes=0)
     assert (
         "drawn at random" not in enumerated
-        and "Method: breadth-first search among the answers to the whole" in enumerated
+        and "Method: breadth-first search among the answers to every cell" in enumerated
     )
 
 
