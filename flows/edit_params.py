@@ -13,31 +13,6 @@ from stages.concepts import Level
 from stages.errors import UsageError
 
 
-def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) -> str:
-    """The text of params.yaml with new levels for some concepts of an audit; a concept that is not named is removed.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
-    """
-
-    def change(params: Any) -> None:
-        concepts = params["audits"][audit]["concepts"]
-        if isinstance(concepts, str):
-            raise LayoutError(f"concepts: {concepts} is the name of a grid")
-        for name in list(concepts):
-            if name not in levels:
-                del concepts[name]
-                continue
-            old, new = concepts[name], levels[name]
-            for i, level in enumerate(new):
-                if old[i] != level:  # otherwise keep how it is written
-                    old[i] = as_level(level)
-            del old[len(new) :]
-
-    wanted = "\n".join(f"  {name}: [{', '.join(map(str, values))}]" for name, values in levels.items())
-    return _edited(text, change, f"audits.{audit}.concepts", f"there:\n{wanted}")
-
-
 def with_proposed(
     text: str,
     audit: str,

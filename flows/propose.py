@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +17,24 @@ from rich.table import Table
 import stages.proposing
 import stages.screening
 from flows.edit_params import as_level, with_proposed
+from flows.estimate import duration
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, clean_accuracy, healed_audit, probes_time, screen_settings
+from flows.screen import PARAMS, bring_up_to_date, healed_audit
 from flows.workspace import exclusive
 from flows.yaml_edit import as_text, dumped, edit_file, in_one_line
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError, plain
-from stages.files import content_hash, replace_file, scratch, stage_dir
+from stages.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, checked, load_params
 from stages.progress import progress
 from stages.proposing import Outcome
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
-from stages.screening import Screening, ScreenSettings
+from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
 
@@ -57,7 +57,8 @@ class Record(BaseModel):
         named: the name that the model gives itself.
         malformed: why answers could not be read.
         outcomes: the outcome of each proposal.
-        screening: the screening of the possible proposals; None if there were none.
+        probes: unique probes spent on the possible proposals.
+        items: number of items probed.
         lines: lines of YAML that would add the proposals that enter to the audit; empty if none does.
     """
 
@@ -67,7 +68,8 @@ class Record(BaseModel):
     named: str
     malformed: list[str]
     outcomes: list[Outcome]
-    screening: Screening | None
+    probes: int
+    items: int
     lines: str
 
 
@@ -85,7 +87,6 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
             f"{PARAMS}: found no {WHERE}, expected a model that proposes: {WHERE}: {{openai: URL, model: NAME}}"
         )
     config = checked(ProposerConfig, params.proposer, WHERE)
-    settings = screen_settings(_PROBES if probes is None else probes)
     with exclusive():
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
@@ -94,7 +95,7 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
             # Before prepare, which may take long.
             vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
             bring_up_to_date(read_graph(), f"prepare@{name}", console)
-            found = _Proposing(name, audit, config, settings, console, at_least=probes is None)
+            found = _Proposing(name, audit, config, probes, console)
             record, change = found.run()
         path = RECORDS / f"{name}.json"
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
@@ -123,15 +124,13 @@ class _Proposing:
         name: str,
         audit: AuditConfig,
         config: ProposerConfig,
-        settings: ScreenSettings,
+        probes: int | None,
         console: Console,
-        *,
-        at_least: bool,
     ) -> None:
         from stages.proposing.vocabulary import vocabulary_of
 
         self.name, self.audit, self.config, self.console = name, audit, config, console
-        self.settings, self.at_least = settings, at_least
+        self.probes = probes
         self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
@@ -140,7 +139,7 @@ class _Proposing:
         from stages.proposing.enter import final, judged, make
 
         asked = self.ask()
-        refused, screening, outcomes = asked.refused, None, list[Outcome]()
+        refused, found, outcomes = asked.refused, None, list[Outcome]()
         draft, made, others = make(self.vocabulary, asked.proposals)
         if made:
             key = run_key(
@@ -155,8 +154,8 @@ class _Proposing:
                 except UsageError:  # due to one of the proposals, so load them one by one
                     draft, made, others = make(self.vocabulary, asked.proposals, lambda more: self.load(more, folder))
                 if made:
-                    screening = self.screen(draft, folder)
-                    by_name = {one.name: one for one in screening.concepts}
+                    found = self.screen(draft, folder)
+                    by_name = {one.name: one for one in found.concepts}
                     outcomes = [judged(one, by_name[one.proposal.concept]) for one in made]
         change = self.change(final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
         record = Record(
@@ -166,7 +165,8 @@ class _Proposing:
             named=plain(asked.name),
             malformed=asked.malformed,
             outcomes=[*outcomes, *others, *refused],
-            screening=screening,
+            probes=found.probes if found else 0,
+            items=found.items if found else 0,
             lines=_lines(self.name, **change) if change["concepts"] else "",
         )
         return record, change
@@ -208,39 +208,30 @@ class _Proposing:
         self.vocabulary.require_fit(task)
         return rated(task, self.name, self.audit)
 
-    def screen(self, draft: Draft, folder: Path) -> Screening:
-        """Screen what a draft adds, together with the existing concepts."""
-        from stages.screening.first_pass import fewest_probes, screen
-
-        own, settings = self.load(draft, folder), self.settings
-        if (clean := clean_accuracy(self.name)) is not None:
-            settings = settings.beyond(1 - clean)
-        if self.at_least:
-            fewest = fewest_probes([concept for concept in own.concepts.concepts if concept.name in draft.new])
-            settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
-        compute = self.vocabulary.context.compute
-        self._say(
-            f"screening {len(draft.new)} concept(s): {settings.probes:,} unique probes at most"
-            f" ({ceil(settings.probes / compute.batch_size):,} model calls);"
-            f" {probes_time(self.name, self.audit, settings.probes)}"
-        )
+    def screen(self, draft: Draft, folder: Path) -> Sweep:
+        """Sweep the concepts that a draft adds or extends."""
+        own = self.load(draft, folder)
+        levels = max(len(draft.concepts[name]) for name in draft.new)
+        most = self.probes or max(_PROBES, fewest_probes(len(draft.new)) * levels)
+        each = probe_seconds(self.name)
+        took = f"about {duration(most * each)}" if each else "time unknown"
+        self._say(f"screening {len(draft.new)} concept(s): {most:,} unique probes at most, {took}")
         with ExitStack() as stack:
-            tell = stack.enter_context(progress(f"propose@{self.name}", settings.probes))
+            tell = stack.enter_context(progress(f"propose@{self.name}", most))
 
             def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
                 opened = Ledger(folder / f"{content_hash([], levels, draft.config)}.jsonl")
                 stack.callback(opened.close)
                 return opened
 
-            return screen(
+            return sweep(
                 lambda levels: own if levels is draft.concepts else self.load(draft, folder, levels),
                 draft.concepts,
-                settings,
+                most,
                 seed=self.audit.seed,
                 ledger=ledger,
-                compute=compute,
+                compute=self.vocabulary.context.compute,
                 tell=tell,
-                droppable=not self.task.needs_all_concepts,
                 only=draft.new,
             )
 
@@ -287,8 +278,8 @@ def show_proposals(console: Console, record: Record) -> None:
     if record.outcomes:
         console.print(table)
     told = [f"{len(record.malformed)} answer(s) could not be read"] if record.malformed else []
-    if (found := record.screening) is not None:
-        told.append(f"{found.probes:,} of {found.settings.probes:,} unique probes spent, on {found.items:,} items")
+    if record.probes:
+        told.append(f"{record.probes:,} unique probes spent, on {record.items:,} items")
     entered = sum(bool(one.enters) for one in record.outcomes)
     told.append(f"{entered} of {len(record.outcomes)} proposals enter")
     console.print("; ".join(told), highlight=False, soft_wrap=True)

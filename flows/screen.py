@@ -1,132 +1,113 @@
-"""`faded screen`: screen the concepts of an audit, record the result, and on request write levels to params.yaml."""
+"""`faded screen`, and the sweep of `faded init`: probe each concept of an audit alone, and show what was found."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 import stages.screening
-from flows.edit_params import with_levels
-from flows.estimate import SAID, duration
-from flows.graph import SHARE, Graph, read_graph
+from flows.estimate import duration
+from flows.graph import Graph, read_graph
 from flows.heal import heal
 from flows.processes import stopping_on_signals
-from flows.results import REFERENCE, TIMINGS, read_timings, record_timings
+from flows.results import record_timings
 from flows.run_stage import run_stage
-from flows.views import show_screening
 from flows.workspace import exclusive
-from flows.yaml_edit import edit_file
 from stages.check import check_audits, check_keys
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, probe_seconds, read_json, read_state, scratch, stage_dir, write_state
+from stages.files import content_hash, probe_seconds, record_probe_seconds, scratch, stage_dir
 from stages.ledger import Ledger
-from stages.params import AuditConfig, Params, load_params, validation_lines
+from stages.params import AuditConfig, Params
 from stages.progress import progress
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
-from stages.records import audit_folder
-from stages.screening import Screening, ScreenSettings
+from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_alone, task_class, task_context
 
-RECORDS = WORK / "screen"
 PARAMS = Path("params.yaml")
+PROBES = (500, 4000)  # as many as take about SECONDS, within these bounds
+SECONDS = 60.0
+_WARM, _TIMED = 1, 2  # batches
 _CODE = Path(stages.screening.__file__).parent
+_VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "yellow", "not known": "dim"}
 
 
-class Record(BaseModel):
-    """A screening as stored under .faded/screen.
+@dataclass(frozen=True)
+class Swept:
+    """The result of a sweep.
 
     Args:
-        screened: key of the model, items and concepts that were screened.
-        proposed: key of the same model and items with the proposed concepts.
-        when: seconds since 1970.
-        screening: the result.
+        sweep: all measurements.
+        seconds: duration of a probe.
     """
 
-    screened: str
-    proposed: str
-    when: float
-    screening: Screening
+    sweep: Sweep
+    seconds: float
 
 
-def screen_audit(params: Params, name: str, probes: int | None, write: bool, console: Console) -> None:
-    """Screen the concepts of an audit, print and record the result, and on request write the proposed levels.
+def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
+    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
 
     Raises:
-        UsageError: if a setting is wrong, or the proposal cannot be written.
+        UsageError: if there are too few probes for the concepts.
         FadedError: if the model under test cannot be prepared.
     """
     with exclusive():
-        screening = measure_concepts(params, name, probes, console)
-        show_screening(console, name, screening)
-        if write:
-            _write_levels(name, params.audit(name), screening, console)
+        found = sweep_concepts(params, name, probes, console).sweep
+    show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
+    console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items", highlight=False)
 
 
-def measure_concepts(params: Params, name: str, probes: int | None, console: Console) -> Screening:
-    """Screen the concepts of an audit and record the result; the caller has to hold the workspace lock.
+def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> Swept:
+    """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
 
     Args:
-        params: params.yaml.
-        name: name of the audit.
-        probes: maximum number of unique probes; None for the default.
-        console: where to print progress.
+        params: params.yaml, including the audit.
+        name: the audit.
+        probes: largest number of unique probes; None to derive it from the duration of a probe.
+        console: where progress is printed.
 
     Raises:
-        UsageError: if a setting is wrong.
-        FadedError: if the model under test cannot be prepared.
+        UsageError: if there are too few probes for the concepts.
+        FadedError: if the model or the data cannot be prepared.
     """
-    settings = screen_settings(probes)
     audit = healed_audit(params, name, console)
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
-        screening = _screen(name, audit, settings, console, at_least=probes is None)
-    concepts = {concept.name: concept.levels for concept in screening.concepts}
-    screened, proposed = _key(name, audit, concepts), _key(name, audit, screening.grid)
-    record = Record(screened=screened, proposed=proposed, when=time.time(), screening=screening)
-    write_state(RECORDS / f"{name}.json", record)
-    return screening
-
-
-def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, bool] | None:
-    """Read the last screening of an audit, if it matches the current model, items and concepts.
-
-    Returns:
-        The record, and whether the current concepts are those it proposed; None if there is none, or it is stale.
-    """
-    stage = graph.stages.get(f"prepare@{name}")
-    if stage is None or stage.stale or (record := read_state(RECORDS / f"{name}.json", Record)) is None:
-        return None
-    try:
-        key = _key(name, params.audit(name), params.audit(name).concepts)
-    except UsageError:  # nothing is prepared
-        return None
-    return (record, key == record.proposed) if key in (record.screened, record.proposed) else None
-
-
-def screen_settings(probes: int | None) -> ScreenSettings:
-    """Return the settings with this number of probes; None for the default.
-
-    Raises:
-        UsageError: if these are too few.
-    """
-    try:
-        return ScreenSettings() if probes is None else ScreenSettings(probes=probes)
-    except ValidationError as error:
-        raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, ScreenSettings))) from None
+        seconds = seconds_of_probe(name, audit)
+        most = probes or int(np.clip(SECONDS / seconds, *PROBES))
+        console.print(
+            f"each concept alone: {most:,} probes at most, about {duration(most * seconds)}, as a probe takes"
+            f" {said_of_probe(seconds)}",
+            highlight=False,
+        )
+        with probing(name, audit, "sweep", {}) as place, progress(f"sweep@{name}", most) as tell:
+            found = sweep(
+                place.load,
+                audit.concepts,
+                most,
+                seed=audit.seed,
+                ledger=place.ledger,
+                compute=place.compute,
+                tell=tell,
+            )
+    return Swept(found, seconds)
 
 
 def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
@@ -150,35 +131,6 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
     for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
         console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
-
-
-def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool) -> Screening:
-    from stages.screening.first_pass import fewest_probes, screen
-
-    if (clean := clean_accuracy(name)) is not None:
-        settings = settings.beyond(1 - clean)
-    with probing(name, audit, "screen", settings.model_dump()) as place:
-        own = place.load(audit.concepts)
-        if at_least:
-            fewest = fewest_probes(own.concepts.concepts)
-            settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
-        calls = ceil(settings.probes / place.compute.batch_size)
-        console.print(
-            f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
-            f"{probes_time(name, audit, settings.probes)}",
-            highlight=False,
-        )
-        with progress(f"screen@{name}", settings.probes) as tell:
-            return screen(
-                lambda levels: own if levels is audit.concepts else place.load(levels),
-                audit.concepts,
-                settings,
-                seed=audit.seed,
-                ledger=place.ledger,
-                compute=place.compute,
-                tell=tell,
-                droppable=not task_class(name, audit).needs_all_concepts,
-            )
 
 
 @dataclass(frozen=True)
@@ -224,54 +176,81 @@ def probing(name: str, audit: AuditConfig, purpose: str, settings: Mapping[str, 
         yield Place(load, ledger, context.compute)
 
 
-def probes_time(name: str, audit: AuditConfig, probes: int) -> str:
-    """Estimate how long these probes take, from the last search, the measurement of prepare or reference timings."""
-    searched = 2 * (audit.discover.budget - audit.discover.kept_back) + audit.discover.microscopic_budget
-    if (seconds := _search_seconds(TIMINGS, name, audit)) is not None:
-        return f"about {duration(seconds * probes / searched)} from the last search here"
-    if (each := probe_seconds(name)) is not None:
-        return f"about {duration(each * probes)} {SAID['probes']}"
-    if (seconds := _search_seconds(REFERENCE, name, audit)) is not None:
-        return f"about {duration(seconds * probes / searched)} {SAID['reference']}"
-    return "time unknown, nothing was searched here yet"
+def seconds_of_probe(name: str, audit: AuditConfig) -> float:
+    """Return the duration of a probe in whole batches; measured here if `prepare` did not."""
+    if (known := probe_seconds(name)) is not None:
+        return known
+    prepared = stage_dir(name, "prepare")
+    task = load_alone(name, audit, prepared)
+    ids, rng = task.items.ids("discover"), np.random.default_rng(audit.seed)
+    size = task_context(name, audit, prepared).compute.batch_size
+    began = time.perf_counter()
+    for batch in range(_WARM + _TIMED):
+        if batch == _WARM:
+            began = time.perf_counter()
+        chosen = [ids[i] for i in rng.integers(len(ids), size=size)]
+        task.probe(chosen, task.concepts.sample(size, rng))
+    seconds = (time.perf_counter() - began) / (_TIMED * size)
+    record_probe_seconds(name, seconds)
+    return seconds
 
 
-def clean_accuracy(name: str) -> float | None:
-    """Return the model's accuracy on unchanged discover items, if `prepare` measured it."""
-    measured = read_json(stage_dir(name, "prepare") / "metrics.json").get("clean_accuracy")
-    return measured.get("discover") if isinstance(measured, Mapping) else None
+def said_of_probe(seconds: float) -> str:
+    """Return the duration of a probe in words."""
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
 
 
-def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:
-    """Return the duration of a search including all its shares; None if one of them is not known."""
-    timings, shards = read_timings(path), audit.discover.shards
-    shares = [f"{SHARE}@{name}-{part}" for part in range(1, shards + 1)] if shards > 1 else []
-    taken = [timings.get(stage) for stage in (f"discover@{name}", *shares)]
-    known = [seconds for seconds in taken if seconds is not None]
-    return sum(known) if len(known) == len(taken) else None
+def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
+    """Print the failures with each concept alone, and write the table as a page.
 
-
-def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:
-    """Hash the subject of a screening. Model and items may be large, so the hashes written by prepare are used."""
-    prepared = audit_folder(name).prepare
-    about = (prepared.provenance.model, prepared.provenance.data, audit.seed, audit.task, audit.discrepancy)
-    return content_hash(
-        [prepared.path / "fingerprint.json"], *about, [(c, list(levels)) for c, levels in concepts.items()]
-    )
-
-
-def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: Console) -> None:
-    if not screening.changes:
-        console.print("nothing to write: the levels are already suitable")
-        return
-    if not screening.reached:
-        raise UsageError(
-            f"nothing written: the proposed levels do not reach the target range of failure rates; choose levels of "
-            f"audits.{name}.concepts yourself, or screen with more --probes"
+    Args:
+        console: where to print.
+        name: the audit.
+        found: the sweep's result.
+        page: where to write the page.
+    """
+    title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("concept", "level: failures", "change of the discrepancy", "fails clearly more"):
+        shown.add_column(column, overflow="fold")
+    for concept in found.concepts:
+        levels = [(concept.labels[i], concept.rates[i]) for i in concept.others]
+        curve = "  ".join(
+            f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
+            for label, rate in levels
         )
-    if load_params(PARAMS).audit(name) != audit:
-        raise UsageError(
-            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
-        )
-    edit_file(PARAMS, lambda text: with_levels(text, name, screening.grid), console)
-    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+        shown.add_row(escape(concept.name), curve, _effect(concept), escape(_said_worst(concept.worst)))
+    console.print(shown)
+    for concept in found.concepts:
+        if concept.finer:
+            told = f"{concept.name}: finer levels, because its weakest one broke nearly everything"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    wide = Console(record=True, width=180, file=io.StringIO())
+    wide.print(shown)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    wide.save_html(str(page))
+    console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(rate: float) -> str:
+    return "▁▂▃▄▅▆▇█"[min(7, int(8 * rate))]
+
+
+def _effect(concept: ConceptSweep) -> str:
+    """The verdict on a concept, with its largest change of the discrepancy if that is certain."""
+    verdict = concept.verdict
+    style = _VERDICT_STYLE[verdict]
+    if verdict != "effect":
+        return f"[{style}]{verdict}[/]"
+    certain = [i for i in concept.others if concept.changes[i].low > 0 or concept.changes[i].high < 0]
+    at = max(certain, key=lambda i: abs(concept.changes[i].value))
+    change = concept.changes[at]
+    text = f"{change.value:+.2g} ({change.low:+.2g} to {change.high:+.2g}) at {concept.labels[at]}"
+    return f"[{style}]{escape(text)}[/]"
+
+
+def _said_worst(worst: Worst | None) -> str:
+    if worst is None:
+        return ""
+    r, others = worst.rate, worst.others
+    return f"{worst.attribute} {worst.value} at {worst.level}: {r.value:.0%} of {r.n}, others {others.value:.0%}"

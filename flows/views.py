@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from stages.concepts import Concept
     from stages.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
-    from stages.screening import ConceptScreening, Screening
     from stages.usage.record import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
@@ -298,75 +296,6 @@ def _rate(rate: Rate) -> str:
     return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
-_VERDICT_STYLE = {"effect": "green", "no larger effect": "yellow"}
-
-
-def show_screening(console: Console, audit: str, screening: Screening) -> None:
-    """Print the effect of each concept, the proposed levels, and the failure rates with current and proposed levels."""
-    from stages.screening.record import points
-
-    s = screening
-    columns = ("concept", "alone", "more fail alone", "share of variance", "removed", "verdict", "levels")
-    table = _table(*columns, title=f"Concepts of {audit}")
-    for concept in s.concepts:
-        style = _VERDICT_STYLE.get(concept.verdict, "dim")
-        alone = concept.alone
-        table.add_row(
-            escape(concept.name),
-            f"{alone.value:+.2f} ({alone.low:+.2f} to {alone.high:+.2f}) at {escape(concept.alone_at)}",
-            points(concept.alone_fails, s.settings.without),
-            f"{concept.share.value:.1%} ({concept.share.low:.1%} to {concept.share.high:.1%})",
-            points(concept.without, s.settings.without) if concept.without else "",
-            f"[{style}]{escape(concept.told)}[/]",
-            _proposed(concept),
-        )
-    console.print(table)
-    for told in (
-        f"alone: change of the discrepancy, and of the failure rate, at that level on {alone.n} clean items",
-        "share of variance: of the discrepancy within an item over the grid, by the concept alone and with others",
-        "removed: change of the failure rate when combined probes are repeated without the concept",
-        "effect: an interval excludes zero, or the interval of the share is above 1%",
-        f"no larger effect: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
-        "deviations alone, and removing it changes the failure rate by less than "
-        f"{s.settings.without * 100:g} points, by whole intervals; smaller effects, and rare ones, cannot be ruled out",
-        "not known: neither",
-    ):
-        console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
-    console.print(f"clean items: {_rate(s.clean)} of {s.clean.n} fail", highlight=False)
-    console.print(f"grid of params.yaml: {_rate(s.now)} of {s.now.n} probes fail", highlight=False)
-    if s.together is not None:
-        console.print(
-            f"all concepts without apparent effect removed at once: {points(s.together, s.settings.without)} fail",
-            highlight=False,
-        )
-    if s.proposed is not None:
-        console.print(f"proposed grid: {_rate(s.proposed)} of {s.proposed.n} probes fail", highlight=False)
-    console.print(f"{s.probes:,} of {s.settings.probes:,} unique probes spent, on {s.items:,} items", highlight=False)
-    console.print(_screening_line(audit, s), highlight=False, soft_wrap=True)
-
-
-def _screening_line(audit: str, s: Screening) -> str:
-    band = f"{s.settings.lowest_rate:.0%} to {s.settings.highest_rate:.0%}"
-    if not s.reached and s.at_bounds:
-        return f"[red]these concepts cannot reach a failure rate of {band}: none can be changed further[/]"
-    if not s.reached:
-        return f"[red]the {'proposed ' if s.changes else ''}levels miss {band}[/]"
-    near = "" if s.within else f"near {band}, which its interval touches"
-    if s.changes:
-        again = f", and screen those again: the measured rate is only {near}" if near else ""
-        return f"[yellow]to make {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
-    if near:
-        return f"[yellow]the failure rate is {near}: use more --probes to find out[/]"
-    return f"[green]the levels are suitable for an audit, in which {band} should fail[/]"
-
-
-def _proposed(concept: ConceptScreening) -> str:
-    """How the proposed levels differ from those in params.yaml, and what they are."""
-    levels = ", ".join(f"{level:g}" if isinstance(level, int | float) else level for level in concept.proposed)
-    told = concept.change if concept.change in ("kept", "dropped") else f"{concept.change}: {levels}{concept.unit}"
-    return escape(f"{told} ({concept.note})" if concept.note else told)
-
-
 def show_usage(console: Console, u: UsageInForce) -> None:
     """Print how often changes occur in use: how many at once, and how common each level is."""
     table = _table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
@@ -421,23 +350,3 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
 def _level(concept: Concept, i: int) -> str:
     unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
     return escape(f"{concept.label(i)}{unchanged}")
-
-
-def show_last_screening(console: Console, audit: str, s: Screening, when: float, followed: bool) -> None:
-    """Print an audit's last screening in a line or two; `followed`: params.yaml has its proposal now."""
-    rate = s.rate if followed else s.now
-    said = f"screened {_age(time.time() - when)} ago with {s.probes:,} probes: {_rate(rate)} of the grid fails"
-    console.print(f"{escape(audit)}: {said}", highlight=False, soft_wrap=True)
-    if not followed:
-        for concept in s.concepts:
-            if concept.change != "kept":
-                console.print(f"  {escape(concept.name)} {_proposed(concept)}", highlight=False, soft_wrap=True)
-        console.print(f"  {_screening_line(audit, s)}", highlight=False, soft_wrap=True)
-
-
-def _age(seconds: float) -> str:
-    for unit, size_ in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size_:
-            n = int(seconds // size_)
-            return f"{n} {unit}{'s' if n > 1 else ''}"
-    return "less than a minute"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flows.init.questions import Questions
 from flows.init.run import Options, init_audit
-from flows.init.sweep import Swept
+from flows.screen import Swept
 from stages.intervals import wilson
 from stages.screening.sweep import ConceptSweep, Sweep, Worst
 from tests.images import draw
@@ -59,7 +59,7 @@ def swept(levels: list[float], rates: Sequence[float] = (), worst: Worst | None 
     """A sweep of rotation with these levels, and these failures of 100 probes at each of them."""
     found = [wilson(round(100 * rate), 100) for rate in rates or [0.1] * len(levels)]
     labels = [f"{level:g}°" for level in levels]
-    concept = ConceptSweep("rotation", levels, labels, found, worst=worst)
+    concept = ConceptSweep("rotation", levels, labels, found, 0, found, 0.1, worst=worst)
     return Swept(Sweep(150, 20, wilson(round(100 * clean), 100), [concept]), 0.05)
 
 

@@ -17,13 +17,11 @@ import torch
 import yaml
 from scipy import ndimage
 
-from flows.edit_params import with_levels
 from stages.code import Code
 from stages.concepts import ConceptSpace
 from stages.concepts.corruptions import CORRUPTIONS, corrupt
 from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
 from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
-from stages.errors import UsageError
 from stages.intervals import wilson
 from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corruption_errors
 from stages.pages.corruptions import corruptions_view
@@ -218,8 +216,6 @@ def test_screening_proposes_no_levels_between_severities() -> None:
     task: Any = SimpleNamespace(concepts=image_space({"fog_c": [0, 1], "blur": [0, 1]}))
     task.automatic_task = SimpleNamespace(catalogue=CATALOGUE)
     assert declared_bounds(task).keys() == {"blur"}
-    with pytest.raises(UsageError, match=r"audits.x.concepts cannot be changed [^~]* severity: \[1, 3\]"):
-        with_levels("audits: {x: {concepts: imagenet-c}}\n", "x", {SEVERITY: [1, 3]})
 
 
 # The grid of the benchmark

@@ -13,11 +13,10 @@ from rich.prompt import Confirm, Prompt
 from rich.text import Text
 
 import flows.init.run
-from flows.audit_block import Draft
 from flows.init.answers import Answers, ask
 from flows.init.kinds import kinds
 from flows.init.propose import Wanted, count_items, search_budget
-from flows.init.sweep import Swept
+from flows.screen import Swept
 from stages.check import check_audits
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
@@ -68,8 +67,8 @@ def test_the_budget_fits_what_a_probe_takes():
 def checked(monkeypatch) -> None:
     """Replace the sweep by the checks of `faded plan`."""
 
-    def measure(params: Any, draft: Draft, *_more: object) -> Swept:
-        check_audits(params, [draft.name])
+    def measure(params: Any, name: str, *_more: object) -> Swept:
+        check_audits(params, [name])
         raise InfrastructureError("checked")
 
     monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)

@@ -282,9 +282,10 @@ def test_whatever_runs_is_counted_or_declared(tmp_path: Path, explorer: str) -> 
 # Functions that run for something that changes no result, which the analysis itself skips.
 FOR_NO_RESULT = {
     "stages.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
-    "stages.tasks.load": {"_target", "_find_modules_of_users"},  # task_class, task_context
+    "stages.tasks.load": {"_target", "_imported", "_find_modules_of_users"},  # task_class, task_context
     "stages.params.audit": {"_numbers_error", "levels_error"},  # checks of params.yaml
     "stages.params.slices": {"unknown_attributes"},  # checks of params.yaml
+    "stages.params.usage": {"usage_error", "_errors", "_levels_error"},  # checks of params.yaml
     "stages.landscape.slices": {"worst_slice"},  # a line that summarize prints
     "stages.report": {"verdict_line"},
 }

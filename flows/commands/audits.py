@@ -51,8 +51,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     from flows.graph import read_graph
     from flows.power import what_can_be_shown
     from flows.runners import check_stages, chosen
-    from flows.screen import read_screening
-    from flows.views import show_last_screening, show_plan, show_processes
+    from flows.views import show_plan, show_processes
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and the state of the stages"):
@@ -73,34 +72,29 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             console.print(f"{name}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         for line in what_can_be_shown(params, name):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if (last := read_screening(params, graph, name)) is not None:
-            record, followed = last
-            show_last_screening(console, name, record.screening, record.when, followed)
 
 
 @app.command(
     rich_help_panel="Audit",
-    epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000 --write[/]",
+    epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]",
 )
 def screen(
     audit: Audit = None,
     probes: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            "--probes", help="Maximum number of unique probes.", show_default="600, or more for very many levels"
+            "--probes", help="Maximum number of unique probes.", show_default="as many as take a minute, 500 to 4000"
         ),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
 ) -> None:
-    """Find out with a few hundred probes which concepts have no effect, and at which levels 3 to 15% of probes fail.
+    """Probe each concept of an audit alone: how often the model fails at each level, for whom, and what has no effect.
 
-    Writes nothing but the levels of the audit's concepts, and only with --write. Run it again, or after a kill, and
-    earlier answers are reused.
+    Changes nothing in params.yaml. Run it again after a kill, and earlier answers are reused.
     """
     from flows.screen import screen_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
-    screen_audit(params, name, probes, write, console)
+    screen_audit(params, name, probes, console)
 
 
 @app.command(

@@ -5,12 +5,15 @@ Levels go to the end of what people accept. The sweep measures how often the mod
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.audit_block import Draft
+from flows.estimate import duration
 from flows.init.kinds import Kind
+from flows.screen import Swept, said_of_probe
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.network import is_served
@@ -25,6 +28,7 @@ BUDGETS = (200, 4000)  # fewer probes teach nothing; more seldom show more
 FEWEST = 10
 # With fewer test items intervals are wide, and a strict bound would fail for lack of evidence.
 _FEW = 500
+_COMMENT = 110  # largest width of a comment, in columns
 _MOST_FAILURES = 0.2  # of inputs in use, of which three in ten are unchanged; nobody knows what a person would accept
 
 
@@ -161,6 +165,36 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
             "clean_quality": {"change_min": -0.1 if few else -0.02},
         },
     }
+
+
+def measured(draft: Draft, found: Swept, *, budget: int | None) -> Draft:
+    """The audit with what was seen of its concepts, and a budget that fits the model.
+
+    Args:
+        draft: the audit as written.
+        found: the sweep's result.
+        budget: the budget a person asked for; None to derive it from the duration of a probe.
+    """
+    seconds, seen = found.seconds, found.sweep
+    audit = {**draft.audit, "concepts": seen.levels}
+    spend = budget or min(search_budget(seconds), all_pairs(audit))
+    head = (
+        "The unchanged level first, the last one the end of what people accept. Each concept was probed alone,"
+        f" {seen.probes:,} probes on {seen.items:,} items; {seen.clean.value:.0%} of unchanged items fail. How often"
+        " changes occur in use is assumed: none in 30% of inputs, one in 40%, two in 20%, three in 10%, levels alike."
+        " Under `usage:` it can be stated or measured, see docs/usage.md."
+    )
+    notes = {
+        "concepts": "\n".join(textwrap.wrap(head, _COMMENT)),
+        "discover": f"about {duration(PROBES_OF_SEARCH * spend * seconds)}, as a probe takes {said_of_probe(seconds)}",
+    }
+    for concept in seen.concepts:
+        meaning = draft.notes.get(f"concepts.{concept.name}")
+        notes[f"concepts.{concept.name}"] = "; ".join(filter(None, [meaning, concept.said]))
+    changed = draft.changed({"concepts": seen.levels, "discover": {**draft.audit["discover"], "budget": spend}}, notes)
+    if changed.repair is None:
+        return changed
+    return changed.repaired({**changed.repair, "re_evaluate": {"paired_probes": pairs(spend)}})
 
 
 def pairs(budget: int) -> int:

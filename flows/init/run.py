@@ -18,14 +18,14 @@ from rich.console import Console
 from flows.audit_block import Draft, with_blocks, without
 from flows.init.answers import Answers, ask
 from flows.init.files import place, refuse_taken
-from flows.init.propose import propose
+from flows.init.propose import measured, propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
-from flows.init.sweep import measured, sweep_concepts
 from flows.init.trial import refuse_idle_numbers, tried
 from flows.init.undo import Before
-from flows.init.views import show_absent, show_next, show_seen, show_sweep, show_trial
+from flows.init.views import show_absent, show_next, show_search, show_seen, show_trial
 from flows.new_workspace import add_folders, check_folder, write_workspace
+from flows.screen import show_sweep, sweep_concepts
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -154,7 +154,7 @@ def _write_and_sweep(
     if answers.absent:
         show_absent(console, name)
         return
-    found = sweep_concepts(load_params(PARAMS), draft, options.probes, console)
+    found = sweep_concepts(load_params(PARAMS), name, options.probes, console)
     final = measured(draft, found, budget=options.budget)
     text = _text(here)
     if not all(lines in text for lines in written):
@@ -162,7 +162,8 @@ def _write_and_sweep(
     replace_file(PARAMS, with_blocks(text, written, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
-    show_sweep(console, final, found, WORK / "init" / f"{name}.html", aimed=options.budget is None)
+    show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
+    show_search(console, final, aimed=options.budget is None)
     show_next(console, final)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from rich.table import Table
 from flows.audit_block import Draft
 from flows.estimate import duration, few_items
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
-from flows.init.sweep import Swept
-from stages.screening.sweep import Worst
 from stages.tasks.init import Trial
 
 
@@ -44,37 +41,8 @@ def show_trial(console: Console, trial: Trial) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_sweep(console: Console, draft: Draft, found: Swept, page: Path, *, aimed: bool) -> None:
-    """Print the failures with each concept alone, and the budget of the search; write the table as a page.
-
-    Args:
-        console: where to print.
-        draft: the audit as written.
-        found: the sweep's result.
-        page: where to write the page.
-        aimed: whether the budget was derived from the duration of a probe.
-    """
-    seen = found.sweep
-    title = f"Failures of {draft.name} with one concept changed; {seen.clean.value:.0%} of unchanged items fail"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("concept", "level: failures", "fails clearly more"):
-        shown.add_column(column, overflow="fold")
-    for concept in seen.concepts:
-        curve = "  ".join(
-            f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
-            for label, rate in zip(concept.labels[1:], concept.rates[1:], strict=True)
-        )
-        shown.add_row(escape(concept.name), curve, escape(_said_worst(concept.worst)))
-    console.print(shown)
-    for concept in seen.concepts:
-        if concept.finer:
-            told = f"{concept.name}: finer levels, because its weakest one broke nearly everything"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    wide = Console(record=True, width=180, file=io.StringIO())
-    wide.print(shown)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    wide.save_html(str(page))
-    console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
+def show_search(console: Console, draft: Draft, *, aimed: bool) -> None:
+    """Print the budget of the search; `aimed`: it was derived from the duration of a probe."""
     budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
     aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
     console.print(
@@ -82,17 +50,6 @@ def show_sweep(console: Console, draft: Draft, found: Swept, page: Path, *, aime
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _bar(rate: float) -> str:
-    return "▁▂▃▄▅▆▇█"[min(7, int(8 * rate))]
-
-
-def _said_worst(worst: Worst | None) -> str:
-    if worst is None:
-        return ""
-    r, others = worst.rate, worst.others
-    return f"{worst.attribute} {worst.value} at {worst.level}: {r.value:.0%} of {r.n}, others {others.value:.0%}"
 
 
 def show_absent(console: Console, name: str) -> None:

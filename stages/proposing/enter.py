@@ -10,7 +10,7 @@ from stages.errors import UsageError, plain
 from stages.proposing.ask import outcome
 from stages.proposing.record import LONGEST, Outcome, Proposal
 from stages.proposing.vocabulary import Draft, Vocabulary
-from stages.screening import ConceptScreening
+from stages.screening.sweep import ConceptSweep
 
 
 class Made(NamedTuple):
@@ -45,24 +45,22 @@ def make(
     return draft, made, refused
 
 
-def judged(made: Made, screened: ConceptScreening) -> Outcome:
-    """Decide on a proposal that was screened.
+def judged(made: Made, swept: ConceptSweep) -> Outcome:
+    """Decide on a proposal by the sweep of its concept.
 
-    A concept with an effect enters, unless it certainly reduces the discrepancy. Levels without an order are decided
-    one by one, by the effect of each alone.
+    A concept with numbers enters if some level of it certainly raises the discrepancy. Levels without an order are
+    decided one by one.
     """
-    if screened.verdict != "effect":
-        return outcome(made.proposal, screened.told)
-    if not any(isinstance(level, str) for level in made.new):
-        better = screened.alone.high < 0
-        return outcome(
-            made.proposal,
-            "effect: alone, for the better" if better else screened.told,
-            [] if better else screened.proposed,
-        )
-    worse = [level for level in made.new if (alone := screened.each.get(str(level))) is not None and alone.low > 0]
-    names = ", ".join(map(str, worse))
-    return outcome(made.proposal, f"effect: {names}" if worse else "effect, but of no proposed level alone", worse)
+    if swept.verdict != "effect":
+        told = "too few probes" if swept.verdict == "not known" else "alone, on the same items"
+        return outcome(made.proposal, f"{swept.verdict}: {told}")
+    numbers = not any(isinstance(level, str) for level in made.new)
+    harmful = [level for level in swept.harmful if numbers or level in made.new]
+    if not harmful:
+        told = "alone, for the better" if numbers else "of no proposed level"
+        return outcome(made.proposal, f"effect: {told}")
+    named = ", ".join(swept.labels[list(swept.levels).index(level)] for level in harmful)
+    return outcome(made.proposal, f"effect: {named}", list(swept.levels) if numbers else harmful)
 
 
 def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outcome]) -> Draft:

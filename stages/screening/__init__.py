@@ -1,9 +1,4 @@
-"""Screening: a cheap first pass before an audit, like factor screening before a costly experiment.
+"""Screening before an audit: how often a model fails with each concept alone, and whether a concept has an effect.
 
-It measures the effect of each concept, alone and combined, and proposes levels at which an audit has something to find.
-See docs/screening.md. Importing the records does not import the code that measures.
+See docs/screening.md.
 """
-
-from stages.screening.record import ConceptScreening, Screening, ScreenSettings
-
-__all__ = ["ConceptScreening", "ScreenSettings", "Screening"]

@@ -1,34 +1,39 @@
 """A sweep: items with each concept alone, over the range that people accept, and everything else unchanged.
 
-It shows up to which level a model holds, and for which items it does not. Every item is probed unchanged, and once with
-each concept (more often, if there are few items), so that the probes of a concept are independent of each other. Levels
-are dealt in turn to the items of each label, the strongest twice as often as the others.
+It shows up to which level a model holds, for which items it does not, and which concepts have no effect. Every item is
+probed unchanged, and once with each concept (more often, if there are few items), so that the probes of a concept are
+independent of each other. Levels are dealt in turn to the items of each label, the strongest twice as often as the
+others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from stages.concepts import Level
 from stages.errors import UsageError
-from stages.intervals import Rate, holm, wilson
+from stages.intervals import LEVEL, Rate, holm, wilson
 from stages.ledger import Ledger
 from stages.screening.probes import Levels, Probes
-from stages.screening.ranges import Axis
+from stages.screening.ranges import Axis, declared_bounds
 from stages.tasks.attributes import LABEL
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute
 
 FEWEST_ITEMS = 10
+SLIGHT = 0.2  # standard deviations of the discrepancy; smaller changes of it are no larger effect (Cohen 1988: small)
 _FEWEST_OF_A_GROUP = 4  # items; fewer cannot differ clearly
 _SIGNIFICANT = 0.05
 _SCOUTS = 8  # items that pass unchanged, and show whether the weakest level already breaks nearly everything
 _BREAKS = 0.85  # share of these that fail then
 _FINER = 3  # how often a range is cut down to its weakest level
+
+Verdict = Literal["effect", "no larger effect", "not known"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,17 @@ class Worst:
 
 @dataclass(frozen=True)
 class ConceptSweep:
-    """The failures with one concept changed.
+    """What happens with one concept changed.
 
     Args:
         name: its name.
-        levels: its levels, from the unchanged one to the strongest.
+        levels: its levels.
         labels: the same for people.
         rates: failure rate at each level.
+        base: index of the unchanged level.
+        changes: change of the discrepancy of the same items from the unchanged level to each level; intervals hold for
+            all levels together (Bonferroni).
+        slight: smaller changes than this are no larger effect.
         finer: whether the range was cut, because the weakest level broke nearly everything.
         worst: who fails clearly more often than others; None if nobody does.
     """
@@ -74,6 +83,9 @@ class ConceptSweep:
     levels: Sequence[Level]
     labels: Sequence[str]
     rates: Sequence[Rate]
+    base: int
+    changes: Sequence[Rate]
+    slight: float
     finer: bool = False
     worst: Worst | None = None
 
@@ -85,6 +97,25 @@ class ConceptSweep:
             told = f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail"
             return told if worst is None else f"{told}, {worst.said}"
         return f"{self.labels[-1]}: {self.rates[-1].value:.0%} fail; {worst.level}: {worst.said}"
+
+    @property
+    def others(self) -> list[int]:
+        """Indices of the levels that change something."""
+        return [i for i in range(len(self.levels)) if i != self.base]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether a level certainly changes the discrepancy, or certainly none does by more than a little."""
+        changes = [self.changes[i] for i in self.others]
+        if any(change.low > 0 or change.high < 0 for change in changes):
+            return "effect"
+        slight = all(-self.slight < change.low <= change.high < self.slight for change in changes)
+        return "no larger effect" if slight else "not known"
+
+    @property
+    def harmful(self) -> list[Level]:
+        """The levels that certainly raise the discrepancy."""
+        return [self.levels[i] for i in self.others if self.changes[i].low > 0]
 
 
 @dataclass(frozen=True)
@@ -123,53 +154,86 @@ def sweep(
     ledger: Callable[[Levels], Ledger] = lambda _levels: Ledger(),
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
+    only: Collection[str] | None = None,
 ) -> Sweep:
     """Probe each concept alone.
 
     Args:
         load: loads the task with other levels of its concepts.
-        levels: for each concept the unchanged level first, then others up to the end of what people accept.
+        levels: levels of each concept, up to the end of what people accept.
         budget: maximum number of unique probes.
         seed: seed of the order of the items.
         ledger: opens the ledger of a grid; if it is on disk, a sweep can be resumed.
         compute: threads and batch size of the model.
         tell: called with (unique probes spent, their purpose).
+        only: names of the concepts to sweep. None: all.
 
     Raises:
         UsageError: if the budget is too small for so many concepts.
     """
     probes = Probes(load, levels, budget, ledger, compute, tell)
-    axes = probes.axes
-    if budget < (least := fewest_probes(len(axes))):
-        raise UsageError(f"{budget} probes are too few for {len(axes)} concepts: expected {least} or more (--probes)")
-    n = min(len(probes.item_ids), budget // (1 + len(axes)))
+    bounds, concepts = declared_bounds(probes.task), probes.task.concepts.concepts
+    axes = [Axis(concept, bounds.get(concept.name)) for concept in concepts]
+    columns = [j for j, concept in enumerate(concepts) if only is None or concept.name in only]
+    if budget < (least := fewest_probes(len(columns))):
+        raise UsageError(
+            f"{budget} probes are too few for {len(columns)} concepts: expected {least} or more (--probes)"
+        )
+    n = min(len(probes.item_ids), budget // (1 + len(columns)))
     attributes = known_attributes(probes.task, probes.item_ids)
     order, turns = _stratified(attributes, n, seed)
     base = np.array([axis.base for axis in axes])
-    clean = probes.ask(levels, order, np.tile(base, (n, 1)), "unchanged")["failed"].to_numpy(dtype=bool)
-    dealt = [_dealt(axis, turns, (probes.left // len(axes))) for axis in axes]
-    cut = _finer(probes, levels, dealt, order, clean)
+    unchanged = probes.ask(levels, order, np.tile(base, (n, 1)), "unchanged")
+    clean = unchanged["failed"].to_numpy(dtype=bool)
+    dealt = {j: _dealt(axes[j], turns, probes.left // len(columns)) for j in columns}
+    cut = _finer(probes, axes, levels, dealt, order, clean)
     grid = {**levels, **cut}
     asked = []
-    for j, axis in enumerate(axes):
+    for j in columns:
         who, at = dealt[j]
         cells = np.tile(base, (len(who), 1))
         cells[:, j] = at
-        rows = probes.ask(grid, order[who], cells, axis.concept.name)
-        found = pd.DataFrame({"row": who, "level": at})
-        asked.append(found.loc[rows.index].assign(failed=rows["failed"]))
+        rows = probes.ask(grid, order[who], cells, axes[j].concept.name)
+        found = pd.DataFrame({"row": who, "level": at}).loc[rows.index]
+        before = unchanged["discrepancy"].to_numpy(dtype=float)[found["row"]]
+        asked.append(found.assign(failed=rows["failed"], change=rows["discrepancy"].astype(float) - before))
     known = attributes.iloc[order].reset_index(drop=True)
-    unchanged = wilson(int(clean.sum()), n)
-    concepts = []
-    for axis, rows, worst in zip(axes, asked, _worst(asked, known, clean), strict=True):
-        name, unit = axis.concept.name, axis.concept.unit
+    rate = wilson(int(clean.sum()), n)
+    spread = _spread(unchanged["discrepancy"], asked)
+    swept = []
+    for j, rows, worst in zip(columns, asked, _worst(asked, known, clean), strict=True):
+        name, unit = axes[j].concept.name, axes[j].concept.unit
         labels = [_label(level, unit) for level in grid[name]]
-        counts = [rows.loc[rows["level"] == i, "failed"] for i in range(len(labels))]
-        rates = [wilson(int(one.sum()), len(one)) for one in counts]
-        rates[axis.base] = unchanged
+        here = [rows[rows["level"] == i] for i in range(len(labels))]
+        rates = [wilson(int(one["failed"].sum()), len(one)) for one in here]
+        rates[axes[j].base] = rate
+        changes = [_change(one["change"].to_numpy(), len(labels) - 1) for one in here]
         group = None if worst is None else _group(rows, labels, known, *worst)
-        concepts.append(ConceptSweep(name, grid[name], labels, rates, name in cut, group))
-    return Sweep(probes.spent, n, unchanged, concepts)
+        swept.append(
+            ConceptSweep(
+                name, grid[name], labels, rates, axes[j].base, changes, SLIGHT * spread, finer=name in cut, worst=group
+            )
+        )
+    return Sweep(probes.spent, n, rate, swept)
+
+
+def _spread(unchanged: pd.Series, asked: Sequence[pd.DataFrame]) -> float:
+    """Return the standard deviation of the discrepancy over items unchanged and with one change."""
+    changed = [rows["change"].to_numpy() + unchanged.to_numpy(dtype=float)[rows["row"]] for rows in asked]
+    return float(np.concatenate([unchanged.to_numpy(dtype=float), *changed]).std())
+
+
+def _change(values: np.ndarray, tests: int) -> Rate:
+    """Return the mean of one change per item (n,) with Student's interval, corrected for the number of tests."""
+    from scipy import stats  # takes a second
+
+    mean, n = float(values.mean()) if len(values) else 0.0, len(values)
+    if n < 2:
+        return Rate(mean, -np.inf, np.inf, n)
+    if values.std() == 0:
+        return Rate(mean, mean, mean, n)
+    interval = stats.ttest_1samp(values, 0).confidence_interval(1 - (1 - LEVEL) / max(tests, 1))
+    return Rate(mean, float(interval.low), float(interval.high), n)
 
 
 def _stratified(attributes: pd.DataFrame, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -207,22 +271,26 @@ def _dealt(axis: Axis, turns: np.ndarray, most: int) -> tuple[np.ndarray, np.nda
 
 def _finer(
     probes: Probes,
+    axes: Sequence[Axis],
     levels: Levels,
-    dealt: Sequence[tuple[np.ndarray, np.ndarray]],
+    dealt: Mapping[int, tuple[np.ndarray, np.ndarray]],
     order: np.ndarray,
     clean: np.ndarray,
 ) -> dict[str, tuple[Level, ...]]:
     """Return finer levels of the concepts whose weakest level already breaks nearly all items that pass unchanged."""
-    base = np.array([axis.base for axis in probes.axes])
+    base = np.array([axis.base for axis in axes])
     scouts, factors = {}, {}
-    for j, axis in enumerate(probes.axes):
-        if axis.numeric and axis.bounds is not None and axis.base == 0:
-            who, at = dealt[j]
+    for j, (who, at) in dealt.items():
+        if axes[j].shrinks:
             chosen = [row for row in who[at == 1] if not clean[row]][:_SCOUTS]
             if len(chosen) >= _SCOUTS // 2:
                 scouts[j], factors[j] = chosen, 1.0
+
+    def cut() -> dict[str, tuple[Level, ...]]:
+        return {axes[j].concept.name: axes[j].scaled(factor) for j, factor in factors.items() if factor < 1}
+
     for _ in range(_FINER):
-        grid = {**levels, **_cut(probes, factors)}
+        grid = {**levels, **cut()}
         still = []
         for j, chosen in scouts.items():
             if probes.left < len(chosen):
@@ -232,15 +300,9 @@ def _finer(
             if probes.ask(grid, order[chosen], cells, "weakest levels")["failed"].mean() >= _BREAKS:
                 still.append(j)
         for j in still:
-            axis = probes.axes[j]
-            factors[j] *= float(axis.strengths(axis.concept.levels)[1])
+            factors[j] *= axes[j].weakest
         scouts = {j: scouts[j] for j in still}
-    return _cut(probes, factors)
-
-
-def _cut(probes: Probes, factors: Mapping[int, float]) -> dict[str, tuple[Level, ...]]:
-    """Return the levels of the concepts whose factor is below 1."""
-    return {probes.axes[j].concept.name: probes.axes[j].scaled(f) for j, f in factors.items() if f < 1}
+    return cut()
 
 
 def _worst(

@@ -253,7 +253,6 @@ class Task(LoadedTask):
         backends: values of `compute.backend` besides auto.
         dtypes: values of `compute.dtype` besides auto.
         gpu_dtype: the dtype that auto means on a GPU; on a CPU it means float32.
-        needs_all_concepts: whether every item names every concept, so that screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
@@ -268,7 +267,6 @@ class Task(LoadedTask):
     backends: ClassVar[Sequence[str]] = ("eager",)
     dtypes: ClassVar[Sequence[str]] = ("float32",)
     gpu_dtype: ClassVar[str] = "float32"
-    needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
     heeds_dose: ClassVar[Collection[str]] = ()

@@ -73,7 +73,6 @@ class PainterProbes(Task):
     learns_from_examples = ("lora",)
     follows_policy = heeds_dose = ("lora", "dpo")
     not_valid = "left pictures that cannot be read where it matters, or that a safety checker blanked"
-    needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
         """See Task.load.
