@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -68,6 +69,7 @@ def prefect_server() -> Iterator[str]:
 
     Yields its URL, for PREFECT_API_URL.
     """
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
@@ -75,6 +77,8 @@ def prefect_server() -> Iterator[str]:
     shutil.copy(prefect_home() / "prefect.db", home / "prefect-test.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(home))
+        # At the end the harness waits minutes for events that it could no longer send to servers of single tests.
+        patch.setattr(EventsWorker, "drain_all", partial(EventsWorker.drain_all, timeout=5))
         with prefect_test_harness(server_startup_timeout=180):
             yield PREFECT_API_URL.value()
 
