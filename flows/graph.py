@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FIRST_STAGES = ("prepare", "discover", "summarize", "report")  # an audit has at least these
 RUNS_NOW = "runs now"
+# Keys of code.json that are of settings, not of code, and what changed then.
+SETTINGS = {"compute": "compute", "usage": "usage", "drawn": "usage"}
 SHARE = "explore"  # its stages are named by audit and part: explore@mnist-2
 
 
@@ -310,7 +312,8 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
         for what, changes in entry.items():
             for path, change in changes.items():
                 if isinstance(change, dict) and Path(path).name == CODE.name:
-                    reasons += [f"{'compute' if key == 'compute' else 'code'} changed" for key in change]
+                    kinds = dict.fromkeys(SETTINGS.get(key, "code") for key in change)
+                    reasons += [f"{kind} changed" for kind in kinds]
                 elif isinstance(change, dict):  # a params file: {key: change}
                     reasons += [f"{key} {value}" for key, value in change.items()]
                 else:

@@ -17,6 +17,7 @@ from flows.compare import WORKSPACE
 from flows.digests import Hashes
 from flows.evidence.bundle import md5
 from flows.glance import HEADLINE, rate_in
+from flows.graph import SETTINGS
 from flows.intact import CacheFolder
 from flows.lock import LOCK, md5_in, read_lock
 from flows.results import Verdict, verdict_of
@@ -174,7 +175,7 @@ def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
         yield "decision"
     settings = [dict(_settings(lock)) for lock in (a, b)]
     names = [key for key in dict.fromkeys([*settings[0], *settings[1]]) if settings[0].get(key) != settings[1].get(key)]
-    code = [key for key in names if f".{audit}." not in key and key not in ("compute", "usage", "drawn")]
+    code = [key for key in names if f".{audit}." not in key and key not in SETTINGS]
     if params := [key.partition(f".{audit}.")[2] or key for key in names if key not in code]:
         yield f"params: {_few(params)}"
     if code:

@@ -100,10 +100,10 @@ def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
     if most >= 0:
         if (rise := power.margin(0)) <= most:
             return []
-        enough = f"about {_about(power.items_for(0, -most))} items would" if most else "no number of items would"
+        enough = f"; about {_about(power.items_for(0, -most))} would" if most else ", nor would any number of them"
         return [
             f"{told} is likely to fail unless failures drop there too: {power.items:,} test items do not rule out a"
-            f" rise of {_points(rise)}, {enough}"
+            f" rise of {_points(rise)}{enough}"
         ]
     if power.rate <= -most:
         return [f"{told} cannot pass: only {power.rate:.1%} fail there"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -31,7 +32,7 @@ from stages.files import record_probe_seconds, seal
 from stages.params import Params
 from stages.records import Landscape, Provenance, Verdict
 from stages.records.landscape import ConceptRecord
-from tests.finished import commit, faded, run_stages
+from tests.finished import commit, faded, finished_audits, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -80,6 +81,15 @@ def test_changed_code_makes_new_results_the_same_as_in_a_fresh_workspace(finishe
     probes = [yaml.safe_load(lock)["stages"]["discover@tiny"]["outs"] for lock in (before, now)]
     differing = [a["path"] for a, b in zip(*probes, strict=True) if a["md5"] != b["md5"]]
     assert "data/tiny/discover/probes.parquet" in differing
+
+
+def test_a_plan_names_a_changed_usage_and_not_code(tmp_path):
+    workspace = finished_audits().copy(tmp_path / "ws")
+    params = workspace.params()
+    params["audits"]["other"]["usage"] = {"changes": [1, 2, 1]}
+    workspace.write_params(params)
+    told = faded(workspace, "plan", "other")[1]
+    assert re.search(r"discover@other +usage changed", told) and "code changed" not in told, told
 
 
 def test_help_is_quick_to_import_and_has_examples(tmp_path):

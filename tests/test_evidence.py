@@ -33,6 +33,7 @@ from flows.evidence import (
 from flows.evidence.archive import zip_members
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
 from flows.evidence.checks import landscape_of
+from flows.evidence.statement import make_statement
 from stages.errors import UsageError
 from stages.files import content_hash, stage_dir
 from stages.params import load_params
@@ -144,6 +145,12 @@ def test_the_statement_is_an_in_toto_one_on_the_repaired_model(bundle):
     dependencies = definition["resolvedDependencies"]
     assert {d["annotations"].get("part") for d in dependencies} == {"model", "data", "decisions", None}
     assert dependencies[-1]["digest"]["gitCommit"] == read.manifest["git"]["revision"]
+
+
+def test_levels_that_are_numbers_are_named_in_the_statement_as_json_names_them(bundle):
+    params = {"audits": {"tiny": {"usage": {"levels": {"tilt": {1: 2, 0.5: 1}}}}}}
+    statement = make_statement(read_bundle(bundle).manifest, "0" * 64, params)
+    assert json.loads(json.dumps(statement)) == statement
 
 
 def test_a_bundle_that_nobody_touched_holds(bundle, workspace):

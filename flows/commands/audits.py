@@ -83,13 +83,17 @@ def screen(
     probes: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            "--probes", help="Maximum number of unique probes.", show_default="as many as take a minute, 500 to 4000"
+            "--probes",
+            min=20,
+            help="Maximum number of unique probes.",
+            show_default="as many as take a minute, 500 to 4000",
         ),
     ] = None,
 ) -> None:
     """Probe each concept of an audit alone: how often the model fails at each level, for whom, and what has no effect.
 
-    Changes nothing in params.yaml. Run it again after a kill, and earlier answers are reused.
+    Prints a table, also as a page, .faded/screen/AUDIT.html, and changes nothing in params.yaml. Run it again after a
+    kill, and earlier answers are reused.
     """
     from flows.screen import screen_audit
 
@@ -127,7 +131,9 @@ def propose(
     audit: Audit = None,
     probes: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--probes", help="Maximum number of unique probes.", show_default="400, or more for many levels"),
+        typer.Option(
+            "--probes", min=20, help="Maximum number of unique probes.", show_default="400, or more for many levels"
+        ),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
 ) -> None:

@@ -6,6 +6,7 @@ Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,7 +43,8 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"audit": manifest["audit"], "params": params},
+                # As in JSON, where the levels of `usage:`, which may be numbers, are names.
+                "externalParameters": {"audit": manifest["audit"], "params": json.loads(json.dumps(params))},
                 "internalParameters": {key: manifest.get(key) for key in _COMPUTED_WITH},
                 "resolvedDependencies": [*_files(parts, needed), *_revision(manifest["git"])],
             },
