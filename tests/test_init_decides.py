@@ -65,7 +65,23 @@ def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_i
 def test_a_model_that_always_says_the_same_is_told_and_no_order_proposed():
     found = order([[20, 0], [20, 0]])
     assert (found.proposed, found.moved, found.likely) == (["a", "b"], [], True)
-    assert "no more than by guessing" in found.statement
+    assert "hardly more than by guessing" in found.statement and "--normalise" in found.statement
+
+
+def test_hardly_more_than_guessing_is_a_doubt_and_a_weak_model_is_none():
+    assert order([[20 * (j == 2) for j in range(9)] for i in range(9)]).likely  # every picture gets one answer
+    always = [
+        [22 if j == 2 else 0 for j in range(10)] if i == 2 else [20 * (j == 2) for j in range(10)] for i in range(10)
+    ]
+    found = order(always)
+    assert found.named_rate.value > 0.1 and found.at_chance and "--normalise" in found.statement
+    assert not order([[13, 7], [7, 13]]).likely  # 65% of two classes
+
+
+def test_where_no_order_makes_most_right_size_and_normalisation_are_asked_for():
+    mixed = np.full((10, 10), 2)
+    mixed[np.arange(10), (np.arange(10) + 1) % 10] = 8
+    assert "--normalise" in order(mixed.tolist()).statement
 
 
 @pytest.mark.slow

@@ -11,6 +11,10 @@ import numpy as np
 
 from stages.intervals import LEVEL, Rate, wilson
 
+_HARDLY = 1.25  # times the accuracy of guessing
+_GOOD = 0.5  # accuracy in the most likely order from which size and normalisation are hardly wrong
+_RIGHT = "are the labels, the size (--size) and the normalisation (--normalise imagenet, half or none) right?"
+
 
 @dataclass(frozen=True)
 class Order:
@@ -91,12 +95,13 @@ class Order:
 
     @property
     def at_chance(self) -> bool:
-        """Whether accuracy in the named order is no better than guessing."""
-        return self.named_rate.value <= 1 / len(self.classes)
+        """Whether accuracy in the named order is no better than guessing, or hardly, and not for certain."""
+        rate, chance = self.named_rate, 1 / len(self.classes)
+        return rate.value <= chance or (rate.low <= chance and rate.value < _HARDLY * chance)
 
     @property
     def likely(self) -> bool:
-        """Whether a person has to look: another order is sure, or the named one is no better than guessing."""
+        """Whether a person has to look: another order is sure, or the named one is hardly better than guessing."""
         return self.sure or self.at_chance
 
     @property
@@ -109,10 +114,11 @@ class Order:
         )
         if not self.moved:
             return (
-                f"{now.value:.0%} of {now.n} unchanged pictures are right ({now.low:.0%} to {now.high:.0%}), no more"
-                " than by guessing, and no other order of the classes is better: are the labels, the size and the"
-                " normalisation right?"
+                f"{now.value:.0%} of {now.n} unchanged pictures are right ({now.low:.0%} to {now.high:.0%}), hardly"
+                f" more than by guessing, and no other order of the classes is better: {_RIGHT}"
             )
+        if self.at_chance and then.value < _GOOD:
+            told += f". Before you change it: {_RIGHT}"
         if self.sure:
             (given, other), closest = min((self._margin(i), i) for i in self.moved)
             told += f". That is sure: the closest call is {self.classes[closest]!r}, {given} pictures against {other}"
