@@ -120,7 +120,7 @@ def _clean(items: Path, right: float) -> RateRecord:
 def verdict_line(verdict: Verdict) -> str:
     """Return the gates' results in one line."""
     if not verdict.gates:
-        return "no gates set: nothing to pass or fail"
+        return "no gates set for the landscape itself"
     said = {True: "passed", False: "failed", None: "not judged"}
     return ", ".join(f"{gate.named} {said[gate.passed]}" for gate in verdict.gates)
 
