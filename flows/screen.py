@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -37,7 +36,6 @@ from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
 from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep
 from stages.tasks.base import LoadedTask
-from stages.tasks.contract import Compute
 from stages.tasks.load import load_alone, task_class, task_context
 
 PARAMS = Path("params.yaml")
@@ -90,23 +88,14 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
     audit = healed_audit(params, name, console)
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
-        seconds = seconds_of_probe(name, audit)
+        seconds = _seconds_of_probe(name, audit)
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))
         console.print(
             f"each concept alone: {most:,} probes at most, about {duration(most * seconds)}, as a probe takes"
             f" {said_of_probe(seconds)}",
             highlight=False,
         )
-        with probing(name, audit, "sweep", {}) as place, progress(f"sweep@{name}", most) as tell:
-            found = sweep(
-                place.load,
-                audit.concepts,
-                most,
-                seed=audit.seed,
-                ledger=place.ledger,
-                compute=place.compute,
-                tell=tell,
-            )
+        found = _sweep(name, audit, most)
     return Swept(found, seconds)
 
 
@@ -133,28 +122,8 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where concepts are probed that are not yet those of the audit.
-
-    Args:
-        load: loads the prepared task with other levels.
-        ledger: opens the ledger of these levels, from which a run with the same settings resumes.
-        compute: threads and batch size.
-    """
-
-    load: Callable[[Mapping[str, Sequence[Level]]], LoadedTask]
-    ledger: Callable[[Mapping[str, Sequence[Level]]], Ledger]
-    compute: Compute
-
-
-@contextmanager
-def probing(name: str, audit: AuditConfig, purpose: str, settings: Mapping[str, Any]) -> Iterator[Place]:
-    """Open a place to probe the prepared model of an audit with any levels.
-
-    Raises:
-        UsageError: by `load`, if the task refuses levels.
-    """
+def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:
+    """Sweep the prepared model of an audit; a run with the same settings resumes."""
     prepared, cls = stage_dir(name, "prepare"), task_class(name, audit)
     context = task_context(name, audit, prepared)
 
@@ -164,19 +133,20 @@ def probing(name: str, audit: AuditConfig, purpose: str, settings: Mapping[str, 
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
         return rated(cls.load(other, prepared), name, audit)
 
-    key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), settings)
+    key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), {})
     with ExitStack() as stack:
-        folder = stack.enter_context(scratch(name, purpose, key))
+        folder = stack.enter_context(scratch(name, "sweep", key))
+        tell = stack.enter_context(progress(f"sweep@{name}", most))
 
         def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
             opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
             stack.callback(opened.close)
             return opened
 
-        yield Place(load, ledger, context.compute)
+        return sweep(load, audit.concepts, most, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell)
 
 
-def seconds_of_probe(name: str, audit: AuditConfig) -> float:
+def _seconds_of_probe(name: str, audit: AuditConfig) -> float:
     """Return the duration of a probe in whole batches; measured here if `prepare` did not."""
     if (known := probe_seconds(name)) is not None:
         return known

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_levels_that_are_numbers_are_named_in_the_statement_as_json_names_them(b
     params = {"audits": {"tiny": {"usage": {"levels": {"tilt": {1: 2, 0.5: 1}}}}}}
     statement = make_statement(read_bundle(bundle).manifest, "0" * 64, params)
     assert json.loads(json.dumps(statement)) == statement
+    strange = {"audits": {"tiny": {"seed": date(2026, 1, 1)}}}  # what a forger may write is compared, never a crash
+    make_statement(read_bundle(bundle).manifest, "0" * 64, strange)
 
 
 def test_a_bundle_that_nobody_touched_holds(bundle, workspace):

@@ -6,7 +6,6 @@ Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,8 +42,7 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                # As in JSON, where the levels of `usage:`, which may be numbers, are names.
-                "externalParameters": {"audit": manifest["audit"], "params": json.loads(json.dumps(params))},
+                "externalParameters": {"audit": manifest["audit"], "params": _with_names(params)},
                 "internalParameters": {key: manifest.get(key) for key in _COMPUTED_WITH},
                 "resolvedDependencies": [*_files(parts, needed), *_revision(manifest["git"])],
             },
@@ -57,6 +55,13 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
             },
         },
     }
+
+
+def _with_names(value: Any) -> Any:
+    """Return a value of YAML with names for keys, as JSON has them: levels of `usage:` may be numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_names(inner) for key, inner in value.items()}
+    return [_with_names(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _below(path: str, part: str) -> str:
