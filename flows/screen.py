@@ -27,8 +27,8 @@ from stages.check import check_audits, check_keys
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import content_hash, probe_seconds, record_probe_seconds, scratch, stage_dir
+from stages.errors import UsageError, plain
+from stages.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params
 from stages.progress import progress
@@ -189,7 +189,7 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
             f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
             for label, rate in levels
         )
-        shown.add_row(escape(concept.name), curve, _effect(concept), escape(_said_worst(concept.worst)))
+        shown.add_row(escape(concept.name), curve, _effect(concept), escape(plain(_said_worst(concept.worst))))
     console.print(shown)
     for concept in found.concepts:
         if concept.finer:
@@ -197,8 +197,7 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
             console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
     wide = Console(record=True, width=180, file=io.StringIO())
     wide.print(shown)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    wide.save_html(str(page))
+    replace_file(page, wide.export_html().encode())
     console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -92,8 +92,8 @@ def screen(
 ) -> None:
     """Probe each concept of an audit alone: how often the model fails at each level, for whom, and what has no effect.
 
-    Prints a table, also as a page, .faded/screen/AUDIT.html, and changes nothing in params.yaml. Run it again after a
-    kill, and earlier answers are reused.
+    Prints a table, saves it as a page, .faded/screen/AUDIT.html, and changes nothing in params.yaml. Run it again after
+    a kill, and earlier answers are reused.
     """
     from flows.screen import screen_audit
 

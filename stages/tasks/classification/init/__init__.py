@@ -53,8 +53,8 @@ class PicturesInit(Init):
         "reorder": Option("Whether to reorder the classes to match the model's answers, if they differ.", switch=True),
         "size": Option("Side length of the images, if the model's files do not say."),
         "normalise": Option(
-            "How pixels in [0, 1] are normalised: imagenet, half or none; by default as in the model's library, and"
-            " grey ones, of which it says nothing, not at all."
+            "How pixels in [0, 1] are normalised: imagenet, half or none. By default as in the model's library, which"
+            " says nothing of grey images: none."
         ),
         "outputs": Option("Whether an ONNX network returns logits or probabilities; guessed."),
     }
