@@ -20,7 +20,7 @@ from flows.edit_params import as_level, with_proposed
 from flows.estimate import duration
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, healed_audit
+from flows.ready import PARAMS, bring_up_to_date, healed_audit
 from flows.workspace import exclusive
 from flows.yaml_edit import as_text, dumped, edit_file, in_one_line
 from stages.code import code_of

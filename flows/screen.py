@@ -17,13 +17,10 @@ from rich.table import Table
 
 import stages.screening
 from flows.estimate import duration
-from flows.graph import Graph, read_graph
-from flows.heal import heal
+from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.results import record_timings
-from flows.run_stage import run_stage
+from flows.ready import bring_up_to_date, healed_audit
 from flows.workspace import exclusive
-from stages.check import check_audits, check_keys
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
@@ -38,7 +35,6 @@ from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.load import load_alone, task_class, task_context
 
-PARAMS = Path("params.yaml")
 PROBES = (500, 4000)  # as many as take about SECONDS, within these bounds
 SECONDS = 60.0
 _WARM, _TIMED = 1, 2  # batches
@@ -97,29 +93,6 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
         )
         found = _sweep(name, audit, most)
     return Swept(found, seconds)
-
-
-def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
-    """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
-
-    Raises:
-        UsageError: if params.yaml has errors that a stage would find later.
-    """
-    for line in heal():
-        console.print(f"healed: {line}", highlight=False)
-    check_audits(params, [name])
-    check_keys(params, [name])
-    return params.audit(name)
-
-
-def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
-    """Run a stage and its upstream stages if they are stale."""
-    if name not in graph.stages:
-        raise UsageError(f"dvc.yaml has no stage {name}")
-    wanted = graph.upstream([name])
-    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
-        console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
-        record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
 
 
 def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:

@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.edit_params import with_usage
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, healed_audit
+from flows.ready import PARAMS, bring_up_to_date, healed_audit
 from flows.workspace import exclusive
 from flows.yaml_edit import edit_file
 from stages.concepts import ConceptSpace, Level

@@ -16,7 +16,7 @@ import stages.mining
 from flows.graph import read_graph
 from flows.mine.proposed import propose
 from flows.processes import stopping_on_signals
-from flows.screen import bring_up_to_date, healed_audit
+from flows.ready import bring_up_to_date, healed_audit
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.environment import WORK

@@ -7,7 +7,7 @@ from rich.console import Console
 from flows.edit_params import with_compute
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, healed_audit
+from flows.ready import PARAMS, bring_up_to_date, healed_audit
 from flows.tune.choices import Settings
 from flows.tune.measure import tune
 from flows.tune.views import show_tuning
