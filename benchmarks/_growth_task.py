@@ -39,7 +39,6 @@ class Synthetic(Task):
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task."""
         n = int(context.config["items"])
         (out_dir / "model").mkdir()
         (out_dir / "model" / "config.json").write_text(json.dumps({"seed": context.seed}))
@@ -49,15 +48,12 @@ class Synthetic(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Synthetic:
-        """See Task."""
         return cls(pd.read_parquet(prepared / "items.parquet"), space_of(context.concepts), context.seed)
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task."""
         return self._points[[self._rows[item] for item in item_ids]]
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task."""
         rows = np.array([self._rows[item] for item in item_ids])
         levels = np.asarray(cells) / (np.array(self.concepts.sizes) - 1)
         numbers = rows.astype(np.uint64) * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)
@@ -68,5 +64,4 @@ class Synthetic(Task):
         return ProbeBatch(discrepancy, discrepancy > 0, ["wrong" if value > 0 else "right" for value in discrepancy])
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task."""
         return [Exhibit(item, text=self.concepts.describe(cell)) for item, cell in zip(item_ids, cells, strict=True)]

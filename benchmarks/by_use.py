@@ -74,7 +74,6 @@ class KnownInUse(KnownLandscape):
         self._taste = rng.normal(0, 0.3, len(labels))
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See KnownLandscape."""
         cells = np.asarray(cells)
         mean = 1.3 * ((cells / (LEVELS - 1)) ** 2) @ self._slopes - 1.9 + self._taste[items]
         for region in self.planted.values():

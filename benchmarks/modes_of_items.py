@@ -58,7 +58,6 @@ class OneClass(ToldApart):
         self._slopes, self._taste = rng.normal(0, 0.25, CONCEPTS), rng.normal(0, 0.12, len(labels))
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See KnownLandscape."""
         cells = np.asarray(cells)
         inside = self.modes[0].contains(self.concepts, cells, self.attributes.iloc[items])
         mean = (cells / (LEVELS - 1) - 0.5) @ self._slopes + self._taste[items] - 1.25 + 1.75 * inside

@@ -82,7 +82,6 @@ class Planted(ToldApart):
         return self._holds(self._turned(cells), self._classes[items])
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See KnownLandscape."""
         rate = np.clip(np.where(self.inside(items, cells), INSIDE, self._outside), 1e-6, 1 - 1e-6)
         away = np.abs(self._turned(cells) - CELL[:, None]).sum(axis=0)
         mean = stats.norm.ppf(rate) - self._slope * np.maximum(away - 1, 0)

@@ -45,11 +45,9 @@ class KnownLandscape:
         raise NotImplementedError
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task."""
         return self.embeddings[[self._rows[item] for item in item_ids]]
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task."""
         margin = self.margins(np.array([self._rows[item] for item in item_ids], dtype=np.int64), np.asarray(cells))
         return ProbeBatch(margin, margin > 0, [""] * len(margin))
 
@@ -74,7 +72,6 @@ class Enumerated(KnownLandscape):
         self._margins = arrays["margins"]  # (items, cells) float32
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See KnownLandscape."""
         return self._margins[items, self.concepts.flat(cells)]
 
 
@@ -126,7 +123,6 @@ class Planted(KnownLandscape):
         self._slopes = rng.normal(0, 0.08, size=concepts)
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See KnownLandscape."""
         cells = np.asarray(cells)
         best = np.full(len(cells), -np.inf)
         for box, taste in zip(self._boxes, self._taste, strict=True):

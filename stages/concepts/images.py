@@ -61,7 +61,6 @@ class Corruption(ImageConcept):
     whole = True
 
     def error(self, level: Any) -> str | None:
-        """See Change."""
         found = super().error(level)
         if found is None and level != int(level):
             return f"level {level:g} is not a severity of ImageNet-C, expected a whole number"

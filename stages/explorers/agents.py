@@ -140,7 +140,6 @@ class QRDQNSettings(DQNSettings):
     max_cells: int = Field(5_000, description="largest grid it is used on: n_quantiles output units per cell")
 
     def architecture(self) -> dict[str, Any]:
-        """See AgentSettings."""
         return {**super().architecture(), "n_quantiles": self.n_quantiles}
 
 

@@ -174,7 +174,6 @@ class Thompson(AskTell[BanditSettings]):
     name, Settings = "thompson", BanditSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Bandit(prober, self.settings, None, rng)
 
 
@@ -184,5 +183,4 @@ class UCB(AskTell[UCBSettings]):
     name, Settings = "ucb", UCBSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Bandit(prober, self.settings, self.settings.optimism, rng)

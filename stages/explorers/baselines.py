@@ -80,7 +80,6 @@ class Sobol(AskTell[NoSettings]):
     name, Settings = "sobol", NoSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Design(prober, qmc.Sobol(1 + len(prober.space), rng=rng))
 
 
@@ -90,7 +89,6 @@ class LatinHypercube(AskTell[NoSettings]):
     name, Settings = "latin_hypercube", NoSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Design(prober, qmc.LatinHypercube(1 + len(prober.space), rng=rng))
 
 
@@ -113,7 +111,6 @@ class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
     name, Settings = "epsilon_greedy", EpsilonGreedySettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Arms(prober, self.settings, rng)
 
 
@@ -171,7 +168,6 @@ class ThresholdSearch(AskTell[ThresholdSettings]):
     name, Settings = "threshold_search", ThresholdSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Lanes(prober, self.settings, rng)
 
 

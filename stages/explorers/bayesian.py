@@ -46,7 +46,6 @@ class Bayesian(AskTell[BayesianSettings]):
     name, Settings = "bayesian", BayesianSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Study(prober, self.settings, int(rng.integers(2**31)))
 
 

@@ -66,7 +66,6 @@ class Uniform:
         self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator."""
         return self.grid.draw(size)
 
 
@@ -79,7 +78,6 @@ class Ascent:
         self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
-        """See Generator."""
         each = max(1, size // self.GENERATIONS)
         pairs = self.grid.draw(each)
         value = worth(*pairs)

@@ -139,7 +139,6 @@ class FactoredPolicy(Policy):
 
     @classmethod
     def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        """See Policy."""
         actions = spaces.MultiDiscrete(space.sizes)
         return ActorCriticPolicy(_observation_space(features), actions, _no_schedule, **architecture)
 
@@ -175,7 +174,6 @@ class ValuePolicy(Policy):
 
     @classmethod
     def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        """See Policy."""
         network = DQNPolicy if algorithm == "dqn" else QRDQNPolicy
         return network(_observation_space(features), spaces.Discrete(space.n_cells), _no_schedule, **architecture)
 

@@ -94,7 +94,6 @@ class AutoregressivePolicy(Policy):
 
     @classmethod
     def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        """See Policy."""
         return Autoregressive(features, space.sizes, **architecture)
 
     def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:

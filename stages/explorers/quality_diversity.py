@@ -37,7 +37,6 @@ class MapElites(AskTell[MapElitesSettings]):
     name, Settings = "map_elites", MapElitesSettings
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
-        """See AskTell."""
         return _Archive(prober, self.settings, rng)
 
 

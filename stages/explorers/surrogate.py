@@ -71,13 +71,11 @@ class Process:
         return self.posterior.noise
 
     def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
-        """See Surrogate."""
         phi = self.posterior.features.of_probes(items, cells)
         spread = solve_triangular(self.posterior.cholesky, phi.T, lower=True, check_finite=False)
         return Belief(self.posterior.offset + phi @ self.posterior.weights, np.sqrt((spread**2).sum(axis=0)))
 
     def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
-        """See Surrogate."""
         features = self.posterior.features
         margin = self.posterior.offset + features.over_items(self.posterior.weights, features.of_cells(cells))
         return ndtr(margin / self.noise).mean(axis=0)
@@ -92,7 +90,6 @@ class Boosting:
     noise: float
 
     def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
-        """See Surrogate."""
         x = self.inputs(items, cells)
         predicted = np.stack([member.predict(x) for member in self.members])
         return Belief(predicted.mean(axis=0), WIDEN * predicted.std(axis=0, ddof=1))

@@ -121,7 +121,6 @@ class Process:
         self.scale = np.full(DRAWS, 1 / np.sqrt(DRAWS))
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See Estimator."""
         posterior = self._posterior
         return posterior.offset + posterior.features.at_probes(self._weights, items, cells).T
 
@@ -155,7 +154,6 @@ class FoldEnsemble:
         raise NotImplementedError
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
-        """See Gridded."""
         members = [self._member(k, cells) for k in range(len(self.scale))]
         return np.mean(members, axis=0), lambda moved, _: self.scale[:, None] * [moved(margin) for margin in members]
 
@@ -181,7 +179,6 @@ class Trees(FoldEnsemble):
         return [Leaves.of(model, self._inputs) for model in self._models]
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See Estimator."""
         x = self._inputs.of_probes(items, cells)
         return np.stack([model.predict(x) for model in self._models])
 
@@ -212,7 +209,6 @@ class Logistic(FoldEnsemble):
         super().__init__(held_out, len(self._forms))
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See Estimator."""
         x = self._inputs.of_probes(items, cells)
         return np.stack([_evaluate(form, x) for form in self._forms])
 
@@ -242,7 +238,6 @@ class Constant(FoldEnsemble):
         super().__init__(held_out, len(self._logits))
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See Estimator."""
         return np.tile(np.array(self._logits)[:, None], len(items))
 
     def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
@@ -289,14 +284,12 @@ class Average:
         self.scale = np.concatenate([part.scale for part in parts])
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """See Estimator."""
         each = [link.logit(part.of_probes(items, cells)) for part, link in zip(self._parts, self._links, strict=True)]
         means = [values.mean(axis=0) for values in each]
         total = np.sum(means, axis=0)
         return np.concatenate([(total - mean + values) / len(each) for mean, values in zip(means, each, strict=True)])
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
-        """See Gridded."""
         margins, spreads = zip(*(part.over_items(cells) for part in self._parts), strict=True)
         logits = [link.logit(margin) for link, margin in zip(self._links, margins, strict=True)]
         mean = np.mean(logits, axis=0)
@@ -326,7 +319,6 @@ class Doubted:
         self._estimator, self._rival, self._translate = estimator, rival, translate
 
     def over_items(self, cells: np.ndarray) -> tuple[np.ndarray, Spread]:
-        """See Gridded."""
         margins, own = self._estimator.over_items(cells)
 
         def spread(moved: Moved, slopes: np.ndarray) -> np.ndarray:

@@ -121,7 +121,6 @@ class ByItems(Asked):
     """Add changed texts as items, for tasks that read the text of an item only from their table."""
 
     def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
-        """See Asked."""
         added: dict[str, Mapping[str, Any]] = {}
         ids = []
         for ask in asks:
@@ -153,12 +152,10 @@ class Questions(ByItems):
     column = "question"
 
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See Asked."""
         assert isinstance(task, Chat)
         return [f"[{t.system}]\n\n{t.said}" if t.system else t.said for t in task.asked(ids, cells)]
 
     def expected(self, task: LoadedTask) -> list[str]:
-        """See Asked."""
         told = zip(self.own["answers"], self.own["pattern"], strict=True)
         return [f"a match of {pattern}" if pattern else " or ".join(answers) for answers, pattern in told]
 
@@ -169,7 +166,6 @@ class Prompts(ByItems):
     column = "template"
 
     def levels(self) -> dict[str, Sequence[Level]]:
-        """See Asked."""
         found = dict(super().levels())
         painter = self.task.load(self.context, self.prepared)
         if not getattr(getattr(painter, "judge", None), "reads_prompts", False):
@@ -187,12 +183,10 @@ class Prompts(ByItems):
         return wordings.alternatives(text)
 
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See Asked."""
         assert isinstance(task, PainterProbes)
         return [orders[0].prompt for orders in task.orders(ids, cells)]
 
     def expected(self, task: LoadedTask) -> list[str]:
-        """See Asked."""
         return ["pictures of what the prompt says"] * len(self.own)
 
 
@@ -222,12 +216,10 @@ class Articles(Asked):
         return task.load(replace(self.context, concepts=concepts), self.prepared), ids, cells
 
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See Asked."""
         assert isinstance(task, SummarizerProbes)
         return task.changed(ids, cells)
 
     def expected(self, task: LoadedTask) -> list[str]:
-        """See Asked."""
         return [f"said of the unchanged article: {summary}" for summary in self.own["summary"]]
 
 

@@ -134,11 +134,9 @@ class Questions(Vocabulary):
 
     @property
     def known(self) -> Mapping[str, Change]:
-        """See Vocabulary."""
         return catalogue_of(PrepareConfig.model_validate(self.audit.prepare))
 
     def told(self) -> list[str]:
-        """See Vocabulary."""
         closed = [_line(known) for name, known in self.known.items() if name not in {*self.audit.concepts, *self._FREE}]
         free = [
             f'{name}: {self.known[name].doc}; levels are texts of your own, {{"NAME": "TEXT"}}: {what}'
@@ -147,7 +145,6 @@ class Questions(Vocabulary):
         return [*closed, *free]
 
     def taken(self, draft: Draft, one: Proposal) -> Draft:
-        """See Vocabulary."""
         if one.concept not in self._FREE or not isinstance(one.levels, dict):
             return super().taken(draft, one)
         key, known = self._FREE[one.concept][0], self.known[one.concept]
@@ -167,7 +164,6 @@ class Prompts(Vocabulary):
     """For text-to-image: further phrases for slots, and further slots at the end of every template."""
 
     def told(self) -> list[str]:
-        """See Vocabulary."""
         slots = [
             f"{slot}: a slot of the prompts, has {', '.join(map(repr, levels[:_MANY]))}; levels are further phrases"
             for slot, levels in self.audit.concepts.items()
@@ -179,7 +175,6 @@ class Prompts(Vocabulary):
         ]
 
     def taken(self, draft: Draft, one: Proposal) -> Draft:
-        """See Vocabulary."""
         if isinstance(one.levels, dict) or not all(isinstance(level, str) for level in one.levels):
             raise UsageError("expected levels that are phrases")
         own = draft.concepts.get(one.concept, [UNSAID])

@@ -194,7 +194,6 @@ class RatedTask(LoadedTask):
         return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)
 
     def again(self) -> RatedTask | None:
-        """See Task."""
         other = self.task.again()
         return None if other is None else RatedTask(other, self.ratings, self.threshold)
 

@@ -73,7 +73,6 @@ class PairSampler:
         self.share = severity / severity.sum()
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """See `Sampler`."""
         return _mixed([self.of(number, k, rng) for number, k in enumerate(rng.multinomial(n, self.share))], rng)
 
     def of(self, number: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +127,6 @@ class PolicySampler:
         self._share = np.append(lacking, 1 - lacking.sum()) if kept.any() else np.append(boxes.share, 0.0)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """See `Sampler`."""
         return _mixed([self._of(part, count, rng) for part, count in enumerate(rng.multinomial(n, self._share))], rng)
 
     def _of(self, part: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -120,15 +120,12 @@ class HubDataSource(Source):
         return HubData(self.datasets, "prepare.data.datasets", self.extra, self.name, self.revision, self.files)
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return self._data.errors(inputs)
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self._data.folder(inputs)[1]
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See Source."""
         return self._data.prefetch(inputs)
 
 

@@ -89,7 +89,6 @@ class PictureReader(Reader):
     task: ClassifierProbes
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        """See Reader."""
         return measures.of_pictures(self.task.inputs(ids, cells))
 
     def measured_by(self) -> Mapping[str, Sequence[str]]:
@@ -98,7 +97,6 @@ class PictureReader(Reader):
         return {name: by for name, by in found.items() if by != ("colour",) or self.task.model.form.shape[0] == 3}
 
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
-        """See Reader."""
         import torch
 
         from stages.tasks.classification.pictures import SUFFIXES, UnreadablePicture
@@ -127,7 +125,6 @@ class _TextReader(Reader):
     fields: ClassVar[tuple[str, ...]]  # names under which the texts may be found
 
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
-        """See Reader."""
         named = self.task.context.config.get("data", {})
         own = [named[key] for key in ("question", "text") if isinstance(named, Mapping) and key in named]
         texts = _read_texts(path, self.column, [*own, *self.fields], self.left_out)
@@ -160,11 +157,9 @@ class _WordReader(_TextReader):
         """Return n changed texts of the audit."""
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        """See Reader. A word that only the item itself has is not known, as in production."""
         return measures.of_texts(self.changed(ids, cells), [_Known(self._seen, self._group[item]) for item in ids])
 
     def measure(self, texts: Sequence[str]) -> pd.DataFrame:
-        """See _TextReader."""
         return measures.of_texts(texts, [self._seen] * len(texts))
 
 
@@ -175,7 +170,6 @@ class ArticleReader(_WordReader):
     task: SummarizerProbes
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See _WordReader."""
         return self.task.changed(ids, cells)
 
 
@@ -186,7 +180,6 @@ class QuestionReader(_WordReader):
     task: Chat
 
     def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        """See _WordReader."""
         return self.task.written(ids, cells)
 
 
@@ -197,15 +190,12 @@ class PromptReader(_TextReader):
     task: PainterProbes
 
     def measured_by(self) -> Mapping[str, Sequence[str]]:
-        """See Reader."""
         return {name: (f"{name} first",) for name in self.task.concepts.names}
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        """See Reader."""
         return self.measure([orders[0].prompt for orders in self.task.orders(ids, cells)])
 
     def measure(self, texts: Sequence[str]) -> pd.DataFrame:
-        """See _TextReader."""
         return measures.of_prompts(
             texts, {c.name: [str(level) for level in c.levels] for c in self.task.concepts.concepts}
         )
@@ -218,7 +208,6 @@ class RowReader(Reader):
     task: RowProbes
 
     def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        """See Reader."""
         _, rows = self.task.changed(ids, cells)
         return self._measure(rows)
 
@@ -232,7 +221,6 @@ class RowReader(Reader):
         )
 
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
-        """See Reader. What is missing counts as the usual value, as in the audit."""
         frame = _read_table(path)
         if lacking := [name for name in self.task.table.measured if name not in frame]:
             raise UsageError(f"{path.name} has no column {lacking[0]!r}{did_you_mean(lacking[0], list(frame))}")

@@ -154,21 +154,17 @@ class JsonQuestions(QuestionSource):
     jsonl: str
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         named = {"question": self.question}
         wrong = collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
         return wrong + self.article_errors(inputs)
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See Source."""
         return {"": count_lines(lines_file(inputs, self.jsonl, "prepare.data"), enough)}
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return f"the file {self.jsonl}"
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        """See QuestionSource."""
         path = lines_file(inputs, self.jsonl, "prepare.data")
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -188,15 +184,12 @@ class HubQuestions(HubDataSource, QuestionSource):
     split: str
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return super().errors(inputs) + self.article_errors(inputs)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See Source."""
         return super().prefetch(inputs) + QuestionSource.prefetch(self, inputs)
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        """See QuestionSource."""
         rows = self._data.rows(inputs, self.split)
         what = f"{self.datasets}, split {self.split},"
         check_columns(rows.column_names, {"question": self.question}, "prepare.data", what)

@@ -63,7 +63,6 @@ class _Here(WeightsModel, ChatSource):
     """A model with local weights."""
 
     def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
-        """See ChatSource."""
         return LocalChat(self.load(folder, compute))
 
 
@@ -99,11 +98,9 @@ class LocalChat:
         return self._model.encode("\n\n".join(filter(None, turn)))
 
     def tokens(self, turn: Turn) -> int:
-        """See Chats."""
         return len(self._ids(turn)) + self._model.form.generation.max_new_tokens
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:
-        """See Chats."""
         return self._model.complete([self._ids(turn) for turn in turns])
 
 

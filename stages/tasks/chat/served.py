@@ -23,11 +23,9 @@ class OpenAIChat(ChatSource, ChatConfig):
     """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return []
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.told
 
     def build(
@@ -78,7 +76,6 @@ class ServedChat:
         self.room: int | None = None
 
     def tokens(self, turn: Turn) -> int:
-        """See Chats."""
         return 0
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:

@@ -330,7 +330,6 @@ class Chat(Task):
         return self._discrepancies(self.questions, outputs)[0] > self.threshold
 
     def fails_unchanged(self) -> np.ndarray:
-        """See Task."""
         return self.fails_as_it_is()[self.rows(self.items.ids("discover"))]
 
     # What explorers and people see

@@ -36,15 +36,12 @@ class OnnxModel(Labelled):
     std: POSITIVE = Field(1.0, description="what is left is divided by this")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return collect(lambda: local_file(inputs, self.onnx, "prepare.model.onnx"))
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See ModelSource."""
         return [f"restructure: the model under test is a network in ONNX, {_NO_REPAIR}"]
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         path = local_file(inputs, self.onnx, "prepare.model.onnx")
         net = OnnxNet(path, self.outputs, self.layout, self.output)
         shape = self._shape(net, pool)
@@ -87,15 +84,12 @@ class EndpointModel(EndpointConfig, ModelSource):
     channels: Literal[1, 3] = 3
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return []
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See ModelSource."""
         return [f"restructure: the model under test is one behind HTTP, {_NO_REPAIR}"]
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         own: Shape | None = (self.channels, self.size, self.size) if self.size else None
         shape = pool.pictures.shape(own)
         endpoint = Endpoint(self)

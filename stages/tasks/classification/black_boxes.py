@@ -112,7 +112,6 @@ class OnnxNet(BlackBox):
         return self._session
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
-        """See BlackBox."""
         if self.layout == "nhwc":
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         size = self.batch or len(pixels)
@@ -164,7 +163,6 @@ class EndpointNet(BlackBox):
         self._index = {name: index for index, name in enumerate(classes)}
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
-        """See BlackBox."""
         answers = self.endpoint.ask([{"image": _png(picture)} for picture in pixels])
         return np.array([self._read(answer) for answer in answers]).reshape(len(answers), len(self.classes))
 

@@ -52,7 +52,6 @@ class CorruptedTransforms(ImageTransforms):
         super().__init__(ConceptSpace(others), catalogue)  # here `severity` is a concept that does nothing
 
     def __call__(self, images: Tensor, cells: np.ndarray, chance: np.ndarray) -> Tensor:
-        """See ImageTransforms."""
         images = super().__call__(images, np.delete(cells, self._which, axis=1), chance)
         severities = images.new_tensor(self._severities)[cells[:, self._how]].view(-1, 1, 1, 1)
         for which in np.unique(cells[:, self._which]).tolist():
@@ -83,6 +82,5 @@ class Corrupted(ClassifierProbes):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: Any, discrepancy: Any) -> list[str]:
-        """See Task."""
         alone = [] if SEVERITY in context.concepts else [f"concepts.{CORRUPTION}: expected {SEVERITY} beside it"]
         return alone + super().conflicts(context, prepare, discrepancy)

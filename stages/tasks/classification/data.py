@@ -37,15 +37,12 @@ class ParquetImages(DataSource):
     parquet: str
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         return collect(lambda: local_file(inputs, self.parquet, "prepare.data.parquet"))
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return self.parquet
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See DataSource."""
         path, _, _ = self._form(inputs)
         splits = Counter(pq.read_table(path, columns=["split"])["split"].to_pylist())
         return {split: splits[split] for split in SPLITS}
@@ -72,7 +69,6 @@ class ParquetImages(DataSource):
         return path, meta["shape"], meta["classes"]
 
     def load(self, inputs: Path) -> Pool:
-        """See DataSource."""
         path, shape, classes = self._form(inputs)
         try:
             table = pq.read_table(path)
@@ -136,18 +132,15 @@ class PackageImages(DataSource):
         return label
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         lines = collect(lambda: self._paths(inputs))
         if self.size > self.resize:
             lines.append(f"prepare.data.size: {self.size} is larger than resize, {self.resize}")
         return lines
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See DataSource."""
         return {"": len(self._paths(inputs)) * self.crops}
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return f"{self.files} of the package {self.package}"
 
     def _paths(self, inputs: Path) -> list[Path]:
@@ -167,7 +160,6 @@ class PackageImages(DataSource):
         return paths
 
     def load(self, inputs: Path) -> Pool:
-        """See DataSource."""
         from PIL import Image, UnidentifiedImageError
 
         images, targets, ids, groups = [], [], [], []

@@ -35,11 +35,9 @@ class TrainedHere(ModelSource):
     learning_rate: float = Field(2e-3, gt=0, lt=1)
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return []
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         rows = pool.rows("train")
         if len(rows) < 2:
             raise UsageError(
@@ -97,11 +95,9 @@ class PackageWeights(ModelSource):
     std: POSITIVE = 1.0
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return collect(lambda: package_file(inputs, self.package, self.file, "prepare.model"))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         state = read_weights(package_file(inputs, self.package, self.file, "prepare.model"), "prepare.model.file")
         heads = [v for v in state.values() if v.ndim == 2]
         if not heads:

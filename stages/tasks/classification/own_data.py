@@ -102,11 +102,9 @@ class ImageFolder(OwnPictures):
     imagefolder: str
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         return collect(lambda: self._folders(inputs))
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See DataSource."""
         counts = {
             split: sum(1 for _ in islice((path for kind in _subfolders(folder) for path in _walk(kind)), enough))
             for split, folder in self._folders(inputs).items()
@@ -114,7 +112,6 @@ class ImageFolder(OwnPictures):
         return counts if "" in counts else {**dict.fromkeys(SPLITS, 0), **counts}
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return f"the folder {self.imagefolder}"
 
     def _folders(self, inputs: Path) -> dict[str, Path]:
@@ -134,7 +131,6 @@ class ImageFolder(OwnPictures):
         return {splits[folder.name]: folder for folder in folders}
 
     def load(self, inputs: Path) -> Pool:
-        """See DataSource."""
         root = local_file(inputs, self.imagefolder, "prepare.data.imagefolder")
         folders = self._folders(inputs)
         paths: list[Path] = []
@@ -165,7 +161,6 @@ class JsonLines(OwnPictures):
     jsonl: str
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         return collect(lambda: local_file(inputs, self.jsonl, "prepare.data.jsonl"))
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
@@ -173,11 +168,9 @@ class JsonLines(OwnPictures):
         return {"": count_lines(local_file(inputs, self.jsonl, "prepare.data.jsonl"), enough)}
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return self.jsonl
 
     def load(self, inputs: Path) -> Pool:
-        """See DataSource."""
         path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
         rows: list[dict[str, str]] = []
         more: list[dict[str, Any]] = []
@@ -244,14 +237,12 @@ class HubDataset(HubDataSource, OwnPictures):
         return self
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         code = sorted(path.name for path in (inputs / self.datasets).glob("*.py"))
         if code:
             return [f"prepare.data.datasets: {self.datasets} contains its own code, {code[0]}, which is not run"]
         return super().errors(inputs)
 
     def load(self, inputs: Path) -> Pool:
-        """See DataSource."""
         self.require(inputs)
         named = self.split if isinstance(self.split, dict) else {"": self.split}
         parts = {ours: self._read(inputs, theirs) for ours, theirs in named.items()}

@@ -56,12 +56,10 @@ class Decoded:
     images: np.ndarray
 
     def shape(self, own: Shape | None) -> Shape:
-        """See Pictures."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
-        """See Pictures."""
         pixels: np.ndarray = self.images[row]
         return pixels
 
@@ -83,7 +81,6 @@ class Encoded:
     channels: int | None = None
 
     def shape(self, own: Shape | None) -> Shape:
-        """See Pictures."""
         if own is None and self.size is None:
             raise UsageError("prepare.data.size: missing; neither model nor data say how large the pictures are")
         channels, height, width = own or (3, 0, 0)
@@ -92,7 +89,6 @@ class Encoded:
         return self.channels or channels, self.size or height, self.size or width
 
     def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
-        """See Pictures."""
         view = view or View(resize=max(shape[1:]))
         return decode(
             self.sources[row], shape, view if self.resize is None else view.model_copy(update={"resize": self.resize})

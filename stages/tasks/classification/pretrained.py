@@ -51,11 +51,9 @@ class TorchvisionModel(Normalised):
         return self
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return collect(lambda: check_weights(inputs, self.weights, "prepare.model.weights"))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         where = "prepare.model.weights"
         path = check_weights(inputs, self.weights, where)
         models = torchvision_models()
@@ -107,11 +105,9 @@ class TransformersModel(Normalised):
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return collect(lambda: self._local(inputs))
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return [] if self._local(inputs) else [self._repository().fetch("prepare.model.transformers")]
 
     def _local(self, inputs: Path) -> Path | None:
@@ -125,7 +121,6 @@ class TransformersModel(Normalised):
         return Repository(self.transformers, self.revision, wanted, ("*/*",))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         where = "prepare.model.transformers"
         folder, origin = found_folder(self._local(inputs), self._repository, inputs, where)
         model = _transformers(folder, where)

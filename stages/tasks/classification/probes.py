@@ -133,7 +133,6 @@ class ClassifierProbes(Task):
 
     @classmethod
     def only_eager(cls, context: TaskContext) -> str:
-        """See Task."""
         return only_eager(context.compute, _black_box(context))
 
     @classmethod
@@ -192,7 +191,6 @@ class ClassifierProbes(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task."""
         path = prepared / "items.parquet"
         items = read_table(path)
         folder = model or prepared / "model"
@@ -315,7 +313,6 @@ class ClassifierProbes(Task):
         return others
 
     def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
-        """See Task. Gradients are those of the torch network, whatever backend runs it otherwise."""
         failed = []
         for batch in self._batches(len(item_ids)):
             rows = self.rows(item_ids[batch])

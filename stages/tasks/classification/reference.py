@@ -39,16 +39,13 @@ class ReferenceSource(ModelSource):
     """Mixin for the model loaders: their messages about prepare.model name prepare.reference here."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return [_renamed(line) for line in super().errors(inputs)]  # type: ignore[safe-super]
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See Source."""
         with _of_reference():
             return super().prefetch(inputs)
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         with _of_reference():
             return super().build(inputs, pool, seed, device)  # type: ignore[safe-super]
 

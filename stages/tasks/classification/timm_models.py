@@ -50,18 +50,15 @@ class TimmModel(Normalised):
         return self
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         if self.weights is not None:
             weights = self.weights
             return collect(lambda: check_weights(inputs, weights, "prepare.model.weights"))
         return collect(lambda: self._local(inputs))
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return [] if self.weights or self._local(inputs) else [self._repository().fetch("prepare.model.timm")]
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
-        """See ModelSource."""
         return (self._of_file if self.weights else self._of_folder)(inputs, pool).to(device)
 
     def _local(self, inputs: Path) -> Path | None:

@@ -205,13 +205,11 @@ class Images:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> Self:
-        """See Given."""
         form = table.attrs["form"]
         pixels = np.frombuffer(b"".join(table["image"]), form["dtype"]).reshape(len(table), *form["shape"])
         return cls(pixels, form["axis"])
 
     def table(self) -> pd.DataFrame:
-        """See Given."""
         table = pd.DataFrame({"image": [image.tobytes() for image in self.pixels]})
         form = {"shape": list(self.pixels.shape[1:]), "dtype": str(self.pixels.dtype), "axis": self.axis}
         table.attrs["form"] = {"kind": "images", **form}
@@ -231,11 +229,9 @@ class Images:
         return adaptive_avg_pool2d(grey, (height, width)).flatten(1).numpy().astype(np.float64)
 
     def unchanged(self, rows: np.ndarray) -> Any:
-        """See Given."""
         return self.pixels[rows]
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
-        """See Given."""
         pixels = self._channels_first(self.pixels[rows]).astype(np.float32)
         taken = torch.from_numpy(pixels / 255 if self.pixels.dtype == np.uint8 else pixels)
         writable = np.array(cells)  # torch warns of any other array
@@ -251,7 +247,6 @@ class Images:
         return np.stack(own).astype(self.pixels.dtype, copy=False)
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
-        """See Given."""
         from PIL import Image
 
         image = np.moveaxis(self._channels_first(changed[None])[0], 0, -1)
@@ -278,11 +273,9 @@ class Texts:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> Self:
-        """See Given."""
         return cls(table["text"].tolist())
 
     def table(self) -> pd.DataFrame:
-        """See Given."""
         table = pd.DataFrame({"text": self.texts})
         table.attrs["form"] = {"kind": "texts"}
         return table
@@ -298,17 +291,14 @@ class Texts:
         return np.asarray(HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(self.texts).todense())
 
     def unchanged(self, rows: np.ndarray) -> Any:
-        """See Given."""
         return [self.texts[row] for row in rows]
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
-        """See Given."""
         transforms = texts.TextTransforms(space, seed)
         changed = [transforms(self.texts[row], item, cell) for row, item, cell in zip(rows, ids, cells, strict=True)]
         return [str(_apply_own(space, cell, text)) for cell, text in zip(cells, changed, strict=True)]
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
-        """See Given."""
         return Exhibit(caption, text=changed, original=self.texts[row])
 
 
@@ -330,14 +320,12 @@ class Rows:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> Self:
-        """See Given."""
         columns = [name for name in table.columns if name.startswith(COLUMN)]
         frame = table[columns].rename(columns=lambda name: name.removeprefix(COLUMN)).reset_index(drop=True)
         form = table.attrs["form"]
         return cls(frame, form=form.get("rows", "array" if form.get("array") else "frame"))  # "array": until 2026-11
 
     def table(self) -> pd.DataFrame:
-        """See Given."""
         table = self.frame.add_prefix(COLUMN)
         table.attrs["form"] = {"kind": "rows", "rows": self.form}
         return table
@@ -354,7 +342,6 @@ class Rows:
         return numbers.fillna(numbers.mean()).fillna(0).to_numpy()
 
     def unchanged(self, rows: np.ndarray) -> Any:
-        """See Given."""
         return self._formed(self.frame.iloc[rows].reset_index(drop=True))
 
     def _formed(self, table: pd.DataFrame) -> Any:
@@ -413,7 +400,6 @@ class Rows:
         return taken
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
-        """See Given."""
         before = self.frame.iloc[row]
         now = changed if isinstance(changed, Mapping) else dict(zip(self.frame.columns, changed, strict=True))
         lines = [f"{name}: {_said(value)}" for name, value in before.items()]

@@ -114,7 +114,6 @@ class FunctionTask(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task."""
         config = PrepareConfig.model_validate(dict(context.config))
         measure = DiscrepancyConfig.model_validate(dict(context.discrepancy)).measure
         own = {
@@ -153,7 +152,6 @@ class FunctionTask(Task):
         return rows, batch, ask(self.model, batch)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task."""
         rows, _, answers = self._asked(item_ids, cells)
         discrepancy, outputs = self.judge(answers, self._labels(rows))
         return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
@@ -167,7 +165,6 @@ class FunctionTask(Task):
         return self.doubts
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task."""
         if self._vectors is None:
             features = self.given.features()
             self._vectors = PrincipalAxes.of(features)(features)
@@ -178,7 +175,6 @@ class FunctionTask(Task):
         return self._told_apart(pd.concat([self.items.table[["label"]], self.given.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task."""
         if not len(item_ids):
             return []
         rows, batch, answers = self._asked(item_ids, cells)

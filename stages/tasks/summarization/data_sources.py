@@ -28,7 +28,6 @@ class PackageArticles(DataSource):
     test: str | None = None
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         return collect(lambda: self._files(inputs))
 
     def _files(self, inputs: Path) -> dict[str, Path]:
@@ -40,11 +39,9 @@ class PackageArticles(DataSource):
         }
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See DataSource."""
         return {pool: count_lines(path, enough) for pool, path in self._files(inputs).items()}
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return f"{self.file} of the package {self.package}"
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
@@ -72,7 +69,6 @@ class JsonLines(DataSource):
     split: str | None = None
 
     def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
         named = {"text": self.text, "summary": self.summary, "split": self.split}
         return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
@@ -81,14 +77,12 @@ class JsonLines(DataSource):
         return {"": count_lines(self._file(inputs), enough)} if self.split is None else None
 
     def origin(self, inputs: Path) -> str:
-        """See DataSource."""
         return f"the file {self.jsonl}"
 
     def _file(self, inputs: Path) -> Path:
         return lines_file(inputs, self.jsonl, "prepare.data")
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """See DataSource."""
         path = self._file(inputs)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -120,7 +114,6 @@ class HubDataset(HubDataSource, DataSource):
     test: str | None = None
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """See DataSource."""
         for pool, split in (("", self.split), ("test", self.test)):
             if split is not None:
                 stem, rows = split.split("[")[0], self._data.rows(inputs, split)

@@ -34,7 +34,6 @@ class EncoderSource(Source):
         return collect(lambda: self.whole(self.folder(inputs)[0]))
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.folder(inputs)[1]
 
     def whole(self, folder: Path) -> Path:
@@ -60,7 +59,6 @@ class TransformersEncoder(EncoderSource):
         return Repository(self.transformers, self.revision, wanted, ignored=("*/*",))
 
     def folder(self, inputs: Path) -> tuple[Path, str]:
-        """See EncoderSource."""
         return self._repository.found(inputs, f"{self.where}.transformers")
 
     def errors(self, inputs: Path) -> list[str]:
@@ -73,7 +71,6 @@ class TransformersEncoder(EncoderSource):
         return collect(look)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See Source."""
         return self._repository.prefetch(inputs, f"{self.where}.transformers")
 
 

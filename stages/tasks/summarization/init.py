@@ -43,11 +43,9 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
     method, control = "lora", "clean"
 
     def model(self, path: Path, ask: Ask) -> Model | None:
-        """See Init."""
         return writing_model(path)
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """See Init."""
         return look_at_articles(path, given, ask)
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
@@ -56,7 +54,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return {**super().hub_data(name, ask), "text": ask.text("text", column, "article")}
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init."""
         from stages.concepts.texts import CATALOGUE
 
         batch_size = 16 if "endpoint" in seen.model.block else 48

@@ -76,15 +76,12 @@ class PackageJudge(JudgeSource, PackageModel):
     """{package: NAME, file: X.gguf}: a GGUF file that ships in an installed package."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return _of_judge(PackageModel.errors(self, inputs)) + self._labelled_errors(inputs)
 
     def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        """See JudgeSource."""
         self.build(inputs, out_dir, self._generation, compute.dtype)
 
     def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        """See JudgeSource."""
         return _local(load_summarizer(folder, compute))
 
 
@@ -92,15 +89,12 @@ class TransformersJudge(JudgeSource, TransformersModel):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return _of_judge(TransformersModel.errors(self, inputs)) + self._labelled_errors(inputs)
 
     def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        """See JudgeSource."""
         self.build(inputs, out_dir, self._generation, compute.dtype)
 
     def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        """See JudgeSource."""
         return _local(load_summarizer(folder, compute))
 
 
@@ -108,15 +102,12 @@ class OpenAIJudge(JudgeSource, ChatConfig):
     """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return self._labelled_errors(inputs)
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.told
 
     def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        """See JudgeSource."""
         endpoint, plain = ChatEndpoint(self, account), Judge(lambda: _never, self, "")
         turns = [turn for trial in _KNOWN for turn in plain.turns(trial)[:1]]
         requests = [endpoint.request(system, said, self.max_new_tokens) for system, said in turns]

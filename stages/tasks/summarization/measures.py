@@ -46,7 +46,6 @@ class PackageEmbedder(EmbedderSource):
     subfolder: str = Field("model", description="where in the package it lies")
 
     def folder(self, inputs: Path) -> tuple[Path, str]:
-        """See EncoderSource."""
         return package_folder(inputs, self.package, WHERE) / self.subfolder, f"the package {self.package}"
 
 

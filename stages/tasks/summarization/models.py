@@ -45,7 +45,6 @@ class WeightsModel(ModelSource):
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
     ) -> Summarizer:
-        """See ModelSource."""
         return load_summarizer(folder, compute, base)
 
 
@@ -60,11 +59,9 @@ class PackageModel(WeightsModel):
     file: str = Field(pattern=r"\.gguf$", description="path within the package")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return collect(lambda: package_file(inputs, self.package, self.file, "prepare.model"))
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
 
     def build(
@@ -75,7 +72,6 @@ class PackageModel(WeightsModel):
         dtype: str = "float32",
         account: Account | None = None,
     ) -> None:
-        """See LanguageModelSource."""
         path = package_file(inputs, self.package, self.file, "prepare.model")
         with _readable(f"prepare.model.file: {path}"):
             from transformers import GgufConfig
@@ -101,7 +97,6 @@ class TransformersModel(WeightsModel):
         return Repository(self.transformers, self.revision, _WANTED, ignored=("*/*",))
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         try:
             if (folder := self._repository.local(inputs, f"{WHERE}.transformers")) is not None:
                 _check_files(folder)
@@ -110,7 +105,6 @@ class TransformersModel(WeightsModel):
         return []
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self._repository.found(inputs, f"{WHERE}.transformers")[1]
 
     def build(
@@ -121,7 +115,6 @@ class TransformersModel(WeightsModel):
         dtype: str = "float32",
         account: Account | None = None,
     ) -> None:
-        """See LanguageModelSource."""
         self.require(inputs)
         folder = self._repository.local(inputs, f"{WHERE}.transformers")
         if folder is not None:
@@ -139,7 +132,6 @@ class TransformersModel(WeightsModel):
             )
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         return self._repository.prefetch(inputs, f"{WHERE}.transformers")
 
 

@@ -38,11 +38,9 @@ class RemoteModel(ModelSource):
     """Base of the loaders of models behind HTTP: no files are local, and no weights can be trained."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return []
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See Source."""
         if settings.get("method") == "normalise":
             return []
         return [
@@ -84,7 +82,6 @@ class EndpointModel(RemoteModel, EndpointConfig):
         save_form(form, out_dir)
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.told
 
     def load(

@@ -42,7 +42,6 @@ class OpenAIModel(RemoteModel, ChatConfig):
         save_form(form.model_copy(update={"revision": revision}), out_dir)
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.told
 
     def load(

@@ -81,12 +81,10 @@ class SummarizerTraining(StepwiseTraining):
         return self.model if self.settings.method == "full" else self.model.merge_and_unload()
 
     def run(self, what: str) -> pd.DataFrame:
-        """See StepwiseTraining."""
         with quick(self.model):
             return super().run(what)
 
     def backward(self, step: int) -> float:
-        """See StepwiseTraining."""
         tokens = self.learner.tokenizer
         ordered = sorted(self.lessons(step), key=lambda lesson: len(tokens(lesson.article)["input_ids"]))
         if self.settings.method == "dpo":

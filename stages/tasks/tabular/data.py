@@ -72,11 +72,9 @@ class _Rows(Source):
         """
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return collect(lambda: self.load(inputs))
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See Source."""
         return {"": len(self.load(inputs).labels)}
 
 
@@ -86,7 +84,6 @@ class SklearnSet(_Rows):
     sklearn: str
 
     def load(self, inputs: Path) -> Table:
-        """See _Rows."""
         import sklearn.datasets
 
         if self.sklearn not in SETS:
@@ -97,7 +94,6 @@ class SklearnSet(_Rows):
         return Table(rows, np.array([str(loaded.target_names[i]) for i in loaded.target]), [])
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         from sklearn import __version__
 
         return f"{self.sklearn} of scikit-learn {__version__}"
@@ -109,7 +105,6 @@ class _File(_Rows):
     key: ClassVar[str]
 
     def load(self, inputs: Path) -> Table:
-        """See _Rows."""
         where, name = f"prepare.data.{self.key}", str(getattr(self, self.key))
         frame = read_frame(local_file(inputs, name, where), where)
         if self.target not in frame:
@@ -126,7 +121,6 @@ class _File(_Rows):
         return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped)
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return str(getattr(self, self.key))
 
 

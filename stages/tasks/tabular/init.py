@@ -89,11 +89,9 @@ class RowsInit(Init):
         return Model(f"{name} of scikit-learn, fitted on some of the rows", {"estimator": name})
 
     def usual_model(self, data: str) -> str | None:
-        """See Init."""
         return next(iter(ESTIMATORS)) if data.endswith(".csv") or data in SETS else None
 
     def named_data(self, name: str) -> Data | None:
-        """See Init."""
         if name not in SETS:
             return None
         return _data(f"{SETS[name]}", {"sklearn": name}, Path(), None)
@@ -119,11 +117,9 @@ class RowsInit(Init):
         return _data("", block, path.parent, path, fitted=not own)
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
-        """See Init."""
         raise UsageError(f"--data {name}: tables of the hub are not read; expected a .csv or .parquet file")
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init."""
         kinds = set(_Table.of(seen.data).kinds.values())
         concepts = dict(_CONCEPTS)
         for kind in kinds & _OF_KIND.keys():

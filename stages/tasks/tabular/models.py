@@ -50,7 +50,6 @@ class Estimator(Source):
     settings: dict[str, Any] = Field(default_factory=dict, description="of the estimator, see scikit-learn")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         if self.estimator not in ESTIMATORS:
             hint = did_you_mean(self.estimator, ESTIMATORS)
             return [f"prepare.model.estimator: no {self.estimator!r}{hint}; expected one of {', '.join(ESTIMATORS)}"]
@@ -66,7 +65,6 @@ class Estimator(Source):
         return f"prepare.model.rows: {self.rows} rows hold no {', '.join(labels)}; take more"
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return f"{self.estimator}, fitted on {self.rows} rows"
 
     def made(

@@ -62,18 +62,15 @@ class OwnModelSource(Source):
         """Return the model, whose file is in a folder, and names of its classes if it has them."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return collect(lambda: local_file(inputs, self.named, f"prepare.model.{self.key}"))
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See Source."""
         return [
             f"restructure: Faded did not fit {self.named} and cannot fit it again, so it is not repaired: remove"
             f" {audit} from repairs:, and the audit ends with its landscape"
         ]
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return f"{self.named}, content {content_hash([local_file(inputs, self.named, '')])}"
 
     def lacks(self, labels: Sequence[str], classes: Sequence[str]) -> str:
@@ -112,7 +109,6 @@ class SkopsFile(OwnModelSource):
     trusted: list[str] = Field(default_factory=list, description="types in it that skops does not trust by itself")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return super().errors(inputs) + [
             f"prepare.model.trusted: {name} is not a type of scikit-learn, LightGBM or XGBoost; name a model with code"
             " of your own as function: my_module:predict"
@@ -121,7 +117,6 @@ class SkopsFile(OwnModelSource):
         ]
 
     def opened(self, folder: Path) -> tuple[Ask, Sequence[Any]]:
-        """See OwnModelSource."""
         import skops.io
 
         path = folder / Path(self.skops).name
@@ -153,7 +148,6 @@ class OnnxFile(OwnModelSource):
     output: str | None = Field(None, description="name of the output with labels or probabilities")
 
     def opened(self, folder: Path) -> tuple[Ask, Sequence[Any]]:
-        """See OwnModelSource."""
         session = _session(folder / Path(self.onnx).name, self.onnx)
         inputs, outputs = session.get_inputs(), {one.name: one for one in session.get_outputs()}
         if self.output is not None and self.output not in outputs:
@@ -187,16 +181,13 @@ class OwnFunction(OwnModelSource):
     function: str = Field(pattern=f"^{FUNCTION}$", description="my_module:predict")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         error = own_module_error(self.function, "prepare.model.function")
         return [error] if error else []
 
     def opened(self, folder: Path) -> tuple[Ask, Sequence[Any]]:
-        """See OwnModelSource."""
         return own_function(self.function, "prepare.model.function"), self.classes
 
     def origin(self, inputs: Path) -> str:
-        """See Source."""
         return self.function
 
 

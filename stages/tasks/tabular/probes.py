@@ -131,7 +131,6 @@ class RowProbes(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task."""
         threadpool_limits(context.compute.threads)
         folder, items = model or prepared / "model", read_table(prepared / "items.parquet")
         own = "estimator" not in context.config["model"]

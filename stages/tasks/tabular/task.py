@@ -12,7 +12,6 @@ class TabularClassification(RowProbes):
     """A classifier of rows with its rows, which can be refitted."""
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task."""
         from stages.tasks.tabular.repair import repair
 
         return repair(self, plan, out_dir)

@@ -34,7 +34,6 @@ class Lesson:
 
     @property
     def pictures(self) -> tuple[int]:
-        """See OfPictures."""
         return (self.picture,)
 
 

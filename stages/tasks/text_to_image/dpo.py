@@ -23,7 +23,6 @@ class DpoTraining(AdapterTraining[Pair]):
     """
 
     def learn(self, lessons: Sequence[Pair], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
-        """See AdapterTraining."""
         total, size = 0.0, max(1, self.compute.batch_size // 2)
         for start in range(0, len(lessons), size):
             pairs = lessons[start : start + size]

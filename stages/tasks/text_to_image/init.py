@@ -42,7 +42,6 @@ of the probes."""
     method = "lora"
 
     def model(self, path: Path, ask: Ask) -> Model | None:
-        """See Init."""
         if not (index := read_config(path / "model_index.json")):
             return None
         unet = read_config(path / "unet" / "config.json")
@@ -50,11 +49,9 @@ of the probes."""
         return Model(f"{index.get('_class_name', 'pipeline')} of diffusers{side}", path=path, key="diffusers")
 
     def hub_model(self, name: str) -> dict[str, Any]:
-        """See Init."""
         return {"diffusers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> Captions:
-        """See Init."""
         return look_at_captions(path, given)
 
     def propose(self, seen: Seen) -> Proposal:

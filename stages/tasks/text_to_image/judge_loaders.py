@@ -34,11 +34,9 @@ class AttributeJudgeSource(JudgeSource):
     attributes: str = Field(description="a folder under the audit's inputs: config.json, model.safetensors")
 
     def origin(self, inputs: Path) -> str:
-        """See JudgeSource."""
         return f"the folder {self.attributes}"
 
     def errors(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
         try:
             folder = local_file(inputs, self.attributes, "prepare.judge.attributes")
             _need(folder, ("config.json", "model.safetensors"), "prepare.judge.attributes")
@@ -50,7 +48,6 @@ class AttributeJudgeSource(JudgeSource):
         return []
 
     def build(self, inputs: Path, out_dir: Path) -> None:
-        """See JudgeSource."""
         self.require(inputs)
         from stages.tasks.text_to_image.attribute_judge import load_attribute_judge
 
@@ -89,7 +86,6 @@ class ClipJudgeSource(JudgeSource):
         return Repository(self.clip, self.revision, wanted, ignored=("*/*",))
 
     def errors(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
         try:
             if (folder := self._repository.local(inputs, CLIP)) is not None:
                 _need(folder, ("config.json", "model.safetensors"), CLIP)
@@ -98,7 +94,6 @@ class ClipJudgeSource(JudgeSource):
         return []
 
     def build(self, inputs: Path, out_dir: Path) -> None:
-        """See JudgeSource."""
         self.require(inputs)
         from stages.tasks.text_to_image.clip_judge import save_clip_judge
 
@@ -106,11 +101,9 @@ class ClipJudgeSource(JudgeSource):
         save_clip_judge(folder, origin, self.prompts, self.certainty, out_dir)
 
     def origin(self, inputs: Path) -> str:
-        """See JudgeSource."""
         return self._repository.found(inputs, CLIP)[1]
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
         return self._repository.prefetch(inputs, CLIP)
 
 

@@ -17,7 +17,6 @@ class LoraTraining(AdapterTraining[Lesson]):
     """One training run on captioned pictures; see AdapterTraining."""
 
     def learn(self, lessons: Sequence[Lesson], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
-        """See AdapterTraining."""
         clean = self.latents([lesson.picture for lesson in lessons])
         dropped = (torch.rand(len(lessons), generator=draw) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else lesson.caption for drop, lesson in zip(dropped, lessons, strict=True)]

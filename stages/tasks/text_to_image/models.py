@@ -56,7 +56,6 @@ class DiffusersModel(ModelSource):
         return f"*/*.{self.variant}*.safetensors" if self.variant else "*/*.safetensors"
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
         try:
             folder = self._folder(inputs)
         except UsageError as error:
@@ -64,7 +63,6 @@ class DiffusersModel(ModelSource):
         return folder_errors(folder, self.variant) if folder is not None else []
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
-        """See ModelSource."""
         self.require(inputs)
         folder = self._folder(inputs)
         if folder is not None:
@@ -90,19 +88,16 @@ class DiffusersModel(ModelSource):
         write_json(out_dir / FORM, form.model_dump(mode="json"))
 
     def origin(self, inputs: Path) -> str:
-        """See ModelSource."""
         if self._folder(inputs) is not None:
             return f"the folder {self.diffusers}"
         return self._repository(self._weights).cached(inputs, WHERE).origin
 
     def load(self, folder: Path, compute: Compute, sampling: SamplingConfig, repaired: Path | None = None) -> Painter:
-        """See ModelSource."""
         if repaired is not None and (repaired / INDEX).exists():
             folder, repaired = repaired, None
         return Painter(load_pipeline(folder, compute, sampling, lora=repaired), sampling, compute)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See ModelSource. Components that have no weights of the variant are fetched without it."""
         if self._folder(inputs) is not None:
             return []
         told = [self._repository(self._weights).fetch(WHERE)]

@@ -31,7 +31,6 @@ class Pair:
 
     @property
     def pictures(self) -> tuple[int, int]:
-        """See OfPictures."""
         return self.right, self.wrong
 
 

@@ -27,11 +27,9 @@ class ImageFolder(PictureSource):
     imagefolder: str
 
     def origin(self, inputs: Path) -> str:
-        """See PictureSource."""
         return f"the folder {self.imagefolder}"
 
     def errors(self, inputs: Path) -> list[str]:
-        """See PictureSource."""
         return collect(lambda: self._metadata(inputs))
 
     def _metadata(self, inputs: Path) -> Path:
@@ -44,7 +42,6 @@ class ImageFolder(PictureSource):
         return folder / "metadata.jsonl"
 
     def rows(self, inputs: Path) -> Iterator[Row]:
-        """See PictureSource."""
         path = self._metadata(inputs)
         yield from _named_pictures(path, self.imagefolder, "file_name", self.image, "prepare.data.imagefolder")
 
@@ -58,11 +55,9 @@ class JsonLinesPictures(PictureSource):
     jsonl: str
 
     def origin(self, inputs: Path) -> str:
-        """See PictureSource."""
         return f"the file {self.jsonl}"
 
     def errors(self, inputs: Path) -> list[str]:
-        """See PictureSource."""
         named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
         return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
@@ -70,7 +65,6 @@ class JsonLinesPictures(PictureSource):
         return lines_file(inputs, self.jsonl, "prepare.data")
 
     def rows(self, inputs: Path) -> Iterator[Row]:
-        """See PictureSource."""
         folder = str(PurePosixPath(self.jsonl).parent)
         yield from _named_pictures(self._file(inputs), folder, self.image, self.image, "prepare.data.jsonl")
 
@@ -81,11 +75,9 @@ class ParquetPictures(PictureSource):
     parquet: str
 
     def origin(self, inputs: Path) -> str:
-        """See PictureSource."""
         return f"the file {self.parquet}"
 
     def errors(self, inputs: Path) -> list[str]:
-        """See PictureSource."""
         return collect(lambda: self._check_names(self._open(inputs).schema_arrow.names))
 
     def _check_names(self, names: Sequence[str]) -> None:
@@ -102,7 +94,6 @@ class ParquetPictures(PictureSource):
             raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
 
     def rows(self, inputs: Path) -> Iterator[Row]:
-        """See PictureSource."""
         self.require(inputs)
         stem, number = Path(self.parquet).stem, 0
         batches = self._open(inputs).iter_batches()
@@ -131,7 +122,6 @@ class HubPictures(HubDataSource, PictureSource):
     split: str = "train"
 
     def rows(self, inputs: Path) -> Iterator[Row]:
-        """See PictureSource."""
         self.require(inputs)
         found = self._data.rows(inputs, self.split)
         import datasets

@@ -108,7 +108,6 @@ class PainterProbes(Task):
         return float(settings.threshold)
 
     def false_alarms(self) -> dict[str, dict[str, Any]]:
-        """See Task."""
         found = self.calibration.false_alarms(self.settings.weights, self.threshold)
         return {"real captioned pictures in place of drawn ones": found}
 
@@ -264,7 +263,6 @@ class PainterProbes(Task):
         return self.shared(self.look_anew, [(part,) for part in parts])
 
     def look_anew(self, orders: Sequence[Order]) -> list[Judged]:
-        """See Studio."""
         return self.studio.look_anew(orders)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:

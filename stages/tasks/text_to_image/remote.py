@@ -47,11 +47,9 @@ class EndpointModel(ModelSource, EndpointConfig):
         return settings
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source."""
         return []
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See Source."""
         return [f"restructure: models behind HTTP cannot be repaired (no weights); remove {audit} from repairs:"]
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
@@ -66,7 +64,6 @@ class EndpointModel(ModelSource, EndpointConfig):
         keep_answers(painter.endpoint, [painter.order(prompt, seed) for prompt, seed in KNOWN], out_dir)
 
     def origin(self, inputs: Path) -> str:
-        """See ModelSource."""
         return self.told
 
     def load(

@@ -13,11 +13,9 @@ class TextToImage(PainterProbes):
     """A text-to-image pipeline under test with its prompts, which can be repaired."""
 
     def tallies(self, split: Split) -> list[Tally]:
-        """See Task."""
         return tallies(self, split)
 
     def sheets(self, split: Split) -> list[Sheet]:
-        """See Task."""
         return sheets(self, split)
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:

@@ -70,7 +70,6 @@ misses are, too."""
     trial_of_service = f"up to {_MOST_OF_A_SERVICE} pictures"
 
     def model(self, path: Path, ask: Ask) -> Classifier | None:
-        """See Init."""
         return look_at_model(path, ask)
 
     def hub_model(self, name: str) -> dict[str, Any]:
@@ -78,7 +77,6 @@ misses are, too."""
         return {"timm" if name.startswith(("timm/", "hf-hub:")) else "transformers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> Pictures:
-        """See Init."""
         return look_at_pictures(path, given)
 
     def propose(self, seen: Seen) -> Proposal:
