@@ -534,7 +534,7 @@ class Result:
             UsageError: if something has no importable name, or answers differently from the model here; then nothing is
                 written.
         """
-        from flows.new_workspace import add_audit, check_folder, write_workspace
+        from flows.workspace.new import add_audit, check_folder, write_workspace
         from stages.tasks.functions.carry import carried
 
         folder = Path(path)

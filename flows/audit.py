@@ -19,22 +19,22 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from flows.approval import settle
-from flows.artifacts import publish_artifacts
-from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.engine import foreign_parameters
-from flows.estimate import work_of
 from flows.graph import Graph, Stage, read_graph
-from flows.heal import heal
-from flows.intact import check_recorded, mend, stages_of
-from flows.labels import done, last_state, refused, run_name, shown_before, tag, up_to_date
+from flows.graph.heal import heal
+from flows.graph.intact import check_recorded, mend, stages_of
+from flows.people.approval import settle
+from flows.people.artifacts import publish_artifacts
+from flows.people.suspend import ask
+from flows.people.waiting import deployed_run, waiting_elsewhere
+from flows.places.runners import Job, Runner, check_stages, chosen, job, open_runner
 from flows.processes import stopping, stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
+from flows.results.estimate import work_of
 from flows.run_stage import StageResult, level_of
-from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
-from flows.suspend import ask
-from flows.waiting import deployed_run, waiting_elsewhere
+from flows.views.endings import Ending, finished, how_it_ended, keep_evidence
+from flows.views.labels import done, last_state, refused, run_name, shown_before, tag, up_to_date
 from flows.workspace import exclusive
 from stages.environment import set_defaults
 from stages.errors import Exit, FadedError, InfrastructureError, UnavailableError
@@ -105,7 +105,7 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
             STAGE_LOG.log(level, line, extra={"stage": stage})
 
     if stage.startswith("restructure@"):  # its training costs the most
-        from flows.power import what_can_be_shown
+        from flows.results.power import what_can_be_shown
 
         for line in what_can_be_shown(load_params(), stage.partition("@")[2]):
             say(line)
@@ -251,7 +251,7 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
 
 
 def _tell(ending: Ending) -> None:
-    from flows.notify import forget, notify
+    from flows.recur.notify import forget, notify
 
     if ending.kind == "done":
         forget(ending.audit)

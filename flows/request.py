@@ -1,6 +1,7 @@
 """Requests for a person's decision: which landscape of an audit waits, since when, and until when.
 
-How a flow run waits without a process is in flows/suspend.py, what happens after a decision in flows/approval.py.
+How a flow run waits without a process is in flows/people/suspend.py, what happens after a decision in
+flows/people/approval.py.
 """
 
 from __future__ import annotations

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.approval import settle
-from flows.endings import finished, keep_evidence
-from flows.estimate import estimate, few_items
 from flows.graph import Graph, Stage, read_graph
-from flows.heal import heal
-from flows.intact import mend, stages_of
+from flows.graph.heal import heal
+from flows.graph.intact import mend, stages_of
+from flows.people.approval import settle
+from flows.places.runners import check_stages, chosen
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import read_verdict
-from flows.runners import check_stages, chosen
+from flows.results.estimate import estimate, few_items
 from flows.views import show_run, show_verdict
+from flows.views.endings import finished, keep_evidence
 from flows.workspace import exclusive
 from stages.check import check_keys
 from stages.errors import Exit, FadedError, InfrastructureError
@@ -96,8 +96,8 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     from prefect import tags
 
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
-    from flows.labels import FROM_TERMINAL
     from flows.processes import stopping_on_signals
+    from flows.views.labels import FROM_TERMINAL
 
     check_stages(params, audits, chosen(params, runner))
 

@@ -23,12 +23,12 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from flows.credential import client_environment
-from flows.deploy import apply
-from flows.overview import named, troubles
 from flows.processes import child, end_leftovers
-from flows.schedule import public_url, read_entries, work_pool
+from flows.recur.deploy import apply
+from flows.recur.overview import named, troubles
+from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
+from flows.server.credential import client_environment
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
@@ -278,7 +278,7 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
     Raises:
         UsageError: if it is taken, and a proxy forwards to it.
     """
-    from flows.review.server import PORT, serve_review
+    from flows.people.review.server import PORT, serve_review
 
     public, last = public_url(), _last_port(_REVIEW_PORT, PORT)
     try:
@@ -295,7 +295,7 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
 
 
 def _show(console: Console, api: str, own: bool, pages: str | None, told: list[str]) -> None:
-    from flows.notify import current
+    from flows.recur.notify import current
 
     for line in told:
         console.print(line, markup=False, highlight=False)
@@ -377,7 +377,7 @@ class _Told:
 
 def _settle(told: _Told) -> None:
     """Reject what nobody decided in time, and resume runs after decisions made meanwhile, such as by `git pull`."""
-    from flows.approval import settle
+    from flows.people.approval import settle
 
     audits: list[str] = []
     with told("params.yaml"):

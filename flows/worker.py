@@ -22,7 +22,7 @@ from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.engine import ALLOWED
-from flows.schedule import FILE, read_recipes
+from flows.recur.schedule import FILE, read_recipes
 from flows.workspace import enter_workspace
 from stages.errors import FadedError
 

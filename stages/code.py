@@ -2,7 +2,7 @@
 
 data/AUDIT/code.json contains the hashes, and DVC compares the one of each stage. faded.json contains what DVC cannot
 watch: the versions and hashes of plugins and, in a user's own workspace, of the installed package. It also lists the
-shares of divided searches (flows/pipeline.py).
+shares of divided searches (flows/workspace/pipeline.py).
 """
 
 from __future__ import annotations

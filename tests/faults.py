@@ -47,7 +47,7 @@ def stage(kind: str) -> Work:
 
 def state() -> Work:
     """The state that commands keep under .faded, and its repair."""
-    from flows.heal import heal
+    from flows.graph.heal import heal
     from flows.init.state import Unfinished, remember, unfinished
     from flows.request import Request, read_request
     from flows.results import StageResult, read_timings, record_timings

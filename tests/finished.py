@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import flows.cli
 from flows.commands import console, errors
-from flows.digests import sha256
 from flows.evidence import write_bundle
 from flows.graph import read_graph
+from flows.graph.digests import sha256
 from stages.decisions import Decision, decisions_dir, landscape_hash, record_decision, standing
 from stages.errors import FadedError
 from stages.files import read_json, stage_dir

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from flows.choosing.screen import Swept
 from flows.init.questions import Questions
 from flows.init.run import Options, init_audit
-from flows.screen import Swept
 from stages.intervals import wilson
 from stages.screening.sweep import ConceptSweep, Sweep, Worst
 from tests.images import draw

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import flows.init.run
-from flows.screen import Swept
+from flows.choosing.screen import Swept
 from tests.own_model import CLASSES, WEIGHTS, picture, swept, write_pictures
 
 

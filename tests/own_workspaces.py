@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from flows.new_workspace import add_audit, write_workspace
+from flows.workspace.new import add_audit, write_workspace
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
 SHADOWS = "raise SystemExit('a folder of the user took the place of the package')\n"

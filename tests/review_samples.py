@@ -17,11 +17,11 @@ import yaml
 from fastapi.testclient import TestClient
 from rich.console import Console
 
-from flows.review.app import make_app
-from flows.review.recording import Outcome
-from flows.review.served import Served
-from flows.review.terminal import review_landscape
-from flows.review.view import report_path
+from flows.people.review.app import make_app
+from flows.people.review.recording import Outcome
+from flows.people.review.served import Served
+from flows.people.review.terminal import review_landscape
+from flows.people.review.view import report_path
 from stages.files import stage_dir, write_json
 from stages.pages import Gallery
 from stages.params import load_params
@@ -69,7 +69,7 @@ def make_review(
     monkeypatch.chdir(path)
     monkeypatch.syspath_prepend(path)
     monkeypatch.delitem(sys.modules, "review_task", raising=False)
-    monkeypatch.setattr("flows.review.view.git_user", lambda: "Ada Lovelace")
+    monkeypatch.setattr("flows.people.review.view.git_user", lambda: "Ada Lovelace")
     audit = audit_params(task="review_task:Learner")
     repair = repair_params(feedback={"policy": "wait", **feedback})
     params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}}

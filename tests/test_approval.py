@@ -22,11 +22,11 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Suspended
 
-from flows.approval import decide, expire, settle, wake
-from flows.endings import how_it_ended, keep_evidence
+from flows.people.approval import decide, expire, settle, wake
+from flows.people.waiting import _asks_about, pause_key
 from flows.request import REQUESTS, choose, close_request, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
-from flows.waiting import _asks_about, pause_key
+from flows.views.endings import how_it_ended, keep_evidence
 from flows.workspace import exclusive
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.errors import Exit, InfrastructureError, UsageError
@@ -75,7 +75,7 @@ def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
 
 def notified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr("flows.notify.notify", lambda *event: told.append(event[:3]))
+    monkeypatch.setattr("flows.recur.notify.notify", lambda *event: told.append(event[:3]))
     return told
 
 
@@ -160,7 +160,7 @@ def test_who_comes_too_late_is_told_and_may_revise(params):
 
 
 def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
-    monkeypatch.setattr("flows.waiting._present_api", lambda: None)
+    monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
     assert wake(params, "tiny") == []
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", GONE))
     two = with_feedback(reviewers=2)
@@ -200,7 +200,7 @@ def stranger() -> Iterator[str]:
 
 
 def test_another_program_where_the_server_was_is_told_not_raised(params, stranger, monkeypatch):
-    monkeypatch.setattr("flows.waiting._present_api", lambda: None)
+    monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", stranger))
     for said in (decide(params, "tiny", made(), "page")[1], settle(params, "tiny")):
         assert len(said) == 1 and f"{stranger} could not be notified" in said[0]
@@ -212,7 +212,7 @@ def test_a_recorded_decision_is_not_denied_because_of_what_comes_after(params, m
         raise OSError(28, "No space left on device")
 
     open_request(params, "tiny")
-    monkeypatch.setattr("flows.approval.close_request", full)
+    monkeypatch.setattr("flows.people.approval.close_request", full)
     kept, [said] = decide(params, "tiny", made(), "page")
     assert "tiny could not be resumed" in said and "No space left" in said
     assert kept.path.exists() and standing(params, "tiny").complete
@@ -314,7 +314,7 @@ class Faded:
 @pytest.fixture
 def faded(params, monkeypatch, capsys) -> Faded:
     Path("dvc.yaml").write_text("")
-    monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Tester")
+    monkeypatch.setattr("flows.people.approval.git_user", lambda: "Ada Tester")
     return Faded(monkeypatch, capsys)
 
 
@@ -372,7 +372,7 @@ def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
 
 
 def test_a_decision_without_a_name_or_on_another_landscape_is_refused(faded, monkeypatch):
-    monkeypatch.setattr("flows.approval.git_user", lambda: "")
+    monkeypatch.setattr("flows.people.approval.git_user", lambda: "")
     code, told = faded(*ALL)
     assert code == 2 and "--reviewer NAME" in told
     code, told = faded(*ALL, "--reviewer", "Ada\u200b Lovelace")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from flows.artifacts import _row, code, prose, verdict_markdown
+from flows.people.artifacts import _row, code, prose, verdict_markdown
+from flows.people.suspend import _said, describe
 from flows.results import Verdict
-from flows.suspend import _said, describe
 from stages.decisions import Recorded, Standing
 from stages.decisions.files import Kept
 from stages.records import Gate

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from flows.compare import Run, check_alike
-from flows.estimate import backend_line
 from flows.graph import Graph, Stage
+from flows.results.compare import Run, check_alike
+from flows.results.estimate import backend_line
 from stages.errors import UsageError
 from stages.files import write_json
 from stages.params import AuditConfig, Params, load_params

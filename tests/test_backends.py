@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.compare import Run, check_alike
+from flows.results.compare import Run, check_alike
 from stages.errors import UsageError
 from stages.params import AuditConfig
 from stages.provenance import provenance

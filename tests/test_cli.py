@@ -21,10 +21,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
-from flows.estimate import Estimate, estimate, few_items
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
+from flows.results.compare import Run, check_alike, compare_revisions, differences, paired_difference
+from flows.results.estimate import Estimate, estimate, few_items
 from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
@@ -291,7 +291,7 @@ def estimated(*kinds: str, **repair: Any) -> Estimate:
 
 def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
+    monkeypatch.setattr("flows.results.estimate.task_class", lambda *_: PlantedTask)
     measured = tmp_path / ".faded/probe_seconds/tiny.json"
     measured.parent.mkdir(parents=True)
     searching = ("discover", "re_evaluate")
@@ -306,7 +306,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert found["summarize"] == (80, pytest.approx(24), "probes")
     assert found["report"] == (None, None, None)
     with monkeypatch.context() as patch:  # a task with measures probes its model again, and unchanged items
-        patch.setattr("flows.estimate.task_class", lambda *_: PlantedTexts)
+        patch.setattr("flows.results.estimate.task_class", lambda *_: PlantedTexts)
         items = audit_params()["prepare"]["items"]["test"]
         assert [e.probes for e in estimated("re_evaluate").stages] == [1040 + 200 + 3 * items]
     # Three trainings of two doses: half as many pairs of three parts, of the model before and of these.
@@ -336,7 +336,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
 
 def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
+    monkeypatch.setattr("flows.results.estimate.task_class", lambda *_: PlantedTask)
     repair = {"restructure": {"method": "planted", "control": "none", "settings": {"steps": 50}}}
     took = {"discover": 62, "restructure": 102, "collect_feedback": 2, "report": 5}
     ran = [StageResult(stage=f"{kind}@tiny", outcome="ran", seconds=seconds) for kind, seconds in took.items()]

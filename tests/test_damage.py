@@ -17,10 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.heal import _heal_rwlock, _Locks
+from flows.graph.heal import _heal_rwlock, _Locks
 from flows.init.state import Unfinished
+from flows.recur.schedule import read_entries
 from flows.results import Took
-from flows.schedule import read_entries
 from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError

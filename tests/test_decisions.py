@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.yaml_edit import dumped
+from flows.workspace.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
 from stages.decisions import AlreadyDecided, Decision, Recorded, Standing, Via

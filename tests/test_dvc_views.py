@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.new_workspace import write_workspace
+from flows.workspace.new import write_workspace
 from stages import conclude, report
 from stages.concepts import Concept, ConceptSpace
 from stages.git import git

@@ -20,8 +20,6 @@ import pytest
 import yaml
 
 import flows.evidence.write
-from flows.digests import content_hash_of, sha256
-from flows.endings import keep_evidence
 from flows.evidence import (
     bundles_dir,
     read_bundle,
@@ -35,6 +33,8 @@ from flows.evidence.archive import zip_members
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
 from flows.evidence.checks import landscape_of
 from flows.evidence.statement import make_statement
+from flows.graph.digests import content_hash_of, sha256
+from flows.views.endings import keep_evidence
 from stages.errors import UsageError
 from stages.files import content_hash, stage_dir
 from stages.params import load_params

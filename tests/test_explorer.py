@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.review.server import serve_review
+from flows.people.review.server import serve_review
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.pages.embedded import pack_probes
 from stages.pages.figures import heat_map

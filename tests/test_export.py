@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-import flows.export
+import flows.evidence.export
 from flows.evidence import verify_bundle, write_bundle
-from flows.export import NotPassedError, export_model
+from flows.evidence.export import NotPassedError, export_model
 from stages.errors import InfrastructureError, UsageError
 from stages.files import stage_dir
 from stages.pages import model_card
@@ -66,7 +66,7 @@ def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch
     def cut_short(model, target):
         (target / "config.json").write_bytes(b"{")
 
-    monkeypatch.setattr(flows.export, "_copy", cut_short)
+    monkeypatch.setattr(flows.evidence.export, "_copy", cut_short)
     with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert list(tmp_path.iterdir()) == []
@@ -101,8 +101,8 @@ def test_a_failed_verdict_is_not_exported_unless_forced(failed, tmp_path):
 
 
 def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, monkeypatch):
-    verdict = flows.export.read_verdict
-    monkeypatch.setattr(flows.export, "read_verdict", lambda *a: replace(verdict(*a), passed=None, gates=[]))
+    verdict = flows.evidence.export.read_verdict
+    monkeypatch.setattr(flows.evidence.export, "read_verdict", lambda *a: replace(verdict(*a), passed=None, gates=[]))
     with pytest.raises(
         NotPassedError, match=r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"
     ):

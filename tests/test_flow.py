@@ -26,12 +26,12 @@ from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
 
 import flows.audit
-from flows.artifacts import verdict_markdown
-from flows.labels import key
+from flows.people.artifacts import verdict_markdown
+from flows.places.runners.devices import Slots
 from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
 from flows.run_stage import _stream, level_of, run_stage
-from flows.runners.devices import Slots
+from flows.views.labels import key
 from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 from stages.params import load_params
 from tests.finished import faded
@@ -268,7 +268,7 @@ def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypa
         tried.append(stage)
         raise errors[stage.removeprefix("prepare@")]
 
-    monkeypatch.setattr("flows.runners.threads.run_stage", run_stage)
+    monkeypatch.setattr("flows.places.runners.threads.run_stage", run_stage)
     code, told = audit_here(make_workspace(tmp_path, dict.fromkeys(errors, audit_params()), {}, toys=True), *errors)
     assert code == 3, told
     assert sorted(tried) == ["prepare@away", "prepare@bug", *["prepare@disk"] * 3]

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import flows.evidence.signature as signatures
-from flows.digests import sha256
 from flows.evidence import Demands, read_bundle, sign_bundle, verify_bundle
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
 from flows.evidence.signature import known_keys, make_envelope
 from flows.evidence.statement import make_statement
+from flows.graph.digests import sha256
 from stages.errors import UsageError
 from stages.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, decisions_of, edited, problems, resealed, written

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 import flows.evidence.gate
-from flows.compare import WORKSPACE, Evaluation, Run, read_run
 from flows.evidence.gate import GateResult, last_passed, run_gate
 from flows.evidence.views import show_gate
+from flows.results.compare import WORKSPACE, Evaluation, Run, read_run
 from stages.errors import UsageError
 from stages.params import load_params
 from stages.records import Comparison, Difference, Gate, Provenance, RepairVerdict

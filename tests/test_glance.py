@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.glance import Glance, glance, rate_in
 from flows.graph import Graph, Stage
 from flows.results import Verdict
+from flows.results.glance import Glance, glance, rate_in
 from flows.views import show_glance
 from stages.git import git
 from stages.intervals import NO_RATE, Rate

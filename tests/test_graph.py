@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import flows.graph
-import flows.intact
+import flows.graph.intact
 from flows.graph import read_graph
-from flows.heal import heal
+from flows.graph.heal import heal
 from flows.processes import child
 from stages.errors import UsageError
 from stages.files import write_state
@@ -94,7 +94,7 @@ def test_an_upstream_stage_comes_first(inside):
 def test_a_share_belongs_to_its_audit_whatever_dashes_that_has():
     share, stage = (SimpleNamespace(name=name, path_in_repo="dvc.yaml") for name in ("explore@a-b-2", "discover@a-b"))
     assert flows.graph._audit(share, "dvc.yaml") == flows.graph._audit(stage, "dvc.yaml") == "a-b"
-    assert flows.intact._audit("explore@a-b-2") == flows.intact._audit("discover@a-b") == "a-b"
+    assert flows.graph.intact._audit("explore@a-b-2") == flows.graph.intact._audit("discover@a-b") == "a-b"
 
 
 def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, tmp_path, monkeypatch):

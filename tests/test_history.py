@@ -12,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.history import read_history, write_page
 from flows.views import show_history
+from flows.views.history import read_history, write_page
 from stages.errors import UsageError
 from stages.git import git
 

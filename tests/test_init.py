@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 import flows.init.run
-from flows.audit_block import Draft, with_blocks, without
 from flows.init.propose import all_pairs, search_budget
 from flows.init.run import Options
 from flows.init.state import unmeasured
+from flows.workspace.block import Draft, with_blocks, without
 from stages.errors import InfrastructureError, UsageError
 from stages.intervals import wilson
 from stages.params import load_params

@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip("transformers")
 
-from flows.estimate import requests_line
+from flows.results.estimate import requests_line
 from stages.errors import UsageError
 from stages.network import needs_network
 from stages.params import load_params

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import flows.known_graph
+import flows.graph.known_graph
 from flows.graph import RUNS_NOW, read_graph
-from flows.known_graph import KNOWN, Memory
+from flows.graph.known_graph import KNOWN, Memory
 from tests.finished import run_toys
 from tests.workspace import Workspace, audit_params, make_workspace, repair_params
 
@@ -36,7 +36,7 @@ def known(ran, tmp_path, monkeypatch) -> Workspace:
     """A workspace in which DVC has just been queried."""
     workspace = ran.copy(tmp_path / "w")
     monkeypatch.chdir(workspace.path)
-    monkeypatch.setattr(flows.known_graph, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(flows.graph.known_graph, "_SETTLED_NS", -(10**18))
     read_graph()  # records what DVC does not have yet
     read_graph()
     assert Path(KNOWN).exists()
@@ -112,7 +112,7 @@ def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(known, mon
 
 
 def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(known, monkeypatch):
-    monkeypatch.setattr(flows.known_graph, "_SETTLED_NS", 10**18)
+    monkeypatch.setattr(flows.graph.known_graph, "_SETTLED_NS", 10**18)
     Path(KNOWN).unlink()
     read_graph()
     assert not Path(KNOWN).exists()

@@ -19,10 +19,10 @@ import yaml
 from pydantic import ValidationError
 
 from flows.graph import read_graph
-from flows.machines import Made, Shipment, check_machines, pack, run_there, take_back, travels
+from flows.places.machines import Made, Shipment, check_machines, pack, run_there, take_back, travels
+from flows.places.runners import Job, Say
+from flows.places.runners.apart import Apart
 from flows.run_stage import StageResult
-from flows.runners import Job, Say
-from flows.runners.apart import Apart
 from flows.workspace import exclusive
 from stages.errors import InfrastructureError, UsageError
 from stages.files import read_state, write_state

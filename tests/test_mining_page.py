@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
-from flows.mine.catalogue import EXAMPLES, catalogue
+from flows.choosing.mine.catalogue import EXAMPLES, catalogue
 from stages.mining import Example, MineSettings, Mining
 from stages.mining.mine import mine
 from stages.pages.words import interval, percent

@@ -14,12 +14,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from flows.automations import make_automations
-from flows.credential import authorization
-from flows.notify import block_id, current, forget, notify, send_test, set_block, set_url
-from flows.schedule import add_missing
+from flows.recur.automations import make_automations
+from flows.recur.notify import block_id, current, forget, notify, send_test, set_block, set_url
+from flows.recur.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
+from flows.server.credential import authorization
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from tests.shared import spare_migrations
@@ -199,7 +199,7 @@ def test_one_that_fails_costs_an_audit_nothing_and_a_test_tells_of_it_without_th
 
 def test_without_any_server_nobody_is_asked(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
-    monkeypatch.setattr("flows.notify._read", lambda pool: pytest.fail("asked"))
+    monkeypatch.setattr("flows.recur.notify._read", lambda pool: pytest.fail("asked"))
     monkeypatch.setattr("flows.server.served_api", lambda: None)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

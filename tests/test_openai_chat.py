@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 
 import stages.discover
 import stages.prepare
-from flows.estimate import probes_of, requests_line
+from flows.results.estimate import probes_of, requests_line
 from stages.errors import InfrastructureError, UsageError
 from stages.network import needs_network
 from stages.params import load_params

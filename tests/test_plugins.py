@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.graph import read_graph
-from flows.pipeline import bring_up_to_date
+from flows.workspace.pipeline import bring_up_to_date
 from stages import plugins
 from stages.code import read_stages
 from stages.errors import UsageError

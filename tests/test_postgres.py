@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.schedule import add_missing
+from flows.recur.schedule import add_missing
 from stages.params import load_params
 from tests.servers import free_port
 from tests.test_serve import Served, client_of

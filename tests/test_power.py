@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.power import what_can_be_shown
+from flows.results.power import what_can_be_shown
 from stages.decisions import landscape_hash
 from stages.intervals import CHANGE, Rate, Resampler
 from stages.landscape.power import CHURN, Power, alike

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.estimate import processes_of
 from flows.graph import Graph, Stage
+from flows.results.estimate import processes_of
 from flows.views import show_processes
 from stages import processes
 from stages.errors import UsageError

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.edit_params import with_ratings
+from flows.workspace.edit_params import with_ratings
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers.prober import Prober

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.ratings import show_ratings, write_labels, write_ratings
+from flows.people.ratings import show_ratings, write_labels, write_ratings
 from stages import collect_feedback, compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision

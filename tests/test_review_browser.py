@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flows.review.links import write_way_in
-from flows.review.server import ReviewServer, serve_review
-from flows.review.view import report_path
+from flows.people.review.links import write_way_in
+from flows.people.review.server import ReviewServer, serve_review
+from flows.people.review.view import report_path
 from stages import collect_feedback
 from stages.decisions import read_chain
 from stages.files import read_json, stage_dir

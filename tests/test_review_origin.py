@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.review.links import review_url
-from flows.review.server import PORT, ReviewServer, serve_review
-from flows.schedule import public_url
+from flows.people.review.links import review_url
+from flows.people.review.server import PORT, ReviewServer, serve_review
+from flows.recur.schedule import public_url
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.firefox import firefox

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import flows.request
-from flows import approval
+from flows.people import approval
+from flows.people.review.form import FormError, filled, read_decision, read_fields
+from flows.people.review.view import how_long
 from flows.request import open_request
 from flows.results import TIMINGS
-from flows.review.form import FormError, filled, read_decision, read_fields
-from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
 from stages.decisions.merge import merge
 from stages.files import stage_dir, write_json, write_state
@@ -386,7 +386,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(ada: Reviewer, monkeypatch:
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flows.review.app.record", full)
+    monkeypatch.setattr("flows.people.review.app.record", full)
     answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "kept this"})
     assert answer.status_code == 503 and "No space left" in answer.text and "kept this" in answer.text
     assert "Nothing was saved" not in answer.text and "The page says whether your decision was recorded" in answer.text

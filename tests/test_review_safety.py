@@ -19,12 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import security
-from flows.review import connections, links
-from flows.review.links import Running
-from flows.review.server import serve_review, warning
-from flows.review.view import report_policy
-from flows.security import PAGE_POLICY, Keys, knows_host, same_origin
+from flows.people.review import connections, links
+from flows.people.review.links import Running
+from flows.people.review.server import serve_review, warning
+from flows.people.review.view import report_policy
+from flows.server import security
+from flows.server.security import PAGE_POLICY, Keys, knows_host, same_origin
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.cases import scaled
@@ -350,7 +350,7 @@ def test_nothing_heavy_is_imported_while_a_browser_waits(place: Path) -> None:
     asks = """
         import http.client, sys
         from urllib.parse import urlsplit
-        from flows.review.server import serve_review
+        from flows.people.review.server import serve_review
 
         def get(path, **headers):
             connection = http.client.HTTPConnection("127.0.0.1", link.port, timeout=60)

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows import approval
+from flows.people import approval
+from flows.people.review import terminal
+from flows.people.review.terminal import review_landscape
 from flows.request import open_request
-from flows.review import terminal
-from flows.review.terminal import review_landscape
 from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
 from stages.errors import UsageError
 from stages.files import stage_dir, write_json

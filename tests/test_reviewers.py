@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.edit_params import with_keys
+from flows.people.signing import key_name
 from flows.request import how_to_decide
-from flows.signing import key_name
+from flows.workspace.edit_params import with_keys
 from stages.decisions import listed_keys, read_chain, standing
 from stages.decisions.identity import key_id_of, public_line
 from stages.errors import FadedError, UsageError
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plain = {"levels": list(range(12)), "unit": "", "ordered": True, "neutral": 0}
     concepts = [{"name": name, **plain} for name in ("tilt", "fog")]
     write_json(summary, {**read_json(summary), "concepts": concepts})
-    monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Lovelace")
+    monkeypatch.setattr("flows.people.approval.git_user", lambda: "Ada Lovelace")
     return folder
 
 
@@ -185,7 +185,7 @@ def test_a_link_of_ones_own_does_not_open_anothers_session() -> None:
 def test_the_terminal_asks_for_no_name_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from flows.review.terminal import review_landscape
+    from flows.people.review.terminal import review_landscape
 
     faded("reviewers", "add", "Ada Lovelace")
     answers = ["", "repair", "", "", "seen", "n", "accept", "rare", "n"]

@@ -23,11 +23,11 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-import flows.runners
+import flows.places.runners
 from flows.graph import read_graph
-from flows.runners import Job, Runner, chosen, open_runner
-from flows.runners.devices import visible_gpus
-from flows.runners.reaper import reaped_folder
+from flows.places.runners import Job, Runner, chosen, open_runner
+from flows.places.runners.devices import visible_gpus
+from flows.places.runners.reaper import reaped_folder
 from stages.check import check_audits
 from stages.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
@@ -254,7 +254,7 @@ def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
         chosen(params, "dask=")
     with pytest.raises(ValidationError, match="gpus: a cluster at an address says itself what it has"):
         RunnerConfig.model_validate({"kind": "ray", "address": "127.0.0.1:6379", "gpus": 1})
-    monkeypatch.setattr(flows.runners, "find_spec", lambda name: None)
+    monkeypatch.setattr(flows.places.runners, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'faded\[dask\]'"):
         chosen(params, "dask")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import flows.schedule
-from flows.automations import ensure_automations
-from flows.deploy import apply
-from flows.overview import overview
-from flows.schedule import add_missing, read_entries, set_schedule
+import flows.recur.schedule
+from flows.recur.automations import ensure_automations
+from flows.recur.deploy import apply
+from flows.recur.overview import overview
+from flows.recur.schedule import add_missing, read_entries, set_schedule
 from stages.decisions import landscape_hash
 from stages.errors import UsageError
 from stages.params import load_params
@@ -52,7 +52,7 @@ def test_the_file_of_the_repository_holds_every_audit_with_its_schedule_off(monk
     assert all(entry.name == entry.audit and entry.cron and not entry.active for entry in entries)
     assert all(entry.next_start() is None for entry in entries)
     written = yaml.safe_load(Path("prefect.yaml").read_text())
-    common = yaml.safe_load(flows.schedule._NEW)["definitions"]["common"]  # start of another workspace's file
+    common = yaml.safe_load(flows.recur.schedule._NEW)["definitions"]["common"]  # start of another workspace's file
     assert written["definitions"]["common"] == common
     for deployment in written["deployments"]:
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from flows.screen import screen_audit
+from flows.choosing.screen import screen_audit
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.ledger import Ledger
@@ -249,7 +249,7 @@ def test_concepts_in_another_order_are_another_screening(workspace: Workspace, m
         keys.append(key)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.screen.scratch", noted)
+    monkeypatch.setattr("flows.choosing.screen.scratch", noted)
     params = load_params()
     audit = params.audit("tiny")
     other = dict(reversed(audit.concepts.items()))

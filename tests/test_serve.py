@@ -24,12 +24,12 @@ import pytest
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from rich.console import Console
 
+import flows.people.suspend
 import flows.serve
-import flows.suspend
-from flows.automations import ensure_automations
-from flows.deploy import apply
 from flows.processes import end_leftovers
-from flows.schedule import add_missing, read_entries
+from flows.recur.automations import ensure_automations
+from flows.recur.deploy import apply
+from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS, Kept, serve
 from flows.server import RECORD, Record, served_api, talking_to
 from stages.errors import InfrastructureError, UsageError
@@ -94,7 +94,8 @@ def test_a_second_one_in_the_same_workspace_is_refused(here):
 
 
 def test_what_reads_results_and_builds_pages_is_not_imported_until_it_is_needed(here):
-    wanted = "import sys, flows.cli, flows.serve, flows.review.server; print({'pandas', 'fastapi'} & set(sys.modules))"
+    imports = "import sys, flows.cli, flows.serve, flows.people.review.server"
+    wanted = f"{imports}; print({{'pandas', 'fastapi'}} & set(sys.modules))"
     assert here.run([sys.executable, "-c", wanted]).stdout.strip() == "set()"
 
 
@@ -136,7 +137,7 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
     from flows.processes import child
 
     with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
-        code = "from flows.heal import heal; print(heal())"
+        code = "from flows.graph.heal import heal; print(heal())"
         done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
         assert done.stdout.strip() == "[]"
         assert process.poll() is None

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from rich.console import Console
 
+import flows.people.waiting
 import flows.serve
-import flows.waiting
-from flows.overview import overview, troubles
+from flows.recur.overview import overview, troubles
+from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
-from flows.schedule import Entry
 from flows.serve import go_on_with_interrupted
 from stages.decisions import landscape_hash, read_chain, record_decision
 from stages.errors import UsageError
@@ -183,7 +183,7 @@ def suspended(pool, prefect_server, monkeypatch) -> UUID:
 
     show()
     open_request(params := with_feedback(timeout_hours=2), "tiny")
-    key = flows.waiting.pause_key("tiny", landscape_hash("tiny"), 1)
+    key = flows.people.waiting.pause_key("tiny", landscape_hash("tiny"), 1)
     run = pool.run(Running(), Suspended(pause_key=key, timeout_seconds=10_000))
     open_request(params, "tiny", (str(run), prefect_server))
     return run

@@ -17,11 +17,11 @@ import httpx
 import psutil
 import pytest
 
-from flows.credential import authorization, client_settings, new_credential
-from flows.deploy import apply
-from flows.schedule import add_missing, read_entries
+from flows.recur.deploy import apply
+from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
+from flows.server.credential import authorization, client_settings, new_credential
 from stages.params import load_params
 from tests.servers import long_lived_server
 from tests.shared import spare_migrations

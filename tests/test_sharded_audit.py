@@ -14,9 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from flows.edit_params import with_shards
-from flows.estimate import estimate
 from flows.graph import read_graph
+from flows.results.estimate import estimate
+from flows.workspace.edit_params import with_shards
 from stages import discover, explore
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError

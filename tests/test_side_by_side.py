@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-import flows.side_by_side
-from flows.compare import WORKSPACE, Run, read_run
-from flows.side_by_side import SideBySide, chosen, put_side_by_side, write_page
+import flows.views.side_by_side
+from flows.results.compare import WORKSPACE, Run, read_run
+from flows.views.side_by_side import SideBySide, chosen, put_side_by_side, write_page
 from stages.errors import UsageError
 from stages.records import Search
 from stages.records.landscape import ConceptRecord
@@ -27,7 +27,7 @@ def together(workspace: Workspace, results: list[tuple[str, str]], **changed: Ru
     """The results, with some runs replaced."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         runs = {pair: changed.get(pair[1]) or read_run(*pair) for pair in results}
-        patch.setattr(flows.side_by_side, "read_run", lambda *pair: runs[pair])
+        patch.setattr(flows.views.side_by_side, "read_run", lambda *pair: runs[pair])
         return put_side_by_side(results)
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.study import report, run
 from benchmarks.study.landscapes import Enumerated, Planted, save_enumerated
 from benchmarks.study.measure import Clock, Truth, modes_found, search_quality
-from flows.study import run_study
+from flows.choosing.study import run_study
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.prober import Prober

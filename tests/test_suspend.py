@@ -32,10 +32,10 @@ from prefect.states import Completed, Pending, Running
 from rich.console import Console
 
 import flows.audit
-from flows.approval import decide, settle, wake
-from flows.labels import shown_before
+from flows.people.approval import decide, settle, wake
 from flows.request import REQUESTS, Request, choose, read_modes, read_request
 from flows.run import run_audits
+from flows.views.labels import shown_before
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.files import stage_dir, write_state
 from stages.params import load_params
@@ -153,7 +153,7 @@ def test_a_run_knows_all_stages_that_it_showed_though_the_server_gives_them_page
 
 
 def on_notification(monkeypatch: pytest.MonkeyPatch, do: Callable[..., object]) -> None:
-    monkeypatch.setattr("flows.notify.notify", lambda *told: do(*told[:3]))
+    monkeypatch.setattr("flows.recur.notify.notify", lambda *told: do(*told[:3]))
 
 
 def ask_a_person(toys: Workspace, **feedback: object) -> None:
@@ -339,7 +339,7 @@ def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monk
     keys = run.state.state_details.run_input_keyset
     for what in ("schema", "description"):  # as if its process was killed before it stored them
         deployment.client.delete_flow_run_input(run.id, keys[what])
-    monkeypatch.setattr("flows.waiting._SCHEMA_LIMIT", 0.0)
+    monkeypatch.setattr("flows.people.waiting._SCHEMA_LIMIT", 0.0)
     assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} resumes"]
     assert deployment.read(run.id).state.is_scheduled()
 
@@ -348,7 +348,7 @@ def test_who_is_to_be_told_is_told_though_the_process_dies_while_it_suspends(dep
     def die(**_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("flows.suspend.suspend_flow_run", die)
+    monkeypatch.setattr("flows.people.suspend.suspend_flow_run", die)
     deployment.run()
     assert [event[:2] for event in deployment.told] == [("needs decision", "tiny"), ("broken", "tiny")]
 
@@ -365,7 +365,7 @@ def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_droppe
 
 def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, prefect_server, monkeypatch):
     gone = "http://127.0.0.1:9/api"  # nobody there
-    monkeypatch.setattr("flows.waiting._present_api", lambda: prefect_server)
+    monkeypatch.setattr("flows.people.waiting._present_api", lambda: prefect_server)
     run = deployment.run()
     moved = {str(run.id): gone}  # the workspace's own server has another port than before
     elsewhere = {str(uuid4()): gone}

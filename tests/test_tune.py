@@ -9,11 +9,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.edit_params import with_compute
-from flows.tune.bench import Bench
-from flows.tune.choices import Choice, Settings, Tuning
-from flows.tune.measure import tune
-from flows.tune.views import show_tuning
+from flows.choosing.tune.bench import Bench
+from flows.choosing.tune.choices import Choice, Settings, Tuning
+from flows.choosing.tune.measure import tune
+from flows.choosing.tune.views import show_tuning
+from flows.workspace.edit_params import with_compute
 from stages.errors import UsageError
 from stages.params import AuditConfig, load_params
 from stages.tasks.classification import ImageClassification
@@ -143,7 +143,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
     home, audit = stripes
     monkeypatch.chdir(home)
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "openvino"))
-    monkeypatch.setattr("flows.tune.measure.MOST", 16)
+    monkeypatch.setattr("flows.choosing.tune.measure.MOST", 16)
     told = []
     tuning = tune("stripes", audit, QUICK, told.append)
     names = {c.name for c in tuning.choices}
@@ -162,7 +162,7 @@ def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "compile"))
-    monkeypatch.setattr("flows.tune.measure.MOST", 16)
+    monkeypatch.setattr("flows.choosing.tune.measure.MOST", 16)
     tuning = tune("stripes", audit, QUICK, lambda _: None)
     assert set(tuning.impossible) == {"compile float32", "compile bfloat16"}
     assert all("no-such-compiler" in why for why in tuning.impossible.values())
@@ -189,10 +189,10 @@ def _noting(opening, opened):
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
     monkeypatch.setattr(
-        "flows.tune.measure.GROWTH", 0.0
+        "flows.choosing.tune.measure.GROWTH", 0.0
     )  # a planted task is equally fast in any batch, so the largest is chosen
-    monkeypatch.setattr("flows.tune.measure.MOST", 64)
-    monkeypatch.setattr("flows.tune.choices.Settings", partial(Settings, rounds=1, seconds=0.001))
+    monkeypatch.setattr("flows.choosing.tune.measure.MOST", 64)
+    monkeypatch.setattr("flows.choosing.tune.choices.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from flows.graph import read_graph
-from flows.pipeline import bring_up_to_date, make_folders, outdated, pipeline
 from flows.workspace import enter_workspace, running_audit
+from flows.workspace.pipeline import bring_up_to_date, make_folders, outdated, pipeline
 from stages.code import read_stages
 from stages.errors import InfrastructureError
 from tests.own_workspaces import toy_package

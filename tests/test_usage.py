@@ -13,8 +13,8 @@ import torch
 import yaml
 from PIL import Image
 
-from flows.edit_params import with_usage
-from flows.usage import weights_to_write
+from flows.choosing.usage import weights_to_write
+from flows.workspace.edit_params import with_usage
 from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import span
 from stages.concepts.images import ImageTransforms, image_space, probe_chance

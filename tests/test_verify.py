@@ -15,11 +15,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.digests import sha256
 from flows.evidence import Bundle, Check, read_bundle, verify_bundle
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SCHEMA, STATEMENT, dump_json, dump_yaml, md5
 from flows.evidence.statement import make_statement
 from flows.evidence.views import show_bundle, show_checks
+from flows.graph.digests import sha256
 from stages.errors import UsageError
 from tests.bundles import (
     COMPARISON,

@@ -21,7 +21,7 @@ SEARCH = {"explorer": "random", "baseline": "random", "budget": 160, "microscopi
 MAKE = """
 import json, sys
 from pathlib import Path
-from flows.new_workspace import add_audit, write_workspace
+from flows.workspace.new import add_audit, write_workspace
 
 write_workspace(Path())
 add_audit(Path(), "tiny", *json.loads(sys.argv[1]))

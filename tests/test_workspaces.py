@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import flows.new_workspace
-import flows.pipeline
+import flows.workspace.new
+import flows.workspace.pipeline
 from flows.graph import read_graph
-from flows.heal import heal
-from flows.new_workspace import add_audit, add_folders, write_workspace
-from flows.pipeline import bring_up_to_date, is_own
+from flows.graph.heal import heal
 from flows.workspace import enter_workspace
+from flows.workspace.new import add_audit, add_folders, write_workspace
+from flows.workspace.pipeline import bring_up_to_date, is_own
 from stages.errors import UsageError
 from stages.files import replace_file
 from stages.params import load_params
@@ -161,7 +161,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_go
             return path, False
         return path, True
 
-    monkeypatch.setattr(flows.new_workspace, "replace_file", put)
+    monkeypatch.setattr(flows.workspace.new, "replace_file", put)
     whole = digests(make("whole", 1000)[0])
     killed = 0
     while not (made := make(f"cut{killed}", killed))[1]:

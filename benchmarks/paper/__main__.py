@@ -23,7 +23,7 @@ from urllib.error import URLError
 import yaml
 
 from benchmarks.paper.figures import read_results, table_of, write_page
-from flows.new_workspace import write_workspace
+from flows.workspace.new import write_workspace
 from stages.errors import Exit, InfrastructureError, UsageError, did_you_mean, run_as_command
 from stages.git import git
 

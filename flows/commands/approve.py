@@ -124,8 +124,8 @@ def _decide(
     approve: bool,
     revise: bool,
 ) -> None:
-    from flows.approval import git_user
-    from flows.review.recording import record
+    from flows.people.approval import git_user
+    from flows.people.review.recording import record
     from stages.decisions import Decision
     from stages.decisions.names import clean_name
     from stages.errors import UsageError

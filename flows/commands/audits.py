@@ -47,10 +47,10 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
 
     If there is a landscape, it also shows how large a change by a repair the test items could detect.
     """
-    from flows.estimate import backend_line, estimate, few_items, processes_of, requests_line
     from flows.graph import read_graph
-    from flows.power import what_can_be_shown
-    from flows.runners import check_stages, chosen
+    from flows.places.runners import check_stages, chosen
+    from flows.results.estimate import backend_line, estimate, few_items, processes_of, requests_line
+    from flows.results.power import what_can_be_shown
     from flows.views import show_plan, show_processes
 
     params, names = open_workspace(audits, all_, preset)
@@ -95,7 +95,7 @@ def screen(
     Prints a table, saves it as a page, .faded/screen/AUDIT.html, and changes nothing in params.yaml. Run it again after
     a kill, and earlier answers are reused.
     """
-    from flows.screen import screen_audit
+    from flows.choosing.screen import screen_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
     screen_audit(params, name, probes, console)
@@ -117,7 +117,7 @@ def mine(
     For chat, summarization and text-to-image. Writes a record and a page, .faded/mine/AUDIT.json and AUDIT.html. Run
     the same command again, or after a kill, and earlier answers are reused.
     """
-    from flows.mine.run import mine_audit
+    from flows.choosing.mine.run import mine_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
     mine_audit(params, name, probes, console)
@@ -142,7 +142,7 @@ def propose(
     A concept enters if a short screening finds an effect, and is marked as proposed. Sends some items to that model.
     Run it again, or after a kill, and earlier answers of both models are reused.
     """
-    from flows.propose import propose as propose_concepts
+    from flows.choosing.propose import propose as propose_concepts
 
     params, [name] = open_workspace([audit] if audit else None, False)
     propose_concepts(params, name, probes, write, console)
@@ -159,12 +159,12 @@ def status(
     ] = False,
 ) -> None:
     """Show the last verdict of every audit, its failure rate and date, and what to do next."""
-    from flows.approval import expire
-    from flows.glance import glance
     from flows.graph import read_graph
     from flows.init.state import unmeasured
+    from flows.people.approval import expire
     from flows.request import how_to_decide, needs_decision
     from flows.results import read_verdict
+    from flows.results.glance import glance
     from flows.views import show_glance, show_status, show_unmeasured
     from flows.workspace import running_audit
 
@@ -198,8 +198,8 @@ def history(
     Of all audits, unless some are named. Results are the commits in which the numbers of an audit changed, and the
     workspace where its numbers are not committed. Targets: the change by the repair in its target modes, in points.
     """
-    from flows.history import PAGE, read_history, write_page
     from flows.views import show_history
+    from flows.views.history import PAGE, read_history, write_page
 
     _, names = open_workspace(audits, not audits)
     histories = [read_history(name, last) for name in names]
@@ -241,7 +241,7 @@ def report(
     if landscape.has("landscape") and (said := landscape.landscape.unchanged_said):
         console.print(f"{name}: {said}", soft_wrap=True, highlight=False, markup=False)
     if pdf is not None:
-        from flows.pdf import print_summary
+        from flows.views.pdf import print_summary
 
         print_summary(path, pdf)
         path = pdf
@@ -280,9 +280,9 @@ def compare(
     that share a grid and a seed are compared head to head on their common probes: which fails least, where all fail,
     and whose failure modes are whose.
     """
-    from flows.compare import compare_revisions
-    from flows.side_by_side import PAGE, chosen, put_side_by_side, write_page
+    from flows.results.compare import compare_revisions
     from flows.views import show_comparison, show_side_by_side
+    from flows.views.side_by_side import PAGE, chosen, put_side_by_side, write_page
 
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
@@ -310,7 +310,7 @@ def study(
     Every explorer gets the same budgets and seeds. Results are tracked by DVC (benchmarks/study/dvc.yaml): only stale
     stages run, and an interrupted run resumes.
     """
-    from flows.study import run_study
+    from flows.choosing.study import run_study
     from flows.workspace import enter_workspace
 
     enter_workspace()

@@ -13,7 +13,7 @@ import typer
 from flows.commands import Audit, Preset, app, console, errors, open_workspace
 
 if TYPE_CHECKING:
-    from flows.review.recording import Outcome
+    from flows.people.review.recording import Outcome
     from stages.params import Params
 
 
@@ -59,7 +59,7 @@ def review(
     be opened, it asks in the terminal. The decision is bound to the landscape shown, and is written to
     data/AUDIT/decisions, which belongs in git.
     """
-    from flows.review.links import one_time_link
+    from flows.people.review.links import one_time_link
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     params.repair(name)
@@ -83,8 +83,8 @@ def _who(params: Params, name: str, reviewer: str | None) -> str:
     Raises:
         UsageError: if decisions must be signed, and this machine cannot sign for the reviewer.
     """
-    from flows.approval import git_user
-    from flows.signing import signer
+    from flows.people.approval import git_user
+    from flows.people.signing import signer
     from stages.decisions import listed_keys
 
     if reviewer is None and not listed_keys(params, name):
@@ -103,13 +103,13 @@ def _interactive() -> bool:
 
 
 def _in_terminal(params: Params, name: str, revise: bool, by: str) -> None:
-    from flows.review.terminal import review_landscape
+    from flows.people.review.terminal import review_landscape
 
     review_landscape(params, name, console, revise, by or None)
 
 
 def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
-    from flows.review.recording import record
+    from flows.people.review.recording import record
     from stages.decisions import read_draft
 
     _say(record(params, name, read_draft(path), "file", revise=revise))
@@ -117,9 +117,9 @@ def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
 
 def _on_page(params: Params, name: str, by: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
     """Serve the page until a decision is recorded, or use a server that is running here already."""
-    from flows.review.links import one_time_link, running
-    from flows.review.recording import open_standing
-    from flows.review.server import HOST, serve_review, warning
+    from flows.people.review.links import one_time_link, running
+    from flows.people.review.recording import open_standing
+    from flows.people.review.server import HOST, serve_review, warning
 
     open_standing(params, name, revise)
     if (server := running()) is not None:
@@ -155,7 +155,7 @@ def _warn(text: str) -> None:
 
 
 def _show(name: str, link: str, open_: bool, revise: bool) -> None:
-    from flows.review.links import write_way_in
+    from flows.people.review.links import write_way_in
 
     link += "&again=yes" if revise else ""
     console.print(f"open this link, it works once: {link}", soft_wrap=True, highlight=False, markup=False)

@@ -41,7 +41,7 @@ def ratings(
     With --write the next search looks for those. It refuses if there are too few ratings, or if they do not correlate
     with the automatic measure. With --labels nothing but that file is written.
     """
-    from flows.ratings import show_ratings, write_labels, write_ratings
+    from flows.people.ratings import show_ratings, write_labels, write_ratings
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     of: Target = "bias" if target is RatedTarget.bias else "quality"

@@ -33,7 +33,7 @@ def schedule(
 
     `faded serve`, or your own Prefect worker, has to be running to start it.
     """
-    from flows.schedule import EXAMPLE, FILE, set_schedule
+    from flows.recur.schedule import EXAMPLE, FILE, set_schedule
     from stages.errors import UsageError
 
     params, [name] = open_workspace([audit], False)
@@ -49,8 +49,8 @@ def schedule(
 @app.command(rich_help_panel="Schedule", epilog="Example:  [cyan]faded schedules[/]")
 def schedules() -> None:
     """List scheduled audits: next start, last result, and what each waits for."""
-    from flows.overview import overview, show_schedules
-    from flows.schedule import FILE, read_entries
+    from flows.recur.overview import overview, show_schedules
+    from flows.recur.schedule import FILE, read_entries
     from flows.server import answers, configured_api
 
     params, _ = open_workspace(None, True)
@@ -86,7 +86,7 @@ def serve(
     Run it in a terminal that stays open, or as a system service. Uses the Prefect server at PREFECT_API_URL if set;
     otherwise starts its own, reachable from this machine only. Audits run one at a time.
     """
-    from flows.schedule import FILE, add_missing
+    from flows.recur.schedule import FILE, add_missing
     from flows.serve import serve as run
     from flows.server import one_time_link
 
@@ -127,8 +127,8 @@ def notify(
     The address is stored as a block on the Prefect server, never in a file of the workspace. Without options, shows
     the current setting.
     """
-    from flows.deploy import refresh_automations
-    from flows.notify import current, send_test, set_block, set_url
+    from flows.recur.deploy import refresh_automations
+    from flows.recur.notify import current, send_test, set_block, set_url
     from flows.serve import RECORDS
     from flows.server import start_prefect_api
     from stages.errors import UsageError
@@ -156,8 +156,8 @@ def notify(
 
 def _apply() -> None:
     """Apply prefect.yaml if a server is running, or print that none is."""
-    from flows.deploy import apply
-    from flows.schedule import read_entries
+    from flows.recur.deploy import apply
+    from flows.recur.schedule import read_entries
     from flows.server import answers, configured_api, talking_to
 
     api = configured_api()

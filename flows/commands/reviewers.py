@@ -83,7 +83,7 @@ def reviewers(
 
 
 def _list(params: Params, audits: list[str] | None) -> None:
-    from flows.signing import key_name
+    from flows.people.signing import key_name
     from stages.decisions import listed_keys
     from stages.decisions.identity import key_id_of
     from stages.keys import has_key
@@ -101,7 +101,7 @@ def _list(params: Params, audits: list[str] | None) -> None:
 
 
 def _add(params: Params, audits: list[str], name: str, public_key: str | None) -> None:
-    from flows.signing import key_name
+    from flows.people.signing import key_name
     from stages.decisions import read_chain
     from stages.decisions.files import refuse_alike
     from stages.decisions.identity import check_keys, key_id_of, public_line, read_public
@@ -165,7 +165,7 @@ def _text(public_key: str) -> str:
 
 
 def _write(keys: Mapping[str, Mapping[str, str]]) -> None:
-    from flows.edit_params import with_keys
-    from flows.yaml_edit import edit_file
+    from flows.workspace.edit_params import with_keys
+    from flows.workspace.yaml_edit import edit_file
 
     edit_file(Path("params.yaml"), lambda text: with_keys(text, keys))

@@ -34,7 +34,7 @@ def shard(
     Writes discover.shards of the audit in params.yaml, and leaves every other byte as it is. The total budget stays
     the same.
     """
-    from flows.shard import shard_audit
+    from flows.places.shard import shard_audit
 
     params, [name] = open_workspace([audit], False)
     shard_audit(params, name, shares, gpus, console)

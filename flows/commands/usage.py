@@ -43,7 +43,7 @@ def usage(
     Other concepts keep what is stated or assumed. The model is not queried; prepare runs first if it is stale. Writes
     nothing but usage: of the audit, and only with --write.
     """
-    from flows.usage import show_or_measure
+    from flows.choosing.usage import show_or_measure
 
     here = Path.cwd()
     params, [name] = open_workspace([audit] if audit else None, False, preset)

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import yaml
 
-from flows.digests import sha256
 from flows.evidence.archive import unzip_members
+from flows.graph.digests import sha256
 from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError

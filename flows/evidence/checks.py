@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from math import isclose
 from typing import Any, NamedTuple
 
-from flows.digests import content_hash_of, directory_md5, sha256
 from flows.evidence.bundle import (
     LOCK,
     MADE,
@@ -22,6 +21,7 @@ from flows.evidence.bundle import (
     part_of,
 )
 from flows.evidence.statement import make_statement
+from flows.graph.digests import content_hash_of, directory_md5, sha256
 from stages.decisions.files import counting
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge

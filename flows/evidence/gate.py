@@ -11,7 +11,10 @@ from math import hypot, isnan
 
 import pandas as pd
 
-from flows.compare import (
+from flows.evidence.proven import proven_evidence
+from flows.graph.lock import LOCK, md5_in, read_lock
+from flows.results import NO_GATES, Verdict, last_stage, verdict_of
+from flows.results.compare import (
     WORKSPACE,
     Evaluation,
     Paired,
@@ -21,10 +24,7 @@ from flows.compare import (
     paired_difference,
     read_run,
 )
-from flows.evidence.proven import proven_evidence
-from flows.glance import HEADLINE
-from flows.lock import LOCK, md5_in, read_lock
-from flows.results import NO_GATES, Verdict, last_stage, verdict_of
+from flows.results.glance import HEADLINE
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.files import stage_dir

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flows.digests import sha256
 from flows.evidence.bundle import PARAMS, Bundle
 from flows.evidence.checks import Found, told
+from flows.graph.digests import sha256
 from stages.records import Gate, Record, RepairVerdict
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.evidence.verify import verify_bundle
 from flows.evidence.write import evidence_of, sign_by_default
-from flows.intact import DamagedError
+from flows.graph.intact import DamagedError
 from stages.params import Params
 
 

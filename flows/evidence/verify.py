@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from flows.digests import Digests, digests_of, files_below, sha256
 from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Found
 from flows.evidence.judged import check_card, check_ratings, check_verdict
 from flows.evidence.signature import check_envelope, known_keys
+from flows.graph.digests import Digests, digests_of, files_below, sha256
 from stages.environment import set_defaults
 from stages.errors import UsageError
 from stages.records.evidence import ManifestFile

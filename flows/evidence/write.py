@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from flows.digests import Hashes, files_below, sha256, signature_of
 from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
@@ -30,8 +29,9 @@ from flows.evidence.bundle import (
 from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
-from flows.intact import check_intact
-from flows.lock import read_lock
+from flows.graph.digests import Hashes, files_below, sha256, signature_of
+from flows.graph.intact import check_intact
+from flows.graph.lock import read_lock
 from flows.results import last_stage
 from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.audit_block import Draft
-from flows.estimate import duration
+from flows.choosing.screen import Swept, said_of_probe
 from flows.init.kinds import Kind
-from flows.screen import Swept, said_of_probe
+from flows.results.estimate import duration
+from flows.workspace.block import Draft
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.network import is_served

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.audit_block import Draft, with_blocks, without
+from flows.choosing.screen import show_sweep, sweep_concepts
 from flows.init.answers import Answers, ask
 from flows.init.files import place, refuse_taken
 from flows.init.propose import measured, propose
@@ -24,9 +24,9 @@ from flows.init.state import Unfinished, forget, remember, unfinished
 from flows.init.trial import refuse_idle_numbers, tried
 from flows.init.undo import Before
 from flows.init.views import show_absent, show_next, show_search, show_seen, show_trial
-from flows.new_workspace import add_folders, check_folder, write_workspace
-from flows.screen import show_sweep, sweep_concepts
 from flows.workspace import enter_workspace, exclusive, has_audits
+from flows.workspace.block import Draft, with_blocks, without
+from flows.workspace.new import add_folders, check_folder, write_workspace
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import replace_file

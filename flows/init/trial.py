@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flows.audit_block import Draft, with_blocks
 from flows.init.files import Placed, link_inputs
 from flows.init.propose import all_pairs
+from flows.workspace.block import Draft, with_blocks
 from stages.check import check_audits
 from stages.errors import UsageError
 from stages.params import DATA, Params, load_params

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from flows.new_workspace import WRITTEN
-from flows.pipeline import PARAMS
+from flows.workspace.new import WRITTEN
+from flows.workspace.pipeline import PARAMS
 from stages.environment import WORK
 from stages.files import replace_file
 from stages.params import DATA

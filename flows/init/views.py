@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.audit_block import Draft
-from flows.estimate import duration, few_items
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
+from flows.results.estimate import duration, few_items
+from flows.workspace.block import Draft
 from stages.tasks.init import Trial
 
 

@@ -137,7 +137,7 @@ def record_decision(
         revise: whether it replaces the reviewer's own decision on this landscape and a time-out, or all decisions on it
             if there is neither.
         seen: SHA-256 of the decisions on it that the reviewer was shown; a revision replaces no others.
-        key: the reviewer's private key, if keys are listed; see `flows.signing`.
+        key: the reviewer's private key, if keys are listed; see `flows.people.signing`.
 
     Raises:
         UsageError: if it is for another landscape than the current one, names unknown modes or examples, lacks a

@@ -1,0 +1,1 @@
+"""What helps to choose an audit's settings: concepts, usage, explorer, compute."""

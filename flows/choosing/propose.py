@@ -1,0 +1,285 @@
+"""`faded propose`: ask a language model for concepts, screen them, and on request write them to params.yaml."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import stages.proposing
+import stages.screening
+from flows.choosing.ready import PARAMS, bring_up_to_date, healed_audit
+from flows.graph import read_graph
+from flows.processes import stopping_on_signals
+from flows.results.estimate import duration
+from flows.workspace import exclusive
+from flows.workspace.edit_params import as_level, with_proposed
+from flows.workspace.yaml_edit import as_text, dumped, edit_file, in_one_line
+from stages.code import code_of
+from stages.concepts import Level
+from stages.environment import WORK
+from stages.errors import UsageError, plain
+from stages.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
+from stages.ledger import Ledger
+from stages.params import AuditConfig, Params, checked, load_params
+from stages.progress import progress
+from stages.proposing import Outcome
+from stages.provenance import prepared_files, run_key
+from stages.ratings import rated
+from stages.screening.sweep import Sweep, fewest_probes, sweep
+from stages.tasks.base import LoadedTask
+from stages.tasks.load import task_class, task_context
+
+if TYPE_CHECKING:
+    from stages.proposing.ask import Asked, ProposerConfig
+    from stages.proposing.vocabulary import Draft
+
+RECORDS = WORK / "propose"
+_CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__).parent]
+_PROBES = 400  # default, raised if too few for the levels
+
+
+class Record(BaseModel):
+    """Proposals as stored in .faded/propose/AUDIT.json.
+
+    Args:
+        audit: name of the audit.
+        when: seconds since 1970.
+        model: the model that proposed, as named in params.yaml.
+        named: the name that the model gives itself.
+        malformed: why answers could not be read.
+        outcomes: the outcome of each proposal.
+        probes: unique probes spent on the possible proposals.
+        items: number of items probed.
+        lines: lines of YAML that would add the proposals that enter to the audit; empty if none does.
+    """
+
+    audit: str
+    when: float
+    model: str
+    named: str
+    malformed: list[str]
+    outcomes: list[Outcome]
+    probes: int
+    items: int
+    lines: str
+
+
+def propose(params: Params, name: str, probes: int | None, write: bool, console: Console) -> Record:
+    """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes.
+
+    Raises:
+        UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
+        FadedError: if the model under test cannot be prepared, or the model that proposes cannot be reached.
+    """
+    from stages.proposing.ask import WHERE, ProposerConfig
+
+    if params.proposer is None:
+        raise UsageError(
+            f"{PARAMS}: found no {WHERE}, expected a model that proposes: {WHERE}: {{openai: URL, model: NAME}}"
+        )
+    config = checked(ProposerConfig, params.proposer, WHERE)
+    with exclusive():
+        audit = healed_audit(params, name, console)
+        with stopping_on_signals():
+            from stages.proposing.vocabulary import vocabulary_of
+
+            # Before prepare, which may take long.
+            vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
+            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            found = _Proposing(name, audit, config, probes, console)
+            record, change = found.run()
+        path = RECORDS / f"{name}.json"
+        replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
+        show_proposals(console, record)
+        console.print(f"record: {path}", highlight=False, soft_wrap=True)
+        if not record.lines:
+            console.print("none of the proposals enters; the table says why", highlight=False)
+        elif not write:
+            console.print(f"\nto add these to {PARAMS}, run: faded propose {name} --write")
+            console.print(record.lines, markup=False, highlight=False, soft_wrap=True)
+        elif load_params(PARAMS).audit(name) != audit:
+            raise UsageError(
+                f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+            )
+        else:
+            edit_file(PARAMS, lambda text: with_proposed(text, name, **change), console)
+            console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+    return record
+
+
+class _Proposing:
+    """One run of the command."""
+
+    def __init__(
+        self,
+        name: str,
+        audit: AuditConfig,
+        config: ProposerConfig,
+        probes: int | None,
+        console: Console,
+    ) -> None:
+        from stages.proposing.vocabulary import vocabulary_of
+
+        self.name, self.audit, self.config, self.console = name, audit, config, console
+        self.probes = probes
+        self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
+        self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
+
+    def run(self) -> tuple[Record, dict[str, Any]]:
+        """Return the record and the changes to params.yaml."""
+        from stages.proposing.enter import final, judged, make
+
+        asked = self.ask()
+        refused, found, outcomes = asked.refused, None, list[Outcome]()
+        draft, made, others = make(self.vocabulary, asked.proposals)
+        if made:
+            key = run_key(
+                self.audit,
+                [*prepared_files(self.prepared), *_CODE],
+                code_of(self.audit, "discover"),
+                [one.model_dump() for one in asked.proposals],
+            )
+            with scratch(self.name, "propose", key) as folder:
+                try:
+                    self.load(draft, folder)
+                except UsageError:  # due to one of the proposals, so load them one by one
+                    draft, made, others = make(self.vocabulary, asked.proposals, lambda more: self.load(more, folder))
+                if made:
+                    found = self.screen(draft, folder)
+                    by_name = {one.name: one for one in found.concepts}
+                    outcomes = [judged(one, by_name[one.proposal.concept]) for one in made]
+        change = self.change(final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
+        record = Record(
+            audit=self.name,
+            when=time.time(),
+            model=self.config.model,
+            named=plain(asked.name),
+            malformed=asked.malformed,
+            outcomes=[*outcomes, *others, *refused],
+            probes=found.probes if found else 0,
+            items=found.items if found else 0,
+            lines=_lines(self.name, **change) if change["concepts"] else "",
+        )
+        return record, change
+
+    def ask(self) -> Asked:
+        """Ask the model that proposes, and print the expected and the actual cost."""
+        from stages.proposing.ask import TRIES, ask, expected_tokens, question
+        from stages.proposing.vocabulary import about_audit, drawn_items, item_lines, pictures_of
+        from stages.tasks.account import Account, money
+
+        config, vocabulary = self.config, self.vocabulary
+        items = drawn_items(self.prepared, config.items, self.audit.seed)
+        pictures = []
+        if config.pictures:
+            ids = items["id"].tolist()[: config.pictures]
+            pictures = pictures_of(self.task.load(vocabulary.context, self.prepared), ids)
+        asked = question(config, about_audit(vocabulary), item_lines(items), vocabulary.told())
+        account, (prompt, completion) = Account.of(f"{self.name}.propose"), expected_tokens(config, asked)
+        cost = f", about {money(config.price.of(prompt, completion))} at most" if config.price else ""
+        pictured = f", {len(pictures)} of them as pictures" if pictures else ""
+        self._say(
+            f"asking {config.told} about {len(items)} items{pictured}: 1 to {TRIES} requests, each of about"
+            f" {prompt:,.0f} prompt and {completion:,.0f} completion tokens at most{cost}"
+        )
+        before = account.bill.requests
+        try:
+            return ask(config, account, asked, pictures)
+        finally:
+            bill = account.bill
+            spent = f", cost {money(bill.cost)}" if config.price else ""
+            self._say(f"{bill.requests - before} new; in total: {bill}{spent}")
+
+    def load(self, draft: Draft, folder: Path, levels: Mapping[str, Sequence[Level]] | None = None) -> LoadedTask:
+        """Load the task with a draft, or with other levels of its concepts."""
+        context = self.vocabulary.drafted(draft)
+        if levels is not None:
+            context = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
+        task = self.task.load(context, self.vocabulary.items(draft, self.prepared, folder))
+        self.vocabulary.require_fit(task)
+        return rated(task, self.name, self.audit)
+
+    def screen(self, draft: Draft, folder: Path) -> Sweep:
+        """Sweep the concepts that a draft adds or extends."""
+        own = self.load(draft, folder)
+        levels = max(len(draft.concepts[name]) for name in draft.new)
+        most = self.probes or max(_PROBES, fewest_probes(len(draft.new)) * levels)
+        each = probe_seconds(self.name)
+        took = f"about {duration(most * each)}" if each else "time unknown"
+        self._say(f"screening {len(draft.new)} concept(s): {most:,} unique probes at most, {took}")
+        with ExitStack() as stack:
+            tell = stack.enter_context(progress(f"propose@{self.name}", most))
+
+            def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
+                opened = Ledger(folder / f"{content_hash([], levels, draft.config)}.jsonl")
+                stack.callback(opened.close)
+                return opened
+
+            return sweep(
+                lambda levels: own if levels is draft.concepts else self.load(draft, folder, levels),
+                draft.concepts,
+                most,
+                seed=self.audit.seed,
+                ledger=ledger,
+                compute=self.vocabulary.context.compute,
+                tell=tell,
+                only=draft.new,
+            )
+
+    def change(self, draft: Draft) -> dict[str, Any]:
+        """Return the changes to params.yaml: levels by concept, keys of `prepare:`, and who proposed each concept."""
+        own = self.audit.concepts
+        marks = {}
+        for concept, new in draft.new.items():
+            told = f"{self.config.model}: {', '.join(map(str, new))}" if concept in own else self.config.model
+            marks[concept] = "; ".join([*filter(None, [self.audit.proposed.get(concept)]), told])
+        prepare = {key: value for key, value in draft.config.items() if value != self.audit.prepare.get(key)}
+        return {"concepts": {name: draft.concepts[name] for name in draft.new}, "prepare": prepare, "proposed": marks}
+
+    def _say(self, line: str) -> None:
+        self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
+    """Return the changes as YAML."""
+    block = {
+        **({"prepare": prepare} if prepare else {}),
+        "concepts": {
+            concept: in_one_line([as_level(level) for level in levels]) for concept, levels in concepts.items()
+        },
+        "proposed": {concept: as_text(told) for concept, told in proposed.items()},
+    }
+    return dumped({"audits": {name: block}}).rstrip()
+
+
+def show_proposals(console: Console, record: Record) -> None:
+    """Print the proposals for an audit and their outcomes; all texts come from the model."""
+    table = Table(title=f"Proposed for {record.audit} by {escape(plain(record.model))}", title_justify="left")
+    for column in ("concept", "levels", "why", "screening"):
+        table.add_column(column, overflow="fold")
+    for one in record.outcomes:
+        levels, enters = (
+            ", ".join(f"{level:g}" if isinstance(level, int | float) else level or '""' for level in some)
+            for some in (one.levels, one.enters)
+        )
+        levels += f" → {enters}" if enters not in ("", levels) else ""
+        style = "green" if one.enters else "dim"
+        cells = [plain(text) for text in (one.concept, levels, one.reason, one.verdict)]
+        table.add_row(*map(escape, cells[:3]), f"[{style}]{escape(cells[3])}[/]")
+    if record.outcomes:
+        console.print(table)
+    told = [f"{len(record.malformed)} answer(s) could not be read"] if record.malformed else []
+    if record.probes:
+        told.append(f"{record.probes:,} unique probes spent, on {record.items:,} items")
+    entered = sum(bool(one.enters) for one in record.outcomes)
+    told.append(f"{entered} of {len(record.outcomes)} proposals enter")
+    console.print("; ".join(told), highlight=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""An audit made ready for a command that probes its model: healed, valid, and prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.graph import Graph
+from flows.graph.heal import heal
+from flows.results import record_timings
+from flows.run_stage import run_stage
+from stages.check import check_audits, check_keys
+from stages.errors import UsageError
+from stages.params import AuditConfig, Params
+
+PARAMS = Path("params.yaml")
+
+
+def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
+    """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
+
+    Raises:
+        UsageError: if params.yaml has errors that a stage would find later.
+    """
+    for line in heal():
+        console.print(f"healed: {line}", highlight=False)
+    check_audits(params, [name])
+    check_keys(params, [name])
+    return params.audit(name)
+
+
+def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
+    """Run a stage and its upstream stages if they are stale."""
+    if name not in graph.stages:
+        raise UsageError(f"dvc.yaml has no stage {name}")
+    wanted = graph.upstream([name])
+    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
+        console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
+        record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])

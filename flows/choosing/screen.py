@@ -1,0 +1,198 @@
+"""`faded screen`, and the sweep of `faded init`: probe each concept of an audit alone, and show what was found."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import stages.screening
+from flows.choosing.ready import bring_up_to_date, healed_audit
+from flows.graph import read_graph
+from flows.processes import stopping_on_signals
+from flows.results.estimate import duration
+from flows.workspace import exclusive
+from stages.code import code_of
+from stages.concepts import Level
+from stages.environment import WORK
+from stages.errors import UsageError, plain
+from stages.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
+from stages.ledger import Ledger
+from stages.params import AuditConfig, Params
+from stages.progress import progress
+from stages.provenance import prepared_files, run_key
+from stages.ratings import rated
+from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep
+from stages.tasks.base import LoadedTask
+from stages.tasks.load import load_alone, task_class, task_context
+
+PROBES = (500, 4000)  # as many as take about SECONDS, within these bounds
+SECONDS = 60.0
+_WARM, _TIMED = 1, 2  # batches
+_CODE = Path(stages.screening.__file__).parent
+_VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "yellow", "not known": "dim"}
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The result of a sweep.
+
+    Args:
+        sweep: all measurements.
+        seconds: duration of a probe.
+    """
+
+    sweep: Sweep
+    seconds: float
+
+
+def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
+    """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
+
+    Raises:
+        UsageError: if there are too few probes for the concepts.
+        FadedError: if the model under test cannot be prepared.
+    """
+    with exclusive():
+        found = sweep_concepts(params, name, probes, console).sweep
+    show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
+    console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items", highlight=False)
+
+
+def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> Swept:
+    """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
+
+    Args:
+        params: params.yaml, including the audit.
+        name: the audit.
+        probes: largest number of unique probes; None to derive it from the duration of a probe.
+        console: where progress is printed.
+
+    Raises:
+        UsageError: if there are too few probes for the concepts.
+        FadedError: if the model or the data cannot be prepared.
+    """
+    audit = healed_audit(params, name, console)
+    with stopping_on_signals():
+        bring_up_to_date(read_graph(), f"prepare@{name}", console)
+        seconds = _seconds_of_probe(name, audit)
+        most = probes or int(np.clip(SECONDS / seconds, *PROBES))
+        console.print(
+            f"each concept alone: {most:,} probes at most, about {duration(most * seconds)}, as a probe takes"
+            f" {said_of_probe(seconds)}",
+            highlight=False,
+        )
+        found = _sweep(name, audit, most)
+    return Swept(found, seconds)
+
+
+def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:
+    """Sweep the prepared model of an audit; a run with the same settings resumes."""
+    prepared, cls = stage_dir(name, "prepare"), task_class(name, audit)
+    context = task_context(name, audit, prepared)
+
+    def load(levels: Mapping[str, Sequence[Level]]) -> LoadedTask:
+        other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
+        if errors := cls.check(other):
+            raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
+        return rated(cls.load(other, prepared), name, audit)
+
+    key = run_key(audit, [*prepared_files(prepared), _CODE], code_of(audit, "discover"), {})
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch(name, "sweep", key))
+        tell = stack.enter_context(progress(f"sweep@{name}", most))
+
+        def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
+            opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
+            stack.callback(opened.close)
+            return opened
+
+        return sweep(load, audit.concepts, most, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell)
+
+
+def _seconds_of_probe(name: str, audit: AuditConfig) -> float:
+    """Return the duration of a probe in whole batches; measured here if `prepare` did not."""
+    if (known := probe_seconds(name)) is not None:
+        return known
+    prepared = stage_dir(name, "prepare")
+    task = load_alone(name, audit, prepared)
+    ids, rng = task.items.ids("discover"), np.random.default_rng(audit.seed)
+    size = task_context(name, audit, prepared).compute.batch_size
+    began = time.perf_counter()
+    for batch in range(_WARM + _TIMED):
+        if batch == _WARM:
+            began = time.perf_counter()
+        chosen = [ids[i] for i in rng.integers(len(ids), size=size)]
+        task.probe(chosen, task.concepts.sample(size, rng))
+    seconds = (time.perf_counter() - began) / (_TIMED * size)
+    record_probe_seconds(name, seconds)
+    return seconds
+
+
+def said_of_probe(seconds: float) -> str:
+    """Return the duration of a probe in words."""
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
+
+
+def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
+    """Print the failures with each concept alone, and write the table as a page.
+
+    Args:
+        console: where to print.
+        name: the audit.
+        found: the sweep's result.
+        page: where to write the page.
+    """
+    title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("concept", "level: failures", "change of the discrepancy", "fails clearly more"):
+        shown.add_column(column, overflow="fold")
+    for concept in found.concepts:
+        levels = [(concept.labels[i], concept.rates[i]) for i in concept.others]
+        curve = "  ".join(
+            f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
+            for label, rate in levels
+        )
+        shown.add_row(escape(concept.name), curve, _effect(concept), escape(plain(_said_worst(concept.worst))))
+    console.print(shown)
+    for concept in found.concepts:
+        if concept.finer:
+            told = f"{concept.name}: finer levels, because its weakest one broke nearly everything"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    wide = Console(record=True, width=180, file=io.StringIO())
+    wide.print(shown)
+    replace_file(page, wide.export_html().encode())
+    console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(rate: float) -> str:
+    return "▁▂▃▄▅▆▇█"[min(7, int(8 * rate))]
+
+
+def _effect(concept: ConceptSweep) -> str:
+    """The verdict on a concept, with its largest change of the discrepancy if that is certain."""
+    verdict = concept.verdict
+    style = _VERDICT_STYLE[verdict]
+    if verdict != "effect":
+        return f"[{style}]{verdict}[/]"
+    certain = [i for i in concept.others if concept.changes[i].low > 0 or concept.changes[i].high < 0]
+    at = max(certain, key=lambda i: abs(concept.changes[i].value))
+    change = concept.changes[at]
+    text = f"{change.value:+.2g} ({change.low:+.2g} to {change.high:+.2g}) at {concept.labels[at]}"
+    return f"[{style}]{escape(text)}[/]"
+
+
+def _said_worst(worst: Worst | None) -> str:
+    if worst is None:
+        return ""
+    r, others = worst.rate, worst.others
+    return f"{worst.attribute} {worst.value} at {worst.level}: {r.value:.0%} of {r.n}, others {others.value:.0%}"

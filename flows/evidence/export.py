@@ -1,0 +1,81 @@
+"""Exports a folder for deployment: the repaired model, its card with the evaluation, and the evidence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flows.evidence import read_bundle
+from flows.evidence.proven import proven_evidence
+from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
+from flows.graph.digests import files_below
+from flows.results import NO_GATES, Verdict, gate_word, read_verdict
+from stages.errors import Exit, FadedError, InfrastructureError, UsageError
+from stages.files import stage_dir
+from stages.params import Params
+
+
+class NotPassedError(FadedError, RuntimeError):
+    """The verdict forbids the request: a result, not a usage error."""
+
+    exit_code = Exit.GATE_FAILED
+
+
+def export_model(params: Params, audit: str, folder: Path, *, force: bool = False) -> Path:
+    """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
+
+    An adapter is exported as an adapter; its card names the base it needs.
+
+    Args:
+        params: the workspace's parameters.
+        audit: name of the audit.
+        folder: a new or empty folder.
+        force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
+
+    Returns:
+        The bundle that was put beside the model.
+
+    Raises:
+        UsageError: if the folder is not empty, the audit has no repair, or it is not finished.
+        NotPassedError: if it did not pass.
+        InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
+    """
+    params.repair(audit)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder: expected a new or empty one")
+    bundle = proven_evidence(params, audit)
+    verdict = read_verdict(params, audit)
+    if verdict.passed is not True and not force:
+        raise NotPassedError(f"{_refusal(verdict)}; to export it anyway: --force")
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _copy(stage_dir(audit, "restructure") / "models" / "repaired", partial)
+        shutil.copyfile(stage_dir(audit, "conclude") / "model_card.md", partial / CARD)
+        shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
+        if problems := check_model(read_bundle(bundle), partial).problems:
+            raise InfrastructureError(f"the copy is not the model that was audited: {problems[0]}")
+        partial.replace(folder.absolute())
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return bundle
+
+
+def _refusal(verdict: Verdict) -> str:
+    if verdict.word == NO_GATES:
+        return (
+            f"{verdict.audit}: {NO_GATES}, so nothing says that its model is good enough:"
+            f" set repairs.{verdict.audit}.gates in params.yaml"
+        )
+    gates = [f"{gate.named} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
+    what = f"{verdict.audit}: {verdict.word}, so its model must not be deployed, as its card also says"
+    return f"{what}; passed? {', '.join(gates)}"
+
+
+def _copy(model: Path, target: Path) -> None:
+    """Copy bytes only, as DVC's files are read-only or links into its cache."""
+    for file in files_below(model):
+        to = target / file.relative_to(model)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to)

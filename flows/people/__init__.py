@@ -1,0 +1,1 @@
+"""The point at which a person decides: asking, waiting, reviewing, signing, rating."""

@@ -1,0 +1,180 @@
+"""Prefect artifacts of an audit, each with a stable key: its verdict, its failure modes, and the decision asked for.
+
+A run publishes only its own results: one that waits, or broke before its verdict, shows none of an earlier run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from prefect.artifacts import create_markdown_artifact
+
+from flows.people.review.links import report_urls, review_url
+from flows.results import Verdict, gate_word, read_verdict
+from flows.run_stage import StageResult
+from flows.views.endings import Ending
+from flows.views.labels import key
+from stages.errors import UsageError
+from stages.pages.usage import by_usage
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import interval, percent
+from stages.params import Params, load_params
+from stages.records import Verdict as Record
+from stages.records import audit_folder
+from stages.records.landscape import ModeRecord
+from stages.records.tables import ShownExample
+
+_SHOWN = 4  # examples of a mode
+_HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
+_LETTERS = 90  # of a caption
+_MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # begins markdown or an automatic link
+
+
+def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageResult]) -> None:
+    """Publish this run's results for an audit.
+
+    Args:
+        params: the workspace's parameters.
+        ending: how the audit ended in this run.
+        results: results of this run's stages.
+    """
+    audit = ending.audit
+    unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
+    if f"summarize@{audit}" not in unfinished:
+        publish_modes(audit)
+    if ending.kind == "waiting":
+        publish(audit, "decision", "Your decision is needed", lambda: f"{ending.text}\n\n{where(audit)}")
+    elif ending.result and not unfinished:
+        verdict = read_verdict(params, audit)
+        publish(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
+
+
+def publish_modes(audit: str) -> None:
+    """Publish the failure modes of the audit's current landscape."""
+    publish(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
+
+
+def publish(audit: str, what: str, said: str, text: Callable[[], str]) -> None:
+    """Publish an artifact in the current flow run; a failure to publish is logged and does not fail the audit.
+
+    Args:
+        audit: the audit it belongs to.
+        what: the end of its key.
+        said: its heading, which people also see before they open it.
+        text: returns its body, as markdown.
+    """
+    try:
+        heading = f"{audit}: {said}"
+        create_markdown_artifact(f"# {heading}\n\n{text()}", key=key(audit, what), description=heading)
+    except Exception:
+        logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
+
+
+def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
+    """The verdict with its gates, as markdown, in the units of the report.
+
+    Args:
+        verdict: the audit's verdict.
+        anew: whether this run reached it; otherwise an earlier run did, and it still holds.
+    """
+    lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]
+    for said in (verdict.decided, verdict.statement):
+        lines += [prose(said[:1].upper() + said[1:]), ""] if said else []
+    if verdict.gates:
+        lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
+        shown = verdict_view(Record(audit=verdict.audit, passed=verdict.passed, gates=verdict.gates))
+        lines += [_row(prose(g.name), g.bound, g.value, g.interval, gate_word(g.passed)) for g in shown.gates]
+        lines += [""]
+    return "\n".join([*lines, where(verdict.audit)])
+
+
+def modes_markdown(audit: str) -> str:
+    """The failure modes with examples, as markdown."""
+    folder = audit_folder(audit).summarize
+    found = folder.landscape
+    examples: Mapping[str, Sequence[ShownExample]] = {}
+    with contextlib.suppress(UsageError):  # shown without examples then; the review page says why
+        examples = folder.exhibits
+    overall = found.overall
+    what = f"of what the model will meet fails, {by_usage(found.usage)}" if found.usage else "of the grid fails"
+    lines = [prose(f"{percent(overall.value)} {what} ({interval(overall.low, overall.high)})."), ""]
+    if not found.modes:
+        return "\n".join([*lines, "No failure mode was found.", "", where(audit)])
+    lines += [
+        f"| mode | where | fails | 95% interval | share of {'use' if found.usage else 'grid'} |",
+        "|---|---|---|---|---|",
+    ]
+    for mode in found.modes:
+        spread = interval(mode.low, mode.high)
+        lines.append(_row(mode.id, code(mode.text), percent(mode.rate), spread, percent(mode.share)))
+    for mode in found.modes:
+        lines += _examples(mode, [one for one in examples.get(mode.id, ()) if one.failed][:_SHOWN])
+    return "\n".join([*lines, "", where(audit)])
+
+
+def where(audit: str) -> str:
+    """Where to read the results and decide: links that a browser opens, if there are any, and commands."""
+    at_home = f"On {socket.gethostname()} in `{Path.cwd()}`: `faded report {audit}`"
+    if audit not in load_params().repairs:  # nobody decides on it, so it has no review page
+        return at_home
+    pages = {"Review page": review_url(audit), **report_urls(audit)}
+    links = " · ".join(f"[{title}]({url})" for title, url in pages.items() if url is not None)
+    return f"{links}\n\n" * bool(links) + f"{at_home}, `faded review {audit} --link`"
+
+
+def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
+    """Markdown lines with some probes of a mode on which the model fails."""
+    if not failing:
+        return []
+    pictures = [picture for one in failing if (picture := one.exhibit.image or one.exhibit.drawn) is not None]
+    captions = [code(one.exhibit.caption[:_LETTERS]) for one in failing if one.exhibit.caption]
+    lines = ["", f"**{mode.id}**, examples that fail: {', '.join(captions)}"]
+    return [*lines, "", f"![examples of {mode.id}]({_strip(pictures)})"] if pictures else lines
+
+
+def _strip(pictures: Sequence[bytes]) -> str:
+    """Pictures side by side in one data URI, as Prefect puts each image on a line of its own."""
+    from PIL import Image
+
+    small = []
+    for picture in pictures:
+        with Image.open(BytesIO(picture)) as opened:
+            image = opened.convert("RGB")
+        size = max(1, image.width * _HEIGHT // image.height), _HEIGHT
+        how = Image.Resampling.NEAREST if image.height < _HEIGHT else Image.Resampling.LANCZOS
+        small.append(image.resize(size, how))
+    strip = Image.new("RGBA", (sum(image.width + _GAP for image in small) - _GAP, _HEIGHT))
+    left = 0
+    for image in small:
+        strip.paste(image, (left, 0))
+        left += image.width + _GAP
+    buffer = BytesIO()
+    strip.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def code(text: str) -> str:
+    """Text of a model or a person as inline code, so that its markup and links have no effect."""
+    return f"`{_one_line(text).replace('`', chr(39))}`"
+
+
+def prose(text: str) -> str:
+    """The same for a text that is not shown as code: its markup is escaped."""
+    return _MARKUP.sub(r"\\\g<0>", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks: a blank line would end the markup around it."""
+    return " ".join(text.split())
+
+
+def _row(*cells: str) -> str:
+    # No backslashes before a bar: some renderers take two of them for one escaped backslash, and the bar for the end.
+    return "| " + " | ".join(re.sub(r"\\*\|", r"\\|", cell) for cell in cells) + " |"

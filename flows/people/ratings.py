@@ -1,0 +1,299 @@
+"""`faded ratings`: learns a map from the automatic measure to reviewers' scores, and puts it in force."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flows.workspace.edit_params import with_ratings
+from flows.workspace.yaml_edit import edit_file
+from stages.errors import UsageError
+from stages.files import read_table, replace_file, stage_dir
+from stages.params import DATA, Params, RatingsConfig, load_params
+from stages.provenance import scale_of
+from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Target
+from stages.records import audit_folder
+
+if TYPE_CHECKING:
+    from stages.ratings.evidence import Evidence
+    from stages.ratings.fit import Fit
+
+PARAMS = Path("params.yaml")
+BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
+CURVE_ROWS = 9
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the scores of an audit teach.
+
+    Args:
+        target: what was scored.
+        evidence: the scores.
+        bound: {fails_below or fails_above: rating} in force, or proposed.
+        fit: the map; None if there are too few scores.
+        ratings: the map for the file; None if it predicts no better than a constant.
+        refusal: why it cannot be put in force; "" if it can.
+    """
+
+    target: Target
+    evidence: Evidence
+    bound: dict[str, float]
+    fit: Fit | None = None
+    ratings: Ratings | None = None
+    refusal: str = ""
+
+    @property
+    def threshold(self) -> float:
+        """The badness above which a probe fails."""
+        assert self.ratings is not None
+        return self.ratings.threshold(RatingsConfig(file="-", sha256="0" * 64, **self.bound))
+
+
+def show_ratings(params: Params, name: str, target: Target, console: Console) -> Learnt:
+    """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
+
+    Raises:
+        UsageError: if nothing was rated or there is nothing to rate, or a decision cannot be read.
+    """
+    control = _control(name)
+    learnt = _learn(params, name, target, control)
+    _show_evidence(name, learnt, console)
+    if learnt.fit is not None:
+        _show_fit(learnt.fit, console)
+    if learnt.ratings is not None:
+        _show_curve(learnt, learnt.ratings, console)
+        known = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
+        said = known if control is None else _change(control, learnt.ratings, learnt.threshold)
+        console.print(said, highlight=False, soft_wrap=True)
+    if learnt.refusal:
+        console.print(f"[yellow]cannot be enabled:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
+    return learnt
+
+
+def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
+    """Write data/<audit>/ratings.json and name it in params.yaml.
+
+    Raises:
+        UsageError: if the scores teach nothing, or params.yaml's layout does not allow this.
+    """
+    if learnt.refusal or learnt.ratings is None:
+        raise UsageError(f"nothing written: {learnt.refusal}")
+    data = json.dumps({"schema": SCHEMA, **learnt.ratings.model_dump(mode="json")}, indent=1, ensure_ascii=False) + "\n"
+    path = DATA / name / "ratings.json"
+    entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data.encode()).hexdigest(), **learnt.bound}
+    after, sharing = with_ratings(PARAMS.read_bytes().decode("utf-8"), name, entry)
+    replace_file(path, data)
+    edit_file(PARAMS, lambda _: after, console)
+    audits = load_params(PARAMS).audits
+    if sharing:
+        console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
+    if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
+        said = f"{', '.join(others)}: measured on another scale, so these ratings are refused there; give each of them"
+        console.print(f"[yellow]{said} a discrepancy of its own[/]", highlight=False, soft_wrap=True)
+    said = f"written to {path} and {PARAMS}; commit both, and see what is now stale with `faded plan {name}`"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
+    """Write every score as the label of an answer, one JSON object per line, to calibrate a judge on.
+
+    Scores of every scale count, as people's opinion of an answer does not depend on the measure.
+
+    Raises:
+        UsageError: if nothing was rated, or a decision cannot be read.
+    """
+    from stages.decisions import counting, listed_keys, read_chain
+
+    config, (key, default) = params.audit(name).ratings, BOUNDS[target]
+    bound = (getattr(config, key) if config is not None else None) or default
+    lines = []
+    for kept in counting(read_chain(name), listed_keys(params, name), name):
+        for example in kept.decision.examples:
+            score = example.rating if target == "quality" else example.bias
+            if score is not None:
+                acceptable = score >= bound if target == "quality" else score <= bound
+                label = {"item": example.item, "answer": example.output, "acceptable": acceptable}
+                lines.append(json.dumps(label | {"by": kept.decision.reviewer}, ensure_ascii=False) + "\n")
+    if not lines:
+        raise UsageError(
+            f"nobody has rated the {target} of examples of {name} yet: `faded review {name}` asks for that"
+        )
+    replace_file(path, "".join(lines))
+    side = "more" if target == "quality" else "less"
+    said = f"{len(lines)} labels written to {path}; acceptable is a rating of {bound:g} or {side}"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
+    from stages.ratings.evidence import gather
+    from stages.ratings.fit import fit, too_few
+
+    evidence = gather(params, name, target)
+    if not evidence.scored:
+        _check_modes(name)
+        left = f"; {evidence.of_another_scale} were of another scale" if evidence.of_another_scale else ""
+        raise UsageError(
+            f"nobody has rated the {target} of examples of {name} yet{left}: do so with `faded review {name}`"
+        )
+    key, default = BOUNDS[target]
+    config = params.audit(name).ratings
+    bound = {key: (getattr(config, key) if config is not None else None) or default}
+    if refusal := too_few(evidence.scored):
+        return Learnt(target, evidence, bound, refusal=refusal)
+    found = fit(evidence.scored, target)
+    if not found.teaches:
+        refusal = (
+            f"no map from the automatic measure predicts the ratings of unseen items significantly better than a"
+            f" constant does (error {found.constant.value:.2f} of the constant, lower by"
+            f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
+        )
+        return Learnt(target, evidence, bound, found, refusal=refusal)
+    learnt = Learnt(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
+    if control is None or learnt.ratings is None:
+        return learnt
+    return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
+
+
+def _check_modes(name: str) -> None:
+    """Refuse to send people to a review without examples to rate.
+
+    Raises:
+        UsageError: if the audit's landscape has no failure mode.
+    """
+    found = audit_folder(name).summarize
+    if found.has("landscape") and not (landscape := found.landscape).modes:
+        suspected = f" ({len(landscape.suspected)} only suspected)" if landscape.suspected else ""
+        raise UsageError(
+            f"there is nothing to rate: examples are those of failure modes, and none of {name} was confirmed"
+            f"{suspected}; raise audits.{name}.discover.budget, which also pays for more fresh probes to confirm them,"
+            f" and run `faded audit {name}`"
+        )
+
+
+def _as_file(params: Params, name: str, target: Target, evidence: Evidence, fit: Fit) -> Ratings:
+    from stages.decisions.agreement import agreement
+
+    return Ratings.model_validate(
+        {
+            "target": target,
+            "scale": scale_of(params.audit(name)),
+            "model": fit.kind,
+            "x": fit.x,
+            "y": fit.y,
+            "ratings": len(evidence.scored),
+            "items": len({scored.item for scored in evidence.scored}),
+            "reviewers": evidence.reviewers,
+            "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
+            "error": _interval(fit.error),
+            "constant": _interval(fit.constant),
+            "gain": _interval(fit.gain),
+            "agreement": agreement([kept.decision for kept in evidence.decisions]),
+            "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
+        }
+    )
+
+
+def _interval(rate: Any) -> Interval:
+    return Interval(value=rate.value, low=rate.low, high=rate.high)
+
+
+def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
+    from stages.decisions.agreement import agreement
+
+    evidence = learnt.evidence
+    items = len({scored.item for scored in evidence.scored})
+    by = ", ".join(f"{reviewer} ({given})" for reviewer, given in evidence.reviewers.items())
+    landscapes = len({kept.decision.landscape for kept in evidence.decisions})
+    console.print(
+        f"{len(evidence.scored)} ratings of {learnt.target} of {items} items of {name}, by {by}; in"
+        f" {len(evidence.decisions)} decision(s) on {landscapes} landscape(s)",
+        markup=False,
+        highlight=False,
+    )
+    if evidence.of_another_scale:
+        console.print(
+            f"{evidence.of_another_scale} more are of another scale (task, discrepancy or prepare have changed since)"
+            " and are ignored",
+            highlight=False,
+        )
+    agreed = agreement([kept.decision for kept in evidence.decisions])
+    said = agreed.statement if agreed else "no example was rated by two reviewers, so their agreement is unknown"
+    console.print(said, markup=False, highlight=False)
+
+
+def _show_fit(fit: Fit, console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Error on unseen items", title_justify="left")
+    table.add_column("")
+    for column in ("mean error (rating points)", "95% interval"):
+        table.add_column(column, justify="right")
+    rows = (("a constant", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
+    for what, rate in rows:
+        table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
+    console.print(table)
+
+
+def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
+    """Print the map as a curve of bars."""
+    [(key, value)] = learnt.bound.items()
+    word = key.replace("_", " ")
+    low, high = ratings.x[0], ratings.x[-1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Expected human ratings ({word} {value:g})")
+    table.title_justify = "left"
+    table.add_column("automatic discrepancy", justify="right")
+    table.add_column("rating", justify="right")
+    table.add_column("")
+    for x in np.linspace(low, high, CURVE_ROWS):
+        badness = ratings.badness(np.array([x]))
+        score, fails = float(ratings.score(badness)[0]), badness[0] > learnt.threshold
+        table.add_row(f"{x:.2f}", f"{score:.1f}", "█" * round(2 * score) + ("  fails" if fails else ""))
+    console.print(table)
+
+
+def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
+    """The share of the control's probes that fails automatically, and the share that would fail by the ratings."""
+    automatic, discrepancy, valid = _automatic(control)
+    people = (ratings.badness(discrepancy) > threshold) & valid
+    said = (
+        f"of {len(control):,} probes of the control {automatic.mean():.1%} fail automatically,"
+        f" {people.mean():.1%} would by these ratings; {(automatic != people).mean():.1%} are judged differently"
+    )
+    return said if people.any() else f"{said}: no expected rating is on the failing side, so nothing would ever fail"
+
+
+def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
+    """Why the map goes beyond the ratings; "" if it does not."""
+    _, discrepancy, valid = _automatic(control)
+    failed = ratings.badness(discrepancy) > threshold
+    share = float((ratings.unfounded(discrepancy, failed) & valid).mean())
+    if share <= MOST_UNFOUNDED:
+        return ""
+    return (
+        f"of the control's probes {share:.0%} have a discrepancy outside the rated range ({ratings.x[0]:.2f} to"
+        f" {ratings.x[-1]:.2f}), and no rating says whether they fail; rate passing examples too, or others"
+    )
+
+
+def _automatic(control: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Failures by the automatic measure, its discrepancies, and validity: (n,) each."""
+    names = ("automatic_failed", "automatic") if "automatic" in control else ("failed", "discrepancy")
+    failed, discrepancy = (control[name].to_numpy() for name in names)
+    return failed.astype(bool), discrepancy, control["valid"].to_numpy(dtype=bool)
+
+
+def _control(name: str) -> pd.DataFrame | None:
+    """The control's probes of the last search; None if there was none."""
+    path = stage_dir(name, "discover") / "probes.parquet"
+    if not path.exists():
+        return None
+    probes = read_table(path)
+    return probes[probes["role"] == "control"]

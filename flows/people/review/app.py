@@ -1,0 +1,275 @@
+"""The review page as a web application: routes, access control, and the handling of posted forms."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from flows.people.approval import expire
+from flows.people.review.form import Fields, FormError, read_decision, read_fields, typed
+from flows.people.review.links import REPORTS, page_path, report_path
+from flows.people.review.pages import message, review_page, script, style
+from flows.people.review.recording import in_whose_name, moment, record
+from flows.people.review.served import Served
+from flows.people.review.view import draft_key, report_policy
+from flows.request import read_modes
+from flows.server.security import (
+    HEADERS,
+    MAX_BODY,
+    Session,
+    host_of,
+    is_loopback,
+    knows_host,
+    same,
+    same_origin,
+)
+from stages.decisions import AlreadyDecided, Recorded, landscape_hash
+from stages.decisions.names import same_person
+from stages.errors import FadedError, UsageError
+from stages.params import load_params
+
+
+class Refused(Exception):
+    """A request that is answered with an explanation instead of what it asked for."""
+
+    def __init__(self, status: int, title: str, *said: str, **more: Any) -> None:
+        super().__init__(title)
+        self.status, self.title, self.said, self.more = status, title, said, more
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application that serves the review pages."""
+    app = FastAPI(title="Faded review", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.served = served
+    app.include_router(router)
+    app.middleware("http")(_guard)
+    handlers: dict[type[Exception], Any] = {Refused: _refused, HTTPException: _not_there, FadedError: _failed}
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+    return app
+
+
+async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Answer only under the server's own host name, and set the security headers of every response."""
+    host = request.headers.get("host")
+    here = is_loopback(host_of(host))  # all ports of this machine share this name, and its cookies
+    served = _served(request)
+    ours = host_of(host) == served.host if served.behind_proxy else knows_host(host, served.host)
+    if ours or (here and request.scope["path"] == "/links"):
+        response = await go_on(request)
+    elif here:
+        response = _refused(request, _needs_link(421, "AUDIT"))
+    else:
+        response = message(421, "Not here", ["The review page is not served at this address."])
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _served(request: Request) -> Served:
+    return cast(Served, request.app.state.served)
+
+
+def _signed_in(request: Request) -> Session:
+    audit, session = request.path_params.get("audit"), _served(request).session(request)
+    if session is not None and (audit is None or audit in session.audits):
+        return session
+    raise _needs_link(403, audit or "AUDIT")
+
+
+def _needs_link(status: int, audit: str) -> Refused:
+    return Refused(
+        status,
+        "This page needs its link",
+        "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
+        f"Ask for one in the workspace, and open it as it is printed: faded review {audit} --link",
+    )
+
+
+def _shown(request: Request, audit: str) -> str:
+    if audit not in _served(request).audits:
+        raise HTTPException(404)
+    return audit
+
+
+def _trusted(request: Request) -> None:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not same(secret, _served(request).keys.secret):
+        raise HTTPException(404)
+
+
+async def _body(request: Request) -> Fields:
+    """The fields of a form, unless it is too large."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise Refused(413, "Too large", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
+        return read_fields(bytes(body))
+    except ClientDisconnect:  # nobody reads the response
+        raise Refused(400, "Nothing was saved", "The form did not arrive completely.") from None
+    except FormError as error:
+        raise Refused(400, "Nothing was saved", *error.problems) from None
+
+
+SignedIn = Annotated[Session, Depends(_signed_in)]
+Audit = Annotated[str, Depends(_shown)]
+Filled = Annotated[Fields, Depends(_body)]
+router = APIRouter()
+
+
+@router.get("/")
+def start(session: SignedIn) -> Response:
+    """List the audits whose links this browser opened."""
+    links = [(page_path(audit), audit) for audit in sorted(session.audits)]
+    return message(200, "Audits", ["Which one do you want to review?"], links=links)
+
+
+@router.get("/review/{audit}")
+def look(request: Request, audit: Audit, token: str | None = None, again: str = "") -> Response:
+    """Show an audit's page, or redeem a token for it."""
+    if token is not None:
+        return _enter(request, audit, token, again)
+    session = _signed_in(request)
+    session.seen.add(audit)
+    params = load_params()
+    expire(params, audit)
+    return review_page(params, audit, session, revise=again == "yes")
+
+
+def _enter(request: Request, audit: str, token: str, again: str) -> Response:
+    """Exchange a one-time token for a session, so that the address in the browser's history is useless."""
+    served = _served(request)
+    # Keep an existing session, so that forms in other tabs stay valid.
+    session = served.keys.redeem(token, audit, request.cookies.get(served.cookie)) or served.session(request)
+    if session is None or audit not in session.audits:
+        raise Refused(
+            403,
+            "This link was already used",
+            "Each link opens the page once, in one browser, within an hour.",
+            f"Ask for another one in the workspace: faded review {audit} --link",
+        )
+    response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
+    # Not strict, as the file or message with the link is from another site. Viewing changes nothing, and forms are
+    # checked separately.
+    encrypted = served.url.startswith("https:")
+    response.set_cookie(served.cookie, session.id, httponly=True, secure=encrypted, samesite="lax", path="/")
+    return response
+
+
+@router.post("/review/{audit}")
+def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
+    """Record the decision in a form, or show the form again with what is wrong."""
+    headers, params = request.headers, load_params()
+    ours = same_origin(headers.get("host"), headers.get("origin"), headers.get("referer"))
+    if not ours or not same(fields.get("csrf"), session.csrf):
+        raise Refused(
+            403,
+            "This form did not come from this page",
+            "Nothing was saved. Open the page and decide there.",
+            links=[(page_path(audit), "Open the page")],
+            typed=typed(fields),
+        )
+    if fields.get("landscape") != landscape_hash(audit):
+        raise Refused(
+            409,
+            "The landscape has changed",
+            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its"
+            " reviewer has seen. Look at the current one and decide again.",
+            links=[(page_path(audit), "The current landscape")],
+            typed=typed(fields),
+        )
+    try:
+        decision = read_decision(in_whose_name(params, audit, session.bound, fields), read_modes(audit))
+        seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
+        outcome = record(params, audit, decision, "page", revise=revise, seen=seen)
+    except FormError as error:
+        return review_page(params, audit, session, 400, fields, error.problems, revise="again" in fields)
+    except AlreadyDecided as error:
+        return review_page(params, audit, session, 409, fields, _already(error.said, decision.reviewer), revise=True)
+    except UsageError as error:
+        raise Refused(409, "Nothing was saved", str(error), typed=typed(fields)) from None
+    except OSError as error:
+        raise Refused(
+            503,
+            "That did not work",
+            f"{error}. The page says whether your decision was recorded.",
+            links=[(page_path(audit), "Open the page")],
+            typed=typed(fields),
+        ) from None
+    session.reviewer = outcome.reviewer
+    word = "approved" if outcome.approve else "rejected"
+    said = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.said, "You can close this page."]
+
+    def answered() -> None:
+        _served(request).told(outcome)
+        session.done.add(audit)  # only now, as a server that nobody else needs exits
+
+    draft = draft_key(audit, decision.landscape, session.bound)
+    return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
+
+
+def _already(said: Recorded, reviewer: str) -> list[str]:
+    """Explain to a reviewer that another decision was recorded before theirs."""
+    if said.via == "time-out":
+        what = "Time ran out, which is recorded as a rejection"
+    else:
+        who = "You" if same_person(said.reviewer, reviewer) else f"Somebody else decided meanwhile: {said.reviewer}"
+        what = f"{who} {'approved' if said.approve else 'rejected'} this on {moment(said.time)}"
+    return [f"{what}.", "To decide anyway, tick the box above the buttons."]
+
+
+@router.get("/review/{audit}/{report}")
+def read_report(audit: Audit, report: str, _session: SignedIn) -> Response:
+    """Show one of the audit's two reports."""
+    path = report_path(audit, report) if report in REPORTS else None
+    if path is None or not path.is_file():
+        raise HTTPException(404)
+    page = path.read_bytes()
+    policy = report_policy(page[:4096].decode("utf-8", "replace"))
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+@router.get("/static/review.css")
+def read_style() -> Response:
+    """Send the style sheet."""
+    return Response(style(), media_type="text/css")
+
+
+@router.get("/static/review.js")
+def read_script() -> Response:
+    """Send the script, which the page also works without."""
+    return Response(script(), media_type="text/javascript")
+
+
+@router.get("/links", dependencies=[Depends(_trusted)])
+def audits(request: Request) -> Response:
+    """List the served audits, for other commands of the same user."""
+    return JSONResponse({"audits": _served(request).audits})
+
+
+@router.post("/links", dependencies=[Depends(_trusted)])
+def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
+    """Create a one-time link, for other commands of the same user."""
+    load_params().repair(audit)
+    return JSONResponse({"link": _served(request).link(audit, reviewer)})
+
+
+def _refused(_request: Request, error: Refused) -> Response:
+    return message(error.status, error.title, error.said, **error.more)
+
+
+def _not_there(_request: Request, error: HTTPException) -> Response:
+    title = "There is nothing here" if error.status_code == 404 else "That does not work here"
+    return message(error.status_code, title, ["This server shows only the audits it was started for."])
+
+
+def _failed(_request: Request, error: FadedError) -> Response:
+    return message(409 if isinstance(error, UsageError) else 503, "That does not work right now", [str(error)])

@@ -1,0 +1,205 @@
+"""The review server: listens in its own thread as long as it is needed, and writes a record of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import psutil
+import uvicorn
+
+from flows.people.review.connections import Impatient
+from flows.people.review.links import Running, remove_record, write_record
+from flows.people.review.served import Served
+from flows.server.origin import new_host
+from flows.server.security import is_loopback
+from stages.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from flows.people.review.recording import Outcome
+
+HOST = "127.0.0.1"
+PORT = 8711  # a fixed one if it is free, so that it can be forwarded
+_START_LIMIT = 30.0  # seconds
+
+
+class ReviewServer:
+    """A running review server.
+
+    Args:
+        url: its address for other commands; links have another, secret host.
+        served: its audits, keys and sessions.
+        outcomes: decisions that were recorded and answered.
+    """
+
+    def __init__(self, url: str, served: Served, outcomes: queue.Queue[Outcome]) -> None:
+        self.url, self._served, self._outcomes = url, served, outcomes
+
+    def one_time_link(self, audit: str, reviewer: str = "") -> str:
+        """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is given."""
+        return self._served.link(audit, reviewer)
+
+    def next_outcome(self) -> Outcome:
+        """Wait for the next decision; by then its reviewer has the response."""
+        return self._outcomes.get()
+
+    def undecided(self) -> int:
+        """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
+        return self._served.keys.undecided() or self._outcomes.qsize()
+
+
+@contextlib.contextmanager
+def serve_review(
+    audits: Sequence[str],
+    host: str = HOST,
+    port: int | None = None,
+    public: str | None = None,
+    *,
+    prepared: bool = True,
+) -> Iterator[ReviewServer]:
+    """Serve the review pages of these audits in a background thread while the block runs.
+
+    Args:
+        audits: names under audits: in params.yaml.
+        host: name or address to listen on.
+        port: port to listen on; 0 for any free one, by default PORT if it is free.
+        public: address of a proxy in front of it, if there is one; pages are then served under that address only.
+        prepared: whether to import the pages at once; otherwise the first takes seconds longer, and memory is saved
+            until then.
+
+    Raises:
+        UsageError: if it cannot listen on host and port.
+        InfrastructureError: if the server does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
+        number = listeners[0].getsockname()[1]
+        name = new_host() if is_loopback(host) else _reached(host)
+        url = f"http://{_local(host)}:{number}"
+        outcomes: queue.Queue[Outcome] = queue.Queue()
+        pages = f"http://{name}:{number}"
+        if public is not None:
+            name, pages = urlsplit(public).hostname or "", public
+        cookie, proxied = f"faded-review-{number}", public is not None
+        served = Served(audits, name, pages, cookie, outcomes.put, behind_proxy=proxied)
+        if prepared:
+            from flows.people.review.pages import prepare
+
+            prepare()
+        config = uvicorn.Config(
+            _Later(served),
+            http=Impatient,
+            backlog=100,
+            access_log=False,  # it would contain tokens
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="review", daemon=True)
+        thread.start()
+        record = Running(url=url, pid=os.getpid(), started=psutil.Process().create_time(), secret=served.keys.secret)
+        try:
+            _wait(server, thread)
+            write_record(record)
+            yield ReviewServer(url, served, outcomes)
+        finally:
+            remove_record(record)
+            server.should_exit = True
+            thread.join(10)
+
+
+class _Later:
+    """The application of the pages, imported at the first request so that it takes no memory until then."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._app(scope, receive, send)
+
+    @cached_property
+    def _app(self) -> ASGIApp:
+        from flows.people.review.app import make_app
+
+        return make_app(self._served)
+
+
+def _listen(host: str, port: int | None) -> list[socket.socket]:
+    hosts = [host]
+    if is_loopback(host):
+        # Browsers may resolve a name under localhost to either: a program on the other one would get our requests.
+        hosts = [HOST, "::1"]
+        if host not in (*hosts, "localhost"):
+            raise UsageError(f"--host {host}: browsers find the page at {' and '.join(hosts)} alone")
+    for number in [port] if port else [*([PORT] if port is None else []), *[0] * 10]:
+        try:
+            return _listen_on(hosts, number)
+        except (OSError, OverflowError) as error:
+            found = error
+    raise UsageError(f"--host {host}, --port {port}: cannot listen there: {found}")
+
+
+def _listen_on(hosts: Sequence[str], number: int) -> list[socket.socket]:
+    """Listen on one port of several hosts; all but the first may be missing on a machine."""
+    listeners: list[socket.socket] = []
+    try:
+        for host in hosts:
+            try:
+                family = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0][0]
+                listeners.append(socket.create_server((host, number), family=family))
+                number = listeners[0].getsockname()[1]
+            except OSError as error:
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _reached(host: str) -> str:
+    """The host for an address; the machine's name for a server on all interfaces."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _local(host: str) -> str:
+    if host == "::":
+        return "[::1]"
+    return HOST if host in ("0.0.0.0", "") or is_loopback(host) else _reached(host)
+
+
+def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + _START_LIMIT
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise InfrastructureError("the review server did not start")
+        time.sleep(0.01)
+
+
+def warning(host: str) -> str | None:
+    """A warning about a host that others can reach."""
+    if is_loopback(host):
+        return None
+    return (
+        f"listening on {host}: others on the network reach this page too; its one-time link is all that protects it,"
+        " and nothing is encrypted"
+    )

@@ -1,0 +1,209 @@
+"""The content of an audit's review page: landscape, examples, decisions so far, and what a decision causes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader
+
+from flows.graph import FIRST_STAGES, Graph, Stage
+from flows.people.approval import git_user
+from flows.people.review.form import ACTIONS, SCORES, Fields, filled
+from flows.people.review.links import REPORTS, report_path
+from flows.people.review.recording import moment, own_link
+from flows.request import GATED, deadline
+from flows.results.estimate import estimate
+from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_keys, standing
+from stages.decisions.identity import NOT_VERIFIED
+from stages.decisions.names import same_person
+from stages.errors import UsageError
+from stages.params import Params
+from stages.records import audit_folder
+from stages.tasks.base import offers
+from stages.tasks.load import task_class
+
+if TYPE_CHECKING:
+    from stages.pages.examples import Explorer
+
+# The report's modules take seconds to import, so this is done with the first page, while a browser starts.
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+ACTION_MEANS = {
+    "repair": "fine-tune a copy of the model to fix it",
+    "accept": "a failure you can live with; it is monitored, not repaired",
+    "ignore": "it does not matter to you; it is monitored, not repaired",
+}
+WAYS: dict[Via, str] = {
+    "page": "on the review page",
+    "terminal": "in the terminal",
+    "command": "by command",
+    "prefect": "in Prefect",
+    "file": "from a file",
+    "time-out": "by time-out",
+}
+
+
+@cache
+def environment() -> Environment:
+    """Templates of the report and the review page, with escaping on; undefined names are errors."""
+    from stages.pages import page
+
+    loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
+    env: Environment = page.environment().overlay(loader=loader)
+    env.filters["moment"] = moment
+    return env
+
+
+def draft_key(audit: str, landscape: str, bound: str) -> str:
+    """The key of a draft in a browser, which reviewers with their own links may share."""
+    return " ".join(filter(None, (audit, landscape, bound)))
+
+
+def review_view(
+    params: Params,
+    audit: str,
+    fields: Fields | None = None,
+    *,
+    problems: Sequence[str] = (),
+    revise: bool = False,
+    known: str = "",
+    bound: str = "",
+) -> dict[str, object]:
+    """Everything that an audit's page shows.
+
+    Args:
+        params: the workspace's parameters.
+        audit: its name.
+        fields: entries so far; by default those of the reviewer's own decision if it is revised, else none.
+        problems: why the entries were not saved.
+        revise: whether an earlier decision is to be replaced.
+        known: the name under which this browser decided before; empty if it did not.
+        bound: the reviewer whose own link opened the page, if it was one.
+
+    Raises:
+        UsageError: if there is no landscape, or no repair to decide on.
+    """
+    from flows.results.power import what_can_be_shown
+    from stages.pages.usage import by_usage
+    from stages.restructure import learns_from_examples
+
+    repair = params.repair(audit)
+    now = standing(params, audit)
+    found = audit_folder(audit).summarize.landscape
+    explorer, without = _examples(audit)
+    known = bound or known
+    reviewer = known or git_user()
+    keys = listed_keys(params, audit)
+    # While others still have to judge independently, git's name does not prove who looks: the server may be shared.
+    earlier = _own(now, reviewer) if revise and (known or now.complete) else None
+    task = task_class(audit, params.audit(audit)) if explorer else None
+    return {
+        "audit": audit,
+        "landscape": now.landscape,
+        "draft": draft_key(audit, now.landscape, bound),
+        "overall": found.overall,
+        "usage": by_usage(found.usage) if found.usage else "",
+        "modes": found.modes,
+        "explorer": explorer,
+        "without": without,
+        "learns": task is not None and learns_from_examples(task, repair.restructure.method),
+        "biased": task is not None and offers(task, "tallies"),
+        "values": fields if fields is not None else filled(earlier) if earlier else {"reviewer": reviewer},
+        "bound": bound,
+        "needs_link": own_link(audit, keys) if keys and not bound else "",
+        "not_verified": NOT_VERIFIED,
+        "kept": fields is not None,
+        "problems": list(problems),
+        "revise": revise,
+        "asked": revise or not now.complete,
+        "standing": now,
+        "replaces": _replaces(now.decisions),
+        "seen": " ".join(kept.sha256 for kept in now.kept),
+        "by_rule": repair.feedback.policy != "wait",
+        "rule": RULE if now.needed > 1 else "",
+        "deadline": deadline(audit),
+        "takes": how_long(params, audit),
+        "shown": [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(params, audit)],
+        "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
+        "actions": {name: ACTION_MEANS[name] for name in ACTIONS},
+        "severities": list(SEVERITIES),
+        "scores": SCORES,
+        "ways": WAYS,
+    }
+
+
+def _examples(audit: str) -> tuple[Explorer | None, str]:
+    """Examples by mode, or why there are none; a landscape can be decided on without them."""
+    here = audit_folder(audit)
+    read = [here.discover.where("embedded"), *map(here.summarize.where, ("landscape", "exhibits", "extremes"))]
+    written = [path.stat().st_mtime_ns for path in read if path.exists()]
+    try:
+        return _read_examples(audit, Path.cwd(), tuple(written)), ""
+    except UsageError as error:
+        return None, str(error)
+
+
+@lru_cache(maxsize=4)
+def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explorer:
+    """Examples as the page shows them, created once per landscape, as scaling down large pictures takes a while."""
+    from stages.landscape.extremes import UNCHANGED
+    from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
+    from stages.pages.gallery import Gallery, Shrinker
+
+    here = audit_folder(audit)
+    galleries = {mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()}
+    known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
+    attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else NOTHING_KNOWN
+    shown = [*(e for g in galleries.values() for e in (*g.failing, *g.passing)), *(one.exhibit for one in known)]
+    landscape = here.summarize.landscape
+    source = Source(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
+    return explore_modes(landscape.modes, galleries, source)
+
+
+def _own(now: Standing, reviewer: str) -> Recorded | None:
+    """The reviewer's own decision; others' decisions and time-outs are not offered for revision."""
+    own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
+    return own[-1] if own else None
+
+
+def _replaces(decisions: Sequence[Recorded]) -> str:
+    """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
+    if any(decision.via == "time-out" for decision in decisions):
+        return "the rejection by time-out, and my earlier one if I made one"
+    if len(decisions) == 1:
+        return f"{decisions[0].reviewer}’s"  # noqa: RUF001
+    return "my earlier one, or all earlier ones if I made none"
+
+
+def how_long(params: Params, audit: str) -> str:
+    """The expected duration of the stages after the decision: "about 2 min 31 s (from the last run here)"."""
+    # No query of DVC is needed: after a new decision these stages are stale in any case.
+    before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in FIRST_STAGES]
+    behind = [
+        Stage(f"{kind}@{audit}", kind, audit, 0, (f"{GATED}@{audit}",), None, ("a decision",))
+        for kind in ("restructure", "re_evaluate", "compare", "conclude")
+    ]
+    return estimate(params, Graph({stage.name: stage for stage in (*before, *behind)}), [audit]).time
+
+
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
+
+
+def report_policy(head: str) -> str:
+    """The content security policy sent with a report: the report's own, no frames, and an opaque origin.
+
+    A report runs its own scripts; without an origin, they cannot act in the reviewer's name.
+
+    Args:
+        head: the beginning of the report.
+    """
+    own = _POLICY.search(head)
+    policy = (
+        own.group(1).replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    )
+    return f"{policy}; frame-ancestors 'none'; sandbox allow-scripts allow-downloads allow-modals"

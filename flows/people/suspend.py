@@ -1,0 +1,210 @@
+"""Suspends a deployed flow until a person decides, with a typed form and without a process.
+
+`suspend_flow_run` stores the form and ends the process. When the run is resumed, the flow starts from its top, where
+DVC finds nothing to do up to the gate. There the same call, identified by its key, returns what was entered in the
+form. A decision made in another way is found in its file, and the form is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+from prefect import flow_runs
+from prefect.exceptions import Pause
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
+from prefect.states import Suspended
+from pydantic import Field, ValidationError, create_model
+
+from flows.people.approval import expire
+from flows.people.artifacts import code, prose, publish, publish_modes
+from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
+from flows.request import choose, close_request, how_to_decide, open_request, read_modes
+from stages.decisions import Decision, ModeDecision, Recorded, Standing, listed_keys, record_decision, standing
+from stages.decisions.names import clean_name, same_person
+from stages.errors import UsageError
+from stages.params import Params
+from stages.records import ModeRecord
+
+_REJECT = "Reject ends the audit here: no repair is made."
+Choice = Literal["undecided", "repair", "accept", "ignore"]
+
+
+class DecisionForm(RunInput):
+    """What Prefect's page asks for; that of a landscape has two more fields for each failure mode, see `make_form`."""
+
+    decision: Literal["approve", "reject"] = Field(description=_REJECT)
+    reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
+    reason: str = Field("", description="Why, in a sentence.")
+
+    def words(self, modes: Sequence[ModeRecord]) -> list[ModeDecision]:
+        """The form's decisions on the modes of the landscape.
+
+        Raises:
+            UsageError: if the repair is approved, and a choice or its reason is missing.
+        """
+        said: dict[str, Choice] = {mode.id: getattr(self, mode.id, "undecided") for mode in modes}
+        why = {name: getattr(self, why_field(name), "") for name in said}
+        if self.decision == "reject":
+            return [ModeDecision(id=n, action=a, reason=why[n]) for n, a in said.items() if a != "undecided"]
+        by = {action: {n: why[n] for n, a in said.items() if a == action} for action in ("repair", "accept", "ignore")}
+        return choose(modes, by["repair"], by["accept"], list(by["ignore"]))
+
+
+def ask(params: Params, audit: str) -> None:
+    """Suspend the current flow run until the audit's landscape is decided; return once it is.
+
+    An invalid answer is reported in the log and on the next form, which has its own key.
+    """
+    logger = get_run_logger()
+    run = deployed_run()
+    assert run is not None
+    problem = None
+    for attempt in itertools.count(1):
+        expire(params, audit)
+        now = standing(params, audit)
+        if now.complete:
+            for decision in now.decisions:
+                word = "approved" if decision.approve else "rejected"
+                logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
+            close_request(audit)
+            if run.empirical_policy.pause_keys:  # this run asked, and its page must not ask any more
+                publish(audit, "decision", "Decided", partial(_said, now.decisions))
+            return
+        request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
+        modes = read_modes(audit)
+        form = make_form(audit, now, modes, problem)
+        this = pause_key(audit, now.landscape, attempt)
+        # Notify before suspending, as the process may be killed at any moment: rather twice than never.
+        if this not in (run.empirical_policy.pause_keys or ()):
+            publish_modes(audit)
+            publish(audit, "decision", "Your decision is needed", partial(describe, audit, now, modes, problem))
+            logger.warning(how_to_answer(audit))
+            _tell(audit, this)
+        try:
+            with _saying(how_to_answer(audit)):
+                answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
+        except Pause:
+            if (now := standing(params, audit)).complete:  # decided before there was a suspended run to resume
+                end_wait(audit, now, request.runs)
+            raise
+        except ValidationError as error:
+            problem = f"the form was not filled in correctly: {' '.join(str(error).split())}"
+        else:
+            problem = _take(params, audit, answer, now)
+        if problem is not None:
+            logger.warning("%s, so %s is asked about again", problem, audit)
+
+
+def _said(decisions: Sequence[Recorded]) -> str:
+    lines = []
+    for decision in decisions:
+        word, why = "approved" if decision.approve else "rejected", decision.reason
+        lines.append(f"- {code(decision.reviewer)} {word} it ({decision.via})" + (f": {code(why)}" if why else ""))
+    return "\n".join(lines)
+
+
+def how_to_answer(audit: str) -> str:
+    """The message beside the state of a suspended run."""
+    url = _review_url(audit)
+    there = f", {url}," if url is not None else ""
+    return f"{how_to_decide(audit)}{there} or the form behind Resume"
+
+
+@contextlib.contextmanager
+def _saying(message: str) -> Iterator[None]:
+    """Set the message of a suspended run's state, for which Prefect's function has no argument."""
+    with patch.object(flow_runs, "Suspended", partial(Suspended, message=message)):
+        yield
+
+
+def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> type[DecisionForm]:
+    """The form for one landscape.
+
+    Args:
+        audit: name of the audit.
+        now: the decisions on the landscape so far.
+        modes: its modes.
+        problem: why the last answer was refused.
+    """
+    # Prefect's page hides the text above a form that is longer than the window, so fields describe what must be read.
+    url = _review_url(audit)
+    asked = how_to_decide(audit) + (f" or {url}" if url is not None else "")
+    once_more = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
+    what = f"{asked}.{once_more} {_REJECT}"
+    fields: dict[str, Any] = {"decision": (Literal["approve", "reject"], Field(description=what))}
+    for mode in modes:
+        name = mode.id
+        fields[name] = (Choice, Field("undecided", title=name, description=f"{code(mode.text)}, {_fails(mode)}"))
+        fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="To repair or accept a mode."))
+    form = create_model("DecisionForm", __base__=DecisionForm, **fields)
+    return form.with_initial_data(description=describe(audit, now, modes, problem))
+
+
+def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> str:
+    """The text above the form's fields, as markdown; arguments as in `make_form`."""
+    lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
+    if (url := _review_url(audit)) is not None:
+        lines.append(f"The failure modes with examples: [review page]({url})")
+    lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
+    if now.needed > 1:
+        so_far = ", ".join(code(decision.reviewer) for decision in now.decisions) or "nobody yet"
+        lines.append(f"{now.needed} reviewers are needed, approved so far: {so_far}")
+    lines += [f"**Not valid:** {prose(why)}" for why in now.problems]
+    if problem is not None:
+        lines.append(f"**The last answer was not accepted:** {prose(problem)}")
+    return "\n\n".join([*lines, f"Landscape {now.landscape}"])
+
+
+def _mode_line(mode: ModeRecord) -> str:
+    return f"- {mode.id}: {code(mode.text)}, {_fails(mode)}"
+
+
+def _fails(mode: ModeRecord) -> str:
+    return f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
+
+
+def _review_url(audit: str) -> str | None:
+    from flows.people.review.links import review_url
+
+    return review_url(audit)
+
+
+def _tell(audit: str, asked: str) -> None:
+    from flows.recur.notify import notify
+
+    url = _review_url(audit)
+    notify("needs decision", audit, how_to_decide(audit) + (f" or {url}" if url else ""), asked)
+
+
+def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
+    """Record the form's answer; return why it was refused, if it was."""
+    approve = answer.decision == "approve"
+    try:
+        words, reviewer = answer.words(read_modes(audit)), clean_name(answer.reviewer)
+        # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
+        for said in now.decisions:
+            same = said.approve == approve and actions(said.modes) == actions(words)
+            if same and same_person(said.reviewer, reviewer):
+                return None
+        if listed_keys(params, audit):  # anybody who sees the form could sign as anybody
+            raise UsageError(
+                f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
+                f" the audit, `faded review {audit} --link --reviewer NAME`"
+            )
+        decision = Decision(
+            landscape=now.landscape, reviewer=reviewer, reason=answer.reason, approve=approve, modes=words
+        )
+        record_decision(params, audit, decision, "prefect")
+    except (UsageError, ValidationError) as error:
+        return " ".join(str(error).split())
+    return None

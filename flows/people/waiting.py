@@ -1,0 +1,174 @@
+"""Flow runs that are suspended on a decision, found, resumed or cancelled; flows/people/suspend.py suspends them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelled, Scheduled
+
+from flows.request import read_request
+from flows.views.labels import key
+from stages.decisions import ModeDecision, Standing, standing
+from stages.params import Params
+
+_SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was suspended
+
+
+def deployed_run() -> FlowRun | None:
+    """The current flow run if it belongs to a deployment; only these can be suspended."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run if run is not None and run.deployment_id is not None else None
+
+
+def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
+    """Another flow run that is suspended on the audit's current landscape, which makes a second one useless.
+
+    Runs that are suspended on an earlier landscape are cancelled, as nobody can decide on it any more.
+    """
+    request = read_request(audit)
+    if request is None:
+        return None
+    present = standing(params, audit).landscape
+    with get_client(sync_client=True) as client:
+        for other in _known(client, [name for name in request.runs if name != str(run.id)]):
+            landscape = _asks_about(audit, other)
+            if landscape == present:
+                return other
+            if landscape is not None:
+                _cancel(client, other, _outdated(audit, landscape))
+    return None
+
+
+def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Resume those of these flow runs that are suspended on the audit's landscape, and cancel those on another one.
+
+    Args:
+        audit: name of the audit.
+        now: the decisions, which are entered in the form, as a run cannot be resumed without. None if nobody is asked
+            any more, so that all are cancelled.
+        runs: the URL of the API on which each run was suspended, by id.
+
+    Returns:
+        Sentences about what was done, and the runs whose server could not be reached.
+    """
+    said: list[str] = []
+    present, left = _present_api(), dict(runs)
+    for url in dict.fromkeys([*([present] if present else []), *runs.values()]):
+        try:
+            with _api(url) as client:
+                for run in _known(client, list(left)):
+                    if (landscape := _asks_about(audit, run)) is not None:
+                        said.append(_end(client, audit, now, run, landscape))
+                    del left[str(run.id)]
+            left = {run: there for run, there in left.items() if there != url}
+        # Another program may listen there now: the client then finds no JSON, or not the JSON it expects.
+        except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
+            said.append(
+                f"the Prefect server at {url} could not be notified ({type(error).__name__}): a run suspended there"
+                f" resumes with the next run of {audit}"
+            )
+    return said, left
+
+
+def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
+    if now is None:
+        return _cancel(client, run, f"a rule now decides on {audit}")
+    if landscape != now.landscape:
+        return _cancel(client, run, _outdated(audit, landscape))
+    return _resume(client, run, _answer(now))
+
+
+def _outdated(audit: str, landscape: str) -> str:
+    return f"landscape {landscape} of {audit} is no longer current"
+
+
+def _cancel(client: SyncPrefectClient, run: FlowRun, why: str) -> str:
+    client.set_flow_run_state(run.id, Cancelled(message=why))
+    return f"the suspended flow run {run.name} was cancelled: {why}"
+
+
+def _answer(now: Standing) -> dict[str, str]:
+    last = now.rejection or now.decisions[-1]
+    return {
+        "decision": "approve" if last.approve else "reject",
+        "reviewer": last.reviewer,
+        "reason": last.reason,
+        **actions(last.modes),
+        **{why_field(mode.id): mode.reason for mode in last.modes},
+    }
+
+
+def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> str:
+    until = time.monotonic() + _SCHEMA_LIMIT
+    while True:
+        response = client.resume_flow_run(run.id, run_input=answer)
+        reason = getattr(response.details, "reason", None) or "no reason given"
+        if response.status == SetStateStatus.ACCEPT:
+            return f"the suspended flow run {run.name} resumes"
+        # A form of an older version of Faded has other fields.
+        if "schema not found" in reason or reason.startswith("Reason: "):
+            if "schema not found" in reason and time.monotonic() < until:
+                time.sleep(0.2)
+                continue
+            # Its process was killed before it stored the form. The flow finds the decision at its top anyway.
+            client.set_flow_run_state(run.id, Scheduled(), force=True)
+            return f"the suspended flow run {run.name} resumes"
+        return f"the flow run {run.name} was not resumed: {reason}"
+
+
+def _known(client: SyncPrefectClient, runs: Sequence[str]) -> Iterator[FlowRun]:
+    """Those of these runs that exist on the server."""
+    for name in runs:
+        with contextlib.suppress(ObjectNotFound):
+            yield client.read_flow_run(UUID(name))
+
+
+def _asks_about(audit: str, run: FlowRun) -> str | None:
+    """The hash of the landscape on which a run is suspended; None if it is not, or if it is another audit's."""
+    if run.state is None or not run.state.is_paused():
+        return None
+    asked = (run.state.state_details.pause_key or "").rpartition("-")[0]
+    landscape = asked.rpartition("-")[2]
+    return landscape if landscape and asked == key(audit, landscape) else None
+
+
+def pause_key(audit: str, landscape: str, attempt: int) -> str:
+    """The key under which Prefect stores the form that a run waits for."""
+    return f"{key(audit, landscape)}-{attempt}"
+
+
+def _present_api() -> str | None:
+    """The API to which the workspace's runs may have moved: its own server may get another port on a restart."""
+    from flows.server import configured_api
+
+    return configured_api()
+
+
+@contextlib.contextmanager
+def _api(url: str) -> Iterator[SyncPrefectClient]:
+    from flows.server import talking_to
+
+    # People who have decided should not wait for a server that is gone.
+    patience = {"timeout": httpx.Timeout(20, connect=5)}
+    with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:
+        yield client
+
+
+def why_field(mode: str) -> str:
+    """The form's field for the reason of a mode."""
+    return f"{mode}_reason"
+
+
+def actions(modes: Sequence[ModeDecision]) -> dict[str, str]:
+    """The chosen action by mode."""
+    return {mode.id: mode.action for mode in modes}

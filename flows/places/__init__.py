@@ -1,0 +1,1 @@
+"""Where stages run: threads, Dask, Ray, and machines with clones of their own."""

@@ -1,0 +1,139 @@
+"""The process in a worker's clone: `python -m flows.places.machines.clone WORKSPACE SHIPMENT ANSWER`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flows.graph import SHARE
+from flows.graph.heal import heal
+from flows.graph.linked import note_linked_folders
+from flows.graph.named_code import code_in
+from flows.places.machines.driver import hashes, other_bytes, other_code
+from flows.places.machines.store import Store, opened
+from flows.places.machines.worker import Failure, here
+from flows.run_stage import StageResult, run_stage
+from flows.shipment import Entry, Made, Shipment
+from flows.workspace import exclusive, running_audit
+from stages.code import CODE
+from stages.environment import WORK
+from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.files import locked, read_state, replace_file, write_state
+from stages.params import DATA, load_params
+from stages.provenance import versions
+
+LOCK = WORK / "machines.lock"
+BROUGHT = WORK / "machines.json"  # paths of outputs that shipments left here
+
+
+def main() -> int:
+    """Run a shipment's stage; its lines go to stdout, the result to the answer's file."""
+    workspace, order, answer = (Path(argument) for argument in sys.argv[1:4])
+    shipment = Shipment.model_validate_json(order.read_text(encoding="utf-8"))
+    os.chdir(workspace)
+    host = here(workspace)
+    try:
+        with locked(LOCK, lambda _: print(f"waits for another stage in {host}")), _nobodys_else(host):
+            result = bring_up_to_date(shipment, host)
+    except FadedError as error:
+        answer.write_text(Failure(error=type(error).__name__, message=str(error)).model_dump_json(), encoding="utf-8")
+        return int(error.exit_code)
+    answer.write_text(result.model_dump_json(), encoding="utf-8")
+    return 0
+
+
+def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
+    """Bring the stage up to date in the current clone, and push its outputs to the remote."""
+    for line in heal():
+        print(f"healed: {line}")
+    _write_texts(shipment)
+    with opened(shipment.remote) as store:
+        _bring_inputs(store, shipment, host)
+        _check_code(shipment, host)
+        note_linked_folders(store.repo)
+        stage = store.stage(shipment.stage)
+        mine = hashes(stage)
+        for path in sorted(shipment.hashes):
+            if mine.get(path) != shipment.hashes[path]:
+                raise other_bytes(shipment, host, path)
+        known = store.recall(stage)
+        if not known and shipment.lock is not None and not stage.cmd_changed:
+            store.pull(shipment.lock.get("outs", []))  # DVC also looks into dvc.lock before it runs a stage
+        _note(out.def_path for out in stage.outs)
+    result = run_stage(shipment.stage, print)
+    with opened(shipment.remote) as store:
+        lock = _lock(shipment.stage)
+        store.push(lock["outs"])
+        store.remember(store.stage(shipment.stage))
+    return result.model_copy(update={"made": Made(host=host, lock=lock, versions=versions())})
+
+
+def _write_texts(shipment: Shipment) -> None:
+    import yaml
+
+    stages = {shipment.stage: shipment.lock} if shipment.lock else {}
+    texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
+    for name, text in texts.items():
+        replace_file(Path(name), text)
+
+
+def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
+    """Check out other stages' outputs into this clone; remove those of earlier shipments that are not inputs now."""
+    if missing := store.pull(shipment.inputs):
+        raise InfrastructureError(f"{host}: the DVC remote {store.name} lacks {', '.join(missing)}")
+    wanted = {entry["path"] for entry in shipment.inputs}
+    folders = [Path(path) for path in shipment.hashes]
+    for path in _brought() - wanted:
+        if any(folder in Path(path).parents for folder in folders):  # several stages write to this folder
+            _remove(Path(path))
+    _note(wanted)
+    store.checkout(shipment.inputs)
+
+
+def _check_code(shipment: Shipment, host: str) -> None:
+    """Refuse to run code that differs from the driver's, by the code.json that it sent."""
+    kind, _, audit = shipment.stage.partition("@")
+    audit = audit.rpartition("-")[0] if kind == SHARE else audit
+    theirs = json.loads((DATA / audit / CODE).read_text(encoding="utf-8"))
+    if code_in(Path()).digest(load_params().audit(audit), kind) != theirs.get(kind):
+        raise other_code(shipment, host)
+
+
+def _brought() -> set[str]:
+    return set(read_state(BROUGHT, list[str]) or [])
+
+
+def _note(paths: Iterable[str]) -> None:
+    write_state(BROUGHT, sorted(_brought() | set(paths)))
+
+
+def _lock(stage: str) -> Entry:
+    import yaml
+
+    return dict(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage])
+
+
+@contextlib.contextmanager
+def _nobodys_else(host: str) -> Iterator[None]:
+    """Lock the clone against audits started there, and refuse the driver's own workspace, which would be repaired."""
+    if (process := running_audit()) is not None:
+        raise UsageError(f"an audit runs in {host} (process {process}): expected a clone that is the worker's own")
+    with exclusive():
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

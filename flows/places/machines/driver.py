@@ -1,0 +1,216 @@
+"""The driver's side: what a worker is sent, and how its outputs reach the driver's workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.places.machines.store import Store, entry_of, opened
+from flows.request import GATED
+from flows.shipment import Entry, Made, Shipment
+from stages.errors import InfrastructureError, UsageError
+from stages.git import git
+from stages.params import Params, RunnerConfig, load_params
+from stages.provenance import versions
+
+if TYPE_CHECKING:
+    from dvc.stage import PipelineStage
+
+_OF_NO_RESULT = ("faded", "dvc", "prefect")  # their code is compared by content
+_TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
+
+
+def check_machines(config: RunnerConfig) -> None:
+    """Refuse, before anything runs, a configuration in which workers with their own clones could not share outputs.
+
+    Raises:
+        UsageError: if no DVC remote is configured, the named one is missing, or it cannot be shared.
+        InfrastructureError: if it does not respond.
+    """
+    if config.workspace is None:
+        return
+    if config.kind == "threads":
+        raise UsageError(
+            "runner.workspace is for workers on other machines: expected runner.kind dask or ray, found threads"
+        )
+    with opened(config.remote) as store:
+        store.check()
+
+
+def travels(stage: str) -> bool:
+    """Whether a stage may run in a worker's clone.
+
+    People's decisions are on the driver, so `collect_feedback` stays there. So do stages of other pipelines and files
+    tracked by `dvc add`.
+    """
+    return ":" not in stage and not stage.endswith(".dvc") and stage.partition("@")[0] != GATED
+
+
+def pack(stage: str, config: RunnerConfig) -> Shipment | None:
+    """Push a stage's inputs to the remote, and describe everything else that a worker needs.
+
+    Everything the stage depends on is up to date in this workspace.
+
+    Args:
+        stage: its name in dvc.yaml.
+        config: the runner, with `workspace` set.
+
+    Returns:
+        None if this clone already has the outputs, so that DVC has nothing to execute here.
+
+    Raises:
+        InfrastructureError: if the remote fails, or an input is missing.
+    """
+    assert config.workspace is not None
+    with opened(config.remote) as store:
+        with _locked(store):
+            if not store.repo.stage.collect(stage)[0].status():
+                return None
+            reads = store.stage(stage)
+            if store.recall(reads, here_only=True):
+                return None
+            inputs = _inputs(store, reads)
+            lock = _lock_entry(store, stage)
+            files = {path: Path(path).read_text(encoding="utf-8") for path in _texts(load_params())}
+        store.push(inputs)
+    return Shipment(
+        stage=stage,
+        files=files,
+        lock=lock,
+        inputs=inputs,
+        hashes=hashes(reads),
+        revision=_revision(),
+        workspace=config.workspace,
+        within=within_repository(Path.cwd()),
+        remote=config.remote,
+    )
+
+
+def take_back(shipment: Shipment, made: Made) -> None:
+    """Bring a worker's outputs into this workspace, as if the stage had run here.
+
+    Raises:
+        InfrastructureError: if they were made from other inputs than were sent, are not in the remote, or the workspace
+            changed meanwhile.
+    """
+    with opened(shipment.remote) as store:
+        stage = store.repo.stage.collect(shipment.stage)[0]
+        outs = _checked(shipment, made, stage)
+        if missing := store.pull(outs):
+            raise InfrastructureError(
+                f"{shipment.stage} ran on {made.host}, but the DVC remote {store.name} lacks {', '.join(missing)}"
+            )
+        with _locked(store):
+            from dvc.stage.loader import StageLoader
+
+            plain = [out.def_path for out in stage.outs if not out.use_cache]
+            store.checkout(outs, plain)
+            StageLoader.fill_from_lock(stage, made.lock)
+            stage.dump(update_pipeline=False)
+            store.repo.stage_cache.save(stage)
+            if stale := store.repo.stage.collect(shipment.stage)[0].status():
+                raise InfrastructureError(
+                    f"{shipment.stage} ran on {made.host}, but this workspace changed meanwhile: {_told(stale)}"
+                )
+
+
+def other_packages(made: Made) -> str:
+    """The packages that a worker has in other versions than the driver, as a sentence; empty if there are none.
+
+    DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
+    drivers often have no GPU.
+    """
+    here = versions()
+    differing = [
+        f"{name} {there} (here {here[name]})"
+        for name, there in made.versions.items()
+        if name in here and name not in _OF_NO_RESULT and there.partition("+")[0] != here[name].partition("+")[0]
+    ]
+    return f"{made.host} has {', '.join(differing)}: results are of its versions" if differing else ""
+
+
+def hashes(stage: PipelineStage) -> dict[str, str]:
+    """MD5 of each existing file and folder that a stage reads, by path; parameters travel as files."""
+    from dvc.dependency import ParamsDependency
+
+    read = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    return {dep.def_path: str(dep.hash_info.value) for dep in read if dep.hash_info}
+
+
+def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry]:
+    """The worker's outputs, after checking that they belong to this stage and were made from the inputs it was sent."""
+    from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        lock = COMPILED_LOCK_FILE_STAGE_SCHEMA(made.lock)
+    except Invalid as error:
+        raise InfrastructureError(f"{made.host} sent no record of {shipment.stage}: {error}") from None
+    outs: list[Entry] = list(lock.get("outs", []))
+    read = {dep["path"]: dep.get("md5") for dep in lock.get("deps", [])}
+    for path in sorted(shipment.hashes.keys() | read.keys()):
+        if read.get(path) != shipment.hashes.get(path):
+            raise other_bytes(shipment, made.host, path)
+    if lock["cmd"] != stage.cmd or {out["path"] for out in outs} != {out.def_path for out in stage.outs}:
+        raise InfrastructureError(f"{made.host} has another dvc.yaml than the driver: {shipment.stage} is not the same")
+    return outs
+
+
+def other_bytes(shipment: Shipment, host: str, path: str) -> InfrastructureError:
+    """The error for a worker's clone with different bytes at a path that the stage reads."""
+    return _differs(shipment, host, f"bytes under {path}")
+
+
+def other_code(shipment: Shipment, host: str) -> InfrastructureError:
+    """The error for a worker's clone that would run different code than the driver's."""
+    return _differs(shipment, host, f"code for {shipment.stage}")
+
+
+def _differs(shipment: Shipment, host: str, what: str) -> InfrastructureError:
+    state = f"commit {shipment.revision}" if shipment.revision else "the driver's state"
+    return InfrastructureError(f"worker {host} has other {what} than the driver: bring its clone to {state}")
+
+
+def _inputs(store: Store, stage: PipelineStage) -> list[Entry]:
+    """Outputs of other stages, and files tracked by `dvc add`, at, below or above the paths that a stage reads."""
+    here = Path.cwd()
+    paths = [Path(dep.fs_path) for dep in stage.deps]
+    outs = {}
+    for out in store.repo.index.outs:
+        path = Path(out.fs_path)
+        related = any(path == p or path in p.parents or p in path.parents for p in paths)
+        if related and out.hash_info and here in path.parents:
+            outs[path] = entry_of(out)
+    return list(outs.values())
+
+
+def _lock_entry(store: Store, stage: str) -> Entry | None:
+    found: Entry = store.repo.stage.collect(stage)[0].dvcfile.lockfile_contents.get("stages", {})
+    return found.get(stage)
+
+
+def _texts(params: Params) -> list[str]:
+    ratings = [audit.ratings.file for audit in params.audits.values() if audit.ratings is not None]
+    return [path for path in dict.fromkeys([*_TEXTS, *ratings]) if Path(path).is_file()]
+
+
+def _locked(store: Store) -> Any:
+    from dvc.repo import lock_repo
+
+    return lock_repo(store.repo)
+
+
+def _revision() -> str | None:
+    return git("rev-parse", "--short", "HEAD")
+
+
+def within_repository(folder: Path) -> str | None:
+    """A folder's path in its git repository, "." for the root; None if it is not in one."""
+    prefix = git("rev-parse", "--show-prefix", folder=folder)
+    return None if prefix is None else prefix.rstrip("/") or "."
+
+
+def _told(status: dict[str, list[Any]]) -> str:
+    changes = [entry for entries in status.values() for entry in entries]
+    paths = [path for entry in changes if isinstance(entry, dict) for group in entry.values() for path in group]
+    return ", ".join(paths) or str(changes)

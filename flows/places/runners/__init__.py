@@ -1,0 +1,157 @@
+"""Where stages run: in threads of this process, or on a Dask or Ray cluster, started here or found at an address.
+
+With every runner, Prefect's tasks wait in threads of the flow's process. A stage is sent to the cluster once all stages
+before it are done. So a waiting stage holds no GPU, workers need no Prefect server, and a stage whose worker died is
+retried like any other. params.yaml sets what a stage needs (`gpus: 1`); each runner requests it in its own way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, get_args
+
+from flows.places.machines import check_machines
+from flows.places.runners.devices import visible_gpus
+from flows.run_stage import StageResult
+from flows.shipment import Shipment
+from stages.errors import InfrastructureError, UsageError, did_you_mean
+from stages.params import Params
+from stages.params.file import RunnerConfig
+
+Say = Callable[[str], None]
+KINDS: tuple[str, ...] = get_args(RunnerConfig.model_fields["kind"].annotation)
+POLL = 0.5  # seconds between checks whether the run is being stopped
+_REACH_LIMIT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is sent to a worker.
+
+    Args:
+        stage: name in dvc.yaml.
+        gpus: number of GPUs it needs.
+        workspace: absolute path of the workspace on the worker.
+        shipment: what the stage needs, if that workspace is the worker's own clone.
+    """
+
+    stage: str
+    gpus: int
+    workspace: str
+    shipment: Shipment | None = None
+
+
+class Runner(Protocol):
+    """A place where stages run."""
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Run a stage to its end; called in a separate thread per stage, once all stages before it are done.
+
+        Args:
+            job: the stage, and what it needs.
+            say: called in the same thread with each line the stage prints.
+
+        Raises:
+            FadedError: as in `flows.run_stage.run_stage`; an InfrastructureError if its worker died.
+        """
+
+
+def chosen(params: Params, told: str | None) -> RunnerConfig:
+    """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
+
+    Args:
+        params: the workspace's parameters.
+        told: NAME or NAME=ADDRESS. Other settings under `runner:` apply if they are for the same kind.
+
+    Raises:
+        UsageError: if there is no such runner, its package is missing, or it takes no address.
+    """
+    told = told or os.environ.get("FADED_RUNNER")
+    config = params.runner
+    if told:
+        kind, equals, address = told.partition("=")
+        if kind not in KINDS:
+            raise UsageError(f"no runner {kind!r}, found: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        if equals and not address:
+            raise UsageError(f"--runner {told}: expected an address behind =, or {kind} alone for this machine")
+        same = config.model_dump() if kind == config.kind else {}
+        if address:
+            # These describe a cluster that is started here.
+            same = {**same, "address": address, "workers": None, "gpus": None}
+        try:
+            config = RunnerConfig.model_validate({**same, "kind": kind})
+        except ValueError as error:
+            raise UsageError(f"--runner {told}: {error}") from None
+    package = {"dask": "distributed", "ray": "ray"}.get(config.kind)
+    if package is not None and find_spec(package) is None:
+        raise UsageError(f"runner {config.kind!r} needs a package: pip install 'faded[{config.kind}]'")
+    return config
+
+
+def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) -> None:
+    """Refuse what a stage would refuse later, by params.yaml and the GPUs of the chosen runner.
+
+    Raises:
+        UsageError: with one line per error.
+    """
+    from stages.check import check_audits  # imports the tasks' libraries
+
+    if config.kind == "threads":
+        check_audits(params, audits, gpus=lambda: len(visible_gpus(config.gpus)))
+    else:
+        check_audits(params, audits, elsewhere=True)
+
+
+@contextlib.contextmanager
+def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
+    """Start or find a place for stages; when the block ends, everything that was started for it is stopped.
+
+    Args:
+        config: the runner, see `chosen`.
+        gpus: the largest number of GPUs that a stage of this run requests.
+
+    Raises:
+        UsageError: if a stage requests more GPUs than any worker has, or workers with their own clones have no remote
+            to share.
+        InfrastructureError: if nothing responds at the address.
+    """
+    check_machines(config)
+    if config.address not in (None, "auto"):
+        reach(config.kind, str(config.address))
+    opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
+    opened = import_module(f"flows.places.runners.{config.kind}").opened  # each imports its own library
+    with opened(config, gpus) as runner:
+        yield runner if config.workspace is None else import_module("flows.places.runners.apart").Apart(runner, config)
+
+
+def job(config: RunnerConfig, stage: str, gpus: int) -> Job:
+    """The job for a stage of the current workspace."""
+    return Job(stage, gpus, config.workspace or str(Path.cwd()))
+
+
+def reach(kind: str, address: str) -> None:
+    """Fail within seconds if nothing listens at an address: the libraries themselves try for a minute or more.
+
+    Raises:
+        UsageError: if it is not an address.
+        InfrastructureError: if nothing responds.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"runner {kind}: expected an address HOST:PORT, found {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_LIMIT).close()
+    except (OSError, OverflowError) as error:
+        raise InfrastructureError(f"runner {kind}: nothing answers at {address} ({error})") from None
+
+
+def too_few(gpus: int, found: str) -> UsageError:
+    """The error if no worker has as many GPUs as a stage requests."""
+    return UsageError(f"a stage requests {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")

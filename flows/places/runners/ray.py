@@ -1,0 +1,201 @@
+"""Stages on a Ray cluster: Ray assigns GPUs by `num_gpus`, and reports which."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flows.places.runners import POLL, Job, Say, reach, too_few
+from flows.places.runners.devices import visible_gpus
+from flows.places.runners.reaper import reaped_folder
+from flows.places.runners.threads import stages_at_once
+from flows.places.runners.work import work
+from flows.processes import stopping
+from flows.run_stage import StageResult
+from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.params.file import RunnerConfig
+
+_STORE = 100_000_000  # bytes of shared memory: only lines travel through it
+_LOOK, _FAILURES = 2.0, 3  # seconds between checks of the head; failures in a row that count as gone
+_SETTINGS = {  # read by Ray when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `work` sets what a stage without GPUs sees
+    # Without its head, Ray ends this process after a minute with exit code 1. `_Head` should report it before.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+}
+
+
+class _Head:
+    """The head of a cluster. Its death is not reported: calls just wait.
+
+    Args:
+        address: HOST:PORT.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._looking = threading.Lock()
+        self._looked, self._failures = 0.0, 0
+
+    def check(self, job: Job) -> None:
+        """Check that it responds, at most every two seconds for all stages together.
+
+        Raises:
+            InfrastructureError: if it did not respond several times in a row.
+        """
+        with self._looking:
+            if time.monotonic() - self._looked > _LOOK:
+                try:
+                    reach("ray", self._address)
+                    self._failures = 0
+                except InfrastructureError:
+                    self._failures += 1
+                self._looked = time.monotonic()
+            if self._failures >= _FAILURES:
+                raise InfrastructureError(f"{job.stage}: the head of the Ray cluster at {self._address} is gone")
+
+
+class Ray:
+    """Sends stages to a cluster."""
+
+    def __init__(self, head: _Head) -> None:
+        self._head = head
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Submit the stage, pass on its lines, and wait for its end."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        self._head.check(job)
+        # Prefect retries and reports it; Ray would retry silently.
+        on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
+        stream: Any = on_worker.options(
+            name=job.stage,
+            num_gpus=job.gpus,
+            # A stage with GPUs takes no slot of those without, so that both can run at the same time.
+            num_cpus=0 if job.gpus else 1,
+        ).remote(job)
+        try:
+            for item in self._items(stream, job):
+                if isinstance(item, str):
+                    say(item)
+                elif isinstance(item, FadedError):
+                    raise item
+                else:
+                    return item
+        except RayTaskError as error:
+            raise InfrastructureError(f"{job.stage}: Ray: {error.cause}") from error
+        except RayError as error:
+            why = " ".join(str(error).split())[:300]
+            raise InfrastructureError(f"{job.stage}: the worker that ran it died ({why})") from None
+        raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
+
+    def _items(self, stream: Any, job: Job) -> Iterator[Any]:
+        import ray
+
+        while True:
+            ready, _ = ray.wait([stream], timeout=POLL)
+            if ready:
+                try:
+                    reference = next(stream)
+                except StopIteration:
+                    return
+                yield ray.get(reference)
+            elif stopping():
+                ray.cancel(stream, force=True)  # ends the worker, and with it the stage
+                raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
+            else:
+                self._head.check(job)
+
+
+def _on_worker(job: Job) -> Iterator[Any]:
+    """Yield the lines of the stage, then its result or error."""
+    import ray
+
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    devices = [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+    # The stage's parent is this thread, not the main one, as it keeps running while the generator is paused.
+    thread = threading.Thread(target=lambda: items.put(work(job, devices, items.put)), daemon=True)
+    thread.start()
+    while isinstance(item := items.get(), str):
+        yield item
+    yield item
+
+
+@contextlib.contextmanager
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
+    """See `flows.places.runners.open_runner`."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if config.address is None:
+        # Anybody who can connect to a cluster can run code as this user, so require a token.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    with contextlib.ExitStack() as life:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        try:
+            with _own_signals():
+                if config.address is None:
+                    _init_local(config, gpus, quiet, life)
+                else:
+                    _init_at(config.address, quiet)
+        except FadedError:
+            raise
+        except Exception as error:  # of any type if a busy machine takes over 30 seconds to start its node
+            raise InfrastructureError(f"Ray did not start: {error}") from error
+        life.callback(ray.shutdown)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
+        if gpus > max(found.values()):
+            raise too_few(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
+        yield Ray(_Head(ray.get_runtime_context().gcs_address))
+
+
+def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:
+    ids = visible_gpus(config.gpus) if most or config.gpus else []
+    if most > len(ids):
+        raise too_few(most, f"this machine has {len(ids)}")
+    scratch = life.enter_context(reaped_folder("faded-ray-"))
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=config.workers or stages_at_once(),
+        num_gpus=len(ids),
+        object_store_memory=_STORE,
+        include_dashboard=False,
+        _temp_dir=scratch,
+        **quiet,
+    )
+
+
+def _init_at(address: str, quiet: dict[str, Any]) -> None:
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"runner ray: expected HOST:PORT of a cluster's head (often port 6379), run on one of its nodes; found "
+            f"{address!r}, the address of Ray Client, which cannot pass on the output of stages"
+        )
+    import ray
+
+    ray.init(address=address, **quiet)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep Ray from replacing the handler of SIGTERM: its own would end the process before its stages."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

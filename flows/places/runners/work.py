@@ -1,0 +1,63 @@
+"""Runs a stage on a worker of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flows.places.machines import run_there
+from flows.places.runners import Job, Say
+from flows.places.runners.devices import MASK
+from flows.run_stage import StageResult, run_stage
+from stages.environment import set_defaults
+from stages.errors import FadedError, InfrastructureError
+
+_threads = 0  # threads of this process that run stages
+_changed = threading.Condition()
+
+
+def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError:
+    """Run a stage in its workspace.
+
+    Args:
+        job: the stage.
+        devices: ids of its GPUs. Without any it sees none, as a cluster's other GPUs belong to other stages.
+        say: called with each line it prints.
+
+    Returns:
+        Its result. Errors for people are returned, as the libraries would wrap and print raised ones.
+    """
+    set_defaults()
+    try:
+        if job.shipment is not None:
+            return run_there(job.shipment, say, {MASK: ",".join(devices)})
+        with _inside(job.workspace):
+            return run_stage(job.stage, say, {MASK: ",".join(devices)})
+    except FadedError as error:
+        return error
+    except Exception as error:  # a full disk, an unwritable folder: reported and retried
+        return InfrastructureError(f"{job.stage}: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _inside(workspace: str) -> Iterator[None]:
+    """Enter the workspace. The current folder belongs to the process, so threads for other workspaces wait."""
+    global _threads  # noqa: PLW0603
+    if not Path(workspace, "dvc.yaml").is_file():
+        raise InfrastructureError(
+            f"worker on {os.uname().nodename} sees no workspace {workspace}: `runner: {{workspace: ...}}` in "
+            "params.yaml says where its own is, if it does not share this machine's files"
+        )
+    with _changed:
+        _changed.wait_for(lambda: _threads == 0 or str(Path.cwd()) == workspace)
+        os.chdir(workspace)
+        _threads += 1
+    try:
+        yield
+    finally:
+        with _changed:
+            _threads -= 1
+            _changed.notify_all()

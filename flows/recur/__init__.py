@@ -1,0 +1,1 @@
+"""Audits that recur: schedules, deployments, what they report."""

@@ -1,0 +1,123 @@
+"""Updates a Prefect server to match prefect.yaml: work pool, deployments, automations."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.recur.automations import ensure_automations
+from flows.recur.notify import block_id
+from flows.recur.schedule import FILE, Entry, read_entries, work_pool
+from flows.server.credential import client_environment
+from flows.workspace import stage_environment
+from stages.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+_OWNED = "Audits of "  # start of the description of Faded's work pools
+
+
+def apply(entries: Sequence[Entry]) -> list[str]:
+    """Update the server of the current settings to match prefect.yaml: work pool, deployments, automations.
+
+    Returns:
+        Sentences that a person should read.
+
+    Raises:
+        UsageError: if the work pool or a deployment belongs to another workspace.
+        InfrastructureError: if the server refuses.
+    """
+    from prefect.client.orchestration import get_client
+
+    if not entries:
+        return []
+    pool = work_pool(entries)
+    with get_client(sync_client=True) as client:
+        _ensure_pool(client, pool)
+        for entry in entries:
+            _refuse_foreign(client, entry)
+        _deploy([entry.name for entry in entries])
+        ours = _deployments(client, pool)
+        told = []
+        for name in sorted(set(ours) - {entry.name for entry in entries}):
+            client.pause_deployment(ours[name])
+            told.append(f"deployment {name} is not in {FILE} any more: its schedules are paused")
+        ensure_automations(client, pool, [ours[entry.name] for entry in entries], block_id(client, pool))
+    return told
+
+
+def refresh_automations() -> None:
+    """Update the automations to the current notification settings, for deployments that are already on the server."""
+    from prefect.client.orchestration import get_client
+
+    pool = work_pool(entries := read_entries())
+    with get_client(sync_client=True) as client:
+        ours = _deployments(client, pool)
+        if ids := [ours[entry.name] for entry in entries if entry.name in ours]:
+            ensure_automations(client, pool, ids, block_id(client, pool))
+
+
+def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+
+    mine = f"{_OWNED}{Path.cwd()} on {socket.gethostname()}"
+    try:
+        found = client.read_work_pool(pool)
+    except ObjectNotFound:
+        from prefect.workers.process import ProcessWorker
+
+        template = ProcessWorker.get_default_base_job_template()
+        # One audit at a time: they share the workspace, and often the only GPU.
+        client.create_work_pool(
+            WorkPoolCreate(name=pool, type="process", description=mine, concurrency_limit=1, base_job_template=template)
+        )
+        return
+    if (found.description or "").startswith(_OWNED) and found.description != mine:
+        raise UsageError(
+            f"work pool {pool!r} of this Prefect server belongs to another workspace ({found.description}), this is "
+            f"{Path.cwd()}: give this one's another name in {FILE} (work_pool: name), and its deployments; if that "
+            f"folder has moved here, run `prefect work-pool delete {pool}` first"
+        )
+
+
+def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
+    """Refuse a name that another work pool uses: Prefect would move its deployment here, together with its schedule."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        found = client.read_deployment_by_name(f"audit/{entry.name}")
+    except ObjectNotFound:
+        return
+    if found.work_pool_name not in (None, entry.pool):
+        raise UsageError(
+            f"deployment audit/{entry.name} of this Prefect server runs in work pool {found.work_pool_name!r}, not "
+            f"{entry.pool!r}: give it another name in {FILE}, or run `prefect deployment delete audit/{entry.name}`"
+        )
+
+
+def _deploy(names: Sequence[str]) -> None:
+    """Run `prefect deploy`, so that Prefect itself reads the file."""
+    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
+    for name in names:
+        command += ["--name", name]
+    env = {**stage_environment(), **client_environment(), "COLUMNS": "200"}
+    done = subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode or done.stdout.count("successfully created") != len(names):
+        told = "\n".join(f"  {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise InfrastructureError(f"Prefect did not accept {FILE}, `prefect deploy --all` says:\n{told}")
+
+
+def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
+    """Ids of the pool's deployments on the server, by name."""
+    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+
+    found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])))
+    return {deployment.name: deployment.id for deployment in found}

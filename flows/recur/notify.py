@@ -1,0 +1,216 @@
+"""Sends notifications about audits through Prefect's notification blocks, which keep their secrets on the server.
+
+A Prefect variable named after the work pool names the block, so no file of the workspace contains a secret.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from stages.environment import WORK
+from stages.errors import InfrastructureError, UsageError
+from stages.files import read_state, write_state
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+Event = Literal["needs decision", "gate failed", "rejected", "broken"]
+Kind = Literal["slack", "webhook", "email"]
+
+_SUBJECT: dict[Event, str] = {
+    "needs decision": "needs your decision",
+    "gate failed": "a gate failed",
+    "rejected": "was rejected",
+    "broken": "broken",
+}
+_SENT = WORK / "notices"  # by audit, the result of the last notification
+
+
+def notify(event: Event, audit: str, text: str, result: str = "") -> None:
+    """Notify people if a block is set; errors are logged and otherwise ignored.
+
+    Args:
+        event: what happened.
+        audit: the audit it happened to.
+        text: the message, with links.
+        result: identifies the event, so that nobody is notified twice in a row of the same. Empty if every one is new.
+    """
+    sent = f"{event} {result}" if result else ""
+    try:
+        if sent and read_state(_SENT / f"{audit}.json", str) == sent:
+            return
+        if _notify(f"faded: {audit} {_SUBJECT[event]}", text):
+            write_state(_SENT / f"{audit}.json", sent)
+    except Exception as error:
+        told = f"nobody was notified that {audit}: {event} ({_why(error)})"
+        logging.getLogger(__name__).warning(told)
+
+
+def forget(audit: str) -> None:
+    """Forget the last notification: all is well with the audit, and the same problem is reported if it recurs."""
+    (_SENT / f"{audit}.json").unlink(missing_ok=True)
+
+
+def _notify(subject: str, text: str) -> bool:
+    """Send a message; return whether there is a block to send it through."""
+    from flows.server import configured_api, talking_to
+
+    url = configured_api()
+    if url is None:  # no block either, and the query would start a server
+        return False
+    with talking_to(url):
+        if (slug := _read(_pool())) is None:
+            return False
+        block = _load(slug)
+        with block.raise_on_failure():
+            block.notify(text, subject=subject)
+    return True
+
+
+def set_url(kind: Kind, url: str) -> str:
+    """Save an address for notifications as a block on the server of the current settings, and use it from now on.
+
+    Args:
+        kind: kind of the address.
+        url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
+            the mail server, in Apprise's format.
+
+    Returns:
+        The block's name, "slack-webhook/faded".
+
+    Raises:
+        UsageError: if the URL does not fit its kind.
+    """
+    from apprise import Apprise
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
+
+    pool = _pool()
+    expected = {
+        "slack": ("https://hooks.slack.com/services/T000/B000/XXX", ("https://hooks.slack",)),
+        "webhook": ("https://chat.example.org/hooks/XXX", ("https://", "http://")),
+        "email": (
+            "mailtos://USER:PASSWORD@smtp.example.org?from=faded@example.org&to=ada@example.org",
+            ("mailtos://", "mailto://"),
+        ),
+    }
+    example, starts = expected[kind]
+    if not url.startswith(starts) or (kind != "webhook" and not Apprise().add(url)):
+        raise UsageError(f"--{kind}: {url.partition(':')[0]}:... is not a valid address, expected one like {example}")
+    block: CustomWebhookNotificationBlock | SlackWebhook
+    if kind == "webhook":
+        block = CustomWebhookNotificationBlock(
+            name=pool,
+            url="{{url}}",
+            secrets={"url": url},  # the URL is a secret: anybody who has it can post
+            json_data={"text": "{{subject}}\n{{body}}", "subject": "{{subject}}", "body": "{{body}}"},
+        )
+        name = pool
+    else:
+        # Prefect has no block for mail by SMTP; this one passes every URL that is not Slack's on to Apprise.
+        block = SlackWebhook(url=url)
+        name = pool if kind == "slack" else f"{pool}-email"
+    block.save(name, overwrite=True)
+    slug = f"{block.get_block_type_slug()}/{name}"
+    _use(slug)
+    return slug
+
+
+def set_block(slug: str | None) -> None:
+    """Use a block that is already on the server ("ms-teams-webhook/ops"), or none.
+
+    Raises:
+        UsageError: if there is no such block, or it is not a notification block.
+    """
+    if slug is not None:
+        from prefect.blocks.abstract import NotificationBlock
+
+        try:
+            block = _load(slug)
+        except ValueError as error:
+            raise UsageError(
+                f"--block {slug!r}: {error}; expected TYPE/NAME as `prefect block ls` shows them"
+            ) from None
+        if not isinstance(block, NotificationBlock):
+            raise UsageError(f"--block {slug!r} is not a notification block but {type(block).__name__}")
+    _use(slug)
+
+
+def current() -> str | None:
+    """The block in use on the server of the current settings."""
+    return _read(_pool())
+
+
+def send_test() -> None:
+    """Send a message through the block in use.
+
+    Raises:
+        UsageError: if none is set.
+        InfrastructureError: if the message was refused or did not arrive.
+    """
+    slug = current()
+    if slug is None:
+        raise UsageError("no notifications are set: `faded notify --webhook URL`")
+    try:
+        block = _load(slug)
+        with block.raise_on_failure():
+            block.notify("This is how Faded will notify you about your audits.", subject="faded: test")
+    except Exception as error:
+        raise InfrastructureError(f"the message through {slug} did not arrive: {_why(error)}") from None
+
+
+def block_id(client: SyncPrefectClient, pool: str) -> UUID | None:
+    """The id of the block in use, for automations; None if there is none."""
+    variable = client.read_variable_by_name(_variable(pool))
+    if variable is None:
+        return None
+    kind, _, name = str(variable.value).partition("/")
+    return client.read_block_document_by_name(name, kind).id
+
+
+def _why(error: Exception) -> str:
+    """Why a message did not arrive, without the error's text, which may contain the address, a secret."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"the server answered {error.response.status_code} {error.response.reason_phrase}"
+    if isinstance(error, httpx.TransportError):
+        return "the server cannot be reached"
+    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}, see the address of the block"
+
+
+def _pool() -> str:
+    from flows.recur.schedule import read_entries, work_pool
+
+    return work_pool(read_entries())
+
+
+def _variable(pool: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in pool.lower()) + "_notify"
+
+
+def _read(pool: str) -> str | None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        variable = client.read_variable_by_name(_variable(pool))
+    return None if variable is None else str(variable.value)
+
+
+def _use(slug: str | None) -> None:
+    from prefect.variables import Variable
+
+    name = _variable(_pool())
+    if slug is None:
+        Variable.unset(name)
+    else:
+        Variable.set(name, slug, overwrite=True)
+
+
+def _load(slug: str) -> Any:
+    """A block; typed Any, as Prefect types `notify` for callers that await it, too."""
+    import prefect.blocks.notifications  # noqa: F401  # registers the types
+    from prefect.blocks.core import Block
+
+    return Block.load(slug)

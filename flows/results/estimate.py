@@ -1,0 +1,295 @@
+"""Estimates of what a run would cost: probes, model calls, time and disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from flows.graph import SHARE, Graph, Stage
+from flows.request import GATED, needs_decision, waits_for_person
+from flows.results import REFERENCE, TIMINGS, Took, read_took
+from stages.files import probe_seconds
+from stages.intervals import wilson
+from stages.params import Params
+from stages.records import audit_folder
+from stages.tasks.base import offers
+from stages.tasks.load import task_class, task_context
+
+if TYPE_CHECKING:
+    from stages.tasks.account import Expected
+
+Source = Literal["here", "probes", "reference"]
+SAID: dict[Source, str] = {
+    "here": "from the last run here",
+    "probes": "from the time per probe in prepare",
+    "reference": "as measured on 2 cores",
+}
+FEWEST = 30  # items of a split, for claims about others; with 10, an interval is about 50 points wide
+_START = "collect_feedback"  # its time is that of starting a stage, as it does little else
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Estimated cost of one stage.
+
+    Args:
+        stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
+        probes: upper bound of its unique probes; None for a stage without probes.
+        calls: batched model calls for them.
+        seconds: its duration, None if nothing is known about it.
+        source: where `seconds` is from: the stage's last run here, else its probes times the duration of one in
+            `prepare`, else its run on the machine of the benchmarks.
+        size: bytes of its outputs when it last ran, None if it never did.
+        waits: whether it needs a person's decision first.
+    """
+
+    stage: Stage
+    probes: int | None
+    calls: int | None
+    seconds: float | None
+    source: Source | None
+    size: int | None
+    waits: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated cost of a run, and the free disk space in bytes."""
+
+    stages: list[StageEstimate]
+    free: int
+
+    @property
+    def probes(self) -> int:
+        """Upper bound of the unique probes of all stages."""
+        return sum(e.probes or 0 for e in self.stages)
+
+    @property
+    def time(self) -> str:
+        """How long it would take, and how this was estimated."""
+        known = [e for e in self.stages if e.seconds is not None]
+        count = sum(e.stage.kind == SHARE for e in self.stages)
+        shares = f"; the {count} shares may run side by side" if count > 1 else ""
+        if not known:
+            before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
+            return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"
+        unknown = len(self.stages) - len(known)
+        sources = {e.source for e in known}
+        source = ", ".join(said for name, said in SAID.items() if name in sources)
+        more = f"; {unknown} stage(s) never ran here" if unknown else ""
+        if any(e.stage.kind == "restructure" and e.seconds is None for e in self.stages):
+            more += ", including the repair's training, which may take longer than everything else"
+        return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
+    """Estimate the cost of running these audits now.
+
+    Raises:
+        UsageError: if a search is to be divided into more shares than its items or probes allow.
+    """
+    timings, reference = read_took(TIMINGS), read_took(REFERENCE)
+    pace = _pace(timings, reference)
+    paced = {name: pace * took.seconds for name, took in reference.items()}
+    todo = graph.to_do(audits)
+    stale = {stage.name for stage in todo}
+    for audit in sorted({stage.audit for stage in todo if stage.kind == SHARE}):
+        if f"prepare@{audit}" not in stale:  # otherwise its items may still change
+            from flows.places.shard import check_division  # loads torch
+
+            config = params.audits[audit]
+            check_division(audit, config, config.discover.shards)
+    stages = []
+    for stage in todo:
+        probes = probes_of(params, stage)
+        calls = ceil(probes / params.audits[stage.audit].compute.batch_size) if probes else None
+        # A stale landscape may change, and nobody has decided on the new one.
+        undecided = needs_decision(params, stage.audit) is not None or f"summarize@{stage.audit}" in stale
+        waits = stage.kind == GATED and waits_for_person(params, stage.audit) and undecided
+        # If prepare is stale, its measurement is of another model.
+        each = None if f"prepare@{stage.audit}" in stale else probe_seconds(stage.audit)
+        told: dict[Source, float | None] = {
+            "here": _scaled(params, stage, timings),
+            "probes": probes * each if probes and each else None,
+            # The reference search was not divided; joining shares takes less.
+            "reference": None if divided(params, stage) else paced.get(stage.name),
+        }
+        source = next((name for name, seconds in told.items() if seconds is not None), None)
+        seconds = told[source] if source else None
+        stages.append(StageEstimate(stage, probes, calls, seconds, source, stage.size, waits))
+    return Estimate(stages, shutil.disk_usage(Path()).free)
+
+
+def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float | None:
+    """A stage's duration by its last run here, scaled to how much it has to do now."""
+    if (last := timings.get(stage.name)) is None:
+        return None
+    work = work_of(params, stage)
+    if not work or not last.work:
+        return last.seconds
+    starts = [took.seconds for name, took in timings.items() if name.startswith(f"{_START}@")]
+    start = min([last.seconds, *starts]) if starts else 0.0
+    return start + (last.seconds - start) * work / last.work
+
+
+def few_items(items: object) -> str | None:
+    """Say that an audit's items are too few for claims about others; None if they are enough, or not counted.
+
+    Args:
+        items: `prepare.items`, which the task defines; usually the number of items by split.
+    """
+    counts = items if isinstance(items, Mapping) else {}
+    few = {split: n for split in ("discover", "test") if isinstance(n := counts.get(split), int) and 0 < n < FEWEST}
+    if not few:
+        return None
+    n = min(few.values())
+    example = wilson(max(1, n // 5), n)
+    told = " and ".join(f"{count} {split} item{'s' * (count > 1)}" for split, count in few.items())
+    return (
+        f"{told} support no claim about others: {example.value:.0%} of {n} has a 95% interval from {example.low:.0%} to"
+        f" {example.high:.0%}; {FEWEST} or more are expected"
+    )
+
+
+def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
+    """How many times longer stages with equal work take here than on the benchmarks' machine; 1 before any ran.
+
+    Only runs with equal work count, as a larger budget does not make a machine slow.
+    """
+    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
+    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
+    return median(paces) if paces else 1.0
+
+
+def work_of(params: Params, stage: Stage) -> float | None:
+    """How much a stage has to do: its unique probes, or the examples that a repair is trained on.
+
+    None if this is unknown or does not depend on params.yaml alone.
+    """
+    if stage.kind != "restructure":
+        return probes_of(params, stage)
+    if stage.audit not in params.repairs:
+        return None
+    repair = params.repairs[stage.audit].restructure
+    items = params.audits[stage.audit].prepare.get("items")
+    count = items.get("repair") if isinstance(items, dict) else None
+    size = repair.settings.get("steps") or (
+        repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
+    )
+    if not isinstance(size, int | float):
+        return None
+    return size * repair.trainings * (1 if repair.control == "none" else 2)
+
+
+def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
+    """The backend of an audit's network, and why; None if `compute.backend: auto` does not have to choose.
+
+    Args:
+        params: the workspace's parameters.
+        graph: its stages.
+        name: the audit's name.
+        here: whether stages run on this machine.
+    """
+    audit = params.audit(name)
+    if audit.compute.backend != "auto":
+        return None
+    if not graph.stages[f"prepare@{name}"].stale:
+        prepared = audit_folder(name).prepare.provenance
+        return f"{name}: backend: {prepared.backend_said}" if prepared.backend_auto else None
+    task = task_class(name, audit)
+    if len(task.backends) == 1:
+        return None
+    why = task.only_eager(task_context(name, audit)) if here else ""
+    return f"{name}: backend: eager (auto: {why})" if why else f"{name}: backend: auto, which prepare settles"
+
+
+def requests_line(params: Params, graph: Graph, name: str) -> str | None:
+    """Expected cost of requests to services that count tokens, and their cost so far; None without such services."""
+    audit = params.audit(name)
+    task, context = task_class(name, audit), task_context(name, audit)
+    services = {name: task.expected_requests(context), f"{name}, judge": task.expected_judgements(context)}
+    told = [_requests(params, graph, name, who, each) for who, each in services.items() if each is not None]
+    return "\n".join(told) or None
+
+
+def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
+    """The same for one service, which the line calls `who`."""
+    from stages.tasks.account import money
+
+    todo = graph.to_do([name])
+    requests = expected.by_probe * sum(probes_of(params, stage) or 0 for stage in todo)
+    requests += expected.preparing if any(stage.kind == "prepare" for stage in todo) else 0
+    prompt, completion, price = requests * expected.prompt, requests * expected.completion, expected.price
+    told = f"{who}: about {requests:,} requests, {prompt:,.0f} prompt and {completion:,.0f} completion tokens"
+    told += f" (by {expected.measured:,} so far" if expected.measured else " (a guess from the length of the texts"
+    told += "; what was already answered is not requested again)" if expected.bill.requests else ")"
+    if price is not None:
+        told += f", cost about {money(price.of(prompt, completion))}"
+    if expected.bill.requests:
+        told += f". So far: {expected.bill}"
+    if price is None or expected.max_cost is None:
+        return told
+    spent = expected.bill.cost
+    told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
+    return told + (", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else "")
+
+
+def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | None:
+    """The maximal number of processes that answer probes, and bytes of the model's files, which each copies to memory.
+
+    None if no stage to be run probes the model, or prepare has yet to write it.
+    """
+    if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
+        return None
+    prepared = audit_folder(name).prepare.path
+    files = (path for path in (prepared / "model").rglob("*") if path.is_file())
+    return task_context(name, params.audit(name), prepared).compute.processes, sum(f.stat().st_size for f in files)
+
+
+def divided(params: Params, stage: Stage) -> bool:
+    """Whether the stage joins the shares of a search instead of searching."""
+    return stage.kind == "discover" and params.audits[stage.audit].discover.shards > 1
+
+
+def probes_of(params: Params, stage: Stage) -> int | None:
+    """Unique probes that a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
+    if stage.audit not in params.audits:
+        return None
+    audit = params.audits[stage.audit]
+    fresh = 2 * audit.discover.kept_back
+    search = 2 * audit.discover.budget - fresh  # the explorer and its control
+    shards = audit.discover.shards
+    if stage.kind == SHARE:
+        part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is off by a few probes only
+        return 2 * (search // 2 * part // shards - search // 2 * (part - 1) // shards)
+    if stage.kind == "discover":
+        return (0 if divided(params, stage) else search) + audit.discover.microscopic_budget
+    if stage.kind == "summarize":
+        return fresh  # to confirm modes
+    if stage.kind == "re_evaluate" and stage.audit in params.repairs:
+        repair = params.repairs[stage.audit]
+        models = 2 if repair.restructure.control == "none" else 3
+        pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
+        task = task_class(stage.audit, audit)
+        models += offers(task, "again")  # the model before
+        if offers(task, "measure"):
+            items = audit.prepare.get("items")  # defined by the task, so not necessarily counts by split
+            clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
+        doses = repair.restructure.doses.values()
+        trained = 1 + repair.restructure.trainings * sum(map(len, doses)) if doses else 0  # and the model before
+        # The models before and after are both searched. Every model answers the pairs inside and outside the target
+        # modes, and every trained model those of three parts.
+        return 2 * search + models * (pairs + clean) + 3 * trained * repair.re_evaluate.dose_pairs
+    return None

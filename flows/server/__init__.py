@@ -1,0 +1,361 @@
+"""The Prefect API a flow uses: the configured one, that of `faded serve`, or one that lives as long as the command.
+
+A local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
+configuration is being checked, it dies with us even on kill -9, and it keeps its database in the workspace
+(.faded/prefect), separate from that of other tools, so that it is migrated only once.
+
+It answers no request without its credential (flows/server/guard.py). If it dies, it is restarted at the same address:
+clients wait for a moment, and nothing is lost, as its database is in the workspace.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from flows.processes import RECORDS, child, end_all
+from flows.server.credential import authorization, client_settings, new_credential
+from flows.server.origin import new_host
+from flows.workspace import LOGS
+from stages.environment import WORK
+from stages.errors import Exit, InfrastructureError, UsageError
+from stages.files import replace_file
+
+HOME = WORK / "prefect"  # its database
+RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
+_START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
+_DEATHS = 3  # deaths in quick succession after which a command gives up its server
+_SOON = 60.0  # seconds
+_CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # environment variable of a server: the credential it demands
+_HOST = "FADED_PREFECT_HOST"  # the same: the host name of its pages
+
+
+class Record(BaseModel):
+    """The running server of `faded serve`; only its user can read the file.
+
+    Args:
+        url: URL of its API.
+        pid: its process id.
+        started: start time of the process, as process ids are reused.
+        credential: the credential it demands.
+        host: the host name under which browsers see its pages.
+    """
+
+    url: str
+    pid: int
+    started: float
+    credential: str
+    host: str
+
+
+def configured_api() -> str | None:
+    """URL of an existing API: PREFECT_API_URL (environment or profile), else the server of `faded serve`."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url or served_api()
+
+
+def served_api() -> str | None:
+    """URL of the API that `faded serve` runs in this workspace; None if there is none or it does not respond."""
+    record = _served()
+    return record.url if record is not None and _healthy(record.url, record.credential) else None
+
+
+def answers(api: str) -> bool:
+    """Whether a Prefect API responds."""
+    return _healthy(api, _credential_of(api))
+
+
+def talking_to(api: str) -> AbstractContextManager[Any]:
+    """The context in which Prefect's clients use an API; that of `faded serve` with its credential."""
+    from prefect.settings import temporary_settings
+
+    return temporary_settings(client_settings(api, _credential_of(api)))
+
+
+def one_time_link() -> str:
+    """Request a link from the server of `faded serve` that opens its pages once, in one browser.
+
+    Raises:
+        UsageError: if none runs here.
+        InfrastructureError: if it returns no link.
+    """
+    import httpx
+
+    from flows.server.guard import LINKS
+
+    if (record := _served()) is None:
+        raise UsageError("no Prefect server of `faded serve` is running in this workspace")
+    headers = {"Authorization": authorization(record.credential)}
+    url = record.url.removesuffix("/api") + LINKS
+    try:
+        return str(httpx.post(url, headers=headers, timeout=30, trust_env=False).raise_for_status().json()["link"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        who = f"the Prefect server (process {record.pid}, {record.url})"
+        raise InfrastructureError(f"{who} gave no link: {error}") from None
+
+
+def _credential_of(api: str) -> str | None:
+    record = _served()
+    return record.credential if record is not None and record.url == api else None
+
+
+def _served() -> Record | None:
+    """The record, if its process lives: then the port is still its own, and nobody else receives the credential."""
+    with contextlib.suppress(OSError, ValidationError, psutil.Error):
+        record = Record.model_validate_json(RECORD.read_text(encoding="utf-8"))
+        if psutil.Process(record.pid).create_time() == record.started:
+            return record
+    return None
+
+
+def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
+    """Start a local server unless there is one already, see `configured_api`.
+
+    Args:
+        records: folder of the server's record as a child. `faded serve` and commands that may run beside an audit use
+            their own, because an audit ends whatever is in its folder.
+
+    Returns:
+        A function to call when the API is needed: it waits until the server responds, and returns the context in which
+        flows use it.
+    """
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url:
+        return contextlib.nullcontext
+    if (served := served_api()) is not None:
+        return lambda: talking_to(served)
+    server = OwnServer("app", 0, records)
+    server.start()
+    # Not earlier: at exit, Prefect sends the last logs and events in hooks that run before this one.
+    atexit.register(server.close)
+
+    def ready() -> AbstractContextManager[Any]:
+        server.wait()
+        server.keep()
+        return server.clients()
+
+    return ready
+
+
+class OwnServer:
+    """A server on loopback that keeps its address and credential when it is restarted.
+
+    This process holds the port, not the server, which takes seconds to start. Meanwhile, or after it died, another
+    program could otherwise take the port, respond in its place, and receive the credential.
+
+    Args:
+        factory: name of the function in this module that builds its application.
+        port: its port on loopback, 0 for any.
+        records: folder of its record as a child.
+    """
+
+    def __init__(self, factory: str, port: int, records: Path) -> None:
+        self._listening, self._held = _listen(port)
+        self.port = int(self._listening.getsockname()[1])
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self._factory, self._records = factory, records
+        self.credential, self.host = new_credential(), new_host()
+        self._life = ExitStack()
+        self._process: subprocess.Popen[str] | None = None
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def clients(self) -> AbstractContextManager[Any]:
+        """The context in which Prefect's clients use it."""
+        from prefect.settings import PREFECT_UI_URL, temporary_settings
+
+        return temporary_settings({**client_settings(self.api, self.credential), PREFECT_UI_URL: self.pages})
+
+    @property
+    def pages(self) -> str:
+        """The address of its web pages."""
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start its process; it responds once `wait` has returned."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        HOME.mkdir(parents=True, exist_ok=True)
+        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
+        fd = self._listening.fileno()
+        command = ["uvicorn", "--factory", f"flows.server:{self._factory}", "--fd", str(fd), "--log-level", "warning"]
+        # Append: a restarted server must not overwrite why the last one ended.
+        output = self._life.enter_context(_log().open("a"))
+        running = child(
+            "prefect-server",
+            command,
+            self._environment(),
+            output,
+            interruptible=False,  # after Ctrl-C, the end of the run is still reported to it
+            records=self._records,
+            pass_fds=[fd],
+        )
+        self._process = self._life.enter_context(running)
+        return self._process
+
+    def _environment(self) -> dict[str, str]:
+        """Environment of its process; the user's own settings take precedence."""
+        env = {
+            "PREFECT_UI_URL": self.pages,
+            "PREFECT_SERVER_UI_API_URL": f"{self.pages}/api",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.pages,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+            "PREFECT_HOME": str(HOME.resolve()),
+            **os.environ,
+            _CREDENTIAL: self.credential,
+            _HOST: self.host,
+        }
+        return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+
+    def wait(self) -> None:
+        """Wait until it responds.
+
+        Raises:
+            InfrastructureError: if it ends first.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + _START_LIMIT
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # With a short time-out, as requests from before it died are never answered.
+            if _healthy(self.api, self.credential, patience=1):
+                return
+            time.sleep(0.05)
+        raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[subprocess.Popen[str]]:
+        """Run it, and write its record for other commands of the workspace."""
+        try:
+            process = self.start()
+            self.wait()
+            started = psutil.Process(process.pid).create_time()
+            record = Record(url=self.api, pid=process.pid, started=started, credential=self.credential, host=self.host)
+            replace_file(RECORD, record.model_dump_json(), mode=0o600)
+            yield process
+        finally:
+            RECORD.unlink(missing_ok=True)
+            self._life.close()
+
+    def keep(self) -> None:
+        """Restart it whenever it dies, until it is closed."""
+        self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        deaths, since = 0, time.monotonic()
+        # The restarted server is a child of this thread and dies with it, so the thread lives as long as it is needed.
+        while not self._closing.wait(0.1):
+            if self._process is not None and self._process.poll() is not None:
+                deaths = deaths + 1 if time.monotonic() - since < _SOON else 1
+                if deaths == _DEATHS:
+                    _give_up(f"died {_DEATHS} times in a row, see {_log()}")
+                since = time.monotonic()
+                self._life.close()
+                try:
+                    self.start()
+                except OSError as error:
+                    _give_up(f"died and cannot be started again: {error}")
+
+    def close(self) -> None:
+        """End it for good."""
+        self._closing.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        self._life.close()
+        self._listening.close()
+        if self._held is not None:
+            self._held.close()
+
+
+def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
+    """Listen on a port of 127.0.0.1, 0 for any, and block the same port of ::1.
+
+    Browsers may resolve a name under localhost to ::1 as well: a program listening there would get the one-time link.
+
+    Returns:
+        The listening socket, and the blocking one; None if the machine has no ::1.
+    """
+    for attempt in range(10):
+        listening = socket.create_server(("127.0.0.1", port))
+        held = None
+        try:
+            held = socket.socket(socket.AF_INET6)
+            held.bind(("::1", listening.getsockname()[1]))  # without SO_REUSEADDR, so that it is not shared
+            return listening, held
+        except OSError as error:
+            if held is not None:
+                held.close()
+            if error.errno != errno.EADDRINUSE:  # the machine has no ::1
+                return listening, None
+            listening.close()
+            if port or attempt == 9:
+                raise
+    raise AssertionError
+
+
+def _give_up(why: str) -> NoReturn:
+    """Kill the command: without a server, Prefect's clients retry for minutes, with long messages."""
+    end_all()
+    sys.stdout.flush()
+    print(f"error: the local Prefect server {why}; the same command resumes from here", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(Exit.INFRASTRUCTURE)
+
+
+def ui_url(api: str) -> str:
+    """The web pages of an API; those of our own server have their own host name."""
+    base = api.removesuffix("/").removesuffix("/api")
+    record = _served()
+    return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
+
+
+def _log() -> Path:
+    return LOGS / "prefect-server.log"
+
+
+def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
+    import httpx
+
+    headers = {} if credential is None else {"Authorization": authorization(credential)}
+    with contextlib.suppress(httpx.TransportError):
+        # Loading all certificates takes ten times as long as the request, which is sent twenty times a second.
+        verify = not api.startswith("http:")
+        answer = httpx.get(f"{api}/health", headers=headers, timeout=patience, trust_env=False, verify=verify)
+        return answer.status_code == httpx.codes.OK
+    return False
+
+
+def app() -> Any:
+    """Build the application of a short-lived server, without web pages and the services of a long-lived one."""
+    return _guarded(None)
+
+
+def served_app() -> Any:
+    """Build the application of a long-lived server: web pages, scheduler, automations."""
+    return _guarded(os.environ[_HOST])
+
+
+def _guarded(host: str | None) -> Any:
+    from flows.server.guard import Guard
+
+    # Wrap the application, as its own services (automations) call it within the process, without a credential. Hide
+    # the credential from Prefect: it would exempt some routes, and make its pages ask for a password.
+    credential = os.environ.pop(_CREDENTIAL)
+    from prefect.server.api.server import create_app
+
+    return Guard(create_app(ephemeral=host is None, final=True), credential, host)

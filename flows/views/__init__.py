@@ -1,0 +1,352 @@
+"""Output in the terminal: tables and verdicts. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.graph import RUNS_NOW
+from flows.results import gate_word
+
+if TYPE_CHECKING:
+    from flows.graph import Stage
+    from flows.results import Verdict
+    from flows.results.compare import Comparison
+    from flows.results.estimate import Estimate
+    from flows.results.glance import Glance
+    from flows.run_stage import StageResult
+    from flows.views.history import History
+    from flows.views.side_by_side import SideBySide
+    from stages.concepts import Concept
+    from stages.intervals import Rate
+    from stages.landscape.head_to_head import HeadToHead
+    from stages.usage.record import MeasuredUsage, UsageInForce
+
+_OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
+_PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
+_REASONS = 3  # shown per stage
+_LEAST = 0.0005  # share of inputs that is shown
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column in ("seconds", "probes", "model calls", "disk", "bound", "value")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
+    """Print how many processes may answer probes, if there are several."""
+    if processes > 1:
+        each = f"each with a copy of the model ({size(n_bytes)} on disk)"
+        console.print(
+            f"{audit}: up to {processes} processes answer probes at once, {each}", markup=False, soft_wrap=True
+        )
+
+
+def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
+    """Print the summary of a run, stage by stage."""
+    table = _table("stage", "outcome", "seconds")
+    for r in results:
+        style = _OUTCOME_STYLE.get(r.outcome, "dim")
+        table.add_row(escape(r.stage), f"[{style}]{r.outcome}[/]", f"{r.seconds:.1f}" if r.seconds else "")
+    table.add_section()
+    table.add_row("total (wall)", "", f"{total:.1f}")
+    console.print(table)
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print the verdict of an audit with its gates, and where its report is."""
+    if verdict.gates:
+        table = _table("gate", "bound", "value", "95% interval", "passed")
+        table.columns[0].no_wrap = True
+        for gate in verdict.gates:
+            interval = f"{_number(gate.low)} to {_number(gate.high)}" if None not in (gate.low, gate.high) else ""
+            passed = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
+            table.add_row(escape(gate.named), _number(gate.bound), _number(gate.value), interval, passed)
+        console.print(table)
+    console.print(_verdict_line(verdict), highlight=False)
+    if verdict.statement:
+        console.print(verdict.statement, markup=False, highlight=False)
+    if verdict.report is not None:
+        console.print(f"report: {verdict.report.resolve()}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _verdict_line(verdict: Verdict) -> str:
+    decided = f" ({escape(verdict.decided)})" if verdict.decided else ""
+    style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
+    return f"[{style}]{escape(verdict.audit)}: {verdict.word}[/]{decided}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "" if value is None else str(value)
+
+
+def show_plan(console: Console, estimate: Estimate) -> None:
+    """Print what would run, why and at what cost."""
+    if not estimate.stages:
+        console.print("nothing to do: no stage is stale")
+        return
+    table = _table("stage", "why", "probes", "model calls", "seconds", "disk")
+    for e in estimate.stages:
+        why = _shorten(e.stage.reasons) if e.stage.reasons else "depends on a stale stage"
+        table.add_row(
+            escape(e.stage.name),
+            escape(why) + (" [yellow](waits for a person's decision)[/]" if e.waits else ""),
+            f"{e.probes:,}" if e.probes else "",
+            f"{e.calls:,}" if e.calls else "",
+            f"{e.seconds:.1f}" if e.seconds is not None else "?",
+            size(e.size) if e.size is not None else "?",
+        )
+    console.print(table)
+    console.print(f"{estimate.probes:,} unique probes at most; {estimate.time}", highlight=False)
+    disk = sum(e.size or 0 for e in estimate.stages)
+    about = (
+        f"about {size(disk)} of outputs, as in the last run" if disk else "size of outputs unknown before the first run"
+    )
+    console.print(f"disk: {about}, {size(estimate.free)} free", highlight=False)
+
+
+def _shorten(reasons: Sequence[str]) -> str:
+    more = f" and {len(reasons) - _REASONS} more" if len(reasons) > _REASONS else ""
+    return ", ".join(reasons[:_REASONS]) + more
+
+
+def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Verdict], running: int | None) -> None:
+    """Print every stage's state, and the last verdict of every audit."""
+    if running is not None:
+        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
+    table = _table("stage", "state", "why")
+    behind: set[str] = set()
+    for stage in stages:
+        if stage.stale:
+            state, why = "[yellow]stale[/]", escape(_shorten(stage.reasons))
+            if all(reason.endswith("missing") for reason in stage.reasons):
+                state = "[yellow]missing[/]"
+            elif stage.reasons == (RUNS_NOW,):
+                state, why = f"[cyan]{RUNS_NOW}[/]", ""
+        elif behind.intersection(stage.upstream):
+            state, why = "[yellow]behind[/]", "depends on a stale stage"
+        else:
+            state, why = "[green]fresh[/]", ""
+        if stage.stale or behind.intersection(stage.upstream):
+            behind.add(stage.name)
+        table.add_row(escape(stage.name), state, why)
+    console.print(table)
+    for verdict in verdicts:
+        outdated = any(name.endswith(f"@{verdict.audit}") for name in behind)
+        note = " [dim](from an earlier run: stages are stale)[/]" if verdict.found and outdated else ""
+        console.print(_verdict_line(verdict) + note, highlight=False)
+
+
+def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], running: int | None) -> None:
+    """Print the overview of audits, one per row; those that never ran in one line."""
+    if running is not None:
+        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in ("audit", "verdict", "failure rate", "date", "decided by", "next"):
+            table.add_column(column, overflow="fold", no_wrap=column in ("failure rate", "date"))
+        for row in rows:
+            v = row.verdict
+            style = "bold" if v.passed is None and not v.gates else f"bold {_PASSED_STYLE[v.passed]}"
+            outdated = " [dim](outdated)[/]" if v.found and row.outdated else ""
+            table.add_row(
+                escape(v.audit),
+                f"[{style}]{v.word}[/]{outdated}",
+                short_rate(row.rate),
+                f"{row.when:%Y-%m-%d}" if row.when else "",
+                escape((v.decided or "").removeprefix("decided by ")),
+                escape(row.next),
+            )
+        console.print(table)
+    if never:
+        told = f"never run: {', '.join(never)}; `faded audit NAME` runs one"
+        console.print(told, markup=False, highlight=False)
+
+
+def show_history(console: Console, histories: Sequence[History]) -> None:
+    """Print the last results of audits in one table; below it what changed before each, and the drift."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("audit", "result", "date", "verdict", "failure rate", "targets", "decided by"):
+        table.add_column(column, overflow="fold", no_wrap=column not in ("audit", "decided by"))
+    for history in histories:
+        for result in history.results:
+            style = {True: "green", False: "red", None: "bold"}[result.passed]
+            table.add_row(
+                escape(history.audit),
+                result.revision,
+                f"{result.when:%Y-%m-%d}",
+                f"[{style}]{result.word}[/]",
+                short_rate(result.rate),
+                f"{100 * result.target:+.1f}" if result.target is not None else "",
+                escape(result.decided),
+            )
+        table.add_section()
+    console.print(table)
+    for history in histories:
+        for result in history.results:
+            if result.changed:
+                said = f"{history.audit} {result.revision} changed {'; '.join(result.changed)}"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
+
+
+def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
+    """Print the audits that `faded init` wrote but has not measured yet."""
+    for name in audits:
+        told = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
+        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """Print two revisions side by side."""
+    c = comparison
+    table = _table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")
+    for row in c.rates:
+        table.add_row(escape(row.what), _rate(row.a), _rate(row.b))
+    console.print(table)
+    for note in c.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    if c.paired is None:
+        console.print("no common control probes, so nothing to pair")
+        return
+    d = c.paired.difference
+    sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
+    console.print(
+        f"paired on {d.n:,} common control probes of {c.paired.items} items: {c.rev_b} minus {c.rev_a} "
+        f"{d.value:+.4f} (95% interval {d.low:+.4f} to {d.high:+.4f}): {sure}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_side_by_side(console: Console, together: SideBySide) -> None:
+    """Print several results: what their searches found, rates, and the settings that differ."""
+    table = _table("", *map(escape, together.runs))
+    for what, found in together.found:
+        table.add_row(escape(what), *map(_value, found))
+    table.add_section()
+    for what, rates in together.rates:
+        table.add_row(escape(f"failure rate, {what}"), *(_rate(rate) if rate.n else "-" for rate in rates))
+    table.add_section()
+    for what, made_with in together.differs:
+        table.add_row(escape(f"differs: {what.replace('_', ' ')}"), *map(_value, made_with))
+    console.print(table)
+    if together.paired is not None:
+        _show_head_to_head(console, list(together.runs), together.paired)
+    for note in together.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
+    """Print the models' rates on their common probes, and in the failure modes of each."""
+    table = _table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
+    table.add_row("fails", *map(_rate, paired.rates))
+    behind = (
+        "best" if more is None else f"{100 * more.value:+.1f} points ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
+        for more in paired.behind
+    )
+    table.add_row("fails more often than the best by", *behind)
+    table.add_row("passes where it and another differ", *map(_rate, paired.wins))
+    table.add_row("fails alone", *map(_rate, paired.alone))
+    table.add_section()
+    for mode in paired.modes:
+        table.add_row(
+            escape(f"{', '.join(mode.models)}: {mode.text}"), *(_rate(rate) if rate.n else "-" for rate in mode.rates)
+        )
+    console.print(table)
+    console.print(
+        f"all fail on {_rate(paired.all_fail)} of these; if their failures were independent, it would be"
+        f" {_rate(paired.independent)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _value(value: int | str | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else escape(value)
+
+
+def short_rate(rate: Rate) -> str:
+    """A rate in few characters, with its interval if it has one; empty if there is no rate."""
+    if not rate.n:
+        return ""
+    interval = "" if isnan(rate.low + rate.high) else f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    return f"{100 * rate.value:.1f}%{interval}"
+
+
+def _rate(rate: Rate) -> str:
+    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+
+
+def show_usage(console: Console, u: UsageInForce) -> None:
+    """Print how often changes occur in use: how many at once, and how common each level is."""
+    table = _table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
+    for concept in u.space.concepts:
+        for i in range(len(concept)):
+            table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
+    console.print(table)
+    counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
+    for told in (
+        u.said,
+        f"concepts changed at once: {counts} of inputs",
+        f"to {'change it, edit' if u.stated else 'state it, write'} usage: under audits.{u.audit} in params.yaml"
+        f" (docs/usage.md); to measure it on your production inputs: faded usage {u.audit} --from PATH",
+    ):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) -> None:
+    """Print how common levels are in production inputs, beside what was in force."""
+    u = m.in_force
+    table = _table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
+    for one in m.concepts:
+        concept = u.space.concepts[u.space.names.index(one.concept)]
+        for i in range(len(concept)):
+            table.add_row(
+                escape(one.concept) if i == 0 else "",
+                _level(concept, i),
+                f"{one.shares[i]:.1%}",
+                f"{one.low[i]:.1%} to {one.high[i]:.1%}",
+                f"{u.share(one.concept, i):.1%}",
+            )
+    console.print(table)
+    told = [f"{m.inputs:,} inputs of {m.source}; so far: {u.said}"]
+    if m.left_out:
+        told.append(f"left out: {len(m.left_out):,}, the first: {m.left_out[0]}")
+    told += [
+        f"{one.concept}: {one.unlike:,} inputs are like no level of it, and were not counted"
+        for one in m.concepts
+        if one.unlike
+    ]
+    if unseen := [name for name in u.space.names if name not in {one.concept for one in m.concepts}]:
+        told.append(f"no measure, so these keep what is stated or assumed: {', '.join(unseen)}")
+    if unsure := [one.concept for one in m.concepts if not one.known]:
+        told.append(f"too uncertain, so these keep what is stated or assumed: {', '.join(unsure)}")
+    told.append("shares hold if the inputs, apart from changes, are like the audit's items (docs/usage.md)")
+    if not written:
+        told.append("to use these shares, run the same command with --write")
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _level(concept: Concept, i: int) -> str:
+    unchanged = " (unchanged)" if concept.levels[i] == concept.neutral else ""
+    return escape(f"{concept.label(i)}{unchanged}")

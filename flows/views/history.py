@@ -1,0 +1,297 @@
+"""The last results of audits and the changes between them, from git, and from objects in DVC's cache."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from itertools import zip_longest
+from math import hypot, isnan
+from pathlib import Path
+from typing import Any
+
+from flows.evidence.bundle import md5
+from flows.graph import SETTINGS
+from flows.graph.digests import Hashes
+from flows.graph.intact import CacheFolder
+from flows.graph.lock import LOCK, md5_in, read_lock
+from flows.results import Verdict, verdict_of
+from flows.results.compare import WORKSPACE
+from flows.results.glance import HEADLINE, rate_in
+from stages.code import CODE
+from stages.environment import WORK
+from stages.errors import FadedError, UsageError
+from stages.files import stage_dir
+from stages.git import file_at, git
+from stages.intervals import NO_RATE, Rate
+from stages.params import DATA
+from stages.records import RepairVerdict, audit_folder
+from stages.records import Verdict as Record
+from stages.records.base import FlatMetrics
+
+PAGE = WORK / "history.html"
+_STAGES = ("report", "conclude")  # stages with a headline
+_GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
+_MOST_TOLD = 3  # differing settings or stages that are named
+_WORD = {True: "pass", False: "FAIL", None: "no verdict"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of an audit at one revision.
+
+    Args:
+        revision: a commit, or the workspace if its numbers differ from the last commit's.
+        when: when it was committed, or written.
+        passed: its verdict; None if no gate was set, or one could not be judged.
+        rate: failure rate of the model under test in use.
+        target: change of the failure rate in the target modes by the repair; None without a repair.
+        decided: who decided on the repair; empty if nobody had to, or the verdict's bytes are not here.
+        changed: the differences from the result before, in words; None for the first known result.
+        evidence: the bundle with this very result.
+    """
+
+    revision: str
+    when: datetime
+    passed: bool | None
+    rate: Rate
+    target: float | None
+    decided: str
+    changed: tuple[str, ...] | None
+    evidence: Path | None
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        return _WORD[self.passed]
+
+
+@dataclass(frozen=True)
+class History:
+    """Results of an audit, newest first, and whether its failure rate drifts."""
+
+    audit: str
+    results: list[Result]
+    drift: str
+
+
+def read_history(audit: str, last: int) -> History:
+    """Read the last results of an audit.
+
+    Args:
+        audit: its name.
+        last: the number of results.
+
+    Raises:
+        UsageError: if `last` is below 1.
+    """
+    if last < 1:
+        raise UsageError(f"--last {last}: expected 1 or more results")
+    bundles = _bundles(audit)
+    found = [one for revision, when in _revisions(audit, last + 1) if (one := _read(audit, revision, when, bundles))]
+    pairs = zip_longest(found, found[1:])
+    results = [_told(audit, one, before) for one, before in pairs][:last]
+    return History(audit, results, _drift(audit, found[:last]))
+
+
+def write_page(out: Path, histories: Sequence[History]) -> None:
+    """Write the histories as a page, with the failure rates of all audits in one chart."""
+    from stages.pages.history import Line, Point, write_history
+
+    def point(one: Result) -> Point:
+        changed, evidence = "; ".join(one.changed or ()), one.evidence.name if one.evidence else ""
+        return Point(one.revision, one.when, one.passed, one.word, one.rate, one.target, one.decided, changed, evidence)
+
+    write_history(out, [Line(one.audit, one.drift, list(map(point, one.results))) for one in histories])
+
+
+def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
+    """Revisions at which the numbers of an audit changed, newest first."""
+    paths = [(stage_dir(audit, stage) / HEADLINE).as_posix() for stage in _STAGES]
+    here = [Path(path) for path in paths if Path(path).exists()]
+    if any(file_at("HEAD", path) != path.read_bytes() for path in here):
+        yield WORKSPACE, datetime.fromtimestamp(max(path.stat().st_mtime for path in here)).astimezone()
+    for line in (git("log", f"--max-count={most}", "--format=%h %cI", "--", *paths) or "").splitlines():
+        commit, _, when = line.partition(" ")
+        yield commit, datetime.fromisoformat(when)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A result, and the part of dvc.lock that is compared with another one's."""
+
+    result: Result
+    lock: Mapping[str, Any]
+
+
+def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]) -> _Found | None:
+    """The result at a revision; None if the audit was removed, or its numbers cannot be read."""
+    report, conclude = (_file(revision, stage_dir(audit, stage) / HEADLINE) for stage in _STAGES)
+    lock = _lock(revision)
+    if report is None:
+        return None
+    try:
+        landscape, repair = (FlatMetrics.parse(data, HEADLINE) if data else None for data in (report, conclude))
+    except UsageError:
+        return None
+    last = repair or landscape
+    target = repair.number("targets") if repair else None
+    return _Found(
+        Result(
+            revision=revision,
+            when=when,
+            passed=last.passed if last else None,
+            rate=rate_in(landscape) if landscape else NO_RATE,
+            target=None if target is None else target / 100,
+            decided=_decided(audit, revision, lock) if repair else "",
+            changed=None,
+            evidence=bundles.get(
+                md5_in(lock, "outs", _path(audit, "conclude" if conclude else "report", "metrics.json")) or ""
+            ),
+        ),
+        {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit},
+    )
+
+
+def _told(audit: str, one: _Found, before: _Found | None) -> Result:
+    changed = None if before is None else tuple(_changes(audit, before.lock, one.lock))
+    return Result(**{**vars(one.result), "changed": changed})
+
+
+def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """The differences between two results, by the entries of their stages in dvc.lock."""
+    home = (DATA / audit).as_posix()
+    if md5_in(a, "outs", f"{home}/prepare/model") != md5_in(b, "outs", f"{home}/prepare/model"):
+        yield "model"
+    if any(
+        md5_in(a, key, path) != md5_in(b, key, path)
+        for key, path in (("outs", f"{home}/prepare/items.parquet"), ("deps", f"{home}/inputs"))
+    ):
+        yield "data"
+    if md5_in(a, "deps", f"{home}/decisions") != md5_in(b, "deps", f"{home}/decisions"):
+        yield "decision"
+    settings = [dict(_settings(lock)) for lock in (a, b)]
+    names = [key for key in dict.fromkeys([*settings[0], *settings[1]]) if settings[0].get(key) != settings[1].get(key)]
+    code = [key for key in names if f".{audit}." not in key and key not in SETTINGS]
+    if params := [key.partition(f".{audit}.")[2] or key for key in names if key not in code]:
+        yield f"params: {_few(params)}"
+    if code:
+        yield f"code: {_few(code)}"
+
+
+def _settings(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Params that stages depend on, one per leaf of params.yaml, and the code of each stage by its name."""
+    for stage in lock.values():
+        for file, values in (stage.get("params") or {}).items():
+            for key, value in (values or {}).items():
+                if Path(file).name == CODE.name:
+                    yield key, value
+                elif key.count(".") > 1:  # skip whole audits: other stages depend on their blocks
+                    yield from _leaves(key, value)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    return ", ".join(names[:_MOST_TOLD]) + more
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
+    """What has to be equal for two failure rates to be comparable: concepts, discrepancy, items and usage.
+
+    None if dvc.lock does not have all of it.
+    """
+    files = lock.get(f"discover@{audit}", {}).get("params") or {}
+    settings = {key: value for values in files.values() for key, value in (values or {}).items()}
+    grid = [settings.get(f"audits.{audit}.{key}") for key in _GRID]
+    grid.append(md5_in(lock, "outs", (DATA / audit / "prepare" / "items.parquet").as_posix()))
+    summarized = lock.get(f"summarize@{audit}", {}).get("params") or {}
+    return None if None in grid else [*grid, [(values or {}).get("usage") for values in summarized.values()]]
+
+
+def _drift(audit: str, found: Sequence[_Found]) -> str:
+    """How the failure rate moved since the oldest result with the same grid, usage and data, in words."""
+    if not found or not found[0].result.rate.n:
+        return "no failure rate yet"
+    if len(found) == 1:
+        return "one result"
+    newest, grids = found[0].result, [_grid(audit, one.lock) for one in found]
+    if None in grids[:2]:
+        return "dvc.lock does not say the grid and data of this result or of the one before: not comparable"
+    alike = [newest]
+    for one, grid in zip(found[1:], grids[1:], strict=True):
+        if grid != grids[0] or not one.result.rate.n:
+            break
+        alike.append(one.result)
+    if len(alike) == 1:
+        return "grid, usage or data changed since the result before: not comparable"
+    oldest = alike[-1]
+    change = _difference(oldest.rate, newest.rate)
+    moved, since = f"{100 * change.value:+.1f} points", f"since {oldest.revision} of {oldest.when:%Y-%m-%d}"
+    if isnan(change.low + change.high):
+        return f"{moved} {since}, but a result has no interval: no drift known"
+    sure = (
+        "no drift shown" if change.low <= 0 <= change.high else "more failures" if change.low > 0 else "fewer failures"
+    )
+    return f"{moved} ({100 * change.low:+.1f} to {100 * change.high:+.1f}) {since}: {sure}"
+
+
+def _difference(a: Rate, b: Rate) -> Rate:
+    """B minus a, with an interval from theirs (Zou and Donner 2008); it is wide, as the two are not paired."""
+    value = b.value - a.value
+    low = value - hypot(b.value - b.low, a.high - a.value)
+    return Rate(value, low, value + hypot(b.high - b.value, a.value - a.low), min(a.n, b.n))
+
+
+def _decided(audit: str, revision: str, lock: Mapping[str, Any]) -> str:
+    """Who decided, from that revision's verdict if its bytes are in the workspace or in DVC's cache."""
+    with suppress(FadedError, OSError):
+        if revision == WORKSPACE:
+            return _by(audit_folder(audit).conclude.verdict)
+        path = _path(audit, "conclude", "verdict.json")
+        digest, hashes, kept = md5_in(lock, "outs", path), Hashes(), CacheFolder.of_workspace()
+        if digest is not None and kept.holds(digest, hashes):
+            return _by(RepairVerdict.parse(kept.path(digest).read_bytes(), path))
+    return ""
+
+
+def _by(record: Record) -> str:
+    verdict: Verdict = verdict_of("", record)
+    return (verdict.decided or "").removeprefix("decided by ")
+
+
+def _path(audit: str, stage: str, name: str) -> str:
+    return (stage_dir(audit, stage) / name).as_posix()
+
+
+def _bundles(audit: str) -> dict[str, Path]:
+    """The evidence bundles here, by the MD5 of the last metrics in them."""
+    found = {}
+    for path in sorted((DATA / audit / "evidence").glob("*.zip")):
+        with suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as bundle:
+            names = [_path(audit, stage, "metrics.json") for stage in reversed(_STAGES)]
+            inside = next(name for name in names if name in bundle.namelist())
+            found[md5(bundle.read(inside))] = path
+    return found
+
+
+@cache
+def _lock(revision: str) -> dict[str, dict[str, Any]]:
+    """The stages in a revision's dvc.lock."""
+    return read_lock(_file(revision, LOCK) or b"")
+
+
+def _file(revision: str, path: Path) -> bytes | None:
+    if revision != WORKSPACE:
+        return file_at(revision, path)
+    return path.read_bytes() if path.exists() else None

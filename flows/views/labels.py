@@ -1,0 +1,101 @@
+"""Labels of a run in Prefect: its name, tags, artifact keys, and the states of audits and stages.
+
+How an audit ended is a named state, returned rather than raised: a verdict is not a crash and leaves no traceback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.run_stage import StageResult
+from flows.views.endings import Ending
+from stages.errors import FadedError, RejectedError
+
+FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by hand"
+GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
+_CACHED = "Cached"  # Prefect's name for results from its own cache
+_UP_TO_DATE = "up to date: nothing it depends on has changed"
+_STAGE = {"ran": "Completed", "restored": _CACHED, "unchanged": _CACHED}
+
+
+def run_name() -> str:
+    """The current flow run's name, "mnist 2026-11-28 07:05": its audits, and when it first started, in local time.
+
+    A suspended run starts again when it is resumed, and keeps its name.
+    """
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    began = context.flow_run.start_time or datetime.now(UTC)
+    return f"{', '.join((context.parameters or {})['audits'])} {began.astimezone():%Y-%m-%d %H:%M}"
+
+
+def tag(run: FlowRun, audits: Sequence[str]) -> None:
+    """Tag a deployment's run with its audits and who started it; other runs are tagged by the command."""
+    tags = list(dict.fromkeys([*run.tags, "faded", *audits, SCHEDULED if run.auto_scheduled else BY_HAND]))
+    if tags != run.tags:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, tags=tags)
+
+
+def key(audit: str, what: str) -> str:
+    """A key that Prefect accepts: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{audit}-{what}".lower()).strip("-")
+
+
+def shown_before(run: FlowRun) -> set[str]:
+    """Stages that a resumed run already shows as done; those that were running when its process ended are closed."""
+    known: list[TaskRun] = []
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        while page := client.read_task_runs(flow_run_filter=wanted, offset=len(known)):
+            known += page
+        for cut_off in known:
+            if cut_off.state is not None and not cut_off.state.is_final():
+                ended: State[Any] = Cancelled(name="Interrupted", message="its process ended; the stage runs again")
+                client.set_task_run_state(cut_off.id, ended, force=True)
+    return {done.name for done in known if done.state is not None and done.state.is_completed()}
+
+
+def up_to_date(stage: str) -> State[StageResult]:
+    """The state of a stage that DVC does not have to check again."""
+    return Completed(name=_CACHED, message=_UP_TO_DATE, data=StageResult(stage=stage, outcome="unchanged"))
+
+
+def done(result: StageResult) -> State[StageResult]:
+    """The state of a stage that has just been brought up to date."""
+    told = {"restored": "restored from the cache of DVC", "unchanged": _UP_TO_DATE}
+    message = told.get(result.outcome, f"ran in {result.seconds:.1f} s")
+    return Completed(name=_STAGE[result.outcome], message=message, data=result)
+
+
+def refused(error: FadedError) -> State[Any]:
+    """The state of a stage that failed in a way that a retry cannot fix; without a traceback, as it is no crash."""
+    return Failed(name=REJECTED if isinstance(error, RejectedError) else "Failed", message=str(error), data=error)
+
+
+def last_state(endings: Sequence[Ending], skipped: Sequence[str] = (), data: Any = None) -> State[Any]:
+    """The last state of a flow run, given by its worst ending.
+
+    Args:
+        endings: endings of its audits.
+        skipped: messages about audits that it left to another run.
+        data: what the flow returns, or raises if it failed.
+    """
+    told = "; ".join([*(ending.text for ending in endings), *skipped])
+    kinds = {ending.kind for ending in endings}
+    for kind, name in (("broken", "Failed"), ("gate failed", GATE_FAILED), ("rejected", REJECTED)):
+        if kind in kinds:
+            worst = "; ".join(ending.text for ending in endings if ending.kind not in ("done", "waiting"))
+            return Failed(name=name, message=f"broken: {worst}" if kind == "broken" else worst, data=data)
+    if kinds <= {"waiting"} and endings:
+        return Completed(name="Waiting", message=told, data=data)
+    return Completed(name=None if endings else "Skipped", message=told, data=data)

@@ -1,0 +1,229 @@
+"""Results of several audits or revisions side by side: what their searches found, rates, and differences.
+
+Runs that are not comparable are shown too, with their differences: failures against probes describe a search on its own
+grid. Runs with the same grid and common probes are paired on these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.results.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run, usage_of
+from stages.environment import WORK
+from stages.errors import UsageError
+from stages.git import git
+from stages.intervals import NO_RATE, Rate
+from stages.records.search import Search
+
+if TYPE_CHECKING:
+    from stages.landscape.head_to_head import HeadToHead
+
+PAGE = WORK / "compare.html"
+Value = int | str | None  # None if a result has none
+Row = tuple[str, list[Value]]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Several results; each row has a value for each of their names.
+
+    Args:
+        runs: the runs by name.
+        found: what their searches found.
+        rates: rates with intervals; all NaN if there is none.
+        differs: settings in which the results differ.
+        paired: the models on their common probes; None if grids differ or there are no common probes.
+        notes: hints for reading the results.
+    """
+
+    runs: dict[str, Run]
+    found: list[Row]
+    rates: list[tuple[str, list[Rate]]]
+    differs: list[Row]
+    paired: HeadToHead | None
+    notes: list[str]
+
+
+def chosen(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
+    """The requested results as (revision, audit): every named audit in every named revision.
+
+    Args:
+        words: names of audits, and revisions.
+        audits: names of the audits in params.yaml.
+        default: the audit if none is named.
+
+    Raises:
+        UsageError: if a word is neither, or only one result is requested.
+    """
+    revisions = [word for word in words if word not in audits]
+    for word in revisions:
+        if word != WORKSPACE and git("rev-parse", "--verify", "--quiet", f"{word}^{{commit}}") is None:
+            known = f"a git revision, {WORKSPACE!r} or an audit in params.yaml ({', '.join(audits)})"
+            raise UsageError(f"cannot compare {word!r}: expected {known}")
+    named = [word for word in words if word in audits] or [default]
+    pairs = [(revision, audit) for audit in named for revision in revisions or [WORKSPACE]]
+    if len(pairs) == 1:
+        [(revision, audit)] = pairs
+        raise UsageError(
+            f"found one result, of {audit} in {revision}, expected two at least: name another revision or audit"
+        )
+    return pairs
+
+
+def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
+    """Read results, given as (revision, audit), and put them side by side.
+
+    Raises:
+        UsageError: if one of them is missing, or this version cannot read it.
+    """
+    revisions, audits = ({pair[k] for pair in results} for k in (0, 1))
+
+    def name(revision: str, audit: str) -> str:
+        return revision if len(audits) == 1 else audit if len(revisions) == 1 else f"{audit} in {revision}"
+
+    runs = {name(*pair): read_run(*pair) for pair in results}
+    paired = _paired(runs)
+    return SideBySide(runs, _found(runs), _rates(runs), _differs(runs), paired, _notes(runs, paired))
+
+
+def write_page(out: Path, shown: SideBySide) -> None:
+    """Write the comparison as a page, with the curves of all searches."""
+    from stages.pages.side_by_side import write_side_by_side
+
+    write_side_by_side(
+        out,
+        results={name: (run.probes, run.landscape.search) for name, run in shown.runs.items()},
+        found=shown.found,
+        rates=shown.rates,
+        differs=shown.differs,
+        paired=shown.paired,
+        notes=shown.notes,
+    )
+
+
+def _paired(runs: dict[str, Run]) -> HeadToHead | None:
+    """The models on the common probes of all controls; agents' probes are left out, as they search for failures."""
+    from stages.landscape.head_to_head import head_to_head
+
+    if _unlike(runs):
+        return None
+    return head_to_head(
+        {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()},
+        next(iter(runs.values())).landscape.space,
+        {name: run.landscape.modes for name, run in runs.items()},
+        {name: run.attributes for name, run in runs.items()},
+    )
+
+
+def _unlike(runs: dict[str, Run]) -> list[str]:
+    """Why models cannot be paired: differences in what a probe is and when it fails."""
+
+    def of(run: Run) -> dict[str, object]:
+        ratings = run.landscape.ratings
+        return {
+            "grids": grid_of(run),
+            "usages": usage_of(run),
+            "thresholds": run.landscape.threshold,
+            "ratings": ratings.bound.to_json() if ratings else None,
+            "seeds": run.provenance.seed,
+        }
+
+    found = [of(run) for run in runs.values()]
+    return [name for name in found[0] if len({json.dumps(one[name]) for one in found}) > 1]
+
+
+def _found(runs: dict[str, Run]) -> list[Row]:
+    """The probes and failures of each search; if budgets differ, also within the number of probes that all have."""
+    rows: list[Row] = []
+    common = min(search.probes for search in _searches(runs))
+    for role in ("agent", "control"):
+        searches = [run.landscape.search.roles.get(role) for run in runs.values()]
+
+        def each(value: Callable[[Search], int | str], searches: Sequence[Search | None] = searches) -> list[Value]:
+            return [None if search is None else value(search) for search in searches]
+
+        rows.append((role, each(lambda search: search.explorer)))
+        rows.append((f"unique probes of the {role}", each(lambda search: search.probes)))
+        rows.append((f"failures found by the {role}", each(lambda search: search.failures)))
+        if len(_budgets(runs)) > 1:
+            rows.append((f"in its first {common:,} probes", [_failures(run, role, common) for run in runs.values()]))
+    return [*rows, ("failure modes", [len(run.landscape.modes) for run in runs.values()])]
+
+
+def _searches(runs: dict[str, Run]) -> list[Search]:
+    return [search for run in runs.values() for search in run.landscape.search.roles.values()]
+
+
+def _budgets(runs: dict[str, Run]) -> set[int]:
+    return {search.budget for search in _searches(runs)}
+
+
+def _failures(run: Run, role: str, probes: int) -> int | None:
+    """The number of failures among the first probes of a search; None if there was no search."""
+    asked = run.probes[run.probes["role"] == role].sort_values("order")
+    return int(asked["failed"].iloc[:probes].sum()) if len(asked) else None
+
+
+def _rates(runs: dict[str, Run]) -> list[tuple[str, list[Rate]]]:
+    """The rates overall, of the worst failure mode, and of the levels that all have in common."""
+    landscapes = [run.landscape for run in runs.values()]
+    worst = [max(one.modes, key=lambda mode: mode.rate, default=None) for one in landscapes]
+    first, *others = (effects(one) for one in landscapes)
+    return [
+        ("overall", [one.overall.rate for one in landscapes]),
+        ("worst failure mode", [NO_RATE if mode is None else mode.measured.rate for mode in worst]),
+        *(
+            (level, [rate, *(rates[level] for rates in others)])
+            for level, rate in first.items()
+            if all(level in rates for rates in others)
+        ),
+    ]
+
+
+def _differs(runs: dict[str, Run]) -> list[Row]:
+    """The settings in which any two results differ, row by row."""
+    settings = [_settings(run) for run in runs.values()]
+    names = dict.fromkeys(name for one in settings for name in one)
+    rows: list[Row] = [(name, [one.get(name) for one in settings]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _settings(run: Run) -> dict[str, Value]:
+    by, landscape = run.provenance, run.landscape
+    return {
+        **{f"concept {c.name}": ", ".join(map(c.label, range(len(c)))) for c in landscape.space.concepts},
+        "threshold": f"{landscape.threshold:g}",
+        "ratings": landscape.ratings.sha256 if landscape.ratings else None,
+        "items": landscape.items,
+        "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
+        **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made(by, name)) is not None},
+        **{name: by.versions.get(name) for name in PACKAGES},
+    }
+
+
+def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
+    """Hints for reading the table and the curves."""
+    budgets = _budgets(runs)
+    notes = [
+        f"all searches had the same budget of {max(budgets):,} unique probes"
+        if len(budgets) == 1
+        else f"budgets differ, from {min(budgets):,} to {max(budgets):,} unique probes: compare failures at the same"
+        " number of probes"
+    ]
+    if "grids" in (unlike := _unlike(runs)):
+        notes.append(
+            "grids differ: failures and rates belong to the grid of each, so they compare the searches, not the models"
+        )
+    elif unlike:
+        notes.append(f"{' and '.join(unlike)} differ, so that probes are not the same: models are not paired")
+    elif paired is None:
+        notes.append("the controls have no probes in common, because items differ: models are not paired")
+    elif len({made(run.provenance, "data") for run in runs.values()}) > 1:
+        notes.append("items are paired by their ids: the files of items differ, and so may what the ids stand for")
+    if alone := [name for name, run in runs.items() if run.landscape.search.agent is None]:
+        notes.append(f"no agent in {', '.join(alone)}: the budget covers every pair of item and cell")
+    return notes
