@@ -1,0 +1,105 @@
+"""Results stay what they were: rewriting code must not change what an audit hands on.
+
+If a change means to change results, `python -m tests.test_frozen` writes tests/frozen.json anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from stages.params import DATA
+from tests.finished import finished_audits
+from tests.shared import open_shared
+from tests.workspace import ROOT
+
+FROZEN = Path(__file__).with_name("frozen.json")
+HANDED_ON = (
+    "prepare/items.parquet",
+    "discover/probes.parquet",
+    "summarize/landscape.parquet",
+    "summarize/landscape.json",
+    "report/verdict.json",
+    "report/headline.json",
+    "collect_feedback/plan.json",
+    "re_evaluate/probes.parquet",
+    "re_evaluate/quality.parquet",
+    "compare/comparison.json",
+    "conclude/verdict.json",
+    "conclude/headline.json",
+    "conclude/modes.csv",
+)
+DIGITS = 9  # of floats: libraries for other CPUs differ in the last bits
+
+
+def rounded(value: Any) -> Any:
+    """Round all floats of a JSON value."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def digest(path: Path) -> str:
+    """Hash what a file says, whatever version of a library wrote it."""
+    if path.suffix == ".parquet":
+        told = json.loads(pd.read_parquet(path).to_json(orient="split", double_precision=15))
+    else:
+        told = json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
+    return hashlib.sha256(json.dumps(rounded(told)).encode()).hexdigest()[:16]
+
+
+def digests(data: Path) -> dict[str, str]:
+    """Hash what the audits of a workspace hand on."""
+    return {
+        f"{audit.name}/{name}": digest(audit / name)
+        for audit in sorted(data.iterdir())
+        for name in HANDED_ON
+        if (audit / name).exists()
+    }
+
+
+def test_two_small_audits_hand_on_what_they_always_did():
+    assert digests(finished_audits().path / DATA) == json.loads(FROZEN.read_text())
+
+
+def locked(root: Path, audit: str) -> dict[str, str]:
+    """MD5s of what an audit handed on, by dvc.lock."""
+    stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    prefix = f"{DATA}/{audit}/"
+    outs = [out for name, stage in stages.items() if name.endswith(f"@{audit}") for out in stage["outs"]]
+    return {out["path"].removeprefix(prefix): out["md5"] for out in outs}
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        pytest.param("mnist", marks=pytest.mark.slow),
+        *(pytest.param(audit, marks=pytest.mark.nightly) for audit in ("imagenet", "questions", "images", "news")),
+    ],
+)
+def test_a_default_audit_hands_on_what_it_always_did(audit, tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    command = [sys.executable, "-m", "flows.cli", "audit", audit]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    before, after = locked(ROOT, audit), locked(clone, audit)
+    if before["prepare/model"] != after["prepare/model"]:
+        pytest.skip("this CPU trains another network from the same seed")
+    changed = [name for name in HANDED_ON if before.get(name) != after.get(name)]
+    assert set(HANDED_ON) & set(after) and not changed
+
+
+if __name__ == "__main__":
+    open_shared()
+    FROZEN.write_text(json.dumps(digests(finished_audits().path / DATA), indent=1) + "\n")
