@@ -17,7 +17,7 @@ PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help install audit report test test-slow test-nightly mutants check docs format benchmark study constraints clean
+.PHONY: help install audit report test test-slow test-nightly mutants check docs format benchmark size study constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,8 +60,11 @@ format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff format .
 
 benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote (half an hour)
-	@for name in $(filter-out gpu,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))); do \
+	@for name in $(filter-out gpu size,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
+
+size: .venv/.dev ## Count files and lines by folder
+	@$(BIN)/python -m benchmarks.size
 
 study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/study.md (an hour or two)
 	@$(BIN)/faded study

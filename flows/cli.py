@@ -8,25 +8,32 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
-# Importing these modules adds their commands to `app`; `--help` lists them in this order.
-# isort: off
-import flows.commands.init
-import flows.commands.audits
-import flows.commands.usage
-import flows.commands.tune
-import flows.commands.prefetch
-import flows.commands.shard
-import flows.commands.decide
+# Importing these modules adds their commands to `app`.
 import flows.commands.approve
-import flows.commands.reviewers
+import flows.commands.audits
+import flows.commands.choosing
+import flows.commands.decide
+import flows.commands.evidence
+import flows.commands.init
 import flows.commands.ratings
 import flows.commands.recur
-import flows.commands.evidence  # noqa: F401
-
-# isort: on
+import flows.commands.reviewers  # noqa: F401
 from flows.commands import app, console, errors
 from stages.errors import Exit, FadedError, Terminated, machine_failure, stop_code
+
+FIRST = ("init", "plan", "audit", "status", "report", "review", "gate", "export", "serve", "schedule")  # in `--help`
+
+
+def _place(command: CommandInfo) -> int:
+    name = command.name or getattr(command.callback, "__name__", "")
+    return FIRST.index(name) if name in FIRST else len(FIRST)
+
+
+app.registered_commands.sort(key=_place)
+for command in app.registered_commands[len(FIRST) :]:
+    command.rich_help_panel = "More"
 
 
 def main() -> None:

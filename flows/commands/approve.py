@@ -26,7 +26,6 @@ _Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier deci
 
 
 @app.command(
-    rich_help_panel="Decide",
     epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]",
 )
 def approve(
@@ -84,7 +83,6 @@ def approve(
 
 
 @app.command(
-    rich_help_panel="Decide",
     epilog="Example:  [cyan]faded reject mnist --reviewer 'Ada L.' --reason 'the labels are wrong'[/]",
 )
 def reject(

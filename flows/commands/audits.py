@@ -11,7 +11,6 @@ from flows.commands import All, Audit, Audits, Preset, app, console, open_worksp
 
 
 @app.command(
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
     "   [cyan]faded audit news --preset quick[/]",
 )
@@ -41,7 +40,7 @@ def audit(
     raise typer.Exit(int(run_audits(params, names, runner, console)))
 
 
-@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing.
 
@@ -75,81 +74,6 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
 
 
 @app.command(
-    rich_help_panel="Audit",
-    epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000[/]",
-)
-def screen(
-    audit: Audit = None,
-    probes: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--probes",
-            min=20,
-            help="Maximum number of unique probes.",
-            show_default="as many as take a minute, 500 to 4000",
-        ),
-    ] = None,
-) -> None:
-    """Probe each concept of an audit alone: how often the model fails at each level, for whom, and what has no effect.
-
-    Prints a table, saves it as a page, .faded/screen/AUDIT.html, and changes nothing in params.yaml. Run it again after
-    a kill, and earlier answers are reused.
-    """
-    from flows.choosing.screen import screen_audit
-
-    params, [name] = open_workspace([audit] if audit else None, False)
-    screen_audit(params, name, probes, console)
-
-
-@app.command(
-    rich_help_panel="Audit",
-    epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]",
-)
-def mine(
-    audit: Audit = None,
-    probes: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000"),
-    ] = None,
-) -> None:
-    """Find words, text attributes and small combinations of them at which a model fails, and which no concept covers.
-
-    For chat, summarization and text-to-image. Writes a record and a page, .faded/mine/AUDIT.json and AUDIT.html. Run
-    the same command again, or after a kill, and earlier answers are reused.
-    """
-    from flows.choosing.mine.run import mine_audit
-
-    params, [name] = open_workspace([audit] if audit else None, False)
-    mine_audit(params, name, probes, console)
-
-
-@app.command(
-    rich_help_panel="Audit",
-    epilog="Examples:  [cyan]faded propose mnist[/]   [cyan]faded propose mnist --probes 800 --write[/]",
-)
-def propose(
-    audit: Audit = None,
-    probes: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--probes", min=20, help="Maximum number of unique probes.", show_default="400, or more for many levels"
-        ),
-    ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write what enters to params.yaml.")] = False,
-) -> None:
-    """Ask a language model, `proposer:` in params.yaml, for concepts that the audit lacks, and screen what it says.
-
-    A concept enters if a short screening finds an effect, and is marked as proposed. Sends some items to that model.
-    Run it again, or after a kill, and earlier answers of both models are reused.
-    """
-    from flows.choosing.propose import propose as propose_concepts
-
-    params, [name] = open_workspace([audit] if audit else None, False)
-    propose_concepts(params, name, probes, write, console)
-
-
-@app.command(
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]",
 )
 def status(
@@ -185,7 +109,6 @@ def status(
 
 
 @app.command(
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]",
 )
 def history(
@@ -213,7 +136,6 @@ def history(
 
 
 @app.command(
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
     "   [cyan]faded report mnist --pdf mnist.pdf[/]",
 )
@@ -251,7 +173,6 @@ def report(
 
 
 @app.command(
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]"
     "   [cyan]faded compare mnist news imagenet[/]",
 )
@@ -296,22 +217,3 @@ def compare(
     out = PAGE if page is None else here / page
     write_page(out, together)
     console.print(f"page: {out.resolve()}", markup=False, soft_wrap=True, highlight=False)
-
-
-@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
-def study(
-    explorers: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[EXPLORER]...", help="Run only these, if stale; all by default."),
-    ] = None,
-) -> None:
-    """Compare all explorers on landscapes with known truth, and write docs/study.md.
-
-    Every explorer gets the same budgets and seeds. Results are tracked by DVC (benchmarks/study/dvc.yaml): only stale
-    stages run, and an interrupted run resumes.
-    """
-    from flows.choosing.study import run_study
-    from flows.workspace import enter_workspace
-
-    enter_workspace()
-    run_study(explorers or [], console)

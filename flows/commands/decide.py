@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    rich_help_panel="Decide",
     epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
     "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]",
 )

@@ -12,7 +12,6 @@ from flows.commands import Audit, Preset, app, console, errors, open_workspace, 
 
 
 @app.command(
-    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]",
 )
 def evidence(
@@ -52,7 +51,6 @@ def _passphrase() -> str:
 
 
 @app.command(
-    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
     "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]",
 )
@@ -98,7 +96,6 @@ def verify(
 
 
 @app.command(
-    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]",
 )
 def export(
@@ -130,7 +127,6 @@ def export(
 
 
 @app.command(
-    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]",
 )
 def gate(

@@ -67,7 +67,6 @@ def _keep(ctx: Any, option: Any, value: Any) -> None:
 
 @app.command(
     cls=InitCommand,
-    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded init[/]   [cyan]faded init --model resnet18.pth --data pets --yes[/]"
     "   [cyan]faded init --model facebook/bart-large-cnn --data news.jsonl --no-repair[/]",
 )

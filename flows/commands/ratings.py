@@ -21,9 +21,7 @@ class RatedTarget(StrEnum):
     bias = "bias"
 
 
-@app.command(
-    rich_help_panel="Decide", epilog="Examples:  [cyan]faded ratings news[/]   [cyan]faded ratings news --write[/]"
-)
+@app.command(epilog="Examples:  [cyan]faded ratings news[/]   [cyan]faded ratings news --write[/]")
 def ratings(
     audit: Audit = None,
     preset: Preset = None,

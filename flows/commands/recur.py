@@ -13,7 +13,6 @@ _URL = "Use - to read the address from standard input and keep it out of the she
 
 
 @app.command(
-    rich_help_panel="Schedule",
     epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
     "   [cyan]faded schedule mnist --off[/]",
 )
@@ -46,7 +45,7 @@ def schedule(
     _apply()
 
 
-@app.command(rich_help_panel="Schedule", epilog="Example:  [cyan]faded schedules[/]")
+@app.command(epilog="Example:  [cyan]faded schedules[/]")
 def schedules() -> None:
     """List scheduled audits: next start, last result, and what each waits for."""
     from flows.recur.overview import overview, show_schedules
@@ -64,7 +63,7 @@ def schedules() -> None:
     show_schedules(console, rows)
 
 
-@app.command(rich_help_panel="Schedule", epilog="Example:  [cyan]faded serve[/]")
+@app.command(epilog="Example:  [cyan]faded serve[/]")
 def serve(
     port: Annotated[
         Optional[int],  # noqa: UP045
@@ -101,7 +100,6 @@ def serve(
 
 
 @app.command(
-    rich_help_panel="Schedule",
     epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
     "   [cyan]faded notify --email - --test[/]",
 )

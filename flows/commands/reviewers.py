@@ -25,7 +25,6 @@ class What(StrEnum):
 
 
 @app.command(
-    rich_help_panel="Decide",
     epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
     "   [cyan]faded reviewers list[/]",
 )
