@@ -27,7 +27,7 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.load import load_alone
 from stages.tasks.text_to_image.probes import PainterProbes
-from stages.tasks.text_to_image.studio import Order
+from stages.tasks.text_to_image.studio import PictureOrder
 
 AIMS = ("as_used", "modes", "policy")
 SEED = 20260301  # determines the pictures that all models draw
@@ -80,7 +80,7 @@ def main() -> None:
     print(table(answers(args.answers)))
 
 
-def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, list[Order]]:
+def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, list[PictureOrder]]:
     """Return the pictures that all models draw: n in the targets, in equal numbers, and n elsewhere."""
     rng = np.random.default_rng(SEED)
     inside = np.concatenate([target.region.sample(task.concepts, -(-n // len(targets)), rng) for target in targets])
@@ -89,7 +89,7 @@ def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, 
     templates = sorted(set(task.items.table.query("split == 'test'")["label"]))
     return {
         part: [
-            Order(
+            PictureOrder(
                 task.prompt(templates[k % len(templates)], cell),
                 int(rng.integers(2**31)),
                 tuple(task.expected(cell).items()),
@@ -100,7 +100,7 @@ def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, 
     }
 
 
-def looked(task: LoadedTask, asked: list[Order]) -> dict[str, list[float]]:
+def looked(task: LoadedTask, asked: list[PictureOrder]) -> dict[str, list[float]]:
     """Return for each picture whether it is wrong, and how realistic it looks."""
     found = task.studio.look(asked)
     return {

@@ -25,9 +25,8 @@ from diffusers import DiffusionPipeline
 from stages.files import stage_dir
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
+from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline, make_scheduler
 from stages.tasks.text_to_image.sample import Painter
-from stages.tasks.text_to_image.schedulers import make_scheduler
 
 SIZES = (8, 16, 32, 48)
 REPEATS = 3  # pictures per prompt

@@ -48,12 +48,12 @@ def captioned() -> pd.DataFrame:
 
 def boxes(inputs: Path, **config: Any) -> TaskContext:
     """The audit's settings; makes its inputs if they are missing. `config` changes the prepare: block."""
-    from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
+    from stages.tasks.text_to_image.judge_models import JudgeForm, make_net, save_judge
 
     if not inputs.exists():
         inputs.mkdir(parents=True)
         tiny_pipeline(inputs / "model")
-        form = Form(
+        form = JudgeForm(
             attributes=ATTRIBUTES,
             size=16,
             widths=(4, 4, 4),

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 from stages.concepts.prompts import fill, read_templates
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.judge_loaders import load_judge
+from stages.tasks.text_to_image.judge_models import load_judge
 from stages.tasks.text_to_image.judges import told
 from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
 from stages.tasks.text_to_image.sample import Painter

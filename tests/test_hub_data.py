@@ -12,8 +12,7 @@ from stages.errors import UsageError
 from stages.tasks.classification.data import DATA_LOADERS as PHOTOS
 from stages.tasks.hub_data import HubData, row_file
 from stages.tasks.sources import parse_source
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
-from stages.tasks.text_to_image.pictures import to_png
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from tests.tiny_judges import RED, plain
 
 

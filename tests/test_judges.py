@@ -11,10 +11,16 @@ from torch.nn import functional
 
 from stages.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.text_to_image.attribute_judge import AttributeJudge, load_form, make_net
-from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS, load_judge
-from stages.tasks.text_to_image.judges import Reading, expected_values, told
-from stages.tasks.text_to_image.quality import ClipIqa, Realism, load_quality, quality_errors
+from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, AttributeJudge, load_judge, load_judge_form, make_net
+from stages.tasks.text_to_image.judges import (
+    ClipIqa,
+    Reading,
+    Realism,
+    expected_values,
+    load_quality,
+    quality_errors,
+    told,
+)
 from tests.tiny_judges import ATTRIBUTES, BLUE, GREEN, RED, noisy, plain, tiny_clip, tiny_judge
 
 GENDER = {"gender": {"woman": "a photo of a woman", "man": "a photo of a man"}}
@@ -194,7 +200,7 @@ def test_a_judge_that_is_not_there_is_told_before_anything_runs(tmp_path):
 
 def test_the_default_judges_were_wrong_in_3_percent_at_most_of_what_they_told():
     for kind in ("digits", "scenes"):
-        note = load_form(Path("data/images/inputs") / f"judge-{kind}").note
+        note = load_judge_form(Path("data/images/inputs") / f"judge-{kind}").note
         told = [errors["error"] for part in ("real", "reconstructed") for errors in note[part].values()]
         assert len(told) >= 8
         assert max(told) <= 0.03
@@ -254,7 +260,7 @@ def test_a_clip_model_that_lacks_a_weight_is_told(tmp_path):
     state = {k: v for k, v in load_file(weights).items() if k != "visual_projection.weight"}
     save_file(state, weights, metadata={"format": "pt"})
     source = parse_source({"clip": "clip", "prompts": GENDER}, JUDGE_LOADERS, "prepare.judge")
-    with pytest.raises(UsageError, match=r"visual_projection\.weight among them"):
+    with pytest.raises(UsageError, match=r"the weights of the CLIP model do not fit: visual_projection\.weight"):
         source.build(tmp_path, tmp_path / "built")
 
 

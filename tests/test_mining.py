@@ -177,7 +177,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     task, ids, cells = asked.worded(asks)
     new, old = (one[0].prompt for one in task.orders(ids, cells))
     assert new == replaced(old, {word: "sketch"}) != old and [one.given for one in asked(asks)] == [new, old]
-    monkeypatch.setattr("stages.tasks.text_to_image.attribute_judge.AttributeJudge.reads_prompts", True)
+    monkeypatch.setattr("stages.tasks.text_to_image.judge_models.AttributeJudge.reads_prompts", True)
     colours = asked.levels()["colour"]
     assert colours[: len(context.concepts["colour"])] == list(context.concepts["colour"])
     assert {"purple", "pink"} & set(colours)

@@ -14,11 +14,9 @@ from stages.files import read_json
 from stages.tasks import hub as hub_module
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS
-from stages.tasks.text_to_image.judges import CLIP_FORM
-from stages.tasks.text_to_image.models import MODEL_LOADERS, load_form
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
-from stages.tasks.text_to_image.pictures import from_png, to_png
+from stages.tasks.text_to_image.judge_models import CLIP_FORM, JUDGE_LOADERS
+from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline_form
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, to_png
 from tests.boxes import COLOURS, box_pixels, boxes
 from tests.endpoints import served
 from tests.hubs import commit_of, in_cache
@@ -132,7 +130,7 @@ def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypa
     source = parse_source({"diffusers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
     assert source.errors(inputs) == []
     source.build(inputs, tmp_path / "model")
-    form = load_form(tmp_path / "model")
+    form = load_pipeline_form(tmp_path / "model")
     assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
     with pytest.raises(UsageError, match=r"org/none is not a folder in .*faded prefetch"):
         parse_source({"diffusers": "org/none"}, MODEL_LOADERS, "prepare.model").build(inputs, tmp_path / "none")

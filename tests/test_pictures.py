@@ -10,8 +10,7 @@ from PIL import Image
 
 from stages.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
-from stages.tasks.text_to_image.pictures import from_png, strip, to_png
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip, to_png
 from tests.tiny_judges import BLUE, GREEN, RED, noisy, plain
 
 WHERE = "prepare.data"

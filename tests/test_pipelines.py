@@ -13,9 +13,16 @@ from stages.tasks.contract import Compute
 from stages.tasks.sources import source_errors
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.folders import text_to_image_classes
-from stages.tasks.text_to_image.models import LORA, MODEL_LOADERS, DiffusersModel, load_form, load_pipeline, model_hash
+from stages.tasks.text_to_image.models import (
+    LORA,
+    MODEL_LOADERS,
+    DiffusersModel,
+    load_pipeline,
+    load_pipeline_form,
+    model_hash,
+    scheduler_errors,
+)
 from stages.tasks.text_to_image.sample import Painter
-from stages.tasks.text_to_image.schedulers import scheduler_errors
 from tests.tiny_pipelines import tiny_pipeline
 
 pytest.importorskip("diffusers")
@@ -70,7 +77,7 @@ def test_weights_are_kept_as_stored_and_computed_with_in_full_precision(home):
 
 
 def test_the_form_says_where_the_pipeline_came_from(home):
-    form = load_form(home / "model")
+    form = load_pipeline_form(home / "model")
     assert (form.pipeline, form.origin) == ("StableDiffusionPipeline", "the folder tiny")
     pipeline = load_pipeline(home / "model", COMPUTE, QUICK)
     painter = Painter(pipeline, QUICK, COMPUTE)

@@ -32,21 +32,14 @@ from stages.tasks.cells import FOCUS
 from stages.tasks.hub import Snapshot
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import repair as repair_module
-from stages.tasks.text_to_image import verify as verify_module
-from stages.tasks.text_to_image.adapter import check_trainable
-from stages.tasks.text_to_image.album import build_album, vocabulary
-from stages.tasks.text_to_image.captions import Lessons
-from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.dpo import DpoTraining
-from stages.tasks.text_to_image.lora import LoraTraining
-from stages.tasks.text_to_image.models import load_form
-from stages.tasks.text_to_image.pairs import Pair, Pairs
+from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
+from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
+from stages.tasks.text_to_image.lessons import PictureLessons, PicturePair, PicturePairs
+from stages.tasks.text_to_image.models import load_pipeline_form, make_scheduler
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.repair_config import RepairSettings
+from stages.tasks.text_to_image.repair import pixels, verify
 from stages.tasks.text_to_image.sample import Painter
-from stages.tasks.text_to_image.schedulers import make_scheduler
-from stages.tasks.text_to_image.verify import pixels, verify
-from stages.tasks.text_to_image.vocabulary import NOT_SHOWN, Vocabulary
+from stages.tasks.text_to_image.training import DpoTraining, LoraTraining, check_trainable
 from stages.tasks.training import write_loader
 from tests.alone import load_alone
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
@@ -96,9 +89,9 @@ def plan(modes=(RED_ON_BLACK,), control=None, examples=(), scratch=None, **setti
 
 def lessons(task, asked, steps=30):
     """The data of `steps` training steps: (what the pictures show, by attribute), the lessons, and the album."""
-    settings, words = checked(RepairSettings, asked.settings, "restructure.settings"), vocabulary(task)
+    settings, words = checked(TextToImageRepair, asked.settings, "restructure.settings"), vocabulary(task)
     album = build_album(task, asked, settings, words)
-    give = Lessons(task, asked, settings, album, words)
+    give = PictureLessons(task, asked, settings, album, words)
     return [lesson for step in range(steps) for lesson in give(step)], album, words
 
 
@@ -110,12 +103,12 @@ def shown(album, words, lesson):
 
 
 def words_of(columns):
-    return Vocabulary(prompt_space(LEVELS), ATTRIBUTES).said_of({"text": "a red box on black", **columns})
+    return PictureWords(prompt_space(LEVELS), ATTRIBUTES).said_of({"text": "a red box on black", **columns})
 
 
 def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
     assert words_of({"colour": "blue"}) == {"colour": "blue", "background": "a red box on black"}
-    codes = Vocabulary(prompt_space(LEVELS), ATTRIBUTES).codes(words_of({"colour": "blue"}))
+    codes = PictureWords(prompt_space(LEVELS), ATTRIBUTES).codes(words_of({"colour": "blue"}))
     assert codes.tolist() == [2, 0]
 
 
@@ -134,17 +127,17 @@ def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
     ],
 )
 def test_a_picture_belongs_to_a_region_whose_words_are_true_of_it(region, colour, background, strictly, inside):
-    words = Vocabulary(prompt_space(LEVELS), ATTRIBUTES)
+    words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
     assert words.inside(Region(region), np.array([[colour, background]]), strictly=strictly).tolist() == [inside]
 
 
 def test_a_level_that_no_judge_and_no_column_can_check_is_shown_by_no_picture():
-    words = Vocabulary(prompt_space(LEVELS | {"style": ["", "in oil"]}), ATTRIBUTES)
+    words = PictureWords(prompt_space(LEVELS | {"style": ["", "in oil"]}), ATTRIBUTES)
     assert not words.inside(Region({"style": (1,)}), np.array([[0, 0]]), strictly=True)[0]
 
 
 def test_a_caption_keeps_what_is_unsaid_and_exchanges_what_is_not_true():
-    words = Vocabulary(prompt_space(LEVELS), ATTRIBUTES)
+    words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
     assert words.words_for(np.array([1, 0]), np.array([2, 0])).tolist() == [3, 0]
     assert words.words_for(np.array([1, 0]), np.array([2, NOT_SHOWN])) is None
 
@@ -366,7 +359,7 @@ def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_
 
 def test_the_loader_names_a_base_of_the_hub_and_the_sampler(task, tmp_path):
     origin = Snapshot(Path("0a1b2c"), "org/name").origin
-    form = load_form(Path(task.painter.pipeline.name_or_path)).model_copy(update={"origin": origin})
+    form = load_pipeline_form(Path(task.painter.pipeline.name_or_path)).model_copy(update={"origin": origin})
     sampling = task.painter.sampling.model_copy(
         update={"scheduler": "EulerDiscreteScheduler", "scheduler_options": {"use_karras_sigmas": True}}
     )
@@ -405,11 +398,16 @@ def test_all_trained_layers_are_written_and_read_back(layers, tmp_path):
 
 
 def training_of(pipeline, checkpoint=None, prediction=None, **settings):
-    from stages.tasks.text_to_image.captions import Lesson
+    from stages.tasks.text_to_image.lessons import PictureLesson
 
     images = captioned()["image"].tolist()
-    asked = RepairSettings.model_validate({**QUICK, **settings})
-    batch = [Lesson(0, "a red box"), Lesson(5, "a blue box"), Lesson(9, "a box", True), Lesson(3, "one box", True)]
+    asked = TextToImageRepair.model_validate({**QUICK, **settings})
+    batch = [
+        PictureLesson(0, "a red box"),
+        PictureLesson(5, "a blue box"),
+        PictureLesson(9, "a box", True),
+        PictureLesson(3, "one box", True),
+    ]
     return LoraTraining(pipeline, images, [batch] * asked.steps, asked, Compute(threads=1, batch_size=3), 7, checkpoint)
 
 
@@ -448,7 +446,9 @@ class CountedSteps:
 
 
 def pairs_of(task, asked):
-    return Pairs(task, asked, checked(RepairSettings, asked.settings, "restructure.settings"), vocabulary(task))
+    return PicturePairs(
+        task, asked, checked(TextToImageRepair, asked.settings, "restructure.settings"), vocabulary(task)
+    )
 
 
 def dpo(**settings):
@@ -497,9 +497,9 @@ def test_a_control_compares_pictures_of_the_whole_grid(lenient):
 
 def dpo_training(pipeline, checkpoint=None, **settings):
     """Training in which red boxes on black are better than blue ones, for all prompts."""
-    asked = RepairSettings.model_validate({**QUICK, "method": "dpo", **settings})
+    asked = TextToImageRepair.model_validate({**QUICK, "method": "dpo", **settings})
     red, blue = (captioned().query(f"colour == '{c}' and background == 'black'").index for c in ("red", "blue"))
-    batch = [Pair(int(r), int(b), "a box") for r, b in zip(red, blue, strict=True)]
+    batch = [PicturePair(int(r), int(b), "a box") for r, b in zip(red, blue, strict=True)]
     images, compute = captioned()["image"].tolist(), Compute(threads=1, batch_size=3)
     return DpoTraining(pipeline, images, [batch] * asked.steps, asked, compute, 7, checkpoint)
 
@@ -641,7 +641,7 @@ def test_an_inpainting_unet_is_refused():
 def in_this_process(command, **_):
     """The output of a fresh process, without the seconds it takes to start."""
     try:
-        verify_module.main(*map(Path, command[3:]))
+        repair_module.main(*map(Path, command[3:]))
     except BugError as error:
         return subprocess.CompletedProcess(command, 70, "", f"error: {error}")
     return subprocess.CompletedProcess(command, 0, "", "")
@@ -685,7 +685,7 @@ def test_settings_without_effect_or_sense_are_told(settings, told, tmp_path):
     where = SimpleNamespace(inputs=tmp_path)
     try:
         errors = TextToImage.repair_conflicts(
-            where, checked(RepairSettings, {"method": "lora", **settings}, "restructure.settings")
+            where, checked(TextToImageRepair, {"method": "lora", **settings}, "restructure.settings")
         )
     except UsageError as error:
         errors = [str(error)]

@@ -16,10 +16,10 @@ from stages.errors import UsageError
 from stages.tasks.base import Task, offers
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.calibrate import Calibration, expected_of, share_out
+from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, expected_of, share_out
 from stages.tasks.text_to_image.items import choose_items, noise_seed
-from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said, total_variation
 from stages.tasks.text_to_image.sample import Drawing, Painter
+from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of, said, total_variation
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
 
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
@@ -256,7 +256,9 @@ def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked
 
 def calibration(wrong, images=3, reference=None):
     values = np.array(wrong, dtype=float)
-    return Calibration.of(values, values, images, reference)
+    halves = [HALVES[n % 2] for n in range(len(values))]
+    records = pd.DataFrame({"half": halves, "misalignment": values, "poor_quality": values})
+    return PictureCalibration(records, images, reference)
 
 
 def test_the_threshold_lets_few_probes_of_real_pictures_fail():

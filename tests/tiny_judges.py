@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import processors
 
-from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
+from stages.tasks.text_to_image.judge_models import JudgeForm, make_net, save_judge
 from tests.tiny_models import tiny_tokenizer
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"colour": ("red", "green", "blue"), "other_shape": ("none", "circle")}
@@ -37,7 +37,7 @@ def tiny_judge(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "thresholds": dict.fromkeys(ATTRIBUTES, 0.0),
         "note": {"pictures": 12},
     }
-    form = Form(**(parts | changes))
+    form = JudgeForm(**(parts | changes))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         save_judge(form, make_net(form), folder)

@@ -27,7 +27,7 @@ from stages.tasks.chat.concepts import catalogue_of
 from stages.tasks.chat.config import PrepareConfig
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import TaskContext
-from stages.tasks.text_to_image.fit import misfits
+from stages.tasks.text_to_image.items import misfits
 from stages.tasks.text_to_image.probes import PainterProbes
 
 _ITEMS = "items.parquet"

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from unet import make_scheduler, make_unet
 from world import BACKGROUNDS, COLOURS, DIGITS, PHRASES, PLANTS, SIZES, draw_scenes, phrase
 
-from stages.tasks.text_to_image.judge_loaders import load_judge
+from stages.tasks.text_to_image.judge_models import load_judge
 from stages.tasks.text_to_image.judges import Judge, told
 
 HERE = Path(__file__).parent

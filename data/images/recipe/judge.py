@@ -33,7 +33,7 @@ from world import (
     render,
 )
 
-from stages.tasks.text_to_image.attribute_judge import AttributeJudge, AttributeNet, Form, make_net, save_judge
+from stages.tasks.text_to_image.judge_models import AttributeJudge, AttributeNet, JudgeForm, make_net, save_judge
 
 SEED = 6
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def train_judge(kind: str, vae: AutoencoderKL, folder: Path) -> None:
     lessons = mixed(draw(kind, [("train", LEARNT)], PICTURES[kind], rng, warps=10), vae, rng)
     attributes = {name: tuple(values) for name, values in ATTRIBUTES[kind].items()}
     unset = dict.fromkeys(attributes, 1.0)
-    form = Form(attributes=attributes, temperatures=unset, thresholds=dict.fromkeys(attributes, 0.0))
+    form = JudgeForm(attributes=attributes, temperatures=unset, thresholds=dict.fromkeys(attributes, 0.0))
     net = train(make_net(form), lessons, EPOCHS[kind])
     form = calibrated(form, net, mixed(draw(kind, [("train", CHOSEN)], VALIDATION, rng), vae, rng))
     real = draw(kind, [(split, slice(None)) for split in HELD_OUT], TEST, rng)
@@ -209,7 +209,7 @@ def unsettled(batch: Tensor) -> Tensor:
     return (batch * tint + 0.05 * torch.randn(len(batch), 3, 1, 1) + grain).to(memory_format=torch.channels_last)
 
 
-def calibrated(form: Form, net: AttributeNet, lessons: Lessons) -> Form:
+def calibrated(form: JudgeForm, net: AttributeNet, lessons: Lessons) -> JudgeForm:
     """Temperatures that make probabilities likely, and the lowest thresholds that keep wrong readings rare."""
     plain = AttributeJudge(form, net).read(list(lessons.images.permute(0, 2, 3, 1).numpy()))
     temperatures, thresholds = {}, {}

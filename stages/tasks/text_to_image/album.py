@@ -8,28 +8,111 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.concepts import Region
+from stages.concepts import ConceptSpace, Region
 from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.cells import sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
-from stages.tasks.text_to_image.pictures import to_png
+from stages.tasks.text_to_image.config import TextToImageRepair
+from stages.tasks.text_to_image.judges import expected_values
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from stages.tasks.text_to_image.probes import PainterProbes
-from stages.tasks.text_to_image.repair_config import RepairSettings
-from stages.tasks.text_to_image.studio import Order
-from stages.tasks.text_to_image.vocabulary import Vocabulary, repair_templates
+from stages.tasks.text_to_image.studio import PictureOrder
 
+NOT_SHOWN = -1  # or unknown
 GOOD = 6  # rating from which a drawing is learnt
-
 _NO_ATTRIBUTES = {"id", "text", "image", "split"}  # columns of pictures that are not attributes
 _PART = 64  # pictures drawn between two updates of the progress
+
+
+class PictureWords:
+    """Attributes that the words of a grid show: those that the judge reads, and those that pictures have columns for.
+
+    Args:
+        space: concepts are slots of prompts, levels are the phrases that fill them.
+        attributes: values by attribute.
+    """
+
+    def __init__(self, space: ConceptSpace, attributes: Mapping[str, Sequence[str]]) -> None:
+        self.space, self.attributes = space, {name: tuple(values) for name, values in attributes.items()}
+        self.names = list(self.attributes)
+        self._shown = [np.array([self.codes({c.name: str(level)}) for level in c.levels]) for c in space.concepts]
+        self.neutral = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in space.concepts]
+        told_of = [(shown != NOT_SHOWN).any(0) for shown in self._shown]
+        self.of_slots = np.any(told_of, axis=0)  # (attributes,) whether some slot names it
+
+    def codes(self, words: Mapping[str, str]) -> np.ndarray:
+        """Encode what words show, by slot or attribute: (attributes,) the number of each value, or NOT_SHOWN."""
+        found = expected_values(self.attributes, words)
+        return np.array([self.attributes[n].index(found[n]) if n in found else NOT_SHOWN for n in self.names])
+
+    def table(self, pictures: Sequence[Mapping[str, str]]) -> np.ndarray:
+        """Encode what n pictures show, from the words for each: (n, attributes)."""
+        rows = [self.codes(said) for said in pictures]
+        return np.array(rows, dtype=np.int64).reshape(len(pictures), len(self.names))
+
+    def said_of(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Return a captioned picture's column for each attribute, or its text if it has no such column."""
+        columns = {name.replace("_", " "): value for name, value in row.items()}
+        said = {name: columns.get(name.replace("_", " "), row["text"]) for name in self.names}
+        return {name: value for name, value in said.items() if isinstance(value, str)}
+
+    def of_cell(self, cell: np.ndarray) -> np.ndarray:
+        """Encode what a cell asks for: (attributes,)."""
+        return np.max([shown[level] for shown, level in zip(self._shown, cell, strict=True)], axis=0)
+
+    def true(self, slot: int, shows: np.ndarray) -> np.ndarray:
+        """Which levels of a slot are true of pictures (n, attributes): (n, levels) bool; neutral ones say nothing."""
+        levels = self._shown[slot][None]
+        says = levels != NOT_SHOWN
+        return (~says | (levels == shows[:, None])).all(2) & says.any(2)
+
+    def inside(self, region: Region, shows: np.ndarray, *, strictly: bool) -> np.ndarray:
+        """Which pictures (n, attributes) prompts of a region may ask for: (n,) bool.
+
+        Args:
+            region: if it allows a slot to be unsaid, the slot excludes no picture.
+            shows: what the pictures show.
+            strictly: whether what a picture shows must be known; otherwise unknown attributes exclude no picture.
+        """
+        told_of = shows[:, self.of_slots] != NOT_SHOWN
+        within = told_of.all(1) if strictly else np.ones(len(shows), dtype=bool)
+        for slot, concept in enumerate(self.space.concepts):
+            allowed = list(region.allowed.get(concept.name, range(len(concept))))
+            if self.neutral[slot] in allowed:
+                continue
+            fits = self.true(slot, shows)[:, allowed].any(1)
+            if not strictly:
+                of_slot = (self._shown[slot] != NOT_SHOWN).any(0)
+                fits |= (shows[:, of_slot] == NOT_SHOWN).all(1)
+            within &= fits
+        return within
+
+    def words_for(self, cell: np.ndarray, shows: np.ndarray) -> np.ndarray | None:
+        """Replace words of a cell that are not true of a picture (attributes,) by true ones; None if there are none."""
+        if (shows[self.of_slots] == NOT_SHOWN).any():
+            return None
+        words = np.array(cell)
+        for slot, level in enumerate(cell):
+            if level == self.neutral[slot] or self.true(slot, shows[None])[0, level]:
+                continue
+            fitting = np.flatnonzero(self.true(slot, shows[None])[0])
+            if not len(fitting) and self.neutral[slot] < 0:
+                return None
+            words[slot] = fitting[0] if len(fitting) else self.neutral[slot]
+        return words
+
+
+def repair_templates(task: PainterProbes) -> list[str]:
+    """Return the prompt template of each item that a repair learns from."""
+    table = task.items.table
+    return table.loc[table["split"] == "repair", "label"].tolist()
 
 
 @dataclass(frozen=True)
@@ -37,8 +120,8 @@ class Album:
     """Pictures from all sources.
 
     Args:
-        table: columns image (PNG bytes), text, source (see RepairSettings), whole (whether the text must be kept).
-        shows: (n, attributes) what they show, see Vocabulary.
+        table: columns image (PNG bytes), text, source (see TextToImageRepair), whole (whether the text must be kept).
+        shows: (n, attributes) what they show, see PictureWords.
         inside: (regions, n) bool, which pictures the prompts of each of the plan's regions may ask for.
         counts: pictures by source; of the model's own also how many were drawn, accepted and praised.
     """
@@ -59,19 +142,19 @@ class Drawn(NamedTuple):
     right: bool
 
 
-def vocabulary(task: PainterProbes) -> Vocabulary:
+def vocabulary(task: PainterProbes) -> PictureWords:
     """Return the words of an audit's grid, with the attributes that its judge reads or its pictures have as columns."""
     columns = {
         name: sorted({value for value in task.pictures[name] if isinstance(value, str) and value})
         for name in task.pictures.columns
         if name in task.concepts.names and name not in _NO_ATTRIBUTES
     }
-    return Vocabulary(
+    return PictureWords(
         task.concepts, {name: values for name, values in columns.items() if values} | dict(task.judge.attributes)
     )
 
 
-def build_album(task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary) -> Album:
+def build_album(task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, words: PictureWords) -> Album:
     """Gather the pictures of all sources.
 
     Raises:
@@ -102,7 +185,7 @@ def build_album(task: PainterProbes, plan: RepairPlan, settings: RepairSettings,
     return album
 
 
-def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd.DataFrame:
+def _captioned(task: PainterProbes, settings: TextToImageRepair, source: str) -> pd.DataFrame:
     if source == "pictures":
         return task.pictures[task.pictures["split"] == "repair"]
     loader = parse_source(settings.folder or {}, PICTURE_LOADERS, "restructure.settings.folder")
@@ -110,7 +193,7 @@ def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd
 
 
 def _own(
-    task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
+    task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, words: PictureWords, counts: dict[str, int]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Draw prompts of the plan's cells, and others to replay; keep what the judge, or a person, finds right."""
     rng = np.random.default_rng([plan.seed, 8])
@@ -130,8 +213,17 @@ def _own(
     return table, words.table([drawn.read for drawn in kept]), members
 
 
+def orders_for(
+    task: PainterProbes, rows: np.ndarray, cells: np.ndarray, rng: np.random.Generator
+) -> list[PictureOrder]:
+    """Return n pictures to draw for the templates of repair items (n,) and cells (n, d), from fresh noise."""
+    templates = repair_templates(task)
+    seeds = rng.integers(2**31, size=len(cells)).tolist()
+    return [task.order(templates[row], cell, seed) for row, cell, seed in zip(rows.tolist(), cells, seeds, strict=True)]
+
+
 def draw_for(
-    task: PainterProbes, settings: RepairSettings, rows: np.ndarray, cells: np.ndarray, rng: np.random.Generator
+    task: PainterProbes, settings: TextToImageRepair, rows: np.ndarray, cells: np.ndarray, rng: np.random.Generator
 ) -> list[Drawn]:
     """Draw a picture for each of n prompts; faulty ones (black, blanked) are left out.
 
@@ -142,24 +234,26 @@ def draw_for(
         cells: (n, d) cells that fill the templates.
         rng: random generator of the noise.
     """
-    templates = repair_templates(task)
-    seeds = rng.integers(2**31, size=len(cells)).tolist()
-    orders = [
-        Order(task.prompt(templates[row], cell), seed, tuple(task.expected(cell).items()))
-        for row, cell, seed in zip(rows.tolist(), cells, seeds, strict=True)
-    ]
-    at_least = 1 - task.threshold if settings.accept is None else settings.accept
+    orders = orders_for(task, rows, cells, rng)
+    accept = 1 - task.threshold if settings.accept is None else settings.accept
     found: list[Drawn] = []
     with progress("repair, drawing pictures", len(orders)) as tell:
         for start in range(0, len(orders), _PART):
             part = slice(start, start + _PART)
-            drawings = task.studio.draw(orders[part])
-            answers = zip(orders[part], cells[part], drawings, task.studio.judged(drawings, orders[part]), strict=True)
-            for order, cell, drawing, judged in answers:
-                if not judged.fault:
-                    right = all(judged.right.values()) and judged.alignment >= at_least
-                    found.append(Drawn(order.prompt, cell, to_png(drawing.pixels), judged.read, right))
+            found += _drawn(task, orders[part], cells[part], accept)
             tell(min(start + _PART, len(orders)), f"{sum(drawn.right for drawn in found)} right")
+    return found
+
+
+def _drawn(task: PainterProbes, orders: list[PictureOrder], cells: np.ndarray, accept: float | None) -> list[Drawn]:
+    """Draw and judge n pictures, and leave out the faulty ones; without `accept` all others are right."""
+    drawings = task.studio.draw(orders)
+    judgements = task.studio.judged(drawings, orders)
+    found = []
+    for order, cell, drawing, judged in zip(orders, cells, drawings, judgements, strict=True):
+        if not judged.fault:
+            right = accept is None or (all(judged.right.values()) and judged.alignment >= accept)
+            found.append(Drawn(order.prompt, cell, to_png(drawing.pixels), judged.read, right))
     return found
 
 
@@ -177,8 +271,5 @@ def praised(example: RatedExample) -> bool:
 
 def _again(task: PainterProbes, example: RatedExample) -> list[Drawn]:
     """Draw what people saw of an example again, from the same noise."""
-    cell = np.array(example.cell, dtype=np.int64)
-    orders = task.orders([example.item], cell[None])[0]
-    drawings = task.studio.draw(orders)
-    answers = zip(orders, drawings, task.studio.judged(drawings, orders), strict=True)
-    return [Drawn(o.prompt, cell, to_png(d.pixels), judged.read, True) for o, d, judged in answers if not judged.fault]
+    cells = np.array([example.cell] * task.config.images, dtype=np.int64)
+    return _drawn(task, task.orders([example.item], cells[:1])[0], cells, accept=None)

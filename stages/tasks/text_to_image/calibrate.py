@@ -12,9 +12,8 @@ from scipy.stats import binomtest
 
 from stages.errors import UsageError
 from stages.tasks.text_to_image.judges import expected_values
-from stages.tasks.text_to_image.measures import total_variation, weighted
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.studio import Studio
+from stages.tasks.text_to_image.studio import Studio, total_variation, weighted
 
 GROUPS = 2000  # probes that are put together from real pictures at random
 SPLITS = ("calibrate", "repair")  # of captioned pictures
@@ -22,7 +21,7 @@ HALVES = ("set", "check")  # of the split calibrate: one sets the threshold, the
 
 
 @dataclass(frozen=True)
-class Calibration:
+class PictureCalibration:
     """Measures of real captioned pictures, judged as if they had been drawn.
 
     Args:
@@ -35,19 +34,6 @@ class Calibration:
     records: pd.DataFrame
     images: int
     reference: Mapping[str, float] | None
-
-    @classmethod
-    def of(
-        cls,
-        misalignment: np.ndarray,
-        poor_quality: np.ndarray,
-        images: int = 1,
-        reference: Mapping[str, float] | None = None,
-    ) -> Calibration:
-        """Assign n pictures (n,) alternately to the halves."""
-        halves = [HALVES[n % 2] for n in range(len(misalignment))]
-        columns = {"half": halves, "misalignment": misalignment, "poor_quality": poor_quality}
-        return cls(pd.DataFrame(columns), images, reference)
 
     def probes(self, half: str, weights: Mapping[str, float], seed: int = 0) -> np.ndarray:
         """Return discrepancies (GROUPS,) of probes put together from pictures of a half, with replacement.
@@ -130,12 +116,15 @@ def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str
     shown = [from_png(image) for image in pictures["image"]]
     expected = [expected_of(row, studio.judge.attributes) for row in pictures.to_dict("records")]
     judged = studio.assess(shown, pictures["text"].tolist(), expected)
-    found = Calibration.of(
-        np.array([1 - picture.alignment for picture in judged]), np.array([1 - picture.quality for picture in judged])
-    )
-    unreadable = [picture.unreadable for picture in judged]
-    records: list[dict[str, Any]] = found.records.assign(unreadable=unreadable).to_dict("records")
-    return records
+    return [
+        {
+            "half": HALVES[n % 2],
+            "misalignment": 1 - picture.alignment,
+            "poor_quality": 1 - picture.quality,
+            "unreadable": picture.unreadable,
+        }
+        for n, picture in enumerate(judged)
+    ]
 
 
 def expected_of(picture: Mapping[str, Any], attributes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The `prepare:` and `discrepancy:` blocks of a text-to-image audit."""
+"""The settings of a text-to-image audit: `prepare:`, `discrepancy:`, and the `settings:` of its repair."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ from stages.params import Strict
 from stages.tasks.sources import ItemCounts
 
 Measure = Literal["misalignment", "poor_quality", "bias"]
+LessonSource = Literal["pictures", "folder", "own"]
+# Layers of a UNet by the last part of their names, as peft matches them.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+_CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+LAYERS = {
+    "attention": _ATTENTION,
+    "attention+feed-forward": _ATTENTION + _FEED_FORWARD,
+    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
+}
+RATES = {"lora": 2e-3, "dpo": 5e-4}  # peak learning rates, by method
 
 
 class SamplingConfig(Strict):
@@ -71,7 +82,7 @@ class BiasConfig(Strict):
         return {value: self.reference[value] for value in values}
 
 
-class PrepareConfig(Strict):
+class TextToImagePrepare(Strict):
     """The `prepare:` block; `model`, `data` and `judge` are checked by the loader their keys name."""
 
     model: dict[str, Any]
@@ -89,7 +100,7 @@ class PrepareConfig(Strict):
     )
 
 
-class DiscrepancyConfig(Strict):
+class TextToImageDiscrepancy(Strict):
     """The `discrepancy:` block: a probe fails if the measure is above the threshold, or a picture is broken."""
 
     measure: Measure | dict[Measure, float] = Field("misalignment", description="one measure, or several with weights")
@@ -105,7 +116,7 @@ class DiscrepancyConfig(Strict):
     quality: Literal["realism", "clip_iqa"] = Field("realism", description="how good a picture is, whatever it shows")
 
     @model_validator(mode="after")
-    def _can_be_measured(self) -> DiscrepancyConfig:
+    def _can_be_measured(self) -> TextToImageDiscrepancy:
         if min(self.weights.values(), default=0) <= 0:
             raise ValueError(f"measure: expected weights above 0, found {self.measure}")
         if self.threshold != "auto" and not 0 <= self.threshold < 1:
@@ -118,7 +129,7 @@ class DiscrepancyConfig(Strict):
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
 
 
-def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: ConceptSpace) -> list[str]:
+def conflicts(prepare: TextToImagePrepare, discrepancy: TextToImageDiscrepancy, space: ConceptSpace) -> list[str]:
     """List conflicts between the blocks, one error per line."""
     errors = _without_effect(prepare)
     slots = {concept.name: concept for concept in space.concepts}
@@ -158,8 +169,93 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: Con
     return errors
 
 
-def _without_effect(prepare: PrepareConfig) -> list[str]:
+def _without_effect(prepare: TextToImagePrepare) -> list[str]:
     idle = sorted({"scheduler", "scheduler_options"} & prepare.sampling.model_fields_set)
     if "endpoint" not in prepare.model or not idle:
         return []
     return [f"prepare.sampling: {', '.join(idle)} has no effect on a model behind HTTP, which has its own"]
+
+
+class TextToImageRepair(Strict):
+    """How a text-to-image model is repaired. A step sees `batch_size` pictures.
+
+    With the method `lora`, a share `replay` of them is outside the targets; with `dpo`, they form half as many pairs.
+    """
+
+    method: Literal["lora", "dpo"] = Field(description="see repair.py")
+    sources: dict[LessonSource, float] = Field(
+        {"pictures": 1.0},
+        description="what to learn from, with weights: captioned pictures of the split `repair` (pictures), of a folder"
+        " of one's own (folder), pictures the model drew and the judge found right (own)",
+    )
+    folder: dict[str, Any] | None = Field(None, description="as prepare.data, for the source `folder`")
+    samples: int = Field(
+        512, ge=1, le=1_000_000, description="own, dpo: pictures drawn, of which right ones are learnt, or pairs made"
+    )
+    accept: float | None = Field(
+        None, gt=0, le=1, description="own, dpo: least alignment of a right one; none: 1 - the threshold of a failure"
+    )
+    tries: int = Field(4, ge=1, le=1000, description="dpo: pictures drawn for each prompt")
+    beta: float = Field(20.0, gt=0, description="dpo: how much a pair counts; more changes less")
+    steps: int = Field(800, ge=1, le=1_000_000, description="of training")
+    batch_size: int = Field(16, ge=2, le=1_000_000, description="pictures of a step")
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="peak rate of AdamW; none: see RATES")
+    rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
+    alpha: int | None = Field(None, ge=1, le=1_000_000, description="their scale times rank; none: as the rank")
+    layers: Literal["attention", "attention+feed-forward", "all"] = Field(
+        "all", description="of the UNet that change; all are those of its convolutions as well"
+    )
+    replay: float = Field(0.5, ge=0, lt=1, description="share of pictures outside the targets; more forget less")
+    prior: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far replayed pictures teach what the model predicts already, not what they show",
+    )
+    balance: str | None = Field(
+        "auto", description="an attribute whose values are drawn alike often; auto: that of prepare.bias"
+    )
+    high_noise: float = Field(1.0, ge=0, description="0: all noise levels alike often; more favours the noisiest")
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of pictures without caption, for guidance")
+
+    @field_validator("sources")
+    @classmethod
+    def _weights(cls, sources: dict[LessonSource, float]) -> dict[LessonSource, float]:
+        if not sources or min(sources.values()) <= 0:
+            raise ValueError(f"expected at least one source, with weights above 0; found {sources}")
+        return sources
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> TextToImageRepair:
+        if ("folder" in self.sources) != (self.folder is not None):
+            raise ValueError("the source `folder` needs `folder:`, where its pictures are, and the other way round")
+        if idle := sorted(self._idle() & self.model_fields_set):
+            raise ValueError(
+                f"{', '.join(idle)}: no effect with the method {self.method} and sources {', '.join(self.sources)}"
+            )
+        if round(self.batch_size * (1 - self.replay)) < 1:
+            raise ValueError(f"replay {self.replay} of batch_size {self.batch_size} leaves no picture of the targets")
+        if self.prior and not self.replayed:
+            raise ValueError("prior: an effect on replayed pictures only, found none (replay times batch_size)")
+        return self
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        return self.learning_rate or RATES[self.method]
+
+    @property
+    def replayed(self) -> int:
+        """Pictures per step that are outside the targets."""
+        return round(self.batch_size * self.replay)
+
+    def used(self) -> dict[str, Any]:
+        """The settings that have an effect, for people."""
+        idle = self._idle() | {"method"} | ({"folder"} if self.folder is None else set())
+        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank, "learning_rate": self.peak}
+
+    def _idle(self) -> set[str]:
+        """Settings that need another method or another source."""
+        if self.method == "dpo":
+            return {"sources", "folder", "replay", "prior", "balance", "caption_dropout"}
+        return {"tries", "beta"} | (set() if "own" in self.sources else {"samples", "accept"})

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stages.errors import UsageError
 INDEX = "model_index.json"
 # What most models are. Listing them avoids the import of diffusers, which would slow down `faded plan` by seconds.
 _USUAL = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "image_processor", "processor", "image_noising")
 
 
@@ -94,7 +94,7 @@ def _is_pipeline_module(name: str) -> bool:
 
 
 def _pickle_error(part: str, names: list[str]) -> str | None:
-    pickled = [name for name in names if name.endswith(_PICKLES)]
+    pickled = [name for name in names if name.endswith(PICKLES)]
     if not pickled:
         return None
     return (
@@ -138,6 +138,17 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
+
+
+def check_weights(info: Mapping[str, Any], part: str) -> None:
+    """Check the `loading_info` of a network: libraries fill missing weights at random, and only warn.
+
+    Raises:
+        UsageError: when weights are missing or of another shape.
+    """
+    if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
 
 
 @contextlib.contextmanager

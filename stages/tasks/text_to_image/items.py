@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from stages.concepts.prompts import check_templates, read_templates
+from stages.concepts import ConceptSpace
+from stages.concepts.prompts import check_templates, fill, read_templates
 from stages.errors import UsageError
 from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
+from stages.tasks.text_to_image.judges import Judge, expected_values
+from stages.tasks.text_to_image.sample import PictureModel
 
 # Templates that a split needs. Intervals resample templates, and are too narrow with few groups (Cameron, Gelbach and
 # Miller 2008): tests/test_groups.py shows how often 95% intervals hold with how many groups. Discover only describes a
@@ -99,3 +102,36 @@ def noise_seed(audit: int, item: int, repeat: int, picture: int, salt: int = 0) 
     differences are due to the words (common random numbers).
     """
     return int(np.random.SeedSequence([audit, item, repeat, picture, salt]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
+    """List what prompts say and a judge of attributes cannot check, one line per slot."""
+    if judge.reads_prompts:
+        return []
+    gaps = []
+    for concept in space.concepts:
+        said = [str(level) for level in concept.levels if level != concept.neutral]
+        unknown = [level for level in said if not expected_values(judge.attributes, {concept.name: level})]
+        if unknown:
+            levels = "" if len(unknown) == len(said) else f" where it is {', '.join(unknown)}"
+            gaps.append(f"what {concept.name} says{levels}")
+    return gaps
+
+
+def misfits(space: ConceptSpace, templates: Sequence[str], painter: PictureModel, judge: Judge) -> list[str]:
+    """List prompts that the model would not read to their end, and say if the judge can check nothing."""
+    longest = {c.name: max(map(str, c.levels), key=painter.tokens) for c in space.concepts}
+    # Every template with the longest phrases in tokens: if these fit, all prompts do.
+    prompts = [fill(template, longest) for template in dict.fromkeys(templates)]
+    lines = [f"concepts, prepare.templates: {line}" for line in painter.too_long(prompts)]
+    negative = painter.sampling.negative_prompt
+    lines += [f"prepare.sampling.negative_prompt: {line}" for line in painter.too_long([negative])]
+    if not judge.reads_prompts and not any(
+        expected_values(judge.attributes, {c.name: str(level)}) for c in space.concepts for level in c.levels
+    ):
+        read = "; ".join(f"{name}: {', '.join(values)}" for name, values in judge.attributes.items())
+        lines.append(
+            f"prepare.judge: it can check nothing that concepts say ({', '.join(space.names)}); a slot is checked if it"
+            f" is named like an attribute the judge reads and its levels hold values of that: {read}"
+        )
+    return lines

@@ -6,28 +6,112 @@ weights in the precision they were stored in, and faded.json beside it. To add a
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import inspect
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from stages.errors import UsageError
 from stages.files import content_hash, local_file, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy
+from stages.tasks.source import collect
 from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.folders import INDEX, folder_errors, networks, quiet, readable
+from stages.tasks.text_to_image.folders import INDEX, check_weights, folder_errors, networks, quiet, readable
 from stages.tasks.text_to_image.remote import EndpointModel
-from stages.tasks.text_to_image.sample import Painter
-from stages.tasks.text_to_image.schedulers import make_scheduler
-from stages.tasks.text_to_image.source import ModelSource
+from stages.tasks.text_to_image.sample import ModelSource, Painter
 
+DISTILLED = ("LCMScheduler", "TCDScheduler")  # for models distilled to few steps; diffusers lists them for none
 FORM = "faded.json"
 WHERE = "prepare.model.diffusers"
 LORA = "pytorch_lora_weights.safetensors"
+
+
+def scheduler_errors(sampling: SamplingConfig) -> list[str]:
+    """List what is wrong with the scheduler's name and options; the model's own scheduler is checked on loading."""
+    if sampling.scheduler is None:
+        return []
+    name = sampling.scheduler
+    return collect(lambda: _check_options(_scheduler_class(name), sampling))
+
+
+def make_scheduler(own: Any, sampling: SamplingConfig) -> Any:
+    """Return the scheduler of `sampling`; what that leaves open is taken from the model's own.
+
+    Raises:
+        UsageError: when diffusers has no such scheduler, it does not fit this model, or it refuses an option.
+    """
+    if sampling.scheduler is None and not sampling.scheduler_options:
+        return own
+    made = type(own) if sampling.scheduler is None else _scheduler_class(sampling.scheduler)
+    _check_options(made, sampling)
+    # Those that diffusers lists use the same noise; others (inverse, inpainting) fail or draw something else.
+    listed = sorted(known.__name__ for known in getattr(own, "compatibles", None) or [])
+    if listed and made.__name__ not in (type(own).__name__, *listed, *DISTILLED):
+        raise UsageError(
+            f"prepare.sampling.scheduler: {made.__name__} does not fit the model, whose own is {type(own).__name__};"
+            f" diffusers lists {', '.join(listed)}"
+        )
+    try:
+        with quiet():
+            return made.from_config(own.config, **sampling.scheduler_options)
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise UsageError(f"prepare.sampling.scheduler_options: {made.__name__} refuses them: {told}") from None
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers
+    from diffusers import SchedulerMixin
+
+    # Only this name is looked up: dir() lists all, and getattr imports a class.
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
+        if missing := getattr(found, "_backends", None):  # diffusers' placeholder for classes it cannot import
+            lacking = [library for library in missing if importlib.util.find_spec(library) is None] or missing
+            raise UsageError(
+                f"prepare.sampling.scheduler: {name} needs {' and '.join(lacking)}, which cannot be imported here"
+            )
+        names = [known for known in dir(diffusers) if known.endswith("Scheduler") and not known.startswith("Flax")]
+        close = difflib.get_close_matches(name, names, 3, 0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UsageError(f"prepare.sampling.scheduler: diffusers has no scheduler {name}{hint}")
+    return found
+
+
+def _check_options(scheduler: Any, sampling: SamplingConfig) -> None:
+    parameters = inspect.signature(scheduler.__init__).parameters
+    known = [name for name in parameters if name != "self"]
+    hints = typing.get_type_hints(inspect.unwrap(scheduler.__init__))
+    for name, value in sampling.scheduler_options.items():
+        if name not in known:
+            raise UsageError(
+                f"prepare.sampling.scheduler_options: {scheduler.__name__} knows no {name}; it has {', '.join(known)}"
+            )
+        # diffusers accepts values of any type, and fails when it first computes with them.
+        if value != parameters[name].default and (told := _value_error(hints.get(name, Any), value)):
+            raise UsageError(
+                f"prepare.sampling.scheduler_options: {scheduler.__name__} refuses them: {name}: {value!r}: {told}"
+            )
+
+
+def _value_error(hint: Any, value: Any) -> str:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    except PydanticSchemaGenerationError:
+        return ""
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        return "; ".join(dict.fromkeys(part["msg"] for part in error.errors()))
+    return ""
 
 
 class DiffusersModel(ModelSource):
@@ -76,7 +160,7 @@ class DiffusersModel(ModelSource):
         with readable(f"{WHERE}: {folder}"):
             pipeline = _stored(folder, self.variant)
         modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        form = Form(
+        form = PipelineForm(
             pipeline=type(pipeline).__name__,
             origin=self.origin(inputs),
             revision=revision,
@@ -111,7 +195,7 @@ class DiffusersModel(ModelSource):
 MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel, "endpoint": EndpointModel}
 
 
-class Form(Strict):
+class PipelineForm(Strict):
     """faded.json: the class of the pipeline, and where it comes from."""
 
     pipeline: str = Field(description="class of diffusers")
@@ -120,7 +204,7 @@ class Form(Strict):
     parameters: int = Field(ge=1)
 
 
-def load_form(folder: Path) -> Form:
+def load_pipeline_form(folder: Path) -> PipelineForm:
     """Read the faded.json of a model folder.
 
     Raises:
@@ -128,7 +212,7 @@ def load_form(folder: Path) -> Form:
     """
     raw = read_json(folder / FORM)
     raw.pop("schema", None)
-    return checked(Form, raw, str(folder / FORM))
+    return checked(PipelineForm, raw, str(folder / FORM))
 
 
 def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, lora: Path | None = None) -> Any:
@@ -148,7 +232,7 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
         UsageError: when a file is missing or damaged, the repair was made for another model, or there is no such
             scheduler.
     """
-    load_form(folder)
+    load_pipeline_form(folder)
     with readable(str(folder)):
         from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
@@ -190,11 +274,8 @@ def _stored(folder: Path, variant: str | None) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-        parts[part], told = loaded
-        # Libraries fill missing weights at random and only warn.
-        if missing := [*map(str, told["missing_keys"]), *map(str, told["mismatched_keys"])]:
-            more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
-            raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
+        parts[part], info = loaded
+        check_weights(info, part)
     return DiffusionPipeline.from_pretrained(folder, **parts, use_safetensors=True, local_files_only=True)
 
 

@@ -29,22 +29,15 @@ from stages.tasks.contract import (
 )
 from stages.tasks.source import Source
 from stages.tasks.sources import source_errors
-from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
-from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
-from stages.tasks.text_to_image.fit import misfits, unchecked
-from stages.tasks.text_to_image.items import choose_items, noise_seed, template_errors
-from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS, JudgeSource, load_judge
-from stages.tasks.text_to_image.judges import expected_values, judge_notes
-from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
-from stages.tasks.text_to_image.models import MODEL_LOADERS
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
-from stages.tasks.text_to_image.pictures import PictureSource, from_png, strip
-from stages.tasks.text_to_image.quality import load_quality, quality_errors
-from stages.tasks.text_to_image.repair_config import RepairSettings
-from stages.tasks.text_to_image.sample import Drawing
-from stages.tasks.text_to_image.schedulers import scheduler_errors
-from stages.tasks.text_to_image.source import ModelSource
-from stages.tasks.text_to_image.studio import Order, Studio
+from stages.tasks.text_to_image.calibrate import PictureCalibration, calibration_records, share_out
+from stages.tasks.text_to_image.config import TextToImageDiscrepancy, TextToImagePrepare, TextToImageRepair, conflicts
+from stages.tasks.text_to_image.items import choose_items, misfits, noise_seed, template_errors, unchecked
+from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, JudgeSource, load_judge
+from stages.tasks.text_to_image.judges import expected_values, judge_notes, load_quality, quality_errors
+from stages.tasks.text_to_image.models import MODEL_LOADERS, scheduler_errors
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, PictureSource, from_png, strip
+from stages.tasks.text_to_image.sample import Drawing, ModelSource
+from stages.tasks.text_to_image.studio import Judged, PictureOrder, Studio, discrepancy, measures_of, said
 
 UNREADABLE = {"ignored": "not held against the model", "failure": "wrong"}  # in words
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
@@ -60,9 +53,9 @@ class PainterProbes(Task):
 
     init: ClassVar[str] = ".init:PromptsInit"
 
-    prepare_block = PrepareConfig
-    discrepancy_block = DiscrepancyConfig
-    repair_block = RepairSettings
+    prepare_block = TextToImagePrepare
+    discrepancy_block = TextToImageDiscrepancy
+    repair_block = TextToImageRepair
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "data": PICTURE_LOADERS,
@@ -86,15 +79,15 @@ class PainterProbes(Task):
         torch.set_num_threads(context.compute.threads)
         self.context, self.studio, self.pictures = context, studio, pictures
         self.painter, self.judge, self.model_hash = studio.painter, studio.judge, studio.painter.hash
-        self.config = PrepareConfig.model_validate(dict(context.config))
-        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.config = TextToImagePrepare.model_validate(dict(context.config))
+        self.settings = TextToImageDiscrepancy.model_validate(dict(context.discrepancy))
         self.items = Items(items)
         self.concepts = prompt_space(context.concepts)
         self.reference = self.config.bias.shares(self.judge.attributes) if self.config.bias else None
         records = pd.DataFrame(items.attrs["calibration"])
         if self.settings.unreadable == "ignored":
             records["misalignment"] *= ~records["unreadable"]
-        self.calibration = Calibration(records, self.config.images, self.reference)
+        self.calibration = PictureCalibration(records, self.config.images, self.reference)
         self.threshold = self._threshold()
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
@@ -122,7 +115,7 @@ class PainterProbes(Task):
 
     @classmethod
     def conflicts(
-        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+        cls, context: TaskContext, prepare: TextToImagePrepare | None, discrepancy: TextToImageDiscrepancy | None
     ) -> list[str]:
         """See Task: errors of the slots, the sampler and the templates, and conflicts between the blocks."""
         errors = slots = check_slots(context.concepts)
@@ -136,7 +129,7 @@ class PainterProbes(Task):
         return errors
 
     @classmethod
-    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+    def repair_conflicts(cls, context: TaskContext, asked: TextToImageRepair) -> list[str]:
         """See Task: errors of the pictures to learn from."""
         if asked.folder is None:
             return []
@@ -153,7 +146,7 @@ class PainterProbes(Task):
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
-        config = PrepareConfig.model_validate(dict(context.config))
+        config = TextToImagePrepare.model_validate(dict(context.config))
         templates = read_templates(config.templates, context.inputs)
         items = choose_items(templates, config.items, context.seed)
         model: ModelSource = cls.source(context, "model")
@@ -202,11 +195,11 @@ class PainterProbes(Task):
 
     @classmethod
     def _studio(cls, context: TaskContext, pictures: pd.DataFrame, prepared: Path, model: Path | None = None) -> Studio:
-        config = PrepareConfig.model_validate(dict(context.config))
+        config = TextToImagePrepare.model_validate(dict(context.config))
         source: ModelSource = cls.source(context, "model")
         painter = source.load(prepared / "model", context.compute, config.sampling, model)
         judge = load_judge(prepared / ASSETS / "judge", context.compute.device)
-        quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
+        quality = TextToImageDiscrepancy.model_validate(dict(context.discrepancy)).quality
         real = [from_png(image) for image in pictures.loc[pictures["split"] == "reference", "image"]]
         return Studio(painter, judge, load_quality(quality, judge, real))
 
@@ -230,19 +223,23 @@ class PainterProbes(Task):
         """Return what a cell lets people expect of a picture, by attribute of the judge."""
         return expected_values(self.judge.attributes, self.words(cell))
 
+    def order(self, template: str, cell: np.ndarray, seed: int) -> PictureOrder:
+        """Return a picture to draw: a template filled with a cell, from the noise of a seed."""
+        return PictureOrder(self.prompt(template, cell), seed, tuple(self.expected(cell).items()))
+
     def orders(
         self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
-    ) -> list[list[Order]]:
+    ) -> list[list[PictureOrder]]:
         """Return the pictures that each of n probes draws."""
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         asked = []
         for item, cell, repeat in zip(item_ids, np.asarray(cells), repeats.tolist(), strict=True):
             row = self._rows[item]
-            prompt, expected = self.prompt(self._templates[row], cell), tuple(self.expected(cell).items())
             seeds = [
                 noise_seed(self.context.seed, self._seeds[row], repeat, n, self.salt) for n in range(self.config.images)
             ]
-            asked.append([Order(prompt, seed, expected) for seed in seeds])
+            first = self.order(self._templates[row], cell, seeds[0])
+            asked.append([first._replace(seed=seed) for seed in seeds])
         return asked
 
     # Probing
@@ -252,17 +249,17 @@ class PainterProbes(Task):
         item_ids: Sequence[str],
         cells: np.ndarray,
         repeats: np.ndarray | None = None,
-        told: str | None = None,
+        label: str | None = None,
     ) -> list[list[Judged]]:
-        """Judge the pictures of each of n probes; `told` names a progress bar."""
+        """Judge the pictures of each of n probes; `label` names a progress bar."""
         asked = self.orders(item_ids, cells, repeats)
-        found = iter(self.studio.look([order for orders in asked for order in orders], told))
+        found = iter(self.studio.look([order for orders in asked for order in orders], label))
         return [[next(found) for _ in orders] for orders in asked]
 
-    def _look_with_others(self, parts: Sequence[Sequence[Order]]) -> list[list[Judged]]:
+    def _look_with_others(self, parts: Sequence[Sequence[PictureOrder]]) -> list[list[Judged]]:
         return self.shared(self.look_anew, [(part,) for part in parts])
 
-    def look_anew(self, orders: Sequence[Order]) -> list[Judged]:
+    def look_anew(self, orders: Sequence[PictureOrder]) -> list[Judged]:
         return self.studio.look_anew(orders)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
@@ -296,7 +293,7 @@ class PainterProbes(Task):
         cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, len(ids)]))
         quality = [
             np.mean([p.quality for p in pictures if not p.blanked] or [0.0])
-            for pictures in self.judged(ids, cells, told="quality")
+            for pictures in self.judged(ids, cells, label="quality")
         ]
         return Quality(f"{self.settings.quality} of the pictures", np.array(quality, dtype=np.float64), ids)
 
@@ -337,7 +334,7 @@ class PainterProbes(Task):
         self, drawings: Sequence[Drawing], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
     ) -> np.ndarray:
         """Rate how well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
-        orders = [Order(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
+        orders = [PictureOrder(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
         return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
 
     # Further measures
@@ -345,7 +342,7 @@ class PainterProbes(Task):
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
         """See Task: shares of the pictures of each probe; nan for attributes that the prompt leaves unsaid."""
         return measures_of(
-            self.judged(item_ids, cells, told="measures"), tuple(self.judge.attributes), self.settings.quality
+            self.judged(item_ids, cells, label="measures"), tuple(self.judge.attributes), self.settings.quality
         )
 
     def again(self) -> Self:

@@ -23,8 +23,7 @@ from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import check_answers, keep_answers
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.sample import BLACK, BLANKED, Drawing, telling
-from stages.tasks.text_to_image.source import ModelSource
+from stages.tasks.text_to_image.sample import BLACK, BLANKED, Drawing, ModelSource, PictureModel
 
 SEEDS = 2**31  # many services accept no larger ones, and some languages lose their last digits
 FEATURES = 256  # number of features of a prompt's words
@@ -82,8 +81,8 @@ class EndpointModel(ModelSource, EndpointConfig):
         return RemotePainter(endpoint, self.settings, sampling, compute, content_hash(sorted(folder.iterdir())))
 
 
-class RemotePainter:
-    """See `sample.Paints`.
+class RemotePainter(PictureModel):
+    """A model behind HTTP.
 
     Args:
         endpoint: the model.
@@ -94,6 +93,7 @@ class RemotePainter:
     """
 
     parameters = None  # unknown
+    hash = ""
 
     def __init__(
         self,
@@ -103,8 +103,8 @@ class RemotePainter:
         compute: Compute,
         content: str,
     ) -> None:
+        super().__init__(sampling, compute, endpoint.config.batch_size * endpoint.config.concurrency)
         self.endpoint, self.settings, self.hash = endpoint, settings, content
-        self.sampling, self.compute = sampling, compute
         self._shape: tuple[int, ...] | None = None
 
     def order(self, prompt: str, seed: int, guidance: float | None = None) -> dict[str, Any]:
@@ -120,26 +120,9 @@ class RemotePainter:
             **sized,
         }
 
-    def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
-    ) -> list[Drawing]:
-        """See Paints.
-
-        Raises:
-            UsageError: when an answer is not a picture, or not of the size of the others.
-            InfrastructureError: when the model cannot be reached.
-        """
-        asked = list(zip(prompts, map(int, seeds), strict=True))
-        unique = list(dict.fromkeys(asked))
-        at_once = self.endpoint.config.batch_size * self.endpoint.config.concurrency
-        drawn: dict[tuple[str, int], Drawing] = {}
-        with telling(told, len(unique)) as tell:
-            for start in range(0, len(unique), at_once):
-                part = unique[start : start + at_once]
-                answers = self.endpoint.ask([self.order(prompt, seed, guidance) for prompt, seed in part])
-                drawn.update(zip(part, map(self._drawing, answers), strict=True))
-                tell(len(drawn), "")
-        return [drawn[order] for order in asked]
+    def _draw(self, batch: Sequence[tuple[str, int]], guidance: float) -> list[Drawing]:
+        answers = self.endpoint.ask([self.order(prompt, seed, guidance) for prompt, seed in batch])
+        return [self._drawing(answer) for answer in answers]
 
     def _drawing(self, answer: Mapping[str, Any]) -> Drawing:
         image = answer.get("image")
@@ -163,7 +146,7 @@ class RemotePainter:
         return Drawing(pixels, "black" if pixels.max() < BLACK else "")
 
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
-        """See Paints: features of the prompt's words, as the model's own are not available."""
+        """See PictureModel: features of the prompt's words, as the model's own are not available."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         hashed = HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2)).transform(prompts)
@@ -171,9 +154,9 @@ class RemotePainter:
         return features
 
     def tokens(self, prompt: str) -> int:
-        """See Paints: words, as the model's tokens are not available."""
+        """See PictureModel: words, as the model's tokens are not available."""
         return len(prompt.split())
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """See Paints: none, as the model's limit is unknown."""
+        """See PictureModel: none, as the model's limit is unknown."""
         return []

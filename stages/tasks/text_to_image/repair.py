@@ -13,31 +13,32 @@ the base by its content hash.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from stages.errors import UsageError
 from stages.files import write_json
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
-from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.contract import Compute, RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.text_to_image.adapter import check_trainable
-from stages.tasks.text_to_image.album import GOOD, build_album, praised, vocabulary
-from stages.tasks.text_to_image.captions import Lessons
-from stages.tasks.text_to_image.dpo import DpoTraining
-from stages.tasks.text_to_image.lora import LoraTraining
-from stages.tasks.text_to_image.models import LORA, Form, load_form
-from stages.tasks.text_to_image.pairs import Pairs
+from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
+from stages.tasks.text_to_image.album import GOOD, build_album, orders_for, praised, repair_templates, vocabulary
+from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
+from stages.tasks.text_to_image.lessons import PictureLessons, PicturePairs
+from stages.tasks.text_to_image.models import LORA, PipelineForm, load_pipeline, load_pipeline_form
 from stages.tasks.text_to_image.probes import PainterProbes
-from stages.tasks.text_to_image.repair_config import RepairSettings
-from stages.tasks.text_to_image.sample import Painter, with_pipeline
-from stages.tasks.text_to_image.studio import Order, Studio
-from stages.tasks.text_to_image.verify import verify
-from stages.tasks.text_to_image.vocabulary import repair_templates
+from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.studio import PictureOrder, Studio
+from stages.tasks.text_to_image.training import DpoTraining, LoraTraining, check_trainable
 from stages.tasks.training import write_card, write_loader
 
 COMPARED = 4  # pictures on which to compare the written pipeline with the one in memory
@@ -50,8 +51,10 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     Raises:
         UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
     """
-    settings = checked(RepairSettings, plan.settings, "restructure.settings")
-    painter = with_pipeline(task.painter)
+    settings = checked(TextToImageRepair, plan.settings, "restructure.settings")
+    painter = task.painter
+    if not isinstance(painter, Painter):
+        raise UsageError("restructure: models behind HTTP cannot be repaired (no weights)")
     check_trainable(painter.pipeline)
     if not repair_templates(task):
         raise UsageError("prepare.items.repair: a repair needs items, whose templates it learns; found 0")
@@ -89,37 +92,32 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
         numbers=numbers,
     )
     variant = task.context.config["model"].get("variant")
-    write_loader(out_dir, __file__, **loading(load_form(base), painter, task.context.audit, variant))
+    write_loader(out_dir, __file__, **loading(load_pipeline_form(base), painter, task.context.audit, variant))
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
 def _training(
-    task: PainterProbes, painter: Painter, plan: RepairPlan, settings: RepairSettings
+    task: PainterProbes, painter: Painter, plan: RepairPlan, settings: TextToImageRepair
 ) -> tuple[LoraTraining | DpoTraining, dict[str, Any]]:
     """Return the method's training, and the card's numbers on what it learns."""
     words, steps = vocabulary(task), range(plan.steps(settings.steps))
     of_run = (settings, painter.compute, plan.seed, plan.scratch / "adapter.safetensors" if plan.scratch else None)
     if settings.method == "dpo":
-        pairs = Pairs(task, plan, settings, words)
+        pairs = PicturePairs(task, plan, settings, words)
         return DpoTraining(painter.pipeline, pairs.images, [pairs(n) for n in steps], *of_run), pairs.numbers()
-    lessons = Lessons(task, plan, settings, build_album(task, plan, settings, words), words)
+    lessons = PictureLessons(task, plan, settings, build_album(task, plan, settings, words), words)
     batches = [lessons(n) for n in steps]
     return LoraTraining(painter.pipeline, lessons.images, batches, *of_run), lessons.numbers(batches)
 
 
-def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
+def _orders(task: PainterProbes, plan: RepairPlan) -> list[PictureOrder]:
     """Return pictures of the targets to draw, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
-    templates = repair_templates(task)
     known = known_attributes(task, task.items.ids("repair"))
-    rows, cells = PairSampler(task.concepts, plan.targets, known).draw(LOOKED_AT, rng)
-    return [
-        Order(task.prompt(templates[row], cell), int(rng.integers(2**31)), tuple(task.expected(cell).items()))
-        for row, cell in zip(rows.tolist(), cells, strict=True)
-    ]
+    return orders_for(task, *PairSampler(task.concepts, plan.targets, known).draw(LOOKED_AT, rng), rng)
 
 
-def loading(form: Form, painter: Painter, audit: str, variant: str | None) -> dict[str, Any]:
+def loading(form: PipelineForm, painter: Painter, audit: str, variant: str | None) -> dict[str, Any]:
     """Return the values for templates/load.py.j2.
 
     Args:
@@ -157,3 +155,58 @@ def _numbers(plan: RepairPlan, training: LoraTraining | DpoTraining, losses: np.
         "loss_first": float(losses[:some].mean()),
         "loss_last": float(losses[-some:].mean()),
     }
+
+
+def verify(
+    folder: Path, base: Path, before: Painter, after: Painter, prompts: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Read a repaired pipeline in a fresh process and compare what it draws with what the one in memory draws.
+
+    Args:
+        folder: the written repair, see `load_pipeline`.
+        base: the folder of the pipeline it was made for.
+        before: the pipeline under test.
+        after: the repaired pipeline in memory.
+        prompts: a few prompts whose pictures are compared.
+        seeds: seeds of their noise.
+
+    Raises:
+        UsageError: when the repaired pipeline draws as its base does, to the last pixel.
+        BugError: when what was written is not what is in memory, or cannot be read.
+    """
+    known = {"before": pixels(before, prompts, seeds), "after": pixels(after, prompts, seeds)}
+    if np.array_equal(known["before"], known["after"]):
+        raise UsageError(
+            "restructure: the repaired model draws exactly as before, so training changed less than a pixel can show;"
+            " raise restructure.settings.learning_rate or steps"
+        )
+    question: Mapping[str, Any] = {
+        "prompts": list(prompts),
+        "seeds": [int(seed) for seed in seeds],
+        "compute": asdict(after.compute),
+        "sampling": after.sampling.model_dump(mode="json"),
+    }
+    tensors = {name: torch.from_numpy(drawn) for name, drawn in known.items()}
+    compare_in_fresh_process(__name__, folder, base, tensors, question)
+
+
+def pixels(painter: Painter, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """Draw pictures for n prompts: (n, h, w, 3) uint8."""
+    return np.stack([drawing.pixels for drawing in painter.draw(prompts, seeds)])
+
+
+def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
+    """Compare what the pipeline of a folder draws with the expected pictures.
+
+    Raises:
+        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    """
+    told = json.loads(asked.read_text(encoding="utf-8"))
+    compute, sampling = Compute(**told["compute"]), SamplingConfig.model_validate(told["sampling"])
+    torch.set_num_threads(compute.threads)
+    painter = Painter(load_pipeline(base, compute, sampling, lora=folder), sampling, compute)
+    compare("pixels", torch.from_numpy(pixels(painter, told["prompts"], told["seeds"])), load_file(tensors))
+
+
+if __name__ == "__main__":
+    command_line(__doc__, main)

@@ -10,12 +10,14 @@ nothing is guaranteed there.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.contract import Compute
+from stages.tasks.source import Source
 from stages.tasks.text_to_image.config import SamplingConfig
 
 PICTURES = 16  # most pictures at once: 32 and 48 were not faster on a CPU, and a batch that is not full costs less
@@ -47,45 +50,74 @@ class Drawing:
     fault: str = ""
 
 
-class Paints(Protocol):
+class PictureModel(ABC):
     """A text-to-image model as the task sees it, with local weights or served.
 
-    `hash` identifies the model by the content of the folders it was read from.
+    Args:
+        sampling: steps, guidance, size.
+        compute: device and batch size.
+        size: most pictures at once.
     """
 
-    sampling: SamplingConfig
-    compute: Compute
+    def __init__(self, sampling: SamplingConfig, compute: Compute, size: int) -> None:
+        self.sampling, self.compute, self.size = sampling, compute, size
 
     @property
+    @abstractmethod
     def hash(self) -> str:
         """Content hash of the folders the model was read from."""
-        ...
 
     @property
+    @abstractmethod
     def parameters(self) -> int | None:
         """Number of parameters of all its networks; None if unknown."""
-        ...
 
     def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, label: str | None = None
     ) -> list[Drawing]:
-        """Draw n pictures, each of which depends only on its prompt, its seed and the guidance."""
-        ...
+        """Draw n pictures, each of which depends only on its prompt, its seed and the guidance; no two alike.
 
+        Args:
+            prompts: n prompts; what is beyond the token limit is not read, see `too_long`.
+            seeds: n seeds of the noise that a picture starts from, and of the noise that a scheduler adds.
+            guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`. With 1 there is none,
+                and the negative prompt is not used.
+            label: name of a progress bar; None shows none.
+
+        Raises:
+            UsageError: when the model refuses the settings or answers with something that is not a picture, or when it
+                draws noise of its own, which would make a picture depend on the others.
+            InfrastructureError: when a served model cannot be reached.
+        """
+        guidance = self.sampling.guidance if guidance is None else guidance
+        wanted = list(zip(prompts, map(int, seeds), strict=True))
+        unique = list(dict.fromkeys(wanted))
+        drawn: dict[tuple[str, int], Drawing] = {}
+        with bar(label, len(unique)) as tell:
+            for start in range(0, len(unique), self.size):
+                batch = unique[start : start + self.size]
+                drawn.update(zip(batch, self._draw(batch, guidance), strict=True))
+                tell(len(drawn), "")
+        return [drawn[one] for one in wanted]
+
+    @abstractmethod
+    def _draw(self, batch: Sequence[tuple[str, int]], guidance: float) -> list[Drawing]:
+        """Draw a picture for each (prompt, seed) of a batch, of which there are at most `size`."""
+
+    @abstractmethod
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
         """Features of n prompts, (n, d) float32: what an explorer sees of an item."""
-        ...
 
+    @abstractmethod
     def tokens(self, prompt: str) -> int:
         """Return the length of a prompt for the model."""
-        ...
 
+    @abstractmethod
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """Return one line for each prompt that the model does not read to its end."""
-        ...
+        """Return one line for each prompt that the model does not read to its end: its length, and what is lost."""
 
 
-class Painter:
+class Painter(PictureModel):
     """A pipeline with its sampling settings.
 
     Args:
@@ -99,10 +131,8 @@ class Painter:
     """
 
     def __init__(self, pipeline: Any, sampling: SamplingConfig, compute: Compute) -> None:
+        super().__init__(sampling, compute, min(PICTURES, compute.batch_size))
         self.pipeline = pipeline
-        self.sampling = sampling
-        self.compute = compute
-        self.size = min(PICTURES, compute.batch_size)
         self._states: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._unguided: dict[str, Tensor] = {}
         takes = inspect.signature(type(pipeline).__call__).parameters
@@ -115,43 +145,14 @@ class Painter:
 
     @property
     def hash(self) -> str:
-        """Content hash of the folders the pipeline was read from; empty if `load_pipeline` did not read it."""
-        return str(getattr(self.pipeline, "content", ""))
+        return str(getattr(self.pipeline, "content", ""))  # empty if `load_pipeline` did not read it
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all networks of the pipeline."""
         modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     # Pictures
-
-    def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
-    ) -> list[Drawing]:
-        """Draw n pictures; duplicates are drawn once.
-
-        Args:
-            prompts: n prompts; what is beyond the token limit is not read, see `too_long`.
-            seeds: n seeds of the noise that a picture starts from, and of the noise that a scheduler adds.
-            guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`. With 1 there is none,
-                and the negative prompt is not used.
-            told: name of a progress bar; None shows none.
-
-        Raises:
-            UsageError: when the pipeline refuses the settings, or draws noise of its own, which would make a picture
-                depend on the others.
-        """
-        guidance = self.sampling.guidance if guidance is None else guidance
-        asked = list(zip(prompts, map(int, seeds), strict=True))
-        unique = list(dict.fromkeys(asked))
-        drawn: dict[tuple[str, int], Drawing] = {}
-        with telling(told, len(unique)) as tell:
-            for start in range(0, len(unique), self.size):
-                batch = unique[start : start + self.size]
-                drawn.update(zip(batch, self._draw(batch, guidance), strict=True))
-                tell(len(drawn), "")
-        return [drawn[order] for order in asked]
 
     def _draw(self, batch: Sequence[tuple[str, int]], guidance: float) -> list[Drawing]:
         full = [*batch, *[batch[-1]] * (self.size - len(batch))]
@@ -227,7 +228,7 @@ class Painter:
     # Texts
 
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
-        """Return features of n prompts, (n, d) float32: CLIP's state at the end of the text, or a mean of states."""
+        """See PictureModel: CLIP's state at the end of the text, or a mean of states."""
         features = {prompt: self._pooled(prompt) for prompt in dict.fromkeys(prompts)}
         return np.stack([features[prompt] for prompt in prompts])
 
@@ -260,7 +261,6 @@ class Painter:
         return len(tokenizer(prompt, verbose=False).input_ids)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """Return one line for each prompt that no tokenizer reads to its end: its length, and what is lost."""
         _, limit = max(self._limits(), key=lambda limited: limited[1])
         lines = []
         for prompt in dict.fromkeys(prompts):
@@ -283,17 +283,6 @@ class Painter:
         return [(tokenizer, limit) for tokenizer, limit in limits if limit < _LIMITED]
 
 
-def with_pipeline(painter: Paints) -> Painter:
-    """Return the painter if its weights can be trained.
-
-    Raises:
-        UsageError: when it has no local weights.
-    """
-    if not isinstance(painter, Painter):
-        raise UsageError("restructure: models behind HTTP cannot be repaired (no weights)")
-    return painter
-
-
 def _drawing(image: Tensor, blanked: bool) -> Drawing:
     """Convert a picture (3, h, w) in [0, 1] to pixels, and find what is wrong with it."""
     image = image.float()
@@ -311,11 +300,39 @@ def _random_states(device: str) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.startswith("cuda") else [])]
 
 
-@contextlib.contextmanager
-def telling(told: str | None, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show `progress` under the name `told`; None shows nothing."""
-    if told is None:
-        yield lambda completed, note: None
-    else:
-        with progress(told, total) as tell:
-            yield tell
+def bar(label: str | None, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+    """Show `progress` under a label; None shows nothing."""
+    return nullcontext(lambda completed, note: None) if label is None else progress(label, total)
+
+
+class ModelSource(Source):
+    """Base of the model loaders."""
+
+    @abstractmethod
+    def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
+        """Write the model folder.
+
+        Args:
+            inputs: data/<audit>/inputs.
+            out_dir: the model folder.
+            sampling: how pictures will be drawn; by default `SamplingConfig()`.
+
+        Raises:
+            UsageError: when the model cannot be read, or does not draw from text alone.
+        """
+
+    @abstractmethod
+    def load(
+        self, folder: Path, compute: Compute, sampling: SamplingConfig, repaired: Path | None = None
+    ) -> PictureModel:
+        """Read a model folder that `build` wrote, or a repair of it.
+
+        Args:
+            folder: the model folder.
+            compute: device and batch size.
+            sampling: how pictures are drawn.
+            repaired: a whole pipeline to read instead, or LoRA weights for the one in `folder`.
+
+        Raises:
+            UsageError: when a file is missing or damaged, or the repair was made for another model.
+        """

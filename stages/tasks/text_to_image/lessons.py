@@ -1,9 +1,4 @@
-"""What a repair learns in each step: which picture with which caption.
-
-A caption says what its picture shows in the words of the prompts that failed: the template of a `repair` item is filled
-with a cell that the plan's sampler draws, and each word that is not true of the picture is replaced by one that is.
-Some pictures keep their own captions, and replayed ones come from anywhere outside the targets.
-"""
+"""What a repair learns in each step: captioned pictures, or pairs of a better and a worse picture."""
 
 from __future__ import annotations
 
@@ -13,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from stages.concepts import Region
 from stages.errors import UsageError
 from stages.tasks.cells import sampler
 from stages.tasks.contract import RepairPlan
-from stages.tasks.text_to_image.album import Album
+from stages.tasks.text_to_image.album import NOT_SHOWN, Album, PictureWords, draw_for, repair_templates
+from stages.tasks.text_to_image.config import TextToImageRepair
 from stages.tasks.text_to_image.probes import PainterProbes
-from stages.tasks.text_to_image.repair_config import RepairSettings
-from stages.tasks.text_to_image.vocabulary import NOT_SHOWN, Vocabulary, repair_templates
 
 OWN_TEXT = 0.25  # share of captioned pictures that keep their own caption
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PictureLesson:
     """A picture (its row in the album), the caption to learn it with, and whether it is outside the targets."""
 
     picture: int
@@ -37,7 +32,7 @@ class Lesson:
         return (self.picture,)
 
 
-class Lessons:
+class PictureLessons:
     """The lessons of each step, which depend only on the seed and the number of the step.
 
     An item and a cell are drawn as the plan aims, then one of the pictures that show most of what the cell says.
@@ -51,7 +46,7 @@ class Lessons:
     """
 
     def __init__(
-        self, task: PainterProbes, plan: RepairPlan, settings: RepairSettings, album: Album, words: Vocabulary
+        self, task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, album: Album, words: PictureWords
     ) -> None:
         self.task, self.settings, self.seed, self.album, self.words = task, settings, plan.seed, album, words
         self.images: list[bytes] = album.table["image"].tolist()
@@ -73,7 +68,7 @@ class Lessons:
         self._balance = words.names.index(balance) if balance is not None else None
         self._subject = words.names.index(bias.subject) if bias and bias.subject in words.names else None
 
-    def __call__(self, step: int) -> list[Lesson]:
+    def __call__(self, step: int) -> list[PictureLesson]:
         """Return the lessons of a step."""
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
@@ -82,7 +77,7 @@ class Lessons:
             self._replayed(rng) for _ in range(self.settings.replayed)
         ]
 
-    def numbers(self, batches: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
+    def numbers(self, batches: Sequence[Sequence[PictureLesson]]) -> dict[str, Any]:
         """Return the card's numbers on the lessons that were learnt."""
         learnt, sources = {lesson.picture for batch in batches for lesson in batch}, self.album.table["source"]
         return {
@@ -90,22 +85,22 @@ class Lessons:
             "available": dict(self.album.counts),
         }
 
-    def _aimed(self, row: int, cell: np.ndarray, rng: np.random.Generator) -> Lesson:
+    def _aimed(self, row: int, cell: np.ndarray, rng: np.random.Generator) -> PictureLesson:
         pool = self._of_one_source(self._may_show(cell), rng)
         wanted = self.words.of_cell(cell)
         fits = (self.album.shows[pool] == wanted)[:, wanted != NOT_SHOWN].sum(1)
         picture = self._evenly(pool[fits == fits.max()], rng)
-        return Lesson(picture, self._caption(picture, self._templates[row], cell, rng))
+        return PictureLesson(picture, self._caption(picture, self._templates[row], cell, rng))
 
     def _may_show(self, cell: np.ndarray) -> np.ndarray:
         """Which pictures belong to the targets around a cell: (n,) bool; all if no target contains it."""
         around = np.array([region.in_box(self.task.concepts, cell[None])[0] for region in self._regions])
         return np.asarray(self.album.inside[around].any(0) if around.any() else np.ones_like(self._outside))
 
-    def _replayed(self, rng: np.random.Generator) -> Lesson:
+    def _replayed(self, rng: np.random.Generator) -> PictureLesson:
         picture = self._evenly(self._of_one_source(self._outside, rng), rng)
         template = self._templates[rng.integers(len(self._templates))]
-        return Lesson(
+        return PictureLesson(
             picture, self._caption(picture, template, self.task.concepts.sample(1, rng)[0], rng), replayed=True
         )
 
@@ -133,3 +128,81 @@ class Lessons:
         if words is None:
             return str(self._texts[picture])
         return self.task.prompt(template, words)
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """Two pictures for a caption, by their numbers: the better one and the worse one."""
+
+    right: int
+    wrong: int
+    caption: str
+
+    @property
+    def pictures(self) -> tuple[int, int]:
+        return self.right, self.wrong
+
+
+class PicturePairs:
+    """The pairs of each step, which depend only on the seed and the number of the step.
+
+    Args:
+        task: the model, its judge, and captioned pictures.
+        plan: target modes, or what the control trains on; the policy to aim by; seed.
+        settings: how many pictures to draw, and pictures per step.
+        words: what cells and pictures show.
+
+    Raises:
+        UsageError: when no picture drawn is wrong, or no wrong one has a better one.
+    """
+
+    def __init__(self, task: PainterProbes, plan: RepairPlan, settings: TextToImageRepair, words: PictureWords) -> None:
+        self.settings, self.seed = settings, plan.seed
+        rng = np.random.default_rng([plan.seed, 8])
+        prompts = max(1, settings.samples // settings.tries)
+        rows, cells = sampler(task, plan, task.items.ids("repair")).draw(prompts, rng)
+        drawn = draw_for(task, settings, rows.repeat(settings.tries), cells.repeat(settings.tries, axis=0), rng)
+        captioned = task.pictures[task.pictures["split"] == "repair"]
+        shows = words.table([words.said_of(row) for row in captioned.to_dict("records")])
+        self.images = [picture.image for picture in drawn] + captioned["image"].tolist()
+        right: dict[str, list[int]] = {}
+        for n, picture in enumerate(drawn):
+            if picture.right:
+                right.setdefault(picture.prompt, []).append(n)
+        self.pairs: list[PicturePair] = []
+        for n, picture in enumerate(drawn):
+            if not picture.right:
+                better = right.get(picture.prompt) or len(drawn) + np.flatnonzero(
+                    words.inside(_region(task, picture.cell), shows, strictly=True)
+                )
+                if len(better):
+                    self.pairs.append(PicturePair(int(rng.choice(better)), n, picture.prompt))
+        accepted = sum(picture.right for picture in drawn)
+        self.counts = {"own_drawn": len(drawn), "own_accepted": accepted}
+        if not self.pairs and plan.control == "clean":
+            raise UsageError(
+                "restructure.control: a clean control draws the plainest prompt alone, and none of its pictures was"
+                " wrong, so it has no pairs to learn from; with method dpo take control: as_used, or none"
+            )
+        if not self.pairs:
+            raise UsageError(
+                f"restructure.settings.samples: of {len(drawn)} pictures drawn for {prompts} prompts the judge found"
+                f" {accepted} right, and no wrong one has a right one, drawn or captioned, for the same prompt;"
+                " expected one pair at least. Draw more (samples), more for each prompt (tries), or add pictures with"
+                " columns named as the slots"
+            )
+
+    def __call__(self, step: int) -> list[PicturePair]:
+        """Return the pairs of a step: two pictures each."""
+        rng = np.random.default_rng([self.seed, 6, step])
+        return [self.pairs[n] for n in rng.integers(len(self.pairs), size=self.settings.batch_size // 2)]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the card's numbers on the pairs."""
+        captioned = sum(pair.right >= self.counts["own_drawn"] for pair in self.pairs)
+        return {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
+
+
+def _region(task: PainterProbes, cell: np.ndarray) -> Region:
+    """Return the region of one cell."""
+    return Region({name: (int(level),) for name, level in zip(task.concepts.names, cell, strict=True)})

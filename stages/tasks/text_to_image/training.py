@@ -1,6 +1,6 @@
 """Resumable training of a low-rank adapter (LoRA, Hu et al. 2022) of the UNet of a diffusion pipeline.
 
-All methods share this; each has its own lessons and loss, see `lora` and `dpo`.
+All methods share AdapterTraining; each has its own lessons and loss.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stages.errors import UsageError
 from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.config import LAYERS, TextToImageRepair
+from stages.tasks.text_to_image.lessons import PictureLesson, PicturePair
 from stages.tasks.text_to_image.models import LORA
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
 from stages.tasks.training import StepwiseTraining
 
 ENCODED = 32 * 64 * 64  # pixels encoded at once; constant, as the last bits of sums depend on it
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+L = TypeVar("L", bound=PictureLesson | PicturePair)
 
 
 def check_trainable(pipeline: Any) -> None:
@@ -54,23 +58,6 @@ def check_trainable(pipeline: Any) -> None:
         )
 
 
-class OfPictures(Protocol):
-    """One lesson of a batch."""
-
-    @property
-    def pictures(self) -> Sequence[int]:
-        """The numbers of its pictures."""
-        ...
-
-    @property
-    def caption(self) -> str:
-        """The caption they are learnt with."""
-        ...
-
-
-L = TypeVar("L", bound=OfPictures)
-
-
 class AdapterTraining(StepwiseTraining, Generic[L]):
     """One training run.
 
@@ -78,7 +65,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         pipeline: the pipeline under test; it is not changed.
         images: pictures as PNG bytes.
         batches: the lessons of each step.
-        settings: see RepairSettings.
+        settings: see TextToImageRepair.
         compute: device, and how many pictures go through the network at once.
         seed: seed of the adapter's first weights, and of noise.
         checkpoint: file for unfinished work; None keeps none.
@@ -92,7 +79,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         pipeline: Any,
         images: Sequence[bytes],
         batches: Sequence[Sequence[L]],
-        settings: RepairSettings,
+        settings: TextToImageRepair,
         compute: Compute,
         seed: int,
         checkpoint: Path | None = None,
@@ -248,3 +235,62 @@ def sort_header(path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
     part.replace(path)
+
+
+class LoraTraining(AdapterTraining[PictureLesson]):
+    """Learns pictures with their captions; the loss is the squared error of the network's prediction."""
+
+    def learn(self, lessons: Sequence[PictureLesson], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
+        clean = self.latents([lesson.picture for lesson in lessons])
+        dropped = (torch.rand(len(lessons), generator=draw) < self.settings.caption_dropout).tolist()
+        captions = ["" if drop else lesson.caption for drop, lesson in zip(dropped, lessons, strict=True)]
+        noisy, wanted = self.noise.add_noise(clean, noise, times), self.wanted(clean, noise, times)
+        taught = torch.tensor([self.settings.prior if lesson.replayed else 0.0 for lesson in lessons]).to(clean.device)
+        total = 0.0
+        for start in range(0, len(lessons), self.compute.batch_size):
+            part = slice(start, start + self.compute.batch_size)
+            asked = self.conditions(captions[part])
+            # A mixture of (w - p)^2 and (b - p)^2 has the gradient of one squared error to the mixture of w and b.
+            goal = self._mixed(wanted[part], taught[part], noisy[part], times[part], asked)
+            predicted = self.predict(self.unet, noisy[part], times[part], asked)
+            loss = functional.mse_loss(predicted, goal, reduction="sum") / wanted.numel()
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    @torch.no_grad()
+    def _mixed(self, wanted: Tensor, share: Tensor, noisy: Tensor, times: Tensor, asked: dict[str, Any]) -> Tensor:
+        """Mix the targets with the prediction of the model under test, which has the given share of each."""
+        if not share.any():
+            return wanted
+        share = share.view(-1, 1, 1, 1)
+        return (1 - share) * wanted + share * self.predict(self.pipeline.unet, noisy, times, asked)
+
+
+class DpoTraining(AdapterTraining[PicturePair]):
+    """Learns which of two pictures is better: Diffusion-DPO (Wallace et al. 2023).
+
+    The loss is that of their equation 14, with beta T omega as one constant and errors as means over the latents. Both
+    pictures of a pair get the same noise. The model under test is the reference.
+    """
+
+    def learn(self, lessons: Sequence[PicturePair], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
+        total, size = 0.0, max(1, self.compute.batch_size // 2)
+        for start in range(0, len(lessons), size):
+            pairs = lessons[start : start + size]
+            clean = self.latents([pair.right for pair in pairs] + [pair.wrong for pair in pairs])
+            of_noise, of_time = noise[start : start + size].repeat(2, 1, 1, 1), times[start : start + size].repeat(2)
+            noisy, wanted = self.noise.add_noise(clean, of_noise, of_time), self.wanted(clean, of_noise, of_time)
+            asked = self.conditions([pair.caption for pair in pairs] * 2)
+            with torch.no_grad():
+                before = _errors(self.predict(self.pipeline.unet, noisy, of_time, asked), wanted)
+            right, wrong = (_errors(self.predict(self.unet, noisy, of_time, asked), wanted) - before).chunk(2)
+            loss = -functional.logsigmoid(self.settings.beta * (wrong - right)).sum() / len(lessons)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+
+def _errors(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each of n predictions: (n,)."""
+    return (predicted - wanted).square().flatten(1).mean(1)
