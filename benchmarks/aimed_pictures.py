@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.explorers.policies import load_policy
+from stages.explorers.policy import load_policy
 from stages.intervals import Resampler
 from stages.params import load_params
 from stages.records import audit_folder

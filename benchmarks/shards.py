@@ -26,8 +26,8 @@ import torch
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Truth, landscape_quality, search_quality
-from stages.explorers.auto import choose
 from stages.explorers.merge import Part, answers, merge
+from stages.explorers.model_based import choose_explorer
 from stages.explorers.shards import divide, search_share
 from stages.landscape.estimate import estimate
 from stages.ledger import Answer, Key, Ledger
@@ -79,7 +79,7 @@ def main() -> None:
         truths = [Truth(landscape_of(name, seed)) for seed in SEEDS]
         known: dict[tuple[str, int], pd.DataFrame] = {}
         for explorer, shards in product(EXPLORERS[name], SHARDS[name]):
-            took = choose(truths[0].task.concepts.n_cells, budget).explorer
+            took = choose_explorer(truths[0].task.concepts.n_cells, budget).explorer
             really = took if explorer == "auto" else explorer  # `auto` behaves as the explorer it chooses by default
             if (really, shards) not in known:
                 scores = [score(t, really, budget, shards, seed) for t, seed in zip(truths, SEEDS, strict=True)]

@@ -57,7 +57,7 @@ from stages.concepts import Concept, ConceptSpace, Level
 from stages.concepts.usage import Usage
 from stages.errors import UsageError, did_you_mean
 from stages.git import git
-from stages.rate import Rate
+from stages.intervals import Rate
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-
-from stages.rate import NO_RATE, Rate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "CHANGE",
-    "COUNTED",
-    "LEVEL",
-    "NO_RATE",
-    "RESAMPLES",
-    "SHARE",
-    "Rate",
-    "Resampler",
-    "holm",
-    "median",
-    "share",
-    "wilson",
-]
-
 LEVEL = 0.95
 RESAMPLES = 2000
 COUNTED = 50  # control's probes per level of a concept from which rates are counted rather than estimated
+
+
+class Rate(NamedTuple):
+    """A value with its 95% interval and the number of observations behind it; NaN throughout if there are none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return the rate as plain data, NaN as null."""
+        value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
+        return {"value": value, "low": low, "high": high, "n": self.n}
+
+
+NO_RATE = Rate(np.nan, np.nan, np.nan, 0)
 
 
 def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:

@@ -20,7 +20,7 @@ from stages.errors import UsageError
 from stages.explorers.prober import Prober
 from stages.explorers.search import SearchResult, search
 from stages.files import content_hash, scratch
-from stages.landscape.measures import measure_answers
+from stages.landscape.compare import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params

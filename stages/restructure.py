@@ -69,7 +69,7 @@ def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | Non
     Raises:
         UsageError: if it has to follow a policy and the search learnt none.
     """
-    from stages.explorers.policies import load_policy
+    from stages.explorers.policy import load_policy
 
     if config.aim != "policy" or config.method not in task.follows_policy:
         return None

@@ -12,7 +12,7 @@ import pandas as pd
 from stages.code import code_of
 from stages.command import stage_main
 from stages.explorers.merge import answers
-from stages.explorers.policies import load_policy
+from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.files import scratch

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.explorers.policies import load_policy
+from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.ledger import Ledger

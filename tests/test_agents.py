@@ -7,8 +7,7 @@ import pytest
 
 from stages.concepts import Region
 from stages.errors import NoLearningError, UsageError
-from stages.explorers.policies import load_policy
-from stages.explorers.policy import save_policy
+from stages.explorers.policy import load_policy, save_policy
 from stages.explorers.search import search
 from stages.params import DiscoverConfig
 from tests.test_explorers import REGION, ids, make_task

@@ -281,7 +281,7 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
         asked.add((plan.control, plan.policy is looks))
         return task_repair(self, plan, out)
 
-    monkeypatch.setattr("stages.explorers.policies.load_policy", lambda folder: looks)
+    monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
     monkeypatch.setattr(ImageClassification, "repair", watched)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     run(place, trainings=2)

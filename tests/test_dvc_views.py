@@ -14,8 +14,8 @@ from flows.workspace.new import write_workspace
 from stages import conclude, report
 from stages.concepts import Concept, ConceptSpace
 from stages.git import git
+from stages.intervals import NO_RATE, Rate
 from stages.pages.plots import modes_plot, pair_plot, search_plot
-from stages.rate import NO_RATE, Rate
 from tests.report_samples import make_comparison, records_of
 from tests.workspace import ROOT
 

@@ -12,8 +12,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import InfrastructureError, UsageError
 from stages.explorers.env import ENV_ID
-from stages.explorers.policies import load_policy
-from stages.explorers.policy import save_policy
+from stages.explorers.policy import load_policy, save_policy
 from stages.explorers.prober import Prober
 from stages.explorers.registry import EXPLORERS, make_explorer
 from stages.explorers.search import search

@@ -14,8 +14,7 @@ from stages.errors import UsageError
 from stages.explorers.search import silent
 from stages.intervals import median
 from stages.landscape.robustness import summarize_robustness
-from stages.microscopic.gradient import smallest_noise
-from stages.microscopic.search import UNCHANGED, measure_robustness
+from stages.microscopic.search import UNCHANGED, measure_robustness, smallest_noise
 from stages.pages.robustness import _attack
 from stages.params import DiscoverConfig, GradientConfig, MicroscopicConfig, Params
 from stages.records import search

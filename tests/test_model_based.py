@@ -14,9 +14,9 @@ from stages.errors import InfrastructureError
 from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
 from stages.explorers.candidates import Archive, Grid, Mutations, Pairs, Portfolio
 from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book, capped
-from stages.explorers.policies import load_policy
+from stages.explorers.policy import Autoregressive, load_policy
 from stages.explorers.prober import Prober, torch_threads
-from stages.explorers.proposer import Autoregressive, Trainer
+from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Belief
 from stages.kernel import Data
 from stages.ledger import Ledger

@@ -13,9 +13,8 @@ from stages import re_evaluate
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.landscape.compare import Paired, against_noise, targeting
+from stages.landscape.compare import Paired, against_noise, compare_measures, measure_answers, targeting
 from stages.landscape.describe import invalid_probes, invalid_share
-from stages.landscape.measures import compare_measures, measure_answers
 from stages.records import Difference
 from stages.records.repair import Measures
 from stages.tasks.base import offers

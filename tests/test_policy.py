@@ -8,8 +8,7 @@ import torch
 
 from stages.concepts import Concept, ConceptSpace
 from stages.explorers.env import Normaliser
-from stages.explorers.policies import KINDS, load_policy
-from stages.explorers.policy import Policy
+from stages.explorers.policy import KINDS, Policy, load_policy
 from stages.explorers.registry import EXPLORERS, explorer_class
 
 SPACE = ConceptSpace(

@@ -13,7 +13,7 @@ from scipy.stats import wasserstein_distance
 import faded as door
 from stages.concepts import Concept, ConceptSpace
 from stages.explorers.search import SearchResult
-from stages.landscape.policy_shift import policy_shift
+from stages.landscape.shift import policy_shift
 from stages.re_evaluate import DRAWN, draw_cells
 from stages.records import audit_folder
 from tests.finished import inside, quick_audit, run_stages

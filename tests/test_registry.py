@@ -7,9 +7,8 @@ import re
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.explorers.auto import FEW, Auto, AutoSettings, choose
 from stages.explorers.contract import Found
-from stages.explorers.model_based import ModelBased
+from stages.explorers.model_based import FEW, Auto, AutoSettings, ModelBased, choose_explorer
 from stages.explorers.prober import Prober
 from stages.explorers.registry import EXPLORERS, explorer_class, make_explorer
 from tests.test_explorers import ids, make_task
@@ -39,7 +38,7 @@ def test_auto_draws_at_random_what_is_too_little_to_learn_from():
 
 @pytest.mark.parametrize(("budget", "explorer"), [(FEW - 1, "random"), (FEW, "model_based"), (10**6, "model_based")])
 def test_auto_learns_where_there_is_enough_to_learn_from(budget, explorer):
-    assert choose(budget).explorer == explorer
+    assert choose_explorer(budget).explorer == explorer
     assert explorer in EXPLORERS
 
 

@@ -17,8 +17,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.env import Normaliser
 from stages.explorers.merge import Part, answers, merge, read_parts, write_part
-from stages.explorers.policies import load_policy
-from stages.explorers.policy import FactoredPolicy, Mixture, ValuePolicy
+from stages.explorers.policy import FactoredPolicy, Mixture, ValuePolicy, load_policy
 from stages.explorers.search import search
 from stages.explorers.shards import divide, search_share
 from stages.ledger import Key, Ledger

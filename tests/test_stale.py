@@ -114,7 +114,7 @@ def test_what_only_reports_or_guards_makes_nothing_stale(tree: Path, name: str) 
 def test_an_explorer_makes_stale_what_searches_with_it(tree: Path) -> None:
     assert audits_of(edited(tree, "stages/explorers/agents.py", "gamma=0.0", "gamma=0.5")) == {"ppo"}
     assert edited(tree, "stages/explorers/bayesian.py", "import optuna", "import optuna as optuna") == set()
-    auto = edited(tree, "stages/explorers/auto.py", "FEW = 200", "FEW = 201")
+    auto = edited(tree, "stages/explorers/model_based.py", "FEW = 200", "FEW = 201")
     assert audits_of({stage for stage in auto if stage.startswith("discover")}) == {*DEFAULT}
     assert not {"prepare", "collect_feedback", "restructure"} & kinds_of(auto)
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from stages.intervals import NO_RATE, Rate
 from stages.landscape.compare import against_noise, targeting
 from stages.landscape.verdict import statement
-from stages.rate import NO_RATE, Rate
 from stages.records import Difference, Gate, RateRecord
 from stages.records.repair import Against
 

@@ -12,7 +12,7 @@ from flows.workspace import exclusive
 from flows.workspace.edit_params import with_shards
 from flows.workspace.pipeline import bring_up_to_date
 from stages.errors import UsageError
-from stages.explorers.auto import FEW
+from stages.explorers.model_based import FEW
 from stages.explorers.shards import divide
 from stages.files import read_table, replace_file, stage_dir
 from stages.params import AuditConfig, Params, load_params

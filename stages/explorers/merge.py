@@ -19,8 +19,7 @@ import pandas as pd
 from stages.code import code_of
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
-from stages.explorers.policies import load_policy
-from stages.explorers.policy import Mixture, Policy, save_policy
+from stages.explorers.policy import Mixture, Policy, load_policy, save_policy
 from stages.explorers.search import SearchResult
 from stages.files import content_hash, read_json, read_table, write_json
 from stages.ledger import Answer, Key

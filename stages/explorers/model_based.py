@@ -4,7 +4,8 @@ Several generators name candidates for a batch, among them a policy trained by r
 surrogate, and the acquisition ranks them all. The model's answers show whose candidates were worth naming, which
 decides how many each may name next. The policy is also kept, as an amortised proposer for new items.
 
-`pool` and `local_search` are the same search with one generator that learns nothing.
+`pool` and `local_search` are the same search with one generator that learns nothing. `auto` is it too, or random draws
+if the budget is too small to learn from.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from stages.explorers.acquisition import Acquisition, Weights, commonness
 from stages.explorers.ask_tell import Turns
+from stages.explorers.baselines import Random
 from stages.explorers.candidates import Archive, Ascent, Generator, Grid, Learnt, Mutations, Portfolio, Uniform
-from stages.explorers.contract import Found
+from stages.explorers.contract import Explorer, Found
 from stages.explorers.env import Normaliser
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
@@ -29,6 +31,7 @@ from stages.explorers.surrogate import Learner, failure_probability
 from stages.kernel import Data
 from stages.params import Strict
 
+FEW = 200  # probes from which `auto` learns; half of them are even in any search that learns from its probes
 MAX_GROWN = 800  # largest batch: a larger one would use up the candidates, of which there are thousands
 
 Goal = Literal["places", "failures", "landscape"]
@@ -247,6 +250,53 @@ class LocalSearch(ModelBased):
     """Candidates drawn evenly and mutations of the best of them."""
 
     name, Settings = "local_search", LocalSearchSettings
+
+
+class Choice(NamedTuple):
+    """The name of an explorer, and why it was chosen."""
+
+    explorer: str
+    why: str
+
+
+class AutoSettings(Strict):
+    """The goal of the search; everything else is chosen."""
+
+    goal: Goal = Field(
+        "places",
+        description="places: failures in many places; failures: as many as possible; landscape: half of the probes"
+        " drawn evenly, for the rates",
+    )
+
+
+def choose_explorer(budget: int) -> Choice:
+    """Choose an explorer for a number of unique probes, on any grid."""
+    if budget < FEW:
+        return Choice(Random.name, f"{budget:,} probes are too few to learn from")
+    return Choice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
+
+
+class Auto:
+    """Chooses an explorer by `choose_explorer` and runs it.
+
+    Args:
+        settings: the goal of the search.
+        budget: unique probes to choose by; by default the prober's. Shares of one search use that of the whole search.
+    """
+
+    name = "auto"
+    Settings = AutoSettings
+
+    def __init__(self, settings: AutoSettings | None = None, budget: int | None = None) -> None:
+        self.settings, self.budget = settings or AutoSettings(), budget
+
+    def explore(self, prober: Prober, seed: int) -> Found:
+        """Let the chosen explorer spend the budget; `details` contains its name and the reason."""
+        choice = choose_explorer(self.budget or prober.budget)
+        learns = choice.explorer == ModelBased.name
+        explorer: Explorer = ModelBased(ModelBasedSettings(goal=self.settings.goal)) if learns else Random()
+        found = explorer.explore(prober, seed)
+        return Found(found.policy, {"chosen": choice.explorer, "why": choice.why, **found.details})
 
 
 def capped(data: Data) -> Data:

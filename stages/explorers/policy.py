@@ -6,6 +6,7 @@ They are stored as safetensors and JSON, never as a pickle (as SB3's own `save` 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
+from torch.nn import functional
 
 from stages.concepts import ConceptSpace
+from stages.errors import UsageError
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 
 MIXTURE = "mixture"
 CHUNK = 256  # items whose probabilities over all cells are in memory at once
+BLOCK = 2**22  # hidden activations in memory at once when many cells are scored
 
 
 class Policy(ABC):
@@ -44,7 +48,7 @@ class Policy(ABC):
     def __init__(
         self,
         algorithm: str,
-        network: torch.nn.Module,
+        network: nn.Module,
         normaliser: Normaliser,
         space: ConceptSpace,
         architecture: Mapping[str, Any],
@@ -196,6 +200,106 @@ class ValuePolicy(Policy):
         return torch.from_numpy(self.space.cells(flat.flatten().numpy())).reshape(*flat.shape, len(self.space))
 
 
+class Autoregressive(nn.Module):
+    """log p(cell | item) as a product of conditionals, with one network of one hidden layer per concept.
+
+    It picks the levels one after the other, given the item and the levels picked so far. So it can represent any
+    distribution over a grid of any size, and predict likely failures of a new item.
+
+    If the cell is known, all are evaluated in one pass (teacher forcing). The first layer is a sum of the contributions
+    of the item and of the levels so far, so each is computed once even if many are combined.
+
+    Args:
+        features: size of an observation.
+        sizes: number of levels of each concept.
+        hidden: units of the hidden layer.
+    """
+
+    before: Tensor
+    absent: Tensor
+
+    def __init__(self, features: int, sizes: Sequence[int], hidden: int) -> None:
+        super().__init__()
+        d, widest = len(sizes), max(sizes)
+        self.sizes = list(sizes)
+        self.item = nn.Parameter(torch.randn(d, features, hidden) / math.sqrt(features))
+        self.level = nn.Parameter(torch.randn(d, d * widest, hidden) / math.sqrt(d))
+        self.bias = nn.Parameter(torch.zeros(d, 1, hidden))
+        self.out = nn.Parameter(torch.zeros(d, hidden, widest))  # starts as the uniform policy
+        self.out_bias = nn.Parameter(torch.zeros(d, 1, widest))
+        before = torch.arange(d)[:, None] > torch.arange(d * widest)[None] // widest
+        absent = torch.arange(widest)[None] >= torch.tensor(self.sizes)[:, None]
+        self.register_buffer("before", before[:, :, None].float(), persistent=False)
+        self.register_buffer("absent", absent[:, None], persistent=False)
+
+    def forward(self, observations: Tensor, cells: Tensor) -> Tensor:
+        """Return the log probability of each concept's level, given those before: (n, f), (n, d) -> (n, d)."""
+        hidden = observations @ self.item + self._one_hot(cells) @ (self.level * self.before) + self.bias
+        logits = functional.silu(hidden) @ self.out + self.out_bias
+        logits = logits.masked_fill(self.absent, -math.inf)
+        return logits.log_softmax(-1).gather(2, cells.T[:, :, None])[..., 0].T
+
+    def conditional(self, j: int, item: Tensor, prefix: Tensor) -> Tensor:
+        """Log probabilities of concept j's levels: item part (..., hidden), prefixes (..., j) -> (..., levels)."""
+        widest = self.out.shape[2]
+        hidden = item + self.bias[j, 0]
+        for k in range(j):
+            hidden = hidden + self.level[j, k * widest + prefix[..., k]]
+        logits = functional.silu(hidden) @ self.out[j] + self.out_bias[j, 0]
+        return logits[..., : self.sizes[j]].log_softmax(-1)
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one cell for each observation: (n, f) -> (n, d)."""
+        cells = torch.zeros(len(observations), 0, dtype=torch.int64)
+        for j in range(len(self.sizes)):
+            p = self.conditional(j, observations @ self.item[j], cells).exp()
+            cells = torch.cat([cells, p.multinomial(1, generator=generator)], dim=1)
+        return cells
+
+    def _one_hot(self, cells: Tensor) -> Tensor:
+        return functional.one_hot(cells, self.out.shape[2]).flatten(1).to(self.out.dtype)
+
+
+class AutoregressivePolicy(Policy):
+    """The proposer learnt by model-based search."""
+
+    algorithms = ("model_based",)
+    network: Autoregressive
+
+    @classmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        return Autoregressive(features, space.sizes, **architecture)
+
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        # Cells share their first levels: evaluate the conditional once per distinct prefix.
+        total = observations.new_zeros(len(observations), len(cells))
+        inverse = torch.zeros(len(cells), dtype=torch.int64)
+        prefixes = cells[:1, :0]
+        for j in range(cells.shape[1]):
+            item = (observations @ self.network.item[j])[:, None]
+            parts = prefixes.split(max(1, BLOCK // item.numel()))
+            log_p = torch.cat([self.network.conditional(j, item, part) for part in parts], dim=1)
+            total += log_p[:, inverse, cells[:, j]]
+            prefixes, inverse = torch.unique(cells[:, : j + 1], dim=0, return_inverse=True)
+        return total
+
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        cells = self.network.sample(observations.repeat_interleave(k, dim=0), generator)
+        return cells.reshape(len(observations), k, -1)
+
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        # Beam search with k beams, but at least enough to find the mode in practice.
+        n, width = len(observations), max(k, 32)
+        score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64)
+        for j, size in enumerate(self.network.sizes):
+            item = (observations @ self.network.item[j])[:, None]
+            joint = (score[:, :, None] + self.network.conditional(j, item, cells)).flatten(1)
+            score, top = joint.topk(min(width, joint.shape[1]), dim=1)
+            kept = cells.gather(1, (top // size)[:, :, None].expand(-1, -1, j))
+            cells = torch.cat([kept, (top % size)[:, :, None]], dim=2)
+        return cells[:, :k]
+
+
 class Mixture(Policy):
     """Several policies, such as those of a search's shares, one of which is chosen at random for each cell.
 
@@ -207,7 +311,7 @@ class Mixture(Policy):
 
     def __init__(self, members: Sequence[Policy]) -> None:
         first = members[0]
-        networks = torch.nn.ModuleList(member.network for member in members)
+        networks = nn.ModuleList(member.network for member in members)
         super().__init__(MIXTURE, networks, first.normaliser, first.space, {})
         self.members = list(members)
 
@@ -256,3 +360,35 @@ def save_policy(policy: Policy | None, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.json").write_text(json.dumps({"schema": 1, "algorithm": None}) + "\n")
+
+
+KINDS: tuple[type[Policy], ...] = (FactoredPolicy, ValuePolicy, AutoregressivePolicy)
+
+
+def load_policy(folder: Path) -> Policy | None:
+    """Read a policy written by `save_policy`; None if the explorer learnt none.
+
+    Raises:
+        UsageError: if the folder contains no readable policy.
+    """
+    try:
+        description = json.loads((folder / "policy.json").read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"{folder} holds no readable policy: {error}") from None
+    if description.get("schema") != 1:
+        raise UsageError(f"{folder} holds a policy of schema {description.get('schema')}, this version reads 1")
+    algorithm = description["algorithm"]
+    if algorithm is None:
+        return None
+    if algorithm == MIXTURE:
+        members = [load_policy(folder / str(n)) for n in range(1, description["members"] + 1)]
+        return Mixture([member for member in members if member is not None])
+    kinds = {name: kind for kind in KINDS for name in kind.algorithms}
+    if algorithm not in kinds:
+        raise UsageError(f"{folder} holds a policy learnt by {algorithm!r}, this version reads {', '.join(kinds)}")
+    space = ConceptSpace.from_json(description["concepts"])
+    normaliser = Normaliser(np.array(description["mean"]), np.array(description["std"]))
+    kind, architecture = kinds[algorithm], description["architecture"]
+    network = kind.build(algorithm, len(normaliser.mean), space, architecture)
+    network.load_state_dict(load_file(folder / "policy.safetensors"))
+    return kind(algorithm, network, normaliser, space, architecture)

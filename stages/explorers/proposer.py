@@ -1,15 +1,11 @@
-"""An autoregressive policy over cells, and its training inside a surrogate.
-
-It picks the levels one after the other, given the item and the levels picked so far. So it can represent any
-distribution over a grid of any size with one small network per concept, and predict likely failures of a new item.
-"""
+"""Training of an autoregressive policy over cells inside a surrogate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,112 +14,14 @@ from torch.nn import functional
 
 from stages.concepts import ConceptSpace
 from stages.explorers.env import Normaliser
-from stages.explorers.policy import Policy
+from stages.explorers.policy import Autoregressive, AutoregressivePolicy
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Returns the rewards in [0, about 2] of items (n,) under cells (n, concepts): (n,)."""
 
-BLOCK = 2**22  # hidden activations in memory at once when many cells are scored
 CLIP = 0.2  # PPO's range
 ITEMS, CELLS = 64, 16  # items per generation, and cells for each
 ITEMS_PER_STEP = 16  # items per gradient step
-
-
-class Autoregressive(nn.Module):
-    """log p(cell | item) as a product of conditionals, with one network of one hidden layer per concept.
-
-    If the cell is known, all are evaluated in one pass (teacher forcing). The first layer is a sum of the contributions
-    of the item and of the levels so far, so each is computed once even if many are combined.
-
-    Args:
-        features: size of an observation.
-        sizes: number of levels of each concept.
-        hidden: units of the hidden layer.
-    """
-
-    before: Tensor
-    absent: Tensor
-
-    def __init__(self, features: int, sizes: Sequence[int], hidden: int) -> None:
-        super().__init__()
-        d, widest = len(sizes), max(sizes)
-        self.sizes = list(sizes)
-        self.item = nn.Parameter(torch.randn(d, features, hidden) / math.sqrt(features))
-        self.level = nn.Parameter(torch.randn(d, d * widest, hidden) / math.sqrt(d))
-        self.bias = nn.Parameter(torch.zeros(d, 1, hidden))
-        self.out = nn.Parameter(torch.zeros(d, hidden, widest))  # starts as the uniform policy
-        self.out_bias = nn.Parameter(torch.zeros(d, 1, widest))
-        before = torch.arange(d)[:, None] > torch.arange(d * widest)[None] // widest
-        absent = torch.arange(widest)[None] >= torch.tensor(self.sizes)[:, None]
-        self.register_buffer("before", before[:, :, None].float(), persistent=False)
-        self.register_buffer("absent", absent[:, None], persistent=False)
-
-    def forward(self, observations: Tensor, cells: Tensor) -> Tensor:
-        """Return the log probability of each concept's level, given those before: (n, f), (n, d) -> (n, d)."""
-        hidden = observations @ self.item + self._one_hot(cells) @ (self.level * self.before) + self.bias
-        logits = functional.silu(hidden) @ self.out + self.out_bias
-        logits = logits.masked_fill(self.absent, -math.inf)
-        return logits.log_softmax(-1).gather(2, cells.T[:, :, None])[..., 0].T
-
-    def conditional(self, j: int, item: Tensor, prefix: Tensor) -> Tensor:
-        """Log probabilities of concept j's levels: item part (..., hidden), prefixes (..., j) -> (..., levels)."""
-        widest = self.out.shape[2]
-        hidden = item + self.bias[j, 0]
-        for k in range(j):
-            hidden = hidden + self.level[j, k * widest + prefix[..., k]]
-        logits = functional.silu(hidden) @ self.out[j] + self.out_bias[j, 0]
-        return logits[..., : self.sizes[j]].log_softmax(-1)
-
-    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one cell for each observation: (n, f) -> (n, d)."""
-        cells = torch.zeros(len(observations), 0, dtype=torch.int64)
-        for j in range(len(self.sizes)):
-            p = self.conditional(j, observations @ self.item[j], cells).exp()
-            cells = torch.cat([cells, p.multinomial(1, generator=generator)], dim=1)
-        return cells
-
-    def _one_hot(self, cells: Tensor) -> Tensor:
-        return functional.one_hot(cells, self.out.shape[2]).flatten(1).to(self.out.dtype)
-
-
-class AutoregressivePolicy(Policy):
-    """The proposer learnt by model-based search."""
-
-    algorithms = ("model_based",)
-    network: Autoregressive
-
-    @classmethod
-    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
-        return Autoregressive(features, space.sizes, **architecture)
-
-    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
-        # Cells share their first levels: evaluate the conditional once per distinct prefix.
-        total = observations.new_zeros(len(observations), len(cells))
-        inverse = torch.zeros(len(cells), dtype=torch.int64)
-        prefixes = cells[:1, :0]
-        for j in range(cells.shape[1]):
-            item = (observations @ self.network.item[j])[:, None]
-            parts = prefixes.split(max(1, BLOCK // item.numel()))
-            log_p = torch.cat([self.network.conditional(j, item, part) for part in parts], dim=1)
-            total += log_p[:, inverse, cells[:, j]]
-            prefixes, inverse = torch.unique(cells[:, : j + 1], dim=0, return_inverse=True)
-        return total
-
-    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        cells = self.network.sample(observations.repeat_interleave(k, dim=0), generator)
-        return cells.reshape(len(observations), k, -1)
-
-    def _best(self, observations: Tensor, k: int) -> Tensor:
-        # Beam search with k beams, but at least enough to find the mode in practice.
-        n, width = len(observations), max(k, 32)
-        score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64)
-        for j, size in enumerate(self.network.sizes):
-            item = (observations @ self.network.item[j])[:, None]
-            joint = (score[:, :, None] + self.network.conditional(j, item, cells)).flatten(1)
-            score, top = joint.topk(min(width, joint.shape[1]), dim=1)
-            kept = cells.gather(1, (top // size)[:, :, None].expand(-1, -1, j))
-            cells = torch.cat([kept, (top % size)[:, :, None]], dim=2)
-        return cells[:, :k]
 
 
 class _Drawn(NamedTuple):

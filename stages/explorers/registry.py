@@ -15,7 +15,7 @@ from stages.params import validation_lines
 
 # Each is imported when needed, so that an audit depends only on the code of its own explorer.
 EXPLORERS = {
-    "auto": "stages.explorers.auto:Auto",
+    "auto": "stages.explorers.model_based:Auto",
     "model_based": "stages.explorers.model_based:ModelBased",
     "local_search": "stages.explorers.model_based:LocalSearch",
     "pool": "stages.explorers.model_based:Pool",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.errors import UsageError
-from stages.explorers.auto import Auto
+from stages.explorers.model_based import Auto
 from stages.explorers.search import SearchResult, ShowProgress, roles_of, silent, spend
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig

@@ -14,6 +14,7 @@ from stages.landscape.bias import compare_bias
 from stages.landscape.compare import (
     Paired,
     against_noise,
+    compare_measures,
     compare_quality,
     failure_differences,
     reduced_failures,
@@ -23,11 +24,9 @@ from stages.landscape.compare import (
 from stages.landscape.doses import checkpoints, dose_curves
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import Rates
-from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_pairs
-from stages.landscape.policy_shift import policy_shift
-from stages.landscape.shift import shift
+from stages.landscape.shift import policy_shift, shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
 from stages.processes import Crew, cores

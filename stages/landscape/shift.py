@@ -1,4 +1,4 @@
-"""Measure how a landscape moved: optimal transport between failure rates before and after, in concept space.
+"""Measure how a landscape, and the policy of its search, moved: optimal transport before and after, in concept space.
 
 A distance that only compares lists of rates cannot see that a failure mode moved to another corner. Here moving
 failures costs the distance they move through concept space. There are two views: *normalised* compares where failures
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from stages.concepts import ConceptSpace
-from stages.records.repair import NoiseFloor, Shift, Spread
+from stages.concepts import Concept, ConceptSpace
+from stages.records.repair import NoiseFloor, PolicyShift, Shift, Spread
 
 MAX_CELLS = 2500
+POLICY_SPLITS = 20  # random splits of the items, for the noise floor: they need no queries, so more than for landscapes
 
 
 class Distance(NamedTuple):
@@ -155,3 +156,61 @@ def spread(values: Sequence[float]) -> Spread:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
+
+
+def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[PolicyShift]:
+    """Compare the cells drawn by the policies learnt before and after the repair; empty without policies.
+
+    Distances are optimal transport in the concept's coordinates. 1 is its whole range; for unordered levels it is any
+    level to any other, so the distance is the total variation.
+
+    Args:
+        space: the grid.
+        drawn: as in re_evaluate's policies.parquet, with the same number of rows per item.
+        seed: seed of the splits. The noise floor is the distance of the policy before to itself on two halves of the
+            items, which overstates noise, as each has half of the items. Another training may differ by more.
+    """
+    if drawn.empty:
+        return []
+    before, after = (drawn[drawn["model"] == model] for model in ("before", "after"))
+    codes, ids = pd.factorize(before["item"])
+    rng = np.random.default_rng(seed)
+    halves = [
+        (rng.permutation(len(ids)) < (len(ids) + 1) // 2)[codes] for _ in range(POLICY_SPLITS if len(ids) > 1 else 0)
+    ]
+    found = []
+    for concept in space.concepts:
+        cost = _cost(concept)
+        levels = before[concept.name].to_numpy(dtype=np.int64)
+        old, new = _shares(concept, levels), _shares(concept, after[concept.name].to_numpy(dtype=np.int64))
+        moved = transport(cost, old, new)
+        chance = [transport(cost, _shares(concept, levels[half]), _shares(concept, levels[~half])) for half in halves]
+        found.append(
+            PolicyShift(
+                concept=concept.name,
+                before=old.tolist(),
+                after=new.tolist(),
+                mean_before=_mean(concept, old),
+                mean_after=_mean(concept, new),
+                distance=moved,
+                noise_floor=spread(chance),
+                beyond_noise=moved > max(chance) if chance else None,
+            )
+        )
+    return found
+
+
+def _cost(concept: Concept) -> np.ndarray:
+    """Return the distances between the levels of a concept."""
+    points = ConceptSpace((concept,)).coordinates(np.arange(len(concept))[:, None])
+    return cdist(points, points)
+
+
+def _shares(concept: Concept, levels: np.ndarray) -> np.ndarray:
+    return np.bincount(levels, minlength=len(concept)) / len(levels)
+
+
+def _mean(concept: Concept, shares: np.ndarray) -> float | None:
+    """Return the mean level, if levels are numbers."""
+    numbers = [level for level in concept.levels if isinstance(level, int | float)]
+    return float(shares @ numbers) if concept.ordered and len(numbers) == len(concept) else None

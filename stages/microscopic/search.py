@@ -16,7 +16,6 @@ from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.gradient import smallest_noise
 from stages.microscopic.moves import Moves
 from stages.microscopic.settings import agent_settings
 from stages.microscopic.walks import (
@@ -30,7 +29,7 @@ from stages.microscopic.walks import (
     walk_back,
     widths,
 )
-from stages.params import DiscoverConfig
+from stages.params import DiscoverConfig, GradientConfig
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
@@ -76,7 +75,7 @@ def measure_robustness(
 
     Changes found are irreducible: with one step less the item passes, as far as the budget allowed to probe that.
 
-    If `microscopic.gradient` is set, the same items are attacked by noise (`stages.microscopic.gradient`).
+    If `microscopic.gradient` is set, the same items are attacked by noise (`smallest_noise`).
 
     Args:
         task: the model under test.
@@ -141,6 +140,40 @@ def measure_robustness(
         **details,
     }
     return Robustness(table, metrics)
+
+
+def smallest_noise(
+    task: LoadedTask, item_ids: Sequence[str], passing: np.ndarray, config: GradientConfig, show: ShowProgress
+) -> dict[str, np.ndarray]:
+    """Find by bisection the smallest epsilon of the list at which each attack makes each item fail.
+
+    It assumes that an attack that succeeds also succeeds with more noise. The failure it returns is real in any case,
+    but one with less noise may be missed.
+
+    Args:
+        task: the model under test, which offers `attacked`.
+        item_ids: n items.
+        passing: (n,) bool, which of them pass unchanged; the others need no noise, and get 0.
+        config: attacks and epsilons.
+        show: displays the progress.
+
+    Returns:
+        {attack: (n,) float64 epsilons, inf if no epsilon of the list is enough}.
+    """
+    epsilons = np.array(config.epsilons)
+    found: dict[str, np.ndarray] = {}
+    for attack in config.attacks:
+        low, high = np.zeros(len(item_ids), dtype=np.int64), np.where(passing, len(epsilons), 0)
+        with show(f"noise along the gradient ({attack})", len(item_ids)) as tell:
+            while (left := np.flatnonzero(low < high)).size:
+                middle = (low[left] + high[left]) // 2
+                for at in np.unique(middle):
+                    items = left[middle == at]
+                    failed = task.attacked([item_ids[i] for i in items], attack, float(epsilons[at]), config.steps)
+                    high[items[failed]], low[items[~failed]] = at, at + 1
+                tell(int((low == high).sum()), "")
+        found[attack] = np.where(passing, np.append(epsilons, np.inf)[high], 0.0)
+    return found
 
 
 def _tell(tell: Any, spent: int, failures: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stages.concepts.grids import UNCHANGED
-from stages.intervals import COUNTED
+from stages.intervals import COUNTED, Rate
 from stages.landscape.corruptions import CorruptionError, CorruptionErrors, TooFew
 from stages.pages.words import interval, number, percent
-from stages.rate import Rate
 
 
 class CorruptionRow(NamedTuple):

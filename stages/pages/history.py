@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from stages.intervals import Rate
 from stages.pages.figures import bare_figure
 from stages.pages.page import Picture, render
 from stages.pages.scales import VALUE_COLOURS, plain, rounded
 from stages.pages.words import percent
-from stages.rate import Rate
 
 LIMITS = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "

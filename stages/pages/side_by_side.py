@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.intervals import Rate
 from stages.landscape.head_to_head import HeadToHead
 from stages.pages.page import render
 from stages.pages.searches import searches_of
-from stages.rate import Rate
 from stages.records import Searches
 
 LIMITS = (

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from stages.errors import UsageError
 from stages.files import SCHEMA, parse_json, plain
+from stages.intervals import Rate
 from stages.params import validation_lines
-from stages.rate import Rate
 
 _SHOWN = 5  # errors shown per file
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region, RegionJson
-from stages.rate import Rate
+from stages.intervals import Rate
 from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, UsageRecord, Verdict
@@ -299,7 +299,7 @@ class PolicyShift(Record):
     """The levels of a concept at which the policies learnt before and after the repair look.
 
     Shares of their draws by level, means of levels that are numbers, and the distance in units of the concept's range,
-    see `stages.landscape.policy_shift`, with its noise floor. `beyond_noise` is None if there is only one item.
+    see `stages.landscape.shift`, with its noise floor. `beyond_noise` is None if there is only one item.
     """
 
     concept: str

@@ -22,11 +22,11 @@ from stages.code import code_of
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import replace_file, scratch, stage_dir
+from stages.intervals import Rate
 from stages.mining import MineSettings, Mining
 from stages.params import AuditConfig, Params, validation_lines
 from stages.progress import progress
 from stages.provenance import prepared_files, run_key
-from stages.rate import Rate
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "mine"

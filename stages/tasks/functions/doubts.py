@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from stages.intervals import wilson
-from stages.rate import Rate
+from stages.intervals import Rate, wilson
 from stages.tasks.functions.answers import Judge, read
 
 FEW = 30  # items; with fewer, people are told how wide an interval becomes
