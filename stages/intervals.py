@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,12 @@ class Rate(NamedTuple):
         """Return the rate as plain data, NaN as null."""
         value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
         return {"value": value, "low": low, "high": high, "n": self.n}
+
+    @property
+    def of_probes(self) -> dict[str, Any]:
+        """The rate as fields of a record that counts probes."""
+        value, low, high, n = self.to_json().values()
+        return {"rate": value, "low": low, "high": high, "probes": n}
 
 
 NO_RATE = Rate(np.nan, np.nan, np.nan, 0)

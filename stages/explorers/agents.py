@@ -15,31 +15,19 @@ from sb3_contrib import QRDQN, TRPO
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from stages.errors import NoLearningError, UsageError
 from stages.explorers.baselines import Random
-from stages.explorers.contract import Found
-from stages.explorers.env import Arena, ConceptVecEnv
+from stages.explorers.contract import Configured, Found
+from stages.explorers.env import Arena, ConceptVecEnv, StopWhenSpent
 from stages.explorers.policy import FactoredPolicy, ValuePolicy
 from stages.explorers.prober import Prober
 from stages.explorers.reward import Reward, RewardConfig
 from stages.params import Strict
 
 PATIENCE = 20  # steps per unique probe of the budget after which an agent is considered stuck
-
-
-class _StopWhenSpent(BaseCallback):
-    """Stops learning when the budget is spent."""
-
-    def __init__(self, prober: Prober) -> None:
-        super().__init__()
-        self.prober = prober
-
-    def _on_step(self) -> bool:
-        return self.prober.left > 0
 
 
 class AgentSettings(Strict):
@@ -143,16 +131,11 @@ class QRDQNSettings(DQNSettings):
         return {**super().architecture(), "n_quantiles": self.n_quantiles}
 
 
-class _Agent:
+class _Agent(Configured[AgentSettings]):
     """Learns until the budget is spent, fills the rest at random, and refuses to return an untrained policy."""
 
-    name: ClassVar[str]
-    Settings: ClassVar[type[AgentSettings]]
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
     flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
-
-    def __init__(self, settings: AgentSettings | None = None) -> None:
-        self.settings = settings if settings is not None else self.Settings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Learn on the prober until its budget is spent.
@@ -172,7 +155,7 @@ class _Agent:
             seed=seed,
             **settings.arguments(),
         )
-        model.learn(total_timesteps=PATIENCE * prober.budget, callback=_StopWhenSpent(prober))
+        model.learn(total_timesteps=PATIENCE * prober.budget, callback=StopWhenSpent(prober, prober.budget))
         updates = int(getattr(model, "_n_updates", 0))
         if updates == 0:
             raise NoLearningError(

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stages.explorers.contract import Found
+from stages.explorers.contract import Configured, Found, S
 from stages.explorers.prober import Prober
-from stages.params import Strict
-
-S = TypeVar("S", bound=Strict)
-
-
-class NoSettings(Strict):
-    """Takes no settings."""
 
 
 class Proposal(NamedTuple):
@@ -51,18 +44,12 @@ class Strategy(Protocol):
         ...
 
 
-class AskTell(Generic[S]):
+class AskTell(Configured[S]):
     """An explorer that runs a strategy.
 
     The first probes do not depend on the budget, so a long search begins with the probes of a short one. A strategy
     that only repeats itself gets a batch of even draws instead, so that the budget is always spent.
     """
-
-    name: str
-    Settings: type[S]
-
-    def __init__(self, settings: S | None = None) -> None:
-        self.settings = settings if settings is not None else self.Settings()
 
     def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
         """Create the strategy for one search."""

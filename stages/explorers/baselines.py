@@ -9,22 +9,18 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, Strategy, Turns, evenly
-from stages.explorers.contract import Found
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, Turns, evenly
+from stages.explorers.contract import Configured, Found, NoSettings
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
 BATCH = 256  # a power of 2, as Sobol sequences require
 
 
-class Random:
+class Random(Configured[NoSettings]):
     """Even draws of item and cell: the control of every audit, from which all rates are measured."""
 
-    name = "random"
-    Settings = NoSettings
-
-    def __init__(self, settings: NoSettings | None = None) -> None:
-        self.settings = settings or NoSettings()
+    name, Settings = "random", NoSettings
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Draw until the budget is spent; repeated draws cost nothing."""
@@ -36,14 +32,10 @@ class Random:
         return Found()
 
 
-class Exhaustive:
+class Exhaustive(Configured[NoSettings]):
     """Every item under every cell, if the budget allows it, so that nothing needs to be estimated."""
 
-    name = "exhaustive"
-    Settings = NoSettings
-
-    def __init__(self, settings: NoSettings | None = None) -> None:
-        self.settings = settings or NoSettings()
+    name, Settings = "exhaustive", NoSettings
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Probe all pairs that occur in use, item by item, until all are probed or the budget is spent."""

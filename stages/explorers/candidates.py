@@ -6,7 +6,7 @@ costs computing time, not probes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -59,23 +59,24 @@ class Grid:
         return Pairs(items, cells)
 
 
-class Uniform:
-    """Even draws, for pairs that the other generators never name."""
+class _OnGrid:
+    """A generator that learns nothing."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
+
+
+class Uniform(_OnGrid):
+    """Even draws, for pairs that the other generators never name."""
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
         return self.grid.draw(size)
 
 
-class Ascent:
+class Ascent(_OnGrid):
     """Even draws, then mutations of the most valuable ones: local search inside the surrogate."""
 
     GENERATIONS, PARENTS = 4, 8  # the first generation is drawn; one in this many candidates is a parent of the next
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
         each = max(1, size // self.GENERATIONS)
@@ -89,11 +90,8 @@ class Ascent:
         return pairs
 
 
-class Mutations:
+class Mutations(_OnGrid):
     """Known failures with one thing changed, because failures seldom occur alone."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
         """See Generator; before the first failure these are even draws."""
@@ -104,7 +102,7 @@ class Mutations:
         return self.grid.mutated(Pairs(known.items[rows], known.cells[rows]))
 
 
-class Archive:
+class Archive(_OnGrid):
     """Offspring of failures, equally from every niche, as in MAP-Elites (Mouret and Clune 2015).
 
     The niches are the places of the acquisition, which follow the failures found, instead of a fixed division of the
@@ -113,9 +111,6 @@ class Archive:
     """
 
     CROSSED = 0.3  # share of the levels from the second parent
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
 
     def propose(self, worth: Acquisition, size: int) -> Pairs:
         """See Generator; before the first failure these are even draws."""
@@ -129,6 +124,14 @@ class Archive:
         cells = np.where(crossed, known.cells[second], known.cells[first])
         items = np.where(rng.random(size) < 0.5, rng.integers(self.grid.n_items, size=size), known.items[first])
         return self.grid.mutated(Pairs(items, cells))
+
+
+ON_GRID: Mapping[str, Callable[[Grid], Generator]] = {
+    "archive": Archive,
+    "mutations": Mutations,
+    "uniform": Uniform,
+    "ascent": Ascent,
+}
 
 
 class Learnt:

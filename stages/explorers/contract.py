@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stages.explorers.prober import Prober
+from stages.params import Strict
 
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
+
+S = TypeVar("S", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,17 @@ class Explorer(Protocol):
     def explore(self, prober: Prober, seed: int) -> Found:
         """Spend the prober's budget."""
         ...
+
+
+class NoSettings(Strict):
+    """Takes no settings."""
+
+
+class Configured(Generic[S]):
+    """What built-in explorers have in common: a name, and settings that all have defaults."""
+
+    name: str
+    Settings: type[S]
+
+    def __init__(self, settings: S | None = None) -> None:
+        self.settings = settings if settings is not None else self.Settings()

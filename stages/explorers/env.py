@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from stages.explorers.prober import Prober
@@ -164,6 +165,17 @@ class ConceptVecEnv(VecEnv):
 
     def _get_indices(self, indices: Any) -> Sequence[int]:
         return range(self.num_envs) if indices is None else [indices] if isinstance(indices, int) else list(indices)
+
+
+class StopWhenSpent(BaseCallback):
+    """Stops an agent's learning when the prober has spent `limit` unique probes."""
+
+    def __init__(self, prober: Prober, limit: int) -> None:
+        super().__init__()
+        self.prober, self.limit = prober, limit
+
+    def _on_step(self) -> bool:
+        return self.prober.spent < self.limit
 
 
 gym.register(id=ENV_ID, entry_point="stages.explorers.env:ConceptEnv")

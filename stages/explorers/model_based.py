@@ -10,7 +10,6 @@ if the budget is too small to learn from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +21,8 @@ from threadpoolctl import threadpool_limits
 from stages.explorers.acquisition import Acquisition, Weights, commonness
 from stages.explorers.ask_tell import Turns
 from stages.explorers.baselines import Random
-from stages.explorers.candidates import Archive, Ascent, Generator, Grid, Learnt, Mutations, Portfolio, Uniform
-from stages.explorers.contract import Explorer, Found
+from stages.explorers.candidates import ON_GRID, Generator, Grid, Learnt, Portfolio
+from stages.explorers.contract import Configured, Explorer, Found
 from stages.explorers.env import Normaliser
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
@@ -135,17 +134,13 @@ class ModelBasedSettings(Strict):
         )
 
 
-class ModelBased:
+class ModelBased(Configured[ModelBasedSettings]):
     """Lets generators of candidates compete inside one surrogate; a policy among them is kept as a proposer.
 
     A longer search begins with the probes of the shorter one, except for its last batch.
     """
 
-    name = "model_based"
-    Settings = ModelBasedSettings
-
-    def __init__(self, settings: ModelBasedSettings | None = None) -> None:
-        self.settings = settings if settings is not None else self.Settings()
+    name, Settings = "model_based", ModelBasedSettings
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Spend the prober's budget, then train the policy to keep."""
@@ -208,13 +203,7 @@ class ModelBased:
         if name == "policy":
             assert trainer is not None
             return Learnt(trainer, self.settings.entropy)
-        others: dict[str, Callable[[Grid], Generator]] = {
-            "archive": Archive,
-            "mutations": Mutations,
-            "uniform": Uniform,
-            "ascent": Ascent,
-        }
-        return others[name](grid)
+        return ON_GRID[name](grid)
 
 
 class _RivalSettings(ModelBasedSettings):
@@ -276,7 +265,7 @@ def choose_explorer(budget: int) -> Choice:
     return Choice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
 
 
-class Auto:
+class Auto(Configured[AutoSettings]):
     """Chooses an explorer by `choose_explorer` and runs it.
 
     Args:
@@ -284,11 +273,11 @@ class Auto:
         budget: unique probes to choose by; by default the prober's. Shares of one search use that of the whole search.
     """
 
-    name = "auto"
-    Settings = AutoSettings
+    name, Settings = "auto", AutoSettings
 
     def __init__(self, settings: AutoSettings | None = None, budget: int | None = None) -> None:
-        self.settings, self.budget = settings or AutoSettings(), budget
+        super().__init__(settings)
+        self.budget = budget
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Let the chosen explorer spend the budget; `details` contains its name and the reason."""

@@ -6,12 +6,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from stages import plugins
 from stages.errors import UsageError, did_you_mean
 from stages.explorers.contract import Explorer
-from stages.params import validation_lines
+from stages.params import checked
 
 # Each is imported when needed, so that an audit depends only on the code of its own explorer.
 EXPLORERS = {
@@ -44,10 +42,7 @@ def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
         UsageError: for an unknown name or setting, with the known ones.
     """
     cls = explorer_class(name)
-    try:
-        explorer: Explorer = cls(cls.Settings.model_validate(dict(settings)))
-    except ValidationError as error:
-        raise UsageError("; ".join(validation_lines(error, cls.Settings, "discover.settings"))) from None
+    explorer: Explorer = cls(checked(cls.Settings, settings, "discover.settings"))
     return explorer
 
 

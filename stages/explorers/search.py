@@ -120,7 +120,7 @@ def spend(
     tables, curves, metrics, policy = [], {}, {}, None
     for role, explorer in roles.items():
         with show(f"{label}{role} ({explorer.name})", budget) as tell, torch_threads(1):
-            prober = Prober(task, item_ids, budget, ledger, compute, partial(_tell, tell))
+            prober = Prober(task, item_ids, budget, ledger, compute, partial(show_failures, tell))
             found = explorer.explore(prober, _stream(seed, role))
         policy = found.policy if role == "agent" else policy
         table = prober.table()
@@ -134,7 +134,8 @@ def spend(
     return SearchResult(probes[first + [c for c in probes if c not in first]], policy, curves, metrics, enumerated)
 
 
-def _tell(tell: Callable[[int, str], None], spent: int, failures: int) -> None:
+def show_failures(tell: Callable[[int, str], None], spent: int, failures: int) -> None:
+    """Show the unique probes so far, and the failures among them."""
     tell(spent, f"{failures:,} failures")
 
 

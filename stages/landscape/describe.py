@@ -62,18 +62,9 @@ def alone(
             about = control["item"].map(attributes[name]).eq(value).to_numpy() if name else np.ones(len(control), bool)
             for level in range(len(concept)):
                 at = ~others & (cells[:, j] == level) & about
-                rate = RateRecord.from_rate(share(control["failed"].to_numpy(dtype=bool)[at], control[at]))
+                rate = share(control["failed"].to_numpy(dtype=bool)[at], control[at])
                 found.append(
-                    LevelAlone(
-                        concept=concept.name,
-                        level=level,
-                        attribute=name,
-                        value=value,
-                        rate=rate.value,
-                        low=rate.low,
-                        high=rate.high,
-                        probes=rate.n,
-                    )
+                    LevelAlone(concept=concept.name, level=level, attribute=name, value=value, **rate.of_probes)
                 )
     return found
 
@@ -99,18 +90,9 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
                 if counted
                 else landscape.mean_rate(level_of_cell == level)
             )
-            measured = RateRecord.from_rate(own)  # a level that never occurs has no rate
+            measured = own._replace(n=probed).of_probes  # a level that never occurs has no rate
             rows.append(
-                Effect(
-                    concept=concept.name,
-                    level=level,
-                    label=concept.label(level),
-                    rate=measured.value,
-                    low=measured.low,
-                    high=measured.high,
-                    probes=probed,
-                    failures=failing,
-                )
+                Effect(concept=concept.name, level=level, label=concept.label(level), failures=failing, **measured)
             )
     return rows
 

@@ -282,18 +282,8 @@ def _rates(asked: _Asked, codes: np.ndarray, values: Sequence[str]) -> list[Slic
     found = []
     for number, value in enumerate(values):
         part = asked.some(codes[asked.row] == number)
-        rate = RateRecord.from_rate(part.rate())
-        found.append(
-            SliceRate(
-                value=value,
-                items=len(np.unique(part.row)),
-                probes=len(part.failed),
-                failures=int(part.failed.sum()),
-                rate=rate.value,
-                low=rate.low,
-                high=rate.high,
-            )
-        )
+        rate = part.rate()._replace(n=len(part.failed)).of_probes
+        found.append(SliceRate(value=value, items=len(np.unique(part.row)), failures=int(part.failed.sum()), **rate))
     return found
 
 

@@ -213,15 +213,11 @@ def _as_much(factor: float, landscape: Landscape, probes: pd.DataFrame, space: C
 
 def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
     """Return the measurements of a region, whether or not it is a failure mode."""
-    rate = RateRecord.from_rate(mode.rate)
     return {
         "id": mode.id,
         "region": mode.region.to_json(),
         "text": mode.region.describe(space),
-        "rate": rate.value,
-        "low": rate.low,
-        "high": rate.high,
-        "probes": rate.n,
+        **mode.rate.of_probes,
         "failures": mode.failures,
         "estimate": mode.estimate,
         "share": mode.share,

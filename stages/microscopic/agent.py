@@ -10,26 +10,14 @@ from typing import Any
 
 import numpy as np
 from sb3_contrib import MaskablePPO
-from stable_baselines3.common.callbacks import BaseCallback
 
 from stages.errors import NoLearningError
-from stages.explorers.prober import Prober
+from stages.explorers.env import StopWhenSpent
 from stages.microscopic.env import StepReward, StepsVecEnv, Trail
 from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import Walks
 
 PATIENCE = 4  # steps per unique probe of the training, after which the agent only repeats itself
-
-
-class _StopWhenSpent(BaseCallback):
-    """Stops learning when its share of the budget is spent."""
-
-    def __init__(self, prober: Prober, limit: int) -> None:
-        super().__init__()
-        self.prober, self.limit = prober, limit
-
-    def _on_step(self) -> bool:
-        return self.prober.spent < self.limit
 
 
 def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[str, Any]:
@@ -79,7 +67,7 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
         seed=seed,
         device="cpu",
     )
-    model.learn(total_timesteps=PATIENCE * spend, callback=_StopWhenSpent(prober, before + spend))
+    model.learn(total_timesteps=PATIENCE * spend, callback=StopWhenSpent(prober, before + spend))
     if model._n_updates == 0:
         raise too_little
     details = {"gradient_updates": int(model._n_updates), "training_probes": prober.spent - before}

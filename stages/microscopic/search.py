@@ -13,7 +13,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 from stages.environment import torch_threads
 from stages.explorers.prober import Prober
-from stages.explorers.search import ShowProgress, silent
+from stages.explorers.search import ShowProgress, show_failures, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.moves import Moves
@@ -103,7 +103,7 @@ def measure_robustness(
     everyone = walking + ([item_ids[i] for i in others] if method == "rl" else [])
     details: dict[str, Any] = {}
     with show(f"small steps ({method})", budget) as tell, torch_threads(1):
-        prober = Prober(task, everyone, budget, ledger, compute, partial(_tell, tell))
+        prober = Prober(task, everyone, budget, ledger, compute, partial(show_failures, tell))
         walks = Walks(prober, moves, len(walking), steps.max_steps)
         harm = try_alone(walks)
         if method != "rl":
@@ -174,10 +174,6 @@ def smallest_noise(
                 tell(int((low == high).sum()), "")
         found[attack] = np.where(passing, np.append(epsilons, np.inf)[high], 0.0)
     return found
-
-
-def _tell(tell: Any, spent: int, failures: int) -> None:
-    tell(spent, f"{failures:,} failures")
 
 
 def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str], tried_alone: np.ndarray) -> pd.DataFrame:

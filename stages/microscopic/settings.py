@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from stages.errors import UsageError
-from stages.params import MicroscopicConfig, Strict, validation_lines
+from stages.params import MicroscopicConfig, Strict, checked
 
 
 class WalkerSettings(Strict):
@@ -37,8 +36,4 @@ def agent_settings(config: MicroscopicConfig) -> WalkerSettings:
     Raises:
         UsageError: with those that are wrong.
     """
-    try:
-        return WalkerSettings.model_validate(config.settings)
-    except ValidationError as error:
-        lines = validation_lines(error, WalkerSettings, "discover.microscopic.settings")
-        raise UsageError("; ".join(lines)) from None
+    return checked(WalkerSettings, config.settings, "discover.microscopic.settings")

@@ -12,9 +12,8 @@ To add your own concept, put a `TextConcept` into the `catalogue` of a subclass 
 docs/own-concept.md. `reword`, `leave_out` and `edit_letters` build its `apply` from a rule for one token.
 """
 
-from stages.concepts.texts.chance import Chance
 from stages.concepts.texts.concepts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
-from stages.concepts.texts.document import Token, sentences
+from stages.concepts.texts.document import Chance, Token, sentences
 from stages.concepts.texts.letters import edit_letters
 from stages.concepts.texts.words import Apply, leave_out, reword
 

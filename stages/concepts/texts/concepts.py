@@ -11,8 +11,7 @@ import numpy as np
 from stages.concepts.catalogue import Change, check_levels, span
 from stages.concepts.space import ConceptSpace
 from stages.concepts.texts import grammar, letters, words
-from stages.concepts.texts.chance import Chance
-from stages.concepts.texts.document import Token, parse
+from stages.concepts.texts.document import Chance, Token, parse
 from stages.concepts.texts.lexicon import missing_libraries
 from stages.concepts.texts.words import Apply, leave_out, reword, tagged
 

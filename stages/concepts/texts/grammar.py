@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stages.concepts.texts.chance import Chance
-from stages.concepts.texts.document import Token, by_sentence, remove
+from stages.concepts.texts.document import Chance, Token, by_sentence, remove
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, inflect, is_participle, lemma, word_set
 
 _AUXILIARIES = BE | HAVE | DO | MODALS

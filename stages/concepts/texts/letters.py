@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from stages.concepts.texts.chance import Chance
-from stages.concepts.texts.document import Token, remove
+from stages.concepts.texts.document import Chance, Token, remove
 from stages.concepts.texts.words import Apply
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # each row of keys is half a key to the right of the one above

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from stages.concepts.texts import lexicon
-from stages.concepts.texts.chance import Chance
-from stages.concepts.texts.document import Token, by_sentence, remove_words
+from stages.concepts.texts.document import Chance, Token, by_sentence, remove_words
 
 Apply = Callable[[Sequence[Token], Any, Chance], list[Token]]
 """(tokens of an article, level, chance) -> its tokens after the change."""
