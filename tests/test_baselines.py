@@ -11,11 +11,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, embedding_order
+from stages.explorers.ask_tell import AskTell, Proposal, embedding_order
 from stages.explorers.bandits import MAX_EFFECTS, LinearModel
+from stages.explorers.contract import NoSettings
 from stages.explorers.prober import Prober
 from stages.explorers.quality_diversity import niches
-from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.explorers.registry import make_explorer
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 from tests.test_explorers import ids, make_task
@@ -56,16 +57,11 @@ def test_what_learns_finds_more_than_chance_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("regions", [[], [{}]], ids=["nothing fails", "everything fails"])
-def test_a_grid_may_be_uneven_and_is_exhausted_to_the_last_pair(name: str, regions: list) -> None:
-    task = uneven_task(regions=regions)  # 3 items x 36 cells
-    found = explore(name, task, 108)
-    assert len(found) == 108 == len(found.drop_duplicates(["item", *task.concepts.names]))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_one_item_is_enough(name: str) -> None:
-    assert len(explore(name, uneven_task(items=1, regions=[{"force": [4, 5]}]), 30)) == 30
+@pytest.mark.parametrize(("items", "regions"), [(3, []), (3, [{}]), (1, [{"force": [4, 5]}])])
+def test_a_grid_may_be_uneven_and_is_exhausted_to_the_last_pair(name: str, items: int, regions: list) -> None:
+    task = uneven_task(items, regions=regions)  # 36 cells
+    found = explore(name, task, 36 * items)
+    assert len(found) == 36 * items == len(found.drop_duplicates(["item", *task.concepts.names]))
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -114,7 +110,14 @@ def test_what_fills_the_budget_of_a_strategy_that_repeats_itself_is_marked() -> 
     assert prober.table()["uniform"].tolist() == [False] + [True] * 39
 
 
-def test_the_order_of_items_does_not_depend_on_threads(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "decompose",
+    [
+        lambda task: embedding_order(Prober(task, ids(task), 10)),
+        lambda task: explore("pool", task, 120, surrogate="boosting"),
+    ],
+)
+def test_components_of_embeddings_do_not_depend_on_threads(monkeypatch, decompose) -> None:
     threads, svd = [], np.linalg.svd
 
     def watched(*args, **kwargs):
@@ -123,8 +126,9 @@ def test_the_order_of_items_does_not_depend_on_threads(monkeypatch) -> None:
 
     monkeypatch.setattr(np.linalg, "svd", watched)
     task = make_task()
+    monkeypatch.setattr(task, "embed", lambda ids: np.random.default_rng(0).normal(size=(len(ids), 40)))
     with threadpool_limits(2):
-        embedding_order(Prober(task, ids(task), 10))
+        decompose(task)
     assert set(threads) == {1}
 
 
@@ -198,7 +202,3 @@ def test_a_missing_library_is_named_with_what_to_install(name: str, library: str
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UsageError, match=r"pip install 'faded\[explorers\]'"):
         explore(name, make_task(), 10)
-
-
-def test_all_of_them_are_registered() -> None:
-    assert set(ALL) <= set(EXPLORERS)

@@ -210,12 +210,9 @@ def test_between_severities_there_is_nothing() -> None:
     wanted = "concepts.fog_c: level 2.5 is not a severity of ImageNet-C, expected a whole number"
     assert check_concepts({"fog_c": [0, 2.5]}) == [wanted]
     assert check_concepts({"fog_c": [0, 6]}) == ["concepts.fog_c: level 6 is outside 0..5"]
-
-
-def test_screening_proposes_no_levels_between_severities() -> None:
     task: Any = SimpleNamespace(concepts=image_space({"fog_c": [0, 1], "blur": [0, 1]}))
     task.automatic_task = SimpleNamespace(catalogue=CATALOGUE)
-    assert declared_bounds(task).keys() == {"blur"}
+    assert declared_bounds(task).keys() == {"blur"}, "screening proposes nothing there either"
 
 
 # The grid of the benchmark
@@ -356,20 +353,17 @@ def test_a_model_like_alexnet_has_an_mce_of_one(benchmark: ConceptSpace) -> None
 
 
 def test_other_classes_and_other_grids_are_not_normalised(benchmark: ConceptSpace) -> None:
-    probes = probes_of(benchmark, 10, {"fog": 0.5})
-    errors = corruption_errors(landscape_of(benchmark, probes, exact=True), probes, of_imagenet=False)
-    assert isinstance(errors, CorruptionErrors)
-    assert errors.normalised is None
-    assert errors.mean.value == pytest.approx(0.5 / 15)
-    assert "mce" not in errors.numbers()
+    assert are_of_imagenet(["tench", "Great White Shark, white shark"], 1000)
+    assert not are_of_imagenet(["tench"], 10) and not are_of_imagenet(["tench", "slanted"], 1000)
     fewer = ConceptSpace((benchmark.concepts[0], replace(benchmark.concepts[1], levels=(1.0, 3.0))))
-    probes = probes_of(fewer, 10, {"fog": 0.5})
-    errors = corruption_errors(landscape_of(fewer, probes, exact=True), probes, of_imagenet=True)
-    assert isinstance(errors, CorruptionErrors)
-    assert errors.normalised is None
-    view = corruptions_view(errors, exact=True)
-    assert view is not None
-    assert "Not normalised" in view.notes[1]
+    for space, of_imagenet in ((benchmark, False), (fewer, True)):
+        probes = probes_of(space, 10, {"fog": 0.5})
+        errors = corruption_errors(landscape_of(space, probes, exact=True), probes, of_imagenet=of_imagenet)
+        assert isinstance(errors, CorruptionErrors)
+        assert errors.normalised is None and "mce" not in errors.numbers()
+        assert errors.mean.value == pytest.approx(0.5 / 15)
+        view = corruptions_view(errors, exact=True)
+        assert view is not None and "Not normalised" in view.notes[1]
 
 
 def test_uniform_draws_give_each_corruption_the_same_weight(benchmark: ConceptSpace) -> None:
@@ -390,12 +384,6 @@ def test_too_few_probes_are_told_in_place_of_numbers(benchmark: ConceptSpace) ->
     assert re.search(
         r"has \d+ probes of the control, expected 50 of each corruption. Raise discover.budget", view.sentences[0]
     )
-
-
-def test_the_classes_of_imagenet_are_known_by_name() -> None:
-    assert are_of_imagenet(["tench", "Great White Shark, white shark"], 1000)
-    assert not are_of_imagenet(["tench"], 10)
-    assert not are_of_imagenet(["tench", "slanted"], 1000)
 
 
 @pytest.mark.slow

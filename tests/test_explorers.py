@@ -1,6 +1,8 @@
-"""Explorers on a task with known failures: budgets, the environment, the agents, and their policies."""
+"""Explorers on a task with known failures: budgets, the environment, the agents, `auto`, and what the docs say."""
 
 from __future__ import annotations
+
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -9,18 +11,22 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from stages.concepts import Concept, ConceptSpace
-from stages.errors import InfrastructureError, UsageError
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import InfrastructureError, NoLearningError, UsageError
+from stages.explorers.contract import Found
 from stages.explorers.env import ENV_ID
-from stages.explorers.policy import load_policy, save_policy
+from stages.explorers.model_based import FEW, Auto, AutoSettings, ModelBased
 from stages.explorers.prober import Prober
-from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.explorers.registry import EXPLORERS, explorer_class, make_explorer
 from stages.explorers.search import search
 from stages.ledger import Key, Ledger
 from stages.params import DiscoverConfig
 from stages.tasks.contract import Items, ProbeBatch
 from tests.planted import PlantedTask
+from tests.workspace import ROOT
 
+DOCS = (ROOT / "docs" / "explorers.md").read_text()
+FACTORED, FLAT = ("ppo", "a2c", "trpo"), ("dqn", "qrdqn")
 REGION = {"a": [3, 4], "b": [2, 3, 4]}
 
 
@@ -49,38 +55,18 @@ def test_only_unique_probes_are_paid_and_asked() -> None:
     np.testing.assert_array_equal(first.discrepancy, again.discrepancy)
 
 
-def test_the_budget_is_kept_exactly() -> None:
+def test_the_budget_is_kept_exactly_and_probes_are_those_of_the_task() -> None:
     task = make_task()
     prober = Prober(task, ids(task), budget=7)
-    answers = prober.ask(np.arange(20) % 30, task.concepts.sample(20, np.random.default_rng(0)))
+    even = np.arange(20) % 2 == 0
+    answers = prober.ask(np.arange(20) % 30, task.concepts.sample(20, np.random.default_rng(0)), uniform=even)
     assert prober.spent == 7 == answers.answered.sum() == task.queries
     assert np.isnan(answers.discrepancy[~answers.answered]).all()
-
-
-def test_the_budget_is_no_more_than_there_are_pairs() -> None:
-    task = make_task(levels=3, concepts="ab", items=5)
-    prober = Prober(task, ids(task), budget=1000)
-    assert prober.budget == 45
-    make_explorer("random", {}).explore(prober, 0)
-    assert prober.spent == 45
-
-
-def test_some_pairs_of_a_question_may_be_uniform() -> None:
-    task = make_task()
-    prober = Prober(task, ids(task), budget=10)
-    prober.ask(np.arange(3), np.zeros((3, 3), int), uniform=np.array([False, True, False]))
-    assert prober.table()["uniform"].tolist() == [False, True, False]
-
-
-def test_probes_are_those_of_the_task() -> None:
-    task = make_task()
-    prober = Prober(task, ids(task), budget=50)
-    prober.ask(np.zeros(50, dtype=int), task.concepts.cells(np.arange(50)))
     table = prober.table()
     truth = task.probe(table["item"].tolist(), table[task.concepts.names].to_numpy())
     np.testing.assert_array_equal(table["discrepancy"], truth.discrepancy)
     np.testing.assert_array_equal(table["failed"], truth.failed)
-    assert prober.failures == truth.failed.sum()
+    assert prober.failures == truth.failed.sum() and table["uniform"].tolist() == even[:7].tolist()
 
 
 @pytest.mark.parametrize(
@@ -107,14 +93,7 @@ def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path
 # --- the ledger survives
 
 
-def test_a_batch_that_does_not_fit_is_not_written(tmp_path) -> None:
-    ledger = Ledger(tmp_path / "ledger")
-    with pytest.raises(ValueError, match=r"a batch of 2 probes was answered by columns of lengths \[1, 2\]"):
-        ledger.append([Key("a", 0), Key("a", 1)], np.zeros(2), np.zeros(1, bool), ["", ""])
-    assert (tmp_path / "ledger").read_text() == ""
-
-
-@pytest.mark.parametrize("name", ["ppo", "ucb", "map_elites"])
+@pytest.mark.parametrize("name", ["ppo", "ucb", "map_elites", "model_based"])
 def test_a_resumed_search_equals_an_uninterrupted_one(name: str, tmp_path) -> None:
     config = DiscoverConfig(explorer=name, budget=400)
     whole = search(make_task(), ids(make_task()), config, seed=3)
@@ -148,6 +127,10 @@ def test_answers_come_back_exactly(tmp_path) -> None:
     assert [ledger[k].valid for k in keys] == (values < 1).tolist() and not ledger[keys[values.argmax()]].valid
     assert [np.float32(ledger[k].discrepancy) for k in keys] == values.tolist()
     assert ledger[keys[3]].output == '"\n</script>'
+    size = (tmp_path / "l").stat().st_size
+    with pytest.raises(ValueError, match=r"a batch of 2 probes was answered by columns of lengths"):
+        written.append([Key("a", 0), Key("b", 1)], np.zeros(2), np.zeros(1, bool), ["", ""])
+    assert (tmp_path / "l").stat().st_size == size
 
 
 # --- the environment
@@ -189,13 +172,6 @@ def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
         assert not runs[0].probes.equals(runs[2].probes)
 
 
-def test_no_policy_is_written_as_none(tmp_path) -> None:
-    save_policy(None, tmp_path)
-    assert load_policy(tmp_path) is None
-    with pytest.raises(UsageError, match="no readable policy"):
-        load_policy(tmp_path / "elsewhere")
-
-
 def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
     task = make_task(levels=3, concepts="ab", items=5)
     found = search(task, ids(task), DiscoverConfig(budget=1000), seed=0)
@@ -216,8 +192,92 @@ def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
         ("thompson", {"noise": 0}, "noise: .*greater than 0, found 0"),
         ("bayesian", {"startup": 300}, "startup must be at most max_history, found 300 > 200"),
         ("bayesian", {"sampler": "cma"}, "sampler: .*'tpe' or 'gp', found 'cma'"),
+        ("model_based", {"generators": []}, "generators: .*at least 1 item"),
+        ("model_based", {"generators": ["policy", "policy"]}, "each generator once"),
     ],
 )
 def test_bad_explorers_are_told(name: str, settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_explorer(name, settings)
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_explorer_and_every_setting_is_in_the_docs(name):
+    assert f"`{name}`" in DOCS.split("## Model-based search")[0]
+    table = [line.split("|") for line in DOCS.split("## Settings")[1].splitlines() if line.startswith("| `")]
+    documented = {s for row in table if f"`{name}`" in row[1] for s in re.findall(r"`(\w+)` \(", row[2])}
+    if name == "thompson":
+        documented -= {"optimism"}  # a setting of ucb, in the same row
+    assert documented == set(explorer_class(name).Settings.model_fields)
+
+
+# --- auto
+
+
+def test_auto_draws_at_random_what_is_too_little_to_learn_from():
+    task = make_task()
+    prober = Prober(task, ids(task), FEW - 1)
+    found = make_explorer("auto", {}).explore(prober, seed=0)
+    assert found.details["chosen"] == "random"
+    assert "too few" in found.details["why"]
+    assert prober.spent == FEW - 1 and prober.table()["uniform"].all()
+
+
+@pytest.mark.parametrize("concepts", [2, 8], ids=["small grid", "large grid"])
+def test_auto_takes_one_explorer_for_every_grid_and_hands_its_goal_on(monkeypatch, concepts):
+    """It goes by the budget of the whole search, of which the prober may have a share."""
+    asked = []
+
+    def explore(self, prober, seed):
+        asked.append((self.name, self.settings.goal, prober.space.n_cells))
+        return Found(None, {})
+
+    monkeypatch.setattr(ModelBased, "explore", explore)
+    task = make_task()
+    task.concepts = ConceptSpace(tuple(Concept(name, tuple(range(7))) for name in "abcdefgh"[:concepts]))
+    Auto(AutoSettings(goal="failures"), budget=FEW).explore(Prober(task, ids(task), FEW - 1), seed=0)
+    assert asked == [("model_based", "failures", 7**concepts)]
+
+
+# --- agents learn
+
+
+@pytest.mark.parametrize("name", [*FACTORED, *FLAT])
+def test_an_agent_learns_where_the_failures_are(name: str) -> None:
+    task = make_task(items=300)  # enough failing pairs that the agent does not run out of new ones
+    found = search(task, ids(task), DiscoverConfig(explorer=name, budget=1740), seed=0)
+    agent, control = found.metrics["agent"], found.metrics["control"]
+    assert agent["gradient_updates"] > 0
+    assert agent["failures"] > 1.5 * control["failures"]  # the region is 24% of the grid
+
+    cells = task.concepts.cells()
+    p = found.policy.cell_probabilities(task.embed(ids(task)), cells)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-3)
+    inside = Region.from_json(REGION).contains(task.concepts, cells)
+    assert inside[p.argmax(axis=1)].mean() > 0.8  # softmax(Q) is nearly flat, but its peak is in the region
+    if name in FACTORED:
+        assert p.mean(axis=0)[inside].sum() > 0.6
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_agent_without_an_update_is_an_error(name: str) -> None:
+    with pytest.raises(NoLearningError, match="no gradient update within its budget of 20"):
+        search(make_task(), ids(make_task()), DiscoverConfig(explorer=name, budget=25), seed=0)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_an_agent_with_outputs_for_every_cell_refuses_a_grid_beyond_its_size(name: str) -> None:
+    task = make_task()
+    with pytest.raises(UsageError, match=f"explorer {name} .* 125 cells, more than settings.max_cells = 100"):
+        search(task, ids(task), DiscoverConfig(explorer=name, budget=300, settings={"max_cells": 100}), seed=0)
+
+
+def test_the_reward_chosen_changes_what_an_agent_does() -> None:
+    task = make_task(items=100)
+
+    def failing_cells(reward: dict) -> int:
+        config = DiscoverConfig(explorer="ppo", budget=1740, settings={"reward": reward})
+        return search(task, ids(task), config, seed=0).metrics["agent"]["failing_cells"]
+
+    # The task fails in 30 cells, and elsewhere by chance: an agent searches there only if it is rewarded for it.
+    assert failing_cells({"novelty": 0.0}) < failing_cells({"novelty": 0.0, "coverage": 2.0})

@@ -28,13 +28,6 @@ def few_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "LANDMARKS", SOME)
 
 
-def test_few_items_all_count_and_of_many_a_fixed_sample(few_landmarks: None) -> None:
-    np.testing.assert_array_equal(kernel.landmarks(SOME), np.arange(SOME))
-    some = kernel.landmarks(MANY)
-    assert len(set(some.tolist())) == SOME and some.max() < MANY
-    np.testing.assert_array_equal(some, kernel.landmarks(MANY))
-
-
 def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
     """At full rank, Nyström's method gives the kernel itself between a landmark and any item."""
     model = Smooth(items=MANY)

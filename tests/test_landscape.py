@@ -15,9 +15,20 @@ from stages.concepts import Concept, ConceptSpace
 from stages.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import effects, overall_rate
-from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate
+from stages.landscape.estimate import Landscape, _rates, _Seen, as_data, drawn_evenly, estimate
 from stages.landscape.estimators import Average, Link, Logistic, Process, Trees
 from tests.landscapes import adaptive, ask, planted, truth, uniform
+from tests.planted import PlantedTask
+
+
+def landscape_of(task: PlantedTask, probes: pd.DataFrame, **keywords) -> Landscape:
+    ids = task.items.table["id"].tolist()
+    return estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, **keywords)
+
+
+def every_pair(task: PlantedTask) -> pd.DataFrame:
+    cells, n = task.concepts.cells(), len(task.items.table)
+    return ask(task, np.repeat(np.arange(n), len(cells)), np.tile(cells, (n, 1)), "control")
 
 
 class Smooth:
@@ -127,8 +138,7 @@ def test_where_two_levels_were_never_asked_together_anything_may_be():
     task = planted()
     probes = uniform(task, 1500)
     apart = probes[(probes["tilt"] < 3) | (probes["fog"] < 3)]
-    ids = task.items.table["id"].tolist()
-    table = estimate(apart, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0).table
+    table = landscape_of(task, apart).table
     corner = table[(table["tilt"] == 4) & (table["fog"] == 4)]
     assert (corner["high"] >= np.quantile(table["rate"], 0.975)).all()
 
@@ -143,17 +153,15 @@ def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
     assert overall.n == (probes["role"] == "control").sum()
 
 
-def test_held_out_scores_beat_the_constant(both):
+def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
     scores = both[1].diagnostics
     assert scores["held_out_probes"] == 900
     assert scores["log_loss"] < 0.75 * scores["log_loss_constant"]
     assert scores["brier"] < scores["brier_constant"]
     assert scores["calibration_error"] < 0.1
-
-
-def test_a_concept_without_effect_gets_a_long_length_scale(both):
-    rotation, _, noise = both[1].recipe.hyper.scales
-    assert noise > rotation
+    losses = scores["log_losses"]
+    assert len(losses) == 5, "three, the mean of two, and the constant"
+    assert scores["name"] == min(losses, key=losses.get) and scores["log_loss"] == min(losses.values())
 
 
 def test_the_same_probes_give_the_same_landscape(smooth, both):
@@ -199,16 +207,7 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
 def test_sharp_planted_regions_are_estimated():
     task = planted()
     probes = pd.concat([uniform(task, 1200), adaptive(task, 1200)], ignore_index=True)
-    ids = task.items.table["id"].tolist()
-    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
-    assert np.abs(landscape.rates - truth(task)).mean() < 0.06
-
-
-def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
-    losses = both[1].diagnostics["log_losses"]
-    assert len(losses) == 5, "three, the mean of two, and the constant"
-    assert both[1].diagnostics["name"] == min(losses, key=losses.get)
-    assert both[1].diagnostics["log_loss"] == min(losses.values())
+    assert np.abs(landscape_of(task, probes).rates - truth(task)).mean() < 0.06
 
 
 def test_boxes_with_sharp_edges_need_trees():
@@ -254,16 +253,14 @@ def test_margins_of_the_grid_are_those_of_its_probes(kind):
 
 def test_an_enumerated_grid_is_exact():
     task = planted(items=6, levels=3)
-    cells = task.concepts.cells()
-    every = ask(task, np.repeat(np.arange(6), len(cells)), np.tile(cells, (6, 1)), "control")
-    ids = task.items.table["id"].tolist()
-    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    every = every_pair(task)
+    landscape = landscape_of(task, every)
     assert landscape.exact
     np.testing.assert_allclose(landscape.rates, truth(task))
     assert overall_rate(landscape, every, task.concepts).value == pytest.approx(truth(task).mean())
     assert landscape.mean_rate().high - landscape.mean_rate().low > 0.2, "six items are six items"
     assert (landscape.table["high"] - landscape.table["low"] > 0.3).all()
-    missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    missing = landscape_of(task, every.iloc[:-1])
     assert not missing.exact
     np.testing.assert_allclose(missing.rates[:-1], truth(task)[:-1], err_msg="what was asked is not guessed")
 
@@ -271,17 +268,14 @@ def test_an_enumerated_grid_is_exact():
 def test_an_enumerated_grid_is_exact_however_large(monkeypatch):
     monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 50)
     task = planted(items=3, levels=3)
-    cells = task.concepts.cells()
-    every = ask(task, np.repeat(np.arange(3), 81), np.tile(cells, (3, 1)), "control")
-    ids = task.items.table["id"].tolist()
-    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    every = every_pair(task)
+    landscape = landscape_of(task, every)
     assert (landscape.exact, landscape.sampled) == (True, False)
     np.testing.assert_allclose(landscape.rates, truth(task))
-    known = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
+    known = landscape_of(task, every.iloc[:-1], spread=False)
     assert (known.exact, known.sampled) == (False, True)
     # All pairs of the cells in the sample, but not of the others, are not an enumeration either.
-    some = every.merge(known.table[task.concepts.names])
-    again = estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
+    again = landscape_of(task, every.merge(known.table[task.concepts.names]), spread=False)
     assert (again.exact, again.sampled) == (False, True)
 
 
@@ -368,22 +362,16 @@ def test_many_items_are_held_with_few_cells_at_once(items, largest):
 
 def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():
     task = planted(items=20, levels=2, noise=0.0, regions=[])
-    cells = task.concepts.cells()
-    every = ask(task, np.repeat(np.arange(20), len(cells)), np.tile(cells, (20, 1)), "control")
-    ids = task.items.table["id"].tolist()
-    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
-    assert overall_rate(landscape, every, task.concepts).value == 0.0
-    assert overall_rate(landscape, every, task.concepts).high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.1)
+    every = every_pair(task)
+    rate = overall_rate(landscape_of(task, every), every, task.concepts)
+    assert rate.value == 0.0 and rate.high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.1)
 
 
 def test_repeats_of_a_pair_are_averaged_not_counted_twice():
     task = planted(items=2, levels=2, noise=0.0, regions=[])
-    cells = task.concepts.cells()
-    every = ask(task, np.repeat(np.arange(2), len(cells)), np.tile(cells, (2, 1)), "control")
+    every = every_pair(task)
     again = every.assign(repeat=1, failed=True, discrepancy=0.5)
-    ids = task.items.table["id"].tolist()
-    landscape = estimate(pd.concat([every, again]), ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
-    np.testing.assert_allclose(landscape.rates, 0.5)
+    np.testing.assert_allclose(landscape_of(task, pd.concat([every, again])).rates, 0.5)
 
 
 @pytest.mark.parametrize("failed", [True, False])

@@ -49,16 +49,6 @@ def test_an_improvement_has_to_be_one_over_both_answers_of_the_model_before():
     assert against_noise(difference(before, half)) is None
 
 
-def test_a_row_holds_the_noise_as_it_holds_the_control():
-    before, after, again = (np.arange(600) % k == 0 for k in (2, 4, 3))
-    entry = difference(before, after, control=before, noise=again)
-    assert entry.noise.change == pytest.approx(1 / 3 - 1 / 2)
-    assert entry.noise.low < entry.noise.change < entry.noise.high
-    assert entry.noise.repair_minus_noise.value == pytest.approx(1 / 4 - 1 / 3)
-    control, noise = (other.model_fields_set for other in (entry.control, entry.noise))
-    assert control - {"repair_minus_control"} == noise - {"repair_minus_noise"}
-
-
 def test_the_control_is_called_what_it_was():
     fails = np.arange(600) % 2 == 0
     nothing = np.zeros(600, dtype=bool)

@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.explorers.env import Normaliser
 from stages.explorers.merge import Part, answers, merge, read_parts, write_part
-from stages.explorers.policy import FactoredPolicy, Mixture, ValuePolicy, load_policy
 from stages.explorers.search import search
 from stages.explorers.shards import divide, search_share
 from stages.ledger import Key, Ledger
@@ -202,42 +199,6 @@ def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None
     answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
     assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
     assert (tmp_path / "ledger.jsonl").read_text() == ""
-
-
-# --- policies of shares
-
-
-@pytest.fixture
-def mixture() -> Mixture:
-    members = []
-    for seed, (kind, name) in enumerate(((FactoredPolicy, "ppo"), (FactoredPolicy, "ppo"), (ValuePolicy, "dqn"))):
-        torch.manual_seed(seed)
-        network = kind.build(name, 4, SPACE, {"net_arch": [8]})
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.8)
-        scale = Normaliser(np.full(4, float(seed)), np.full(4, 1.0 + seed))
-        members.append(kind(name, network, scale, SPACE, {"net_arch": [8]}))
-    return Mixture(members)
-
-
-def test_a_mixture_likes_what_its_members_like_on_average(mixture, tmp_path) -> None:
-    embedding = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    cells = SPACE.cells()
-    probabilities = mixture.cell_probabilities(embedding, cells)
-    each = [member.cell_probabilities(embedding, cells) for member in mixture.members]
-    np.testing.assert_allclose(probabilities, np.mean(each, axis=0), rtol=1e-5)
-    drawn = mixture.sample(embedding, 4000, seed=1)
-    for row in range(5):
-        share = np.bincount(SPACE.flat(drawn[row]), minlength=6) / 4000
-        assert np.abs(share - probabilities[row]).max() < 0.04  # five standard errors at most
-    picks = mixture.propose(embedding, 2)
-    assert picks.shape == (5, 2, 2)
-    flat = np.stack([SPACE.flat(rows) for rows in picks])
-    np.testing.assert_array_equal(flat, np.argsort(-probabilities, axis=1)[:, :2])
-    mixture.save(tmp_path)
-    again = load_policy(tmp_path)
-    assert isinstance(again, Mixture) and len(again.members) == 3
-    np.testing.assert_array_equal(again.cell_probabilities(embedding, cells), probabilities)
 
 
 # --- parts on disk

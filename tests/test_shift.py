@@ -32,11 +32,6 @@ def table(rate: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(CELLS, columns=SPACE.names).assign(rate=rate, use=1 / len(CELLS))
 
 
-def test_identical_landscapes_are_at_distance_zero():
-    grid = transport_grid(SPACE, CELLS)
-    assert distance(grid, failures(LOW), failures(LOW)) == (0.0, 0.0)
-
-
 def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing():
     before, after = rates(LOW), rates(HIGH)
     assert wasserstein_distance(before, after) == pytest.approx(0.0, abs=1e-12)
@@ -48,18 +43,21 @@ def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing
     assert moved.mean_rate_before == pytest.approx(moved.mean_rate_after)
 
 
-def test_farther_is_more():
-    grid = transport_grid(SPACE, CELLS)
-    near, far = distance(grid, failures(LOW), failures(NEAR)), distance(grid, failures(LOW), failures(HIGH))
+def test_distances_of_known_moves():
+    grid, low = transport_grid(SPACE, CELLS), failures(LOW)
+    assert distance(grid, low, low) == (0.0, 0.0)
+    near, far = distance(grid, low, failures(NEAR)), distance(grid, low, failures(HIGH))
     assert far.normalised > 2 * near.normalised
     assert far.null_cell > near.null_cell > 0
-
-
-def test_fewer_failures_in_the_same_places_move_only_the_null_cell():
-    grid = transport_grid(SPACE, CELLS)
-    moved = distance(grid, failures(LOW), failures(LOW) / 2)
-    assert moved.normalised == pytest.approx(0.0, abs=1e-9)
-    assert moved.null_cell == pytest.approx(failures(LOW).sum() / 2 * grid.diameter / 2)
+    fewer = distance(grid, low, low / 2)  # in the same places
+    assert fewer == pytest.approx((0.0, low.sum() / 2 * grid.diameter / 2), abs=1e-9)
+    nothing = distance(grid, low, np.zeros(len(CELLS)))
+    assert np.isnan(nothing.normalised) and nothing.null_cell > 0
+    line = ConceptSpace((Concept("x", (0, 1, 2)),))
+    ends = np.array([1 / 3, 0, 0])
+    assert distance(transport_grid(line, line.cells()), ends, ends[::-1]) == pytest.approx((1.0, 1 / 3))
+    assert np.isnan(entropy(np.zeros(3))) and entropy(np.array([0.0, 0.5])) == 0.0
+    assert entropy(np.full(8, 0.3)) == pytest.approx(np.log(8))
 
 
 def test_the_same_model_stays_at_its_noise_floor():
@@ -79,30 +77,8 @@ def test_beyond_noise_is_above_every_split():
     assert not moved.beyond_noise
 
 
-def test_a_known_distance():
-    """All mass of one concept moves from one end to the other: distance 1."""
-    line = ConceptSpace((Concept("x", (0, 1, 2)),))
-    grid = transport_grid(line, line.cells())
-    moved = distance(grid, np.array([1 / 3, 0, 0]), np.array([0, 0, 1 / 3]))
-    assert moved.normalised == pytest.approx(1.0)
-    assert moved.null_cell == pytest.approx(1 / 3)
-
-
 def test_large_grids_are_coarsened_and_still_see_the_move():
     grid = transport_grid(SPACE, CELLS, limit=70)
     assert (grid.merged, len(grid.points)) == (2, 64)
     fine = distance(transport_grid(SPACE, CELLS), failures(LOW), failures(HIGH))
     assert distance(grid, failures(LOW), failures(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)
-
-
-def test_no_failures_at_all():
-    grid = transport_grid(SPACE, CELLS)
-    nothing = np.zeros(len(CELLS))
-    assert np.isnan(distance(grid, failures(LOW), nothing).normalised)
-    assert distance(grid, failures(LOW), nothing).null_cell > 0
-    assert np.isnan(entropy(nothing))
-
-
-def test_entropy():
-    assert entropy(np.full(8, 0.3)) == pytest.approx(np.log(8))
-    assert entropy(np.array([0.0, 0.5])) == 0.0

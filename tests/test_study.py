@@ -60,19 +60,14 @@ def test_a_planted_landscape_is_its_seed_and_answers_alike_in_any_batch(planted)
     assert not np.array_equal(Planted(5, 101, 20, 5).margins(items, cells), one_by_one)
 
 
-def test_an_enumerated_truth_is_read_back_and_keeps_its_unseen_items_apart(enumerated):
-    assert enumerated.items.ids("discover") == ["item-0000", "item-0001"]
-    rates = enumerated.true_rates(enumerated.items.ids("discover"), enumerated.concepts.cells())
-    assert rates.tolist() == [0.0, 0.5, 0.5, 1.0]
-
-
 def test_coverage_is_of_the_cells_under_which_half_of_the_items_fail(enumerated):
+    searched = enumerated.items.ids("discover")
+    assert searched == ["item-0000", "item-0001"]
+    assert enumerated.true_rates(searched, enumerated.concepts.cells()).tolist() == [0.0, 0.5, 0.5, 1.0]
     probes = pd.DataFrame({"a": [1, 1, 0], "b": [1, 1, 0], "failed": [True, True, False]})
     found = search_quality(Truth(enumerated), probes)
-    assert found["failures"] == 2
-    assert found["failing_cells"] == 1
-    assert found["coverage"] == pytest.approx(1 / 3)
-    assert np.isnan(found["modes_found"])
+    assert (found["failures"], found["failing_cells"]) == (2, 1)
+    assert found["coverage"] == pytest.approx(1 / 3) and np.isnan(found["modes_found"])
 
 
 def test_a_mode_counts_once_it_has_ten_failures_that_no_other_mode_shares(planted):
@@ -114,17 +109,7 @@ def test_a_budget_is_read_off_the_first_probes_of_one_run(planted):
     failed = prober.table()["failed"]
     assert [row["failures"] for row in rows] == [failed.head(40).sum(), failed.sum()]
     assert "cpu_ms" in rows[1]
-
-
-def test_a_row_may_be_another_explorer_with_other_settings(planted):
-    plan = {"budgets": [150], "short": 150, "estimate_at": []}
-    row = {"explorer": "model_based", "settings": {"generators": ["mutations"]}}
-    assert run.study_one("mutations_alone", row, "planted5", plan, seed=100)[0]["explorer"] == "mutations_alone"
-
-
-def test_every_row_of_the_study_can_be_built():
-    rows = yaml.safe_load((run.HERE / "params.yaml").read_text())["study"]["explorers"]
-    for name, row in rows.items():
+    for name, row in yaml.safe_load((run.HERE / "params.yaml").read_text())["study"]["explorers"].items():
         make_explorer(row.get("explorer", name), row.get("settings", {}))
 
 
@@ -244,13 +229,10 @@ def test_what_the_study_computes_with_lies_under_its_deps():
             assert any(path.is_relative_to(dep) for dep in deps), path
 
 
-def test_elsewhere_than_in_a_clone_the_study_says_where_it_runs(tmp_path, monkeypatch):
+def test_what_cannot_be_studied_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="runs in a clone of Faded's repository"):
         run_study([], Console())
-
-
-def test_an_explorer_that_is_not_in_the_study_is_named_beside_those_that_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UsageError, match=r"no explorer nope in .*, found: random, "):
         run_study(["nope"], Console())

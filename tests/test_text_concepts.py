@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from difflib import SequenceMatcher
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,26 +78,9 @@ def test_the_space_has_the_names_levels_and_neutral_cell_of_the_audit():
     assert text_space({"typos": [0.1, 0.2]}).neutral is None
 
 
-def test_the_catalogue_holds_all_concepts_of_the_paper_in_their_order():
-    assert list(CATALOGUE) == [
-        *("shuffle_sentences", "negate", "tense", "number", "synonyms", "word_order"),
-        *("drop_stop_words", "drop_adjectives", "drop_verbs", "drop_nouns", "delete_words", "repeat_words"),
-        *("misspellings", "typos", "swap_characters", "delete_characters", "insert_characters", "repeat_characters"),
-        *("remove_punctuation", "letter_case", "lost_spaces"),
-    ]
-    assert all(name == concept.name and concept.doc for name, concept in CATALOGUE.items())
-    assert check_text_concepts({name: [CATALOGUE[name].neutral, STRONG[name]] for name in CATALOGUE}) == []
-
-
 def test_wrong_concepts_and_levels_are_named_with_what_was_meant():
-    errors = check_text_concepts(
-        {
-            "tipos": [0],
-            "typos": [0, 2, "much", True, float("nan")],
-            "letter_case": ["as_is", "uper"],
-            "word_order": [-1],
-        }
-    )
+    typos, cases = [0, 2, "much", True, float("nan")], ["as_is", "uper"]
+    errors = check_text_concepts({"tipos": [0], "typos": typos, "letter_case": cases, "word_order": [-1]})
     assert errors == [
         "concepts.tipos: unknown concept, did you mean 'typos'?; known: " + ", ".join(CATALOGUE),
         "concepts.typos: level 2 is outside 0..1",
@@ -334,21 +317,13 @@ def test_typos_hit_a_key_beside_the_right_one():
 
 
 def test_misspellings_are_those_that_people_make():
-    assert change("We believe that people definitely tried their best.", misspellings=1) != (
-        "We believe that people definitely tried their best."
-    )
-    codespell = (line.split("->") for line in _codespell().splitlines())
+    dictionary = (files("codespell_lib") / "data" / "dictionary.txt").read_text("utf-8")
+    codespell = (line.split("->") for line in dictionary.splitlines())
     known = {wrong: right.rstrip(",").strip() for wrong, right in codespell}
     before, after = words(ARTICLE), words(change(ARTICLE, misspellings=1))
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert len(changed) > 20
     assert all(known[b] == a and a.islower() and len(a) >= 4 for a, b in changed)
-
-
-def _codespell() -> str:
-    from importlib.resources import files
-
-    return (files("codespell_lib") / "data" / "dictionary.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize("reach", [1, 2, 4])
@@ -392,12 +367,9 @@ def test_all_sentences_move_at_the_strongest_level_and_paragraphs_stay_apart():
     assert changed.count("\n\n") == 1
     weak = change(ARTICLE, shuffle_sentences=0.01)
     assert sum(a != b for a, b in zip(sentences(weak), sentences(ARTICLE), strict=True)) == 2
-
-
-def test_random_case_changes_nothing_but_the_case():
-    changed = change(ARTICLE, letter_case="random")
-    assert changed.lower() == ARTICLE.lower()
-    assert 0.3 < sum(c.isupper() for c in changed) / sum(c.isalpha() for c in changed) < 0.7
+    cased = change(ARTICLE, letter_case="random")
+    assert cased.lower() == ARTICLE.lower()
+    assert 0.3 < sum(c.isupper() for c in cased) / sum(c.isalpha() for c in cased) < 0.7
 
 
 def test_an_own_concept_is_a_rule_on_a_token():
@@ -415,11 +387,6 @@ def test_an_own_concept_is_a_rule_on_a_token():
     assert check_text_concepts(levels, catalogue) == []
     transforms = TextTransforms(text_space(levels, catalogue), seed=0, catalogue=catalogue)
     assert transforms("Dogs met John Smith too.", "a1", np.array([1, 1])) == "D0gs met J. S. t00."
-
-
-def test_a_weak_cell_of_several_concepts_leaves_most_of_an_article():
-    changed = change(ARTICLE, typos=0.1, misspellings=0.1, drop_stop_words=0.2)
-    assert 0.8 < SequenceMatcher(None, ARTICLE, changed, autojunk=False).ratio() < 1
 
 
 def test_the_examples_for_users_are_what_the_concepts_do():

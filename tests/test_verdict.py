@@ -95,39 +95,34 @@ def test_words_of_the_verdict(told, wanted):
     assert told == wanted
 
 
-@pytest.mark.parametrize(
-    ("change", "control", "minus", "wanted"),
-    [
-        (FELL, FELL, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0]): what improved"
-         " there improved in general"),
-        (FELL, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
-        (SAME, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
-        (SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points [+4.0, +12.0]"),
-        (FELL, SAME, FELL, "aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target"
-         " modes"),
-    ],
-)  # fmt: skip
-def test_words_of_what_targeting_did(change, control, minus, wanted):
-    found = targeting(difference(change, control=against(control, minus)))
-    assert found is not None
-    assert found.statement == wanted
+NO_BETTER = "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"
+GAINED_NOTHING = f"In the target modes, the repair was {NO_BETTER.replace(' in the target modes', '')}: aiming the"
+GAINED_NOTHING += " repair gained nothing measurable."
 
 
 @pytest.mark.parametrize(
-    ("change", "control", "minus", "wanted"),
+    ("change", "control", "minus", "short", "wanted"),
     [
-        (FELL, FELL, SAME, "In the target modes, the repair was no better than the control (-1.0 points [-4.0, +2.0]):"
-         " aiming the repair gained nothing measurable. The control improved these modes too."),
-        (FELL, SAME, SAME, "In the target modes, the repair was no better than the control (-1.0 points [-4.0, +2.0]):"
-         " aiming the repair gained nothing measurable."),
-        (SAME, FELL, ROSE, "Aiming the repair did worse than the control in the target modes: +8.0 points [+4.0,"
-         " +12.0]."),
-        (FELL, SAME, FELL, "Aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target"
-         " modes."),
+        (
+            *(FELL, FELL, SAME, f"{NO_BETTER}: what improved there improved in general"),
+            f"{GAINED_NOTHING} The control improved these modes too.",
+        ),
+        (FELL, SAME, SAME, NO_BETTER, GAINED_NOTHING),
+        (
+            *(SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points [+4.0, +12.0]"),
+            "Aiming the repair did worse than the control in the target modes: +8.0 points [+4.0, +12.0].",
+        ),
+        (
+            *(FELL, SAME, FELL),
+            "aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target modes",
+            "Aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target modes.",
+        ),
     ],
-)  # fmt: skip
-def test_the_verdict_says_what_aiming_did(change, control, minus, wanted):
-    assert said(difference(change, control=against(control, minus))).endswith(f" {wanted}")
+)
+def test_the_verdict_says_what_aiming_did(change, control, minus, short, wanted):
+    found = difference(change, control=against(control, minus))
+    assert targeting(found).statement == short
+    assert said(found).endswith(f" {wanted}")
 
 
 @pytest.mark.parametrize(

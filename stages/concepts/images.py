@@ -67,9 +67,10 @@ class Corruption(ImageConcept):
         return found
 
 
-def _of_c(of: str) -> Corruption:
+def _of_c(name: str) -> Corruption:
     """A corruption as a concept: "fog_c" is the fog of ImageNet-C."""
-    return Corruption(f"{of}_c", f"{of.replace('_', ' ')} of ImageNet-C, by its severity", 0, 5, 0, apply=corrupt(of))
+    of = name.removesuffix("_c")
+    return Corruption(name, f"{of.replace('_', ' ')} of ImageNet-C, by its severity", 0, 5, 0, apply=corrupt(of))
 
 
 def _rotation(levels: Tensor) -> Tensor:
@@ -187,12 +188,6 @@ def _noise(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
     return images
 
 
-_CORRUPTED = (
-    *("snow", "frost", "fog", "spatter", "brightness", "contrast", "saturate"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur", "elastic_transform"),
-    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "pixelate", "jpeg_compression"),
-)
-
 CATALOGUE: Mapping[str, ImageConcept] = {
     concept.name: concept
     for concept in (
@@ -208,7 +203,25 @@ CATALOGUE: Mapping[str, ImageConcept] = {
         ImageConcept("saturation", "strength of colours; 0 is grey", 0, 5, 1, "x", apply=_saturation),
         ImageConcept("blur", "Gaussian blur, sigma in pixels", 0, 50, 0, "px", apply=_blur),
         ImageConcept("noise", "Gaussian noise, standard deviation, 1 = full range", 0, 2, 0, apply=_noise),
-        *map(_of_c, _CORRUPTED),
+        _of_c("snow_c"),
+        _of_c("frost_c"),
+        _of_c("fog_c"),
+        _of_c("spatter_c"),
+        _of_c("brightness_c"),
+        _of_c("contrast_c"),
+        _of_c("saturate_c"),
+        _of_c("defocus_blur_c"),
+        _of_c("glass_blur_c"),
+        _of_c("motion_blur_c"),
+        _of_c("zoom_blur_c"),
+        _of_c("gaussian_blur_c"),
+        _of_c("elastic_transform_c"),
+        _of_c("gaussian_noise_c"),
+        _of_c("shot_noise_c"),
+        _of_c("impulse_noise_c"),
+        _of_c("speckle_noise_c"),
+        _of_c("pixelate_c"),
+        _of_c("jpeg_compression_c"),
     )
 }
 """All built-in concepts, in the order in which they are applied."""
