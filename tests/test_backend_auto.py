@@ -19,11 +19,10 @@ from stages.params import AuditConfig, Params, load_params
 from stages.prepare import main as prepare
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
-from stages.tasks.classification import ImageClassification, backends
-from stages.tasks.classification import choose as module
-from stages.tasks.classification.choose import choose, only_eager
-from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.form import Form
+from stages.tasks.classification import ImageClassification
+from stages.tasks.classification import backends as module
+from stages.tasks.classification.backends import choose, only_eager
+from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier
 from stages.tasks.contract import Chosen, Compute
 from stages.tasks.load import task_context
@@ -38,9 +37,8 @@ def installed(monkeypatch):
     """Make OpenVINO appear installed, with torch's answers, so that these tests need no package."""
 
     def set_installed(there, answer=lambda model, pixels: model(pixels)):
-        for place in (backends, module):
-            monkeypatch.setattr(place, "has_openvino", lambda: there)
-        monkeypatch.setattr(backends, "_openvino", lambda model, _: lambda pixels: answer(model, pixels))
+        monkeypatch.setattr(module, "has_openvino", lambda: there)
+        monkeypatch.setattr(module, "_openvino", lambda model, _: lambda pixels: answer(model, pixels))
 
     monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(module, "_SMALL", 0)

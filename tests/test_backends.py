@@ -19,10 +19,9 @@ from stages.errors import UsageError
 from stages.params import AuditConfig
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
-from stages.tasks.classification import ImageClassification, backends, choose
+from stages.tasks.classification import ImageClassification, backends
 from stages.tasks.classification.backends import Backend, compute_errors
-from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.summarization import Summarization
@@ -94,10 +93,10 @@ def test_torch_has_one_thread_beside_openvino_and_its_own_after(model):
 
 
 @needs_openvino
-@pytest.mark.skipif(platform.machine() not in choose._PROCESSORS, reason="auto is eager here")
+@pytest.mark.skipif(platform.machine() not in backends._PROCESSORS, reason="auto is eager here")
 def test_auto_takes_the_openvino_that_is_installed(model, pixels, monkeypatch):
-    monkeypatch.setattr(choose, "_SMALL", 0)
-    assert choose.choose(model, COMPUTE, pixels).backend == "openvino"
+    monkeypatch.setattr(backends, "_SMALL", 0)
+    assert backends.choose(model, COMPUTE, pixels).backend == "openvino"
 
 
 @needs_openvino
@@ -108,7 +107,7 @@ import torch
 from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.models import Classifier
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import Form
 from stages.tasks.contract import Compute
 
 form = Form(family="small_cnn", architecture="small_cnn", classes=["a", "b"], shape=(1, 8, 8), origin="")

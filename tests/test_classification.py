@@ -16,7 +16,7 @@ from stages.errors import UsageError
 from stages.tasks.base import Task
 from stages.tasks.cells import PairSampler
 from stages.tasks.classification import ImageClassification, repair
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import Form
 from stages.tasks.classification.models import Classifier, fit_weights, load_model, save_model
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.training import rate

@@ -11,9 +11,7 @@ import torch
 from PIL import Image
 
 from stages.tasks.classification import repair
-from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.form import Form
-from stages.tasks.classification.library import loading, view_of
+from stages.tasks.classification.families import FAMILIES, Form, loading
 from stages.tasks.classification.models import Classifier, load_model, save_model, seeded
 from stages.tasks.classification.pictures import View, decode
 from stages.tasks.training import write_loader
@@ -73,7 +71,7 @@ def test_a_library_alone_answers_as_faded_does(family, tmp_path):
     code = "import json\nfor name in sys.argv[1:]: print(json.dumps(probabilities(Image.open(name)).tolist()))"
     lines = load_alone(tmp_path / "a model #1", *paths, code=code, cwd=tmp_path)
 
-    seen = np.stack([decode(path, model.form.shape, view_of(model.form)) for path in paths])
+    seen = np.stack([decode(path, model.form.shape, model.form.shown) for path in paths])
     with torch.inference_mode():
         known = load_model(tmp_path / "a model #1")(torch.from_numpy(seen).float() / 255).softmax(1).numpy()
     np.testing.assert_allclose([json.loads(line) for line in lines[3:]], known, atol=1e-5)
@@ -100,13 +98,13 @@ def test_timm_reads_the_sizes_and_the_classes_of_a_model(shape, view, tmp_path):
     found = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert found.pretrained_cfg["label_names"] == CLASSES
     transform = create_transform(**resolve_model_data_config(found))
-    side = view_of(model.form).resize
+    side = model.form.shown.resize
     side = side[0] if isinstance(side, tuple) else side
     assert side >= shape[1]
     assert transform.transforms[0].size in (side, (side, side))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
     picture.save(tmp_path / "picture.png")
-    seen = torch.tensor(decode(tmp_path / "picture.png", shape, view_of(model.form))).float() / 255
+    seen = torch.tensor(decode(tmp_path / "picture.png", shape, model.form.shown)).float() / 255
     pixels = transform(picture.convert("L" if shape[0] == 1 else "RGB"))
     assert torch.equal(pixels, seen), "mean 0, deviation 1"
     with torch.inference_mode():

@@ -1,5 +1,18 @@
 """The built-in image classification task."""
 
-from stages.tasks.classification.task import ImageClassification
+from __future__ import annotations
 
-__all__ = ["ImageClassification"]
+from pathlib import Path
+
+from stages.tasks.classification.probes import ClassifierProbes
+from stages.tasks.contract import RepairPlan, RepairRecord
+
+
+class ImageClassification(ClassifierProbes):
+    """A classifier under test with its images, which can be repaired."""
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task; the methods are described in `stages.tasks.classification.repair`."""
+        from stages.tasks.classification.repair import repair
+
+        return repair(self, plan, out_dir)

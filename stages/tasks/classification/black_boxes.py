@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import UsageError, did_you_mean
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import Form
 
 if TYPE_CHECKING:
     from stages.tasks.endpoint import Endpoint

@@ -1,17 +1,56 @@
-"""Families of networks: how to rebuild each from its faded.json, without its weights."""
+"""faded.json, the description of a classifier beside its weights, and the families of networks that it names.
+
+A network is rebuilt from it without its weights; timm and transformers load the same folder by their own config.json.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from stages.errors import UsageError, did_you_mean
-from stages.tasks.classification.form import Form
+from stages.params import Strict
+from stages.tasks.classification.pictures import Shape, View
+
+FORM = "faded.json"
+CONFIG = "config.json"  # the name that timm and transformers look for
+PER_CHANNEL = float | list[float]
+POSITIVE = PositiveFloat | list[PositiveFloat]
 
 # Networks of torchvision whose published weights need transform_input, and which have auxiliary heads for training.
 INCEPTIONS = ("inception_v3", "googlenet")
+
+
+class Form(Strict):
+    """faded.json: everything needed to rebuild the network and prepare its inputs."""
+
+    family: str = Field(description="a key of FAMILIES or of BLACK_BOXES")
+    architecture: str = Field(description="name within the family")
+    classes: list[str] = Field(min_length=2)
+    shape: Shape = Field(strict=False, description="channels, height, width of the input")
+    mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
+    std: POSITIVE = Field(1.0, description="what is left is divided by this")
+    origin: str = Field(description="where the weights come from, for people")
+    view: View | None = Field(None, description="how pictures are resized for it, where the model says so")
+    settings: dict[str, Any] | None = Field(None, description="what the family needs beside these")
+
+    @property
+    def shown(self) -> View:
+        """How pictures are resized before their centre is cropped to the input, at least to its size."""
+        height, width = self.shape[1:]
+        view = self.view or View(resize=max(height, width))
+        if isinstance(view.resize, int):
+            return view.model_copy(update={"resize": max(view.resize, height, width)})
+        return view
+
+    def per_channel(self, value: PER_CHANNEL) -> list[float]:
+        """Return one number for each channel of the input."""
+        values = value if isinstance(value, list) else [value]
+        return values * self.shape[0] if len(values) == 1 else values
 
 
 def _small_cnn(form: Form) -> nn.Module:
@@ -119,3 +158,63 @@ def torchvision_models() -> Any:
     except ImportError:
         raise UsageError("prepare.model.torchvision: it is not installed: pip install 'faded[image]'") from None
     return models
+
+
+def library_config(form: Form, net: nn.Module) -> dict[str, Any] | None:
+    """Return the config.json of the library that a network is from; None if the library reads none."""
+    if form.family == "timm":
+        return _of_timm(form, net)
+    if form.family == "transformers":
+        return _of_transformers(form, net)
+    return None
+
+
+def _of_timm(form: Form, net: Any) -> dict[str, Any]:
+    """Return what `timm.create_model("local-dir:FOLDER", pretrained=True)` reads."""
+    view = form.shown
+    sides = (form.shape[1], view.resize[0]) if isinstance(view.resize, tuple) else (min(form.shape[1:]), view.resize)
+    parts = ("first_conv", "classifier", "fixed_input_size")
+    return {
+        "architecture": form.architecture,
+        "num_classes": len(form.classes),
+        "label_names": form.classes,
+        "model_args": (form.settings or {}).get("args", {}),
+        "pretrained_cfg": {
+            "input_size": list(form.shape),
+            "crop_pct": _crop_pct(*sides),
+            "crop_mode": "squash" if isinstance(view.resize, tuple) else "center",
+            "interpolation": view.interpolation,
+            "mean": form.per_channel(form.mean),
+            "std": form.per_channel(form.std),
+            **{part: net.pretrained_cfg[part] for part in parts if part in net.pretrained_cfg},
+        },
+    }
+
+
+def _of_transformers(form: Form, net: nn.Module) -> dict[str, Any]:
+    """Return what `AutoModelForImageClassification.from_pretrained(FOLDER)` reads."""
+    model: Any = stored(net)
+    return {
+        **(form.settings or {}).get("config", {}),
+        "architectures": [type(model).__name__],
+        "id2label": {str(number): name for number, name in enumerate(form.classes)},
+        "label2id": {name: number for number, name in enumerate(form.classes)},
+    }
+
+
+def loading(form: Form, net: nn.Module) -> dict[str, Any]:
+    """Return the values for templates/load.py.j2, which loads a model's folder and prepares its pictures."""
+    return {
+        "form": form,
+        "layers": list(net.children()) if form.family == "small_cnn" else [],
+        "view": form.shown,
+        "mean": form.per_channel(form.mean),
+        "std": form.per_channel(form.std),
+        "bgr": bool((form.settings or {}).get("bgr")),
+    }
+
+
+def _crop_pct(side: int, resized: int) -> float:
+    """Return the share of a resized picture that is cropped, such that timm resizes to floor(side / share) pixels."""
+    share = side / resized
+    return share if math.floor(side / share) == resized else side / (resized + 0.5)

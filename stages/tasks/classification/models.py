@@ -22,9 +22,7 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
-from stages.tasks.classification.families import FAMILIES, stored
-from stages.tasks.classification.form import FORM, Form
-from stages.tasks.classification.library import CONFIG, library_config
+from stages.tasks.classification.families import CONFIG, FAMILIES, FORM, Form, library_config, stored
 
 GLIMPSE = 12  # side of the small picture that explorers see if a model has no features
 

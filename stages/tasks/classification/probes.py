@@ -28,9 +28,8 @@ from stages.errors import UsageError
 from stages.files import content_hash, read_table
 from stages.intervals import wilson
 from stages.tasks.base import Task
-from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
+from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, choose, compute_errors, only_eager
 from stages.tasks.classification.black_boxes import BLACK_BOXES
-from stages.tasks.classification.choose import PICTURES, choose, only_eager
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.data_source import DataSource

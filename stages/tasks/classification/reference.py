@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stages.concepts.images import grey
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.classification.backends import Backend
-from stages.tasks.classification.form import Form
+from stages.tasks.classification.families import Form
 from stages.tasks.classification.loaders import MODEL_LOADERS, TrainedHere
 from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.pictures import Shape

@@ -34,7 +34,7 @@ from stages.progress import progress
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler, Sampler, sampler
 from stages.tasks.classification.config import RepairSettings
-from stages.tasks.classification.library import loading
+from stages.tasks.classification.families import loading
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.errors import FadedError, UsageError
 from stages.files import local_file
 from stages.tasks.classification.config import Label
-from stages.tasks.classification.form import PER_CHANNEL, POSITIVE
+from stages.tasks.classification.families import PER_CHANNEL, POSITIVE
 from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.pictures import Shape
