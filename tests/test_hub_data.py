@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages.errors import UsageError
 from stages.tasks.classification.data import DATA_LOADERS as PHOTOS
-from stages.tasks.hub_data import HubData, row_file
+from stages.tasks.rows import row_file
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from tests.tiny_judges import RED, plain
@@ -36,7 +36,7 @@ def readme(folder, files):
 
 
 def rows(inputs):
-    return HubData("news", "prepare.data.datasets", "text").rows(inputs, "train")
+    return parse_source({"datasets": "news", "split": "train"}, PHOTOS, "prepare.data").read_split(inputs, "train")
 
 
 @pytest.mark.parametrize("files", ["../../secret/x.parquet", "{0}/secret/x.parquet", "../../secret/*.parquet"])

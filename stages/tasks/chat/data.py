@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ from stages.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
 from stages.tasks.chat.measures import pattern_error, words
 from stages.tasks.contract import SPLITS
-from stages.tasks.hub_data import HubDataSource, check_columns
-from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
+from stages.tasks.rows import HubDataSource, check_columns, check_lines_file, count_lines, json_rows, lines_file
 from stages.tasks.source import Source, collect
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
 from stages.tasks.summarization.data import DataSource
@@ -166,14 +164,8 @@ class JsonQuestions(QuestionSource):
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
         path = lines_file(inputs, self.jsonl, "prepare.data")
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:  # also bytes that are not UTF-8
-                        row = f"it is not JSON: {error}"
-                    yield f"{path.stem}-{number}", row
+        for number, row in json_rows(path):
+            yield f"{path.stem}-{number}", f"it is not JSON: {row}" if isinstance(row, ValueError) else row
 
 
 class HubQuestions(HubDataSource, QuestionSource):
@@ -190,7 +182,7 @@ class HubQuestions(HubDataSource, QuestionSource):
         return super().prefetch(inputs) + QuestionSource.prefetch(self, inputs)
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        rows = self._data.rows(inputs, self.split)
+        rows = self.read_split(inputs, self.split)
         what = f"{self.datasets}, split {self.split},"
         check_columns(rows.column_names, {"question": self.question}, "prepare.data", what)
         for number, row in enumerate(rows):

@@ -17,9 +17,8 @@ from pydantic import Field, field_validator
 from stages.errors import UsageError
 from stages.files import local_file
 from stages.tasks.attributes import details
-from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
-from stages.tasks.classification.pool import Decoded, Pool, tolerate
+from stages.tasks.classification.pool import DataSource, Decoded, Pool, tolerate
 from stages.tasks.contract import SPLITS
 from stages.tasks.source import collect
 from stages.tasks.sources import package_folder

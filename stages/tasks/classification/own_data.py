@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -18,17 +17,18 @@ from stages.errors import UsageError, did_you_mean
 from stages.files import local_file
 from stages.tasks.attributes import details
 from stages.tasks.classification.config import Label, spelled
-from stages.tasks.classification.conventions import FOREIGN, OWN, check_apart, folder_order, ready_splits
-from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.pictures import SUFFIXES
-from stages.tasks.classification.pool import NAMED, Encoded, Pool, Sources, tolerate
+from stages.tasks.classification.pool import NAMED, DataSource, Encoded, Pool, Sources, tolerate
 from stages.tasks.contract import SPLITS
 from stages.tasks.hub import NAME
-from stages.tasks.hub_data import HubDataSource, check_columns, row_file
-from stages.tasks.json_lines import count_lines
+from stages.tasks.rows import HubDataSource, check_columns, count_lines, json_rows, row_file
 from stages.tasks.source import collect
 
 _READ = ("image", "label", "id", "split", "group")  # fields of a line that are not attributes
+# Common names of splits, and the audit's splits they become: failures are searched on pictures the model has not
+# learnt from, and a repair learns from those it has.
+FOREIGN = {"train": "repair", "val": "discover", "valid": "discover", "validation": "discover", "test": "test"}
+OWN = (*SPLITS, "train")
 
 
 class OwnPictures(DataSource):
@@ -175,29 +175,25 @@ class JsonLines(OwnPictures):
         rows: list[dict[str, str]] = []
         more: list[dict[str, Any]] = []
         skipped: list[dict[str, str]] = []
-        try:
-            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        except (OSError, ValueError) as error:
-            raise UsageError(f"prepare.data.jsonl: {path} is not readable text: {error}") from None
-        for number, line in enumerate(lines, start=1):
+        for number, found in json_rows(path):
             try:
-                row, about = _row(line)
+                row, about = _row(found)
             except ValueError as error:
                 skipped.append({"file": f"{path.name}, line {number}", "reason": str(error)})
             else:
                 rows.append(row)
                 more.append(about)
-        tolerate(skipped, len(lines), self.max_corrupt)
+        tolerate(skipped, len(rows) + len(skipped), self.max_corrupt)
         if not rows:
             raise UsageError(f"prepare.data.jsonl: {path} holds no pictures")
         given = [row.get("split", "") for row in rows]
         splits = None
         if any(given):
-            found = sorted(set(given))
-            known = ready_splits(found)
+            names = sorted(set(given))
+            known = ready_splits(names)
             if known is None:
                 raise UsageError(
-                    f"prepare.data.jsonl: {path} has the splits {', '.join(map(repr, found))}; expected some of"
+                    f"prepare.data.jsonl: {path} has the splits {', '.join(map(repr, names))}; expected some of"
                     f" {', '.join(OWN)} or of {', '.join(FOREIGN)}, in all lines or none"
                 )
             check_apart(known, f"prepare.data.jsonl: {path} has the splits")
@@ -246,7 +242,7 @@ class HubDataset(HubDataSource, OwnPictures):
         self.require(inputs)
         named = self.split if isinstance(self.split, dict) else {"": self.split}
         parts = {ours: self._read(inputs, theirs) for ours, theirs in named.items()}
-        names = [_class_names(part, self.label) for part in parts.values()]
+        names = [getattr(part.features[self.label], "names", None) for part in parts.values()]
         if any(one != names[0] for one in names):
             raise UsageError(f"prepare.data.label: the classes of {', '.join(named.values())} differ")
         labels: list[Any] = []
@@ -271,11 +267,7 @@ class HubDataset(HubDataSource, OwnPictures):
                 raise UsageError(f"prepare.data.label: the labels of {', '.join(named.values())} are not published")
             labels = [names[0][label] for label in labels]
         return self._pool(
-            _Contents(
-                [part.select_columns([self.image]) for part in parts.values()],
-                self.image,
-                self._data.folder(inputs)[0],
-            ),
+            _Contents([part.select_columns([self.image]) for part in parts.values()], self.image, self.folder(inputs)),
             labels,
             ids,
             splits=None if "" in parts else splits,
@@ -284,7 +276,7 @@ class HubDataset(HubDataSource, OwnPictures):
         )
 
     def _read(self, inputs: Path, split: str) -> Any:
-        read = self._data.rows(inputs, split)
+        read = self.read_split(inputs, split)
         check_columns(read.column_names, {"image": self.image, "label": self.label}, "prepare.data", self.datasets)
         import datasets
 
@@ -311,6 +303,43 @@ class _Contents:
         raise IndexError(row)
 
 
+def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
+    """Return {name of a ready-made pool: the audit's split}; None if a name is not that of a pool."""
+    named = set(names)
+    if named <= set(OWN) and named & {"discover", "repair"}:
+        return {name: name for name in named}
+    return {name: FOREIGN[name] for name in named} if named <= set(FOREIGN) else None
+
+
+def check_apart(splits: Mapping[str, str], found: str) -> None:
+    """Check that no two names refer to the same split of the audit.
+
+    Raises:
+        UsageError: if they do.
+    """
+    for ours, n in Counter(splits.values()).items():
+        if n > 1:
+            theirs = sorted(name for name, one in splits.items() if one == ours)
+            raise UsageError(f"{found} {' and '.join(theirs)}, which are all {ours} to an audit; expected one of them")
+
+
+def folder_order(names: Iterable[str]) -> tuple[list[str] | None, str]:
+    """Return classes in the order in which libraries number their folders; None and the reason if libraries disagree.
+
+    torchvision sorts names as plain strings, timm by the numbers in them and ignoring case.
+    """
+
+    def numbered(name: str) -> list[int | str]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+
+    plain = sorted(names)
+    natural = sorted(plain, key=numbered)
+    if plain == natural:
+        return plain, ""
+    at = next(i for i, name in enumerate(plain) if name != natural[i])
+    return None, f"torchvision sorts their folders otherwise than timm: class {at} is {plain[at]} or {natural[at]}"
+
+
 def _rows(part: Any, split: str) -> list[str]:
     """Name the rows of a data set by their position in the whole split, of which it may be a slice."""
     import datasets
@@ -333,16 +362,14 @@ def _details(part: Any, read: Sequence[str]) -> list[dict[str, Any]]:
     return [details(dict(zip(columns, row, strict=True)), read) for row in zip(*columns.values(), strict=True)]
 
 
-def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Parse one line of a list into the fields that are read, and the attributes of the picture.
+def _row(row: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the fields of a list's row that are read, and the attributes of the picture.
 
     Raises:
         ValueError: if it is not a picture with its label.
     """
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise ValueError("no JSON") from None
+    if isinstance(row, ValueError):
+        raise ValueError("no JSON")
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
     more = details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
@@ -358,18 +385,10 @@ def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
     return cast(dict[str, str], row), more
 
 
-def _class_names(part: Any, label: str) -> list[str] | None:
-    names = getattr(part.features[label], "names", None)
-    return None if names is None else list(names)
-
-
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        return [Path(entry) for entry in sorted(entries, key=lambda e: e.name) if _shown(entry)]
-
-
-def _shown(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith((".", "__"))
+        shown = [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
+        return [Path(entry) for entry in sorted(shown, key=lambda entry: entry.name)]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ A pool only lists pictures: of a folder of 100,000 only the chosen few are decod
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.attributes import detail_columns
 from stages.tasks.classification.pictures import Shape, UnreadablePicture, View, decode
 from stages.tasks.contract import SPLITS
+from stages.tasks.source import Source
 from stages.tasks.sources import ItemCounts
 
 NAMED = 5  # number of files or labels that an error lists
@@ -160,6 +163,20 @@ class Pool:
                 skipped.append({"file": self.ids[row], "reason": str(error)})
             else:
                 yield int(row), pixels
+
+
+class DataSource(Source):
+    """Base of the data loaders, each of which makes a pool from one kind of source."""
+
+    max_corrupt: float = Field(0.05, ge=0, le=1, description="share of unreadable pictures to skip; more is an error")
+
+    @abstractmethod
+    def load(self, inputs: Path) -> Pool:
+        """List all available pictures.
+
+        Raises:
+            UsageError: if there are none, or their list cannot be read.
+        """
 
 
 def class_indices(classes: Sequence[str]) -> dict[str, int]:

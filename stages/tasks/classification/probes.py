@@ -32,11 +32,10 @@ from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, ch
 from stages.tasks.classification.black_boxes import BLACK_BOXES
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
-from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.gradient import MISSING, has_foolbox, noisy
 from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.models import Classifier, load_model, save_model
-from stages.tasks.classification.pool import choose_items
+from stages.tasks.classification.pool import DataSource, choose_items
 from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, Reference, Seen, add_readable
 from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.tasks.attributes import details
-from stages.tasks.hub_data import HubDataSource, check_columns
-from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
+from stages.tasks.rows import HubDataSource, check_columns, check_lines_file, count_lines, json_rows, lines_file
 from stages.tasks.source import collect
 from stages.tasks.sources import package_file
 from stages.tasks.summarization.data import Article, DataSource, Unreadable
@@ -84,16 +82,12 @@ class JsonLines(DataSource):
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
         path = self._file(inputs)
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                name = _id(path.stem, number)
-                try:
-                    row = json.loads(line) if line.strip() else {}
-                except ValueError as error:  # also bytes that are not UTF-8
-                    yield Unreadable(name, f"line {number} is not JSON: {error}")
-                    continue
-                if line.strip():
-                    yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
+        for number, row in json_rows(path):
+            name = _id(path.stem, number)
+            if isinstance(row, ValueError):
+                yield Unreadable(name, f"line {number} is not JSON: {row}")
+            else:
+                yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
 
 
 class HubDataset(HubDataSource, DataSource):
@@ -116,7 +110,7 @@ class HubDataset(HubDataSource, DataSource):
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
         for pool, split in (("", self.split), ("test", self.test)):
             if split is not None:
-                stem, rows = split.split("[")[0], self._data.rows(inputs, split)
+                stem, rows = split.split("[")[0], self.read_split(inputs, split)
                 named = {"text": self.text, "summary": self.summary}
                 check_columns(rows.column_names, named, "prepare.data", f"{self.datasets}, split {split},")
                 for number, row in enumerate(rows):

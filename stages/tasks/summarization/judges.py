@@ -19,9 +19,9 @@ from stages.files import content_hash, local_file, read_json, write_json
 from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.contract import ASSETS, Compute, TaskContext
-from stages.tasks.json_lines import count_lines
 from stages.tasks.judging import ABSTAINED, JUDGE, Asks, Calibration, Judge, JudgeSettings, Labelled, Trial, calibrate
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint, expected_requests
+from stages.tasks.rows import count_lines
 from stages.tasks.source import Source, collect
 from stages.tasks.sources import parse_source
 from stages.tasks.summarization.form import ARTICLE, Form, GenerationConfig, read_folder, save_form

@@ -24,8 +24,7 @@ from pydantic import Field
 
 from stages.errors import UsageError
 from stages.files import local_file
-from stages.tasks.hub_data import HubDataSource, row_file
-from stages.tasks.json_lines import check_lines_file, lines_file
+from stages.tasks.rows import HubDataSource, check_lines_file, lines_file, row_file
 from stages.tasks.source import Source, collect
 
 NAMED = 5  # exclusions an error names
@@ -291,7 +290,7 @@ class HubPictures(HubDataSource, PictureSource):
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         self.require(inputs)
-        found = self._data.rows(inputs, self.split)
+        found = self.read_split(inputs, self.split)
         import datasets
 
         if isinstance(found.features.get(self.image), datasets.Image):
@@ -303,7 +302,7 @@ class HubPictures(HubDataSource, PictureSource):
 
     def _path(self, name: str, inputs: Path) -> Path:
         """See PictureSource: the library names files by their place in the folder read or in its cache."""
-        return row_file(self._data.folder(inputs)[0], name)
+        return row_file(self.folder(inputs), name)
 
 
 PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
