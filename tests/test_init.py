@@ -191,21 +191,20 @@ def test_a_kill_between_two_writes_is_no_difference(repository, measured, monkey
     assert load_params(repository / "params.yaml").repairs == {}
 
 
-def test_wrong_input_leaves_params_as_they_were(repository, measured):
+def test_what_turns_out_wrong_while_measuring_can_be_replaced_by_other_data(repository, measured):
     init()
-    before = (repository / "params.yaml").read_bytes()
+    before = (repository / "params.yaml").read_text()
     measured(UsageError("the weights do not fit"))
     with pytest.raises(UsageError, match="do not fit"):
         init(given=options(answers={"name": "other"}))
-    assert (repository / "params.yaml").read_bytes() == before
-    assert not (repository / "data/other").exists()
-    # Answers are not lost, and other data may use the name.
+    assert unmeasured(repository) == ["other"]
     measured(swept([0, 20, 40, 80]))
-    shutil.copytree(repository / "shapes", repository / "better" / "shapes")
-    told = init(given=options(answers={"data": "better/shapes"}))
+    shutil.copytree(repository / "shapes", repository / "better" / "squares")
+    told = init(given=options(answers={"data": "better/squares"}))
     assert "an earlier run for other did not finish; its answers are offered" in told
-    assert (repository / "data/other/inputs/shapes").resolve() == repository / "better" / "shapes"
+    assert (repository / "data/other/inputs/squares").resolve() == repository / "better" / "squares"
     assert list(load_params(repository / "params.yaml").audits) == ["shapes", "other"]
+    assert all(line in (repository / "params.yaml").read_text().splitlines() for line in before.splitlines())
     assert not list((repository / ".faded/init").glob("*.json"))
 
 

@@ -95,7 +95,7 @@ def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
     assert inside == {str(path.relative_to(source)) for path in files}
     assert {
         "faded/py.typed",
-        "flows/plots/page.html",
+        "flows/workspace/plots/page.html",
         "flows/py.typed",
         "stages/py.typed",
         "stages/templates/pipeline.yaml",

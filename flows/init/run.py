@@ -8,8 +8,7 @@ same command resumes from there, and other answers replace what was written.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from flows.init.propose import measured, propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
 from flows.init.trial import refuse_idle_numbers, tried
-from flows.init.undo import Before
 from flows.init.views import show_absent, show_next, show_search, show_seen, show_trial
 from flows.workspace import enter_workspace, exclusive, has_audits
-from flows.workspace.block import Draft, with_blocks, without
+from flows.workspace.block import Draft, with_blocks
 from flows.workspace.new import add_folders, check_folder, write_workspace
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -98,18 +96,15 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         draft = propose(answers.wanted)
     if not questions.go_on("Write this audit and measure each concept"):
         raise UsageError("stopped: nothing was written")
-    undo = Before(workspace, draft.name)
-    with _undone_if_wrong(undo, draft.name, questions, options, console):
-        for path in write_workspace(workspace):
-            console.print(f"wrote {path}", markup=False, highlight=False)
-        undo.made = _text(workspace)
-        os.chdir(workspace)
-        enter_workspace()
-        with exclusive():
-            for line in place(Path(), draft.name, answers.placed, copy=options.copy):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-            add_folders(Path(), draft.name, repair=draft.repair is not None)
-            _write_and_sweep(draft, answers, questions, options, console)
+    for path in write_workspace(workspace):
+        console.print(f"wrote {path}", markup=False, highlight=False)
+    os.chdir(workspace)
+    enter_workspace()
+    with exclusive():
+        for line in place(Path(), draft.name, answers.placed, copy=options.copy):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        add_folders(Path(), draft.name, repair=draft.repair is not None)
+        _write_and_sweep(draft, answers, questions, options, console)
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
@@ -158,17 +153,13 @@ def _write_and_sweep(
     final = measured(draft, found, budget=options.budget)
     text = _text(here)
     if not all(lines in text for lines in written):
-        raise _ChangedError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
+        raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_blocks(text, written, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
     show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
     show_search(console, final, aimed=options.budget is None)
     show_next(console, final)
-
-
-class _ChangedError(UsageError):
-    """Somebody has changed the audit meanwhile, so it must not be removed."""
 
 
 def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:
@@ -195,40 +186,6 @@ def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path
         return answers
     questions.answers.update(change.answers)
     return answers.with_model(change.model)
-
-
-@contextmanager
-def _undone_if_wrong(
-    undo: Before, name: str, questions: Questions, options: Options, console: Console
-) -> Iterator[None]:
-    """Restore the workspace if the model or data turn out to be wrong.
-
-    A person's answers are kept. Guesses are not, as another model or data have others, nor is the number of probes,
-    which may be what was wrong. Other people's changes to params.yaml meanwhile are kept.
-    """
-    try:
-        yield
-    except _ChangedError:
-        raise
-    except UsageError:
-        workspace = undo.workspace
-        if _without(workspace, name, _text(workspace)) == _without(workspace, name, undo.made):
-            undo.restore()
-        if workspace.is_dir():
-            text = _text(workspace)
-            if (other := _without(workspace, name, text)) != text:
-                replace_file(workspace / PARAMS, other)
-            given = {key: answer for key, answer in questions.answers.items() if key not in questions.unasked}
-            remember(workspace, Unfinished(name, given, budget=options.budget))
-            console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
-        raise
-
-
-def _without(workspace: Path, name: str, text: str) -> str:
-    """The text of params.yaml without the lines that this run, or one before it, wrote for the audit."""
-    same = next((one for one in unfinished(workspace, text) if one.name == name), None)
-    old = same.found_in(text) if same is not None else None
-    return text if old is None else without(text, old)
 
 
 def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:

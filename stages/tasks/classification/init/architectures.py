@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stages.errors import UsageError, did_you_mean
 
@@ -28,9 +22,6 @@ _COMMON = (
     *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_b_16", "deit_small_patch16_224"),
     *("swin_tiny_patch4_window7_224", "swin_t", "squeezenet1_0", "shufflenet_v2_x1_0"),
 )
-_MODULES, _OF_A_MODULE = 5, 5  # number of modules examined, and of networks built from each
-_ALIKE = 0.4  # minimum share of layer names that a module's network and the weights have in common
-_NAMED = 5
 
 
 def library_of(name: str) -> tuple[str, str]:
@@ -63,125 +54,25 @@ def architectures() -> dict[str, list[str]]:
     return known
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Architectures that weights may belong to.
+def candidates(stem: str, shapes: Shapes) -> list[str]:
+    """Return the architectures whose tensors have these names and shapes, the likeliest first.
 
-    Args:
-        exact: those whose tensors have these names and shapes, except for the number of classes; the likeliest first.
-        nearest: if there are none, those with the most matching tensors.
-    """
-
-    exact: Sequence[str] = ()
-    nearest: Sequence[str] = ()
-
-    @property
-    def guess(self) -> str | None:
-        """The likeliest; None if none fits."""
-        return next(iter(self.exact), None)
-
-    @property
-    def told(self) -> str:
-        """All of them, for people; "" if there are none."""
-        if len(self.exact) > 1:
-            return f"these fit: {', '.join(self.exact)}"
-        return f"none fits, nearest are {', '.join(self.nearest)}" if self.nearest else ""
-
-
-def candidates(stem: str, shapes: Shapes) -> Candidates:
-    """Return the architectures whose tensors have these names and shapes.
+    Only common ones, and those in the file's name, are tried: building all that are known would take minutes.
 
     Args:
         stem: stem of the file's name, which often contains the architecture.
-        shapes: shapes of the weights.
+        shapes: shapes of the weights; the number of classes does not matter.
     """
-    found = likely_candidates(stem, shapes)
-    return found if found.exact else _searched(shapes)
-
-
-def likely_candidates(stem: str, shapes: Shapes) -> Candidates:
-    """Return the same, but only among the common architectures and those in the file's name, which is quick."""
     known = architectures()
     plain = stem.lower().replace("-", "_")
     named = sorted((name for names in known.values() for name in names if name in plain), key=len, reverse=True)
     likely = list(dict.fromkeys([*named, *_COMMON]))
     first = next((name for name in likely if _fits(name, shapes, known)), None)
     if first is None:
-        return Candidates()
+        return []
     # Ports of one network have the same tensors but other paddings, such as tf_efficientnet_b0.
     ports = (name for name in likely if name != first and (first in name or name in first))
-    return Candidates([first, *(name for name in ports if _fits(name, shapes, known))])
-
-
-def _searched(shapes: Shapes) -> Candidates:
-    """Return candidates among all architectures, searching the code modules with similar names of layers."""
-    modules = _modules()
-    wanted = _skeleton(shapes)
-    # First rank modules by which parts their source code mentions, because building a network of each takes long.
-    parts = [re.compile(_in_source(part)) for part in {part for name in shapes for part in name.split(".")}]
-    says = {at: np.array([part.search(_source(at)) is not None for part in parts], dtype=float) for at in modules}
-    rare = 1 / np.maximum(1, sum(says.values()))  # weight of a part: the fewer modules mention it, the higher
-    said = {at: float(says[at] @ rare) for at in modules}
-    likely = sorted(modules, key=lambda at: -said[at])[:_MODULES]
-    alike = {at: max(_overlap(wanted, _skeleton(_shapes(at[0], name))) for name in _some(modules[at])) for at in likely}
-    best = sorted((at for at in likely if alike[at] > _ALIKE), key=lambda at: -alike[at])[:2]
-    exact, near = [], []
-    for library, module in best:
-        for name in modules[library, module]:
-            own = _shapes(library, name)
-            if _alike(own, shapes):
-                exact.append(name)
-            near.append((len(own.items() & shapes.items()) / len(own.keys() | shapes.keys()), name))
-        if exact:
-            break
-    near.sort(key=lambda one: (-one[0], one[1]))
-    return Candidates(exact[:_NAMED], [] if exact else [name for share, name in near[:_NAMED] if share > 0])
-
-
-def _modules() -> dict[tuple[str, str], list[str]]:
-    """Return architectures by library and code module."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for library, names in architectures().items():
-        for name in names:
-            found.setdefault((library, _builder(library, name).__module__), []).append(name)
-    return found
-
-
-def _builder(library: str, name: str) -> Any:
-    if library == "timm":
-        import timm
-
-        return timm.model_entrypoint(name)
-    from torchvision import models
-
-    return models.get_model_builder(name)
-
-
-def _in_source(part: str) -> str:
-    """Return a pattern for the name of a part in source code: as it is, or as "layer{i}" if it is numbered."""
-    stem = part.rstrip("0123456789")
-    return rf"\b{stem}(\d|{{|%)" if stem != part and stem else rf"\b{part}\b"
-
-
-@cache
-def _source(at: tuple[str, str]) -> str:
-    spec = importlib.util.find_spec(at[1])
-    return Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
-
-
-def _skeleton(shapes: Shapes) -> set[str]:
-    """Return names of tensors without the numbers of layers, in which networks of one module differ."""
-    return {re.sub(r"\d+", "#", name) for name in shapes}
-
-
-def _some(names: Sequence[str]) -> list[str]:
-    """Return a few evenly spaced names."""
-    step = max(1, len(names) // _OF_A_MODULE)
-    return list(names[::step])[:_OF_A_MODULE]
-
-
-def _overlap(one: set[str], other: set[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+    return [first, *(name for name in ports if _fits(name, shapes, known))]
 
 
 def ends_of(name: str) -> tuple[str | None, str | None]:

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import UsageError
-from stages.tasks.classification.init.architectures import (
-    Shapes,
-    candidates,
-    ends_of,
-    library_of,
-    likely_candidates,
-)
+from stages.tasks.classification.init.architectures import Shapes, candidates, ends_of, library_of
 from stages.tasks.init import Ask, Model, read_config, tensor_shapes
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
@@ -143,12 +137,12 @@ def _ends_in_softmax(graph: Any) -> bool:
 def _weights(path: Path, ask: Ask) -> Classifier:
     shapes = weight_shapes(path)
     _refuse_inner(path, shapes)
-    found = candidates(path.stem, shapes)
-    if not found.exact:
+    fitting = candidates(path.stem, shapes)
+    if not fitting:
         _refuse_transformers(path, shapes)
-    more = f"; {found.told}" if found.told else ""
-    asked = f"Which architecture are these weights of (timm, torchvision{more})"
-    library, name = library_of(ask.text("architecture", asked, found.guess, _known))
+    more = f"; these fit: {', '.join(fitting)}" if len(fitting) > 1 else ""
+    question = f"Which architecture are these weights of (timm, torchvision{more})"
+    library, name = library_of(ask.text("architecture", question, next(iter(fitting), None), _known))
     stem, head = ends_of(name)
     first, final = shapes.get(f"{stem}.weight", ()), shapes.get(f"{head}.weight", ())
     n = final[0] if final else None
@@ -165,10 +159,11 @@ def _refuse_inner(path: Path, shapes: Shapes) -> None:
         return
     within = next(iter(first))
     inner = {name.removeprefix(f"{within}."): shape for name, shape in shapes.items()}
-    if (guess := likely_candidates(path.stem, inner).guess) is not None:
+    if fitting := candidates(path.stem, inner):
         raise UsageError(
-            f"--model {path}: the names of its tensors begin with {within!r}, and without that are those of {guess}:"
-            f" save the network itself, safetensors.torch.save_file(model.{within}.state_dict(), 'model.safetensors')"
+            f"--model {path}: the names of its tensors begin with {within!r}, and without that are those of"
+            f" {fitting[0]}: save the network itself,"
+            f" safetensors.torch.save_file(model.{within}.state_dict(), 'model.safetensors')"
         )
 
 

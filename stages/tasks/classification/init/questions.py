@@ -177,13 +177,13 @@ def ask_labels(ask: Ask, model: Classifier, named: Sequence[str], data: Pictures
     from stages.tasks.classification.pool import class_indices
 
     known = class_indices(classes)
-    asked = [label for label in data.labels if label not in known and label not in told]
-    taken = [*told.values(), *(classes[known[label]] for label in data.labels if label in known and label not in told)]
-    matched = match_labels(asked, classes, taken)
-    refuse_unsaid({label: near for label, near in matched.open.items() if not ask.asked(_key(label))}, classes)
-    for label, near in matched.open.items():
-        told[label] = ask.text(_key(label), f"Which class is the label {label!r}", near, _one_of(classes))
-    pairs = {**matched.sure, **told}
+    others = [label for label in data.labels if label not in known and label not in told]
+    matched = match_labels(others, classes)
+    unknown = [label for label in others if label not in matched]
+    refuse_unsaid([label for label in unknown if not ask.asked(_key(label))], classes)
+    for label in unknown:
+        told[label] = ask.text(_key(label), f"Which class is the label {label!r}", None, _one_of(classes))
+    pairs = {**matched, **told}
     seen = {pairs.get(label) or classes[known[label]] for label in data.labels}
     if len(seen) < len(classes) != IMAGENET:
         missing = [name for name in classes if name not in seen]
