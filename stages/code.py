@@ -84,7 +84,7 @@ class Code:
         """Return the content of code.json for an audit, given its block of params.yaml."""
         codes = {stage: self.digest(audit, stage) for stage in read_stages() if stage != STAGE}
         compute = audit.compute.model_dump(mode="json", exclude={"gpus"})
-        usage = {"usage": usage_told(audit.usage), "drawn": usage_told(drawn(audit.usage))}
+        usage = {"usage": usage_json(audit.usage), "drawn": usage_json(drawn(audit.usage))}
         return json.dumps({"schema": SCHEMA, "compute": compute, **usage, **codes}, indent=1) + "\n"
 
     def digest(self, audit: AuditConfig, stage: str) -> str:
@@ -125,7 +125,7 @@ def drawn(usage: AnyUsage) -> AnyUsage:
     return usage.model_copy(update={"levels": occurring})
 
 
-def usage_told(usage: AnyUsage) -> Any:
+def usage_json(usage: AnyUsage) -> Any:
     """Return a usage as JSON, without what it was measured on. Levels are in pairs: keys of JSON are never numbers."""
     if isinstance(usage, str):
         return usage

@@ -30,7 +30,7 @@ def main(audit: str) -> None:
     counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
     decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
     record = {**provenance(audit, params.audit(audit), computes=False), "decisions": decided}
-    with here.collect_feedback.publish(record, map(here.summarize.where, ("cells", "landscape"))) as out:
+    with here.collect_feedback.publish(record) as out:
         out.plan, out.metrics = plan, FlatMetrics(**counts, examples=len(plan.examples))
     said = [f"{n} to {action}" for action, n in counts.items()]
     said += [f"{n} example(s) rated or corrected"] if (n := len(plan.examples)) else []

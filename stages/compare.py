@@ -22,9 +22,7 @@ def main(name: str) -> None:
         seed=audit.seed,
     )
     record = provenance(name, audit, computes=False) | here.re_evaluate.provenance.of_model()
-    used = ("probes", "embedded", "policies", "quality", "measures", "tallies", "metrics", "doses")
-    read = [here.summarize.where("landscape"), here.collect_feedback.where("plan")]
-    with here.compare.publish(record, [*read, *map(here.re_evaluate.where, used)]) as out:
+    with here.compare.publish(record) as out:
         out.comparison, out.cells = compared.comparison, compared.cells
 
 

@@ -27,13 +27,7 @@ def main(name: str) -> None:
     comparison = here.compare.comparison
     verdict = conclude(comparison, here.collect_feedback.plan, params.repair(name).gates)
     record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
-    read = [
-        *(here.prepare.path / "items.parquet", _models(here), here.collect_feedback.where("plan")),
-        here.prepare.where("metrics"),
-        *map(here.re_evaluate.where, ("probes", "embedded", "examples", "sheets", "provenance")),
-        *map(here.compare.where, ("comparison", "cells")),
-    ]
-    with here.conclude.publish(record, read) as out:
+    with here.conclude.publish(record) as out:
         write(out, here, verdict, record)
     print(verdict.statement)
 

@@ -13,51 +13,43 @@ from typing import Any
 
 import pandas as pd
 
-from stages.code import code_of
+from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers.merge import Part, answers, merge, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, search
-from stages.files import scratch, stage_dir
+from stages.files import stage_dir
 from stages.ledger import Ledger, opened
 from stages.microscopic.search import Robustness, measure_robustness
-from stages.params import AuditConfig, load_params
+from stages.params import AuditConfig
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key
-from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
 from stages.tasks.base import LoadedTask, known_attributes, offers, own_attributes
 from stages.tasks.contract import Compute
-from stages.tasks.load import load_task, task_context
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    params, here = load_params(), audit_folder(name)
-    audit = params.audit(name)
-    prepared, shares = here.prepare.path, stage_dir(name, "shards")
-    context = task_context(name, audit, prepared)
-    task = rated(load_task(name, audit, prepared), name, audit)
+    run, here = AuditRun(name, "discover"), audit_folder(name)
+    audit, task, shares = run.audit, run.judged_task(), stage_dir(name, "shards")
     if not task.items.ids("discover"):
         raise UsageError(
-            f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
+            f"{run.prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
-    params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
-    parts = _parts(shares, audit, prepared, task)
-    inputs = [*prepared_files(prepared), *([shares] if parts else [])]
-    with scratch(name, "discover", run_key(audit, inputs, code_of(audit, "discover"))) as folder:
+    run.params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
+    parts = _parts(shares, audit, run.prepared, task)
+    with run.resumed_scratch([*here.discover.inputs, *([shares] if parts else [])]) as folder:
         ledger = opened(folder)
-        result, robustness = ask(task, audit, parts, ledger, context.compute)
+        result, robustness = ask(task, audit, parts, ledger, run.context.compute)
         ledger.close()
-    read = [*prepared_files(prepared), *(shares / str(part.part) for part in parts)]
-    with here.discover.publish(provenance(name, audit, prepared), read) as out:
+    with here.discover.publish(run.model_provenance(), [shares / str(part.part) for part in parts]) as out:
         write(out, task, result, robustness)
-    _tell(audit, result, robustness)
+    _print_summary(audit, result, robustness)
 
 
 def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -> list[Part]:
@@ -90,8 +82,7 @@ def ask(
     return result, measure_robustness(task, item_ids, config, enumerated=result.enumerated, **asked)
 
 
-def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:
-    """Print a summary of the search."""
+def _print_summary(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:

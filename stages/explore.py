@@ -5,6 +5,7 @@ Shares are independent and may run anywhere; discover merges them.
 
 from __future__ import annotations
 
+from stages.audit_run import AuditRun
 from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
@@ -12,37 +13,32 @@ from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
 from stages.files import publishing, scratch, stage_dir
 from stages.ledger import opened
-from stages.params import AuditConfig, load_params
+from stages.params import AuditConfig
 from stages.params.audit import MicroscopicConfig
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key
-from stages.ratings import rated
+from stages.provenance import prepared_files, run_key
 from stages.tasks.base import known_attributes
-from stages.tasks.load import load_task, task_context
 
 
 def main(name: str, number: str) -> None:
     """Run the stage for one share of an audit, numbered from 1."""
-    params = load_params()
-    audit = params.audit(name)
-    shards = audit.discover.shards
+    run = AuditRun(name, "explore")
+    audit, shards = run.audit, run.audit.discover.shards
     if not (shards > 1 and number.isdecimal() and 1 <= int(number) <= shards):
         raise UsageError(f"audit {name!r} has no share {number}: audits.{name}.discover.shards is {shards}")
     part = int(number)
-    prepared = stage_dir(name, "prepare")
-    context = task_context(name, audit, prepared)
-    task = rated(load_task(name, audit, prepared), name, audit)
+    task = run.judged_task()
     item_ids = task.items.ids("discover")
-    params.check_slices(name, known_attributes(task, item_ids))  # before any query
+    run.params.check_slices(name, known_attributes(task, item_ids))  # before any query
     budget = audit.discover.searched(len(item_ids) * task.concepts.n_used)
     share = divide(item_ids, task.concepts.n_used, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
-    key = run_key(_of_shares(audit), prepared_files(prepared), part, code_of(audit, "explore"))
+    key = run_key(_of_shares(audit), prepared_files(run.prepared), part, code_of(audit, "explore"))
     with scratch(name, f"explore-{part}", key) as folder:
         ledger = opened(folder)
-        result = search_share(task, share, audit.discover, ledger=ledger, compute=context.compute, show=progress)
+        result = search_share(task, share, audit.discover, ledger=ledger, compute=run.context.compute, show=progress)
         ledger.close()
-    record = provenance(name, audit, prepared) | {"origin": origin(audit, prepared)}
+    record = run.model_provenance() | {"origin": origin(audit, run.prepared)}
     with publishing(stage_dir(name, "shards") / str(part)) as out:
         write_part(out, part, result, record)
     for role, numbers in result.metrics.items():

@@ -13,27 +13,24 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.code import code_of
+from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
 from stages.explorers.search import SearchResult, search
-from stages.files import content_hash, scratch
+from stages.files import content_hash
 from stages.landscape.compare import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
 from stages.ledger import Ledger
-from stages.params import AuditConfig, load_params
+from stages.params import AuditConfig
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key
-from stages.ratings import rated
 from stages.records import Compared, audit_folder
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
-from stages.tasks.load import load_task, task_context
 from stages.trainings import ask_trainings
 
 EXAMPLES = 8
@@ -56,22 +53,18 @@ class Answers(NamedTuple):
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    params, here = load_params(), audit_folder(name)
-    audit, asked, prepared = params.audit(name), params.repair(name).re_evaluate, here.prepare.path
-    plan_path, models_path = here.collect_feedback.where("plan"), here.restructure.path / "models"
+    run, here = AuditRun(name, "re_evaluate"), audit_folder(name)
+    audit, config = run.audit, run.params.repair(name).re_evaluate
+    models = here.restructure.path / "models"
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
-    tasks = _load_models(name, audit, prepared, models_path)
+    tasks = _load_models(run, models)
     if not tasks["before"].items.ids("test"):
-        raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
-    read = [*prepared_files(prepared), models_path, plan_path]
-    read += [here.restructure.where("trainings"), here.discover.path / "policy"]
-    key = run_key(audit, read, code_of(audit, "re_evaluate"), asked.model_dump())
-    with scratch(name, "re_evaluate", key) as folder:
-        found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit, prepared).compute)
-        doses = ask_trainings(here, audit, tasks["before"], asked.dose_pairs, folder)
-    record = provenance(name, audit, prepared)
-    record["repaired"] = content_hash([models_path]) if models_path.exists() else None
-    with here.re_evaluate.publish(record, read) as out:
+        raise UsageError(f"{run.prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
+    with run.resumed_scratch(here.re_evaluate.inputs, config.model_dump()) as folder:
+        found = ask(tasks, audit, targets, config.paired_probes, folder, run.context.compute)
+        doses = ask_trainings(here, audit, tasks["before"], config.dose_pairs, folder)
+    repaired = content_hash([models]) if models.exists() else None
+    with here.re_evaluate.publish(run.model_provenance() | {"repaired": repaired}) as out:
         out.doses = doses
         write(out, tasks, targets, found, audit.seed)
 
@@ -123,17 +116,13 @@ def write(
     )
 
 
-def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, LoadedTask]:
+def _load_models(run: AuditRun, models: Path) -> dict[str, LoadedTask]:
     """Load the model before, after and, if trained, the control; without a repaired model, after is before.
 
     A task that measures its noise adds the model before, queried again.
     """
-    folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
-    tasks: dict[str, LoadedTask] = {
-        model: rated(load_task(name, audit, prepared, folder), name, audit)
-        for model, folder in folders.items()
-        if folder.exists()
-    }
+    folders = {"before": run.prepared / "model", "after": models / "repaired", "control": models / "control"}
+    tasks = {model: run.judged_task(folder) for model, folder in folders.items() if folder.exists()}
     if "before" not in tasks:
         raise UsageError(f"{folders['before']} is missing: run prepare first")
     tasks.setdefault("after", tasks["before"])

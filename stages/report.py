@@ -32,7 +32,7 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     audit, here = load_params().audit(name), audit_folder(name)
     record = provenance(name, audit, computes=False) | here.discover.provenance.of_model()
-    with here.report.publish(record, _read(here)) as out:
+    with here.report.publish(record) as out:
         verdict = write(out, here, audit, record | {"backend": here.prepare.provenance.backend_said})
     print(verdict_line(verdict))
 
@@ -92,19 +92,9 @@ def pictured(
     return shown
 
 
-def _read(here: AuditFolder) -> list[Path]:
-    return [
-        here.prepare.path / "items.parquet",
-        here.prepare.where("provenance"),
-        *map(here.discover.where, ("probes", "embedded", "sheets", "provenance")),
-        here.prepare.where("metrics"),
-        *map(here.summarize.where, ("cells", "landscape", "exhibits", "extremes")),
-    ]
-
-
 def _about(here: AuditFolder) -> About:
     """Describe what was audited, for the first page."""
-    right = (known_of(here).get("clean_accuracy") or {}).get("discover")
+    right = known_of(here).clean_accuracy.get("discover")
     return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
 
 
@@ -140,7 +130,7 @@ def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
     from stages.tasks.classification.imagenet import are_of_imagenet
 
     labels = pd.read_parquet(here.prepare.path / "items.parquet", columns=["label"])["label"]
-    return are_of_imagenet(labels.unique(), known_of(here).get("classes", 0))
+    return are_of_imagenet(labels.unique(), known_of(here).classes)
 
 
 def metrics_of(

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stages.code import code_of, usage_told
+from stages.audit_run import AuditRun
+from stages.code import usage_json
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.files import content_hash, scratch
-from stages.params import RestructureConfig, load_params
+from stages.files import content_hash
+from stages.params import RestructureConfig
 from stages.processes import Crew
-from stages.provenance import prepared_files, provenance, run_key
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.repair import Training, Trainings
 from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
-from stages.tasks.load import load_alone, task_context
+from stages.tasks.load import load_alone
 
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
@@ -35,24 +35,18 @@ if TYPE_CHECKING:
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
-    params, here = load_params(), audit_folder(name)
-    audit, config = params.audit(name), params.repair(name).restructure
-    prepared, plan_file, policy_folder = (
-        here.prepare.path,
-        here.collect_feedback.where("plan"),
-        here.discover.path / "policy",
-    )
-    context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
-    policy = _policy(task, config, policy_folder)
-    read = [*prepared_files(prepared), plan_file, policy_folder]
-    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"), usage_told(audit.usage))
-    with scratch(name, "restructure", key) as work:
+    run, here = AuditRun(name, "restructure"), audit_folder(name)
+    audit, prepared, config = run.audit, run.prepared, run.params.repair(name).restructure
+    task = load_alone(name, audit, prepared)
+    policy = _policy(task, config, here.discover.path / "policy")
+    settings = config.model_dump(mode="json"), usage_json(audit.usage)
+    with run.resumed_scratch(here.restructure.inputs, *settings) as work:
         plans = _plans(here.collect_feedback.plan, config, audit.seed, task, policy, work)
-        record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
-        with here.restructure.publish(record, read) as out:
+        record = run.model_provenance() | {"plan": content_hash([here.collect_feedback.where("plan")])}
+        with here.restructure.publish(record) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
-                crew = Crew(context.compute.processes, partial(load_alone, name, audit, prepared))
+                crew = Crew(run.context.compute.processes, partial(load_alone, name, audit, prepared))
                 found = crew.ask(task.repair, todo)
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]

@@ -9,49 +9,39 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from stages.code import code_of
+from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.explorers.merge import answers
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
-from stages.files import scratch
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
 from stages.landscape.summary import Asked, People, summarize
 from stages.ledger import Ledger, opened
-from stages.params import AuditConfig, load_params
+from stages.params import AuditConfig
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key
-from stages.ratings import RatedTask, rated
+from stages.ratings import RatedTask
 from stages.records import Landscape, audit_folder
 from stages.records.folder import Discover, Summarize
 from stages.records.landscape import usage_record
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute, Split
-from stages.tasks.load import load_task, task_context
 
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    audit, here = load_params().audit(name), audit_folder(name)
-    prepared, found = here.prepare.path, here.discover
-    context = task_context(name, audit, prepared)
-    task = rated(load_task(name, audit, prepared), name, audit)
-    read = [
-        *prepared_files(prepared),
-        found.path / "policy",
-        *map(found.where, ("probes", "robustness", "metrics", "embedded", "tallies")),
-    ]
-    with scratch(name, "summarize", run_key(audit, read, code_of(audit, "summarize"))) as folder:
+    run, here = AuditRun(name, "summarize"), audit_folder(name)
+    audit, task, found = run.audit, run.judged_task(), here.discover
+    with run.resumed_scratch(here.summarize.inputs) as folder:
         ledger = opened(folder)
         ledger.know(answers(found.probes, task.concepts))
-        fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, context.compute, progress)
-        with here.summarize.publish(provenance(name, audit, prepared), read) as out:
+        fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, run.context.compute, progress)
+        with here.summarize.publish(run.model_provenance()) as out:
             landscape = write(out, task, found, audit, fresh)
         ledger.close()
-    _say(landscape)
+    _print_summary(landscape)
 
 
 def _people(task: LoadedTask, audit: AuditConfig) -> People | None:
@@ -140,7 +130,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
     return summary.landscape
 
 
-def _say(landscape: Landscape) -> None:
+def _print_summary(landscape: Landscape) -> None:
     overall = landscape.overall.rate
     if said := landscape.unchanged_said:
         print(said)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
+from stages.files import stage_dir
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.ledger import Ledger
 from stages.params import AuditConfig
@@ -55,10 +56,11 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
     trained = here.restructure.trainings.models
     if not any(model.training for model in trained):
         return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "weight", "value", "valid"])
-    models = {here.prepare.path / "model": UNTRAINED}
+    name, prepared = here.path.name, stage_dir(here.path.name, "prepare")
+    models = {prepared / "model": UNTRAINED}
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
-    ask = partial(_ask, here.path.name, audit, here.prepare.path, _parts(here, task, pairs, audit.seed), scratch)
-    crew = Crew(task_context(here.path.name, audit, here.prepare.path).compute.processes, after=WORTH)
+    ask = partial(_ask, name, audit, prepared, _parts(here, task, pairs, audit.seed), scratch)
+    crew = Crew(task_context(name, audit, prepared).compute.processes, after=WORTH)
     tables = crew.ask(ask, [(folder,) for folder in models])
     told = [{column: getattr(model, column) for column in _OF_MODEL} for model in models.values()]
     return pd.concat([table.assign(**about) for table, about in zip(tables, told, strict=True)], ignore_index=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from stages.pages.usage import as_much, by_usage, how_common, what_was_tested
 from stages.pages.verdicts import GateView, VerdictView
 from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
+from stages.records.provenance import PrepareMetrics
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
@@ -55,9 +56,9 @@ class About(NamedTuple):
 ABOUT_NOTHING = About()
 
 
-def known_of(here: AuditFolder) -> dict[str, Any]:
-    """Return what `prepare` recorded of model and data; {} for an audit from Python, which has no such stage."""
-    return here.prepare.metrics.more if here.prepare.has("metrics") else {}
+def known_of(here: AuditFolder) -> PrepareMetrics:
+    """Return what `prepare` recorded of model and data; empty for an audit from Python, which has no such stage."""
+    return here.prepare.metrics if here.prepare.has("metrics") else PrepareMetrics()
 
 
 def about(here: AuditFolder) -> About:
@@ -65,11 +66,9 @@ def about(here: AuditFolder) -> About:
 
     SOURCE_DATE_EPOCH (seconds) overrides the date, so that a report can be reproduced byte for byte.
     """
-    origin = known_of(here).get("origin") or {}
     at = os.environ.get("SOURCE_DATE_EPOCH")
     now = datetime.fromtimestamp(int(at), UTC) if at else datetime.now(UTC)
-    names = str(origin.get("model", "")), str(origin.get("data", ""))
-    return About(*names, f"{now:%Y-%m-%d}", workspace=here.prepare.has("metrics"))
+    return About(*known_of(here).origins, f"{now:%Y-%m-%d}", workspace=here.prepare.has("metrics"))
 
 
 class Tile(NamedTuple):

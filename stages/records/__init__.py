@@ -19,7 +19,7 @@ of another version raises a UsageError that names it. Bytes or plain data alone:
 
 Writing, which only stages do: a folder appears whole, with its provenance, or not at all.
 
-    with mnist.report.publish(provenance(...), read=[mnist.summarize.where("landscape")]) as out:
+    with mnist.report.publish(provenance(...)) as out:
         out.verdict = Verdict(audit="mnist", passed=True, gates=gates)
 
 Reading imports no torch.

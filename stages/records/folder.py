@@ -10,11 +10,12 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import pandas as pd
 
+from stages.code import read_stages
 from stages.files import publishing
 from stages.params import DATA
 from stages.records.base import Document, FlatMetrics, read_bytes_of
 from stages.records.landscape import Landscape, Verdict
-from stages.records.provenance import Provenance
+from stages.records.provenance import PrepareMetrics, Provenance
 from stages.records.repair import Comparison, Plan, RepairVerdict, Trainings
 from stages.records.search import DiscoverMetrics, ReEvaluateMetrics
 from stages.records.tables import (
@@ -39,6 +40,7 @@ from stages.tasks.contract import Sheet
 T = TypeVar("T")
 R = TypeVar("R", bound=Document)
 Reader = Callable[[Path], bytes]
+_HOME = "data/${key}/"  # of an audit's files in the graph
 
 
 class Stored(Generic[T]):
@@ -119,25 +121,32 @@ class StageFolder:
         """Whether a record exists on disk."""
         return self.where(name).exists()
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders of other stages that this one reads, as the graph of stages lists them."""
+        home = self.path.parent
+        listed = [home / dep.removeprefix(_HOME) for dep in read_stages()[self.path.name]["do"]["deps"]]
+        return [path for path in listed if path.relative_to(home).parts[0] in _KINDS]
+
     @contextlib.contextmanager
-    def publish(self, record: Mapping[str, Any], read: Iterable[Path] = ()) -> Iterator[Self]:
+    def publish(self, record: Mapping[str, Any], more: Iterable[Path] = ()) -> Iterator[Self]:
         """Yield a folder to write to, which replaces this one when the block ends without an error.
 
         Args:
             record: the result of `stages.provenance.provenance`, written last with the hashes of the files.
-            read: files and folders of other stages that this one read.
+            more: what this stage read besides its `inputs`.
         """
         from stages.provenance import write_provenance
 
         with publishing(self.path) as partial:
             yield type(self)(partial)
-            write_provenance(partial, record, read)
+            write_provenance(partial, record, [*self.inputs, *more])
 
 
 class Prepare(StageFolder):
     """The model under test and its items in standard form; all other files here are the task's own."""
 
-    metrics = _record("metrics.json", FlatMetrics)
+    metrics = _record("metrics.json", PrepareMetrics)
 
 
 class Discover(StageFolder):

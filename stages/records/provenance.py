@@ -6,8 +6,30 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.records.base import Document, Record
+from stages.records.base import Document, FlatMetrics, Record
 from stages.records.landscape import RatingsBound
+
+
+class PrepareMetrics(FlatMetrics):
+    """metrics.json of prepare: what it found out about the model and its data, and the task's own numbers."""
+
+    @property
+    def clean_accuracy(self) -> dict[str, float]:
+        """Share of unchanged items that the model answers correctly, by split; empty if the task has no such share."""
+        found = self.more.get("clean_accuracy")
+        return dict(found) if isinstance(found, dict) else {}
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 for tasks without."""
+        return int(self.number("classes") or 0)
+
+    @property
+    def origins(self) -> tuple[str, str]:
+        """Where the model is from, and the data; "" if that is unknown."""
+        found = self.more.get("origin")
+        origin = found if isinstance(found, dict) else {}
+        return str(origin.get("model", "")), str(origin.get("data", ""))
 
 
 class Git(Record):
