@@ -44,7 +44,6 @@ PASSED_OVER = {
     "stages.plugins": "finds code of others, which is named by itself",
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
-    "stages.params.renamed": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
     "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
     "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",

@@ -8,7 +8,7 @@ import pytest
 
 from stages.decisions import Recorded, merge
 from stages.decisions.agreement import agreement, krippendorff_alpha
-from stages.decisions.ceiling import ceiling
+from stages.decisions.merge import ceiling
 from stages.pages.comparison_report import _decision
 from stages.records import Plan, RepairVerdict
 

@@ -26,7 +26,7 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import load_params
 from stages.provenance import run_key
-from stages.ratings.evidence import Evidence, Scored, gather
+from stages.ratings.fit import Evidence, Scored, gather
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params, repair_verdict
 
 
@@ -288,7 +288,7 @@ def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place: P
 
 def test_examples_that_all_have_one_discrepancy_teach_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = [Scored(1.0, score, f"i{n}", "Ada") for n, score in enumerate([2, 9] * 12)]
-    monkeypatch.setattr("stages.ratings.evidence.gather", lambda *asked: Evidence(scored, [], 0))
+    monkeypatch.setattr("stages.ratings.fit.gather", lambda *asked: Evidence(scored, [], 0))
     with pytest.raises(UsageError, match="nothing written: all examples rated have the same automatic discrepancy, 1"):
         learn(write=True)
 

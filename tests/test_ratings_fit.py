@@ -11,8 +11,7 @@ import pytest
 from stages.intervals import Rate
 from stages.params import AuditConfig
 from stages.provenance import scale_of
-from stages.ratings.evidence import Scored
-from stages.ratings.fit import Fit, fit, too_few
+from stages.ratings.fit import Fit, Scored, fit, too_few
 from tests.workspace import audit_params
 
 

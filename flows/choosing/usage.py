@@ -17,7 +17,7 @@ from stages.concepts import ConceptSpace, Level
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
-from stages.usage.record import MeasuredUsage, UsageInForce
+from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 if TYPE_CHECKING:
     from stages.usage.estimate import Shares

@@ -19,7 +19,7 @@ from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
-from stages.records.evidence import Manifest, ManifestFile
+from stages.records.provenance import Manifest, ManifestFile
 
 SCHEMA = 4  # 1: no MD5; 2: modes not necessarily confirmed; 3: no assets of tasks
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"

@@ -29,7 +29,7 @@ from stages.decisions.model import Recorded
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
 from stages.records import StageFolder
-from stages.records.evidence import ManifestFile
+from stages.records.provenance import ManifestFile
 
 # The audit's files that each stage must have read, so that stages are linked whatever graph the bundle's dvc.lock has.
 _PREPARED = ("prepare/model", "prepare/assets", "prepare/items.parquet")

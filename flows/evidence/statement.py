@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.evidence.bundle import MANIFEST
-from stages.records.evidence import Manifest, Parts, Revision
+from stages.records.provenance import Manifest, Parts, Revision
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"

@@ -16,7 +16,7 @@ from flows.evidence.signature import check_envelope, known_keys
 from flows.graph.digests import Digests, digests_of, files_below, sha256
 from stages.environment import set_defaults
 from stages.errors import UsageError
-from stages.records.evidence import ManifestFile
+from stages.records.provenance import ManifestFile
 
 # Checks that the bundle is as it was written, whatever its contents.
 _SEALS: dict[str, Callable[[Bundle], Found]] = {

@@ -41,7 +41,7 @@ from stages.files import read_state, replace_file, stage_dir, write_state
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 from stages.records import audit_folder
-from stages.records.evidence import Manifest, ManifestFile, Parts
+from stages.records.provenance import Manifest, ManifestFile, Parts
 
 NO_SIGN = "FADED_NO_SIGN"
 _FOR_ALL = ("prepare", "discover", "summarize", "report")

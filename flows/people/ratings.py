@@ -24,8 +24,7 @@ from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Targ
 from stages.records import audit_folder
 
 if TYPE_CHECKING:
-    from stages.ratings.evidence import Evidence
-    from stages.ratings.fit import Fit
+    from stages.ratings.fit import Evidence, Fit
 
 PARAMS = Path("params.yaml")
 BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
@@ -135,8 +134,7 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
 
 
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
-    from stages.ratings.evidence import gather
-    from stages.ratings.fit import fit, too_few
+    from stages.ratings.fit import fit, gather, too_few
 
     evidence = gather(params, name, target)
     if not evidence.scored:

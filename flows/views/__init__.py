@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stages.concepts import Concept
     from stages.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
-    from stages.usage.record import MeasuredUsage, UsageInForce
+    from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from stages.decisions.agreement import agreement
-from stages.decisions.ceiling import ceiling
 from stages.decisions.identity import Identity
 from stages.decisions.model import Action, RatedProbe, Recorded
-from stages.records import ModeRecord, Plan, PlannedExample, PlannedMode
+from stages.intervals import Rate, wilson
+from stages.records import Ceiling, ModeRecord, Plan, PlannedExample, PlannedMode
+from stages.records.base import RateRecord
 from stages.records.repair import Reviewer
 
 RULE = (
@@ -102,3 +103,31 @@ def _together(said: Mapping[str, str]) -> str:
     if len(said) == 1:
         return next(iter(given.values()), "")
     return "; ".join(f"{name}: {text}" for name, text in given.items())
+
+
+def ceiling(decisions: Sequence[Recorded]) -> Ceiling | None:
+    """Return how often the reviewers of a landscape could not read an example; None if there is none.
+
+    No model can be blamed for those. It counts the examples that someone rated, corrected or could not read, because a
+    readable one needs no comment. If reviewers differ, an example is unreadable if most of those who judged it say so.
+    """
+    spoken_of: dict[str, list[RatedProbe]] = {}
+    for decision in decisions:
+        for example in decision.examples:
+            spoken_of.setdefault(example.id, []).append(example)
+    unreadable = {name for name, given in spoken_of.items() if 2 * sum(bool(e.unreadable) for e in given) > len(given)}
+    if not unreadable:
+        return None
+    mode_of = {name: given[0].mode for name, given in spoken_of.items()}
+    of, lost = Counter(mode_of.values()), Counter(mode_of[name] for name in unreadable)
+    rate = wilson(len(unreadable), len(spoken_of))
+    return Ceiling(unreadable=RateRecord.from_rate(rate), statement=_ceiling_statement(rate, of, lost, len(unreadable)))
+
+
+def _ceiling_statement(rate: Rate, of: Counter[str], lost: Counter[str], unreadable: int) -> str:
+    modes = ", ".join(f"{mode} {lost[mode]} of {n}" for mode, n in sorted(of.items()) if lost[mode])
+    return (
+        f"Of the examples that reviewers rated, corrected or could not read themselves ({rate.n}), they could not read"
+        f" {unreadable}: {100 * rate.value:.1f}% ({100 * rate.low:.1f} to {100 * rate.high:.1f}); {modes}."
+        " Failures there are not the model's alone."
+    )

@@ -11,10 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.concepts.grids import CORRUPTION, named_grid
 from stages.concepts.space import COLUMNS, Level
-from stages.params import renamed
-from stages.params.renamed import refuse_renamed
 from stages.params.slices import SliceGate
-from stages.params.strict import Strict, shown, validation_lines
+from stages.params.strict import RENAMED_IN_AUDIT, Strict, refuse_renamed, shown, validation_lines
 from stages.params.usage import AnyUsage, UsageConfig
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
@@ -206,7 +204,7 @@ class AuditConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _new_words(cls, block: Any) -> Any:
-        return refuse_renamed(block, renamed.AUDIT)
+        return refuse_renamed(block, RENAMED_IN_AUDIT)
 
     @model_validator(mode="before")
     @classmethod

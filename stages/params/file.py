@@ -11,12 +11,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.errors import UsageError, did_you_mean
-from stages.params import renamed
 from stages.params.audit import MAX_NAME, AuditConfig
-from stages.params.renamed import refuse_renamed
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes
-from stages.params.strict import Strict, errors_in, shown, validation_lines
+from stages.params.strict import RENAMED, Strict, errors_in, refuse_renamed, shown, validation_lines
 from stages.params.usage import usage_error
 from stages.params.yaml_file import parse_yaml, read_bytes
 
@@ -74,7 +72,7 @@ class Params(Strict):
     @model_validator(mode="before")
     @classmethod
     def _new_words(cls, params: Any) -> Any:
-        return refuse_renamed(params, renamed.FILE)
+        return refuse_renamed(params, RENAMED)
 
     @field_validator("audits")
     @classmethod

@@ -25,6 +25,18 @@ _GONE = {
     ("audits", _ANY, "code"): "is not needed any more, the module is found through task: remove this line",
 }
 
+# Keys in their old spelling, as paths from the top of params.yaml, each with the new one.
+RENAMED = {"shards": "audits.NAME.discover.shards alone"}
+# The same for paths from an entry of `audits:` or `repairs:`.
+RENAMED_IN_AUDIT = {
+    "discover.control": "discover.baseline",
+    "prepare.pictures": "prepare.data",
+    "prepare.data.dataset": "prepare.data.datasets",
+    "prepare.generation.dtype": "compute.dtype",
+    "prepare.model.dtype": "compute.dtype",
+}
+RENAMED_IN_REPAIR = {"restructure.settings.folder.dataset": "restructure.settings.folder.datasets"}
+
 
 class Strict(BaseModel):
     """Base of all configuration models: an unknown key is an error, not a silent default, and nothing is converted.
@@ -106,3 +118,23 @@ def errors_in(name: str, lines: Sequence[str]) -> UsageError:
             told.append(f"  and {len(lines) - len(told)} more")
             break
     return UsageError(f"{len(lines)} error(s) in {name}:\n" + "\n".join(told))
+
+
+def refuse_renamed(block: Any, renamed: Mapping[str, str]) -> Any:
+    """Return the block if it has no key in the old spelling.
+
+    Raises:
+        ValueError: with the old keys and the new ones.
+    """
+    found = [f"{old} is now {new}" for old, new in renamed.items() if _has_key(block, old.split("."))]
+    if found:
+        raise ValueError("; ".join(found))
+    return block
+
+
+def _has_key(block: Any, path: list[str]) -> bool:
+    for key in path:
+        if not isinstance(block, Mapping) or key not in block:
+            return False
+        block = block[key]
+    return True

@@ -1,8 +1,8 @@
-"""The provenance that every stage writes beside its outputs; see `stages.provenance`."""
+"""Where results are from: what prepare found, the provenance beside all outputs, and the manifest of a bundle."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pydantic import Field
 
@@ -82,3 +82,48 @@ class Share(Provenance):
     git: Git | None = None  # type: ignore[assignment]
     origin: dict[str, str]
     part: int
+
+
+# The manifest of an evidence bundle (flows/evidence): plain data, not records, because it can list a hundred thousand
+# files, and is untrusted until all of it was checked.
+
+
+class ManifestFile(TypedDict):
+    """One file: its size in bytes, and its hashes in hex; `whole`: the bundle contains it."""
+
+    size: int
+    md5: str
+    sha256: NotRequired[str]
+    whole: bool
+
+
+class Revision(TypedDict):
+    """The git revision, and whether code or parameters differed from it."""
+
+    revision: str | None
+    dirty: bool | None
+
+
+Parts = dict[str, dict[str, ManifestFile]]
+
+
+class Manifest(TypedDict):
+    """The provenance of the last stage, and all files of an audit by the part they belong to."""
+
+    schema: int
+    audit: str
+    passed: bool | None
+    landscape: str
+    hashes: dict[str, str]
+    seed: int
+    task: str
+    device: str | None
+    backend: str | None
+    dtype: str | None
+    threads: int | None
+    batch_size: int | None
+    python: str
+    platform: str
+    versions: dict[str, str]
+    git: Revision
+    parts: Parts
