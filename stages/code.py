@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stages import plugins
 from stages.environment import die_with_parent
 from stages.errors import UsageError, run_as_command
-from stages.reach import Found, Name, Source
+from stages.reach import Digests, Name, Source
 
 if TYPE_CHECKING:
     from stages.params import AuditConfig
@@ -90,7 +90,7 @@ class Code:
         """Return one hash (16 hex digits) of the code that a stage of an audit can reach."""
         return hashlib.sha256(json.dumps(self.reached(audit, stage), sort_keys=True).encode()).hexdigest()[:16]
 
-    def reached(self, audit: AuditConfig, stage: str) -> Found:
+    def reached(self, audit: AuditConfig, stage: str) -> Digests:
         """Return the definitions a stage of an audit can reach from its module and from the names in params.yaml."""
         named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
         named["stages.tasks.load:task_context"] = [
@@ -101,10 +101,10 @@ class Code:
         roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
         # "auto" in these fields does not name an explorer.
         words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"backend", "device", "dtype"}})))
-        found, asked = self._source.reached(roots, words, named)
-        modules = (module for finder in asked for module, _ in named[finder])
+        found, finders = self._source.reached(roots, words, named)
+        modules = (module for finder in finders for module, _ in named[finder])
         others = plugins.distributions_of(modules, self._installed)
-        return found | {f"plugin {name}": {"": told} for name, told in others.items()}
+        return found | {f"plugin {name}": {"": version} for name, version in others.items()}
 
     def _targets(self, group: str, names: Iterable[str]) -> list[Name]:
         entries = self._entries[group]

@@ -20,7 +20,7 @@ from pathlib import Path
 Name = tuple[str, str]
 """A module, and the name of a definition in it; "" is the whole module."""
 
-Found = dict[str, dict[str, str]]
+Digests = dict[str, dict[str, str]]
 """Per file path, the reached definitions: name -> digest."""
 
 TABLE = "CATALOGUE"  # a constant of this name is a table of named entries, of which an audit uses some
@@ -35,7 +35,7 @@ _CALLED_BY_NAME = frozenset(
 _CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
 _PRINTS = frozenset({"print", "warnings.warn"})
 _READ_BY_PYDANTIC = "model_config"
-_ASKED = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
+_ATTRIBUTES = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
 
 
 @dataclass
@@ -71,36 +71,36 @@ class _Reader:
 
     def __init__(self, package: str, leave_out: Collection[ast.AST]) -> None:
         self._package, self._leave_out = package, leave_out
-        self._said: list[str] = []
+        self._written: list[str] = []
         self._part = Part("")
 
     def part(self, *nodes: ast.AST) -> Part:
         for node in nodes:
             self._read(node)
         part = self._part
-        part.digest = hashlib.sha256("".join(self._said).encode("utf-8", "surrogatepass")).hexdigest()
+        part.digest = hashlib.sha256("".join(self._written).encode("utf-8", "surrogatepass")).hexdigest()
         part.reads_files = "__file__" in part.names or ("importlib.resources", "files") in part.imports.values()
         return part
 
     def _read(self, node: ast.AST) -> None:
-        if node in self._leave_out or _only_tells(node):
+        if node in self._leave_out or _changes_nothing(node):
             return
-        said = self._said
-        said.append(type(node).__name__)
+        written = self._written
+        written.append(type(node).__name__)
         if (dotted := _dotted(node)) is not None:
             self._part.names.add(dotted)
             self._part.attributes.update(dotted.split(".")[1:])
-            said.append(f":{dotted};")
+            written.append(f":{dotted};")
             return
         self._note(node)
         for name, value in _fields(node):
-            said.append(f"({name}")
+            written.append(f"({name}")
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     self._read(child)
                 else:
-                    said.append(f":{type(child).__name__}{child!r};")
-            said.append(")")
+                    written.append(f":{type(child).__name__}{child!r};")
+            written.append(")")
 
     def _note(self, node: ast.AST) -> None:
         """Record what a node refers to."""
@@ -140,7 +140,7 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _only_tells(node: ast.AST) -> bool:
+def _changes_nothing(node: ast.AST) -> bool:
     """Whether a statement only prints something or is a docstring."""
     if not isinstance(node, ast.Expr):
         return False
@@ -210,7 +210,7 @@ class _Definitions:
         if isinstance(node, ast.Import | ast.ImportFrom):
             self.imports |= _imports(node, self._package)
             return
-        if _only_tells(node) or (self._ours and isinstance(node, ast.If) and _never_runs(node)):
+        if _changes_nothing(node) or (self._ours and isinstance(node, ast.If) and _never_runs(node)):
             return
         if isinstance(node, ast.ClassDef):
             names, part = [node.name], self._class(node)
@@ -313,7 +313,7 @@ class Source:
 
     def reached(
         self, roots: Iterable[Name], words: Collection[str], leads: Mapping[str, Iterable[Name]]
-    ) -> tuple[Found, set[str]]:
+    ) -> tuple[Digests, set[str]]:
         """Return everything that can be reached from some definitions.
 
         Args:
@@ -352,7 +352,7 @@ class Source:
 
     def _find_leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
         targets: set[Name] = set()
-        told: set[str] = set()
+        libraries: set[str] = set()
         for name in part.names:
             first, _, rest = name.partition(".")
             if first in part.imports or first in module.imports:
@@ -361,10 +361,10 @@ class Source:
                     target, (what, _, rest) = inner, rest.partition(".")
                 targets.add((target, what))
                 if self.module(target) is None and self.module(f"{target}.{what}") is None:
-                    told.add(f"{first} is {target} {what}")
+                    libraries.add(f"{first} is {target} {what}")
             elif first in module.parts:
                 targets.add((module.name, first))
-        return targets, told
+        return targets, libraries
 
     def _is_module(self, inner: str, module: str, name: str) -> bool:
         known = self.module(module) if name else None
@@ -391,20 +391,20 @@ class _Walk:
         self, source: Source, words: frozenset[str], leads: Mapping[str, Iterable[Name]], passed_over: frozenset[str]
     ) -> None:
         self._source, self._words, self._leads, self._passed_over = source, words, leads, passed_over
-        self._found: Found = {}
-        self._led: set[str] = set()
+        self._found: Digests = {}
+        self._used_leads: set[str] = set()
         self._queue: list[tuple[Module, str, Part]] = []
         self._seen: set[Name] = set()
         # Accessed names, of methods and of fields, and the members still waiting for theirs.
-        self._asked: tuple[set[str], set[str]] = set(), set()
+        self._accessed: tuple[set[str], set[str]] = set(), set()
         self._waiting: tuple[dict[str, list[tuple[Module, str, Part]]], ...] = {}, {}
 
-    def run(self, roots: Iterable[Name]) -> tuple[Found, set[str]]:
+    def run(self, roots: Iterable[Name]) -> tuple[Digests, set[str]]:
         for root in roots:
             self._reach(*root)
         while self._queue:
             self._follow(*self._queue.pop())
-        return self._found, self._led
+        return self._found, self._used_leads
 
     def _reach(self, module: str, name: str) -> None:
         """Follow a name to the definition, through imports."""
@@ -412,7 +412,7 @@ class _Walk:
             return
         self._seen.add((module, name))
         if (dotted := f"{module}:{name}") in self._leads:
-            self._led.add(dotted)
+            self._used_leads.add(dotted)
             for lead in self._leads[dotted]:
                 self._reach(*lead)
         if {module, dotted} & self._passed_over:
@@ -440,9 +440,9 @@ class _Walk:
         targets, libraries = self._source.leads(module, part)
         for target in targets:
             self._reach(*target)
-        for told in libraries:
-            self._found[module.shown][f"{label}: {told}"] = ""
-        self._ask(part.attributes, part.attributes | part.texts)
+        for library in libraries:
+            self._found[module.shown][f"{label}: {library}"] = ""
+        self._access(part.attributes, part.attributes | part.texts)
         for name, entry in part.entries.items():
             if name in self._words:
                 self._add(module, f"{label}[{name}]", entry)
@@ -450,16 +450,16 @@ class _Walk:
             self._files(module, part.texts)
         every = not module.ours or (bool(part.members) and self._is_called_by_others(module, part))
         for name, member in part.members.items():
-            if (every and not member.is_field) or name in self._asked[member.is_field]:
+            if (every and not member.is_field) or name in self._accessed[member.is_field]:
                 self._add(module, f"{label}.{name}", member)
             else:
                 self._waiting[member.is_field].setdefault(name, []).append((module, f"{label}.{name}", member))
 
-    def _ask(self, attributes: set[str], fields: set[str]) -> None:
+    def _access(self, attributes: set[str], fields: set[str]) -> None:
         """Add the members whose names are now accessed."""
-        for asked, new, waiting in zip(self._asked, (attributes, fields), self._waiting, strict=True):
-            for name in new - asked:
-                asked.add(name)
+        for accessed, new, waiting in zip(self._accessed, (attributes, fields), self._waiting, strict=True):
+            for name in new - accessed:
+                accessed.add(name)
                 for one in waiting.pop(name, ()):
                     self._add(*one)
 
@@ -472,8 +472,8 @@ class _Walk:
                 data = file.read_bytes()
                 self._found[shown] = {"": hashlib.sha256(data).hexdigest()}
                 if file.suffix == ".j2":
-                    asked = set(_ASKED.findall(data.decode("utf-8")))
-                    self._ask(asked, asked)
+                    attributes = set(_ATTRIBUTES.findall(data.decode("utf-8")))
+                    self._access(attributes, attributes)
 
     def _is_called_by_others(self, module: Module, part: Part) -> bool:
         """Whether a class also derives from a library's class, which may call any of its methods."""

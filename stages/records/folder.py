@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, get_type_hints, overload
 
 import pandas as pd
 
@@ -124,9 +124,9 @@ class StageFolder:
     @property
     def inputs(self) -> list[Path]:
         """The files and folders of other stages that this one reads, as the graph of stages lists them."""
-        home = self.path.parent
-        listed = [home / dep.removeprefix(_HOME) for dep in read_stages()[self.path.name]["do"]["deps"]]
-        return [path for path in listed if path.relative_to(home).parts[0] in _KINDS]
+        stages = read_stages()
+        listed = [dep.removeprefix(_HOME) for dep in stages[self.path.name]["do"]["deps"]]
+        return [self.path.parent / dep for dep in listed if dep.partition("/")[0] in stages]
 
     @contextlib.contextmanager
     def publish(self, record: Mapping[str, Any], more: Iterable[Path] = ()) -> Iterator[Self]:
@@ -248,19 +248,6 @@ class AuditFolder:
         return {name: part for name, part in vars(self).items() if isinstance(part, StageFolder)}
 
 
-_KINDS: dict[str, type[StageFolder]] = {
-    "prepare": Prepare,
-    "discover": Discover,
-    "summarize": Summarize,
-    "report": Report,
-    "collect_feedback": CollectFeedback,
-    "restructure": Restructure,
-    "re_evaluate": ReEvaluate,
-    "compare": Compare,
-    "conclude": Conclude,
-}
-
-
 def audit_folder(name: str, root: Path = Path(), read: Reader | None = None) -> AuditFolder:
     """Return the records of an audit.
 
@@ -271,5 +258,6 @@ def audit_folder(name: str, root: Path = Path(), read: Reader | None = None) -> 
             default files are read from disk.
     """
     path = root / DATA / name
-    folders: dict[str, Any] = {stage: kind(path / stage, read) for stage, kind in _KINDS.items()}
+    kinds = get_type_hints(AuditFolder)
+    folders: dict[str, Any] = {stage: kind(path / stage, read) for stage, kind in kinds.items() if stage != "path"}
     return AuditFolder(path, **folders)
