@@ -294,16 +294,12 @@ def load(name: str, workspace: str | Path | None = None) -> Result:
 def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame) -> AuditFolder:
     """Do the work of the stages discover and summarize in a temporary folder, which is deleted with its result."""
     from stages import discover, summarize
-    from stages.explorers.search import search
+    from stages.explorers.search import silent
     from stages.ledger import Ledger
-    from stages.microscopic.search import measure_robustness
     from stages.records import audit_folder
 
-    ids, ledger, asks = task.items.ids("discover"), Ledger(), task.context.compute
-    found = search(task, ids, config.discover, seed=config.seed, ledger=ledger, compute=asks)
-    walked = measure_robustness(
-        task, ids, config.discover, seed=config.seed, enumerated=found.enumerated, ledger=ledger, compute=asks
-    )
+    ledger, compute = Ledger(), task.context.compute
+    found, walked = discover.ask(task, config, (), ledger, compute, silent)
     home = Path(mkdtemp(prefix="faded-"))
     here = audit_folder(name, home)
     finalize(here, rmtree, home, ignore_errors=True)
@@ -311,7 +307,7 @@ def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame
         stage.path.mkdir(parents=True)
     table.to_parquet(here.prepare.path / "items.parquet", index=False)
     discover.write(here.discover, task, found, walked)
-    fresh = summarize.fresh_probes(task, 2 * config.discover.kept_back, ledger, asks)
+    fresh = summarize.fresh_probes(task, 2 * config.discover.kept_back, ledger, compute)
     summarize.write(here.summarize, task, here.discover, config, fresh)
     return here
 

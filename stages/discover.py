@@ -18,7 +18,7 @@ from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers.merge import Part, answers, merge, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
-from stages.explorers.search import SearchResult, search
+from stages.explorers.search import SearchResult, ShowProgress, search
 from stages.files import stage_dir
 from stages.ledger import Ledger, opened
 from stages.microscopic.search import Robustness, measure_robustness
@@ -61,7 +61,12 @@ def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -
 
 
 def ask(
-    task: LoadedTask, audit: AuditConfig, parts: Sequence[Part], ledger: Ledger, compute: Compute
+    task: LoadedTask,
+    audit: AuditConfig,
+    parts: Sequence[Part],
+    ledger: Ledger,
+    compute: Compute,
+    show: ShowProgress = progress,
 ) -> tuple[SearchResult, Robustness]:
     """Search or merge the shares, then look for the smallest changes, which may reuse answers from the search.
 
@@ -71,15 +76,16 @@ def ask(
         parts: results of the shares, empty if the search is not divided.
         ledger: answers so far.
         compute: threads and batch size of the model.
+        show: displays the progress.
     """
     item_ids, config = task.items.ids("discover"), audit.discover
-    asked: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": progress}
+    given: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": show}
     if parts:
         result = merge(parts, task.concepts)
         ledger.know(answers(result.probes, task.concepts))
     else:
-        result = search(task, item_ids, config, **asked)
-    return result, measure_robustness(task, item_ids, config, enumerated=result.enumerated, **asked)
+        result = search(task, item_ids, config, **given)
+    return result, measure_robustness(task, item_ids, config, enumerated=result.enumerated, **given)
 
 
 def _print_summary(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:

@@ -21,10 +21,10 @@ from flows.graph import read_graph
 from flows.graph.digests import sha256
 from stages.decisions import Decision, decisions_dir, landscape_hash, record_decision, standing
 from stages.errors import FadedError
-from stages.files import read_json, stage_dir
+from stages.files import SCHEMA, read_json, stage_dir
 from stages.params import DATA, load_params
 from stages.provenance import scale_of
-from stages.ratings.apply import SCHEMA, Interval, Ratings
+from stages.ratings.apply import Interval, Ratings
 from tests.shared import once
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, packed, repair_params
 

@@ -116,28 +116,17 @@ def test_numbers_are_written_as_people_do_though_the_process_edited_params_befor
     assert "  severity: 2.0\n" in record().path.read_text(encoding="utf-8")
 
 
-def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
-    modes = [
-        {"id": "M1", "action": "accept", "reason": "known"},
-        {"id": "M2", "action": "repair", "severity": 2.0, "reason": "seen"},
-        {"id": "M3", "action": "ignore"},
-    ]
-    record(modes=modes, reason="for the release")
-    made = plan()
-    assert made["decided_by"] == "human" and made["reviewer"] == "Ada" and made["reason"] == "for the release"
-    assert [(m["id"], m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
-        ("M1", "accept", 1.0, "known"),
-        ("M2", "repair", 2.0, "seen"),
-        ("M3", "ignore", 1.0, ""),
-    ]
-    assert made["modes"][1]["region"] == {"b": [1, 2]} and "rule" not in made
-
-
 def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: Path) -> None:
     examples = [{"id": "M2.1", "rating": 3, "corrected": " Yes. "}, {"id": "M1.3", "rating": 10}]
-    record(modes=words(M1="accept", M2="accept", M3="accept"), examples=examples)
-    answer = {"cell": [1, 0], "output": "No.", "bias": None}
-    assert plan()["examples"] == [
+    record(modes=words(M1="accept", M2="repair"), examples=examples, reason="for the release")
+    answer, made = {"cell": [1, 0], "output": "No.", "bias": None}, plan()
+    assert made["decided_by"] == "human" and made["reviewer"] == "Ada" and made["reason"] == "for the release"
+    assert "rule" not in made and [(m["action"], m["severity"], m["reason"], m["region"]) for m in made["modes"]] == [
+        ("accept", 1.0, "known", {"a": [1, 2]}),
+        ("repair", 1.0, "known", {"b": [1, 2]}),
+        ("ignore", 1.0, "", {"c": [1, 2]}),
+    ]
+    assert made["examples"] == [
         {"id": "M2.1", "mode": "M2", "item": "item of M2.1", **answer, "rating": 3, "corrected": "Yes."},
         {"id": "M1.3", "mode": "M1", "item": "item of M1.3", **answer, "rating": 10, "corrected": None},
     ]
@@ -258,11 +247,13 @@ def test_of_three_most_win(landscape: Path) -> None:
     assert plan(3)["modes"][0]["action"] == "ignore"
 
 
-def test_one_rejection_of_several_is_enough(landscape: Path) -> None:
-    record(2, approve=False, reason="not for children")
-    assert now(2).complete
-    with pytest.raises(RejectedError, match="not for children"):
-        plan(2)
+@pytest.mark.parametrize("reviewers", [1, 2])
+def test_one_rejection_ends_the_audit(landscape: Path, reviewers: int) -> None:
+    record(reviewers, approve=False, reason="not for children")
+    assert now(reviewers).complete
+    with pytest.raises(RejectedError, match=r"Ada rejected landscape .* not for children.*--revise") as error:
+        plan(reviewers)
+    assert error.value.exit_code == 1
 
 
 def test_decisions_are_chained_so_that_an_edit_shows(landscape: Path) -> None:
@@ -324,10 +315,7 @@ def test_a_decision_by_hand_is_read_without_what_recording_adds(landscape: Path,
         ([{"id": "M1.9", "rating": 3}], r"unknown example\(s\) M1.9; the landscape has M1.1 to M1.3, M2.1 to M2.1"),
         ([{"id": "M1.1", "rating": 3}, {"id": "M1.1", "rating": 4}], "examples: M1.1 is there twice"),
         ([{"id": "M1.1"}], "examples.0: example M1.1 has neither a rating nor a bias nor a corrected answer"),
-        ([{"id": "M1.1", "rating": 0}], r"examples.0.rating: .*greater than or equal to 1, found 0"),
         ([{"id": "M1.1", "rating": 11}], r"examples.0.rating: .*less than or equal to 10, found 11"),
-        ([{"id": "M1.1", "rating": True}], r"examples.0.rating: .*valid integer, found True"),
-        ([{"id": "M1.1", "corrected": "  "}], r"examples.0.corrected: .*at least 1 character"),
         ([{"id": "M1.1", "ratng": 3}], "examples.0.ratng: unknown key, did you mean 'rating'"),
     ],
 )
@@ -338,11 +326,6 @@ def test_what_is_said_of_examples_must_fit(landscape: Path, tmp_path: Path, exam
     with pytest.raises(UsageError, match=message):
         decisions.record_decision(params(), "x", decisions.read_draft(by_hand), "file")
     assert not decisions.decisions_dir("x").exists()
-
-
-def test_a_mode_is_decided_once(landscape: Path) -> None:
-    with pytest.raises(ValueError, match="M1 is there twice"):
-        decision(modes=[{"id": "M1", "action": "repair"}, {"id": "M1", "action": "accept"}])
 
 
 def test_the_rule_takes_the_worst_modes_and_says_that_no_human_decided(landscape: Path) -> None:
@@ -367,13 +350,6 @@ def test_another_landscape_is_refused(landscape: Path) -> None:
     kept.path.rename(kept.path.with_name(f"{decisions.landscape_hash('x')}.yaml"))
     with pytest.raises(UsageError, match="not on the one in its name"):
         now()
-
-
-def test_a_rejection_ends_the_audit(landscape: Path) -> None:
-    record(approve=False, reason="not for children")
-    with pytest.raises(RejectedError, match=r"Ada rejected landscape .* not for children.*--revise") as error:
-        plan()
-    assert error.value.exit_code == 1
 
 
 @pytest.mark.parametrize(

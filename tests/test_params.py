@@ -11,7 +11,6 @@ import yaml
 from stages.check import check_audits, check_keys
 from stages.errors import Exit, UsageError
 from stages.params import Params, load_params
-from stages.tasks.load import task_class
 from tests.workspace import ROOT
 
 AUDIT = {
@@ -31,6 +30,11 @@ REPAIR = {
 }
 
 
+@pytest.fixture(autouse=True)
+def repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
 def write(tmp_path: Path, data: object) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
@@ -45,12 +49,8 @@ def with_gate(measure: str, **bounds: float) -> dict:
     return {**with_audit(), "repairs": {"x": {**REPAIR, "gates": {measure: bounds}}}}
 
 
-def with_name(name: object) -> dict:
-    return {"audits": {"x": AUDIT, name: AUDIT}, "repairs": {}}
-
-
 def test_the_projects_own_params_are_valid() -> None:
-    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    params = load_params()
     assert list(params.audits) == [
         *("mnist", "imagenet", "news", "news-quick", "questions", "images", "images-quick", "images-scenes"),
     ]
@@ -71,23 +71,14 @@ def test_the_projects_own_params_are_valid() -> None:
             with_audit(discover={"buget": 5}),
             r"audits\.x\.discover\.buget: unknown key, did you mean 'budget'\?; expected",
         ),
-        (with_audit(discover={"budget": 0}), r"discover\.budget: .*greater than or equal to 1, found 0"),
-        (with_audit(discover={"budget": "many"}), r"discover\.budget: .*valid integer.*found 'many'"),
         (with_audit(seed=-1), r"audits\.x\.seed: .*found -1"),
         (with_audit(task="no colon"), r"audits\.x\.task: "),
-        (with_audit(concepts={}), r"audits\.x\.concepts: .*at least 1"),
         (with_audit(concepts={"a": [1]}), r"concept 'a' needs 2 to 200 levels, found \[1"),
         (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
         (with_audit(concepts={"item": [0, 1]}), r"concept 'item' has the name of a column"),
-        (with_audit(compute={"gpus": 0, "device": "gpu"}), r"compute\.device: .*found 'gpu'"),
         (with_audit(concepts={"a": [0, 2, 1]}), r"concept 'a' has levels that go up and down, expected weakest first"),
         (with_audit(concepts={"a": [0, "x"]}), r"concept 'a' mixes numbers and names"),
         (with_audit(concepts={"a": [True, False]}), r"concept 'a' has a level that is yes or no"),
-        (
-            with_audit(discover={"budget": 5, "baseline": "ppo"}),
-            r"discover\.baseline: Input should be 'random'.*found 'ppo'",
-        ),
-        (with_audit(seed=2**32), r"audits\.x\.seed: .*less than 4294967296"),
         (
             {
                 "audits": {"x": AUDIT},
@@ -98,35 +89,27 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(seed=True), r"audits\.x\.seed: Input should be a valid integer, found True"),
         (with_audit(seed=3.0), r"audits\.x\.seed: Input should be a valid integer, found 3\.0"),
         (with_audit(seed="3"), r"audits\.x\.seed: .*found '3', which YAML reads as text: write 3 without quotes"),
-        (with_audit(compute={"gpus": 0, "threads": 10**9}), r"compute\.threads: .*less than or equal to 1024"),
-        (with_audit(code="x.py"), r"audits\.x\.code: is not needed any more"),
-        (with_audit(concepts={"a": [0, 5e-324, 1e-300]}), r"concept 'a' has levels that cannot be distinguished: 0"),
+        (with_audit(code="x.py"), r"audits\.x: code is not needed any more"),
         (with_audit(concepts={"a": [1, 1.0000001]}), r"concept 'a' has levels that cannot be distinguished: 1"),
         (with_audit(concepts={"a": [0, 1e300]}), r"concept 'a' has levels beyond the numbers of 32 bits"),
-        (with_audit(concepts={"a": list(range(201))}), r"concept 'a' needs 2 to 200 levels, found \[0.*\.\.\."),
         (
             with_audit(concepts={f"c{n}": list(range(200)) for n in range(9)}),
             r"the grid has 2\^63 cells or more",
         ),
-        (with_audit(gates={"max_failure_rate": 1}), r"max_failure_rate: .*less than 1"),
         (
             with_audit(summarize={"gates": {"max_failure_rate": 0.5}}),
             r"gates now belong beside summarize.*audits.NAME.gates",
         ),
         (with_gate("newly_failing", max=5), r"newly_failing: it cannot fail: max is 5, and what it judges is from 0"),
-        (with_gate("newly_failing", max=-0.1), r"newly_failing: it cannot pass: max is -0\.1"),
         (with_gate("bias", min=0), r"gates\.bias: it cannot fail: min is 0"),
         (with_gate("other_failure_rate", change_max=1), r"it cannot fail: change_max is 1, .* from -1 to 1"),
         (with_gate("clean_quality", min=0.9, max=0.1), r"it cannot pass: min is 0\.9, not below max, 0\.1"),
-        (with_name("--all"), r"audits: '--all': expected a name of 1 to 64 letters"),
-        (with_name("a" * 65), r"expected a name of 1 to 64 letters"),
-        (with_name(".hidden"), r"expected a name of 1 to 64 letters"),
-        (with_name("naïve"), r"expected a name of 1 to 64 letters"),
-        (with_name("Con"), r"audits: 'Con': no file of Windows may have that name"),
-        (with_name("X"), r"audits: X and x differ only in case"),
-        (with_name(7), r"audits\.7.*: Input should be a valid string, found 7"),
+        ({"audits": {"x": AUDIT, "--all": AUDIT}}, r"audits: '--all': expected a name of 1 to 64 letters"),
+        ({"audits": {"x": AUDIT, "naïve": AUDIT}}, r"expected a name of 1 to 64 letters"),
+        ({"audits": {"x": AUDIT, "Con": AUDIT}}, r"audits: 'Con': no file of Windows may have that name"),
+        ({"audits": {"x": AUDIT, "X": AUDIT}}, r"audits: X and x differ only in case"),
+        ({"audits": {"x": AUDIT, 7: AUDIT}}, r"audits\.7.*: Input should be a valid string, found 7"),
         ({"audits": {}, "repairs": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
-        ({"audits": {"a/b": AUDIT}, "repairs": {}}, r"audits: 'a/b': expected a name of 1 to 64 letters"),
         (
             {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
             r"repairs\.y: there is no audit of that name, found \['x'\]",
@@ -135,10 +118,10 @@ def test_the_projects_own_params_are_valid() -> None:
             {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "gates": {"clean_quality": {}}}}},
             r"repairs\.x\.gates\.clean_quality: expected at least one of max, min",
         ),
-        (
-            {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "feedback": {"policy": "never"}}}},
-            r"feedback\.policy: .*'top-k' or 'wait'.*found 'never'",
-        ),
+        (with_audit(prepare={"pictures": {}}), r"audits\.x: prepare\.pictures is now prepare\.data"),
+        (with_audit(prepare={"data": {"dataset": "a"}}), r"prepare\.data\.dataset is now prepare\.data\.datasets"),
+        (with_audit(prepare={"model": {"dtype": "auto"}}), r"prepare\.model\.dtype is now compute\.dtype"),
+        (with_audit(discover={"budget": 9, "control": "random"}), r"discover\.control is now discover\.baseline"),
         ("audits: [", r"is not valid YAML"),
         ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),
     ],
@@ -176,11 +159,6 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
         ({"task": "nowhere.at_all:X"}, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ({"task": "tests.planted:Missing"}, "Missing is not a valid task: it is not in"),
         ({"task": "tests.planted:Region"}, "is not a valid task: make it a subclass, `class Region"),
-        ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
-        (
-            {"discover": {"budget": 9, "explorer": "pppo"}},
-            r"audits\.x\.discover\.explorer: no explorer 'pppo', found: auto",
-        ),
         ({"discover": {"budget": 9, "settings": {"n_env": 1}}}, r"audits\.x\.discover\.settings\.n_env: unknown key"),
         (
             {"discover": {"budget": 9, "explorer": "ppo", "settings": {"n_envs": 1}}},
@@ -188,26 +166,10 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str) -> None:
     params = load_params(write(tmp_path, with_audit(**changes)))
     with pytest.raises(UsageError, match=message):
         check_audits(params, ["x"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prepare": {"pictures": {}}}, r"audits\.x: prepare\.pictures is now prepare\.data"),
-        ({"prepare": {"data": {"dataset": "a"}}}, r"prepare\.data\.dataset is now prepare\.data\.datasets"),
-        ({"prepare": {"generation": {"dtype": "float32"}}}, r"prepare\.generation\.dtype is now compute\.dtype"),
-        ({"prepare": {"model": {"dtype": "auto"}}}, r"prepare\.model\.dtype is now compute\.dtype"),
-        ({"discover": {"budget": 9, "control": "random"}}, r"discover\.control is now discover\.baseline"),
-    ],
-)
-def test_an_old_spelling_is_answered_with_the_new_one(tmp_path: Path, changes: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        load_params(write(tmp_path, with_audit(**changes)))
 
 
 def test_only_discover_says_how_a_search_is_divided(tmp_path: Path) -> None:
@@ -218,15 +180,7 @@ def test_only_discover_says_how_a_search_is_divided(tmp_path: Path) -> None:
         load_params(write(tmp_path, {**data, "shards": {}}))
 
 
-def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
-    params = load_params(write(tmp_path, with_audit()))
-    check_audits(params, ["x"])
-    assert task_class("x", params.audit("x")).__name__ == "PlantedTask"
-
-
-def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path) -> None:
     agent = {"method": "rl", "settings": {"walks": 0}}
     data = with_audit(prepare={"itms": 3}, discover={"budget": 9, "explorer": "pppo", "microscopic": agent})
     data["repairs"] = {"x": {**REPAIR, "restructure": {"method": "planted", "settings": {"speed": 1}}}}
@@ -235,15 +189,6 @@ def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path, monkeypa
     assert str(error.value).startswith("4 error(s)")
     for where in ("pppo", "microscopic.settings.walks", "prepare.itms", "repairs.x.restructure.settings.speed"):
         assert where in str(error.value)
-
-
-def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_task.py").write_text("def f(:\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    data = with_audit(task="broken_task:T")
-    with pytest.raises(UsageError, match=r"broken_task:T cannot be imported: SyntaxError"):
-        check_audits(load_params(write(tmp_path, data)), ["x"])
 
 
 def test_a_missing_key_is_told_before_its_model_is_queried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +220,7 @@ def refused(name: str, audit: dict, *, gpus: int = 0) -> str:
     return str(error.value)
 
 
-def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once() -> None:
     told = refused(
         "mnist",
         {
@@ -292,22 +236,19 @@ def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once(monkeypatch
     assert "audits.mnist.compute.gpus: 8 GPU(s) requested, this machine has 0" in told
 
 
-def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall() -> None:
     levels = {"rotation": [-20, 0, 10], "saturation": [1, 0.5, 0], "scale": [0.5, 1, 2]}
     told = refused("mnist", {"concepts": {**levels, "noise": [0.2, 0.1]}})
     assert told.startswith("1 error(s)") and "concepts.noise" in told
 
 
 @pytest.mark.parametrize("audit", ["imagenet", "news"])
-def test_items_are_counted_where_the_data_are_files(audit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_items_are_counted_where_the_data_are_files(audit: str) -> None:
     told = refused(audit, {"prepare": {"items": {"discover": 100_000, "test": 100_000}}})
     assert "items wanted, the data have" in told
 
 
-def test_too_few_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_too_few_templates_are_refused() -> None:
     one = "a photo of a {size} {colour} {digit} {background}"
     told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
     assert "prepare.items.test: expected 10 or more, as each template needs an item, found 9" in told
@@ -315,7 +256,6 @@ def test_too_few_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
     told = refused("images", {"seed": 8})
     assert "audits.images.prepare.model: 0.0 GiB of weights in data/images/inputs/model" in told
@@ -350,7 +290,6 @@ def test_a_usage_in_every_form_is_read(tmp_path, usage):
             "unifrom",
             "usage: expected uniform, or some of changes, levels, combinations, measured; found 'unifrom', did",
         ),
-        (None, "usage: expected uniform, or some of changes, levels, combinations, measured; found None"),
         ({"rotation": {0: 90}}, "usage: weights of levels now belong under usage.levels: write levels: {'rotation'"),
         ({"level": {"rotation": {0: 1}}}, "usage.level: unknown key, did you mean 'levels'?"),
         (
@@ -358,14 +297,8 @@ def test_a_usage_in_every_form_is_read(tmp_path, usage):
             "usage.levels.rotaton: there is no concept of that name, did you mean 'rotat",
         ),
         ({"levels": {"rotation": {90: 1}}}, "usage.levels.rotation: 90 is not one of its levels: 0, 10, 20, 30, 40"),
-        ({"levels": {"rotation": {0: -1}}}, "usage.levels.rotation.0: Input should be greater than or equal to 0"),
         ({"levels": {"rotation": {0: 0}}}, "usage.levels.rotation: expected one weight above 0"),
         ({"changes": [0, 0]}, "usage.changes: expected one share above 0"),
-        ({"changes": [1, -1]}, "usage.changes.1: Input should be greater than or equal to 0"),
-        (
-            {"combinations": [{"share": 1, "levels": {"noise": 0.1}}]},
-            "usage.combinations.0.share: Input should be less",
-        ),
         (
             {"combinations": [{"share": 0.5, "levels": {"noise": 0.1}}, {"share": 0.6, "levels": {"blur": 0.5}}]},
             "usage.combinations: expected shares of less than 1 together, found 1.1",

@@ -20,7 +20,6 @@ from flows.results.estimate import processes_of
 from flows.views import show_processes
 from stages import processes
 from stages.errors import UsageError
-from stages.network import is_served
 from stages.params import Params
 from stages.processes import Crew
 from stages.tasks.base import Task
@@ -173,11 +172,6 @@ def test_a_number_of_cores_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "all")
     with pytest.raises(UsageError, match="LOKY_MAX_CPU_COUNT is 'all', expected a number of CPU cores"):
         processes.cores()
-
-
-def test_a_service_is_not_asked_by_several():
-    assert is_served({"endpoint": "http://localhost:1"}) and is_served({"openai": "http://localhost:1", "model": "a"})
-    assert not is_served({"train": "small_cnn"})
 
 
 def test_plan_says_how_many_processes_hold_the_model(tmp_path, monkeypatch):

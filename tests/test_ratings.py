@@ -276,9 +276,7 @@ def test_presets_that_share_the_settings_change_with_them_and_are_named() -> Non
     ("ratings", "message"),
     [
         ({"file": "f", "sha256": "0" * 64}, "ratings: expected one of fails_below"),
-        ({"file": "f", "sha256": "0" * 64, "fails_below": 1}, r"ratings.fails_below: .*greater than 1"),
         ({"file": "f", "sha256": "0" * 64, "fails_below": 5, "fails_above": 5}, "expected one of fails_below"),
-        ({"file": "f", "sha256": "abc", "fails_below": 5}, "ratings.sha256"),
         ({"file": "f", "sha256": "0" * 64, "fails_blow": 5}, "did you mean 'fails_below'"),
     ],
 )

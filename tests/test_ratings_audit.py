@@ -26,7 +26,7 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import load_params
 from stages.provenance import run_key
-from stages.ratings.fit import Evidence, Scored, gather
+from stages.ratings.fit import gather
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params, repair_verdict
 
 
@@ -175,32 +175,6 @@ def test_the_plan_says_how_far_its_reviewers_agree(place: Path) -> None:
     assert 0.8 < agreed["rating"]["alpha"] < 1 and 0 < agreed["rating"]["difference"] < 1
 
 
-def test_a_killed_search_goes_on_to_the_same_bytes(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    rate("Ada", strict)
-    learn(write=True)
-    discover.main("x")
-    found = Path("data/x/discover/probes.parquet")
-    whole = found.read_bytes()
-    shutil.rmtree("data/x/discover")
-    shutil.rmtree(".faded/scratch")
-    probe, calls = sys.modules["planted"].PlantedTask.probe, []
-
-    def dying(self: Any, *asked: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 4:
-            raise SystemExit("killed")
-        return probe(self, *asked)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sys.modules["planted"].PlantedTask, "probe", dying)
-        discover.main("x")
-    assert not found.exists()
-    capsys.readouterr()
-    discover.main("x")
-    assert "resuming: " in capsys.readouterr().out
-    assert found.read_bytes() == whole
-
-
 def test_ratings_of_both_landscapes_count_together(place: Path) -> None:
     rate("Ada", strict)
     learn(write=True)
@@ -284,13 +258,6 @@ def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place: P
     check_audits(load_params(), ["x", "fewer"])
     with pytest.raises(UsageError, match=r"another scale: audits\.noisy has another"):
         check_audits(load_params(), ["noisy"])
-
-
-def test_examples_that_all_have_one_discrepancy_teach_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scored = [Scored(1.0, score, f"i{n}", "Ada") for n, score in enumerate([2, 9] * 12)]
-    monkeypatch.setattr("stages.ratings.fit.gather", lambda *asked: Evidence(scored, [], 0))
-    with pytest.raises(UsageError, match="nothing written: all examples rated have the same automatic discrepancy, 1"):
-        learn(write=True)
 
 
 def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:

@@ -82,11 +82,6 @@ def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -
     assert not fit(scored, "quality").teaches
 
 
-def test_two_peaks_on_their_own_sides_teach() -> None:
-    scored = people(lambda x: np.where(x < 0, 9.0, 2.0), n=40, items=20)
-    assert fit(scored, "quality").teaches
-
-
 def test_a_flat_map_is_never_put_in_force() -> None:
     at, far = Rate(1.0, 0.9, 1.1, 20), Rate(3.0, 2.5, 3.5, 20)
     assert Fit("linear", [0.0, 1.0], [0.2, 0.8], at, far, at).teaches

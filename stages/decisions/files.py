@@ -29,7 +29,7 @@ from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, Rate
 from stages.decisions.names import look_alike, same_person
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, locked, new_file, stage_dir
+from stages.files import content_hash, locked, new_file
 from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
 from stages.records import Example, ModeRecord, audit_folder
@@ -104,8 +104,8 @@ def decisions_dir(audit: str) -> Path:
 
 def landscape_hash(audit: str) -> str:
     """Hash landscape.parquet and landscape.json of the audit's summarize stage, to which a decision is bound."""
-    folder = stage_dir(audit, "summarize")
-    files = [folder / "landscape.parquet", folder / "landscape.json"]
+    folder = audit_folder(audit).summarize
+    files = [folder.where("cells"), folder.where("landscape")]
     for file in files:
         if not file.exists():
             raise UsageError(f"{file} is missing: there is no landscape to decide on yet, run `faded audit {audit}`")

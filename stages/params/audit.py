@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from stages.concepts.grids import CORRUPTION, named_grid
 from stages.concepts.space import COLUMNS, Level
 from stages.params.slices import SliceGate
-from stages.params.strict import RENAMED_IN_AUDIT, Strict, refuse_renamed, shown, validation_lines
+from stages.params.strict import OLD_KEYS_OF_AUDIT, Strict, refuse_old_keys, shown, validation_lines
 from stages.params.usage import AnyUsage, UsageConfig
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
@@ -203,8 +203,8 @@ class AuditConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _new_words(cls, block: Any) -> Any:
-        return refuse_renamed(block, RENAMED_IN_AUDIT)
+    def _no_old_keys(cls, block: Any) -> Any:
+        return refuse_old_keys(block, OLD_KEYS_OF_AUDIT)
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from stages.errors import UsageError, did_you_mean
 from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes
-from stages.params.strict import RENAMED, Strict, errors_in, refuse_renamed, shown, validation_lines
+from stages.params.strict import OLD_KEYS, Strict, errors_in, refuse_old_keys, shown, validation_lines
 from stages.params.usage import usage_error
 from stages.params.yaml_file import parse_yaml, read_bytes
 
@@ -71,8 +71,8 @@ class Params(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _new_words(cls, params: Any) -> Any:
-        return refuse_renamed(params, RENAMED)
+    def _no_old_keys(cls, params: Any) -> Any:
+        return refuse_old_keys(params, OLD_KEYS)
 
     @field_validator("audits")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.params.slices import SliceRepairGate
-from stages.params.strict import RENAMED_IN_REPAIR, Strict, refuse_renamed
+from stages.params.strict import OLD_KEYS_OF_REPAIR, Strict, refuse_old_keys
 
 DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps in each of several trainings
 MOST_PAIRS = 1000  # largest number of pairs per part for all trainings, which are a dozen models or more
@@ -157,5 +157,5 @@ class RepairConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _new_words(cls, block: Any) -> Any:
-        return refuse_renamed(block, RENAMED_IN_REPAIR)
+    def _no_old_keys(cls, block: Any) -> Any:
+        return refuse_old_keys(block, OLD_KEYS_OF_REPAIR)

@@ -19,23 +19,18 @@ _short.maxstring = _short.maxlong = _short.maxother = 80
 
 
 B = TypeVar("B", bound=BaseModel)
-_ANY = "*"
-# Removed keys, and what to do instead.
-_GONE = {
-    ("audits", _ANY, "code"): "is not needed any more, the module is found through task: remove this line",
-}
-
-# Keys in their old spelling, as paths from the top of params.yaml, each with the new one.
-RENAMED = {"shards": "audits.NAME.discover.shards alone"}
+# Keys of older versions, as paths from the top of params.yaml, and what became of each.
+OLD_KEYS = {"shards": "is now audits.NAME.discover.shards alone"}
 # The same for paths from an entry of `audits:` or `repairs:`.
-RENAMED_IN_AUDIT = {
-    "discover.control": "discover.baseline",
-    "prepare.pictures": "prepare.data",
-    "prepare.data.dataset": "prepare.data.datasets",
-    "prepare.generation.dtype": "compute.dtype",
-    "prepare.model.dtype": "compute.dtype",
+OLD_KEYS_OF_AUDIT = {
+    "code": "is not needed any more, the module is found through task: remove this line",
+    "discover.control": "is now discover.baseline",
+    "prepare.pictures": "is now prepare.data",
+    "prepare.data.dataset": "is now prepare.data.datasets",
+    "prepare.generation.dtype": "is now compute.dtype",
+    "prepare.model.dtype": "is now compute.dtype",
 }
-RENAMED_IN_REPAIR = {"restructure.settings.folder.dataset": "restructure.settings.folder.datasets"}
+OLD_KEYS_OF_REPAIR = {"restructure.settings.folder.dataset": "is now restructure.settings.folder.datasets"}
 
 
 class Strict(BaseModel):
@@ -53,9 +48,7 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
     for item in error.errors(include_url=False):
         where = ".".join(str(part)[:80] for part in item["loc"])
         where = f"{prefix}.{where}".strip(".")
-        if item["type"] == "extra_forbidden" and (gone := _gone(item["loc"])) is not None:
-            lines.append(f"{where}: {gone}")
-        elif item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden":
             known = known_keys(model, item["loc"][:-1])
             hint = did_you_mean(str(item["loc"][-1])[:80], known)
             lines.append(f"{where}: unknown key{hint}; expected one of {', '.join(sorted(known))}")
@@ -85,14 +78,6 @@ def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
         raise UsageError("\n".join(validation_lines(error, model, where))) from None
 
 
-def _gone(where: tuple[int | str, ...]) -> str | None:
-    """Return what to do about a removed key, or None for other keys."""
-    for keys, told in _GONE.items():
-        if len(keys) == len(where) and all(key in (_ANY, found) for key, found in zip(keys, where, strict=True)):
-            return told
-    return None
-
-
 def shown(value: Any) -> str:
     """Format a value for messages, always short."""
     text = _short.repr(value)
@@ -120,13 +105,13 @@ def errors_in(name: str, lines: Sequence[str]) -> UsageError:
     return UsageError(f"{len(lines)} error(s) in {name}:\n" + "\n".join(told))
 
 
-def refuse_renamed(block: Any, renamed: Mapping[str, str]) -> Any:
-    """Return the block if it has no key in the old spelling.
+def refuse_old_keys(block: Any, old_keys: Mapping[str, str]) -> Any:
+    """Return the block if it has none of the keys of older versions.
 
     Raises:
-        ValueError: with the old keys and the new ones.
+        ValueError: with the old keys, and what became of them.
     """
-    found = [f"{old} is now {new}" for old, new in renamed.items() if _has_key(block, old.split("."))]
+    found = [f"{key} {advice}" for key, advice in old_keys.items() if _has_key(block, key.split("."))]
     if found:
         raise ValueError("; ".join(found))
     return block

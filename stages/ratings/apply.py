@@ -7,22 +7,21 @@ one worse. People's ratings change where failing begins, and how far apart answe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.errors import UsageError
-from stages.params import AuditConfig, RatingsConfig, Strict, validation_lines
+from stages.files import parse_json
+from stages.params import AuditConfig, RatingsConfig, Strict, checked
 from stages.provenance import scale_of
 from stages.records import Agreement
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import ProbeBatch
 
-SCHEMA = 1
 BEST, WORST = 10, 1  # for quality; reversed for bias
 MOST_UNFOUNDED = 0.05  # share of the control's probes whose verdict no rating supports
 Target = Literal["quality", "bias"]
@@ -150,16 +149,8 @@ def parse_ratings(data: bytes, path: Path) -> Ratings:
     Raises:
         UsageError: if they are not a valid ratings file.
     """
-    try:
-        raw = dict(json.loads(data))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from None
-    if (schema := raw.pop("schema", None)) != SCHEMA:
-        raise UsageError(f"{path} has schema {schema}, this version reads {SCHEMA}")
-    try:
-        return Ratings.model_validate(raw)
-    except ValidationError as error:
-        raise UsageError(f"{path}: " + "; ".join(validation_lines(error, Ratings))) from None
+    content = {key: value for key, value in parse_json(data, str(path)).items() if key != "schema"}
+    return checked(Ratings, content, str(path))
 
 
 class RatedTask(LoadedTask):
