@@ -1,4 +1,4 @@
-"""Pictures for docs/gallery.md: the top of the newest report of each audit, as displayed by Chromium.
+"""Pictures for docs/results.md: the top of the newest report of each audit, as displayed by Chromium.
 
     .venv/bin/python -m benchmarks.gallery [AUDIT...]
 

@@ -1,4 +1,4 @@
-"""Pictures for docs/prefect-tour.md: the default audit under `faded serve`, as displayed by Chromium.
+"""Pictures for docs/schedule.md: the default audit under `faded serve`, as displayed by Chromium.
 
     .venv/bin/python -m benchmarks.prefect_tour
 
@@ -137,13 +137,12 @@ def walk(on: Tour) -> None:
     run = on.run()
     on.picture("waits", f"/runs/flow-run/{run}", tab="Artifacts", height=860)
     on.picture("form", f"/runs/flow-run/{run}", button="Resume")
-    on.artifact("modes", "failure-modes")
     modes = ",".join(mode.id for mode in audit_folder(AUDIT).summarize.landscape.modes)
     _faded("approve", AUDIT, "--reviewer", "Ada Lovelace", "--repair", f"{modes}=seen in the field")
     on.wait(run)
     on.picture("stages", f"/runs/flow-run/{run}")
     on.artifact("verdict", "verdict")
-    on.picture("cached", f"/runs/flow-run/{on.run()}", tab="Task Runs", height=860)
+    on.run()
     _edit("newly_failing: {max: 0.05}", "newly_failing: {max: 0.0001}")
     on.run()
     _faded("reject", AUDIT, "--reviewer", "Ada Lovelace", "--revise", "--reason", "the labels of M1 are wrong")

@@ -4,7 +4,7 @@
 
 Runs `faded audit --all --runner KIND` on one audit and on eight, with four toy stages each (those of the tests), always
 in a fresh copy of the workspace and all kinds in turn. Prints medians of wall time: of a run, and of what each further
-stage adds. The results are in docs/runners.md.
+stage adds. The results are in docs/scaling.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 The pairs are made from the articles of the news audit, which come with the package gensim (data/README.md), and are the
 same on every machine. Correct summaries are sentences of an article, unchanged, shortened, merged or reworded; each
 wrong one is such a summary with one error inserted, as in Kryscinski et al. (2020). The measure's probabilities and
-threshold were set by hand on every second article and on a model's summaries (docs/summarization.md); the table covers
+threshold were set by hand on every second article and on a model's summaries (docs/results.md); the table covers
 the other articles. The texts are under copyright, so they are generated rather than stored; `--json` writes them to a
 file. `--entailment` uses an entailment model instead of the rules on words.
 """

@@ -295,7 +295,7 @@ def test_what_is_wrong_with_such_concepts_is_told(home: Any) -> None:
 
 
 def test_the_examples_of_the_docs_are_valid() -> None:
-    page = (ROOT / "docs" / "imagenet-c.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, flags=re.M | re.S)]
     assert len(blocks) == 3
     whole = AuditConfig.model_validate(blocks[0]["audits"]["photos"])

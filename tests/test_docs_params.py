@@ -52,7 +52,7 @@ EXAMPLES = list(examples())
 
 def test_the_examples_are_found():
     pages = {example.id.rpartition("-")[0] for example in EXAMPLES}
-    assert {"chat", "own-model", "own-task", "params", "tabular", "runners", "text-concepts"} <= pages
+    assert {"chat", "own-model", "own-task", "params", "tabular", "scaling", "text-concepts"} <= pages
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -146,7 +146,7 @@ def tabular(audit: dict[str, Any], inputs: Path, url: str) -> None:
 
 
 def own_task(audit: dict[str, Any], inputs: Path, url: str) -> None:
-    Path(inputs.parents[2] / "my_task.py").write_text(blocks(ROOT / "docs/own-task.md", "python")[0])
+    Path(inputs.parents[2] / "my_task.py").write_text(blocks(ROOT / "docs/own-task.md", "python")[2])
 
 
 @pytest.mark.slow

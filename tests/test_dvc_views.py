@@ -31,7 +31,7 @@ def test_metrics_are_the_headlines_alone():
 
 
 def test_the_command_for_experiments_keeps_the_headlines_of_its_audit_alone():
-    [keep] = re.findall(r"--keep '([^']*)' \| sed", (ROOT / "docs/dvc.md").read_text())
+    [keep] = re.findall(r"--keep '([^']*)' \| sed", (ROOT / "docs/workspace.md").read_text())
     columns = ["rev", "data/mnist/report/headline.json:modes", "data/mnist/conclude/headline.json:targets"]
     others = ["audits.mnist.seed", "data/mnist/code.json:report", "data/images/report/headline.json:modes", "stages"]
     assert [column for column in columns + others if re.match(keep, column)] == columns  # DVC's way to match

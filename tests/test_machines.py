@@ -359,8 +359,8 @@ def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
     assert {name.rstrip("*") for name in packages} <= set(copied), "the image's package is whole"
     extras = project["project"]["optional-dependencies"]
     assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, flags=re.M)[0].split(",")) < set(extras)
-    page = (ROOT / "docs/machines.md").read_text()
-    kinds = [one["kind"] for one in yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", page, flags=re.S)[0])]
+    page = (ROOT / "docs/scaling.md").read_text()
+    kinds = [one["kind"] for one in yaml.safe_load_all(re.findall(r"```yaml\n(apiVersion.*?)```", page, flags=re.S)[0])]
     assert kinds == ["Secret", "Service", "Deployment", "Deployment"]
     script = re.findall(r"```bash\n(.*?)```", page, flags=re.S)[0]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

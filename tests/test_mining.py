@@ -185,7 +185,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
 
 # The command, and the example of its page
 
-PAGE = (ROOT / "docs" / "mining.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "choosing-concepts.md").read_text(encoding="utf-8")
 
 
 def customers(request):
@@ -200,7 +200,7 @@ def support(path, url):
     from tests.tiny_models import tiny_embedder
 
     audit = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])["audits"]["support"]
-    audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
+    audit["prepare"] |= {"embedder": {"transformers": "embedder"}, "prompt": "{question}", "items": {"discover": 150}}
     audit["prepare"]["model"] |= {"openai": f"{url}/v1"}
     audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
     workspace = make_workspace(path, {"support": audit}, {})
@@ -242,7 +242,7 @@ def test_the_example_of_the_page_finds_what_the_page_says(mined):
     record = record_of(workspace)
     confirmed = {" and ".join(one["facts"]) for one in record["mining"]["findings"] if one["verdict"] == "confirmed"}
     assert confirmed == {"has a negation", "says response", "politeness is polite"}  # polite: "If you do not mind"
-    shown = re.search(r"```text\n(.*?)```", PAGE, re.DOTALL)[1]
+    shown = re.search(r"```text\n(.*?)```", PAGE.partition("## Mine texts")[2], re.DOTALL)[1]
     assert " ".join(shown.split()) in " ".join(told.split()), told
     assert told.splitlines()[-1] == "page: .faded/mine/support.html"
     page = (workspace.path / ".faded/mine/support.html").read_text()

@@ -39,7 +39,7 @@ def run(name: str, code: str) -> ModuleType:
 
 
 def digits_context(tmp_path: Path) -> TaskContext:
-    audit = yaml.safe_load(blocks("own-task.md", "yaml")[0])["audits"]["mine"]
+    audit = yaml.safe_load(blocks("own-task.md", "yaml")[1])["audits"]["mine"]
     return TaskContext(
         audit="mine",
         seed=audit["seed"],
@@ -53,7 +53,7 @@ def digits_context(tmp_path: Path) -> TaskContext:
 
 @pytest.fixture
 def digits(tmp_path: Path) -> tuple[Any, TaskContext]:
-    cls = run("my_task", blocks("own-task.md", "python")[0]).Digits
+    cls = run("my_task", blocks("own-task.md", "python")[2]).Digits
     context = digits_context(tmp_path)
     cls.prepare(context, tmp_path)
     return cls.load(context, tmp_path), context
@@ -94,20 +94,20 @@ def test_the_parameters_of_the_docs_are_accepted_with_their_task(tmp_path: Path)
 
 
 def workspace_of_the_docs(path: Path) -> Workspace:
-    params = yaml.safe_load(blocks("own-task.md", "yaml")[0])
+    params = yaml.safe_load(blocks("own-task.md", "yaml")[1])
     workspace = make_workspace(path, params["audits"], params["repairs"])
-    (path / "my_task.py").write_text(blocks("own-task.md", "python")[0])
+    (path / "my_task.py").write_text(blocks("own-task.md", "python")[2])
     (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: the package faded needs it beside itself
     return workspace
 
 
-# The concepts of docs/own-concept.md
+# The concepts of docs/own-task.md
 
 
 def test_the_concept_of_the_docs_changes_pictures_and_nothing_at_its_neutral_level(tmp_path: Path) -> None:
-    cls = run("my_concepts", blocks("own-concept.md", "python")[0]).Mine
+    cls = run("my_concepts", blocks("own-task.md", "python")[0]).Mine
     write_images(tmp_path / "images.parquet")
-    concepts = yaml.safe_load(blocks("own-concept.md", "yaml")[0])["concepts"]
+    concepts = yaml.safe_load(blocks("own-task.md", "yaml")[0])["concepts"]
     context = image_context(
         tmp_path,
         concepts=concepts,
@@ -129,7 +129,7 @@ def test_the_concept_of_the_docs_changes_pictures_and_nothing_at_its_neutral_lev
 def test_the_text_concept_of_the_docs_cuts_names() -> None:
     from stages.concepts.texts import TextTransforms, text_space
 
-    cls = run("my_concepts", blocks("own-concept.md", "python")[1]).Mine
+    cls = run("my_concepts", blocks("own-task.md", "python")[1]).Mine
     space = text_space({"initials": [0, 1]}, cls.catalogue)
     change = TextTransforms(space, 1, cls.catalogue)
     article = "The minister met Angela Merkel in Berlin."

@@ -287,7 +287,7 @@ def test_the_smallest_prompt_of_the_default_model_says_digit(world) -> None:
 
 def block() -> Params:
     """The ready-made block in the docs."""
-    text = (ROOT / "docs" / "prompt-concepts.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "text-to-image.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     return Params.model_validate(yaml.safe_load(found))
 

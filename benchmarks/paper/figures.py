@@ -197,7 +197,7 @@ def write_page(out: Path, results: Sequence[Result], *, stand_in: bool) -> None:
     for result in results:
         figures.append((f"{result.name} ({result.model}): the landscape", surfaces(result)))
         figures.append((f"{result.name} ({result.model}): by concept", by_concept(result)))
-    whose = "Models and data are stand-ins, not the paper's." if stand_in else "Models and data: docs/paper.md."
+    whose = "Models and data are stand-ins, not the paper's." if stand_in else "Models and data: docs/research.md."
     parts = [f"<h1>The paper's experiments as audits</h1><p>{whose}</p>", _html_table(results)]
     for at, (title, figure) in enumerate(figures):
         drawn = figure.to_html(full_html=False, include_plotlyjs=at == 0, config=_CONFIG)

@@ -54,7 +54,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     if shards > 1 and (each := (budget - audit.discover.kept_back) // shards) < FEW:
         console.print(
             f"[yellow]each share has {each:,} probes: with fewer than {FEW} an explorer draws most of them"
-            " at random and finds less (docs/shards.md)[/]",
+            " at random and finds less (docs/scaling.md)[/]",
             highlight=False,
             soft_wrap=True,
         )

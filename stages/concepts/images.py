@@ -7,7 +7,7 @@ Rotation, translation and scale are composed into one affine resampling, so that
 concept does not touch samples at its neutral level, so the neutral cell leaves every bit unchanged.
 
 To add your own concept, put an `ImageConcept` into the `catalogue` of a subclass of the classification task, see
-docs/own-concept.md.
+docs/own-task.md.
 """
 
 from __future__ import annotations

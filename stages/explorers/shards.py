@@ -34,7 +34,7 @@ class Share:
         item_ids: its items, in the order of the whole search; no other share has any of them.
         budget: unique probes for its agent, and as many for its control.
         whole: unique probes of all shares for each role. `auto` chooses by it, so that all shares choose the same
-            explorer, which finds more than random draws even with a share's fewer probes (docs/shards.md).
+            explorer, which finds more than random draws even with a share's fewer probes (docs/scaling.md).
         enumerated: whether the budget of the whole search covers all pairs, and so that of each share does.
         seed: seed of all randomness in this share.
     """

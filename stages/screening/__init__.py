@@ -1,4 +1,4 @@
 """Screening before an audit: how often a model fails with each concept alone, and whether a concept has an effect.
 
-See docs/screening.md.
+See docs/choosing-concepts.md.
 """

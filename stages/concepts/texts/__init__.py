@@ -9,7 +9,7 @@ A stronger level therefore touches everything that a weaker one does and more, a
 other concepts do around it.
 
 To add your own concept, put a `TextConcept` into the `catalogue` of a subclass of the summarization task, see
-docs/own-concept.md. `reword`, `leave_out` and `edit_letters` build its `apply` from a rule for one token.
+docs/own-task.md. `reword`, `leave_out` and `edit_letters` build its `apply` from a rule for one token.
 """
 
 from stages.concepts.texts.concepts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
