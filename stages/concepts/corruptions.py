@@ -1,7 +1,7 @@
 """The corruptions of ImageNet-C: nineteen changes of a picture, each at the five published severities.
 
 Implemented from the published definitions (Hendrycks and Dietterich 2019; github.com/hendrycks/robustness, Apache-2.0)
-with NumPy, SciPy, PyTorch and Pillow; docs/classification.md explains why no library is used. Three things differ from the
+with NumPy, SciPy, PyTorch and Pillow; docs/classification.md says why no library is used. Three things differ from the
 code that made the benchmark's files:
 
 - Lengths in pixels were published for pictures of 224 pixels. They scale with the shorter side, so that a corruption
