@@ -1,6 +1,7 @@
 """Pictures: equal to the bare pipeline's, in any batch; broken ones are recognised."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,29 +85,19 @@ def test_prompt_seed_and_guidance_each_change_the_picture(home):
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_picture_is_the_same_to_the_bit_in_any_company(home, kind, guidance):
-    artist = painter(home, kind)
+def test_a_picture_is_the_same_to_the_bit_in_any_company(home, kind, guidance, monkeypatch):
+    """Unrounded values are compared as well, as equal pixels could hide different sums."""
+    artist, seen = painter(home, kind), []
+    decode = artist.pipeline.vae.decode
+    monkeypatch.setattr(
+        artist.pipeline.vae, "decode", lambda latents, **o: (seen.append(latents.clone()), decode(latents, **o))[1]
+    )
     together = pixels(artist.draw(PROMPTS, SEEDS, guidance))
     for start, stop in ((0, 1), (5, 12), (1, 18)):
-        assert np.array_equal(
-            pixels(artist.draw(PROMPTS[start:stop], SEEDS[start:stop], guidance)), together[start:stop]
-        )
+        some = pixels(artist.draw(PROMPTS[start:stop], SEEDS[start:stop], guidance))
+        assert np.array_equal(some, together[start:stop])
     assert np.array_equal(pixels(artist.draw(PROMPTS[::-1], SEEDS[::-1], guidance)), together[::-1])
-
-
-def test_the_last_bits_before_rounding_are_equal_in_any_company(home, monkeypatch):
-    """Unrounded values are compared, as equal pixels could hide different sums."""
-    artist, seen = painter(home), {}
-    decode = artist.pipeline.vae.decode
-
-    def spy(latents, **options):
-        seen[len(seen)] = latents.clone()
-        return decode(latents, **options)
-
-    monkeypatch.setattr(artist.pipeline.vae, "decode", spy)
-    artist.draw(PROMPTS[:16], SEEDS[:16])
-    artist.draw(PROMPTS[3:5], SEEDS[3:5])
-    assert torch.equal(seen[1][:2], seen[0][3:5])
+    assert torch.equal(seen[3][:7], seen[0][5:12])
 
 
 def test_the_size_of_the_batch_shifts_pixels_by_one_at_most(home):
@@ -124,10 +115,7 @@ def test_every_call_has_the_same_number_of_pictures_and_none_is_drawn_twice(home
     drawn = artist.draw([*PROMPTS[:5], PROMPTS[0]], [*SEEDS[:5], SEEDS[0]])
     assert calls == [4, 4]
     assert drawn[0] is drawn[5]
-
-
-def test_nothing_asked_for_is_nothing_drawn(home):
-    assert painter(home).draw([], []) == []
+    assert artist.draw([], []) == []
 
 
 def test_a_scheduler_that_adds_noise_takes_it_from_the_seeds(home):
@@ -194,21 +182,12 @@ def test_sizes_the_pipeline_refuses_are_a_usage_error(home):
 @pytest.mark.parametrize("error", [TypeError, AttributeError, NotImplementedError, KeyError])
 def test_a_scheduler_that_fails_is_a_usage_error_that_names_it(home, monkeypatch, error):
     artist = painter(home)
-
-    def fail(*_, **__):
-        raise error("no such thing")
-
-    monkeypatch.setattr(artist.pipeline.scheduler, "step", fail)
+    monkeypatch.setattr(artist.pipeline.scheduler, "step", Mock(side_effect=error("no such thing")))
     with pytest.raises(UsageError, match=r"refuses these settings with DDIMScheduler: .*no such thing"):
         artist.draw(PROMPTS[:1], [0])
 
 
 # Broken pictures
-
-
-def answering(monkeypatch, artist, images, blanked=None):
-    out = SimpleNamespace(images=images, nsfw_content_detected=blanked)
-    monkeypatch.setattr(type(artist.pipeline), "__call__", lambda self, **_: out)
 
 
 def test_faults_of_pictures_are_told_apart(home, monkeypatch):
@@ -219,7 +198,8 @@ def test_faults_of_pictures_are_told_apart(home, monkeypatch):
     images[3] = 0.0
     images[4] = 0.02
     images[4, :, 0, 0] = 0.9
-    answering(monkeypatch, artist, images, [False, False, False, True, False])
+    out = SimpleNamespace(images=images, nsfw_content_detected=[False, False, False, True, False])
+    monkeypatch.setattr(type(artist.pipeline), "__call__", lambda self, **_: out)
     drawn = artist.draw(PROMPTS[:5], SEEDS[:5])
     assert [d.fault for d in drawn] == ["", "black", "not a number", "blanked by the safety checker", ""]
     assert drawn[2].pixels.max() == 0 and drawn[0].pixels.min() == 128

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,12 @@ from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
 from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
-from stages.tasks.text_to_image.lessons import PictureLessons, PicturePair, PicturePairs
-from stages.tasks.text_to_image.models import load_pipeline_form, make_scheduler
+from stages.tasks.text_to_image.lessons import PictureLesson, PictureLessons, PicturePair, PicturePairs
+from stages.tasks.text_to_image.models import LORA, load_pipeline_form, make_scheduler
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair import pixels, verify
 from stages.tasks.text_to_image.sample import Painter
-from stages.tasks.text_to_image.training import DpoTraining, LoraTraining, check_trainable
+from stages.tasks.text_to_image.training import AdapterTraining, DpoTraining, LoraTraining, check_trainable
 from stages.tasks.training import write_loader
 from tests.alone import load_alone
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
@@ -102,14 +103,11 @@ def shown(album, words, lesson):
 # What pictures show, and what prompts may say about them
 
 
-def words_of(columns):
-    return PictureWords(prompt_space(LEVELS), ATTRIBUTES).said_of({"text": "a red box on black", **columns})
-
-
 def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
-    assert words_of({"colour": "blue"}) == {"colour": "blue", "background": "a red box on black"}
-    codes = PictureWords(prompt_space(LEVELS), ATTRIBUTES).codes(words_of({"colour": "blue"}))
-    assert codes.tolist() == [2, 0]
+    words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
+    said = words.said_of({"text": "a red box on black", "colour": "blue"})
+    assert said == {"colour": "blue", "background": "a red box on black"}
+    assert words.codes(said).tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -163,16 +161,13 @@ def test_replayed_lessons_are_of_no_target(task):
     assert seen == {(c, g) for c in COLOURS for g in GROUNDS} - {("red", "black")}
 
 
-def test_severity_weights_the_targets(task):
+def test_severity_weights_the_targets_and_a_control_learns_as_many_pictures_of_everything(task):
     learnt, album, words = lessons(task, plan([RED_ON_BLACK, BLUE], replay=0.0))
     blue = np.mean([shown(album, words, lesson)[0] == "blue" for lesson in learnt])
     assert 0.65 < blue < 0.85
-
-
-def test_a_uniform_control_learns_as_many_pictures_of_everything(task):
-    learnt, album, words = lessons(task, plan(control="as_used"))
-    assert len(learnt) == len(lessons(task, plan())[0])
-    assert {tuple(shown(album, words, lesson)) for lesson in learnt} == {(c, g) for c in COLOURS for g in GROUNDS}
+    control, album, words = lessons(task, plan(control="as_used"))
+    assert len(control) == len(learnt)
+    assert {tuple(shown(album, words, lesson)) for lesson in control} == {(c, g) for c in COLOURS for g in GROUNDS}
 
 
 class Looks:
@@ -219,12 +214,9 @@ def test_balanced_values_come_alike_often(task):
     assert share("colour") < 0.45
 
 
-def test_an_attribute_to_balance_that_nobody_knows_is_an_error(task):
+def test_what_nobody_can_learn_is_an_error(task):
     with pytest.raises(UsageError, match=r"balance: size is not an attribute.*colour, background"):
         lessons(task, plan(balance="size"))
-
-
-def test_a_target_without_pictures_is_an_error(task):
     task.pictures = task.pictures[task.pictures["colour"] != "red"]
     with pytest.raises(UsageError, match=r"no picture of pictures shows M1 \(colour is red"):
         lessons(task, plan())
@@ -245,20 +237,21 @@ def test_a_folder_of_ones_own_is_learnt_beside_the_pictures_of_the_audit(task, h
 # Its own drawings
 
 
+def judging(monkeypatch, task, change):
+    """Make the judge say of the n-th drawing of each call what `change(n)` says."""
+    judged = task.studio.judged
+
+    def changed(drawings, orders):
+        return [dataclasses.replace(one, **change(n)) for n, one in enumerate(judged(drawings, orders))]
+
+    monkeypatch.setattr(task.studio, "judged", changed)
+
+
 @pytest.fixture
 def lenient(task, monkeypatch):
     """A task whose judge accepts every second drawing, and reads all of them as red on black."""
-    judged = task.studio.judged
     read = {"colour": "red", "background": "black"}
-
-    def every_second(drawings, orders):
-        found = judged(drawings, orders)
-        return [
-            dataclasses.replace(one, alignment=0.9, read=read, right={"colour": n % 2 == 0})
-            for n, one in enumerate(found)
-        ]
-
-    monkeypatch.setattr(task.studio, "judged", every_second)
+    judging(monkeypatch, task, lambda n: {"alignment": 0.9, "read": read, "right": {"colour": n % 2 == 0}})
     return task
 
 
@@ -271,9 +264,6 @@ def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_
     assert all("red box on a black background" in caption for caption in aimed)
     replayed = {lesson.caption for lesson in learnt if lesson.replayed}
     assert not any("red box on a black background" in caption for caption in replayed)
-
-
-def test_own_drawings_less_aligned_than_asked_are_not_learnt(lenient):
     with pytest.raises(UsageError, match="no picture of own shows M1"):
         lessons(lenient, plan(sources={"own": 1}, samples=16, accept=0.95))
 
@@ -301,11 +291,14 @@ def repaired(loaded, tmp_path_factory):
     return task, out, record, before
 
 
-def test_the_loss_falls(repaired):
-    _, _, record, _ = repaired
+def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
+    task, _, record, before = repaired
     assert (record.method, record.steps) == ("lora", 60)
     assert list(record.curve["step"]) == list(range(1, 61))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
+    after = task.painter.pipeline.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_draft_takes_its_share_of_the_steps_and_draws_without_a_card(home, task, tmp_path):
@@ -322,17 +315,10 @@ def test_the_same_adapter_is_the_same_bytes(tmp_path):
     written = set()
     for n in range(8):  # the library writes the file's metadata in random order
         training.save(tmp_path / str(n))
-        written.add((tmp_path / str(n) / "pytorch_lora_weights.safetensors").read_bytes())
+        written.add((tmp_path / str(n) / LORA).read_bytes())
     assert len(written) == 1
-    with safe_open(tmp_path / "0" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "0" / LORA, framework="pt") as file:
         assert {"format", "lora_adapter_metadata"} <= set(file.metadata())
-
-
-def test_the_model_under_test_stays_as_it_was(repaired):
-    task, _, _, before = repaired
-    after = task.painter.pipeline.unet.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, home):
@@ -393,13 +379,11 @@ def test_all_trained_layers_are_written_and_read_back(layers, tmp_path):
     noisy, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, states).sample, training.unet(noisy, 5, states).sample)
-    convolutions = any("conv" in name for name in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    convolutions = any("conv" in name for name in load_file(tmp_path / LORA))
     assert convolutions == (layers == "all")
 
 
 def training_of(pipeline, checkpoint=None, prediction=None, **settings):
-    from stages.tasks.text_to_image.lessons import PictureLesson
-
     images = captioned()["image"].tolist()
     asked = TextToImageRepair.model_validate({**QUICK, **settings})
     batch = [
@@ -415,31 +399,6 @@ def trained(pipeline, **settings):
     training = training_of(pipeline, **settings)
     training.run("test")
     return training
-
-
-def test_a_killed_repair_goes_on_and_ends_as_an_unbroken_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(LoraTraining, "save_every", 2)
-    whole = trained(tiny(), steps=5)
-    broken = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
-    stepped = broken.backward
-    monkeypatch.setattr(broken, "backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
-    with pytest.raises(pytest.fail.Exception, match="killed"):
-        broken.run("test")
-    resumed = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
-    monkeypatch.setattr(resumed, "backward", counted := CountedSteps(resumed.backward))
-    curve = resumed.run("test")
-    assert counted.steps == [2, 3, 4]
-    assert curve["loss"].tolist() == whole.losses
-    assert all(torch.equal(whole.trained[name], tensor) for name, tensor in resumed.trained.items())
-
-
-class CountedSteps:
-    def __init__(self, function):
-        self.function, self.steps = function, []
-
-    def __call__(self, step):
-        self.steps.append(step)
-        return self.function(step)
 
 
 # Pairs
@@ -465,11 +424,7 @@ def test_a_pair_is_two_drawings_for_one_prompt_that_the_judge_tells_apart(lenien
 
 
 def test_of_a_prompt_never_drawn_right_a_captioned_picture_is_the_better_one(task, monkeypatch):
-    judged = task.studio.judged
-    wrong = {"colour": False}
-    monkeypatch.setattr(
-        task.studio, "judged", lambda *asked: [dataclasses.replace(one, right=wrong) for one in judged(*asked)]
-    )
+    judging(monkeypatch, task, lambda n: {"right": {"colour": False}})
     pairs = pairs_of(task, dpo())
     assert pairs.numbers()["pairs_with_captioned"] == len(pairs.pairs) == 16
     red_on_black = {box("red", "black", n % 4) for n in range(3, 6)}
@@ -478,12 +433,8 @@ def test_of_a_prompt_never_drawn_right_a_captioned_picture_is_the_better_one(tas
 
 @pytest.mark.parametrize("right", [True, False])
 def test_where_no_two_pictures_can_be_told_apart_that_is_an_error(task, monkeypatch, right):
-    judged = task.studio.judged
     task.pictures = task.pictures[task.pictures["colour"] != "red"]
-    alike = {"alignment": 1.0, "right": {"colour": right}}
-    monkeypatch.setattr(
-        task.studio, "judged", lambda *asked: [dataclasses.replace(one, **alike) for one in judged(*asked)]
-    )
+    judging(monkeypatch, task, lambda n: {"alignment": 1.0, "right": {"colour": right}})
     with pytest.raises(
         UsageError, match=rf"of 16 pictures drawn for 8 prompts the judge found {16 * right} right, and"
     ):
@@ -522,21 +473,23 @@ def test_pictures_get_more_like_the_better_ones():
     assert (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
 
 
-def test_a_killed_repair_by_pairs_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(DpoTraining, "save_every", 2)
-    whole = dpo_training(tiny(), steps=5)
-    whole.run("test")
-    broken = dpo_training(tiny(), tmp_path / "adapter.safetensors", steps=5)
+@pytest.mark.parametrize("training_for", [training_of, dpo_training])
+def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch, training_for):
+    monkeypatch.setattr(AdapterTraining, "save_every", 2)
+    whole, broken = training_for(tiny(), steps=5), training_for(tiny(), tmp_path / "unfinished.safetensors", steps=5)
+    losses = whole.run("test")["loss"].tolist()
     stepped = broken.backward
     monkeypatch.setattr(broken, "backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         broken.run("test")
-    resumed = dpo_training(tiny(), tmp_path / "adapter.safetensors", steps=5)
-    resumed.run("test")
+    resumed = training_for(tiny(), tmp_path / "unfinished.safetensors", steps=5)
+    monkeypatch.setattr(resumed, "backward", counted := Mock(side_effect=resumed.backward))
+    assert resumed.run("test")["loss"].tolist() == losses
+    assert [call.args for call in counted.call_args_list] == [(2,), (3,), (4,)]
     for name, training in (("whole", whole), ("resumed", resumed)):
         training.save(tmp_path / name)
-    files = [tmp_path / name / "pytorch_lora_weights.safetensors" for name in ("whole", "resumed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    whole_file, resumed_file = (tmp_path / name / LORA for name in ("whole", "resumed"))
+    assert whole_file.read_bytes() == resumed_file.read_bytes()
 
 
 @pytest.mark.slow
@@ -627,13 +580,10 @@ def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():
 # What cannot be repaired, and repairs that were changed on disk
 
 
-def test_a_pipeline_without_a_unet_is_refused():
+def test_a_pipeline_without_a_unet_that_reads_latents_alone_is_refused():
     pipeline = SimpleNamespace(components={"transformer": torch.nn.Linear(1, 1), "scheduler": None})
     with pytest.raises(UsageError, match=r"pipelines with a UNet and an autoencoder.*SimpleNamespace has transformer"):
         check_trainable(pipeline)
-
-
-def test_an_inpainting_unet_is_refused():
     with pytest.raises(UsageError, match="reads latents alone, 4 channels; that of StableDiffusionPipeline reads 9"):
         check_trainable(tiny(channels=9))
 
@@ -654,7 +604,7 @@ def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
     pipeline.load_lora_weights(out)
     after = Painter(pipeline, task.painter.sampling, task.painter.compute)
     shutil.copytree(out, tmp_path / "copy")
-    path = tmp_path / "copy" / "pytorch_lora_weights.safetensors"
+    path = tmp_path / "copy" / LORA
     save_file({name: tensor * 0.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     base = task.painter.pipeline.name_or_path
     with pytest.raises(BugError, match="its pixels differ by"):
