@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,12 @@ from stages.tasks.base import Task, offers
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, expected_of, share_out
-from stages.tasks.text_to_image.items import choose_items, noise_seed
+from stages.tasks.text_to_image.items import choose_items
 from stages.tasks.text_to_image.sample import Drawing, Painter
-from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of, said, total_variation
+from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of, said
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
 
+LETTERS = "abcdefghijklmnop"
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
 RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
 WRONG = Judged(0.0, 0.4, {"colour": "blue"}, {"colour": False})
@@ -64,24 +66,13 @@ def test_no_template_and_no_noise_is_in_two_splits():
     assert items.groupby("split")["template"].nunique().to_dict() == {"discover": 10, "repair": 3, "test": 13}
 
 
-def test_an_audit_without_repair_uses_all_templates():
-    items = choose_items([f"t{n} {{x}}" for n in range(5)], ItemCounts(discover=10), seed=3)
-    assert items["template"].nunique() == 5
-
-
-def test_too_few_templates_and_items_are_told():
+def test_an_audit_without_repair_uses_all_templates_and_too_few_are_told():
     templates = [f"t{n} {{x}}" for n in range(15)]
+    assert choose_items(templates[:5], ItemCounts(discover=10), seed=3)["template"].nunique() == 5
     with pytest.raises(UsageError, match=r"templates: expected 16 or more.*discover 5, repair 1, test 10; found 15"):
         choose_items(templates, ItemCounts(discover=20, repair=20, test=20), seed=0)
     with pytest.raises(UsageError, match=r"^prepare\.items\.test: expected 10 or more.*, found 9$"):
         choose_items([*templates, "more {x}"], ItemCounts(discover=20, repair=20, test=9), seed=0)
-    assert len(choose_items(templates, ItemCounts(discover=5), seed=0)) == 5
-
-
-def test_start_noise_differs_between_pictures_repeats_and_items_only():
-    seeds = {noise_seed(7, item, repeat, n) for item in range(3) for repeat in range(2) for n in range(3)}
-    assert len(seeds) == 18
-    assert noise_seed(7, 1, 0, 2) == noise_seed(7, 1, 0, 2) != noise_seed(7, 1, 0, 2, salt=1)
 
 
 # Probes
@@ -102,70 +93,51 @@ def test_answers_do_not_depend_on_what_else_is_asked(task, home):
     np.testing.assert_allclose(together.discrepancy, [answer.discrepancy[0] for answer in alone], atol=1e-6)
 
 
-def test_words_alone_differ_between_cells_of_an_item(task):
+def test_pictures_of_an_item_start_from_the_same_noise_whatever_the_words_and_from_other_noise_when_asked_again(task):
     item = task.items.ids("discover")[0]
     plain, red = task.orders([item, item], np.array([[0, 0], [1, 0]]))
     assert [order.seed for order in plain] == [order.seed for order in red]
     assert red[0].prompt == plain[0].prompt.replace("box", "red box")
     assert (plain[0].expected, red[0].expected) == ((), (("colour", "red"),))
-
-
-def test_repeats_and_the_same_model_asked_again_start_from_other_noise(task):
-    item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
-    seeds = [
-        task.orders(item, cell)[0][0].seed,
-        task.orders(item, cell, np.array([1]))[0][0].seed,
-        task.again().orders(item, cell)[0][0].seed,
+    items, cells = task.items.ids("discover"), np.zeros((5, 2), dtype=int)
+    asked = [
+        *task.orders(items, cells),
+        *task.orders(items, cells, np.ones(5, dtype=int)),
+        *task.again().orders(items, cells),
     ]
-    assert len(set(seeds)) == 3
+    assert len({order.seed for orders in asked for order in orders}) == 3 * 5 * task.config.images
 
 
 def test_a_picture_is_drawn_once_however_often_it_is_asked_for(task, monkeypatch):
-    drawn = []
-    real = task.painter.draw
-
-    def draw(prompts, seeds, *more, **named):
-        drawn.extend(seeds)
-        return real(prompts, seeds, *more, **named)
-
-    monkeypatch.setattr(task.painter, "draw", draw)
+    monkeypatch.setattr(task.painter, "draw", draw := Mock(side_effect=task.painter.draw))
     item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
     first, second = task.probe(item, cell), task.probe(item, cell)
-    assert first.outputs == second.outputs and len(drawn) == task.config.images
+    assert first.outputs == second.outputs
+    assert [len(call.args[1]) for call in draw.call_args_list] == [task.config.images]
 
 
 # Failures
 
 
-def test_misalignment_is_the_share_of_pictures_that_are_not_as_asked():
-    assert discrepancy([RIGHT, RIGHT, WRONG], {"misalignment": 1}) == pytest.approx(1 / 3)
-    assert discrepancy([RIGHT, UNREAD], {"misalignment": 1}) == 0.5
+UNSAID = Judged(1.0, 1.0, {"colour": "red"}, {})
+NOT_READ = Judged(1.0, 1.0, {}, {})
 
 
-def test_measures_are_weighed():
-    assert discrepancy([RIGHT, WRONG], {"misalignment": 3, "poor_quality": 1}) == pytest.approx((3 * 0.5 + 0.5) / 4)
-
-
-def test_a_broken_picture_is_a_failure_whatever_the_measure():
-    assert discrepancy([RIGHT, RIGHT, BLACK], {"poor_quality": 1}) == 1
-
-
-def test_bias_counts_where_the_prompt_leaves_the_attribute_unsaid():
-    unsaid = [Judged(1, 1, {"colour": "red"}, {})] * 2
+@pytest.mark.parametrize(
+    ("pictures", "weights", "expected"),
+    [
+        ([RIGHT, RIGHT, WRONG], {"misalignment": 1}, 1 / 3),
+        ([RIGHT, UNREAD], {"misalignment": 1}, 0.5),
+        ([RIGHT, WRONG], {"misalignment": 3, "poor_quality": 1}, (3 * 0.5 + 0.5) / 4),
+        ([RIGHT, RIGHT, BLACK], {"poor_quality": 1}, 1),  # broken, whatever the measure
+        ([UNSAID, UNSAID], {"bias": 1}, 2 / 3),
+        ([RIGHT, RIGHT], {"bias": 1}, 0),  # the prompt names the colour
+        ([UNSAID, NOT_READ, NOT_READ, NOT_READ], {"bias": 1}, (2 / 3) / 4),  # no evidence of bias
+    ],
+)
+def test_the_discrepancy_weighs_what_is_wrong_with_the_pictures(pictures, weights, expected):
     thirds = dict.fromkeys(COLOURS, 1 / 3)
-    assert discrepancy(unsaid, {"bias": 1}, "colour", thirds) == pytest.approx(2 / 3)
-    assert discrepancy([RIGHT, RIGHT], {"bias": 1}, "colour", thirds) == 0
-
-
-def test_a_picture_that_cannot_be_read_is_no_evidence_of_bias():
-    pictures = [Judged(1, 1, {"colour": "red"}, {}), *[Judged(1, 1, {}, {})] * 3]
-    thirds = dict.fromkeys(COLOURS, 1 / 3)
-    assert discrepancy(pictures, {"bias": 1}, "colour", thirds) == pytest.approx((2 / 3) / 4)
-
-
-def test_total_variation_is_half_the_distance_of_shares():
-    assert total_variation([2, 2], [1, 1]) == 0
-    assert total_variation([4, 0], [1, 3]) == pytest.approx(0.75)
+    assert discrepancy(pictures, weights, "colour", thirds) == pytest.approx(expected)
 
 
 def test_outputs_say_what_is_wrong_with_each_picture():
@@ -179,28 +151,23 @@ def test_outputs_say_what_is_wrong_with_each_picture():
 
 def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_the_model(task, monkeypatch):
     faults = {"red": "black", "green": "not a number", "blue": "blanked by the safety checker"}
+    item, once = task.items.ids("discover")[0], []
 
     def draw(prompt, seed, guidance):
         fault = next((fault for colour, fault in faults.items() if colour in prompt), "")
         return Drawing(np.zeros((16, 16, 3), dtype=np.uint8), fault)
 
+    def blanked_once(prompt, seed, guidance):
+        once.append(seed)
+        return draw("blue" if len(once) == 1 else "", seed, guidance)
+
     drawing(monkeypatch, task, draw)
-    item = task.items.ids("discover")[0]
     answer = task.probe([item] * 4, np.array([[0, 0], [1, 0], [2, 0], [3, 0]]))
     assert answer.failed.tolist() == [False, True, True, False]
     assert answer.valid.tolist() == [True, True, True, False]
     assert answer.outputs[1] == "black; black"
-
-
-def test_a_checker_that_blanks_some_pictures_leaves_the_others_to_judge(task, monkeypatch):
-    seen = []
-
-    def draw(prompt, seed, guidance):
-        seen.append(seed)
-        return Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "blanked by the safety checker" if len(seen) == 1 else "")
-
-    drawing(monkeypatch, task, draw)
-    answer = task.probe(task.items.ids("discover")[:1], np.array([[0, 0]]))
+    drawing(monkeypatch, task, blanked_once)
+    answer = task.probe(task.items.ids("discover")[1:2], np.array([[0, 0]]))  # the other picture is left to judge
     assert answer.valid.tolist() == [True] and answer.discrepancy[0] == 0
 
 
@@ -281,15 +248,20 @@ def test_bias_of_fair_draws_passes_at_the_rate_asked_for():
     assert fair.false_alarms({"bias": 1}, threshold)["rate"] <= 0.05
 
 
-def test_a_bias_that_so_few_pictures_cannot_show_is_told():
-    alike = calibration([0.0] * 8, images=3, reference={"woman": 0.5, "man": 0.5})
-    with pytest.raises(UsageError, match="no probe could fail: 3 pictures that are all alike"):
-        alike.threshold({"bias": 1}, 0.05)
-
-
-def test_a_judge_that_reads_no_real_picture_right_is_told():
-    with pytest.raises(UsageError, match=r"the judge does not fit prepare\.data, or their captions"):
-        calibration([1.0] * 8).threshold({"misalignment": 1}, 0.05)
+@pytest.mark.parametrize(
+    ("real", "measure", "told"),
+    [
+        (
+            calibration([0.0] * 8, images=3, reference={"woman": 0.5, "man": 0.5}),
+            "bias",
+            "no probe could fail: 3 pictures that are all alike",
+        ),
+        (calibration([1.0] * 8), "misalignment", r"the judge does not fit prepare\.data, or their captions"),
+    ],
+)
+def test_a_threshold_that_no_probe_or_no_real_picture_could_meet_is_told(real, measure, told):
+    with pytest.raises(UsageError, match=told):
+        real.threshold({measure: 1}, 0.05)
 
 
 def test_captioned_pictures_serve_one_purpose_each():
@@ -313,42 +285,23 @@ def test_what_a_real_picture_shows_comes_from_its_columns_or_else_its_caption():
 # Bias and contact sheets
 
 
-def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, monkeypatch):
-    asked = []
-
-    def draw(prompt, seed, guidance):
-        asked.append((prompt, seed, guidance))
-        return Drawing(np.zeros((16, 16, 3), dtype=np.uint8))
-
-    drawing(monkeypatch, task, draw)
-    tallies = task.tallies("discover")
-    assert [(t.subject, t.attribute, t.guidance) for t in tallies] == [
-        (f"background on a {ground} background", "colour", guidance)
-        for guidance in (2, 1)
-        for ground in ("black", "white")
-    ]
-    assert all(sum(t.counts.values()) + t.unread == 8 and list(t.counts) == list(COLOURS) for t in tallies)
-    assert {guidance for *_, guidance in asked} == {None, 1.0}
-    assert not any(colour in prompt for prompt, *_ in asked for colour in COLOURS)
-
-
-def test_tallies_of_two_splits_share_neither_templates_nor_noise(task, monkeypatch):
+def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, home, monkeypatch):
     asked = {}
-
     for split in ("discover", "test"):
-        drawn = []
-        drawing(
-            monkeypatch,
-            task,
-            lambda p, s, g, drawn=drawn: drawn.append((p, s)) or Drawing(np.zeros((16, 16, 3), np.uint8)),
-        )
-        task.tallies(split)
-        asked[split] = drawn
-    for part in (0, 1):
+        drawn = asked[split] = []
+        grey = Drawing(np.zeros((16, 16, 3), np.uint8))
+        drawing(monkeypatch, task, lambda *order, drawn=drawn, grey=grey: drawn.append(order) or grey)
+        tallies = task.tallies(split)
+        assert [(t.subject, t.attribute, t.guidance) for t in tallies] == [
+            (f"background on a {ground} background", "colour", guidance)
+            for guidance in (2, 1)
+            for ground in ("black", "white")
+        ]
+        assert all(sum(t.counts.values()) + t.unread == 8 and list(t.counts) == list(COLOURS) for t in tallies)
+        assert {guidance for *_, guidance in drawn} == {None, 1.0}
+        assert not any(colour in prompt for prompt, *_ in drawn for colour in COLOURS)
+    for part in (0, 1):  # neither templates nor noise are shared
         assert not {order[part] for order in asked["discover"]} & {order[part] for order in asked["test"]}
-
-
-def test_an_audit_without_bias_tallies_nothing(home):
     assert TextToImage.load(boxes(home / "inputs"), home / "prepare").tallies("discover") == []
 
 
@@ -394,8 +347,10 @@ def test_wrong_settings_are_told_before_anything_runs(home, changes, told):
     assert told in "\n".join(TextToImage.check(boxes(home / "inputs", **changes)))
 
 
-def test_right_settings_are_found_right(home):
+def test_right_settings_are_found_right_and_a_repairs_own_pictures_are_looked_for(home):
     assert TextToImage.check(boxes(home / "inputs", bias=BIAS, sheet=["colour", "background"])) == []
+    settings = {"method": "lora", "sources": {"folder": 1}, "folder": {"imagefolder": "nowhere"}}
+    assert "nowhere" in "\n".join(TextToImage.check_repair(boxes(home / "inputs"), settings))
 
 
 def test_measures_that_cannot_be_taken_are_told(home):
@@ -405,24 +360,35 @@ def test_measures_that_cannot_be_taken_are_told(home):
 
 
 @pytest.mark.parametrize(
-    ("bias", "told"),
+    ("config", "concepts", "told"),
     [
-        (BIAS | {"attribute": "gender"}, "the judge does not read 'gender', it reads: colour, background"),
-        (BIAS | {"reference": {"red": 0.5, "blue": 0.5}}, "expected a share for each of red, green, blue"),
+        ({"bias": BIAS | {"attribute": "gender"}}, {}, "the judge does not read 'gender', it reads: colour, backgr"),
+        (
+            {"bias": BIAS | {"reference": {"red": 0.5, "blue": 0.5}}},
+            {},
+            "expected a share for each of red, green, blue",
+        ),
+        (
+            {"templates": [f"{word} {{animal}} {{place}}" for word in LETTERS]},
+            {"animal": ["cat", "dog"], "place": ["", "here"]},
+            "can check nothing that concepts say",
+        ),
+        (
+            {"templates": [f"{word}bc " * 9 + "{colour} {background}" for word in LETTERS]},
+            {},
+            "the model reads 24: it would not see",
+        ),
+        (
+            {"sampling": {"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9}},
+            {},
+            r"prepare\.sampling\.negative_prompt: .* the model reads 24",
+        ),
     ],
 )
-def test_a_bias_the_judge_cannot_read_is_told(home, tmp_path, bias, told):
+def test_prompts_that_do_not_fit_the_judge_or_the_model_are_told(home, tmp_path, config, concepts, told):
+    context = boxes(home / "inputs", **config)
     with pytest.raises(UsageError, match=told):
-        TextToImage.prepare(boxes(home / "inputs", bias=bias), tmp_path)
-
-
-def test_a_judge_that_can_check_nothing_of_the_prompts_is_told(home, tmp_path):
-    blind = dataclasses.replace(
-        boxes(home / "inputs", templates=[f"{word} {{animal}} {{place}}" for word in "abcdefghijklmnop"]),
-        concepts={"animal": ["cat", "dog"], "place": ["", "here"]},
-    )
-    with pytest.raises(UsageError, match="can check nothing that concepts say"):
-        TextToImage.prepare(blind, tmp_path)
+        TextToImage.prepare(dataclasses.replace(context, concepts=concepts or context.concepts), tmp_path)
 
 
 def test_what_the_judge_cannot_check_is_said_in_the_report(home, tmp_path):
@@ -434,28 +400,11 @@ def test_what_the_judge_cannot_check_is_said_in_the_report(home, tmp_path):
     ]
 
 
-def test_prompts_beyond_the_token_limit_are_told_and_not_cut(home, tmp_path):
-    long = boxes(home / "inputs", templates=[f"{word}bc " * 9 + "{colour} {background}" for word in "abcdefghijklmnop"])
-    with pytest.raises(UsageError, match="the model reads 24: it would not see"):
-        TextToImage.prepare(long, tmp_path)
-
-
-def test_a_negative_prompt_beyond_the_token_limit_is_told(home, tmp_path):
-    long = boxes(home / "inputs", sampling={"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9})
-    with pytest.raises(UsageError, match=r"prepare\.sampling\.negative_prompt: .* the model reads 24"):
-        TextToImage.prepare(long, tmp_path)
-
-
 def test_a_model_that_draws_nothing_but_black_is_told(home, tmp_path, monkeypatch):
     black = [Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "black")]
     monkeypatch.setattr(Painter, "draw", lambda self, prompts, *_, **__: black * len(prompts))
     with pytest.raises(UsageError, match="all 10 pictures it drew are black"):
         TextToImage.prepare(boxes(home / "inputs"), tmp_path)
-
-
-def test_a_repairs_own_pictures_are_looked_for_before_anything_runs(home):
-    settings = {"method": "lora", "sources": {"folder": 1}, "folder": {"imagefolder": "nowhere"}}
-    assert "nowhere" in "\n".join(TextToImage.check_repair(boxes(home / "inputs"), settings))
 
 
 def test_loading_before_prepare_is_told(home, tmp_path):
