@@ -1,6 +1,7 @@
 """Judges read pictures only, abstain if they are unsure, and report errors before they are used."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,45 +59,36 @@ def reading(colours: list[list[float]], unsure: list[bool] | None = None) -> Rea
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    ("attributes", "words", "expected"),
     [
-        ({"colour": "red"}, {"colour": "red"}),
-        ({"colour": "painted RED all over"}, {"colour": "red"}),
-        ({"colour": "reddish"}, {}),
-        ({"colour": ""}, {}),
-        ({"colour": "red and blue"}, {}),
-        ({"size": "red"}, {}),
-        ({"other shape": "circle"}, {"other_shape": "circle"}),
+        (ATTRIBUTES, {"colour": "red"}, {"colour": "red"}),
+        (ATTRIBUTES, {"colour": "painted RED all over"}, {"colour": "red"}),
+        (ATTRIBUTES, {"colour": "reddish"}, {}),
+        (ATTRIBUTES, {"colour": ""}, {}),
+        (ATTRIBUTES, {"colour": "red and blue"}, {}),
+        (ATTRIBUTES, {"size": "red"}, {}),
+        (ATTRIBUTES, {"other shape": "circle"}, {"other_shape": "circle"}),
+        ({"gender": ("woman", "man")}, {"gender": "a man and a woman"}, {}),
+        ({"colour": ("blue", "light blue")}, {"colour": "a light blue hat"}, {"colour": "light blue"}),
     ],
 )
-def test_an_expected_value_is_a_word_in_the_text_of_the_slot_of_its_attribute(words, expected):
-    assert expected_values(ATTRIBUTES, words) == expected
-
-
-def test_a_text_with_two_values_lets_expect_neither():
-    assert expected_values({"gender": ("woman", "man")}, {"gender": "a man and a woman"}) == {}
-
-
-def test_a_value_within_a_longer_one_is_not_meant():
-    colours = {"colour": ("blue", "light blue")}
-    assert expected_values(colours, {"colour": "a light blue hat"}) == {"colour": "light blue"}
+def test_an_expected_value_is_the_only_one_in_the_text_of_the_slot_of_its_attribute(attributes, words, expected):
+    assert expected_values(attributes, words) == expected
 
 
 # The attribute judge
 
 
-def test_what_is_read_of_a_picture_depends_on_no_other_picture(judge):
+def test_what_is_read_of_a_picture_depends_on_no_other_picture(judge, clip):
     pictures = noisy(70)
-    together, alone = judge.read(pictures), judge.read(pictures[41:42])
-    assert np.array_equal(together.features[41], alone.features[0])
-    assert np.array_equal(together.probabilities["colour"][41], alone.probabilities["colour"][0])
-
-
-def test_nothing_to_read_gives_an_empty_reading(judge):
-    empty = judge.read([])
-    assert empty.features.shape == (0, 8)
-    assert empty.probabilities["colour"].shape == (0, 3)
-    assert told(judge, empty, "colour") == []
+    for reader, attribute, most_off in ((judge, "colour", 0), (clip, "gender", 1e-6)):
+        together, alone, empty = reader.read(pictures), reader.read(pictures[41:42]), reader.read([])
+        assert np.array_equal(together.features[41], alone.features[0])
+        off = together.probabilities[attribute][41] - alone.probabilities[attribute][0]
+        assert np.abs(off).max() <= most_off
+        assert empty.features.shape == (0, together.features.shape[1])
+        assert empty.probabilities[attribute].shape == (0, len(reader.attributes[attribute]))
+        assert told(reader, empty, attribute) == []
 
 
 def test_pictures_of_any_size_are_read_as_at_the_judges_own(judge):
@@ -123,32 +115,26 @@ def test_a_network_that_knows_colours_names_them(judge):
     assert told(sighted, sighted.read([plain(GREEN), plain(BLUE), plain(RED)]), "colour") == ["green", "blue", "red"]
 
 
-def test_a_judge_abstains_where_its_best_value_is_below_the_threshold(tmp_path):
-    sure = load_judge(tiny_judge(tmp_path / "sure"), "cpu").read(noisy(20))
-    best = sure.probabilities["colour"].max(1)
+def test_a_judge_abstains_below_its_threshold_and_a_temperature_above_one_makes_it_less_sure(tmp_path):
+    plain = load_judge(tiny_judge(tmp_path / "plain"), "cpu").read(noisy(20))
+    best = plain.probabilities["colour"].max(1)
     middle = float(np.median(best))
-    folder = tiny_judge(tmp_path / "unsure", thresholds={"colour": middle, "other_shape": 0.0})
-    unsure = load_judge(folder, "cpu").read(noisy(20))
-    assert np.array_equal(unsure.abstained["colour"], best < middle)
-    assert 0 < unsure.abstained["colour"].sum() < 20
-
-
-def test_a_temperature_above_one_makes_a_judge_less_sure(tmp_path):
-    folder = tiny_judge(tmp_path / "cool", temperatures={"colour": 5.0, "other_shape": 1.0})
-    warm, cool = (load_judge(f, "cpu").read(noisy(9)) for f in (tiny_judge(tmp_path / "warm"), folder))
-    assert (cool.probabilities["colour"].max(1) < warm.probabilities["colour"].max(1)).all()
-    assert np.array_equal(cool.probabilities["other_shape"], warm.probabilities["other_shape"])
+    changes = {"thresholds": {"colour": middle, "other_shape": 0.0}}
+    unsure = load_judge(tiny_judge(tmp_path / "unsure", **changes), "cpu").read(noisy(20)).abstained["colour"]
+    assert np.array_equal(unsure, best < middle)
+    assert 0 < unsure.sum() < 20
+    changes = {"temperatures": {"colour": 5.0, "other_shape": 1.0}}
+    cool = load_judge(tiny_judge(tmp_path / "cool", **changes), "cpu").read(noisy(20))
+    assert (cool.probabilities["colour"].max(1) < best).all()
+    assert np.array_equal(cool.probabilities["other_shape"], plain.probabilities["other_shape"])
 
 
 def test_a_picture_is_aligned_if_all_that_is_expected_is_read(judge):
     read = reading([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
     expected = [{"colour": "red", "other_shape": "none"}, {"colour": "red"}, {}]
     assert judge.aligned(read, ["", "", ""], expected).tolist() == [1, 0, 1]
-
-
-def test_a_picture_that_cannot_be_read_is_not_aligned(judge):
-    read = reading([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1]], unsure=[True, True])
-    assert judge.aligned(read, ["", ""], [{"colour": "red"}, {"other_shape": "none"}]).tolist() == [0, 1]
+    unread = reading([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1]], unsure=[True, True])
+    assert judge.aligned(unread, ["", ""], [{"colour": "red"}, {"other_shape": "none"}]).tolist() == [0, 1]
 
 
 def test_a_judge_is_the_same_after_it_was_built_from_inputs(tmp_path):
@@ -160,42 +146,33 @@ def test_a_judge_is_the_same_after_it_was_built_from_inputs(tmp_path):
     assert after.note == {"pictures": 12}
 
 
-def damage(folder: Path, kind: str) -> None:
-    """Break a judge's folder in one way."""
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if kind == "no weights":
-        weights.rename(folder / "model.pt")
-    elif kind == "cut short":
-        weights.write_bytes(weights.read_bytes()[:100])
-    elif kind == "a weight missing":
-        save_file({k: v for k, v in load_file(weights).items() if k != "heads.0.bias"}, weights)
-    elif kind == "no threshold":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"thresholds": {"colour": 0.5}}))
-    else:
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"tresholds": {}}))
+def _edit(folder: Path, **changes) -> None:
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
+def _without_bias(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "heads.0.bias"}, folder / "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
-    "kind, told",
+    ("damage", "told"),
     [
-        ("no weights", "model.pt is a pickle"),
-        ("cut short", "not a readable safetensors file"),
-        ("a weight missing", "heads.0.bias"),
-        ("no threshold", "thresholds: expected the keys"),
-        ("a key mistyped", "tresholds: unknown key"),
+        (lambda mine: (mine / "model.safetensors").rename(mine / "model.pt"), "model.pt is a pickle"),
+        (lambda mine: os.truncate(mine / "model.safetensors", 100), "not a readable safetensors file"),
+        (_without_bias, "heads.0.bias"),
+        (lambda mine: _edit(mine, thresholds={"colour": 0.5}), "thresholds: expected the keys"),
+        (lambda mine: _edit(mine, tresholds={}), "tresholds: unknown key"),
+        (lambda mine: mine.rename(mine.with_name("other")), "found there: other"),
     ],
 )
-def test_a_damaged_judge_is_told(tmp_path, kind, told):
-    damage(tiny_judge(tmp_path / "mine"), kind)
+def test_a_damaged_judge_is_told(tmp_path, damage, told):
+    damage(tiny_judge(tmp_path / "mine"))
     with pytest.raises(UsageError, match=told):
         parse_source({"attributes": "mine"}, JUDGE_LOADERS, "prepare.judge").build(tmp_path, tmp_path / "built")
-
-
-def test_a_judge_that_is_not_there_is_told_before_anything_runs(tmp_path):
-    tiny_judge(tmp_path / "mine")
-    errors = source_errors({"attributes": "other"}, JUDGE_LOADERS, "prepare.judge", tmp_path)
-    assert len(errors) == 1
-    assert "found there: mine" in errors[0]
 
 
 def test_the_default_judges_were_wrong_in_3_percent_at_most_of_what_they_told():
@@ -207,11 +184,6 @@ def test_the_default_judges_were_wrong_in_3_percent_at_most_of_what_they_told():
 
 
 # The CLIP judge
-
-
-def test_what_clip_sees_of_a_picture_depends_on_no_other_picture(clip):
-    pictures = noisy(11)
-    assert np.array_equal(clip.read(pictures).features[9], clip.read(pictures[9:10]).features[0])
 
 
 def test_clip_sees_what_its_model_sees(clip, clip_inputs):
@@ -237,14 +209,10 @@ def test_clip_abstains_where_no_prompt_is_certain(clip, clip_inputs, tmp_path):
     assert 0 < abstained.sum() < 20
 
 
-def test_clip_alignment_is_clipscore_within_0_and_1(clip):
-    read, prompts = clip.read(noisy(4)), ["a photo of a woman", "rain", "the council", "rain"]
+def test_clip_alignment_is_clipscore_within_0_and_1_and_a_prompt_too_long_is_cut(clip):
+    read, prompts = clip.read(noisy(4)), ["a photo of a woman", "rain", "the bridge will open in March " * 20, "rain"]
     cosines = (read.features * clip.embed_texts(prompts)).sum(1)
     assert clip.aligned(read, prompts, [{}] * 4) == pytest.approx(np.clip(2.5 * cosines, 0, 1), abs=1e-6)
-
-
-def test_a_prompt_longer_than_clip_can_take_is_cut(clip):
-    assert np.isfinite(clip.embed_texts(["the bridge will open in March " * 20])).all()
 
 
 def test_clip_without_weights_that_are_safe_is_told(tmp_path):
@@ -255,16 +223,13 @@ def test_clip_without_weights_that_are_safe_is_told(tmp_path):
     assert "pytorch_model.bin is a pickle" in source_errors(block, JUDGE_LOADERS, "prepare.judge", tmp_path)[0]
 
 
-def test_a_clip_model_that_lacks_a_weight_is_told(tmp_path):
+def test_a_clip_model_that_lacks_a_weight_or_is_nowhere_is_told(tmp_path):
     weights = tiny_clip(tmp_path / "clip") / "model.safetensors"
     state = {k: v for k, v in load_file(weights).items() if k != "visual_projection.weight"}
     save_file(state, weights, metadata={"format": "pt"})
     source = parse_source({"clip": "clip", "prompts": GENDER}, JUDGE_LOADERS, "prepare.judge")
     with pytest.raises(UsageError, match=r"the weights of the CLIP model do not fit: visual_projection\.weight"):
         source.build(tmp_path, tmp_path / "built")
-
-
-def test_a_clip_model_that_is_nowhere_is_told(tmp_path):
     source = parse_source({"clip": "nobody/nothing", "prompts": GENDER}, JUDGE_LOADERS, "prepare.judge")
     with pytest.raises(UsageError, match=r"nobody/nothing is not a folder in .*faded prefetch"):
         source.build(tmp_path, tmp_path / "built")
@@ -292,13 +257,7 @@ def test_real_pictures_are_more_realistic_than_strange_ones():
     near, far = realism(rng.normal(size=(50, 6))), realism(rng.normal(size=(50, 6)) + 5)
     assert near.mean() > 0.4
     assert far.max() < 0.3
-
-
-def test_a_copy_of_a_real_picture_is_fully_real():
-    assert Realism(np.zeros((10, 3)))(np.zeros((1, 3))).tolist() == [1.0]
-
-
-def test_too_few_real_pictures_are_told():
+    assert Realism(np.zeros((10, 3)))(np.zeros((1, 3))).tolist() == [1.0], "a copy of a real picture"
     with pytest.raises(UsageError, match="8 real pictures or more"):
         Realism(np.zeros((7, 3)))
 

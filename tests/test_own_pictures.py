@@ -63,6 +63,9 @@ def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
         assert {tally.guidance for tally in task.tallies("discover")} == {1.0, 2.0}
         vectors = task.embed(task.items.ids("test"))
         assert len(task.clean_quality("test").values) == len(task.items.ids("test")) and np.isfinite(vectors).all()
+        task._templates = ["a dog {colour} {background}"] * len(task._templates)
+        blanked = task.probe(task.items.ids("discover"), np.zeros((5, 2), dtype=int))
+    assert not blanked.valid.any() and not blanked.failed.any(), "pictures that the service blanked"
     assert numbers["origin"]["model"] == f"the model behind {model.url}"
     assert numbers["origin"]["data"] == "the file boxes.parquet" and numbers["origin"]["judge"] == "the folder judge"
     assert numbers["parameters"] is None and len(task.model_hash) == 16
@@ -73,50 +76,31 @@ def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
     assert len(asked) > 20
 
 
-def test_a_picture_the_service_blanked_is_not_held_against_it(inputs, tmp_path):
-    with served(drawn) as model:
-        (tmp_path / "prepare").mkdir()
-        TextToImage.prepare(remote(inputs, model.url), tmp_path / "prepare")
-        task = TextToImage.load(remote(inputs, model.url), tmp_path / "prepare")
-        task._templates = ["a dog {colour} {background}"] * len(task._templates)
-        batch = task.probe(task.items.ids("discover"), np.zeros((5, 2), dtype=int))
-    assert not batch.valid.any() and not batch.failed.any()
+def grows(one):
+    return {"image": base64.b64encode(to_png(plain(RED, side=16 + one["seed"]))).decode()}
 
 
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ({"picture": "x"}, r'expected {"image": PNG in base64}, found the keys picture'),
-        ({"image": "no base64!"}, "its image is not a base64-encoded PNG"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "no picture that can be read"),
+        (lambda _: {"picture": "x"}, r'expected {"image": PNG in base64}, found the keys picture'),
+        (lambda _: {"image": "no base64!"}, "its image is not a base64-encoded PNG"),
+        (lambda _: {"image": base64.b64encode(b"no picture").decode()}, "no picture that can be read"),
+        (grows, "differ in size: 18 x 18 pixels, expected 17"),
     ],
 )
-def test_what_is_no_picture_is_told(inputs, tmp_path, answer, told):
-    with served(lambda one: answer) as model, pytest.raises(UsageError, match=told):
+def test_what_is_no_picture_or_of_another_size_is_told(inputs, tmp_path, answer, told):
+    with served(answer) as model, pytest.raises(UsageError, match=told):
         TextToImage.prepare(remote(inputs, model.url), tmp_path)
 
 
-def test_pictures_of_two_sizes_are_told(inputs, tmp_path):
-    def grows(one):
-        return {"image": base64.b64encode(to_png(plain(RED, side=16 + one["seed"]))).decode()}
-
-    with (
-        served(grows) as model,
-        pytest.raises(UsageError, match="differ in size: 18 x 18 pixels, expected 17"),
-    ):
-        TextToImage.prepare(remote(inputs, model.url), tmp_path)
-
-
-def test_a_repair_needs_weights_and_says_so_before_anything_runs(inputs, tmp_path):
+def test_settings_without_effect_behind_http_are_told_before_anything_runs(inputs, tmp_path):
     context = remote(inputs, "https://m.example/")
     assert TextToImage.check(context) == []
     (line,) = TextToImage.check_repair(context, {"method": "lora"})
     assert "models behind HTTP cannot be repaired (no weights); remove boxes from repairs:" in line
     (line,) = TextToImage.check(remote(inputs, "https://m.example/", sampling={"scheduler": "DDIMScheduler"}))
     assert line == "prepare.sampling: scheduler has no effect on a model behind HTTP, which has its own"
-
-
-def test_settings_faded_sets_itself_are_refused(inputs):
     block = {"endpoint": "https://m.example/", "settings": {"seed": 1, "model": "small"}}
     (line,) = source_errors(block, MODEL_LOADERS, "prepare.model", inputs)
     assert "seed is set by Faded" in line

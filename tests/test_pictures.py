@@ -58,30 +58,15 @@ def test_a_table_of_png_bytes_is_read_with_its_own_columns(tmp_path):
     assert skipped == []
 
 
-def test_pictures_in_the_form_of_the_datasets_library_are_read(tmp_path):
-    images = [{"bytes": jpeg(rgb), "path": None} for rgb in (RED, GREEN, BLUE)]
-    write_parquet(tmp_path / "p.parquet", image=images)
-    table, _ = load(tmp_path, parquet="p.parquet")
-    assert table["id"].tolist() == ["p-0", "p-1", "p-2"]
-    assert np.abs(from_png(table["image"][0]).astype(int) - RED).max() < 8
-
-
-def test_only_rows_of_the_wanted_kind_are_read(tmp_path):
-    write_parquet(tmp_path / "p.parquet", kind=["a", "b", "a"], image=[b"broken", to_png(plain(RED)), b"broken"])
-    table, skipped = load(tmp_path, parquet="p.parquet", where={"kind": "b"})
-    assert table["text"].tolist() == ["green"] and skipped == []
-
-
-def test_columns_may_have_other_names(tmp_path):
-    pd.DataFrame({"caption": ["red"], "photo": [to_png(plain(RED))]}).to_parquet(tmp_path / "p.parquet")
-    table, _ = load(tmp_path, parquet="p.parquet", text="caption", image="photo")
-    assert table.columns.tolist() == ["id", "text", "image", "split"]
-
-
-def test_pictures_are_kept_at_the_size_asked_for(tmp_path):
-    write_parquet(tmp_path / "p.parquet")
-    table, _ = load(tmp_path, parquet="p.parquet", size=8)
-    assert from_png(table["image"][0]).shape == (8, 8, 3)
+def test_columns_sizes_and_kinds_of_rows_are_as_the_block_says(tmp_path):
+    images = [{"bytes": jpeg(rgb), "path": None} for rgb in (RED, GREEN)]  # as the library datasets has them
+    rows = {"caption": ["red", "green", "other"], "photo": [*images, {"bytes": b"broken"}], "kind": ["a", "a", "b"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    table, skipped = load(tmp_path, parquet="p.parquet", text="caption", image="photo", where={"kind": "a"}, size=8)
+    assert table.columns.tolist() == ["id", "text", "image", "split", "kind"]
+    assert table["id"].tolist() == ["p-0", "p-1"] and skipped == []
+    red = from_png(table["image"][0])
+    assert red.shape == (8, 8, 3) and np.abs(red.astype(int) - RED).max() < 8
 
 
 def test_unreadable_pictures_are_left_out_with_the_reason(tmp_path):
@@ -93,35 +78,34 @@ def test_unreadable_pictures_are_left_out_with_the_reason(tmp_path):
     assert "no picture that can be read" in skipped[0]["reason"] and "found NoneType" in skipped[1]["reason"]
 
 
-def test_too_many_unusable_pictures_are_an_error_that_names_them(tmp_path):
-    write_parquet(tmp_path / "p.parquet", text=["red", " ", "blue"])
-    with pytest.raises(UsageError, match=r"1 of 3 pictures cannot be used.* p-1 \(no caption"):
-        load(tmp_path, parquet="p.parquet")
+@pytest.mark.parametrize(
+    ("columns", "block", "told"),
+    [
+        ({"text": ["red", " ", "blue"]}, {}, r"1 of 3 pictures cannot be used.* p-1 \(no caption"),
+        ({"kind": ["a", "b", "a"]}, {"where": {"kind": "c"}}, "no picture found where"),
+        ({"id": ["a", "b", "a"]}, {}, "found 'a' more than once"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_told(tmp_path, columns, block, told):
+    write_parquet(tmp_path / "p.parquet", **columns)
+    with pytest.raises(UsageError, match=told):
+        load(tmp_path, parquet="p.parquet", **block)
 
 
-def test_no_picture_at_all_is_an_error(tmp_path):
-    write_parquet(tmp_path / "p.parquet", kind=["a", "b", "a"])
-    with pytest.raises(UsageError, match="no picture found where"):
-        load(tmp_path, parquet="p.parquet", where={"kind": "c"})
-
-
-def test_an_id_that_comes_twice_is_an_error(tmp_path):
-    write_parquet(tmp_path / "p.parquet", id=["a", "b", "a"])
-    with pytest.raises(UsageError, match="found 'a' more than once"):
-        load(tmp_path, parquet="p.parquet")
-
-
-def test_a_missing_column_is_told_before_anything_runs(tmp_path):
+def test_what_is_missing_is_told_before_anything_runs(tmp_path):
     write_parquet(tmp_path / "p.parquet")
-    block = {"parquet": "p.parquet", "text": "caption", "where": {"kind": "b"}}
-    assert source_errors(block, PICTURE_LOADERS, WHERE, tmp_path) == [
-        "prepare.data.parquet: p.parquet has no column caption, kind; found text, image"
-    ]
-
-
-def test_a_file_that_is_no_table_is_told_before_anything_runs(tmp_path):
-    (tmp_path / "p.parquet").write_bytes(b"nothing")
-    assert "not a readable parquet file" in source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
+    (tmp_path / "q.parquet").write_bytes(b"nothing")
+    (tmp_path / "mine").mkdir()
+    for block, told in (
+        (
+            {"parquet": "p.parquet", "text": "caption", "where": {"kind": "b"}},
+            "prepare.data.parquet: p.parquet has no column caption, kind; found text, image",
+        ),
+        ({"parquet": "q.parquet"}, "not a readable parquet file"),
+        ({"imagefolder": "mine"}, "has no metadata.jsonl"),
+    ):
+        (line,) = source_errors(block, PICTURE_LOADERS, WHERE, tmp_path)
+        assert told in line
 
 
 def test_a_table_with_a_damaged_page_is_told(tmp_path):
@@ -185,21 +169,20 @@ def test_further_columns_are_text_and_those_that_cannot_be_are_left_out(tmp_path
     table.to_parquet(tmp_path / "table.parquet")
 
 
-def test_a_photograph_is_turned_upright():
+def as_png(picture: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def test_a_photograph_is_turned_upright_and_what_is_transparent_lies_on_white():
     picture = Image.fromarray(np.concatenate([plain(RED), plain(BLUE)], axis=1))
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", exif=exif)
-    assert np.array_equal(from_png(buffer.getvalue())[:, :16], plain(BLUE))
-
-
-def test_what_is_transparent_lies_on_white():
+    assert np.array_equal(from_png(as_png(picture, exif=exif))[:, :16], plain(BLUE))
     pixels = np.concatenate([plain(RED), np.full((16, 16, 1), 255, np.uint8)], axis=2)
     pixels[:, :8, 3] = 0
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    read = from_png(buffer.getvalue())
+    read = from_png(as_png(Image.fromarray(pixels)))
     assert (read[:, :8] == 255).all() and np.array_equal(read[:, 8:], plain(RED)[:, 8:])
 
 
@@ -216,26 +199,18 @@ def write_folder(folder, *lines: object) -> None:
     (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def test_a_folder_of_pictures_with_metadata_is_read(tmp_path):
-    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "blue.png", "text": "blue", "split": "repair"}]
+def test_a_folder_of_pictures_with_metadata_is_read_without_those_that_are_missing(tmp_path):
+    lines = [
+        {"file_name": "red.jpg", "text": "red"},
+        {"file_name": "blue.png", "text": "blue", "split": "repair"},
+        {"file_name": "gone.png", "text": "gone"},
+    ]
     write_folder(tmp_path / "mine", *lines)
-    table, _ = load(tmp_path, imagefolder="mine")
+    table, skipped = load(tmp_path, imagefolder="mine", max_excluded=0.5)
     assert table["id"].tolist() == ["red.jpg", "blue.png"]
     assert table["split"].tolist() == ["", "repair"]
     assert np.array_equal(from_png(table["image"][1]), plain(BLUE))
-
-
-def test_a_picture_file_that_is_missing_is_left_out(tmp_path):
-    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "gone.png", "text": "gone"}]
-    write_folder(tmp_path / "mine", *lines)
-    _, skipped = load(tmp_path, imagefolder="mine", max_excluded=0.5)
     assert skipped == [{"file": "gone.png", "reason": "cannot be read: No such file or directory"}]
-
-
-def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
-    write_folder(tmp_path / "mine", {"file_name": "../secret.png", "text": "x"})
-    with pytest.raises(UsageError, match=r"\.\./secret\.png leads out of"):
-        load(tmp_path, imagefolder="mine")
 
 
 def test_a_picture_in_the_folder_may_be_a_link(tmp_path):
@@ -258,21 +233,17 @@ def test_only_new_lines_end_a_line_of_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
+        (b'{"file_name": "../secret.png", "text": "x"}', r"\.\./secret\.png leads out of"),
         (b'{"file_name": "red.jpg", "text": "\xe9"}', r"metadata\.jsonl is not UTF-8"),
         (b'{"file_name": "red.jpg", "text": "\\ud800"}', "line 1 is not JSON: .*surrogates not allowed"),
         (b'{"file_name": "a\\u0000", "text": "x"}', r"1 of 1 pictures cannot be used.*cannot be read: embedded null"),
     ],
 )
-def test_metadata_that_is_no_text_is_told(tmp_path, content, told):
+def test_metadata_that_is_no_text_or_leads_out_is_told(tmp_path, content, told):
     write_folder(tmp_path / "mine")
     (tmp_path / "mine" / "metadata.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=told):
         load(tmp_path, imagefolder="mine")
-
-
-def test_a_folder_without_metadata_is_told_before_anything_runs(tmp_path):
-    (tmp_path / "mine").mkdir()
-    assert "has no metadata.jsonl" in source_errors({"imagefolder": "mine"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
 
 
 def test_a_folder_that_the_datasets_library_reads_is_read(tmp_path):
