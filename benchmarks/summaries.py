@@ -24,7 +24,7 @@ import torch
 
 from stages.files import stage_dir
 from stages.tasks.contract import Compute
-from stages.tasks.summarization.models import load_summarizer
+from stages.tasks.language.models import load_summarizer
 
 SIZES = (8, 16, 32)
 

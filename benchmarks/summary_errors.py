@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.tasks.language.articles import PackageArticles
+from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization.data_sources import PackageArticles
-from stages.tasks.summarization.entailment import Entailment
-from stages.tasks.summarization.falsify import WRONG
-from stages.tasks.summarization.labelled import RIGHT, SEED, Pair, make_pairs
-from stages.tasks.summarization.measures import EMBEDDER_LOADERS, Unsupported
-from stages.tasks.summarization.support import THRESHOLD, unsupported
+from stages.tasks.summarization.labelled import RIGHT, SEED, WRONG, Pair, make_pairs
+from stages.tasks.summarization.measures import Unsupported
+from stages.tasks.summarization.support import THRESHOLD, Entailment, unsupported
 
 ARTICLES = PackageArticles(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
 RESAMPLES = 1000  # of articles, for intervals

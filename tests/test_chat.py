@@ -24,9 +24,9 @@ from stages.tasks.chat.config import PrepareConfig
 from stages.tasks.chat.data import JsonQuestions, Question
 from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.chat.measures import contains, exact, f1, holds, matches
-from stages.tasks.chat.models import LocalChat
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.init import Data, Model, Seen
+from stages.tasks.language.chats import LocalChat
 from tests.endpoints import completion, served
 from tests.news import articles
 from tests.own_model import questions
@@ -182,7 +182,7 @@ def test_what_people_write_is_the_question_in_its_tone_without_the_prompt(inputs
     rude = cell.copy()
     rude[task.concepts.names.index("politeness")] = 2
     assert task.written([one.id, one.id], np.stack([cell, rude]))[0] == one.question
-    written, asked = task.written([one.id], rude[None])[0], task.asked([one.id], rude[None])[0].said
+    written, asked = task.written([one.id], rude[None])[0], task.changed([one.id], rude[None])[0].said
     assert one.question in written and len(written) > len(one.question) and written in asked and one.context in asked
 
 

@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
+from stages.tasks.language.articles import Article
 from stages.tasks.summarization import Summarization
-from stages.tasks.summarization.data import Article
 from stages.tasks.summarization.labelled import RIGHT, WRONG, make_pairs
 from tests.endpoints import served
 from tests.news import articles, news_context, write_news
@@ -104,12 +104,12 @@ def test_near_the_threshold_the_judge_decides_and_elsewhere_the_measure(prepare)
         given, out, metrics = prepare(model, measure="faithfulness_loss", threshold=0.1, near=[0.05, 0.15])
         assert asked() == len(TRUTH) and metrics["judge"]["decided"] == 0, "unchanged summaries lose nothing"
         task = Summarization.load(given, out)
-        ids, task.summarize, task.judge = task.items.ids("discover"), first_sentence, None
+        ids, task.query, task.judge = task.items.ids("discover"), first_sentence, None
         cells = np.ones((len(ids), len(task.concepts)), dtype=int)
         measured = task.probe(ids, cells).discrepancy
         low, high = (float(end) for end in np.quantile(measured, [0.25, 0.75]))
         task = Summarization.load(context(given.inputs, given.config["judge"], threshold=0.1, near=[low, high]), out)
-        task.summarize = first_sentence
+        task.query = first_sentence
         found = task.probe(ids, cells)
         near = (measured >= np.float32(low)) & (measured <= np.float32(high))
         assert near.any() and not near.all() and asked() == len(TRUTH) + near.sum()

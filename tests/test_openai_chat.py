@@ -27,13 +27,12 @@ from stages.tasks import endpoint as module
 from stages.tasks.account import Account, Answered, Price
 from stages.tasks.contract import Compute
 from stages.tasks.known_answers import ANSWERS
+from stages.tasks.language.form import GenerationConfig
 from stages.tasks.load import load_task, task_context
 from stages.tasks.openai_chat import ChatEndpoint
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization import Summarization
-from stages.tasks.summarization.form import GenerationConfig
-from stages.tasks.summarization.models import MODEL_LOADERS
-from stages.tasks.summarization.remote import KNOWN
+from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS
 from tests.endpoints import completion, said, served
 from tests.finished import faded, run_stages
 from tests.news import articles, news_context, write_news
@@ -120,6 +119,7 @@ def test_the_base_url_may_end_as_people_write_it(given, posted):
         (said({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 0}}), "", "tokens, 1 empty"),
         (said(completion([{"type": "text", "text": " A "}, {"type": "image"}])), "A", "1 request(s)"),
         (said({"choices": [{"message": {"content": "A"}}]}), "A", "1 without token counts"),
+        (said({**completion("A"), "usage": {"prompt_tokens": 0, "completion_tokens": 0}}), "A", "1 without token"),
     ],
 )
 def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
@@ -480,7 +480,7 @@ def test_a_model_that_varies_is_asked_again_by_later_stages_alone(workspace):
         stages.prepare.main("chat")
         assert texts(model) == prepared
         changed = next(text for text in prepared if "  " in text)
-        loaded().summarize([changed])
+        loaded().query([changed])
     assert texts(model) == [*prepared, changed]
 
 

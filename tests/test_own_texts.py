@@ -20,11 +20,12 @@ from stages.tasks import endpoint as module
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.known_answers import ANSWERS
+from stages.tasks.language.articles import DATA_LOADERS
+from stages.tasks.language.encoders import EMBEDDER_LOADERS
+from stages.tasks.language.models import load_summarizer
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization import Summarization
-from stages.tasks.summarization.data_sources import DATA_LOADERS
-from stages.tasks.summarization.measures import EMBEDDER_LOADERS
-from stages.tasks.summarization.models import MODEL_LOADERS, load_summarizer
+from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.endpoints import said, served
 from tests.hubs import in_cache
 from tests.news import articles, news_context, write_news

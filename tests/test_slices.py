@@ -568,9 +568,8 @@ def test_columns_of_data_sets_reach_the_items():
 
 
 def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
+    from stages.tasks.language.articles import _article, choose_items
     from stages.tasks.sources import ItemCounts
-    from stages.tasks.summarization.data import choose_items
-    from stages.tasks.summarization.data_sources import _article
     from stages.tasks.summarization.probes import SummarizerProbes
 
     words = [10 + k for k in range(40)]

@@ -175,6 +175,7 @@ MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
     ("stages/tasks/classification/imagenet.py", {*DEFAULT, "ppo"}, {*KINDS}),
     ("stages/tasks/classification/", {"mnist"}, {*KINDS}),
     ("stages/tasks/summarization/", {"news"}, {*KINDS}),
+    ("stages/tasks/language/", {"news"}, {*KINDS}),
     ("stages/tasks/text_to_image/", {"images"}, {*KINDS}),
     ("stages/concepts/images.py", {"mnist"}, {*KINDS}),
     ("stages/concepts/texts/", {"news"}, {*KINDS}),

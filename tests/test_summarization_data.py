@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages.errors import UsageError
+from stages.tasks.language.articles import DATA_LOADERS, Article, _copied, choose_items, english, trim
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
-from stages.tasks.summarization.data import Article, _copied, choose_items, english, trim
-from stages.tasks.summarization.data_sources import DATA_LOADERS
 from tests.news import articles
 
 GERMAN = (
@@ -122,7 +121,7 @@ def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
 
 @pytest.mark.parametrize("lines", [[], [""]])
 def test_no_article_at_all(tmp_path, lines):
-    with pytest.raises(UsageError, match="no article found"):
+    with pytest.raises(UsageError, match="found no articles"):
         load_lines(tmp_path, lines)
 
 

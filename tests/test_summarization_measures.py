@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from stages.errors import UsageError
 from stages.tasks.contract import Compute
+from stages.tasks.language.encoders import EMBEDDER_LOADERS
+from stages.tasks.language.form import GenerationConfig
+from stages.tasks.language.models import TransformersModel, load_summarizer
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration
-from stages.tasks.summarization.form import GenerationConfig
 from stages.tasks.summarization.measures import (
     DISCREPANCIES,
-    EMBEDDER_LOADERS,
     Case,
     bleu,
     copied_from_lead,
@@ -24,7 +25,6 @@ from stages.tasks.summarization.measures import (
     rouge_l,
     unsupported_names,
 )
-from stages.tasks.summarization.models import TransformersModel, load_summarizer
 from tests.tiny_models import tiny_causal, tiny_embedder
 
 ARTICLE = (
@@ -319,9 +319,9 @@ def test_false_alarms_are_told_on_articles_that_did_not_set_the_threshold():
 def test_calibration_is_kept_with_the_items(tmp_path):
     found = calibration(np.arange(20) / 100, repair=[0.1], no_op=[0.2])
     table = pd.DataFrame({"id": ["a"]})
-    table.attrs["calibration"] = found.to_list()
+    table.attrs["calibration"] = found.records.to_dict("records")
     table.to_parquet(tmp_path / "items.parquet")
-    again = Calibration.from_list(pd.read_parquet(tmp_path / "items.parquet").attrs["calibration"])
+    again = Calibration(pd.DataFrame(pd.read_parquet(tmp_path / "items.parquet").attrs["calibration"]))
     assert again.records.equals(found.records)
     assert again.quoted() == found.quoted()
     assert set(again.quoted()) == {"faithfulness_loss", "instability"}

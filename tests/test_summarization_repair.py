@@ -20,15 +20,15 @@ from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
 
 pytest.importorskip("peft")
 
+from stages.tasks.language.form import load_form
+from stages.tasks.language.models import load_summarizer
+from stages.tasks.language.normalise import NORMALISATIONS, normaliser
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization import training as training_module
-from stages.tasks.summarization.form import load_form
-from stages.tasks.summarization.models import load_summarizer
-from stages.tasks.summarization.normalise import NORMALISATIONS, normaliser
+from stages.tasks.summarization.config import RepairSettings
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import SummarizerTraining, quick
 from stages.tasks.summarization.verify import answers, verify
 
@@ -596,12 +596,12 @@ def test_normalise_repairs_upper_case_without_training(task, home, tmp_path):
     loaded = Summarization.load(task.context, home / "prepare", tmp_path / "out")
     ids = task.items.ids("test")
     shout = task.changed(ids, np.tile([1, 0], (2, 1)))
-    assert loaded.summaries(shout) == task.summarizer.summarize([normaliser(["letter_case"])(text) for text in shout])
-    assert loaded.summaries(shout) != task.summaries(shout)
+    assert loaded.answers(shout) == task.summarizer.summarize([normaliser(["letter_case"])(text) for text in shout])
+    assert loaded.answers(shout) != task.answers(shout)
     assert "letter_case" in (tmp_path / "out" / "README.md").read_text()
     task.repair(dataclasses.replace(asked, control="clean"), tmp_path / "control")
     control = Summarization.load(task.context, home / "prepare", tmp_path / "control")
-    assert control.summaries(shout) == task.summaries(shout)
+    assert control.answers(shout) == task.answers(shout)
 
 
 def test_a_normalisation_that_undoes_nothing_is_no_repair(task, tmp_path):

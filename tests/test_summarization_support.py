@@ -11,8 +11,14 @@ from benchmarks.summary_errors import ARTICLES, RIGHT, WRONG, false_alarms, make
 from stages.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization import Summarization
-from stages.tasks.summarization.entailment import ENTAILMENT_LOADERS
-from stages.tasks.summarization.support import CHANCE, THRESHOLD, Claim, unsupported, unsupported_claims
+from stages.tasks.summarization.support import (
+    CHANCE,
+    ENTAILMENT_LOADERS,
+    THRESHOLD,
+    Claim,
+    unsupported,
+    unsupported_claims,
+)
 from tests.news import news_context, write_news
 from tests.tiny_models import tiny_entailment
 

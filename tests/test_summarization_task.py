@@ -17,10 +17,11 @@ from stages.explorers.prober import Prober
 from stages.ledger import Ledger
 from stages.tasks.base import Task, offers
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.summarization import Summarization, models, support
+from stages.tasks.language import models
+from stages.tasks.language.form import GenerationConfig
+from stages.tasks.summarization import Summarization, support
 from stages.tasks.summarization import probes as module
 from stages.tasks.summarization.calibrate import space_doubled
-from stages.tasks.summarization.form import GenerationConfig
 from tests.news import articles, news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_seq2seq, tiny_tokenizer
 

@@ -8,9 +8,10 @@ import torch
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.tasks.contract import Compute
+from stages.tasks.language.form import FORM, GenerationConfig
+from stages.tasks.language.models import TransformersModel, load_summarizer, model_hash
 from stages.tasks.sources import source_errors
-from stages.tasks.summarization.form import FORM, GenerationConfig
-from stages.tasks.summarization.models import MODEL_LOADERS, TransformersModel, load_summarizer, model_hash
+from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.hubs import in_cache
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 

@@ -9,14 +9,11 @@ import torch
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.tasks.contract import Compute
+from stages.tasks.language.form import GenerationConfig
+from stages.tasks.language.generate import _room
+from stages.tasks.language.models import TransformersModel, load_summarizer
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization.form import GenerationConfig
-from stages.tasks.summarization.generate import _room
-from stages.tasks.summarization.models import (
-    MODEL_LOADERS,
-    TransformersModel,
-    load_summarizer,
-)
+from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")

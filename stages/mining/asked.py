@@ -153,7 +153,7 @@ class Questions(ByItems):
 
     def given(self, task: LoadedTask, ids: Sequence[str], cells: np.ndarray) -> list[str]:
         assert isinstance(task, Chat)
-        return [f"[{t.system}]\n\n{t.said}" if t.system else t.said for t in task.asked(ids, cells)]
+        return [f"[{t.system}]\n\n{t.said}" if t.system else t.said for t in task.changed(ids, cells)]
 
     def expected(self, task: LoadedTask) -> list[str]:
         told = zip(self.own["answers"], self.own["pattern"], strict=True)

@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -20,6 +21,8 @@ Check = Callable[[str], None]
 """Raises a UsageError if an answer is not acceptable."""
 
 Answer = str | bool | Sequence[str]
+
+_WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -384,3 +387,16 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(f"--model {path} is not a readable safetensors file: {error}") from None
+
+
+def writing_model(path: Path) -> Model | None:
+    """Recognise the folder of a transformers model that writes text; None if it is not one."""
+    config = read_config(path / "config.json")
+    names = [str(name) for name in config.get("architectures") or []]
+    if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
+        return None
+    files = sorted(path.glob("*.safetensors"))
+    n = sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
+    size = f", {n / 1e6:,.1f} million parameters" if n else ""
+    said = f"{names[0] if names else 'a model'} of transformers{size}"
+    return Model(said, path=path, key="transformers")

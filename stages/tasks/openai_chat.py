@@ -246,11 +246,14 @@ class ChatEndpoint(Endpoint):
             self._wrong(self.quoted(json.dumps(choice, ensure_ascii=False)))
         refusal = message.get("refusal")
         text = _text(message.get("content")) or (refusal if isinstance(refusal, str) else "")
+        finish = "refusal" if refusal else _whole(str(choice.get("finish_reason")))
         usage = answer.get("usage")
+        if finish != FILTERED and not _count(usage, "prompt_tokens"):
+            usage = None  # a prompt of 0 tokens that was answered has not been counted
         return [
             {
                 "text": _whole(text).strip(),
-                "finish": "refusal" if refusal else _whole(str(choice.get("finish_reason"))),
+                "finish": finish,
                 "model": _whole(str(answer.get("model") or "")),
                 "prompt_tokens": _count(usage, "prompt_tokens"),
                 "completion_tokens": _count(usage, "completion_tokens"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -103,6 +104,31 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, error
 
 
+class JsonLinesSource(Source):
+    """Base of the loaders {jsonl: FILE}: one JSON object per line, under the audit's inputs."""
+
+    jsonl: str
+
+    @abstractmethod
+    def named(self) -> Mapping[str, str | None]:
+        """Return {key of the block: field} of the fields that the first line must have; None for no field."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        return collect(lambda: check_lines_file(inputs, self.jsonl, self.named(), "prepare.data"))
+
+    def origin(self, inputs: Path) -> str:
+        return f"the file {self.jsonl}"
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
+        return {"": count_lines(lines_file(inputs, self.jsonl, "prepare.data"), enough)}
+
+    def numbered(self, inputs: Path) -> Iterator[tuple[str, int, Any]]:
+        """Yield (name of the file, number, row) of each line, see `json_rows`."""
+        path = lines_file(inputs, self.jsonl, "prepare.data")
+        for number, row in json_rows(path):
+            yield path.stem, number, row
+
+
 class HubDataSource(Source):
     """Base of the loaders {datasets: ID_OR_FOLDER}: a folder under the audit's inputs, or an ID of the hub."""
 
@@ -175,6 +201,13 @@ class HubDataSource(Source):
             hint = "" if local else f" The cache may hold a part of it only. {remedy(inputs)}"
             why = " ".join(str(error).replace(str(folder), self.datasets).split())[:400]
             raise UsageError(f"{_DATASETS}: {self.datasets}, split {split}, cannot be read: {why}{hint}") from None
+
+    def numbered(self, inputs: Path, split: str, named: Mapping[str, str | None]) -> Iterator[tuple[str, int, Any]]:
+        """Yield (name of the split, number, row) of each row; the split must have the named columns."""
+        rows = self.read_split(inputs, split)
+        check_columns(rows.column_names, named, "prepare.data", f"{self.datasets}, split {split},")
+        for number, row in enumerate(rows):
+            yield split.split("[", maxsplit=1)[0], number, row
 
 
 def row_file(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from stages.params import Strict, checked
 from stages.tasks.contract import TaskContext
 from stages.tasks.source import Source
 
+_NAMED = 5  # exclusions that an error names
 Loader = TypeVar("Loader", bound=Source)
 
 
@@ -79,6 +80,30 @@ def data_errors(
         asked = " + ".join(f"{n} {split}" for split, n in shared.items())
         lines.append(f"prepare.items: {asked} items wanted, the data have {left}")
     return lines
+
+
+def check_excluded(what: str, kept: int, skipped: Sequence[Mapping[str, str]], allowed: float) -> None:
+    """Check how many entries of the data cannot be used.
+
+    Args:
+        what: the entries, in the plural.
+        kept: number of those that can be used.
+        skipped: the others, each with its `file` and `reason`.
+        allowed: share of entries that may be left out.
+
+    Raises:
+        UsageError: when no entry can be used, or too many cannot.
+    """
+    total = kept + len(skipped)
+    if total == 0:
+        raise UsageError(f"prepare.data: found no {what}")
+    if len(skipped) > allowed * total or not kept:
+        named = "; ".join(f"{one['file']} ({one['reason']})" for one in skipped[:_NAMED])
+        more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        raise UsageError(
+            f"prepare.data: {len(skipped)} of {total} {what} cannot be used, max_excluded allows {allowed:.0%}:"
+            f" {named}{more}"
+        )
 
 
 def missing_splits(context: TaskContext) -> list[str]:

@@ -16,14 +16,13 @@ from stages.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
 from stages.tasks.chat.measures import pattern_error, words
 from stages.tasks.contract import SPLITS
-from stages.tasks.rows import HubDataSource, check_columns, check_lines_file, count_lines, json_rows, lines_file
-from stages.tasks.source import Source, collect
-from stages.tasks.sources import ItemCounts, parse_source, source_errors
-from stages.tasks.summarization.data import DataSource
-from stages.tasks.summarization.data_sources import DATA_LOADERS as ARTICLE_LOADERS
+from stages.tasks.language.articles import DATA_LOADERS as ARTICLE_LOADERS
+from stages.tasks.language.articles import ArticleSource
+from stages.tasks.rows import HubDataSource, JsonLinesSource
+from stages.tasks.source import Source
+from stages.tasks.sources import ItemCounts, check_excluded, parse_source, source_errors
 
 ARTICLES = "prepare.data.articles"
-_NAMED = 5  # unusable lines that an error names
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class QuestionSource(Source):
     def _articles(self, inputs: Path) -> dict[str, str]:
         if self.articles is None:
             return {}
-        source: DataSource = parse_source(self.articles, ARTICLE_LOADERS, ARTICLES)
+        source: ArticleSource = parse_source(self.articles, ARTICLE_LOADERS, ARTICLES)
         return {article.id: article.text for article in source.load(inputs)[0]}
 
     def load(self, inputs: Path) -> tuple[list[Question], list[dict[str, str]]]:
@@ -89,14 +88,7 @@ class QuestionSource(Source):
                 questions.append(self._question(where, row, articles))
             except ValueError as error:
                 skipped.append({"file": where, "reason": str(error)})
-        total = len(questions) + len(skipped)
-        if not questions or len(skipped) > self.max_excluded * total:
-            named = "; ".join(f"{one['file']} ({one['reason']})" for one in skipped[:_NAMED])
-            more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-            raise UsageError(
-                f"prepare.data: {len(skipped)} of {total} questions cannot be used, max_excluded allows"
-                f" {self.max_excluded:.0%}{': ' if named else ''}{named}{more}"
-            )
+        check_excluded("questions", len(questions), skipped, self.max_excluded)
         return questions, skipped
 
     def _question(self, where: str, row: Any, articles: Mapping[str, str]) -> Question:
@@ -146,26 +138,18 @@ def _texts(found: Any) -> tuple[str, ...]:
     return tuple(text for one in given if (text := str(one).strip()))
 
 
-class JsonQuestions(QuestionSource):
+class JsonQuestions(JsonLinesSource, QuestionSource):
     """{jsonl: FILE}: one JSON object per line, under the audit's inputs."""
 
-    jsonl: str
+    def named(self) -> Mapping[str, str | None]:
+        return {"question": self.question}
 
     def errors(self, inputs: Path) -> list[str]:
-        named = {"question": self.question}
-        wrong = collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
-        return wrong + self.article_errors(inputs)
-
-    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        return {"": count_lines(lines_file(inputs, self.jsonl, "prepare.data"), enough)}
-
-    def origin(self, inputs: Path) -> str:
-        return f"the file {self.jsonl}"
+        return super().errors(inputs) + self.article_errors(inputs)
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        path = lines_file(inputs, self.jsonl, "prepare.data")
-        for number, row in json_rows(path):
-            yield f"{path.stem}-{number}", f"it is not JSON: {row}" if isinstance(row, ValueError) else row
+        for stem, number, row in self.numbered(inputs):
+            yield f"{stem}-{number}", f"it is not JSON: {row}" if isinstance(row, ValueError) else row
 
 
 class HubQuestions(HubDataSource, QuestionSource):
@@ -182,11 +166,8 @@ class HubQuestions(HubDataSource, QuestionSource):
         return super().prefetch(inputs) + QuestionSource.prefetch(self, inputs)
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        rows = self.read_split(inputs, self.split)
-        what = f"{self.datasets}, split {self.split},"
-        check_columns(rows.column_names, {"question": self.question}, "prepare.data", what)
-        for number, row in enumerate(rows):
-            yield f"{self.split.split('[')[0]}-{number}", row
+        for stem, number, row in self.numbered(inputs, self.split, {"question": self.question}):
+            yield f"{stem}-{number}", row
 
 
 DATA_LOADERS: Mapping[str, type[QuestionSource]] = {"jsonl": JsonQuestions, "datasets": HubQuestions}

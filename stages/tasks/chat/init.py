@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from stages.errors import UsageError, did_you_mean
 from stages.params import checked
-from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines
-from stages.tasks.summarization.init import writing_model
+from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, writing_model
 
 if TYPE_CHECKING:
     from stages.tasks.openai_chat import ChatConfig
@@ -152,7 +151,7 @@ def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
     """
     from stages.tasks.account import Account
     from stages.tasks.chat.config import AnswerConfig
-    from stages.tasks.chat.served import KNOWN
+    from stages.tasks.language.chats import KNOWN
     from stages.tasks.openai_chat import ChatEndpoint
 
     endpoint = ChatEndpoint(config.model_copy(update={"retries": 1}), Account())

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from random import Random
 
 from stages.errors import UsageError
-from stages.files import local_file
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds
-from stages.tasks.judging import JudgeSettings, Labelled, Trial, read_labelled
-from stages.tasks.summarization.judges import WHERE
+from stages.tasks.judging import About, Labelled, Parts, Trial
+from stages.tasks.language.judges import WHERE
 
 RUBRIC = (
     "An answer is acceptable if it answers the question as the expected answer does, in whatever words. It is"
@@ -30,22 +28,15 @@ _LONG = (
 _NUMBER = re.compile(r"\d[\d,]*")
 
 
-def about(item: Question) -> tuple[tuple[str, str], ...]:
+def about(item: Question) -> Parts:
     """Return what a judge reads about an answer: its question, passage and expected answers."""
     parts = {"question": item.question, "passage": item.context, "expected": " or ".join(item.answers)}
     return tuple((name, text) for name, text in parts.items() if text)
 
 
-def labelled_answers(questions: Sequence[Question], inputs: Path, settings: JudgeSettings, seed: int) -> list[Labelled]:
-    """Return the answers to calibrate a judge on: from the file that its settings name, or else made from questions.
-
-    Raises:
-        UsageError: when the file cannot be used, or there are too few questions to make answers to.
-    """
-    if settings.labelled is not None:
-        known = {one.id: (about(one), _plain(one)) for one in questions}
-        return read_labelled(local_file(inputs, settings.labelled, f"{WHERE}.labelled"), known.get, f"{WHERE}.labelled")
-    return made(questions, settings.answers, seed)
+def known(questions: Sequence[Question]) -> About:
+    """Return what finds a question by its id, with a right answer to compare others with."""
+    return {one.id: (about(one), _plain(one)) for one in questions}.get
 
 
 def made(questions: Sequence[Question], count: int, seed: int) -> list[Labelled]:

@@ -20,36 +20,26 @@ from stages.files import read_table
 from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
-from stages.tasks.base import Task
 from stages.tasks.chat.concepts import TEXTS, Asking, catalogue_of, check_concepts
 from stages.tasks.chat.config import DiscrepancyConfig, PrepareConfig
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items
-from stages.tasks.chat.labelled import RUBRIC, about, labelled_answers
+from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.chat.models import Chats, ChatSource, PackageChat, TransformersChat, Turn, generation_of
-from stages.tasks.chat.served import KNOWN, OpenAIChat
-from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
-from stages.tasks.judging import JUDGE, Judge, Trial, Verdict, within
+from stages.tasks.contract import SPLITS, Exhibit, Items, TaskContext
+from stages.tasks.judging import JUDGE, Judge, Parts
+from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, Chats, ChatSource, OpenAIChat, Turn, generation_of
+from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
+from stages.tasks.language.judged import JudgedTexts
+from stages.tasks.language.judges import JUDGE_LOADERS, judge_conflicts, judged_origin, prepare_judge, prepared_judge
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.source import Source
-from stages.tasks.summarization.judges import (
-    JUDGE_LOADERS,
-    expected_judgements,
-    judge_conflicts,
-    judge_notes,
-    judged_origin,
-    not_valid_with,
-    prepare_judge,
-    prepared_judge,
-)
-from stages.tasks.summarization.measures import EMBEDDER_LOADERS, Embedder, EmbedderSource
 
 _ASKS = re.compile(r"\b(how (?:many|much|long|old|far)|who|whose|whom|what|which|when|where|why|how)\b", re.IGNORECASE)
 GUESSED = 64  # questions from whose length the size of a request is estimated
 _LARGEST = 2  # tokens per byte of a question, at most: a change can double letters
 
 
-class Chat(Task):
+class Chat(JudgedTexts):
     """A chat model under test with its questions.
 
     A probe sends a changed question; the answer is compared with the expected answers of the original question, so a
@@ -61,7 +51,7 @@ class Chat(Task):
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
-        "model": {"package": PackageChat, "transformers": TransformersChat, "openai": OpenAIChat},
+        "model": CHAT_LOADERS,
         "data": DATA_LOADERS,
         "embedder": EMBEDDER_LOADERS,
         "judge": JUDGE_LOADERS,
@@ -70,6 +60,7 @@ class Chat(Task):
     # possible.
     catalogue: ClassVar[Mapping[str, TextConcept]] = TEXTS
     dtypes = ("float32", "bfloat16")
+    rubric = RUBRIC
     not_valid = "changed the words of the question so much that no model could be blamed"
 
     def __init__(
@@ -81,32 +72,17 @@ class Chat(Task):
         judge: Judge | None = None,
         about_judge: Sequence[str] = (),
     ) -> None:
-        """See Task.load.
-
-        Args:
-            context: the audit's settings.
-            items: the table that `prepare` writes.
-            model: the model.
-            embedder: measures similarity.
-            judge: the model that judges answers, if there is one.
-            about_judge: sentences about it for the report.
-        """
-        torch.set_num_threads(context.compute.threads)
-        self.context, self.model, self.model_hash, self.embedder = context, model, model.hash, embedder
-        config = PrepareConfig.model_validate(dict(context.config))
-        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        """See JudgedTexts; `model` is the model under test."""
+        super().__init__(context, items, embedder, judge, about_judge)
+        self.model, self.model_hash = model, model.hash
         self.threshold = self.settings.threshold
-        self.judge, self._about_judge = judge, about_judge
-        if judge is not None:
-            vars(self)["not_valid"] = not_valid_with(self.not_valid)
-        self.items = Items(items)
+        config = PrepareConfig.model_validate(dict(context.config))
         self.concepts = span(context.concepts, catalogue_of(config))
         self.questions = _questions(items)
-        self._rows = {one.id: row for row, one in enumerate(self.questions)}
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
         self._check_room()
-        known = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
-        self._answers = dict(zip(map(self._asking.unchanged, self.questions), known, strict=False))
+        answers = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
+        self._answers = dict(zip(map(self._asking.unchanged, self.questions), answers, strict=False))
 
     def _check_room(self) -> None:
         """Refuse a grid whose longest questions exceed the model's room.
@@ -158,18 +134,6 @@ class Chat(Task):
         # Requests of prepare are of unchanged questions, which are shorter than most of the grid.
         return replace(expected, prompt=max(expected.prompt, prompt))
 
-    @classmethod
-    def expected_judgements(cls, context: TaskContext) -> Expected | None:
-        """See Task: one for each answer, as it is not known in advance how many the judge must decide."""
-        items = PrepareConfig.model_validate(dict(context.config)).items
-
-        def length() -> float:
-            data: QuestionSource = cls.source(context, "data")
-            parts = [about(one) for one in data.load(context.inputs)[0]]
-            return float(np.mean([sum(len(text) for _, text in each) for each in parts]))
-
-        return expected_judgements(context, sum(items.model_dump().values()), RUBRIC, length)
-
     # Preparation
 
     @classmethod
@@ -193,27 +157,26 @@ class Chat(Task):
         account = Account.of(context.audit, *blocks)
         source.build(context.inputs, out_dir / "model", generation, context.compute.dtype, account)
         judged = prepare_judge(
-            context, out_dir, RUBRIC, lambda s: labelled_answers(questions, context.inputs, s, context.seed)
+            context, out_dir, cls.rubric, known(questions), lambda count: made(questions, count, context.seed)
         )
         judge = judged and judged[0]
         task = cls(context, items, source.chat(out_dir / "model", context.compute, account), embedder, judge)
         started = time.monotonic()
-        answers = task.answers([task._asking.unchanged(one) for one in task.questions])
+        answers = task.clean(range(len(items)))
         took = (time.monotonic() - started) / len(items)
         items["answer"] = answers
         items.attrs["skipped"] = skipped
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
-        right = pd.Series(~task.fails_as_it_is(), items.index).groupby(items["split"], sort=False).mean()
-        numbers = {} if judged is None else {"judge": {**judged[1].to_json(), **task.decided()}}
+        right = pd.Series(~task.failures(range(len(items))), items.index).groupby(items["split"], sort=False).mean()
         return {
             "items": {split: len(task.items.ids(split)) for split in SPLITS if split in right},
             "clean_accuracy": {str(split): float(share) for split, share in right.items()},
             "clean_words": float(np.mean([len(answer.split()) for answer in answers])),
             "parameters": task.model.parameters,
-            "origin": judged_origin(cls.origin(context), context, judged),
+            "origin": judged_origin(cls.origin(context), judged),
             "skipped": len(skipped),
             "seconds_per_probe": took,
-            **numbers,
+            **task.judge_numbers(judged),
         }
 
     @classmethod
@@ -221,37 +184,12 @@ class Chat(Task):
         """See Task; there is no other model, as chat models are not repaired."""
         source: ChatSource = cls.source(context, "model")
         chat = source.chat(model or prepared / "model", context.compute, Account.of(context.audit))
-        judge, notes = prepared_judge(context, prepared, RUBRIC), judge_notes(context, prepared)
-        return cls(context, read_table(prepared / "items.parquet"), chat, cls._embedder(context), judge, notes)
-
-    @classmethod
-    def _embedder(cls, context: TaskContext) -> Embedder:
-        source: EmbedderSource = cls.source(context, "embedder")
-        return source.load(context.inputs, context.compute.device)
+        judged = prepared_judge(context, prepared, cls.rubric)
+        return cls(context, read_table(prepared / "items.parquet"), chat, cls._embedder(context), *judged)
 
     # Probing
 
-    def rows(self, item_ids: Sequence[str]) -> list[int]:
-        """Rows of n items in the table."""
-        return [self._rows[item] for item in item_ids]
-
-    def answers(self, turns: Sequence[Turn]) -> list[str]:
-        """Return the model's answers to n questions; known answers are not requested again."""
-        unknown = [turn for turn in dict.fromkeys(turns) if turn not in self._answers]
-        # The same number of pieces for each process, with questions of all lengths in each.
-        processes = self.context.compute.processes
-        count = -(-len(unknown) // (self.context.compute.batch_size * processes)) * processes
-        pieces = [piece for k in range(count) if (piece := unknown[k::count])]
-        for piece, answers in zip(pieces, self.shared(self.answer, [(p,) for p in pieces]), strict=True):
-            self._answers.update(zip(piece, answers, strict=True))
-        return [self._answers[turn] for turn in turns]
-
-    def answer(self, turns: Sequence[Turn]) -> list[str]:
-        """Answer questions that were not asked before."""
-        return self.model.answer(turns)
-
-    def asked(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Turn]:
-        """Return the model's inputs of n probes."""
+    def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Turn]:
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), repeats.tolist(), strict=True)
         return [self._asking(self.questions[row], cell, repeat) for row, cell, repeat in probes]
@@ -261,61 +199,21 @@ class Chat(Task):
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), strict=True)
         return [self._asking.in_tone(self.questions[row], cell) for row, cell in probes]
 
-    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task. Outputs are the answers.
+    def query(self, inputs: Sequence[Turn]) -> list[str]:
+        return self.model.answer(inputs)
 
-        A question whose changed words are too far from the original (`validity`) is no evidence: its probe is not valid
-        and has not failed.
-        """
-        if not len(item_ids):
-            return ProbeBatch(np.empty(0, np.float32), np.empty(0, bool), [], np.empty(0, bool))
-        outputs, rows = self.answers(self.asked(item_ids, cells, repeats)), self.rows(item_ids)
-        found, abstained = self._discrepancies([self.questions[row] for row in rows], outputs)
-        valid = self._valid(rows, np.asarray(cells, dtype=np.int64), repeats) & ~abstained
-        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
-        return ProbeBatch(found, found > self.threshold, outputs, valid)
+    def clean(self, rows: Sequence[int]) -> list[str]:
+        return self.answers([self._asking.unchanged(self.questions[row]) for row in rows])
 
-    def _valid(self, rows: Sequence[int], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
-        """Whether the changed words of n questions are still similar enough to the originals: (n,) bool."""
-        again = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
-        pairs = [
-            (self._asking.question(self.questions[row], cell, repeat), self.questions[row].question)
-            for row, cell, repeat in zip(rows, cells, again.tolist(), strict=True)
-        ]
-        alike = [a == b or self.embedder.cosine(a, b) >= self.settings.validity for a, b in pairs]
-        return np.array(alike, dtype=bool)
+    def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: Turn) -> bool:
+        """See JudgedTexts: only the words of the question count, not what the prompt adds."""
+        item = self.questions[row]
+        words = self._asking.question(item, cell, repeat)
+        return words == item.question or self.embedder.cosine(words, item.question) >= self.settings.validity
 
-    def _discrepancies(self, items: Sequence[Question], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return discrepancies of n answers, (n,) float32, and where the judge was asked and abstained, (n,) bool."""
-        found = np.array([self._measure(i, o) for i, o in zip(items, outputs, strict=True)], dtype=np.float32)
-        if self.judge is None:
-            return found, np.zeros(len(found), dtype=bool)
-        trials = {n: self._trial(items[n], outputs[n]) for n in self._left_to_judge(items, found)}
-        return self.judge.settle(found, trials, self.threshold)
-
-    def _left_to_judge(self, items: Sequence[Question], found: np.ndarray) -> list[int]:
-        """Return which of n answers the judge decides: those near the threshold, unless their item has a pattern."""
-        near = within(found, self.settings.near)
-        return [n for n, item in enumerate(items) if near[n] and not item.pattern]
-
-    def _trial(self, item: Question, output: str) -> Trial:
-        """Return an answer as the judge reads it; pairs compare it with the answer to the unchanged question."""
-        assert self.judge is not None
-        baseline = self.answers([self._asking.unchanged(item)])[0] if self.judge.settings.pairwise else ""
-        return Trial(about(item), output, baseline)
-
-    def decided(self) -> dict[str, int]:
-        """Count the answers to unchanged questions that the judge decides, and those it abstains from."""
-        assert self.judge is not None
-        outputs = self.answers([self._asking.unchanged(item) for item in self.questions])
-        found = np.array([self._measure(i, o) for i, o in zip(self.questions, outputs, strict=True)], dtype=np.float32)
-        left = self._left_to_judge(self.questions, found)
-        said = self.judge.verdicts([self._trial(self.questions[n], outputs[n]) for n in left])
-        none = sum(verdict.acceptable is None for verdict in said)
-        return {"unchanged": len(outputs), "decided": len(said) - none, "abstained": none}
-
-    def _measure(self, item: Question, output: str) -> float:
-        """Discrepancy of an answer from the nearest expected one by the measure, from 0 to 1."""
+    def measured(self, row: int, output: str) -> float:
+        """See JudgedTexts: from the nearest expected answer, from 0 to 1."""
+        item = self.questions[row]
         if item.pattern:
             return float(not matches(item.pattern, output))
         if self.settings.measure == JUDGE:
@@ -324,13 +222,19 @@ class Chat(Task):
             return min(float(np.clip(1 - self.embedder.cosine(output, answer), 0, 1)) for answer in item.answers)
         return min(MEASURES[self.settings.measure](output, answer) for answer in item.answers)
 
-    def fails_as_it_is(self) -> np.ndarray:
-        """Which items fail unchanged, in the order of the table: (items,) bool."""
-        outputs = self.answers([self._asking.unchanged(item) for item in self.questions])
-        return self._discrepancies(self.questions, outputs)[0] > self.threshold
+    def is_plain(self, row: int, output: str) -> bool:
+        """See JudgedTexts: a pattern decides alone."""
+        return bool(self.questions[row].pattern)
+
+    def about(self, row: int) -> Parts:
+        return about(self.questions[row])
+
+    @staticmethod
+    def about_entry(entry: Question) -> Parts:
+        return about(entry)
 
     def fails_unchanged(self) -> np.ndarray:
-        return self.fails_as_it_is()[self.rows(self.items.ids("discover"))]
+        return self.failures(self.rows(self.items.ids("discover")))
 
     # What explorers and people see
 
@@ -355,28 +259,22 @@ class Chat(Task):
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the model's input before and after the change, with both answers."""
-        answer, turns = self.probe(item_ids, cells), self.asked(item_ids, cells)
+        answer, turns, rows = self.probe(item_ids, cells), self.changed(item_ids, cells), self.rows(item_ids)
         assert answer.valid is not None
         shown = []
-        for n, row in enumerate(self.rows(item_ids)):
-            item, before = self.questions[row], self._asking.unchanged(self.questions[row])
+        for n, (row, first, verdict) in enumerate(
+            zip(rows, self.clean(rows), self.verdicts(rows, answer.outputs), strict=True)
+        ):
+            item = self.questions[row]
             wanted = f"a match of {item.pattern}" if item.pattern else " or ".join(item.answers)
             score = f"discrepancy {answer.discrepancy[n]:.2f}, a failure above {self.threshold:.2f}"
-            verdict = self._verdict(item, answer.outputs[n])
             caption = f"expected {wanted}; {score}" + (f"; {verdict}" if verdict else "")
             if not answer.valid[n] and (verdict is None or verdict.acceptable is not None):
                 caption = "the change left too little of the question, so it is not held against the model"
-            [first] = self.answers([before])
             answers = {"answer to the original": first, "answer to the changed text": answer.outputs[n]}
-            shown.append(Exhibit(caption, text=_shown(turns[n]), original=_shown(before), answers=answers))
+            original = _shown(self._asking.unchanged(item))
+            shown.append(Exhibit(caption, text=_shown(turns[n]), original=original, answers=answers))
         return shown
-
-    def _verdict(self, item: Question, output: str) -> Verdict | None:
-        """Return the judge's verdict on an answer; None if the judge does not decide it."""
-        found = np.array([self._measure(item, output)], dtype=np.float32)
-        if self.judge is None or not self._left_to_judge([item], found):
-            return None
-        return self.judge.verdicts([self._trial(item, output)])[0]
 
     def notes(self) -> Sequence[str]:
         """See Task: how many questions fail unchanged, and what the measure misses."""

@@ -1,21 +1,34 @@
 """A language model as judge: its prompts, its replies, and the calibration that decides whether it may be used.
 
-`stages.tasks.summarization.judges` defines which models can judge. This package knows neither models nor kinds of
+`stages.tasks.language.judges` defines which models can judge. This package knows neither models nor kinds of
 items: a task gives it answers on trial, and a function that queries the model.
 """
 
-from stages.tasks.judging.calibration import Calibration, Labelled, calibrate, read_labelled
-from stages.tasks.judging.verdicts import ABSTAINED, JUDGE, Asks, Judge, JudgeSettings, Near, Trial, Verdict, within
+from stages.tasks.judging.calibration import About, Calibration, Labelled, calibrate, read_labelled
+from stages.tasks.judging.verdicts import (
+    ABSTAINED,
+    JUDGE,
+    Asks,
+    Judge,
+    JudgeSettings,
+    Near,
+    Parts,
+    Trial,
+    Verdict,
+    within,
+)
 
 __all__ = [
     "ABSTAINED",
     "JUDGE",
+    "About",
     "Asks",
     "Calibration",
     "Judge",
     "JudgeSettings",
     "Labelled",
     "Near",
+    "Parts",
     "Trial",
     "Verdict",
     "calibrate",

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from stages.errors import UsageError
 from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
 from stages.params import Strict, validation_lines
-from stages.tasks.judging.verdicts import JUDGE, Judge, Trial, Verdict
+from stages.tasks.judging.verdicts import JUDGE, Judge, Parts, Trial, Verdict
 
 # What a judge must achieve to be used (docs/judge.md gives the reasons).
 LEAST_KAPPA = 0.4  # the lower end of its interval must be above
@@ -27,7 +27,7 @@ MOST_BY_PLACE = 0.2  # share of pairs in which the verdict follows the position
 _SEED = 0  # of resampling
 _NAMED = 3  # kinds of answers that a refusal names
 
-About = Callable[[str], tuple[tuple[tuple[str, str], ...], str] | None]
+About = Callable[[str], tuple[Parts, str] | None]
 """(id of an item) -> what an answer to it is about, and an answer to compare with; None if there is no such item."""
 
 

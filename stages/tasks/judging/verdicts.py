@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -54,16 +54,20 @@ class JudgeSettings(Strict):
         return 2 if self.pairwise else 1
 
 
+Parts: TypeAlias = tuple[tuple[str, str], ...]
+"""What an answer is about, as (name, text) in order: the question, its passage, the expected answer."""
+
+
 class Trial(NamedTuple):
     """One answer to judge.
 
     Args:
-        about: what it answers, as (name, text) in order: the question, its passage, the expected answer.
+        about: what it answers.
         answer: the answer on trial.
         baseline: in a pair, the answer it is compared with.
     """
 
-    about: tuple[tuple[str, str], ...]
+    about: Parts
     answer: str
     baseline: str = ""
 

@@ -10,24 +10,24 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from stages.errors import UsageError
+from stages.intervals import wilson
 from stages.progress import progress
+from stages.tasks.language.encoders import Embedder
+from stages.tasks.language.generate import Summarizes
 from stages.tasks.summarization import support
 from stages.tasks.summarization.config import too_few
-from stages.tasks.summarization.generate import Summarizes
 from stages.tasks.summarization.measures import (
     ABSOLUTE,
     DISCREPANCIES,
     NEEDS_REFERENCE,
     Case,
-    Embedder,
     Unsupported,
     degenerate,
     discrepancy,
@@ -56,16 +56,6 @@ class Calibration:
     """
 
     records: pd.DataFrame
-
-    @classmethod
-    def from_list(cls, records: list[dict[str, Any]]) -> Calibration:
-        """Read what `to_list` returned."""
-        return cls(pd.DataFrame(records))
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """Return plain data for the attributes of a table."""
-        plain: list[dict[str, Any]] = self.records.to_dict("records")
-        return plain
 
     def discrepancies(self, condition: str, split: str, weights: Mapping[str, float]) -> np.ndarray:
         """Return the discrepancies (n,) of a split's articles under a condition; 1 for a degenerate summary."""
@@ -107,11 +97,14 @@ class Calibration:
             Condition -> rate with its 95% interval (Wilson) as low and high, number of articles, and whether they were
             held out.
         """
-        return {
-            condition: asdict(rate)
-            for condition in (BENIGN, NO_OP)
-            if (rate := self._rate(condition, weights, threshold)) is not None
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for condition, split in ((c, s) for c in (BENIGN, NO_OP) for s in ("repair", "discover")):
+            values = self.discrepancies(condition, split, weights)
+            if condition not in found and len(values):
+                value, low, high, n = wilson(int((values > threshold).sum()), len(values))
+                held_out = split == "repair"
+                found[condition] = {"rate": value, "low": low, "high": high, "articles": n, "held_out": held_out}
+        return found
 
     def quoted(self) -> dict[str, Any]:
         """Return each measure's threshold at 5% false alarms, and how often it is exceeded, for metrics.
@@ -125,26 +118,6 @@ class Calibration:
                 threshold = self.threshold({name: 1.0}, QUOTED)
                 quoted[name] = {"threshold": threshold, **self.false_alarms({name: 1.0}, threshold)}
         return dict(sorted(quoted.items()))
-
-    def _rate(self, condition: str, weights: Mapping[str, float], threshold: float) -> Rate | None:
-        for split in ("repair", "discover"):
-            values = self.discrepancies(condition, split, weights)
-            if len(values):
-                above, n = int((values > threshold).sum()), len(values)
-                low, high = binomtest(above, n).proportion_ci(method="wilson")
-                return Rate(above / n, float(low), float(high), n, split == "repair")
-        return None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of articles with its 95% interval; held out are articles that did not set the threshold."""
-
-    rate: float
-    low: float
-    high: float
-    articles: int
-    held_out: bool
 
 
 def measure_noise(
@@ -194,7 +167,7 @@ def measure_noise(
         reason = degenerate(answer, summarizer.unfinished(answer))
         records.append({"condition": condition, "split": split, "item": row.id, "degenerate": reason, **values})
     faithfulness = [embedder.cosine(clean[row.id], row.article) for row in items.itertuples()]
-    return items.assign(summary=list(clean.values()), faithfulness=faithfulness), Calibration.from_list(records)
+    return items.assign(summary=list(clean.values()), faithfulness=faithfulness), Calibration(pd.DataFrame(records))
 
 
 def _summarize(summarizer: Summarizes, texts: Sequence[str]) -> list[str]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 from stages.errors import UsageError, did_you_mean
-from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, read_config, tensor_shapes
+from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, writing_model
 
 _ROWS = 200  # lines read to find the columns of a table
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
-_WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
     "letter_case": ["as_is", "upper"],
     "typos": [0, 0.05, 0.1, 0.15, 0.2],
@@ -60,27 +58,14 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return Proposal(_CONCEPTS, {name: CATALOGUE[name].doc for name in _CONCEPTS}, batch_size=batch_size)
 
 
-def writing_model(path: Path) -> Model | None:
-    """Recognise the folder of a transformers model that writes text; None if it is not one."""
-    config = read_config(path / "config.json")
-    names = [str(name) for name in config.get("architectures") or []]
-    if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
-        return None
-    files = sorted(path.glob("*.safetensors"))
-    n = sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
-    size = f", {n / 1e6:,.1f} million parameters" if n else ""
-    said = f"{names[0] if names else 'a model'} of transformers{size}"
-    return Model(said, path=path, key="transformers")
-
-
 def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
     """Inspect articles: a .jsonl file, or a folder that the library `datasets` reads.
 
     Raises:
         UsageError: when there is no column of texts, or no article can be used.
     """
+    from stages.tasks.language.articles import DATA_LOADERS
     from stages.tasks.sources import parse_source
-    from stages.tasks.summarization.data_sources import DATA_LOADERS
 
     if path.is_dir():
         key, block = "datasets", _of_data_set(path, given, ask)

@@ -1,4 +1,4 @@
-"""Automatic measures of a summary: sentence embeddings, shared words, claims, and unusable outputs.
+"""Automatic measures of a summary: similarity of sentence embeddings, shared words, claims, and unusable outputs.
 
 Similarity of embeddings shows whether a summary is about the article, but hardly notices a swapped name or a wrong
 number, so what the article does not support is measured separately (see `support`).
@@ -7,107 +7,18 @@ number, so what the article does not support is measured separately (see `suppor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from pydantic import Field
 
 from stages.concepts.texts import sentences
-from stages.files import local_file
-from stages.tasks.source import collect
-from stages.tasks.sources import package_folder
+from stages.tasks.language.encoders import Embedder
 from stages.tasks.summarization import support
-from stages.tasks.summarization.encoders import EncoderSource, TransformersEncoder, read_encoder
 
-WHERE = "prepare.embedder"
-WINDOW = 256  # tokens MiniLM was trained to embed at once
 LEAD = 50  # words from the front that count as an article's lead
-
-
-class EmbedderSource(EncoderSource):
-    """Base of the loaders of sentence encoders."""
-
-    where = WHERE
-
-    def load(self, inputs: Path, device: str) -> Embedder:
-        """Load the encoder; the models of one process share it and its embeddings."""
-        return _shared(self.whole(self.folder(inputs)[0]), device)
-
-
-class PackageEmbedder(EmbedderSource):
-    """{package: NAME, subfolder: FOLDER}: an encoder that ships in an installed package."""
-
-    package: str = Field(pattern=r"^\w+$")
-    subfolder: str = Field("model", description="where in the package it lies")
-
-    def folder(self, inputs: Path) -> tuple[Path, str]:
-        return package_folder(inputs, self.package, WHERE) / self.subfolder, f"the package {self.package}"
-
-
-class TransformersEmbedder(TransformersEncoder, EmbedderSource):
-    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or an encoder of the hub."""
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See EncoderSource. Sentence encoders of the hub have an organisation; any other name is a folder's."""
-        if "/" in self.transformers:
-            return super().errors(inputs)
-        return collect(lambda: self.whole(local_file(inputs, self.transformers, f"{WHERE}.transformers")))
-
-
-EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {
-    "package": PackageEmbedder,
-    "transformers": TransformersEmbedder,
-}
-
-
-class Embedder:
-    """A sentence encoder: mean of the last hidden states, normalised (Reimers and Gurevych 2019, section 3).
-
-    Texts longer than the encoder's window are embedded window by window, and the mean is over all their tokens. Each
-    text is embedded once, and alone: in a batch its last bits would depend on the other texts, and a probe whose
-    discrepancy equals the threshold would fail in one batch and pass in another.
-    """
-
-    def __init__(self, folder: Path, device: str) -> None:
-        from transformers import AutoModel
-
-        self._tokenizer, model = read_encoder(folder, AutoModel, WHERE, unused=("pooler.",))
-        self._model, self._device = model.to(device), device
-        self._window = min(WINDOW, self._tokenizer.model_max_length, model.config.max_position_embeddings)
-        self._known: dict[str, np.ndarray] = {}
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed n texts: (n, d) float32 of length 1; a text without any word is 0, similar to nothing."""
-        return np.stack([self._vector(text) for text in texts])
-
-    def cosine(self, one: str, other: str) -> float:
-        """Cosine similarity of two texts, in [-1, 1]."""
-        return float(np.clip(self._vector(one) @ self._vector(other), -1, 1))
-
-    def _vector(self, text: str) -> np.ndarray:
-        if text not in self._known:
-            self._known[text] = self._embed(text)
-        return self._known[text]
-
-    @torch.inference_mode()
-    def _embed(self, text: str) -> np.ndarray:
-        total = torch.zeros(self._model.config.hidden_size, device=self._device)
-        if not re.search(r"\w", text):
-            return total.cpu().numpy()
-        windows = self._tokenizer(text, truncation=True, max_length=self._window, return_overflowing_tokens=True)
-        for ids in windows["input_ids"]:
-            total += self._model(input_ids=torch.tensor([ids], device=self._device)).last_hidden_state[0].sum(0)
-        return (total / total.norm()).cpu().numpy()
-
-
-@cache
-def _shared(folder: Path, device: str) -> Embedder:
-    return Embedder(folder, device)
 
 
 # Unusable summaries
@@ -228,42 +139,14 @@ class Case:
     unsupported: Unsupported = support.unsupported
 
 
-def _faithfulness_loss(case: Case, embedder: Embedder) -> float:
-    return embedder.cosine(case.clean, case.article) - embedder.cosine(case.summary, case.article)
-
-
-def _unfaithfulness(case: Case, embedder: Embedder) -> float:
-    return 1 - embedder.cosine(case.summary, case.article)
-
-
-def _instability(case: Case, embedder: Embedder) -> float:
-    return 1 - embedder.cosine(case.clean, case.summary)
-
-
-def _instability_rouge(case: Case, _: Embedder) -> float:
-    return 1 - rouge_l(case.summary, case.clean)
-
-
-def _instability_bleu(case: Case, _: Embedder) -> float:
-    return 1 - bleu(case.summary, case.clean)
-
-
-def _unsupported(case: Case, _: Embedder) -> float:
-    return case.unsupported(case.summary, case.article)
-
-
-def _reference_loss(case: Case, _: Embedder) -> float:
-    return rouge_l(case.clean, case.reference) - rouge_l(case.summary, case.reference)
-
-
 DISCREPANCIES: Mapping[str, Callable[[Case, Embedder], float]] = {
-    "faithfulness_loss": _faithfulness_loss,
-    "unfaithfulness": _unfaithfulness,
-    "instability": _instability,
-    "instability_rouge": _instability_rouge,
-    "instability_bleu": _instability_bleu,
-    "reference_loss": _reference_loss,
-    "unsupported": _unsupported,
+    "faithfulness_loss": lambda case, e: e.cosine(case.clean, case.article) - e.cosine(case.summary, case.article),
+    "unfaithfulness": lambda case, e: 1 - e.cosine(case.summary, case.article),
+    "instability": lambda case, e: 1 - e.cosine(case.clean, case.summary),
+    "instability_rouge": lambda case, _: 1 - rouge_l(case.summary, case.clean),
+    "instability_bleu": lambda case, _: 1 - bleu(case.summary, case.clean),
+    "reference_loss": lambda case, _: rouge_l(case.clean, case.reference) - rouge_l(case.summary, case.reference),
+    "unsupported": lambda case, _: case.unsupported(case.summary, case.article),
 }
 NEEDS_REFERENCE = frozenset({"reference_loss"})
 ABSOLUTE = "unsupported"

@@ -23,11 +23,11 @@ from stages.files import put_aside, replace_file, seal, unseal
 from stages.progress import progress
 from stages.tasks.cells import Sampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
-from stages.tasks.summarization.data import Article
-from stages.tasks.summarization.falsify import falsified
-from stages.tasks.summarization.generate import with_weights
+from stages.tasks.language.articles import Article
+from stages.tasks.language.generate import with_weights
+from stages.tasks.summarization.config import RepairSettings
+from stages.tasks.summarization.labelled import falsified
 from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import Lesson
 
 GOOD = 8  # rating from which an answer is learnt unchanged

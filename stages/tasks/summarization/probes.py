@@ -19,45 +19,37 @@ from stages.errors import UsageError
 from stages.files import read_table
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
-from stages.tasks.base import Task
-from stages.tasks.contract import (
-    SPLITS,
-    Exhibit,
-    Items,
-    ProbeBatch,
-    Quality,
-    Split,
-    TaskContext,
+from stages.tasks.contract import SPLITS, Exhibit, Items, Quality, Split, TaskContext
+from stages.tasks.judging import JUDGE, Judge, Parts
+from stages.tasks.language.articles import DATA_LOADERS, Article, ArticleSource, choose_items
+from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
+from stages.tasks.language.generate import Summarizes
+from stages.tasks.language.judged import JudgedTexts
+from stages.tasks.language.judges import (
+    JUDGE_LOADERS,
+    THRESHOLD,
+    judge_conflicts,
+    judged_origin,
+    prepare_judge,
+    prepared_judge,
 )
-from stages.tasks.judging import JUDGE, Judge, Trial, Verdict, within
+from stages.tasks.language.models import ModelSource
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.source import Source
 from stages.tasks.summarization import support
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
-from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
-from stages.tasks.summarization.data import DataSource, choose_items
-from stages.tasks.summarization.data_sources import DATA_LOADERS
-from stages.tasks.summarization.entailment import ENTAILMENT_LOADERS, EntailmentSource
-from stages.tasks.summarization.generate import Summarizes
-from stages.tasks.summarization.judges import (
-    JUDGE_LOADERS,
-    THRESHOLD,
-    expected_judgements,
-    judge_conflicts,
-    judge_notes,
-    judged_origin,
-    not_valid_with,
-    prepare_judge,
-    prepared_judge,
+from stages.tasks.summarization.config import (
+    CalibrationConfig,
+    DiscrepancyConfig,
+    PrepareConfig,
+    RepairSettings,
+    conflicts,
 )
-from stages.tasks.summarization.labelled import RUBRIC, about, labelled_summaries
+from stages.tasks.summarization.labelled import RUBRIC, about, known, made
 from stages.tasks.summarization.measures import (
     ABSOLUTE,
-    EMBEDDER_LOADERS,
     NEEDS_REFERENCE,
     Case,
-    Embedder,
-    EmbedderSource,
     Unsupported,
     bleu,
     copied_from_lead,
@@ -66,16 +58,13 @@ from stages.tasks.summarization.measures import (
     rouge_l,
     unsupported_names,
 )
-from stages.tasks.summarization.models import MODEL_LOADERS
-from stages.tasks.summarization.remote import KNOWN
-from stages.tasks.summarization.repair_config import RepairSettings
-from stages.tasks.summarization.served import OpenAIModel
-from stages.tasks.summarization.source import ModelSource
+from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS, OpenAIModel
+from stages.tasks.summarization.support import ENTAILMENT_LOADERS, EntailmentSource
 
 CLAIMS = 5  # unsupported claims named per summary, at most
 
 
-class SummarizerProbes(Task):
+class SummarizerProbes(JudgedTexts):
     """A summarizer under test with its articles.
 
     A probe summarizes a changed article; the summary is judged against the original article (see `measures`).
@@ -95,6 +84,7 @@ class SummarizerProbes(Task):
         "entailment": ENTAILMENT_LOADERS,
         "judge": JUDGE_LOADERS,
     }
+    rubric = RUBRIC
     dtypes = ("float32", "bfloat16")
     learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo", "full")
 
@@ -110,7 +100,7 @@ class SummarizerProbes(Task):
         *,
         under_test: bool = True,
     ) -> None:
-        """See Task.load.
+        """See JudgedTexts.
 
         Args:
             context: the audit's settings.
@@ -122,29 +112,20 @@ class SummarizerProbes(Task):
             about_judge: sentences about it for the report.
             under_test: whether the summaries in `items` are this model's.
         """
-        torch.set_num_threads(context.compute.threads)
-        self.context = context
-        self.summarizer = summarizer
-        self.model_hash = summarizer.hash
-        self.embedder = embedder
-        self.unsupported = unsupported
-        self.judge, self._about_judge = judge, about_judge
-        if judge is not None:
-            vars(self)["not_valid"] = not_valid_with(self.not_valid)
-        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
-        self.items = Items(items)
+        super().__init__(context, items, embedder, judge, about_judge)
+        self.summarizer, self.model_hash, self.unsupported = summarizer, summarizer.hash, unsupported
         self.concepts = text_space(context.concepts, self.catalogue)
-        self.calibration = Calibration.from_list(items.attrs["calibration"])
+        self.calibration = Calibration(pd.DataFrame(items.attrs["calibration"]))
         self.threshold = self._threshold()
         self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
-        self._rows = {item: row for row, item in enumerate(items["id"])}
         self._articles, self._clean, self._references = (
             items[column].tolist() for column in ("article", "summary", "reference")
         )
         self._asked_again = False  # see `again`
         self._changed: dict[tuple[str, int, int], str] = {}
         # By the article as given to the model: many cells give the same one, and the neutral cell the clean one.
-        self._answers = dict(zip(self._articles, self._clean, strict=True)) if under_test else {}
+        if under_test:
+            self._answers = dict(zip(self._articles, self._clean, strict=True))
 
     def _threshold(self) -> float:
         settings = self.settings
@@ -213,23 +194,12 @@ class SummarizerProbes(Task):
         preparing = counts.discover + counts.repair + counts.test + 2 * again + 3 * len(KNOWN)
 
         def guess() -> tuple[float, float]:
-            data: DataSource = cls.source(context, "data")
+            data: ArticleSource = cls.source(context, "data")
             length = np.mean([len(article.text) for article in data.load(context.inputs)[0]])
             frame = len(config.generation.system) + len(config.generation.prompt)
             return float(length + frame) / CHARACTERS, config.generation.max_new_tokens
 
         return expected_requests(source, context.audit, preparing, guess)
-
-    @classmethod
-    def expected_judgements(cls, context: TaskContext) -> Expected | None:
-        """See Task: one for each summary, as it is not known in advance how many the judge must decide."""
-        items = PrepareConfig.model_validate(dict(context.config)).items
-
-        def length() -> float:
-            data: DataSource = cls.source(context, "data")
-            return float(np.mean([len(article.text) for article in data.load(context.inputs)[0]]))
-
-        return expected_judgements(context, sum(items.model_dump().values()), RUBRIC, length)
 
     # Preparation
 
@@ -243,7 +213,7 @@ class SummarizerProbes(Task):
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
         config = PrepareConfig.model_validate(dict(context.config))
-        data: DataSource = cls.source(context, "data")
+        data: ArticleSource = cls.source(context, "data")
         source: ModelSource = cls.source(context, "model")
         articles, skipped = data.load(context.inputs)
         items = choose_items(articles, config.items, context.seed)
@@ -252,20 +222,17 @@ class SummarizerProbes(Task):
         blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
         account = Account.of(context.audit, *blocks)
         source.build(context.inputs, out_dir / "model", config.generation, context.compute.dtype, account)
-        judged = prepare_judge(
-            context, out_dir, RUBRIC, lambda asked: labelled_summaries(articles, context.inputs, asked)
-        )
+        judged = prepare_judge(context, out_dir, cls.rubric, known(articles), lambda count: made(articles, count))
         summarizer = source.load(out_dir / "model", context.compute, account=account)
         benign = cls._benign(context, config.calibrate)
         started = time.monotonic()
         items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles, unsupported)
         took = (time.monotonic() - started) / (len(items) + len(calibration.records))
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
-        items.attrs["calibration"] = calibration.to_list()
+        items.attrs["calibration"] = calibration.records.to_dict("records")
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         # Fails now, not stages later, if the threshold cannot be set.
         task = cls(context, items, summarizer, embedder, unsupported, judged and judged[0])
-        numbers = {} if judged is None else {"judge": {**judged[1].to_json(), **task.decided()}}
         by_split = items.groupby("split")
         broken = [bool(degenerate(s, summarizer.unfinished(s))) for s in items["summary"]]
         return {
@@ -276,11 +243,11 @@ class SummarizerProbes(Task):
             "clean_words": float(items["summary"].str.split().str.len().mean()),
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
-            "origin": judged_origin(cls.origin(context), context, judged),
+            "origin": judged_origin(cls.origin(context), judged),
             "skipped": len(skipped),
             "cut": int(items["cut"].sum()),
             "seconds_per_probe": took,
-            **numbers,
+            **task.judge_numbers(judged),
         }
 
     @classmethod
@@ -302,13 +269,8 @@ class SummarizerProbes(Task):
         summarizer = source.load(folder, context.compute, base, Account.of(context.audit))
         under_test = folder.resolve() == base.resolve()
         measures = cls._embedder(context), cls._unsupported(context)
-        judge, notes = prepared_judge(context, prepared, RUBRIC), judge_notes(context, prepared)
-        return cls(context, items, summarizer, *measures, judge, notes, under_test=under_test)
-
-    @classmethod
-    def _embedder(cls, context: TaskContext) -> Embedder:
-        source: EmbedderSource = cls.source(context, "embedder")
-        return source.load(context.inputs, context.compute.device)
+        judged = prepared_judge(context, prepared, cls.rubric)
+        return cls(context, items, summarizer, *measures, *judged, under_test=under_test)
 
     @classmethod
     def _unsupported(cls, context: TaskContext) -> Unsupported:
@@ -317,12 +279,7 @@ class SummarizerProbes(Task):
 
     # Probing
 
-    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Rows of items in the table: (n,) int64."""
-        return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
-
     def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[str]:
-        """Return the n changed articles as given to the model."""
         cells = np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         texts = []
@@ -337,83 +294,32 @@ class SummarizerProbes(Task):
     def _given(self, article: str) -> str:
         return space_doubled(article) if self._asked_again else article
 
-    def summaries(self, articles: Sequence[str]) -> list[str]:
-        """Return the model's summaries of n articles; known ones are not requested again."""
-        unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
-        # The same number of pieces for each process, with articles of all lengths in each.
-        most = self.context.compute.batch_size * self.context.compute.processes
-        count = -(-len(unknown) // most) * self.context.compute.processes
-        pieces = [piece for k in range(count) if (piece := unknown[k::count])]
-        for piece, answers in zip(pieces, self.shared(self.summarize, [(p,) for p in pieces]), strict=True):
-            self._answers.update(zip(piece, answers, strict=True))
-        return [self._answers[article] for article in articles]
+    def query(self, inputs: Sequence[str]) -> list[str]:
+        return self.summarizer.summarize(inputs)
 
-    def summarize(self, articles: Sequence[str]) -> list[str]:
-        """Summarize articles that were not summarized before."""
-        return self.summarizer.summarize(articles)
+    def clean(self, rows: Sequence[int]) -> list[str]:
+        return [self._clean[row] for row in rows]
 
-    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task. Outputs are the summaries.
+    def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: str) -> bool:
+        return self.embedder.cosine(given, self._articles[row]) >= self.settings.validity
 
-        A changed article too far from its original (`validity`) is no evidence: its probe is not valid and has not
-        failed.
-        """
-        articles = self.changed(item_ids, cells, repeats)
-        outputs = self.summaries(articles)
-        rows = self.rows(item_ids).tolist()
-        valid = np.array(
-            [
-                self.embedder.cosine(changed, self._articles[row]) >= self.settings.validity
-                for changed, row in zip(articles, rows, strict=True)
-            ],
-            dtype=bool,
-        )
-        found, abstained = self._discrepancies(rows, outputs)
-        valid &= ~abstained
-        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
-        return ProbeBatch(found, found > self.threshold, outputs, valid)
-
-    def _discrepancies(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return discrepancies of n summaries, (n,) float32, and where the judge was asked and abstained, (n,) bool."""
-        found = np.array([self._measured(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
-        if self.judge is None:
-            return found, np.zeros(len(found), dtype=bool)
-        trials = {n: self._trial(rows[n], outputs[n]) for n in self._left_to_judge(found, outputs)}
-        return self.judge.settle(found, trials, self.threshold)
-
-    def _left_to_judge(self, found: np.ndarray, outputs: Sequence[str]) -> list[int]:
-        """Return which of n summaries the judge decides: those near the threshold, except unusable ones."""
-        near = within(found, self.settings.near)
-        return [n for n, output in enumerate(outputs) if near[n] and not self.broken(output)]
-
-    def _trial(self, row: int, output: str) -> Trial:
-        """Return a summary as the judge reads it; pairs compare it with that of the unchanged article."""
-        assert self.judge is not None
-        baseline = self._clean[row] if self.judge.settings.pairwise else ""
-        return Trial(about(self._articles[row]), output, baseline)
-
-    def decided(self) -> dict[str, int]:
-        """Count the summaries of unchanged articles that the judge decides, and those it abstains from."""
-        assert self.judge is not None
-        found = np.array([self._measured(row, output) for row, output in enumerate(self._clean)], dtype=np.float32)
-        left = self._left_to_judge(found, self._clean)
-        said = self.judge.verdicts([self._trial(row, self._clean[row]) for row in left])
-        none = sum(verdict.acceptable is None for verdict in said)
-        return {"unchanged": len(found), "decided": len(said) - none, "abstained": none}
-
-    def _verdict(self, row: int, output: str) -> Verdict | None:
-        """Return the judge's verdict on a summary; None if the judge does not decide it."""
-        found = np.array([self._measured(row, output)], dtype=np.float32)
-        if self.judge is None or not self._left_to_judge(found, [output]):
-            return None
-        return self.judge.verdicts([self._trial(row, output)])[0]
-
-    def _measured(self, row: int, output: str) -> float:
-        """Discrepancy of a summary of one article by the measure; 1 if nobody could use it."""
+    def measured(self, row: int, output: str) -> float:
+        """See JudgedTexts; 1 if nobody could use the summary."""
         if self.broken(output) or JUDGE in self.settings.weights:  # the judge decides in any case
             return 1.0
         case = Case(self._articles[row], self._clean[row], output, self._references[row], self.unsupported)
         return discrepancy(case, self.settings.weights, self.embedder)
+
+    def is_plain(self, row: int, output: str) -> bool:
+        """See JudgedTexts: an output that nobody could use."""
+        return bool(self.broken(output))
+
+    def about(self, row: int) -> Parts:
+        return about(self._articles[row])
+
+    @staticmethod
+    def about_entry(entry: Article) -> Parts:
+        return about(entry.text)
 
     def broken(self, output: str) -> str:
         """Why nobody could use an output; "" if it can be used."""
@@ -429,21 +335,20 @@ class SummarizerProbes(Task):
 
         They are those of the model under test, with which relative measures compare.
         """
-        rows = self.rows(self.items.ids(split)).tolist()
+        rows = self.rows(self.items.ids(split))
         found = [self.unsupported(self._clean[row], self._articles[row]) for row in rows]
         return np.array(found) > support.THRESHOLD
 
     def fails_unchanged(self) -> np.ndarray:
         """See Task; by a measure relative to its own clean summary, an unchanged article cannot fail."""
         absolute = self.settings.weights.keys() & {ABSOLUTE, JUDGE}
-        rows = self.rows(self.items.ids("discover")).tolist() if absolute else []
-        return self._discrepancies(rows, [self._clean[row] for row in rows])[0] > self.threshold
+        return self.failures(self.rows(self.items.ids("discover")) if absolute else [])
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: similarity of the unchanged articles and this model's summaries of them."""
         ids = self.items.ids(split)
         articles = [self._articles[row] for row in self.rows(ids)]
-        outputs = self.summaries([self._given(article) for article in articles])
+        outputs = self.answers([self._given(article) for article in articles])
         values = [self.embedder.cosine(o, a) for o, a in zip(outputs, articles, strict=True)]
         return Quality("faithfulness of clean summaries", np.array(values, dtype=np.float64), ids)
 
@@ -464,15 +369,15 @@ class SummarizerProbes(Task):
         """See Task: the article before and after the change, with the summaries of both."""
         answer = self.probe(item_ids, cells)
         assert answer.valid is not None
-        shown = []
-        for n, (item, text) in enumerate(zip(item_ids, self.changed(item_ids, cells), strict=True)):
-            row = self._rows[item]
+        shown, rows = [], self.rows(item_ids)
+        verdicts = self.verdicts(rows, answer.outputs)
+        for n, (row, text, verdict) in enumerate(zip(rows, self.changed(item_ids, cells), verdicts, strict=True)):
             score, reason = float(answer.discrepancy[n]), self.broken(answer.outputs[n])
             caption = f"discrepancy {score:.2f}, a failure above {self.threshold:.2f}"
             if ABSOLUTE in self.settings.weights and self.unsupported is support.unsupported:
                 lacking = support.unsupported_claims(answer.outputs[n], self._articles[row])
                 caption += "".join(f"; {claim.kind} not supported: {claim.words}" for claim in lacking[:CLAIMS])
-            if (verdict := self._verdict(row, answer.outputs[n])) is not None:
+            if verdict is not None:
                 caption += f"; {verdict}"
             if reason:
                 caption = f"{reason}: always a failure"
@@ -505,9 +410,9 @@ class SummarizerProbes(Task):
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
         """See Task: measures in addition to `discrepancy`, for any answers to these probes."""
-        rows = self.rows(item_ids).tolist()
+        rows = self.rows(item_ids)
         changed = self.changed(item_ids, cells)
-        own = self.summaries([self._given(self._articles[row]) for row in rows])
+        own = self.answers([self._given(self._articles[row]) for row in rows])
         found = pd.DataFrame(
             [
                 self._measures(self._articles[row], article, clean, output, self._references[row])
@@ -516,8 +421,7 @@ class SummarizerProbes(Task):
         )
         if self.judge is None:
             return found
-        self._discrepancies(rows, outputs)  # asks about all of them at once
-        said = [self._verdict(row, output) for row, output in zip(rows, outputs, strict=True)]
+        said = self.verdicts(rows, outputs)
         return found.assign(
             **{
                 "decided by the judge": [float(v is not None and v.acceptable is not None) for v in said],

@@ -32,12 +32,12 @@ from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.summarization.form import Form, save_form
-from stages.tasks.summarization.generate import Summarizer, Summarizes, greedy, with_weights
-from stages.tasks.summarization.normalise import normaliser
+from stages.tasks.language.form import Form, save_form
+from stages.tasks.language.generate import Summarizer, Summarizes, greedy, with_normalisations, with_weights
+from stages.tasks.language.normalise import normaliser
+from stages.tasks.summarization.config import RepairSettings
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import SummarizerTraining
 from stages.tasks.summarization.verify import verify
 from stages.tasks.training import write_card, write_loader
@@ -161,8 +161,7 @@ def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) ->
 
 def _learner(under_test: Summarizer, form: Form) -> Summarizer:
     """Copy the model under test for training."""
-    undo = normaliser(form.normalise) if form.normalise else None
-    model = copy.deepcopy(under_test.model)
+    model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
     return Summarizer(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
 
 

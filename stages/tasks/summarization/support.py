@@ -1,8 +1,8 @@
-"""Claims of a summary that its article does not support, found by rules on words, without a model.
+"""Claims of a summary that its article does not support, found by rules on words, or by a model of entailment.
 
 A summary claims that its names, numbers and other content words are related to the article, that neighbouring ones are
 related to each other, in this order, and that what it affirms is true. Each claim is looked up in the original article.
-Nothing here depends on the model under test: the weight of an unsupported claim, and the threshold from which a summary
+Neither depends on the model under test: the weight of an unsupported claim, and the threshold from which a summary
 counts as wrong, were chosen on labelled pairs (benchmarks/summary_errors.py).
 """
 
@@ -12,12 +12,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
-from stages.concepts.texts.document import Token, by_sentence, parse
+import numpy as np
+import torch
+
+from stages.concepts.texts.document import Token, by_sentence, parse, sentences
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
+from stages.errors import UsageError
+from stages.tasks.language.encoders import TransformersEncoder, read_encoder
 
 CHANCE: Mapping[str, float] = {
     "number": 0.9,  # it is not in the article
@@ -31,6 +37,7 @@ CHANCE: Mapping[str, float] = {
 
 THRESHOLD = 0.5
 
+_WHERE = "prepare.entailment"
 _TITLES = word_set("mr mrs ms dr sir lord prof professor president minister prime premier senator")
 _SMALL = """
     zero one two three four five six seven eight nine ten
@@ -204,3 +211,64 @@ def _acronyms(text: str) -> set[str]:
         letters = [word[0].lower() for word in run.split()]
         found |= {"".join(letters[i:j]) for i in range(len(letters)) for j in range(i + 2, len(letters) + 1)}
     return found
+
+
+# By a model of entailment, instead of rules
+
+
+class EntailmentSource(TransformersEncoder):
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
+
+    where = _WHERE
+
+    def load(self, inputs: Path, device: str) -> Entailment:
+        """Load the model; the tasks of one process share it and its answers."""
+        return _shared(self.whole(self.folder(inputs)[0]), device)
+
+
+ENTAILMENT_LOADERS: Mapping[str, type[EntailmentSource]] = {"transformers": EntailmentSource}
+
+
+class Entailment:
+    """How likely it is that a summary says what its article does not, by a classifier of pairs of texts.
+
+    A sentence of the summary is supported as much as the best of the article's sentences, or the whole article, entails
+    it; a summary as much as its sentences on average (SummaC-ZS, Laban et al. 2022, section 3.1, which uses sentences
+    only).
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        self._tokenizer, self._model = read_encoder(folder, AutoModelForSequenceClassification, _WHERE)
+        config = self._model.config
+        labels = {str(label).lower(): number for number, label in config.id2label.items()}
+        if "entailment" not in labels:
+            raise UsageError(f"{_WHERE}: {folder} has no label entailment, it has {', '.join(labels)}")
+        self._entails = int(labels["entailment"])
+        self._model.to(device)
+        self._device = device
+        positions = getattr(config, "max_position_embeddings", 514) - 2  # RoBERTa counts from 2
+        self._window = min(self._tokenizer.model_max_length, positions)
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(self, summary: str, article: str) -> float:
+        """Return how little of a summary is entailed, in [0, 1]; 0 if it has no sentence, as it then claims nothing."""
+        premises = list(dict.fromkeys([*sentences(article), article]))
+        claims = sentences(summary)
+        return 1 - float(np.mean([max(self._entailed(p, c) for p in premises) for c in claims])) if claims else 0.0
+
+    def _entailed(self, premise: str, claim: str) -> float:
+        if (premise, claim) not in self._known:
+            self._known[premise, claim] = self._answer(premise, claim)
+        return self._known[premise, claim]
+
+    @torch.inference_mode()
+    def _answer(self, premise: str, claim: str) -> float:
+        pair = self._tokenizer(premise, claim, truncation=True, max_length=self._window, return_tensors="pt")
+        return float(self._model(**pair.to(self._device)).logits[0].softmax(-1)[self._entails])
+
+
+@cache
+def _shared(folder: Path, device: str) -> Entailment:
+    return Entailment(folder, device)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.tasks.summarization.generate import IGNORED, Summarizer
-from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.language.generate import IGNORED, Summarizer
+from stages.tasks.summarization.config import RepairSettings
 from stages.tasks.training import StepwiseTraining
 
 MICRO_BATCH = 4  # texts that go through the model at once; more would need more padding, as lengths differ more

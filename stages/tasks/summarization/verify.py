@@ -18,9 +18,9 @@ from torch import Tensor
 
 from stages.errors import UsageError
 from stages.tasks.contract import Compute
+from stages.tasks.language.generate import Summarizer
+from stages.tasks.language.models import load_summarizer
 from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
-from stages.tasks.summarization.generate import Summarizer
-from stages.tasks.summarization.models import load_summarizer
 from stages.tasks.summarization.training import Lesson, told_and_wanted
 
 

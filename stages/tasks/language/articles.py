@@ -1,6 +1,7 @@
-"""Selection of the articles that an audit can use. `choose_items` draws the splits from them.
+"""Articles that an audit can use, and their loaders. To add a source, add its key to DATA_LOADERS.
 
-All sources produce one list of articles, and a list of what was left out and why.
+All sources produce one list of articles, and a list of what was left out and why. `choose_items` draws the splits from
+the articles.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pydantic import Field, model_validator
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
-from stages.tasks.attributes import detail_columns
+from stages.tasks.attributes import detail_columns, details
 from stages.tasks.contract import SPLITS
-from stages.tasks.source import Source
-from stages.tasks.sources import ItemCounts
+from stages.tasks.rows import HubDataSource, JsonLinesSource, count_lines
+from stages.tasks.source import Source, collect
+from stages.tasks.sources import ItemCounts, check_excluded, package_file
 
 RUN = 5  # words in a row that two articles share only by copying
-NAMED = 5  # exclusions an error names
 NO_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, and surrogates, which UTF-8 cannot encode
 ENGLISH = 0.1  # share of stop words: English news has 20% or more in 99 of 100 articles, other languages less than 3%
 # These of scikit-learn's English stop words are also words of other European languages.
@@ -57,7 +58,7 @@ class Unreadable:
     reason: str
 
 
-class DataSource(Source):
+class ArticleSource(Source):
     """Base of the data loaders: how articles are cut, and how many may be left out."""
 
     max_words: int = Field(
@@ -72,7 +73,7 @@ class DataSource(Source):
     max_excluded: float = Field(0.2, ge=0, le=1, description="share of articles that may be left out; more is an error")
 
     @model_validator(mode="after")
-    def _some_length_is_left(self) -> DataSource:
+    def _some_length_is_left(self) -> ArticleSource:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words is {self.min_words}, above max_words, {self.max_words}")
         return self
@@ -88,16 +89,7 @@ class DataSource(Source):
             UsageError: when there are none, or more were left out than `max_excluded` allows.
         """
         articles, skipped = self._select(self.read(inputs))
-        total = len(articles) + len(skipped)
-        if total == 0:
-            raise UsageError("prepare.data: no article found")
-        if len(skipped) > self.max_excluded * total or not articles:
-            named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
-            more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-            raise UsageError(
-                f"prepare.data: {len(skipped)} of {total} articles cannot be used,"
-                f" max_excluded allows {self.max_excluded:.0%}: {named}{more}"
-            )
+        check_excluded("articles", len(articles), skipped, self.max_excluded)
         return articles, skipped
 
     def _select(self, found: Iterable[Article | Unreadable]) -> tuple[list[Article], list[dict[str, str]]]:
@@ -179,6 +171,130 @@ def _copied(name: str, text: str, seen: dict[bytes, str]) -> str:
     for run in runs:
         seen.setdefault(run, name)
     return ""
+
+
+# Loaders
+
+
+class PackageArticles(ArticleSource):
+    """{package: NAME, file: FILE, test: FILE}: text files in an installed package, one article per line.
+
+    Articles of `test` are the test split; without it, all splits are drawn from `file`.
+    """
+
+    package: str = Field(pattern=r"^\w+$")
+    file: str
+    test: str | None = None
+
+    def errors(self, inputs: Path) -> list[str]:
+        return collect(lambda: self._files(inputs))
+
+    def _files(self, inputs: Path) -> dict[str, Path]:
+        named = {"": self.file, "test": self.test}
+        return {
+            pool: package_file(inputs, self.package, name, f"prepare.data.{pool or 'file'}")
+            for pool, name in named.items()
+            if name is not None
+        }
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        return {pool: count_lines(path, enough) for pool, path in self._files(inputs).items()}
+
+    def origin(self, inputs: Path) -> str:
+        return f"{self.file} of the package {self.package}"
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        """See ArticleSource; files that are not UTF-8 are read as Latin-1, as older corpora are."""
+        for pool, path in self._files(inputs).items():
+            content = path.read_bytes()
+            try:
+                text = content.decode()
+            except UnicodeDecodeError:
+                text = content.decode("latin-1")
+            for number, line in enumerate(text.split("\n"), start=1):
+                if line.strip():
+                    yield Article(_id(path.stem, number, pool), line, pool=pool)
+
+
+class JsonLines(JsonLinesSource, ArticleSource):
+    """{jsonl: FILE, text: FIELD, summary: FIELD, split: FIELD}: one JSON object per line, under the audit's inputs.
+
+    `summary` names the field of the reference summary, and `split` that of the split a line is meant for, if any.
+    """
+
+    text: str
+    summary: str | None = None
+    split: str | None = None
+
+    def named(self) -> Mapping[str, str | None]:
+        return {"text": self.text, "summary": self.summary, "split": self.split}
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
+        """See Source; None with a split field, as counting then needs all lines to be read."""
+        return super().available(inputs, enough) if self.split is None else None
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        for stem, number, row in self.numbered(inputs):
+            name = _id(stem, number)
+            if isinstance(row, ValueError):
+                yield Unreadable(name, f"line {number} is not JSON: {row}")
+            else:
+                yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
+
+
+class HubDataset(HubDataSource, ArticleSource):
+    """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: anything that the `datasets` library reads.
+
+    A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
+    ("train[:5000]"); without `test`, all splits are drawn from `split`. No code is run.
+
+    All rows are read and compared before items are drawn, so name a slice of a large split: 100,000 articles take a
+    minute or two, and 1 GB of memory in addition to their texts.
+    """
+
+    extra = "text"
+
+    split: str
+    text: str
+    summary: str | None = None
+    test: str | None = None
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        named = {"text": self.text, "summary": self.summary}
+        for pool, split in (("", self.split), ("test", self.test)):
+            if split is not None:
+                for stem, number, row in self.numbered(inputs, split, named):
+                    yield _article(_id(stem, number, pool), row, self.text, self.summary, None, f"row {number}", pool)
+
+
+DATA_LOADERS: Mapping[str, type[ArticleSource]] = {
+    "package": PackageArticles,
+    "jsonl": JsonLines,
+    "datasets": HubDataset,
+}
+
+
+def _id(stem: str, number: int, pool: str = "") -> str:
+    """Id of an article with its pool, as two pools can come from one split or from files of the same name."""
+    return f"{pool}-{stem}-{number}" if pool else f"{stem}-{number}"
+
+
+def _article(
+    name: str, row: Any, text: str, summary: str | None, split: str | None, where: str, pool: str = ""
+) -> Article | Unreadable:
+    """Convert a row to an article; it is unreadable if a named field is missing."""
+    if not isinstance(row, dict):
+        return Unreadable(name, f"{where} holds {type(row).__name__}, expected an object with the field {text!r}")
+    columns = [column for column in (text, summary, split) if column is not None]
+    for column in columns:
+        if not isinstance(row.get(column), str):
+            found = f"it has {type(row[column]).__name__}" if column in row else f"found {', '.join(row) or 'none'}"
+            return Unreadable(name, f"{where} has no text in the field {column!r}, {found}")
+    reference, pool = row[summary] if summary else "", row[split] if split else pool
+    return Article(name, row[text], reference, pool, details=details(row, columns))
+
+
+# Items
 
 
 def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.DataFrame:

@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from stages.errors import UsageError
 from stages.files import content_hash, local_file, read_json, write_json
 from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.contract import ASSETS, Compute, TaskContext
-from stages.tasks.judging import ABSTAINED, JUDGE, Asks, Calibration, Judge, JudgeSettings, Labelled, Trial, calibrate
-from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint, expected_requests
+from stages.tasks.judging import (
+    JUDGE,
+    About,
+    Asks,
+    Calibration,
+    Judge,
+    JudgeSettings,
+    Labelled,
+    Trial,
+    calibrate,
+    read_labelled,
+)
+from stages.tasks.language.chats import ChatSource, OpenAIChat, PackageChat, TransformersChat, Turn, generation_of
+from stages.tasks.language.form import GenerationConfig
+from stages.tasks.openai_chat import CHARACTERS, ChatConfig, expected_requests
 from stages.tasks.rows import count_lines
-from stages.tasks.source import Source, collect
+from stages.tasks.source import collect
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization.form import ARTICLE, Form, GenerationConfig, read_folder, save_form
-from stages.tasks.summarization.generate import Summarizer, render_chat
-from stages.tasks.summarization.models import PackageModel, TransformersModel, load_summarizer
 
 WHERE = "prepare.judge"
 NEAR = "discrepancy.near"
@@ -40,92 +49,44 @@ _KNOWN = (
 )
 
 
-class JudgeSource(Source, JudgeSettings):
-    """Base of the loaders of judges: a model, how it is asked, and what it is calibrated on."""
-
-    @abstractmethod
-    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        """Write the judge's folder.
-
-        Raises:
-            UsageError: when the model cannot be read or gives only empty answers, or max_cost is reached.
-            InfrastructureError: when it cannot be reached.
-        """
-
-    @abstractmethod
-    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        """Read a folder that `keep` wrote.
-
-        Raises:
-            UsageError: when a file is damaged, or the model is not the one that was prepared.
-            InfrastructureError: when it cannot be reached.
-        """
-
-    def _labelled_errors(self, inputs: Path) -> list[str]:
-        name = self.labelled
-        return [] if name is None else collect(lambda: local_file(inputs, name, f"{WHERE}.labelled"))
-
-    @property
-    def _generation(self) -> GenerationConfig:
-        return GenerationConfig(
-            prompt=ARTICLE, system="", context=16, max_new_tokens=self.max_new_tokens, rows=self.rows
-        )
-
-
-class PackageJudge(JudgeSource, PackageModel):
-    """{package: NAME, file: X.gguf}: a GGUF file that ships in an installed package."""
+class JudgeSource(ChatSource, JudgeSettings):
+    """Base of the loaders of judges: a chat model, how it is asked, and what it is calibrated on."""
 
     def errors(self, inputs: Path) -> list[str]:
-        return _of_judge(PackageModel.errors(self, inputs)) + self._labelled_errors(inputs)
-
-    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        self.build(inputs, out_dir, self._generation, compute.dtype)
+        found, name = _of_judge(super().errors(inputs)), self.labelled  # type: ignore[safe-super]
+        return found if name is None else found + collect(lambda: local_file(inputs, name, f"{WHERE}.labelled"))
 
     def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        return _local(load_summarizer(folder, compute))
-
-
-class TransformersJudge(JudgeSource, TransformersModel):
-    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
-
-    def errors(self, inputs: Path) -> list[str]:
-        return _of_judge(TransformersModel.errors(self, inputs)) + self._labelled_errors(inputs)
-
-    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        self.build(inputs, out_dir, self._generation, compute.dtype)
-
-    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        return _local(load_summarizer(folder, compute))
-
-
-class OpenAIJudge(JudgeSource, ChatConfig):
-    """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
-
-    def errors(self, inputs: Path) -> list[str]:
-        return self._labelled_errors(inputs)
-
-    def origin(self, inputs: Path) -> str:
-        return self.told
-
-    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
-        endpoint, plain = ChatEndpoint(self, account), Judge(lambda: _never, self, "")
-        turns = [turn for trial in _KNOWN for turn in plain.turns(trial)[:1]]
-        requests = [endpoint.request(system, said, self.max_new_tokens) for system, said in turns]
-        revision = endpoint.prepare(requests, out_dir, "answers to judge")
-        form = Form(kind="endpoint", generation=self._generation, origin=self.told, revision=revision, parameters=None)
-        save_form(form, out_dir)
-
-    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        """See JudgeSource; paid requests are not sent again."""
-        form, prepared, _ = read_folder(folder, None)
-        endpoint = ChatEndpoint(self, account)
-        endpoint.check(prepared)
+        """Read a folder that `build` wrote; errors name the judge and not the model under test."""
+        with _named():
+            model = self.chat(folder, compute, account)
 
         def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
-            requests = [endpoint.request(system, said, self.max_new_tokens) for system, said in turns]
-            return [endpoint.text_of(answer, form.revision) for answer in endpoint.answers(requests)]
+            with _named():
+                given = [Turn(*turn) for turn in turns]
+                fits = [model.room is None or model.tokens(turn) <= model.room for turn in given]
+                replies = iter(model.answer([turn for turn, fit in zip(given, fits, strict=True) if fit]))
+                return [next(replies) if fit else None for fit in fits]
 
         return asks
+
+
+class PackageJudge(JudgeSource, PackageChat):
+    """{package: NAME, file: X.gguf}: a GGUF file that ships in an installed package."""
+
+
+class TransformersJudge(JudgeSource, TransformersChat):
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
+
+
+class OpenAIJudge(JudgeSource, OpenAIChat):
+    """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
+
+    known_are: ClassVar[str] = "answers to judge"
+
+    def known(self, generation: GenerationConfig) -> list[Turn]:
+        plain = Judge(lambda: _never, self, "")
+        return [Turn(*turn) for trial in _KNOWN for turn in plain.turns(trial)[:1]]
 
 
 JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {
@@ -139,21 +100,6 @@ def _never(turns: Sequence[tuple[str, str]]) -> list[str | None]:
     raise AssertionError("only its words are asked for")
 
 
-def _local(model: Summarizer) -> Asks:
-    """Return a judge with local weights."""
-
-    def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
-        prompts = [model.encode(render_chat(model.tokenizer, system, said)) for system, said in turns]
-        room, most = model.room, model.form.generation.max_new_tokens
-        fits = [room is None or len(prompt) + most <= room for prompt in prompts]
-        replies = iter(model.complete([prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]))
-        return [next(replies) if fit else None for fit in fits]
-
-    if model.form.kind != "causal":
-        raise UsageError(f"{WHERE}: found an encoder-decoder model, expected a decoder-only chat model")
-    return asks
-
-
 # The judge of an audit
 
 
@@ -163,31 +109,13 @@ def judge_source(context: TaskContext) -> JudgeSource | None:
     return None if block is None else parse_source(block, JUDGE_LOADERS, WHERE)
 
 
-def account_of(context: TaskContext, *settings: object) -> Account:
+def _account(context: TaskContext, *settings: object) -> Account:
     """Return the account of an audit's judge; names of audits have no dots, so it cannot clash with theirs."""
     return Account.of(f"{context.audit}.judge", *settings)
 
 
-def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> Judge | None:
-    """Return the judge of a prepared audit; its model is loaded or queried when the first answer needs it.
-
-    Args:
-        context: the audit's settings.
-        prepared: data/<audit>/prepare.
-        rubric: used if the settings have none.
-    """
-    if (source := judge_source(context)) is None:
-        return None
-
-    def load() -> Asks:
-        with _named():
-            return _guarded(source.asks(prepared / ASSETS / "judge", context.compute, account_of(context)))
-
-    return Judge(load, source, rubric)
-
-
 def prepare_judge(
-    context: TaskContext, out_dir: Path, rubric: str, labelled: Callable[[JudgeSource], Sequence[Labelled]]
+    context: TaskContext, out_dir: Path, rubric: str, known: About, made: Callable[[int], Sequence[Labelled]]
 ) -> tuple[Judge, Calibration] | None:
     """Write the judge's folder and calibrate it, before it decides anything.
 
@@ -195,23 +123,26 @@ def prepare_judge(
         context: the audit's settings.
         out_dir: data/<audit>/prepare, which already contains the model under test.
         rubric: used if the settings have none.
-        labelled: returns the answers to calibrate it on.
+        known: finds the items that people's labelled answers are about.
+        made: makes labelled answers, so many at most, if there are none by people.
 
     Raises:
-        UsageError: when it fails its calibration, or is the model under test.
+        UsageError: when labelled answers are unusable or too few, or the judge fails its calibration, or is the model
+            under test.
         InfrastructureError: when it cannot be reached.
     """
     if (source := judge_source(context)) is None:
         return None
-    folder, known = out_dir / ASSETS / "judge", labelled(source)
-    account = account_of(context, context.seed, context.config, context.discrepancy, context.compute.dtype)
+    folder, labelled = out_dir / ASSETS / "judge", _labelled(source, context.inputs, known, made)
+    account = _account(context, context.seed, context.config, context.discrepancy, context.compute.dtype)
+    generation = generation_of("", max_new_tokens=source.max_new_tokens, rows=source.rows)
     with _named():
-        source.keep(context.inputs, folder, context.compute, account)
+        source.build(context.inputs, folder, generation, context.compute.dtype, account)
         if (weights := _weights(folder)) is not None and weights == _weights(out_dir / "model"):
             raise UsageError(_same("both have the same weights"))
-        asks = _guarded(source.asks(folder, context.compute, account))
+    asks = source.asks(folder, context.compute, account)
     judge = Judge(lambda: asks, source, rubric)
-    found = calibrate(judge, known)
+    found = calibrate(judge, labelled)
     if (refusals := found.refusals()) and not source.accept_uncalibrated:
         listed = "".join(f"\n- {refusal}" for refusal in refusals)
         raise UsageError(
@@ -222,31 +153,40 @@ def prepare_judge(
     return judge, found
 
 
-def judged_origin(
-    origin: dict[str, str], context: TaskContext, judged: tuple[Judge, Calibration] | None
-) -> dict[str, str]:
+def _labelled(
+    source: JudgeSource, inputs: Path, known: About, made: Callable[[int], Sequence[Labelled]]
+) -> Sequence[Labelled]:
+    if source.labelled is None:
+        return made(source.answers)
+    return read_labelled(local_file(inputs, source.labelled, f"{WHERE}.labelled"), known, f"{WHERE}.labelled")
+
+
+def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> tuple[Judge | None, list[str]]:
+    """Return the judge of a prepared audit, or None, and sentences about it for the report.
+
+    Its model is loaded or queried when the first answer needs it.
+
+    Args:
+        context: the audit's settings.
+        prepared: data/<audit>/prepare.
+        rubric: used if the settings have none.
+    """
+    if (source := judge_source(context)) is None:
+        return None, []
+    folder, near = prepared / ASSETS / "judge", context.discrepancy.get("near")
+    found = read_json(folder / CALIBRATION)
+    which = f"answers whose discrepancy by the measure is from {near[0]:g} to {near[1]:g}" if near else "all answers"
+    notes = [f"A language model, {source.origin(context.inputs)}, judges {which}.", *found["said"]]
+    if refusals := found["refusals"]:
+        notes.append(f"This judge failed its calibration but decides anyway: {'; '.join(refusals)}.")
+    return Judge(lambda: source.asks(folder, context.compute, _account(context)), source, rubric), notes
+
+
+def judged_origin(origin: dict[str, str], judged: tuple[Judge, Calibration] | None) -> dict[str, str]:
     """Add to the model's origin, which every report prints, that its judge failed the calibration, if it did."""
     if judged is None or not judged[1].refusals():
         return origin
     return origin | {"model": f"{origin['model']}, judged by {origin['judge']}, which failed its calibration"}
-
-
-def judge_notes(context: TaskContext, prepared: Path) -> list[str]:
-    """Return sentences about the judge of a prepared audit, for the report."""
-    if (source := judge_source(context)) is None:
-        return []
-    found = read_json(prepared / ASSETS / "judge" / CALIBRATION)
-    near = context.discrepancy.get("near")
-    which = f"answers whose discrepancy by the measure is from {near[0]:g} to {near[1]:g}" if near else "all answers"
-    told = [f"A language model, {source.origin(context.inputs)}, judges {which}.", *found["said"]]
-    if refusals := found["refusals"]:
-        told.append(f"This judge failed its calibration but decides anyway: {'; '.join(refusals)}.")
-    return told
-
-
-def not_valid_with(said: str) -> str:
-    """Describe what probes that are not valid did, if a judge can abstain."""
-    return f"{said}, or {ABSTAINED}"
 
 
 def judge_conflicts(context: TaskContext, measure: object, near: object) -> list[str]:
@@ -354,11 +294,3 @@ def _named() -> Iterator[None]:
 def _of_judge(lines: Sequence[str]) -> list[str]:
     said = [line.replace("prepare.model", WHERE) for line in lines]
     return [line.replace("prepare.generation", WHERE) for line in said]
-
-
-def _guarded(asks: Asks) -> Asks:
-    def guarded(turns: Sequence[tuple[str, str]]) -> list[str | None]:
-        with _named():
-            return asks(turns)
-
-    return guarded

@@ -1,18 +1,26 @@
-"""Loaders of text encoders in the format of transformers, which are read completely or not at all."""
+"""Text encoders in the format of transformers, which are read completely or not at all, and sentence embeddings."""
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from stages.errors import UsageError
+from stages.files import local_file
 from stages.tasks.hub import NAME, Repository
 from stages.tasks.source import Source, collect
+from stages.tasks.sources import package_folder
 
+_WHERE = "prepare.embedder"
+WINDOW = 256  # tokens MiniLM was trained to embed at once
 _FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
@@ -106,3 +114,87 @@ def read_encoder(folder: Path, kind: Any, where: str, unused: tuple[str, ...] = 
             f" {lost[0]} among them"
         )
     return tokenizer, model.eval()
+
+
+# Sentence encoders
+
+
+class EmbedderSource(EncoderSource):
+    """Base of the loaders of sentence encoders."""
+
+    where = _WHERE
+
+    def load(self, inputs: Path, device: str) -> Embedder:
+        """Load the encoder; the models of one process share it and its embeddings."""
+        return _shared(self.whole(self.folder(inputs)[0]), device)
+
+
+class PackageEmbedder(EmbedderSource):
+    """{package: NAME, subfolder: FOLDER}: an encoder that ships in an installed package."""
+
+    package: str = Field(pattern=r"^\w+$")
+    subfolder: str = Field("model", description="where in the package it lies")
+
+    def folder(self, inputs: Path) -> tuple[Path, str]:
+        return package_folder(inputs, self.package, _WHERE) / self.subfolder, f"the package {self.package}"
+
+
+class TransformersEmbedder(TransformersEncoder, EmbedderSource):
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or an encoder of the hub."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See EncoderSource. Sentence encoders of the hub have an organisation; any other name is a folder's."""
+        if "/" in self.transformers:
+            return super().errors(inputs)
+        return collect(lambda: self.whole(local_file(inputs, self.transformers, f"{_WHERE}.transformers")))
+
+
+EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {
+    "package": PackageEmbedder,
+    "transformers": TransformersEmbedder,
+}
+
+
+class Embedder:
+    """A sentence encoder: mean of the last hidden states, normalised (Reimers and Gurevych 2019, section 3).
+
+    Texts longer than the encoder's window are embedded window by window, and the mean is over all their tokens. Each
+    text is embedded once, and alone: in a batch its last bits would depend on the other texts, and a probe whose
+    discrepancy equals the threshold would fail in one batch and pass in another.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from transformers import AutoModel
+
+        self._tokenizer, model = read_encoder(folder, AutoModel, _WHERE, unused=("pooler.",))
+        self._model, self._device = model.to(device), device
+        self._window = min(WINDOW, self._tokenizer.model_max_length, model.config.max_position_embeddings)
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed n texts: (n, d) float32 of length 1; a text without any word is 0, similar to nothing."""
+        return np.stack([self._vector(text) for text in texts])
+
+    def cosine(self, one: str, other: str) -> float:
+        """Cosine similarity of two texts, in [-1, 1]."""
+        return float(np.clip(self._vector(one) @ self._vector(other), -1, 1))
+
+    def _vector(self, text: str) -> np.ndarray:
+        if text not in self._known:
+            self._known[text] = self._embed(text)
+        return self._known[text]
+
+    @torch.inference_mode()
+    def _embed(self, text: str) -> np.ndarray:
+        total = torch.zeros(self._model.config.hidden_size, device=self._device)
+        if not re.search(r"\w", text):
+            return total.cpu().numpy()
+        windows = self._tokenizer(text, truncation=True, max_length=self._window, return_overflowing_tokens=True)
+        for ids in windows["input_ids"]:
+            total += self._model(input_ids=torch.tensor([ids], device=self._device)).last_hidden_state[0].sum(0)
+        return (total / total.norm()).cpu().numpy()
+
+
+@cache
+def _shared(folder: Path, device: str) -> Embedder:
+    return Embedder(folder, device)

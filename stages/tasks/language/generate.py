@@ -25,7 +25,8 @@ from torch import Tensor
 from stages.concepts.texts.document import sentences
 from stages.errors import UsageError
 from stages.tasks.contract import Compute
-from stages.tasks.summarization.form import ARTICLE, Form
+from stages.tasks.language.form import ARTICLE, Form
+from stages.tasks.language.normalise import normaliser
 
 STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
 SPLIT = 384  # tokens of prompt and summary from which the last bits depended on padding again
@@ -265,11 +266,7 @@ def greedy(form: Form) -> dict[str, Any]:
 
 def with_normalisations(form: Form) -> Callable[[str], str] | None:
     """Return what is applied to every article before the model reads it; None if nothing is."""
-    if not form.normalise:
-        return None
-    from stages.tasks.summarization.normalise import normaliser
-
-    return normaliser(form.normalise)
+    return normaliser(form.normalise) if form.normalise else None
 
 
 def render_prompt(tokenizer: Any, form: Form, article: str) -> str:

@@ -1,7 +1,7 @@
-"""Loaders of summarizers, and the one format in which all stages store them.
+"""Loaders of language models with local weights, and the one format in which all stages store them.
 
 The format is a folder as transformers writes it (config.json, model.safetensors, tokenizer), with faded.json beside it.
-A loader converts one kind of model into such a folder. To add a loader, add its key to MODEL_LOADERS.
+A loader converts one kind of model into such a folder.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +24,10 @@ from stages.files import content_hash
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy
-from stages.tasks.source import collect
+from stages.tasks.language.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
+from stages.tasks.language.generate import Summarizer, Summarizes, render_prompt, with_normalisations
+from stages.tasks.source import Source, collect
 from stages.tasks.sources import package_file
-from stages.tasks.summarization.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
-from stages.tasks.summarization.generate import Summarizer, render_prompt, with_normalisations
-from stages.tasks.summarization.remote import EndpointModel
-from stages.tasks.summarization.served import OpenAIModel
-from stages.tasks.summarization.source import ModelSource
 
 WHERE = "prepare.model"
 # Files fetched from a hub repository: no pickles, no code, no weights for other libraries.
@@ -37,6 +35,58 @@ _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-
 # Some chat templates contain today's date (Llama 3.2), so tomorrow's audit would send other prompts. A template's own
 # definitions take precedence over those of transformers; the + keeps the white space that follows.
 _FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
+
+
+class LanguageModelSource(Source):
+    """Base of the loaders of language models for all tasks."""
+
+    def build(
+        self,
+        inputs: Path,
+        out_dir: Path,
+        generation: GenerationConfig,
+        dtype: str = "float32",
+        account: Account | None = None,
+    ) -> None:
+        """Write the model folder.
+
+        Args:
+            inputs: data/<audit>/inputs.
+            out_dir: the model folder.
+            generation: how it is queried.
+            dtype: dtype of the weights.
+            account: stores the answers and costs of a paid model; by default they are in memory.
+
+        Raises:
+            UsageError: when the model cannot be read, or cannot be queried as `generation` says, or gives only empty
+                answers, or max_cost is reached.
+            InfrastructureError: when it cannot be reached.
+        """
+        self.write(inputs, out_dir, generation, dtype, account or Account())
+
+    @abstractmethod
+    def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
+        """See `build`."""
+
+
+class ModelSource(LanguageModelSource):
+    """Base of the loaders of summarizers."""
+
+    @abstractmethod
+    def load(
+        self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
+    ) -> Summarizes:
+        """Read a model folder that `build` wrote, or a repair together with the model folder it belongs to.
+
+        Args:
+            folder: the model folder, or the repair.
+            compute: device, dtype and batch size.
+            base: the model folder a repair belongs to.
+            account: the same as for `build`.
+
+        Raises:
+            UsageError: when a file is missing or damaged, or the repair was made for another model.
+        """
 
 
 class WeightsModel(ModelSource):
@@ -64,14 +114,7 @@ class PackageModel(WeightsModel):
     def origin(self, inputs: Path) -> str:
         return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
 
-    def build(
-        self,
-        inputs: Path,
-        out_dir: Path,
-        generation: GenerationConfig,
-        dtype: str = "float32",
-        account: Account | None = None,
-    ) -> None:
+    def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
         path = package_file(inputs, self.package, self.file, "prepare.model")
         with _readable(f"prepare.model.file: {path}"):
             from transformers import GgufConfig
@@ -107,14 +150,7 @@ class TransformersModel(WeightsModel):
     def origin(self, inputs: Path) -> str:
         return self._repository.found(inputs, f"{WHERE}.transformers")[1]
 
-    def build(
-        self,
-        inputs: Path,
-        out_dir: Path,
-        generation: GenerationConfig,
-        dtype: str = "float32",
-        account: Account | None = None,
-    ) -> None:
+    def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
         self.require(inputs)
         folder = self._repository.local(inputs, f"{WHERE}.transformers")
         if folder is not None:
@@ -133,14 +169,6 @@ class TransformersModel(WeightsModel):
 
     def prefetch(self, inputs: Path) -> list[str]:
         return self._repository.prefetch(inputs, f"{WHERE}.transformers")
-
-
-MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
-    "package": PackageModel,
-    "transformers": TransformersModel,
-    "endpoint": EndpointModel,
-    "openai": OpenAIModel,
-}
 
 
 def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
