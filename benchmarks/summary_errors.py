@@ -23,7 +23,7 @@ import numpy as np
 from stages.tasks.language.articles import PackageArticles
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization.labelled import RIGHT, SEED, WRONG, Pair, make_pairs
+from stages.tasks.summarization.labelled import RIGHT, SEED, WRONG, LabelledSummary, make_pairs
 from stages.tasks.summarization.measures import Unsupported
 from stages.tasks.summarization.support import THRESHOLD, Entailment, unsupported
 
@@ -46,7 +46,7 @@ class Seen:
     failing: float
 
 
-def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHOLD) -> list[Seen]:
+def seen(pairs: Sequence[LabelledSummary], measure: Unsupported, threshold: float = THRESHOLD) -> list[Seen]:
     """Compare all errors together, and each kind, with all right summaries; intervals resample articles.
 
     Args:
@@ -59,7 +59,7 @@ def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHO
     draws = np.random.default_rng(SEED).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     weights = np.vstack([np.ones(len(names)), draws])  # the first row is the sample itself
 
-    def weighed(some: Sequence[Pair]) -> np.ndarray:
+    def weighed(some: Sequence[LabelledSummary]) -> np.ndarray:
         return weights[:, [names.index(pair.id) for pair in some]]
 
     low_scores, low_weights = np.array([measure(p.summary, p.article) for p in right]), weighed(right)
@@ -76,7 +76,9 @@ def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHO
     return found
 
 
-def false_alarms(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHOLD) -> dict[str, float]:
+def false_alarms(
+    pairs: Sequence[LabelledSummary], measure: Unsupported, threshold: float = THRESHOLD
+) -> dict[str, float]:
     """Return the share of right summaries that fail: of all, and of each kind."""
     failing = {kind: [measure(p.summary, p.article) > threshold for p in pairs if p.kind == kind] for kind in RIGHT}
     failing["all"] = [failed for each in failing.values() for failed in each]

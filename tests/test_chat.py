@@ -20,7 +20,7 @@ from stages.concepts.texts import sentences
 from stages.errors import UsageError
 from stages.tasks.chat import Chat
 from stages.tasks.chat.concepts import AROUND, INJECTIONS, Asking, catalogue_of
-from stages.tasks.chat.config import PrepareConfig
+from stages.tasks.chat.config import ChatPrepare
 from stages.tasks.chat.data import JsonQuestions, Question
 from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.chat.measures import contains, exact, f1, holds, matches
@@ -164,7 +164,7 @@ def test_failures_are_wrong_answers_and_the_report_is_told_which_come_without_a_
 def asked():
     """A function of an item and levels of concepts that returns the model's input."""
     questions = [Question(o["id"], o["question"], o["context"], tuple(o["answers"]), "", o["id"]) for o in lines()]
-    config = PrepareConfig.model_validate(PREPARE)
+    config = ChatPrepare.model_validate(PREPARE)
     space = span(CONCEPTS, catalogue_of(config))
     asking = Asking(space, 3, config, questions)
 

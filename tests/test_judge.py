@@ -23,7 +23,7 @@ from stages.tasks.chat import Chat
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.labelled import WRONG, made
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.judging import Judge, JudgeSettings, Labelled, Trial, calibrate, read_labelled
+from stages.tasks.judging import Judge, JudgeSettings, LabelledAnswer, Trial, calibrate, read_labelled
 from stages.tasks.judging.verdicts import PAIRWISE, SINGLE, read_reply
 from tests.endpoints import completion, served
 from tests.finished import faded, run_stages
@@ -397,7 +397,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, line, said):
 
 
 def test_labels_of_one_kind_calibrate_nothing():
-    some = [Labelled(str(k), Trial((), "x y"), True) for k in range(9)]
+    some = [LabelledAnswer(str(k), Trial((), "x y"), True) for k in range(9)]
     with pytest.raises(UsageError, match="9 answers of which 9 are acceptable: both kinds are needed"):
         calibrate(Judge(lambda: None, JudgeSettings(), ""), some)
 

@@ -24,7 +24,7 @@ from stages.errors import InfrastructureError, UsageError
 from stages.network import needs_network
 from stages.params import load_params
 from stages.tasks import endpoint as module
-from stages.tasks.account import Account, Answered, Price
+from stages.tasks.account import Account, Price, RecordedAnswer
 from stages.tasks.contract import Compute
 from stages.tasks.known_answers import ANSWERS
 from stages.tasks.language.form import GenerationConfig
@@ -345,7 +345,7 @@ def test_a_model_that_became_another_one_stops_the_next_stage(tmp_path, determin
 
 
 def answered(text="A.", prompt=10, completion=2, finish="stop"):
-    return Answered(text=text, finish=finish, model="m", prompt_tokens=prompt, completion_tokens=completion)
+    return RecordedAnswer(text=text, finish=finish, model="m", prompt_tokens=prompt, completion_tokens=completion)
 
 
 def test_the_bill_outlives_a_kill_and_is_one_for_all_processes(tmp_path):

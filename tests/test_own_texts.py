@@ -160,9 +160,9 @@ def test_settings_are_sent_and_nothing_of_faded_is_overwritten(inputs, tmp_path)
 
 
 def context_generation(inputs, url):
-    from stages.tasks.summarization.config import PrepareConfig
+    from stages.tasks.summarization.config import SummaryPrepare
 
-    return PrepareConfig.model_validate(dict(context_of(inputs, url).config)).generation
+    return SummaryPrepare.model_validate(dict(context_of(inputs, url).config)).generation
 
 
 def test_settings_without_effect_on_a_remote_model_are_errors(inputs):

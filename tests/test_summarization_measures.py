@@ -14,10 +14,10 @@ from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.language.models import TransformersModel, load_summarizer
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration
+from stages.tasks.summarization.calibrate import BENIGN, NO_OP, NoiseCalibration
 from stages.tasks.summarization.measures import (
     DISCREPANCIES,
-    Case,
+    SummaryCase,
     bleu,
     copied_from_lead,
     degenerate,
@@ -52,12 +52,14 @@ def tiny(tmp_path):
     return parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder").load(tmp_path, "cpu")
 
 
-@pytest.mark.parametrize("damage", ["weights missing", "cut short", "another size"])
+@pytest.mark.parametrize("damage", ["weights missing", "cut short", "another size", "empty config"])
 def test_a_damaged_encoder_is_told(tmp_path, damage):
     weights = tiny_embedder(tmp_path / "embedder") / "model.safetensors"
     state = load_file(weights)
     if damage == "weights missing":
         save_file({key: t for key, t in state.items() if "layer.0.output" not in key}, weights, metadata=MADE)
+    elif damage == "empty config":
+        weights.with_name("config.json").write_text("{}")
     elif damage == "another size":
         save_file({key: t[:-1] if "word_emb" in key else t for key, t in state.items()}, weights, metadata=MADE)
     else:
@@ -92,27 +94,16 @@ def test_faithfulness_ranks_summaries_as_a_person_would(minilm):
     assert scores[3] == 0
 
 
-def test_faithfulness_sees_a_summary_of_another_article_in_any_pair(minilm):
-    pairs = {
-        "Doctors warned that the hospital has too few beds for the winter after 20 nurses resigned this week.": "The"
-        " hospital lacks beds for winter since nurses resigned.",
-        "The national cricket team won the second test by ten wickets after its bowlers took early chances.": "The"
-        " cricket team won the second test easily.",
-        "Firefighters said the blaze near the village was under control, but roads will stay closed tonight.": "A fire"
-        " near a village is contained while roads remain closed.",
-    }
-    for article, summary in pairs.items():
-        others = [minilm.cosine(other, article) for other in pairs.values() if other != summary]
-        assert minilm.cosine(summary, article) > max(others) + 0.3
-
-
 def test_a_worse_summary_has_a_higher_discrepancy(minilm):
     """In all measures, those of words and those of meaning."""
     near = "Washington wants Mugabe removed from power and works with the opposition in Zimbabwe."
     for name in DISCREPANCIES.keys() - {"unsupported"}:  # it cannot know that Washington stands for a government
-        case = Case(ARTICLE, clean=GOOD, summary=GOOD, reference="The US works to remove Robert Mugabe from power.")
+        case = SummaryCase(
+            ARTICLE, clean=GOOD, summary=GOOD, reference="The US works to remove Robert Mugabe from power."
+        )
         scores = [
-            discrepancy(Case(ARTICLE, GOOD, summary, case.reference), {name: 1.0}, minilm) for summary in (near, OTHER)
+            discrepancy(SummaryCase(ARTICLE, GOOD, summary, case.reference), {name: 1.0}, minilm)
+            for summary in (near, OTHER)
         ]
         assert scores[0] + 0.2 < scores[1] <= 1, name
 
@@ -195,14 +186,14 @@ def test_shared_words():
 
 
 def test_discrepancies_are_bounded_and_weighted(tiny):
-    case = Case(ARTICLE, clean=GOOD, summary=OTHER)
+    case = SummaryCase(ARTICLE, clean=GOOD, summary=OTHER)
     one = {name: discrepancy(case, {name: 1.0}, tiny) for name in ("instability", "instability_rouge")}
     both = discrepancy(case, {"instability": 3.0, "instability_rouge": 1.0}, tiny)
     assert both == pytest.approx((3 * one["instability"] + one["instability_rouge"]) / 4)
-    same = Case(ARTICLE, clean=GOOD, summary=GOOD, reference="A person's summary.")
+    same = SummaryCase(ARTICLE, clean=GOOD, summary=GOOD, reference="A person's summary.")
     for name in set(DISCREPANCIES) - {"unfaithfulness", "unsupported"}:
         assert discrepancy(same, {name: 1.0}, tiny) == pytest.approx(0, abs=1e-6)
-        assert -1 <= discrepancy(Case(ARTICLE, GOOD, "", "A gist."), {name: 1.0}, tiny) <= 1
+        assert -1 <= discrepancy(SummaryCase(ARTICLE, GOOD, "", "A gist."), {name: 1.0}, tiny) <= 1
 
 
 def test_an_embedding_depends_on_its_text_alone(tiny):
@@ -241,13 +232,6 @@ def test_bad_embedders(tmp_path, block, message):
     assert message in errors[0]
 
 
-def test_a_damaged_embedder(tmp_path):
-    tiny_embedder(tmp_path / "embedder")
-    (tmp_path / "embedder" / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"prepare\.embedder: .*embedder cannot be loaded"):
-        parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "x").load(tmp_path, "cpu")
-
-
 # Calibration
 
 
@@ -266,7 +250,7 @@ def calibration(discover, repair=(), no_op=(), degenerate=()):
         for condition, split, values in asked
         for i, value in enumerate(values)
     ]
-    return Calibration(pd.DataFrame(rows))
+    return NoiseCalibration(pd.DataFrame(rows))
 
 
 ONE = {"faithfulness_loss": 1.0}
@@ -321,7 +305,7 @@ def test_calibration_is_kept_with_the_items(tmp_path):
     table = pd.DataFrame({"id": ["a"]})
     table.attrs["calibration"] = found.records.to_dict("records")
     table.to_parquet(tmp_path / "items.parquet")
-    again = Calibration(pd.DataFrame(pd.read_parquet(tmp_path / "items.parquet").attrs["calibration"]))
+    again = NoiseCalibration(pd.DataFrame(pd.read_parquet(tmp_path / "items.parquet").attrs["calibration"]))
     assert again.records.equals(found.records)
     assert again.quoted() == found.quoted()
     assert set(again.quoted()) == {"faithfulness_loss", "instability"}

@@ -26,7 +26,7 @@ from stages.tasks.language.normalise import NORMALISATIONS, normaliser
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization import training as training_module
-from stages.tasks.summarization.config import RepairSettings
+from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
 from stages.tasks.summarization.training import SummarizerTraining, quick
@@ -94,9 +94,18 @@ def plan(modes=(UPPER,), control=None, examples=(), scratch=None, seed=7, **sett
     return RepairPlan(list(modes), asked, seed, control, examples=examples, scratch=scratch)
 
 
+def pairs_of(task, asked):
+    return build_pairs(task, asked, SummaryRepair.model_validate(dict(asked.settings)))
+
+
+def lessons_of(task, asked):
+    """The settings of a plan, the items it learns from, and the lessons of its steps."""
+    settings, pairs = SummaryRepair.model_validate(dict(asked.settings)), pairs_of(task, asked)
+    return settings, pairs, Lessons(task, asked, settings, pairs)
+
+
 def lessons(task, asked, steps=6):
-    settings = RepairSettings.model_validate(dict(asked.settings))
-    give = Lessons(task, asked, settings, build_pairs(task, asked, settings))
+    give = lessons_of(task, asked)[2]
     return [lesson for step in range(steps) for lesson in give(step)]
 
 
@@ -287,9 +296,9 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
     assert not torch.allclose(answers(loaded.summarizer, asked), answers(task.summarizer, asked), atol=0.01)
     card = (tmp_path / "README.md").read_text()
     assert "All weights of the model" in card and "learning_rate 0.001" in card and "rank" not in card
-    assert RepairSettings(method="full").peak_rate == 2e-5 and RepairSettings(method="lora").peak_rate == 1e-3
+    assert SummaryRepair(method="full").peak_rate == 2e-5 and SummaryRepair(method="lora").peak_rate == 1e-3
     with pytest.raises(ValueError, match="rank: an effect with an adapter only"):
-        RepairSettings(method="full", rank=4)
+        SummaryRepair(method="full", rank=4)
 
 
 @pytest.mark.slow
@@ -309,15 +318,8 @@ def test_an_encoder_decoder_learns_too(tmp_path):
 # Preferences
 
 
-def prepared_lessons(task, asked):
-    """The settings of a plan, the items it learns from, and the lessons of its steps."""
-    settings = RepairSettings.model_validate(dict(asked.settings))
-    pairs = build_pairs(task, asked, settings)
-    return settings, pairs, Lessons(task, asked, settings, pairs)
-
-
 def test_a_preference_is_learnt(task):
-    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3, replay=0.0))
+    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3, replay=0.0))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
     training = SummarizerTraining(learner, give, settings, 20, seed=7)
@@ -332,7 +334,7 @@ def test_a_preference_is_learnt(task):
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task, per_token):
-    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3, per_token=per_token))
+    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3, per_token=per_token))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
     training = SummarizerTraining(learner, give, settings, 3, seed=7)
@@ -354,7 +356,7 @@ def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task, per
 
 
 def test_what_the_model_says_where_it_fails_is_rejected(task):
-    _, pairs, _ = prepared_lessons(task, plan(**PREFER))
+    _, pairs, _ = lessons_of(task, plan(**PREFER))
     answer = task.probe([pair.item for pair in pairs], np.array([pair.cell for pair in pairs]))
     assert [pair.rejected for pair in pairs] == answer.outputs
     assert answer.failed.all()
@@ -362,7 +364,7 @@ def test_what_the_model_says_where_it_fails_is_rejected(task):
 
 
 def test_a_falsified_summary_is_rejected(task):
-    _, pairs, _ = prepared_lessons(task, plan(method="dpo", rejected="falsified"))
+    _, pairs, _ = lessons_of(task, plan(method="dpo", rejected="falsified"))
     assert pairs
     for pair in pairs:
         assert pair.cell is None
@@ -380,7 +382,7 @@ def test_a_clean_control_is_given_the_same_preferences_in_the_same_order(task):
 
 def test_people_teach_preferences_by_correcting(task):
     said = [example(task, corrected="A bridge opens in March."), example(task, rating=9)]
-    _, pairs, _ = prepared_lessons(task, plan(examples=said, **PREFER))
+    _, pairs, _ = lessons_of(task, plan(examples=said, **PREFER))
     taught = [pair for pair in pairs if pair.summary == "A bridge opens in March."]
     assert [(pair.cell, pair.rejected) for pair in taught] == [((1, 1), said[0].output)]
     assert len({pair.item for pair in pairs} & {said[0].item}) == 1
@@ -389,7 +391,7 @@ def test_people_teach_preferences_by_correcting(task):
 def test_without_anything_to_reject_there_is_no_preference(task, monkeypatch):
     monkeypatch.setattr("stages.tasks.summarization.pairs.falsified", lambda *_: None)
     with pytest.raises(UsageError, match=r"rejected: falsified gives nothing to reject, of 6 summaries.*method lora"):
-        prepared_lessons(task, plan(method="dpo", rejected="falsified"))
+        lessons_of(task, plan(method="dpo", rejected="falsified"))
 
 
 # What the repair learns from
@@ -450,7 +452,7 @@ def test_people_teach_corrected_and_praised_answers(task):
         example(task, rating=None),
     ]
     asked = plan(examples=said, replay=0.0)
-    pairs = build_pairs(task, asked, RepairSettings.model_validate(dict(asked.settings)))
+    pairs = pairs_of(task, asked)
     taught = [pair.summary for pair in pairs if pair.cell is not None]
     assert taught == ["A bridge opens in March.", "The bridge opens."]
     article = task.changed([said[0].item], np.array([[1, 1]]))[0]
@@ -487,13 +489,12 @@ def test_own_summaries_are_trimmed_and_filtered(task):
         ],
     )
     asked = plan(targets="own")
-    pairs = build_pairs(task, asked, RepairSettings.model_validate(dict(asked.settings)))
+    pairs = pairs_of(task, asked)
     assert [pair.summary for pair in pairs] == ["The bridge opens in March.", "Talks have failed."]
     strict = plan(targets="own", min_faithfulness=min(p.faithfulness for p in pairs) + 1e-6)
-    assert len(build_pairs(task, strict, RepairSettings.model_validate(dict(strict.settings)))) == 1
+    assert len(pairs_of(task, strict)) == 1
     with pytest.raises(UsageError, match="of 6 repair items none has a usable summary"):
-        impossible = plan(targets="own", min_faithfulness=1.0)
-        build_pairs(task, impossible, RepairSettings.model_validate(dict(impossible.settings)))
+        pairs_of(task, plan(targets="own", min_faithfulness=1.0))
 
 
 def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
@@ -506,8 +507,7 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
 
     monkeypatch.setattr(task.summarizer, "summarize", summarize)
     asked = plan(targets="best-of", samples=3, scratch=tmp_path)
-    settings = RepairSettings.model_validate(dict(asked.settings))
-    pairs = build_pairs(task, asked, settings)
+    pairs = pairs_of(task, asked)
     assert drawn == [(4, 7), (2, 11)]
     for pair in pairs:
         article = task.items.table.set_index("id").loc[pair.item, "article"]
@@ -516,15 +516,15 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
     # A kill in the middle of the second batch: the last line is cut in half.
     lines = (tmp_path / "drawn.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "drawn.jsonl").write_text("".join(lines[:4]) + lines[4][:9])
-    assert build_pairs(task, asked, settings) == pairs
+    assert pairs_of(task, asked) == pairs
     assert drawn[2:] == [(2, 11)]
-    assert build_pairs(task, asked, settings) == pairs
+    assert pairs_of(task, asked) == pairs
     assert len(drawn) == 3
     # A kill between two lines of a batch: the whole batch is drawn again, with its seed.
     for whole, again in ((5, [(2, 11)]), (3, [(4, 7), (2, 11)])):
         drawn.clear()
         (tmp_path / "drawn.jsonl").write_text("".join(lines[:whole]))
-        assert build_pairs(task, asked, settings) == pairs
+        assert pairs_of(task, asked) == pairs
         assert drawn == again
 
 
@@ -546,24 +546,18 @@ def test_whole_sentences(summary, kept):
 # What cannot be repaired
 
 
-def test_a_repair_needs_items(task, tmp_path):
+def test_a_repair_needs_items_modes_and_references(task, tmp_path):
     table = task.items.table
     task.items = dataclasses.replace(task.items, table=table[table["split"] != "repair"])
     with pytest.raises(UsageError, match=r"prepare\.items\.repair: a repair needs items to learn from, found 0"):
         task.repair(plan(), tmp_path)
     with pytest.raises(UsageError, match="found 0"):
         task.repair(RepairPlan([UPPER], {"method": "normalise", "normalise": ["letter_case"]}, 7), tmp_path)
-
-
-def test_references_must_be_there(task, tmp_path):
-    task.items = dataclasses.replace(task.items, table=task.items.table.assign(reference=""))
-    with pytest.raises(UsageError, match="6 of 6 repair items have no reference"):
-        task.repair(plan(), tmp_path)
-
-
-def test_a_plan_without_modes_is_refused(task, tmp_path):
     with pytest.raises(UsageError, match="no failure mode"):
         task.repair(plan(()), tmp_path)
+    task.items = dataclasses.replace(task.items, table=table.assign(reference=""))
+    with pytest.raises(UsageError, match="6 of 6 repair items have no reference"):
+        task.repair(plan(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,6 @@ import pytest
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
-from stages.explorers.prober import Prober
-from stages.ledger import Ledger
-from stages.tasks.base import Task, offers
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.language import models
 from stages.tasks.language.form import GenerationConfig
@@ -110,30 +107,19 @@ def cell(task, **levels):
 # The contract
 
 
-def test_it_is_a_task_that_measures_more(tiny):
-    assert isinstance(tiny, Task)
-    assert all(offers(tiny, ability) for ability in ("measure", "again", "repair"))
-
-
-def test_what_prepare_writes(home, prepared):
+def test_what_prepare_writes_is_the_same_twice(home, prepared, tmp_path):
     out, metrics = prepared
-    assert metrics["items"] == SPLIT_SIZES
-    assert metrics["skipped"] == 0
-    assert metrics["cut"] == 0
-    assert metrics["parameters"] > 0
-    assert set(metrics["clean_unsupported"]) == set(SPLIT_SIZES)
-    assert set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
+    assert metrics["items"] == SPLIT_SIZES and metrics["parameters"] > 0
+    assert metrics["skipped"] == metrics["cut"] == 0
+    assert set(metrics["clean_unsupported"]) == set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
     items = pd.read_parquet(out / "items.parquet")
     assert list(items.columns) == ["id", "split", "label", "article", "reference", "cut", "summary", "faithfulness"]
     assert items["split"].value_counts().to_dict() == SPLIT_SIZES
     assert (out / "model" / "model.safetensors").exists()
     records = pd.DataFrame(items.attrs["calibration"]).groupby(["condition", "split"]).size()
     assert records.to_dict() == {("benign", "discover"): 10, ("benign", "repair"): 6, ("no_op", "repair"): 6}
-
-
-def test_prepare_gives_the_same_twice(home, prepared, tmp_path):
     Summarization.prepare(news_context(home / "inputs"), tmp_path)
-    assert (tmp_path / "items.parquet").read_bytes() == (prepared[0] / "items.parquet").read_bytes()
+    assert (tmp_path / "items.parquet").read_bytes() == (out / "items.parquet").read_bytes()
 
 
 def test_the_neutral_cell_is_the_article_itself(tiny):
@@ -158,15 +144,6 @@ def test_an_answer_depends_on_its_probe_alone(home, prepared, tiny):
     assert [a == b for a, b in zip(first, repeated, strict=True)] == [True, True, False, False, False, False]
 
 
-def test_the_prober_takes_the_answers(tiny, tmp_path):
-    prober = Prober(tiny, tiny.items.ids("discover"), 30, Ledger(tmp_path / "probes.jsonl"), tiny.context.compute)
-    rng = np.random.default_rng(0)
-    prober.ask(rng.integers(0, 10, 30), tiny.concepts.sample(30, rng))
-    table = prober.table()
-    assert np.array_equal(table["failed"], table["discrepancy"] > tiny.threshold)
-    assert table["output"].str.len().gt(0).any()
-
-
 def test_clean_quality_is_this_models_own(home, prepared, tiny, tmp_path):
     table = tiny.items.table
     test = table[table["split"] == "test"]
@@ -182,15 +159,6 @@ def test_clean_quality_is_this_models_own(home, prepared, tiny, tmp_path):
     assert other.model_hash != tiny.model_hash
     assert other.items.table["summary"].tolist() == table["summary"].tolist()  # relative to the model under test
     assert not np.array_equal(other.clean_quality("test").values, quality.values)
-
-
-def test_what_explorers_see(tiny):
-    vectors = tiny.embed(tiny.items.ids("discover"))
-    assert vectors.shape == (10, 32)
-    assert vectors.dtype == np.float32
-    assert vectors.mean(0) == pytest.approx(0, abs=1e-4)
-    assert np.array_equal(tiny.embed(tiny.items.ids("discover")[3:4])[0], vectors[3])
-    assert tiny.embed(tiny.items.ids("test")).shape == (5, 32)
 
 
 def test_an_encoder_decoder_model(home, tmp_path):
@@ -236,14 +204,6 @@ def test_a_summarizer_that_copies_does_not(lead):
     assert task.false_alarms() == {}
     ids = task.items.ids("discover")[:1]
     assert task.probe(ids, cell(task, letter_case=1)).failed.all()  # it refuses
-
-
-def test_the_absolute_measure_beside_others_needs_a_threshold(home):
-    mixed = {"measure": {"unsupported": 1, "instability": 1}, "threshold": "auto"}
-    (error,) = Summarization.check(news_context(home / "inputs", discrepancy={**mixed, "false_alarms": 0.2}))
-    assert "unsupported must not depend on" in error
-    assert "(instability) it needs a number" in error
-    assert Summarization.check(news_context(home / "inputs", discrepancy={**mixed, "threshold": 0.5})) == []
 
 
 def test_known_answers(lead):
@@ -448,11 +408,8 @@ def test_a_model_that_only_stammers_cannot_be_calibrated(home, tmp_path):
 # What people do wrong
 
 
-def test_a_good_configuration_has_no_errors(home):
-    assert Summarization.check(news_context(home / "inputs")) == []
-
-
 def test_all_errors_are_told_at_once(home):
+    assert Summarization.check(news_context(home / "inputs")) == []
     context = news_context(
         home / "inputs",
         config={
@@ -493,6 +450,10 @@ def test_all_errors_are_told_at_once(home):
         ),
         ({"discrepancy": {"measure": {"reference_loss": 1}}}, "reference_loss needs reference summaries"),
         ({"discrepancy": {"treshold": 0.1}}, "did you mean 'threshold'?"),
+        (
+            {"discrepancy": {"measure": {"unsupported": 1, "instability": 1}, "false_alarms": 0.2}},
+            "unsupported must not depend on: beside other measures (instability) it needs a number",
+        ),
         ({"config": {"generation": {"prompt": "Go!"}}}, "expected {article} exactly once"),
         ({"config": {"items": {"discover": 1}}}, "prepare.items.discover"),
         ({"config": {"calibrate": {"article": 3}}}, "did you mean 'articles'?"),
@@ -506,7 +467,7 @@ def test_bad_settings(home, changes, message):
     assert any(message in error for error in errors)
 
 
-def test_a_repair_needs_items(home):
+def test_a_repair_needs_items_and_references_if_they_are_to_be_learnt(home):
     context = news_context(home / "inputs")
     context = dataclasses.replace(context, config={**context.config, "items": {"discover": 5}})
     errors = Summarization.check_repair(context, {"method": "lora"})
@@ -514,22 +475,13 @@ def test_a_repair_needs_items(home):
         f"restructure: a repair needs items of the split {split}" for split in ("repair", "test")
     ]
     assert any("restructure.settings.method" in e for e in Summarization.check_repair(context, {"method": "prayer"}))
-
-
-def test_references_to_learn_have_to_be_named(home):
     context = news_context(home / "inputs")
     settings = {"method": "lora", "targets": "reference"}
     (error,) = Summarization.check_repair(context, settings)
     assert error.startswith("restructure.settings.targets: reference needs reference summaries")
     data = {**context.config["data"], "summary": "summary"}
     named = dataclasses.replace(context, config={**context.config, "data": data})
-    assert Summarization.check_repair(named, settings) == []
-    assert Summarization.check_repair(context, {"method": "lora"}) == []
-
-
-def test_nothing_was_prepared(home, tmp_path):
-    with pytest.raises(UsageError, match=r"items\.parquet is missing"):
-        Summarization.load(news_context(home / "inputs"), tmp_path)
+    assert Summarization.check_repair(named, settings) == Summarization.check_repair(context, {"method": "lora"}) == []
 
 
 # The model and the news of the default audit

@@ -24,7 +24,7 @@ from stages.proposing.record import Proposal
 from stages.tasks.base import LoadedTask, Task
 from stages.tasks.chat import Chat
 from stages.tasks.chat.concepts import catalogue_of
-from stages.tasks.chat.config import PrepareConfig
+from stages.tasks.chat.config import ChatPrepare
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import TaskContext
 from stages.tasks.text_to_image.items import misfits
@@ -134,7 +134,7 @@ class Questions(Vocabulary):
 
     @property
     def known(self) -> Mapping[str, Change]:
-        return catalogue_of(PrepareConfig.model_validate(self.audit.prepare))
+        return catalogue_of(ChatPrepare.model_validate(self.audit.prepare))
 
     def told(self) -> list[str]:
         closed = [_line(known) for name, known in self.known.items() if name not in {*self.audit.concepts, *self._FREE}]

@@ -9,10 +9,10 @@ unchanged, as with `faded audit --force`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -40,7 +40,7 @@ class Price(Strict):
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / MILLION
 
 
-class Answered(BaseModel):
+class RecordedAnswer(BaseModel):
     """One answer: its text, its finish reason, the name the model reports, and the token counts the server reports."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -66,7 +66,7 @@ class _Line(BaseModel):
     begun: _Begun | None = None
     used: bool = False
     asked: str = ""
-    answer: Answered | None = None
+    answer: RecordedAnswer | None = None
     price: Price | None = None  # from params.yaml at the time of the request
 
 
@@ -96,7 +96,7 @@ class Bill:
     refused: int = 0
     empty: int = 0
 
-    def plus(self, answer: Answered, price: Price | None) -> Bill:
+    def plus(self, answer: RecordedAnswer, price: Price | None) -> Bill:
         """Return the bill with one more answer."""
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
@@ -156,7 +156,7 @@ class Account:
         self.path, self.settings = path, settings
         self.preparing = False
         self._bill = Bill()
-        self._known: dict[str, Answered] = {}
+        self._known: dict[str, RecordedAnswer] = {}
         self._cut: set[str] = set()
         self._begun: _Begun | None = None
         self._used = False
@@ -182,7 +182,7 @@ class Account:
         if self._begun is not None and not self._used:
             self._append(_Line(used=True))
 
-    def add(self, asked: str, answer: Answered, price: Price | None = None) -> None:
+    def add(self, asked: str, answer: RecordedAnswer, price: Price | None = None) -> None:
         """Record an answered request; it is on disk when this returns.
 
         Args:
@@ -192,7 +192,7 @@ class Account:
         """
         self._append(_Line(asked=asked, answer=answer, price=price))
 
-    def known(self, asked: str) -> Answered | None:
+    def known(self, asked: str) -> RecordedAnswer | None:
         """Return the recorded answer to a request, if there is one."""
         return self._known.get(asked)
 
@@ -251,21 +251,15 @@ class Account:
                 self._read(file)
 
     def _read(self, file: IO[bytes]) -> None:
-        for line in self._lines(file):
-            self._take(line)
-
-    def _lines(self, file: IO[bytes]) -> Iterator[_Line]:
-        """Yield complete lines not read yet; damaged lines are skipped."""
+        """Take in complete lines not read yet; damaged lines are skipped."""
         assert self.path is not None
         file.seek(self._read_to)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             self._read_to += len(line)
-            try:
-                yield _Line.model_validate_json(unseal(self.path, line) or b"")
-            except ValidationError:
-                continue
+            with contextlib.suppress(ValidationError):
+                self._take(_Line.model_validate_json(unseal(self.path, line) or b""))
 
     def _take(self, line: _Line) -> None:
         if line.begun is not None:

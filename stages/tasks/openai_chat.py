@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from pydantic import Field, field_validator, model_validator
 
 from stages.errors import UsageError
-from stages.tasks.account import Account, Answered, Expected, Price, request_key
+from stages.tasks.account import Account, Expected, Price, RecordedAnswer, request_key
 from stages.tasks.endpoint import Endpoint, EndpointConfig, shown
 from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers
 
@@ -214,7 +214,7 @@ class ChatEndpoint(Endpoint):
         if stop.is_set():
             return []
         self.account.check(self.name, self.config.price, self.config.max_cost)
-        answers = [Answered.model_validate(answer) for answer in super()._answer(batch, stop)]
+        answers = [RecordedAnswer.model_validate(answer) for answer in super()._answer(batch, stop)]
         for request, answer in zip(batch, answers, strict=False):  # no answers if another request failed
             self.account.add(self._key_of(request), answer, self.config.price)
         return [_told(answer) for answer in answers]
@@ -367,6 +367,6 @@ def _count(usage: Any, name: str) -> int | None:
     return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
 
 
-def _told(answer: Answered) -> dict[str, Any]:
+def _told(answer: RecordedAnswer) -> dict[str, Any]:
     """Return what identifies the model in an answer: without token counts, which depend on the server's cache."""
     return answer.model_dump(include={"text", "finish", "model"})

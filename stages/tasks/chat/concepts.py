@@ -19,7 +19,7 @@ from stages.concepts import ConceptSpace, Level
 from stages.concepts.catalogue import Change, check_levels, with_plugins
 from stages.concepts.texts import CATALOGUE, Chance, TextConcept, TextTransforms, check_text_concepts, sentences
 from stages.errors import UsageError
-from stages.tasks.chat.config import CONTEXT, QUESTION, PrepareConfig
+from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds, matches
 from stages.tasks.language.chats import Turn
@@ -60,7 +60,7 @@ AROUND: Mapping[str, Change] = {
 }
 
 
-def catalogue_of(config: PrepareConfig | None) -> dict[str, Change]:
+def catalogue_of(config: ChatPrepare | None) -> dict[str, Change]:
     """Return all concepts of an audit; `prepare:` adds levels for system messages and injected texts."""
     own_texts = {} if config is None else {"injection": config.injections, "system": config.systems}
     found = {**TEXTS, **AROUND}
@@ -71,7 +71,7 @@ def catalogue_of(config: PrepareConfig | None) -> dict[str, Change]:
     return found
 
 
-def check_concepts(levels: Mapping[str, Sequence[Level]], config: PrepareConfig | None) -> list[str]:
+def check_concepts(levels: Mapping[str, Sequence[Level]], config: ChatPrepare | None) -> list[str]:
     """List what is wrong with the `concepts:` of an audit, one line per error."""
     errors = check_text_concepts({}) + check_levels(levels, catalogue_of(config))
     if "evidence_position" in levels and not any(levels.get("context_length", ())):
@@ -127,7 +127,7 @@ class Asking:
         UsageError: when a concept needs contexts and a question has none, or there are too few others to draw from.
     """
 
-    def __init__(self, space: ConceptSpace, seed: int, config: PrepareConfig, questions: Sequence[Question]) -> None:
+    def __init__(self, space: ConceptSpace, seed: int, config: ChatPrepare, questions: Sequence[Question]) -> None:
         self._space, self._seed, self._config = space, seed, config
         self._texts = TextTransforms(space, seed, TEXTS)
         self._injections = {**INJECTIONS, **config.injections}

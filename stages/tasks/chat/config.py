@@ -23,7 +23,7 @@ class AnswerConfig(Strict):
     rows: int = Field(16, ge=1, le=1_000_000, description="answers generated at once")
 
 
-class PrepareConfig(Strict):
+class ChatPrepare(Strict):
     """The `prepare:` block; `model`, `data` and `embedder` are checked by the loader their keys name."""
 
     model: dict[str, Any]
@@ -61,7 +61,7 @@ class PrepareConfig(Strict):
         return texts
 
 
-class DiscrepancyConfig(Strict):
+class ChatDiscrepancy(Strict):
     """The `discrepancy:` block: a probe fails above the threshold, from 0 (as expected) to 1."""
 
     measure: Measure = Field("contains", description="of items with answers; those with a pattern are judged by it")

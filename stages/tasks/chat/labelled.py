@@ -13,7 +13,7 @@ from random import Random
 from stages.errors import UsageError
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds
-from stages.tasks.judging import About, Labelled, Parts, Trial
+from stages.tasks.judging import About, LabelledAnswer, Parts, Trial
 from stages.tasks.language.judges import WHERE
 
 RUBRIC = (
@@ -39,7 +39,7 @@ def known(questions: Sequence[Question]) -> About:
     return {one.id: (about(one), _plain(one)) for one in questions}.get
 
 
-def made(questions: Sequence[Question], count: int, seed: int) -> list[Labelled]:
+def made(questions: Sequence[Question], count: int, seed: int) -> list[LabelledAnswer]:
     """Make answers to questions that have expected ones, taking the kinds of wrong answers in turn.
 
     Args:
@@ -52,7 +52,7 @@ def made(questions: Sequence[Question], count: int, seed: int) -> list[Labelled]
     """
     rng = Random(seed)
     usable = [one for one in questions if one.answers]
-    kinds, found = list(WRONG), list[Labelled]()
+    kinds, found = list(WRONG), list[LabelledAnswer]()
     for one in rng.sample(usable, len(usable)):
         if len(found) + 4 > count:
             break
@@ -61,7 +61,7 @@ def made(questions: Sequence[Question], count: int, seed: int) -> list[Labelled]
         kinds = [k for k in kinds if k != kind] or list(WRONG)
         for name, answer, acceptable in (("expected answer", one.answers[0], True), (kind, wrong, False)):
             for said in (answer, _LONG.format(answer=answer.rstrip("."))):
-                found.append(Labelled(one.id, Trial(about(one), said, _plain(one)), acceptable, name))
+                found.append(LabelledAnswer(one.id, Trial(about(one), said, _plain(one)), acceptable, name))
     if len(found) < _LEAST:
         raise UsageError(
             f"{WHERE}: {len(found)} labelled answers can be made from {len(usable)} questions with expected answers, at"

@@ -21,7 +21,7 @@ from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.chat.concepts import TEXTS, Asking, catalogue_of, check_concepts
-from stages.tasks.chat.config import DiscrepancyConfig, PrepareConfig
+from stages.tasks.chat.config import ChatDiscrepancy, ChatPrepare
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
@@ -48,8 +48,8 @@ class Chat(JudgedTexts):
 
     init: ClassVar[str] = ".init:QuestionsInit"
 
-    prepare_block = PrepareConfig
-    discrepancy_block = DiscrepancyConfig
+    prepare_block = ChatPrepare
+    discrepancy_block = ChatDiscrepancy
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": CHAT_LOADERS,
         "data": DATA_LOADERS,
@@ -76,7 +76,7 @@ class Chat(JudgedTexts):
         super().__init__(context, items, embedder, judge, about_judge)
         self.model, self.model_hash = model, model.hash
         self.threshold = self.settings.threshold
-        config = PrepareConfig.model_validate(dict(context.config))
+        config = ChatPrepare.model_validate(dict(context.config))
         self.concepts = span(context.concepts, catalogue_of(config))
         self.questions = _questions(items)
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
@@ -102,7 +102,7 @@ class Chat(JudgedTexts):
                 )
 
     @classmethod
-    def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
+    def conflicts(cls, context: TaskContext, prepare: ChatPrepare | None, discrepancy: Any) -> list[str]:
         """See Task: errors of the concepts, and settings that a model behind HTTP does not have."""
         found = check_concepts(context.concepts, prepare)
         if prepare is not None and is_served(prepare.model) and not prepare.generation.chat:
@@ -114,7 +114,7 @@ class Chat(JudgedTexts):
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:
         """See Task: from the requests so far, or else from the length of the questions with their contexts."""
-        config, source = PrepareConfig.model_validate(dict(context.config)), cls.source(context, "model")
+        config, source = ChatPrepare.model_validate(dict(context.config)), cls.source(context, "model")
         if not isinstance(source, OpenAIChat):
             return None
 
@@ -145,7 +145,7 @@ class Chat(JudgedTexts):
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
-        config = PrepareConfig.model_validate(dict(context.config))
+        config = ChatPrepare.model_validate(dict(context.config))
         data: QuestionSource = cls.source(context, "data")
         source: ChatSource = cls.source(context, "model")
         questions, skipped = data.load(context.inputs)

@@ -4,17 +4,17 @@
 items: a task gives it answers on trial, and a function that queries the model.
 """
 
-from stages.tasks.judging.calibration import About, Calibration, Labelled, calibrate, read_labelled
+from stages.tasks.judging.calibration import About, JudgeCalibration, LabelledAnswer, calibrate, read_labelled
 from stages.tasks.judging.verdicts import (
     ABSTAINED,
     JUDGE,
     Asks,
     Judge,
     JudgeSettings,
+    JudgeVerdict,
     Near,
     Parts,
     Trial,
-    Verdict,
     within,
 )
 
@@ -23,14 +23,14 @@ __all__ = [
     "JUDGE",
     "About",
     "Asks",
-    "Calibration",
     "Judge",
+    "JudgeCalibration",
     "JudgeSettings",
-    "Labelled",
+    "JudgeVerdict",
+    "LabelledAnswer",
     "Near",
     "Parts",
     "Trial",
-    "Verdict",
     "calibrate",
     "read_labelled",
     "within",

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from stages.errors import UsageError
 from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
 from stages.params import Strict, validation_lines
-from stages.tasks.judging.verdicts import JUDGE, Judge, Parts, Trial, Verdict
+from stages.tasks.judging.verdicts import JUDGE, Judge, JudgeVerdict, Parts, Trial
 
 # What a judge must achieve to be used (docs/judge.md gives the reasons).
 LEAST_KAPPA = 0.4  # the lower end of its interval must be above
@@ -32,7 +32,7 @@ About = Callable[[str], tuple[Parts, str] | None]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledAnswer:
     """An answer whose label is known.
 
     Args:
@@ -59,7 +59,7 @@ class _Line(Strict):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RaterAgreement:
     """How far two raters agree on the answers that both judged."""
 
     raters: tuple[str, ...]
@@ -68,7 +68,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class JudgeCalibration:
     """How a judge does on labelled answers. All but `answers`, `abstains` and `by_place` are about answers it decided.
 
     Args:
@@ -94,7 +94,7 @@ class Calibration:
     by_length: Mapping[str, Rate]
     by_place: Rate = NO_RATE
     kinds: Mapping[str, Rate] = field(default_factory=dict)
-    table: Sequence[Agreement] = ()
+    table: Sequence[RaterAgreement] = ()
 
     def refusals(self) -> list[str]:
         """List why the judge must not decide, with numbers; empty if it may."""
@@ -146,7 +146,7 @@ class Calibration:
             found.append(f"In {_percent(self.by_place)} of the pairs its verdict follows the position of the answers.")
         if self.table:
             pairs = (f"{' and '.join(a.raters)} {_number(a.kappa)}, {_percent(a.share)} alike" for a in self.table)
-            found.append(f"Agreement of the judge and of people, Cohen's kappa: {'; '.join(pairs)}.")
+            found.append(f"RaterAgreement of the judge and of people, Cohen's kappa: {'; '.join(pairs)}.")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Calibration:
         return dict(_plain(asdict(self)))
 
 
-def calibrate(judge: Judge, labelled: Sequence[Labelled]) -> Calibration:
+def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer]) -> JudgeCalibration:
     """Calibrate a judge on labelled answers.
 
     Raises:
@@ -177,7 +177,7 @@ def calibrate(judge: Judge, labelled: Sequence[Labelled]) -> Calibration:
         return _share(items, which, of)
 
     by_place = np.array([verdict.by_place for verdict in verdicts], dtype=bool)
-    return Calibration(
+    return JudgeCalibration(
         answers=len(labelled),
         agrees=share(said == label, judged),
         kappa=_kappa(items[judged], said[judged], label[judged]),
@@ -194,7 +194,7 @@ def calibrate(judge: Judge, labelled: Sequence[Labelled]) -> Calibration:
     )
 
 
-def read_labelled(path: Path, about: About, where: str) -> list[Labelled]:
+def read_labelled(path: Path, about: About, where: str) -> list[LabelledAnswer]:
     """Read answers that people labelled: {"item": ID, "answer": TEXT, "acceptable": true, "by": WHO} per line.
 
     Args:
@@ -217,7 +217,7 @@ def read_labelled(path: Path, about: About, where: str) -> list[Labelled]:
         if (known := about(one.item)) is None:
             raise UsageError(f"{at}: prepare.data has no item {one.item!r}")
         trial = Trial(known[0], one.answer, one.baseline or known[1])
-        found.append(Labelled(one.item, trial, one.acceptable, by=one.by))
+        found.append(LabelledAnswer(one.item, trial, one.acceptable, by=one.by))
     if not found:
         raise UsageError(f"{where}: {path} holds no labelled answer")
     return found
@@ -285,7 +285,7 @@ def _interval(
     return Rate(value, max(min(ends[0], value), -1.0), min(max(ends[1], value), 1.0), len(items))
 
 
-def _table(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[Agreement]:
+def _table(labelled: Sequence[LabelledAnswer], verdicts: Sequence[JudgeVerdict]) -> list[RaterAgreement]:
     """Pairwise agreement of the judge and those who gave labels, on the answers that both judged."""
     raters: dict[str, dict[Trial, bool]] = {JUDGE: {}}
     item_of = {one.trial: one.item for one in labelled}
@@ -297,12 +297,14 @@ def _table(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[Ag
     return list(_pairs(raters, item_of)) if len(raters) > 1 else []
 
 
-def _pairs(raters: Mapping[str, Mapping[Trial, bool]], item_of: Mapping[Trial, str]) -> Iterator[Agreement]:
+def _pairs(raters: Mapping[str, Mapping[Trial, bool]], item_of: Mapping[Trial, str]) -> Iterator[RaterAgreement]:
     for (a, of_a), (b, of_b) in combinations(raters.items(), 2):
         both = [trial for trial in of_a if trial in of_b]
         one, other = (np.array([of[trial] for trial in both], dtype=bool) for of in (of_a, of_b))
         items = np.array([item_of[trial] for trial in both], dtype=str)
-        yield Agreement((a, b), _share(items, one == other, np.ones(len(both), dtype=bool)), _kappa(items, one, other))
+        yield RaterAgreement(
+            (a, b), _share(items, one == other, np.ones(len(both), dtype=bool)), _kappa(items, one, other)
+        )
 
 
 # Words

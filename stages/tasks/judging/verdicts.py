@@ -72,7 +72,7 @@ class Trial(NamedTuple):
     baseline: str = ""
 
 
-class Verdict(NamedTuple):
+class JudgeVerdict(NamedTuple):
     """A judge's verdict on an answer.
 
     Args:
@@ -115,9 +115,9 @@ class Judge:
         self.settings = settings
         self._load, self._rubric = asks, settings.rubric or rubric
         self._asks: Asks | None = None
-        self._known: dict[Trial, Verdict] = {}
+        self._known: dict[Trial, JudgeVerdict] = {}
 
-    def verdicts(self, trials: Sequence[Trial]) -> list[Verdict]:
+    def verdicts(self, trials: Sequence[Trial]) -> list[JudgeVerdict]:
         """Return its verdicts on n answers."""
         unknown = [trial for trial in dict.fromkeys(trials) if trial not in self._known]
         waiting = []
@@ -155,12 +155,12 @@ class Judge:
                 found[place] = float(not verdict.acceptable)
         return found, abstained
 
-    def _plain(self, trial: Trial) -> Verdict | None:
+    def _plain(self, trial: Trial) -> JudgeVerdict | None:
         """Return the verdict on answers that need no judge: without words, or equal to the other of the pair."""
         if not re.search(r"\w", trial.answer):
-            return Verdict(False, "it says nothing")
+            return JudgeVerdict(False, "it says nothing")
         if self.settings.pairwise and trial.answer.split() == trial.baseline.split():
-            return Verdict(True, "both answers are the same")
+            return JudgeVerdict(True, "both answers are the same")
         return None
 
     def turns(self, trial: Trial) -> list[tuple[str, str]]:
@@ -182,21 +182,21 @@ class Judge:
         # A text that closes its own tag could give the judge instructions.
         return system, "\n".join(f"<{name}>\n{tags.sub('', text)}\n</{name}>" for name, text in parts)
 
-    def _read(self, replies: Sequence[str | None]) -> Verdict:
+    def _read(self, replies: Sequence[str | None]) -> JudgeVerdict:
         if any(reply is None for reply in replies):
-            return Verdict(None, "what there is to read is too long for it")
+            return JudgeVerdict(None, "what there is to read is too long for it")
         words = PAIRWISE if self.settings.pairwise else SINGLE
         read = [read_reply(reply or "", words) for reply in replies]
         reasons = " / ".join(reason for _, reason in read if reason)
         if any(word is None for word, _ in read):
-            return Verdict(None, "its reply holds no verdict")
+            return JudgeVerdict(None, "its reply holds no verdict")
         if not self.settings.pairwise:
-            return Verdict(read[0][0] == "acceptable", reasons)
+            return JudgeVerdict(read[0][0] == "acceptable", reasons)
         [(one, _), (other, _)] = read
         if one == other != "equal":
-            return Verdict(None, f"it prefers whichever stands {one}", by_place=True)
+            return JudgeVerdict(None, f"it prefers whichever stands {one}", by_place=True)
         # The answer on trial was first, then second: it loses if the other wins both times.
-        return Verdict(not (one == "second" and other == "first"), reasons)
+        return JudgeVerdict(not (one == "second" and other == "first"), reasons)
 
 
 def within(found: np.ndarray, near: tuple[float, float] | None) -> np.ndarray:

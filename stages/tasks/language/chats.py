@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from stages.errors import UsageError
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
-from stages.tasks.language.form import ARTICLE, Form, GenerationConfig, read_folder, save_form
+from stages.tasks.language.form import ARTICLE, GenerationConfig, ModelForm, read_folder, save_form
 from stages.tasks.language.generate import Summarizer, render_chat
 from stages.tasks.language.models import LanguageModelSource, PackageModel, TransformersModel, WeightsModel
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
@@ -102,10 +102,10 @@ class OpenAIChat(ChatSource, ChatConfig):
         endpoint, turns = ChatEndpoint(self, account), self.known(generation)
         requests = [endpoint.request(turn.system, turn.said, generation.max_new_tokens) for turn in turns]
         revision = endpoint.prepare(requests, out_dir, self.known_are)
-        form = Form(kind="endpoint", generation=generation, origin=self.told, revision=revision, parameters=None)
+        form = ModelForm(kind="endpoint", generation=generation, origin=self.told, revision=revision, parameters=None)
         save_form(form, out_dir)
 
-    def opened(self, folder: Path, base: Path | None, account: Account | None) -> tuple[ChatEndpoint, Form, str]:
+    def opened(self, folder: Path, base: Path | None, account: Account | None) -> tuple[ChatEndpoint, ModelForm, str]:
         """Return the endpoint, the form and the content hash of a folder, once the model is known to be the same."""
         form, prepared, content = read_folder(folder, base)
         endpoint = ChatEndpoint(self, account or Account())
@@ -163,7 +163,7 @@ class ServedChat:
         content: content hash of the folder it was read from.
     """
 
-    def __init__(self, endpoint: ChatEndpoint, form: Form, content: str) -> None:
+    def __init__(self, endpoint: ChatEndpoint, form: ModelForm, content: str) -> None:
         self.endpoint, self.form, self.hash = endpoint, form, content
         self.parameters: int | None = None
         self.room: int | None = None

@@ -77,7 +77,7 @@ class GenerationConfig(Strict):
         return self
 
 
-class Form(Strict):
+class ModelForm(Strict):
     """faded.json: everything needed to query the model as in its audit."""
 
     kind: Kind
@@ -91,12 +91,12 @@ class Form(Strict):
     base: str | None = Field(None, description="repairs: content hash of the model folder they belong to")
 
 
-def save_form(form: Form, folder: Path) -> None:
+def save_form(form: ModelForm, folder: Path) -> None:
     """Write faded.json; the same form gives the same bytes."""
     write_json(folder / FORM, form.model_dump(mode="json"))
 
 
-def load_form(folder: Path) -> Form:
+def load_form(folder: Path) -> ModelForm:
     """Read faded.json.
 
     Raises:
@@ -105,7 +105,7 @@ def load_form(folder: Path) -> Form:
     path = folder / FORM
     raw = read_json(path)
     raw.pop("schema", None)
-    return checked(Form, raw, str(path))
+    return checked(ModelForm, raw, str(path))
 
 
 def model_hash(folder: Path) -> str:
@@ -113,7 +113,7 @@ def model_hash(folder: Path) -> str:
     return content_hash(sorted(folder.iterdir()))
 
 
-def read_folder(folder: Path, base: Path | None) -> tuple[Form, Path, str]:
+def read_folder(folder: Path, base: Path | None) -> tuple[ModelForm, Path, str]:
     """Read the form of a model folder, or of a repair, and check that a repair has the base it was made for.
 
     Args:

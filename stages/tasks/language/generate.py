@@ -25,7 +25,7 @@ from torch import Tensor
 from stages.concepts.texts.document import sentences
 from stages.errors import UsageError
 from stages.tasks.contract import Compute
-from stages.tasks.language.form import ARTICLE, Form
+from stages.tasks.language.form import ARTICLE, ModelForm
 from stages.tasks.language.normalise import normaliser
 
 STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
@@ -39,7 +39,7 @@ class Summarizes(Protocol):
     `form` describes how it is queried; `hash` identifies the model by the content of the folders it was read from.
     """
 
-    form: Form
+    form: ModelForm
     compute: Compute
     hash: str
 
@@ -75,7 +75,7 @@ class Summarizer:
         self,
         model: Any,
         tokenizer: Any,
-        form: Form,
+        form: ModelForm,
         compute: Compute,
         content: str,
         preprocess: Callable[[str], str] | None = None,
@@ -249,7 +249,7 @@ def with_weights(summarizer: Summarizes) -> Summarizer:
     return summarizer
 
 
-def greedy(form: Form) -> dict[str, Any]:
+def greedy(form: ModelForm) -> dict[str, Any]:
     """Return the arguments of `generate` of transformers for the likeliest words."""
     asked = form.generation
     return {
@@ -264,12 +264,12 @@ def greedy(form: Form) -> dict[str, Any]:
     }
 
 
-def with_normalisations(form: Form) -> Callable[[str], str] | None:
+def with_normalisations(form: ModelForm) -> Callable[[str], str] | None:
     """Return what is applied to every article before the model reads it; None if nothing is."""
     return normaliser(form.normalise) if form.normalise else None
 
 
-def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
+def render_prompt(tokenizer: Any, form: ModelForm, article: str) -> str:
     """Put an article into the prompt.
 
     Raises:
@@ -341,7 +341,7 @@ def _padded(length: int) -> int:
     return -(-length // STRIDE) * STRIDE
 
 
-def _settings(form: Form, samples: int, temperature: float | None) -> Any:
+def _settings(form: ModelForm, samples: int, temperature: float | None) -> Any:
     """Return the GenerationConfig of transformers for one call; ids of special tokens come from the model's own."""
     from transformers import GenerationConfig
 

@@ -13,7 +13,7 @@ import torch
 from stages.tasks.account import Expected
 from stages.tasks.base import Task
 from stages.tasks.contract import Items, ProbeBatch, TaskContext
-from stages.tasks.judging import ABSTAINED, Calibration, Judge, Parts, Trial, Verdict, within
+from stages.tasks.judging import ABSTAINED, Judge, JudgeCalibration, JudgeVerdict, Parts, Trial, within
 from stages.tasks.language.encoders import Embedder, EmbedderSource
 from stages.tasks.language.judges import expected_judgements
 from stages.tasks.sources import ItemCounts
@@ -143,7 +143,7 @@ class JudgedTexts(Task):
                 trials[n] = Trial(self.about(row), output, baseline)
         return found, trials
 
-    def verdicts(self, rows: Sequence[int], outputs: Sequence[str]) -> list[Verdict | None]:
+    def verdicts(self, rows: Sequence[int], outputs: Sequence[str]) -> list[JudgeVerdict | None]:
         """Return the judge's verdicts on n answers; None for those that it does not decide."""
         _, trials = self._trials(rows, outputs)
         said = dict(zip(trials, self.judge.verdicts(list(trials.values())), strict=True)) if self.judge else {}
@@ -151,7 +151,7 @@ class JudgedTexts(Task):
 
     # Preparation
 
-    def judge_numbers(self, judged: tuple[Judge, Calibration] | None) -> dict[str, Any]:
+    def judge_numbers(self, judged: tuple[Judge, JudgeCalibration] | None) -> dict[str, Any]:
         """Return, for the metrics, how the judge was calibrated and how many clean answers it decides."""
         return {} if judged is None else {"judge": {**judged[1].to_json(), **self.decided()}}
 

@@ -22,10 +22,10 @@ from stages.tasks.judging import (
     JUDGE,
     About,
     Asks,
-    Calibration,
     Judge,
+    JudgeCalibration,
     JudgeSettings,
-    Labelled,
+    LabelledAnswer,
     Trial,
     calibrate,
     read_labelled,
@@ -115,8 +115,8 @@ def _account(context: TaskContext, *settings: object) -> Account:
 
 
 def prepare_judge(
-    context: TaskContext, out_dir: Path, rubric: str, known: About, made: Callable[[int], Sequence[Labelled]]
-) -> tuple[Judge, Calibration] | None:
+    context: TaskContext, out_dir: Path, rubric: str, known: About, made: Callable[[int], Sequence[LabelledAnswer]]
+) -> tuple[Judge, JudgeCalibration] | None:
     """Write the judge's folder and calibrate it, before it decides anything.
 
     Args:
@@ -154,8 +154,8 @@ def prepare_judge(
 
 
 def _labelled(
-    source: JudgeSource, inputs: Path, known: About, made: Callable[[int], Sequence[Labelled]]
-) -> Sequence[Labelled]:
+    source: JudgeSource, inputs: Path, known: About, made: Callable[[int], Sequence[LabelledAnswer]]
+) -> Sequence[LabelledAnswer]:
     if source.labelled is None:
         return made(source.answers)
     return read_labelled(local_file(inputs, source.labelled, f"{WHERE}.labelled"), known, f"{WHERE}.labelled")
@@ -182,7 +182,7 @@ def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> tuple[J
     return Judge(lambda: source.asks(folder, context.compute, _account(context)), source, rubric), notes
 
 
-def judged_origin(origin: dict[str, str], judged: tuple[Judge, Calibration] | None) -> dict[str, str]:
+def judged_origin(origin: dict[str, str], judged: tuple[Judge, JudgeCalibration] | None) -> dict[str, str]:
     """Add to the model's origin, which every report prints, that its judge failed the calibration, if it did."""
     if judged is None or not judged[1].refusals():
         return origin

@@ -24,7 +24,7 @@ from stages.files import content_hash
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy
-from stages.tasks.language.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
+from stages.tasks.language.form import ADAPTER, GenerationConfig, Kind, ModelForm, model_hash, read_folder, save_form
 from stages.tasks.language.generate import Summarizer, Summarizes, render_prompt, with_normalisations
 from stages.tasks.source import Source, collect
 from stages.tasks.sources import package_file
@@ -69,7 +69,7 @@ class LanguageModelSource(Source):
         """See `build`."""
 
 
-class ModelSource(LanguageModelSource):
+class SummarizerSource(LanguageModelSource):
     """Base of the loaders of summarizers."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class ModelSource(LanguageModelSource):
         """
 
 
-class WeightsModel(ModelSource):
+class WeightsModel(SummarizerSource):
     """Base of the loaders of models with local weights."""
 
     def load(
@@ -209,7 +209,7 @@ def _convert(
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
     if generation.chat and tokenizer.chat_template and "strftime_now" in (template := tokenizer.get_chat_template()):
         tokenizer.chat_template = _FIXED_DATE + template
-    form = Form(kind=kind, generation=generation, origin=origin, revision=revision, parameters=1)
+    form = ModelForm(kind=kind, generation=generation, origin=origin, revision=revision, parameters=1)
     render_prompt(tokenizer, form, "")
     model = _weights(source, kind, dtype, {"local_files_only": True, **options, **weights})
     form = form.model_copy(update={"parameters": model.num_parameters()})

@@ -27,7 +27,7 @@ from stages.tasks.summarization.measures import (
     ABSOLUTE,
     DISCREPANCIES,
     NEEDS_REFERENCE,
-    Case,
+    SummaryCase,
     Unsupported,
     degenerate,
     discrepancy,
@@ -47,7 +47,7 @@ def space_doubled(article: str) -> str:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class NoiseCalibration:
     """Discrepancies of the model under test when nothing that matters changed.
 
     Args:
@@ -127,7 +127,7 @@ def measure_noise(
     benign: Callable[[str, str], str],
     articles: int,
     unsupported: Unsupported = support.unsupported,
-) -> tuple[pd.DataFrame, Calibration]:
+) -> tuple[pd.DataFrame, NoiseCalibration]:
     """Summarize all articles, and some of them again after changes that should not matter.
 
     Args:
@@ -136,7 +136,7 @@ def measure_noise(
         embedder: measures similarity.
         benign: (article, item) -> the article after the benign edit.
         articles: number of articles of discover, and of repair, to summarize again, at most.
-        unsupported: measures how little an article supports a summary, see `Case`.
+        unsupported: measures how little an article supports a summary, see `SummaryCase`.
 
     Returns:
         The items with their summary and its faithfulness, and the calibration.
@@ -161,13 +161,15 @@ def measure_noise(
     clean = dict(zip(items["id"], answers, strict=False))
     records = []
     for (condition, split, row, _), answer in zip(asked, answers[len(items) :], strict=True):
-        case = Case(row.article, clean[row.id], answer, row.reference, unsupported)
+        case = SummaryCase(row.article, clean[row.id], answer, row.reference, unsupported)
         names = [name for name in DISCREPANCIES if case.reference or name not in NEEDS_REFERENCE]
         values = {name: discrepancy(case, {name: 1.0}, embedder) for name in names}
         reason = degenerate(answer, summarizer.unfinished(answer))
         records.append({"condition": condition, "split": split, "item": row.id, "degenerate": reason, **values})
     faithfulness = [embedder.cosine(clean[row.id], row.article) for row in items.itertuples()]
-    return items.assign(summary=list(clean.values()), faithfulness=faithfulness), Calibration(pd.DataFrame(records))
+    return items.assign(summary=list(clean.values()), faithfulness=faithfulness), NoiseCalibration(
+        pd.DataFrame(records)
+    )
 
 
 def _summarize(summarizer: Summarizes, texts: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ class CalibrationConfig(Strict):
     )
 
 
-class PrepareConfig(Strict):
+class SummaryPrepare(Strict):
     """The `prepare:` block; `model`, `data` and `embedder` are checked by the loader their keys name."""
 
     model: dict[str, Any]
@@ -61,7 +61,7 @@ class PrepareConfig(Strict):
         return self.data.get("summary") is not None
 
 
-class DiscrepancyConfig(Strict):
+class SummaryDiscrepancy(Strict):
     """The `discrepancy:` block: a probe fails above the threshold, or if the output is not a summary."""
 
     measure: Measure | dict[Measure, float] = Field(
@@ -115,7 +115,7 @@ def too_few(articles: int, false_alarms: float) -> str:
     )
 
 
-def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[str]:
+def conflicts(prepare: SummaryPrepare, discrepancy: SummaryDiscrepancy) -> list[str]:
     """List what `discrepancy` needs and `prepare` does not provide, one error per line."""
     errors = []
     sent = next((names for key, names in SENT.items() if key in prepare.model), None)
@@ -154,7 +154,7 @@ _OF_PREFERENCES = ("rejected", "beta", "per_token")
 _OF_ADAPTERS = ("rank", "merged")
 
 
-class RepairSettings(Strict):
+class SummaryRepair(Strict):
     """How a summarizer is repaired. A step of training sees `batch_size` articles, of which `replay` are unchanged."""
 
     method: Literal["lora", "dpo", "full", "normalise"] = Field(description="see repair.py")
@@ -202,7 +202,7 @@ class RepairSettings(Strict):
         return names
 
     @model_validator(mode="after")
-    def _settings_have_effect(self) -> RepairSettings:
+    def _settings_have_effect(self) -> SummaryRepair:
         given = self.model_fields_set
         if self.method == "normalise":
             if not self.normalise:

@@ -18,7 +18,7 @@ from stages.concepts.texts.grammar import negate, tense
 from stages.concepts.texts.lexicon import NEGATIONS
 from stages.concepts.texts.words import synonyms
 from stages.errors import UsageError
-from stages.tasks.judging import About, Labelled, Parts, Trial
+from stages.tasks.judging import About, LabelledAnswer, Parts, Trial
 from stages.tasks.language.articles import Article
 
 _NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -31,7 +31,7 @@ RUBRIC = (
 
 
 @dataclass(frozen=True)
-class Pair:
+class LabelledSummary:
     """An article with a summary: its kind, whether it is wrong, and whether `support.CHANCE` was chosen on it."""
 
     id: str
@@ -230,12 +230,12 @@ RIGHT = {
 }
 
 
-def make_pairs(n: int, articles: Sequence[Article]) -> list[Pair]:
+def make_pairs(n: int, articles: Sequence[Article]) -> list[LabelledSummary]:
     """Make n pairs, a right and a wrong summary of each article in turn; both halves have all kinds equally often."""
     return list(islice(_pairs(articles), n))
 
 
-def _pairs(articles: Sequence[Article]) -> Iterator[Pair]:
+def _pairs(articles: Sequence[Article]) -> Iterator[LabelledSummary]:
     rng = Random(SEED)
     order = list(enumerate(rng.sample(articles, len(articles))))
     right, made = [cycle(RIGHT), cycle(RIGHT)], [dict.fromkeys(WRONG, 0), dict.fromkeys(WRONG, 0)]  # of each half
@@ -245,8 +245,8 @@ def _pairs(articles: Sequence[Article]) -> Iterator[Pair]:
         for kind in sorted(WRONG, key=made[place % 2].__getitem__):
             if wrong := WRONG[kind](tokens, article, other, rng):
                 name = next(right[place % 2])
-                yield Pair(article.id, article.text, RIGHT[name](article, rng), name, False, place % 2 == 0)
-                yield Pair(article.id, article.text, wrong, kind, True, place % 2 == 0)
+                yield LabelledSummary(article.id, article.text, RIGHT[name](article, rng), name, False, place % 2 == 0)
+                yield LabelledSummary(article.id, article.text, wrong, kind, True, place % 2 == 0)
                 made[place % 2][kind] += 1
                 break
 
@@ -265,7 +265,7 @@ def known(articles: Sequence[Article]) -> About:
     return lambda item: (about(texts[item]), sentences(texts[item])[0]) if item in texts else None
 
 
-def made(articles: Sequence[Article], count: int) -> list[Labelled]:
+def made(articles: Sequence[Article], count: int) -> list[LabelledAnswer]:
     """Make so many summaries to calibrate a judge on.
 
     Raises:
@@ -276,6 +276,8 @@ def made(articles: Sequence[Article], count: int) -> list[Labelled]:
             f"prepare.judge: summaries of {len(articles)} article cannot be falsified; name prepare.judge.labelled"
         )
     return [
-        Labelled(one.id, Trial(about(one.article), one.summary, sentences(one.article)[0]), not one.wrong, one.kind)
+        LabelledAnswer(
+            one.id, Trial(about(one.article), one.summary, sentences(one.article)[0]), not one.wrong, one.kind
+        )
         for one in make_pairs(count, articles)
     ]

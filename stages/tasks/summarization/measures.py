@@ -121,7 +121,7 @@ Unsupported = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
-class Case:
+class SummaryCase:
     """One answer with everything it can be judged by.
 
     Args:
@@ -139,7 +139,7 @@ class Case:
     unsupported: Unsupported = support.unsupported
 
 
-DISCREPANCIES: Mapping[str, Callable[[Case, Embedder], float]] = {
+DISCREPANCIES: Mapping[str, Callable[[SummaryCase, Embedder], float]] = {
     "faithfulness_loss": lambda case, e: e.cosine(case.clean, case.article) - e.cosine(case.summary, case.article),
     "unfaithfulness": lambda case, e: 1 - e.cosine(case.summary, case.article),
     "instability": lambda case, e: 1 - e.cosine(case.clean, case.summary),
@@ -153,7 +153,7 @@ ABSOLUTE = "unsupported"
 """The measure that compares a summary with the article alone; its threshold does not depend on the model under test."""
 
 
-def discrepancy(case: Case, weights: Mapping[str, float], embedder: Embedder) -> float:
+def discrepancy(case: SummaryCase, weights: Mapping[str, float], embedder: Embedder) -> float:
     """Weighted mean of discrepancies, each clipped to [-1, 1]; the caller handles degenerate summaries."""
     values = {name: float(np.clip(DISCREPANCIES[name](case, embedder), -1, 1)) for name in weights}
     return weighted(values, weights)

@@ -25,7 +25,7 @@ from stages.tasks.cells import Sampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article
 from stages.tasks.language.generate import with_weights
-from stages.tasks.summarization.config import RepairSettings
+from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.labelled import falsified
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import Lesson
@@ -39,7 +39,7 @@ _FINISHED = re.compile(r"[.!?…]\W*$")
 
 
 @dataclass(frozen=True)
-class Pair:
+class TrainingPair:
     """An item, and the summary to give of it, however it is changed.
 
     Args:
@@ -66,7 +66,7 @@ def whole_sentences(summary: str) -> str:
     return " ".join(found)
 
 
-def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings) -> list[Pair]:
+def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair) -> list[TrainingPair]:
     """Choose a summary to learn for every repair item, and for every example people judged.
 
     Summaries are trimmed to whole sentences. Left out are unusable ones, those that fail by the absolute measure if the
@@ -103,7 +103,7 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
     return preferred
 
 
-def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
+def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
     """Reject a copy of each summary with an error; pairs in which no error is possible are left out."""
     rng = Random(plan.seed)
     articles = [Article(pair.item, _article(task, pair.item)) for pair in pairs]
@@ -115,7 +115,7 @@ def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) 
     ]
 
 
-def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
+def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
     """Reject the model's own summaries of the changed articles, if they fail."""
     if not pairs:
         return []
@@ -130,14 +130,14 @@ def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -
     ]
 
 
-def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> Sampler:
+def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> Sampler:
     """Return the sampler of pairs and cells; that of a clean control is the repair's, for unchanged articles."""
     aimed = replace(plan, control=None) if plan.control == "clean" else plan
     return sampler(task, aimed, [pair.item for pair in pairs])
 
 
 def _candidates(
-    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, items: Sequence[str]
+    task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, items: Sequence[str]
 ) -> Mapping[str, Sequence[str]]:
     table = task.items.table.set_index("id").loc[list(items)]
     if settings.targets == "reference":
@@ -156,7 +156,7 @@ def _candidates(
 
 
 def _draw(
-    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, articles: Mapping[str, str]
+    task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, articles: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Draw summaries of each article; those that an earlier run drew are taken from scratch."""
     size = task.summarizer.compute.batch_size
@@ -193,15 +193,15 @@ def _draw(
     return drawn
 
 
-def _best(task: SummarizerProbes, item: str, choices: Sequence[str], at_least: float) -> Pair | None:
+def _best(task: SummarizerProbes, item: str, choices: Sequence[str], at_least: float) -> TrainingPair | None:
     article = _article(task, item)
     usable = [text for choice in choices if (text := whole_sentences(choice)) and not task.wrong(text, article)]
-    pairs = [Pair(item, text, task.embedder.cosine(text, article)) for text in usable]
+    pairs = [TrainingPair(item, text, task.embedder.cosine(text, article)) for text in usable]
     best = max(pairs, key=lambda pair: pair.faithfulness, default=None)
     return best if best is not None and best.faithfulness >= at_least else None
 
 
-def _judged(task: SummarizerProbes, example: RatedExample) -> Pair | None:
+def _judged(task: SummarizerProbes, example: RatedExample) -> TrainingPair | None:
     """Return what to learn from an example: the corrected answer, or the model's if it was rated well."""
     praised = example.rating is not None and example.rating >= GOOD
     summary = example.corrected or (whole_sentences(example.output) if praised else "")
@@ -209,7 +209,7 @@ def _judged(task: SummarizerProbes, example: RatedExample) -> Pair | None:
         return None
     faithfulness = task.embedder.cosine(summary, _article(task, example.item))
     rejected = example.output if example.corrected else None
-    return Pair(example.item, summary, faithfulness, tuple(int(level) for level in example.cell), rejected)
+    return TrainingPair(example.item, summary, faithfulness, tuple(int(level) for level in example.cell), rejected)
 
 
 def _article(task: SummarizerProbes, item: str) -> str:
@@ -232,7 +232,11 @@ class Lessons:
     """
 
     def __init__(
-        self, task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, pairs: Sequence[Pair]
+        self,
+        task: SummarizerProbes,
+        plan: RepairPlan,
+        settings: SummaryRepair,
+        pairs: Sequence[TrainingPair],
     ) -> None:
         self.task, self.settings, self.seed, self.pairs = task, settings, plan.seed, list(pairs)
         self.draws = _draws(task, plan, pairs)
@@ -255,7 +259,7 @@ class Lessons:
             lessons.append(Lesson(article, pair.summary, pair.rejected))
         return lessons
 
-    def _changed(self, pair: Pair, cell: np.ndarray, epoch: int, article: str) -> str:
+    def _changed(self, pair: TrainingPair, cell: np.ndarray, epoch: int, article: str) -> str:
         if pair.cell is not None:
             cell = np.array(pair.cell, dtype=np.int64)
         # The epoch is the repeat, so that the same item and cell get new random draws each time.
@@ -264,6 +268,6 @@ class Lessons:
         return changed if valid else article
 
 
-def save_pairs(pairs: Sequence[Pair], path: Path) -> None:
+def save_pairs(pairs: Sequence[TrainingPair], path: Path) -> None:
     """Write the pairs as JSON lines."""
     path.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")

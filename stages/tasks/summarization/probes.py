@@ -33,23 +33,23 @@ from stages.tasks.language.judges import (
     prepare_judge,
     prepared_judge,
 )
-from stages.tasks.language.models import ModelSource
+from stages.tasks.language.models import SummarizerSource
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.source import Source
 from stages.tasks.summarization import support
-from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
+from stages.tasks.summarization.calibrate import BENIGN, NO_OP, NoiseCalibration, measure_noise, space_doubled
 from stages.tasks.summarization.config import (
     CalibrationConfig,
-    DiscrepancyConfig,
-    PrepareConfig,
-    RepairSettings,
+    SummaryDiscrepancy,
+    SummaryPrepare,
+    SummaryRepair,
     conflicts,
 )
 from stages.tasks.summarization.labelled import RUBRIC, about, known, made
 from stages.tasks.summarization.measures import (
     ABSOLUTE,
     NEEDS_REFERENCE,
-    Case,
+    SummaryCase,
     Unsupported,
     bleu,
     copied_from_lead,
@@ -58,7 +58,7 @@ from stages.tasks.summarization.measures import (
     rouge_l,
     unsupported_names,
 )
-from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS, OpenAIModel
+from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS, OpenAISummarizer
 from stages.tasks.summarization.support import ENTAILMENT_LOADERS, EntailmentSource
 
 CLAIMS = 5  # unsupported claims named per summary, at most
@@ -74,9 +74,9 @@ class SummarizerProbes(JudgedTexts):
     init: ClassVar[str] = ".init:ArticlesInit"
 
     catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
-    prepare_block = PrepareConfig
-    discrepancy_block = DiscrepancyConfig
-    repair_block = RepairSettings
+    prepare_block = SummaryPrepare
+    discrepancy_block = SummaryDiscrepancy
+    repair_block = SummaryRepair
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "data": DATA_LOADERS,
@@ -107,7 +107,7 @@ class SummarizerProbes(JudgedTexts):
             items: the table that `prepare` writes.
             summarizer: the model.
             embedder: measures similarity.
-            unsupported: measures how little an article supports a summary, see `Case`.
+            unsupported: measures how little an article supports a summary, see `SummaryCase`.
             judge: the language model that judges summaries, if there is one.
             about_judge: sentences about it for the report.
             under_test: whether the summaries in `items` are this model's.
@@ -115,7 +115,7 @@ class SummarizerProbes(JudgedTexts):
         super().__init__(context, items, embedder, judge, about_judge)
         self.summarizer, self.model_hash, self.unsupported = summarizer, summarizer.hash, unsupported
         self.concepts = text_space(context.concepts, self.catalogue)
-        self.calibration = Calibration(pd.DataFrame(items.attrs["calibration"]))
+        self.calibration = NoiseCalibration(pd.DataFrame(items.attrs["calibration"]))
         self.threshold = self._threshold()
         self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
         self._articles, self._clean, self._references = (
@@ -144,7 +144,7 @@ class SummarizerProbes(JudgedTexts):
 
     def false_alarms(self) -> dict[str, dict[str, Any]]:
         """See Task: by the change, in words."""
-        benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
+        benign = SummaryPrepare.model_validate(dict(self.context.config)).calibrate.benign
         no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
         if self.settings.weights.keys() <= {ABSOLUTE, JUDGE}:
@@ -156,7 +156,10 @@ class SummarizerProbes(JudgedTexts):
 
     @classmethod
     def conflicts(
-        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+        cls,
+        context: TaskContext,
+        prepare: SummaryPrepare | None,
+        discrepancy: SummaryDiscrepancy | None,
     ) -> list[str]:
         """See Task: errors of the concepts, and what `discrepancy` needs and `prepare` does not provide."""
         errors = check_text_concepts(context.concepts, cls.catalogue)
@@ -173,7 +176,7 @@ class SummarizerProbes(JudgedTexts):
         )
 
     @classmethod
-    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+    def repair_conflicts(cls, context: TaskContext, asked: SummaryRepair) -> list[str]:
         """See Task: whether the reference summaries to learn exist."""
         data = context.config.get("data", {})
         if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
@@ -186,8 +189,8 @@ class SummarizerProbes(JudgedTexts):
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:
         """See Task: from the requests so far, or else from the length of the articles."""
-        config, source = PrepareConfig.model_validate(dict(context.config)), cls.source(context, "model")
-        if not isinstance(source, OpenAIModel):
+        config, source = SummaryPrepare.model_validate(dict(context.config)), cls.source(context, "model")
+        if not isinstance(source, OpenAISummarizer):
             return None
         counts, most = config.items, config.calibrate.articles
         again = min(counts.discover, most) + min(counts.repair, most)  # after the benign edit, and after the no-op
@@ -212,9 +215,9 @@ class SummarizerProbes(JudgedTexts):
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
-        config = PrepareConfig.model_validate(dict(context.config))
+        config = SummaryPrepare.model_validate(dict(context.config))
         data: ArticleSource = cls.source(context, "data")
-        source: ModelSource = cls.source(context, "model")
+        source: SummarizerSource = cls.source(context, "model")
         articles, skipped = data.load(context.inputs)
         items = choose_items(articles, config.items, context.seed)
         Items(items)  # fails now, not after all summaries, if they are not valid items
@@ -265,7 +268,7 @@ class SummarizerProbes(JudgedTexts):
         """See Task; `model` may be an adapter of the model under test."""
         items, base = read_table(prepared / "items.parquet"), prepared / "model"
         folder = model or base
-        source: ModelSource = cls.source(context, "model")
+        source: SummarizerSource = cls.source(context, "model")
         summarizer = source.load(folder, context.compute, base, Account.of(context.audit))
         under_test = folder.resolve() == base.resolve()
         measures = cls._embedder(context), cls._unsupported(context)
@@ -307,7 +310,7 @@ class SummarizerProbes(JudgedTexts):
         """See JudgedTexts; 1 if nobody could use the summary."""
         if self.broken(output) or JUDGE in self.settings.weights:  # the judge decides in any case
             return 1.0
-        case = Case(self._articles[row], self._clean[row], output, self._references[row], self.unsupported)
+        case = SummaryCase(self._articles[row], self._clean[row], output, self._references[row], self.unsupported)
         return discrepancy(case, self.settings.weights, self.embedder)
 
     def is_plain(self, row: int, output: str) -> bool:

@@ -32,11 +32,11 @@ from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.language.form import Form, save_form
+from stages.tasks.language.form import ModelForm, save_form
 from stages.tasks.language.generate import Summarizer, Summarizes, greedy, with_normalisations, with_weights
 from stages.tasks.language.normalise import normaliser
-from stages.tasks.summarization.config import RepairSettings
-from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
+from stages.tasks.summarization.config import SummaryRepair
+from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, TrainingPair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import SummarizerTraining
 from stages.tasks.summarization.verify import verify
@@ -52,7 +52,7 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     Raises:
         UsageError: when the settings are wrong, there is nothing to repair or to learn from, or nothing was learnt.
     """
-    settings = checked(RepairSettings, plan.settings, "restructure.settings")
+    settings = checked(SummaryRepair, plan.settings, "restructure.settings")
     plan.regions(task.concepts)
     if settings.method == "normalise":
         numbers, curve = _normalise(task, plan, settings, out_dir), pd.DataFrame({"step": [], "loss": []})
@@ -89,7 +89,7 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
-def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path) -> dict[str, Any]:
+def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, out_dir: Path) -> dict[str, Any]:
     """Write which changes are undone, and return how often that changes repair articles.
 
     Raises:
@@ -122,7 +122,7 @@ def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSetting
 
 
 def _train(
-    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path
+    task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, out_dir: Path
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train, write the result and check it; return numbers for the card, and the learning curve."""
     under_test = with_weights(task.summarizer)
@@ -150,7 +150,7 @@ def _train(
     return _numbers(task, plan, pairs, curve, training), curve
 
 
-def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) -> Form:
+def _form(under_test: Summarizes, plan: RepairPlan, settings: SummaryRepair) -> ModelForm:
     """Form of the repaired model: that of the model under test, with the normalisations.
 
     A clean control has them as well, unless they are the whole repair, so that it differs in one thing.
@@ -159,14 +159,18 @@ def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) ->
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
 
 
-def _learner(under_test: Summarizer, form: Form) -> Summarizer:
+def _learner(under_test: Summarizer, form: ModelForm) -> Summarizer:
     """Copy the model under test for training."""
     model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
     return Summarizer(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
 
 
 def _numbers(
-    task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: SummarizerTraining
+    task: SummarizerProbes,
+    plan: RepairPlan,
+    pairs: Sequence[TrainingPair],
+    curve: pd.DataFrame,
+    training: SummarizerTraining,
 ) -> dict[str, Any]:
     some = max(1, len(curve) // 10)
     items = task.items.ids("repair")

@@ -21,9 +21,9 @@ from stages.tasks.contract import Compute
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import check_answers, keep_answers
 from stages.tasks.language.chats import OpenAIChat, Turn
-from stages.tasks.language.form import ARTICLE, SENT, Form, GenerationConfig, read_folder, save_form
+from stages.tasks.language.form import ARTICLE, SENT, GenerationConfig, ModelForm, read_folder, save_form
 from stages.tasks.language.generate import with_normalisations
-from stages.tasks.language.models import ModelSource, PackageModel, TransformersModel
+from stages.tasks.language.models import PackageModel, SummarizerSource, TransformersModel
 from stages.tasks.openai_chat import ChatEndpoint
 
 # The model is identified by its answers to these: three articles that are in no data set.
@@ -37,7 +37,7 @@ KNOWN = (
 )
 
 
-class RemoteModel(ModelSource):
+class RemoteModel(SummarizerSource):
     """Base of the loaders of models behind HTTP: no files are local, and no weights can be trained."""
 
     def errors(self, inputs: Path) -> list[str]:
@@ -52,7 +52,7 @@ class RemoteModel(ModelSource):
         ]
 
 
-class EndpointModel(RemoteModel, EndpointConfig):
+class EndpointSummarizer(RemoteModel, EndpointConfig):
     """{endpoint: URL, key_env: VARIABLE, settings: {...}}: a summarizer behind HTTP."""
 
     settings: dict[str, Any] = Field({}, description="sent with every article as they are, {temperature: 0} say")
@@ -66,7 +66,7 @@ class EndpointModel(RemoteModel, EndpointConfig):
 
     def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
         endpoint = Endpoint(self)
-        form = Form(kind="endpoint", generation=generation, origin=endpoint.name, parameters=None)
+        form = ModelForm(kind="endpoint", generation=generation, origin=endpoint.name, parameters=None)
         model = RemoteSummarizer(endpoint, form, Compute(), "", settings=self.settings)
         model.summarize(KNOWN)  # check that answers are summaries before any is stored
         keep_answers(endpoint, [model.inputs(article) for article in KNOWN], out_dir)
@@ -78,7 +78,7 @@ class EndpointModel(RemoteModel, EndpointConfig):
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
     ) -> RemoteSummarizer:
-        """See ModelSource.
+        """See SummarizerSource.
 
         Raises:
             UsageError: also if the model answers differently than when it was prepared.
@@ -90,7 +90,7 @@ class EndpointModel(RemoteModel, EndpointConfig):
         return RemoteSummarizer(endpoint, form, compute, content, with_normalisations(form), self.settings)
 
 
-class OpenAIModel(RemoteModel, OpenAIChat):
+class OpenAISummarizer(RemoteModel, OpenAIChat):
     """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
 
     known_are: ClassVar[str] = "articles"
@@ -101,7 +101,7 @@ class OpenAIModel(RemoteModel, OpenAIChat):
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
     ) -> RemoteSummarizer:
-        """See ModelSource.
+        """See SummarizerSource.
 
         Raises:
             UsageError: also if the model answers differently than when it was prepared, or max_cost is reached.
@@ -111,11 +111,11 @@ class OpenAIModel(RemoteModel, OpenAIChat):
         return ChatSummarizer(endpoint, form, compute, content, with_normalisations(form))
 
 
-MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
+MODEL_LOADERS: Mapping[str, type[SummarizerSource]] = {
     "package": PackageModel,
     "transformers": TransformersModel,
-    "endpoint": EndpointModel,
-    "openai": OpenAIModel,
+    "endpoint": EndpointSummarizer,
+    "openai": OpenAISummarizer,
 }
 
 
@@ -134,7 +134,7 @@ class RemoteSummarizer:
     def __init__(
         self,
         endpoint: Endpoint,
-        form: Form,
+        form: ModelForm,
         compute: Compute,
         content: str,
         preprocess: Callable[[str], str] | None = None,

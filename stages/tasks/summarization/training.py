@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.tasks.language.generate import IGNORED, Summarizer
-from stages.tasks.summarization.config import RepairSettings
+from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.training import StepwiseTraining
 
 MICRO_BATCH = 4  # texts that go through the model at once; more would need more padding, as lengths differ more
@@ -39,7 +39,7 @@ class SummarizerTraining(StepwiseTraining):
     Args:
         learner: the summarizer to train; its model is the caller's own copy and is changed in place.
         lessons: step -> the lessons of that step.
-        settings: see RepairSettings.
+        settings: see SummaryRepair.
         steps: number of steps.
         seed: seed of the adapter's first weights.
         checkpoint: file for unfinished work; None keeps none.
@@ -52,7 +52,7 @@ class SummarizerTraining(StepwiseTraining):
         self,
         learner: Summarizer,
         lessons: Callable[[int], Sequence[Lesson]],
-        settings: RepairSettings,
+        settings: SummaryRepair,
         steps: int,
         seed: int,
         checkpoint: Path | None = None,
@@ -135,7 +135,7 @@ class SummarizerTraining(StepwiseTraining):
         return torch.stack([part.mean() if self.settings.per_token else part.sum() for part in parts])
 
 
-def _adapted(learner: Summarizer, settings: RepairSettings, seed: int) -> Any:
+def _adapted(learner: Summarizer, settings: SummaryRepair, seed: int) -> Any:
     """Add an adapter to the model that at first changes nothing."""
     from peft import LoraConfig, get_peft_model
 
