@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.tasks.contract import Compute, TaskContext
 from tests.tiny_models import tiny_causal, tiny_embedder
+from tests.workspace import audit_params
 
 WHO = ("The council of", "Police in", "The minister for", "Doctors in", "The union of", "A spokesman for")
 DID = ("said there would be", "warned of", "told reporters about", "asked for", "voted against", "had to stop")
@@ -60,3 +61,15 @@ def news_context(inputs: Path, **changes: Any) -> TaskContext:
         "compute": Compute(threads=1, batch_size=8),
     }
     return TaskContext(**{**parts, **changes})
+
+
+def news_audit(context: TaskContext, budget: int, **discover: Any) -> dict[str, Any]:
+    """The block of params.yaml of an audit with this context, searched at random."""
+    return audit_params(
+        task="stages.tasks.summarization:Summarization",
+        compute={"device": "cpu", "threads": 1, "batch_size": 6, "gpus": 0},
+        prepare=dict(context.config),
+        concepts=dict(context.concepts),
+        discrepancy=dict(context.discrepancy),
+        discover={"explorer": "random", "baseline": "random", "budget": budget, **discover},
+    )

@@ -1,6 +1,7 @@
 """A summarizer behind chat completions: requests, responses of servers, and costs; nothing is paid twice."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS
 from tests.endpoints import completion, said, served
 from tests.finished import faded, run_stages
-from tests.news import articles, news_context, write_news
+from tests.news import articles, news_audit, news_context, write_news
 from tests.servers import free_port
 from tests.workspace import ROOT, audit_params, make_workspace
 
@@ -405,15 +406,8 @@ def workspace(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(url, **model):
-        context = news_context(inputs)
-        audit = audit_params(
-            task="stages.tasks.summarization:Summarization",
-            compute={"device": "cpu", "threads": 1, "batch_size": 6, "gpus": 0},
-            prepare={**context.config, "model": block(url, price=PRICE, **model), "generation": GENERATION},
-            concepts=dict(context.concepts),
-            discrepancy=dict(context.discrepancy),
-            discover={"explorer": "random", "baseline": "random", "budget": 40},
-        )
+        config = {"model": block(url, price=PRICE, **model), "generation": GENERATION}
+        audit = news_audit(news_context(inputs, config={**news_context(inputs).config, **config}), 40)
         Path("params.yaml").write_text(yaml.safe_dump({"audits": {"chat": audit}, "repairs": {}}))
 
     return write
@@ -575,14 +569,7 @@ def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
 
         def write(max_cost):
             named = {"openai": model.url, "model": str(inputs / "model"), "price": PRICE, "max_cost": max_cost}
-            audit = audit_params(
-                task="summarization",
-                compute={"device": "cpu", "threads": 1, "batch_size": 8, "gpus": 0},
-                prepare={**context.config, "model": named},
-                concepts=dict(context.concepts),
-                discrepancy=dict(context.discrepancy),
-                discover={"explorer": "random", "baseline": "random", "budget": 20},
-            )
+            audit = news_audit(dataclasses.replace(context, config={**context.config, "model": named}), 20)
             chat.write_params({"audits": {"chat": audit}, "repairs": {}})
 
         write(0.004)

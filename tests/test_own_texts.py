@@ -18,7 +18,6 @@ from stages.errors import InfrastructureError, UsageError
 from stages.files import read_json
 from stages.tasks import endpoint as module
 from stages.tasks.contract import RepairPlan, TargetMode
-from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.known_answers import ANSWERS
 from stages.tasks.language.articles import DATA_LOADERS
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
@@ -28,9 +27,8 @@ from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.endpoints import said, served
 from tests.hubs import in_cache
-from tests.news import articles, news_context, write_news
+from tests.news import articles, news_audit, news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_embedder
-from tests.workspace import audit_params
 
 KEY = "TINY_SUMMARIZER_KEY"
 
@@ -73,19 +71,7 @@ def workspace(inputs, tmp_path, monkeypatch):
 
     def write(url, **model):
         context = context_of(inputs, url, model=remote(url, key_env=KEY, batch_size=4, **model))
-        audit = audit_params(
-            task="stages.tasks.summarization:Summarization",
-            compute={"device": "cpu", "threads": 1, "batch_size": 6, "gpus": 0},
-            prepare=dict(context.config),
-            concepts=dict(context.concepts),
-            discrepancy=dict(context.discrepancy),
-            discover={
-                "explorer": "random",
-                "baseline": "random",
-                "budget": 50,
-                "microscopic": {"items": 2, "budget": 10},
-            },
-        )
+        audit = news_audit(context, 50, microscopic={"items": 2, "budget": 10})
         params = {"audits": {"remote": audit}, "repairs": {}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
 
@@ -268,7 +254,3 @@ def test_wrong_files_of_a_data_set_are_told(inputs, block, told):
     block = {"datasets": "org/news", "split": "train", "text": "body", **block}
     with pytest.raises(UsageError, match=told):
         raise UsageError("\n".join(source_errors(block, DATA_LOADERS, "prepare.data", inputs)))
-
-
-def test_a_remote_model_takes_the_settings_of_an_endpoint():
-    assert set(EndpointConfig.model_fields) < set(MODEL_LOADERS["endpoint"].model_fields)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import UsageError
-from stages.tasks.language.articles import DATA_LOADERS, Article, _copied, choose_items, english, trim
+from stages.tasks.language.articles import DATA_LOADERS, Article, choose_items, english, trim
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
 from tests.news import articles
 
@@ -97,14 +97,10 @@ def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
         "line 4 is not JSON",
         "line 5 holds list, expected an object with the field 'body'",
     ]
-
-
-def test_bytes_that_are_not_utf8_are_one_line_less(tmp_path):
-    good = json.dumps({"body": articles(1)[0]}).encode()
-    (tmp_path / "news.jsonl").write_bytes(good + b'\n{"body": "\xff\xfe"}\n')
-    taken, skipped = source(jsonl="news.jsonl", text="body", max_excluded=1).load(tmp_path)
-    assert len(taken) == 1
-    assert "line 2 is not JSON" in skipped[0]["reason"]
+    with (tmp_path / "news.jsonl").open("ab") as file:
+        file.write(b'{"body": "\xff\xfe"}\n')  # not UTF-8
+    _, skipped = source(jsonl="news.jsonl", text="body", max_excluded=1).load(tmp_path)
+    assert len(skipped) == 5 and "line 7 is not JSON" in skipped[-1]["reason"]
 
 
 def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
@@ -119,13 +115,10 @@ def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
     assert (len(taken), len(skipped)) == (6, 3)
 
 
-@pytest.mark.parametrize("lines", [[], [""]])
-def test_no_article_at_all(tmp_path, lines):
-    with pytest.raises(UsageError, match="found no articles"):
-        load_lines(tmp_path, lines)
-
-
-def test_a_split_of_no_known_name(tmp_path):
+def test_no_article_at_all_and_a_split_of_no_known_name(tmp_path):
+    for lines in ([], [""]):
+        with pytest.raises(UsageError, match="found no articles"):
+            load_lines(tmp_path, lines)
     lines = [{"body": text, "part": "train"} for text in articles(2)]
     with pytest.raises(UsageError, match="its split is 'train', expected one of discover, repair, test"):
         load_lines(tmp_path, lines, split="part")
@@ -139,29 +132,18 @@ def test_a_copy_is_left_out_where_there_are_more_articles(tmp_path):
     assert skipped == [{"file": "news-1", "reason": "repeats news-2"}]
 
 
-def test_articles_are_cut_to_whole_sentences():
+def test_articles_are_cut_to_whole_sentences_and_it_is_told_which(tmp_path):
     text = "One two three. Four five! Mr. Six said: seven? Eight."
     assert trim(text, 5) == "One two three. Four five!"
     assert trim(text, 8) == "One two three. Four five!"
     assert trim(text, 9) == "One two three. Four five! Mr. Six said: seven?"
     assert trim(text, 99) == text
     assert trim(text, 2) == ""
-
-
-def test_it_is_told_which_articles_were_cut(tmp_path):
     whole, long = articles(2)
     taken, _ = load_lines(tmp_path, [{"body": f" {whole}\n"}, {"body": f"{long} {long}"}])
     assert [a.cut for a in taken] == [False, True]
     items = choose_items(taken, ItemCounts(discover=2), 0).set_index("id")
     assert items["cut"].to_dict() == {"news-1": False, "news-2": True}
-
-
-def test_of_an_article_little_is_remembered():
-    seen = {}
-    assert _copied("a", articles(1)[0], seen) == ""
-    words = len(articles(1)[0].split())
-    assert {len(run) for run in seen} == {8}
-    assert words - 10 < len(seen) <= words - 4  # runs of five words, few of them twice
 
 
 def test_english_is_told_from_its_neighbours():
@@ -194,9 +176,7 @@ def test_articles_of_a_package(package, tmp_path):
     assert taken[0].text.endswith("It cost £5.")
     items = choose_items(taken, ItemCounts(discover=3, repair=3, test=3), seed=1)
     assert set(items.loc[items["split"] == "test", "id"]) == {"test-few-1", "test-few-2", "test-few-3"}
-
-
-def test_two_files_of_one_name(package, tmp_path):
+    # Two files of one name are told apart.
     (package / "held_out").mkdir()
     (package / "few.cor").rename(package / "held_out" / "many.cor")
     taken, _ = source(package="toy_news", file="many.cor", test="held_out/many.cor").load(tmp_path)
@@ -277,11 +257,8 @@ def test_the_seed_draws_the_items():
     assert one["split"].value_counts().to_dict() == {"discover": 8, "repair": 6, "test": 5}
     assert list(one.columns) == ["id", "split", "label", "article", "reference", "cut"]
     assert one["label"][0] == one["article"][0].split(". ")[0] + "."
-
-
-def test_people_expect_the_reference_where_there_is_one():
-    pool = [Article(f"a-{i}", text, reference="A gist.") for i, text in enumerate(articles(3))]
-    assert set(choose_items(pool, ItemCounts(discover=3), 0)["label"]) == {"A gist."}
+    referred = [Article(f"a-{i}", text, reference="A gist.") for i, text in enumerate(articles(3))]
+    assert set(choose_items(referred, ItemCounts(discover=3), 0)["label"]) == {"A gist."}
 
 
 def test_too_few_articles():
