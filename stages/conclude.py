@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from stages.command import stage_main
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.first_page import about
 from stages.pages.model_card import model_card
-from stages.pages.plots import modes_plot
 from stages.params import load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder
@@ -63,6 +64,21 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
         provenance=record,
         skipped=skipped_items(here.prepare.path),
     )
+
+
+def modes_plot(comparison: Comparison) -> pd.DataFrame:
+    """Return the failure rate (%) in each mode, in columns `mode`, `model` (before, after, control), `failure_rate`."""
+    rows = [
+        {"mode": f"{mode.id}: {mode.text}", "model": model, "failure_rate": round(100 * rate, 1)}
+        for mode in comparison.modes
+        for model, rate in (
+            ("before", mode.before),
+            ("after", mode.after),
+            ("control", mode.control.after if mode.control else None),
+        )
+        if rate is not None
+    ]
+    return pd.DataFrame(rows, columns=["mode", "model", "failure_rate"])
 
 
 def _models(here: AuditFolder) -> Path:

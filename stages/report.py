@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stages.command import stage_main
@@ -19,13 +21,15 @@ from stages.landscape.gates import all_passed, landscape_gates
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
-from stages.pages.plots import pair_plot, search_plot
+from stages.pages.maps import marginal, shown_concepts
 from stages.params import AuditConfig, load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Report
 from stages.tasks.contract import skipped_items
+
+_POINTS = 200  # of each curve for `dvc plots`; more could not be distinguished
 
 
 def main(name: str) -> None:
@@ -76,6 +80,40 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         skipped=skipped_items(here.prepare.path),
     )
     return verdict
+
+
+def search_plot(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return for `dvc plots` failures against unique probes of both roles, in columns `role`, `probes`, `failures`."""
+    parts = []
+    for role, rows in probes.groupby("role", sort=True):
+        found = rows.sort_values("order")["failed"].astype(int).cumsum().to_numpy()
+        at = np.unique(np.linspace(0, len(found) - 1, _POINTS).round().astype(int))
+        parts.append(pd.DataFrame({"role": role, "probes": at + 1, "failures": found[at]}))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["role", "probes", "failures"])
+
+
+def pair_plot(cells: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
+    """Return the estimated failure rate (%) over the pair of concepts with the highest rate.
+
+    Args:
+        cells: the landscape, one row per cell.
+        space: its concepts.
+
+    Returns:
+        Columns `x` and `y`, each a concept with its level, and `failure_rate`; no rows if there is only one concept.
+    """
+    rates = [marginal(cells, space, pair) for pair in combinations(shown_concepts(cells, space), 2)]
+    if not rates or cells["rate"].isna().all():
+        return pd.DataFrame(columns=["x", "y", "failure_rate"])
+    worst = max(rates, key=lambda table: float(table["rate"].max()))
+    x, y = (space.concepts[space.names.index(name)] for name in worst.columns[:2])
+    return pd.DataFrame(
+        {
+            "x": [f"{x.name} {x.label(level)}" for level in worst[x.name]],
+            "y": [f"{y.name} {y.label(level)}" for level in worst[y.name]],
+            "failure_rate": (100 * worst["rate"]).round(1),
+        }
+    )
 
 
 def pictured(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from stages.decisions import Recorded, merge
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.decisions.merge import ceiling
-from stages.pages.comparison_report import _decision
-from stages.records import Plan, RepairVerdict
+from stages.records import Plan
+from tests.report_samples import FOUR, make_comparison, write_comparison
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
 MEG_OWEN = ("0100000010", "1110010000")
@@ -108,15 +110,13 @@ def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:
     assert agreement([here, there]) is None, "examples of two landscapes are two things"
 
 
-def test_the_verdict_and_its_report_repeat_what_the_plan_says() -> None:
+def test_the_report_repeats_what_the_plan_says(tmp_path: Path) -> None:
+    report = make_comparison(*FOUR[:1])
     said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
     assert said is not None
     plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
     kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said.to_json()}).dump(), "plan.json").agreement
     assert kept is not None and kept == said
-    verdict = {"audit": "x", "passed": None, "gates": [], "decided_by": "human", "reviewer": "Ada, Ben", "reason": ""}
-    judged = RepairVerdict.computed({**verdict, "statement": "", "agreement": said.to_json()})
-    assert _decision(judged).agreement.startswith(
-        "2 reviewers agree in 100% of their words on what to do about 2 failure modes"
-    )
-    assert _decision(judged.model_copy(update={"agreement": None})).agreement == ""
+    write_comparison(tmp_path / "page.html", **report | {"verdict": report["verdict"] | {"agreement": said.to_json()}})
+    assert said.statement.startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")
+    assert escape(said.statement) in (tmp_path / "page.html").read_text(encoding="utf-8")

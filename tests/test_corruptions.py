@@ -24,7 +24,7 @@ from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
 from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
 from stages.intervals import wilson
 from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corruption_errors
-from stages.pages.corruptions import corruptions_view
+from stages.pages.sections import corruption_sentences
 from stages.params import AuditConfig, load_params
 from stages.records import Effect
 from stages.screening.ranges import declared_bounds
@@ -362,8 +362,6 @@ def test_other_classes_and_other_grids_are_not_normalised(benchmark: ConceptSpac
         assert isinstance(errors, CorruptionErrors)
         assert errors.normalised is None and "mce" not in errors.numbers()
         assert errors.mean.value == pytest.approx(0.5 / 15)
-        view = corruptions_view(errors, exact=True)
-        assert view is not None and "Not normalised" in view.notes[1]
 
 
 def test_uniform_draws_give_each_corruption_the_same_weight(benchmark: ConceptSpace) -> None:
@@ -379,11 +377,8 @@ def test_too_few_probes_are_told_in_place_of_numbers(benchmark: ConceptSpace) ->
     probes = probes_of(benchmark, 300, {"fog": 0.9}, n=400)
     errors = corruption_errors(landscape_of(benchmark, probes, exact=False), probes)
     assert isinstance(errors, TooFew)
-    view = corruptions_view(errors, exact=False)
-    assert view is not None
-    assert re.search(
-        r"has \d+ probes of the control, expected 50 of each corruption. Raise discover.budget", view.sentences[0]
-    )
+    [sentence] = corruption_sentences(errors)
+    assert re.search(r"has \d+ probes of the control, expected 50 of each corruption. Raise discover.budget", sentence)
 
 
 @pytest.mark.slow

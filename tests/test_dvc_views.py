@@ -13,9 +13,10 @@ import yaml
 from flows.workspace.new import write_workspace
 from stages import conclude, report
 from stages.concepts import Concept, ConceptSpace
+from stages.conclude import modes_plot
 from stages.git import git
 from stages.intervals import NO_RATE, Rate
-from stages.pages.plots import modes_plot, pair_plot, search_plot
+from stages.report import pair_plot, search_plot
 from tests.report_samples import make_comparison, records_of
 from tests.workspace import ROOT
 

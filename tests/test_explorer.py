@@ -16,11 +16,10 @@ import pytest
 
 from flows.people.review.server import serve_review
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.pages.embedded import pack_probes
-from stages.pages.figures import heat_map
-from stages.pages.glossary import GLOSSARY
-from stages.pages.parts import worst_first
-from stages.pages.scales import CHANGE_SCALE, POLICY_SCALE, RATE_SCALE, Scale, colour_at, ink_on
+from stages.pages.figures import CHANGE_SCALE, POLICY_SCALE, RATE_SCALE, Scale, colour_at, ink_on
+from stages.pages.maps import heat_map, worst_first
+from stages.pages.page import pack_probes
+from stages.pages.words import GLOSSARY
 from stages.records import Compared
 from stages.tasks.contract import Exhibit
 from tests.picture_samples import picture_comparison, picture_landscape

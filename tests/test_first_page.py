@@ -15,8 +15,7 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.errors import InfrastructureError, UsageError
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
-from stages.pages.usage import how_common, what_was_tested
-from stages.pages.verdicts import verdict_view
+from stages.pages.sentences import how_common, what_was_tested
 from stages.params.usage import UsageConfig, in_use
 from stages.records import Compared, Landscape, RateRecord, Verdict
 from stages.records.landscape import usage_record
@@ -44,7 +43,7 @@ def page_of(
 ) -> FirstPage:
     """The first page for arguments of `write_landscape`."""
     landscape = Landscape.from_json(inputs["summary"], "a sample")
-    verdict = verdict_view(Verdict.from_json(inputs["verdict"], ""))
+    verdict = Verdict.from_json(inputs["verdict"], "")
     return landscape_page(landscape, verdict, about, inputs["galleries"], unchanged or {}, Shrinker([]))
 
 
@@ -78,9 +77,7 @@ def repaired(verdict: dict[str, Any], **more: Any) -> FirstPage:
     comparison, judged = records_of(verdict)
     plan = plan_of(comparison, judged)
     given = {"galleries": {}, "attributes": pd.DataFrame(), **more}
-    return comparison_page(
-        comparison, verdict_view(judged), plan, About(), given["galleries"], given["attributes"], Shrinker([])
-    )
+    return comparison_page(comparison, judged, plan, About(), given["galleries"], given["attributes"], Shrinker([]))
 
 
 def passing() -> dict[str, Any]:
@@ -147,7 +144,7 @@ def test_an_example_of_a_repair_lies_in_its_mode() -> None:
     labels = pd.DataFrame({"label": ["7", "9"]}, index=["a", "b"])
     galleries = {"fixed": rows, "newly_failing": [], "unchanged": clean}
     page, worse = (
-        comparison_page(comparison, verdict_view(judged), plan, About(), shelves, labels, Shrinker([]))
+        comparison_page(comparison, judged, plan, About(), shelves, labels, Shrinker([]))
         for shelves in (galleries, {"newly_failing": rows, "unchanged": clean})
     )
     said = "This example fails only since the repair; no fixed one was recorded."
@@ -180,7 +177,7 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     page = page_of(inputs, unchanged={"item-0": Exhibit("as it was", image=picture(40))})
     held = {mode["id"]: mode["rate"] * mode["share"] for mode in modes}
     assert [card.id for card in page.modes] == sorted(held, key=held.__getitem__, reverse=True)[:MODES]
-    assert page.more == "1 more below."
+    assert page.left == 1
     assert next(tile.said for tile in page.tiles if tile.value == "99.0%").startswith("fail in the worst mode")
     for card in page.modes:
         assert card.pair is not None
@@ -237,7 +234,7 @@ def test_the_rate_is_that_in_use_and_says_by_which_usage(more: dict[str, Any], s
         f" be {overall['value'] / 2:.1%} if half as much changes, and {overall['value'] * 1.5:.1%} if 1.9 times as much"
         " does."
     )
-    assert "uniform" not in str(page) and "grid" not in str(page)
+    assert "uniform" not in str(page) and "the grid" not in str(page) and not page.over_grid
     verdict = passing()
     verdict["usage"] |= more
     page = repaired(verdict)
@@ -251,7 +248,7 @@ def test_a_uniform_usage_is_said_as_such() -> None:
     assert re.search(r"^[\d.]+% of uniformly drawn probes fail, most often in 3 confirmed", page.reason)
     assert any(tile.said.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
     assert page.usage == "" and page.tested.endswith(", alone and together; nothing is known beyond.")
-    assert "The grid is every combination" in page.notes
+    assert page.over_grid
     verdict = passing() | {"usage": None}
     assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.said]
 

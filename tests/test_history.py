@@ -13,7 +13,8 @@ import yaml
 from rich.console import Console
 
 from flows.views import show_history
-from flows.views.history import read_history, write_page
+from flows.views.history import read_history
+from flows.views.history_page import write_page
 from stages.errors import UsageError
 from stages.git import git
 

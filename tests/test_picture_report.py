@@ -19,8 +19,8 @@ from stages.files import read_json, stage_dir
 from stages.landscape.bias import measure_bias
 from stages.landscape.robustness import describe_steps
 from stages.landscape.show import extreme_examples
+from stages.pages.figures import value_colours
 from stages.pages.gallery import IMAGE_BYTES, Shrinker
-from stages.pages.scales import value_colours
 from stages.records import audit_folder
 from stages.records.repair import Trainings
 from stages.report import pictured

@@ -14,7 +14,7 @@ import yaml
 
 from stages.concepts import Concept
 from stages.errors import UsageError
-from stages.pages.slices import marked
+from stages.pages.words import marked
 from stages.params import AuditConfig, checked
 from stages.proposing.ask import TRIES, ProposerConfig, ask
 from stages.proposing.enter import Made, judged

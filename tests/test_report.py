@@ -13,9 +13,8 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.pages import Gallery
-from stages.pages.figures import change_map
-from stages.pages.marginals import marginal
-from stages.pages.verdicts import verdict_view
+from stages.pages.maps import change_map, marginal
+from stages.pages.sentences import verdict_text
 from stages.pages.words import points, whole_points
 from stages.records import Gate, Verdict
 from stages.tasks.contract import Exhibit
@@ -371,7 +370,7 @@ def test_changes_are_shown_in_points() -> None:
 def test_a_gate_that_was_not_judged_is_not_passed(passed: bool | None, results: list[bool | None], said: str) -> None:
     nothing = dict.fromkeys(("value", "low", "high"))
     gates = [Gate(gate="newly_failing.max", bound=0.1, passed=result, **nothing) for result in results]
-    assert said in verdict_view(Verdict(audit="mnist", passed=passed, gates=gates)).text
+    assert said in verdict_text(Verdict(audit="mnist", passed=passed, gates=gates))
 
 
 def test_marginals_average_rates_by_use_and_add_counts() -> None:

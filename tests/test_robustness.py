@@ -6,9 +6,8 @@ import pandas as pd
 
 from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
-from stages.pages.robustness import RobustnessView, robustness_view
-from stages.records import Landscape
-from stages.records.landscape import Minimal
+from stages.pages.sections import limits_of_steps, smallest_changes, steps_picture
+from stages.records.landscape import Minimal, Within
 from stages.records.search import Walks
 from tests.report_samples import FOUR, make_inputs, write_landscape
 from tests.test_microscopic import SPACE
@@ -73,20 +72,10 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     assert "nan" not in section and "None" not in section
 
 
-def viewed(table: pd.DataFrame, items: int = 99, **metrics: object) -> RobustnessView:
-    summary = summarize_robustness(table, SPACE, Walks(**{"method": "beam", "probes": 77, "items": 5, **metrics}))
-    found = make_inputs(*SPACE.concepts, images=False)["summary"] | {
-        "robustness": summary and summary.to_json(),
-        "items": items,
-    }
-    view = robustness_view(Landscape.from_json(found, ""))
-    assert view is not None
-    return view
-
-
 def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
-    view = viewed(table, items, **metrics)
-    return f"{view.sentence} {view.caveat}"
+    found = summarize_robustness(table, SPACE, Walks(**{"method": "beam", "probes": 77, "items": 5, **metrics}))
+    assert found is not None
+    return f"{smallest_changes(found, found.items == items)} {limits_of_steps(found)}"
 
 
 def test_what_is_said_fits_what_was_found() -> None:
@@ -110,4 +99,4 @@ def test_what_is_said_fits_what_was_found() -> None:
 
 
 def test_one_point_is_no_curve() -> None:
-    assert viewed(hand_made().iloc[3:4], probes=1).picture is None
+    assert steps_picture([Within(steps=1, value=0.5, low=0.1, high=0.9, n=2)]) is None

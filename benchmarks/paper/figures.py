@@ -16,9 +16,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from stages.concepts import Concept
-from stages.pages.figures import Dumbbell, dumbbells
-from stages.pages.marginals import marginal, shown_concepts
-from stages.pages.scales import AFTER, BEFORE, RATE_SCALE, nice_ceiling, plain, rounded
+from stages.pages.figures import AFTER, BEFORE, RATE_SCALE, Dumbbell, dumbbells, nice_ceiling, plain, rounded
+from stages.pages.maps import marginal, shown_concepts
 from stages.pages.words import interval, percent, points, points_interval
 from stages.records import Comparison, Difference, Landscape, audit_folder
 

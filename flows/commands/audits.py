@@ -122,7 +122,7 @@ def history(
     workspace where its numbers are not committed. Targets: the change by the repair in its target modes, in points.
     """
     from flows.views import show_history
-    from flows.views.history import PAGE, read_history, write_page
+    from flows.views.history import PAGE, read_history
 
     _, names = open_workspace(audits, not audits)
     histories = [read_history(name, last) for name in names]
@@ -131,6 +131,8 @@ def history(
     if known := [one for one in histories if one.results]:
         show_history(console, known)
         if html:
+            from flows.views.history_page import write_page
+
             write_page(PAGE, known)
             console.print(f"page: {PAGE.resolve()}", markup=False, soft_wrap=True, highlight=False)
 

@@ -22,11 +22,9 @@ from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from flows.views.labels import key
 from stages.errors import UsageError
-from stages.pages.usage import by_usage
-from stages.pages.verdicts import verdict_view
+from stages.pages.sentences import by_usage, gate_view
 from stages.pages.words import interval, percent
 from stages.params import Params, load_params
-from stages.records import Verdict as Record
 from stages.records import audit_folder
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
@@ -89,8 +87,8 @@ def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
         lines += [prose(said[:1].upper() + said[1:]), ""] if said else []
     if verdict.gates:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
-        shown = verdict_view(Record(audit=verdict.audit, passed=verdict.passed, gates=verdict.gates))
-        lines += [_row(prose(g.name), g.bound, g.value, g.interval, gate_word(g.passed)) for g in shown.gates]
+        shown = map(gate_view, verdict.gates)
+        lines += [_row(prose(g.name), g.bound, g.value, g.interval, gate_word(g.passed)) for g in shown]
         lines += [""]
     return "\n".join([*lines, where(verdict.audit)])
 

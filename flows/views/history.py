@@ -97,17 +97,6 @@ def read_history(audit: str, last: int) -> History:
     return History(audit, results, _drift(audit, found[:last]))
 
 
-def write_page(out: Path, histories: Sequence[History]) -> None:
-    """Write the histories as a page, with the failure rates of all audits in one chart."""
-    from stages.pages.history import Line, Point, write_history
-
-    def point(one: Result) -> Point:
-        changed, evidence = "; ".join(one.changed or ()), one.evidence.name if one.evidence else ""
-        return Point(one.revision, one.when, one.passed, one.word, one.rate, one.target, one.decided, changed, evidence)
-
-    write_history(out, [Line(one.audit, one.drift, list(map(point, one.results))) for one in histories])
-
-
 def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
     """Revisions at which the numbers of an audit changed, newest first."""
     paths = [(stage_dir(audit, stage) / HEADLINE).as_posix() for stage in _STAGES]

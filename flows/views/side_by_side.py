@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from stages.landscape.head_to_head import HeadToHead
 
 PAGE = WORK / "compare.html"
+LIMITS = (
+    "An agent looks for failures: how many it finds says how good the search is, not how often the model fails.",
+    "Failure rates are those in use, as each audit states or assumes it: the control's probes, weighted.",
+    "Intervals are 95% intervals of each result by itself. Overlapping intervals do not show that results are alike: "
+    "models that share a grid are paired on their common probes instead, where there are any.",
+    "The rate of a level is averaged over all other concepts of its own grid, as they occur in use.",
+)
 Value = int | str | None  # None if a result has none
 Row = tuple[str, list[Value]]
 
@@ -91,17 +98,19 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 
 
 def write_page(out: Path, shown: SideBySide) -> None:
-    """Write the comparison as a page, with the curves of all searches."""
-    from stages.pages.side_by_side import write_side_by_side
+    """Write the comparison as one self-contained page, with the curves of all searches."""
+    from stages.pages.page import render
+    from stages.pages.searches import searches_of
 
-    write_side_by_side(
+    render(
+        "side_by_side.html.j2",
         out,
-        results={name: (run.probes, run.landscape.search) for name, run in shown.runs.items()},
-        found=shown.found,
-        rates=shown.rates,
-        differs=shown.differs,
-        paired=shown.paired,
-        notes=shown.notes,
+        names=list(shown.runs),
+        search=searches_of({name: (run.probes, run.landscape.search) for name, run in shown.runs.items()}),
+        shown=shown,
+        skipped=[],
+        provenance=[],
+        limits=LIMITS,
     )
 
 

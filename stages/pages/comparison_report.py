@@ -9,24 +9,31 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.landscape.doses import worth
 from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages import figures
-from stages.pages.bias import comparison_bias
-from stages.pages.doses import doses_view
+from stages.pages.bias import HOW, MODELS, changed_bias
 from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, Source, explore_changes
+from stages.pages.figures import nice_ceiling
 from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
-from stages.pages.gallery import Shrinker
-from stages.pages.marginals import marginal, shown_concepts
+from stages.pages.gallery import Shrinker, show_sheets, strips
+from stages.pages.maps import (
+    change_map,
+    label_of,
+    marginal,
+    pair_of,
+    rate_maps,
+    rate_spaces,
+    shown_concepts,
+    top_rate,
+    worst_first,
+)
 from stages.pages.page import LAST_TITLES, Picture, contents_of, render
-from stages.pages.parts import MapPart, label_of, map_part, space_of, space_part, top_rate, worst_first
-from stages.pages.ratings import fails
-from stages.pages.scales import nice_ceiling
 from stages.pages.searches import compare_searches
-from stages.pages.sheets import show_sheets, strips
-from stages.pages.slices import compared_sentence, compared_view
-from stages.pages.verdicts import verdict_view
-from stages.pages.words import flatten, interval, listed, number, percent, points, points_interval, score
-from stages.records import Compared, Comparison, Difference, Plan, RepairVerdict
+from stages.pages.sections import risen_slices
+from stages.pages.sentences import fails
+from stages.pages.words import flatten, listed, number, percent, points, points_interval, with_interval
+from stages.records import Compared, Comparison, Difference, Plan, RateRecord, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
@@ -57,7 +64,12 @@ _CONTROLS = {
 }
 SIDES = {"_before": "Before", "_after": "After"}
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
-_OTHERS = {"control": "control", "noise": "queried again"}
+_CURVES = {
+    "targets": "In the target modes",
+    "others": "Everywhere else",
+    "drawn": "Cells that the search's policy proposes",
+    "clean": "Clean quality on unchanged inputs",
+}
 _EXAMPLES = {
     "fixed": "Fixed: failed before, passes now",
     "newly_failing": "Newly failing: passed before, fails now",
@@ -82,86 +94,17 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
 }
 
 
-class ChangeRow(NamedTuple):
-    """A paired difference as shown in the table; rates that no model had before (newly failing) have no change."""
-
-    key: str
-    name: str
-    before: float | None
-    after: float | None
-    change: float | None
-    low: float | None
-    high: float | None
-    pairs: int
-    action: str | None
-    control: float | None
-    control_change: float | None
-    control_low: float | None
-    control_high: float | None
-    noise: float | None
-    noise_change: float | None
-    noise_low: float | None
-    noise_high: float | None
+Row = tuple[str, str, Difference]  # key, name, and what changed
 
 
-class MeasureRow(NamedTuple):
-    """One measure, formatted with the digits its scale requires; changes are followed by their interval."""
-
-    name: str
-    before: str
-    after: str
-    change: list[str]
-    others: list[list[str]]
-    baselines: list[str]
-
-
-class MeasurePart(NamedTuple):
-    """Measures for some of the answers; `others` are the models besides the two."""
+class DosesPart(NamedTuple):
+    """One part of the pairs: sentences, curves, and by steps the rates of repair and control, if it has these steps."""
 
     title: str
-    rows: list[MeasureRow]
-    others: list[str]
-    baselines: list[str]
-
-
-class Decided(NamedTuple):
-    """Who decided which modes to repair; a rule is never presented as a person."""
-
-    text: str
-    reason: str
-    policy: bool
-    agreement: str
-    ceiling: str
-
-
-class Moved(NamedTuple):
-    """A distance beside those explained by chance, `low` to `high`, on a scale that ends at `scale`."""
-
-    title: str
-    said: str
-    value: float
-    low: float | None
-    high: float | None
-    scale: float
-
-
-class ShiftPart(NamedTuple):
-    """How far the landscape moved, and all numbers of the shift."""
-
-    rows: list[tuple[str, str]]
-    parts: list[Moved]
-
-
-class PolicyRow(NamedTuple):
-    """How the policy moved along one concept: its picture, and the numbers as shown in the table."""
-
-    name: str
+    sentences: list[str]
     picture: Picture
-    means: str
-    looks: str
-    distance: float
-    floor: str
-    beyond: bool | None
+    curve: records.DoseCurve
+    rates: dict[int, list[RateRecord | None]]
 
 
 def write_comparison_report(
@@ -198,10 +141,10 @@ def write_comparison_report(
     space = comparison.space
     names = shown_concepts(landscapes, space, "rate_before")
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences = [_row(entry, key, entry.name or _NAMES[key]) for key, entry in comparison.shown_differences.items()]
+    differences: list[Row] = [(k, e.name or _NAMES[k], e) for k, e in comparison.shown_differences.items()]
     for key, entry in (comparison.automatic or {}).items():
-        differences.append(_row(entry, f"automatic_{key}", _NAMES[f"automatic_{key}"]))
-    modes = [_row(mode, mode.id, f"{mode.id}: {listed(mode.text)}", mode.action) for mode in comparison.modes]
+        differences.append((f"automatic_{key}", _NAMES[f"automatic_{key}"], entry))
+    modes: list[Row] = [(mode.id, f"{mode.id}: {listed(mode.text)}", mode) for mode in comparison.modes]
     examples = [row for kind in OUTCOMES for row in galleries.get(kind, ())]
     unchanged = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     beside = [shown.image for row in examples if (shown := unchanged.get(row.item)) and shown.image is not None]
@@ -209,72 +152,57 @@ def write_comparison_report(
     shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *beside, *strips(sheets or {})])
     regions = {mode.id: mode.cells for mode in plan.modes}
     explorer = explore_changes(galleries, Source(space, shrinker, unchanged, attributes), regions)
-    judged = verdict_view(verdict)
+    measures = {
+        f"{title}: {number(part.pairs)} answers to {number(part.items)} items": part
+        for key, title in _PARTS.items()
+        if (part := (comparison.measures or {}).get(key)) and part.measures
+    }
     parts = {
         "differences": differences,
-        "doses": doses_view(comparison.doses or []),
-        "bias": comparison_bias(comparison.bias),
+        "doses": [doses_view(curve) for curve in comparison.doses or ()],
+        "bias": changed_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
-        "measures": _measures(comparison.measures or {}),
+        "measures": measures,
         "landscape": _landscape(landscapes, space, names, top, regions),
         "modes": modes,
-        "slices": compared_view(comparison),
-        "moved": [_row(region, "", listed(region.text)) for region in comparison.failures_moved.regions],
+        "slices": [of for of in comparison.slices or () if of.values],
+        "moved": [("", listed(region.text), region) for region in comparison.failures_moved.regions],
         "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, comparison.search),
-        "shift": _shift(comparison.shift),
+        "shift": comparison.shift,
         "policy": _policy(comparison),
         "reduced": comparison.reduced_failures,
     }
-    ends = {"gates": judged.gates, "moved": True, "examples": explorer.groups, "skipped": skipped}
+    ends = {"gates": verdict.gates, "moved": True, "examples": explorer.groups, "skipped": skipped}
     estimator = {"items": comparison.items, "estimator": comparison.estimator.to_json()}
     render(
         "comparison.html.j2",
         out,
         audit=comparison.audit,
-        first=comparison_page(comparison, judged, plan, about, galleries, attributes, shrinker),
+        first=comparison_page(comparison, verdict, plan, about, galleries, attributes, shrinker),
         finding=_finding(comparison),
-        decision=_decision(verdict),
         control=_CONTROLS[comparison.control or "as_used"],
+        baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
         invalid=_invalid(comparison.invalid),
-        slices_sentence=compared_sentence(comparison),
+        risen_slices=risen_slices(comparison),
         titles=TITLES,
         contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
-        verdict=judged,
+        verdict=verdict,
         explorer=explorer,
         kinds=_EXAMPLES,
-        points=space_part(landscapes, space, names, top, SIDES),
+        points=rate_spaces(landscapes, space, names, top, SIDES),
         rate=_rate(comparison.differences.get("failure_rate"), "In use" if comparison.usage else "Of uniform draws"),
         usage=comparison.usage is not None,
+        concepts=space.concepts,
+        names=names,
+        top=top,
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten(estimator)),
+        bias_how=HOW,
+        bias_models=MODELS,
         limits=LIMITS,
         **parts,
-    )
-
-
-def _row(entry: Difference, key: str, name: str, action: str | None = None) -> ChangeRow:
-    control, noise = entry.control, entry.noise
-    moved = control if control and control.changed else None
-    return ChangeRow(
-        key=key,
-        name=name,
-        before=entry.before,
-        after=entry.after,
-        change=entry.change,
-        low=entry.low,
-        high=entry.high,
-        pairs=entry.pairs,
-        action=action,
-        control=control.after if control else None,
-        control_change=control.change if control else None,
-        control_low=moved.low if moved else None,
-        control_high=moved.high if moved else None,
-        noise=noise.after if noise else None,
-        noise_change=noise.change if noise else None,
-        noise_low=noise.low if noise else None,
-        noise_high=noise.high if noise else None,
     )
 
 
@@ -289,7 +217,7 @@ def _finding(comparison: Comparison) -> list[str]:
 def _invalid(invalid: records.InvalidPairs) -> str:
     """Return how many common probes are not valid; empty if all are."""
     where = " and ".join(
-        f"{percent(rate.value)} [{interval(rate.low, rate.high)}] of the common probes {part}"
+        f"{with_interval(rate)} of the common probes {part}"
         for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
         if rate.value
     )
@@ -298,97 +226,62 @@ def _invalid(invalid: records.InvalidPairs) -> str:
     return f"Invalid before the repair, and so counted as passed: {where}."
 
 
-def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:
-    """Return the task's own measures on unchanged inputs, in the target modes and elsewhere."""
-    parts = []
-    for key, title in _PARTS.items():
-        part = measures.get(key)
-        if part is None or not part.measures:
-            continue
-        first = next(iter(part.measures.values()))
-        others, baselines = list(first.others), list(first.baselines)
-        rows = [_measure(name, entry, part.pairs) for name, entry in part.measures.items() if entry.pairs]
-        heading = f"{title}: {number(part.pairs)} answers to {number(part.items)} items"
-        parts.append(MeasurePart(heading, rows, [_OTHERS[other] for other in others], baselines))
-    return parts
-
-
-def _measure(name: str, entry: records.MeasureDifference, n: int) -> MeasureRow:
-    """Format one measure, with the number of digits its scale requires."""
-    digits = 1 if any(value is not None and abs(value) >= 10 for value in (entry.before, entry.after)) else 3
-
-    def moved(change: records.Change) -> list[str]:
-        value, low, high = (score(x, digits, "+") for x in (change.change, change.low, change.high))
-        return [value, f"{low} to {high}" if change.low is not None else ""]
-
-    return MeasureRow(
-        name=name if entry.pairs == n else f"{name} ({number(entry.pairs)} of {number(n)})",
-        before=score(entry.before, digits),
-        after=score(entry.after, digits),
-        change=moved(entry),
-        others=[[score(other.after, digits), *moved(other)] for other in entry.others.values()],
-        baselines=[score(value, digits) for value in entry.baselines.values()],
-    )
-
-
-def _decision(verdict: RepairVerdict) -> Decided:
-    policy = verdict.decided_by == "policy"
-    reviewer = f"decided by {verdict.by or verdict.reviewer or 'a person who gave no name'}"
-    return Decided(
-        text="decided by policy, no human" if policy else reviewer,
-        reason=verdict.reason or "",
-        policy=policy,
-        agreement=verdict.agreement.statement if verdict.agreement else "",
-        ceiling=verdict.ceiling.statement if verdict.ceiling else "",
-    )
-
-
 def _landscape(
     landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, modes: Mapping[str, Region]
-) -> MapPart | None:
+) -> list[Picture]:
     """Return both landscapes and their difference, each over the same pair of concepts."""
-    part = map_part(landscapes, space, names, top, SIDES, modes)
-    if part is None or len(names) < 2:
-        return part
+    pictures = rate_maps(landscapes, space, names, top, SIDES, modes)
+    if not pictures or len(names) < 2:
+        return pictures
     choices = worst_first(landscapes, space, names, "rate_before")
     tables = {view: marginal(landscapes, space, view) for view in choices}
-    changes = {view: rates["rate_after"] - rates["rate_before"] for view, rates in tables.items()}
-    largest, variants = nice_ceiling(pd.concat([change.abs() for change in changes.values()])), []
-    for view, rates in tables.items():
-        row, column = space_of(space, view).concepts
-        variants.append((label_of(view), figures.change_map(row, column, rates, largest)))
-    first = changes[choices[0]]
-    ends = f"{points(first.min())} to {points(first.max())} points"
+    changes = [rates["rate_after"] - rates["rate_before"] for rates in tables.values()]
+    largest = nice_ceiling(pd.concat([change.abs() for change in changes]))
+    variants = [(label_of(view), change_map(*pair_of(space, view), rates, largest)) for view, rates in tables.items()]
+    ends = f"{points(changes[0].min())} to {points(changes[0].max())} points"
     alt = f"Change of the failure rate over {label_of(choices[0])}: {ends}."
-    return part._replace(pictures=[*part.pictures, Picture(alt, variants, 420, "Change", "landscape-view")])
+    return [*pictures, Picture(alt, variants, 420, "Change", "landscape-view")]
 
 
-def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
-    shown = [row for row in rows if row.before is not None and row.after is not None and "clean" not in row.key]
+def doses_view(curve: records.DoseCurve) -> DosesPart:
+    """Return what a report shows of a curve."""
+    title, (repaired, control) = _CURVES[curve.part], (curve.repaired, curve.control)
+    shown = {"repair": repaired, **({"control": control} if control else {})}
+    ends = "; ".join(
+        f"{name} {percent(doses[-1].rate.value)} after {doses[-1].steps:,} steps" for name, doses in shown.items()
+    )
+    what = "Clean quality" if curve.part == "clean" else "Failure rate"
+    picture = Picture(
+        f"{what} against training steps, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
+    )
+    steps_needed = worth(curve)
+    sentences = ["This policy, which saw other items, aimed the repair."] if curve.part == "drawn" else []
+    sentences += (
+        [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {steps_needed}."]
+        if steps_needed
+        else []
+    )
+    if curve.differences:
+        each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
+        trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
+        sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, in {trainings}: {each} points.")
+    by_steps = [{dose.steps: dose.rate for dose in doses} for doses in (repaired, control)]
+    rates = {n: [rates.get(n) for rates in by_steps] for n in sorted({*by_steps[0], *by_steps[1]})}
+    return DosesPart(title, sentences, picture, curve, rates)
+
+
+def _dumbbells(rows: Sequence[Row]) -> Picture | None:
+    shown = [row for row in rows if row[2].before is not None and row[2].after is not None and "clean" not in row[0]]
     if not shown:
         return None
     alt = "Failure rates before and after: " + "; ".join(
-        f"{row.name} {percent(row.before)} to {percent(row.after)}" for row in shown
+        f"{name} {percent(entry.before)} to {percent(entry.after)}" for _, name, entry in shown
     )
-    lines = [figures.Dumbbell(row.key, row.name, row.before, row.after, row.control) for row in shown]
+    lines = [
+        figures.Dumbbell(key, name, entry.before, entry.after, entry.control.after if entry.control else None)
+        for key, name, entry in shown
+    ]
     return Picture(alt, [("", figures.dumbbells(lines))], 110 + 46 * len(shown))
-
-
-def _shift(shift: records.Shift) -> ShiftPart:
-    named = (
-        ("Where failures lie", shift.normalised, shift.noise_floor.normalised),
-        ("Where, and how many", shift.null_cell, shift.noise_floor.null_cell),
-    )
-    ends = [end for _, value, floor in named for end in (value, floor.max) if end is not None]
-    parts = []
-    for title, value, floor in named:
-        if value is None:
-            continue
-        said = "there is no noise floor to compare it with."
-        if floor.max is not None:
-            said = "moved more than chance explains." if value > floor.max else "chance may explain it."
-        parts.append(Moved(title, said, value, floor.min, floor.max, 1.1 * max(ends)))
-    return ShiftPart(list(flatten(shift.to_json())), parts)
 
 
 def _rate(row: Difference | None, where: str) -> str:
@@ -399,32 +292,21 @@ def _rate(row: Difference | None, where: str) -> str:
     return f"{where}, {percent(row.before)} failed before, and {percent(row.after)} after ({spread})."
 
 
-def _policy(comparison: Comparison) -> list[PolicyRow]:
-    """Return where the policies look, by concept; the one that moved most comes first."""
+def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str, Picture]]:
+    """Return by concept how the policy moved, its means, where it looks most, and a picture; the furthest first."""
     rows = []
     for moved in comparison.policy or ():
         concept = next(one for one in comparison.space.concepts if one.name == moved.concept)
-        most = [
-            concept.label(max(range(len(concept)), key=shares.__getitem__)) for shares in (moved.before, moved.after)
-        ]
-        looks = f"{most[0]} ({percent(max(moved.before))}) → {most[1]} ({percent(max(moved.after))})"
+        before, after = (
+            f"{concept.label(shares.index(max(shares)))} ({percent(max(shares))})"
+            for shares in (moved.before, moved.after)
+        )
         means = [f"{number(mean)}{concept.unit}" for mean in (moved.mean_before, moved.mean_after) if mean is not None]
-        floor = moved.noise_floor
         shares = ", ".join(
             f"{concept.label(i)} {percent(old)} to {percent(new)}"
             for i, (old, new) in enumerate(zip(moved.before, moved.after, strict=True))
         )
         figure = figures.level_shares(concept, moved.before, moved.after)
         picture = Picture(f"Share of draws by level of {concept.name}: {shares}.", [("", figure)], 260, concept.name)
-        rows.append(
-            PolicyRow(
-                concept.name,
-                picture,
-                " → ".join(means) or number(None),
-                looks,
-                moved.distance,
-                number(None) if floor.max is None else f"{number(floor.min)} to {number(floor.max)}",
-                moved.beyond_noise,
-            )
-        )
-    return sorted(rows, key=lambda row: -row.distance)
+        rows.append((moved, " → ".join(means) or number(None), f"{before} → {after}", picture))
+    return sorted(rows, key=lambda row: -row[0].distance)

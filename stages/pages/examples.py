@@ -10,8 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from stages.concepts import ConceptSpace, Region
-from stages.pages.embedded import json_block
 from stages.pages.gallery import Gallery, Shown, Shrinker
+from stages.pages.page import json_block
 from stages.pages.words import number
 from stages.records import Compared, ModeRecord
 from stages.records.landscape import Example

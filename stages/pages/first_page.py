@@ -16,19 +16,28 @@ import pandas as pd
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import harm
 from stages.pages.gallery import Gallery, Shown, Shrinker
-from stages.pages.ratings import fails
-from stages.pages.usage import as_much, by_usage, how_common, what_was_tested
-from stages.pages.verdicts import GateView, VerdictView
+from stages.pages.sentences import as_much, by_usage, decided_by, fails, gate_view, how_common, what_was_tested
 from stages.pages.words import interval, listed, number, percent, points, points_interval
-from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
+from stages.records import (
+    AuditFolder,
+    Compared,
+    Comparison,
+    Difference,
+    Gate,
+    Landscape,
+    ModeRecord,
+    Plan,
+    RateRecord,
+    Verdict,
+)
 from stages.records.provenance import PrepareMetrics
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
-_INTERVALS = "Brackets, and black lines on bars, show 95% intervals."
+_CONTROL = "the control, trained for as many steps without aiming"
 
 Light = Literal["red", "amber", "green"]
-_SAID: dict[Light, str] = {
+_HEADLINES: dict[Light, str] = {
     "red": "Not ready to deploy",
     "amber": "Decide before deploying",
     "green": "Ready to deploy, by its gates",
@@ -102,27 +111,31 @@ class Step(NamedTuple):
 class FirstPage(NamedTuple):
     """The page: facts, a light with its reason, numbers with their sentences, modes, and the next steps.
 
-    `tested` says up to which changes all this holds, `usage` how common they were taken to be, and `notes` explain how
-    to read it.
+    `tested` says up to which changes all this holds, `usage` how common they were taken to be; without a usage, rates
+    are over the grid. `left` modes are not on the page.
     """
 
     facts: list[tuple[str, str]]
     light: Light
-    headline: str
     reason: str
     tested: str
     tiles: list[Tile]
     usage: str
+    over_grid: bool
     heading: str
     modes: list[Card]
-    more: str
+    left: int
     steps: list[Step]
-    notes: str
+
+    @property
+    def headline(self) -> str:
+        """The light in words."""
+        return _HEADLINES[self.light]
 
 
 def landscape_page(
     landscape: Landscape,
-    verdict: VerdictView,
+    verdict: Verdict,
     about: About,
     galleries: Mapping[str, Gallery],
     unchanged: Mapping[str, Exhibit],
@@ -140,28 +153,34 @@ def landscape_page(
     """
     modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
     light, reason = _landscape_light(landscape, verdict)
-    left = len(modes) - MODES
+    cards = []
+    for mode in modes[:MODES]:
+        gallery, items = galleries.get(mode.id), {example.id: example.item for example in mode.examples}
+        pair = None
+        if gallery and gallery.failing:
+            item = items.get(gallery.ids[0], "") if gallery.ids else ""
+            pair = shrinker.brief(gallery.failing[0], unchanged.get(item))
+        link, text = f"mode-{1 + landscape.modes.index(mode)}", listed(mode.text)
+        spread = (mode.rate, mode.low, mode.high)
+        cards.append(Card(mode.id, link, text, *spread, None, _about_mode(landscape, mode), pair))
     return FirstPage(
         facts=[*_facts(about), ("Searched on", f"{number(landscape.items)} items")],
         light=light,
-        headline=_SAID[light],
         reason=reason,
         tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
         usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), as_much(landscape)))),
+        over_grid=landscape.usage is None,
         heading="What fails",
-        modes=[_mode_card(landscape, mode, galleries, unchanged, shrinker) for mode in modes[:MODES]],
-        more=f"{number(left)} more below." if left > 0 else "",
+        modes=cards,
+        left=len(modes) - len(cards),
         steps=_landscape_steps(landscape, verdict, about),
-        notes=_INTERVALS
-        if landscape.usage
-        else f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
     )
 
 
 def comparison_page(
     comparison: Comparison,
-    verdict: VerdictView,
+    verdict: Verdict,
     plan: Plan,
     about: About,
     galleries: Mapping[str, Sequence[Compared]],
@@ -186,35 +205,35 @@ def comparison_page(
     clean = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     cards = []
     for mode in modes[:MODES]:
-        said = [_control_said(mode)] if mode.control and mode.control.after is not None else []
+        sentences = []
+        if mode.control and mode.control.after is not None:
+            sentences.append(f"{_CONTROL[0].upper()}{_CONTROL[1:]}: {percent(mode.control.after)}.")
         if len(set(severity.values())) > 1:
-            said.append(f"Severity {number(severity[mode.id])}.")
+            sentences.append(f"Severity {number(severity[mode.id])}.")
         if mode.action != "repair":
-            said.append(f"Not repaired: the decision was to {mode.action} it.")
+            sentences.append(f"Not repaired: the decision was to {mode.action} it.")
         one = examples.get(mode.id)
         if any(one is bad for bad in galleries.get("newly_failing", ())):
-            said.append("This example fails only since the repair; no fixed one was recorded.")
+            sentences.append("This example fails only since the repair; no fixed one was recorded.")
         pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
-        spread = (mode.after_low, mode.after_high)
-        cards.append(Card(mode.id, "modes", listed(mode.text), mode.after, *spread, mode.before, said, pair))
-    left = len(modes) - MODES
+        spread = (mode.after, mode.after_low, mode.after_high)
+        cards.append(Card(mode.id, "modes", listed(mode.text), *spread, mode.before, sentences, pair))
     return FirstPage(
         facts=[
             *_facts(about),
-            ("Decided by", _decided(plan)),
+            ("Decided by", decided_by(plan)),
             ("Tested on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
         ],
         light=light,
-        headline=_SAID[light],
         reason=reason,
         tested=what_was_tested(comparison.space),
         tiles=_comparison_tiles(comparison),
         usage=how_common(comparison.space, comparison.usage),
+        over_grid=False,
         heading="What the repair targeted" if plan.targets else "What failed before",
         modes=cards,
-        more=f"{number(left)} more below." if left > 0 else "",
+        left=len(modes) - len(cards),
         steps=_comparison_steps(comparison, light, plan),
-        notes=_INTERVALS,
     )
 
 
@@ -228,22 +247,14 @@ def _example_of_each(
     return {mode: rows[int(found.argmax())] for mode, found in inside.items() if found.any()}
 
 
-def _decided(plan: Plan) -> str:
-    return (
-        "a rule, not a person"
-        if plan.decided_by == "policy"
-        else plan.by or plan.reviewer or "a person who gave no name"
-    )
-
-
 def _facts(about: About) -> list[tuple[str, str]]:
     facts = [("Model", about.model), ("Data", about.data), ("Date", about.date)]
     return [(name, value) for name, value in facts if value]
 
 
-def _failed(gates: Sequence[GateView]) -> str:
+def _failed(gates: Sequence[Gate]) -> str:
     """Describe the first gate that failed, and how many more did."""
-    failed = [gate for gate in gates if gate.passed is False]
+    failed = [gate_view(gate) for gate in gates if gate.passed is False]
     more = f", and {number(len(failed) - 1)} more failed" if len(failed) > 1 else ""
     return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate requires {failed[0].bound}{more}"
 
@@ -256,7 +267,7 @@ def _some_modes(count: int) -> str:
     return "one confirmed failure mode" if count == 1 else f"{number(count)} confirmed failure modes"
 
 
-def _landscape_light(landscape: Landscape, verdict: VerdictView) -> tuple[Light, str]:
+def _landscape_light(landscape: Landscape, verdict: Verdict) -> tuple[Light, str]:
     found, rate = len(landscape.modes), percent(landscape.overall.value)
     if verdict.passed is False:
         return "red", f"{_capital(_failed(verdict.gates))}."
@@ -271,7 +282,7 @@ def _landscape_light(landscape: Landscape, verdict: VerdictView) -> tuple[Light,
     return "green", "It meets its gates, and no region was confirmed to fail more often than the rest."
 
 
-def _comparison_light(comparison: Comparison, verdict: VerdictView, plan: Plan) -> tuple[Light, str]:
+def _comparison_light(comparison: Comparison, verdict: Verdict, plan: Plan) -> tuple[Light, str]:
     if verdict.passed is False:
         return "red", f"After the repair, {_failed(verdict.gates)}."
     if verdict.passed is None:
@@ -318,7 +329,7 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     if landscape.usage:
         said = f"of what this model will meet fails, {by_usage(landscape.usage)}"
     else:
-        over = f"all {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
+        over = f"all {number(landscape.space.n_cells)} combinations of {_joined(landscape.space.names)}"
         said = f"of probes drawn uniformly over {over} fail"
     said += f" ({interval(overall.low, overall.high)})"
     if counted := landscape.invalid.not_passing:
@@ -356,7 +367,7 @@ def _comparison_tiles(comparison: Comparison) -> list[Tile]:
             continue
         tile = _moved(entry, where)
         if entry.control and entry.control.after is not None:
-            said = f"{tile.said}; the control, trained for as many steps without aiming: {percent(entry.control.after)}"
+            said = f"{tile.said}; {_CONTROL}: {percent(entry.control.after)}"
             tile = tile._replace(said=said)
         if comparison.some_invalid:
             counted = comparison.differences[key.replace("failure_rate", "not_passing")]
@@ -377,47 +388,20 @@ def _moved(entry: Difference, what: str) -> Tile:
     return Tile(value, f"{what} ({points(entry.change)} points, {points_interval(entry.low, entry.high)})")
 
 
-def _mode_card(
-    landscape: Landscape,
-    mode: ModeRecord,
-    galleries: Mapping[str, Gallery],
-    unchanged: Mapping[str, Exhibit],
-    shrinker: Shrinker,
-) -> Card:
+def _about_mode(landscape: Landscape, mode: ModeRecord) -> list[str]:
+    """Return sentences on a mode: how common it is, how much it matters, and for which items it is worst."""
     where = "use" if landscape.usage else "the grid"
-    said = [f"It makes up {percent(mode.share)} of {where} and fails {_often(mode.lift)} as often as all of it."]
+    often = f"{mode.lift:.1f} times" if mode.lift < 10 else f"{mode.lift:.0f} times"
+    sentences = [f"It makes up {percent(mode.share)} of {where} and fails {often} as often as all of it."]
     if mode.of_failures is not None:
         before = [other.id for other in landscape.modes[: landscape.modes.index(mode)]]
         beyond = f", and not in {listed(' or '.join(before))}" if before else ""
-        said.append(f"About {percent(mode.of_failures, 0)} of all failures lie here{beyond}.")
+        sentences.append(f"About {percent(mode.of_failures, 0)} of all failures lie here{beyond}.")
     if whom := _for_whom(landscape, mode):
-        said.append(whom)
+        sentences.append(whom)
     if confused := landscape.confused(mode, 1):
-        said.append(f"Most often: {confused}.")
-    link = f"mode-{1 + landscape.modes.index(mode)}"
-    return Card(
-        mode.id,
-        link,
-        listed(mode.text),
-        mode.rate,
-        mode.low,
-        mode.high,
-        None,
-        said,
-        _mode_pair(mode, galleries, unchanged, shrinker),
-    )
-
-
-def _mode_pair(
-    mode: ModeRecord, galleries: Mapping[str, Gallery], unchanged: Mapping[str, Exhibit], shrinker: Shrinker
-) -> Shown | None:
-    """Show the first failing example of a mode; None if there is none."""
-    gallery = galleries.get(mode.id)
-    if gallery is None or not gallery.failing:
-        return None
-    items = {example.id: example.item for example in mode.examples}
-    item = items.get(gallery.ids[0], "") if gallery.ids else ""
-    return shrinker.brief(gallery.failing[0], unchanged.get(item))
+        sentences.append(f"Most often: {confused}.")
+    return sentences
 
 
 def _for_whom(landscape: Landscape, mode: ModeRecord) -> str:
@@ -431,23 +415,14 @@ def _for_whom(landscape: Landscape, mode: ModeRecord) -> str:
     return f"Worst for {max(found)[1]}." if found else ""
 
 
-def _control_said(mode: Difference) -> str:
-    assert mode.control is not None
-    return f"The control, trained for as many steps without aiming: {percent(mode.control.after)}."
-
-
-def _often(lift: float) -> str:
-    return f"{lift:.1f} times" if lift < 10 else f"{lift:.0f} times"
-
-
-def _listed(names: Sequence[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     """Join names with "and" before the last; of more than four only give the number."""
     if len(names) > 4:
         return f"{len(names)} changes"
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _landscape_steps(landscape: Landscape, verdict: VerdictView, about: About) -> list[Step]:
+def _landscape_steps(landscape: Landscape, verdict: Verdict, about: About) -> list[Step]:
     name = landscape.audit
     if not about.workspace:
         return [

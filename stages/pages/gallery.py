@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stages.pages.texts import Folded, Piece, excerpt, fold, mark_changes, plain
 from stages.records.tables import Compared, ShownExample
-from stages.tasks.contract import Exhibit
+from stages.tasks.contract import Exhibit, Sheet
 
 IMAGE_BYTES = 800_000  # of all images of a report together, before base64
 TEXT_CHARS = 500_000  # of all texts of a report together; each may be shown three times: marked, original, answers
@@ -258,3 +258,50 @@ def _shrink(image: bytes, limit: float, tiles: int = 1) -> bytes | None:
         if buffer.tell() <= limit:
             return buffer.getvalue()
     return None
+
+
+class SheetRow(NamedTuple):
+    """A row of a sheet: the strips that the models drew for it."""
+
+    label: str
+    strips: list[Image]
+
+
+class ShownSheet(NamedTuple):
+    """A sheet ready for the page; `tile` is the width of one of its pictures in pixels of the page."""
+
+    title: str
+    columns: list[str]
+    rows: list[SheetRow]
+    tile: int
+
+
+def strips(sheets: Mapping[str, Sequence[Sheet]]) -> list[bytes]:
+    """Return all images of the sheets, for the budget of bytes."""
+    return [image for drawn in sheets.values() for sheet in drawn for _, image in sheet.rows]
+
+
+def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> list[ShownSheet]:
+    """Prepare sheets for the page, with rows of all models grouped.
+
+    Args:
+        sheets: by model ("before", "after"), the same sheets in the same order; those of a single model get no labels.
+        shrinker: distributes the budget of bytes.
+    """
+    shown = []
+    for versions in zip(*sheets.values(), strict=True):
+        first = versions[0]
+        rows = [
+            SheetRow(
+                drawn[0][0],
+                [
+                    shrinker.image(image, model if len(sheets) > 1 else "")
+                    for model, (_, image) in zip(sheets, drawn, strict=True)
+                ],
+            )
+            for drawn in zip(*(sheet.rows for sheet in versions), strict=True)
+        ]
+        wide = max((image.width for row in rows for image in row.strips), default=0)
+        tile = max(68, min(88, wide // max(1, len(first.columns))))
+        shown.append(ShownSheet(first.title, list(first.columns), rows, tile))
+    return shown

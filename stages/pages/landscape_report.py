@@ -12,28 +12,40 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
+from stages.concepts.grids import UNCHANGED
 from stages.intervals import COUNTED, wilson
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
-from stages.pages.corruptions import corruptions_view
-from stages.pages.embedded import PAGE_BYTES, Packed, pack_probes
 from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
-from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker
-from stages.pages.marginals import marginal, shown_concepts, views
-from stages.pages.page import LAST_TITLES, Picture, contents_of, html_of, save
-from stages.pages.parts import heat_tables, label_of, map_part, space_of, space_part, top_rate
-from stages.pages.ratings import ratings_view
-from stages.pages.robustness import robustness_view
+from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker, show_sheets, strips
+from stages.pages.maps import (
+    heat_tables,
+    label_of,
+    marginal,
+    pair_of,
+    policy_map,
+    rate_maps,
+    rate_spaces,
+    shown_concepts,
+    top_rate,
+    views,
+)
+from stages.pages.page import LAST_TITLES, PAGE_BYTES, Packed, Picture, contents_of, html_of, pack_probes, save
 from stages.pages.searches import search_view
-from stages.pages.sheets import show_sheets, strips
-from stages.pages.slices import marked, slices_view
-from stages.pages.verdicts import verdict_view
-from stages.pages.words import flatten, interval, number, percent
-from stages.records import Effect, Landscape, ModeRecord, Verdict
+from stages.pages.sections import (
+    corruption_sentences,
+    limits_of_steps,
+    ratings_view,
+    smallest_changes,
+    steps_picture,
+    worse_slices,
+)
+from stages.pages.words import flatten, interval, marked, number, percent
+from stages.records import Effect, Landscape, Verdict
 from stages.records.base import FlatMetrics
-from stages.records.landscape import Invalid, InvalidLevel, LevelAlone, NamedAgain
+from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
@@ -69,62 +81,26 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
     **LAST_TITLES,
 }
 LEAST_ROOM = 50_000  # minimum bytes for a sample of the probes to be worth a download
-CONFUSIONS = 3  # listed for each mode
 INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # keys of the estimator that are only in landscape.json
 
 
-class EffectRow(NamedTuple):
-    """One level of a concept: its rate alone and averaged over everything else in use; None if that is unknown.
-
-    `items` names the items; empty for all.
-    """
-
-    label: str
-    items: str
-    alone: LevelAlone | None
-    average: Effect | None
-
-
 class EffectPart(NamedTuple):
-    """One concept: its picture, and its levels."""
+    """One concept: its picture, and the rates of its levels.
+
+    Args:
+        name: of the concept.
+        picture: of the rates alone if they are known, else of the averages.
+        levels: averaged over everything else in use.
+        alone: with everything else unchanged; empty if too few were probed so.
+        some: the same for some of the items, by what they have in common.
+    """
 
     name: str
     picture: Picture
-    rows: list[EffectRow]
-
-
-class ModePart(NamedTuple):
-    """A failure mode, whether halves of the items name it again, and the wrong answers."""
-
-    mode: ModeRecord
-    again: str
-    confused: str
-
-
-class InvalidPart(NamedTuple):
-    """Probes that are not valid, and the levels where they are most common."""
-
-    sentence: str
-    rows: list[InvalidLevel]
-
-
-class Trust(NamedTuple):
-    """How far to trust the rates; `certain` is the share of use in cells with a narrow interval."""
-
-    sentences: list[str]
-    certain: float | None
-    picture: Picture | None
-    caption: str
-    estimator: list[tuple[str, str]]
-
-
-class PolicyPart(NamedTuple):
-    """Where the agent looks, and how much that depends on the item, with labels for their selector."""
-
-    mean: Picture
-    deviation: Picture
-    labels: list[str]
+    levels: list[Effect]
+    alone: list[LevelAlone]
+    some: dict[str, list[LevelAlone]]
 
 
 def write_landscape_report(
@@ -181,39 +157,51 @@ def write_landscape_report(
     typical = [one.exhibit for one in kinds]
     more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
     shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
-    judged = verdict_view(verdict)
     source = Source(space, shrinker, unchanged, attributes)
-    sides = {"": ""}
+    sides, slices, robustness, invalid = {"": ""}, landscape.slices, landscape.robustness, landscape.invalid
     parts = {
-        "landscape": map_part(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
-        "corruptions": corruptions_view(corruptions, exact=landscape.exact),
+        "landscape": rate_maps(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
+        "corruptions": corruptions,
         "effects": _effects(landscape, top, proposed),
-        "modes": _modes(landscape),
-        "slices": slices_view(landscape, proposed),
+        "modes": landscape.modes,
+        "slices": slices if slices and any(of.values for of in slices.attributes) else None,
         "bias": landscape_bias(landscape.bias or []),
         "ratings": ratings_view(landscape, cells, names),
         "extremes": _extremes(extremes or {}, shrinker),
         "sheets": show_sheets({"": sheets}, shrinker),
-        "invalid": _invalid(landscape.invalid, "of use" if landscape.usage else "of the grid"),
-        "robustness": robustness_view(landscape),
+        "invalid": invalid if invalid.count else None,
+        "robustness": robustness,
         "search": search,
-        "trust": _trust(landscape, cells, probes),
+        "trust": _trust(landscape, cells),
         "policy": _policy(cells, space, names),
     }
-    ends = {"gates": judged.gates, "modes": True, "skipped": skipped, "provenance": provenance}
+    ends = {"gates": verdict.gates, "modes": True, "skipped": skipped, "provenance": provenance}
     page = partial(
         html_of,
         "landscape.html.j2",
         titles=TITLES,
         audit=landscape.audit,
-        first=landscape_page(landscape, judged, about, galleries, unchanged, shrinker),
-        verdict=judged,
+        record=landscape,
+        first=landscape_page(landscape, verdict, about, galleries, unchanged, shrinker),
+        verdict=verdict,
         contents=contents_of(TITLES, parts | ends),
-        points=space_part(cells, space, names, top, sides),
+        points=rate_spaces(cells, space, names, top, sides),
         tables=heat_tables(cells, space, names),
         explorer=explore_modes(landscape.modes, galleries, source),
-        again=_again(landscape.modes_found_again),
+        again=landscape.modes_found_again,
+        corruption_sentences=corruption_sentences(corruptions) if corruptions else [],
+        unchanged_level=UNCHANGED,
+        worse_slices=worse_slices(landscape) if slices else "",
+        smallest_changes=smallest_changes(robustness, robustness.items == landscape.items) if robustness else "",
+        limits_of_steps=limits_of_steps(robustness) if robustness else "",
+        steps_picture=steps_picture(robustness.within) if robustness else None,
+        invalid_levels=_invalid_levels(invalid),
+        calibration=_calibration(cells, space, probes),
+        estimator={key: value for key, value in landscape.estimator.to_json().items() if key not in _INNER},
+        certain=float(cells["use"] @ cells["certain"]),
+        proposed=proposed,
         top=top,
+        names=names,
         exact=landscape.exact,
         usage=landscape.usage is not None,
         alone=_known_alone(landscape),
@@ -235,25 +223,21 @@ def write_landscape_report(
 
 def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> list[EffectPart]:
     """Return the curve of each concept: alone where most levels were probed so, else averaged over everything else."""
-    parts, drawn_alone = [], _known_alone(landscape)
+    parts, known = [], _known_alone(landscape)
     for concept in landscape.space.concepts:
         name = marked(concept.name, proposed)
-        average = [effect for effect in landscape.effects if effect.concept == concept.name]
-        lines = _alone(landscape, concept.name) if drawn_alone else {}
-        shown: Sequence[LevelAlone | Effect] = lines.pop("", average)
-        if not average or all(level.rate is None for level in shown):
+        levels = [effect for effect in landscape.effects if effect.concept == concept.name]
+        some = _alone(landscape, concept.name) if known else {}
+        alone = some.pop("", [])
+        shown: Sequence[LevelAlone | Effect] = alone or levels
+        if not levels or all(level.rate is None for level in shown):
             continue
         alt = f"Failure rate of each level of {concept.name}: " + ", ".join(
             f"{concept.label(level.level)} {percent(level.rate)}" for level in shown
         )
-        others = {items: _table(levels) for items, levels in lines.items()}
+        others = {items: _table(lines) for items, lines in some.items()}
         figure = figures.effect_view(concept, _table(shown), top, others=others)
-        first = [shown, average] if drawn_alone else [[None] * len(average), average]
-        rows = [EffectRow(effect.label, "", one, effect) for one, effect in zip(*first, strict=True)]
-        rows += [
-            EffectRow(concept.label(one.level), items, one, None) for items, levels in lines.items() for one in levels
-        ]
-        parts.append(EffectPart(name, Picture(alt, [("", figure)], 270, name), rows))
+        parts.append(EffectPart(name, Picture(alt, [("", figure)], 270, name), levels, alone, some))
     return parts
 
 
@@ -291,14 +275,6 @@ def _rest(everyone: LevelAlone, some: Sequence[LevelAlone]) -> LevelAlone:
     return everyone.model_copy(update={"rate": rate, "low": None, "high": None, "probes": probes})
 
 
-def _modes(landscape: Landscape) -> list[ModePart]:
-    halves, again = ("neither half", "one half", "both halves"), landscape.modes_found_again.in_halves
-    return [
-        ModePart(mode, f"Found again in {halves[again[mode.id]]} of the items.", landscape.confused(mode, CONFUSIONS))
-        for mode in landscape.modes
-    ]
-
-
 def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
     """Return the worst and the best cells, each with its example, or only in words if it was not probed."""
     titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
@@ -313,44 +289,16 @@ def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker
     return [(*titles[side], [show(cell) for cell in cells]) for side, cells in extremes.items() if cells]
 
 
-def _again(again: NamedAgain) -> str:
-    """State whether other items would give the same modes."""
-    between = (
-        f"of the {number(again.named)} found in one half, the other half has {number(again.again)} again"
-        if again.named
-        else "one of the halves has none"
-    )
-    return (
-        "Would other items give the same modes? Modes were also sought in each of two halves of the items, with the"
-        f" same estimator but half of the probes, which understates the agreement: {between}. A mode counts as found"
-        " again if at least half of the pairs of item and cell that either covers are covered by both."
-    )
-
-
-def _invalid(invalid: Invalid, where: str) -> InvalidPart | None:
-    """Return how many probes are not valid, and where; None if all are."""
-    if not invalid.count:
-        return None
-    said = (
-        f"{number(invalid.count)} of all {number(invalid.probes)} probes {invalid.what}. "
-        "They are invalid: they are not held against the model, and count as passed."
-    )
+def _invalid_levels(invalid: Invalid) -> list[InvalidLevel]:
+    """Return the levels with a higher share of invalid probes than average, worst first."""
     if invalid.value is None:
-        return InvalidPart(said, [])
-    said += (
-        f" They make up {percent(invalid.value)} [{interval(invalid.low, invalid.high)}] {where}, by the control's"
-        f" {number(invalid.n)} probes."
-    )
-    if (without := invalid.left_out) and (counted := invalid.as_failures) and without.value is not None:
-        said += (
-            f" Of the others {percent(without.value)} [{interval(without.low, without.high)}] fail; if invalid probes"
-            f" counted as failures, {percent(counted.value)} [{interval(counted.low, counted.high)}] of all would fail."
-        )
+        return []
     more = [row for row in invalid.levels if row.value is not None and row.value > invalid.value]
-    return InvalidPart(said, sorted(more, key=lambda row: -(row.value or 0.0))[:INVALID_ROWS])
+    return sorted(more, key=lambda row: -(row.value or 0.0))[:INVALID_ROWS]
 
 
-def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> Trust:
+def _trust(landscape: Landscape, cells: pd.DataFrame) -> list[str]:
+    """State how far to trust the rates."""
     space, estimator = landscape.space, landscape.estimator
     sentences = []
     if landscape.exact:
@@ -365,65 +313,41 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
             f"Rates of cells are averaged over a sample of {number(landscape.items_averaged)} of the"
             f" {number(landscape.items)} items; their intervals allow for it."
         )
-    asked, each = float((cells["probes"] > 0).mean()), cells["probes"].mean()
-    of_what = "of these cells" if landscape.sampled else "of the cells"
+    probed = cells["probes"] > 0
+    which = "of these cells" if landscape.sampled else "of the cells"
     if landscape.usage:
-        of_what += f", which make up {percent(cells['use'] @ (cells['probes'] > 0))} of use,"
+        which += f", which make up {percent(cells['use'] @ probed)} of use,"
     sentences.append(
-        f"{percent(asked)} {of_what} were probed at least once, and a cell {each:.1f} times on average. "
-        "In cells without probes, the rate is an estimate only."
+        f"{percent(float(probed.mean()))} {which} were probed at least once, and a cell {cells['probes'].mean():.1f}"
+        " times on average. In cells without probes, the rate is an estimate only."
     )
-    bins = _calibration_bins(cells, space, probes)
-    picture, caption = None, ""
-    if bins is not None:
-        alt = "Observed against estimated failure rate: " + "; ".join(
-            f"estimated {percent(e)}, observed {percent(o)} of {n} probes"
-            for e, o, n in zip(bins["estimated"], bins["observed"], bins["probes"], strict=True)
-        )
-        picture = Picture(alt, [("", figures.calibration(bins))], 380, "Estimated against counted")
-        caption = (
-            "Cells grouped by their estimated rate, against the control's probes there, with 95% "
-            "intervals; on the dotted line the two agree. The estimator has seen these probes, so this shows that it "
-            "fits, not that it predicts."
-        )
     sentences += [*_false_alarms(landscape), *landscape.notes]
     loss, constant = estimator.log_loss, estimator.log_loss_constant
     if loss is not None and constant is not None:
         sentences.append(
             f"On held-out probes the estimator has a log loss of {number(loss)}; always predicting "
-            f"the overall rate has {number(constant)}. "
-            + (
-                "The estimator does better."
-                if loss < constant
-                else "The estimator does no better: trust the counts, not the map."
-            )
+            f"the overall rate has {number(constant)}. The estimator does "
+            + ("better." if loss < constant else "no better: trust the counts, not the map.")
         )
-    scores = list(flatten({key: value for key, value in estimator.to_json().items() if key not in _INNER}))
-    return Trust(sentences, float(cells["use"] @ cells["certain"]), picture, caption, scores)
+    return sentences
 
 
 def _false_alarms(landscape: Landscape) -> list[str]:
     """State how often a calibrated threshold reports a failure where there is none."""
-    said = []
     ratings = landscape.ratings
     threshold = ratings.automatic.threshold if ratings else landscape.threshold
-    by = ", by the automatic measure" if ratings else ""
-    for change, alarm in landscape.false_alarms.items():
-        of = (
-            f"{alarm.unit} that did not set the threshold"
-            if alarm.held_out
-            else f"the {alarm.unit} that set the threshold"
-        )
-        said.append(
-            f"False alarms: with {change}, which nobody would hold against the model, {percent(alarm.rate)} "
-            f"[{interval(alarm.low, alarm.high)}] of {number(alarm.articles)} {of} count as failures "
-            f"(discrepancy above {number(threshold)}{by})."
-        )
-    return said
+    return [
+        f"False alarms: with {change}, which nobody would hold against the model,"
+        f" {percent(alarm.rate)} [{interval(alarm.low, alarm.high)}] of"
+        f" {number(alarm.articles)} {'' if alarm.held_out else 'the '}{alarm.unit} that"
+        f" {'did not set' if alarm.held_out else 'set'} the threshold count as failures"
+        f" (discrepancy above {number(threshold)}{', by the automatic measure' if ratings else ''})."
+        for change, alarm in landscape.false_alarms.items()
+    ]
 
 
-def _calibration_bins(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> pd.DataFrame | None:
-    """Group the control's probes into ten bins by estimated rate; the agent's would be biased towards failures."""
+def _calibration(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> Picture | None:
+    """Draw the control's probes in ten bins by estimated rate; the agent's would be biased towards failures."""
     control = probes[probes["role"] == "control"]
     rates = pd.Series(cells["rate"].to_numpy(), index=space.flat(cells[space.names].to_numpy()))
     estimated = rates.reindex(space.flat(control[space.names].to_numpy())).to_numpy()
@@ -435,25 +359,27 @@ def _calibration_bins(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataF
     bins = groups.agg(
         estimated=("estimated", "mean"), failures=("failed", "sum"), probes=("failed", "size")
     ).reset_index(drop=True)
-    seen_rates = [wilson(int(k), int(n)) for k, n in zip(bins["failures"], bins["probes"], strict=True)]
-    observed, low, high, _ = zip(*seen_rates, strict=True)
-    return bins.assign(observed=observed, low=low, high=high)
+    observed = [wilson(int(k), int(n)) for k, n in zip(bins["failures"], bins["probes"], strict=True)]
+    bins = bins.assign(**pd.DataFrame(observed, columns=["observed", "low", "high", "n"]))
+    alt = "Observed against estimated failure rate: " + "; ".join(
+        f"estimated {percent(row.estimated)}, observed {percent(row.observed)} of {row.probes} probes"
+        for row in bins.itertuples()
+    )
+    return Picture(alt, [("", figures.calibration(bins))], 380, "Estimated against counted")
 
 
-def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> PolicyPart | None:
+def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[Picture]:
+    """Draw where the agent looks, and how much that depends on the item."""
     if cells["policy_mean"].isna().all() or len(names) < 2:
-        return None
-    pairs = views(names, 2)
-    first, labels = label_of(pairs[0]), [label_of(view) for view in pairs]
+        return []
+    tables = {view: marginal(cells, space, view) for view in views(names, 2)}
+    first = label_of(next(iter(tables)))
 
     def picture(what: str, alt: str, title: str) -> Picture:
-        variants = []
-        for view in pairs:
-            row, column = space_of(space, view).concepts
-            variants.append((label_of(view), figures.policy_map(row, column, marginal(cells, space, view), what)))
+        variants = [(label_of(view), policy_map(*pair_of(space, view), table, what)) for view, table in tables.items()]
         return Picture(alt, variants, 400, title, selector="policy-view")
 
-    return PolicyPart(
+    return [
         picture(
             "policy_mean",
             f"Heat map of how often the policy probes each combination of {first}, relative to chance.",
@@ -464,5 +390,4 @@ def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> P
             f"Heat map of how much this differs between items, for each combination of {first}.",
             "Standard deviation over items",
         ),
-        labels,
-    )
+    ]

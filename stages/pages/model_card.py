@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stages.pages.verdicts import GateView, verdict_view
+from stages.pages.sentences import decided_by, gate_view
 from stages.pages.words import number, percent, points, points_interval
-from stages.records import Comparison, Difference, Plan, RepairVerdict
+from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
 
 _NAMES = {
     "target_failure_rate": "failures in the target modes",
@@ -62,13 +62,13 @@ def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Pla
         ),
         "",
         *_notes(comparison, others),
-        *_gates(verdict_view(verdict).gates),
+        *_gates(verdict.gates),
         *_modes(plan),
         *_table(
             ["", ""],
             [
                 ["items", f"{number(comparison.items)} held-out items"],
-                ["decided by", _decided(plan)],
+                ["decided by", _line(decided_by(plan))],
                 *([["reason", _line(plan.reason)]] if plan.reason else []),
                 ["landscape decided on", f"`{plan.landscape}`"],
             ],
@@ -109,11 +109,11 @@ def _notes(comparison: Comparison, others: Sequence[str]) -> list[str]:
     return [f"{text[0].upper()}{text[1:]}." for text in said] + ([""] if said else [])
 
 
-def _gates(gates: Sequence[GateView]) -> list[str]:
+def _gates(gates: Sequence[Gate]) -> list[str]:
     if not gates:
         return []
     word = {True: "yes", False: "no", None: "not judged"}
-    rows = [[_line(g.name), g.bound, g.value, g.interval, word[g.passed]] for g in gates]
+    rows = [[_line(g.name), g.bound, g.value, g.interval, word[g.passed]] for g in map(gate_view, gates)]
     return [*_table(["gate", "bound", "value", "95% interval", "passed"], rows), ""]
 
 
@@ -123,14 +123,6 @@ def _modes(plan: Plan) -> list[str]:
         return []
     rows = [[mode.id, _line(mode.text), mode.action, _line(mode.reason)] for mode in plan.modes]
     return [*_table(["failure mode", "where", "decided", "reason"], rows), ""]
-
-
-def _decided(plan: Plan) -> str:
-    return _line(
-        "a rule, not a person"
-        if plan.decided_by == "policy"
-        else plan.by or plan.reviewer or "a person who gave no name"
-    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -7,6 +7,7 @@ output. So its content security policy allows only two scripts, ours and plotly,
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from stages.concepts import ConceptSpace
 from stages.pages import words
-from stages.pages.embedded import json_block, packed
-from stages.pages.glossary import GLOSSARY, anchor, term
-from stages.pages.scales import ink_on, shade
+from stages.pages.figures import ink_on, shade
+from stages.pages.sentences import decided_by, gate_view, verdict_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGE_BYTES = 5_000_000  # of a whole page
+_FORMULA = r"^(?=[=+\-@\t\r])"  # cells that a spreadsheet would evaluate
 
 
 class Picture(NamedTuple):
@@ -84,20 +88,29 @@ def environment() -> Environment:
     )
     env.filters |= {
         "pct": words.percent,
+        "rate": words.with_interval,
         "points": words.points,
         "number": words.number,
+        "score": words.score,
+        "p_value": words.p_value,
         "listed": words.listed,
         "times": words.times,
         "words": words.words,
+        "marked": words.marked,
+        "flatten": words.flatten,
+        "decided_by": decided_by,
+        "gate_view": gate_view,
+        "verdict_text": verdict_text,
     }
     env.globals |= {
         "interval": words.interval,
         "points_interval": words.points_interval,
+        "score_digits": words.score_digits,
         "rate_style": rate_style,
         "is_number": words.is_number,
         "last_titles": LAST_TITLES,
-        "glossary": {anchor(word): (word, meaning) for word, meaning in GLOSSARY.items()},
-        "term": term,
+        "glossary": {words.anchor(word): (word, meaning) for word, meaning in words.GLOSSARY.items()},
+        "term": words.term,
     }
     return env
 
@@ -142,3 +155,46 @@ def save(out: Path, html: str) -> None:
     """Write a page."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8", newline="\n")
+
+
+def json_block(data: Any) -> Markup:
+    """Return data for a <script type="application/json">, escaped so that no text can end the element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def packed(data: bytes) -> str:
+    """Return the base64 of the gzip; the same bytes on every run."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+
+
+class Packed(NamedTuple):
+    """A CSV file inside a page: the compressed data, the number of rows included, and the total."""
+
+    data: str
+    rows: int
+    of: int
+
+
+def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> Packed:
+    """Pack all probes with readable levels, or a random sample of them if not all fit.
+
+    Args:
+        probes: as in discover's probes.parquet.
+        space: the grid.
+        room: bytes available in the page.
+    """
+    before = [name for name in ("role", "item", "repeat") if name in probes]
+    after = [name for name in ("output", "discrepancy", "failed", "valid") if name in probes]
+    table = probes[[*before, *space.names, *after]].copy()
+    for concept in space.concepts:
+        table[concept.name] = table[concept.name].map(dict(enumerate(map(concept.label, range(len(concept))))))
+    for name in table.columns.difference(["repeat", "discrepancy", "failed", "valid"]):
+        table[name] = table[name].astype(str).str.replace(_FORMULA, "'", regex=True)
+    table.columns = table.columns.str.replace(_FORMULA, "'", regex=True)
+    table["discrepancy"] = table["discrepancy"].round(4)
+    kept, data = table, packed(table.to_csv(index=False).encode())
+    while len(data) > room:
+        kept = table.sample(int(0.95 * len(kept) * room / len(data)), random_state=0).sort_index()
+        data = packed(kept.to_csv(index=False).encode())
+    return Packed(data, len(kept), len(table))

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stages.pages import figures
+from stages.pages.figures import AFTER, AGENT, BEFORE, CONTROL, VALUE_COLOURS
 from stages.pages.page import Picture
-from stages.pages.scales import AFTER, AGENT, BEFORE, CONTROL, VALUE_COLOURS
 from stages.pages.words import is_number, number, percent
 from stages.records import Search, Searches
 from stages.records.search import ModelSearches

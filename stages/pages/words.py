@@ -1,4 +1,4 @@
-"""Numbers and sentences as text for people."""
+"""Numbers and names as text for people, and the glossary of reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-_SAID = {  # keys of metrics that need explanation
+from markupsafe import Markup
+
+from stages.intervals import Rate
+from stages.records import RateRecord
+from stages.records.landscape import Within
+
+_MEANING = {  # keys of metrics that need explanation
     "failing_cells": "distinct failing cells",
     "steps": "steps taken, including repeats",
     "filled_at_random": "probes filled in at random",
@@ -41,6 +47,11 @@ def interval(low: Any, high: Any, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}%" if is_number(low) and is_number(high) else "–"
 
 
+def with_interval(rate: RateRecord | Rate | Within) -> str:
+    """Format a rate with its interval: "71.0% [64.0–77.0%]"."""
+    return f"{percent(rate.value)} [{interval(rate.low, rate.high)}]"
+
+
 def points(value: Any) -> str:
     """Format a difference of shares in percentage points, signed unless it is 0: "−20.0"."""
     if not is_number(value):
@@ -59,10 +70,25 @@ def points_interval(low: Any, high: Any) -> str:
     return f"{points(low)} to {points(high)}" if is_number(low) and is_number(high) else "–"
 
 
+def counted(n: int, noun: str) -> str:
+    """Format a number of things: "1 item", "1,200 items"."""
+    return f"{number(n)} {noun}{'' if n == 1 else 's'}"
+
+
 def score(value: Any, digits: int, sign: str = "") -> str:
     """Format a measure: "0.712"; with `sign` "+" a change: "+0.020"; a dash if there is none."""
     # "z": no sign before a negative value that rounds to zero
     return f"{value:{sign}z.{digits}f}".replace("-", "−") if is_number(value) else "–"
+
+
+def p_value(value: float | None) -> str:
+    """Format the probability of a result by chance: "0.012"."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def score_digits(*values: float | None) -> int:
+    """Return the number of decimals that the scale of a measure requires."""
+    return 1 if any(value is not None and abs(value) >= 10 for value in values) else 3
 
 
 def times(value: Any) -> str:
@@ -85,12 +111,17 @@ def number(value: Any) -> str:
 
 def words(key: str) -> str:
     """Write a key as a person would say it: "failure_rate" -> "failure rate"."""
-    return _SAID.get(key) or key.replace("_", " ").replace(".", " · ")
+    return _MEANING.get(key) or key.replace("_", " ").replace(".", " · ")
 
 
 def listed(region: str) -> str:
     """Write the values of a region as a list: "digit is 3 or 8 or 9" -> "digit is 3, 8 or 9"."""
     return re.sub(r" or (?=(?:(?! and ).)* or )", ", ", region)
+
+
+def marked(name: str, proposed: Mapping[str, str]) -> str:
+    """Return the name of a concept or an attribute, with who proposed it, if it was proposed."""
+    return f"{name} (proposed by {proposed[name]})" if name in proposed else name
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -111,3 +142,54 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         else:
             # Integers in provenance are seeds, years and sizes, so they have no thousands separators.
             yield name, str(value) if isinstance(value, int) and not isinstance(value, bool) else number(value)
+
+
+GLOSSARY = {
+    "cell": "One level for every concept: one combination of the grid.",
+    "concept": "A named way in which an input can change, in levels that people understand: rotation, blur.",
+    "confirmed": "On probes that had no part in finding it, a region failed significantly more often than the rest.",
+    "control": "What a search or repair is compared with at the same cost. For a search: draws that do not look for "
+    "failures, by which rates are counted. For a repair: a copy trained for as many steps without aiming.",
+    "discrepancy": "How far an answer is from what people expect, on the task's own scale.",
+    "failure": "An answer whose discrepancy is above the threshold.",
+    "failure rate": "The share of inputs that fail. Each cell counts as often as it occurs in use; by `usage: uniform` "
+    "all count alike.",
+    "fresh probe": "A probe held back from the search, and drawn in a region only after that was found.",
+    "gate": "A bound set before the audit. It passes only if the whole interval is on the right side of it.",
+    "grid": "All combinations of the levels of all concepts.",
+    "interval": "In 95 of 100 repetitions with other probes or items like these, it would cover the true rate.",
+    "invalid probe": "A probe that is not held against the model, because nobody could read its changed input, for "
+    "example. It counts as passed.",
+    "item": "One input as it was, before any change.",
+    "level": "One step of a concept, such as 25° of rotation.",
+    "lift": "The failure rate inside a mode divided by that of all of use.",
+    "mode": "A failure mode: a region that a person can read, confirmed to fail more often than the rest.",
+    "newly failing": "Passed before the repair and fails after it.",
+    "noise floor": "How far a number moves although nothing has changed, for example between two halves of the items.",
+    "points": "Percentage points: from 20% to 15% is −5 points.",
+    "policy": "What the search has learnt about where to look; not a failure rate.",
+    "probe": "One query of the model: an item, changed as a cell says, and the answer.",
+    "repair": "Fine-tuning a copy of the model on the modes that were chosen.",
+    "use": "What the model will meet: how often each cell occurs, as it was assumed, stated or measured.",
+    "threshold": "The discrepancy above which an answer counts as a failure.",
+}
+
+
+def term(word: str, shown: str = "") -> Markup:
+    """Return a word as a link to its glossary entry, which the page's script shows as a tooltip.
+
+    Args:
+        word: a word of the glossary.
+        shown: the form used in the sentence, if different.
+
+    Raises:
+        KeyError: if the glossary does not contain the word.
+    """
+    return Markup('<a class="term" href="#{0}" aria-describedby="{0}" data-tip="{1}">{2}</a>').format(
+        anchor(word), GLOSSARY[word], shown or word
+    )
+
+
+def anchor(word: str) -> str:
+    """Return the id of a word's entry."""
+    return f"term-{word.replace(' ', '-')}"

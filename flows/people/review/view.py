@@ -89,7 +89,7 @@ def review_view(
         UsageError: if there is no landscape, or no repair to decide on.
     """
     from flows.results.power import what_can_be_shown
-    from stages.pages.usage import by_usage
+    from stages.pages.sentences import by_usage
     from stages.restructure import learns_from_examples
 
     repair = params.repair(audit)

@@ -1,18 +1,74 @@
-"""What a report says of use: what was tested, how common changes were taken to be, and how that moves the rate."""
+"""Sentences of reports, and of other views of results: on use, gates, decisions, and what failing means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.concepts import Concept, ConceptSpace
-from stages.pages.words import number, percent
-from stages.records import Landscape
-from stages.records.landscape import UsageRecord
+from stages.pages.words import number, percent, points, points_interval, words
+from stages.records import Gate, Landscape, Plan, RepairVerdict, Verdict
+from stages.records.landscape import RatingsBound, UsageRecord
 
 _COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "seven", "eight", "nine"))
 _FEW = 3  # levels of a concept without an order that are named
+_SLICES = "slices."  # prefix of a gate on an attribute
+_NAMES = {"max_mode_rate": "failure rate in the worst mode"}
+
+
+class GateView(NamedTuple):
+    """A gate with its numbers in its own unit."""
+
+    name: str
+    bound: str
+    value: str
+    interval: str
+    passed: bool | None
+
+
+def gate_view(gate: Gate) -> GateView:
+    """Return a gate with its numbers in its own unit."""
+    measure, _, bound = gate.gate.rpartition(".") if gate.gate.startswith(_SLICES) else gate.gate.partition(".")
+    change = bound.startswith("change")
+    show, unit = (points, " points") if change else (percent, "")
+    spread = points_interval(gate.low, gate.high) if change else f"{percent(gate.low)} to {percent(gate.high)}"
+    name = _NAMES.get(measure) or words(measure.removeprefix("max_"))
+    if gate.gate.startswith(_SLICES):
+        decided = "" if gate.slice is None else f" ({gate.slice} decides)"
+        name = f"failure rate of every {measure.removeprefix(_SLICES)}{decided}"
+    return GateView(
+        name=f"change of {name}" if change else name,
+        bound=f"{'≥' if bound.endswith('min') else '≤'} {show(gate.bound)}{unit}",
+        value=f"{show(gate.value)}{unit}",
+        interval="–" if gate.low is None or gate.high is None else spread,
+        passed=gate.passed,
+    )
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return a verdict in words; a gate with nothing to judge never counts as passed."""
+    results = [gate.passed for gate in verdict.gates]
+    if verdict.passed is None:
+        if not results:
+            return "No gates set: nothing to pass or fail"
+        return f"No verdict: {results.count(None)} of {len(results)} gates could not be judged"
+    return "✓ Passed all gates" if verdict.passed else f"✗ Failed {results.count(False)} of {len(results)} gates"
+
+
+def decided_by(decision: Plan | RepairVerdict) -> str:
+    """Say who decided what to repair; a rule is never presented as a person."""
+    if decision.decided_by == "policy":
+        return "a rule, not a person"
+    return decision.by or decision.reviewer or "a person who gave no name"
+
+
+def fails(ratings: RatingsBound) -> str:
+    """Define a failure by the ratings in force: "an expected rating below 5"."""
+    if ratings.fails_below is not None:
+        return f"an expected rating below {number(ratings.fails_below)}"
+    return f"an expected rating of bias above {number(ratings.fails_above)}"
 
 
 def what_was_tested(space: ConceptSpace) -> str:

@@ -1,0 +1,225 @@
+"""Sections of both reports whose sentences and pictures need more than their record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from stages.concepts import Concept
+from stages.concepts.grids import UNCHANGED
+from stages.intervals import COUNTED
+from stages.landscape.corruptions import CorruptionErrors, TooFew
+from stages.pages import figures
+from stages.pages.figures import AFTER, BEFORE, GREY, rounded
+from stages.pages.maps import rate_maps, top_rate
+from stages.pages.page import Picture
+from stages.pages.sentences import fails
+from stages.pages.words import counted, number, percent, points, points_interval, with_interval
+from stages.ratings.apply import MOST_UNFOUNDED
+from stages.records import Comparison, Landscape, Robustness
+from stages.records.landscape import Mean, RatingsInForce, Within
+
+PEOPLE_VIEW = "people-view"  # the selector of the maps by people's ratings
+_SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
+_METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
+
+
+def corruption_sentences(errors: CorruptionErrors | TooFew) -> list[str]:
+    """State the mean errors over corruptions, or that there are too few probes for them."""
+    if isinstance(errors, TooFew):
+        return [
+            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} probes of the"
+            f" control, expected {COUNTED} of each corruption. Raise discover.budget."
+        ]
+    unchanged = [f"; unchanged pictures: {with_interval(row.error)}" for row in errors.rows if row.name == UNCHANGED]
+    sentences = [
+        f"Mean corruption error: {with_interval(errors.mean)}, with equal weight for each of"
+        f" {number(len(errors.rows) - len(unchanged))} corruptions{''.join(unchanged)}."
+    ]
+    if errors.normalised is not None:
+        sentences.append(
+            f"mCE: {with_interval(errors.normalised)}. Each error is divided by that of AlexNet on ImageNet-C, so"
+            " AlexNet has 100%."
+        )
+    return sentences
+
+
+def worse_slices(landscape: Landscape) -> str:
+    """State which values of attributes fail more often than all other items, or that none does."""
+    assert landscape.slices is not None
+    worse = [f"{attribute} {one.value}" for attribute, one in landscape.slices.worse]
+    tests = sum(one.p is not None for of in landscape.slices.attributes for one in of.values)
+    if not worse:
+        return (
+            f"Of {number(tests)} values tested, none fails significantly more often than all other items. Where a value"
+            " has few items, only large differences show."
+        )
+    named = f"{', '.join(worse[:-1])} and {worse[-1]} fail" if len(worse) > 1 else f"{worse[0]} fails"
+    return f"Of {number(tests)} values tested, {named} significantly more often than all other items."
+
+
+def risen_slices(comparison: Comparison) -> str:
+    """State for which values failures have risen after a repair, or that they have for none."""
+    worse = [(of.attribute, one) for of in comparison.slices or () for one in of.values if one.worse]
+    if not worse:
+        return "Failures have not risen significantly for any value."
+    named = "; ".join(
+        f"{attribute} {one.value}, by {points(one.change)} points [{points_interval(one.low, one.high)}]"
+        for attribute, one in worse
+    )
+    return f"Failures have risen significantly for {named}."
+
+
+def smallest_changes(found: Robustness, everyone: bool) -> str:
+    """State how many items fail after how many steps; `everyone` says that these are all items of the search."""
+    items, unchanged = found.items, found.fail_unchanged
+    whom = counted(items, "item") if everyone else f"{counted(items, 'item')} drawn at random"
+    if unchanged == items:
+        return f"Of {whom}, all fail unchanged: no step is needed."
+    text = (
+        f"Of {whom}, {number(unchanged)} fail{'s' if unchanged == 1 else ''} unchanged and"
+        f" {number(found.found)} after some steps"
+    )
+    if found.not_found:
+        within = f"within {counted(found.searched, 'step')}" if found.searched else "before the budget was spent"
+        text += f"; for {number(found.not_found)}, no failure was found {within}"
+    median = found.median_radius
+    return f"{text}." + (f" At least half of them fail within {counted(median, 'step')}." if median else "")
+
+
+def limits_of_steps(found: Robustness) -> str:
+    """State the limits of the smallest changes: the method, what it proves, and where the steps start."""
+    own = f"with {counted(found.probes, 'probe')} of its own" if found.probes else "among the answers to every cell"
+    sentences = [f"Method: {_METHODS.get(found.method or '', found.method)} {own}."]
+    if found.found and found.proven == found.found:
+        sentences.append("All smaller changes were probed and pass, so these are the smallest.")
+    elif found.found:
+        sentences.append(
+            f"These failures are real, but smaller ones may have been missed: {number(found.proven)} of"
+            f" {number(found.found)} are known to be the smallest. The shares are lower bounds: the model is no more"
+            " robust than this."
+        )
+    if found.not_found and found.method != "exact":
+        sentences.append("That no failure was found for an item does not prove that there is none.")
+    if lacking := ", ".join(found.not_neutral):
+        sentences.append(f"Steps start from {found.start}, because no level of {lacking} is known to change nothing.")
+    return " ".join(sentences)
+
+
+def steps_picture(within: Sequence[Within]) -> Picture | None:
+    """Draw the share of items that fail within a number of steps, with Wilson's interval; None for a single number."""
+    if len(within) < 2:
+        return None
+    steps = Concept("steps from the start", tuple(entry.steps for entry in within))
+    rates = pd.DataFrame([entry.to_json() for entry in within]).rename(columns={"value": "rate"})
+    alt = "Share of items that fail within a number of steps: " + ", ".join(
+        f"{entry.steps} {with_interval(entry)}" for entry in within
+    )
+    return Picture(alt, [("", figures.effect_view(steps, rates, 1.0))], 330, "Items that fail within a number of steps")
+
+
+class RatingsView(NamedTuple):
+    """The section on people's ratings; its record, sentences, maps by both measures, and what was learnt."""
+
+    ratings: RatingsInForce
+    sentences: list[str]
+    maps: list[Picture]
+    picture: Picture
+
+
+def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]) -> RatingsView | None:
+    """Return the section on people's ratings; None if they are not in force.
+
+    Args:
+        landscape: the landscape by people's ratings.
+        cells: its cells, with `rate_automatic` and its bounds.
+        names: the concepts offered.
+    """
+    ratings, space = landscape.ratings, landscape.space
+    if ratings is None:
+        return None
+    both = cells.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
+    top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
+    sides = {"_people": "By people's ratings", "_automatic": "By the automatic measure"}
+    maps = rate_maps(both, space, names, top, sides, {}, PEOPLE_VIEW)
+    return RatingsView(ratings, _about_ratings(ratings), maps, _ratings_picture(ratings))
+
+
+def _about_ratings(ratings: RatingsInForce) -> list[str]:
+    def points(error: Mean) -> str:
+        return f"{error.value:.1f} [{error.low:.1f}–{error.high:.1f}]"
+
+    who = ", ".join(f"{name} ({number(given)})" for name, given in ratings.reviewers.items())
+    sentences = [
+        f"A failure is {fails(ratings)} ({_SCALES[ratings.target]}). The expected rating was learnt from "
+        f"{number(ratings.ratings)} ratings of {number(ratings.items)} items by {who}. It depends on the automatic "
+        "discrepancy alone, and gets no better as that grows: the two measures never rank two answers in opposite "
+        "order, but may disagree on where failing begins.",
+        f"On unseen items, the expected rating ({ratings.model}) was off by {points(ratings.error)} rating points on"
+        f" average; a constant one by {points(ratings.constant)}.",
+        ratings.agreement.statement
+        if ratings.agreement
+        else "No example was rated by two reviewers, so their agreement is unknown.",
+    ]
+    # `--write` only checked the previous landscape.
+    unfounded = ratings.automatic.unfounded
+    if unfounded is not None and unfounded.value is not None and unfounded.value > MOST_UNFOUNDED:
+        sentences.append(
+            f"For {percent(unfounded.value)} of the control's probes, no rating supports the verdict: it is that of the"
+            " nearest rated discrepancy. Rate examples of this landscape and learn again."
+        )
+    return sentences
+
+
+def _ratings_picture(ratings: RatingsInForce) -> Picture:
+    """Draw the ratings, the function learnt from them, and the thresholds of both measures."""
+    x, scored = zip(*ratings.points, strict=True)
+    knots, badness = np.array(ratings.x), np.array(ratings.y)
+    quality = ratings.target == "quality"
+    expected = 10 - 9 * badness if quality else 1 + 9 * badness
+    bound = ratings.fails_below if quality else ratings.fails_above
+    threshold = ratings.automatic.threshold
+    # Count points that coincide, and draw them with an area in proportion.
+    points = pd.DataFrame({"x": rounded(x), "score": scored}).value_counts(sort=False).reset_index()
+    seen = go.Scatter(
+        x=points["x"].tolist(),
+        y=points["score"].tolist(),
+        mode="markers",
+        marker={"size": rounded(8 * np.sqrt(points["count"]), 1), "color": AFTER, "opacity": 0.6},
+        customdata=points["count"].tolist(),
+        hovertemplate="<b>rated %{y}</b><br>discrepancy %{x:.3f}<br>%{customdata} rating(s)<extra></extra>",
+    )
+    curve = go.Scatter(
+        x=rounded(knots),
+        y=rounded(expected),
+        mode="lines",
+        line={"color": BEFORE, "width": 2.5},
+        hovertemplate="<b>%{y:.1f} expected</b><br>discrepancy %{x:.3f}<extra></extra>",
+    )
+    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    lines = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": bound, "y1": bound, "line": dotted},
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": threshold, "x1": threshold, "line": dotted},
+    ]
+    said = f"fails {'below' if quality else 'above'} {bound:g}"
+    notes = [
+        {"xref": "paper", "x": 1, "xanchor": "right", "y": bound, "text": said},
+        {"yref": "paper", "y": 1, "yanchor": "bottom", "x": threshold, "text": "automatic threshold"},
+    ]
+    figure = figures.bare_figure(
+        [seen, curve],
+        xaxis={"title": {"text": "automatic discrepancy"}, "automargin": True},
+        yaxis={"title": {"text": "rating"}, "range": [0.5, 10.5], "automargin": True},
+        shapes=lines,
+        annotations=[{"showarrow": False, "yanchor": "bottom", **note} for note in notes],
+        margin={"l": 56, "r": 16, "t": 28, "b": 48},
+    )
+    alt = (
+        f"Expected rating against the automatic discrepancy: {expected[0]:.1f} at {number(float(knots[0]))}, "
+        f"{expected[-1]:.1f} at {number(float(knots[-1]))}, learnt from {number(ratings.ratings)} ratings."
+    )
+    return Picture(alt, [("", figure)], 380, "From discrepancies to ratings")
