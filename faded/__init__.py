@@ -531,7 +531,7 @@ class Result:
                 written.
         """
         from flows.workspace.new import add_audit, check_folder, write_workspace
-        from stages.tasks.functions.carry import carried
+        from stages.tasks.functions.task import carried
 
         folder = Path(path)
         inputs = folder / "data" / self.name / "inputs"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
 # Folder in data/<audit>/prepare for what a task stores beside its model and items; empty for most tasks.
 ASSETS = "assets"
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels
 NOT_VALID = "changed the input so much that no model could be blamed"
 
 
@@ -118,6 +121,12 @@ class Items:
         return table.assign(group=table["item"].map(self.table.set_index("id")["group"]).astype("str"))
 
 
+def item_numbers(item_ids: Sequence[str]) -> np.ndarray:
+    """Return a number for each item by its id alone, (n,) uint64, from which its random draws are made."""
+    digests = (hashlib.sha256(item.encode()).digest()[:8] for item in item_ids)
+    return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
+
+
 def skipped_items(prepared: Path) -> list[dict[str, str]]:
     """Return `Items.skipped` of data/<audit>/prepare without reading the items, which may contain pictures."""
     import json
@@ -172,6 +181,18 @@ class Exhibit:
     answers: Mapping[str, str] = field(default_factory=dict)
     drawn: bytes | None = None
     words: Sequence[tuple[str, str]] = ()
+
+    @classmethod
+    def of_picture(cls, caption: str, pixels: np.ndarray) -> Self:
+        """Show a picture, (h, w, c) uint8; a small one is enlarged so that people can see it."""
+        from PIL import Image
+
+        picture = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+        factor = -(-EXHIBIT_SIDE // min(picture.size))
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        return cls(caption, image=buffer.getvalue())
 
 
 @dataclass(frozen=True)

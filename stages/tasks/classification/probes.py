@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -47,13 +45,13 @@ from stages.tasks.contract import (
     Quality,
     Split,
     TaskContext,
+    item_numbers,
 )
 from stages.tasks.source import Source
 
 COMPARED = 500  # maximum number of pictures on which the reference and the model under test are compared
 COMPARISON = b"reference"  # seeds the random draws of that comparison
 _UNREADABLE = "; the reference cannot read it either, so it is not held against the model"
-EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 
 
 class ClassifierProbes(Task):
@@ -96,7 +94,7 @@ class ClassifierProbes(Task):
         self._pixels = torch.tensor(pixels, device=device)
         self._targets = torch.tensor(items["target"].to_numpy(np.int64), device=device)
         self._rows = {item: row for row, item in enumerate(items["id"])}
-        self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
+        self._numbers = item_numbers(items["id"])
         self._features: dict[int, np.ndarray] = {}
         # Convolutions and pooling are faster if the channels of a pixel are contiguous.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -359,7 +357,9 @@ class ClassifierProbes(Task):
         answer = self.probe(item_ids, cells)
         valid = np.ones(len(item_ids), dtype=bool) if answer.valid is None else answer.valid
         return [
-            Exhibit(f"label {labels[self._rows[item]]} → predicted {output}{'' if fair else _UNREADABLE}", _png(image))
+            Exhibit.of_picture(
+                f"label {labels[self._rows[item]]} → predicted {output}{'' if fair else _UNREADABLE}", image
+            )
             for item, output, fair, image in zip(item_ids, answer.outputs, valid, pixels, strict=True)
         ]
 
@@ -400,19 +400,3 @@ def _black_box(context: TaskContext) -> str | None:
     """Return the kind of a model that runs by itself; None for others."""
     model = context.config.get("model")
     return next((kind for kind in BLACK_BOXES if isinstance(model, Mapping) and kind in model), None)
-
-
-def _item_number(item: str) -> int:
-    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    factor = -(-EXHIBIT_SIDE // min(picture.size))
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

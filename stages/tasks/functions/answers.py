@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
+from stages.tasks.labels import spelled
 
 SCALE = 5.0  # margin of logits at which the discrepancy begins to saturate, as in image classification
 LONG = 4  # an answer with more words is a text, in which a single different word is not a failure
-LONGEST = 500  # characters of an answer that are stored
 THRESHOLDS = {"labels": 0.0, "scores": 0.0, "probabilities": 0.0, "texts": 0.5}
 """Threshold of a failure by kind of answers."""
 
@@ -157,12 +157,6 @@ def kind_of(answers: np.ndarray | pd.DataFrame) -> str:
         " probabilities (n, classes) of at least two classes; of another kind of answer say how wrong it is:"
         " discrepancy=lambda answer, expected: ..."
     )
-
-
-def spelled(answer: Any) -> str:
-    """Convert a label or other answer to text for people and tables: 3.0 is the class 3."""
-    plain = answer.item() if isinstance(answer, np.generic) or getattr(answer, "ndim", None) == 0 else answer
-    return str(int(plain) if isinstance(plain, float) and plain.is_integer() else plain)[:LONGEST]
 
 
 class Judge:

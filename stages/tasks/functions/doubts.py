@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.intervals import Rate, wilson
 from stages.tasks.functions.answers import Judge, read
+from stages.tasks.labels import ClassOrder
 
 FEW = 30  # items; with fewer, people are told how wide an interval becomes
 ASKED_TWICE = 8  # number of items
@@ -53,14 +54,12 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
     if judge.kind in ("own", "texts"):
         failed = wilson(int((judge(answers, labels)[0] > threshold).sum()), len(labels))
         return f"{_of_items(failed)} fail already." if failed.low > 0.5 else ""
-    from stages.tasks.classification.init.order import Order
-
     said = judge.labels(answers)
     classes = judge.classes or sorted({*labels, *said})
     if len(classes) > _MOST:
         return ""
     counts = pd.crosstab(pd.Categorical(labels, classes), pd.Categorical(said, classes), dropna=False)
-    order = Order(classes, counts.to_numpy())
+    order = ClassOrder(classes, counts.to_numpy())
     right, chance = order.named_rate, 1 / len(classes)
     if order.sure and order.proposed_rate.low > counts.sum(axis=1).max() / len(labels):  # better than any constant
         pairs = [(counts.iloc[i, order.outputs[i]], classes[i], classes[order.outputs[i]]) for i in order.moved]

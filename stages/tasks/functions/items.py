@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,9 +20,8 @@ from stages.concepts.rows import CATALOGUE as OF_ROWS
 from stages.concepts.rows import RowChanges
 from stages.errors import UsageError
 from stages.tasks.attributes import ranges_of
-from stages.tasks.contract import Exhibit
+from stages.tasks.contract import Exhibit, item_numbers
 
-EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 SEEN = 16  # side of the grey picture that explorers see
 COLUMN = "x."  # prefix of features of rows in tables, where other columns have other meanings
 
@@ -160,9 +157,7 @@ def check(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mappin
 
 def _chance(ids: Sequence[str], cells: np.ndarray, space: ConceptSpace, seed: int) -> np.ndarray:
     """Return a random number for each probe, (n,) uint64, whatever else is in its batch."""
-    hashes = (hashlib.sha256(item.encode()).digest()[:8] for item in ids)
-    numbers = np.array([int.from_bytes(one, "little") for one in hashes], dtype=np.uint64)
-    return images.probe_chance(numbers, space.flat(cells), np.zeros(len(ids), dtype=np.int64), seed)
+    return images.probe_chance(item_numbers(ids), space.flat(cells), np.zeros(len(ids), dtype=np.int64), seed)
 
 
 def _apply_own(space: ConceptSpace, cell: np.ndarray, item: Any) -> Any:
@@ -247,16 +242,9 @@ class Images:
         return np.stack(own).astype(self.pixels.dtype, copy=False)
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
-        from PIL import Image
-
         image = np.moveaxis(self._channels_first(changed[None])[0], 0, -1)
         image = image if image.dtype == np.uint8 else (image.clip(0, 1) * 255).round().astype(np.uint8)
-        picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-        factor = -(-EXHIBIT_SIDE // min(picture.size))
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        return Exhibit(caption, image=buffer.getvalue())
+        return Exhibit.of_picture(caption, image)
 
 
 class Texts:

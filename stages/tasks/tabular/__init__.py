@@ -1,5 +1,17 @@
-"""Classification of table rows with scikit-learn."""
+"""Classification of table rows with scikit-learn, or by a user's own model."""
 
-from stages.tasks.tabular.task import TabularClassification
+from __future__ import annotations
 
-__all__ = ["TabularClassification"]
+from pathlib import Path
+
+from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.tabular.probes import RowProbes
+
+
+class TabularClassification(RowProbes):
+    """A classifier of rows with its rows, which can be refitted."""
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        from stages.tasks.tabular.repair import repair
+
+        return repair(self, plan, out_dir)

@@ -16,12 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 
 from stages.errors import UsageError, did_you_mean
 from stages.files import content_hash, local_file, read_json, write_json
-from stages.intervals import wilson
-from stages.tasks.functions.answers import spelled
+from stages.tasks.labels import ClassOrder, spelled
 from stages.tasks.load import own_function, own_module_error
 from stages.tasks.source import Source, collect
 from stages.tasks.tabular.data import Table, kind_of
@@ -333,8 +331,6 @@ def untrusted(path: Path) -> list[str]:
 def _require_order(answers: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
     """Refuse an order of classes in which the model is no better than guessing, if it clearly is in another one.
 
-    The other order is the assignment of classes to answers that makes most rows right (Kuhn 1955).
-
     Args:
         answers: (n,) indices of classes.
         labels: (n,) what was expected.
@@ -344,14 +340,12 @@ def _require_order(answers: np.ndarray, labels: np.ndarray, classes: Sequence[st
         UsageError: with the likely order.
     """
     counts = np.array([np.bincount(answers[labels == name], minlength=len(classes)) for name in classes])
-    _, likely = linear_sum_assignment(counts, maximize=True)
-    now = wilson(int(np.trace(counts)), len(labels))
-    then = wilson(int(counts[np.arange(len(classes)), likely].sum()), len(labels))
+    order = ClassOrder(classes, counts)
+    now, then = order.named_rate, order.proposed_rate
     if now.value <= 1 / len(classes) and then.low > now.high:
-        order = [classes[i] for i in np.argsort(likely)]
         raise UsageError(
             f"prepare.model.classes: in this order {now.value:.0%} of {len(labels):,} unchanged rows are right, in the"
-            f" most likely one {then.value:.0%} would be: classes: [{', '.join(order)}]"
+            f" most likely one {then.value:.0%} would be: classes: [{', '.join(order.proposed)}]"
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from stages.concepts.catalogue import check_levels, span
@@ -17,6 +17,7 @@ from stages.concepts.images import probe_chance
 from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_groups
 from stages.errors import UsageError
 from stages.files import content_hash, read_table
+from stages.params import Strict
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
@@ -26,15 +27,40 @@ from stages.tasks.contract import (
     Quality,
     Split,
     TaskContext,
+    item_numbers,
 )
 from stages.tasks.source import Source
-from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, RepairSettings
-from stages.tasks.tabular.data import DATA_LOADERS, Table, filled, kind_of
+from stages.tasks.sources import ItemCounts
+from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, filled, kind_of
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
-from stages.tasks.tabular.rows import Rows
 
 _X = "x "  # prefix of features in the table of items
+
+
+class PrepareConfig(Strict):
+    """The `prepare:` block; `model` and `data` are checked by the loader named by one of their keys."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    items: ItemCounts
+    groups: dict[str, list[str]] = Field(
+        default_factory=dict, description="columns by patterns ('worst *'): drift_worst is drift of the group worst"
+    )
+
+
+class DiscrepancyConfig(Strict):
+    """The `discrepancy:` block: tanh(log(best other probability / true probability) / scale), from -1 to 1."""
+
+    threshold: float = Field(0.0, gt=-1, lt=1, description="0: whatever is misclassified; below 0: near misses too")
+    scale: float = Field(5.0, gt=0, description="log odds at which the discrepancy begins to saturate")
+
+
+class RepairSettings(Strict):
+    """How the model is refitted: on its own rows, those of the split repair, and changed copies of the latter."""
+
+    method: Literal["risk-weighted"] = Field(description="cells drawn in proportion to severity x failure risk")
+    copies: int = Field(4, ge=1, le=1000, description="changed copies of each repair row")
 
 
 class RowProbes(Task):
@@ -68,8 +94,7 @@ class RowProbes(Task):
         usual = self.rows.loc[items["split"] == "discover", self.table.measured]
         self._standard = (usual.mean(), usual.std().replace(0.0, 1.0))
         self._at = {item: row for row, item in enumerate(items["id"])}
-        numbers = (hashlib.sha256(item.encode()).digest()[:8] for item in items["id"])
-        self._numbers = np.array([int.from_bytes(number, "little") for number in numbers], dtype=np.uint64)
+        self._numbers = item_numbers(items["id"])
         order = {name: i for i, name in enumerate(model.classes)}
         self._targets = np.array([order[label] for label in items["label"]])
 

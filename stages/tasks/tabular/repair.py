@@ -17,9 +17,8 @@ from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
-from stages.tasks.tabular.config import RepairSettings
 from stages.tasks.tabular.models import RowModel
-from stages.tasks.tabular.probes import RowProbes
+from stages.tasks.tabular.probes import RepairSettings, RowProbes
 from stages.tasks.training import write_card, write_loader
 
 RISK_PROBES = 2000  # enough for a logistic model of a few concepts
