@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_st
     module = package / "stages" / "summarize.py"
     module.write_text(module.read_text() + "# another\n")
     done = own.faded("status", "--stages", **path)
-    assert "faded 0.1.0 with other code" in done.stdout and "code changed" not in done.stdout, done.stdout
+    assert f"faded {version('faded')} with other code" in done.stdout and "code changed" not in done.stdout, done.stdout
     module.write_text(module.read_text().replace('"said by a toy"', '"said by another"'))
     done = own.faded("status", "--stages", **path)
     changed = [line.split()[0] for line in done.stdout.splitlines() if "code changed" in line]
