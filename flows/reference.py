@@ -6,7 +6,8 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import EnumType
 from pathlib import Path
@@ -132,29 +133,39 @@ def _plain(text: str | None) -> str:
 
 
 def reference(order: list[str]) -> str:
-    """All commands as Markdown.
+    """All commands as Markdown, after a table of what several of them take.
 
     Args:
         order: names of commands that come first, in this order.
     """
     place = {name: n for n, name in enumerate(order)}
-    return "\n".join(map(_section, sorted(commands(), key=lambda c: place.get(c.name, len(place)))))
+    known = sorted(commands(), key=lambda c: place.get(c.name, len(place)))
+    taken = Counter(parameter for command in known for parameter in command.parameters)
+    shared = [parameter for parameter, commands_ in taken.items() if commands_ > 2]
+    return "\n".join([f"## What several commands take\n\n{_table(shared)}\n", *(_section(c, shared) for c in known)])
 
 
-def _section(command: Command) -> str:
-    usage = " ".join(["faded", command.name, *(parameter.usage for parameter in command.parameters)])
+def _section(command: Command, shared: list[Parameter]) -> str:
+    own = [parameter for parameter in command.parameters if parameter not in shared]
+    words = [p.usage for p in command.parameters if p in shared or not p.names[0].startswith("-")]
+    usage = " ".join(["faded", command.name, *words, *["[OPTIONS]"] * any(p.names[0].startswith("-") for p in own)])
     parts = [f"## faded {command.name}", f"```text\n{usage}\n```", command.help]
-    if command.parameters:
-        rows = [
-            f"| {', '.join(f'`{name}`' for name in p.names)} | {_cell(p.about)} | {_cell(p.default)} |"
-            for p in command.parameters
-        ]
-        parts.append("\n".join(["| | | default |", "|---|---|---|", *rows]))
+    if own:
+        parts.append(_table(own))
     if command.epilog:
         title, _, examples = command.epilog.partition(":")
         lines = re.split(r"\s{2,}", examples.strip())
         parts.append(f"{title}:\n\n```text\n" + "\n".join(lines) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _table(parameters: Iterable[Parameter]) -> str:
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in (f'{p.names[0]} {_cell(p.value)}'.strip(), *p.names[1:]))}"
+        f" | {_cell(p.about)} | {_cell(p.default)} |"
+        for p in parameters
+    ]
+    return "\n".join(["| | | default |", "|---|---|---|", *rows])
 
 
 def _cell(text: str) -> str:
