@@ -102,6 +102,7 @@ def test_docs_params_names_no_parameter_there_is_none_of():
 
 USAGES = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.M | re.S)
 
+
 @pytest.mark.parametrize("example", USAGES)
 def test_examples_of_usage_fit_the_audits_they_name(example, tmp_path):
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
