@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.audit_time import ROOT, cost
-from flows.choosing.tune.bench import Bench
-from flows.choosing.tune.choices import DTYPES, FEWEST, Choice, Settings
+from flows.choosing.tune.measure import DTYPES, FEWEST, Bench, Choice, Settings
 from stages.errors import UsageError, run_as_command
 from stages.params import load_params
 from stages.records import audit_folder

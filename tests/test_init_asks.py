@@ -15,8 +15,7 @@ from rich.text import Text
 import flows.init.run
 from flows.choosing.screen import Swept
 from flows.init.answers import Answers, ask
-from flows.init.kinds import kinds
-from flows.init.propose import Wanted, count_items, search_budget
+from flows.init.propose import Wanted, count_items, kinds, search_budget
 from stages.check import check_audits
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params

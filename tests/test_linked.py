@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import flows.graph.linked
+import flows.graph.before_dvc
 from flows.graph import read_graph
-from flows.graph.linked import NOTE
+from flows.graph.before_dvc import NOTE
 from stages.errors import UsageError
 from tests.finished import inside
 from tests.workspace import FADED, Workspace, make_workspace
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
     def denied(*_arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(flows.graph.linked, "_held", denied)
+    monkeypatch.setattr(flows.graph.before_dvc, "_held", denied)
     with pytest.raises(UsageError, match=f"data/tiny/inputs links to a folder.*{NOTE}.*Permission denied; copy"):
         stale(toys)
 

@@ -9,10 +9,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.choosing.tune.bench import Bench
-from flows.choosing.tune.choices import Choice, Settings, Tuning
-from flows.choosing.tune.measure import tune
-from flows.choosing.tune.views import show_tuning
+from flows.choosing.tune.measure import Bench, Choice, Settings, Tuning, tune
+from flows.choosing.tune.run import show_tuning
 from flows.workspace.edit_params import with_compute
 from stages.errors import UsageError
 from stages.params import AuditConfig, load_params
@@ -192,7 +190,7 @@ def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
         "flows.choosing.tune.measure.GROWTH", 0.0
     )  # a planted task is equally fast in any batch, so the largest is chosen
     monkeypatch.setattr("flows.choosing.tune.measure.MOST", 64)
-    monkeypatch.setattr("flows.choosing.tune.choices.Settings", partial(Settings, rounds=1, seconds=0.001))
+    monkeypatch.setattr("flows.choosing.tune.measure.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")

@@ -141,7 +141,7 @@ def tune(
     Runs real probes on the prepared model (prepare runs first if it is stale). All choices are measured in turn, in
     one run. Writes nothing but compute.backend, dtype and batch_size, and only with --write.
     """
-    from flows.choosing.tune.choices import Settings
+    from flows.choosing.tune.measure import Settings
     from flows.choosing.tune.run import tune_audit
     from stages.errors import stop_code
 

@@ -39,7 +39,7 @@ class InitCommand(TyperCommand):
 
 def of_kinds() -> Callable[..., None]:
     """Return a function whose parameters are the options that kinds of tasks declare, in the form typer reads."""
-    from flows.init.kinds import options
+    from flows.init.propose import options
 
     def nothing() -> None: ...
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from flows.graph.before_dvc import kind_of, name_code, note_linked_folders
 from flows.graph.digests import Hashes
 from flows.graph.known_graph import Known, Memory, all_local, paths_of
-from flows.graph.linked import note_linked_folders
-from flows.graph.named_code import kind_of, name_code
 from flows.workspace.pipeline import PARAMS, dvc_root, is_own
 from stages.code import CODE, STAGE
 from stages.errors import InfrastructureError, UsageError

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.graph.named_code import code_in, is_of_user
+from flows.graph.before_dvc import code_in, is_of_user
 from flows.workspace.pipeline import PARAMS
 from stages.code import CODE, PACKAGE
 from stages.environment import DATA, WORK

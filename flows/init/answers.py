@@ -12,8 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from flows.init.files import Placed, place_name
-from flows.init.kinds import Kind, kinds
-from flows.init.propose import FEWEST, Wanted
+from flows.init.propose import FEWEST, Kind, Wanted, kinds
 from flows.init.questions import Questions
 from stages.errors import UsageError, did_you_mean
 from stages.params import DATA, validation_lines

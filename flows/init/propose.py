@@ -5,20 +5,70 @@ Levels go to the end of what people accept. The sweep measures how often the mod
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.choosing.screen import Swept, said_of_probe
-from flows.init.kinds import Kind
+from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
-from flows.workspace.block import Draft
+from flows.workspace.block import Draft, with_blocks
+from stages import plugins
+from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.network import is_served
+from stages.params import DATA, Params, load_params
 from stages.params.usage import UsageConfig, in_use
-from stages.tasks.init import Init, Proposal
+from stages.screening.sweep import fewest_probes
+from stages.tasks.init import Init, Option, Proposal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of task.
+
+    Args:
+        name: name of its entry point, as in params.yaml.
+        init: its part of `faded init`.
+    """
+
+    name: str
+    init: Init
+
+
+@cache
+def kinds() -> tuple[Kind, ...]:
+    """All kinds. This imports their tasks, and torch with them.
+
+    Raises:
+        UsageError: if one cannot be imported.
+    """
+    found = []
+    for name, entry in plugins.load(plugins.TASKS).items():
+        task = plugins.imported(entry)
+        if (at := getattr(task, "init", None)) is not None:  # a plugin's class may not be a Task; audits refuse it
+            module, _, cls = at.partition(":")
+            home = import_module(module, sys.modules[task.__module__].__package__)
+            found.append(Kind(name, getattr(home, cls)()))
+    return tuple(found)
+
+
+def options() -> dict[str, tuple[str, Option]]:
+    """Command-line options that only some kinds have: name -> the first of these kinds, and the option."""
+    found: dict[str, tuple[str, Option]] = {}
+    for kind in kinds():
+        for name, option in kind.init.options.items():
+            found.setdefault(name, (kind.name, option))
+    return found
+
 
 SEED = 7
 SEARCH_SECONDS = 600.0  # intended duration of a search
@@ -206,3 +256,45 @@ def _said_items(wanted: Wanted) -> str:
     of = f"of {wanted.items:,}; " if wanted.items is not None and wanted.kind.init.limited else ""
     splits = "no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"
     return of + splits
+
+
+def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) -> None:
+    """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
+
+    Args:
+        draft: the audit.
+        budget: budget of its search from the command line; None if it was not given.
+        probes: probes of its sweep from the command line; None if they were not given.
+
+    Raises:
+        UsageError: with the number that is expected.
+    """
+    concepts, pairs = draft.audit["concepts"], all_pairs(draft.audit)
+    least = fewest_probes(len(concepts))
+    if probes is not None and probes < least:
+        raise UsageError(f"--probes {probes}: too few for {len(concepts)} concepts, expected {least} or more")
+    if budget is not None and budget > pairs:
+        raise UsageError(
+            f"--budget {budget}: more than there are pairs of an item and a cell that occurs in use, expected {pairs:,}"
+            " or fewer"
+        )
+
+
+@contextlib.contextmanager
+def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
+    """Enter a temporary workspace with only this audit, and check it there.
+
+    Raises:
+        UsageError: if the audit could not run.
+    """
+    with TemporaryDirectory(prefix="faded-init-") as name:
+        here = Path(name).resolve()
+        inputs = here / DATA / draft.name / "inputs"
+        inputs.mkdir(parents=True)
+        link_inputs(inputs, workspace.resolve() / DATA / draft.name / "inputs", placed)
+        text = with_blocks("audits: {}\nrepairs: {}\n", None, draft)
+        (here / "params.yaml").write_text(text, encoding="utf-8")
+        with contextlib.chdir(here):
+            params = load_params()
+            check_audits(params, [draft.name])
+            yield params

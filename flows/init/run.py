@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from flows.choosing.screen import show_sweep, sweep_concepts
 from flows.init.answers import Answers, ask
 from flows.init.files import place, refuse_taken
-from flows.init.propose import measured, propose
+from flows.init.propose import BUDGETS, SEARCH_SECONDS, measured, propose, refuse_idle_numbers, tried
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
-from flows.init.trial import refuse_idle_numbers, tried
-from flows.init.views import show_absent, show_next, show_search, show_seen, show_trial
+from flows.results.estimate import duration, few_items
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.block import Draft, with_blocks
 from flows.workspace.new import add_folders, check_folder, write_workspace
@@ -30,7 +32,7 @@ from stages.errors import UsageError
 from stages.files import replace_file
 from stages.git import git_root
 from stages.params import load_params, parse_yaml, read_bytes
-from stages.tasks.init import Answer
+from stages.tasks.init import Answer, Trial
 from stages.tasks.load import task_context
 
 PARAMS = Path("params.yaml")
@@ -235,3 +237,56 @@ def _earlier(earlier: Sequence[Unfinished], options: Options, console: Console) 
     if found is not None:
         console.print(f"an earlier run for {found.name} did not finish; its answers are offered", style="yellow")
     return found
+
+
+def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
+    """Print what was recognised about the model and the data, and how many items the audit takes."""
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
+    console.print(f"items: {items}", highlight=False)
+    if (few := few_items(draft.audit["prepare"]["items"])) is not None:
+        console.print(few, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_trial(console: Console, trial: Trial) -> None:
+    """Print what the model does on unchanged items, with numbers right-aligned."""
+    head, *rows = trial.rows
+    shown = Table(title=trial.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for n, column in enumerate(head):
+        numbers = all(row[n].replace(",", "").rstrip("%").isdigit() for row in rows)
+        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
+    for line in trial.told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_search(console: Console, draft: Draft, *, aimed: bool) -> None:
+    """Print the budget of the search; `aimed`: it was derived from the duration of a probe."""
+    budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
+    aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
+    console.print(
+        f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_absent(console: Console, name: str) -> None:
+    """Print that nothing can be measured before the hub's model or data have been downloaded."""
+    console.print(
+        f"{name} is written to params.yaml, but not measured: not everything it needs is here", style="yellow"
+    )
+    console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network", highlight=False)
+    console.print("      then run this command again, which continues", highlight=False)
+
+
+def show_next(console: Console, draft: Draft) -> None:
+    """Print what to do next."""
+    name = draft.name
+    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes", highlight=False)
+    console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
+    console.print("      git add --all && git commit   commit what was written", style="dim", highlight=False)

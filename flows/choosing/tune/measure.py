@@ -2,15 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import product
+from math import ceil
+from statistics import median
 
-from flows.choosing.tune.bench import Bench
-from flows.choosing.tune.choices import DTYPES, FEWEST, GROWTH, MOST, Choice, Settings, Tuning
+import numpy as np
+import psutil
+
+from stages.environment import torch_threads
 from stages.errors import UsageError
+from stages.files import stage_dir
 from stages.params import AuditConfig
-from stages.tasks.contract import Compute
+from stages.ratings import rated
+from stages.tasks.base import LoadedTask
+from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.load import task_class, task_context
+
+FEWEST, MOST = 8, 1024  # batch sizes that are tried
+GROWTH = 1.05  # smallest speed-up for which a larger batch or another backend is worth it
+ROUNDS = 5  # of one pass per choice: noise of the machine is alike within a round
+PASS_SECONDS = 0.5  # smallest duration of a pass
+COMPARED = 128  # probes whose answers are compared
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a tuning.
+
+    Args:
+        memory: share of the machine's memory, or the GPU's, that may be used.
+        allow_bfloat16: whether bfloat16, which changes answers, may be recommended.
+        rounds: passes of each choice.
+        seconds: smallest duration of a pass.
+    """
+
+    memory: float = 0.5
+    allow_bfloat16: bool = False
+    rounds: int = ROUNDS
+    seconds: float = PASS_SECONDS
+
+
+@dataclass
+class Choice:
+    """One backend with one dtype at one batch size, and its measurements.
+
+    Args:
+        compute: the three settings.
+        passes: (probes, seconds, CPU-seconds) of each pass.
+        memory: peak memory of the process, or its GPU, while it answered, in bytes.
+        grown: the part of this that was added by answering.
+        far: largest difference of its logits (or discrepancies) from those of eager float32.
+        changed: number of the `COMPARED` probes whose pass or fail differs from the current choice.
+        tried: probes per second at each batch size that was tried.
+    """
+
+    compute: Compute
+    passes: list[tuple[int, float, float]] = field(default_factory=list)
+    memory: int = 0
+    grown: int = 0
+    far: float | None = None
+    changed: int | None = None
+    tried: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def speed(self) -> float:
+        """Probes per second, the median over the passes."""
+        return median(n / seconds for n, seconds, _ in self.passes)
+
+    @property
+    def cpu(self) -> float:
+        """Probes per CPU-second, the median over the passes."""
+        return median(n / max(used, 1e-9) for n, _, used in self.passes)
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return f"{self.compute.backend} {self.compute.dtype}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The measured choices, the current one first, and why others could not be measured."""
+
+    choices: list[Choice]
+    impossible: dict[str, str]
+    compared: int
+
+    def best(self, allow_bfloat16: bool) -> Choice:
+        """The fastest allowed choice if it is clearly faster than the current one, otherwise the current one.
+
+        Unless bfloat16 is allowed, this is one in float32, or with the current backend and dtype: backends differ in
+        their answers in bfloat16.
+        """
+        now = self.choices[0]
+        may = [c for c in self.choices if allow_bfloat16 or c.compute.dtype == "float32" or c.name == now.name]
+        fastest = max(may, key=lambda c: c.speed)
+        return fastest if fastest.speed > GROWTH * now.speed else now
 
 
 def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
@@ -75,3 +169,153 @@ def _double(bench: Bench, compute: Compute) -> Choice:
         best, more.passes = more, []
     best.tried = tried
     return best
+
+
+class Bench:
+    """The prepared model of an audit, once for each open choice, and probes for it."""
+
+    def __init__(self, name: str, audit: AuditConfig, settings: Settings) -> None:
+        self.name, self.audit, self.settings = name, audit, settings
+        self.context: TaskContext = task_context(name, audit, stage_dir(name, "prepare"))
+        self.cls = task_class(name, audit)
+        self.backends: Sequence[str] = self.cls.backends
+        self.limit = settings.memory * _memory(self.context.compute.device)
+        self._errors = set(self.cls.check(self.context))
+        # By id of a choice: the task, and the same task with people's ratings applied.
+        self._open: dict[int, tuple[LoadedTask, LoadedTask]] = {}
+        self._probes: tuple[list[str], np.ndarray] | None = None
+
+    def refuse(self, compute: Compute) -> None:
+        """Raise the task's own errors if it does not accept a choice."""
+        errors = [e for e in self.cls.check(replace(self.context, compute=compute)) if e not in self._errors]
+        if errors:
+            raise UsageError("; ".join(errors))
+
+    def open(self, choice: Choice) -> Choice:
+        """Load the model for a choice and run one untimed batch, which shows its memory."""
+        if id(choice) in self._open:
+            return choice
+        own = self.cls.load(replace(self.context, compute=choice.compute), stage_dir(self.name, "prepare"))
+        self._open[id(choice)] = own, rated(own, self.name, self.audit)
+        with _watched(choice.compute.device) as held:
+            self._ask(choice, 1)
+        if not choice.memory:  # the first time only, before other choices are open as well
+            choice.memory, choice.grown = held["most"], held["most"] - held["before"]
+        return choice
+
+    def close(self, choice: Choice | None = None) -> None:
+        """Release a choice's model, or all."""
+        if choice is None:
+            self._open.clear()
+        else:
+            del self._open[id(choice)]
+        gc.collect()
+
+    def rounds(self, choices: Sequence[Choice]) -> None:
+        """Time passes of all choices in turns."""
+        batches = {}
+        for choice in choices:
+            start = time.perf_counter()
+            self._ask(choice, 1)
+            batches[id(choice)] = max(1, ceil(self.settings.seconds / max(time.perf_counter() - start, 1e-6)))
+        for _ in range(self.settings.rounds):
+            for choice in choices:
+                start, used = time.perf_counter(), time.process_time()
+                n = self._ask(choice, batches[id(choice)])
+                choice.passes.append((n, time.perf_counter() - start, time.process_time() - used))
+
+    def compare(self, choices: Sequence[Choice], reference: Compute) -> None:
+        """Measure each choice's largest deviation from torch in float32, and how many verdicts change from the first's.
+
+        Args:
+            choices: the open choices; the first is the current one.
+            reference: torch in float32.
+        """
+        base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
+        if base is None:
+            base = self.open(Choice(reference))
+        values, _ = self._answers(base)
+        answers = [self._answers(choice) for choice in choices]
+        _, now = answers[0]
+        for choice, (own, failed) in zip(choices, answers, strict=True):
+            choice.far, choice.changed = float(np.abs(own - values).max()), int((failed != now).sum())
+
+    @property
+    def compared(self) -> int:
+        """Number of probes that are compared."""
+        return min(COMPARED, len(self.probes[0]))
+
+    @property
+    def probes(self) -> tuple[list[str], np.ndarray]:
+        """Items of discover and cells, drawn uniformly."""
+        if self._probes is None:
+            task, _ = next(iter(self._open.values()))
+            if not (ids := task.items.ids("discover")):
+                raise UsageError(f"audit {self.name!r} has no items of the split discover to measure with")
+            rng = np.random.default_rng([self.audit.seed, 11])
+            n = max(MOST, self.context.compute.batch_size)
+            self._probes = rng.choice(ids, n).tolist(), task.concepts.sample(n, rng)
+        return self._probes
+
+    def _ask(self, choice: Choice, batches: int) -> int:
+        """Run whole batches like discover, from the first probe on; return the number of probes."""
+        items, cells = self.probes
+        task, n = self._open[id(choice)][1], choice.compute.batch_size
+        with torch_threads(choice.compute.threads):
+            for batch in range(batches):
+                start = batch * n % (len(items) - n + 1)
+                task.probe(items[start : start + n], cells[start : start + n])
+        return batches * n
+
+    def _answers(self, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+        """Logits, or the discrepancies of a task without logits, and which probes fail."""
+        own, judged = self._open[id(choice)]
+        items, cells = self.probes[0][: self.compared], self.probes[1][: self.compared]
+        size = choice.compute.batch_size
+        parts = [slice(start, start + size) for start in range(0, len(items), size)]
+        with torch_threads(choice.compute.threads):
+            answers = [judged.probe(items[part], cells[part]) for part in parts]
+            logits = own.logits(items, cells)
+            values = logits.numpy() if logits is not None else np.concatenate([a.discrepancy for a in answers])
+        return values, np.concatenate([a.failed for a in answers])
+
+
+@contextmanager
+def _watched(device: str) -> Iterator[dict[str, int]]:
+    """Memory of this process, or of its GPU, in bytes: before the block, and the maximum within it."""
+    if device != "cpu":
+        import torch
+
+        held = {"before": torch.cuda.memory_allocated(device)}
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield held
+        except torch.cuda.OutOfMemoryError:
+            raise UsageError(f"{device} does not have enough memory for that") from None
+        finally:
+            held["most"] = torch.cuda.max_memory_allocated(device)
+        return
+    process, done = psutil.Process(), threading.Event()
+    held = {"before": process.memory_info().rss}
+    held["most"] = held["before"]
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            held["most"] = max(held["most"], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        watcher.join()
+        held["most"] = max(held["most"], process.memory_info().rss)
+
+
+def _memory(device: str) -> int:
+    if device == "cpu":
+        return int(psutil.virtual_memory().total)
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flows.graph import SHARE
+from flows.graph.before_dvc import code_in, note_linked_folders
 from flows.graph.heal import heal
-from flows.graph.linked import note_linked_folders
-from flows.graph.named_code import code_in
 from flows.places.machines.driver import hashes, other_bytes, other_code
 from flows.places.machines.store import Store, opened
 from flows.places.machines.worker import Failure, here
