@@ -91,9 +91,9 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
         run: id and API URL of a flow run that is going to be suspended on it.
     """
     from stages.decisions import landscape_hash
-    from stages.decisions.files import recording
+    from stages.decisions.files import decisions_lock
 
-    with recording(audit):  # two processes may add a run and check the time at once
+    with decisions_lock(audit):  # two processes may add a run and check the time at once
         now, before = landscape_hash(audit), read_request(audit)
         asked = before.asked if before is not None and before.landscape == now else _now()
         hours = params.repair(audit).feedback.timeout_hours

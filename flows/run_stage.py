@@ -120,9 +120,9 @@ def _undisturbed(stage: str) -> AbstractContextManager[None]:
     kind, _, audit = stage.partition("@")
     if kind != GATED:
         return nullcontext()
-    from stages.decisions.files import recording
+    from stages.decisions.files import decisions_lock
 
-    return recording(audit)
+    return decisions_lock(audit)
 
 
 def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[str]:

@@ -172,26 +172,35 @@ def _imports(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, Name]
     return {alias.asname or alias.name: (module, alias.name) for alias in node.names}
 
 
+@dataclass(frozen=True)
 class Module:
     """A parsed module.
 
-    Args:
-        name: dotted name.
-        path: path of its file.
-        shown: the path shown to people.
-        ours: whether it belongs to Faded; in other modules everything counts once any definition is reached.
-        has_blocks: whether its classes are blocks of params.yaml, whose fields count only if they are accessed.
+    name: dotted name.
+    path: path of its file.
+    shown: the path shown to people.
+    ours: whether it belongs to Faded; in other modules everything counts once any definition is reached.
+    parts: its definitions by name.
+    imports: what its imports bind.
     """
 
-    def __init__(self, name: str, path: Path, shown: str, *, ours: bool, has_blocks: bool) -> None:
-        self.name, self.path, self.shown, self.ours = name, path, shown, ours
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        defined = _defined(path.read_bytes(), package, ours, has_blocks)
-        self.parts, self.imports = defined.parts, defined.imports
+    name: str
+    path: Path
+    shown: str
+    ours: bool
+    parts: dict[str, list[Part]]
+    imports: dict[str, Name]
 
 
 class _Definitions:
-    """The definitions and imports in a module's source; see `Module`."""
+    """The definitions and imports in a module's source.
+
+    Args:
+        source: the source.
+        package: the package that relative imports start from.
+        ours: whether it belongs to Faded.
+        has_blocks: whether its classes are blocks of params.yaml, whose fields count only if they are accessed.
+    """
 
     def __init__(self, source: bytes, package: str, ours: bool, has_blocks: bool) -> None:
         self._package, self._ours, self._has_blocks = package, ours, has_blocks
@@ -381,9 +390,9 @@ class Source:
     def _read(self, name: str, file: Path) -> Module:
         above = Path(*file.parts[: -len(name.split(".")) - (file.name == "__init__.py")])
         ours = name.split(".", maxsplit=1)[0] in (self._package.name, _DOOR)
-        return Module(
-            name, file, file.relative_to(above).as_posix(), ours=ours, has_blocks=ours and name in self._blocks
-        )
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        found = _defined(file.read_bytes(), package, ours, ours and name in self._blocks)
+        return Module(name, file, file.relative_to(above).as_posix(), ours, found.parts, found.imports)
 
 
 class _Walk:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
-from stages.decisions import Recorded, merge
+from stages.decisions import RecordedDecision, merge
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.decisions.merge import ceiling
 from stages.records import Plan
@@ -48,9 +48,11 @@ def test_nothing_is_said_where_nothing_can_be_told() -> None:
 PROBE = {"mode": "M1", "item": "x", "cell": [0], "output": "o", "discrepancy": 0.1}
 
 
-def decided(reviewer: str, actions: str, ratings: dict[str, int], landscape: str = "0" * 16, **more) -> Recorded:
+def decided(
+    reviewer: str, actions: str, ratings: dict[str, int], landscape: str = "0" * 16, **more
+) -> RecordedDecision:
     names = {"r": "repair", "a": "accept", "i": "ignore"}
-    return Recorded.model_validate(
+    return RecordedDecision.model_validate(
         {
             "landscape": landscape,
             "reviewer": reviewer,

@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 from flows.people.artifacts import _row, code, prose, verdict_markdown
 from flows.people.suspend import _said, describe
 from flows.results import Verdict
-from stages.decisions import Recorded, Standing
-from stages.decisions.files import Kept
+from stages.decisions import RecordedDecision, Standing
+from stages.decisions.files import DecisionFile
 from stages.records import Gate
 
 LINK = "[sign in](https://evil)"
@@ -35,9 +35,9 @@ def shown(text: str) -> str:
 def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
     monkeypatch.chdir(toys.path)
     said = {"reviewer": text, "reason": text, "via": "page", "approve": False}
-    by = Recorded.model_construct(**said)  # without validation
+    by = RecordedDecision.model_construct(**said)  # without validation
     gate = Gate(gate="slices.label.max", bound=0.1, value=0.2, low=None, high=None, passed=False, slice=text)
-    now = Standing("0" * 16, (Kept(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
+    now = Standing("0" * 16, (DecisionFile(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
     for markdown in (
         code(text),
         prose(text),

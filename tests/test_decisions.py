@@ -14,8 +14,8 @@ import pytest
 from flows.workspace.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
-from stages.decisions import AlreadyDecided, Decision, Recorded, Standing, Via
-from stages.decisions.files import Kept
+from stages.decisions import AlreadyDecided, Decision, Standing, Via
+from stages.decisions.files import DecisionFile
 from stages.errors import DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import FeedbackConfig, Params
@@ -64,13 +64,13 @@ def decision(**changes: object) -> Decision:
     return Decision.model_validate(given)
 
 
-def record(reviewers: int = 1, revise: bool = False, **changes: object) -> Kept[Recorded]:
+def record(reviewers: int = 1, revise: bool = False, **changes: object) -> DecisionFile:
     return record_via("terminal", reviewers, revise=revise, **changes)
 
 
 def record_via(
     via: Via, reviewers: int = 1, *, revise: bool = False, seen: Sequence[str] | None = None, **changes: object
-) -> Kept[Recorded]:
+) -> DecisionFile:
     return decisions.record_decision(params(reviewers), "x", decision(**changes), via, revise=revise, seen=seen)
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import collect_feedback
-from stages.decisions import Decision, Recorded, landscape_hash, record_decision, standing
+from stages.decisions import Decision, RecordedDecision, landscape_hash, record_decision, standing
 from stages.decisions.files import SCHEMA, parse_decision
 from stages.decisions.identity import check_keys, identity_of, key_id_of, public_line, read_public, sign, signed_bytes
 from stages.decisions.names import clean_name, look_alike, same_person
@@ -89,13 +89,13 @@ def by_hand(**changes: Any) -> Path:
 
 def resigned(file: File, key: Ed25519PrivateKey, key_id: str | None = None, data: bytes | None = None) -> None:
     """Sign a file with another key, or sign other bytes."""
-    bare = Recorded.model_validate({k: v for k, v in file.items() if k not in ("schema", "signature")})
+    bare = RecordedDecision.model_validate({k: v for k, v in file.items() if k not in ("schema", "signature")})
     value = base64.b64encode(key.sign(data if data is not None else signed_bytes(bare))).decode()
     file["signature"] = {"key": key_id or key_id_of(public_line(key)), "value": value}
 
 
 def without_domain(file: File) -> None:
-    bare = Recorded.model_validate({k: v for k, v in file.items() if k not in ("schema", "signature")})
+    bare = RecordedDecision.model_validate({k: v for k, v in file.items() if k not in ("schema", "signature")})
     resigned(file, KEYS["Bob"], data=signed_bytes(bare).partition(b"\n")[2])
 
 
@@ -299,7 +299,7 @@ def test_public_keys_are_read_in_either_spelling() -> None:
 
 
 SIGNED = sign(
-    Recorded(
+    RecordedDecision(
         landscape="0" * 16, reviewer="Ada", approve=True, reason="seen", time="2026-11-26T02:31:07Z", tool="faded",
         modes=[{"id": "M1", "action": "repair", "severity": 2.0, "reason": "seen"}], via="page", scale="s",
         previous=["a" * 64], audit="x",
@@ -313,10 +313,10 @@ anything = st.recursive(
 )
 
 
-def read(data: bytes) -> Recorded | None:
+def read(data: bytes) -> RecordedDecision | None:
     """The decision in a file of these bytes; None if it is refused, with a message about one file."""
     try:
-        return parse_decision(data, Path("d.yaml"), Recorded)
+        return parse_decision(data, Path("d.yaml"), RecordedDecision)
     except UsageError as refused:
         assert "d.yaml" in str(refused)
         return None

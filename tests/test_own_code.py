@@ -214,24 +214,3 @@ def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
         UsageError, match=r"broken \(fog_pack:FOG\) is not a valid explorer, it lacks Settings, explore"
     ):
         make_explorer("broken", {})
-
-
-@pytest.mark.slow
-def test_an_audit_runs_with_a_task_and_an_explorer_of_a_package_and_its_upgrade_makes_it_stale(
-    package: Path, tmp_path: Path
-) -> None:
-    workspace = make_workspace(tmp_path / "workspace", repairs={})
-    params = workspace.params()
-    audit = params["audits"]["tiny"]
-    audit["task"] = "planted"
-    audit["discover"]["explorer"] = "dice"
-    workspace.write_params(params)
-    found = {"PYTHONPATH": f"{package}:{workspace.path}"}
-    told = workspace.faded("audit", "tiny", **found)
-    assert told.returncode == 0, told.stdout
-    assert "agent (dice)" in told.stdout
-    assert "nothing to do" in workspace.faded("audit", "tiny", **found).stdout
-    with (package / "fog_pack.py").open("a") as file:
-        file.write("# another version\n")
-    told = workspace.faded("plan", "tiny", **found).stdout
-    assert re.search(r"discover@tiny +code changed", told), told

@@ -89,7 +89,7 @@ def write_params(task: str = "Learner", control: str = "none", method: str = "pl
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
 
 
-def decided() -> decisions.Recorded:
+def decided() -> decisions.RecordedDecision:
     [decision] = decisions.standing(load_params(), "x").decisions
     return decision
 

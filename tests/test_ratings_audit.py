@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from flows.people.ratings import show_ratings, write_labels, write_ratings
-from stages import collect_feedback, compare, conclude, discover, prepare, re_evaluate, report, summarize
+from stages import compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
 from stages.errors import UsageError
@@ -164,15 +164,6 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
     assert f"Ada ({ratings['reviewers']['Ada']}), Ben (" in section and "differ by" in section
     assert "Failing means an expected" in page
-
-
-def test_the_plan_says_how_far_its_reviewers_agree(place: Path) -> None:
-    rate("Ada", strict)
-    rate("Ben", strict, seed=1)
-    collect_feedback.main("x")
-    agreed = read_json(Path("data/x/collect_feedback/plan.json"))["agreement"]
-    assert agreed["reviewers"] == ["Ada", "Ben"] and agreed["actions"]["share"] == 1.0
-    assert 0.8 < agreed["rating"]["alpha"] < 1 and 0 < agreed["rating"]["difference"] < 1
 
 
 def test_ratings_of_both_landscapes_count_together(place: Path) -> None:

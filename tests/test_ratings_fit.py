@@ -11,19 +11,20 @@ import pytest
 from stages.intervals import Rate
 from stages.params import AuditConfig
 from stages.provenance import scale_of
-from stages.ratings.fit import Fit, Scored, fit, too_few
+from stages.ratings.fit import ExampleScore, Fit, fit, too_few
 from tests.workspace import audit_params
 
 
 def people(
     curve: Callable[[np.ndarray], np.ndarray], n: int = 60, noise: float = 0.7, seed: int = 0, items: int = 30
-) -> list[Scored]:
+) -> list[ExampleScore]:
     """Scores of two people who follow the same curve, with noise (in rating points), rounded to whole points."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, n)
     scores = np.clip(np.round(curve(x) + rng.normal(0, noise, n)), 1, 10).astype(int)
     return [
-        Scored(float(d), int(s), f"i{k % items}", "AB"[k % 2]) for k, (d, s) in enumerate(zip(x, scores, strict=True))
+        ExampleScore(float(d), int(s), f"i{k % items}", "AB"[k % 2])
+        for k, (d, s) in enumerate(zip(x, scores, strict=True))
     ]
 
 
@@ -49,7 +50,7 @@ def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: 
 
 
 def test_bias_is_read_the_other_way_round() -> None:
-    scored = [Scored(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
+    scored = [ExampleScore(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
     quality, bias = fit(people(line), "quality"), fit(scored, "bias")
     assert (bias.kind, bias.x) == (quality.kind, quality.x)
     assert bias.y == pytest.approx(quality.y)
@@ -60,10 +61,10 @@ def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed
     assert not fit(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
 
 
-def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[Scored]:
+def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[ExampleScore]:
     """Half of the items are rated 2, half 9, whatever their discrepancy."""
     scores = rng.permutation([2, 9] * (n // 2))
-    return [Scored(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores) for _ in range(each)]
+    return [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores) for _ in range(each)]
 
 
 @pytest.mark.parametrize(("n", "each"), [(20, 1), (40, 1), (10, 2)])
@@ -78,7 +79,7 @@ def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -
     # Compared only with the median, each of these would teach something.
     rng = np.random.default_rng(seed)
     scores = rng.choice([1, 2, 3, 8, 9, 10], n)
-    scored = [Scored(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
+    scored = [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
     assert not fit(scored, "quality").teaches
 
 
@@ -89,12 +90,14 @@ def test_a_flat_map_is_never_put_in_force() -> None:
 
 
 def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
-    def rate(items: int, rng: np.random.Generator) -> list[Scored]:
+    def rate(items: int, rng: np.random.Generator) -> list[ExampleScore]:
         """Two scores per item, which depend more on the item than on the discrepancy."""
         own = rng.normal(5.5, 1.5, items)
         x = rng.random((items, 2))
         scores = np.clip(np.round(own[:, None] + 4 * (0.5 - x) + rng.normal(0, 1, x.shape)), 1, 10).astype(int)
-        return [Scored(float(x[i, k]), int(scores[i, k]), f"i{i}", "AB"[k]) for i in range(items) for k in range(2)]
+        return [
+            ExampleScore(float(x[i, k]), int(scores[i, k]), f"i{i}", "AB"[k]) for i in range(items) for k in range(2)
+        ]
 
     rng = np.random.default_rng(4)
     told, true = [], []
@@ -126,9 +129,11 @@ def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
     # Each item has its own score, whatever its discrepancy, so scores can be predicted for seen items only.
     rng = np.random.default_rng(0)
     scored = [
-        Scored(float(k) + d / 10, s, f"i{k}", "A") for k, s in enumerate(rng.integers(1, 11, 20)) for d in range(5)
+        ExampleScore(float(k) + d / 10, s, f"i{k}", "A")
+        for k, s in enumerate(rng.integers(1, 11, 20))
+        for d in range(5)
     ]
-    assert not fit([Scored(s.discrepancy, int(s.score), s.item, s.reviewer) for s in scored], "quality").teaches
+    assert not fit(scored, "quality").teaches
 
 
 @pytest.mark.parametrize(("n", "items", "enough"), [(20, 10, True), (19, 10, False), (30, 9, False)])
@@ -139,9 +144,9 @@ def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
 
 
 def test_ratings_of_one_discrepancy_say_nothing_of_others() -> None:
-    scored = [Scored(1.0, s, f"i{k}", "A") for k, s in enumerate([2, 9] * 12)]
+    scored = [ExampleScore(1.0, s, f"i{k}", "A") for k, s in enumerate([2, 9] * 12)]
     assert too_few(scored) == ("all examples rated have the same automatic discrepancy, 1: nothing follows for others")
-    assert not too_few([*scored, Scored(0.9, 9, "i0", "A")])
+    assert not too_few([*scored, ExampleScore(0.9, 9, "i0", "A")])
 
 
 # The scale of ratings

@@ -1,15 +1,17 @@
-"""Records: they are read as they were written, and anything else is refused."""
+"""What stages pass on: outputs appear whole, records are read as they were written, and anything else is refused."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages.errors import UsageError
+from stages.errors import InfrastructureError, UsageError
+from stages.files import content_hash, publishing, scratch
 from stages.records import Plan, Verdict, audit_folder
 from stages.records.tables import (
     Compared,
@@ -50,6 +52,7 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
         (json.dumps({**VERDICT, "passed": "yes?"}), "passed: "),
         (json.dumps({**VERDICT, "gates": [{**GATE, "bond": 1}]}), "gates.0.bond: unknown key, did you mean"),
         (json.dumps({"schema": 1, "audit": "tiny"}), "gates: missing"),
+        ("[]", "schema None"),
     ],
 )
 def test_what_is_no_such_record_is_told(tmp_path, data, told):
@@ -102,3 +105,64 @@ def test_pictures_and_embeddings_come_back(tmp_path):
 def test_reading_records_imports_no_torch():
     code = "import sys, stages.records; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Files
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_outputs_take_the_place_of_the_old_ones_as_a_whole(workspace) -> None:
+    target = Path("data/x/stage")
+    for names in (("a", "b"), ("c",)):
+        with publishing(target) as out:
+            for name in names:
+                (out / name).write_text(name)
+        assert sorted(p.name for p in target.iterdir()) == sorted(names)
+    assert [p.name for p in Path("data/x").iterdir()] == ["stage"]
+
+
+def test_an_error_leaves_the_old_outputs_alone(workspace) -> None:
+    target = Path("data/x/stage")
+    with publishing(target) as out:
+        (out / "a").write_text("old")
+    with pytest.raises(RuntimeError), publishing(target) as out:
+        (out / "a").write_text("new")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    with publishing(target) as out:  # the next attempt contains nothing of the failed one
+        assert list(out.iterdir()) == []
+
+
+def test_scratch_is_kept_for_the_same_inputs_only(workspace) -> None:
+    with scratch("x", "stage", "one") as folder:
+        (folder / "ledger").write_text("")
+        with pytest.raises(InfrastructureError, match="another process is running stage"), scratch("x", "stage", "one"):
+            pass
+    with scratch("x", "stage", "one") as folder:
+        assert (folder / "ledger").exists()
+    with scratch("x", "stage", "two") as other:
+        assert list(other.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_hash_sees_names_bytes_and_what_links_lead_to(tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "weights").write_text("1")
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "linked").symlink_to(outside)
+    seen = [content_hash([inputs])]
+    (outside / "weights").write_text("2")
+    seen.append(content_hash([inputs]))
+    (outside / "weights").rename(outside / "other")
+    seen.append(content_hash([inputs]))
+    seen.append(content_hash([inputs], {"seed": 1}))
+    assert len(set(seen)) == 4
+    (inputs / "__pycache__").mkdir()
+    (inputs / "__pycache__" / "x.pyc").write_text("")
+    assert content_hash([inputs]) == seen[2]

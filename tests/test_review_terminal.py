@@ -16,7 +16,7 @@ from flows.people import approval
 from flows.people.review import terminal
 from flows.people.review.terminal import review_landscape
 from flows.request import open_request
-from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
+from stages.decisions import AlreadyDecided, RecordedDecision, read_chain, read_draft
 from stages.errors import UsageError
 from stages.files import stage_dir, write_json
 from stages.params import load_params
@@ -52,7 +52,7 @@ def ask(task: str = "Learner", **feedback: object) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def kept() -> list[Recorded]:
+def kept() -> list[RecordedDecision]:
     return [k.decision for k in read_chain("x")]
 
 

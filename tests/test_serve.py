@@ -30,7 +30,7 @@ from flows.processes import end_leftovers
 from flows.recur.automations import ensure_automations
 from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
-from flows.serve import RECORDS, Kept, serve
+from flows.serve import RECORDS, DecisionFile, serve
 from flows.server import RECORD, Record, served_api, talking_to
 from stages.errors import InfrastructureError, UsageError
 from stages.files import replace_file
@@ -64,7 +64,7 @@ def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monke
         yield Dead()
         ended.append("ended")
 
-    kept = Kept("worker", start)
+    kept = DecisionFile("worker", start)
     waits = []
     for _ in range(9):
         kept.start()
@@ -406,7 +406,7 @@ def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
     for port in ("0", "-1", "70000"):
         result = CliRunner().invoke(app, ["serve", "--port", port])
         assert result.exit_code == 2 and "Invalid value for '--port'" in result.output
-    monkeypatch.setattr(flows.serve, "Kept", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(flows.serve, "DecisionFile", lambda *_: pytest.fail("started"))
     with temporary_settings(restore_defaults={PREFECT_API_URL}), socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port} cannot be used: Address already in use"):

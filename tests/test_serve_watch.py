@@ -165,7 +165,7 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
     console = Console(file=said, width=200)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-        worker = flows.serve.Kept("worker", start)
+        worker = flows.serve.DecisionFile("worker", start)
         flows.serve._watch(console, flows.serve._Told(console), None, worker, pool.name)
     assert started == [run, run]
     assert pool.state(run) == "Completed"

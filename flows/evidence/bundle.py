@@ -16,7 +16,7 @@ import yaml
 from flows.evidence.archive import unzip_members
 from flows.graph.digests import sha256
 from stages.decisions import files as decision_files
-from stages.decisions.model import Recorded
+from stages.decisions.model import RecordedDecision
 from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
 from stages.records.provenance import Manifest, ManifestFile
@@ -151,7 +151,7 @@ class Bundle:
         return {name: data for name, data in self.members.items() if name.startswith(folder)}
 
     @cached_property
-    def chain(self) -> list[decision_files.Kept[Recorded]]:
+    def chain(self) -> list[decision_files.DecisionFile]:
         """All decisions in order.
 
         Raises:
@@ -161,10 +161,10 @@ class Bundle:
         for name, data in self.decisions.items():
             self.yaml(name)  # refuses aliases
             path = PurePosixPath(name)
-            decision = decision_files.parse_decision(data, path, Recorded)  # type: ignore[arg-type]  # for messages
+            decision = decision_files.parse_decision(data, path, RecordedDecision)  # type: ignore[arg-type]  # for messages
             if path.name.partition(".")[0] != decision.landscape:
                 raise UsageError(f"{name} decides on landscape {decision.landscape}, not on the one in its name")
-            kept.append(decision_files.Kept(path, sha256(data), decision))  # type: ignore[arg-type]
+            kept.append(decision_files.DecisionFile(path, sha256(data), decision))  # type: ignore[arg-type]
         return decision_files.order_chain(kept)
 
 

@@ -22,10 +22,10 @@ from flows.evidence.bundle import (
 )
 from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, directory_md5, sha256
-from stages.decisions.files import counting
+from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge
-from stages.decisions.model import Recorded
+from stages.decisions.model import RecordedDecision
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
 from stages.records import StageFolder
@@ -199,7 +199,7 @@ def check_decisions(bundle: Bundle) -> Found:
     return Found(f"{len(chain)} in their order: {', '.join(said)}" if said else "none: no human decided", problems)
 
 
-def _said(decision: Recorded, keys: Mapping[str, str], audit: str) -> str:
+def _said(decision: RecordedDecision, keys: Mapping[str, str], audit: str) -> str:
     """Who decided what, and how their identity is shown."""
     who = identity_of(decision, keys, audit)
     word = "approved" if decision.approve else "rejected"
@@ -234,7 +234,7 @@ def check_plan(bundle: Bundle) -> Found:
         return Found(f"by the rule: {plan.reason}", told(name, follows, said))
 
     chain, present = bundle.chain, landscape_of(bundle)
-    kept = [k for k in counting(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
+    kept = [k for k in valid_decisions(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
     decided = [k.decision for k in kept]
     if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
         who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"

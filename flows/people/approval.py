@@ -23,12 +23,12 @@ from stages.git import git
 from stages.params import Params
 
 if TYPE_CHECKING:
-    from stages.decisions import Recorded, Via
-    from stages.decisions.files import Kept
+    from stages.decisions import RecordedDecision, Via
+    from stages.decisions.files import DecisionFile
     from stages.decisions.model import Decision
 
 
-def expire(params: Params, audit: str) -> Recorded | None:
+def expire(params: Params, audit: str) -> RecordedDecision | None:
     """Record a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
 
     No timer runs in the background: the next process that looks records the rejection and sends the notification.
@@ -70,7 +70,7 @@ def decide(
     *,
     revise: bool = False,
     seen: Sequence[str] | None = None,
-) -> tuple[Kept[Recorded], list[str]]:
+) -> tuple[DecisionFile, list[str]]:
     """Record a decision and resume the runs that wait for it. It is signed if the audit lists keys.
 
     Args:
@@ -99,7 +99,7 @@ def record(
     *,
     revise: bool = False,
     seen: Sequence[str] | None = None,
-) -> Kept[Recorded]:
+) -> DecisionFile:
     """Like `decide`, but without resuming the runs that wait for the decision."""
     from flows.people.signing import signer
     from stages.decisions import record_decision
@@ -160,7 +160,7 @@ def settle(params: Params, audit: str) -> list[str]:
     return [f"{audit}: {line}" for line in said]
 
 
-def _notify(audit: str, text: str, no: Recorded) -> None:
+def _notify(audit: str, text: str, no: RecordedDecision) -> None:
     from flows.people.waiting import deployed_run
     from flows.recur.notify import notify
     from flows.views.endings import rejection_result

@@ -111,12 +111,12 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
     Raises:
         UsageError: if nothing was rated, or a decision cannot be read.
     """
-    from stages.decisions import counting, listed_keys, read_chain
+    from stages.decisions import listed_keys, read_chain, valid_decisions
 
     config, (key, default) = params.audit(name).ratings, BOUNDS[target]
     bound = (getattr(config, key) if config is not None else None) or default
     lines = []
-    for kept in counting(read_chain(name), listed_keys(params, name), name):
+    for kept in valid_decisions(read_chain(name), listed_keys(params, name), name):
         for example in kept.decision.examples:
             score = example.rating if target == "quality" else example.bias
             if score is not None:

@@ -29,7 +29,7 @@ from flows.people.approval import expire
 from flows.people.artifacts import code, prose, publish, publish_modes
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import choose, close_request, how_to_decide, open_request, read_modes
-from stages.decisions import Decision, ModeDecision, Recorded, Standing, listed_keys, record_decision, standing
+from stages.decisions import Decision, ModeDecision, RecordedDecision, Standing, listed_keys, record_decision, standing
 from stages.decisions.names import clean_name, same_person
 from stages.errors import UsageError
 from stages.params import Params
@@ -105,7 +105,7 @@ def ask(params: Params, audit: str) -> None:
             logger.warning("%s, so %s is asked about again", problem, audit)
 
 
-def _said(decisions: Sequence[Recorded]) -> str:
+def _said(decisions: Sequence[RecordedDecision]) -> str:
     lines = []
     for decision in decisions:
         word, why = "approved" if decision.approve else "rejected", decision.reason

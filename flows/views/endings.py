@@ -17,7 +17,7 @@ from stages.params import Params
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult
-    from stages.decisions import Recorded
+    from stages.decisions import RecordedDecision
 
 
 Kind = Literal["done", "waiting", "rejected", "gate failed", "broken"]
@@ -80,7 +80,7 @@ def _rejected(params: Params, audit: str, text: str) -> Ending:
     return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
 
 
-def rejection_result(no: Recorded) -> str:
+def rejection_result(no: RecordedDecision) -> str:
     """The `Ending.result` of a rejection."""
     return f"{no.landscape} {no.reviewer} {no.time}"
 

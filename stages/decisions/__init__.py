@@ -3,7 +3,6 @@
 from stages.decisions.files import (
     Standing,
     check_fits,
-    counting,
     decisions_dir,
     landscape_hash,
     listed_keys,
@@ -12,6 +11,7 @@ from stages.decisions.files import (
     record_decision,
     shown_examples,
     standing,
+    valid_decisions,
 )
 from stages.decisions.identity import Identity, identity_of
 from stages.decisions.merge import RULE, merge
@@ -24,7 +24,7 @@ from stages.decisions.model import (
     ExampleRating,
     ModeDecision,
     RatedProbe,
-    Recorded,
+    RecordedDecision,
     Via,
 )
 
@@ -39,11 +39,10 @@ __all__ = [
     "Identity",
     "ModeDecision",
     "RatedProbe",
-    "Recorded",
+    "RecordedDecision",
     "Standing",
     "Via",
     "check_fits",
-    "counting",
     "decisions_dir",
     "identity_of",
     "landscape_hash",
@@ -54,4 +53,5 @@ __all__ = [
     "record_decision",
     "shown_examples",
     "standing",
+    "valid_decisions",
 ]

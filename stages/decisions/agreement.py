@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.decisions.model import Recorded
+from stages.decisions.model import RecordedDecision
 from stages.records import Agreement
 from stages.records.landscape import ActionAgreement, ScoreAgreement
 
@@ -52,7 +52,7 @@ def _distances(values: Sequence[Any], metric: Metric) -> np.ndarray:
     return np.asarray((place[:, None] - place[None, :]) ** 2)
 
 
-def agreement(decisions: Sequence[Recorded]) -> Agreement | None:
+def agreement(decisions: Sequence[RecordedDecision]) -> Agreement | None:
     """Measure how far the reviewers of decisions agree, over all landscapes.
 
     For actions this is the share of equal pairs, for scores the mean absolute difference. A part is None if no two
@@ -80,12 +80,12 @@ def agreement(decisions: Sequence[Recorded]) -> Agreement | None:
     return Agreement(reviewers=sorted(reviewers), actions=actions, statement=statement, **scores)
 
 
-def _scores(key: str, decision: Recorded) -> list[tuple[Hashable, int | None]]:
+def _scores(key: str, decision: RecordedDecision) -> list[tuple[Hashable, int | None]]:
     return [(example.id, getattr(example, key)) for example in decision.examples]
 
 
 def _shared(
-    decisions: Sequence[Recorded], said: Callable[[Recorded], Iterable[tuple[Hashable, Any]]]
+    decisions: Sequence[RecordedDecision], said: Callable[[RecordedDecision], Iterable[tuple[Hashable, Any]]]
 ) -> list[dict[str, Any]]:
     """Return by reviewer the judgements of each mode or example that at least two reviewers judged."""
     units: dict[Hashable, dict[str, Any]] = {}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -25,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from stages.decisions.identity import check_keys, identity_of, sign, signed_bytes
-from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, Recorded, Via
+from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, RecordedDecision, Via
 from stages.decisions.names import look_alike, same_person
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -41,12 +41,12 @@ D = TypeVar("D", bound=Strict)
 
 
 @dataclass(frozen=True)
-class Kept(Generic[D]):
+class DecisionFile:
     """A decision with its file and the file's SHA-256."""
 
     path: Path
     sha256: str
-    decision: D
+    decision: RecordedDecision
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,23 @@ class Standing:
 
     Args:
         landscape: its hash.
-        kept: the decisions that count, in the order they were made, see `counting`.
+        kept: the decisions that count, in the order they were made, see `valid_decisions`.
         needed: number of reviewers who have to approve (`feedback.reviewers`).
         problems: why other decisions on it do not count, one sentence each.
     """
 
     landscape: str
-    kept: tuple[Kept[Recorded], ...]
+    kept: tuple[DecisionFile, ...]
     needed: int
     problems: tuple[str, ...] = ()
 
     @property
-    def decisions(self) -> list[Recorded]:
+    def decisions(self) -> list[RecordedDecision]:
         """The decisions that count."""
         return [kept.decision for kept in self.kept]
 
     @property
-    def rejection(self) -> Recorded | None:
+    def rejection(self) -> RecordedDecision | None:
         """The first decision that rejects: one is enough to end the audit."""
         return next((decision for decision in self.decisions if not decision.approve), None)
 
@@ -126,7 +126,7 @@ def record_decision(
     revise: bool = False,
     seen: Sequence[str] | None = None,
     key: Any = None,
-) -> Kept[Recorded]:
+) -> DecisionFile:
     """Write a decision atomically, without ever replacing another one.
 
     Args:
@@ -148,7 +148,7 @@ def record_decision(
     check_fits(audit, decision)
     check_said(decision)
     keys = listed_keys(params, audit)
-    with recording(audit):
+    with decisions_lock(audit):
         now = standing(params, audit)
         replaced = _replaced(now, decision.reviewer) if revise else ()
         if not revise:
@@ -161,7 +161,7 @@ def record_decision(
         followed = {sha for kept in chain for sha in kept.decision.previous}
         shown = shown_examples(_modes(audit))
         probes = [_of_probe(rated, *shown[rated.id]) for rated in decision.examples]
-        recorded = Recorded(
+        recorded = RecordedDecision(
             **{**decision.model_dump(), "examples": probes},
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             tool=f"faded {version('faded')}",
@@ -190,7 +190,7 @@ def _of_probe(rated: ExampleRating, mode: ModeRecord, shown: Example) -> RatedPr
     )
 
 
-def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[str, str]) -> None:
+def refuse_alike(reviewer: str, chain: Sequence[DecisionFile], keys: Mapping[str, str]) -> None:
     """Refuse a name that people could mistake for another reviewer's.
 
     Args:
@@ -226,36 +226,36 @@ def _refuse_second(audit: str, now: Standing, reviewer: str) -> None:
     )
 
 
-def _said(audit: str, decision: Recorded) -> str:
+def _said(audit: str, decision: RecordedDecision) -> str:
     word = "approved" if decision.approve else "rejected"
     return f"{decision.reviewer} {word} landscape {decision.landscape} of {audit} at {decision.time} ({decision.via})"
 
 
-def _replaced(now: Standing, reviewer: str) -> tuple[Kept[Recorded], ...]:
+def _replaced(now: Standing, reviewer: str) -> tuple[DecisionFile, ...]:
     # A time-out is nobody's decision, so any later decision lifts it.
     own = (k for k in now.kept if k.decision.via == "time-out" or same_person(k.decision.reviewer, reviewer))
     return tuple(own) or now.kept
 
 
-def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
+def _write(audit: str, recorded: RecordedDecision) -> DecisionFile:
     folder = decisions_dir(audit)
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 120
     yaml.dump({"schema": SCHEMA, **recorded.model_dump(exclude_none=True)}, text)
     data = text.getvalue().encode("utf-8")
-    if parse_decision(data, folder, Recorded) != recorded:
+    if parse_decision(data, folder, RecordedDecision) != recorded:
         raise UsageError("the decision has characters that a file cannot keep: remove them from its reasons")
     for number in itertools.count(1):
         path = folder / (f"{recorded.landscape}.yaml" if number == 1 else f"{recorded.landscape}.{number}.yaml")
         with contextlib.suppress(FileExistsError):
             new_file(path, data)
-            return Kept(path, hashlib.sha256(data).hexdigest(), recorded)
+            return DecisionFile(path, hashlib.sha256(data).hexdigest(), recorded)
     raise AssertionError
 
 
 @contextmanager
-def recording(audit: str) -> Iterator[None]:
+def decisions_lock(audit: str) -> Iterator[None]:
     """Prevent all other processes and threads of the workspace from recording a decision on an audit."""
     with locked(WORK / f"decisions-{audit}.lock"):
         yield
@@ -276,15 +276,15 @@ def standing(params: Params, audit: str) -> Standing:
                 f" one in its name: look at the current one and decide again, `faded review {audit}`"
             )
     keys = listed_keys(params, audit)
-    own = tuple(kept for kept in counting(chain, keys, audit) if kept.decision.landscape == present)
+    own = tuple(kept for kept in valid_decisions(chain, keys, audit) if kept.decision.landscape == present)
     for kept in own:
         check_fits(audit, kept.decision, kept.path)
-    refused = not_counting(chain, keys, audit)
+    refused = invalid_decisions(chain, keys, audit)
     problems = tuple(f"{kept.path}: {why}" for kept, why in refused if kept.decision.landscape == present)
     return Standing(present, own, params.repair(audit).feedback.reviewers, problems)
 
 
-def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str) -> list[Kept[Recorded]]:
+def valid_decisions(chain: Sequence[DecisionFile], keys: Mapping[str, str], audit: str) -> list[DecisionFile]:
     """Return the decisions of a chain that count: each person's last one on a landscape, unless another revised it.
 
     One person may have two if files were copied, or branches of git were merged.
@@ -294,7 +294,7 @@ def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: st
         keys: `repairs.AUDIT.feedback.keys`; if there are any, only decisions signed with them count.
         audit: the audit.
     """
-    out = {kept.path for kept, _ in not_counting(chain, keys, audit)}
+    out = {kept.path for kept, _ in invalid_decisions(chain, keys, audit)}
     valid = [kept for kept in chain if kept.path not in out]
     revised = {sha for kept in valid for sha in kept.decision.revises}
     last = [
@@ -311,10 +311,13 @@ def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: st
     return [kept for kept in last if signed_bytes(kept.decision) not in gone]
 
 
-def not_counting(
-    chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str
-) -> list[tuple[Kept[Recorded], str]]:
-    """Return the decisions of a chain that do not count because of their author, and why; arguments: see `counting`."""
+def invalid_decisions(
+    chain: Sequence[DecisionFile], keys: Mapping[str, str], audit: str
+) -> list[tuple[DecisionFile, str]]:
+    """Return the decisions of a chain that do not count because of their author, and why.
+
+    Arguments: see `valid_decisions`.
+    """
     refused, known = [], list(keys)
     for kept in chain:
         why, name = identity_of(kept.decision, keys, audit).problem, kept.decision.reviewer
@@ -327,7 +330,7 @@ def not_counting(
     return refused
 
 
-def read_chain(audit: str) -> list[Kept[Recorded]]:
+def read_chain(audit: str) -> list[DecisionFile]:
     """Read all decisions of an audit, each after those it follows.
 
     Raises:
@@ -336,13 +339,13 @@ def read_chain(audit: str) -> list[Kept[Recorded]]:
     return order_chain([_read(path) for path in sorted(decisions_dir(audit).glob("*.yaml"))])
 
 
-def order_chain(kept: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
+def order_chain(kept: Sequence[DecisionFile]) -> list[DecisionFile]:
     """Sort decisions into their order.
 
     Raises:
         UsageError: if one follows a decision that is missing or was changed.
     """
-    ordered: list[Kept[Recorded]] = []
+    ordered: list[DecisionFile] = []
     left = sorted(kept, key=lambda k: (k.decision.time, k.path.name))
     while left:
         seen = {k.sha256 for k in ordered}
@@ -358,9 +361,9 @@ def order_chain(kept: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
     return ordered
 
 
-def _read(path: Path) -> Kept[Recorded]:
+def _read(path: Path) -> DecisionFile:
     data = _bytes_of(path)
-    return Kept(path, hashlib.sha256(data).hexdigest(), parse_decision(data, path, Recorded))
+    return DecisionFile(path, hashlib.sha256(data).hexdigest(), parse_decision(data, path, RecordedDecision))
 
 
 def read_draft(path: Path) -> Decision:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.decisions.model import Recorded, Signature
+from stages.decisions.model import RecordedDecision, Signature
 from stages.decisions.names import NOBODY, clean_name, look_alike, same_person
 from stages.errors import UsageError
 
@@ -45,7 +45,7 @@ class Identity:
         return f"{self.name} ({f'signed by key {self.key_id}' if self.signed else NOT_VERIFIED})"
 
 
-def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None = None) -> Identity:
+def identity_of(decision: RecordedDecision, keys: Mapping[str, str], audit: str | None = None) -> Identity:
     """Identify the author of a decision, and check whether it counts.
 
     Args:
@@ -61,7 +61,7 @@ def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None =
     return Identity(decision.reviewer, key_id, problem=problem)
 
 
-def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) -> Iterator[str]:
+def _objections(decision: RecordedDecision, keys: Mapping[str, str], audit: str | None) -> Iterator[str]:
     """Yield why a decision does not count; nothing if it does. Later objections assume no earlier ones."""
     name, signature, line = decision.reviewer, decision.signature, keys.get(decision.reviewer)
     if decision.via == "time-out":
@@ -90,7 +90,7 @@ def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) 
         yield f"the signature by key {signature.key} does not hold: the decision was changed after it was signed"
 
 
-def sign(decision: Recorded, key: Any) -> Recorded:
+def sign(decision: RecordedDecision, key: Any) -> RecordedDecision:
     """Return the decision with a signature over its whole content.
 
     Args:
@@ -102,13 +102,13 @@ def sign(decision: Recorded, key: Any) -> Recorded:
     return bare.model_copy(update={"signature": Signature(key=key_id_of(public_line(key)), value=value)})
 
 
-def signed_bytes(decision: Recorded) -> bytes:
+def signed_bytes(decision: RecordedDecision) -> bytes:
     """Return the bytes that are signed: the decision without its signature, in canonical form."""
     said = decision.model_dump(mode="json", exclude={"signature"}, exclude_none=True)
     return _DOMAIN + json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _holds(line: str, signature: Signature, decision: Recorded) -> bool:
+def _holds(line: str, signature: Signature, decision: RecordedDecision) -> bool:
     from cryptography.exceptions import InvalidSignature
 
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stages.decisions.agreement import agreement
 from stages.decisions.identity import Identity
-from stages.decisions.model import Action, RatedProbe, Recorded
+from stages.decisions.model import Action, RatedProbe, RecordedDecision
 from stages.intervals import Rate, wilson
 from stages.records import Ceiling, ModeRecord, Plan, PlannedExample, PlannedMode
 from stages.records.base import RateRecord
@@ -22,7 +22,7 @@ RULE = (
 _CAREFUL: tuple[Action, ...] = ("repair", "accept", "ignore")
 
 
-def merge(decisions: Sequence[Recorded], modes: Sequence[ModeRecord]) -> Plan:
+def merge(decisions: Sequence[RecordedDecision], modes: Sequence[ModeRecord]) -> Plan:
     """Merge approving decisions on one landscape.
 
     Args:
@@ -48,7 +48,7 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[ModeRecord]) -> Plan:
     )
 
 
-def _mode(mode: ModeRecord, decisions: Sequence[Recorded]) -> PlannedMode:
+def _mode(mode: ModeRecord, decisions: Sequence[RecordedDecision]) -> PlannedMode:
     words = {d.reviewer: next(word for word in d.modes if word.id == mode.id) for d in decisions}
     votes = Counter(word.action for word in words.values())
     action = max(_CAREFUL, key=lambda a: (votes[a], -_CAREFUL.index(a)))
@@ -63,7 +63,7 @@ def _mode(mode: ModeRecord, decisions: Sequence[Recorded]) -> PlannedMode:
     )
 
 
-def _examples(decisions: Sequence[Recorded]) -> list[PlannedExample]:
+def _examples(decisions: Sequence[RecordedDecision]) -> list[PlannedExample]:
     """Return one entry per example, and one more for each further correction of it."""
     by_id: dict[str, list[RatedProbe]] = {}
     for decision in decisions:
@@ -105,7 +105,7 @@ def _together(said: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in given.items())
 
 
-def ceiling(decisions: Sequence[Recorded]) -> Ceiling | None:
+def ceiling(decisions: Sequence[RecordedDecision]) -> Ceiling | None:
     """Return how often the reviewers of a landscape could not read an example; None if there is none.
 
     No model can be blamed for those. It counts the examples that someone rated, corrected or could not read, because a

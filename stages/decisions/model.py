@@ -93,7 +93,7 @@ class Signature(Strict):
     value: str = Field(pattern=r"^[A-Za-z0-9+/]{86}==$", description="the Ed25519 signature, base64")
 
 
-class Recorded(Decision):
+class RecordedDecision(Decision):
     """A decision as stored in its file.
 
     Args:
@@ -127,6 +127,6 @@ class AlreadyDecided(UsageError):
         said: the earlier decision.
     """
 
-    def __init__(self, message: str, said: Recorded) -> None:
+    def __init__(self, message: str, said: RecordedDecision) -> None:
         super().__init__(message)
         self.said = said

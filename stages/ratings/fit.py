@@ -11,9 +11,8 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
-from stages.decisions import counting, listed_keys, read_chain
-from stages.decisions.files import Kept, scale_hash
-from stages.decisions.model import Recorded
+from stages.decisions import listed_keys, read_chain, valid_decisions
+from stages.decisions.files import DecisionFile, scale_hash
 from stages.intervals import Rate, Resampler
 from stages.params import Params
 from stages.ratings.apply import BEST, WORST, Target, badness_of
@@ -28,7 +27,7 @@ Learn = Callable[[np.ndarray, np.ndarray], Knots]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ExampleScore:
     """One person's score of one example, 1 to 10, with its automatic discrepancy."""
 
     discrepancy: float
@@ -47,8 +46,8 @@ class Evidence:
         of_another_scale: number of scores left out because their discrepancies were measured differently.
     """
 
-    scored: Sequence[Scored]
-    decisions: Sequence[Kept[Recorded]]
+    scored: Sequence[ExampleScore]
+    decisions: Sequence[DecisionFile]
     of_another_scale: int
 
     @property
@@ -64,10 +63,10 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
         UsageError: if a decision cannot be read, or was changed.
     """
     scale, scored, used, others = scale_hash(params, audit), [], [], 0
-    for kept in counting(read_chain(audit), listed_keys(params, audit), audit):
+    for kept in valid_decisions(read_chain(audit), listed_keys(params, audit), audit):
         decision = kept.decision
         found = [
-            Scored(example.discrepancy, score, example.item, decision.reviewer)
+            ExampleScore(example.discrepancy, score, example.item, decision.reviewer)
             for example in decision.examples
             if (score := example.rating if target == "quality" else example.bias) is not None
         ]
@@ -79,16 +78,16 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
     return Evidence(scored, used, others)
 
 
-class Rated(NamedTuple):
+class Scores(NamedTuple):
     """Scores as numbers: (n,) each."""
 
     x: np.ndarray  # automatic discrepancy
     y: np.ndarray  # badness
     items: np.ndarray
 
-    def of(self, which: np.ndarray) -> Rated:
+    def of(self, which: np.ndarray) -> Scores:
         """Select some of the scores."""
-        return Rated(self.x[which], self.y[which], self.items[which])
+        return Scores(self.x[which], self.y[which], self.items[which])
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Fit:
         return self.y[-1] > self.y[0] and self.gain.low > 0
 
 
-def too_few(scored: Sequence[Scored]) -> str:
+def too_few(scored: Sequence[ExampleScore]) -> str:
     """Explain why the scores are too few to learn from; "" if they suffice."""
     items, places = len({s.item for s in scored}), {s.discrepancy for s in scored}
     if len(scored) < MIN_RATINGS or items < MIN_ITEMS:
@@ -126,7 +125,7 @@ def too_few(scored: Sequence[Scored]) -> str:
     return ""
 
 
-def fit(scored: Sequence[Scored], target: Target) -> Fit:
+def fit(scored: Sequence[ExampleScore], target: Target) -> Fit:
     """Choose a map by cross-validation over items, and learn it from all scores.
 
     Scores of one item are never on both sides, and intervals resample items.
@@ -136,7 +135,7 @@ def fit(scored: Sequence[Scored], target: Target) -> Fit:
         target: what was scored.
     """
     scored = sorted(scored, key=lambda s: (s.item, s.discrepancy, s.reviewer, s.score))  # whatever the order of files
-    rated = Rated(
+    rated = Scores(
         np.array([s.discrepancy for s in scored]),
         badness_of(np.array([s.score for s in scored], dtype=float), target),
         np.array([s.item for s in scored]),
@@ -157,19 +156,19 @@ def fit(scored: Sequence[Scored], target: Target) -> Fit:
     return Fit(kind, x.tolist(), y.tolist(), points(missed), points(constant), points(constant - missed))
 
 
-def _best(rated: Rated) -> tuple[Kind, np.ndarray, np.ndarray]:
+def _best(rated: Scores) -> tuple[Kind, np.ndarray, np.ndarray]:
     """Return the kind of map with the lowest cross-validated error, the simpler one of equals, and its knots."""
     errors = {kind: round(float(_missed(learn, rated).mean()), 12) for kind, learn in _KINDS.items()}
     kind = min(errors, key=lambda kind: errors[kind])  # the first of equals
     return kind, *_KINDS[kind](rated.x, rated.y)
 
 
-def _missed(learn: Learn, rated: Rated) -> np.ndarray:
+def _missed(learn: Learn, rated: Scores) -> np.ndarray:
     """Return the distance of a map's prediction from each score, on items it has not seen."""
     return np.abs(_predicted(lambda seen: learn(seen.x, seen.y), rated) - rated.y)
 
 
-def _predicted(learn: Callable[[Rated], Knots], rated: Rated) -> np.ndarray:
+def _predicted(learn: Callable[[Scores], Knots], rated: Scores) -> np.ndarray:
     """Predict each score by what is learnt from all other items."""
     predicted = np.empty(len(rated.y))
     for seen, held in GroupKFold(min(FOLDS, len(np.unique(rated.items)))).split(rated.x, rated.y, rated.items):

@@ -43,7 +43,7 @@ Reader = Callable[[Path], bytes]
 _HOME = "data/${key}/"  # of an audit's files in the graph
 
 
-class Stored(Generic[T]):
+class RecordFile(Generic[T]):
     """A file of a stage's folder as an attribute: read once when first accessed, and written when assigned."""
 
     def __init__(self, file: str, read: Callable[[bytes | Path, str], T], write: Callable[[Path, T], object]) -> None:
@@ -71,26 +71,26 @@ class Stored(Generic[T]):
         folder.known[self._name] = value
 
 
-def _record(file: str, kind: type[R]) -> Stored[R]:
+def _record(file: str, kind: type[R]) -> RecordFile[R]:
     def read(data: bytes | Path, where: str) -> R:
         return kind.parse(data if isinstance(data, bytes) else read_bytes_of(data), where)
 
-    return Stored(file, read, lambda path, value: path.write_bytes(value.dump()))
+    return RecordFile(file, read, lambda path, value: path.write_bytes(value.dump()))
 
 
-def _table(file: str, columns: Sequence[str] = ()) -> Stored[pd.DataFrame]:
-    return Stored(
+def _table(file: str, columns: Sequence[str] = ()) -> RecordFile[pd.DataFrame]:
+    return RecordFile(
         file,
         lambda data, where: read_parquet(data, where, columns),
         lambda path, table: table.to_parquet(path, index=False),
     )
 
 
-def _text(file: str) -> Stored[str]:
+def _text(file: str) -> RecordFile[str]:
     def read(data: bytes | Path, where: str) -> str:
         return (data if isinstance(data, bytes) else read_bytes_of(data)).decode("utf-8")
 
-    return Stored(file, read, lambda path, text: path.write_text(text, encoding="utf-8"))
+    return RecordFile(file, read, lambda path, text: path.write_text(text, encoding="utf-8"))
 
 
 class StageFolder:
@@ -111,7 +111,7 @@ class StageFolder:
     def files(cls) -> dict[str, str]:
         """Return the names of all files that are records, by attribute."""
         kinds = reversed(cls.__mro__)
-        return {name: at.file for kind in kinds for name, at in vars(kind).items() if isinstance(at, Stored)}
+        return {name: at.file for kind in kinds for name, at in vars(kind).items() if isinstance(at, RecordFile)}
 
     def where(self, name: str) -> Path:
         """Return the path of a record by its attribute."""
@@ -154,9 +154,9 @@ class Discover(StageFolder):
 
     probes = _table("probes.parquet", PROBES)
     robustness = _table("robustness.parquet")
-    embedded = Stored[Embedded]("embeddings.parquet", read_embedded, write_embedded)
+    embedded = RecordFile[Embedded]("embeddings.parquet", read_embedded, write_embedded)
     tallies = _record("tallies.json", Tallies)
-    sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
+    sheets = RecordFile[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
     metrics = _record("metrics.json", DiscoverMetrics)
 
 
@@ -166,8 +166,8 @@ class Summarize(StageFolder):
     cells = _table("landscape.parquet")
     landscape = _record("landscape.json", Landscape)
     fresh = _table("fresh.parquet", (*PROBES, "mode"))
-    exhibits = Stored[Mapping[str, Sequence[ShownExample]]]("exhibits.parquet", read_exhibits, write_exhibits)
-    extremes = Stored[Mapping[str, Sequence[ShownExample]]]("extremes.parquet", read_exhibits, write_exhibits)
+    exhibits = RecordFile[Mapping[str, Sequence[ShownExample]]]("exhibits.parquet", read_exhibits, write_exhibits)
+    extremes = RecordFile[Mapping[str, Sequence[ShownExample]]]("extremes.parquet", read_exhibits, write_exhibits)
 
 
 class Report(StageFolder):
@@ -198,13 +198,13 @@ class ReEvaluate(StageFolder):
 
     probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
     metrics = _record("metrics.json", ReEvaluateMetrics)
-    embedded = Stored[Embedded]("embeddings.parquet", read_embedded, write_embedded)
+    embedded = RecordFile[Embedded]("embeddings.parquet", read_embedded, write_embedded)
     policies = _table("policies.parquet", ("model", "item"))  # and one column per concept
     quality = _table("quality.parquet", ("name", "model", "item", "value"))
     measures = _table("measures.parquet", ("part", "kind", "name"))  # and one column per measure
     tallies = _record("tallies.json", ModelTallies)
-    sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
-    examples = Stored[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
+    sheets = RecordFile[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
+    examples = RecordFile[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
     doses = _table(
         "doses.parquet", ("copy_of", "training", "dose", "steps", "part", "item", "weight", "value", "valid")
     )

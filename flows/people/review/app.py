@@ -29,7 +29,7 @@ from flows.server.security import (
     same,
     same_origin,
 )
-from stages.decisions import AlreadyDecided, Recorded, landscape_hash
+from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash
 from stages.decisions.names import same_person
 from stages.errors import FadedError, UsageError
 from stages.params import load_params
@@ -216,7 +216,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
     return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
 
 
-def _already(said: Recorded, reviewer: str) -> list[str]:
+def _already(said: RecordedDecision, reviewer: str) -> list[str]:
     """Explain to a reviewer that another decision was recorded before theirs."""
     if said.via == "time-out":
         what = "Time ran out, which is recorded as a rejection"

@@ -17,7 +17,7 @@ from flows.people.review.links import REPORTS, report_path
 from flows.people.review.recording import moment, own_link
 from flows.request import GATED, deadline
 from flows.results.estimate import estimate
-from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_keys, standing
+from stages.decisions import RULE, SEVERITIES, RecordedDecision, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.errors import UsageError
@@ -165,13 +165,13 @@ def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explor
     return explore_modes(landscape.modes, galleries, source)
 
 
-def _own(now: Standing, reviewer: str) -> Recorded | None:
+def _own(now: Standing, reviewer: str) -> RecordedDecision | None:
     """The reviewer's own decision; others' decisions and time-outs are not offered for revision."""
     own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
     return own[-1] if own else None
 
 
-def _replaces(decisions: Sequence[Recorded]) -> str:
+def _replaces(decisions: Sequence[RecordedDecision]) -> str:
     """Describe what a revision replaces, before it is known who makes it; consistent with `record_decision`."""
     if any(decision.via == "time-out" for decision in decisions):
         return "the rejection by time-out, and my earlier one if I made one"
