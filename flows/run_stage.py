@@ -17,7 +17,15 @@ from flows.processes import child
 from flows.request import GATED
 from flows.shipment import Made
 from flows.workspace import LOGS, stage_environment
-from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError, plain
+from stages.errors import (
+    BugError,
+    Exit,
+    InfrastructureError,
+    RejectedError,
+    UnavailableError,
+    UsageError,
+    escape_controls,
+)
 
 Outcome = Literal["ran", "restored", "unchanged", "failed", "not reached", "waiting"]
 
@@ -129,7 +137,7 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
     """Pass the output on line by line; return its end, in which DVC reports how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = plain(raw.rstrip().expandtabs())  # it may contain a model's answers
+        line = escape_controls(raw.rstrip().expandtabs())  # it may contain a model's answers
         log.write(line + "\n")
         log.flush()
         lines.append(line)

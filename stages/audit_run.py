@@ -45,5 +45,4 @@ class AuditRun:
             yield folder
 
     def model_provenance(self) -> dict[str, Any]:
-        """Return the provenance of a stage that runs the model."""
         return provenance(self.name, self.audit, self.prepared)

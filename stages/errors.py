@@ -15,10 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from typing import Any
 
 _LONGEST = 500  # characters kept of a library's message
 
@@ -74,7 +71,7 @@ class NoLearningError(FadedError, RuntimeError):
     exit_code = Exit.USAGE
 
 
-def plain(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Escape control characters in text from elsewhere, which could control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -83,22 +80,6 @@ def did_you_mean(word: Any, known: Iterable[Any]) -> str:
     """Return the end of a message about an unknown word: the most similar known word, if any."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f", did you mean {close[0]!r}?" if close else ""
-
-
-def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the model nested at `loc`."""
-    from pydantic import BaseModel
-
-    here: Any = model
-    for part in loc:
-        field = here.model_fields.get(str(part)) if isinstance(here, type) and issubclass(here, BaseModel) else None
-        if field is not None:
-            here = field.annotation
-        for argument in getattr(here, "__args__", ()):  # dict[str, Model] and Model | None
-            if isinstance(argument, type) and issubclass(argument, BaseModel):
-                here = argument
-    known = here.model_fields if isinstance(here, type) and issubclass(here, BaseModel) else {}
-    return [field.alias or name for name, field in known.items()]
 
 
 def run_as_command(stage: Callable[[], None]) -> None:

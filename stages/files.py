@@ -52,7 +52,7 @@ def local_file(inputs: Path, name: str, where: str) -> Path:
     return inputs / name
 
 
-def plain(value: Any) -> Any:
+def without_numpy(value: Any) -> Any:
     """Convert a numpy scalar or array to plain JSON data."""
     if isinstance(value, np.generic):
         return value.item()
@@ -65,7 +65,7 @@ def write_json(path: Path, data: dict[str, Any], *, schema: bool = True) -> None
     """Write plain data deterministically. Metrics have no schema, because DVC shows every number in them."""
     payload = {"schema": SCHEMA, **data} if schema else data
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(payload, indent=1, ensure_ascii=False, default=plain, allow_nan=False)
+    text = json.dumps(payload, indent=1, ensure_ascii=False, default=without_numpy, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 

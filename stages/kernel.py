@@ -187,7 +187,6 @@ class Data:
     failed: np.ndarray
 
     def take(self, rows: np.ndarray) -> Data:
-        """Select some of the probes, by mask or row number."""
         return Data(self.items[rows], self.cells[rows], self.margin[rows], self.failed[rows])
 
     def __len__(self) -> int:

@@ -171,7 +171,6 @@ class Ledger:
         self._answers.update(answers)
 
     def close(self) -> None:
-        """Close the file; the answers stay in memory."""
         if self._file is not None:
             self._file.close()
             self._file = None

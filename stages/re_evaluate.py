@@ -202,13 +202,11 @@ def ask_clean(
 
 
 def _told_apart(task: LoadedTask) -> pd.DataFrame:
-    """Return the known attributes of the test items, indexed by id."""
     item_ids = task.items.ids("test")
     return known_attributes(task, item_ids).set_axis(item_ids)
 
 
 def _one_table(found: Answers) -> pd.DataFrame:
-    """Concatenate all probes, labelled by model and purpose."""
     tables = [search.probes.assign(model=model, purpose="search") for model, search in found.searches.items()]
     tables += [
         table.assign(model=model, purpose=purpose, role=purpose)

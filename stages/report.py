@@ -131,7 +131,6 @@ def pictured(
 
 
 def _about(here: AuditFolder) -> About:
-    """Describe what was audited, for the first page."""
     right = known_of(here).clean_accuracy.get("discover")
     return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
 

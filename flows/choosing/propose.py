@@ -26,7 +26,7 @@ from flows.workspace.yaml_edit import as_text, dumped, edit_file, in_one_line
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
-from stages.errors import UsageError, plain
+from stages.errors import UsageError, escape_controls
 from stages.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, checked, load_params
@@ -162,7 +162,7 @@ class _Proposing:
             audit=self.name,
             when=time.time(),
             model=self.config.model,
-            named=plain(asked.name),
+            named=escape_controls(asked.name),
             malformed=asked.malformed,
             outcomes=[*outcomes, *others, *refused],
             probes=found.probes if found else 0,
@@ -246,7 +246,7 @@ class _Proposing:
         return {"concepts": {name: draft.concepts[name] for name in draft.new}, "prepare": prepare, "proposed": marks}
 
     def _say(self, line: str) -> None:
-        self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(escape_controls(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
@@ -263,7 +263,7 @@ def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], p
 
 def show_proposals(console: Console, record: Record) -> None:
     """Print the proposals for an audit and their outcomes; all texts come from the model."""
-    table = Table(title=f"Proposed for {record.audit} by {escape(plain(record.model))}", title_justify="left")
+    table = Table(title=f"Proposed for {record.audit} by {escape(escape_controls(record.model))}", title_justify="left")
     for column in ("concept", "levels", "why", "screening"):
         table.add_column(column, overflow="fold")
     for one in record.outcomes:
@@ -273,7 +273,7 @@ def show_proposals(console: Console, record: Record) -> None:
         )
         levels += f" → {enters}" if enters not in ("", levels) else ""
         style = "green" if one.enters else "dim"
-        cells = [plain(text) for text in (one.concept, levels, one.reason, one.verdict)]
+        cells = [escape_controls(text) for text in (one.concept, levels, one.reason, one.verdict)]
         table.add_row(*map(escape, cells[:3]), f"[{style}]{escape(cells[3])}[/]")
     if record.outcomes:
         console.print(table)

@@ -24,7 +24,7 @@ from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
-from stages.errors import UsageError, plain
+from stages.errors import UsageError, escape_controls
 from stages.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params
@@ -162,7 +162,9 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
             f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
             for label, rate in levels
         )
-        shown.add_row(escape(concept.name), curve, _effect(concept), escape(plain(_said_worst(concept.worst))))
+        shown.add_row(
+            escape(concept.name), curve, _effect(concept), escape(escape_controls(_said_worst(concept.worst)))
+        )
     console.print(shown)
     for concept in found.concepts:
         if concept.finer:

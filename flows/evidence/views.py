@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.evidence.bundle import ENVELOPE
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
-from stages.errors import plain
+from stages.errors import escape_controls
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
@@ -24,7 +24,7 @@ UNDECIDED = "no decision needed: it ends with its landscape"
 
 def _shown(text: str) -> str:
     """The text with terminal codes removed and rich's markup escaped."""
-    return escape(plain(text))
+    return escape(escape_controls(text))
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
@@ -39,7 +39,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
     signed = "signed" if ENVELOPE in bundle.members else "UNSIGNED"
     told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
-    console.print(plain(told), markup=False, highlight=False, soft_wrap=True)
+    console.print(escape_controls(told), markup=False, highlight=False, soft_wrap=True)
     console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"check it on any machine: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True

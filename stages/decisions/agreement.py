@@ -97,7 +97,6 @@ def _shared(
 
 
 def _said(reviewers: int, actions: ActionAgreement | None, scores: Mapping[str, ScoreAgreement | None]) -> str:
-    """Describe the agreement in words."""
     said = []
     if actions is not None:
         on = f"what to do about {_count(actions.modes, 'failure mode')}"

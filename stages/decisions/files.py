@@ -112,11 +112,6 @@ def landscape_hash(audit: str) -> str:
     return content_hash(files)
 
 
-def scale_hash(params: Params, audit: str) -> str:
-    """Hash the definition of an audit's discrepancies, without what was learnt from ratings."""
-    return scale_of(params.audit(audit))
-
-
 def record_decision(
     params: Params,
     audit: str,
@@ -166,7 +161,7 @@ def record_decision(
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             tool=f"faded {version('faded')}",
             via=via,
-            scale=scale_hash(params, audit),
+            scale=scale_of(params.audit(audit)),
             previous=sorted(kept.sha256 for kept in chain if kept.sha256 not in followed),
             revises=[kept.sha256 for kept in replaced],
             audit=audit,
@@ -390,7 +385,6 @@ class _WithoutAliases(Composer):
     """Refuses aliases: a few aliases of aliases would expand a small file to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node, or raise an error for an alias."""
         if self.parser.check_event(AliasEvent):
             raise ComposerError(None, None, "expected no aliases", self.parser.peek_event().start_mark)
         return super().compose_node(parent, index)

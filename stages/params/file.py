@@ -132,7 +132,6 @@ class Params(Strict):
             raise UsageError("\n".join(errors))
 
     def repair(self, name: str) -> RepairConfig:
-        """Return the repair of an audit by name."""
         self.audit(name)
         if name not in self.repairs:
             raise UsageError(f"audit {name!r} has no entry under repairs: in params.yaml, so it ends after its report")

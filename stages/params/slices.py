@@ -25,7 +25,6 @@ class SliceGate(Strict):
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The bounds that are set, by key."""
         return self.model_dump(exclude_none=True)
 
 

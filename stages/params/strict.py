@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.errors import UsageError, did_you_mean, known_keys, plain
+from stages.errors import UsageError, did_you_mean, escape_controls
 
 _MOST = 2000  # characters of a message: one screen
 _MOST_OF_ONE = 400  # of one error
@@ -49,7 +49,7 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
         where = ".".join(str(part)[:80] for part in item["loc"])
         where = f"{prefix}.{where}".strip(".")
         if item["type"] == "extra_forbidden":
-            known = known_keys(model, item["loc"][:-1])
+            known = _keys_at(model, item["loc"][:-1])
             hint = did_you_mean(str(item["loc"][-1])[:80], known)
             lines.append(f"{where}: unknown key{hint}; expected one of {', '.join(sorted(known))}")
         elif item["type"] == "missing":
@@ -59,6 +59,21 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
             found = "" if item["type"] == "value_error" else f", found {shown(item['input'])}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the model nested at `loc`."""
+    here: Any = model
+    for part in loc:
+        field = here.model_fields.get(str(part)) if _is_model(here) else None
+        here = here if field is None else field.annotation
+        for argument in getattr(here, "__args__", ()):  # dict[str, Model] and Model | None
+            here = argument if _is_model(argument) else here
+    return [field.alias or name for name, field in here.model_fields.items()] if _is_model(here) else []
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
@@ -96,7 +111,7 @@ def errors_in(name: str, lines: Sequence[str]) -> UsageError:
     """
     told, size = [], 0
     for line in lines:
-        shown = plain(line[: _MOST_OF_ONE + 1])
+        shown = escape_controls(line[: _MOST_OF_ONE + 1])
         told.append(f"  {shown[:_MOST_OF_ONE] + ' ...' if len(shown) > _MOST_OF_ONE else shown}")
         size += len(told[-1].encode())
         if size > _MOST - _MOST_OF_ONE and len(told) < len(lines):

@@ -61,7 +61,6 @@ class UsageConfig(Strict):
 
     @property
     def stated(self) -> bool:
-        """Whether anything is stated rather than assumed."""
         return self.changes is not None or bool(self.levels) or bool(self.combinations)
 
 

@@ -75,7 +75,6 @@ def parse_yaml(data: bytes, name: str) -> Any:
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Check the depth before anything recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.CollectionEndEvent):

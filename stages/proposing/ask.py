@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from stages.errors import UsageError, plain
+from stages.errors import UsageError, escape_controls
 from stages.params import validation_lines
 from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, Proposal
 from stages.tasks.account import CUT, Account
@@ -138,7 +138,7 @@ def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
             one = Proposal.model_validate(entry)
         except ValidationError as error:
             name = entry.get("concept") if isinstance(entry, dict) else None
-            why = plain(f"malformed: {validation_lines(error, Proposal)[0]}")[:LONGEST]
+            why = escape_controls(f"malformed: {validation_lines(error, Proposal)[0]}")[:LONGEST]
             refused.append(Outcome(concept=str(name or "?")[:LONGEST], levels=[], verdict=why))
             continue
         if len(proposals) < most:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stages.concepts import Level
-from stages.errors import UsageError, plain
+from stages.errors import UsageError, escape_controls
 from stages.proposing.ask import outcome
 from stages.proposing.record import LONGEST, Outcome, Proposal
 from stages.proposing.vocabulary import Draft, Vocabulary
@@ -38,7 +38,7 @@ def make(
                 raise UsageError(errors[0])
             load(more)
         except UsageError as error:
-            refused.append(outcome(one, plain(f"refused: {str(error).splitlines()[0]}")[:LONGEST]))
+            refused.append(outcome(one, escape_controls(f"refused: {str(error).splitlines()[0]}")[:LONGEST]))
             continue
         made.append(Made(one, more.new[one.concept][len(draft.new.get(one.concept, ())) :]))
         draft = more

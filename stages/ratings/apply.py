@@ -173,11 +173,10 @@ class RatedTask(LoadedTask):
 
     @property
     def automatic_task(self) -> LoadedTask:
-        """The task itself."""
         return self.task
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task: discrepancies are badness, and `automatic` contains the task's own."""
+        """Discrepancies are badness; `automatic` contains the task's own."""
         own = self.task.probe(item_ids, cells, repeats)
         badness = self.ratings.badness(own.discrepancy)
         if own.valid is not None:  # the model cannot be blamed for invalid probes, whatever it answered

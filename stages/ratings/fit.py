@@ -12,9 +12,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
 from stages.decisions import listed_keys, read_chain, valid_decisions
-from stages.decisions.files import DecisionFile, scale_hash
+from stages.decisions.files import DecisionFile
 from stages.intervals import Rate, Resampler
 from stages.params import Params
+from stages.provenance import scale_of
 from stages.ratings.apply import BEST, WORST, Target, badness_of
 
 MIN_RATINGS, MIN_ITEMS = 20, 10
@@ -52,7 +53,6 @@ class Evidence:
 
     @property
     def reviewers(self) -> dict[str, int]:
-        """Number of scores by reviewer."""
         return dict(sorted(Counter(scored.reviewer for scored in self.scored).items()))
 
 
@@ -62,7 +62,7 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
     Raises:
         UsageError: if a decision cannot be read, or was changed.
     """
-    scale, scored, used, others = scale_hash(params, audit), [], [], 0
+    scale, scored, used, others = scale_of(params.audit(audit)), [], [], 0
     for kept in valid_decisions(read_chain(audit), listed_keys(params, audit), audit):
         decision = kept.decision
         found = [
@@ -86,7 +86,6 @@ class Scores(NamedTuple):
     items: np.ndarray
 
     def of(self, which: np.ndarray) -> Scores:
-        """Select some of the scores."""
         return Scores(self.x[which], self.y[which], self.items[which])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from stages.errors import UsageError
-from stages.files import SCHEMA, parse_json, plain
+from stages.files import SCHEMA, parse_json, without_numpy
 from stages.intervals import Rate
 from stages.params import validation_lines
 
@@ -38,7 +38,7 @@ class Record(BaseModel):
     @classmethod
     def computed(cls, data: Mapping[str, Any]) -> Self:
         """Create a record from computed data, converting numpy's numbers to Python's."""
-        return cls.model_validate(json.loads(json.dumps(data, default=plain, allow_nan=False)))
+        return cls.model_validate(json.loads(json.dumps(data, default=without_numpy, allow_nan=False)))
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
@@ -69,7 +69,6 @@ class OpenRecord(Record):
 
     @property
     def more(self) -> dict[str, Any]:
-        """The added fields."""
         return self.model_extra or {}
 
     def number(self, key: str) -> float | None:
@@ -98,7 +97,6 @@ class Document(Record):
         return cls.from_json({key: value for key, value in parse_json(data, where).items() if key != "schema"}, where)
 
     def dump(self) -> bytes:
-        """Return the bytes of the file."""
         data = {"schema": SCHEMA, **self.to_json()} if self.has_schema else self.to_json()
         return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
@@ -116,7 +114,6 @@ class FlatMetrics(Metrics, OpenRecord):
 
     @property
     def passed(self) -> bool | None:
-        """Whether all gates passed."""
         value = self.more.get("passed")
         return value if isinstance(value, bool) else None
 
@@ -131,13 +128,11 @@ class RateRecord(Record):
 
     @property
     def rate(self) -> Rate:
-        """The rate as numbers to compute with."""
         value, low, high = (np.nan if x is None else x for x in (self.value, self.low, self.high))
         return Rate(value, low, high, self.n)
 
     @classmethod
     def from_rate(cls, rate: Rate) -> RateRecord:
-        """Create the record of a rate."""
         return cls(**rate.to_json())
 
 

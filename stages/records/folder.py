@@ -118,7 +118,6 @@ class StageFolder:
         return self.path / self.files()[name]
 
     def has(self, name: str) -> bool:
-        """Whether a record exists on disk."""
         return self.where(name).exists()
 
     @property

@@ -88,7 +88,6 @@ class ModeRecord(RegionRecord):
 
     @property
     def measured(self) -> RateRecord:
-        """The rate with its interval."""
         return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
 
 
@@ -357,7 +356,6 @@ class UsageRecord(Record):
     source: str | None = None
 
     def on(self, space: ConceptSpace) -> ConceptSpace:
-        """Return a grid with this usage."""
         usage = Usage(
             tuple(np.array(own) for own in self.weights),
             space.neutral_levels,
@@ -442,7 +440,6 @@ class Landscape(Document):
 
     @property
     def space(self) -> ConceptSpace:
-        """The grid, with its usage."""
         space = ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
         return space if self.usage is None else self.usage.on(space)
 

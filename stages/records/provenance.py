@@ -76,14 +76,6 @@ class Provenance(Document):
         return {key: value for key, value in self.to_json().items() if key in told}
 
 
-class Share(Provenance):
-    """share.json: the provenance of one share of a divided search, without git, because no answer depends on it."""
-
-    git: Git | None = None  # type: ignore[assignment]
-    origin: dict[str, str]
-    part: int
-
-
 # The manifest of an evidence bundle (flows/evidence): plain data, not records, because it can list a hundred thousand
 # files, and is untrusted until all of it was checked.
 

@@ -78,7 +78,6 @@ class Plan(Document):
 
     @property
     def targets(self) -> list[PlannedMode]:
-        """The modes to repair."""
         return [mode for mode in self.modes if mode.action == "repair"]
 
 
@@ -416,7 +415,6 @@ class Comparison(Document):
 
     @property
     def space(self) -> ConceptSpace:
-        """The grid, with its usage."""
         space = ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
         return space if self.usage is None else self.usage.on(space)
 

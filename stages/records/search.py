@@ -22,7 +22,6 @@ class Search(OpenRecord):
 
     @property
     def why(self) -> str | None:
-        """Why `auto` chose it."""
         return self.text("why")
 
 
@@ -34,7 +33,6 @@ class Searches(Record):
 
     @property
     def roles(self) -> dict[str, Search]:
-        """The roles that searched."""
         return {role: found for role, found in (("agent", self.agent), ("control", self.control)) if found is not None}
 
 
@@ -76,7 +74,6 @@ class DiscoverMetrics(Metrics):
 
     @property
     def searches(self) -> Searches:
-        """Both roles."""
         return Searches(**{role: getattr(self, role) for role in ("agent", "control") if getattr(self, role)})
 
 

@@ -27,7 +27,6 @@ class SliceRate(Record):
 
     @property
     def measured(self) -> RateRecord:
-        """The rate with its interval."""
         return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
 
 

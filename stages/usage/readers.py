@@ -92,7 +92,7 @@ class PictureReader(Reader):
         return measures.of_pictures(self.task.inputs(ids, cells))
 
     def measured_by(self) -> Mapping[str, Sequence[str]]:
-        """See Reader; grey pictures have no colour."""
+        """Grey pictures have no colour."""
         found = dict(super().measured_by())
         return {name: by for name, by in found.items() if by != ("colour",) or self.task.model.form.shape[0] == 3}
 
