@@ -1,4 +1,4 @@
-"""Summaries per CPU-second: `Summarizer.summarize` against bare batched `generate` of the same model.
+"""Summaries per CPU-second: `LanguageModel.summarize` against bare batched `generate` of the same model.
 
     .venv/bin/python -m benchmarks.summaries [--prepared data/news/prepare] [--articles 48] [--threads 1]
 

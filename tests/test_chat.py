@@ -26,7 +26,6 @@ from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.chat.measures import contains, exact, f1, holds, matches
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.init import Data, Model, Seen
-from stages.tasks.language.chats import LocalChat
 from tests.endpoints import completion, served
 from tests.news import articles
 from tests.own_model import questions
@@ -272,7 +271,7 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, concepts, prepare, s
 def test_what_only_the_items_show_is_told_by_prepare(inputs, prepared):
     items = pd.read_parquet(prepared[0] / "items.parquet")
     model, embedder = Chat.load(context(inputs), prepared[0]).model, Chat._embedder(context(inputs))
-    assert isinstance(model, LocalChat) and model.room == 1024
+    assert model.room == 1024
 
     def made(changed, **concepts):
         return Chat(context(inputs, concepts=concepts), changed, model, embedder)

@@ -23,8 +23,8 @@ from stages.tasks.chat import Chat
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.labelled import WRONG, made
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.judging import Judge, JudgeSettings, LabelledAnswer, Trial, calibrate, read_labelled
-from stages.tasks.judging.verdicts import PAIRWISE, SINGLE, read_reply
+from stages.tasks.judging.calibration import LabelledAnswer, calibrate, read_labelled
+from stages.tasks.judging.verdicts import PAIRWISE, SINGLE, Judge, JudgeSettings, Trial, read_reply
 from tests.endpoints import completion, served
 from tests.finished import faded, run_stages
 from tests.scripted_judges import always_first, always_yes, good, good_of_pairs, judge, parts_of, prefers_long, right

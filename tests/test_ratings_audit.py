@@ -186,7 +186,7 @@ def test_a_revised_decision_does_not_count(place: Path) -> None:
 
 
 def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place: Path) -> None:
-    from stages.tasks.judging import read_labelled
+    from stages.tasks.judging.calibration import read_labelled
 
     rate("Ada", strict)
     rate("Ben", lambda d: 9)

@@ -29,8 +29,7 @@ from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.training import SummarizerTraining, quick
-from stages.tasks.summarization.verify import answers, verify
+from stages.tasks.summarization.training import SummarizerTraining, answers, quick, verify
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)

@@ -22,7 +22,7 @@ from stages.errors import UsageError
 from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds, matches
-from stages.tasks.language.chats import Turn
+from stages.tasks.language.generate import Turn
 
 TONES: Mapping[str, tuple[str, ...]] = {
     "polite": (

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from stages.params import Strict
-from stages.tasks.judging import Near
+from stages.tasks.judging.verdicts import Near
 from stages.tasks.sources import ItemCounts
 
 CONTEXT, QUESTION = "{context}", "{question}"

@@ -13,7 +13,8 @@ from random import Random
 from stages.errors import UsageError
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds
-from stages.tasks.judging import About, LabelledAnswer, Parts, Trial
+from stages.tasks.judging.calibration import About, LabelledAnswer
+from stages.tasks.judging.verdicts import Parts, Trial
 from stages.tasks.language.judges import WHERE
 
 RUBRIC = (

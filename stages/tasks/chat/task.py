@@ -26,11 +26,13 @@ from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choos
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
 from stages.tasks.contract import SPLITS, Exhibit, Items, TaskContext
-from stages.tasks.judging import JUDGE, Judge, Parts
-from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, Chats, ChatSource, OpenAIChat, Turn, generation_of
+from stages.tasks.judging.verdicts import JUDGE, Judge, Parts
+from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
 from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
+from stages.tasks.language.generate import Chats, Turn
 from stages.tasks.language.judged import JudgedTexts
 from stages.tasks.language.judges import JUDGE_LOADERS, judge_conflicts, judged_origin, prepare_judge, prepared_judge
+from stages.tasks.language.models import ChatSource
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.source import Source
 

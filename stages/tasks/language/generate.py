@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,35 @@ from stages.tasks.language.normalise import normaliser
 STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
 SPLIT = 384  # tokens of prompt and summary from which the last bits depended on padding again
 IGNORED = -100  # a label that the losses of torch and transformers ignore
+
+
+class Turn(NamedTuple):
+    """The input of a model: the system message ("" for none) and the user's message."""
+
+    system: str
+    said: str
+
+
+class Chats(Protocol):
+    """A chat model as a task sees it, with local weights or served; `hash` as for `Summarizes`."""
+
+    hash: str
+
+    @property
+    def parameters(self) -> int | None:
+        """Its size, if known."""
+
+    @property
+    def room(self) -> int | None:
+        """Number of tokens that question and answer may have together; None if unknown or unlimited."""
+
+    def tokens(self, turn: Turn) -> int:
+        """Return how many tokens of the room a question and its longest answer take; 0 if unknown."""
+        ...
+
+    def answer(self, turns: Sequence[Turn]) -> list[str]:
+        """Return answers to n questions, without surrounding white space; each depends on its question alone."""
+        ...
 
 
 class Summarizes(Protocol):
@@ -56,7 +85,7 @@ class Summarizes(Protocol):
         ...
 
 
-class Summarizer:
+class LanguageModel:
     """A language model and its generation settings.
 
     Args:
@@ -209,6 +238,25 @@ class Summarizer:
         texts = self.tokenizer.batch_decode(out[:, width:] if causal else out, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    # As a chat model
+
+    @property
+    def parameters(self) -> int | None:
+        """Its size."""
+        return self.form.parameters
+
+    def tokens(self, turn: Turn) -> int:
+        return len(self._turn_ids(turn)) + self.form.generation.max_new_tokens
+
+    def answer(self, turns: Sequence[Turn]) -> list[str]:
+        return self.complete([self._turn_ids(turn) for turn in turns])
+
+    def _turn_ids(self, turn: Turn) -> list[int]:
+        chat = self.form.generation.chat
+        return self.encode(render_chat(self.tokenizer, *turn) if chat else "\n\n".join(filter(None, turn)))
+
+    # As a summarizer
+
     def unfinished(self, summary: str) -> bool:
         """See Summarizes; one token less than the limit counts too, as the last may have been white space."""
         return self._tokens(summary) >= self.form.generation.max_new_tokens - 1
@@ -236,13 +284,13 @@ class Summarizer:
         return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
 
 
-def with_weights(summarizer: Summarizes) -> Summarizer:
+def with_weights(summarizer: Summarizes) -> LanguageModel:
     """Return the summarizer if its weights can be trained.
 
     Raises:
         UsageError: when it has no local weights.
     """
-    if not isinstance(summarizer, Summarizer):
+    if not isinstance(summarizer, LanguageModel):
         raise UsageError(
             f"restructure.method: training needs weights, and {summarizer.form.origin} shows none; use normalise"
         )

@@ -13,7 +13,8 @@ import torch
 from stages.tasks.account import Expected
 from stages.tasks.base import Task
 from stages.tasks.contract import Items, ProbeBatch, TaskContext
-from stages.tasks.judging import ABSTAINED, Judge, JudgeCalibration, JudgeVerdict, Parts, Trial, within
+from stages.tasks.judging.calibration import JudgeCalibration
+from stages.tasks.judging.verdicts import ABSTAINED, Judge, JudgeVerdict, Parts, Trial, within
 from stages.tasks.language.encoders import Embedder, EmbedderSource
 from stages.tasks.language.judges import expected_judgements
 from stages.tasks.sources import ItemCounts

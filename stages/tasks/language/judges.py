@@ -18,20 +18,12 @@ from stages.files import content_hash, local_file, read_json, write_json
 from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.contract import ASSETS, Compute, TaskContext
-from stages.tasks.judging import (
-    JUDGE,
-    About,
-    Asks,
-    Judge,
-    JudgeCalibration,
-    JudgeSettings,
-    LabelledAnswer,
-    Trial,
-    calibrate,
-    read_labelled,
-)
-from stages.tasks.language.chats import ChatSource, OpenAIChat, PackageChat, TransformersChat, Turn, generation_of
+from stages.tasks.judging.calibration import About, JudgeCalibration, LabelledAnswer, calibrate, read_labelled
+from stages.tasks.judging.verdicts import JUDGE, Asks, Judge, JudgeSettings, Trial
+from stages.tasks.language.chats import OpenAIChat, generation_of
 from stages.tasks.language.form import GenerationConfig
+from stages.tasks.language.generate import Turn
+from stages.tasks.language.models import ChatSource, PackageModel, TransformersModel
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, expected_requests
 from stages.tasks.rows import count_lines
 from stages.tasks.source import collect
@@ -71,11 +63,11 @@ class JudgeSource(ChatSource, JudgeSettings):
         return asks
 
 
-class PackageJudge(JudgeSource, PackageChat):
+class PackageJudge(JudgeSource, PackageModel):
     """{package: NAME, file: X.gguf}: a GGUF file that ships in an installed package."""
 
 
-class TransformersJudge(JudgeSource, TransformersChat):
+class TransformersJudge(JudgeSource, TransformersModel):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
 
 

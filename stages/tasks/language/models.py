@@ -25,7 +25,7 @@ from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy
 from stages.tasks.language.form import ADAPTER, GenerationConfig, Kind, ModelForm, model_hash, read_folder, save_form
-from stages.tasks.language.generate import Summarizer, Summarizes, render_prompt, with_normalisations
+from stages.tasks.language.generate import Chats, LanguageModel, Summarizes, render_prompt, with_normalisations
 from stages.tasks.source import Source, collect
 from stages.tasks.sources import package_file
 
@@ -89,13 +89,36 @@ class SummarizerSource(LanguageModelSource):
         """
 
 
-class WeightsModel(SummarizerSource):
-    """Base of the loaders of models with local weights."""
+class ChatSource(LanguageModelSource):
+    """Base of the loaders of chat models; `generation_of` gives the settings they are built with."""
+
+    @abstractmethod
+    def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
+        """Read a model folder that `build` wrote; the account is the same as for `build`.
+
+        Raises:
+            UsageError: when a file is missing or damaged, or it is not a chat model, or not the one that was prepared.
+            InfrastructureError: when a served model cannot be reached.
+        """
+
+
+class WeightsModel(SummarizerSource, ChatSource):
+    """Base of the loaders of models with local weights, which summarize and chat alike."""
 
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
-    ) -> Summarizer:
+    ) -> LanguageModel:
         return load_summarizer(folder, compute, base)
+
+    def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
+        """See ChatSource: a decoder-only model."""
+        model = self.load(folder, compute)
+        if model.form.kind != "causal":
+            raise UsageError(
+                f"{WHERE}: found an encoder-decoder model, which takes no system message; expected a decoder-only chat"
+                " model"
+            )
+        return model
 
 
 class PackageModel(WeightsModel):
@@ -171,7 +194,7 @@ class TransformersModel(WeightsModel):
         return self._repository.prefetch(inputs, f"{WHERE}.transformers")
 
 
-def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
+def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> LanguageModel:
     """Read a model folder, or a repair together with the model folder it belongs to.
 
     A repair is a folder whose faded.json names its base. It contains its own weights or an adapter, or normalisations,
@@ -188,7 +211,7 @@ def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) ->
         model = _weights(weights, form.kind, compute.dtype, {"local_files_only": True, "trust_remote_code": False})
     if (folder / ADAPTER).exists():
         model = _merged(model, folder)
-    return Summarizer(model.to(compute.device).eval(), tokenizer, form, compute, content, with_normalisations(form))
+    return LanguageModel(model.to(compute.device).eval(), tokenizer, form, compute, content, with_normalisations(form))
 
 
 def _convert(
@@ -213,7 +236,7 @@ def _convert(
     render_prompt(tokenizer, form, "")
     model = _weights(source, kind, dtype, {"local_files_only": True, **options, **weights})
     form = form.model_copy(update={"parameters": model.num_parameters()})
-    Summarizer(model, tokenizer, form, Compute(), "")
+    LanguageModel(model, tokenizer, form, Compute(), "")
     out_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.concepts import Level
 from stages.params import Strict
-from stages.tasks.judging import JUDGE, Near
+from stages.tasks.judging.verdicts import JUDGE, Near
 from stages.tasks.language.form import SENT, GenerationConfig
 from stages.tasks.language.normalise import NORMALISATIONS
 from stages.tasks.sources import ItemCounts

@@ -18,7 +18,8 @@ from stages.concepts.texts.grammar import negate, tense
 from stages.concepts.texts.lexicon import NEGATIONS
 from stages.concepts.texts.words import synonyms
 from stages.errors import UsageError
-from stages.tasks.judging import About, LabelledAnswer, Parts, Trial
+from stages.tasks.judging.calibration import About, LabelledAnswer
+from stages.tasks.judging.verdicts import Parts, Trial
 from stages.tasks.language.articles import Article
 
 _NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -20,7 +20,7 @@ from stages.files import read_table
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.contract import SPLITS, Exhibit, Items, Quality, Split, TaskContext
-from stages.tasks.judging import JUDGE, Judge, Parts
+from stages.tasks.judging.verdicts import JUDGE, Judge, Parts
 from stages.tasks.language.articles import DATA_LOADERS, Article, ArticleSource, choose_items
 from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
 from stages.tasks.language.generate import Summarizes

@@ -33,13 +33,12 @@ from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
 from stages.tasks.language.form import ModelForm, save_form
-from stages.tasks.language.generate import Summarizer, Summarizes, greedy, with_normalisations, with_weights
+from stages.tasks.language.generate import LanguageModel, Summarizes, greedy, with_normalisations, with_weights
 from stages.tasks.language.normalise import normaliser
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, TrainingPair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.summarization.training import SummarizerTraining
-from stages.tasks.summarization.verify import verify
+from stages.tasks.summarization.training import SummarizerTraining, verify
 from stages.tasks.training import write_card, write_loader
 
 TRIED = 50  # articles of each target mode to try a normalisation on
@@ -159,10 +158,10 @@ def _form(under_test: Summarizes, plan: RepairPlan, settings: SummaryRepair) -> 
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
 
 
-def _learner(under_test: Summarizer, form: ModelForm) -> Summarizer:
+def _learner(under_test: LanguageModel, form: ModelForm) -> LanguageModel:
     """Copy the model under test for training."""
     model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
-    return Summarizer(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
+    return LanguageModel(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
 
 
 def _numbers(

@@ -20,9 +20,9 @@ from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import check_answers, keep_answers
-from stages.tasks.language.chats import OpenAIChat, Turn
+from stages.tasks.language.chats import OpenAIChat
 from stages.tasks.language.form import ARTICLE, SENT, GenerationConfig, ModelForm, read_folder, save_form
-from stages.tasks.language.generate import with_normalisations
+from stages.tasks.language.generate import Turn, with_normalisations
 from stages.tasks.language.models import PackageModel, SummarizerSource, TransformersModel
 from stages.tasks.openai_chat import ChatEndpoint
 

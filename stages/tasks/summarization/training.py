@@ -3,22 +3,33 @@
 The loss is the cross-entropy of the summaries to give, or that of preferences between two summaries of an article
 (direct preference optimisation, DPO: Rafailov et al. 2023). Both use one loop. Its checkpoints contain tensors and no
 pickles, and a run that was killed ends in the same bytes; trainers of libraries guarantee neither.
+
+What was written is read by a fresh process, as any user reads it: `load_summarizer` refuses missing and unexpected
+keys, and its logits have to be those of the model in memory and not those of the base. A repair that was written
+wrongly would otherwise be judged by `re_evaluate` as if it were none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from stages.tasks.language.generate import IGNORED, Summarizer
+from stages.errors import UsageError
+from stages.tasks.contract import Compute
+from stages.tasks.language.generate import IGNORED, LanguageModel
+from stages.tasks.language.models import load_summarizer
+from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.training import StepwiseTraining
 
@@ -50,7 +61,7 @@ class SummarizerTraining(StepwiseTraining):
 
     def __init__(
         self,
-        learner: Summarizer,
+        learner: LanguageModel,
         lessons: Callable[[int], Sequence[Lesson]],
         settings: SummaryRepair,
         steps: int,
@@ -135,7 +146,7 @@ class SummarizerTraining(StepwiseTraining):
         return torch.stack([part.mean() if self.settings.per_token else part.sum() for part in parts])
 
 
-def _adapted(learner: Summarizer, settings: SummaryRepair, seed: int) -> Any:
+def _adapted(learner: LanguageModel, settings: SummaryRepair, seed: int) -> Any:
     """Add an adapter to the model that at first changes nothing."""
     from peft import LoraConfig, get_peft_model
 
@@ -183,7 +194,7 @@ def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple
     Args:
         model: a model of transformers, or of peft around one.
         kind: "causal" or "seq2seq".
-        batch: returned by `Summarizer.training_batch`.
+        batch: returned by `LanguageModel.training_batch`.
 
     Returns:
         Logits (k, vocabulary) float32 and token ids (k,) of the k tokens of all summaries.
@@ -199,3 +210,54 @@ def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple
         logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
     counted = labels != IGNORED
     return logits[counted].float(), labels[counted]
+
+
+# Is a repair what it says it is?
+
+
+def verify(folder: Path, base: Path, before: LanguageModel, after: LanguageModel, lessons: Sequence[Lesson]) -> None:
+    """Read a repaired model in a fresh process and compare it with the one in memory.
+
+    Args:
+        folder: the written repair, see `load_summarizer`.
+        base: the model folder it was made for.
+        before: the model under test.
+        after: the repaired model in memory.
+        lessons: a few articles with summaries, to compare logits on.
+
+    Raises:
+        UsageError: when the repaired model answers as its base does, to the last bit.
+        BugError: when what was written is not what is in memory, or cannot be read.
+    """
+    known = {"before": answers(before, lessons), "after": answers(after, lessons)}
+    if torch.equal(known["before"], known["after"]):
+        raise UsageError(
+            "restructure: the repaired model answers exactly as before, so training changed less than its weights can"
+            " hold; raise restructure.settings.learning_rate or steps"
+        )
+    question = {"lessons": list(lessons), "compute": asdict(after.compute)}
+    compare_in_fresh_process(__name__, folder, base, known, question)
+
+
+def answers(summarizer: LanguageModel, lessons: Sequence[Lesson]) -> Tensor:
+    """Return the logits (k, vocabulary) float32 at the tokens of all summaries."""
+    with torch.inference_mode():
+        batch = summarizer.training_batch([one.article for one in lessons], [one.summary for one in lessons])
+        return told_and_wanted(summarizer.model, summarizer.form.kind, batch)[0].cpu()
+
+
+def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
+    """Compare the logits of the model in a folder with the expected ones.
+
+    Raises:
+        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    """
+    told = json.loads(asked.read_text(encoding="utf-8"))
+    compute = Compute(**told["compute"])
+    torch.set_num_threads(compute.threads)
+    lessons = [Lesson(*lesson) for lesson in told["lessons"]]
+    compare("logits", answers(load_summarizer(folder, compute, base), lessons), load_file(tensors))
+
+
+if __name__ == "__main__":
+    command_line(__doc__, main)
