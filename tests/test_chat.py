@@ -294,12 +294,6 @@ def test_an_encoder_decoder_model_is_refused(inputs, tmp_path):
         Chat.prepare(context(folder, generation={"chat": False}), tmp_path)
 
 
-def test_it_is_searched_and_not_repaired(inputs):
-    assert Chat.check_repair(context(inputs), {"method": "lora"}) == [
-        "restructure: this task has no repair; remove q from repairs:"
-    ]
-
-
 # Data
 
 
@@ -461,7 +455,8 @@ def chat_completion(request):
 
 def test_a_served_model_is_asked_as_one_that_is_here_and_nothing_is_paid_twice(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with served(chat_completion, whole=True) as model:
+    changed = []
+    with served(lambda request: completion(*changed) if changed else chat_completion(request), whole=True) as model:
         block = {"openai": f"{model.url}/v1", "model": "tiny", "price": {"prompt": 1.0, "completion": 1.0}}
         asked = context(inputs, model=block, generation={"max_new_tokens": 8})
         assert Chat.check(asked) == []
@@ -484,20 +479,10 @@ def test_a_served_model_is_asked_as_one_that_is_here_and_nothing_is_paid_twice(i
         known = Chat.expected_requests(asked)
         assert known is not None and known.bill.requests == len(model.requests)
         assert len(model.requests) == known.preparing + 3 + 1, "loading asks three"
-    sent = model.requests[-1]
+        sent = model.requests[-1]
+        changed.append("Something else.")
+        with pytest.raises(UsageError, match="answers differently"):
+            Chat.load(asked, out)
     assert [one["role"] for one in sent["messages"]] == ["system", "user"] and sent["max_tokens"] == 8
     raw = context(inputs, model=block, generation={"chat": False})
     assert any("always have a chat template" in error for error in Chat.check(raw))
-
-
-def test_a_served_model_that_changed_since_is_told(inputs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "prepare"
-    out.mkdir()
-    said = []
-    with served(lambda request: completion(*said) if said else chat_completion(request), whole=True) as model:
-        asked = context(inputs, model={"openai": f"{model.url}/v1", "model": "tiny"})
-        Chat.prepare(asked, out)
-        said.append("Something else.")
-        with pytest.raises(UsageError, match="answers differently"):
-            Chat.load(asked, out)

@@ -151,14 +151,6 @@ def test_a_bad_judge_is_refused_with_numbers(prepare, says, pairwise, named):
         prepare({**block, "pairwise": pairwise})
 
 
-def test_a_judge_that_says_something_else_is_never_guessed_about(prepare):
-    with (
-        served(lambda request: completion("I would say yes, acceptable."), whole=True) as model,
-        pytest.raises(UsageError, match="it abstains from 100%"),
-    ):
-        prepare({"openai": model.url, "model": "chatty", "answers": 64})
-
-
 def test_a_refused_judge_that_is_accepted_all_the_same_is_named_in_every_report(prepare):
     with judging(always_yes) as (block, _):
         given, out, metrics = prepare({**block, "accept_uncalibrated": True})
@@ -234,9 +226,7 @@ def test_an_abstention_is_not_valid_and_no_failure(inputs):
     [shown] = task.exhibit(["q0"], np.zeros((1, 1), dtype=int))
     assert shown.caption.endswith("the judge abstains: what there is to read is too long for it")
     assert task.decided() == {"unchanged": 4, "decided": 0, "abstained": 3}
-
-
-def test_an_answer_without_a_word_needs_no_judge(inputs):
+    # An answer without a word needs no judge.
     task, turns = loaded(inputs, " ...", "acceptable", discrepancy={"measure": "judge"})
     assert task.fails_unchanged().all() and turns == []
 
