@@ -389,8 +389,9 @@ def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
     assert Account(tmp_path / "bill.jsonl").bill.requests == 5
 
 
-def test_a_cost_that_nobody_can_count_is_not_promised(tmp_path):
-    silent = {"choices": [{"message": {"content": "A gist."}}]}
+@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 0, "completion_tokens": 0}}])
+def test_a_cost_that_nobody_can_count_is_not_promised(usage):
+    silent = {"choices": [{"message": {"content": "A gist."}}], **usage}
     with (
         served(lambda request: silent, whole=True) as model,
         pytest.raises(UsageError, match=r"came without a count of their tokens .*remove prepare\.model\.max_cost"),
