@@ -44,10 +44,6 @@ def world():
 # --- slots and levels
 
 
-def test_slots_with_words_are_right() -> None:
-    assert check_slots({"animal": ["animal", "cat", "Löwe"], "fur_2": ["", "on the left, in red"]}) == []
-
-
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
@@ -77,6 +73,7 @@ def test_what_is_wrong_with_slots_is_told(levels: dict, message: str) -> None:
 
 
 def test_all_errors_are_told_at_once_one_a_line() -> None:
+    assert check_slots({"animal": ["animal", "cat", "Löwe"], "fur_2": ["", "on the left, in red"]}) == []
     errors = check_slots({"A": [1, "x ", "ok"], "output": ["cat", "cat"]})
     assert len(errors) == 5 and all(error.startswith("concepts.") and "\n" not in error for error in errors)
     assert "output" in COLUMNS
@@ -160,18 +157,11 @@ def test_prompts_are_tidied_where_a_slot_says_nothing(template: str, words: dict
     assert fill(template, words) == prompt
 
 
-@pytest.mark.parametrize(
-    "word", ["orange", "eight", "hour", "honest man", "heir", "8", "18", "élan", "unimportant man"]
-)
-def test_an_stands_before_vowels(word: str) -> None:
-    assert fill("A {a}", {"a": word}) == f"An {word}" and fill("an {a}", {"a": word}) == f"an {word}"
-
-
-@pytest.mark.parametrize(
-    "word", ["red", "one", "unicorn", "university", "European", "useful", "usual", "user", "house", "180"]
-)
-def test_a_stands_before_consonants(word: str) -> None:
-    assert fill("an {a}", {"a": word}) == f"a {word}" and fill("A {a}", {"a": word}) == f"A {word}"
+def test_an_stands_before_vowels_and_a_before_consonants() -> None:
+    for word in ("orange", "eight", "hour", "honest man", "heir", "8", "18", "élan", "unimportant man"):
+        assert (fill("A {a}", {"a": word}), fill("an {a}", {"a": word})) == (f"An {word}", f"an {word}")
+    for word in ("red", "one", "unicorn", "university", "European", "useful", "usual", "user", "house", "180"):
+        assert (fill("an {a}", {"a": word}), fill("A {a}", {"a": word})) == (f"a {word}", f"A {word}")
 
 
 def test_an_article_follows_the_next_word_that_is_said() -> None:
@@ -179,10 +169,7 @@ def test_an_article_follows_the_next_word_that_is_said() -> None:
     assert fill(template, {"size": "", "colour": "", "digit": "eight", "other": ""}) == "an eight with an orange"
     words = {"size": "", "colour": "red", "digit": "eight", "other": "old"}
     assert fill(template, words) == "a red eight with an old orange"
-
-
-def test_articles_that_no_slot_follows_stay_as_written() -> None:
-    assert fill("vitamin a is in {a}", {"a": "a orange"}) == "vitamin a is in a orange"
+    assert fill("vitamin a is in {a}", {"a": "a orange"}) == "vitamin a is in a orange"  # as written
     assert fill("the letter {a} on a mat", {"a": "a"}) == "the letter a on a mat"
     assert fill("a {a}", {"a": ""}) == "a"
 
@@ -267,19 +254,14 @@ def test_the_prompts_of_the_default_model_are_captions_it_has_learnt(file: str, 
     learnt = templates[: len(world.PHRASES)]
     cells = space.sample(60, np.random.default_rng(0))
     neutral = [c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in space.concepts]
+    if file == "templates.txt":
+        assert fill(templates[0], {c.name: str(c.neutral) for c in space.concepts}) == "a digit"
     for cell in [neutral, *cells.tolist()]:
         words = {c.name: str(c.levels[i]) for c, i in zip(space.concepts, cell, strict=True)}
         generic = {"thing": "digit" if file == "templates.txt" else "shape"}
         for template, phrase in zip(learnt, world.PHRASES, strict=True):
             caption = world.phrase(says(words) | generic, phrase)
             assert fill(template, words) == re.sub(r"\ba (?=eight)", "an ", caption)
-
-
-def test_the_smallest_prompt_of_the_default_model_says_digit(world) -> None:
-    space = prompt_space(grids(world)["templates.txt"])
-    assert space.neutral is not None
-    words = {c.name: str(c.neutral) for c in space.concepts}
-    assert fill(read_templates("templates.txt", INPUTS)[0], words) == "a digit"
 
 
 # --- the paper's experiment

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder import as_uint8, encode, make_autoencoder, train_autoencoder
-from diffusers import StableDiffusionPipeline
-from text import make_tokenizer, train_text_encoder
+from networks import (
+    as_uint8,
+    assemble,
+    encode,
+    make_autoencoder,
+    make_tokenizer,
+    train_autoencoder,
+    train_text_encoder,
+    train_unet,
+)
 from transformers import CLIPTextModel
-from unet import make_scheduler, train_unet
 from world import draw_digits, draw_scenes, glyphs, render
 
 SEED = 5
@@ -49,16 +55,7 @@ def main() -> None:
     latents = encode(vae, images)
     print(f"latents: mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
     unet = train_unet(latents, pictures, tokenizer, encoder, SEED, scratch)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = assemble(vae, encoder, tokenizer, unet)
     pipeline.to(torch.float16).save_pretrained(arguments.out)
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from text import MAX_LENGTH
+from networks import MAX_LENGTH, assemble, make_unet
 from transformers import CLIPTextModel, CLIPTokenizer
-from unet import make_scheduler, make_unet
 from world import BACKGROUNDS, COLOURS, DIGITS, PHRASES, PLANTS, SIZES, draw_scenes, phrase
 
 from stages.tasks.text_to_image.judge_models import load_judge
@@ -72,14 +71,12 @@ def unfinished(scratch: Path) -> StableDiffusionPipeline:
     unet, state = make_unet(), torch.load(scratch / "unet.pt", weights_only=True)
     unet.load_state_dict(state["average"])
     print(f"step {state['step']} of the training", flush=True)
-    return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(scratch / "vae"), unet=unet.eval(), scheduler=make_scheduler(),
-        text_encoder=CLIPTextModel.from_pretrained(scratch / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(
-            scratch / "tokenizer", model_max_length=MAX_LENGTH, pad_token="<|endoftext|>"
-        ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    vae = AutoencoderKL.from_pretrained(scratch / "vae")
+    encoder = CLIPTextModel.from_pretrained(scratch / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(
+        scratch / "tokenizer", model_max_length=MAX_LENGTH, pad_token="<|endoftext|>"
+    )
+    return assemble(vae, encoder, tokenizer, unet.eval())
 
 
 def draw(

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from autoencoder import as_uint8, encode, make_autoencoder
 from diffusers import AutoencoderKL
+from networks import as_uint8, encode, make_autoencoder
 from torch import Tensor
 from torch.nn import functional
 from world import (

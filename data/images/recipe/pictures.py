@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from autoencoder import as_uint8
+from networks import as_uint8
 from world import BACKGROUNDS, COLOURS, DIGITS, SIZES, Picture, caption, draw_scenes, glyphs, render
 
 from stages.tasks.text_to_image.pictures import to_png

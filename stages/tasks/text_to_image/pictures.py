@@ -177,15 +177,48 @@ def _plain(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Convert the further columns to text; columns with lists and the like are left out, as not all can be stored."""
     further = dict.fromkeys(name for row in table for name in row if name not in OWN)
     kept = [name for name in further if all(isinstance(row.get(name), _SCALAR) for row in table)]
-    own = [{name: row[name] for name in OWN} for row in table]
-    return [row | {name: _said(given.get(name)) for name in kept} for row, given in zip(own, table, strict=True)]
+    return [
+        {name: row[name] for name in OWN} | {name: "" if pd.isna(row.get(name)) else str(row[name]) for name in kept}
+        for row in table
+    ]
 
 
-def _said(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
+class _PicturesInLines(PictureSource):
+    """Base of sources with one JSON object a line, which names a picture file."""
+
+    @abstractmethod
+    def _lines(self, inputs: Path) -> tuple[Path, str, str, str]:
+        """Return the JSON lines, the folder of the pictures under inputs, the field that names them, and the block."""
+
+    def rows(self, inputs: Path) -> Iterator[Row]:
+        """See PictureSource.
+
+        Raises:
+            UsageError: when a line is not JSON, or names no file of the folder. Links in it are the user's own.
+        """
+        path, folder, key, where = self._lines(inputs)
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{where}: {path} is not UTF-8: {error}") from None
+        # Strings in JSON can contain other line ends (U+2028, U+0085), at which str.splitlines would split.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are not text
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{where}: {path}, line {number} is not JSON: {error}") from None
+            name = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(name, str):
+                raise UsageError(f"{where}: {path}, line {number} names no {key}: {line[:80]}")
+            if leads_out(name):
+                raise UsageError(f"{where}: {key} {name} leads out of {folder}")
+            yield name, row | {self.image: {"bytes": None, "path": str(PurePosixPath(folder) / name)}}
 
 
-class ImageFolder(PictureSource):
+class ImageFolder(_PicturesInLines):
     """{imagefolder: FOLDER}: picture files with a metadata.jsonl, as in `datasets`, under the audit's inputs.
 
     Each line is a JSON object with file_name, the caption, and any other columns.
@@ -197,23 +230,20 @@ class ImageFolder(PictureSource):
         return f"the folder {self.imagefolder}"
 
     def errors(self, inputs: Path) -> list[str]:
-        return collect(lambda: self._metadata(inputs))
+        return collect(lambda: self._lines(inputs))
 
-    def _metadata(self, inputs: Path) -> Path:
-        folder = local_file(inputs, self.imagefolder, "prepare.data.imagefolder")
+    def _lines(self, inputs: Path) -> tuple[Path, str, str, str]:
+        where = "prepare.data.imagefolder"
+        folder = local_file(inputs, self.imagefolder, where)
         if not (folder / "metadata.jsonl").is_file():
             raise UsageError(
-                f"prepare.data.imagefolder: {folder} has no metadata.jsonl, one JSON object a line with the keys"
+                f"{where}: {folder} has no metadata.jsonl, one JSON object a line with the keys"
                 f" file_name and {self.text}"
             )
-        return folder / "metadata.jsonl"
-
-    def rows(self, inputs: Path) -> Iterator[Row]:
-        path = self._metadata(inputs)
-        yield from _named_pictures(path, self.imagefolder, "file_name", self.image, "prepare.data.imagefolder")
+        return folder / "metadata.jsonl", self.imagefolder, "file_name", where
 
 
-class JsonLinesPictures(PictureSource):
+class JsonLinesPictures(_PicturesInLines):
     """{jsonl: FILE, image: FIELD, text: FIELD}: one JSON object per line, under the audit's inputs.
 
     `image` names the field with the path of a picture file, relative to the folder of the JSON lines.
@@ -228,12 +258,9 @@ class JsonLinesPictures(PictureSource):
         named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
         return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
-    def _file(self, inputs: Path) -> Path:
-        return lines_file(inputs, self.jsonl, "prepare.data")
-
-    def rows(self, inputs: Path) -> Iterator[Row]:
+    def _lines(self, inputs: Path) -> tuple[Path, str, str, str]:
         folder = str(PurePosixPath(self.jsonl).parent)
-        yield from _named_pictures(self._file(inputs), folder, self.image, self.image, "prepare.data.jsonl")
+        return lines_file(inputs, self.jsonl, "prepare.data"), folder, self.image, "prepare.data.jsonl"
 
 
 class ParquetPictures(PictureSource):
@@ -262,20 +289,16 @@ class ParquetPictures(PictureSource):
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         self.require(inputs)
-        stem, number = Path(self.parquet).stem, 0
-        batches = self._open(inputs).iter_batches()
-        while True:
-            try:
-                rows = next(batches).to_pylist()
-            except StopIteration:
-                return
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise UsageError(
-                    f"prepare.data.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
-                ) from None
-            for row in rows:
-                yield f"{stem}-{number}", row
-                number += 1
+        table, stem, number = self._open(inputs), Path(self.parquet).stem, 0
+        try:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    yield f"{stem}-{number}", row
+                    number += 1
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UsageError(
+                f"prepare.data.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
+            ) from None
 
 
 class HubPictures(HubDataSource, PictureSource):
@@ -311,37 +334,3 @@ PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
     "parquet": ParquetPictures,
     "datasets": HubPictures,
 }
-
-
-def _named_pictures(path: Path, folder: str, key: str, column: str, where: str) -> Iterator[Row]:
-    """Yield the rows of JSON lines that name picture files, each with its file filled in.
-
-    Args:
-        path: the JSON lines.
-        folder: the folder of the files, relative to the audit's inputs.
-        key: key of a line with the path of its file.
-        column: column that receives the picture.
-        where: key of params.yaml, for messages.
-
-    Raises:
-        UsageError: when a line is not JSON, or names no file of the folder. Links in it are the user's own.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: {path} is not UTF-8: {error}") from None
-    # Strings in JSON can contain other line ends (U+2028, U+0085), at which str.splitlines would split.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are not text
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: {path}, line {number} is not JSON: {error}") from None
-        name = row.get(key) if isinstance(row, dict) else None
-        if not isinstance(name, str):
-            raise UsageError(f"{where}: {path}, line {number} names no {key}: {line[:80]}")
-        if leads_out(name):
-            raise UsageError(f"{where}: {key} {name} leads out of {folder}")
-        yield name, row | {column: {"bytes": None, "path": str(PurePosixPath(folder) / name)}}

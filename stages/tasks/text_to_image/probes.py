@@ -36,7 +36,7 @@ from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, JudgeSource, 
 from stages.tasks.text_to_image.judges import expected_values, judge_notes, load_quality, quality_errors
 from stages.tasks.text_to_image.models import MODEL_LOADERS, scheduler_errors
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, PictureSource, from_png, strip
-from stages.tasks.text_to_image.sample import Drawing, ModelSource
+from stages.tasks.text_to_image.sample import ModelSource
 from stages.tasks.text_to_image.studio import Judged, PictureOrder, Studio, discrepancy, measures_of, said
 
 UNREADABLE = {"ignored": "not held against the model", "failure": "wrong"}  # in words
@@ -88,17 +88,13 @@ class PainterProbes(Task):
         if self.settings.unreadable == "ignored":
             records["misalignment"] *= ~records["unreadable"]
         self.calibration = PictureCalibration(records, self.config.images, self.reference)
-        self.threshold = self._threshold()
+        threshold, alarms = self.settings.threshold, self.settings.false_alarms
+        automatic = threshold == "auto"
+        self.threshold = self.calibration.threshold(self.settings.weights, alarms) if automatic else float(threshold)
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
         self.salt = 0  # see `again`
         studio.copies, studio.shared = context.compute.processes, self._look_with_others
-
-    def _threshold(self) -> float:
-        settings = self.settings
-        if settings.threshold == "auto":
-            return self.calibration.threshold(settings.weights, settings.false_alarms)
-        return float(settings.threshold)
 
     def false_alarms(self) -> dict[str, dict[str, Any]]:
         found = self.calibration.false_alarms(self.settings.weights, self.threshold)
@@ -271,8 +267,7 @@ class PainterProbes(Task):
         probes = self.judged(item_ids, cells, repeats)
         seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
         found = np.array([self._discrepancy(pictures) for pictures in seen], dtype=np.float32)
-        attribute = self.config.bias.attribute if self.config.bias else ""
-        outputs = [said(pictures, self.settings.weights, attribute) for pictures in probes]
+        outputs = [said(pictures, self.settings.weights, self._attribute) for pictures in probes]
         valid = np.array([bool(pictures) for pictures in seen], dtype=bool)
         if self.settings.unreadable == "ignored":
             kind = [self._discrepancy([picture.charitable for picture in pictures]) for pictures in seen]
@@ -284,8 +279,11 @@ class PainterProbes(Task):
     def _discrepancy(self, pictures: Sequence[Judged]) -> float:
         if not pictures:
             return 0.0
-        attribute = self.config.bias.attribute if self.config.bias else ""
-        return discrepancy(pictures, self.settings.weights, attribute, self.reference)
+        return discrepancy(pictures, self.settings.weights, self._attribute, self.reference)
+
+    @property
+    def _attribute(self) -> str:
+        return self.config.bias.attribute if self.config.bias else ""
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: quality of the pictures of one cell of each item; the cells are the same for every model."""
@@ -329,13 +327,6 @@ class PainterProbes(Task):
             drawn = strip([next(drawings).pixels for _ in asked[n]])
             shown.append(Exhibit(caption, drawn=drawn, words=words))
         return shown
-
-    def alignment(
-        self, drawings: Sequence[Drawing], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
-    ) -> np.ndarray:
-        """Rate how well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
-        orders = [PictureOrder(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
-        return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
 
     # Further measures
 
