@@ -10,6 +10,7 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.confirm import Fresh
+from stages.landscape.estimate import Landscape, estimate
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
@@ -62,6 +63,18 @@ def adaptive(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
 def fresh(task: Any, count: int) -> Fresh:
     """Fresh probes, as many as were kept back from the search."""
     return Fresh(count, lambda items, cells: ask(task, items, cells, "fresh"))
+
+
+def landscape_of(task: Any, probes: pd.DataFrame, **how: Any) -> Landscape:
+    """The landscape of all items of a task."""
+    ids = task.items.table["id"].tolist()
+    return estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, **how)
+
+
+def every_pair(task: Any) -> pd.DataFrame:
+    """Probes of an enumerated grid."""
+    cells, n = task.concepts.cells(), len(task.items.table)
+    return ask(task, np.repeat(np.arange(n), len(cells)), np.tile(cells, (n, 1)), "control")
 
 
 def _nobody(_items: np.ndarray, _cells: np.ndarray) -> pd.DataFrame:

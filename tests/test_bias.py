@@ -41,10 +41,6 @@ def all_counts(n, k):
     return np.array([counts for counts in product(range(n + 1), repeat=k) if sum(counts) == n])
 
 
-def test_total_variation_is_the_share_that_would_have_to_change():
-    assert total_variation(np.array([[3, 1], [2, 2]]), np.array([0.5, 0.5])).tolist() == [0.25, 0.0]
-
-
 @pytest.mark.parametrize("reference", [[0.5, 0.5], [0.2, 0.3, 0.5]])
 def test_what_chance_gives_is_as_enumeration_says(reference):
     n, reference = 9, np.array(reference)
@@ -121,19 +117,14 @@ def test_guidance_1_is_shown_but_not_judged():
     assert largest_bias(entries).value < 0.1
 
 
-def test_answers_nobody_could_read_count_for_nothing():
-    entries = measure_bias([tally([0, 0], unread=48), tally([30, 18], unread=3)], seed=0)
-    assert (entries[0].n, entries[0].p, entries[0].bias.value) == (0, None, None)
-    assert not entries[0].beyond_noise
-    assert (entries[1].n, entries[1].unread) == (48, 3)
-    assert largest_bias(entries).n == 48
-
-
-def test_a_value_nobody_expects_is_a_bias():
-    entry = measure_bias([tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0)[0]
-    assert entry.counted == pytest.approx(8 / 48)
-    assert entry.p < 0.05
-    assert entry.bias.high > 8 / 48
+def test_answers_nobody_could_read_count_for_nothing_and_values_nobody_expects_are_a_bias():
+    unread, read, odd = measure_bias(
+        [tally([0, 0], unread=48), tally([30, 18], unread=3), tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0
+    )
+    assert (unread.n, unread.p, unread.bias.value, unread.beyond_noise) == (0, None, None, False)
+    assert (read.n, read.unread) == (48, 3)
+    assert largest_bias([unread, read]).n == 48
+    assert odd.counted == pytest.approx(8 / 48) and odd.p < 0.05 and odd.bias.high > 8 / 48
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,8 @@ def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
     for images in (pictures(3), pictures(3, 1, 32, 32)):
         for severity in (1, 5):
             together = corrupted(name, images, severity)
-            assert together.shape == images.shape
-            assert together.dtype == torch.float32
-            assert together.min() >= 0
-            assert together.max() <= 1
+            assert together.shape == images.shape and together.dtype == torch.float32
+            assert together.min() >= 0 and together.max() <= 1
             assert torch.equal(together, corrupted(name, images, severity))
             assert torch.equal(together[2:], corrupted(name, images[2:], severity, first=2))
         # At severity 1, the blurs of a picture this small are far below a pixel.
@@ -338,8 +336,7 @@ def benchmark() -> ConceptSpace:
 def test_a_model_like_alexnet_has_an_mce_of_one(benchmark: ConceptSpace) -> None:
     probes = probes_of(benchmark, 400, dict(ALEXNET))
     errors = corruption_errors(landscape_of(benchmark, probes, exact=True), probes, of_imagenet=True)
-    assert isinstance(errors, CorruptionErrors)
-    assert errors.normalised is not None
+    assert isinstance(errors, CorruptionErrors) and errors.normalised is not None
     assert errors.normalised.value == pytest.approx(1, abs=0.002)  # a share of 400 items
     assert errors.normalised.low < 1 < errors.normalised.high
     assert errors.mean.value == pytest.approx(np.mean(list(ALEXNET.values())), abs=0.001)

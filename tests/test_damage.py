@@ -258,25 +258,15 @@ ANY_BYTES = (
 
 
 @given(data=ANY_BYTES)
-def test_any_bytes_as_the_locks_of_dvc(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rwlock"
+def test_any_bytes_as_the_locks_of_dvc_and_as_other_files_of_a_workspace(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        path = Path("rwlock")
         path.write_bytes(data)
         _heal_rwlock(path)
         assert not path.exists() or _Locks.model_validate_json(path.read_bytes())
         assert _heal_rwlock(path) == []
-
-
-@given(data=ANY_BYTES)
-def test_any_bytes_as_faded_json(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / RECORD).write_bytes(data)
-        assert isinstance(read_record(Path(folder)), dict)
-
-
-@given(data=ANY_BYTES)
-def test_any_bytes_as_prefect_yaml(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path(RECORD).write_bytes(data)
+        assert isinstance(read_record(Path()), dict)
         Path("prefect.yaml").write_bytes(data)
         with contextlib.suppress(UsageError):
             read_entries()

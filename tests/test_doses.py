@@ -121,17 +121,13 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
     assert worth(found) == ""
     view = doses_view(found)
     assert view.sentences == [] and [control for _, control in view.rates.values()] == [None] * 3
+    assert dose_curves(table.head(0), resamples=200, seed=0) == doses_view([]) == []
 
 
 def test_of_clean_quality_no_steps_are_said():
     found = curve(rates((0.98, 0.97), (0.98, 0.98, 0.97), before=0.98), part="clean")
     assert found.times is None and worth(found) == ""
     assert found.repaired[-1].rate.value == pytest.approx(0.97, abs=0.02)
-
-
-def test_nothing_was_asked_nothing_is_shown():
-    empty = pd.DataFrame(columns=["copy_of", "training", "dose", "steps", "part", "item", "weight", "value"])
-    assert dose_curves(empty, resamples=200, seed=0) == []
 
 
 def test_the_page_shows_each_training():

@@ -83,14 +83,11 @@ def test_planted_pairs_of_words_are_found_exactly(method: str, each: int, seed: 
     assert_minimal(task, found.table)
 
 
-def test_three_words_that_fail_only_together_are_found() -> None:
+def test_three_words_are_found_together_and_a_single_one_alone() -> None:
     task = Wordy([FOUR_ON_BLACK | {"colour": "red"}])
-    found = explore(task, 60)
-    assert (found.table["radius"] == 3).all()
-    assert_minimal(task, found.table)
-
-
-def test_a_single_word_is_found_alone_even_where_pairs_fail_too() -> None:
+    three = explore(task, 60).table
+    assert (three["radius"] == 3).all()
+    assert_minimal(task, three)
     found = explore(Wordy([FOUR_ON_BLACK, {"colour": "purple"}]), 30).table
     assert (found["radius"] == 1).all() and (found["alone_colour"] == 1).all()
     assert all(said(row) == {"colour": "purple"} for _, row in found.iterrows())

@@ -120,9 +120,12 @@ def test_one_item_no_failure_or_nothing_else_is_no_obstacle(items: int, regions:
 def test_a_grid_that_is_nearly_used_up_is_used_up() -> None:
     space = ConceptSpace((Concept("a", tuple(range(6))), Concept("b", tuple(range(5)))))
     task = make_task(3, [{"a": [5]}], space)
+    few = make_task(200, [{"a": [5]}], ConceptSpace((Concept("a", tuple(range(7))),)))
     for cls in (ModelBased, Pool, LocalSearch):
         prober, _ = explore(make(cls), task, 88)  # of 90 pairs
         assert prober.spent == 88
+        _, found = explore(make(cls), few, 100)  # searched, and not drawn at random
+        assert found.details["random_probes"] == 40 + 2 * 6  # its share of two batches of 30
 
 
 class ByItem:
@@ -161,13 +164,6 @@ def test_on_a_large_grid_an_item_that_failed_before_leaves_probes_for_others() -
     items, cells = np.repeat([7, 8, 9], 20), space.sample(60, rng)
     assert worth(items, cells)[40:].max() < worth(items, cells)[:40].min()
     assert np.bincount(items[worth.batch(items, cells, 12)], minlength=10)[7:].tolist() == [6, 6, 0]
-
-
-@pytest.mark.parametrize("cls", [ModelBased, Pool, LocalSearch])
-def test_a_grid_of_few_cells_is_searched_and_not_drawn_at_random(cls) -> None:
-    task = make_task(200, [{"a": [5]}], ConceptSpace((Concept("a", tuple(range(7))),)))
-    _, found = explore(make(cls), task, 100)
-    assert found.details["random_probes"] == 40 + 2 * 6  # its share of two batches of 30
 
 
 def test_batches_grow_no_further_than_there_are_candidates_for() -> None:

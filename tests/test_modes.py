@@ -447,16 +447,12 @@ def test_regions_that_together_say_the_same_are_merged():
     assert len(regions_of(space, cells, apart, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))) == 2
 
 
-def test_jaccard_counts_cells():
+def test_found_again_is_the_share_another_run_names_alike():
     space = space_of_three()
     region, cells = Region({"tilt": (3, 4, 5), "fog": (0, 1)}), space.cells()
     for other in (region, Region({"tilt": (4, 5)}), Region({"dust": (0,)}), Region({"fog": (5,)}), Region({})):
         a, b = region.contains(space, cells), other.contains(space, cells)
         assert jaccard(space, region, other) == pytest.approx((a & b).sum() / (a | b).sum())
-
-
-def test_found_again_is_the_share_another_run_names_alike():
-    space = space_of_three()
     named = [Region({"tilt": (4, 5)}), Region({"fog": (0,), "dust": (0, 1)})]
     other = [Region({"tilt": (3, 4, 5)}), Region({"fog": (0,)})]
     result = found_again(named, other, space, rates=[0.9, 0.6])

@@ -37,10 +37,11 @@ def test_a_probe_asked_before_earns_no_more_than_the_clearest_new_pass() -> None
     assert pay(reward, [0, 1, 2], [[0, 0]] * 3, [0.3, -1.0, -0.9]) == pytest.approx([-1.0, -1.0, -0.9])
 
 
-def test_what_the_budget_left_unanswered_earns_nothing_and_is_not_remembered() -> None:
+def test_coverage_pays_the_first_probe_of_a_cell_and_what_was_not_answered_is_not_remembered() -> None:
     reward = make(coverage=0.25)
     assert pay(reward, [0], [[0, 0]], [np.nan]) == [0.0]
-    assert pay(reward, [0], [[0, 0]], [-0.5]) == pytest.approx([-0.25])
+    paid = pay(reward, [0, 1, 0], [[0, 0], [0, 0], [1, 0]], [-0.5, -0.5, 0.5])
+    assert paid == pytest.approx([-0.25, -0.5, 0.75])
 
 
 def test_novelty_diminishes_with_the_failures_of_its_cell() -> None:
@@ -57,11 +58,6 @@ def test_regions_are_halves_of_what_is_ordered_and_single_categories() -> None:
     assert len({regions[0], regions[4], regions[5]}) == 3
     paid = pay(reward, [0, 0, 0, 0], [[0, 0], [2, 0], [4, 0], [0, 1]], [0.1] * 4)
     np.testing.assert_allclose(np.array(paid) - 0.1, [1.0, 1 / np.sqrt(2), 1.0, 1.0], atol=1e-6)
-
-
-def test_coverage_pays_the_first_probe_of_a_cell_failing_or_not() -> None:
-    paid = pay(make(coverage=0.25), [0, 1, 0], [[0, 0], [0, 0], [1, 0]], [-0.5, -0.5, 0.5])
-    assert paid == pytest.approx([-0.25, -0.5, 0.75])
 
 
 def test_the_papers_reward_is_ten_times_the_log_odds_of_a_failure_and_finite() -> None:

@@ -186,23 +186,27 @@ def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_p
     assert list(stale(workspace)) == ["summarize@tiny", "report@tiny"]
 
 
-def test_a_share_there_is_not_is_refused(halves) -> None:
+def test_shares_that_cannot_be_are_refused(halves) -> None:
     for number in ("0", "3", "one"):
         with inside(halves), pytest.raises(UsageError, match=rf"has no share {number}: .*discover\.shards is 2"):
             explore.main("tiny", number)
+    before = (halves.path / "params.yaml").read_bytes()
+    for audit, shards, message in (
+        ("tiny", "320", "the budget of 319 probes"),
+        ("tiny", "21", "discover.shards is 21, but there are 20 items of the split discover"),
+        ("tini", "2", "did you mean 'tiny'"),
+    ):
+        code, told = faded(halves, "shard", audit, shards)
+        assert code == 2 and message in told
+    assert (halves.path / "params.yaml").read_bytes() == before
 
 
 def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halves, tmp_path) -> None:
-    before = (halves.path / "params.yaml").read_text()
-    told = "discover.shards is 21, but there are 20 items of the split discover"
-    code, output = faded(halves, "shard", "tiny", "21")
-    assert code == 2 and told in output
-    assert (halves.path / "params.yaml").read_text() == before
     workspace = halves.copy(tmp_path / "by hand")
     by_hand = workspace.path / "params.yaml"
-    by_hand.write_text(with_shards(before, "tiny", 21, None))
+    by_hand.write_text(with_shards(by_hand.read_text(), "tiny", 21, None))
     code, output = faded(workspace, "plan", "tiny")
-    assert code == 2 and told in output
+    assert code == 2 and "discover.shards is 21, but there are 20 items of the split discover" in output
     by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))
     code, output = faded(workspace, "plan", "tiny")
     assert code == 0 and "explore@tiny-21" in output  # before prepare has written the items
@@ -229,15 +233,6 @@ def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves
     assert after == ledgers and len(ledgers) == 2  # nothing was probed again
     record = {name: digest for name, digest in workspace.digests(files).items() if first.get(name) != digest}
     assert record == {}
-
-
-def test_too_small_a_budget_and_unknown_audits_are_refused(halves) -> None:
-    before = (halves.path / "params.yaml").read_bytes()
-    code, told = faded(halves, "shard", "tiny", "320")
-    assert code == 2 and "the budget of 319 probes" in told
-    code, told = faded(halves, "shard", "tini", "2")
-    assert code == 2 and "did you mean 'tiny'" in told
-    assert (halves.path / "params.yaml").read_bytes() == before
 
 
 def test_shares_are_of_this_search_only_while_nothing_they_depend_on_changes(halves, tmp_path) -> None:

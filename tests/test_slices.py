@@ -491,28 +491,8 @@ def test_the_report_begins_with_who_fails_most(nine):
 
 
 def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"x": rng.normal(size=60), "site": ["north", "south", "west"] * 20})
-
-    @faded.concept([0, 1, 2])
-    def shift(row, level):
-        row["x"] += level
-        return row
-
-    def model(rows):
-        return np.where((rows["site"] == "west") & (rows["x"] > -1), "no", "yes")
-
-    result = faded.audit(model, frame, concepts=[shift], budget=100, expected=["yes"] * 60)
-    assert result.slices.iloc[0][["attribute", "value", "worse"]].tolist() == ["site", "west", True]
-    assert set(result.slices["attribute"]) == {"x", "site"}, "what was expected is the same of all"
-    page = result.report(tmp_path / "page.html").read_text()
-    assert "of site west fail (" in page
-    assert '<section id="slices">' in page
-    assert '<a href="#slices">Which items fail</a>' in page
-
-
-def test_the_report_says_what_came_out_in_each_mode(tmp_path: Path):
-    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=60), "truth": ["high", "low"] * 30})
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=60), "site": ["north", "south", "west"] * 20})
+    frame["truth"] = ["high", "low"] * 30
 
     @faded.concept([0, 1, 2])
     def shift(row, level):
@@ -523,10 +503,14 @@ def test_the_report_says_what_came_out_in_each_mode(tmp_path: Path):
         return np.where((rows["x"] == 2) & (rows["truth"] == "low"), "high", rows["truth"])
 
     result = faded.audit(model, frame, concepts=[shift], budget=150, expected=frame["truth"].tolist())
+    assert result.slices.iloc[0][["attribute", "value", "worse"]].tolist() == ["label", "low", True]
+    assert set(result.slices["attribute"]) == {"x", "site", "label"}, "the truth says the same as the label"
     (mode,) = result.landscape.modes
     assert mode.text == "label is low and shift = 2"
+    page = result.report(tmp_path / "page.html").read_text()
     said = f"label low answered as high: {mode.failures} of {mode.failures} failures (100%)"
-    assert f"Most often: {said}." in result.report(tmp_path / "page.html").read_text()
+    assert f"Most often: {said}." in page and "of label low fail (" in page
+    assert '<section id="slices">' in page and '<a href="#slices">Which items fail</a>' in page
 
 
 def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):

@@ -12,14 +12,13 @@ from stages.concepts import Region
 from stages.errors import UsageError
 from stages.intervals import Rate
 from stages.landscape.confirm import Mode
-from stages.landscape.estimate import estimate
 from stages.landscape.show import exhibits, nearest_failures, unchanged_items
 from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal
-from tests.landscapes import NO_FRESH, fresh, planted, uniform
+from tests.landscapes import NO_FRESH, every_pair, fresh, landscape_of, planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -56,13 +55,7 @@ def test_items_of_examples_are_shown_unchanged_and_once(probed):
     shown = unchanged_items(task, modes, 4)
     assert [one.id for one in shown] == [e.item for e in modes[0].examples if e.failed][:4]
     assert all("tilt 0" in one.exhibit.text and not one.failed for one in shown)
-
-
-def test_no_examples_if_none_are_asked_for(probed):
-    task, probes = probed
-    modes = [record(task, probes, mode())]
-    assert exhibits(task, modes, 0) == {"M1": []}
-    assert unchanged_items(task, modes, 0) == []
+    assert exhibits(task, modes[:1], 0) == {"M1": []} and unchanged_items(task, modes, 0) == []
 
 
 def test_the_smallest_changes_are_told_in_steps(probed):
@@ -78,16 +71,9 @@ def test_the_smallest_changes_are_told_in_steps(probed):
 
 def test_an_enumerated_grid_is_not_said_to_be_estimated(probed):
     task, probes = probed
-    ids = task.items.table["id"].tolist()
-    asked = pd.DataFrame(np.tile(task.concepts.cells(), (len(ids), 1)), columns=task.concepts.names)
-    asked["item"] = np.repeat(ids, task.concepts.n_cells)
-    answers = task.probe(asked["item"].tolist(), asked[task.concepts.names].to_numpy())
-    asked = asked.assign(role="control", repeat=0, uniform=True, discrepancy=answers.discrepancy, failed=answers.failed)
-    exact, estimated = (
-        describe_estimator(estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0), some)
-        for some in (asked, probes)
-    )
-    assert (exact.name, exact.number("probes_control")) == ("exact enumeration", len(asked))
+    every = every_pair(task)
+    exact, estimated = (describe_estimator(landscape_of(task, some), some) for some in (every, probes))
+    assert (exact.name, exact.number("probes_control")) == ("exact enumeration", len(every))
     assert estimated.name not in ("exact enumeration", None)
 
 
@@ -102,7 +88,7 @@ class Peaked:
 def test_the_policy_is_averaged_over_items(probed):
     task, probes = probed
     ids = task.items.table["id"].tolist()
-    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    landscape = landscape_of(task, probes)
     view = policy_view(Peaked(), task.embed(ids), landscape, task.concepts)
     assert view["policy_mean"][0] == pytest.approx(19 / 20)
     assert view["policy_std"][1] == pytest.approx(np.sqrt(19) / 20)
