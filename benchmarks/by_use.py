@@ -18,17 +18,16 @@ from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 
-from benchmarks.study.landscapes import KnownLandscape, normal_noise
+from benchmarks.modes_of_items import ToldApart, modes_of
+from benchmarks.study.landscapes import normal_noise
 from benchmarks.study.measure import Clock
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.environment import torch_threads
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again
-from stages.landscape.confirm import Fresh
-from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate
-from stages.params import DiscoverConfig, SummarizeConfig
+from stages.params import DiscoverConfig
 from stages.params.usage import UsageConfig, in_use
 
 CONCEPTS, LEVELS, LABELS, SEARCHED, UNSEEN = 8, 5, 10, 300, 100
@@ -51,7 +50,7 @@ EXPLORERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-class KnownInUse(KnownLandscape):
+class KnownInUse(ToldApart):
     """A planted landscape with its usage; `planted` are its four weaknesses, `attributes` the labels of all items."""
 
     def __init__(self, seed: int) -> None:
@@ -103,25 +102,10 @@ def judge(name: str, seed: int) -> dict[str, float | str]:
     used, _ = space.used(space.n_used, np.random.default_rng(0))
     mass = float((task.true_rates(ids, used) * _changed(space, used)).sum())
     caught = float(_changed(space, failing[space.names].to_numpy(dtype=np.int64)).sum()) / len(ids)
-    evidence = (pd.concat(tables, ignore_index=True), ids, task.embed(ids), space)
+    everything = pd.concat(tables, ignore_index=True)
     with torch_threads(1):
-        landscape = estimate(*evidence, threshold=0.0, seed=seed, spread=False)
-
-    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
-        fresh = Prober(task, ids, len(items))
-        fresh.ask(items, cells)
-        return fresh.table()
-
-    known = task.attributes.loc[ids]
-    modes, _ = name_modes(
-        landscape,
-        *evidence,
-        SummarizeConfig(),
-        threshold=0.0,
-        seed=seed,
-        fresh=Fresh(2 * config.kept_back, ask),
-        attributes=known,
-    )
+        landscape = estimate(everything, ids, task.embed(ids), space, threshold=0.0, seed=seed, spread=False)
+    known, modes = task.attributes.loc[ids], modes_of(task, landscape, everything, seed, BUDGET)
     confirmed = [mode.region for mode in modes if mode.confirmed]
     again = found_again(list(task.planted.values()), confirmed, space, attributes=known).again
     row: dict[str, float | str] = {

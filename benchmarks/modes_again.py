@@ -13,20 +13,18 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 
+from benchmarks.modes_of_items import searched
 from benchmarks.study.run import make_landscape
 from stages.concepts import Region
-from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again
 from stages.landscape.estimate import estimate
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
-from stages.params import DiscoverConfig, SummarizeConfig
+from stages.params import SummarizeConfig
 from stages.tasks.kinds import KIND, Kinds
 
 SEEDS = range(10, 24)
 BUDGET = 2000
-ROLES = (("agent", "auto"), ("control", "random"))
 CLUSTERS = (0, 6, 10)
 
 
@@ -43,13 +41,8 @@ def attributes(clusters: int) -> pd.DataFrame:
 def named(seed: int, known: Mapping[int, pd.DataFrame]) -> dict[int, list[Region]]:
     """Return the regions named from searches with one seed, by number of clusters."""
     task = make_landscape("mnist", seed)
-    ids, space, tables = task.items.ids("discover"), task.concepts, []
-    budget = DiscoverConfig(budget=BUDGET).searched(len(ids) * space.n_cells)
-    for number, (role, explorer) in enumerate(ROLES):
-        prober = Prober(task, ids, budget)
-        make_explorer(explorer, {}).explore(prober, 2 * seed + number)
-        tables.append(prober.table().assign(role=role, explorer=explorer))
-    probes = pd.concat(tables, ignore_index=True)
+    ids, space = task.items.ids("discover"), task.concepts
+    probes = searched(task, seed, BUDGET)
     landscape = estimate(probes, ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False)
     return {
         clusters: find_regions(rates_of(landscape, space, probes, told_apart), SummarizeConfig())

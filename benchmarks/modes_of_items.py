@@ -64,6 +64,37 @@ class OneClass(ToldApart):
         return np.clip(0.3 * (mean + normal_noise(self.concepts, items, cells)), -1.0, 1.0).astype(np.float32)
 
 
+def searched(task: KnownLandscape, seed: int, budget: int) -> pd.DataFrame:
+    """Return the probes of agent and control, each with this budget less what is kept back for confirming."""
+    ids, tables = task.items.ids("discover"), []
+    spend = DiscoverConfig(budget=budget).searched(len(ids) * task.concepts.n_cells)
+    for number, (role, explorer) in enumerate(ROLES):
+        prober = Prober(task, ids, spend)
+        make_explorer(explorer, {}).explore(prober, 2 * seed + number)
+        tables.append(prober.table().assign(role=role, explorer=explorer))
+    return pd.concat(tables, ignore_index=True)
+
+
+def modes_of(task: ToldApart, landscape: Landscape, probes: pd.DataFrame, seed: int, budget: int) -> list[Mode]:
+    """Return the regions of a landscape, both confirmed and suspected; probes kept back from `budget` confirm them."""
+    ids = task.items.ids("discover")
+
+    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
+        prober = Prober(task, ids, len(items))
+        prober.ask(items, cells)
+        return prober.table()
+
+    modes, _ = name_modes(
+        landscape,
+        *(probes, ids, task.embed(ids), task.concepts, SummarizeConfig()),
+        threshold=task.threshold,
+        seed=seed,
+        fresh=Fresh(2 * DiscoverConfig(budget=budget).kept_back, ask),
+        attributes=task.attributes.loc[ids],
+    )
+    return modes
+
+
 def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = False) -> tuple[Landscape, list[Mode]]:
     """Return the landscape from searches with one seed, and its regions, both confirmed and suspected.
 
@@ -73,30 +104,11 @@ def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = F
         budget: probes of the agent and of the control each, including those for confirming.
         spread: whether to compute intervals of cells.
     """
-    ids, space, tables = task.items.ids("discover"), task.concepts, []
-    config = DiscoverConfig(budget=budget)
-    for number, (role, explorer) in enumerate(ROLES):
-        prober = Prober(task, ids, config.searched(len(ids) * space.n_cells))
-        make_explorer(explorer, {}).explore(prober, 2 * seed + number)
-        tables.append(prober.table().assign(role=role, explorer=explorer))
-    evidence = (pd.concat(tables, ignore_index=True), ids, task.embed(ids), space)
-    landscape = estimate(*evidence, threshold=task.threshold, seed=seed, spread=spread)
-
-    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
-        prober = Prober(task, ids, len(items))
-        prober.ask(items, cells)
-        return prober.table()
-
-    modes, _ = name_modes(
-        landscape,
-        *evidence,
-        SummarizeConfig(),
-        threshold=task.threshold,
-        seed=seed,
-        fresh=Fresh(2 * config.kept_back, ask),
-        attributes=task.attributes,
+    probes, ids = searched(task, seed, budget), task.items.ids("discover")
+    landscape = estimate(
+        probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed, spread=spread
     )
-    return landscape, modes
+    return landscape, modes_of(task, landscape, probes, seed, budget)
 
 
 def named(task: ToldApart, seed: int) -> list[Mode]:

@@ -79,7 +79,7 @@ def main() -> None:
         truths = [Truth(landscape_of(name, seed)) for seed in SEEDS]
         known: dict[tuple[str, int], pd.DataFrame] = {}
         for explorer, shards in product(EXPLORERS[name], SHARDS[name]):
-            took = choose_explorer(truths[0].task.concepts.n_cells, budget).explorer
+            took = choose_explorer(budget).explorer
             really = took if explorer == "auto" else explorer  # `auto` behaves as the explorer it chooses by default
             if (really, shards) not in known:
                 scores = [score(t, really, budget, shards, seed) for t, seed in zip(truths, SEEDS, strict=True)]

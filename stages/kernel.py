@@ -271,7 +271,7 @@ def _chunks(n: int) -> Iterator[slice]:
 
 
 def _concept_kernel(space: ConceptSpace, j: int, scale: float) -> np.ndarray:
-    points = ConceptSpace((space.concepts[j],)).coordinates(np.arange(len(space.concepts[j]))[:, None])
+    points = space.concepts[j].coordinates
     return np.exp(-0.5 * cdist(points, points, "sqeuclidean") / scale**2)
 
 

@@ -13,7 +13,7 @@ import pytest
 from stages import kernel
 from stages.explorers import surrogate
 from stages.explorers.surrogate import Learner
-from stages.landscape.calibrate import choose
+from stages.landscape.calibrate import Evidence, choose_estimator
 from stages.landscape.estimate import as_data
 from stages.pages.landscape_report import _trust
 from stages.records import Landscape
@@ -88,11 +88,11 @@ def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_fro
     monkeypatch.setattr(estimation, "MAX_PROBES", 800)
     learnt: list[kernel.Data] = []
 
-    def recorded(data: kernel.Data, *rest: Any) -> Any:
-        learnt.append(data)
-        return choose(data, *rest)
+    def recorded(evidence: Evidence) -> Any:
+        learnt.append(evidence.data)
+        return choose_estimator(evidence)
 
-    monkeypatch.setattr(estimation, "choose", recorded)
+    monkeypatch.setattr(estimation, "choose_estimator", recorded)
     model = Smooth(items=MANY)
     probes = model.probes(3000, greedy=False)
     landscape = model.landscape(probes)

@@ -108,14 +108,17 @@ def span(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -
     for name, values in levels.items():
         known = catalogue[name]
         named: tuple[Level, ...] = tuple(values) if known.choices else tuple(float(v) for v in values)
-        neutral = known.neutral if isinstance(known.neutral, str) else float(known.neutral)
-        concepts.append(
-            Concept(
-                name,
-                named,
-                known.unit,
-                ordered=not known.choices,
-                neutral=neutral if neutral in named else None,
-            )
-        )
+        neutral: Level | None = known.neutral if isinstance(known.neutral, str) else float(known.neutral)
+        neutral = neutral if neutral in named else None
+        concepts.append(Concept(name, named, known.unit, ordered=not known.choices, neutral=neutral))
     return ConceptSpace(tuple(concepts))
+
+
+def steps_of(space: ConceptSpace, catalogue: Mapping[str, Kind]) -> list[tuple[Kind, int, tuple[Level, ...]]]:
+    """Return the concepts of a grid in the order in which they are applied, each with its column and its levels."""
+    columns = {name: column for column, name in enumerate(space.names)}
+    return [
+        (concept, columns[name], space.concepts[columns[name]].levels)
+        for name, concept in catalogue.items()
+        if name in columns
+    ]

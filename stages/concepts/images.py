@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.catalogue import Change, check_levels, span, steps_of
 from stages.concepts.corruptions import corrupt
 from stages.concepts.space import ConceptSpace
 
@@ -246,11 +246,7 @@ class ImageTransforms:
     """
 
     def __init__(self, space: ConceptSpace, catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> None:
-        self._steps = [
-            (concept, space.names.index(name), torch.tensor(space.concepts[space.names.index(name)].levels))
-            for name, concept in catalogue.items()
-            if name in space.names
-        ]
+        self._steps = [(concept, at, torch.tensor(levels)) for concept, at, levels in steps_of(space, catalogue)]
 
     def __call__(self, images: Tensor, cells: np.ndarray, chance: np.ndarray) -> Tensor:
         """Apply one cell to each image.

@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from stages.concepts.catalogue import Change
+from stages.concepts.catalogue import Change, steps_of
 from stages.concepts.space import ConceptSpace
 
 Kind = Literal["measurement", "category", "date"]
@@ -175,12 +175,9 @@ class RowChanges:
         usual: np.ndarray,
     ) -> None:
         self._spread, self._usual = spread, usual
-        self._steps = []
-        for name, concept in catalogue.items():
-            if name in space.names:
-                at = space.names.index(name)
-                among = columns_of(concept, columns)
-                self._steps.append((concept, at, space.concepts[at].levels, np.array(among, dtype=int)))
+        self._steps = [
+            (*step, np.array(columns_of(step[0], columns), dtype=int)) for step in steps_of(space, catalogue)
+        ]
 
     def __call__(self, rows: np.ndarray, cells: np.ndarray, chance: np.ndarray) -> np.ndarray:
         """Change each of n rows by a cell.

@@ -71,6 +71,17 @@ class Concept:
         first, last = self.levels[0], self.levels[-1]
         return isinstance(first, int | float) and isinstance(last, int | float) and first > last
 
+    @cached_property
+    def coordinates(self) -> np.ndarray:
+        """Points of the levels (levels, k) float64 whose Euclidean distances are concept distances.
+
+        Ordered levels are spread evenly over [0, 1]; categories become one-hot vectors, scaled so that two different
+        ones are 1 apart.
+        """
+        if not self.ordered:
+            return np.asarray(np.eye(len(self)) / np.sqrt(2))
+        return np.arange(len(self))[:, None] / max(1, len(self) - 1)
+
     def label(self, index: int) -> str:
         """Format a level for people; the level "" of a prompt is "unsaid"."""
         value = self.levels[index]
@@ -258,17 +269,10 @@ class ConceptSpace:
     def coordinates(self, cells: np.ndarray) -> np.ndarray:
         """Cells (n, d) -> points (n, k) float64 whose Euclidean distances are concept distances.
 
-        Ordered concepts are spread evenly over [0, 1]; categorical ones become one-hot vectors, scaled so that two
-        different categories are 1 apart. This is the ground metric of the shift and the input of the estimator.
+        This is the ground metric of the shift and the input of the estimator.
         """
         cells = np.asarray(cells)
-        columns = []
-        for j, concept in enumerate(self.concepts):
-            if concept.ordered:
-                columns.append(cells[:, j : j + 1] / max(1, len(concept) - 1))
-            else:
-                columns.append(np.eye(len(concept))[cells[:, j]] / np.sqrt(2))
-        return np.hstack(columns).astype(np.float64)
+        return np.hstack([concept.coordinates[cells[:, j]] for j, concept in enumerate(self.concepts)])
 
     def describe(self, cell: Sequence[int]) -> str:
         """One cell (d,) in words: "rotation 30°, blur 1.2"."""

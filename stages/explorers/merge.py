@@ -95,12 +95,6 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
 def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[Part]:
     """Read the declared shares, and ignore any others in the folder.
 
-    Args:
-        folder: data/<audit>/shards.
-        shards: number of declared shares.
-        expected: the current result of `origin`.
-        space: the concept space.
-
     Raises:
         UsageError: if a share is missing, of another search, of another machine than others, or in a wrong place.
     """

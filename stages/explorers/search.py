@@ -103,19 +103,7 @@ def spend(
     show: ShowProgress = silent,
     label: str = "",
 ) -> SearchResult:
-    """Let each role spend the budget, one after the other.
-
-    Args:
-        task: the model under test.
-        item_ids: the items to search on.
-        roles: the result of `roles_of`.
-        budget: unique probes for each role, at most the number of pairs of item and cell.
-        seed: seed of all randomness here; the roles use different streams of it.
-        ledger: answers so far; if it has a file, the search can be resumed.
-        compute: threads and batch size of the model.
-        show: displays the progress of each role.
-        label: shown before the role.
-    """
+    """Let each of the `roles_of` a search spend the budget, one after the other; the rest is as for `search`."""
     ledger = ledger if ledger is not None else Ledger()
     tables, curves, metrics, policy = [], {}, {}, None
     for role, explorer in roles.items():

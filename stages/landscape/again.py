@@ -41,14 +41,7 @@ class FoundAgain:
 
 
 def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
-    """Share of use in both regions over that in either (Jaccard 1912): 1 if identical, 0 if disjoint.
-
-    Args:
-        space: the grid.
-        a: a region.
-        b: another region.
-        attributes: attributes of the items, one row each.
-    """
+    """Share of use in both regions over that in either (Jaccard 1912): 1 if identical, 0 if disjoint."""
     both = shared(space, a, b, attributes)
     either = size(space, a, attributes) + size(space, b, attributes) - both
     return both / either if either else 0.0
@@ -75,7 +68,7 @@ def found_again(
         space: the grid, the same for both.
         rates: failure rate in each region, for the weighted share: regions weigh rate * share of use, or that share.
         alike: smallest Jaccard index of two regions that count as the same mode.
-        attributes: attributes of the items, as for `jaccard`.
+        attributes: attributes of the items, one row each.
     """
     best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
     again = best >= alike
@@ -124,13 +117,7 @@ def reproducibility(
     halves: tuple[list[Region], list[Region]],
     attributes: pd.DataFrame = UNKNOWN,
 ) -> NamedAgain:
-    """Check whether independent halves of the evidence name the same regions.
-
-    Args:
-        space: the grid.
-        modes: the modes found with all of the evidence.
-        halves: regions named in each of two disjoint halves, see `name_in_halves`.
-        attributes: attributes of the items, as for `jaccard`.
+    """Check whether independent halves of the evidence, see `name_in_halves`, name the same regions.
 
     Returns:
         `named` and `again`: the number of regions in one half, and how many of them the other names too; `in_halves`:

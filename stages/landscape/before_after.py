@@ -98,16 +98,7 @@ class Compared:
 def compare_models(
     asked: AskedAgain, plan: Plan, limits: SummarizeConfig, control: str, *, resamples: int, seed: int
 ) -> Compared:
-    """Compare the models.
-
-    Args:
-        asked: the models' answers.
-        plan: the plan of the repair.
-        limits: limits of regions to which failures may have moved.
-        control: the control's training data, as in params.yaml.
-        resamples: number of resamples of the items, for the intervals.
-        seed: seed of all randomness here.
-    """
+    """Compare the models; `limits` are those of regions to which failures may have moved."""
     space, answers = asked.space, asked.answers
     targets = [mode.cells for mode in plan.targets]
     pairs = answers["before"]

@@ -137,10 +137,6 @@ def measure_bias(tallies: Sequence[Tally], seed: int) -> list[Bias]:
     """Describe each tally, in their order.
 
     Holm's test (1979) decides which are beyond noise, over all subjects tallied at the same guidance.
-
-    Args:
-        tallies: tallies of one model.
-        seed: seed of the draws.
     """
     return [_entry(tally, skew, p) for tally, skew, p in zip(tallies, *_measured(tallies, seed), strict=True)]
 
@@ -198,15 +194,11 @@ def largest_bias(entries: Sequence[Bias]) -> Rate:
 
 
 def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasComparison | None:
-    """Compare the tallies of all models; None if the model before has none.
+    """Compare the tallies of "before", "after", and perhaps "control" and "noise"; None if the model before has none.
 
     A change is the total variation after minus before. Its two-sample permutation test pools the pictures of both
     models and draws as many as the model after has. Models that use the same seeds are more alike than independent
     samples, so the test is conservative.
-
-    Args:
-        models: tallies of the same subjects by model: "before", "after", and optionally "control" and "noise".
-        seed: seed of the draws.
 
     Raises:
         UsageError: if the models' tallies differ in subjects, attributes or guidance.

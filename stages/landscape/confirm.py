@@ -329,12 +329,7 @@ def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attrib
 
 
 def worse_probes(inside: tuple[int, int], others: tuple[int, int]) -> float:
-    """One-sided p-value for a region that fails no more often than other probes, given both samples (Fisher 1935).
-
-    Args:
-        inside: failures and passes of the probes inside the region.
-        others: those of the probes compared with it.
-    """
+    """One-sided p-value of a region that fails no more than other probes, from failures and passes (Fisher 1935)."""
     return float(stats.fisher_exact([list(inside), list(others)], alternative="greater").pvalue)
 
 
@@ -350,13 +345,7 @@ def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray, group
 
 
 def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
-    """P-value for some items that fail no more often than all others in the same cells, permuting whole items.
-
-    Args:
-        inside: probes of the items in question.
-        others: probes of other items.
-        seed: seed of the permutations.
-    """
+    """P-value for items (`inside`) that fail no more often than others in the same cells, permuting whole items."""
     probes = pd.concat([inside, others], ignore_index=True)
     items, ids = pd.factorize(probes["item"])
     kind = np.isin(np.arange(len(ids)), items[: len(inside)]).astype(np.int64)

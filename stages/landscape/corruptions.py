@@ -101,13 +101,7 @@ class TooFew:
 def corruption_errors(
     landscape: Landscape, probes: pd.DataFrame, *, of_imagenet: bool = False
 ) -> CorruptionErrors | TooFew | None:
-    """Compute the errors under each corruption; None if the grid has no corruptions.
-
-    Args:
-        landscape: the record.
-        probes: as in probes.parquet.
-        of_imagenet: whether the classes are ImageNet's, so that errors are comparable with AlexNet's.
-    """
+    """Compute the errors under each corruption, beside AlexNet's `of_imagenet`; None if the grid has no corruptions."""
     space = landscape.space
     if not has_corruptions(space):
         return None

@@ -37,12 +37,6 @@ def alone(
     Rates are counted on the control's probes, which are even draws, for all items; for concepts of regions that are
     about some items, also for these.
 
-    Args:
-        space: the grid.
-        probes: as in probes.parquet.
-        regions: the failure modes.
-        attributes: attributes of the items, indexed by id.
-
     Returns:
         Nothing for a grid without an unchanged cell.
     """

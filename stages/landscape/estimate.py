@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from stages.concepts import ConceptSpace
 from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, wilson
 from stages.kernel import Data, landmarks
-from stages.landscape.calibrate import Recipe, blocks_of, choose, folds_of, importance, rebuild
+from stages.landscape.calibrate import Evidence, Recipe, blocks_of, choose_estimator, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Gridded, Link
 
 MAX_CELLS = 20_000  # larger grids are sampled
@@ -47,7 +47,8 @@ class Landscape:
         sampled: whether the grid is too large to estimate, so that the cells are a seeded sample of it.
         averaged: number of items that rates are averaged over, a sample if the audit has very many.
         recipe: components of the estimate, to estimate another landscape in the same way.
-        diagnostics: the estimator chosen, and how well it and the others predict held-out probes; see `choose`.
+        diagnostics: the estimator chosen, and how well it and the others predict held-out probes; see
+            `choose_estimator`.
         answers: (items, cells) share of repeats that failed, for an enumerated landscape, which needs no draws.
         groups: (items,) the group of each, if items belong to groups; see `Items`.
 
@@ -187,11 +188,12 @@ def _estimate(
         data, probes = data.take(kept), probes.iloc[kept]
     fold, held_out = folds_of(data.cells, space, seed)
     weights, judged_on = importance(data, drawn_evenly(probes), fold, space, embeddings, seed)
+    evidence = Evidence(data, weights, fold, space, embeddings, seed)
     if like is not None and like.recipe is not None:
         recipe, diagnostics = like.recipe, like.diagnostics
-        estimator = rebuild(recipe, data, weights, fold, space, embeddings, seed, spread)
+        estimator = rebuild(recipe, evidence, spread)
     else:
-        estimator, recipe, diagnostics = choose(data, weights, fold, space, embeddings, seed)
+        estimator, recipe, diagnostics = choose_estimator(evidence)
         diagnostics |= {"judged_on": judged_on, "held_out_together": held_out}
     link = recipe.link
     rate, chance, members, sampling = _rates(estimator, link, cells, seen, spread, seed)

@@ -214,7 +214,7 @@ class Logistic(FoldEnsemble):
 
     def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
         items, form = self._inputs.averaged, self._forms[k]
-        x = self._inputs.of_cells(cells)
+        x = self._inputs.space.coordinates(cells)
         n = 1 + items.shape[1]
         of_items = _evaluate(form[:n, :n], items)
         of_cells = ((x @ form[n:, n:]) * x).sum(axis=1)
@@ -348,17 +348,11 @@ class Inputs:
         components = PCA(size, svd_solver="full").fit_transform(embeddings)
         self.items = components / max(float(components.std(axis=0).max()), 1e-9)
         self.averaged = self.items[landmarks(len(embeddings))]
-        self.levels = [
-            ConceptSpace((concept,)).coordinates(np.arange(len(concept))[:, None]) for concept in space.concepts
-        ]
-
-    def of_cells(self, cells: np.ndarray) -> np.ndarray:
-        """Return the columns of n cells: (n, columns)."""
-        return np.hstack([table[cells[:, j]] for j, table in enumerate(self.levels)])
+        self.levels = [concept.coordinates for concept in space.concepts]
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Return the columns of n probes: (n, columns), those of the item first."""
-        return np.hstack([self.items[items], self.of_cells(cells)])
+        return np.hstack([self.items[items], self.space.coordinates(cells)])
 
 
 @dataclass(frozen=True)

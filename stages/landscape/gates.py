@@ -106,13 +106,7 @@ def judge_landscape(
 
 
 def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, Rate]) -> list[Gate]:
-    """Judge a repair.
-
-    Args:
-        gates: the bounds.
-        after: measure -> value after the repair.
-        change: measure -> after minus before, paired.
-    """
+    """Judge a repair by the value after it and the paired change of each measure."""
     entries = []
     for measure in type(gates).model_fields:
         gate = getattr(gates, measure)

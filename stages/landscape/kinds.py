@@ -113,14 +113,7 @@ def size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN
 
 
 def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
-    """Compute the rates of a landscape, for all items and for each kind.
-
-    Args:
-        landscape: the landscape of the probes.
-        space: the grid.
-        probes: as in probes.parquet.
-        attributes: attributes of the items, one row each, indexed by id.
-    """
+    """Compute the rates of a landscape, for all items and for each kind."""
     cells = landscape.cells(space)
     kinds = [Kind("", [""], np.ones((1, len(attributes)), dtype=bool), landscape.rates[None])]
     for name in attributes:

@@ -17,13 +17,7 @@ MAX_DRAWS = 200  # rounds of drawing pairs before a side is considered exhausted
 
 
 def half_of(item_ids: Sequence[str], probes: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Draw a random half of the items, with no group in both halves: (items,) bool.
-
-    Args:
-        item_ids: the items.
-        probes: their probes, with the groups of items that have one.
-        rng: random generator of the draw.
-    """
+    """Draw a random half of the items, with no group in both halves: (items,) bool."""
     if "group" in probes:
         groups = probes.drop_duplicates("item").set_index("item")["group"].reindex(item_ids).factorize()[0]
         if (n := groups.max(initial=-1) + 1) > 1:  # -1: never probed, so in neither half's evidence
@@ -43,13 +37,6 @@ def draw_pairs(
     space: ConceptSpace, attributes: pd.DataFrame, targets: Sequence[Region], n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw common probes as they occur in use: n distinct (item, cell) pairs in the target regions, and n outside.
-
-    Args:
-        space: the grid.
-        attributes: attributes of the items, one row each.
-        targets: the regions.
-        n: number of pairs on each side.
-        seed: seed of the draws.
 
     Returns:
         Item numbers (pairs,) and cells (pairs, concepts). Fewer if a side has fewer pairs; none inside without targets.

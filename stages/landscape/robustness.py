@@ -27,11 +27,6 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks)
     random. They are given up to the number of steps to which all items were searched: an item without a failure is
     known to hold (as far as the search can tell) only up to there, and is not counted as holding forever.
 
-    Args:
-        table: robustness.parquet.
-        space: the grid.
-        walks: the method and its cost.
-
     Returns:
         None if no item was explored.
     """

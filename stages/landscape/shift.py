@@ -180,7 +180,7 @@ def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[Po
     ]
     found = []
     for concept in space.concepts:
-        cost = _cost(concept)
+        cost = cdist(concept.coordinates, concept.coordinates)
         levels = before[concept.name].to_numpy(dtype=np.int64)
         old, new = _shares(concept, levels), _shares(concept, after[concept.name].to_numpy(dtype=np.int64))
         moved = transport(cost, old, new)
@@ -198,12 +198,6 @@ def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[Po
             )
         )
     return found
-
-
-def _cost(concept: Concept) -> np.ndarray:
-    """Return the distances between the levels of a concept."""
-    points = ConceptSpace((concept,)).coordinates(np.arange(len(concept))[:, None])
-    return cdist(points, points)
 
 
 def _shares(concept: Concept, levels: np.ndarray) -> np.ndarray:

@@ -310,12 +310,7 @@ def _bounds(rate: Rate) -> Bounds:
 
 
 def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
-    """Whether outputs name labels: those of passing probes equal the label, up to a probability at the end.
-
-    Args:
-        control: the control's probes.
-        labels: expected labels of items, indexed by id; missing if unknown.
-    """
+    """Whether outputs name labels: those of passing probes equal the label, up to a probability at the end."""
     expected = labels.loc[control["item"]].to_numpy(dtype=object)
     passed = ~control["failed"].to_numpy(dtype=bool) & pd.notna(expected)
     if "valid" in control:

@@ -122,11 +122,6 @@ class Summary:
 def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     """Estimate the landscape and name its failure modes.
 
-    Args:
-        asked: the probes and the task's data.
-        config: the number of modes, of their conditions, and their support.
-        seed: seed of all randomness here.
-
     Raises:
         UsageError: if there are no probes, or their table lacks a column.
     """

@@ -23,11 +23,6 @@ PATIENCE = 4  # steps per unique probe of the training, after which the agent on
 def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[str, Any]:
     """Train on the prober's items that do not walk (on all, if there are no others), then walk.
 
-    Args:
-        walks: the state of the exploration, which records the walks.
-        settings: settings of agent and training.
-        seed: seed of the agent.
-
     Returns:
         Numbers of the training, for the metrics.
 

@@ -84,12 +84,8 @@ def reduce_strongest(walks: Walks, harm: np.ndarray) -> None:
     """If no concept alone makes an item fail, change all as far as possible, then undo what is not needed.
 
     Each concept is undone as far as the failure allows, by bisection: once starting with those that do least harm
-    alone, and once in the reverse order, because the result depends on the order. Some twenty queries so leave a small
-    change; this is the idea of delta debugging (Zeller and Hildebrandt 2002).
-
-    Args:
-        walks: the state of the exploration.
-        harm: (items, moves) discrepancy of each move alone at its strongest, from `try_alone`.
+    alone (see `try_alone`), and once in the reverse order, because the result depends on the order. Some twenty queries
+    so leave a small change; this is the idea of delta debugging (Zeller and Hildebrandt 2002).
     """
     moves = walks.moves
     items = _open(walks, harm)
@@ -107,11 +103,6 @@ def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> No
     one after the other can probe, and needs no margin to follow. This is how combinatorial testing finds words that
     fail together (Cohen et al. 1997), and delta debugging which of them are needed. Each item takes the directions of
     each concept in turn, in its own order. A failure of one item is immediately tried on the others.
-
-    Args:
-        walks: the state of the exploration.
-        harm: as for `reduce_strongest`.
-        rng: random generator of the directions.
     """
     sizes = sorted(len(lines) for lines in walks.moves.lines)
     if not sizes or sizes[-1] == 1:  # there is only one direction, which was tried

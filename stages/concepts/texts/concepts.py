@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.catalogue import Change, check_levels, span, steps_of
 from stages.concepts.space import ConceptSpace
 from stages.concepts.texts import grammar, letters, words
 from stages.concepts.texts.document import Chance, Token, parse
@@ -88,13 +88,7 @@ class TextTransforms:
     """
 
     def __init__(self, space: ConceptSpace, seed: int, catalogue: Mapping[str, TextConcept] = CATALOGUE) -> None:
-        self._seed = seed
-        self._steps = [
-            (concept, column, space.concepts[column].levels)
-            for name, concept in catalogue.items()
-            if name in space.names
-            for column in [space.names.index(name)]
-        ]
+        self._seed, self._steps = seed, steps_of(space, catalogue)
 
     def __call__(self, article: str, item: str, cell: np.ndarray, repeat: int = 0) -> str:
         """Change one article.
