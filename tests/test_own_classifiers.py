@@ -23,8 +23,10 @@ from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.sources import parse_source
 from tests.images import CLASSES
 from tests.own_pictures import (
+    COMMIT,
     FOLDER,
     answers,
+    cached_repository,
     check_search,
     fails,
     normalised,
@@ -123,17 +125,13 @@ def test_names_that_timm_itself_translates(inputs):
 
 def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    commit = "0123456789abcdef0123456789abcdef01234567"
     fails(inputs, {"timm": "ada/mine"}, r"holds nothing of it\. Run `faded prefetch own` where there is a network")
     fails(inputs, {"timm": "resnet10t"}, r"timm/resnet10t\.c3_in1k is not a folder .* Run `faded prefetch own`")
 
-    repository = tmp_path / "hub" / "models--ada--mine"
-    timm_folder(repository / "snapshots" / commit, labels=CLASSES)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    timm_folder(cached_repository(tmp_path / "hub", "models--ada--mine"), labels=CLASSES)
     for name in ("ada/mine", "hf-hub:ada/mine"):
         task = prepared(inputs, {"timm": name})
-        assert f"ada/mine of the Hugging Face hub at {commit}" in task.model.form.origin
+        assert f"ada/mine of the Hugging Face hub at {COMMIT}" in task.model.form.origin
     fails(inputs, {"timm": "ada/mine", "revision": "v2"}, "ada/mine at v2 is not a folder")
 
 

@@ -14,7 +14,7 @@ from stages.tasks.classification.pictures import UnreadablePicture, View, decode
 from stages.tasks.classification.pool import choose_items, class_indices
 from stages.tasks.sources import ItemCounts, parse_source
 from tests.images import CLASSES
-from tests.own_pictures import own_context, striped, write_folder
+from tests.own_pictures import COMMIT, cached_repository, own_context, striped, write_folder
 
 SHAPE = (3, 16, 16)
 TRAINED = {"train": "small_cnn", "epochs": 2, "batch_size": 16}
@@ -375,14 +375,10 @@ def test_slices_of_one_split_are_two_splits_of_an_audit(tmp_path):
 
 def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_commit_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "datasets--ada--bars"
-    hub_folder(repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    hub_folder(cached_repository(tmp_path / "hub", "datasets--ada--bars"))
     data = source(datasets="ada/bars", image="picture", label="kind", split="train")
     assert len(data.load(tmp_path).ids) == 30
-    assert data.origin(tmp_path) == f"ada/bars of the Hugging Face hub at {commit}"
+    assert data.origin(tmp_path) == f"ada/bars of the Hugging Face hub at {COMMIT}"
 
 
 def striped_of(folder, identity):

@@ -408,7 +408,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 @pytest.mark.slow
-def test_init_writes_the_block_of_a_function_and_says_what_the_columns_are(empty: Workspace) -> None:
+def test_init_writes_the_block_of_a_function_or_a_file_and_says_what_the_columns_are(empty: Workspace) -> None:
     model = function(empty.path, "by_tenure", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
     code, told, audits = init(empty, "--model", model["function"])
     assert code == 0, told
@@ -416,6 +416,10 @@ def test_init_writes_the_block_of_a_function_and_says_what_the_columns_are(empty
     assert audits["mine"]["prepare"]["model"] == model
     assert audits["mine"]["prepare"]["data"] == DATA
     assert {"noise", "swaps", "date_shift"} <= set(audits["mine"]["concepts"])
+    write_onnx(empty.path / "model.onnx")
+    code, told, audits = init(empty, "--name", "file", "--model", "model.onnx", "--classes", "stays,leaves")
+    assert code == 0, told
+    assert audits["file"]["prepare"]["model"] == {"onnx": "model.onnx", "classes": ["stays", "leaves"]}
     code, told, _ = init(empty, "--name", "other", "--model", "nowhere:predict")
     assert code == 2
     assert "--model: no module nowhere" in told
@@ -432,11 +436,3 @@ def test_init_takes_a_skops_file_if_its_types_are_trusted(empty: Workspace) -> N
     assert code == 0, told
     assert audits["mine"]["prepare"]["model"]["skops"] == "model.skops"
     assert "numpy.dtype" in audits["mine"]["prepare"]["model"]["trusted"]
-
-
-@pytest.mark.slow
-def test_init_takes_an_onnx_file_of_rows(empty: Workspace) -> None:
-    write_onnx(empty.path / "model.onnx")
-    code, told, audits = init(empty, "--model", "model.onnx", "--classes", "stays,leaves")
-    assert code == 0, told
-    assert audits["mine"]["prepare"]["model"] == {"onnx": "model.onnx", "classes": ["stays", "leaves"]}
