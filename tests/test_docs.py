@@ -67,12 +67,12 @@ def test_the_calls_are_found():
 # params.yaml
 
 
-def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All keys of a configuration model, with a dot for nested ones."""
-    keys = []
+def defaults_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """All keys of a configuration model, with a dot for nested ones, and their defaults."""
+    keys = {}
     for name, field in model.model_fields.items():
         nested = [a for a in (field.annotation, *typing.get_args(field.annotation)) if is_model(a)]
-        keys += keys_of(nested[0], f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        keys |= defaults_of(nested[0], f"{prefix}{name}.") if nested else {f"{prefix}{name}": field.get_default()}
     return keys
 
 
@@ -81,23 +81,18 @@ def is_model(annotation: Any) -> bool:
 
 
 @pytest.mark.parametrize(("model", "heading"), [(AuditConfig, "audits.NAME"), (RepairConfig, "repairs.NAME")])
-def test_every_parameter_is_in_docs_params(model, heading):
+def test_every_parameter_is_in_docs_params_with_its_default(model, heading):
     page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    told = set(re.findall(r"`([a-z_.-]+)`", section))
+    defaults, told = defaults_of(model), set(re.findall(r"`([a-z_.-]+)`", section))
     # Gates and bounds share a row, which has only the last part of the key.
-    missing = [key for key in keys_of(model) if not {key, key.rpartition(".")[2]} & told]
-    assert missing == []
-
-
-def test_docs_params_names_no_parameter_there_is_none_of():
-    page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
-    for model, heading in ((AuditConfig, "audits.NAME"), (RepairConfig, "repairs.NAME")):
-        section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-        known = {".".join(key.split(".")[:n]) for key in keys_of(model) for n in (1, 2, 3)}
-        for key in re.findall(r"^\| `([a-z_.]+)` \|", section, flags=re.M):
-            free = key.split(".")[0] in {"prepare", "discrepancy"}  # defined by tasks
-            assert free or key in known, f"{heading}: {key}"
+    assert [key for key in defaults if not {key, key.rpartition(".")[2]} & told] == []
+    known = {".".join(key.split(".")[:n]) for key in defaults for n in (1, 2, 3)}
+    for key, default in re.findall(r"^\| `([a-z_.]+)` \|.*\| ([^|]*) \|$", section, flags=re.M):
+        free = key.split(".")[0] in {"prepare", "discrepancy"}  # defined by tasks
+        assert free or key in known, key
+        if isinstance(value := defaults.get(key), int | float | str):
+            assert default in {str(value), f"`{value}`"}, key
 
 
 USAGES = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.M | re.S)
