@@ -4,6 +4,10 @@
 (() => {
   const figures = [...document.querySelectorAll(".plot")];
   const root = document.documentElement;
+  // What sticks below the contents, or is scrolled to, has to know how many lines they take.
+  const contents = document.querySelector('nav[aria-label="Contents"]');
+  if (contents)
+    new ResizeObserver(() => root.style.setProperty("--nav", `${contents.offsetHeight}px`)).observe(contents);
   const say = (text) => {
     const note = document.getElementById("no-charts");
     note.textContent = text;
