@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,37 @@ def write_comparison(out: Path, *, verdict: dict[str, Any], **inputs: Any) -> No
     write_comparison_report(
         out, comparison=comparison, verdict=judged, **{"plan": plan_of(comparison, judged), **inputs}
     )
+
+
+def landscape_html(folder: Path, **inputs: Any) -> str:
+    """The report on plain data as text."""
+    write_landscape(folder / "landscape.html", **inputs)
+    return (folder / "landscape.html").read_text(encoding="utf-8")
+
+
+def comparison_html(folder: Path, **inputs: Any) -> str:
+    """The report on a repair as text."""
+    write_comparison(folder / "comparison.html", **inputs)
+    return (folder / "comparison.html").read_text(encoding="utf-8")
+
+
+def section(page: str, name: str) -> str:
+    """One section of a page."""
+    return page.split(f'<section id="{name}">')[1].split("</section>", maxsplit=1)[0]
+
+
+def cells_of(page: str, name: str, row: str) -> list[str]:
+    """The texts of one row of a section's table."""
+    found = re.search(rf"<tr><th[^>]*>{row}</th>(.*?)</tr>", section(page, name), re.S)
+    assert found is not None
+    return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", found.group(1), re.S)]
+
+
+def charts(page: str, name: str) -> list[dict[str, Any]]:
+    """The variants of a chart."""
+    found = re.search(rf'id="{name}-data">(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(found.group(1))
 
 
 def plan_of(comparison: Comparison, verdict: RepairVerdict) -> Plan:

@@ -113,7 +113,7 @@ def test_numbers_on_maps_are_read_on_any_colour(scale: Scale) -> None:
 
 def test_modes_are_outlined_where_they_lie() -> None:
     row, column = Concept("a", (0, 1, 2)), Concept("b", (0, 1, 2, 3))
-    rates = pd.DataFrame({"rate": np.linspace(0, 1, 12)})
+    rates = pd.DataFrame({"rate": np.linspace(0, 1, 12), "low": 0.0, "high": 1.0})
     regions = {
         "M1": Region({"a": (2,)}),
         "M2": Region({"a": (0, 1), "b": (3,), "c": (1,)}),
@@ -297,6 +297,39 @@ def test_the_review_page_is_open_to_everybody(
         opened.locator(".explorer").get_by_label("outcome").select_option("passed")
         assert opened.locator(".rated:visible").count() == 15
         context.close()
+
+
+WITH_SPACE = {"comparison": (write_comparison, lambda: make_comparison(*FOUR[:3]))}  # in 3-D, with buttons of plotly
+ADDRESSES = """[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes])
+    .filter((a) => ["href", "xlink:href", "src", "action", "formaction", "ping", "data"].includes(a.name))
+    .map((a) => a.value).filter((value) => !/^(#|data:|blob:)/.test(value))"""
+# SVG elements have no `click()`.
+CLICK_ALL = """document.querySelectorAll("a, button, summary, select, input, [role=button], .modebar-btn, [data-title]")
+    .forEach((e) => e.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true })))"""
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[SLOW] if " " in k else []) for k in PAGES])
+def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path, kind: str) -> None:
+    write, inputs = (PAGES | WITH_SPACE)[kind]
+    write(tmp_path / "report.html", **inputs())
+    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    page = context.new_page()
+    left: list[str] = []
+    here = (tmp_path / "report.html").as_uri()
+    context.on("request", lambda r: None if r.url.startswith((here, "data:", "blob:")) else left.append(r.url))
+    context.on("page", lambda opened: left.append(f"a window: {opened.url}"))
+    page.on("websocket", lambda socket: left.append(socket.url))
+    page.goto(here)
+    draw_all(page)
+    if page.locator(".gl-container").count():
+        assert page.locator(".modebar-btn").count() > 1  # the chart library's buttons are included
+    for _ in range(2):  # also elements that the first clicks created
+        page.evaluate(CLICK_ALL)
+        page.wait_for_timeout(300)
+    assert page.evaluate(ADDRESSES) == []
+    assert page.evaluate("location.href").partition("#")[0] == here and left == []
+    assert "cloud" not in page.locator("body").inner_text().lower()
+    context.close()
 
 
 def check(page: Any) -> None:

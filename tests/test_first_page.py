@@ -24,6 +24,7 @@ from tests.conftest import CHROMIUM
 from tests.report_samples import (
     FOUR,
     WEATHER,
+    landscape_html,
     make_comparison,
     make_inputs,
     picture,
@@ -89,45 +90,38 @@ def passing() -> dict[str, Any]:
 
 
 def test_a_repair_is_ready_only_if_nothing_else_got_worse() -> None:
-    verdict = passing()
-    page = repaired(verdict)
+    page = repaired(passing())
     assert (page.light, page.headline) == ("green", "Ready to deploy, by its gates")
     assert "no rise in failures beyond chance was found" in page.reason and "A rule, not a person" in page.reason
     assert ("Decided by", "a rule, not a person") in page.facts
     assert [step.command for step in page.steps] == ["faded evidence mnist", "faded export mnist deploy/mnist"]
 
-    harmed = passing()
-    harmed["differences"]["clean_quality"] |= {"change": -0.05, "low": -0.08, "high": -0.02}
-    assert repaired(harmed).light == "amber"
-    assert "clean accuracy fell" in repaired(harmed).reason
+    def worse(measure: str, **numbers: float) -> dict[str, Any]:
+        verdict = passing()
+        verdict["differences"][measure] |= numbers
+        return verdict
 
-    moved = make_comparison(*FOUR)["verdict"]["failures_moved"]
-    assert repaired(passing() | {"failures_moved": moved}).reason.endswith("Failures rose in darkening >= 0.9.")
+    moved = passing() | {"failures_moved": make_comparison(*FOUR)["verdict"]["failures_moved"]}
+    risen = worse("target_failure_rate", before=0.2, after=0.3, change=0.1, low=0.05, high=0.15)
+    for verdict, reason in (
+        (worse("clean_quality", change=-0.05, low=-0.08, high=-0.02), "clean accuracy fell"),
+        (moved, "Failures rose in darkening >= 0.9."),
+        (risen, "Failures in the target modes rose from 20.0% to 30.0%."),
+    ):
+        page = repaired(verdict)
+        assert page.light == "amber" and reason in page.reason
 
     failed = make_comparison(*FOUR)["verdict"]
     page = repaired(failed)
     assert page.light == "red"
     assert page.reason == "After the repair, newly failing: 2.4% (1.9% to 3.0%); the gate requires ≤ 2.0%."
     assert [step.command for step in page.steps] == ["faded audit mnist"], "a rule decided: no review would count"
-    by_a_person = failed | {"decided_by": "human", "reviewer": "Ada"}
-    assert [step.command for step in repaired(by_a_person).steps] == [
-        "faded review mnist --revise",
-        "faded audit mnist",
-    ]
+    by_a_person = repaired(failed | {"decided_by": "human", "reviewer": "Ada"})
+    assert [step.command for step in by_a_person.steps] == ["faded review mnist --revise", "faded audit mnist"]
 
-
-def test_a_repair_that_made_its_targets_worse_is_not_ready() -> None:
-    verdict = passing()
-    worse = {"before": 0.2, "after": 0.3, "change": 0.1, "low": 0.05, "high": 0.15}
-    verdict["differences"]["target_failure_rate"] |= worse
-    page = repaired(verdict)
-    assert page.light == "amber" and "Failures in the target modes rose from 20.0% to 30.0%." in page.reason
-
-
-def test_a_plan_that_repairs_nothing_claims_no_repair() -> None:
-    verdict = passing()
-    verdict["modes"] = [mode | {"action": "accept"} for mode in verdict["modes"]]
-    assert repaired(verdict).reason == "No mode was chosen for repair, and the unchanged model meets its gates."
+    accepted = passing()
+    accepted["modes"] = [mode | {"action": "accept"} for mode in accepted["modes"]]
+    assert repaired(accepted).reason == "No mode was chosen for repair, and the unchanged model meets its gates."
 
 
 def test_an_example_of_a_repair_lies_in_its_mode() -> None:
@@ -148,7 +142,7 @@ def test_an_example_of_a_repair_lies_in_its_mode() -> None:
         for shelves in (galleries, {"newly_failing": rows, "unchanged": clean})
     )
     said = "This example fails only since the repair; no fixed one was recorded."
-    assert said in worse.modes[0].said and said not in page.modes[0].said
+    assert said in worse.modes[0].sentences and said not in page.modes[0].sentences
     shown = page.modes[0].pair
     assert shown is not None and shown.caption == f"b at {strong}", "of label 9, and in the cells of the mode"
     assert [image.label for image in shown.images] == ["unchanged", "changed"]
@@ -160,17 +154,9 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     inputs = make_inputs(*FOUR)
     modes = inputs["summary"]["modes"]
     modes.append({**modes[0], "id": "M4", "rate": 0.99, "low": 0.9, "high": 1.0, "share": 1e-6})
+    example = {"item": "item-0", "cell": [0] * 4, "output": "7", "failed": True, "discrepancy": 1.0}
     for mode in modes:
-        mode["examples"] = [
-            {
-                "id": f"{mode['id']}.1",
-                "item": "item-0",
-                "cell": [0] * 4,
-                "output": "7",
-                "failed": True,
-                "discrepancy": 1.0,
-            }
-        ]
+        mode["examples"] = [{"id": f"{mode['id']}.1", **example}]
         gallery = inputs["galleries"].get(mode["id"])
         if gallery is not None:
             inputs["galleries"][mode["id"]] = gallery._replace(ids=[f"{mode['id']}.1"])
@@ -178,7 +164,7 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     held = {mode["id"]: mode["rate"] * mode["share"] for mode in modes}
     assert [card.id for card in page.modes] == sorted(held, key=held.__getitem__, reverse=True)[:MODES]
     assert page.left == 1
-    assert next(tile.said for tile in page.tiles if tile.value == "99.0%").startswith("fail in the worst mode")
+    assert next(tile.text for tile in page.tiles if tile.value == "99.0%").startswith("fail in the worst mode")
     for card in page.modes:
         assert card.pair is not None
         assert [image.label for image in card.pair.images] == ["unchanged", "changed"]
@@ -205,8 +191,7 @@ def test_who_and_how_many_are_answered_wrongly_unchanged(tmp_path: Path) -> None
     known = [("Model", "small_cnn"), ("Data", "mnist.parquet"), ("Date", "2026-11-28")]
     assert page.facts == [*known, ("Searched on", "50 items")]
     assert page.tiles[0] == ("3.0%", "of 500 unchanged inputs are answered wrongly (2.0–5.0%)")
-    write_landscape(tmp_path / "page.html", **inputs, about=about)
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = landscape_html(tmp_path, **inputs, about=about)
     assert text.index("small_cnn") < text.index("Not ready to deploy") < text.index("<nav")
 
 
@@ -238,7 +223,7 @@ def test_the_rate_is_that_in_use_and_says_by_which_usage(more: dict[str, Any], s
     verdict = passing()
     verdict["usage"] |= more
     page = repaired(verdict)
-    assert page.tiles[0].said.startswith(f"of what the model will meet fails, {said} (")
+    assert page.tiles[0].text.startswith(f"of what the model will meet fails, {said} (")
     assert page.usage.startswith(f"Usage {whence}: nothing changes in 30% of inputs")
 
 
@@ -246,11 +231,11 @@ def test_a_uniform_usage_is_said_as_such() -> None:
     inputs = uniform(make_inputs(*FOUR) | {"verdict": {"audit": "mnist", "passed": None, "gates": []}})
     page = page_of(inputs)
     assert re.search(r"^[\d.]+% of uniformly drawn probes fail, most often in 3 confirmed", page.reason)
-    assert any(tile.said.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
+    assert any(tile.text.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
     assert page.usage == "" and page.tested.endswith(", alone and together; nothing is known beyond.")
     assert page.over_grid
     verdict = passing() | {"usage": None}
-    assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.said]
+    assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.text]
 
 
 def test_the_light_stands_beside_what_was_tested() -> None:
@@ -280,19 +265,14 @@ LIGHT = Concept("light", (1, 0.8, 0.6), neutral=1)
 def test_what_was_tested_is_said_for_every_kind_of_concept(
     concepts: tuple[Concept, ...], usage: dict[str, Any], said: str
 ) -> None:
-    assert (
-        what_was_tested(in_use(ConceptSpace(concepts), UsageConfig(**usage)))
-        == f"Tested: {said}; nothing is known beyond."
-    )
+    tested = what_was_tested(in_use(ConceptSpace(concepts), UsageConfig(**usage)))
+    assert tested == f"Tested: {said}; nothing is known beyond."
 
 
 def test_concepts_that_always_change_are_beside_those_that_are_counted() -> None:
     space = in_use(ConceptSpace((WEATHER, LIGHT)), UsageConfig())
-    record = usage_record(space, UsageConfig())
-    assert (
-        how_common(space, record)
-        == "Usage assumed: beside weather, nothing changes in 30% of inputs, one thing in 70%."
-    )
+    common = how_common(space, usage_record(space, UsageConfig()))
+    assert common == "Usage assumed: beside weather, nothing changes in 30% of inputs, one thing in 70%."
     space = in_use(ConceptSpace((WEATHER,)), UsageConfig())
     assert how_common(space, usage_record(space, UsageConfig())) == ""
 

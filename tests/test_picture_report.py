@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from stages import compare, conclude, re_evaluate
-from stages.concepts import Concept, ConceptSpace
+from stages.concepts import ConceptSpace
 from stages.files import read_json, stage_dir
 from stages.landscape.bias import measure_bias
 from stages.landscape.robustness import describe_steps
@@ -28,50 +26,30 @@ from stages.tasks.contract import Exhibit, Sheet
 from tests.landscapes import planted, uniform
 from tests.picture_samples import SLOTS, picture_comparison, picture_landscape, png, tally
 from tests.planted_pictures import png as grey
-from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture, write_comparison, write_landscape
+from tests.report_samples import FOUR, charts, comparison_html, landscape_html, picture, section
 from tests.test_re_evaluate import audited
 from tests.workspace import repair_verdict
 
 
 @pytest.fixture(scope="module")
-def landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "landscape.html"
-    write_landscape(path, **picture_landscape())
-    return path
+def landscape(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return landscape_html(tmp_path_factory.mktemp("pictures"), **picture_landscape())
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "comparison.html"
-    write_comparison(path, **picture_comparison())
-    return path
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return comparison_html(tmp_path_factory.mktemp("pictures"), **picture_comparison())
 
 
-def section(page: str | Path, name: str) -> str:
-    text = page if isinstance(page, str) else page.read_text(encoding="utf-8")
-    return text.split(f'<section id="{name}">')[1].split("</section>")[0]
-
-
-def figure(part: str, name: str) -> dict[str, Any]:
-    found = re.search(rf'id="{name}-data">(.*?)</script>', part, re.S)
-    assert found is not None
-    return json.loads(found.group(1))[0]
-
-
-def write(tmp_path: Path, **inputs: Any) -> str:
-    write_landscape(tmp_path / "report.html", **inputs)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_who_is_skewed_is_said_in_a_sentence(landscape: Path) -> None:
+def test_who_is_skewed_is_said_in_a_sentence(landscape: str) -> None:
     part = section(landscape, "bias")
     assert "1 of 4 subjects is further from the reference than chance explains at guidance 7.5" in part
     assert "The furthest is digit seven: red in 82.6%" in part
     assert "8 of 198 answers the value could not be read" in part
 
 
-def test_bars_are_painted_in_their_colour_and_ordered_by_bias(landscape: Path) -> None:
-    drawn = figure(section(landscape, "bias"), "bias-1")
+def test_bars_are_painted_in_their_colour_and_ordered_by_bias(landscape: str) -> None:
+    drawn = charts(landscape, "bias-1")[0]
     bars = {trace["name"]: trace for trace in drawn["data"] if trace["type"] == "bar" and "name" in trace}
     assert {name: bar["marker"]["color"] for name, bar in bars.items()} == {c: c for c in ("red", "green", "blue")}
     names = drawn["layout"]["yaxis"]["ticktext"]
@@ -81,12 +59,12 @@ def test_bars_are_painted_in_their_colour_and_ordered_by_bias(landscape: Path) -
     assert bars["red"]["x"][:2] == [pytest.approx(38 / 46, abs=1e-4), pytest.approx(17 / 48, abs=1e-4)]
 
 
-def test_values_that_are_no_colours_have_the_palettes() -> None:
+def test_values_that_are_not_colours_have_the_palettes() -> None:
     assert value_colours(["red", "woman"]) != {"red": "red", "woman": "woman"}
     assert len(set(value_colours(["woman", "man", "other"]).values())) == 3
 
 
-def test_a_table_holds_every_number_of_a_tally(landscape: Path) -> None:
+def test_a_table_holds_every_number_of_a_tally(landscape: str) -> None:
     entry = picture_landscape()["summary"]["bias"][4]
     row = next(r for r in re.findall(r"<tr>.*?</tr>", section(landscape, "bias"), re.S) if "digit seven" in r)
     assert entry["subject"] == "digit seven"
@@ -97,33 +75,26 @@ def test_a_table_holds_every_number_of_a_tally(landscape: Path) -> None:
     assert "2 unread" in row
 
 
-def test_without_tallies_and_sheets_nothing_is_shown_of_them(tmp_path: Path) -> None:
-    page = write(tmp_path, **make_inputs(*FOUR[:2], images=False))
-    write_comparison(tmp_path / "other.html", **make_comparison(*FOUR[:2]))
-    for text in (page, (tmp_path / "other.html").read_text(encoding="utf-8")):
-        assert not re.findall('id="(?:bias|sheets|extremes)"', text)
-
-
 def test_one_subject_whose_answers_nobody_could_read(tmp_path: Path) -> None:
     inputs = picture_landscape()
     unread = measure_bias([tally("digit one", (0, 0, 0), unread=48)], seed=0)
     inputs["summary"]["bias"] = [entry.to_json() for entry in unread]
-    part = section(write(tmp_path, **inputs), "bias")
+    part = section(landscape_html(tmp_path, **inputs), "bias")
     assert "0 of 0 subjects" in part
     assert "48 of 48 answers the value could not be read" in part
     assert 'id="bias-1"' not in part
 
 
-def test_before_after_and_control_stand_side_by_side(comparison: Path) -> None:
+def test_before_after_and_control_stand_side_by_side(comparison: str) -> None:
     part = section(comparison, "bias")
-    names = figure(part, "bias-1")["layout"]["yaxis"]["ticktext"]
+    names = charts(part, "bias-1")[0]["layout"]["yaxis"]["ticktext"]
     assert names[:3] == ["digit seven, before ✱", "after", "control ✱"]
     assert "Newly skewed beyond chance: colour of digit nine" in part
     rows = re.findall(r'<tr><th scope="row">digit \w+.*?</tr>', part, re.S)
     assert ["newly skewed" in row for row in rows[:4]] == [False, True, False, False]
 
 
-def test_a_sheet_is_a_table_of_strips(landscape: Path, comparison: Path) -> None:
+def test_a_sheet_is_a_table_of_strips(landscape: str, comparison: str) -> None:
     part = section(landscape, "sheets")
     assert re.findall(r'<th scope="col"><div[^>]*>(\w+)', part) == ["three", "four", "seven", "nine"]
     assert re.findall(r'<th scope="row">(\w+)', part) == ["red", "green", "blue"]
@@ -134,27 +105,27 @@ def test_a_sheet_is_a_table_of_strips(landscape: Path, comparison: Path) -> None
     assert re.findall(r'class="soft">(\w+)', both) == ["before", "after"] * 3
 
 
-def test_a_prompt_is_shown_with_the_words_of_its_slots(landscape: Path) -> None:
+def test_a_prompt_is_shown_with_the_words_of_its_slots(landscape: str) -> None:
     part = section(landscape, "modes")
     assert '<mark class="s0" title="colour">red</mark> <mark class="s1" title="digit">four</mark>' in part
     assert '<mark class="s2" title="background">on a black background</mark>' in part
     assert part.count('class="exhibit failing wide"') == 9
 
 
-def test_what_both_models_drew_is_side_by_side(comparison: Path) -> None:
+def test_what_both_models_drew_is_side_by_side(comparison: str) -> None:
     shown = section(comparison, "examples").split("<figure")[1]
     drawn = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]*)", shown)]
     assert drawn == [png("red", "green", "blue"), png("red", "red", "red")]
     assert shown.index("before the repair</span>") < shown.index("after the repair</span>")
 
 
-def test_cells_that_were_not_probed_are_named_without_a_picture(landscape: Path) -> None:
+def test_cells_that_were_not_probed_are_named_without_a_picture(landscape: str) -> None:
     part = section(landscape, "extremes")
     assert part.count("<img") == 3
     assert "2.0% fail [0.0–10.0%]: digit nine, colour unsaid (not probed)" in part
 
 
-def test_small_steps_of_a_prompt_are_things_said(landscape: Path) -> None:
+def test_small_steps_of_a_prompt_are_things_said(landscape: str) -> None:
     assert "A step adds one phrase" in section(landscape, "robustness")
     space = ConceptSpace(SLOTS)
     assert describe_steps(space, [2, 0, 1, 0], 2) == "2 things said: digit four, background on a black background"
@@ -162,15 +133,8 @@ def test_small_steps_of_a_prompt_are_things_said(landscape: Path) -> None:
     assert describe_steps(ConceptSpace(FOUR), [1, 0, 0, 0], 1) == "1 step: rotation 10°"
 
 
-def test_what_says_nothing_is_called_unsaid() -> None:
-    assert Concept("colour", ("", "red"), neutral="").label(0) == "unsaid"
-
-
-def test_each_view_names_what_it_averages_over(landscape: Path) -> None:
-    part = section(landscape, "landscape")
-    maps, views = (
-        json.loads(part.split(f'id="{name}-plot-data">')[1].split("</script>")[0]) for name in ("landscape", "space")
-    )
+def test_each_view_names_what_it_averages_over(landscape: str) -> None:
+    maps, views = (charts(landscape, f"{name}-plot") for name in ("landscape", "space"))
     assert maps[0]["layout"]["meta"]["said"].startswith("Averaged over colour, background, as they occur in use.")
     assert [view["layout"]["annotations"][0]["text"] for view in views] == [
         f"averaged over {name} as in use" for name in ("size", "background", "colour", "digit")
@@ -188,12 +152,6 @@ def test_images_share_the_budget_by_the_pictures_they_hold() -> None:
     assert shown[1] == pytest.approx(len(small), abs=40), "what is small is left as it is"
 
 
-def test_a_hostile_prompt_is_shown_as_text(tmp_path: Path) -> None:
-    page = write(tmp_path, **picture_landscape(hostile=True))
-    assert "<script>alert" not in page
-    assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in section(page, "bias")
-
-
 def test_the_best_and_the_worst_cells_are_no_two_alike() -> None:
     task = planted(items=20)
     probes = uniform(task, 300)
@@ -205,15 +163,9 @@ def test_the_best_and_the_worst_cells_are_no_two_alike() -> None:
     assert min(cell.rate for cell in shown["worst"]) == 1
     assert max(cell.rate for cell in shown["best"]) == 0
     assert all(cell.exhibit and cell.exhibit.text == cell.text for cells in shown.values() for cell in cells)
-
-
-def test_a_cell_nobody_probed_has_no_exhibit() -> None:
-    task = planted(items=20)
-    cells = pd.DataFrame(task.concepts.cells(np.arange(4)), columns=task.concepts.names)
-    table = cells.assign(rate=[0.0, 0.1, 0.2, 0.3], low=0.0, high=1.0, probes=0)
-    none = uniform(task, 1).iloc[:0]
-    shown = pictured(task.concepts, table, none, extreme_examples(task, table, none))
-    assert [cell.exhibit for cells in shown.values() for cell in cells] == [None] * 4
+    unseen, none = table.assign(probes=0), probes.iloc[:0]
+    shown = pictured(task.concepts, unseen, none, extreme_examples(task, unseen, none))
+    assert [cell.exhibit for cells in shown.values() for cell in cells] == [None] * 8, "nobody probed them"
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +181,7 @@ def audit_dir(tmp_path_factory: pytest.TempPathFactory):
 
 def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
     folder = stage_dir("tiny", "report")
-    summary, page = read_json(stage_dir("tiny", "summarize") / "landscape.json"), folder / "report.html"
+    summary, page = read_json(stage_dir("tiny", "summarize") / "landscape.json"), (folder / "report.html").read_text()
     assert {entry["subject"]: entry["beyond_noise"] for entry in summary["bias"]} == {"cat": True, "dog": False}
     assert json.loads((folder / "metrics.json").read_text())["biased_subjects"] == 1
     assert "things of the split discover" in section(page, "sheets")
@@ -246,7 +198,7 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     for stage in (re_evaluate, compare, conclude):
         stage.main("tiny")
     out = stage_dir("tiny", "conclude")
-    verdict, page = repair_verdict("tiny"), out / "report.html"
+    verdict, page = repair_verdict("tiny"), (out / "report.html").read_text()
     assert "Newly skewed beyond chance: colour of dog." in verdict["statement"]
     assert set(verdict["bias"]["subjects"][0]["models"]) == {"before", "after"}
     assert json.loads((out / "metrics.json").read_text())["newly_skewed"] == 1
@@ -255,11 +207,12 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     assert section(page, "sheets").count("<img") == 2
 
 
-def test_bars_are_drawn_and_a_phone_need_not_scroll(browser: Any, comparison: Path) -> None:
+def test_bars_are_drawn_and_a_phone_need_not_scroll(browser: Any, tmp_path: Path) -> None:
+    comparison_html(tmp_path, **picture_comparison())
     page = browser.new_page(viewport={"width": 380, "height": 800})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(comparison.as_uri())
+    page.goto((tmp_path / "comparison.html").as_uri())
     page.locator("#bias").scroll_into_view_if_needed()
     page.wait_for_selector("#bias-1[data-drawn]", timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") == 380

@@ -481,7 +481,7 @@ def test_the_report_begins_with_who_fails_most(nine):
     def said(found):
         known = landscape_file([], slices=found.to_json(), concepts=planted().concepts.to_json())
         page = landscape_page(Landscape.from_json(known, ""), verdict, ABOUT_NOTHING, {}, {}, Shrinker([]))
-        return [tile.said for tile in page.tiles if tile.said.startswith("of label")]
+        return [tile.text for tile in page.tiles if tile.text.startswith("of label")]
 
     rest = f"{nine.attributes[0].values[0].rest:.1%}"
     assert [

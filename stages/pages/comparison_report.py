@@ -13,7 +13,7 @@ from stages.landscape.doses import worth
 from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages import figures
 from stages.pages.bias import HOW, MODELS, changed_bias
-from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, Source, explore_changes
+from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, ExampleSource, explore_changes
 from stages.pages.figures import nice_ceiling
 from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
 from stages.pages.gallery import Shrinker, show_sheets, strips
@@ -32,7 +32,7 @@ from stages.pages.page import LAST_TITLES, Picture, contents_of, render
 from stages.pages.searches import compare_searches
 from stages.pages.sections import risen_slices
 from stages.pages.sentences import fails
-from stages.pages.words import flatten, listed, number, percent, points, points_interval, with_interval
+from stages.pages.words import listed, number, percent, points, points_interval
 from stages.records import Compared, Comparison, Difference, Plan, RateRecord, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
@@ -94,7 +94,7 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
 }
 
 
-Row = tuple[str, str, Difference]  # key, name, and what changed
+ChangeRow = tuple[str, str, Difference]  # key, name, and what changed
 
 
 class DosesPart(NamedTuple):
@@ -141,17 +141,17 @@ def write_comparison_report(
     space = comparison.space
     names = shown_concepts(landscapes, space, "rate_before")
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences: list[Row] = [(k, e.name or _NAMES[k], e) for k, e in comparison.shown_differences.items()]
+    differences: list[ChangeRow] = [(k, e.name or _NAMES[k], e) for k, e in comparison.shown_differences.items()]
     for key, entry in (comparison.automatic or {}).items():
         differences.append((f"automatic_{key}", _NAMES[f"automatic_{key}"], entry))
-    modes: list[Row] = [(mode.id, f"{mode.id}: {listed(mode.text)}", mode) for mode in comparison.modes]
+    modes: list[ChangeRow] = [(mode.id, f"{mode.id}: {listed(mode.text)}", mode) for mode in comparison.modes]
     examples = [row for kind in OUTCOMES for row in galleries.get(kind, ())]
     unchanged = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     beside = [shown.image for row in examples if (shown := unchanged.get(row.item)) and shown.image is not None]
     drawn = [row.drawn for row in examples if row.drawn is not None]
     shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *beside, *strips(sheets or {})])
     regions = {mode.id: mode.cells for mode in plan.modes}
-    explorer = explore_changes(galleries, Source(space, shrinker, unchanged, attributes), regions)
+    explorer = explore_changes(galleries, ExampleSource(space, shrinker, unchanged, attributes), regions)
     measures = {
         f"{title}: {number(part.pairs)} answers to {number(part.items)} items": part
         for key, title in _PARTS.items()
@@ -174,7 +174,6 @@ def write_comparison_report(
         "reduced": comparison.reduced_failures,
     }
     ends = {"gates": verdict.gates, "moved": True, "examples": explorer.groups, "skipped": skipped}
-    estimator = {"items": comparison.items, "estimator": comparison.estimator.to_json()}
     render(
         "comparison.html.j2",
         out,
@@ -183,7 +182,7 @@ def write_comparison_report(
         finding=_finding(comparison),
         control=_CONTROLS[comparison.control or "as_used"],
         baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
-        invalid=_invalid(comparison.invalid),
+        invalid=comparison.invalid,
         risen_slices=risen_slices(comparison),
         titles=TITLES,
         contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
@@ -191,14 +190,14 @@ def write_comparison_report(
         explorer=explorer,
         kinds=_EXAMPLES,
         points=rate_spaces(landscapes, space, names, top, SIDES),
-        rate=_rate(comparison.differences.get("failure_rate"), "In use" if comparison.usage else "Of uniform draws"),
+        overall=comparison.differences.get("failure_rate"),
         usage=comparison.usage is not None,
         concepts=space.concepts,
         names=names,
         top=top,
-        skipped=[(entry["file"], entry["reason"]) for entry in skipped],
-        provenance=list(flatten(provenance)),
-        metrics=list(flatten(estimator)),
+        skipped=skipped,
+        provenance=provenance,
+        metrics={"items": comparison.items, "estimator": comparison.estimator.to_json()},
         bias_how=HOW,
         bias_models=MODELS,
         limits=LIMITS,
@@ -212,18 +211,6 @@ def _finding(comparison: Comparison) -> list[str]:
     if comparison.ratings:
         found.append(f"Failing here means {fails(comparison.ratings)}, as learnt from people's ratings.")
     return found
-
-
-def _invalid(invalid: records.InvalidPairs) -> str:
-    """Return how many common probes are not valid; empty if all are."""
-    where = " and ".join(
-        f"{with_interval(rate)} of the common probes {part}"
-        for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
-        if rate.value
-    )
-    if not where:
-        return ""
-    return f"Invalid before the repair, and so counted as passed: {where}."
 
 
 def _landscape(
@@ -270,7 +257,7 @@ def doses_view(curve: records.DoseCurve) -> DosesPart:
     return DosesPart(title, sentences, picture, curve, rates)
 
 
-def _dumbbells(rows: Sequence[Row]) -> Picture | None:
+def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
     shown = [row for row in rows if row[2].before is not None and row[2].after is not None and "clean" not in row[0]]
     if not shown:
         return None
@@ -282,14 +269,6 @@ def _dumbbells(rows: Sequence[Row]) -> Picture | None:
         for key, name, entry in shown
     ]
     return Picture(alt, [("", figures.dumbbells(lines))], 110 + 46 * len(shown))
-
-
-def _rate(row: Difference | None, where: str) -> str:
-    """State the overall failure rate before and after; empty if unknown."""
-    if row is None or row.before is None:
-        return ""
-    spread = f"{points(row.change)} points, 95% interval {points_interval(row.low, row.high)}"
-    return f"{where}, {percent(row.before)} failed before, and {percent(row.after)} after ({spread})."
 
 
 def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str, Picture]]:

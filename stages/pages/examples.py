@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from stages.concepts import ConceptSpace, Region
-from stages.pages.gallery import Gallery, Shown, Shrinker
+from stages.pages.gallery import ExhibitView, Gallery, Shrinker
 from stages.pages.page import json_block
 from stages.pages.words import number
 from stages.records import Compared, ModeRecord
@@ -43,7 +43,7 @@ class Case(NamedTuple):
     id: str
     outcome: str
     good: bool
-    shown: Shown
+    shown: ExhibitView
     levels: list[tuple[str, str]]
     facts: list[tuple[str, str]]
     row: dict[str, Cell]
@@ -57,7 +57,7 @@ class Facet(NamedTuple):
     values: list[str]
 
 
-class Explorer(NamedTuple):
+class ExampleSet(NamedTuple):
     """All examples of a page.
 
     Args:
@@ -82,7 +82,7 @@ def changed_levels(space: ConceptSpace, cell: Sequence[int]) -> list[tuple[str, 
     ]
 
 
-class Source(NamedTuple):
+class ExampleSource(NamedTuple):
     """The data from which examples are made.
 
     Args:
@@ -107,7 +107,7 @@ class Source(NamedTuple):
         return {concept.name: concept.label(level) for concept, level in zip(self.space.concepts, cell, strict=True)}
 
 
-def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery], source: Source) -> Explorer:
+def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery], source: ExampleSource) -> ExampleSet:
     """Return the examples of failure modes, each beside its unchanged item.
 
     Args:
@@ -127,7 +127,9 @@ def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery],
     return _explorer(groups, source)
 
 
-def _of_mode(mode: str, name: str, failed: bool, exhibit: Exhibit, known: Example | None, source: Source) -> Case:
+def _of_mode(
+    mode: str, name: str, failed: bool, exhibit: Exhibit, known: Example | None, source: ExampleSource
+) -> Case:
     outcome = "failed" if failed else "passed"
     shown = source.shrinker.show(exhibit, unchanged=source.unchanged.get(known.item) if known else None)
     shown = shown._replace(caption=shown.caption.removeprefix(f"{name} - "))
@@ -144,8 +146,8 @@ def _of_mode(mode: str, name: str, failed: bool, exhibit: Exhibit, known: Exampl
 
 
 def explore_changes(
-    galleries: Mapping[str, Sequence[Compared]], source: Source, modes: Mapping[str, Region]
-) -> Explorer:
+    galleries: Mapping[str, Sequence[Compared]], source: ExampleSource, modes: Mapping[str, Region]
+) -> ExampleSet:
     """Return the examples of what a repair changed, each beside its unchanged item.
 
     Args:
@@ -161,7 +163,7 @@ def explore_changes(
     return _explorer(groups, source)
 
 
-def _of_change(outcome: str, name: str, one: Compared, source: Source, modes: Mapping[str, Region]) -> Case:
+def _of_change(outcome: str, name: str, one: Compared, source: ExampleSource, modes: Mapping[str, Region]) -> Case:
     words, good = outcome.replace("_", " "), outcome == "fixed"
     said, unchanged = source.about(one.item), source.unchanged.get(one.item)
     shown, facts = source.shrinker.show(one.exhibit, one.before, one.after, one.drawn, unchanged), []
@@ -198,7 +200,7 @@ def _rest(caption: str, label: str, output: str) -> str:
     return rest.removeprefix("predicted ").removeprefix(output).strip() if rest != caption else caption
 
 
-def _explorer(groups: Mapping[str, list[Case]], source: Source) -> Explorer:
+def _explorer(groups: Mapping[str, list[Case]], source: ExampleSource) -> ExampleSet:
     rows = [case.row for cases in groups.values() for case in cases]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     facets = []
@@ -208,4 +210,4 @@ def _explorer(groups: Mapping[str, list[Case]], source: Source) -> Explorer:
             facets.append(Facet(columns.index(name), name, sorted(values, key=lambda v: (len(v), v))))
     sortable = columns.index("discrepancy") if "discrepancy" in columns else None
     table = [[row.get(name) for name in columns] for row in rows]
-    return Explorer(dict(groups), facets, json_block({"columns": columns, "rows": table}), sortable)
+    return ExampleSet(dict(groups), facets, json_block({"columns": columns, "rows": table}), sortable)

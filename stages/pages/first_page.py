@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import harm
-from stages.pages.gallery import Gallery, Shown, Shrinker
+from stages.pages.gallery import ExhibitView, Gallery, Shrinker
 from stages.pages.sentences import as_much, by_usage, decided_by, fails, gate_view, how_common, what_was_tested
 from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import (
@@ -84,7 +84,7 @@ class Tile(NamedTuple):
     """One number, and the sentence that continues it."""
 
     value: str
-    said: str
+    text: str
 
 
 class Card(NamedTuple):
@@ -97,14 +97,14 @@ class Card(NamedTuple):
     low: float | None
     high: float | None
     before: float | None
-    said: list[str]
-    pair: Shown | None
+    sentences: list[str]
+    pair: ExhibitView | None
 
 
 class Step(NamedTuple):
     """A next step: a sentence, and the command for it."""
 
-    said: str
+    text: str
     command: str
 
 
@@ -324,22 +324,22 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
         low, high = (None if bound is None else 1 - bound for bound in (clean.high, clean.low))
         tiles.append(Tile(wrong, f"of {number(clean.n)} unchanged inputs are answered wrongly ({interval(low, high)})"))
     elif (walked := landscape.robustness) and walked.items and walked.start == "neutral":
-        said = f"of {number(walked.items)} items fail unchanged"
-        tiles.append(Tile(number(walked.fail_unchanged), said))
+        text = f"of {number(walked.items)} items fail unchanged"
+        tiles.append(Tile(number(walked.fail_unchanged), text))
     if landscape.usage:
-        said = f"of what this model will meet fails, {by_usage(landscape.usage)}"
+        text = f"of what this model will meet fails, {by_usage(landscape.usage)}"
     else:
         over = f"all {number(landscape.space.n_cells)} combinations of {_joined(landscape.space.names)}"
-        said = f"of probes drawn uniformly over {over} fail"
-    said += f" ({interval(overall.low, overall.high)})"
+        text = f"of probes drawn uniformly over {over} fail"
+    text += f" ({interval(overall.low, overall.high)})"
     if counted := landscape.invalid.not_passing:
-        said += (
+        text += (
             f"; {percent(counted.value)} ({interval(counted.low, counted.high)}) counting as"
             f" failures the {percent(landscape.invalid.value)} that {landscape.invalid.what}"
         )
     if ratings := landscape.ratings:
-        said += f". Failing means {fails(ratings)}"
-    tiles.append(Tile(percent(overall.value), said))
+        text += f". Failing means {fails(ratings)}"
+    tiles.append(Tile(percent(overall.value), text))
     if landscape.modes:
         worst = max(landscape.modes, key=lambda mode: mode.rate)
         tiles.append(
@@ -367,12 +367,12 @@ def _comparison_tiles(comparison: Comparison) -> list[Tile]:
             continue
         tile = _moved(entry, where)
         if entry.control and entry.control.after is not None:
-            said = f"{tile.said}; {_CONTROL}: {percent(entry.control.after)}"
-            tile = tile._replace(said=said)
+            text = f"{tile.text}; {_CONTROL}: {percent(entry.control.after)}"
+            tile = tile._replace(text=text)
         if comparison.some_invalid:
             counted = comparison.differences[key.replace("failure_rate", "not_passing")]
             tile = tile._replace(
-                said=f"{tile.said}; {percent(counted.before)} → {percent(counted.after)} counting invalid probes as"
+                text=f"{tile.text}; {percent(counted.before)} → {percent(counted.after)} counting invalid probes as"
                 " failures"
             )
         tiles.append(tile)

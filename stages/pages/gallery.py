@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.pages.texts import Folded, Piece, excerpt, fold, mark_changes, plain
+from stages.pages.texts import FoldedText, Piece, excerpt, fold, mark_changes, plain
 from stages.records.tables import Compared, ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
@@ -48,7 +48,7 @@ class PicturedCell(NamedTuple):
     exhibit: Exhibit | None = None
 
 
-class Image(NamedTuple):
+class PageImage(NamedTuple):
     """An image ready for the page.
 
     Args:
@@ -66,7 +66,7 @@ class Image(NamedTuple):
     wide: bool = False
 
 
-class Shown(NamedTuple):
+class ExhibitView(NamedTuple):
     """An exhibit ready for the page.
 
     Args:
@@ -82,14 +82,14 @@ class Shown(NamedTuple):
     """
 
     caption: str
-    images: Sequence[Image] = ()
+    images: Sequence[PageImage] = ()
     prompt: Sequence[tuple[str, str]] = ()
     slots: Mapping[str, int] = MappingProxyType({})
-    text: Folded | None = None
-    original: Folded | None = None
+    text: FoldedText | None = None
+    original: FoldedText | None = None
     note: str = ""
     beside: bool = False
-    answers: Sequence[tuple[str, Folded]] = ()
+    answers: Sequence[tuple[str, FoldedText]] = ()
 
     @property
     def wide(self) -> bool:
@@ -121,7 +121,7 @@ class Shrinker:
         after: str | None = None,
         drawn: bytes | None = None,
         unchanged: Exhibit | None = None,
-    ) -> Shown:
+    ) -> ExhibitView:
         """Prepare one exhibit for the page.
 
         Args:
@@ -139,7 +139,7 @@ class Shrinker:
             answers |= {"before the repair": before, "after the repair": after}
         said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
         slots = {slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot}
-        shown = Shown(
+        shown = ExhibitView(
             exhibit.caption,
             answers=said,
             images=self._images(exhibit, drawn, unchanged.image if unchanged else None),
@@ -149,7 +149,7 @@ class Shrinker:
         pictured = exhibit.image is not None or exhibit.drawn is not None
         return shown if pictured or exhibit.words else self._text(shown, exhibit)
 
-    def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: Compared | None = None) -> Shown:
+    def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: Compared | None = None) -> ExhibitView:
         """Prepare one exhibit for a card: the changed beside the unchanged image, or an excerpt of the changed text.
 
         Args:
@@ -165,7 +165,7 @@ class Shrinker:
         if after:  # the caption contains the answer before, if it is short
             answers = ({"before the repair": after.before} if answers else {}) | {"after the repair": after.after}
         pieces = mark_changes(exhibit.original or exhibit.text, exhibit.text).pieces if exhibit.text else []
-        return Shown(
+        return ExhibitView(
             exhibit.caption,
             images=[self.image(image, label) for label, image in named if image is not None],
             prompt=exhibit.words,
@@ -174,7 +174,7 @@ class Shrinker:
             answers=[(asked, excerpt([Piece("same", answer)], EXCERPT)) for asked, answer in answers.items()],
         )
 
-    def _images(self, exhibit: Exhibit, drawn: bytes | None, unchanged: bytes | None) -> list[Image]:
+    def _images(self, exhibit: Exhibit, drawn: bytes | None, unchanged: bytes | None) -> list[PageImage]:
         """Return the unchanged and the changed image, and those drawn by models, with labels if there are several."""
         given = "given to the model" if unchanged is None else "changed"
         named = [("unchanged", unchanged), (given, exhibit.image)]
@@ -186,7 +186,7 @@ class Shrinker:
         there = [(label, image) for label, image in named if image is not None]
         return [self.image(image, label if len(there) > 1 else "") for label, image in there]
 
-    def _text(self, shown: Shown, exhibit: Exhibit) -> Shown:
+    def _text(self, shown: ExhibitView, exhibit: Exhibit) -> ExhibitView:
         text, original = exhibit.text or "", exhibit.original
         if original is None:
             return shown._replace(text=plain(text, self._limit))
@@ -198,19 +198,19 @@ class Shrinker:
             beside=marked.beside,
         )
 
-    def image(self, image: bytes, label: str = "") -> Image:
+    def image(self, image: bytes, label: str = "") -> PageImage:
         """Prepare one image for the page, no larger than its share."""
         width, height = _size(image)
         tiles, small = _tiles(image), 0 < height <= SMALL
         small_enough = _shrink(image, self._share * tiles, tiles)
         if small_enough is None:
-            return Image("", 0, False, label)
+            return PageImage("", 0, False, label)
         kind = "png" if small_enough.startswith(_PNG) else "jpeg"
         src = f"data:image/{kind};base64,{base64.b64encode(small_enough).decode('ascii')}"
         shown = 112 * width // height if small else max(96, min(width or 160, 160 * tiles))
-        return Image(src, shown, small, label, tiles > 1)
+        return PageImage(src, shown, small, label, tiles > 1)
 
-    def show_all(self, exhibits: Sequence[Exhibit]) -> list[Shown]:
+    def show_all(self, exhibits: Sequence[Exhibit]) -> list[ExhibitView]:
         """Prepare several exhibits for the page."""
         return [self.show(exhibit) for exhibit in exhibits]
 
@@ -264,10 +264,10 @@ class SheetRow(NamedTuple):
     """A row of a sheet: the strips that the models drew for it."""
 
     label: str
-    strips: list[Image]
+    strips: list[PageImage]
 
 
-class ShownSheet(NamedTuple):
+class SheetView(NamedTuple):
     """A sheet ready for the page; `tile` is the width of one of its pictures in pixels of the page."""
 
     title: str
@@ -281,7 +281,7 @@ def strips(sheets: Mapping[str, Sequence[Sheet]]) -> list[bytes]:
     return [image for drawn in sheets.values() for sheet in drawn for _, image in sheet.rows]
 
 
-def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> list[ShownSheet]:
+def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> list[SheetView]:
     """Prepare sheets for the page, with rows of all models grouped.
 
     Args:
@@ -303,5 +303,5 @@ def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> li
         ]
         wide = max((image.width for row in rows for image in row.strips), default=0)
         tile = max(68, min(88, wide // max(1, len(first.columns))))
-        shown.append(ShownSheet(first.title, list(first.columns), rows, tile))
+        shown.append(SheetView(first.title, list(first.columns), rows, tile))
     return shown

@@ -17,9 +17,9 @@ from stages.intervals import COUNTED, wilson
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
-from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
+from stages.pages.examples import NOTHING_KNOWN, ExampleSource, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
-from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker, show_sheets, strips
+from stages.pages.gallery import ExhibitView, Gallery, PicturedCell, Shrinker, show_sheets, strips
 from stages.pages.maps import (
     heat_tables,
     label_of,
@@ -32,7 +32,7 @@ from stages.pages.maps import (
     top_rate,
     views,
 )
-from stages.pages.page import LAST_TITLES, PAGE_BYTES, Packed, Picture, contents_of, html_of, pack_probes, save
+from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
 from stages.pages.searches import search_view
 from stages.pages.sections import (
     corruption_sentences,
@@ -42,7 +42,7 @@ from stages.pages.sections import (
     steps_picture,
     worse_slices,
 )
-from stages.pages.words import flatten, interval, marked, number, percent
+from stages.pages.words import interval, marked, number, percent
 from stages.records import Effect, Landscape, Verdict
 from stages.records.base import FlatMetrics
 from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
@@ -157,7 +157,7 @@ def write_landscape_report(
     typical = [one.exhibit for one in kinds]
     more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
     shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
-    source = Source(space, shrinker, unchanged, attributes)
+    source = ExampleSource(space, shrinker, unchanged, attributes)
     sides, slices, robustness, invalid = {"": ""}, landscape.slices, landscape.robustness, landscape.invalid
     parts = {
         "landscape": rate_maps(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
@@ -208,16 +208,16 @@ def write_landscape_report(
         counted=COUNTED,
         suspected=landscape.suspected,
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
-        skipped=[(entry["file"], entry["reason"]) for entry in skipped],
-        provenance=list(flatten(provenance)),
-        metrics=list(flatten(metrics.to_json())),
+        skipped=skipped,
+        provenance=provenance,
+        metrics=metrics.to_json(),
         nearest=shrinker.show_all(nearest),
         kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
         bias_how=HOW,
         limits=[*LIMITS, ASSUMED[landscape.usage is not None]],
         **parts,
     )
-    room = PAGE_BYTES - len(page(packed=Packed("", len(probes), len(probes))).encode())
+    room = PAGE_BYTES - len(page(packed=PackedTable("", len(probes), len(probes))).encode())
     save(out, page(packed=pack_probes(probes, space, room) if room > LEAST_ROOM else None))
 
 
@@ -275,14 +275,16 @@ def _rest(everyone: LevelAlone, some: Sequence[LevelAlone]) -> LevelAlone:
     return everyone.model_copy(update={"rate": rate, "low": None, "high": None, "probes": probes})
 
 
-def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
+def _extremes(
+    extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker
+) -> list[tuple[str, str, list[ExhibitView]]]:
     """Return the worst and the best cells, each with its example, or only in words if it was not probed."""
     titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
 
-    def show(cell: PicturedCell) -> Shown:
+    def show(cell: PicturedCell) -> ExhibitView:
         said = f"{percent(cell.rate)} fail [{interval(cell.low, cell.high)}]: {cell.text}"
         if cell.exhibit is None:
-            return Shown(f"{said} (not probed)")
+            return ExhibitView(f"{said} (not probed)")
         shown = shrinker.show(cell.exhibit)
         return shown._replace(caption=f"{said}. {shown.caption}")
 

@@ -168,7 +168,7 @@ def packed(data: bytes) -> str:
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
 
 
-class Packed(NamedTuple):
+class PackedTable(NamedTuple):
     """A CSV file inside a page: the compressed data, the number of rows included, and the total."""
 
     data: str
@@ -176,7 +176,7 @@ class Packed(NamedTuple):
     of: int
 
 
-def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> Packed:
+def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> PackedTable:
     """Pack all probes with readable levels, or a random sample of them if not all fit.
 
     Args:
@@ -197,4 +197,4 @@ def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> Packed:
     while len(data) > room:
         kept = table.sample(int(0.95 * len(kept) * room / len(data)), random_state=0).sort_index()
         data = packed(kept.to_csv(index=False).encode())
-    return Packed(data, len(kept), len(table))
+    return PackedTable(data, len(kept), len(table))

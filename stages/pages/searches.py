@@ -21,7 +21,7 @@ _SAID = {"failure_rate": "share of its probes that failed"}  # not a rate: neith
 _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
 
 
-class Run(NamedTuple):
+class SearchRun(NamedTuple):
     """One search by one explorer: its title, how its line is drawn, its curve (may be empty) and its final numbers."""
 
     role: str
@@ -80,7 +80,7 @@ def _runs(
     search: Searches,
     prefix: str = "",
     colours: tuple[str, str] = (AGENT, CONTROL),
-) -> list[Run]:
+) -> list[SearchRun]:
     runs = []
     for role, colour, dash in (("agent", colours[0], "solid"), ("control", colours[1], "dash")):
         rows = probes[probes["role"] == role] if {"role", "failed"} <= set(probes.columns) else probes.iloc[:0]
@@ -93,7 +93,7 @@ def _runs(
         curve = _curve(rows) if len(rows) else pd.DataFrame({"probes": [], "failures": []})
         if len(rows):
             totals |= {"probes": len(curve), "failures": int(curve["failures"].iloc[-1])}
-        runs.append(Run(role, f"{prefix}{role} ({explorer})", colour, dash, curve, totals))
+        runs.append(SearchRun(role, f"{prefix}{role} ({explorer})", colour, dash, curve, totals))
     return runs
 
 
@@ -104,7 +104,7 @@ def _curve(probes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"probes": np.arange(1, len(ordered) + 1), "failures": failures.to_numpy()})
 
 
-def _view(sentences: list[str], runs: Sequence[Run]) -> SearchView:
+def _view(sentences: list[str], runs: Sequence[SearchRun]) -> SearchView:
     drawn = [run for run in runs if len(run.curve)]
     picture = None
     if drawn:
@@ -132,7 +132,7 @@ def _who_chose(agent: Search | None) -> str:
     return f" The explorer was set to auto, which chose {agent.chosen}{why}."
 
 
-def _who_found_more(runs: Sequence[Run]) -> str:
+def _who_found_more(runs: Sequence[SearchRun]) -> str:
     """State which search found more, as plainly if the agent loses as if it wins."""
     by_role = {run.role: run.totals for run in runs}
     names = {run.role: run.title.rpartition(": ")[2] for run in runs}

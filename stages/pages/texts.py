@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     text: str
 
 
-class Folded(NamedTuple):
+class FoldedText(NamedTuple):
     """A text in two parts, one shown at once and one on request; `left_out` characters are not in the page."""
 
     head: list[Piece]
@@ -43,7 +43,7 @@ class Folded(NamedTuple):
         return sum(len(piece.text) for piece in self.tail)
 
 
-class Marked(NamedTuple):
+class MarkedText(NamedTuple):
     """A changed text with its changes marked. `beside`: so much changed that the original should be shown beside it."""
 
     pieces: list[Piece]
@@ -51,11 +51,11 @@ class Marked(NamedTuple):
     beside: bool = False
 
 
-def mark_changes(original: str, changed: str) -> Marked:
+def mark_changes(original: str, changed: str) -> MarkedText:
     """Compare two texts word by word, ignoring letter case."""
     old, new = (_TOKEN.findall(text) for text in (original, changed))
     if original == changed or not (old and new):
-        return Marked([Piece("same", changed)], "unchanged" if original == changed else "")
+        return MarkedText([Piece("same", changed)], "unchanged" if original == changed else "")
     long = max(len(old), len(new)) > MAX_TOKENS
     blocks = _blocks(old[:MAX_TOKENS], new[:MAX_TOKENS])
     if long and len(blocks) > 1 and blocks[-1][0] != "equal":
@@ -63,7 +63,7 @@ def mark_changes(original: str, changed: str) -> Marked:
     same = [pair for block in blocks if block[0] == "equal" for pair in _pairs(block)]
     touched = 1 - 2 * len(same) / sum(i2 - i1 + j2 - j1 for _, i1, i2, j1, j2 in blocks)
     if touched > BESIDE:
-        return Marked([Piece("same", changed)], "too much changed to mark", beside=True)
+        return MarkedText([Piece("same", changed)], "too much changed to mark", beside=True)
     words = [pair for pair in same if new[pair[1]][0][0].isalnum()]
     cased = sum(old[i][0] != new[j][0] for i, j in words)
     many = cased > MANY_CASES * len(words)
@@ -71,32 +71,32 @@ def mark_changes(original: str, changed: str) -> Marked:
     if not touched and not cased:
         note = "only white space differs"
     rest = Piece("same", "".join(map("".join, new[blocks[-1][-1] :])))
-    return Marked(_merged([*_pieces(old, new, blocks, not many), rest]), note)
+    return MarkedText(_merged([*_pieces(old, new, blocks, not many), rest]), note)
 
 
-def fold(pieces: Iterable[Piece], limit: int) -> Folded:
+def fold(pieces: Iterable[Piece], limit: int) -> FoldedText:
     """Cut a text at the end of a word, first for the fold, then for good after `limit` characters."""
     pieces = list(pieces)
     if sum(len(piece.text) for piece in pieces) <= 1.2 * min(HEAD, limit):
-        return Folded(pieces, [])
+        return FoldedText(pieces, [])
     head, tail = _split(pieces, min(HEAD, limit))
     kept, dropped = _split(tail, max(0, limit - HEAD))
-    return Folded(head, kept, sum(len(piece.text) for piece in dropped))
+    return FoldedText(head, kept, sum(len(piece.text) for piece in dropped))
 
 
-def plain(text: str, limit: int) -> Folded:
+def plain(text: str, limit: int) -> FoldedText:
     """Return a text without marks, folded."""
     return fold([Piece("same", text)], limit)
 
 
-def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> Folded:
+def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> FoldedText:
     """Return a text around its first change, with about `lead` characters before it; without marks its beginning."""
     first = next((n for n, piece in enumerate(pieces) if piece.kind != "same"), 0)
     before = "".join(piece.text for piece in pieces[:first])
     if len(before) > 2 * lead:
         before = "… " + before[-lead:].partition(" ")[2]
     head, tail = _split(_merged([Piece("same", before), *pieces[first:]]), limit)
-    return Folded(head, [], sum(len(piece.text) for piece in tail))
+    return FoldedText(head, [], sum(len(piece.text) for piece in tail))
 
 
 Block = tuple[str, int, int, int, int]

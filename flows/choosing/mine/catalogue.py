@@ -14,10 +14,9 @@ from markupsafe import Markup
 
 from stages.mining import Example, Finding, Mining
 from stages.pages import page
-from stages.pages.gallery import Shown, Shrinker
+from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.page import LAST_TITLES
 from stages.pages.texts import HEAD, excerpt, mark_changes
-from stages.pages.words import flatten
 from stages.params import AuditConfig
 from stages.tasks.contract import Exhibit
 
@@ -42,7 +41,7 @@ class Candidate(NamedTuple):
 
     id: str
     finding: Finding
-    examples: Sequence[Shown]
+    examples: Sequence[ExhibitView]
 
 
 def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
@@ -84,8 +83,8 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
             contents={"candidates": "Candidates", "probes": "Probes", **titles},
             limits=[line.format(level=settings.level) for line in LIMITS],
             skipped=[],
-            provenance=list(flatten(told)),
-            metrics=[],
+            provenance=told,
+            metrics={},
             style=Markup((page.TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hashes=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),
@@ -99,7 +98,7 @@ def _exhibit(example: Example) -> Exhibit:
     return Exhibit(f"item {example.item}", text=example.given, original=example.original, answers=answers)
 
 
-def _shown(example: Example, shrinker: Shrinker) -> Shown:
+def _shown(example: Example, shrinker: Shrinker) -> ExhibitView:
     """Return an example for the page; of a long text, show the changed part, which may be far from its beginning."""
     shown = shrinker.show(_exhibit(example))
     if not (shown.text and shown.text.tail) or shown.beside:

@@ -27,7 +27,7 @@ from stages.tasks.base import offers
 from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
-    from stages.pages.examples import Explorer
+    from stages.pages.examples import ExampleSet
 
 # The report's modules take seconds to import, so this is done with the first page, while a browser starts.
 
@@ -137,7 +137,7 @@ def review_view(
     }
 
 
-def _examples(audit: str) -> tuple[Explorer | None, str]:
+def _examples(audit: str) -> tuple[ExampleSet | None, str]:
     """Examples by mode, or why there are none; a landscape can be decided on without them."""
     here = audit_folder(audit)
     read = [here.discover.where("embedded"), *map(here.summarize.where, ("landscape", "exhibits", "extremes"))]
@@ -149,10 +149,10 @@ def _examples(audit: str) -> tuple[Explorer | None, str]:
 
 
 @lru_cache(maxsize=4)
-def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explorer:
+def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> ExampleSet:
     """Examples as the page shows them, created once per landscape, as scaling down large pictures takes a while."""
     from stages.landscape.extremes import UNCHANGED
-    from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
+    from stages.pages.examples import NOTHING_KNOWN, ExampleSource, explore_modes
     from stages.pages.gallery import Gallery, Shrinker
 
     here = audit_folder(audit)
@@ -161,7 +161,7 @@ def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explor
     attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else NOTHING_KNOWN
     shown = [*(e for g in galleries.values() for e in (*g.failing, *g.passing)), *(one.exhibit for one in known)]
     landscape = here.summarize.landscape
-    source = Source(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
+    source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
     return explore_modes(landscape.modes, galleries, source)
 
 
