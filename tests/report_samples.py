@@ -36,6 +36,16 @@ FOUR = (
 WEATHER = Concept("weather", ("sun", "rain", "snow", "fog"), ordered=False)
 
 
+def measured(value: float, low: float, high: float, n: int = 1200) -> dict[str, Any]:
+    """A rate of a record as plain data."""
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def gate(name: str, bound: float, value: float, low: float, high: float, passed: bool) -> dict[str, Any]:
+    """A gate of a verdict as plain data."""
+    return {"gate": name, "bound": bound, "value": value, "low": low, "high": high, "passed": passed}
+
+
 def shelf(gallery: Gallery) -> list[ShownExample]:
     """A gallery in the format of exhibits.parquet."""
     exhibits = [*gallery.failing, *gallery.passing]
@@ -183,14 +193,14 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "concepts": space.to_json(),
         "usage": usage_of(space),
         "threshold": 0.0,
-        "overall": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
-        "overall_estimated": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
-        "invalid": {"count": 0, "probes": 2400, "value": 0.0, "low": 0.0, "high": 0.01, "n": 1200, "levels": []},
+        "overall": measured(overall, overall - 0.02, overall + 0.02),
+        "overall_estimated": measured(overall, overall - 0.02, overall + 0.02),
+        "invalid": {"count": 0, "probes": 2400, **measured(0.0, 0.0, 0.01), "levels": []},
         "modes_skipped": [],
         "effects": effects,
         "alone": alone,
-        "half_as_much": {"value": overall / 2, "low": overall / 3, "high": overall, "n": 1200},
-        "twice_as_much": {"value": overall * 1.5, "low": overall, "high": overall * 2, "n": 1200},
+        "half_as_much": measured(overall / 2, overall / 3, overall),
+        "twice_as_much": measured(overall * 1.5, overall, overall * 2),
         "modes": modes,
         "suspected": suspected,
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
@@ -217,15 +227,8 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "sampled": False,
     }  # fmt: skip
     gates = [
-        {
-            "gate": "max_failure_rate",
-            "bound": 0.5,
-            "value": overall,
-            "low": overall - 0.02,
-            "high": overall + 0.02,
-            "passed": True,
-        },
-        {"gate": "max_mode_rate", "bound": 0.6, "value": modes[0]["rate"], "low": 0.64, "high": 0.77, "passed": False},
+        gate("max_failure_rate", 0.5, overall, overall - 0.02, overall + 0.02, True),
+        gate("max_mode_rate", 0.6, modes[0]["rate"], 0.64, 0.77, False),
     ]
     return {
         "landscape": landscape,
@@ -331,6 +334,11 @@ def difference(
     }
 
 
+def floor(least: float, most: float) -> dict[str, float]:
+    """A noise floor as plain data."""
+    return {"min": least, "mean": (least + most) / 2, "max": most}
+
+
 def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]:
     """Arguments of `write_comparison`."""
     space, rng = in_use(ConceptSpace(concepts), UsageConfig()), np.random.default_rng(5)
@@ -345,7 +353,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         ]
     )
     control = difference(0.316, -0.202, -0.23, -0.17)
-    spread = {"value": -0.289, "low": -0.32, "high": -0.26, "n": 3000}
+    spread = measured(-0.289, -0.32, -0.26, 3000)
     reduced = {"holds": True, "beyond_chance": True, "change": spread}
     moved = difference(0.17, 0.07, 0.02, 0.1, pairs=400, before=0.1)
     one = {"explorer": "ppo", "budget": 500, "probes": 500, "failures": 100, "failure_rate": 0.2}
@@ -356,15 +364,8 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "control": "as_used",
         "passed": False,
         "gates": [
-            {
-                "gate": "target_failure_rate.change_max",
-                "bound": -0.05,
-                "value": -0.289,
-                "low": -0.32,
-                "high": -0.26,
-                "passed": True,
-            },
-            {"gate": "newly_failing.max", "bound": 0.02, "value": 0.024, "low": 0.019, "high": 0.03, "passed": False},
+            gate("target_failure_rate.change_max", -0.05, -0.289, -0.32, -0.26, True),
+            gate("newly_failing.max", 0.02, 0.024, 0.019, 0.03, False),
         ],
         "decided_by": "human" if hostile else "policy",
         "reviewer": HOSTILE if hostile else None,
@@ -391,7 +392,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
                 **difference(0.22, -0.33, -0.4, -0.3, before=0.55),
             },
         ],
-        "invalid": {part: {"value": 0.0, "low": 0.0, "high": 0.01, "n": 1000} for part in ("targets", "others")},
+        "invalid": {part: measured(0.0, 0.0, 0.01, 1000) for part in ("targets", "others")},
         "search": {
             "before": {"enumerated": False, "agent": one | {"failing_cells": 77}},
             "after": {"enumerated": False, "agent": one | {"failing_cells": 31}},
@@ -404,7 +405,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
                 "mean_before": 1.5 if concept.ordered else None,
                 "mean_after": 0.0 if concept.ordered else None,
                 "distance": 0.1 * (j + 1),
-                "noise_floor": {"min": 0.01, "mean": 0.05, "max": 0.12},
+                "noise_floor": floor(0.01, 0.12),
                 "beyond_noise": j > 0,
             }
             for j, concept in enumerate(concepts)
@@ -412,11 +413,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "shift": {
             "normalised": 0.091,
             "null_cell": 0.204,
-            "noise_floor": {
-                "splits": 5,
-                "normalised": {"min": 0.021, "mean": 0.027, "max": 0.033},
-                "null_cell": {"min": 0.025, "mean": 0.03, "max": 0.21},
-            },
+            "noise_floor": {"splits": 5, "normalised": floor(0.021, 0.033), "null_cell": floor(0.025, 0.21)},
             "beyond_noise": False,
             "mean_rate_before": 0.3,
             "mean_rate_after": 0.15,
@@ -436,7 +433,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "failures_moved": {"found": True, "regions": [{"region": {}, "text": "darkening >= 0.9", **moved}]},
         "targeting": {
             "helped": True,
-            **{"value": -0.087, "low": -0.12, "high": -0.05, "n": 3000},
+            **measured(-0.087, -0.12, -0.05, 3000),
             "statement": "aiming the repair helped: -8.7 points",
         },
         "estimator": {"before": {"name": "boosted trees"}, "after": {"name": "boosted trees"}},
