@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import typer
@@ -13,7 +13,6 @@ from typer.models import CommandInfo
 # Importing these modules adds their commands to `app`.
 import flows.commands.approve
 import flows.commands.audits
-import flows.commands.choosing
 import flows.commands.decide
 import flows.commands.evidence
 import flows.commands.init
@@ -31,6 +30,16 @@ def _place(command: CommandInfo) -> int:
     return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
+def _add_optional_commands() -> None:
+    """Import the modules of the entry points `faded.commands`, Faded's own and those of other distributions."""
+    for entry in entry_points(group="faded.commands"):
+        try:
+            entry.load()
+        except Exception as error:  # a plugin's module may raise anything, and the other commands work without it
+            errors.print(f"the commands of {entry.value} are missing: {type(error).__name__}: {error}", markup=False)
+
+
+_add_optional_commands()
 app.registered_commands.sort(key=_place)
 for command in app.registered_commands[len(FIRST) :]:
     command.rich_help_panel = "More"

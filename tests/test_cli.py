@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -35,7 +36,7 @@ from stages.records.landscape import ConceptRecord
 from tests.finished import commit, faded, finished_audits, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
-from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import FADED, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "baseline": "random", "budget": 150, "microscopic": {"method": "none"}}}
 MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] <= 1) |")  # an edit of planted.py
@@ -536,3 +537,18 @@ def test_a_pipeline_of_somebody_elses_is_told_from_a_workspace(toys, tmp_path):
 def test_where_nobody_reads_on_the_exit_code_is_not_that_of_a_failed_gate(toys):
     done = toys.run(["bash", "-c", 'faded status | true; exit "${PIPESTATUS[0]}"'])
     assert done.returncode == Exit.INFRASTRUCTURE, done.stdout
+
+
+def test_a_package_adds_commands_and_a_broken_one_is_named(tmp_path):
+    info = tmp_path / "greeting-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[faded.commands]\nhello = greeting\nlost = no_such_module\n")
+    (tmp_path / "greeting.py").write_text(
+        "from flows.commands import app\n@app.command()\ndef hello() -> None:\n    print('good morning')\n"
+    )
+    command = [sys.executable, "-m", "flows.cli", "hello"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "good morning\n"
+    assert "no_such_module" in done.stderr
