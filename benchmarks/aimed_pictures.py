@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stages.core.intervals import Resampler
 from stages.explorers.policy import load_policy
-from stages.intervals import Resampler
 from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.base import LoadedTask

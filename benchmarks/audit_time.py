@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.results import REFERENCE, TIMINGS, Took
-from stages.files import read_state
+from stages.core.files import read_state
 
 ROOT = Path(__file__).parents[1]
 STAGES = (

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context

@@ -22,7 +22,7 @@ from benchmarks.modes_of_items import ToldApart, modes_of
 from benchmarks.study.landscapes import normal_noise
 from benchmarks.study.measure import Clock
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.environment import torch_threads
+from stages.core.environment import torch_threads
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again

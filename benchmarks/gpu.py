@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks.audit_time import ROOT, cost
 from flows.choosing.tune.measure import DTYPES, FEWEST, Bench, Choice, Settings
-from stages.errors import UsageError, run_as_command
+from stages.core.errors import UsageError, run_as_command
 from stages.params import load_params
 from stages.records import audit_folder
 

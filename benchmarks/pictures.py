@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from stages.files import stage_dir
+from stages.core.files import stage_dir
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline, make_scheduler

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 import faded
-from stages.intervals import wilson
+from stages.core.intervals import wilson
 
 DIGITS = Path(__file__).parents[1] / "data" / "mnist" / "inputs" / "mnist.parquet"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.environment import torch_threads
-from stages.files import stage_dir
+from stages.core.environment import torch_threads
+from stages.core.files import stage_dir
+from stages.core.processes import Crew, cores
 from stages.params import load_params
-from stages.processes import Crew, cores
 from stages.tasks.load import task_class, task_context
 
 

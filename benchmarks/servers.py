@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from stages.errors import FadedError
+from stages.core.errors import FadedError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
 from tests.endpoints import completion, served

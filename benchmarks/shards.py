@@ -26,11 +26,11 @@ import torch
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Truth, landscape_quality, search_quality
+from stages.core.ledger import Answer, Key, Ledger
 from stages.explorers.merge import Part, answers, merge
 from stages.explorers.model_based import choose_explorer
 from stages.explorers.shards import divide, search_share
 from stages.landscape.estimate import estimate
-from stages.ledger import Answer, Key, Ledger
 from stages.params import DiscoverConfig
 
 TRUTHS = Path(__file__).parent / "study" / "truths"

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stages.files import stage_dir
+from stages.core.files import stage_dir
 from stages.tasks.contract import Compute
 from stages.tasks.language.models import load_summarizer
 

@@ -55,9 +55,9 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Level
 from stages.concepts.usage import Usage
-from stages.errors import UsageError, did_you_mean
-from stages.git import git
-from stages.intervals import Rate
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.git import git
+from stages.core.intervals import Rate
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,
@@ -294,8 +294,8 @@ def load(name: str, workspace: str | Path | None = None) -> Result:
 def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame) -> AuditFolder:
     """Do the work of the stages discover and summarize in a temporary folder, which is deleted with its result."""
     from stages import discover, summarize
+    from stages.core.ledger import Ledger
     from stages.explorers.search import silent
-    from stages.ledger import Ledger
     from stages.records import audit_folder
 
     ledger, compute = Ledger(), task.context.compute

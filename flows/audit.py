@@ -36,8 +36,8 @@ from flows.run_stage import StageResult, level_of
 from flows.views.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.views.labels import done, last_state, refused, run_name, shown_before, tag, up_to_date
 from flows.workspace import exclusive
-from stages.environment import set_defaults
-from stages.errors import Exit, FadedError, InfrastructureError, UnavailableError
+from stages.core.environment import set_defaults
+from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
 from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from stages.environment import die_with_parent
+from stages.core.environment import die_with_parent
 
 
 def main() -> None:

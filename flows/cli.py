@@ -20,7 +20,7 @@ import flows.commands.ratings
 import flows.commands.recur
 import flows.commands.reviewers  # noqa: F401
 from flows.commands import app, console, errors
-from stages.errors import Exit, FadedError, Terminated, machine_failure, stop_code
+from stages.core.errors import Exit, FadedError, Terminated, machine_failure, stop_code
 
 FIRST = ("init", "plan", "audit", "status", "report", "review", "gate", "export", "serve", "schedule")  # in `--help`
 

@@ -12,7 +12,7 @@ import runpy
 import psutil
 
 from flows.processes import TOKEN
-from stages.environment import die_with_parent
+from stages.core.environment import die_with_parent
 
 ALLOWED = "FADED_PARAMETERS"  # environment variable with the parameters a flow run may have, see flows/worker.py
 

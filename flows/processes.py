@@ -15,9 +15,9 @@ from typing import IO, NamedTuple
 
 import psutil
 
-from stages.environment import WORK
-from stages.errors import Terminated
-from stages.files import read_state, write_state
+from stages.core.environment import WORK
+from stages.core.errors import Terminated
+from stages.core.files import read_state, write_state
 
 RECORDS = WORK / "run"
 TOKEN = "FADED_CHILD"  # variable of a child and all it starts: distinguishes ours from a recycled process id

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import read_state, stage_dir, write_state
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:

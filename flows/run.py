@@ -24,9 +24,9 @@ from flows.views import show_run, show_verdict
 from flows.views.endings import finished, keep_evidence
 from flows.workspace import exclusive
 from stages.check import check_keys
-from stages.errors import Exit, FadedError, InfrastructureError
-from stages.network import ASK_NO_MODEL
+from stages.core.errors import Exit, FadedError, InfrastructureError
 from stages.params import Params
+from stages.params.network import ASK_NO_MODEL
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult

@@ -17,7 +17,7 @@ from flows.processes import child
 from flows.request import GATED
 from flows.shipment import Made
 from flows.workspace import LOGS, stage_environment
-from stages.errors import (
+from stages.core.errors import (
     BugError,
     Exit,
     InfrastructureError,

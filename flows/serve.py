@@ -30,9 +30,9 @@ from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
 from flows.server.credential import client_environment
 from flows.workspace import LOGS, stage_environment
-from stages.environment import WORK
-from stages.errors import FadedError, InfrastructureError, UsageError
-from stages.files import locked, replace_file
+from stages.core.environment import WORK
+from stages.core.errors import FadedError, InfrastructureError, UsageError
+from stages.core.files import locked, replace_file
 from stages.params import Params, load_params
 
 # Separate from .faded/run: an audit, which may be our own grandchild, ends whatever is recorded there.

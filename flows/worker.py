@@ -24,7 +24,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from flows.engine import ALLOWED
 from flows.recur.schedule import FILE, read_recipes
 from flows.workspace import enter_workspace
-from stages.errors import FadedError
+from stages.core.errors import FadedError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

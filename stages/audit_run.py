@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.code import code_of
-from stages.files import scratch, stage_dir
+from stages.core.files import scratch, stage_dir
 from stages.params import load_params
 from stages.provenance import provenance, run_key
 from stages.ratings import rated

@@ -10,11 +10,11 @@ from functools import partial
 
 import psutil
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.registry import EXPLORERS, make_explorer
 from stages.microscopic.settings import agent_settings
-from stages.network import is_served
 from stages.params import DATA, AuditConfig, Params, errors_in
+from stages.params.network import is_served
 from stages.ratings import read_ratings
 from stages.tasks.base import Task
 from stages.tasks.contract import TaskContext

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stages import plugins
-from stages.environment import die_with_parent
-from stages.errors import UsageError, run_as_command
-from stages.reach import Digests, Name, Source
+from stages.core import plugins
+from stages.core.environment import die_with_parent
+from stages.core.errors import UsageError, run_as_command
+from stages.core.reach import Digests, Name, Source
 
 if TYPE_CHECKING:
     from stages.params import AuditConfig
@@ -32,23 +32,23 @@ STAGE = "code"
 CODE = Path("code.json")  # in the folder of an audit
 # Code that affects no result, so changing it makes nothing stale.
 PASSED_OVER = {
-    "stages.errors": "what people are told",
-    "stages.progress": "what people are shown",
+    "stages.core.errors": "what people are told",
+    "stages.core.progress": "what people are shown",
     "stages.command": "how a stage is started",
-    "stages.network": "whether a stage may reach other machines",
-    "stages.processes": "who does the work, not what comes of it",
+    "stages.params.network": "whether a stage may reach other machines",
+    "stages.core.processes": "who does the work, not what comes of it",
     "stages.provenance": "says where a result comes from",
-    "stages.git": "says at which commit",
+    "stages.core.git": "says at which commit",
     "stages.code": "names code",
-    "stages.reach": "names code",
-    "stages.plugins": "finds code of others, which is named by itself",
+    "stages.core.reach": "names code",
+    "stages.core.plugins": "finds code of others, which is named by itself",
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
     "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
     "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
     **{
-        f"stages.files:{name}": "how files are written, not what they hold"
+        f"stages.core.files:{name}": "how files are written, not what they hold"
         for name in ("publishing", "scratch", "replace_file", "put_aside", "seal", "unseal", "record_probe_seconds")
     },
 }
@@ -186,7 +186,7 @@ def installed(*, own: bool) -> dict[str, Any]:
     Args:
         own: whether the workspace runs the installed package, not a clone.
     """
-    from stages.files import content_hash  # numpy and pydantic are slow, and every command imports this module
+    from stages.core.files import content_hash  # numpy and pydantic are slow, and every command imports this module
 
     code = {"faded": version(plugins.OWN), "code": content_hash([PACKAGE])} if own else {}
     return {"schema": SCHEMA, **code, "plugins": plugins.distributions()}
@@ -231,7 +231,7 @@ def check_code(stage: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    from stages.network import close_network
+    from stages.params.network import close_network
 
     # stages.command would check the code against code.json, which this stage writes.
     die_with_parent()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.command import stage_main
+from stages.core.errors import DecisionNeeded, RejectedError
 from stages.decisions import NO_HUMAN, Standing, decisions_dir, landscape_hash, merge, standing
-from stages.errors import DecisionNeeded, RejectedError
 from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
 from stages.records import Landscape, ModeRecord, Plan, PlannedMode, audit_folder

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.code import check_code, read_stages
-from stages.environment import die_with_parent, set_defaults
-from stages.errors import Exit, run_as_command
+from stages.core.environment import die_with_parent, set_defaults
+from stages.core.errors import Exit, run_as_command
 
 
 def stage_main(run: Callable[..., None], *words: str) -> None:
-    """Run a stage with its command-line arguments, and exit with one of the codes of `stages.errors`.
+    """Run a stage with its command-line arguments, and exit with one of the codes of `stages.core.errors`.
 
     Args:
         run: the stage; by default it receives the audit's name.
@@ -36,8 +36,8 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
 
 
 def _without_network_unless_needed(stage: str, audit: str) -> None:
-    from stages.network import close_network, needs_network  # read_stages is called before params.yaml is read
     from stages.params import load_params
+    from stages.params.network import close_network, needs_network  # read_stages is called before params.yaml is read
 
     if not needs_network(stage, audit, load_params()):
         close_network(f"{stage} of {audit} has no network: nothing in params.yaml names an endpoint (docs/security.md)")

@@ -15,15 +15,15 @@ import pandas as pd
 
 from stages.audit_run import AuditRun
 from stages.command import stage_main
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
+from stages.core.ledger import Ledger, opened
+from stages.core.progress import progress
 from stages.explorers.merge import Part, answers, merge, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, ShowProgress, search
-from stages.files import stage_dir
-from stages.ledger import Ledger, opened
 from stages.microscopic.search import Robustness, measure_robustness
 from stages.params import AuditConfig
-from stages.progress import progress
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies

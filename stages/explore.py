@@ -8,14 +8,14 @@ from __future__ import annotations
 from stages.audit_run import AuditRun
 from stages.code import code_of
 from stages.command import stage_main
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import publishing, scratch, stage_dir
+from stages.core.ledger import opened
+from stages.core.progress import progress
 from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
-from stages.files import publishing, scratch, stage_dir
-from stages.ledger import opened
 from stages.params import AuditConfig
 from stages.params.audit import MicroscopicConfig
-from stages.progress import progress
 from stages.provenance import prepared_files, run_key
 from stages.tasks.base import known_attributes
 

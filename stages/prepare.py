@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stages.command import stage_main
-from stages.errors import UsageError
-from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params
 from stages.provenance import of_answers, provenance, write_provenance
 from stages.tasks.contract import ASSETS, Chosen

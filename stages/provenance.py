@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.code import is_own_workspace
-from stages.files import content_hash, write_json
-from stages.git import git
-from stages.network import is_served
+from stages.core.files import content_hash, write_json
+from stages.core.git import git
+from stages.core.plugins import distributions
 from stages.params import DATA, AuditConfig
-from stages.plugins import distributions
+from stages.params.network import is_served
 from stages.tasks.contract import ASSETS
 from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
 

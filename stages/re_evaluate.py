@@ -16,22 +16,22 @@ import pandas as pd
 from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.concepts import Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
+from stages.core.ledger import Ledger
+from stages.core.progress import progress
 from stages.explorers.prober import Prober
 from stages.explorers.search import SearchResult, search
-from stages.files import content_hash
 from stages.landscape.compare import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
-from stages.ledger import Ledger
+from stages.landscape.trainings import ask_trainings
 from stages.params import AuditConfig
-from stages.progress import progress
 from stages.records import Compared, audit_folder
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
-from stages.trainings import ask_trainings
 
 EXAMPLES = 8
 DRAWN = 100_000  # cells per policy, so that their shares are precise to a fraction of a percentage point

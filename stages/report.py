@@ -13,7 +13,7 @@ import pandas as pd
 
 from stages.command import stage_main
 from stages.concepts import ConceptSpace
-from stages.intervals import wilson
+from stages.core.intervals import wilson
 from stages.landscape.bias import judged, largest_bias
 from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells

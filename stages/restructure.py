@@ -18,10 +18,10 @@ import pandas as pd
 from stages.audit_run import AuditRun
 from stages.code import usage_json
 from stages.command import stage_main
-from stages.errors import UsageError
-from stages.files import content_hash
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
+from stages.core.processes import Crew
 from stages.params import RestructureConfig
-from stages.processes import Crew
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.repair import Training, Trainings

@@ -11,6 +11,8 @@ import pandas as pd
 
 from stages.audit_run import AuditRun
 from stages.command import stage_main
+from stages.core.ledger import Ledger, opened
+from stages.core.progress import progress
 from stages.explorers.merge import answers
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
@@ -19,9 +21,7 @@ from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
 from stages.landscape.summary import Asked, People, summarize
-from stages.ledger import Ledger, opened
 from stages.params import AuditConfig
-from stages.progress import progress
 from stages.ratings import RatedTask
 from stages.records import Landscape, audit_folder
 from stages.records.folder import Discover, Summarize

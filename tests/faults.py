@@ -51,7 +51,7 @@ def state() -> Work:
     from flows.init.state import Unfinished, remember, unfinished
     from flows.request import Request, read_request
     from flows.results import StageResult, read_timings, record_timings
-    from stages.files import probe_seconds, publishing, record_probe_seconds, write_state
+    from stages.core.files import probe_seconds, publishing, record_probe_seconds, write_state
 
     def run() -> None:
         Path(".dvc/tmp").mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def reset(work: Work) -> None:
 
 def forked(work: Work, log: Path, point: int = 0, fault: tuple[int, int] = (0, 0)) -> tuple[int, int]:
     """Run the work in a fork, with a fault at a point (0 for none); return its exit code and the number of points."""
-    from stages.errors import run_as_command
+    from stages.core.errors import run_as_command
 
     reading, writing = os.pipe()
     pid = os.fork()

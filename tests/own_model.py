@@ -14,7 +14,7 @@ from rich.console import Console
 from flows.choosing.screen import Swept
 from flows.init.questions import Questions
 from flows.init.run import Options, init_audit
-from stages.intervals import wilson
+from stages.core.intervals import wilson
 from stages.screening.sweep import ConceptSweep, Sweep, Worst
 from tests.images import draw
 

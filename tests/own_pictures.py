@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.contract import Compute, TaskContext
 from tests.images import CLASSES, draw

@@ -22,7 +22,7 @@ from flows.people.review.recording import Outcome
 from flows.people.review.served import Served
 from flows.people.review.terminal import review_landscape
 from flows.people.review.view import report_path
-from stages.files import stage_dir, write_json
+from stages.core.files import stage_dir, write_json
 from stages.pages import Gallery
 from stages.params import load_params
 from stages.records.tables import ShownExample, write_exhibits

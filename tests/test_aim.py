@@ -14,11 +14,11 @@ from stages import prepare, restructure
 from stages.check import check_audits
 from stages.code import main as name_code
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import write_json
 from stages.explorers.policy import save_policy
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.files import write_json
 from stages.params import Params
 from stages.params.repair import RestructureConfig
 from stages.tasks.cells import FOCUS, PairSampler, PolicySampler, sampler

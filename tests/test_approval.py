@@ -28,9 +28,9 @@ from flows.request import REQUESTS, choose, close_request, deadline, how_to_deci
 from flows.run_stage import StageResult, run_stage
 from flows.views.endings import how_it_ended, keep_evidence
 from flows.workspace import exclusive
+from stages.core.errors import Exit, InfrastructureError, UsageError
+from stages.core.files import write_state
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
-from stages.errors import Exit, InfrastructureError, UsageError
-from stages.files import write_state
 from stages.params import Params, load_params
 from stages.records import Landscape, RepairVerdict
 from tests.landscapes import landscape_file

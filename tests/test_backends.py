@@ -21,8 +21,8 @@ import yaml
 from flows.graph import Graph, Stage
 from flows.results.compare import Run, check_alike
 from flows.results.estimate import backend_line
-from stages.errors import UsageError
-from stages.files import write_json
+from stages.core.errors import UsageError
+from stages.core.files import write_json
 from stages.params import AuditConfig, Params, load_params
 from stages.prepare import main as prepare
 from stages.provenance import provenance

@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.ask_tell import AskTell, Proposal, embedding_order
 from stages.explorers.bandits import MAX_EFFECTS, LinearModel
 from stages.explorers.contract import NoSettings

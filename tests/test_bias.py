@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.landscape.bias import (
     Skew,
     compare_bias,

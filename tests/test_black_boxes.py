@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.models import load_model
 from tests.images import CLASSES

@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 
 from stages.concepts.catalogue import span
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.chat import Chat
 from stages.tasks.chat.concepts import AROUND, INJECTIONS, Asking, catalogue_of
 from stages.tasks.chat.config import ChatPrepare

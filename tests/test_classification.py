@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.cells import PairSampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.families import FAMILIES, Form

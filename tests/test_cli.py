@@ -28,8 +28,8 @@ from flows.results.compare import Run, check_alike, compare_revisions, differenc
 from flows.results.estimate import Estimate, estimate, few_items
 from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
-from stages.files import record_probe_seconds, seal
+from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
+from stages.core.files import record_probe_seconds, seal
 from stages.params import Params
 from stages.records import Landscape, Provenance, Verdict
 from stages.records.landscape import ConceptRecord

@@ -22,7 +22,7 @@ from stages.concepts import ConceptSpace
 from stages.concepts.corruptions import CORRUPTIONS, corrupt
 from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
 from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
-from stages.intervals import wilson
+from stages.core.intervals import wilson
 from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corruption_errors
 from stages.pages.sections import corruption_sentences
 from stages.params import AuditConfig, load_params

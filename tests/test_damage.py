@@ -23,10 +23,10 @@ from flows.recur.schedule import read_entries
 from flows.results import Took
 from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import read_state, read_table, replace_file, seal, unseal, write_state
+from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
-from stages.files import read_state, read_table, replace_file, seal, unseal, write_state
-from stages.ledger import Key, Ledger
 from stages.tasks.contract import Compute, Items, ProbeBatch
 from stages.tasks.training import resume, save_checkpoint
 from tests.planted import PlantedTask

@@ -14,10 +14,10 @@ import pytest
 from flows.workspace.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
+from stages.core.errors import DecisionNeeded, RejectedError, UsageError
+from stages.core.files import read_json, write_json
 from stages.decisions import AlreadyDecided, Decision, Standing, Via
 from stages.decisions.files import DecisionFile
-from stages.errors import DecisionNeeded, RejectedError, UsageError
-from stages.files import read_json, write_json
 from stages.params import FeedbackConfig, Params
 from stages.records import Landscape, Plan, audit_folder
 from tests.landscapes import SUSPECTED, landscape_file

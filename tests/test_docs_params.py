@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import Params
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.load import task_class

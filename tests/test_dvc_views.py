@@ -14,8 +14,8 @@ from flows.workspace.new import write_workspace
 from stages import conclude, report
 from stages.concepts import Concept, ConceptSpace
 from stages.conclude import modes_plot
-from stages.git import git
-from stages.intervals import NO_RATE, Rate
+from stages.core.git import git
+from stages.core.intervals import NO_RATE, Rate
 from stages.report import pair_plot, search_plot
 from tests.report_samples import make_comparison, records_of
 from tests.workspace import ROOT

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from stages.errors import InfrastructureError, UsageError
-from stages.files import read_json
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import read_json
 from stages.params import validation_lines
 from stages.tasks import endpoint as module
 from stages.tasks.endpoint import Endpoint, EndpointConfig

@@ -35,8 +35,8 @@ from flows.evidence.checks import landscape_of
 from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, sha256
 from flows.views.endings import keep_evidence
-from stages.errors import UsageError
-from stages.files import content_hash, stage_dir
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, stage_dir
 from stages.params import load_params
 from tests.bundles import (
     COMPARISON,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.pages import Gallery
 from stages.records.tables import read_exhibits, write_exhibits
 from stages.tasks.contract import Exhibit

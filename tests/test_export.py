@@ -11,8 +11,8 @@ import pytest
 import flows.evidence.export
 from flows.evidence import verify_bundle, write_bundle
 from flows.evidence.export import NotPassedError, export_model
-from stages.errors import InfrastructureError, UsageError
-from stages.files import stage_dir
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import stage_dir
 from stages.pages import model_card
 from stages.params import load_params
 from stages.records import audit_folder

@@ -12,7 +12,7 @@ import pytest
 
 from flows.views import pdf
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.sentences import how_common, what_was_tested

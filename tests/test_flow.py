@@ -32,7 +32,15 @@ from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
 from flows.run_stage import _stream, level_of, run_stage
 from flows.views.labels import key
-from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
+from stages.core.errors import (
+    BugError,
+    Exit,
+    FadedError,
+    InfrastructureError,
+    RejectedError,
+    UnavailableError,
+    UsageError,
+)
 from stages.params import load_params
 from tests.finished import faded
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import collect_feedback
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import read_json, write_json
 from stages.decisions import Decision, RecordedDecision, landscape_hash, record_decision, standing
 from stages.decisions.files import SCHEMA, parse_decision
 from stages.decisions.identity import check_keys, identity_of, key_id_of, public_line, read_public, sign, signed_bytes
 from stages.decisions.names import clean_name, look_alike, same_person
-from stages.errors import FadedError, UsageError
-from stages.files import read_json, write_json
 from stages.params import Params
 from stages.records import audit_folder
 from tests.landscapes import landscape_file

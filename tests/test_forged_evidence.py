@@ -22,8 +22,8 @@ from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATE
 from flows.evidence.signature import known_keys, make_envelope
 from flows.evidence.statement import make_statement
 from flows.graph.digests import sha256
-from stages.errors import UsageError
-from stages.keys import public_pem
+from stages.core.errors import UsageError
+from stages.core.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, decisions_of, edited, problems, resealed, written
 from tests.cases import scaled
 from tests.finished import faded, finished_audits

@@ -17,7 +17,7 @@ import flows.evidence.gate
 from flows.evidence.gate import GateResult, last_passed, run_gate
 from flows.evidence.views import show_gate
 from flows.results.compare import WORKSPACE, Evaluation, Run, read_run
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.records import Comparison, Difference, Gate, Provenance, RepairVerdict
 from stages.records.landscape import RatingsInForce

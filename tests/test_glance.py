@@ -14,8 +14,8 @@ from flows.graph import Graph, Stage
 from flows.results import Verdict
 from flows.results.glance import Glance, glance, rate_in
 from flows.views import show_glance
-from stages.git import git
-from stages.intervals import NO_RATE, Rate
+from stages.core.git import git
+from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
 from stages.records.base import FlatMetrics
 from tests.workspace import audit_params

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 
 def test_without_a_gpu_it_says_so_and_exits_with_2(monkeypatch, capsys):

@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 
 from stages.check import check_audits
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.intervals import median
 from stages.explorers.search import silent
-from stages.intervals import median
 from stages.landscape.robustness import summarize_robustness
 from stages.microscopic.search import UNCHANGED, measure_robustness, smallest_noise
 from stages.params import DiscoverConfig, GradientConfig, MicroscopicConfig, Params

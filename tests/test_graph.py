@@ -21,8 +21,8 @@ import flows.graph.intact
 from flows.graph import read_graph
 from flows.graph.heal import heal
 from flows.processes import child
-from stages.errors import UsageError
-from stages.files import write_state
+from stages.core.errors import UsageError
+from stages.core.files import write_state
 from tests.finished import run_toys
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 

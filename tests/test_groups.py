@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from stages.concepts.space import Concept, ConceptSpace
+from stages.core.intervals import Resampler, share, wilson
 from stages.explorers.prober import Prober
-from stages.intervals import Resampler, share, wilson
 from stages.landscape.confirm import _known
 from stages.landscape.estimate import estimate
 from stages.landscape.pairs import half_of

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import kernel
-from stages.explorers import surrogate
+from stages.explorers import kernel, surrogate
 from stages.explorers.surrogate import Learner
 from stages.landscape.calibrate import Evidence, choose_estimator
 from stages.landscape.estimate import as_data

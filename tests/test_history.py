@@ -15,8 +15,8 @@ from rich.console import Console
 from flows.views import show_history
 from flows.views.history import read_history
 from flows.views.history_page import write_page
-from stages.errors import UsageError
-from stages.git import git
+from stages.core.errors import UsageError
+from stages.core.git import git
 
 HOME = Path("data/tiny")
 

@@ -8,7 +8,7 @@ pytest.importorskip("datasets")
 
 import pandas as pd
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification.data import DATA_LOADERS as PHOTOS
 from stages.tasks.rows import row_file
 from stages.tasks.sources import parse_source

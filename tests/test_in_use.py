@@ -15,6 +15,7 @@ from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simul
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
@@ -23,7 +24,6 @@ from stages.landscape.confirm import draw_inside
 from stages.landscape.describe import shares_of_failures
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.landscape.rates import rate_in_use
-from stages.ledger import Ledger
 from stages.params import AuditConfig, DiscoverConfig
 from stages.params.usage import CombinationConfig, UsageConfig, in_use
 from stages.provenance import run_key

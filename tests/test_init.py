@@ -16,8 +16,8 @@ from flows.init.propose import all_pairs, search_budget
 from flows.init.run import Options
 from flows.init.state import unmeasured
 from flows.workspace.block import Draft, with_blocks, without
-from stages.errors import InfrastructureError, UsageError
-from stages.intervals import wilson
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.intervals import wilson
 from stages.params import load_params
 from stages.screening.sweep import Worst
 from tests.finished import faded

@@ -17,7 +17,7 @@ from flows.choosing.screen import Swept
 from flows.init.answers import Answers, ask
 from flows.init.propose import Wanted, count_items, kinds, search_budget
 from stages.check import check_audits
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from stages.tasks.classification.init import image_concepts
 from stages.tasks.init import Proposal

@@ -17,7 +17,7 @@ from rich.prompt import Confirm
 from safetensors.torch import load_file, save_file
 
 from flows.init.run import init_audit
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from stages.tasks.classification.init.architectures import candidates
 from stages.tasks.classification.init.formats import notes

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
-from stages.errors import UsageError
-from stages.files import content_hash
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
 from stages.params import load_params
 from stages.tasks.classification.init.architectures import candidates
 from stages.tasks.classification.init.labels import match_labels, read_labels

@@ -17,7 +17,7 @@ from dvc.repo import Repo
 
 from flows.graph.digests import CACHE, Hashes
 from flows.graph.intact import DamagedError, check_intact, check_recorded, find_damage, mend, stages_of
-from stages.errors import Exit, UsageError
+from stages.core.errors import Exit, UsageError
 from tests.finished import dvc_commit, faded, finished_audits, inside, run_toys
 from tests.workspace import ROOT, STAGES, Workspace, make_workspace
 

@@ -15,9 +15,9 @@ import yaml
 pytest.importorskip("transformers")
 
 from flows.results.estimate import requests_line
-from stages.errors import UsageError
-from stages.network import needs_network
+from stages.core.errors import UsageError
 from stages.params import load_params
+from stages.params.network import needs_network
 from stages.tasks.account import Account
 from stages.tasks.chat import Chat
 from stages.tasks.chat.data import Question

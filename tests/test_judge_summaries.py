@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.language.articles import Article
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.labelled import RIGHT, WRONG, make_pairs

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, AttributeJudge, load_judge, load_judge_form, make_net
 from stages.tasks.text_to_image.judges import (

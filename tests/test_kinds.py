@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import SummarizeConfig, load_params
 from stages.records import audit_folder
 from stages.tasks.base import known_attributes

@@ -11,9 +11,9 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from benchmarks.study.landscapes import Planted
-from stages import kernel
 from stages.concepts import Concept, ConceptSpace
-from stages.intervals import CHANGE, SHARE, Resampler, holm, wilson
+from stages.core.intervals import CHANGE, SHARE, Resampler, holm, wilson
+from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate

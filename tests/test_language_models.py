@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.errors import UsageError
-from stages.files import read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import read_json, write_json
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import FORM, GenerationConfig
 from stages.tasks.language.generate import _room

@@ -11,7 +11,7 @@ import pytest
 import flows.graph.before_dvc
 from flows.graph import read_graph
 from flows.graph.before_dvc import NOTE
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from tests.finished import inside
 from tests.workspace import FADED, Workspace, make_workspace
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from stages.errors import Exit, UsageError
+from stages.core.errors import Exit, UsageError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
 from tests.endpoints import served

@@ -24,8 +24,8 @@ from flows.places.runners import Job, Say
 from flows.places.runners.apart import Apart
 from flows.run_stage import StageResult
 from flows.workspace import exclusive
-from stages.errors import InfrastructureError, UsageError
-from stages.files import read_state, write_state
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import read_state, write_state
 from stages.params.file import RunnerConfig
 from stages.provenance import versions
 from tests.clusters import clone, dvc, lock, run, s3_remote, until

@@ -12,10 +12,10 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import InfrastructureError, NoLearningError, UsageError
+from stages.core.errors import InfrastructureError, NoLearningError, UsageError
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober, torch_threads
 from stages.landscape.robustness import summarize_robustness
-from stages.ledger import Ledger
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
 from stages.microscopic.moves import Moves

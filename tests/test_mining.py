@@ -18,7 +18,7 @@ import yaml
 pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.mining import MineSettings
 from stages.mining.asked import Articles, Prompts
 from stages.mining.mine import Ask, mine

@@ -9,11 +9,11 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
 from stages.explorers.candidates import Archive, Grid, Mutations, Pairs, Portfolio
+from stages.explorers.kernel import Data
 from stages.explorers.model_based import LocalSearch, ModelBased, Pool, capped
 from stages.explorers.prober import Prober, torch_threads
 from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Belief
-from stages.kernel import Data
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 

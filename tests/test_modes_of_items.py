@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.modes_of_items import OneClass, classes, named
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.landscape.again import jaccard
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from stages.code import Code
-from stages.network import needs_network
 from stages.params import load_params
+from stages.params.network import needs_network
 from tests.workspace import ROOT
 
 TRIES = """

@@ -11,8 +11,8 @@ import pytest
 
 from stages import re_evaluate
 from stages.concepts import Region
-from stages.errors import UsageError
-from stages.files import read_json, stage_dir
+from stages.core.errors import UsageError
+from stages.core.files import read_json, stage_dir
 from stages.landscape.compare import Paired, against_noise, compare_measures, measure_answers, targeting
 from stages.landscape.describe import invalid_probes, invalid_share
 from stages.records import Difference

@@ -20,7 +20,7 @@ from flows.recur.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
 from flows.server.credential import authorization
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from tests.shared import spare_migrations
 

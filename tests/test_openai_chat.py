@@ -21,9 +21,9 @@ pytest.importorskip("transformers")
 import stages.discover
 import stages.prepare
 from flows.results.estimate import probes_of, requests_line
-from stages.errors import InfrastructureError, UsageError
-from stages.network import needs_network
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
+from stages.params.network import needs_network
 from stages.tasks import endpoint as module
 from stages.tasks.account import Account, Price, RecordedAnswer
 from stages.tasks.contract import Compute

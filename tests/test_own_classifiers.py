@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from stages.concepts import Region
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.config import PrepareConfig
 from stages.tasks.classification.data import DATA_LOADERS

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from tests.finished import faded

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.pictures import UnreadablePicture, View, decode

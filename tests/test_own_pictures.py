@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from stages.errors import UsageError
-from stages.files import read_json
+from stages.core.errors import UsageError
+from stages.core.files import read_json
 from stages.tasks import hub as hub_module
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image import TextToImage

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification.pictures import decode
 from stages.tasks.classification.preprocessor import SUPPORTED, Preprocessor
 from tests.own_pictures import normalised, striped

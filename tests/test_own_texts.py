@@ -14,8 +14,8 @@ import stages.discover
 import stages.prepare
 import stages.summarize
 from stages.concepts import Region
-from stages.errors import InfrastructureError, UsageError
-from stages.files import read_json
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import read_json
 from stages.tasks import endpoint as module
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.known_answers import ANSWERS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from tests.images import image_context
 

@@ -11,7 +11,7 @@ import yaml
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace, run
 from stages.check import check_audits
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import load_params
 from tests.finished import finished_audits
 

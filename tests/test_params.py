@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stages.check import check_audits, check_keys
-from stages.errors import Exit, UsageError
+from stages.core.errors import Exit, UsageError
 from stages.params import Params, load_params
 from tests.workspace import ROOT
 

@@ -13,7 +13,7 @@ import pytest
 
 from stages import compare, conclude, re_evaluate
 from stages.concepts import ConceptSpace
-from stages.files import read_json, stage_dir
+from stages.core.files import read_json, stage_dir
 from stages.landscape.bias import measure_bias
 from stages.landscape.robustness import describe_steps
 from stages.landscape.show import extreme_examples

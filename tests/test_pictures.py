@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip, to_png
 from tests.tiny_judges import BLUE, GREEN, RED, noisy, plain

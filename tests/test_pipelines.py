@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.errors import UsageError
-from stages.files import write_json
+from stages.core.errors import UsageError
+from stages.core.files import write_json
 from stages.tasks.contract import Compute
 from stages.tasks.sources import source_errors
 from stages.tasks.text_to_image.config import SamplingConfig

@@ -11,9 +11,9 @@ import pytest
 
 from flows.graph import read_graph
 from flows.workspace.pipeline import bring_up_to_date
-from stages import plugins
 from stages.code import read_stages
-from stages.errors import UsageError
+from stages.core import plugins
+from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.tasks.load import task_class
 from tests.workspace import ROOT

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.env import Normaliser
 from stages.explorers.policy import KINDS, Mixture, Policy, load_policy, save_policy
 from stages.explorers.registry import EXPLORERS, explorer_class

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from flows.results.power import what_can_be_shown
+from stages.core.intervals import CHANGE, Rate, Resampler
 from stages.decisions import landscape_hash
-from stages.intervals import CHANGE, Rate, Resampler
 from stages.landscape.power import CHURN, Power, alike
 from stages.params import load_params
 from stages.records import Landscape, Plan, PlannedMode, audit_folder

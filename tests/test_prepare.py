@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from stages.code import main as name_code
+from stages.core.files import write_json
 from stages.explorers.policy import save_policy
-from stages.files import write_json
 from stages.provenance import provenance, versions
 from tests.images import image_context, write_images
 from tests.workspace import audit_params, repair_params

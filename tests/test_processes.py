@@ -18,10 +18,10 @@ from rich.console import Console
 from flows.graph import Graph, Stage
 from flows.results.estimate import processes_of
 from flows.views import show_processes
-from stages import processes
-from stages.errors import UsageError
+from stages.core import processes
+from stages.core.errors import UsageError
+from stages.core.processes import Crew
 from stages.params import Params
-from stages.processes import Crew
 from stages.tasks.base import Task
 from stages.tasks.classification import ImageClassification
 from stages.tasks.contract import TaskContext
@@ -122,8 +122,9 @@ def test_memory_that_a_container_may_use_bounds_the_copies(monkeypatch, tmp_path
 
 def test_others_end_with_a_stage_that_is_killed():
     code = (
-        "from stages.processes import Crew\nfrom tests.test_processes import square\nimport stages.processes, time\n"
-        "stages.processes._fitting = lambda wanted: wanted\n"
+        "from stages.core.processes import Crew\nfrom tests.test_processes import square\n"
+        "import stages.core.processes, time\n"
+        "stages.core.processes._fitting = lambda wanted: wanted\n"
         "print(*(who for _, who in Crew(2).ask(square, [(k,) for k in range(6)])), flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as stage:

@@ -20,7 +20,7 @@ from stages.concepts.prompts import (
     read_templates,
 )
 from stages.concepts.space import COLUMNS
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import Params
 from stages.tasks.load import task_context
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stages.concepts import Concept
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.pages.words import marked
 from stages.params import AuditConfig, checked
 from stages.proposing.ask import TRIES, ProposerConfig, ask
@@ -266,7 +266,7 @@ def test_texts_become_levels_of_their_own(tmp_path):
 
 def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     pytest.importorskip("diffusers")
-    from stages.files import read_table
+    from stages.core.files import read_table
     from stages.proposing.enter import make
     from stages.proposing.vocabulary import Prompts
     from stages.tasks.text_to_image import TextToImage

@@ -19,7 +19,7 @@ import stages.discover
 import stages.prepare
 import stages.report
 import stages.summarize
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import load_params
 from tests.own_workspaces import add_shadows
 from tests.workspace import ROOT
@@ -427,8 +427,10 @@ def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 def test_folders_called_stages_and_flows_take_no_part(tmp_path):
     add_shadows(tmp_path)
-    done = python(tmp_path, "import faded, stages.errors, flows.graph; print(stages.errors.__file__, flows.__file__)")
-    assert done.stdout.split() == [str(ROOT / "stages/errors.py"), str(ROOT / "flows/__init__.py")], done.stderr
+    done = python(
+        tmp_path, "import faded, stages.core.errors, flows.graph; print(stages.core.errors.__file__, flows.__file__)"
+    )
+    assert done.stdout.split() == [str(ROOT / "stages/core/errors.py"), str(ROOT / "flows/__init__.py")], done.stderr
 
 
 def test_a_foreign_package_that_is_imported_already_is_told(tmp_path):

@@ -13,10 +13,10 @@ import yaml
 from stages import collect_feedback, decisions, prepare, restructure
 from stages.check import check_audits
 from stages.concepts import Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import read_json, write_json
+from stages.core.intervals import Rate
 from stages.explorers.policy import save_policy
-from stages.files import read_json, write_json
-from stages.intervals import Rate
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
 from stages.landscape.summary import MOST_EXAMPLES, pick_examples

@@ -15,11 +15,11 @@ import yaml
 
 from flows.workspace.edit_params import with_ratings
 from stages.concepts import Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
 from stages.landscape.estimate import estimate
 from stages.landscape.people import against_automatic
-from stages.ledger import Key, Ledger
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from stages.tasks.base import offers

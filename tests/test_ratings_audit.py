@@ -21,9 +21,9 @@ from rich.console import Console
 from flows.people.ratings import show_ratings, write_labels, write_ratings
 from stages import compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
+from stages.core.errors import UsageError
+from stages.core.files import read_json, write_json
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
-from stages.errors import UsageError
-from stages.files import read_json, write_json
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.fit import gather

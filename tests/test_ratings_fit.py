@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.intervals import Rate
+from stages.core.intervals import Rate
 from stages.params import AuditConfig
 from stages.provenance import scale_of
 from stages.ratings.fit import ExampleScore, Fit, fit, too_few

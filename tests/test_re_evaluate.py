@@ -12,9 +12,9 @@ import yaml
 
 from stages import compare, conclude, discover, re_evaluate, report, summarize
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import UsageError
-from stages.files import read_json, stage_dir, write_json
-from stages.intervals import Rate
+from stages.core.errors import UsageError
+from stages.core.files import read_json, stage_dir, write_json
+from stages.core.intervals import Rate
 from stages.landscape.compare import Paired, compare_quality, risen, targeting
 from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
 from stages.landscape.pairs import draw_pairs

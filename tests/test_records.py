@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import InfrastructureError, UsageError
-from stages.files import content_hash, publishing, scratch
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import content_hash, publishing, scratch
 from stages.records import Plan, Verdict, audit_folder
 from stages.records.tables import (
     Compared,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.environment import torch_threads
-from stages.errors import UsageError
+from stages.core.environment import torch_threads
+from stages.core.errors import UsageError
 from stages.explorers.prober import Prober
 from stages.landscape.describe import invalid_probes
 from stages.provenance import of_answers

@@ -13,8 +13,8 @@ from flows.people.review.links import write_way_in
 from flows.people.review.server import ReviewServer, serve_review
 from flows.people.review.view import report_path
 from stages import collect_feedback
+from stages.core.files import read_json, stage_dir
 from stages.decisions import read_chain
-from stages.files import read_json, stage_dir
 from tests.review_samples import also_review, change_landscape, make_review
 
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from flows.people.review.links import RECORD, one_time_link, running
 from flows.people.review.server import ReviewServer, serve_review
+from stages.core.errors import UsageError
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain
-from stages.errors import UsageError
 from tests.review_samples import Loopback, also_review, form_of, make_review
 from tests.workspace import FADED, ROOT, Workspace
 

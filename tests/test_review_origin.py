@@ -17,8 +17,8 @@ import pytest
 from flows.people.review.links import review_url
 from flows.people.review.server import PORT, ReviewServer, serve_review
 from flows.recur.schedule import public_url
+from stages.core.errors import UsageError
 from stages.decisions import read_chain
-from stages.errors import UsageError
 from tests.firefox import firefox
 from tests.review_samples import make_review
 

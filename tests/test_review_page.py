@@ -16,9 +16,9 @@ from flows.people.review.form import FormError, filled, read_decision, read_fiel
 from flows.people.review.view import how_long
 from flows.request import open_request
 from flows.results import TIMINGS
+from stages.core.files import stage_dir, write_json, write_state
 from stages.decisions import landscape_hash, read_chain
 from stages.decisions.merge import merge
-from stages.files import stage_dir, write_json, write_state
 from stages.params import load_params
 from stages.records import Example, ModeRecord
 from tests.landscapes import SUSPECTED, landscape_file

@@ -25,8 +25,8 @@ from flows.people.review.server import serve_review, warning
 from flows.people.review.view import report_policy
 from flows.server import security
 from flows.server.security import PAGE_POLICY, Keys, knows_host, same_origin
+from stages.core.errors import UsageError
 from stages.decisions import read_chain
-from stages.errors import UsageError
 from tests.cases import scaled
 from tests.report_samples import HOSTILE
 from tests.review_samples import (

@@ -16,9 +16,9 @@ from flows.people import approval
 from flows.people.review import terminal
 from flows.people.review.terminal import review_landscape
 from flows.request import open_request
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir, write_json
 from stages.decisions import AlreadyDecided, RecordedDecision, read_chain, read_draft
-from stages.errors import UsageError
-from stages.files import stage_dir, write_json
 from stages.params import load_params
 from tests.landscapes import landscape_file
 from tests.review_samples import change_landscape, make_review, review

@@ -15,11 +15,11 @@ from flows.cli import app
 from flows.people.signing import key_name
 from flows.request import how_to_decide
 from flows.workspace.edit_params import with_keys
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import read_json, stage_dir, write_json
+from stages.core.keys import key_path
 from stages.decisions import listed_keys, read_chain, standing
 from stages.decisions.identity import key_id_of, public_line
-from stages.errors import FadedError, UsageError
-from stages.files import read_json, stage_dir, write_json
-from stages.keys import key_path
 from stages.params import load_params
 from tests.review_samples import form_of, make_review, review, reviewers, untouched
 

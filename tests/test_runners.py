@@ -29,7 +29,7 @@ from flows.places.runners import Job, Runner, chosen, open_runner
 from flows.places.runners.devices import visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from stages.check import check_audits
-from stages.errors import Exit, InfrastructureError, UsageError
+from stages.core.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
 from stages.provenance import provenance

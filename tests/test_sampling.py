@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline

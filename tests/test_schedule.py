@@ -15,8 +15,8 @@ from flows.recur.automations import ensure_automations
 from flows.recur.deploy import apply
 from flows.recur.overview import overview
 from flows.recur.schedule import add_missing, read_entries, set_schedule
+from stages.core.errors import UsageError
 from stages.decisions import landscape_hash
-from stages.errors import UsageError
 from stages.params import load_params
 from tests.test_approval import show
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params

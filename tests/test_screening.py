@@ -13,8 +13,8 @@ from rich.console import Console
 
 from flows.choosing.screen import screen_audit
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
-from stages.ledger import Ledger
+from stages.core.errors import UsageError
+from stages.core.ledger import Ledger
 from stages.params import load_params
 from stages.screening.ranges import Axis
 from stages.screening.sweep import Sweep, fewest_probes, sweep

@@ -32,8 +32,8 @@ from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS, DecisionFile, serve
 from flows.server import RECORD, Record, served_api, talking_to
-from stages.errors import InfrastructureError, UsageError
-from stages.files import replace_file
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import replace_file
 from stages.params import load_params
 from tests.servers import free_port, long_lived_server
 from tests.test_kill import all_gone, family, running

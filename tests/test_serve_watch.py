@@ -21,8 +21,8 @@ from flows.recur.overview import overview, troubles
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
 from flows.serve import go_on_with_interrupted
+from stages.core.errors import UsageError
 from stages.decisions import landscape_hash, read_chain, record_decision
-from stages.errors import UsageError
 from stages.params import load_params
 from tests.test_approval import let_time_pass, made, show, with_feedback
 from tests.test_serve import client_of

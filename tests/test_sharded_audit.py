@@ -19,9 +19,9 @@ from flows.results.estimate import estimate
 from flows.workspace.edit_params import with_shards
 from stages import discover, explore
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.ledger import Ledger
 from stages.explorers.merge import answers, origin
-from stages.ledger import Ledger
 from stages.params import load_params
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
 from tests.workspace import Workspace, audit_params, make_workspace

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.ledger import Key, Ledger
 from stages.explorers.merge import Part, answers, merge, read_parts, write_part
 from stages.explorers.search import search
 from stages.explorers.shards import divide, search_share
-from stages.ledger import Key, Ledger
 from stages.params import DiscoverConfig
 from tests.test_explorers import ids, make_task
 

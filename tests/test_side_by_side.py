@@ -9,7 +9,7 @@ import pytest
 import flows.views.side_by_side
 from flows.results.compare import WORKSPACE, Run, read_run
 from flows.views.side_by_side import SideBySide, chosen, put_side_by_side, write_page
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.records import Search
 from stages.records.landscape import ConceptRecord
 from tests.finished import faded, finished_audits, inside

@@ -17,8 +17,8 @@ from scipy.stats import fisher_exact
 
 import faded
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import UsageError
-from stages.intervals import holm, wilson
+from stages.core.errors import UsageError
+from stages.core.intervals import holm, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
 from stages.landscape.slices import compare_slices, measure_slices, worse_values

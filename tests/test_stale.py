@@ -1,7 +1,7 @@
 """What a changed file makes stale: the audits that use it, and nothing else.
 
-Two oracles are independent of the analysis in `stages.reach`: files edited by hand, each with the stages it has to make
-stale, and the code that really runs in an audit.
+Two oracles are independent of the analysis in `stages.core.reach`: files edited by hand, each with the stages it has to
+make stale, and the code that really runs in an audit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from stages.code import BLOCKS, PASSED_OVER, Code, read_stages
+from stages.core.reach import Source
 from stages.params import AuditConfig, load_params
-from stages.reach import Source
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
 KINDS = [stage for stage in read_stages() if stage != "code"]
@@ -105,7 +105,9 @@ def test_what_changes_no_result_makes_nothing_stale(tree: Path) -> None:
             file.write_bytes(text)
 
 
-@pytest.mark.parametrize("name", ["errors", "progress", "command", "network", "provenance", "params/strict"])
+@pytest.mark.parametrize(
+    "name", ["core/errors", "core/progress", "command", "params/network", "provenance", "params/strict"]
+)
 def test_what_only_reports_or_guards_makes_nothing_stale(tree: Path, name: str) -> None:
     text = (tree / "stages" / f"{name}.py").read_text()
     assert changed(tree, f"stages/{name}.py", text.replace("return ", "return 1 and ")) == set()
@@ -282,7 +284,7 @@ def test_whatever_runs_is_counted_or_declared(tmp_path: Path, explorer: str) -> 
 
 # Functions that run for something that changes no result, which the analysis itself skips.
 FOR_NO_RESULT = {
-    "stages.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
+    "stages.core.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
     "stages.tasks.load": {"_target", "_imported", "_find_modules_of_users"},  # task_class, task_context
     "stages.params.audit": {"_numbers_error", "levels_error"},  # checks of params.yaml
     "stages.params.slices": {"unknown_attributes"},  # checks of params.yaml

@@ -19,10 +19,10 @@ from benchmarks.study.landscapes import Enumerated, Planted, save_enumerated
 from benchmarks.study.measure import Clock, Truth, modes_found, search_quality
 from flows.choosing.study import run_study
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.git import git
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.git import git
 from tests.workspace import ROOT, make_workspace
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}

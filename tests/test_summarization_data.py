@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.language.articles import DATA_LOADERS, Article, choose_items, english, trim
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
 from tests.news import articles

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.language.form import GenerationConfig

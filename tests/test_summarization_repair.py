@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
-from stages.errors import BugError, UsageError
+from stages.core.errors import BugError, UsageError
 from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
 from stages.tasks.hub import Snapshot
 from tests.alone import load_alone

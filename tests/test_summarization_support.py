@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.summary_errors import ARTICLES, RIGHT, WRONG, false_alarms, make_pairs, seen
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.support import (

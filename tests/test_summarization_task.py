@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.language import models
 from stages.tasks.language.form import GenerationConfig

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Region
-from stages.errors import UsageError
-from stages.intervals import Rate
+from stages.core.errors import UsageError
+from stages.core.intervals import Rate
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits, nearest_failures, unchanged_items
 from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize

@@ -36,8 +36,8 @@ from flows.people.approval import decide, settle, wake
 from flows.request import REQUESTS, Request, choose, read_modes, read_request
 from flows.run import run_audits
 from flows.views.labels import shown_before
+from stages.core.files import stage_dir, write_state
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
-from stages.files import stage_dir, write_state
 from stages.params import load_params
 from tests.workspace import ROOT, STAGES, Workspace, audit_params
 

@@ -16,7 +16,7 @@ import yaml
 
 from stages.concepts import Region
 from stages.concepts.rows import CATALOGUE, with_groups
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel

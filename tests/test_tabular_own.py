@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from stages.code import code_of
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params.audit import AuditConfig
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.tabular import TabularClassification

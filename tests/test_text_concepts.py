@@ -22,7 +22,7 @@ from stages.concepts.texts import (
     text_space,
 )
 from stages.concepts.texts.document import parse
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 ARTICLE = (
     "Hundreds of people have been forced to vacate their homes in the Southern Highlands of New South Wales as strong"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
 from stages.concepts.prompts import prompt_space
-from stages.errors import BugError, UsageError
+from stages.core.errors import BugError, UsageError
 from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode
 
 pytest.importorskip("diffusers")

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.base import Task, offers
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage

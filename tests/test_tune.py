@@ -12,7 +12,7 @@ from rich.console import Console
 from flows.choosing.tune.measure import Bench, Choice, Settings, Tuning, tune
 from flows.choosing.tune.run import show_tuning
 from flows.workspace.edit_params import with_compute
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import AuditConfig, load_params
 from stages.tasks.classification import ImageClassification
 from stages.tasks.contract import Compute

@@ -17,7 +17,7 @@ from flows.graph import read_graph
 from flows.workspace import enter_workspace, running_audit
 from flows.workspace.pipeline import bring_up_to_date, make_folders, outdated, pipeline
 from stages.code import read_stages
-from stages.errors import InfrastructureError
+from stages.core.errors import InfrastructureError
 from tests.own_workspaces import toy_package
 from tests.workspace import Workspace, audit_params
 

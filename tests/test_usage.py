@@ -21,7 +21,7 @@ from stages.concepts.images import ImageTransforms, image_space, probe_chance
 from stages.concepts.prompts import fill, prompt_space
 from stages.concepts.rows import CATALOGUE, RowChanges
 from stages.concepts.texts import TextTransforms, text_space
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import AuditConfig
 from stages.params.usage import UsageConfig, in_use
 from stages.usage import measures

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.intervals import NO_RATE, Rate
+from stages.core.intervals import NO_RATE, Rate
 from stages.landscape.compare import against_noise, targeting
 from stages.landscape.verdict import statement
 from stages.records import Difference, Gate, RateRecord

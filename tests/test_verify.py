@@ -20,7 +20,7 @@ from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SCHEMA, STAT
 from flows.evidence.statement import make_statement
 from flows.evidence.views import show_bundle, show_checks
 from flows.graph.digests import sha256
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from tests.bundles import (
     COMPARISON,
     DATA,

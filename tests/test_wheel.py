@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.files import content_hash
+from stages.core.files import content_hash
 from tests.own_workspaces import git
 from tests.workspace import ROOT, audit_params, repair_params
 

@@ -16,8 +16,8 @@ from flows.graph.heal import heal
 from flows.workspace import enter_workspace
 from flows.workspace.new import add_audit, add_folders, write_workspace
 from flows.workspace.pipeline import bring_up_to_date, is_own
-from stages.errors import UsageError
-from stages.files import replace_file
+from stages.core.errors import UsageError
+from stages.core.files import replace_file
 from stages.params import load_params
 from stages.tasks.load import task_class
 from tests.finished import forget

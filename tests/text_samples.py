@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.concepts import Concept
-from stages.intervals import Rate, wilson
+from stages.core.intervals import Rate, wilson
 from stages.pages import Gallery
 from stages.records import Compared
 from stages.tasks.contract import Exhibit

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.environment import die_with_parent
+from stages.core.environment import die_with_parent
 
 KIND, AUDIT = Path(__file__).stem, sys.argv[1]
 RATE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}

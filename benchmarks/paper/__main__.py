@@ -24,8 +24,8 @@ import yaml
 
 from benchmarks.paper.figures import read_results, table_of, write_page
 from flows.workspace.new import write_workspace
-from stages.errors import Exit, InfrastructureError, UsageError, did_you_mean, run_as_command
-from stages.git import git
+from stages.core.errors import Exit, InfrastructureError, UsageError, did_you_mean, run_as_command
+from stages.core.git import git
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from benchmarks.study.run import make_landscape, truth_path
 from stages.concepts import ConceptSpace, Region
-from stages.errors import UsageError, run_as_command
+from stages.core.errors import UsageError, run_as_command
 from stages.landscape.again import found_again
 
 HERE = Path(__file__).parent

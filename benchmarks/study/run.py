@@ -17,12 +17,12 @@ import yaml
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Clock, Truth, landscape_quality, search_quality, unseen_quality
 from stages.command import stage_main
-from stages.environment import die_with_parent, set_defaults, torch_threads
-from stages.errors import UsageError
+from stages.core.environment import die_with_parent, set_defaults, torch_threads
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, scratch
+from stages.core.progress import progress
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.files import content_hash, scratch
-from stages.progress import progress
 from stages.provenance import versions
 
 HERE = Path(__file__).parent

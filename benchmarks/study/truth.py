@@ -11,10 +11,10 @@ import yaml
 
 from benchmarks.study.landscapes import save_enumerated
 from stages.command import stage_main
-from stages.errors import UsageError
-from stages.files import content_hash, scratch
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, scratch
+from stages.core.progress import progress
 from stages.params import DATA
-from stages.progress import progress
 from stages.provenance import versions
 from stages.tasks.classification import ImageClassification
 from stages.tasks.contract import Compute, TaskContext

@@ -25,12 +25,12 @@ from flows.workspace.edit_params import as_level, with_proposed
 from flows.workspace.yaml_edit import as_text, dumped, edit_file, in_one_line
 from stages.code import code_of
 from stages.concepts import Level
-from stages.environment import WORK
-from stages.errors import UsageError, escape_controls
-from stages.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
-from stages.ledger import Ledger
+from stages.core.environment import WORK
+from stages.core.errors import UsageError, escape_controls
+from stages.core.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
+from stages.core.ledger import Ledger
+from stages.core.progress import progress
 from stages.params import AuditConfig, Params, checked, load_params
-from stages.progress import progress
 from stages.proposing import Outcome
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated

@@ -11,7 +11,7 @@ from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
 from stages.check import check_audits, check_keys
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import AuditConfig, Params
 
 PARAMS = Path("params.yaml")

@@ -23,12 +23,12 @@ from flows.results.estimate import duration
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
-from stages.environment import WORK
-from stages.errors import UsageError, escape_controls
-from stages.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
-from stages.ledger import Ledger
+from stages.core.environment import WORK
+from stages.core.errors import UsageError, escape_controls
+from stages.core.files import content_hash, probe_seconds, record_probe_seconds, replace_file, scratch, stage_dir
+from stages.core.ledger import Ledger
+from stages.core.progress import progress
 from stages.params import AuditConfig, Params
-from stages.progress import progress
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
 from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep

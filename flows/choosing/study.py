@@ -15,7 +15,7 @@ from flows.results import read_timings, record_timings
 from flows.results.estimate import duration
 from flows.run_stage import run_stage
 from flows.workspace import exclusive
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 STUDY = Path("benchmarks/study")
 

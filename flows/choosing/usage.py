@@ -14,8 +14,8 @@ from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage
 from flows.workspace.yaml_edit import edit_file
 from stages.concepts import ConceptSpace, Level
-from stages.errors import UsageError
-from stages.files import stage_dir
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
 from stages.usage.estimate import MeasuredUsage, UsageInForce
 

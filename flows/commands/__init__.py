@@ -22,7 +22,7 @@ class _Group(TyperGroup):
     """Prints how to resume after Ctrl-C; click would print "Aborted!" and exit with the code of a failed gate."""
 
     def invoke(self, ctx: Any) -> Any:  # typer bundles click under another name
-        from stages.errors import stop_code
+        from stages.core.errors import stop_code
 
         try:
             return super().invoke(ctx)
@@ -46,7 +46,7 @@ app = typer.Typer(
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """End as rich does if the pipe is closed, but not with the exit code of a failed gate."""
-        from stages.errors import Exit
+        from stages.core.errors import Exit
 
         try:
             super().on_broken_pipe()
@@ -79,7 +79,7 @@ def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = No
         UsageError: if there is no such audit or preset, or a preset is combined with all audits.
     """
     from flows.workspace import enter_workspace
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
     from stages.params import load_params
 
     enter_workspace()
@@ -94,7 +94,7 @@ def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = No
 
 def _preset(params: Params, name: str, preset: str) -> str:
     """Return the name of the audit that is this preset of another."""
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     if (wanted := f"{name}-{preset}") not in params.audits:
         known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]

@@ -53,7 +53,7 @@ def approve(
     repeatable.
     """
     from flows.request import choose, missing, read_modes
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     name, present = _open(audit, landscape)
     modes, repaired, accepted = read_modes(name), _reasons(repair), _reasons(accept)
@@ -99,8 +99,8 @@ def reject(
 
 def _open(audit: str, landscape: str | None) -> tuple[str, str]:
     """Return the audit's name and the hash of its current landscape."""
+    from stages.core.errors import UsageError
     from stages.decisions import landscape_hash
-    from stages.errors import UsageError
 
     params, [name] = open_workspace([audit], False)
     params.repair(name)
@@ -124,9 +124,9 @@ def _decide(
 ) -> None:
     from flows.people.approval import git_user
     from flows.people.review.recording import record
+    from stages.core.errors import UsageError
     from stages.decisions import Decision
     from stages.decisions.names import clean_name
-    from stages.errors import UsageError
     from stages.params import load_params
 
     by = reviewer if reviewer is not None else git_user()
@@ -143,7 +143,7 @@ def _decide(
 
 def _reasons(given: Sequence[str] | None) -> Mapping[str, str]:
     """Return reasons by mode from options such as `M1,M3=seen in the field`; a missing reason is empty."""
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     pairs = [
         (mode, why.strip()) for text in given or () for names, _, why in [text.partition("=")] for mode in _names(names)

@@ -154,7 +154,7 @@ def report(
 ) -> None:
     """Open the report of an audit."""
     from flows.results import read_verdict
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
     from stages.records import audit_folder
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)

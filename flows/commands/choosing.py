@@ -143,7 +143,7 @@ def tune(
     """
     from flows.choosing.tune.measure import Settings
     from flows.choosing.tune.run import tune_audit
-    from stages.errors import stop_code
+    from stages.core.errors import stop_code
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     try:

@@ -113,7 +113,7 @@ def export(
     """
     from flows.evidence.export import export_model
     from flows.workspace import exclusive
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     *audits, folder = where
     if len(audits) > 1:

@@ -33,7 +33,7 @@ def schedule(
     `faded serve`, or your own Prefect worker, has to be running to start it.
     """
     from flows.recur.schedule import EXAMPLE, FILE, set_schedule
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     params, [name] = open_workspace([audit], False)
     if (cron is None) != off:
@@ -129,7 +129,7 @@ def notify(
     from flows.recur.notify import current, send_test, set_block, set_url
     from flows.serve import RECORDS
     from flows.server import start_prefect_api
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     open_workspace(None, True)
     given = {"slack": slack, "webhook": webhook, "email": email}

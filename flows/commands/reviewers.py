@@ -57,7 +57,7 @@ def reviewers(
     git. A reviewer who decides on another machine adds their name there, and sends the line that `list` shows.
     """
     from flows.commands import open_workspace
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     key = None if public_key is None else _text(public_key)  # before the folder changes
     params, _ = open_workspace(audit, all_=audit is None)
@@ -83,9 +83,9 @@ def reviewers(
 
 def _list(params: Params, audits: list[str] | None) -> None:
     from flows.people.signing import key_name
+    from stages.core.keys import has_key
     from stages.decisions import listed_keys
     from stages.decisions.identity import key_id_of
-    from stages.keys import has_key
 
     found: dict[tuple[str, str], list[str]] = {}
     for audit in audits or params.repairs:
@@ -101,12 +101,12 @@ def _list(params: Params, audits: list[str] | None) -> None:
 
 def _add(params: Params, audits: list[str], name: str, public_key: str | None) -> None:
     from flows.people.signing import key_name
+    from stages.core.errors import UsageError
+    from stages.core.keys import key_path, private_key
     from stages.decisions import read_chain
     from stages.decisions.files import refuse_alike
     from stages.decisions.identity import check_keys, key_id_of, public_line, read_public
     from stages.decisions.names import clean_name, same_person
-    from stages.errors import UsageError
-    from stages.keys import key_path, private_key
 
     name = clean_name(name)
     before = {audit: params.repairs[audit].feedback.keys for audit in audits}
@@ -133,7 +133,7 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
 
 
 def _remove(params: Params, audits: list[str], name: str) -> None:
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     before = {audit: params.repairs[audit].feedback.keys for audit in audits}
     after = {audit: {n: line for n, line in keys.items() if n != name} for audit, keys in before.items()}
@@ -151,7 +151,7 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
 
 def _text(public_key: str) -> str:
     """Return the given key, or the content of the file of that name."""
-    from stages.errors import UsageError
+    from stages.core.errors import UsageError
 
     if public_key.startswith(("ssh-", "-----")):
         return public_key

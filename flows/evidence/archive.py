@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 LARGEST, LARGEST_SUM, MOST_MEMBERS = 24 * 2**20, 64 * 2**20, 4096  # bytes, bytes, members
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can store

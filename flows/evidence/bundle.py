@@ -15,9 +15,9 @@ import yaml
 
 from flows.evidence.archive import unzip_members
 from flows.graph.digests import sha256
+from stages.core.errors import UsageError
 from stages.decisions import files as decision_files
 from stages.decisions.model import RecordedDecision
-from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
 from stages.records.provenance import Manifest, ManifestFile
 

@@ -10,8 +10,8 @@ from flows.evidence.proven import proven_evidence
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
 from flows.graph.digests import files_below
 from flows.results import NO_GATES, Verdict, gate_word, read_verdict
-from stages.errors import Exit, FadedError, InfrastructureError, UsageError
-from stages.files import stage_dir
+from stages.core.errors import Exit, FadedError, InfrastructureError, UsageError
+from stages.core.files import stage_dir
 from stages.params import Params
 
 

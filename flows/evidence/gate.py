@@ -26,10 +26,10 @@ from flows.results.compare import (
 )
 from flows.results.glance import HEADLINE
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
-from stages.files import stage_dir
-from stages.git import file_at, git
-from stages.intervals import NO_RATE, Rate
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
+from stages.core.git import file_at, git
+from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
 from stages.records import RateRecord
 from stages.records.base import FlatMetrics

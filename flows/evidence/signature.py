@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.evidence.bundle import dump_json, parse_json
-from stages.errors import InfrastructureError, UsageError
-from stages.files import replace_file
-from stages.keys import MACHINE, keys_dir, private_key, public_pem
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import replace_file
+from stages.core.keys import MACHINE, keys_dir, private_key, public_pem
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"

@@ -14,8 +14,8 @@ from flows.evidence.checks import Found
 from flows.evidence.judged import check_card, check_ratings, check_verdict
 from flows.evidence.signature import check_envelope, known_keys
 from flows.graph.digests import Digests, digests_of, files_below, sha256
-from stages.environment import set_defaults
-from stages.errors import UsageError
+from stages.core.environment import set_defaults
+from stages.core.errors import UsageError
 from stages.records.provenance import ManifestFile
 
 # Checks that the bundle is as it was written, whatever its contents.

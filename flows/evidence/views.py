@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.evidence.bundle import ENVELOPE
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
-from stages.errors import escape_controls
+from stages.core.errors import escape_controls
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check

@@ -34,10 +34,10 @@ from flows.graph.intact import check_intact
 from flows.graph.lock import read_lock
 from flows.results import last_stage
 from stages.code import RECORD
+from stages.core.environment import WORK
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import read_state, replace_file, stage_dir, write_state
 from stages.decisions import decisions_dir, landscape_hash
-from stages.environment import WORK
-from stages.errors import FadedError, UsageError
-from stages.files import read_state, replace_file, stage_dir, write_state
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 from stages.records import audit_folder

@@ -18,9 +18,9 @@ from flows.graph.digests import Hashes
 from flows.graph.known_graph import Known, Memory, all_local, paths_of
 from flows.workspace.pipeline import PARAMS, dvc_root, is_own
 from stages.code import CODE, STAGE
-from stages.errors import InfrastructureError, UsageError
-from stages.network import ASK_NO_MODEL
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import Params, load_params
+from stages.params.network import ASK_NO_MODEL
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.workspace.pipeline import PARAMS, is_own
 from stages.code import PACKAGE, STAGE, Code, own_function
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import DATA, load_params
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.environment import WORK
-from stages.files import content_hash, unseal, write_state
+from stages.core.environment import WORK
+from stages.core.files import content_hash, unseal, write_state
 
 CACHE = WORK / "bytes.json"
 # A file that changed less than this before it was hashed may change again within the resolution of its timestamps.
@@ -55,7 +55,7 @@ def signature_of(paths: Iterable[Path]) -> str:
 
 
 def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """The same hash as `stages.files.content_hash`, for files given as (name, bytes)."""
+    """The same hash as `stages.core.files.content_hash`, for files given as (name, bytes)."""
     digest = hashlib.sha256()
     for name, data in files:
         digest.update(name.encode() + b"\0" + data)
@@ -117,7 +117,7 @@ class Hashes:
         return self.of(path).sha256
 
     def content(self, path: Path) -> str:
-        """The `stages.files.content_hash` of a file or folder, as stages write it to provenance.json."""
+        """The `stages.core.files.content_hash` of a file or folder, as stages write it to provenance.json."""
         files = files_below(path)
         return self._folder(f"content {path.absolute()}", files, lambda: content_hash([path]))
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field, ValidationError
 from flows.graph.lock import LOCK
 from flows.processes import end_leftovers
 from flows.workspace.pipeline import bring_up_to_date, dvc_root
-from stages.environment import WORK
-from stages.files import put_aside, replace_file
-from stages.git import file_at
+from stages.core.environment import WORK
+from stages.core.files import put_aside, replace_file
+from stages.core.git import file_at
 
 
 class _Holder(BaseModel):

@@ -20,7 +20,7 @@ from flows.graph import SHARE, believe_only_bytes
 from flows.graph.digests import Hashes, directory_md5
 from flows.graph.lock import LOCK, read_lock
 from flows.workspace.pipeline import dvc_root
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import DATA
 from stages.provenance import sha256_of_folder
 

@@ -20,9 +20,9 @@ from typing import Any
 from flows.graph.before_dvc import code_in, is_of_user
 from flows.workspace.pipeline import PARAMS
 from stages.code import CODE, PACKAGE
-from stages.environment import DATA, WORK
-from stages.errors import UsageError
-from stages.files import read_state, write_state
+from stages.core.environment import DATA, WORK
+from stages.core.errors import UsageError
+from stages.core.files import read_state, write_state
 from stages.params import load_params
 
 KNOWN = WORK / "graph.json"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from flows.init.files import Placed, place_name
 from flows.init.propose import FEWEST, Kind, Wanted, kinds
 from flows.init.questions import Questions
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.params import DATA, validation_lines
 from stages.tasks.init import Check, Data, Model, Seen, cached, existing
 

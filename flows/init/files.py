@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.errors import UsageError
-from stages.git import git_root
+from stages.core.errors import UsageError
+from stages.core.git import git_root
 from stages.params import DATA
 
 

@@ -20,12 +20,12 @@ from flows.choosing.screen import Swept, said_of_probe
 from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
 from flows.workspace.block import Draft, with_blocks
-from stages import plugins
 from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
-from stages.errors import UsageError
-from stages.network import is_served
+from stages.core import plugins
+from stages.core.errors import UsageError
 from stages.params import DATA, Params, load_params
+from stages.params.network import is_served
 from stages.params.usage import UsageConfig, in_use
 from stages.screening.sweep import fewest_probes
 from stages.tasks.init import Init, Option, Proposal

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Answer, Check
 
 

@@ -27,10 +27,10 @@ from flows.results.estimate import duration, few_items
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.block import Draft, with_blocks
 from flows.workspace.new import add_folders, check_folder, write_workspace
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import replace_file
-from stages.git import git_root
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import replace_file
+from stages.core.git import git_root
 from stages.params import load_params, parse_yaml, read_bytes
 from stages.tasks.init import Answer, Trial
 from stages.tasks.load import task_context

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.environment import WORK
-from stages.files import read_state, write_state
+from stages.core.environment import WORK
+from stages.core.files import read_state, write_state
 
 Written = tuple[str, str]  # the lines of an audit under `audits:` and under `repairs:`, "" for no repair
 

@@ -19,7 +19,7 @@ from flows.request import (
     read_request,
     waits_for_person,
 )
-from stages.git import git
+from stages.core.git import git
 from stages.params import Params
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from flows.results import Verdict, gate_word, read_verdict
 from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from flows.views.labels import key
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.pages.sentences import by_usage, gate_view
 from stages.pages.words import interval, percent
 from stages.params import Params, load_params

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from flows.workspace.edit_params import with_ratings
 from flows.workspace.yaml_edit import edit_file
-from stages.errors import UsageError
-from stages.files import SCHEMA, read_table, replace_file, stage_dir
+from stages.core.errors import UsageError
+from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from stages.core.errors import UsageError
+from stages.core.keys import has_key, key_path, private_key
 from stages.decisions import listed_keys, read_chain
 from stages.decisions.files import refuse_alike
 from stages.decisions.identity import key_id_of, public_line
 from stages.decisions.names import clean_name, same_person
-from stages.errors import UsageError
-from stages.keys import has_key, key_path, private_key
 from stages.params import Params
 
 
@@ -30,7 +30,7 @@ class Signer(NamedTuple):
 
 
 def key_name(reviewer: str) -> str:
-    """The name of a reviewer's key in `stages.keys`."""
+    """The name of a reviewer's key in `stages.core.keys`."""
     return f"reviewer {reviewer}"
 
 

@@ -29,9 +29,9 @@ from flows.people.approval import expire
 from flows.people.artifacts import code, prose, publish, publish_modes
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import choose, close_request, how_to_decide, open_request, read_modes
+from stages.core.errors import UsageError
 from stages.decisions import Decision, ModeDecision, RecordedDecision, Standing, listed_keys, record_decision, standing
 from stages.decisions.names import clean_name, same_person
-from stages.errors import UsageError
 from stages.params import Params
 from stages.records import ModeRecord
 

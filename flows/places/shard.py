@@ -11,10 +11,10 @@ from flows.graph import read_graph
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_shards
 from flows.workspace.pipeline import bring_up_to_date
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import read_table, replace_file, stage_dir
 from stages.explorers.model_based import FEW
 from stages.explorers.shards import divide
-from stages.files import read_table, replace_file, stage_dir
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Items
 

@@ -14,7 +14,7 @@ from flows.recur.notify import block_id
 from flows.recur.schedule import FILE, Entry, read_entries, work_pool
 from flows.server.credential import client_environment
 from flows.workspace import stage_environment
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -9,9 +9,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from stages.environment import WORK
-from stages.errors import InfrastructureError, UsageError
-from stages.files import read_state, write_state
+from stages.core.environment import WORK
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import read_state, write_state
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -16,8 +16,8 @@ from rich.table import Table
 from flows.recur.automations import LATE
 from flows.recur.schedule import Entry
 from flows.request import deadline, needs_decision
-from stages.errors import FadedError
-from stages.files import stage_dir
+from stages.core.errors import FadedError
+from stages.core.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
-from stages.errors import UsageError
-from stages.files import replace_file
+from stages.core.errors import UsageError
+from stages.core.files import replace_file
 from stages.params import Params
 
 FILE = Path("prefect.yaml")

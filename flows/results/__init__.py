@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.run_stage import StageResult
+from stages.core.environment import WORK
+from stages.core.files import read_state, write_state
 from stages.decisions import NO_HUMAN
-from stages.environment import WORK
-from stages.files import read_state, write_state
 from stages.params import Params
 from stages.records import Gate, RepairVerdict, audit_folder
 from stages.records import Verdict as Record

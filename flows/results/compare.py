@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.errors import InfrastructureError, UsageError
-from stages.git import file_at
-from stages.intervals import Rate, Resampler
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.git import file_at
+from stages.core.intervals import Rate, Resampler
 from stages.records import Comparison as Compared
 from stages.records import Landscape, Provenance, RateRecord, RepairVerdict, Verdict, audit_folder
 

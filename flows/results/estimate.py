@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, Took, read_took
-from stages.files import probe_seconds
-from stages.intervals import wilson
+from stages.core.files import probe_seconds
+from stages.core.intervals import wilson
 from stages.params import Params
 from stages.records import audit_folder
 from stages.tasks.base import offers

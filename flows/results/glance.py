@@ -12,10 +12,10 @@ from pathlib import Path
 from flows.graph import RUNS_NOW, Graph, Stage
 from flows.request import needs_decision
 from flows.results import Verdict, last_stage, read_verdict
-from stages.errors import UsageError
-from stages.files import stage_dir
-from stages.git import git
-from stages.intervals import NO_RATE, Rate
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
+from stages.core.git import git
+from stages.core.intervals import NO_RATE, Rate
 from stages.params import DATA, Params
 from stages.records import audit_folder
 from stages.records.base import FlatMetrics

@@ -8,9 +8,9 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
+from stages.core.errors import UsageError
+from stages.core.files import read_table
 from stages.decisions import landscape_hash
-from stages.errors import UsageError
-from stages.files import read_table
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import Power, alike
 from stages.params import Gate, Params, RepairConfig

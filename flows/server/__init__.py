@@ -31,9 +31,9 @@ from flows.processes import RECORDS, child, end_all
 from flows.server.credential import authorization, client_settings, new_credential
 from flows.server.origin import new_host
 from flows.workspace import LOGS
-from stages.environment import WORK
-from stages.errors import Exit, InfrastructureError, UsageError
-from stages.files import replace_file
+from stages.core.environment import WORK
+from stages.core.errors import Exit, InfrastructureError, UsageError
+from stages.core.files import replace_file
 
 HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flows.views.history import History
     from flows.views.side_by_side import SideBySide
     from stages.concepts import Concept
-    from stages.intervals import Rate
+    from stages.core.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
     from stages.usage.estimate import MeasuredUsage, UsageInForce
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from flows.graph.digests import sha256
 from flows.request import waits_for_person
 from flows.results import last_stage, read_verdict
+from stages.core.errors import Exit
+from stages.core.files import stage_dir
 from stages.decisions import standing
-from stages.errors import Exit
-from stages.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from flows.results import Verdict, verdict_of
 from flows.results.compare import WORKSPACE
 from flows.results.glance import HEADLINE, rate_in
 from stages.code import CODE
-from stages.environment import WORK
-from stages.errors import FadedError, UsageError
-from stages.files import stage_dir
-from stages.git import file_at, git
-from stages.intervals import NO_RATE, Rate
+from stages.core.environment import WORK
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import stage_dir
+from stages.core.git import file_at, git
+from stages.core.intervals import NO_RATE, Rate
 from stages.params import DATA
 from stages.records import RepairVerdict, audit_folder
 from stages.records import Verdict as Record

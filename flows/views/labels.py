@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.run_stage import StageResult
 from flows.views.endings import Ending
-from stages.errors import FadedError, RejectedError
+from stages.core.errors import FadedError, RejectedError
 
 FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by hand"
 GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match

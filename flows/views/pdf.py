@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from stages.errors import InfrastructureError, UsageError
-from stages.files import replace_file
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import replace_file
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 SECONDS = 120

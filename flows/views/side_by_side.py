@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.results.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run, usage_of
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.git import git
-from stages.intervals import NO_RATE, Rate
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.git import git
+from stages.core.intervals import NO_RATE, Rate
 from stages.records.search import Search
 
 if TYPE_CHECKING:

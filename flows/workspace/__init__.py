@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stages.code import RECORD
-from stages.environment import DEFAULTS, WORK, set_defaults
-from stages.errors import InfrastructureError, UsageError
-from stages.files import holder, locked
+from stages.core.environment import DEFAULTS, WORK, set_defaults
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import holder, locked
 
 LOGS = WORK / "logs"
 

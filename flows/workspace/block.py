@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 _WIDTH = 100_000  # one line per entry, however long
 _COMMENT_AT = 56  # column of a block's comments, unless the line is longer

@@ -10,7 +10,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from flows.workspace.yaml_edit import LayoutError, as_text, edited, in_one_line
 from stages.concepts import Level
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 
 def with_proposed(

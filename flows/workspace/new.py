@@ -23,10 +23,10 @@ from flows.workspace.pipeline import (
     with_lines,
 )
 from stages.code import RECORD, read_record
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import replace_file
-from stages.git import git, git_root
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import replace_file
+from stages.core.git import git, git_root
 from stages.params import DATA
 
 WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from stages.code import RECORD, STAGE, installed, read_pipeline, read_record
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import locked, replace_file
-from stages.git import git
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import locked, replace_file
+from stages.core.git import git
 from stages.params import DATA, load_params
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")

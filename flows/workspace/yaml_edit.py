@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
-from stages.files import replace_file
+from stages.core.files import replace_file
 
 
 class LayoutError(ValueError):

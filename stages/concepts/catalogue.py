@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stages import plugins
 from stages.concepts.space import Concept, ConceptSpace, Level
-from stages.errors import UsageError, did_you_mean
+from stages.core import plugins
+from stages.core.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)

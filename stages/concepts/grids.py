@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stages.concepts.space import Level
-from stages.errors import did_you_mean
+from stages.core.errors import did_you_mean
 
 CORRUPTION, SEVERITY = "corruption", "severity"
 UNCHANGED = "none"  # the level of `corruption` at which severity has no effect

@@ -20,8 +20,8 @@ from string import Formatter
 from typing import Any
 
 from stages.concepts.space import COLUMNS, Concept, ConceptSpace
-from stages.errors import UsageError, did_you_mean
-from stages.files import local_file
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import local_file
 
 UNSAID = ""
 # Columns of the tables of items and pictures, in addition to those that every stage writes.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.concepts.usage import Usage, chance_in_turn
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,12 +24,12 @@ from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, locked, new_file
 from stages.decisions.identity import check_keys, identity_of, sign, signed_bytes
 from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, RecordedDecision, Via
 from stages.decisions.names import look_alike, same_person
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import content_hash, locked, new_file
 from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
 from stages.records import Example, ModeRecord, audit_folder

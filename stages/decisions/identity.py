@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.core.errors import UsageError
 from stages.decisions.model import RecordedDecision, Signature
 from stages.decisions.names import NOBODY, clean_name, look_alike, same_person
-from stages.errors import UsageError
 
 _DOMAIN = b"faded decision 1\n"  # so that a signature of another kind of text is never valid for a decision
 NOT_VERIFIED = "name typed, not verified"

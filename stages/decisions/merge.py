@@ -6,10 +6,10 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from stages.core.intervals import Rate, wilson
 from stages.decisions.agreement import agreement
 from stages.decisions.identity import Identity
 from stages.decisions.model import Action, RatedProbe, RecordedDecision
-from stages.intervals import Rate, wilson
 from stages.records import Ceiling, ModeRecord, Plan, PlannedExample, PlannedMode
 from stages.records.base import RateRecord
 from stages.records.repair import Reviewer

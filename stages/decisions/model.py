@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
+from stages.core.errors import UsageError
 from stages.decisions.names import clean_name
-from stages.errors import UsageError
 from stages.params import Strict
 
 Action = Literal["repair", "accept", "ignore"]

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 NOBODY = "nobody"  # the reviewer of a rejection by time-out
 MAX_NAME = 200  # characters

@@ -11,8 +11,8 @@ from scipy.special import expit
 from sklearn.ensemble import ExtraTreesRegressor
 
 from stages.concepts import ConceptSpace
+from stages.explorers.kernel import Data
 from stages.explorers.surrogate import Surrogate, failure_probability
-from stages.kernel import Data
 
 TREES, LEAVES = 20, 32
 ENUMERABLE = 20_000  # largest grid for which the failure rates of all cells are predicted after every fit

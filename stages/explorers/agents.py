@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from stages.errors import NoLearningError, UsageError
+from stages.core.errors import NoLearningError, UsageError
 from stages.explorers.baselines import Random
 from stages.explorers.contract import Configured, Found
 from stages.explorers.env import Arena, ConceptVecEnv, StopWhenSpent

@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.ask_tell import AskTell, Proposal, Strategy, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order
 from stages.explorers.prober import Prober
 from stages.params import Strict

@@ -18,11 +18,11 @@ import pandas as pd
 
 from stages.code import code_of
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_json, read_table, write_json
+from stages.core.ledger import Answer, Key
 from stages.explorers.policy import Mixture, Policy, load_policy, save_policy
 from stages.explorers.search import SearchResult
-from stages.files import content_hash, read_json, read_table, write_json
-from stages.ledger import Answer, Key
 from stages.params import AuditConfig
 from stages.tasks.contract import ASSETS
 

@@ -24,10 +24,10 @@ from stages.explorers.baselines import Random
 from stages.explorers.candidates import ON_GRID, Generator, Grid, Learnt, Portfolio
 from stages.explorers.contract import Configured, Explorer, Found
 from stages.explorers.env import Normaliser
+from stages.explorers.kernel import Data
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Learner, failure_probability
-from stages.kernel import Data
 from stages.params import Strict
 
 FEW = 200  # probes from which `auto` learns; half of them are even in any search that learns from its probes

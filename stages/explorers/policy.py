@@ -24,7 +24,7 @@ from torch.distributions import Categorical
 from torch.nn import functional
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 
 MIXTURE = "mixture"

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.environment import torch_threads
-from stages.errors import UsageError
-from stages.ledger import Key, Ledger
+from stages.core.environment import torch_threads
+from stages.core.errors import UsageError
+from stages.core.ledger import Key, Ledger
 from stages.tasks.contract import Compute, ProbeBatch, Probed
 
 

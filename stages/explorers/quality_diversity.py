@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from stages import plugins
-from stages.errors import UsageError, did_you_mean
+from stages.core import plugins
+from stages.core.errors import UsageError, did_you_mean
 from stages.explorers.contract import Explorer
 from stages.params import checked
 

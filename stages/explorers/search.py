@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.environment import torch_threads
+from stages.core.environment import torch_threads
+from stages.core.ledger import Ledger
 from stages.explorers.baselines import Exhaustive
 from stages.explorers.contract import Explorer, Found
 from stages.explorers.policy import Policy
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.ledger import Ledger
 from stages.params import DiscoverConfig
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""Opens a display for (description, total); yields a function of (completed, note): `stages.progress.progress`."""
+"""Opens a display for (description, total); yields a function of (completed, note): `stages.core.progress.progress`."""
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.ledger import Ledger
 from stages.explorers.model_based import Auto
 from stages.explorers.search import SearchResult, ShowProgress, roles_of, silent, spend
-from stages.ledger import Ledger
 from stages.params import DiscoverConfig
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute

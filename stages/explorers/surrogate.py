@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from stages.concepts import ConceptSpace
-from stages.kernel import Data, Features, Hyper, ItemFactor, Posterior, choose_hyper, fit
+from stages.explorers.kernel import Data, Features, Hyper, ItemFactor, Posterior, choose_hyper, fit
 
 PROCESS_CELLS = 20_000  # largest grid on which the process is better than trees
 SEARCH_RANK, RANK = 200, 400
@@ -61,7 +61,7 @@ def failure_probability(surrogate: Surrogate, belief: Belief, optimism: float = 
 
 @dataclass(frozen=True)
 class Process:
-    """Gaussian process over items and concepts, by its leading eigenfunctions (see `stages.kernel`)."""
+    """Gaussian process over items and concepts, by its leading eigenfunctions (see `stages.explorers.kernel`)."""
 
     posterior: Posterior
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.core.processes import Crew, cores
 from stages.landscape.bias import compare_bias
 from stages.landscape.compare import (
     Paired,
@@ -29,7 +30,6 @@ from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_p
 from stages.landscape.shift import policy_shift, shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
-from stages.processes import Crew, cores
 from stages.records import Comparison, Plan, RateRecord
 from stages.records.landscape import ConceptRecord, Estimator, RatingsBound, UsageRecord
 from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved

@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from scipy import optimize, special
 
-from stages.errors import UsageError
-from stages.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
+from stages.core.errors import UsageError
+from stages.core.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
 from stages.records.base import RateRecord
 from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, Chance, ValueShare
 from stages.tasks.contract import Tally

@@ -13,7 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import brier_score_loss, log_loss
 
 from stages.concepts import ConceptSpace
-from stages.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
+from stages.explorers.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
 from stages.landscape.estimators import (
     FOLDS,
     MISFIT,

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.errors import UsageError
-from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
+from stages.core.errors import UsageError
+from stages.core.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
 from stages.records import Difference, RateRecord
 from stages.records.repair import (
     Against,

@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import CHANGE, LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
+from stages.core.intervals import CHANGE, LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.estimate import Landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.pairs import use_of_pairs

@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.concepts.grids import CORRUPTION, SEVERITIES, SEVERITY, TESTED, UNCHANGED, VALIDATED
-from stages.intervals import COUNTED, RESAMPLES, SHARE, Rate, Resampler
+from stages.core.intervals import COUNTED, RESAMPLES, SHARE, Rate, Resampler
 from stages.records import Effect, Landscape
 from stages.records.base import RateRecord
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import COUNTED, Rate, share
+from stages.core.intervals import COUNTED, Rate, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
+from stages.core.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
 from stages.landscape.compare import Paired, compare_quality, failure_differences, value_bounds
 from stages.records import RateRecord
 from stages.records.repair import Checkpoint, Dose, DoseCurve, Times, Training

@@ -21,8 +21,8 @@ from scipy.ndimage import binary_dilation
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, wilson
-from stages.kernel import Data, landmarks
+from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, wilson
+from stages.explorers.kernel import Data, landmarks
 from stages.landscape.calibrate import Evidence, Recipe, blocks_of, choose_estimator, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Gridded, Link
 

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stages.concepts import ConceptSpace
-from stages.kernel import Data, Features, Hyper, Posterior, fit, landmarks
+from stages.explorers.kernel import Data, Features, Hyper, Posterior, fit, landmarks
 
 DRAWS = 32  # posterior draws for the spread; even, as they come in pairs
 FOLDS = 5
@@ -101,7 +101,7 @@ class Estimator(Gridded, Protocol):
 
 
 class Process:
-    """The Gaussian process of `stages.kernel`; its members are draws from the posterior."""
+    """The Gaussian process of `stages.explorers.kernel`; its members are draws from the posterior."""
 
     name = "Gaussian process"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.landscape.bias import largest_bias
 from stages.params import Gate as BoundsOfGate
 from stages.params import Gates, LandscapeGates

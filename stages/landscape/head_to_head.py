@@ -1,7 +1,7 @@
 """Compare several models on the same probes: failure rates in use, shared failures, and failure modes.
 
 Probes are those of their controls, weighted by use. All intervals resample items, with the same resamples for every
-quantity (`stages.intervals.Resampler`).
+quantity (`stages.core.intervals.Resampler`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
+from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
 from stages.records import ModeRecord
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
+from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.rates import rate_in_use

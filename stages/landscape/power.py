@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.intervals import LEVEL
+from stages.core.intervals import LEVEL
 
 POWER = 0.8  # share of repairs with such a change whose interval detects it
 CHURN = 0.02  # share of all pairs that fail newly; repairs measured so far had one or two in a hundred
-_ADDED = 2.0  # items by which an interval is wider than its standard error, see `stages.intervals.Resampler`
+_ADDED = 2.0  # items by which an interval is wider than its standard error, see `stages.core.intervals.Resampler`
 _REACH = NormalDist().inv_cdf((1 + LEVEL) / 2) + NormalDist().inv_cdf(POWER)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.concepts.usage import Usage
-from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
+from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, share
 
 EVERYWHERE = Region({})
 _SHRUNK = 1.0  # failures at the overall rate, added to a stratum for its variance: no failure in 5 is not certainty

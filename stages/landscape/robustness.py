@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import median, wilson
+from stages.core.intervals import median, wilson
 from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED

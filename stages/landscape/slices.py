@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
+from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.compare import MIN_PAIRS, Paired
 from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord

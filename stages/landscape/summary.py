@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
-from stages.intervals import wilson
-from stages.kernel import landmarks
+from stages.core.errors import UsageError
+from stages.core.intervals import wilson
+from stages.explorers.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
 from stages.landscape.confirm import Fresh, Mode

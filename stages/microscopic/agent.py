@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sb3_contrib import MaskablePPO
 
-from stages.errors import NoLearningError
+from stages.core.errors import NoLearningError
 from stages.explorers.env import StopWhenSpent
 from stages.microscopic.env import StepReward, StepsVecEnv, Trail
 from stages.microscopic.settings import WalkerSettings

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.environment import torch_threads
+from stages.core.environment import torch_threads
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, show_failures, silent
-from stages.ledger import Ledger
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.moves import Moves
 from stages.microscopic.settings import agent_settings

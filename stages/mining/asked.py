@@ -16,10 +16,10 @@ from stages.concepts import Level
 from stages.concepts.texts import TextConcept
 from stages.concepts.texts.document import Token
 from stages.concepts.texts.lexicon import missing_libraries
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_table
+from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
-from stages.files import content_hash, read_table
-from stages.ledger import Key, Ledger
 from stages.mining import wordings
 from stages.mining.mine import Answered, Ask, Texts
 from stages.tasks.base import LoadedTask, Task

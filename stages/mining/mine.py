@@ -21,8 +21,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
-from stages.intervals import RESAMPLES, SHARE, Rate, Resampler, holm
+from stages.core.errors import UsageError
+from stages.core.intervals import RESAMPLES, SHARE, Rate, Resampler, holm
 from stages.mining.record import Contrast, Example, Finding, Kind, MineSettings, Mining, Verdict
 from stages.mining.sets import Counted, level_wise
 from stages.mining.wordings import replaced

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.concepts.grids import UNCHANGED
-from stages.intervals import COUNTED, wilson
+from stages.core.intervals import COUNTED, wilson
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from stages.concepts import Concept
 from stages.concepts.grids import UNCHANGED
-from stages.intervals import COUNTED
+from stages.core.intervals import COUNTED
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.figures import AFTER, BEFORE, GREY, rounded

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stages.intervals import Rate
+from stages.core.intervals import Rate
 from stages.records import RateRecord
 from stages.records.landscape import Within
 

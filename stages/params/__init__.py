@@ -5,7 +5,7 @@ and `runner:` where stages run. Each stage depends only on its own groups (see d
 that dvc.yaml names have no defaults here, because DVC needs them in the file.
 """
 
-from stages.environment import DATA
+from stages.core.environment import DATA
 from stages.params.audit import (
     AuditConfig,
     ComputeConfig,

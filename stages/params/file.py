@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from stages.errors import did_you_mean
+from stages.core.errors import did_you_mean
 from stages.params.strict import Strict
 
 

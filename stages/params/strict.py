@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.errors import UsageError, did_you_mean, escape_controls
+from stages.core.errors import UsageError, did_you_mean, escape_controls
 
 _MOST = 2000  # characters of a message: one screen
 _MOST_OF_ONE = 400  # of one error

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from stages.concepts.space import ConceptSpace, Level
 from stages.concepts.usage import Usage
-from stages.errors import did_you_mean
+from stages.core.errors import did_you_mean
 from stages.params.strict import Strict, shown
 
 UNIFORM = "uniform"

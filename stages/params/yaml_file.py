@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 
 MAX_BYTES = 2 * 2**20  # a search of 10,000 shares takes half a megabyte
 MAX_VALUES = 200_000  # with aliases expanded

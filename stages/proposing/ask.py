@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from stages.errors import UsageError, escape_controls
+from stages.core.errors import UsageError, escape_controls
 from stages.params import validation_lines
 from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, Proposal
 from stages.tasks.account import CUT, Account

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from stages.concepts import Level
-from stages.errors import UsageError, escape_controls
+from stages.core.errors import UsageError, escape_controls
 from stages.proposing.ask import outcome
 from stages.proposing.record import LONGEST, Outcome, Proposal
 from stages.proposing.vocabulary import Draft, Vocabulary

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from stages.concepts import Level
 from stages.concepts.catalogue import Change
 from stages.concepts.prompts import UNSAID, read_templates
-from stages.errors import UsageError, did_you_mean
-from stages.files import read_table
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import read_table
 from stages.params import AuditConfig, validation_lines
 from stages.proposing.record import Proposal
 from stages.tasks.base import LoadedTask, Task

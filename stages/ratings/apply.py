@@ -14,8 +14,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.errors import UsageError
-from stages.files import parse_json
+from stages.core.errors import UsageError
+from stages.core.files import parse_json
 from stages.params import AuditConfig, RatingsConfig, Strict, checked
 from stages.provenance import scale_of
 from stages.records import Agreement

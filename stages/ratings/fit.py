@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
+from stages.core.intervals import Rate, Resampler
 from stages.decisions import listed_keys, read_chain, valid_decisions
 from stages.decisions.files import DecisionFile
-from stages.intervals import Rate, Resampler
 from stages.params import Params
 from stages.provenance import scale_of
 from stages.ratings.apply import BEST, WORST, Target, badness_of

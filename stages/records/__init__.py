@@ -25,7 +25,7 @@ Writing, which only stages do: a folder appears whole, with its provenance, or n
 Reading imports no torch.
 """
 
-from stages.intervals import NO_RATE, Rate
+from stages.core.intervals import NO_RATE, Rate
 from stages.records.base import Document, RateRecord, Record
 from stages.records.bias import Bias, BiasComparison, BiasSubject
 from stages.records.folder import AuditFolder, StageFolder, audit_folder

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
-from stages.errors import UsageError
-from stages.files import SCHEMA, parse_json, without_numpy
-from stages.intervals import Rate
+from stages.core.errors import UsageError
+from stages.core.files import SCHEMA, parse_json, without_numpy
+from stages.core.intervals import Rate
 from stages.params import validation_lines
 
 _SHOWN = 5  # errors shown per file

@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar, get_type_hints, overload
 import pandas as pd
 
 from stages.code import read_stages
-from stages.files import publishing
+from stages.core.files import publishing
 from stages.params import DATA
 from stages.records.base import Document, FlatMetrics, read_bytes_of
 from stages.records.landscape import Landscape, Verdict

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region, RegionJson
-from stages.intervals import Rate
+from stages.core.intervals import Rate
 from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, UsageRecord, Verdict

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError
-from stages.files import read_table
+from stages.core.errors import UsageError
+from stages.core.files import read_table
 from stages.records.base import Document, Listed
 from stages.tasks.contract import Exhibit, Sheet, Tally
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Level
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
-from stages.ledger import Ledger
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 

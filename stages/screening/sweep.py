@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Level
-from stages.errors import UsageError
-from stages.intervals import LEVEL, Rate, holm, wilson
-from stages.ledger import Ledger
+from stages.core.errors import UsageError
+from stages.core.intervals import LEVEL, Rate, holm, wilson
+from stages.core.ledger import Ledger
 from stages.screening.probes import Levels, Probes
 from stages.screening.ranges import Axis, declared_bounds
 from stages.tasks.attributes import LABEL

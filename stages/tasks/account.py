@@ -19,9 +19,9 @@ from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import content_hash, seal, unseal
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, seal, unseal
 from stages.params import Strict
 
 MILLION = 1e6

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts.space import COLUMNS
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 MOST_VALUES = 30  # of a column; more groups would be too small to say anything about
 MOST_COLUMNS = 20  # each value of each column is one more test, which makes all other tests harder to pass

@@ -18,10 +18,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
-from stages.network import is_served
+from stages.core.errors import UsageError
+from stages.core.processes import Crew
 from stages.params import Strict, validation_lines
-from stages.processes import Crew
+from stages.params.network import is_served
 from stages.tasks.attributes import LABEL, attributes_of, check_attributes, free_name
 from stages.tasks.contract import (
     NOT_VALID,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import RepairPlan, TargetMode
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")

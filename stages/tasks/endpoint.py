@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.errors import UnavailableError, UsageError
+from stages.core.errors import UnavailableError, UsageError
 from stages.params import Strict
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.errors import InfrastructureError, UsageError
-from stages.files import local_file
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import local_file
 
 _ON_HUB = " of the Hugging Face hub at "
 NAME = r"^[\w.-]+(/[\w.-]+)*$"  # a folder under inputs, or an ID on the hub

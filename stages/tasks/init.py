@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.contract import TaskContext
 
 Check = Callable[[str], None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 KIND = "kind"  # the name of the attribute
 

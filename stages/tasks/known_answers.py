@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
-from stages.files import content_hash, read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_json, write_json
 from stages.tasks.endpoint import Endpoint, shown
 
 ANSWERS = "answers.json"

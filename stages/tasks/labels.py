@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.intervals import LEVEL, Rate, wilson
+from stages.core.intervals import LEVEL, Rate, wilson
 
 LONGEST = 500  # characters of an answer that are stored
 

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from stages import plugins, processes
 from stages.code import is_own_workspace
 from stages.concepts.grids import APPLIED_BY
-from stages.environment import DATA
-from stages.errors import UsageError, did_you_mean
-from stages.files import read_json
-from stages.network import is_served
+from stages.core import plugins, processes
+from stages.core.environment import DATA
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import read_json
 from stages.params.audit import AuditConfig
+from stages.params.network import is_served
 from stages.params.usage import in_use
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, TaskContext

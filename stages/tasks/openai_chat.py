@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.account import Account, Expected, Price, RecordedAnswer, request_key
 from stages.tasks.endpoint import Endpoint, EndpointConfig, shown
 from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.errors import BugError, run_as_command
+from stages.core.errors import BugError, run_as_command
 
 # Another process may compute other last bits (threads, kernels), which is far less than what the repair changed.
 TOLERANCE = 0.02

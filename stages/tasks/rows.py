@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from stages.errors import UsageError, did_you_mean
-from stages.files import content_hash, local_file
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import content_hash, local_file
 from stages.tasks.hub import DATASET_FILES, Repository, local_folder, remedy
 from stages.tasks.source import Source, collect
 

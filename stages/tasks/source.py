@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import Strict
 
 

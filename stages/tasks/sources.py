@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import Strict, checked
 from stages.tasks.contract import TaskContext
 from stages.tasks.source import Source

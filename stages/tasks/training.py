@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.files import checksum, put_aside
-from stages.progress import progress
+from stages.core.files import checksum, put_aside
+from stages.core.progress import progress
 from stages.tasks.contract import LOADER, RepairPlan
 
 if TYPE_CHECKING:

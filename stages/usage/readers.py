@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.base import Task
 from stages.tasks.chat import Chat
 from stages.tasks.classification.probes import ClassifierProbes

@@ -21,13 +21,13 @@ from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
 from stages.code import code_of
-from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import read_table, replace_file, scratch, stage_dir
-from stages.intervals import Rate
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
+from stages.core.files import read_table, replace_file, scratch, stage_dir
+from stages.core.intervals import Rate
+from stages.core.progress import progress
 from stages.mining import Finding, MineSettings, Mining
 from stages.params import AuditConfig, Params, validation_lines
-from stages.progress import progress
 from stages.provenance import prepared_files, run_key
 from stages.tasks.load import task_class, task_context
 

@@ -15,9 +15,9 @@ from statistics import median
 import numpy as np
 import psutil
 
-from stages.environment import torch_threads
-from stages.errors import UsageError
-from stages.files import stage_dir
+from stages.core.environment import torch_threads
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
 from stages.params import AuditConfig
 from stages.ratings import rated
 from stages.tasks.base import LoadedTask

@@ -15,10 +15,10 @@ from flows.views import size
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from flows.workspace.yaml_edit import edit_file
-from stages.errors import UsageError
-from stages.files import stage_dir
-from stages.network import is_served
+from stages.core.errors import UsageError
+from stages.core.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
+from stages.params.network import is_served
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_context
 

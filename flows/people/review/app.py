@@ -29,9 +29,9 @@ from flows.server.security import (
     same,
     same_origin,
 )
+from stages.core.errors import FadedError, UsageError
 from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash
 from stages.decisions.names import same_person
-from stages.errors import FadedError, UsageError
 from stages.params import load_params
 
 

@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
+from stages.core.errors import UsageError
 from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision
 from stages.decisions.names import clean_name
-from stages.errors import UsageError
 from stages.params import validation_lines
 from stages.records import ModeRecord
 

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import psutil
 from pydantic import BaseModel, ValidationError
 
-from stages.environment import WORK
-from stages.errors import InfrastructureError, UsageError
-from stages.files import replace_file, stage_dir
+from stages.core.environment import WORK
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import replace_file, stage_dir
 
 RECORD = WORK / "review-server.json"
 REPORTS = {  # reports of an audit, by the last part of their address

@@ -22,7 +22,7 @@ from flows.people.review.links import Running, remove_record, write_record
 from flows.people.review.served import Served
 from flows.server.origin import new_host
 from flows.server.security import is_loopback
-from stages.errors import InfrastructureError, UsageError
+from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

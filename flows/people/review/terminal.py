@@ -20,6 +20,8 @@ from flows.people.approval import git_user
 from flows.people.review.recording import moment, open_standing, record
 from flows.request import deadline
 from stages.concepts import ConceptSpace
+from stages.core.environment import WORK
+from stages.core.errors import UsageError
 from stages.decisions import (
     SEVERITIES,
     Action,
@@ -32,8 +34,6 @@ from stages.decisions import (
 )
 from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
-from stages.environment import WORK
-from stages.errors import UsageError
 from stages.params import Params
 from stages.records import Example, Landscape, ModeRecord, audit_folder
 from stages.restructure import learns_from_examples

@@ -17,10 +17,10 @@ from flows.people.review.links import REPORTS, report_path
 from flows.people.review.recording import moment, own_link
 from flows.request import GATED, deadline
 from flows.results.estimate import estimate
+from stages.core.errors import UsageError
 from stages.decisions import RULE, SEVERITIES, RecordedDecision, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
-from stages.errors import UsageError
 from stages.params import Params
 from stages.records import audit_folder
 from stages.tasks.base import offers

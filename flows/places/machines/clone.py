@@ -20,9 +20,9 @@ from flows.run_stage import StageResult, run_stage
 from flows.shipment import Entry, Made, Shipment
 from flows.workspace import exclusive, running_audit
 from stages.code import CODE
-from stages.environment import WORK
-from stages.errors import FadedError, InfrastructureError, UsageError
-from stages.files import locked, read_state, replace_file, write_state
+from stages.core.environment import WORK
+from stages.core.errors import FadedError, InfrastructureError, UsageError
+from stages.core.files import locked, read_state, replace_file, write_state
 from stages.params import DATA, load_params
 from stages.provenance import versions
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flows.places.machines.store import Store, entry_of, opened
 from flows.request import GATED
 from flows.shipment import Entry, Made, Shipment
-from stages.errors import InfrastructureError, UsageError
-from stages.git import git
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.git import git
 from stages.params import Params, RunnerConfig, load_params
 from stages.provenance import versions
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flows.graph.digests import Hashes
 from flows.graph.intact import CacheFolder, remove_damaged
 from flows.shipment import Entry
-from stages.errors import FadedError, InfrastructureError, UsageError, did_you_mean
+from stages.core.errors import FadedError, InfrastructureError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from dvc.output import Output

@@ -15,8 +15,8 @@ from flows.places.machines.driver import within_repository
 from flows.processes import child
 from flows.shipment import Shipment
 from stages.code import RECORD
-from stages.environment import DEFAULTS
-from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
+from stages.core.environment import DEFAULTS
+from stages.core.errors import BugError, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult

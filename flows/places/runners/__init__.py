@@ -21,7 +21,7 @@ from flows.places.machines import check_machines
 from flows.places.runners.devices import visible_gpus
 from flows.run_stage import StageResult
 from flows.shipment import Shipment
-from stages.errors import InfrastructureError, UsageError, did_you_mean
+from stages.core.errors import InfrastructureError, UsageError, did_you_mean
 from stages.params import Params
 from stages.params.file import RunnerConfig
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from flows.places.machines.driver import other_packages, pack, take_back, travels
 from flows.places.runners import Job, Runner, Say
 from flows.run_stage import StageResult, run_stage
-from stages.errors import InfrastructureError
+from stages.core.errors import InfrastructureError
 from stages.params.file import RunnerConfig
 
 

@@ -23,7 +23,7 @@ from flows.places.runners.threads import stages_at_once
 from flows.places.runners.work import work
 from flows.processes import end_child, stopping
 from flows.run_stage import StageResult, child_name
-from stages.errors import FadedError, InfrastructureError
+from stages.core.errors import FadedError, InfrastructureError
 from stages.params.file import RunnerConfig
 
 GPU = "GPU"  # the resource, as in Dask's own documents

@@ -20,7 +20,7 @@ from flows.places.runners.threads import stages_at_once
 from flows.places.runners.work import work
 from flows.processes import stopping
 from flows.run_stage import StageResult
-from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.core.errors import FadedError, InfrastructureError, UsageError
 from stages.params.file import RunnerConfig
 
 _STORE = 100_000_000  # bytes of shared memory: only lines travel through it

@@ -10,7 +10,7 @@ from flows.places.runners import Job, Say, too_few
 from flows.places.runners.devices import MASK, Slots, visible_gpus
 from flows.processes import stopping
 from flows.run_stage import StageResult, run_stage
-from stages.errors import InfrastructureError
+from stages.core.errors import InfrastructureError
 from stages.params.file import RunnerConfig
 
 

@@ -12,8 +12,8 @@ from flows.places.machines import run_there
 from flows.places.runners import Job, Say
 from flows.places.runners.devices import MASK
 from flows.run_stage import StageResult, run_stage
-from stages.environment import set_defaults
-from stages.errors import FadedError, InfrastructureError
+from stages.core.environment import set_defaults
+from stages.core.errors import FadedError, InfrastructureError
 
 _threads = 0  # threads of this process that run stages
 _changed = threading.Condition()

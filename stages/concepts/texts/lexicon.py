@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 LIBRARIES = {"textblob": "textblob", "lemminflect": "lemminflect", "codespell": "codespell_lib"}
 """Libraries of the extra `text` that are needed: name of the distribution -> its module."""

@@ -18,7 +18,7 @@ import numpy as np
 from stages.concepts import ConceptSpace, Level
 from stages.concepts.catalogue import Change, check_levels, with_plugins
 from stages.concepts.texts import CATALOGUE, Chance, TextConcept, TextTransforms, check_text_concepts, sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds, matches

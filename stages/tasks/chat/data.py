@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
 from stages.tasks.chat.measures import pattern_error, words
 from stages.tasks.contract import SPLITS

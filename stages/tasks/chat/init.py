@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.params import checked
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, writing_model
 

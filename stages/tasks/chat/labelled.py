@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds
 from stages.tasks.judging.calibration import About, LabelledAnswer

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 LONGEST = 1.0  # seconds a pattern may take on one answer
 _WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+|\d+")

@@ -15,9 +15,9 @@ import torch
 
 from stages.concepts.catalogue import span
 from stages.concepts.texts import TextConcept
-from stages.errors import UsageError
-from stages.files import read_table
-from stages.network import is_served
+from stages.core.errors import UsageError
+from stages.core.files import read_table
+from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.chat.concepts import TEXTS, Asking, catalogue_of, check_concepts

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.environment import WORK, torch_threads
-from stages.errors import UsageError
+from stages.core.environment import WORK, torch_threads
+from stages.core.errors import UsageError
 from stages.tasks.classification.models import Classifier
 from stages.tasks.contract import Chosen, Compute
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.families import Form
 
 if TYPE_CHECKING:

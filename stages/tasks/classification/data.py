@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from stages.errors import UsageError
-from stages.files import local_file
+from stages.core.errors import UsageError
+from stages.core.files import local_file
 from stages.tasks.attributes import details
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import DataSource, Decoded, Pool, tolerate

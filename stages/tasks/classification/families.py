@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.params import Strict
 from stages.tasks.classification.pictures import Shape, View
 

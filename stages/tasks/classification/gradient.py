@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification.models import Classifier, seeded
 
 TRAVEL = 2.5  # total length of pgd's steps, in epsilons; all corners can be reached from a random start (Madry et al.)

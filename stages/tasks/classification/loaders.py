@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.errors import UsageError
-from stages.files import content_hash, local_file
-from stages.progress import progress
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, local_file
+from stages.core.progress import progress
 from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.families import FAMILIES, PER_CHANNEL, POSITIVE, Form

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.errors import UsageError
-from stages.files import read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import read_json, write_json
 from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
 from stages.tasks.classification.families import CONFIG, FAMILIES, FORM, Form, library_config, stored

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.errors import UsageError, did_you_mean
-from stages.files import local_file
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import local_file
 from stages.tasks.attributes import details
 from stages.tasks.classification.config import Label, spelled
 from stages.tasks.classification.pictures import SUFFIXES

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.attributes import detail_columns
 from stages.tasks.classification.pictures import Shape, UnreadablePicture, View, decode
 from stages.tasks.contract import SPLITS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.pictures import Shape, View
 
 PREPROCESSOR = "preprocessor_config.json"

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.errors import UsageError
-from stages.files import content_hash
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
 from stages.tasks.classification.families import (
     CONFIG,
     FAMILIES,

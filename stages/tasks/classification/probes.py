@@ -22,9 +22,9 @@ from stages.concepts.images import (
     image_space,
     probe_chance,
 )
-from stages.errors import UsageError
-from stages.files import content_hash, read_table
-from stages.intervals import wilson
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_table
+from stages.core.intervals import wilson
 from stages.tasks.base import Task
 from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, choose, compute_errors, only_eager
 from stages.tasks.classification.black_boxes import BLACK_BOXES

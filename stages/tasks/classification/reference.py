@@ -22,7 +22,7 @@ from pydantic import create_model
 from torch import Tensor, nn
 
 from stages.concepts.images import grey
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.families import Form
 from stages.tasks.classification.loaders import MODEL_LOADERS, TrainedHere

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
+from stages.core.progress import progress
 from stages.params import checked
-from stages.progress import progress
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler, Sampler, sampler
 from stages.tasks.classification.config import RepairSettings

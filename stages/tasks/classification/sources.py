@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.errors import FadedError, UsageError
-from stages.files import local_file
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import local_file
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.families import PER_CHANNEL, POSITIVE
 from stages.tasks.classification.imagenet import class_names

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.labels import spelled
 
 SCALE = 5.0  # margin of logits at which the discrepancy begins to saturate, as in image classification

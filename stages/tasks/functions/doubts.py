@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from stages.intervals import Rate, wilson
+from stages.core.intervals import Rate, wilson
 from stages.tasks.functions.answers import Judge, read
 from stages.tasks.labels import ClassOrder
 

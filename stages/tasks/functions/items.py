@@ -18,7 +18,7 @@ from stages.concepts import Concept, ConceptSpace, Level, images, texts
 from stages.concepts.catalogue import Change, check_levels, span
 from stages.concepts.rows import CATALOGUE as OF_ROWS
 from stages.concepts.rows import RowChanges
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit, item_numbers
 

@@ -19,8 +19,8 @@ import pandas as pd
 from pydantic import Field
 
 from stages.concepts import Concept
-from stages.errors import UsageError
-from stages.files import read_table
+from stages.core.errors import UsageError
+from stages.core.files import read_table
 from stages.params import Strict
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, Split, TaskContext

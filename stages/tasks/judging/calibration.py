@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from stages.errors import UsageError
-from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
+from stages.core.errors import UsageError
+from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
 from stages.params import Strict, validation_lines
 from stages.tasks.judging.verdicts import JUDGE, Judge, JudgeVerdict, Parts, Trial
 

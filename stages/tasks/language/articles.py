@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
 from stages.tasks.contract import SPLITS
 from stages.tasks.rows import HubDataSource, JsonLinesSource, count_lines

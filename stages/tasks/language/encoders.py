@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from stages.errors import UsageError
-from stages.files import local_file
+from stages.core.errors import UsageError
+from stages.core.files import local_file
 from stages.tasks.hub import NAME, Repository
 from stages.tasks.source import Source, collect
 from stages.tasks.sources import package_folder

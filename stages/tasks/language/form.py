@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.errors import UsageError
-from stages.files import content_hash, read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_json, write_json
 from stages.params import Strict, checked
 
 FORM = "faded.json"

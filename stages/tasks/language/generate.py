@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from stages.concepts.texts.document import sentences
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import ARTICLE, ModelForm
 from stages.tasks.language.normalise import normaliser

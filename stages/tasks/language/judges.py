@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.errors import UsageError
-from stages.files import content_hash, local_file, read_json, write_json
-from stages.network import is_served
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, local_file, read_json, write_json
+from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.contract import ASSETS, Compute, TaskContext
 from stages.tasks.judging.calibration import About, JudgeCalibration, LabelledAnswer, calibrate, read_labelled

@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.errors import UsageError
-from stages.files import content_hash
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy

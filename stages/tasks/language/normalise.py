@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from string import ascii_lowercase
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 MOSTLY = 0.6  # share of words with odd capitals above which the whole text counts as affected
 LETTERS = 40  # fewer letters say nothing about a text's case

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError
-from stages.intervals import wilson
-from stages.progress import progress
+from stages.core.errors import UsageError
+from stages.core.intervals import wilson
+from stages.core.progress import progress
 from stages.tasks.language.encoders import Embedder
 from stages.tasks.language.generate import Summarizes
 from stages.tasks.summarization import support

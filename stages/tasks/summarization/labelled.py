@@ -17,7 +17,7 @@ from stages.concepts.texts.document import by_sentence, parse, remove_words
 from stages.concepts.texts.grammar import negate, tense
 from stages.concepts.texts.lexicon import NEGATIONS
 from stages.concepts.texts.words import synonyms
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.judging.calibration import About, LabelledAnswer
 from stages.tasks.judging.verdicts import Parts, Trial
 from stages.tasks.language.articles import Article

@@ -18,9 +18,9 @@ from random import Random
 import numpy as np
 
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
-from stages.files import put_aside, replace_file, seal, unseal
-from stages.progress import progress
+from stages.core.errors import UsageError
+from stages.core.files import put_aside, replace_file, seal, unseal
+from stages.core.progress import progress
 from stages.tasks.cells import Sampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article

@@ -15,8 +15,8 @@ import torch
 
 from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
-from stages.errors import UsageError
-from stages.files import read_table
+from stages.core.errors import UsageError
+from stages.core.files import read_table
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.contract import SPLITS, Exhibit, Items, Quality, Split, TaskContext

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler

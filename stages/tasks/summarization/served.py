@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.endpoint import Endpoint, EndpointConfig

@@ -22,7 +22,7 @@ import torch
 
 from stages.concepts.texts.document import Token, by_sentence, parse, sentences
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.language.encoders import TransformersEncoder, read_encoder
 
 CHANCE: Mapping[str, float] = {

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.generate import IGNORED, LanguageModel
 from stages.tasks.language.models import load_summarizer

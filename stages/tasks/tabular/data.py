@@ -14,8 +14,8 @@ import pandas as pd
 from pydantic import Field
 
 from stages.concepts.rows import Kind
-from stages.errors import UsageError, did_you_mean
-from stages.files import local_file
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import local_file
 from stages.tasks.labels import spelled
 from stages.tasks.source import Source, collect
 

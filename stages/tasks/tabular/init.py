@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from stages.concepts.rows import CATALOGUE, Kind
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen
 from stages.tasks.load import own_module_error
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, filled, kind_of, read_frame

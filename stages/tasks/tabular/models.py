@@ -24,8 +24,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from stages.errors import UsageError, did_you_mean
-from stages.files import read_json, read_table, write_json
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import read_json, read_table, write_json
 from stages.tasks.source import Source
 from stages.tasks.tabular.data import Table
 from stages.tasks.tabular.own import OWN_MODELS

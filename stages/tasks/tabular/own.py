@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.errors import UsageError, did_you_mean
-from stages.files import content_hash, local_file, read_json, write_json
+from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.tasks.labels import ClassOrder, spelled
 from stages.tasks.load import own_function, own_module_error
 from stages.tasks.source import Source, collect

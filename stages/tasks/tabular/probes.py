@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from stages.concepts.catalogue import check_levels, span
 from stages.concepts.images import probe_chance
 from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_groups
-from stages.errors import UsageError
-from stages.files import content_hash, read_table
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, read_table
 from stages.params import Strict
 from stages.tasks.base import Task
 from stages.tasks.contract import (

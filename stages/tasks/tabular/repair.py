@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.errors import UsageError
-from stages.progress import progress
+from stages.core.errors import UsageError
+from stages.core.progress import progress
 from stages.tasks.cells import sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.text_to_image.judges import expected_values
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.studio import Studio, total_variation, weighted

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.params import Strict
 from stages.tasks.sources import ItemCounts
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 INDEX = "model_index.json"
 # What most models are. Listing them avoids the import of diffusers, which would slow down `faded plan` by seconds.

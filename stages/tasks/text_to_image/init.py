@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, ClassVar
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, existing, json_lines, read_config
 
 _FEW = 30  # values that a column of words has at most

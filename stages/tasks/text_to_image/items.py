@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.concepts.prompts import check_templates, fill, read_templates
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image.judges import Judge, expected_values

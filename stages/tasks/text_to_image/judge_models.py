@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.errors import UsageError
-from stages.files import local_file, read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import local_file, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.hub import NAME, Repository
 from stages.tasks.source import Source, collect

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 Values = Mapping[str, tuple[str, ...]]
 QualityMeasure = Callable[[np.ndarray], np.ndarray]

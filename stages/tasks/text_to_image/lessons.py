@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stages.concepts import Region
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.cells import sampler
 from stages.tasks.contract import RepairPlan
 from stages.tasks.text_to_image.album import NOT_SHOWN, Album, PictureWords, draw_for, repair_templates

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from stages.errors import UsageError
-from stages.files import content_hash, local_file, read_json, write_json
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from stages.errors import UsageError
-from stages.files import local_file
+from stages.core.errors import UsageError
+from stages.core.files import local_file
 from stages.tasks.rows import HubDataSource, check_lines_file, lines_file, row_file
 from stages.tasks.source import Source, collect
 

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from stages.concepts.prompts import check_slots, fill, pieces, prompt_space, read_templates
-from stages.errors import UsageError
-from stages.files import read_table
+from stages.core.errors import UsageError
+from stages.core.files import read_table
 from stages.tasks.attributes import MOST_VALUES, free_name
 from stages.tasks.base import Task
 from stages.tasks.contract import (

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from stages.errors import UsageError
-from stages.files import content_hash
+from stages.core.errors import UsageError
+from stages.core.files import content_hash
 from stages.tasks.contract import Compute
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import check_answers, keep_answers

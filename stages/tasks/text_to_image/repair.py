@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from stages.errors import UsageError
-from stages.files import write_json
+from stages.core.errors import UsageError
+from stages.core.files import write_json
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.errors import UsageError
-from stages.progress import progress
+from stages.core.errors import UsageError
+from stages.core.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.source import Source
 from stages.tasks.text_to_image.config import SamplingConfig

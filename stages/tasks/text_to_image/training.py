@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import LAYERS, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLesson, PicturePair

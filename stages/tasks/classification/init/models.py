@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification.init.architectures import Shapes, candidates, ends_of, library_of
 from stages.tasks.init import Ask, Model, read_config, tensor_shapes
 

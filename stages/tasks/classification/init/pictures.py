@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification.init.formats import GREY, traits_of
 from stages.tasks.classification.init.models import UNKNOWN, Shape, described
 from stages.tasks.init import Data

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.init.labels import match_labels, read_labels, refuse_unsaid, some
 from stages.tasks.classification.init.models import Classifier, Shape
 from stages.tasks.classification.init.pictures import Pictures

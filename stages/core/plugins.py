@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 TASKS, CONCEPTS, EXPLORERS = "faded.tasks", "faded.concepts", "faded.explorers"
 GROUPS = (TASKS, CONCEPTS, EXPLORERS)

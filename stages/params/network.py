@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from stages import plugins
+from stages.core import plugins
 from stages.params import Params
 
 SERVED = ("endpoint", "openai")  # keys of a block that configures a model served over HTTP

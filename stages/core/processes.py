@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.environment import die_with_parent
-from stages.errors import UsageError
+from stages.core.environment import die_with_parent
+from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor

@@ -19,7 +19,7 @@ from typing import IO, Annotated, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from stages.files import put_aside, replace_file, seal, unseal
+from stages.core.files import put_aside, replace_file, seal, unseal
 
 
 class Answer(NamedTuple):

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from stages.core.files import stage_dir
+from stages.core.ledger import Ledger
+from stages.core.processes import WORTH, Crew
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
-from stages.files import stage_dir
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
-from stages.ledger import Ledger
 from stages.params import AuditConfig
-from stages.processes import WORTH, Crew
 from stages.ratings import rated
 from stages.records import AuditFolder
 from stages.records.repair import Training

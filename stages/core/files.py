@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from stages.environment import DATA, WORK
-from stages.errors import InfrastructureError, UsageError
+from stages.core.environment import DATA, WORK
+from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InfrastructureError, UsageError
-from stages.files import new_file
+from stages.core.errors import InfrastructureError, UsageError
+from stages.core.files import new_file
 
 MACHINE = "faded"  # the key that signs the bundles of this user on this machine
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stages.errors import UsageError
+from stages.core.errors import UsageError
 
 
 def git(*arguments: str, folder: Path = Path()) -> str | None:

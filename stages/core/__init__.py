@@ -1,0 +1,1 @@
+"""What stages build on and that knows nothing of models: errors, files, processes, ledgers, intervals."""
