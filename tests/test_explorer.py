@@ -278,6 +278,8 @@ def test_reports_are_open_to_everybody(browser: Any, tmp_path: Path, kind: str, 
     draw_all(opened)
     check(opened)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    contents = opened.locator("nav[aria-label=Contents]")
+    assert width == 390 or contents.evaluate("(nav) => nav.scrollWidth <= nav.clientWidth"), "in several lines"
     hidden = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1).length"
     plain = opened.locator(".scroll:has(table:not(.heat, .sheet))")
     assert width > 390 or plain.evaluate_all(hidden) == 0, "a column is out of sight"

@@ -241,13 +241,9 @@ def doses_view(curve: records.DoseCurve) -> DosesPart:
     picture = Picture(
         f"{what} against training steps, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
     )
-    steps_needed = worth(curve)
     sentences = ["This policy, which saw other items, aimed the repair."] if curve.part == "drawn" else []
-    sentences += (
-        [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {steps_needed}."]
-        if steps_needed
-        else []
-    )
+    if needed := worth(curve):
+        sentences.append(f"To match {repaired[-1].steps:,} steps of the repair, the control needed {needed}.")
     if curve.differences:
         each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
         trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"

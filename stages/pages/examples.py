@@ -136,11 +136,11 @@ def _of_mode(
     row: dict[str, Cell] = {"id": name, "mode": mode, "outcome": outcome}
     if known is None:
         return Case(name, outcome, not failed, shown, [], [], row)
-    said, facts = source.about(known.item), [("discrepancy", number(known.discrepancy))]
-    if label := said.get(LABEL):
+    details, facts = source.about(known.item), [("discrepancy", number(known.discrepancy))]
+    if label := details.get(LABEL):
         facts = [("expected", label), ("answered", known.output), *facts]
         shown = shown._replace(caption=_rest(shown.caption, label, known.output))
-    row |= {"item": known.item, **_columns(said), **_columns(source.levels(known.cell))}
+    row |= {"item": known.item, **_columns(details), **_columns(source.levels(known.cell))}
     row |= {"answer": known.output, "discrepancy": known.discrepancy}
     return Case(name, outcome, not failed, shown, changed_levels(source.space, known.cell), facts, row)
 
@@ -165,15 +165,15 @@ def explore_changes(
 
 def _of_change(outcome: str, name: str, one: Compared, source: ExampleSource, modes: Mapping[str, Region]) -> Case:
     words, good = outcome.replace("_", " "), outcome == "fixed"
-    said, unchanged = source.about(one.item), source.unchanged.get(one.item)
+    details, unchanged = source.about(one.item), source.unchanged.get(one.item)
     shown, facts = source.shrinker.show(one.exhibit, one.before, one.after, one.drawn, unchanged), []
-    if label := said.get(LABEL):
+    if label := details.get(LABEL):
         facts = [("expected", label), ("before the repair", one.before), ("after the repair", one.after)]
         shown = shown._replace(caption=_rest(shown.caption, label, one.before), answers=())
     row: dict[str, Cell] = {"id": name, "outcome": words}
     if not one.cell:  # written by an earlier version, which did not store the cell
         return Case(name, words, good, shown, [], facts, row | {"before": one.before, "after": one.after})
-    row |= {"mode": _holding(modes, one.cell, said, source.space), "item": one.item, **_columns(said)}
+    row |= {"mode": _holding(modes, one.cell, details, source.space), "item": one.item, **_columns(details)}
     row |= _columns(source.levels(one.cell)) | {"before": one.before, "after": one.after}
     return Case(name, words, good, shown, changed_levels(source.space, one.cell), facts, row)
 
@@ -183,13 +183,13 @@ def _columns(given: Mapping[str, Any]) -> dict[str, Cell]:
     return {f"{name}_" if name in _OWN else name: value for name, value in given.items()}
 
 
-def _holding(modes: Mapping[str, Region], cell: Sequence[int], said: Mapping[str, str], space: ConceptSpace) -> str:
+def _holding(modes: Mapping[str, Region], cell: Sequence[int], details: Mapping[str, str], space: ConceptSpace) -> str:
     """Return the modes that contain this cell of an item with these attributes."""
     at = np.array([cell])
     held = [
         name
         for name, region in modes.items()
-        if region.in_box(space, at)[0] and all(said.get(key) in values for key, values in region.items.items())
+        if region.in_box(space, at)[0] and all(details.get(key) in values for key, values in region.items.items())
     ]
     return ", ".join(held) or "outside all modes"
 

@@ -137,11 +137,10 @@ class Shrinker:
             if answers and [*answers.values()][-1] == before:
                 del answers[[*answers][-1]]
             answers |= {"before the repair": before, "after the repair": after}
-        said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
         slots = {slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot}
         shown = ExhibitView(
             exhibit.caption,
-            answers=said,
+            answers=[(question, plain(answer, self._limit)) for question, answer in answers.items()],
             images=self._images(exhibit, drawn, unchanged.image if unchanged else None),
             prompt=exhibit.words,
             slots=slots,
@@ -171,7 +170,7 @@ class Shrinker:
             prompt=exhibit.words,
             slots={slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot},
             text=excerpt(pieces, EXCERPT) if pieces else None,
-            answers=[(asked, excerpt([Piece("same", answer)], EXCERPT)) for asked, answer in answers.items()],
+            answers=[(question, excerpt([Piece("same", answer)], EXCERPT)) for question, answer in answers.items()],
         )
 
     def _images(self, exhibit: Exhibit, drawn: bytes | None, unchanged: bytes | None) -> list[PageImage]:

@@ -151,8 +151,8 @@ def write_landscape_report(
     top = top_rate(cells, space, names)
     search = search_view(probes, landscape.search)
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
-    asked = {one.id: one.item for mode in landscape.modes for one in mode.examples}
-    beside = [unchanged[asked[i]] for gallery in galleries.values() for i in gallery.ids if asked.get(i) in unchanged]
+    items = {one.id: one.item for mode in landscape.modes for one in mode.examples}
+    beside = [unchanged[items[i]] for gallery in galleries.values() for i in gallery.ids if items.get(i) in unchanged]
     picked = [cell.exhibit for side in (extremes or {}).values() for cell in side if cell.exhibit]
     typical = [one.exhibit for one in kinds]
     more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
@@ -282,11 +282,11 @@ def _extremes(
     titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
 
     def show(cell: PicturedCell) -> ExhibitView:
-        said = f"{percent(cell.rate)} fail [{interval(cell.low, cell.high)}]: {cell.text}"
+        text = f"{percent(cell.rate)} fail [{interval(cell.low, cell.high)}]: {cell.text}"
         if cell.exhibit is None:
-            return ExhibitView(f"{said} (not probed)")
+            return ExhibitView(f"{text} (not probed)")
         shown = shrinker.show(cell.exhibit)
-        return shown._replace(caption=f"{said}. {shown.caption}")
+        return shown._replace(caption=f"{text}. {shown.caption}")
 
     return [(*titles[side], [show(cell) for cell in cells]) for side, cells in extremes.items() if cells]
 

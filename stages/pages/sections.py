@@ -205,9 +205,9 @@ def _ratings_picture(ratings: RatingsInForce) -> Picture:
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": bound, "y1": bound, "line": dotted},
         {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": threshold, "x1": threshold, "line": dotted},
     ]
-    said = f"fails {'below' if quality else 'above'} {bound:g}"
+    label = f"fails {'below' if quality else 'above'} {bound:g}"
     notes = [
-        {"xref": "paper", "x": 1, "xanchor": "right", "y": bound, "text": said},
+        {"xref": "paper", "x": 1, "xanchor": "right", "y": bound, "text": label},
         {"yref": "paper", "y": 1, "yanchor": "bottom", "x": threshold, "text": "automatic threshold"},
     ]
     figure = figures.bare_figure(

@@ -73,7 +73,7 @@ def fails(ratings: RatingsBound) -> str:
 
 def what_was_tested(space: ConceptSpace) -> str:
     """Say up to which levels each concept was tested, and how many of them at once."""
-    ranges = [said for j, concept in enumerate(space.concepts) if (said := _range(concept, _occurring(space, j)))]
+    ranges = [text for j, concept in enumerate(space.concepts) if (text := _range(concept, _occurring(space, j)))]
     most = int(np.flatnonzero(space.usage.by_changes() > 0).max()) if space.usage else len(space)
     together = {len(space): ", alone and together", 1: ", one at a time" if len(space) > 1 else "", 0: ""}
     up_to = together.get(most, f", alone and up to {_count(most)} together")
@@ -119,14 +119,14 @@ def how_common(space: ConceptSpace, usage: UsageRecord | None) -> str:
     if usage is None or space.usage is None or len(always) == len(space):
         return ""
     shares = space.usage.by_changes()
-    said = [
+    counts = [
         f"{_count(k)}{' changes' if k == 0 else ''} in {percent(share, 0)}{' of inputs' if not k else ''}"
         for k, share in enumerate(shares)
         if share >= 0.005
     ]
     whence = "measured" if usage.inputs is not None else "stated" if usage.stated else "assumed"
     beside = f"beside {', '.join(always)}, " if always else ""
-    return f"Usage {whence}: {beside}{', '.join(said)}."
+    return f"Usage {whence}: {beside}{', '.join(counts)}."
 
 
 def as_much(landscape: Landscape) -> str:
@@ -136,7 +136,7 @@ def as_much(landscape: Landscape) -> str:
         return ""
     # Where twice as much never occurs, it goes half of the way to the most that does.
     factor = space.usage.times(2.0).mean_changes / space.usage.mean_changes
-    said = [f"{percent(half.value)} if half as much changes"]
+    rates = [f"{percent(half.value)} if half as much changes"]
     if factor >= 1.05:
-        said.append(f"{percent(more.value)} if {'twice' if factor > 1.95 else f'{factor:.1f} times'} as much does")
-    return f"The rate would be {', and '.join(said)}."
+        rates.append(f"{percent(more.value)} if {'twice' if factor > 1.95 else f'{factor:.1f} times'} as much does")
+    return f"The rate would be {', and '.join(rates)}."
