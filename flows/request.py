@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from stages.core.files import read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
-    from stages.decisions import ModeDecision
     from stages.records import ModeRecord
 
 GATED = "collect_feedback"
@@ -69,17 +68,13 @@ def needs_decision(params: Params, audit: str) -> str | None:
 
 def how_to_decide(audit: str) -> str:
     """The message for the person who decides, with the reasons why decisions do not count, if some do not."""
-    until = f" until {minutes(expires)}" if (expires := deadline(audit)) else ""
-    problems = "".join(f" ({why})" for why in _not_counting(audit))
-    return f"{audit} waits for a decision on its landscape{until}{problems}: `faded review {audit}`"
-
-
-def _not_counting(audit: str) -> Sequence[str]:
     from stages.decisions import standing
 
+    until = f" until {minutes(expires)}" if (expires := deadline(audit)) else ""
+    problems = ""
     with contextlib.suppress(UsageError):  # reading decisions for use reports what is wrong
-        return standing(load_params(), audit).problems
-    return ()
+        problems = "".join(f" ({why})" for why in standing(load_params(), audit).problems)
+    return f"{audit} waits for a decision on its landscape{until}{problems}: `faded review {audit}`"
 
 
 def open_request(params: Params, audit: str, run: tuple[str, str] | None = None) -> Request:
@@ -105,14 +100,14 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
             runs={**(before.runs if before is not None else {}), **(dict([run]) if run is not None else {})},
         )
         if request != before:
-            _write(audit, request)
+            write_state(_path(audit), request)
     return request
 
 
 def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
     """Remove the request, except for runs that were not resumed or ended yet."""
     if runs:
-        _write(audit, Request(landscape=None, asked=_now(), runs=dict(runs)))
+        write_state(_path(audit), Request(landscape=None, asked=_now(), runs=dict(runs)))
     else:
         _path(audit).unlink(missing_ok=True)
 
@@ -126,59 +121,6 @@ def deadline(audit: str) -> datetime | None:
     """Until when the audit's current landscape waits; None if it has no limit, or has not waited yet."""
     request = read_request(audit)
     return request.expires if request is not None and request.landscape == present(audit) else None
-
-
-def choose(
-    modes: Sequence[ModeRecord],
-    repair: Mapping[str, str] | None = None,
-    accept: Mapping[str, str] | None = None,
-    ignore: Sequence[str] = (),
-) -> list[ModeDecision]:
-    """A decision on every mode, from the modes that a person named.
-
-    Args:
-        modes: the landscape's modes.
-        repair: the reason for each mode to repair.
-        accept: the reason for each mode to accept.
-        ignore: modes to ignore.
-
-    Raises:
-        UsageError: if a mode is unknown or named twice, or a choice or reason is missing.
-    """
-    from stages.decisions import ModeDecision
-
-    repair, accept = repair or {}, accept or {}
-    undecided, silent = missing(modes, repair, accept, ignore)
-    if undecided:
-        raise UsageError(f"{', '.join(undecided)}: nothing was chosen; expected repair, accept or ignore")
-    if silent:
-        raise UsageError(f"{', '.join(silent)}: a reason is required to repair or accept it, found none")
-    words = {name: ModeDecision(id=name, action="repair", reason=why.strip()) for name, why in repair.items()}
-    words |= {name: ModeDecision(id=name, action="accept", reason=why.strip()) for name, why in accept.items()}
-    return [words.get(mode.id, ModeDecision(id=mode.id, action="ignore")) for mode in modes]
-
-
-def missing(
-    modes: Sequence[ModeRecord], repair: Mapping[str, str], accept: Mapping[str, str], ignore: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Modes without a choice, and modes whose choice lacks a reason.
-
-    Args:
-        modes: the landscape's modes.
-        repair: the reason for each mode to repair.
-        accept: the reason for each mode to accept.
-        ignore: modes to ignore.
-
-    Raises:
-        UsageError: if a mode is unknown, or named twice.
-    """
-    known, named = [mode.id for mode in modes], [*repair, *accept, *ignore]
-    if unknown := [name for name in dict.fromkeys(named) if name not in known]:
-        raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
-    if twice := [name for name in known if named.count(name) > 1]:
-        raise UsageError(f"mode(s) {', '.join(twice)} are named twice, expected one of repair, accept and ignore")
-    undecided = [mode.id for mode in modes if mode.id not in named]
-    return undecided, [name for name, why in [*repair.items(), *accept.items()] if not why.strip()]
 
 
 def read_modes(audit: str) -> list[ModeRecord]:
@@ -198,10 +140,6 @@ def present(audit: str) -> str | None:
         return None
 
 
-def _write(audit: str, request: Request) -> None:
-    write_state(_path(audit), request)
-
-
 def _path(audit: str) -> Path:
     return REQUESTS / f"{audit}.json"
 
@@ -211,5 +149,11 @@ def _now() -> datetime:
 
 
 def minutes(when: datetime) -> str:
-    """A time for people."""
+    """A time in a message: 2026-11-30 14:05 UTC."""
     return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def moment(when: datetime | str) -> str:
+    """A time (or its ISO 8601) where people review: 30 Nov 2026, 14:05 UTC."""
+    when = when if isinstance(when, datetime) else datetime.fromisoformat(when)
+    return when.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")

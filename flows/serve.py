@@ -24,11 +24,11 @@ import psutil
 from rich.console import Console
 
 from flows.processes import child, end_leftovers
-from flows.recur.deploy import apply
-from flows.recur.overview import named, troubles
+from flows.recur.deploy import apply, of_pool
+from flows.recur.overview import in_state, named, troubles
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
-from flows.server.credential import client_environment
+from flows.server.security import client_environment
 from flows.workspace import LOGS, stage_environment
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, InfrastructureError, UsageError
@@ -73,20 +73,20 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         pages = _review_pages(life, list(params.audits)) if review else None
         entries = read_entries()
         with console.status(f"applying prefect.yaml to {api} ..."):
-            told = [*apply(entries), *go_on_with_interrupted(work_pool(entries))]
-        worker = Kept("worker", lambda: _worker(work_pool(entries), api))
+            lines = [*apply(entries), *resume_interrupted(work_pool(entries))]
+        worker = Child("worker", lambda: _worker(work_pool(entries), api))
         life.callback(worker.end)
-        _show(console, api, server is not None, pages, told)
-        told_once = _Told(console)
+        _show(console, api, server is not None, pages, lines)
+        news = _News(console)
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(console, told_once, server, worker, work_pool(entries))
+            _watch(console, news, server, worker, work_pool(entries))
         worker.end()
-        with told_once("stop"):
-            go_on_with_interrupted(work_pool(entries), _STOPPED)
+        with news("stop"):
+            resume_interrupted(work_pool(entries), _STOPPED)
         console.print("stopped; interrupted audits resume at the next `faded serve`")
 
 
-class Kept:
+class Child:
     """A child that is restarted when it ends, after a growing delay while it keeps dying (with a code other than 0).
 
     Args:
@@ -118,7 +118,6 @@ class Kept:
         return code
 
     def due(self) -> bool:
-        """Whether it should be started now."""
         return self._process is None and time.monotonic() >= self._since
 
     def end(self) -> None:
@@ -127,7 +126,7 @@ class Kept:
         self._process = None
 
 
-def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
+def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
     """Reschedule runs that were cut off when their worker ended; DVC resumes them. Runs that keep dying are given up.
 
     Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
@@ -141,18 +140,17 @@ def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
         Sentences about what was done.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus, WorkPoolFilter, WorkPoolFilterName
+    from prefect.client.schemas.filters import WorkerFilter
     from prefect.client.schemas.objects import State
     from prefect.exceptions import ObjectNotFound
     from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-    told = []
+    lines = []
     with get_client(sync_client=True) as client:
-        online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+        online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
         if any(worker.name != _worker_name() for worker in client.read_workers_for_work_pool(pool, online)):
             return []
-        ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        for run in client.read_flow_runs(work_pool_filter=ours, flow_run_filter=_busy()):
+        for run in client.read_flow_runs(**of_pool(pool), **in_state(type=["PENDING", "RUNNING", "CANCELLING"])):
             # Counted by these messages, as a run is also rescheduled after each decision and each Ctrl-C.
             earlier = sum(state.message == _DIED for state in client.read_flow_run_states(run.id))
             state: State[Any]
@@ -165,16 +163,8 @@ def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
                 state, line = AwaitingRetry(message=why), f"{named(run)} was interrupted and resumes"
             with contextlib.suppress(ObjectNotFound):  # somebody deleted it meanwhile
                 client.set_flow_run_state(run.id, state, force=True)
-                told += [line] if line else []
-    return told
-
-
-def _busy() -> Any:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-
-    types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
+                lines += [line] if line else []
+    return lines
 
 
 @contextlib.contextmanager
@@ -196,7 +186,7 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
+def _api(life: ExitStack, port: int | None) -> tuple[str, Child | None]:
     """The API that clients use from here on, and its server if it is our own."""
     from prefect.settings import get_current_settings
 
@@ -208,7 +198,7 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
             )
         return configured, None
     own = life.enter_context(contextlib.closing(_own_server(port)))
-    server = Kept("Prefect server", own.served)
+    server = Child("Prefect server", own.served)
     life.callback(server.end)
     server.start()
     if port is not None:
@@ -294,12 +284,10 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
     return public or server.url
 
 
-def _show(console: Console, api: str, own: bool, pages: str | None, told: list[str]) -> None:
+def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[str]) -> None:
     from flows.recur.notify import current
 
-    for line in told:
-        console.print(line, markup=False, highlight=False)
-    lines = [f"Runs and logs:  {ui_url(api)}" + ("  (sign in with `faded serve --link`)" if own else "")]
+    lines += [f"Runs and logs:  {ui_url(api)}" + ("  (sign in with `faded serve --link`)" if own else "")]
     lines += [f"Review pages:   {pages}  (sign in with `faded review AUDIT --link`)"] if pages is not None else []
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
     for line in lines:
@@ -310,7 +298,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, told: list[s
     console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
 
-def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | None, pool: str) -> None:
+def _watch(console: Console, news: _News, server: Child | None, worker: Child | None, pool: str) -> None:
     from prefect.client.orchestration import get_client
 
     began, look, ask, cut_off = datetime.now(UTC), 0.0, 0.0, False
@@ -319,16 +307,16 @@ def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | No
             if server is not None and (code := server.died()) is not None:
                 console.print(f"[yellow]the {server.name} ended (exit code {code}): restarting it[/]")
             elif server is not None and server.due():
-                with told(server.name):
+                with news(server.name):
                     server.start()
             if worker is not None and (code := worker.died()):  # it exits with 0 after each run
                 console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
                 cut_off = True
             if worker is not None and time.monotonic() >= ask:
                 ask = time.monotonic() + float(os.environ.get(_QUERY_SECONDS, _ASK))
-                with told(worker.name) as lines:
+                with news(worker.name) as lines:
                     if cut_off and worker.due():
-                        lines.extend(go_on_with_interrupted(pool))
+                        lines.extend(resume_interrupted(pool))
                         cut_off = False
                     # Queried while it runs as well: Prefect marks a pool as not ready if nothing polls it.
                     if (
@@ -339,15 +327,15 @@ def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | No
             if time.monotonic() >= look:
                 look = time.monotonic() + _LOOK
                 if worker is not None:
-                    with told("heartbeat"):
+                    with news("heartbeat"):
                         client.send_worker_heartbeat(pool, _worker_name(), _LOOK)
-                _settle(told)
-                with told("runs") as lines:
+                _settle(news)
+                with news("runs") as lines:
                     lines.extend(troubles(pool, began))
             time.sleep(_STEP)
 
 
-class _Told:
+class _News:
     """Prints the results of repeated checks: unchanged lines are printed once, and errors end nothing.
 
     A check that fails once may succeed next time, and `faded serve` should still be running after weeks.
@@ -375,14 +363,14 @@ class _Told:
         self._last[what] = lines
 
 
-def _settle(told: _Told) -> None:
+def _settle(news: _News) -> None:
     """Reject what nobody decided in time, and resume runs after decisions made meanwhile, such as by `git pull`."""
     from flows.people.approval import settle
 
     audits: list[str] = []
-    with told("params.yaml"):
+    with news("params.yaml"):
         params = load_params()  # each time, as people edit it meanwhile
         audits += params.audits
     for audit in audits:
-        with told(audit) as lines:
+        with news(audit) as lines:
             lines.extend(settle(params, audit))

@@ -87,9 +87,7 @@ class AuditJob(ProcessJobConfiguration):
         job = await super().resolve_for_flow_run(
             flow_run.model_copy(update={"job_variables": {}}),
             client=client,
-            work_pool=work_pool.model_copy(
-                update={"base_job_template": ProcessWorker.get_default_base_job_template()},
-            ),
+            work_pool=work_pool.model_copy(update={"base_job_template": ProcessWorker.get_default_base_job_template()}),
             worker_name=worker_name,
             worker_id=worker_id,
             deployment=deployment.model_copy(update={"job_variables": {"command": _COMMAND, **ours.job_variables}}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,12 +18,13 @@ import yaml
 from fastapi.testclient import TestClient
 from rich.console import Console
 
+from flows.people.approval import Outcome
 from flows.people.review.app import make_app
-from flows.people.review.recording import Outcome
-from flows.people.review.served import Served
+from flows.people.review.links import Served
 from flows.people.review.terminal import review_landscape
 from flows.people.review.view import report_path
 from stages.core.files import stage_dir, write_json
+from stages.decisions import RecordedDecision, read_chain
 from stages.pages import Gallery
 from stages.params import load_params
 from stages.records.tables import ShownExample, write_exhibits
@@ -82,35 +84,18 @@ def make_review(
     galleries, modes = {}, []
     for n, text in enumerate(TEXTS, 1):
         ids = [f"M{n}.{k}" for k in range(1, len(shown) + 1)]
-        named = [
-            replace(e, caption=f"{i} - {e.caption.partition(' - ')[2] or e.caption}")
-            for i, e in zip(ids, shown, strict=True)
-        ]
+        captions = [f"{i} - {e.caption.partition(' - ')[2] or e.caption}" for i, e in zip(ids, shown, strict=True)]
+        named = [replace(e, caption=caption) for e, caption in zip(shown, captions, strict=True)]
         galleries[f"M{n}"] = Gallery(named[:7], named[7:], ids)
+        same = {"item": "discover-0001", "output": "said"}
         examples = [
-            {
-                "id": i,
-                "item": "discover-0001",
-                "cell": [n, k % 4],
-                "failed": k < 7,
-                "discrepancy": 0.1 * k,
-                "output": "said",
-            }
-            for k, i in enumerate(ids)
+            {**same, "id": i, "cell": [n, k % 4], "failed": k < 7, "discrepancy": 0.1 * k} for k, i in enumerate(ids)
         ]
-        rate = {"rate": 0.7 - 0.15 * n, "low": 0.6 - 0.15 * n, "high": 0.8 - 0.15 * n}
-        counts = {"probes": 200, "failures": round(200 * rate["rate"]), "lift": 2.0, "share": 0.1}
-        region = {"tilt": [n]}
-        modes.append(
-            {
-                "id": f"M{n}",
-                "text": HOSTILE if hostile else text,
-                "region": region,
-                **rate,
-                **counts,
-                "examples": examples,
-            }
-        )
+        rate = 0.7 - 0.15 * n
+        numbers = {"rate": rate, "low": rate - 0.1, "high": rate + 0.1, "probes": 200, "failures": round(200 * rate)}
+        numbers |= {"lift": 2.0, "share": 0.1}
+        named_ = {"id": f"M{n}", "text": HOSTILE if hostile else text, "region": {"tilt": [n]}}
+        modes.append({**named_, **numbers, "examples": examples})
     write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
     overall = {"value": 0.254, "low": 0.241, "high": 0.268, "n": 2000}
     unchanged = [ShownExample("discover-0001", False, shown[0])]
@@ -121,6 +106,18 @@ def make_review(
     page.parent.mkdir()
     page.write_text(REPORT)
     return path
+
+
+def kept(audit: str = "x") -> list[RecordedDecision]:
+    """The decisions on an audit."""
+    return [k.decision for k in read_chain(audit)]
+
+
+def change_params(**feedback: Any) -> None:
+    """Change the feedback settings of the audit."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["repairs"]["x"]["feedback"] = feedback
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def also_review(audit: str = "other") -> None:
@@ -195,7 +192,7 @@ class Reviewer:
     """A browser without a screen, and the decisions that the server reported."""
 
     client: TestClient
-    told: list[Outcome]
+    reported: list[Outcome]
     served: Served
 
     def enter(self, audit: str = "x", again: str = "") -> str:
@@ -215,23 +212,29 @@ class Reviewer:
 
 def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
     """Browsers that share one server."""
-    told: list[Outcome] = []
-    served = Served(["x"], HOST, URL, "faded-review-8711", told.append)
+    reported: list[Outcome] = []
+    served = Served(["x"], HOST, URL, "faded-review-8711", reported.append)
     app = make_app(served)
-    return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), told, served) for _ in range(n)]
+    return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), reported, served) for _ in range(n)]
 
 
-def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False) -> str:
-    """The output if the questions are answered like this; all answers must be used up."""
+def answered(*answers: str) -> Callable[..., str]:
+    """A stand-in for `input`, at which these answers are typed; then the input ends."""
     left = list(answers)
-    out = io.StringIO()
 
     def answer(*_args: str) -> str:
         if not left:
             raise EOFError
         return left.pop(0)
 
-    monkeypatch.setattr("builtins.input", answer)
-    review_landscape(load_params(), "x", Console(file=out, width=200), revise)
-    assert left == []
+    return answer
+
+
+def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False, reviewer: str | None = None) -> str:
+    """The output if the questions are answered like this; all answers must be used up."""
+    out, typed = io.StringIO(), answered(*answers)
+    monkeypatch.setattr("builtins.input", typed)
+    review_landscape(load_params(), "x", Console(file=out, width=200), revise, reviewer)
+    with pytest.raises(EOFError):
+        typed()
     return out.getvalue()

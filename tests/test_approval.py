@@ -6,34 +6,32 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Suspended
 
 from flows.people.approval import decide, expire, settle, wake
-from flows.people.waiting import _asks_about, pause_key
-from flows.request import REQUESTS, choose, close_request, deadline, how_to_decide, open_request, read_request
+from flows.people.draft import Draft, DraftError, ModeDraft
+from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
 from flows.views.endings import how_it_ended, keep_evidence
 from flows.workspace import exclusive
-from stages.core.errors import Exit, InfrastructureError, UsageError
+from stages.core.errors import Exit, InfrastructureError
 from stages.core.files import write_state
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.params import Params, load_params
 from stages.records import Landscape, RepairVerdict
+from tests import finished
 from tests.landscapes import landscape_file
+from tests.servers import http_server
 from tests.workspace import Workspace, audit_params, repair_params
 
 LANDSCAPE = Landscape.from_json(
@@ -43,8 +41,8 @@ LANDSCAPE = Landscape.from_json(
     "landscape.json",
 )
 MODES = LANDSCAPE.modes
-CHOSEN = {"M1": "seen", "M2": "seen", "M3": "seen"}  # to be repaired
 GONE = "http://127.0.0.1:9/api"  # nobody there
+RUN = "00000000-0000-0000-0000-000000000001"
 
 
 @pytest.fixture
@@ -69,14 +67,15 @@ def show(name: str = "first") -> None:
     (folder / "landscape.parquet").write_text(name)
 
 
-def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
-    return Decision(landscape=landscape_hash("tiny"), reviewer=reviewer, approve=approve, modes=choose(MODES, CHOSEN))
+def drafted(landscape: str = "0" * 16, reviewer: str = "Ada", approve: bool = True, **actions: str) -> Decision:
+    """The decision that follows from actions with their reasons, such as `repair seen`."""
+    words = {mode: text.partition(" ") for mode, text in actions.items()}
+    modes = {mode: ModeDraft(action=action, reason=reason) for mode, (action, _, reason) in words.items()}
+    return Draft(reviewer=reviewer, approve=approve, modes=modes).decision(landscape, MODES)
 
 
-def notified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    told: list[tuple[str, ...]] = []
-    monkeypatch.setattr("flows.recur.notify.notify", lambda *event: told.append(event[:3]))
-    return told
+def made(reviewer: str = "Ada") -> Decision:
+    return drafted(landscape_hash("tiny"), reviewer, **{mode.id: "repair seen" for mode in MODES})
 
 
 def let_time_pass(hours: float) -> None:
@@ -101,17 +100,14 @@ def test_a_landscape_keeps_the_time_at_which_it_was_asked(params):
     other = open_request(params, "tiny")
     assert other.landscape != first.landscape and other.asked > first.asked
     assert other.runs == {"run-1": GONE}
+    for text in ("", "{", '{"landscape": "x"}', "[]"):  # unreadable: no request
+        (REQUESTS / "tiny.json").write_text(text)
+        assert read_request("tiny") is None and expire(params, "tiny") is None and deadline("tiny") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"landscape": "x"}', "[]"])
-def test_an_unreadable_request_is_no_request(params, text):
-    REQUESTS.mkdir(parents=True)
-    (REQUESTS / "tiny.json").write_text(text)
-    assert read_request("tiny") is None and expire(params, "tiny") is None and deadline("tiny") is None
-
-
-def test_no_answer_in_time_is_a_rejection_once_and_tells(params, monkeypatch):
-    told = notified(monkeypatch)
+def test_no_answer_in_time_is_a_rejection_once_and_notifies(params, monkeypatch):
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("flows.recur.notify.notify", lambda *event: told.append(event[:3]))
     params = with_feedback(timeout_hours=48)
     open_request(params, "tiny")
     assert expire(params, "tiny") is None
@@ -131,20 +127,11 @@ def test_a_limit_that_was_changed_while_it_waits_counts(params):
     assert expire(with_feedback(timeout_hours=48), "tiny") is None
     request = read_request("tiny")
     assert deadline("tiny") == request.asked + timedelta(hours=48) and request.runs == {"run-1": GONE}
-    assert "within 1 hours" in expire(with_feedback(timeout_hours=1), "tiny").reason
-
-
-def test_without_a_limit_or_on_another_landscape_nothing_expires(params):
-    open_request(params, "tiny")
-    let_time_pass(hours=10_000)
-    assert expire(params, "tiny") is None
     params = with_feedback(timeout_hours=1)
-    open_request(params, "tiny")
     show("second")
-    assert expire(params, "tiny") is None
+    assert expire(params, "tiny") is None  # that is not the landscape which waited
     show()
-    record_decision(params, "tiny", made(), "page")
-    assert expire(params, "tiny") is None
+    assert "within 1 hours" in expire(params, "tiny").reason
 
 
 def test_who_comes_too_late_is_told_and_may_revise(params):
@@ -157,71 +144,25 @@ def test_who_comes_too_late_is_told_and_may_revise(params):
     assert standing(params, "tiny").missing == 1  # open again, with a new limit once it is asked again
     assert settle(params, "tiny") == [] and deadline("tiny") is None
     assert open_request(params, "tiny").expires > datetime.now(UTC)
+    decide(params, "tiny", made("Bob"), "page")
+    assert read_request("tiny") is None
 
 
 def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
     monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
     assert wake(params, "tiny") == []
-    open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", GONE))
-    two = with_feedback(reviewers=2)
-    assert decide(two, "tiny", made(), "page")[1] == [] and read_request("tiny").landscape is not None
-    [told] = settle(with_feedback(), "tiny")
-    assert GONE in told and "resumes with the next run of tiny" in told
-    # The run is still recorded, but nothing expires any more.
-    request = read_request("tiny")
-    assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [GONE])
-
-
-def test_a_decision_closes_the_request(params):
-    params = with_feedback(timeout_hours=1)
-    open_request(params, "tiny")
-    decide(params, "tiny", made(), "page")
-    assert read_request("tiny") is None
-
-
-@pytest.fixture
-def stranger() -> Iterator[str]:
-    """URL of an API where another program listens, which answers every request with a page."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>Hello</html>")
-
-        do_POST = do_GET
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/api"
-        server.shutdown()
-
-
-def test_another_program_where_the_server_was_is_told_not_raised(params, stranger, monkeypatch):
-    monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
-    open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", stranger))
-    for said in (decide(params, "tiny", made(), "page")[1], settle(params, "tiny")):
-        assert len(said) == 1 and f"{stranger} could not be notified" in said[0]
-    assert list(read_request("tiny").runs.values()) == [stranger]
-
-
-def test_a_recorded_decision_is_not_denied_because_of_what_comes_after(params, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    open_request(params, "tiny")
-    monkeypatch.setattr("flows.people.approval.close_request", full)
-    kept, [said] = decide(params, "tiny", made(), "page")
-    assert "tiny could not be resumed" in said and "No space left" in said
-    assert kept.path.exists() and standing(params, "tiny").complete
-
-
-def test_requests_are_written_by_threads_at_once(params):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: close_request("tiny", {str(n): GONE}), range(400)))
-    assert len(read_request("tiny").runs) == 1
+    with http_server(lambda _: (200, {}, b"<html>Hello</html>")) as (port, _):
+        for number, api in enumerate((GONE, f"http://127.0.0.1:{port}/api")):  # the other is another program by now
+            open_request(params, "tiny", (RUN, api))
+            two = with_feedback(reviewers=2 + number)
+            assert decide(two, "tiny", made(f"R{number}"), "page").resumed == []
+            assert read_request("tiny").landscape is not None
+            for _ in range(2):
+                [told] = settle(with_feedback(), "tiny")
+                assert f"{api} could not be notified" in told and "resumes with the next run of tiny" in told
+            # The run is still recorded, but nothing expires any more.
+            request = read_request("tiny")
+            assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [api])
 
 
 def test_a_run_added_while_the_limit_changes_is_kept(params):
@@ -234,25 +175,8 @@ def test_a_run_added_while_the_limit_changes_is_kept(params):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(look, range(24)))
     assert len(read_request("tiny").runs) == 24
-
-
-def test_where_a_rule_decides_now_nothing_waits_any_more(params):
-    open_request(params, "tiny")
-    repairs = {"tiny": repair_params(feedback={"policy": "top-k"})}
-    Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
-    assert settle(load_params(), "tiny") == [] and read_request("tiny") is None
-
-
-@pytest.mark.parametrize("name", ["tiny", "数字", "_", "a--b", "Ä-1"])
-def test_a_run_is_known_by_the_landscape_it_is_suspended_on(name):
-    landscape = "0123456789abcdef"
-
-    def run(key: str) -> FlowRun:
-        return FlowRun(flow_id=uuid4(), state=Suspended(pause_key=key))
-
-    assert _asks_about(name, run(pause_key(name, landscape, 12))) == landscape
-    for other in (pause_key("other", landscape, 1), "", "1", str(uuid4())):
-        assert _asks_about(name, run(other)) is None
+    assert settle(with_feedback(policy="top-k"), "tiny")  # a rule decides: nothing waits any more
+    assert read_request("tiny").landscape is None
 
 
 @pytest.mark.parametrize(("stage", "held"), [("collect_feedback@tiny", True), ("summarize@tiny", False)])
@@ -277,51 +201,39 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     record_decision(params, "tiny", made(), "page")  # allowed afterwards
 
 
-def test_every_mode_is_chosen_for_and_has_its_reason():
-    def actions(*given) -> str:
-        return " ".join(mode.action for mode in choose(MODES, *given))
-
-    assert actions({"M1": "seen"}, {"M2": "rare"}, ["M3"]) == "repair accept ignore"
-    assert actions({"M3": "seen"}, {}, ["M1", "M2"]) == "ignore ignore repair"
-    with pytest.raises(UsageError, match="M1, M2, M3: nothing was chosen; expected repair, accept or ignore"):
-        choose(MODES)
-    with pytest.raises(UsageError, match=r"^M2: nothing was chosen"):
-        choose(MODES, {"M3": "seen"}, {"M1": "rare"})
-    with pytest.raises(UsageError, match="M1, M2: a reason is required to repair or accept it"):
-        choose(MODES, {"M1": " "}, {"M2": ""}, ["M3"])
-    with pytest.raises(UsageError, match=r"unknown mode\(s\) M4, X; the landscape has M1, M2, M3"):
-        choose(MODES, {"M1": "seen", "M4": "seen"}, {"X": "rare"})
-    with pytest.raises(UsageError, match="M1 are named twice"):
-        choose(MODES, {"M1": "seen"}, {"M1": "rare"})
-
-
-class Faded:
-    """The command, in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str]:
-        from flows.cli import main
-
-        self._monkeypatch.setattr(sys, "argv", ["faded", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = self._capsys.readouterr()
-        return int(ended.value.code or 0), " ".join((shown.out + shown.err).split())
+def test_an_approval_chooses_for_every_mode_and_gives_reasons():
+    made = drafted(M3="repair  seen ", M2="accept rare", M1="ignore")
+    assert [f"{mode.action} {mode.reason}" for mode in made.modes] == ["ignore ", "accept rare", "repair seen"]
+    assert [mode.id for mode in drafted(approve=False, M2="repair").modes] == ["M2"]
+    for given, problem in (
+        ({}, "M1, M2, M3: nothing was chosen, expected repair, accept or ignore"),
+        ({"M1": "repair  ", "M2": "accept", "M3": "ignore"}, "M1, M2: a reason is required to repair or accept"),
+        ({"M4": "repair seen", "X": "accept rare"}, "unknown mode(s) M4, X; the landscape has M1, M2, M3"),
+    ):
+        with pytest.raises(DraftError, match=re.escape(problem)):
+            drafted(**given)
+    with pytest.raises(DraftError) as error:
+        Draft().decision("0" * 16, MODES)
+    assert len(error.value.problems) == 2  # all at once: no name, neither approved nor rejected
 
 
 @pytest.fixture
-def faded(params, monkeypatch, capsys) -> Faded:
+def faded(params, monkeypatch) -> Callable[..., tuple[int, str]]:
+    """The command, in this process: its exit code and output."""
     Path("dvc.yaml").write_text("")
     monkeypatch.setattr("flows.people.approval.git_user", lambda: "Ada Tester")
-    return Faded(monkeypatch, capsys)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code, told = finished.faded(Workspace(Path.cwd()), *arguments)
+        return code, " ".join(told.split())
+
+    return run
 
 
 ALL = ("approve", "tiny", "--repair", "M1,M2,M3=seen")
 
 
-def test_approve_says_what_was_recorded_and_where(faded):
+def test_approve_shows_what_was_recorded_and_where(faded):
     words = ("--repair", "M1=seen in [it]", "--accept", "M2=rare", "--ignore", "M3")
     code, told = faded("approve", "tiny", *words, "--reason", "fits the [field]")
     assert code == 0, told
@@ -336,24 +248,36 @@ def test_approve_says_what_was_recorded_and_where(faded):
     assert code == 2 and "a second decision is refused" in told
     code, told = faded("reject", "tiny", "--reviewer", " Ada  tester", "--reason", "looked again", "--revise")
     assert code == 0 and "Ada tester rejected landscape" in told
+    assert "Then `faded audit tiny` ends there, as with a failed gate." in told and "continues from here" not in told
     assert standing(load_params(), "tiny").rejection.reason == "looked again"
+    with_feedback(reviewers=2)
+    code, told = faded(*ALL, "--revise")
+    assert code == 0 and "tiny needs 1 more reviewer." in told and "continues from here" not in told
+    code, told = faded(*ALL, "--reviewer", "Ada Téster")
+    assert code == 2 and "'Ada Téster' looks like 'Ada Tester', who decided before" in told
+    with_feedback(policy="top-k")
+    code, told = faded(*ALL, "--revise")
+    assert code == 0 and "A rule decides for tiny (repairs.tiny.feedback.policy)" in told
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "M1, M2, M3: a choice is needed"),
         (["--repair", "M1,M3=seen"], "recorded. M2: a choice is needed"),
         (["--repair", "M1,M2", "--ignore", "M3"], "M1, M2: a reason is needed"),
         (["--accept", "M1=", "--ignore", "M2,M3"], "M1: a reason is needed"),
-        (["--repair", "M1=a", "--repair", "M1=b", "--ignore", "M2"], "a mode is named twice"),
-        (["--repair", "M1=a", "--ignore", "M1,M2"], "M1 are named twice"),
+        (["--repair", "M1=a", "--repair", "M1=b", "--ignore", "M2"], "mode M1 is named twice"),
+        (["--repair", "M1=a", "--ignore", "M1,M2"], "mode M1 is named twice"),
         (["--repair", "M9=a"], "unknown mode(s) M9"),
+        ([*ALL[2:], "--reviewer", " "], "--reviewer NAME"),
+        ([*ALL[2:], "--reviewer", "Ada\u200b Lovelace"], "cannot have U+200B ZERO WIDTH SPACE"),
+        ([*ALL[2:], "--landscape", "0" * 16], ", not 0000"),
     ],
 )
-def test_an_incomplete_choice_is_no_decision(faded, given, told):
-    code, said = faded("approve", "tiny", *given)
-    assert code == 2 and told in said and read_chain("tiny") == []
+def test_what_is_incomplete_or_about_another_landscape_is_no_decision(faded, given, message):
+    code, told = faded("approve", "tiny", *given)
+    assert code == 2 and message in told and read_chain("tiny") == []
 
 
 def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
@@ -363,43 +287,9 @@ def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
     assert faded(*shlex.split(command)[1:])[0] == 2  # it is not a decision as it stands
     assert faded(*shlex.split(command.replace("M1=''", "M1='seen'").replace("M3=''", "M3='seen'"))[1:])[0] == 0
     [kept] = read_chain("tiny")
-    assert [(mode.action, mode.reason) for mode in kept.decision.modes] == [
-        ("repair", "seen"),
-        ("accept", "it's rare"),
-        ("repair", "seen"),
-    ]
+    words = [f"{mode.action} {mode.reason}" for mode in kept.decision.modes]
+    assert words == ["repair seen", "accept it's rare", "repair seen"]
     assert (kept.decision.reviewer, kept.decision.reason) == ("Ada L.", "all in all")
-
-
-def test_a_decision_without_a_name_or_on_another_landscape_is_refused(faded, monkeypatch):
-    monkeypatch.setattr("flows.people.approval.git_user", lambda: "")
-    code, told = faded(*ALL)
-    assert code == 2 and "--reviewer NAME" in told
-    code, told = faded(*ALL, "--reviewer", "Ada\u200b Lovelace")
-    assert code == 2 and "cannot have U+200B ZERO WIDTH SPACE" in told
-    code, told = faded("reject", "tiny", "--reviewer", "Ada", "--reason", "", "--landscape", "0" * 16)
-    assert code == 2 and f"is {landscape_hash('tiny')}, not 0000" in told
-    code, told = faded("approve", "other")
-    assert code == 2 and "other" in told
-    assert faded("approve")[0] == 2
-    assert read_chain("tiny") == []
-
-
-def test_a_decision_where_a_rule_decides_says_so(faded, params):
-    repairs = {"tiny": repair_params()}
-    Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
-    code, told = faded(*ALL)
-    assert code == 0 and "A rule decides for tiny (repairs.tiny.feedback.policy)" in told
-
-
-def test_what_comes_next_is_said_as_it_is(faded):
-    with_feedback(reviewers=2)
-    _code, told = faded(*ALL)
-    assert "tiny needs 1 more reviewer." in told and "continues from here" not in told
-    code, told = faded(*ALL, "--reviewer", "Ada Téster")
-    assert code == 2 and "'Ada Téster' looks like 'Ada Tester', who decided before" in told
-    _code, told = faded("reject", "tiny", "--reviewer", "Bob", "--reason", "no")
-    assert "Then `faded audit tiny` ends there, as with a failed gate." in told and "continues from here" not in told
 
 
 def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from flows.people.artifacts import _row, code, prose, verdict_markdown
-from flows.people.suspend import _said, describe
+from flows.people.suspend import _decided, describe
 from flows.results import Verdict
 from stages.decisions import RecordedDecision, Standing
 from stages.decisions.files import DecisionFile
@@ -42,7 +42,7 @@ def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
         code(text),
         prose(text),
         _row(code(text), prose(text)),
-        _said([by]),
+        _decided([by]),
         describe("tiny", now, [], problem=text),
         verdict_markdown(Verdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
     ):

@@ -52,14 +52,17 @@ def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_
     assert "README.md is not one of its files" in problem
 
 
-def test_an_empty_folder_will_do_and_a_full_one_is_refused(here, tmp_path):
+def test_an_empty_folder_will_do_and_what_cannot_be_exported_is_refused(here, tmp_path):
     (tmp_path / "empty").mkdir()
     export_model(load_params(), "tiny", tmp_path / "empty")
-    with pytest.raises(UsageError, match="is not an empty folder"):
-        export_model(load_params(), "tiny", tmp_path / "empty")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="is not an empty folder"):
-        export_model(load_params(), "tiny", tmp_path / "file")
+    for name in ("empty", "file"):
+        with pytest.raises(UsageError, match="is not an empty folder"):
+            export_model(load_params(), "tiny", tmp_path / name)
+    with pytest.raises(UsageError, match="no entry under repairs"):
+        export_model(load_params(), "other", tmp_path / "deploy")
+    code, told = faded(here, "export", "tiny", "other", "x")
+    assert code == 2 and "found 3 names: tiny, other, x" in told
 
 
 def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch):
@@ -70,11 +73,6 @@ def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch
     with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_audit_without_a_repair_has_nothing_to_export(here, tmp_path):
-    with pytest.raises(UsageError, match="no entry under repairs"):
-        export_model(load_params(), "other", tmp_path / "deploy")
 
 
 @pytest.fixture(scope="module")
@@ -124,56 +122,41 @@ def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
     assert not (tmp_path / "deploy").exists()
 
 
-def test_too_many_names_are_refused(workspace):
-    code, told = faded(workspace, "export", "tiny", "other", "x")
-    assert code == 2 and "found 3 names: tiny, other, x" in told
-
-
-def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, **verdict) -> str:
+def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, plan=None, **verdict) -> str:
     with inside(workspace):
-        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
-    return model_card(readme, *records_of({**found, **verdict}), plan, loader)
+        found, decided = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+    return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
 
 
 def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
-    card = card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n")
-    assert card.startswith("---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n## Evaluation before and after\n")
+    readme = "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n"
+    card = card_of(workspace, readme)
+    assert card.startswith(f"{readme}\n## Evaluation before and after\n")
     rows = [line for line in card.splitlines() if line.startswith("| failures in the target modes |")]
     assert len(rows) == 1 and rows[0].count("|") == 6
-    assert (
-        "| decided by | Bob (name typed, not verified), Ada (name typed, not verified) |" in card
-        and "20 held-out items" in card
-    )
-    assert card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n") == card
-    assert card == card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n\n")
+    assert "| decided by | Bob (name typed, not verified), Ada (name typed, not verified) |" in card
+    assert "20 held-out items" in card and card == card_of(workspace, readme) == card_of(workspace, f"{readme}\n\n")
 
 
-def test_a_card_shows_what_was_typed_as_text(workspace):
+def test_a_card_tells_who_decided_what_and_why_as_text(workspace):
     with inside(workspace):
-        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
-    said = {"by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"}
-    card = model_card(None, *records_of(found), plan.model_copy(update=said))
-    assert "<script>" not in card and "&lt;script&gt;" in card
-    assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
-
-
-def test_a_card_tells_why_each_reviewer_decided_so_on_each_mode(workspace):
-    with inside(workspace):
-        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+        plan = audit_folder("tiny").collect_feedback.plan
     card = card_of(workspace)
     rows = [f"| {m.id} | {m.text} | {m.action} | Bob: Bob on {m.id}; Ada: Ada on {m.id} |" for m in plan.modes]
     assert plan.targets and all(row in html.unescape(card) for row in rows)
     assert "| reason | Bob: seen; Ada: seen |" in card
 
     fog = plan.modes[0].model_copy(update={"reason": "fog | <b>\n# at the site"})
-    card = model_card(None, *records_of(found), plan.model_copy(update={"modes": [fog]}))
+    typed = {"by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)", "modes": [fog]}
+    card = card_of(workspace, plan=typed)
+    assert "<script>" not in card and "&lt;script&gt;" in card
+    assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
     assert r"| repair | fog \| &lt;b&gt; # at the site |" in card
 
 
 def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_measured(workspace):
     with inside(workspace):
-        verdict = repair_verdict("tiny")
-    differences = json.loads(json.dumps(verdict["differences"]))
+        differences = json.loads(json.dumps(repair_verdict("tiny")["differences"]))
     for entry in differences.values():
         entry.pop("control", None)
     empty = dict.fromkeys(("before", "after", "after_low", "after_high", "change", "low", "high"))

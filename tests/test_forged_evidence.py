@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import flows.evidence.signature as signatures
-from flows.evidence import Demands, read_bundle, sign_bundle, verify_bundle
-from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
+from flows.evidence import Bundle, Demands, checks, read_bundle, sign_bundle, verify_bundle
+from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json
 from flows.evidence.signature import known_keys, make_envelope
 from flows.evidence.statement import make_statement
 from flows.graph.digests import sha256
 from stages.core.errors import UsageError
 from stages.core.keys import public_pem
-from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, decisions_of, edited, problems, resealed, written
+from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, problems, resealed, written
 from tests.cases import scaled
 from tests.finished import faded, finished_audits
 from tests.workspace import Workspace
@@ -81,123 +81,12 @@ def own_signature(members: Members) -> Members:
     return {**members, ENVELOPE: dump_json(envelope)}
 
 
-# One changed file, with manifest and statement made to fit
+# A changed file, with manifest and statement made to fit; test_verify.py has more changes, and what is said of them
 
 
-def other_gates(m: Members) -> None:
-    params = yaml.safe_load(m[PARAMS])
-    params["repairs"]["tiny"]["gates"]["clean_quality"] = {"change_min": -0.9}
-    m[PARAMS] = dump_yaml(params)
-
-
-def other_gates_in_the_lock(m: Members) -> None:
-    other_gates(m)
-    lock = yaml.safe_load(m[LOCK])
-    gates = lock["stages"]["conclude@tiny"]["params"][PARAMS]["repairs.tiny"]["gates"]
-    gates["clean_quality"] = {"change_min": -0.9}
-    m[LOCK] = dump_yaml(lock)
-
-
-def no_parameters_in_the_lock(m: Members) -> None:
-    lock = yaml.safe_load(m[LOCK])
-    for entry in lock["stages"].values():
-        entry.pop("params")
-    m[LOCK] = dump_yaml(lock)
-    other_gates(m)
-
-
-def without_the_repaired_model_in_the_graph(m: Members) -> None:
-    lock = yaml.safe_load(m[LOCK])
-    last = lock["stages"]["re_evaluate@tiny"]
-    last["deps"] = [dep for dep in last["deps"] if not dep["path"].endswith("restructure/models")]
-    m[LOCK] = dump_yaml(lock)
-
-
-def stages_in_another_order(m: Members) -> None:
-    lock = yaml.safe_load(m[LOCK])
-    lock["stages"] = dict(reversed(lock["stages"].items()))
-    m[LOCK] = dump_yaml(lock)
-
-
-def better_verdict(m: Members) -> None:
-    m[VERDICT] = edited(m[VERDICT], lambda v: v["gates"][0].update(high=-0.9, low=-1.0))
-
-
-def passed_in_spite_of_gates(m: Members) -> None:
-    m[VERDICT] = edited(m[VERDICT], lambda v: v["gates"].clear())
-
-
-def verdict_with_a_key_twice(m: Members) -> None:
-    m[VERDICT] = m[VERDICT].replace(b'"passed": true', b'"passed": false,\n "passed": true', 1)
-
-
-def other_report(m: Members) -> None:
-    m[REPORT] = m[REPORT].replace(b"</body>", b"<p>all is well</p></body>")
-
-
-def other_landscape(m: Members) -> None:
-    name = f"{DATA}/summarize/landscape.json"
-    m[name] = edited(m[name], lambda landscape: landscape["overall"].update(value=0.0))
-
-
-def other_plan(m: Members) -> None:
-    m[PLAN] = edited(m[PLAN], lambda plan: plan["modes"][0].update(action="accept"))
-
-
-def edited_decision(m: Members) -> None:
-    name = decisions_of(m)[-1]
-    m[name] = m[name].replace(b"reason: seen", b"reason: fine")
-
-
-def look_alike_reviewer(m: Members) -> None:
-    for name in decisions_of(m):
-        m[name] = m[name].replace(b"reviewer: Bob", "reviewer: B\u043eb".encode())
-
-
-def zero_width_reviewer(m: Members) -> None:
-    for name in decisions_of(m):
-        m[name] = m[name].replace(b"reviewer: Bob", b'reviewer: "A\\u200Bda"')
-
-
-def dropped_decision(m: Members) -> None:
-    del m[decisions_of(m)[-1]]
-
-
-def decision_with_a_key_twice(m: Members) -> None:
-    m[decisions_of(m)[-1]] += b"approve: true\n"
-
-
-def other_card(m: Members) -> None:
-    name = f"{DATA}/conclude/model_card.md"
-    m[name] = m[name].replace(b"%", b" %")
-
-
-def other_record(m: Members) -> None:
-    name = f"{DATA}/re_evaluate/provenance.json"
-    m[name] = edited(m[name], lambda p: p["git"].update(dirty=True))
-
-
-def record_of_no_files(m: Members) -> None:
-    for name in [name for name in m if name.endswith("provenance.json")]:
-        m[name] = edited(m[name], lambda p: p.update(read={}, wrote={}))
-
-
-EDITS = [
-    *(other_gates, other_gates_in_the_lock, no_parameters_in_the_lock, without_the_repaired_model_in_the_graph),
-    *(stages_in_another_order, better_verdict, passed_in_spite_of_gates, verdict_with_a_key_twice, other_report),
-    *(other_landscape, other_plan, edited_decision, look_alike_reviewer, zero_width_reviewer, dropped_decision),
-    *(decision_with_a_key_twice, other_card, other_record, record_of_no_files),
-]
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_shows_however_it_is_sealed(members, signed, key, tmp_path, edit: Callable[[Members], None]):
-    forged = dict(members)
-    edit(forged)
-    assert forged != members
-    path = resealed(tmp_path / "unsigned.zip", forged)
-    assert problems(path), "unsigned, as anybody reads it"
-    sealed = dict(read_bundle(path).members)
+@pytest.mark.parametrize("name", [VERDICT, PLAN, REPORT])
+def test_a_change_shows_however_it_is_sealed(members, signed, key, tmp_path, name):
+    sealed = dict(read_bundle(resealed(tmp_path / "x.zip", {**members, name: members[name] + b" "})).members)
     assert refused(written(tmp_path / "own.zip", own_signature(sealed)), key[1])
     assert refused(written(tmp_path / "kept.zip", {**sealed, ENVELOPE: signed[ENVELOPE]}), key[1])
 
@@ -220,22 +109,15 @@ def with_hash(members: Members, part: str, name: str, kind: str) -> Members:
 
 
 @pytest.mark.slow
-def test_no_hash_of_a_manifest_can_be_replaced(members, tmp_path):
+def test_no_hash_of_a_manifest_can_be_replaced(members):
     """The repaired model, the one under test, the control, items, inputs, the report, and all others that are named."""
     hashes = hashes_of(members)
     assert {"repaired", "model", "control", "data", "inputs", "verdict", "records"} <= {part for part, *_ in hashes}
-    seals = ("files", "dvc.lock", "provenance")
     for part, name, kind in hashes:
-        told = broken(with_hash(members, part, name, kind), seals)
-        assert told, f"{kind} of {name} can be replaced"
-
-
-def broken(members: Members, names: tuple[str, ...]) -> str:
-    from flows.evidence import Bundle, checks
-
-    bundle = Bundle(Path("x.zip"), members, json.loads(members[MANIFEST]))
-    by_name = {"files": checks.check_files, "dvc.lock": checks.check_lock, "provenance": checks.check_provenance}
-    return "\n".join(problem for name in names for problem in by_name[name](bundle).problems)
+        changed = with_hash(members, part, name, kind)
+        bundle = Bundle(Path("x.zip"), changed, json.loads(changed[MANIFEST]))
+        found = (checks.check_files(bundle), checks.check_lock(bundle), checks.check_provenance(bundle))
+        assert not all(check.holds for check in found), f"{kind} of {name} can be replaced"
 
 
 def test_parts_cannot_be_exchanged(members, tmp_path):
@@ -248,33 +130,25 @@ def test_parts_cannot_be_exchanged(members, tmp_path):
 # Signatures
 
 
-def test_stripping_a_signature_improves_nothing(signed, key, tmp_path):
-    stripped = written(tmp_path / "x.zip", {name: data for name, data in signed.items() if name != ENVELOPE})
-    assert "it is not signed" in refused(stripped, key[1])
-    [row] = [check for check in verify_bundle(stripped) if check.name == "signature"]
-    assert row.word == "UNSIGNED"
+def test_a_signature_that_is_missing_or_the_forgers_own_improves_nothing(members, signed, key, tmp_path):
+    stripped = {name: data for name, data in signed.items() if name != ENVELOPE}
+    for forged, problem, word in (
+        (stripped, "it is not signed", "UNSIGNED"),
+        (own_signature(members), "an unknown key", "unknown key"),
+    ):
+        path = written(tmp_path / "x.zip", forged)
+        assert problem in refused(path, key[1])
+        assert [check.word for check in verify_bundle(path) if check.name == "signature"] == [word]
 
 
-def test_a_signature_of_the_forger_is_that_of_an_unknown_key(members, key, tmp_path):
-    path = written(tmp_path / "x.zip", own_signature(members))
-    assert "an unknown key" in refused(path, key[1])
-    [row] = [check for check in verify_bundle(path) if check.name == "signature"]
-    assert row.word == "unknown key"
-
-
-def test_an_old_signature_is_old_and_stays_so(members, key, tmp_path, monkeypatch):
-    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(2020, 1, 1, tzinfo=signatures.UTC))
+@pytest.mark.parametrize("year", [2020, 2999])
+def test_an_old_signature_stays_old_and_one_from_the_future_is_not_young(members, key, tmp_path, monkeypatch, year):
+    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(year, 1, 1, tzinfo=signatures.UTC))
     path = written(tmp_path / "x.zip", members)
     sign_bundle(path, key[0])
     monkeypatch.undo()
-    sign_bundle(path, OWN_KEY)
-    assert "expected 30 at most" in refused(path, key[1])
-
-
-def test_a_signature_from_the_future_is_not_young(members, key, tmp_path, monkeypatch):
-    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(2999, 1, 1, tzinfo=signatures.UTC))
-    path = written(tmp_path / "x.zip", members)
-    sign_bundle(path, key[0])
+    if year < 2999:
+        sign_bundle(path, OWN_KEY)
     assert "expected 30 at most" in refused(path, key[1])
 
 
@@ -324,50 +198,39 @@ def test_another_audit_name_that_looks_alike_shows(members, key, tmp_path):
 # The zip file
 
 
-def in_front(raw: bytes) -> bytes:
-    return raw + raw
-
-
-def behind(raw: bytes) -> bytes:
-    return raw + b"\0"
-
-
-def commented(raw: bytes) -> bytes:
-    return raw[:-2] + struct.pack("<H", 4) + b"evil"
+def directory_of(raw: bytes) -> int:
+    return struct.unpack("<I", raw[-6:-2])[0]
 
 
 def with_a_gap(raw: bytes) -> bytes:
     """Insert bytes between the members and the directory."""
-    start = struct.unpack("<I", raw[-6:-2])[0]
+    start = directory_of(raw)
     return raw[:start] + b"evil" + raw[start:-6] + struct.pack("<IH", start + 4, 0)
-
-
-def with_another_local_name(raw: bytes) -> bytes:
-    return raw[:30] + b"X" + raw[31:]
-
-
-def with_another_local_size(raw: bytes) -> bytes:
-    return raw[:22] + struct.pack("<I", 1) + raw[26:]
-
-
-def with_fewer_members_told(raw: bytes) -> bytes:
-    return raw[:-14] + struct.pack("<2H", 1, 1) + raw[-10:]
 
 
 def overlapping(raw: bytes) -> bytes:
     """Move the second entry of the directory to the first one's position."""
-    start = struct.unpack("<I", raw[-6:-2])[0]
+    start = directory_of(raw)
     second = raw.index(b"PK\x01\x02", start + 1)
     return raw[: second + 42] + raw[start + 42 : start + 46] + raw[second + 46 :]
 
 
-ZIPS = [in_front, behind, commented, with_a_gap, with_another_local_name, with_another_local_size]
+ZIPS: dict[str, Callable[[bytes], bytes]] = {
+    "in front": lambda raw: raw + raw,
+    "behind": lambda raw: raw + b"\0",
+    "comment": lambda raw: raw[:-2] + struct.pack("<H", 4) + b"evil",
+    "gap": with_a_gap,
+    "another local name": lambda raw: raw[:30] + b"X" + raw[31:],
+    "another local size": lambda raw: raw[:22] + struct.pack("<I", 1) + raw[26:],
+    "fewer members": lambda raw: raw[:-14] + struct.pack("<2H", 1, 1) + raw[-10:],
+    "overlapping": overlapping,
+}
 
 
-@pytest.mark.parametrize("change", [*ZIPS, with_fewer_members_told, overlapping])
-def test_a_zip_that_can_be_read_in_two_ways_is_refused(signed, key, tmp_path, change: Callable[[bytes], bytes]):
+@pytest.mark.parametrize("change", ZIPS)
+def test_a_zip_that_can_be_read_in_two_ways_is_refused(signed, key, tmp_path, change):
     path = written(tmp_path / "x.zip", signed)
-    path.write_bytes(change(path.read_bytes()))
+    path.write_bytes(ZIPS[change](path.read_bytes()))
     assert "is not a valid evidence bundle" in refused(path, key[1])
 
 
@@ -403,7 +266,7 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
 def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
     # Except fields of the directory that nobody reads: versions, attributes, and the time of the members.
-    at = data.draw(st.integers(0, struct.unpack("<I", raw[-6:-2])[0] - 1))
+    at = data.draw(st.integers(0, directory_of(raw) - 1))
     raw[at] ^= data.draw(st.integers(1, 255))
     (tmp_path / "x.zip").write_bytes(raw)
     assert refused(tmp_path / "x.zip", key[1])

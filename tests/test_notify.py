@@ -9,19 +9,19 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
 
-from flows.recur.automations import make_automations
+from flows.recur.deploy import make_automations
 from flows.recur.notify import block_id, current, forget, notify, send_test, set_block, set_url
 from flows.recur.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
-from flows.server.credential import authorization
+from flows.server.security import authorization
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
+from tests.servers import Came, http_server
 from tests.shared import spare_migrations
 
 SECRET = "s3cr3t-t0ken"
@@ -36,24 +36,10 @@ def here(toys, monkeypatch, prefect_server) -> Iterator[None]:
 
 
 @pytest.fixture
-def hook() -> Iterator[tuple[str, queue.Queue[tuple[str, str]]]]:
-    """A server that records what is posted: its URL, and the bodies by path."""
-    came: queue.Queue[tuple[str, str]] = queue.Queue()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            came.put((self.path, self.rfile.read(int(self.headers["content-length"])).decode()))
-            self.send_response(403 if "refused" in self.path else 200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", came
-    server.shutdown()
-    server.server_close()
+def hook() -> Iterator[tuple[str, queue.Queue[Came]]]:
+    """A server that records what is posted: its URL, and the requests."""
+    with http_server(lambda path: (403 if "refused" in path else 200, {}, b"")) as (port, came):
+        yield f"http://127.0.0.1:{port}", came
 
 
 @pytest.fixture
@@ -84,14 +70,14 @@ def test_a_webhook_is_told(here, hook):
     url, came = hook
     assert set_url("webhook", f"{url}/{SECRET}") == "custom-webhook/faded" == current()
     notify("needs decision", "tiny", "look at http://127.0.0.1:8711/review/tiny")
-    path, body = came.get(timeout=30)
-    said = json.loads(body)
-    assert path == f"/{SECRET}"
-    assert said["subject"] == "faded: tiny needs your decision"
-    assert said["body"] == "look at http://127.0.0.1:8711/review/tiny"
-    assert said["text"] == f"{said['subject']}\n{said['body']}"
+    message = came.get(timeout=30)
+    content = json.loads(message.body)
+    assert message.path == f"/{SECRET}"
+    assert content["subject"] == "faded: tiny needs your decision"
+    assert content["body"] == "look at http://127.0.0.1:8711/review/tiny"
+    assert content["text"] == f"{content['subject']}\n{content['body']}"
     send_test()
-    assert "faded: test" in came.get(timeout=30)[1]
+    assert "faded: test" in came.get(timeout=30).body
 
 
 def test_one_result_is_told_once_until_another_came_between(here, hook):
@@ -130,7 +116,7 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
         with server.clients():
             set_url("webhook", f"{url}/{SECRET}")
             notify("needs decision", "tiny", "look")
-        assert came.get(timeout=30)[0] == f"/{SECRET}"  # so it is stored somewhere
+        assert came.get(timeout=30).path == f"/{SECRET}"  # so it is stored somewhere
 
         assert httpx.get(f"{server.api}/health").status_code == 401
         shown = {"Authorization": authorization(server.credential)}
@@ -144,7 +130,7 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
     assert HOME.stat().st_mode & 0o077 == 0  # the key that encrypts the address is beside it
 
 
-def test_the_server_shows_nobody_the_address(here, hook):
+def test_the_server_shows_nobody_the_address_and_automations_use_the_block_while_it_is_set(here, hook):
     from prefect.client.orchestration import get_client
 
     set_url("webhook", f"{hook[0]}/{SECRET}")
@@ -154,20 +140,12 @@ def test_the_server_shows_nobody_the_address(here, hook):
         for kind in ("custom-webhook", "slack-webhook"):
             document = client.read_block_document_by_name("faded", kind, include_secrets=False)
             assert SECRET not in str(document.data) and "xxxxxx" not in str(document.data)
-
-
-def test_automations_use_the_block_while_one_is_set(here, hook):
-    from prefect.client.orchestration import get_client
-
-    set_url("webhook", hook[0])
-    with get_client(sync_client=True) as client:
         block = block_id(client, "faded")
-        assert block is not None
-        names = [automation.name for automation in make_automations("faded", [], block)]
-        assert names == ["faded: dead runs", "faded: tell of dead runs", "faded: tell of late runs"]
         set_block(None)
-        assert block_id(client, "faded") is None
-    assert [automation.name for automation in make_automations("faded", [], None)] == ["faded: dead runs"]
+        assert block is not None and block_id(client, "faded") is None
+    names = {block: [automation.name for automation in make_automations("faded", [], block)] for block in (block, None)}
+    assert names[block] == ["faded: dead runs", "faded: tell of dead runs", "faded: tell of late runs"]
+    assert names[None] == ["faded: dead runs"]
 
 
 def test_mail_is_sent_by_smtp(here, mail):

@@ -13,8 +13,8 @@ import pytest
 
 from flows.recur.schedule import add_missing
 from stages.params import load_params
-from tests.servers import free_port
-from tests.test_serve import Served, client_of
+from tests.servers import client_of, free_port
+from tests.test_serve import Served
 from tests.workspace import STAGES
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

@@ -97,7 +97,7 @@ def decided() -> decisions.RecordedDecision:
 END = ("Ada", "", "y", "y")  # reviewer, reason, approve, write
 
 
-def test_the_landscape_names_what_the_report_shows() -> None:
+def test_the_landscape_names_what_the_report_shows():
     task = planted(items=20)
     probes = uniform(task, 1500)
     both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have the same probes
@@ -124,7 +124,7 @@ def test_the_landscape_names_what_the_report_shows() -> None:
     assert [one.exhibit.text for one in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
 
 
-def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_review_asks_about_examples_if_wanted(place, monkeypatch):
     told = review(
         monkeypatch,
         *("repair", "high", "seen", "y", "11", "3", " it is right ", "9"),
@@ -142,13 +142,13 @@ def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest
     assert told.count("the repair does not learn from these ratings") == 1
 
 
-def test_enter_rates_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enter_rates_nothing(place, monkeypatch):
     review(monkeypatch, *("repair", "", "seen", "") * 2, *END)
     assert decided().examples == []
     assert [mode.action for mode in decided().modes] == ["repair", "repair"]
 
 
-def test_a_review_of_an_older_landscape_asks_for_no_ratings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_review_of_an_older_landscape_asks_for_no_ratings(place, monkeypatch):
     path = place / "data/x/summarize/landscape.json"
     landscape = read_json(path)
     write_json(path, {**landscape, "modes": [{k: m[k] for k in m if k != "examples"} for m in landscape["modes"]]})
@@ -157,7 +157,7 @@ def test_a_review_of_an_older_landscape_asks_for_no_ratings(place: Path, monkeyp
     assert decided().examples == []
 
 
-def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_correction_is_asked_for_where_the_method_cannot_learn(place, monkeypatch):
     write_params(method="other")
     told = review(monkeypatch, *("repair", "", "seen", "y", "3", ""), *("repair", "", "seen", ""), *END)
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
@@ -177,7 +177,7 @@ def plan_with_examples() -> None:
     collect_feedback.main("x")
 
 
-def test_a_repair_is_given_the_examples_of_its_modes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repair_is_given_the_examples_of_its_modes(place, capsys):
     write_params(control="clean")
     plan_with_examples()
     assert "2 example(s) rated or corrected" in capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_a_repair_is_given_the_examples_of_its_modes(place: Path, capsys: pytest
     assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 1
 
 
-def test_a_method_that_cannot_learn_from_examples_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_that_cannot_learn_from_examples_says_so(place, capsys):
     write_params(method="other")
     plan_with_examples()
     restructure.main("x")
@@ -201,7 +201,7 @@ def test_a_method_that_cannot_learn_from_examples_says_so(place: Path, capsys: p
     assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 0
 
 
-def test_a_clean_control_needs_a_cell_that_changes_nothing(place: Path) -> None:
+def test_a_clean_control_needs_a_cell_that_changes_nothing(place):
     write_params("Catalogued", control="clean")
     check_audits(load_params(), ["x"])
     params = yaml.safe_load(Path("params.yaml").read_text())
@@ -214,7 +214,7 @@ def test_a_clean_control_needs_a_cell_that_changes_nothing(place: Path) -> None:
     check_audits(load_params(), ["x"])
 
 
-def test_without_a_catalogue_a_clean_control_is_refused_before_the_repair(place: Path) -> None:
+def test_without_a_catalogue_a_clean_control_is_refused_before_the_repair(place):
     write_params("NeverNeutral", control="clean")
     plan_with_examples()
     with pytest.raises(UsageError, match="leaves an input unchanged: none of the levels of tilt, fog does"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def bound(**bounds: float) -> RatingsConfig:
 
 
 @pytest.mark.parametrize("rating", [2, 3, 3.5, 7])
-def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating: float) -> None:
+def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
     task, ratings = planted(), learnt()
     judged = RatedTask(task, ratings, ratings.threshold(bound(fails_below=rating)))
     rng = np.random.default_rng(1)
@@ -58,7 +57,7 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating: flo
     assert answer.automatic is not None and np.array_equal(answer.automatic.failed, own.failed)
 
 
-def test_a_rating_at_the_bound_passes_in_single_precision_too() -> None:
+def test_a_rating_at_the_bound_passes_in_single_precision_too():
     for rating in np.arange(1.1, 10, 0.1):
         at = (10 - rating) / 9
         ratings = learnt(x=[0.0, 0.5, 1.0], y=[0.0, at, 1.0])
@@ -67,7 +66,7 @@ def test_a_rating_at_the_bound_passes_in_single_precision_too() -> None:
         assert not (badness > threshold)[0] and not badness.astype(float)[0] > threshold
 
 
-def test_of_bias_more_than_the_bound_fails() -> None:
+def test_of_bias_more_than_the_bound_fails():
     ratings = learnt(target="bias")
     badness = ratings.badness(np.array([-0.8, 0.0, 0.8]))
     assert ratings.score(badness).tolist() == [1.0, 5.5, 10.0]
@@ -75,7 +74,7 @@ def test_of_bias_more_than_the_bound_fails() -> None:
     assert (badness > ratings.threshold(bound(fails_above=5))).tolist() == [False, True, True]
 
 
-def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
+def test_what_nobody_could_blame_the_model_for_has_not_failed():
     task = planted()
     task._invalid = [Region.from_json({"tilt": [3, 4]})]
     judged = RatedTask(task, learnt(x=[-0.8, 0.8], y=[0.9, 1.0]), 0.5)
@@ -85,7 +84,7 @@ def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
     assert np.array_equal(answer.failed, answer.valid)  # all others are as bad as possible
 
 
-def test_beyond_what_was_rated_only_the_safe_side_follows() -> None:
+def test_beyond_what_was_rated_only_the_safe_side_follows():
     ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, -0.2, 0.0, 0.5])
     assert ratings.outside(x).tolist() == [True, False, False, True]
 
@@ -120,7 +119,7 @@ class Rich(type(planted())):  # type: ignore[misc]
         return []
 
 
-def test_every_optional_part_of_the_contract_shows_through() -> None:
+def test_every_optional_part_of_the_contract_shows_through():
     plain, rich = planted(), Rich(planted().items, planted().concepts, planted().model, 0)
     rich.notes, rich.false_alarms = lambda: ["a note"], lambda: {"a": 1}
     rich.catalogue = {"tilt": object()}
@@ -139,7 +138,7 @@ def test_every_optional_part_of_the_contract_shows_through() -> None:
     assert RatedTask(plain, learnt(), 0.5).again() is None
 
 
-def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
     task = planted()
     judged, ids = RatedTask(task, learnt(), 0.7), task.items.ids("discover")
     rng = np.random.default_rng(2)
@@ -161,14 +160,14 @@ def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterru
     assert "automatic" not in Prober(task, ids, 300).table()
 
 
-def test_a_ledger_line_of_two_lengths_is_refused() -> None:
+def test_a_ledger_line_of_two_lengths_is_refused():
     ledger = Ledger()
     one = np.zeros(1)
     with pytest.raises(ValueError, match="lengths"):
         ledger.append([Key("a", 0)], one, one > 0, ["x"], None, (np.zeros(2), one > 0))
 
 
-def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> None:
+def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated():
     task = planted()
     ratings, ids, rng = learnt(x=[-0.3, 0.1], y=[0.6, 0.9]), task.items.ids("discover"), np.random.default_rng(4)
     prober = Prober(RatedTask(task, ratings, 0.5), ids, 200)
@@ -187,7 +186,7 @@ def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> Non
 
 
 @pytest.mark.parametrize("concepts", [FOUR, FOUR[:1], (WEATHER,)])
-def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concepts: tuple) -> None:
+def test_the_report_shows_both_measures_and_names_as_text(tmp_path, concepts):
     inputs = make_inputs(*concepts)
     table, summary = inputs["landscape"], inputs["summary"]
     inputs["landscape"] = table.assign(**{f"{name}_automatic": table[name] / 2 for name in ("rate", "low", "high")})
@@ -256,12 +255,12 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
         ),
     ],
 )
-def test_params_keep_every_other_byte(text: str, expected: str) -> None:
+def test_params_keep_every_other_byte(text, expected):
     assert with_ratings(text, "a", ENTRY) == (expected, [])
     assert with_ratings(expected, "a", ENTRY) == (expected, [])
 
 
-def test_presets_that_share_the_settings_change_with_them_and_are_named() -> None:
+def test_presets_that_share_the_settings_change_with_them_and_are_named():
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     after, sharing = with_ratings(text, "news", ENTRY)
     assert sharing == ["news-quick"]
@@ -280,7 +279,7 @@ def test_presets_that_share_the_settings_change_with_them_and_are_named() -> Non
         ({"file": "f", "sha256": "0" * 64, "fails_blow": 5}, "did you mean 'fails_below'"),
     ],
 )
-def test_wrong_params_are_told(tmp_path: Path, ratings: dict, message: str) -> None:
+def test_wrong_params_are_told(tmp_path, ratings, message):
     audit = audit_params(discrepancy={"threshold": 0.0, "ratings": ratings})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {}}))
     with pytest.raises(UsageError, match=message):

@@ -60,6 +60,29 @@ def place(audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "x"
 
 
+@pytest.fixture(scope="module")
+def searched(audited: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same after two people rated it and the next search used that, and what `faded ratings` printed."""
+    place = tmp_path_factory.mktemp("searched") / "x"
+    shutil.copytree(audited, place)
+    with pytest.MonkeyPatch.context() as patch:
+        _enter(patch, place)
+        rate("Ada", strict)
+        rate("Ben", lambda d: strict(d) - 0.5, seed=1)
+        told = learn(write=True)
+        check_audits(load_params(), ["x"])
+        discover.main("x")
+        summarized("x")
+    return place, told
+
+
+@pytest.fixture
+def again(searched: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    shutil.copytree(searched[0], tmp_path / "x")
+    _enter(monkeypatch, tmp_path / "x")
+    return searched[1]
+
+
 def _enter(patch: pytest.MonkeyPatch, place: Path) -> None:
     patch.chdir(place)
     patch.syspath_prepend(place)
@@ -107,37 +130,41 @@ def summarized(audit: str) -> None:
     report.main(audit)
 
 
-def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None:
-    before = pd.read_parquet("data/x/discover/probes.parquet")
-    landscape = pd.read_parquet("data/x/summarize/landscape.parquet")
-    rate("Ada", strict)
-    rate("Ben", lambda d: strict(d) - 0.5, seed=1)
-    said = learn(write=True)
-    assert "by Ada (" in said and "Ben (" in said and "differ by" in said and "fails" in said
-    promised = re.search(r"of 400 probes of the control ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
-    assert promised is not None
+def probes_of(stage: str) -> pd.DataFrame:
+    return pd.read_parquet(f"data/x/{stage}/probes.parquet")
 
-    params = load_params()
-    audit, ratings = params.audit("x"), json.loads(Path("data/x/ratings.json").read_text())
+
+def control_of(probes: pd.DataFrame) -> pd.DataFrame:
+    return probes[probes["role"] == "control"].reset_index(drop=True)
+
+
+def expected_ratings(discrepancy: Any) -> np.ndarray:
+    """Computed from the file alone."""
+    ratings = json.loads(Path("data/x/ratings.json").read_text())
+    return 10 - 9 * np.interp(discrepancy, ratings["x"], ratings["y"])
+
+
+def test_ratings_are_learnt_written_and_named_in_params(again):
+    assert "by Ada (" in again and "Ben (" in again and "differ by" in again and "fails" in again
+    audit, data = load_params().audit("x"), Path("data/x/ratings.json").read_bytes()
     assert audit.ratings is not None and audit.ratings.fails_below == 5
-    assert audit.ratings.sha256 == hashlib.sha256(Path("data/x/ratings.json").read_bytes()).hexdigest()
+    assert audit.ratings.sha256 == hashlib.sha256(data).hexdigest()
+    ratings = json.loads(data)
     assert list(ratings["reviewers"]) == ["Ada", "Ben"] and sum(ratings["reviewers"].values()) == ratings["ratings"]
     assert ratings["agreement"]["rating"]["difference"] < 1.5
     assert run_key(audit, []) != run_key(audit.model_copy(update={"discrepancy": audit.automatic}), [])
-    check_audits(params, ["x"])
 
-    discover.main("x")
-    summarized("x")
-    after = pd.read_parquet("data/x/discover/probes.parquet")
-    # The control has the same probes; its answers are judged by the map, as computed from the file alone.
-    asked = ["item", "tilt", "fog"]
-    control = after[after["role"] == "control"].reset_index(drop=True)
-    old = before[before["role"] == "control"].reset_index(drop=True)
+
+def test_ratings_change_what_the_next_audit_calls_a_failure(again, audited):
+    promised = re.search(r"of 400 probes of the control ([\d.]+)% fail automatically, ([\d.]+)% would by these", again)
+    assert promised is not None
+    after, asked = probes_of("discover"), ["item", "tilt", "fog"]
+    # The control has the same probes; its answers are judged by the map.
+    control, old = control_of(after), control_of(pd.read_parquet(audited / "data/x/discover/probes.parquet"))
     pd.testing.assert_frame_equal(control[asked], old[asked])
     assert np.array_equal(control["automatic"], old["discrepancy"])
     assert np.array_equal(control["automatic_failed"], old["failed"])
-    expected = 10 - 9 * np.interp(old["discrepancy"], ratings["x"], ratings["y"])
-    assert np.array_equal(control["failed"], expected < 5)
+    assert np.array_equal(control["failed"], expected_ratings(old["discrepancy"]) < 5)
     assert 0 < control["failed"].sum() < old["failed"].sum()  # they are more lenient
     assert f"{control['failed'].mean():.1%}" == f"{promised[2]}%" and f"{old['failed'].mean():.1%}" == f"{promised[1]}%"
 
@@ -149,43 +176,33 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     assert own["only_people"]["value"] == 0 and found["fails_below"] == 5 and "points" in found
     assert 0.5 < own["rank_correlation"]["value"] <= 1 and own["rank_correlation"]["low"] is None
     table = pd.read_parquet("data/x/summarize/landscape.parquet")
+    before = pd.read_parquet(audited / "data/x/summarize/landscape.parquet")
     assert table["rate"].mean() < table["rate_automatic"].mean()
-    assert abs(table["rate_automatic"] - landscape["rate"]).mean() < 0.05  # other probes of the agent, same measure
+    assert abs(table["rate_automatic"] - before["rate"]).mean() < 0.05  # other probes of the agent, same measure
     # Later ratings are again fitted to the automatic measure.
     example = summary["modes"][0]["examples"][0]
     shown = after[(after[asked[1:]] == example["cell"]).all(axis=1) & (after["item"] == example["item"])].iloc[0]
     assert example["discrepancy"] == shown["automatic"] != shown["discrepancy"]
 
     page = Path("data/x/report/report.html").read_text()
-    section = page[page.index('<section id="ratings">') :]
-    section = section[: section.index("</section>")]
+    section = page[page.index('<section id="ratings">') :].partition("</section>")[0]
     assert "People&#39;s ratings against the automatic measure" in section and "an expected rating below 5" in section
     assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
-    assert f"Ada ({ratings['reviewers']['Ada']}), Ben (" in section and "differ by" in section
+    assert "Ada (" in section and "Ben (" in section and "differ by" in section
     assert "Failing means an expected" in page
 
 
-def test_ratings_of_both_landscapes_count_together(place: Path) -> None:
-    rate("Ada", strict)
-    learn(write=True)
-    discover.main("x")
-    summarized("x")
+def test_ratings_of_both_landscapes_count_together(again):
     rate("Ada", strict, seed=2)
     evidence = gather(load_params(), "x", "quality")
     assert len({kept.decision.landscape for kept in evidence.decisions}) == 2 and evidence.of_another_scale == 0
     x, y = np.array([(s.discrepancy, s.score) for s in evidence.scored]).T
-    assert np.abs(y - np.clip(strict(x), 1, 10)).max() < 2  # all against the automatic measure
+    assert np.abs(y - np.clip(strict(x), 1, 10)).max() < 2.5  # all against the automatic measure
     assert "on 2 landscape(s)" in learn(write=True)
 
 
-def test_a_revised_decision_does_not_count(place: Path) -> None:
-    rate("Ada", lambda d: 1.0)
-    rate("Ada", strict, revise=True)
-    assert min(s.score for s in gather(load_params(), "x", "quality").scored) > 1
-
-
-def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place: Path) -> None:
+def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place):
     from stages.tasks.judging.calibration import read_labelled
 
     rate("Ada", strict)
@@ -203,8 +220,10 @@ def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place: Path) -> N
         write_labels(params, "x", "bias", place / "people.jsonl", Console(file=io.StringIO()))
 
 
-def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
-    rate("Ada", strict)
+def test_ratings_that_were_revised_or_of_another_scale_do_not_count(place):
+    rate("Ada", lambda d: 1.0)
+    rate("Ada", strict, revise=True)
+    assert min(s.score for s in gather(load_params(), "x", "quality").scored) > 1
     _edit("params.yaml", "threshold: 0.0", "threshold: 0.1")  # the threshold does not change the measure
     assert gather(load_params(), "x", "quality").of_another_scale == 0
     _edit("params.yaml", "noise: 0.1", "noise: 0.2")
@@ -221,7 +240,7 @@ def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
         (lambda: _edit("params.yaml", "fails_below", "fails_above"), "for which the bound is fails_below"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_runs(place: Path, spoil: Callable, message: str) -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(place, spoil, message):
     rate("Ada", strict)
     learn(write=True)
     spoil()
@@ -237,7 +256,7 @@ def _edit(path: str, old: str, new: str) -> None:
     Path(path).write_text(text.replace(old, new))
 
 
-def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place: Path) -> None:
+def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place):
     rate("Ada", strict)
     params = yaml.safe_load(Path("params.yaml").read_text())
     audit = params["audits"]["x"]
@@ -251,7 +270,7 @@ def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place: P
         check_audits(load_params(), ["noisy"])
 
 
-def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:
+def test_nothing_is_written_where_ratings_teach_nothing(place):
     rng = np.random.default_rng(5)
     rate("Ada", lambda d: rng.uniform(1, 10))
     before = Path("params.yaml").read_text()
@@ -263,7 +282,7 @@ def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:
         learn(write=False, target="bias")
 
 
-def test_without_failure_modes_nobody_is_sent_to_rate_any(place: Path) -> None:
+def test_without_failure_modes_nobody_is_sent_to_rate_any(place):
     path = Path("data/x/summarize/landscape.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "modes": []}))
     told = r"nothing to rate: .* none of x was confirmed.*; raise audits\.x\.discover\.budget.* run `faded audit x`"
@@ -271,7 +290,7 @@ def test_without_failure_modes_nobody_is_sent_to_rate_any(place: Path) -> None:
         learn(write=False)
 
 
-def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) -> None:
+def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place):
     # Only automatic failures were rated, all as bad, so nothing is known about the rest.
     for seed, reviewer in enumerate(("Ada", "Ben")):
         rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
@@ -281,37 +300,21 @@ def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) ->
         learn(write=True)
 
 
-def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None:
+def test_a_repair_is_judged_by_people_and_trained_as_before(again):
     from stages import restructure
 
-    rate("Ada", strict)
-    learn(write=True)
-    discover.main("x")
-    summarized("x")
-    modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
-    kept = {key: modes[0][key] for key in ("id", "text", "region")}
-    plan = {
-        "decided_by": "human",
-        "reviewer": "Ada",
-        "reason": "",
-        "statement": "",
-        "landscape": "0" * 16,
-        "examples": [],
-    }
-    write_json(
-        Path("data/x/collect_feedback/plan.json"),
-        {**plan, "modes": [{**kept, "action": "repair", "severity": 1, "reason": ""}]},
-    )
-    restructure.main("x")
-    for stage in (re_evaluate, compare, conclude):
+    mode = read_json(Path("data/x/summarize/landscape.json"))["modes"][0]
+    modes = [{key: mode[key] for key in ("id", "text", "region")} | {"action": "repair", "severity": 1, "reason": ""}]
+    plan = {"decided_by": "human", "reviewer": "Ada", "reason": "", "statement": "", "landscape": "0" * 16}
+    write_json(Path("data/x/collect_feedback/plan.json"), {**plan, "examples": [], "modes": modes})
+    for stage in (restructure, re_evaluate, compare, conclude):
         stage.main("x")
-    probes = pd.read_parquet("data/x/re_evaluate/probes.parquet")
-    ratings = json.loads(Path("data/x/ratings.json").read_text())
-    assert np.array_equal(probes["failed"], 10 - 9 * np.interp(probes["automatic"], ratings["x"], ratings["y"]) < 5)
+    probes = probes_of("re_evaluate")
+    assert np.array_equal(probes["failed"], expected_ratings(probes["automatic"]) < 5)
     paired = probes[(probes["purpose"] == "paired") & (probes["model"] == "before")]
-    found = repair_verdict("x")["differences"]["target_failure_rate"]
-    assert found["before"] > found["after"] and paired["failed"].mean() < paired["automatic_failed"].mean()
     verdict = repair_verdict("x")
+    found = verdict["differences"]["target_failure_rate"]
+    assert found["before"] > found["after"] and paired["failed"].mean() < paired["automatic_failed"].mean()
     assert verdict["automatic"]["target_failure_rate"]["before"] > found["before"]
     assert verdict["ratings"]["fails_below"] == 5
     page = Path("data/x/conclude/report.html").read_text()
@@ -319,16 +322,13 @@ def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None
     assert "target modes: failure rate by the automatic measure" in page
 
 
-def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
+def test_an_enumerated_grid_is_compared_exactly(place):
     rate("Ada", strict)
     learn(write=True)
     _edit("params.yaml", "budget: 500", "budget: 640")
     discover.main("x")
     summarized("x")
-    summary, probes = (
-        read_json(Path("data/x/summarize/landscape.json")),
-        pd.read_parquet("data/x/discover/probes.parquet"),
-    )
+    summary, probes = read_json(Path("data/x/summarize/landscape.json")), probes_of("discover")
     own = summary["ratings"]["automatic"]
     assert summary["exact"] and own["overall"]["value"] == pytest.approx(probes["automatic_failed"].mean())
     assert own["agree"]["value"] == pytest.approx((probes["failed"] == probes["automatic_failed"]).mean())
@@ -337,7 +337,7 @@ def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_from_ratings_to_the_next_landscape(tmp_path: Path) -> None:
+def test_the_commands_from_ratings_to_the_next_landscape(tmp_path):
     repair = repair_params(feedback={"policy": "wait"})
     workspace = make_workspace(tmp_path / "w", {"x": audit_params()}, {"x": repair})
     assert "faded review x" in workspace.faded("audit", "x").stdout

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +21,7 @@ from flows.people.review.links import RECORD, one_time_link, running
 from flows.people.review.server import ReviewServer, serve_review
 from stages.core.errors import UsageError
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain
-from tests.review_samples import Loopback, also_review, form_of, make_review
+from tests.review_samples import Loopback, also_review, form_of, kept, make_review
 from tests.workspace import FADED, ROOT, Workspace
 
 
@@ -31,17 +30,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_review(tmp_path, monkeypatch)
 
 
-def kept() -> list[Any]:
-    return [k.decision for k in read_chain("x")]
-
-
 def faded(*arguments: str) -> Result:
     """`faded review x ARGUMENTS...` in this process."""
     return CliRunner().invoke(app, ["review", "x", *arguments])
 
 
 @pytest.mark.slow
-def test_the_command_ends_when_the_decision_is_recorded(place: Path) -> None:
+def test_the_command_ends_when_the_decision_is_recorded(place):
     env = Workspace(place).env | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
     command = [FADED, "review", "x", "--no-open", "--port", "0"]
     it = subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -96,7 +91,7 @@ class Browser:
         assert answer.status_code == 200 and "Recorded" in answer.text
 
 
-def test_it_stays_while_another_browser_has_the_page_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stays_while_another_browser_has_the_page_open(tmp_path, monkeypatch):
     make_review(tmp_path, monkeypatch, reviewers=2)
     with serving() as it:
         ada, bo = Browser(one_time_link("x")), Browser(one_time_link("x"))
@@ -108,25 +103,23 @@ def test_it_stays_while_another_browser_has_the_page_open(tmp_path: Path, monkey
     assert re.search("Ada approved.*1 other browser has a page open.*Bo rejected", told.stdout, re.S)
 
 
-def test_it_ends_by_a_decision_on_its_own_audit(place: Path) -> None:
+@pytest.mark.parametrize("first", ["other", "x"])
+def test_it_ends_by_a_decision_on_its_own_audit_when_nobody_decides_on_another(place, first):
     also_review()
     with serving() as it:
-        Browser(one_time_link("other")).decide(decision="approve")
-        Browser(one_time_link("x")).decide(decision="approve")
-    assert re.search("repair of other.*repair of x", it.result().stdout, re.S)
-
-
-def test_it_cuts_off_nobody_who_decides_on_another_audit(place: Path) -> None:
-    also_review()
-    with serving() as it:
-        x, other = Browser(one_time_link("x")), Browser(one_time_link("other"))
-        x.decide(decision="approve")
+        browsers = {name: Browser(one_time_link(name)) for name in ("x", "other")}
+        browsers.pop(first).decide(decision="approve")
         assert running() is not None and not it.done()
-        other.decide(decision="reject")
-    assert re.search("repair of x.*1 other browser has a page open.*repair of other", it.result().stdout, re.S)
+        for browser in browsers.values():
+            browser.decide(decision="reject")
+    order = {
+        "other": "repair of other.*repair of x",
+        "x": "repair of x.*1 other browser has a page open.*repair of other",
+    }
+    assert re.search(order[first], it.result().stdout, re.S)
 
 
-def test_a_link_is_no_argument_of_a_browser(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_is_no_argument_of_a_browser(place, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr("subprocess.Popen", lambda command, **_more: opened.append(str(command)))
@@ -140,15 +133,17 @@ def test_a_link_is_no_argument_of_a_browser(place: Path, monkeypatch: pytest.Mon
     assert link in unescape((place / ".faded/review-x.html").read_text())
 
 
-def test_a_host_that_does_not_count_is_told(place: Path) -> None:
+def test_a_host_that_does_not_count_is_told(place):
     with serve_review(["x"], port=0) as server:
         for arguments in (("--host", "0.0.0.0"), ("--port", "1")):
             done = faded("--no-open", *arguments)
             assert f"it listens at {server.url}: --host and --port do not change that" in done.output
         assert "--host" not in faded("--no-open").output
+    with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], "192.0.2.1", 1):
+        pass
 
 
-def test_ctrl_c_ends_the_command_and_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_command_and_writes_nothing(place, monkeypatch):
     def interrupted(_self: ReviewServer) -> None:
         assert RECORD.exists()
         raise KeyboardInterrupt
@@ -159,7 +154,7 @@ def test_ctrl_c_ends_the_command_and_writes_nothing(place: Path, monkeypatch: py
     assert kept() == [] and not RECORD.exists()
 
 
-def test_a_decision_written_by_hand_is_recorded(place: Path) -> None:
+def test_a_decision_written_by_hand_is_recorded(place):
     modes = [{"id": f"M{n}", "action": "accept", "reason": "known"} for n in (1, 2, 3)]
     draft = Decision(landscape=landscape_hash("x"), reviewer="Ada", approve=True, modes=modes)
     Path("draft.yaml").write_text(yaml.safe_dump({"schema": 2, **draft.model_dump(exclude_none=True)}))
@@ -173,7 +168,7 @@ def test_a_decision_written_by_hand_is_recorded(place: Path) -> None:
     assert len(kept()) == 2
 
 
-def test_over_ssh_the_questions_are_asked_in_the_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_ssh_the_questions_are_asked_in_the_terminal(place, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
     asked: list[str] = []
@@ -187,8 +182,3 @@ def test_over_ssh_the_questions_are_asked_in_the_terminal(place: Path, monkeypat
     faded()
     faded("--terminal")
     assert asked == ["x", "page", "page", "x"]
-
-
-def test_a_host_that_is_not_ours_is_told(place: Path) -> None:
-    with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], "192.0.2.1", 1):
-        pass

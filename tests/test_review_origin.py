@@ -5,11 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import httpx
 import pytest
@@ -21,6 +17,7 @@ from stages.core.errors import UsageError
 from stages.decisions import read_chain
 from tests.firefox import firefox
 from tests.review_samples import make_review
+from tests.servers import http_server
 
 
 @pytest.fixture
@@ -52,42 +49,24 @@ def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str
         yield go_
 
 
-@contextmanager
-def thief() -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """Somebody else's program on another port: its port, and the path and headers of its requests."""
-    came: list[tuple[str, str]] = []
+def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place, go):
+    def onwards(path: str) -> tuple[int, dict[str, str], bytes]:
+        there = {"/": f"http://127.0.0.1:{port}/1", "/1": f"http://localhost:{port}/2"}.get(path)
+        return (302, {"Location": there}, b"") if there else (200, {"Content-Type": "text/plain"}, b"")
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            came.append((self.path, str(self.headers)))
-            port = server.server_port
-            there = {"/": f"http://127.0.0.1:{port}/1", "/1": f"http://localhost:{port}/2"}.get(self.path)
-            self.send_response(302 if there else 200)
-            self.send_header("Location" if there else "Content-Type", there or "text/plain")
-            self.end_headers()
-
-        def log_message(self, *_said: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port, came
-        server.shutdown()
-
-
-def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place: Path, go: Callable[[str], str]) -> None:
-    with serve_review(["x"], port=0) as server, thief() as (port, came):
+    with serve_review(["x"], port=0) as server, http_server(onwards) as (port, came):  # somebody else's program
         link = httpx.URL(server.one_time_link("x"))
         assert go(str(link)) == f"http://{link.host}:{link.port}/review/x"
         for host in ("127.0.0.1", "localhost"):
             assert go(f"http://{host}:{port}/") == f"http://localhost:{port}/2"
-        assert [path for path, _ in came if path != "/favicon.ico"] == ["/", "/1", "/2"] * 2
-        assert [path for path, headers in came if "faded" in headers] == []  # neither cookie nor name
+        requests = list(came.queue)
+        assert [one.path for one in requests if one.path != "/favicon.ico"] == ["/", "/1", "/2"] * 2
+        assert [one.path for one in requests if "faded" in one.headers] == []  # neither cookie nor name
         assert go(f"http://{link.host}:{link.port}/review/x").endswith("/review/x")
         assert server.undecided() == 1  # the session exists, so the browser was signed in
 
 
-def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(place: Path) -> None:
+def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(place):
     Path("prefect.yaml").write_text("public_url: https://audits.example.org/\ndeployments: []\n")
     public = public_url()
     assert review_url("x") == "https://audits.example.org/review/x"  # even while no server runs
@@ -106,39 +85,24 @@ def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(pla
         cookie = opened.headers["set-cookie"].partition(";")[0]
         page = httpx.get(f"{server.url}/review/x", headers={"Host": "audits.example.org", "Cookie": cookie})
         assert page.status_code == 200
-
-
-_WRONG = [
-    "audits.example.org",
-    "ftp://audits.example.org",
-    "https://",
-    "https://x.org/a",
-    "https://[x",
-    "https://ada:pw@x.org",
-    "https://ada@x.org",
-    "https://x.org:65536",
-    "https://x.org:http",
-    "https://x.org?a=b",
-    "https://x.org?",
-]
-
-
-@pytest.mark.parametrize("url", [*_WRONG, 8711])
-def test_what_is_no_address_of_a_proxy_is_told(place: Path, url: str | int) -> None:
-    Path("prefect.yaml").write_text(f"public_url: {url}\ndeployments: []\n")
-    with pytest.raises(
-        UsageError, match=r"prefect\.yaml: public_url: expected an address like https://audits\.example"
-    ) as refused:
-        public_url()
-    assert "pw" not in str(refused.value)
-
-
-def test_the_address_of_a_proxy_keeps_its_port(place: Path) -> None:
     Path("prefect.yaml").write_text("public_url: https://audits.example.org:8443/\ndeployments: []\n")
     assert public_url() == "https://audits.example.org:8443"
 
 
-def test_a_reviewer_decides_in_firefox_without_javascript(place: Path, tmp_path: Path) -> None:
+WRONG = (
+    "a.org ftp://a.org https:// https://a.org/a https://[x https://ada:pw@a.org https://ada@a.org https://a.org:65536"
+)
+
+
+@pytest.mark.parametrize("url", [*WRONG.split(), "https://a.org:http", "https://a.org?a=b", "https://a.org?", 8711])
+def test_what_is_no_address_of_a_proxy_is_refused(place, url):
+    Path("prefect.yaml").write_text(f"public_url: {url}\ndeployments: []\n")
+    with pytest.raises(UsageError, match=r"prefect\.yaml: public_url: expected an address like https://aud") as refused:
+        public_url()
+    assert "pw" not in str(refused.value)
+
+
+def test_a_reviewer_decides_in_firefox_without_javascript(place, tmp_path):
     with serve_review(["x"], port=0) as server, firefox(tmp_path / "profile", javascript=False) as fox:
         fox.go(server.one_time_link("x"))
         assert "token" not in fox.url
@@ -164,7 +128,7 @@ def reached(server: ReviewServer) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -> None:
+def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
     """They resolve a name under localhost to 127.0.0.1 and ::1, and may try either first."""
     try:
         taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -182,7 +146,7 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -
                 socket.create_server((host, reached(server)), family=family)
 
 
-def test_no_two_servers_have_the_same_name(place: Path) -> None:
+def test_no_two_servers_have_the_same_name(place):
     """A program that took the port of an ended server could leave a script in its origin, which browsers would run."""
     hosts = set()
     for _ in range(2):
@@ -191,7 +155,7 @@ def test_no_two_servers_have_the_same_name(place: Path) -> None:
     assert len(hosts) == 2
 
 
-def test_pages_are_shown_on_no_other_loopback_address(place: Path) -> None:
+def test_pages_are_shown_on_no_other_loopback_address(place):
     with pytest.raises(UsageError, match=r"127\.0\.0\.1 and ::1 alone"), serve_review(["x"], "127.0.0.5"):
         pass
     for host in ("localhost", "::1"):

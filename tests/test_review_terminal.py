@@ -5,11 +5,10 @@ Its questions about examples are in test_rated_examples.py.
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
 from flows.people import approval
@@ -18,10 +17,10 @@ from flows.people.review.terminal import review_landscape
 from flows.request import open_request
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir, write_json
-from stages.decisions import AlreadyDecided, RecordedDecision, read_chain, read_draft
+from stages.decisions import AlreadyDecided, read_chain, read_draft
 from stages.params import load_params
 from tests.landscapes import landscape_file
-from tests.review_samples import change_landscape, make_review, review
+from tests.review_samples import answered, change_landscape, change_params, kept, make_review, review
 
 TALLIED = """
 from tests.planted import PlantedTask
@@ -45,21 +44,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(task: str = "Learner", **feedback: object) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params["repairs"]["x"]["feedback"] = {"policy": "wait", **feedback}
-    params["audits"]["x"]["task"] = f"review_task:{task}"
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def kept() -> list[RecordedDecision]:
-    return [k.decision for k in read_chain("x")]
-
-
 MODE = ("repair", "", "seen", "n")  # action, severity, why, rate its examples
 
 
-def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_where_the_decision_lies_and_what_goes_on(place, monkeypatch):
     told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
     assert f"Commit {read_chain('x')[0].path}: it belongs in git." in told and "`faded audit x` continues" in told
     monkeypatch.setattr(approval, "wake", lambda *_args: ["flow run 7 goes on"])
@@ -68,12 +56,14 @@ def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypat
     assert [(d.via, d.approve) for d in kept()] == [("terminal", True), ("terminal", False)]
 
 
-def test_a_second_reviewer_is_told_of_the_first_and_both_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(reviewers=2, timeout_hours=5)
+def test_a_second_reviewer_is_told_of_the_first_and_both_count(place, monkeypatch):
+    change_params(policy="wait", reviewers=2, timeout_hours=5)
     open_request(load_params(), "x")
     told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
     assert "2 reviewers are needed, 2 more to decide" in told and "x needs 1 more reviewer" in told
     assert "silence is recorded as a rejection" in told
+    with pytest.raises(AlreadyDecided, match="Ada approved"):  # one person counts once
+        review(monkeypatch, *MODE, " ada ", "", "y", "y")
     told = review(monkeypatch, *MODE, "Grace", "", "y", "y")
     assert "Ada approved it on" in told and "1 more to decide" in told
     assert [d.reviewer for d in kept()] == ["Ada", "Grace"]
@@ -81,77 +71,57 @@ def test_a_second_reviewer_is_told_of_the_first_and_both_count(place: Path, monk
         review(monkeypatch)
 
 
-def test_one_person_counts_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(reviewers=2)
-    review(monkeypatch, *MODE, "Ada", "", "y", "y")
-    with pytest.raises(AlreadyDecided, match="Ada approved"):
-        review(monkeypatch, *MODE, " ada ", "", "y", "y")
-    assert len(kept()) == 1
-
-
-def test_answers_outlive_somebody_who_was_quicker(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = terminal.record
+def first(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen between the answers and their record."""
+    real = terminal.decide
 
     def late(*args: object, **more: object) -> object:
-        monkeypatch.setattr(terminal, "record", real)
-        review(monkeypatch, *MODE, "Grace", "", "y", "y")
-        monkeypatch.setattr("builtins.input", lambda *_args: "")
+        monkeypatch.setattr(terminal, "decide", real)
+        happens()
         return real(*args, **more)
 
-    monkeypatch.setattr(terminal, "record", late)
-    out = io.StringIO()
-    answers = iter(("accept", "seen in the field", "n", "Ada", "mine", "y", "y"))
-    monkeypatch.setattr("builtins.input", lambda *_args: next(answers))
-    with pytest.raises(AlreadyDecided, match="Grace approved"):
-        review_landscape(load_params(), "x", Console(file=out, width=200))
-    assert "`faded review x --from .faded/draft-x.yaml --revise` records them all the same" in out.getvalue()
+    monkeypatch.setattr(terminal, "decide", late)
+
+
+ANSWERS = ("accept", "seen in the field", "n", "Ada", "mine", "y", "y")
+
+
+@pytest.mark.parametrize("revised", [True, False])
+def test_answers_outlive_somebody_who_was_quicker_or_changed_the_landscape(place, monkeypatch, capsys, revised):
+    def another() -> object:
+        return review(monkeypatch, *MODE, "Grace", "", "y", "y") if revised else change_landscape()
+
+    first(monkeypatch, another)
+    monkeypatch.setattr("builtins.input", answered(*ANSWERS))
+    with pytest.raises(UsageError, match="Grace approved" if revised else "the current landscape"):
+        review_landscape(load_params(), "x", Console(width=200))
+    again = "; `faded review x --from .faded/draft-x.yaml --revise` records them all the same" if revised else ""
+    assert f"your answers are kept in .faded/draft-x.yaml{again}\n" in capsys.readouterr().out
     draft = read_draft(Path(".faded/draft-x.yaml"))
     assert (draft.reviewer, draft.reason, draft.modes[0].action) == ("Ada", "mine", "accept")
-    terminal.record(load_params(), "x", draft, "file", revise=True)
-    assert [d.reviewer for d in kept()] == ["Grace", "Ada"]
+    if revised:
+        terminal.decide(load_params(), "x", draft, "file", revise=True)
+    assert [d.reviewer for d in kept()] == ["Grace", "Ada"] * revised
 
 
-def test_answers_outlive_a_landscape_that_changed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter(("accept", "seen in the field", "n", "Ada", "mine", "y", "y"))
-
-    def answer(*_args: str) -> str:
-        if (said := next(answers)) == "mine":
-            change_landscape()
-        return said
-
-    out = io.StringIO()
-    monkeypatch.setattr("builtins.input", answer)
-    with pytest.raises(UsageError, match="the current landscape"):
-        review_landscape(load_params(), "x", Console(file=out, width=200))
-    assert "your answers are kept in .faded/draft-x.yaml\n" in out.getvalue()
-    assert read_draft(Path(".faded/draft-x.yaml")).modes[0].reason == "seen in the field"
-    assert kept() == []
-
-
-def test_a_revision_takes_the_place_of_what_was_shown_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = terminal.record
-
-    def late(*args: object, **more: object) -> object:
-        monkeypatch.setattr(terminal, "record", real)
-        review(monkeypatch, *MODE, "Cy", "", "n", "y", revise=True)
-        return real(*args, **more)
-
+def test_a_revision_replaces_what_was_shown_alone(place, monkeypatch):
     review(monkeypatch, *MODE, "Ada", "", "y", "y")
-    monkeypatch.setattr(terminal, "record", late)
+    first(monkeypatch, lambda: review(monkeypatch, *MODE, "Cy", "", "n", "y", revise=True))
     with pytest.raises(AlreadyDecided, match="Cy rejected"):
         review(monkeypatch, *MODE, "Bob", "", "y", "y", revise=True)
     assert [d.reviewer for d in kept()] == ["Ada", "Cy"]
 
 
-def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bias_is_asked_for_where_a_model_draws(place, monkeypatch):
     (place / "review_task.py").write_text(TALLIED)
-    ask("Drawing")
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("review_task:Learner", "review_task:Drawing"))
     told = review(monkeypatch, "repair", "", "seen", "y", "3", "11", "9", "Ada", "", "y", "y")
     assert "its bias, 1 (none) to 10 (extremely biased)" in told
     assert [(e.rating, e.bias, e.corrected) for e in kept()[0].examples] == [(3, 9, None)]
 
 
-def test_a_review_that_is_broken_off_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_review_that_is_broken_off_writes_nothing(place, monkeypatch):
     with pytest.raises(UsageError, match="was cancelled; no decision was written"):
         review(monkeypatch, *MODE, "Ada")
     assert "nothing written" in review(monkeypatch, *MODE, "Ada", "", "y", "n")

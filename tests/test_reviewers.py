@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,16 +11,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.people.signing import key_name
+from flows.people.approval import key_name
 from flows.request import how_to_decide
 from flows.workspace.edit_params import with_keys
 from stages.core.errors import FadedError, UsageError
 from stages.core.files import read_json, stage_dir, write_json
 from stages.core.keys import key_path
-from stages.decisions import listed_keys, read_chain, standing
+from stages.decisions import listed_keys, standing
 from stages.decisions.identity import key_id_of, public_line
 from stages.params import load_params
-from tests.review_samples import form_of, make_review, review, reviewers, untouched
+from tests.review_samples import form_of, kept, make_review, review, reviewers, untouched
 
 ALL = ("--repair", "M1,M2,M3=seen")
 
@@ -56,18 +55,14 @@ def keys(audit: str = "x") -> dict[str, str]:
     return dict(listed_keys(load_params(), audit))
 
 
-def kept() -> list[Any]:
-    return [k.decision for k in read_chain("x")]
-
-
-def test_without_keys_names_are_typed_and_it_says_so() -> None:
+def test_without_keys_names_are_typed_and_it_says_so():
     assert faded("reviewers", "list") == (0, "no keys are listed: names of reviewers are not verified")
     code, told = faded("approve", "x", *ALL)
     assert code == 0 and "Ada Lovelace (name typed, not verified)." in told
     assert kept()[0].signature is None and not key_path(key_name("Ada Lovelace")).exists()
 
 
-def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
+def test_a_reviewer_is_added_listed_and_removed(tmp_path):
     before = Path("params.yaml").read_bytes()
     code, told = faded("reviewers", "add", " Ada  Lovelace")
     assert code == 0 and "Ada Lovelace decides on x, other with key" in told and "Commit params.yaml" in told
@@ -91,7 +86,7 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["add"], "needs the NAME of a reviewer"),
         (["add", "A\u200bda"], "cannot have U+200B ZERO WIDTH SPACE"),
@@ -99,6 +94,7 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
         (["add", "Bob", "--public-key", "ssh-rsa AAAA"], "is not a valid public key"),
         (["add", "ada lovelace"], "lists a key of 'Ada Lovelace' already"),
         (["add", "Ada L0velace"], "looks like 'Ada Lovelace', whose key is listed"),
+        (["add", "Bob", "--public-key", "her key"], "has the same key as another reviewer"),
         (["add", "nobody"], "cannot be told from 'nobody'"),
         (["add", "Bob", "--audit", "y"], "no audit 'y'"),
         (["remove", "Bob"], "no key of 'Bob' is listed for x, other, found: Ada Lovelace"),
@@ -106,20 +102,14 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
         (["forget", "Bob"], "forget"),
     ],
 )
-def test_what_cannot_be_listed_is_told_and_changes_nothing(given: list[str], told: str) -> None:
+def test_what_cannot_be_listed_is_refused_and_changes_nothing(given, message):
     faded("reviewers", "add", "Ada Lovelace")
     before = Path("params.yaml").read_bytes()
-    code, said = faded("reviewers", *given)
-    assert code == 2 and told in said and Path("params.yaml").read_bytes() == before
+    code, told = faded("reviewers", *(keys()["Ada Lovelace"] if word == "her key" else word for word in given))
+    assert code == 2 and message in told and Path("params.yaml").read_bytes() == before
 
 
-def test_the_same_key_for_two_is_refused() -> None:
-    faded("reviewers", "add", "Ada Lovelace")
-    code, told = faded("reviewers", "add", "Bob", "--public-key", keys()["Ada Lovelace"])
-    assert code == 2 and "has the same key as another reviewer" in told
-
-
-def test_who_has_the_key_signs_and_nobody_else_decides() -> None:
+def test_who_has_the_key_signs_and_nobody_else_decides():
     faded("reviewers", "add", "Ada Lovelace")
     bob = public_line(Ed25519PrivateKey.generate())
     faded("reviewers", "add", "Bob", "--public-key", bob)
@@ -139,7 +129,7 @@ def test_who_has_the_key_signs_and_nobody_else_decides() -> None:
     assert len(kept()) == 1
 
 
-def test_what_was_typed_before_there_were_keys_no_longer_counts() -> None:
+def test_what_was_typed_before_there_were_keys_no_longer_counts():
     faded("approve", "x", *ALL)
     faded("reviewers", "add", "Ada Lovelace")
     now = standing(load_params(), "x")
@@ -149,7 +139,7 @@ def test_what_was_typed_before_there_were_keys_no_longer_counts() -> None:
     assert [d.signature is not None for d in standing(load_params(), "x").decisions] == [True]
 
 
-def test_each_reviewer_has_a_link_of_their_own() -> None:
+def test_each_reviewer_has_a_link_of_their_own():
     for name in ("Ada Lovelace", "Bob"):
         faded("reviewers", "add", name)
     [someone] = reviewers()
@@ -170,7 +160,7 @@ def test_each_reviewer_has_a_link_of_their_own() -> None:
     assert f"signed (key <code>{key_id_of(keys()['Bob'])}</code>)" in page
 
 
-def test_a_link_of_ones_own_does_not_open_anothers_session() -> None:
+def test_a_link_of_ones_own_does_not_open_anothers_session():
     [browser] = reviewers()
     browser.client.get(browser.served.link("x", "Ada"), follow_redirects=True)
     hers = untouched(browser.client.get("/review/x").text)
@@ -182,26 +172,15 @@ def test_a_link_of_ones_own_does_not_open_anothers_session() -> None:
     assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
 
 
-def test_the_terminal_asks_for_no_name_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    from flows.people.review.terminal import review_landscape
-
+def test_the_terminal_asks_for_a_name_until_it_is_one_unless_it_is_known(monkeypatch):
+    told = review(monkeypatch, *("ignore", "", "n") * 3, "A\u200bda", "Ada", "", "y", "y")
+    assert "cannot have U+200B ZERO WIDTH SPACE" in told and kept()[0].reviewer == "Ada"
     faded("reviewers", "add", "Ada Lovelace")
-    answers = ["", "repair", "", "", "seen", "n", "accept", "rare", "n"]
-    answers += ["", "ignore", "", "n", "for now", "", "y", "y"]
-    monkeypatch.setattr("builtins.input", lambda *_args: answers.pop(0))
-    review_landscape(load_params(), "x", Console(width=200), reviewer="Ada Lovelace")
-    assert answers == []
-    [made] = kept()
+    answers = ["", "repair", "", "", "seen", "n", "accept", "rare", "n", "", "ignore", "", "n", "for now", "", "y", "y"]
+    review(monkeypatch, *answers, reviewer="Ada Lovelace")
+    made = kept()[-1]
     assert [(m.action, m.reason) for m in made.modes] == [("repair", "seen"), ("accept", "rare"), ("ignore", "")]
     assert made.approve and made.signature is not None and made.reason == "for now"
-
-
-def test_the_terminal_asks_again_for_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = ("ignore", "", "n") * 3
-    told = review(monkeypatch, *modes, "A\u200bda", "Ada", "", "y", "y")
-    assert "cannot have U+200B ZERO WIDTH SPACE" in told and kept()[0].reviewer == "Ada"
 
 
 BLOCK = """# who is asked
@@ -216,7 +195,7 @@ repairs:
 """
 
 
-def test_keys_are_edited_and_no_other_byte() -> None:
+def test_keys_are_edited_and_no_other_byte():
     one, two = (public_line(Ed25519PrivateKey.generate()) for _ in range(2))
     wanted = {"Ada: L., é": one, "yes": two}
     text = with_keys(BLOCK, {"x": wanted, "y": wanted, "z": wanted})

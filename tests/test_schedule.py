@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 import flows.recur.schedule
-from flows.recur.automations import ensure_automations
-from flows.recur.deploy import apply
+from flows.recur.deploy import apply, ensure_automations
 from flows.recur.overview import overview
 from flows.recur.schedule import add_missing, read_entries, set_schedule
 from stages.core.errors import UsageError
@@ -99,31 +98,17 @@ def test_bad_input_is_told_and_nothing_is_written(here, arguments, told):
     assert isinstance(result.exception, UsageError)
     assert told in str(result.exception)
     assert (here / "prefect.yaml").read_text() == before
-
-
-def test_nothing_to_turn_off_is_told(here):
     (here / "prefect.yaml").unlink()
     with pytest.raises(UsageError, match=r"has no schedule in prefect\.yaml"):
         set_schedule(load_params(), "tiny", None)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("deployments: [{name: a", "is not valid YAML"),
         ("name: x\n", "expected `deployments:`"),
         ("[]", "expected `deploy"),
-    ],
-)
-def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
-    (here / "prefect.yaml").write_text(text)
-    with pytest.raises(UsageError, match=told):
-        read_entries()
-
-
-@pytest.mark.parametrize(
-    ("deployment", "told"),
-    [
         ("work_pool: faded", "work_pool: expected a mapping like {name: faded}, found 'faded'"),
         ("parameters: [1]", r"parameters: expected a mapping like {audits: \[NAME\]}, found \[1\]"),
         ("schedules: {cron: x}", "schedules: expected a list, found {'cron': 'x'}"),
@@ -134,10 +119,12 @@ def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
         ('schedules: [{cron: "0 3 * * *", active: no}]', "active: expected true or false, found 'no'"),
     ],
 )
-def test_what_people_get_wrong_by_hand_is_told_with_the_deployment(here, deployment, told):
-    given = f"name: a, {deployment}" + ("" if "parameters" in deployment else ", parameters: {audits: [tiny]}")
-    (here / "prefect.yaml").write_text(f"deployments: [{{{given}}}]")
-    with pytest.raises(UsageError, match=rf"prefect\.yaml, deployment 'a', {told}"):
+def test_what_people_get_wrong_by_hand_is_told(here, text, message):
+    if text.startswith(("work_pool", "parameters", "schedules")):
+        given = f"name: a, {text}" + ("" if "parameters" in text else ", parameters: {audits: [tiny]}")
+        text, message = f"deployments: [{{{given}}}]", rf"prefect\.yaml, deployment 'a', {message}"
+    (here / "prefect.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
         read_entries()
 
 
@@ -157,19 +144,13 @@ def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeyp
     assert Path("prefect.yaml").read_text().count("flows.audit.audit") == 1
 
 
-def test_the_next_start_is_reckoned_in_the_schedules_zone(here):
+def test_the_next_start_is_in_the_schedules_zone_and_listed_without_a_server(here):
     entry = set_schedule(load_params(), "tiny", "0 3 * * 1", "Asia/Kolkata")
     start = entry.next_start()
     assert start is not None and start > datetime.now(UTC)
-    in_utc = start.astimezone(UTC)
-    assert (in_utc.strftime("%a"), in_utc.hour, in_utc.minute) == ("Sun", 21, 30)
-
-
-def test_without_a_server_schedules_are_listed(here):
-    set_schedule(load_params(), "tiny", "0 3 * * 1")
+    assert start.astimezone(UTC).strftime("%a %H:%M") == "Sun 21:30"
     [row] = overview(load_params(), read_entries(), None)
-    assert (row.last, row.verdict, row.waits) == ("never", "no verdict yet", "")
-    assert row.next_start is not None
+    assert (row.last, row.verdict, row.waits, row.next_start) == ("never", "no verdict yet", "", start)
 
 
 def test_a_broken_decision_file_costs_the_others_nothing(tmp_path, monkeypatch):

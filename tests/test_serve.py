@@ -11,8 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,14 @@ from rich.console import Console
 import flows.people.suspend
 import flows.serve
 from flows.processes import end_leftovers
-from flows.recur.automations import ensure_automations
-from flows.recur.deploy import apply
+from flows.recur.deploy import apply, ensure_automations
 from flows.recur.schedule import add_missing, read_entries
-from flows.serve import RECORDS, DecisionFile, serve
-from flows.server import RECORD, Record, served_api, talking_to
+from flows.serve import RECORDS, Child, serve
+from flows.server import RECORD, served_api, talking_to
+from flows.server.security import ServerRecord
 from stages.core.errors import InfrastructureError, UsageError
-from stages.core.files import replace_file
 from stages.params import load_params
-from tests.servers import free_port, long_lived_server
+from tests.servers import client_of, free_port, long_lived_server, until
 from tests.test_kill import all_gone, family, running
 from tests.workspace import STAGES, Workspace
 
@@ -64,7 +62,7 @@ def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monke
         yield Dead()
         ended.append("ended")
 
-    kept = DecisionFile("worker", start)
+    kept = Child("worker", start)
     waits = []
     for _ in range(9):
         kept.start()
@@ -95,42 +93,36 @@ def test_a_second_one_in_the_same_workspace_is_refused(here):
 
 def test_what_reads_results_and_builds_pages_is_not_imported_until_it_is_needed(here):
     imports = "import sys, flows.cli, flows.serve, flows.people.review.server"
-    wanted = f"{imports}; print({{'pandas', 'fastapi'}} & set(sys.modules))"
-    assert here.run([sys.executable, "-c", wanted]).stdout.strip() == "set()"
+    shown = f"{imports}; print({{'pandas', 'fastapi'}} & set(sys.modules))"
+    assert here.run([sys.executable, "-c", shown]).stdout.strip() == "set()"
+    done = here.run([sys.executable, "-m", "flows.engine"], FADED_CHILD="of a worker that is not a parent of this")
+    assert (done.returncode, done.stdout.strip()) == (1, "the worker is gone")
 
 
-def test_a_configured_server_that_is_not_there_is_told(here):
+def test_a_server_that_is_not_there_or_does_not_start_is_told(here, monkeypatch):
     done = here.faded("serve", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 3
     assert "http://127.0.0.1:9/api (PREFECT_API_URL) does not answer" in done.stdout
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense")
+    log = r"did not start, see \.faded/logs/prefect-server\.log"
+    with pytest.raises(InfrastructureError, match=log), long_lived_server(free_port(), RECORDS):
+        pass
+    assert Path(".faded/logs/prefect-server.log").read_text()
 
 
 def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
     RECORD.parent.mkdir(exist_ok=True)
     assert served_api() is None
-    me = psutil.Process()
-    good = {
-        "url": prefect_server,
-        "pid": me.pid,
-        "started": me.create_time(),
-        "credential": "faded:x",
-        "host": "x.localhost",
-    }
-    replace_file(RECORD, Record(**good).model_dump_json(), mode=0o600)
+    good = ServerRecord.of(os.getpid(), prefect_server, "faded:x", "x.localhost")
+    good.write(RECORD)
     assert RECORD.stat().st_mode & 0o077 == 0
     assert served_api() == prefect_server
-    for bad in (
-        good | {"started": me.create_time() - 1},  # the id belongs to another process now
-        good | {"pid": 2**22 - 1},
-        good | {"url": "http://127.0.0.1:9/api"},
-        {"url": prefect_server},
-        good | {"pid": True},
-        [],
-    ):
-        RECORD.write_text(json.dumps(bad))
+    for change in ({"started": good.started - 1}, {"pid": 2**22 - 1}, {"url": "http://127.0.0.1:9/api"}, {"pid": True}):
+        RECORD.write_text(json.dumps(good.model_dump() | change))
         assert served_api() is None
-    RECORD.write_text('{"url": "ht')
-    assert served_api() is None
+    for broken in ("[]", json.dumps({"url": prefect_server}), '{"url": "ht'):
+        RECORD.write_text(broken)
+        assert served_api() is None
 
 
 def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
@@ -144,24 +136,6 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
     assert end_leftovers(RECORDS) == []
 
 
-def wait(what: Callable[[], Any], limit: float, log: Path) -> Any:
-    """Wait until something is true, for at most `limit` seconds; then fail with the log."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-@contextlib.contextmanager
-def client_of(api: str) -> Iterator[Any]:
-    from prefect.client.orchestration import get_client
-
-    with talking_to(api), get_client(sync_client=True) as client:
-        yield client
-
-
 class Served:
     """`faded serve` in a workspace, and a client of its server."""
 
@@ -169,7 +143,7 @@ class Served:
         self.workspace, self.log = workspace, workspace.path / ".faded-test.log"
         self.log.write_text("")
         self.process = workspace.start("serve", "--port", str(free_port()), PREFECT_WORKER_QUERY_SECONDS="1", **env)
-        wait(lambda: "Ctrl-C" in self.log.read_text() or self.process.poll() is not None, 300, self.log)
+        until(lambda: "Ctrl-C" in self.log.read_text() or self.process.poll() is not None, 300, self.log)
         assert self.process.poll() is None, self.log.read_text()
         record = workspace.path / RECORD
         self.api = env.get("PREFECT_API_URL") or json.loads(record.read_text())["url"]
@@ -194,7 +168,7 @@ class Served:
                 state = client.read_flow_run(run).state
                 return state if state.is_final() else None
 
-            return wait(last, 200, self.workspace.path / ".faded/logs/worker.log")
+            return until(last, 200, self.workspace.path / ".faded/logs/worker.log")
 
     def everyone(self) -> list[psutil.Process]:
         return [psutil.Process(self.process.pid), *family(self.process)]
@@ -237,7 +211,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert "completed" in here.faded("schedules").stdout
 
     # A worker lives only for one run; what it has to report to the server still arrives.
-    wait(lambda: served.workers() == [], 60, served.log)
+    until(lambda: served.workers() == [], 60, served.log)
     with client_of(served.api) as client:
         assert client.read_work_pool("faded").status.value == "READY"
 
@@ -319,12 +293,9 @@ def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_goes_on(here):
-    log = here.path / ".faded/logs/worker.log"
-    with contextlib.ExitStack() as life:
-        port = free_port()
-        api = f"http://127.0.0.1:{port}/api"
-        life.enter_context(long_lived_server(port, RECORDS))
-        client = life.enter_context(client_of(api))
+    log, port = here.path / ".faded/logs/worker.log", free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    with long_lived_server(port, RECORDS), client_of(api) as client:
         apply(read_entries())
         deployment = client.read_deployment_by_name("audit/tiny").id
         ensure_automations(client, "faded", [deployment], None, timedelta(seconds=45))  # heartbeats come every 30
@@ -338,27 +309,19 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
             running("-m stages.discover", here)
             below = psutil.Process(worker.pid).children(recursive=True)
             # Heartbeats keep it alive for longer than the silence that would count as death.
-            wait(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
+            until(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
             assert state(cut_off).is_running()
             worker.kill()
             assert all_gone(below)
-        wait(lambda: state(cut_off).is_crashed(), 150, log)
+        until(lambda: state(cut_off).is_crashed(), 150, log)
         assert "no heartbeat for 45 s" in state(cut_off).message
 
         here.toy()
         following = client.create_flow_run_from_deployment(deployment).id
         with talking_to(api), flows.serve._worker("faded", api):
-            wait(lambda: state(following).is_final(), 200, log)
+            until(lambda: state(following).is_final(), 200, log)
         assert state(following).is_completed()
         assert here.executed().count("prepare@tiny") == 1
-
-
-def test_a_server_that_does_not_start_is_told_with_its_log(here, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense")
-    told = r"did not start, see \.faded/logs/prefect-server\.log"
-    with pytest.raises(InfrastructureError, match=told), long_lived_server(free_port(), RECORDS):
-        pass
-    assert Path(".faded/logs/prefect-server.log").read_text()
 
 
 def test_the_port_of_the_last_time_is_kept_if_it_can_be_read(here):
@@ -406,13 +369,8 @@ def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
     for port in ("0", "-1", "70000"):
         result = CliRunner().invoke(app, ["serve", "--port", port])
         assert result.exit_code == 2 and "Invalid value for '--port'" in result.output
-    monkeypatch.setattr(flows.serve, "DecisionFile", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(flows.serve, "Child", lambda *_: pytest.fail("started"))
     with temporary_settings(restore_defaults={PREFECT_API_URL}), socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port} cannot be used: Address already in use"):
             flows.serve._api(contextlib.ExitStack(), port)
-
-
-def test_a_flow_run_whose_worker_is_gone_when_it_starts_does_not_start(here):
-    done = here.run([sys.executable, "-m", "flows.engine"], FADED_CHILD="of a worker that is not a parent of this")
-    assert (done.returncode, done.stdout.strip()) == (1, "the worker is gone")

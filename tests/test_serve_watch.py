@@ -20,12 +20,12 @@ import flows.serve
 from flows.recur.overview import overview, troubles
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
-from flows.serve import go_on_with_interrupted
+from flows.serve import resume_interrupted
 from stages.core.errors import UsageError
 from stages.decisions import landscape_hash, read_chain, record_decision
 from stages.params import load_params
+from tests.servers import client_of
 from tests.test_approval import let_time_pass, made, show, with_feedback
-from tests.test_serve import client_of
 
 
 class Pool:
@@ -67,11 +67,11 @@ def test_runs_whose_worker_is_gone_go_on(pool):
     cut_off, cancelled = pool.run(Running()), pool.run(Running(), Cancelling())
     others = {pool.run(Running(), Suspended()): "Suspended", pool.run(Running(), Completed()): "Completed"}
     others[pool.run()] = "Scheduled"
-    [told] = go_on_with_interrupted(pool.name)
+    [told] = resume_interrupted(pool.name)
     names = {run: pool.state(run) for run in [cut_off, cancelled, *others]}
     assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled"} | others
     assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and resumes")
-    assert go_on_with_interrupted(pool.name) == []
+    assert resume_interrupted(pool.name) == []
 
 
 def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
@@ -81,22 +81,22 @@ def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
     patient = pool.run(*[Running(), Suspended()] * 6)
     for _ in range(6):
         pool.put(patient, Running())
-        go_on_with_interrupted(pool.name, flows.serve._STOPPED)
+        resume_interrupted(pool.name, flows.serve._STOPPED)
     hopeless = pool.run()
     for death in range(1, 6):
         assert pool.state(hopeless) == ("Scheduled" if death == 1 else "AwaitingRetry")
         pool.put(hopeless, Running())
-        told = go_on_with_interrupted(pool.name)
+        told = resume_interrupted(pool.name)
     assert pool.state(hopeless) == "Crashed"
     assert told == [line for line in told if line.endswith("died 5 times: given up")] != []
     pool.put(patient, Running())
-    go_on_with_interrupted(pool.name)
+    resume_interrupted(pool.name)
     assert pool.state(patient) == "AwaitingRetry"
 
 
 def test_what_does_not_change_is_told_once_and_nothing_ends_it():
     said = io.StringIO()
-    told = flows.serve._Told(Console(file=said, width=200))
+    told = flows.serve._News(Console(file=said, width=200))
 
     def look(*errors: Exception) -> list[str]:
         for error in errors:
@@ -131,7 +131,7 @@ def one_look(monkeypatch, pool: str) -> str:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # Only its own sleep between two rounds: a client that retries a busy server also sleeps within a round.
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=time.monotonic, sleep=stop))
-        flows.serve._watch(console, flows.serve._Told(console), None, None, pool)
+        flows.serve._watch(console, flows.serve._News(console), None, None, pool)
     return said.getvalue()
 
 
@@ -165,8 +165,8 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
     console = Console(file=said, width=200)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-        worker = flows.serve.DecisionFile("worker", start)
-        flows.serve._watch(console, flows.serve._Told(console), None, worker, pool.name)
+        worker = flows.serve.Child("worker", start)
+        flows.serve._watch(console, flows.serve._News(console), None, worker, pool.name)
     assert started == [run, run]
     assert pool.state(run) == "Completed"
     first, second = said.getvalue().splitlines()

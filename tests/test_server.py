@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
-from flows.server.credential import authorization, client_settings, new_credential
+from flows.server.security import authorization, client_settings, new_credential
 from stages.params import load_params
 from tests.servers import long_lived_server
 from tests.shared import spare_migrations
@@ -110,22 +109,13 @@ def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_rea
     assert holding == [RECORD]
 
 
-def test_a_credential_of_ours_is_shown_to_its_server_alone(server):
-    from prefect.settings import get_current_settings
-
-    def shown() -> str:
-        return str(get_current_settings().client.custom_headers["Authorization"])
+def test_a_credential_is_the_users_own_or_new_and_is_shown_to_its_server_alone(server):
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, get_current_settings, temporary_settings
 
     assert served_api() == server.api and answers(server.api)
-    with talking_to(server.api):
-        assert shown() == authorization(server.credential)
-    with talking_to("http://127.0.0.1:9/api"):  # where a server of this workspace may have been once
-        assert shown() == ""
-
-
-def test_a_credential_of_the_users_own_is_honoured():
-    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
-
+    for api, credential in ((server.api, authorization(server.credential)), ("http://127.0.0.1:9/api", "")):
+        with talking_to(api):  # the second is where a server of this workspace may have been once
+            assert str(get_current_settings().client.custom_headers["Authorization"]) == credential
     with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "ada:secret"}):
         assert new_credential() == "ada:secret"
     assert new_credential() != new_credential()
@@ -146,32 +136,32 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
     from flows.worker import AuditWorker
 
     marker = place.path / "marker"
+    touch = {"command": f"touch {marker}"}
+    step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {marker}"}}
     with get_client(sync_client=True) as client:
         for old in client.read_flow_runs():
             client.delete_flow_run(old.id)
         deployment = client.read_deployment_by_name("audit/tiny")
-        touch = {"command": f"touch {marker}"}
+
+        def refusal(**run: Any) -> str:
+            created = client.create_flow_run_from_deployment(deployment.id, **run)
+            work_once(AuditWorker)
+            state = client.read_flow_run(created.id).state
+            assert state.is_failed() and not marker.exists(), run
+            return state.message
+
         for change in (
             {"job_variables": touch},
             {"job_variables": {"env": {"PYTHONSTARTUP": "x.py"}}},
             {"parameters": {"runner": "dask=tcp://127.0.0.1:9"}},
         ):
-            run = client.create_flow_run_from_deployment(deployment.id, **change)
-            work_once(AuditWorker)
-            state = client.read_flow_run(run.id).state
-            assert state.is_failed() and "refused: " in state.message and "prefect.yaml says" in state.message
-        assert not marker.exists()
-
+            told = refusal(**change)
+            assert "refused: " in told and "prefect.yaml says" in told
         # The deployment itself is changed on the server.
-        step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {marker}"}}
         for change in ({"job_variables": touch}, {"pull_steps": [step]}, {"entrypoint": "evil.py:flow"}):
             before = {name: getattr(deployment, name) for name in change}
             client.update_deployment(deployment.id, DeploymentUpdate(**change))
-            run = client.create_flow_run_from_deployment(deployment.id)
-            work_once(AuditWorker)
-            state = client.read_flow_run(run.id).state
-            assert state.is_failed() and "refused: " in state.message, change
-            assert not marker.exists()
+            assert "refused: " in refusal(), change
             client.update_deployment(deployment.id, DeploymentUpdate(**before))
 
         # Prefect's own worker would have executed this.
@@ -207,31 +197,6 @@ def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkey
     monkeypatch.setenv(ALLOWED, json.dumps([{"audits": ["tiny"]}]))
     assert foreign_parameters(audits=["tiny"], runner=None) is None
     assert "refused" in str(foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9"))
-
-
-@pytest.mark.slow
-def test_a_server_that_dies_is_started_again_under_the_same_address_and_credential(toys, monkeypatch):
-    monkeypatch.chdir(toys.path)
-    spare_migrations(toys.path)
-    server = OwnServer("app", 0, RECORDS)
-    first = server.start()
-    try:
-        server.wait()
-        server.keep()
-        first.kill()
-        shown = {"Authorization": authorization(server.credential)}
-        for _ in range(10):  # a request at the moment of its death is lost; later ones wait
-            try:
-                answer = httpx.get(f"{server.api}/health", headers=shown, timeout=60)
-                break
-            except httpx.TransportError:
-                continue
-        assert answer.status_code == 200
-        assert first.poll() == -signal.SIGKILL
-    finally:
-        server.close()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{server.api}/health")
 
 
 def kill_server(toys: Workspace, process: subprocess.Popen[bytes]) -> None:

@@ -9,9 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partialmethod
@@ -33,12 +32,14 @@ from rich.console import Console
 
 import flows.audit
 from flows.people.approval import decide, settle, wake
-from flows.request import REQUESTS, Request, choose, read_modes, read_request
+from flows.people.draft import Draft, ModeDraft
+from flows.request import REQUESTS, Request, read_modes, read_request
 from flows.run import run_audits
 from flows.views.labels import shown_before
 from stages.core.files import stage_dir, write_state
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.params import load_params
+from tests.servers import until
 from tests.workspace import ROOT, STAGES, Workspace, audit_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -130,7 +131,7 @@ def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Deployment:
     monkeypatch.delitem(sys.modules, "planted", raising=False)  # another workspace's
     monkeypatch.setattr(flows.audit.reproduce, "retry_delay_seconds", 0)
     told: list[tuple[str, ...]] = []
-    on_notification(monkeypatch, lambda *event: told.append(event))
+    monkeypatch.setattr("flows.recur.notify.notify", lambda *event: told.append(event[:3]))
     return Deployment(client, toys, create(client, tmp_path.name), told)
 
 
@@ -152,10 +153,6 @@ def test_a_run_knows_all_stages_that_it_showed_though_the_server_gives_them_page
     assert shown_before(run) == {"stage1", "stage2", "stage3", "stage4"}
 
 
-def on_notification(monkeypatch: pytest.MonkeyPatch, do: Callable[..., object]) -> None:
-    monkeypatch.setattr("flows.recur.notify.notify", lambda *told: do(*told[:3]))
-
-
 def ask_a_person(toys: Workspace, **feedback: object) -> None:
     params = toys.params()
     params["repairs"]["tiny"]["feedback"] = {"policy": "wait", **feedback}
@@ -172,14 +169,10 @@ def let_the_time_pass() -> None:
     write_state(REQUESTS / "tiny.json", late)
 
 
-def made(**changes: object) -> Decision:
-    said = {
-        "landscape": landscape_hash("tiny"),
-        "reviewer": "Ada",
-        "approve": True,
-        "modes": choose(read_modes("tiny"), {"M1": "seen"}, ignore=["M2"]),
-    }
-    return Decision(**{**said, **changes})
+def made(reviewer: str = "Ada") -> Decision:
+    modes = {"M1": ModeDraft(action="repair", reason="seen"), "M2": ModeDraft(action="ignore")}
+    draft = Draft(reviewer=reviewer, approve=True, modes=modes)
+    return draft.decision(landscape_hash("tiny"), read_modes("tiny"))
 
 
 def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
@@ -214,10 +207,8 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     shown = deployment.artifacts(run)
     assert shown["tiny-verdict"].startswith("# tiny: pass")
     assert "`Ada` approved it (prefect): `for {{ the }} release`" in shown["tiny-decision"]
-    cached, ran = (
-        [f"{stage} {state}" for stage in stages] for stages, state in ((BEFORE, "Cached"), (AFTER, "Completed"))
-    )
-    assert deployment.tasks(run) == sorted([*cached, *ran])  # each once, though the run started twice
+    states = [f"{stage} {'Cached' if stage in BEFORE else 'Completed'}" for stage in ALL]
+    assert deployment.tasks(run) == sorted(states)  # each once, though the run started twice
     assert deployment.toys.executed() == AFTER
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.via, kept.decision.approve) == ("Ada", "prefect", True)
@@ -233,40 +224,18 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
 
 
 @pytest.mark.slow
-def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
-    toys, run = deployment.toys, deployment.run()
-    done = toys.faded("approve", "tiny", "--repair", "M2=seen", "--accept", "M1=rare")  # with no API configured
-    assert done.returncode == 0, done.stdout
-    assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
-    assert f"flow run {run.name} resumes" in done.stdout and "Commit data/tiny" in done.stdout
-    with pytest.raises(AlreadyDecided, match="Ada Tester approved"):
-        decide(load_params(), "tiny", made(reviewer="Bob"), "page")
-
-    run = deployment.execute(run.id)
-    assert run.state.is_completed(), run.state
-    assert toys.executed() == AFTER
-    [kept] = read_chain("tiny")
-    assert kept.decision.via == "command"
-
-
-@pytest.mark.slow
 def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deployment):
     run = deployment.run()
-    told = {}
     for problem, form in (
         ("M1: nothing was chosen", {"M1": "undecided"}),
         ("M2: nothing was chosen", {"M2": "undecided"}),
-        ("M1: a reason is required to repair or accept it", {"M1_reason": " "}),
+        ("M1: a reason is required to repair or accept a mode", {"M1_reason": " "}),
         ("cannot have U+202E RIGHT-TO-LEFT OVERRIDE", {"reviewer": "\u202eAda"}),
     ):
         assert deployment.answer(run, **form) is None
         run = deployment.execute(run.id)
-        told[problem] = suspended(run) and deployment.form(run)[1]
-    assert [
-        problem
-        for problem, text in told.items()
-        if not text or f"not accepted:** {problem}" not in text.replace("a reviewer's name ", "")
-    ] == []
+        text = deployment.form(run)[1].replace("a reviewer's name ", "")
+        assert suspended(run) and f"not accepted:** {problem}" in text
     assert read_chain("tiny") == []
 
 
@@ -279,16 +248,16 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     assert suspended(run)
     assert "approved so far: `Ada`" in deployment.form(run)[1]
     # Changing a decision needs --revise: the person is told so, and asked again.
-    assert deployment.answer(run, reviewer="ada", decision="reject") is None
-    run = deployment.execute(run.id)
-    assert suspended(run)
-    assert "not accepted:** Ada approved" in deployment.form(run)[1]
-    assert len(read_chain("tiny")) == 1
+    for changed in ({"decision": "reject"}, {"M2": "repair", "M2_reason": "seen"}):
+        assert deployment.answer(run, reviewer="ada", **changed) is None
+        run = deployment.execute(run.id)
+        assert suspended(run) and "not accepted:** Ada approved" in deployment.form(run)[1]
+        assert len(read_chain("tiny")) == 1
 
-    _kept, said = decide(load_params(), "tiny", made(reviewer="Bob"), "page")
+    said = decide(load_params(), "tiny", made(reviewer="Bob"), "page").resumed
     assert said == [f"the suspended flow run {run.name} resumes"]
     assert deployment.read(run.id).state.is_scheduled()
-    assert len(deployment.told) == 3
+    assert len(deployment.told) == 4
 
 
 @pytest.mark.slow
@@ -318,19 +287,17 @@ def another_landscape() -> None:
     path.write_text(text + " ")
 
 
-def test_a_run_on_an_earlier_landscape_is_cancelled_by_the_decision_on_a_later_one(deployment):
+@pytest.mark.parametrize("ruled", [False, True])
+def test_a_run_that_nobody_can_decide_for_any_more_is_cancelled(deployment, ruled):
     run, gone = deployment.run(), landscape_hash("tiny")
-    another_landscape()
-    _kept, [said] = decide(load_params(), "tiny", made(), "page")
-    assert f"flow run {run.name} was cancelled: landscape {gone} of tiny is no longer current" in said
-    assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
-
-
-def test_a_run_whose_audit_asks_nobody_any_more_is_cancelled(deployment):
-    run = deployment.run()
-    ask_a_person(deployment.toys, policy="top-k")
-    [said] = settle(load_params(), "tiny")
-    assert f"{run.name} was cancelled" in said and "a rule now decides on tiny" in said
+    if ruled:
+        ask_a_person(deployment.toys, policy="top-k")
+        [told] = settle(load_params(), "tiny")
+        assert f"{run.name} was cancelled" in told and "a rule now decides on tiny" in told
+    else:
+        another_landscape()
+        [told] = decide(load_params(), "tiny", made(), "page").resumed
+        assert f"flow run {run.name} was cancelled: landscape {gone} of tiny is no longer current" in told
     assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
 
 
@@ -340,7 +307,7 @@ def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monk
     for what in ("schema", "description"):  # as if its process was killed before it stored them
         deployment.client.delete_flow_run_input(run.id, keys[what])
     monkeypatch.setattr("flows.people.waiting._SCHEMA_LIMIT", 0.0)
-    assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} resumes"]
+    assert decide(load_params(), "tiny", made(), "page").resumed == [f"the suspended flow run {run.name} resumes"]
     assert deployment.read(run.id).state.is_scheduled()
 
 
@@ -353,16 +320,6 @@ def test_who_is_to_be_told_is_told_though_the_process_dies_while_it_suspends(dep
     assert [event[:2] for event in deployment.told] == [("needs decision", "tiny"), ("broken", "tiny")]
 
 
-def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_dropped(deployment):
-    ask_a_person(deployment.toys, reviewers=2)
-    run = deployment.run()
-    decide(load_params(), "tiny", made(), "page")
-    assert deployment.answer(run, M2="repair", M2_reason="seen") is None
-    run = deployment.execute(run.id)
-    assert suspended(run) and "not accepted:** Ada approved" in deployment.form(run)[1]
-    assert len(read_chain("tiny")) == 1
-
-
 def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, prefect_server, monkeypatch):
     gone = "http://127.0.0.1:9/api"  # nobody there
     monkeypatch.setattr("flows.people.waiting._present_api", lambda: prefect_server)
@@ -370,31 +327,9 @@ def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, pr
     moved = {str(run.id): gone}  # the workspace's own server has another port than before
     elsewhere = {str(uuid4()): gone}
     write_state(REQUESTS / "tiny.json", read_request("tiny").model_copy(update={"runs": moved | elsewhere}))
-    _kept, said = decide(load_params(), "tiny", made(), "page")
+    said = decide(load_params(), "tiny", made(), "page").resumed
     assert said[0] == f"the suspended flow run {run.name} resumes" and f"{gone} could not be notified" in said[1]
     assert read_request("tiny").runs == elsewhere
-
-
-@pytest.mark.slow
-def test_a_decision_revised_while_the_plan_is_made_counts_for_the_next_run(deployment):
-    toys = deployment.toys
-    decide(load_params(), "tiny", made(), "page")
-    toys.toy(collect_feedback__tiny={"sleep": 2})
-    revised = threading.Thread(target=lambda: (until(plan_is_made), revise()))
-
-    def plan_is_made() -> bool:
-        return "collect_feedback@tiny" in (toys.path / "executed.txt").read_text().split()
-
-    def revise() -> None:
-        decide(load_params(), "tiny", made(reviewer="Bob"), "page", revise=True)
-
-    (toys.path / "executed.txt").touch()
-    revised.start()
-    deployment.run()
-    revised.join()
-    toys.executed()
-    deployment.run()
-    assert toys.executed()[0] == "collect_feedback@tiny"
 
 
 @pytest.mark.slow
@@ -411,7 +346,8 @@ def test_a_run_that_waits_on_a_landscape_that_is_gone_is_cancelled(deployment):
 
 
 def test_a_decision_made_while_the_run_is_being_suspended_is_not_missed(deployment, monkeypatch):
-    on_notification(monkeypatch, lambda *_event: record_decision(load_params(), "tiny", made(), "page"))
+    notify = "flows.recur.notify.notify"
+    monkeypatch.setattr(notify, lambda *_: record_decision(load_params(), "tiny", made(), "page"))
     run = deployment.run()
     assert run.state.is_scheduled(), run.state
 
@@ -519,15 +455,6 @@ class Worker:
         self._log.close()
 
 
-def until(ready: Callable[[], Any], limit: float = 120.0) -> Any:
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"{ready} never came true")
-
-
 def at_work_in(toys: Workspace) -> list[str]:
     """Command lines of the other processes that run in the workspace."""
     found = []
@@ -544,7 +471,8 @@ def by_form(deployment: Deployment, run: FlowRun) -> None:
 
 def by_command(deployment: Deployment, run: FlowRun) -> None:
     done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1,M2=seen")
-    assert done.returncode == 0 and f"{run.name} resumes" in done.stdout, done.stdout
+    assert done.returncode == 0 and f"flow run {run.name} resumes" in done.stdout, done.stdout
+    assert "Commit data/tiny" in done.stdout
 
 
 def by_page(deployment: Deployment, run: FlowRun) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,17 +57,23 @@ class _Console(Console):
 console = _Console()
 errors = _Console(stderr=True)
 
+
+def say(*lines: str) -> None:
+    """Print lines as they are, without markup or line breaks."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 Audits = Annotated[
-    Optional[list[str]],  # noqa: UP045  # typer reads this at run time
+    list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
 ]
 All = Annotated[bool, typer.Option("--all", help="All audits in params.yaml.")]
 Audit = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; the first one by default."),
+    str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; the first one by default.")
 ]
 Preset = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(metavar="NAME", help="A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick."),
 ]
 

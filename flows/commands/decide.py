@@ -6,14 +6,14 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, errors, open_workspace
+from flows.commands import Audit, Preset, app, console, errors, open_workspace, say
 
 if TYPE_CHECKING:
-    from flows.people.review.recording import Outcome
+    from flows.people.approval import Outcome
     from stages.params import Params
 
 
@@ -27,15 +27,13 @@ def review(
     terminal: Annotated[bool, typer.Option("--terminal", help="Ask in the terminal instead of on a page.")] = False,
     revise: Annotated[bool, typer.Option("--revise", help="Decide again; the earlier decision is kept.")] = False,
     from_: Annotated[
-        Optional[Path],  # noqa: UP045  # typer reads this at run time
-        typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md)."),
+        Path | None, typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md).")
     ] = None,
     reviewer: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is for this reviewer only."),
+        str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is for this reviewer only.")
     ] = None,
     host: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--host",
             help="Address to listen on; anything but 127.0.0.1 is reachable from the network.",
@@ -43,11 +41,11 @@ def review(
         ),
     ] = None,
     port: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--port", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"),
     ] = None,
     open_: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--open/--no-open", help="Open the browser, or only print the link.", show_default=False),
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Print a new link to the page being served now.")] = False,
@@ -64,13 +62,15 @@ def review(
     params.repair(name)
     by = "" if from_ is not None else _who(params, name, reviewer)
     if link:
-        console.print(one_time_link(name, by), soft_wrap=True, highlight=False, markup=False)
+        say(one_time_link(name, by))
     elif from_ is not None:
-        _record_file(params, name, from_, revise)
+        from flows.people.approval import decide
+        from stages.decisions import read_draft
+
+        _show_outcome(decide(params, name, read_draft(from_), "file", revise=revise))
     elif terminal or (open_ is None and not _has_screen() and _interactive()):
         if not terminal:
-            told = "no browser can be opened here, so you are asked in the terminal; --no-open prints a link instead"
-            console.print(told, highlight=False, soft_wrap=True)
+            say("no browser can be opened here, so you are asked in the terminal; --no-open prints a link instead")
         _in_terminal(params, name, revise, by)
     else:
         _on_page(params, name, by, host, port, _has_screen() if open_ is None else open_, revise)
@@ -82,8 +82,7 @@ def _who(params: Params, name: str, reviewer: str | None) -> str:
     Raises:
         UsageError: if decisions must be signed, and this machine cannot sign for the reviewer.
     """
-    from flows.people.approval import git_user
-    from flows.people.signing import signer
+    from flows.people.approval import git_user, signer
     from stages.decisions import listed_keys
 
     if reviewer is None and not listed_keys(params, name):
@@ -107,17 +106,10 @@ def _in_terminal(params: Params, name: str, revise: bool, by: str) -> None:
     review_landscape(params, name, console, revise, by or None)
 
 
-def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
-    from flows.people.review.recording import record
-    from stages.decisions import read_draft
-
-    _say(record(params, name, read_draft(path), "file", revise=revise))
-
-
 def _on_page(params: Params, name: str, by: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
     """Serve the page until a decision is recorded, or use a server that is running here already."""
+    from flows.people.approval import open_standing
     from flows.people.review.links import one_time_link, running
-    from flows.people.review.recording import open_standing
     from flows.people.review.server import HOST, serve_review, warning
 
     open_standing(params, name, revise)
@@ -128,8 +120,8 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
         _show(name, one_time_link(name, by), open_, revise)
         return
     host = host or HOST
-    if (told := warning(host)) is not None:
-        _warn(told)
+    if (danger := warning(host)) is not None:
+        _warn(danger)
     decided = False
     try:
         with serve_review([name], host, port) as page:
@@ -141,7 +133,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
                     browsers = "browser has" if others == 1 else "browsers have"
                     console.print(f"{others} other {browsers} a page open; Ctrl-C ends it", highlight=False)
                 outcome = page.next_outcome()
-                _say(outcome)
+                _show_outcome(outcome)
                 decided = decided or outcome.audit == name
     except KeyboardInterrupt:
         if not decided:
@@ -157,12 +149,11 @@ def _show(name: str, link: str, open_: bool, revise: bool) -> None:
     from flows.people.review.links import write_way_in
 
     link += "&again=yes" if revise else ""
-    console.print(f"open this link, it works once: {link}", soft_wrap=True, highlight=False, markup=False)
+    say(f"open this link, it works once: {link}")
     if open_:
         webbrowser.open(write_way_in(name, link).as_uri())
 
 
-def _say(outcome: Outcome) -> None:
+def _show_outcome(outcome: Outcome) -> None:
     word = "approved" if outcome.approve else "rejected"
-    for line in (f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.said):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    say(f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.next_steps)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, errors, open_workspace, working
+from flows.commands import Audit, Preset, app, console, errors, open_workspace, say, working
 
 
 @app.command(
@@ -18,7 +18,7 @@ def evidence(
     audit: Audit = None,
     preset: Preset = None,
     sign: Annotated[
-        Optional[Path],  # noqa: UP045  # typer reads this at run time
+        Path | None,
         typer.Option("--sign", metavar="KEY.pem", help="Also sign it with this private key (Ed25519, ECDSA or RSA)."),
     ] = None,
     no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
@@ -57,11 +57,11 @@ def _passphrase() -> str:
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     key: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature by one of these public keys."),
     ] = None,
     model: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--model", metavar="FOLDER", help="Require that this folder contains the model the verdict is about."
         ),
@@ -76,8 +76,7 @@ def verify(
         bool, typer.Option("--require-passed", help="Require that the verdict is a pass.")
     ] = False,
     max_age: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this."),
+        float | None, typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this.")
     ] = None,
 ) -> None:
     """Check that an evidence bundle is consistent and complete, on any machine; no workspace is needed.
@@ -100,8 +99,7 @@ def verify(
 )
 def export(
     where: Annotated[
-        list[str],
-        typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default."),
+        list[str], typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default.")
     ],
     preset: Preset = None,
     force: Annotated[bool, typer.Option("--force", help="Export even if the audit did not pass.")] = False,
@@ -122,8 +120,7 @@ def export(
     params, [name] = open_workspace(audits, False, preset)
     with exclusive(), working("checking the state of the stages, and copying the model"):
         bundle = export_model(params, name, target, force=force)
-    console.print(f"{name}: the repaired model is in {target}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"evidence: {bundle}", markup=False, soft_wrap=True, highlight=False)
+    say(f"{name}: the repaired model is in {target}", f"evidence: {bundle}")
 
 
 @app.command(
@@ -133,7 +130,7 @@ def gate(
     audit: Audit = None,
     preset: Preset = None,
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--against", metavar="REV", help="A git revision; by default the newest one whose audit passed."),
     ] = None,
     tolerance: Annotated[

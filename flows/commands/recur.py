@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from flows.commands import app, console, open_workspace, working
+from flows.commands import app, console, open_workspace, say, working
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
 
@@ -19,11 +19,10 @@ _URL = "Use - to read the address from standard input and keep it out of the she
 def schedule(
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
     cron: Annotated[
-        Optional[str],  # noqa: UP045  # typer reads this at run time
-        typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week."),
+        str | None, typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week.")
     ] = None,
     timezone: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--timezone", metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC"),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
@@ -40,8 +39,8 @@ def schedule(
         raise UsageError(f"use either --cron or --off; for --cron, {EXAMPLE}")
     entry = set_schedule(params, name, cron, timezone)
     start = entry.next_start()
-    told = "its schedule is off" if start is None else f"it starts next on {start:%a %Y-%m-%d at %H:%M %Z}"
-    console.print(f"{name}: {told}, written to {FILE}", markup=False, highlight=False, soft_wrap=True)
+    when = "its schedule is off" if start is None else f"it starts next on {start:%a %Y-%m-%d at %H:%M %Z}"
+    say(f"{name}: {when}, written to {FILE}")
     _apply()
 
 
@@ -58,7 +57,7 @@ def schedules() -> None:
         api = configured_api()
         rows = overview(params, entries, api if api is not None and answers(api) else None)
     if not rows:
-        console.print(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`", markup=False, highlight=False)
+        say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
         return
     show_schedules(console, rows)
 
@@ -66,7 +65,7 @@ def schedules() -> None:
 @app.command(epilog="Example:  [cyan]faded serve[/]")
 def serve(
     port: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--port",
             min=1,
@@ -91,11 +90,11 @@ def serve(
 
     params, _ = open_workspace(None, True)
     if link:
-        console.print(one_time_link(), markup=False, highlight=False, soft_wrap=True)
+        say(one_time_link())
         return
     if not FILE.exists():
         added = ", ".join(add_missing(params))
-        console.print(f"{FILE} was written, schedules off: {added}", markup=False, highlight=False)
+        say(f"{FILE} was written, schedules off: {added}")
     run(params, console, port=port, review=review)
 
 
@@ -104,18 +103,17 @@ def serve(
     "   [cyan]faded notify --email - --test[/]",
 )
 def notify(
-    slack: Annotated[Optional[str], typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,  # noqa: UP045
+    slack: Annotated[str | None, typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,
     webhook: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--webhook", metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}"),
     ] = None,
     email: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--email", metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}"),
     ] = None,
     block: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect."),
+        str | None, typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect.")
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn notifications off.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Send a test message now, and show whether it arrived.")] = False,
@@ -161,9 +159,8 @@ def _apply() -> None:
     api = configured_api()
     if api is None or not answers(api):
         where = "no Prefect server is running for this workspace" if api is None else f"{api} does not answer"
-        console.print(f"{where}: `faded serve` applies it when it starts", markup=False, highlight=False)
+        say(f"{where}: `faded serve` applies it when it starts")
         return
     with working("applying it to the Prefect server"), talking_to(api):
-        told = apply(read_entries())
-    for line in [*told, f"applied to {api}"]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        lines = apply(read_entries())
+    say(*lines, f"applied to {api}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import app, console
+from flows.commands import app, open_workspace, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +30,9 @@ class What(StrEnum):
 )
 def reviewers(
     what: Annotated[What, typer.Argument(metavar="WHAT", help="list, add or remove.")],
-    name: Annotated[
-        Optional[str],  # noqa: UP045  # typer reads this at run time
-        typer.Argument(metavar="[NAME]", help="The reviewer to add or remove."),
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The reviewer to add or remove.")] = None,
     public_key: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--public-key",
             metavar="FILE|KEY",
@@ -44,7 +41,7 @@ def reviewers(
         ),
     ] = None,
     audit: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--audit", metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"
         ),
@@ -56,7 +53,6 @@ def reviewers(
     signs decisions in that name. The public key goes to repairs.AUDIT.feedback.keys in params.yaml, which belongs in
     git. A reviewer who decides on another machine adds their name there, and sends the line that `list` shows.
     """
-    from flows.commands import open_workspace
     from stages.core.errors import UsageError
 
     key = None if public_key is None else _text(public_key)  # before the folder changes
@@ -82,7 +78,7 @@ def reviewers(
 
 
 def _list(params: Params, audits: list[str] | None) -> None:
-    from flows.people.signing import key_name
+    from flows.people.approval import key_name
     from stages.core.keys import has_key
     from stages.decisions import listed_keys
     from stages.decisions.identity import key_id_of
@@ -93,14 +89,13 @@ def _list(params: Params, audits: list[str] | None) -> None:
             found.setdefault((name, line), []).append(audit)
     for (name, line), where in found.items():
         here = ", private key here" if has_key(key_name(name)) else ""
-        told = f"{name}: key {key_id_of(line)}{here}, {', '.join(where)}\n  {line}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(f"{name}: key {key_id_of(line)}{here}, {', '.join(where)}", f"  {line}")
     if not found:
-        console.print("no keys are listed: names of reviewers are not verified", highlight=False)
+        say("no keys are listed: names of reviewers are not verified")
 
 
 def _add(params: Params, audits: list[str], name: str, public_key: str | None) -> None:
-    from flows.people.signing import key_name
+    from flows.people.approval import key_name
     from stages.core.errors import UsageError
     from stages.core.keys import key_path, private_key
     from stages.decisions import read_chain
@@ -123,13 +118,11 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
         check_keys(keys)
     _write(after)
     where = f", its private half is {key_path(key_name(name))}" if public_key is None else ""
-    told = [f"{name} decides on {', '.join(audits)} with key {key_id_of(line)}{where}."]
-    told.append("From now on only decisions signed with a listed key are valid there. Commit params.yaml.")
+    say(f"{name} decides on {', '.join(audits)} with key {key_id_of(line)}{where}.")
+    say("From now on only decisions signed with a listed key are valid there. Commit params.yaml.")
     for audit, keys in after.items():
-        if (asked := params.repairs[audit].feedback.reviewers) > len(keys):
-            told.append(f"{audit} asks {asked} reviewers and lists {len(keys)} of them: add the others.")
-    for sentence in told:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        if (needed := params.repairs[audit].feedback.reviewers) > len(keys):
+            say(f"{audit} asks {needed} reviewers and lists {len(keys)} of them: add the others.")
 
 
 def _remove(params: Params, audits: list[str], name: str) -> None:
@@ -142,11 +135,9 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
         known = ", ".join(dict.fromkeys(n for keys in before.values() for n in keys)) or "none"
         raise UsageError(f"no key of {name!r} is listed for {', '.join(audits)}, found: {known}")
     _write(changed)
-    told = f"{name} no longer decides on {', '.join(changed)}: decisions signed with that key are no longer valid."
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say(f"{name} no longer decides on {', '.join(changed)}: decisions signed with that key are no longer valid.")
     for audit in (audit for audit, keys in changed.items() if not keys):
-        told = f"No key is listed for {audit} any more, so names of its reviewers are not verified."
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(f"No key is listed for {audit} any more, so names of its reviewers are not verified.")
 
 
 def _text(public_key: str) -> str:

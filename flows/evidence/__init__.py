@@ -5,8 +5,9 @@ model for years. `verify_bundle` needs only the bundle.
 """
 
 from flows.evidence.bundle import Bundle, read_bundle
+from flows.evidence.checks import Check
 from flows.evidence.signature import make_envelope, read_private_key
-from flows.evidence.verify import Check, Demands, verify_bundle
+from flows.evidence.verify import Demands, verify_bundle
 from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, sign_by_default, unfinished, write_bundle
 
 __all__ = [

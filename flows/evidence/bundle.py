@@ -18,6 +18,7 @@ from flows.graph.digests import sha256
 from stages.core.errors import UsageError
 from stages.decisions import files as decision_files
 from stages.decisions.model import RecordedDecision
+from stages.params.yaml_file import parse_yaml
 from stages.records import AuditFolder, audit_folder
 from stages.records.provenance import Manifest, ManifestFile
 
@@ -49,7 +50,6 @@ _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
     rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
 )
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if installed
 # The part of a file, by the beginning of its path below data/<audit>; the first match counts. All others are records.
 _PARTS = (
     ("prepare/model/", "model"),
@@ -74,15 +74,12 @@ class Bundle:
 
     @property
     def audit(self) -> str:
-        """The audit it is about."""
         return str(self.manifest["audit"])
 
     def name(self, stage: str, file: str) -> str:
-        """The name of the member for a file of a stage."""
         return f"data/{self.audit}/{stage}/{file}"
 
     def has(self, stage: str, file: str) -> bool:
-        """Whether the bundle has a file of a stage."""
         return self.name(stage, file) in self.members
 
     def member(self, name: str) -> bytes:
@@ -97,8 +94,6 @@ class Bundle:
 
     @cached_property
     def records(self) -> AuditFolder:
-        """The records that stages passed on."""
-
         def read(path: Path) -> bytes:
             data = self.member(path.as_posix())
             if path.suffix == ".json":
@@ -110,7 +105,10 @@ class Bundle:
     def yaml(self, name: str) -> dict[str, Any]:
         """The content of a YAML member; parsed once, as several checks need it."""
         if name not in self._parsed:
-            self._parsed[name] = parse_yaml(self.member(name), name)
+            value = parse_yaml(self.member(name), name)
+            if not isinstance(value, dict):
+                raise UsageError(f"{name}: expected a YAML mapping, found {type(value).__name__}")
+            self._parsed[name] = value
         return self._parsed[name]
 
     @cached_property
@@ -141,12 +139,10 @@ class Bundle:
 
     @property
     def ratings(self) -> str:
-        """The name of the member with the ratings in force."""
         return ratings_member(self.audit)
 
     @property
     def decisions(self) -> dict[str, bytes]:
-        """The decision files, by member name."""
         folder = f"data/{self.audit}/decisions/"
         return {name: data for name, data in self.members.items() if name.startswith(folder)}
 
@@ -159,13 +155,20 @@ class Bundle:
         """
         kept = []
         for name, data in self.decisions.items():
-            self.yaml(name)  # refuses aliases
+            if len(data) > _LARGEST_DECISION:
+                raise UsageError(f"{name} has {len(data):,} bytes, expected {_LARGEST_DECISION:,} at most")
             path = PurePosixPath(name)
             decision = decision_files.parse_decision(data, path, RecordedDecision)  # type: ignore[arg-type]  # for messages
             if path.name.partition(".")[0] != decision.landscape:
                 raise UsageError(f"{name} decides on landscape {decision.landscape}, not on the one in its name")
             kept.append(decision_files.DecisionFile(path, sha256(data), decision))  # type: ignore[arg-type]
         return decision_files.order_chain(kept)
+
+
+def stages_until(last: str) -> list[str]:
+    """The stages of an audit in their order, up to the one with its verdict."""
+    kinds = list(WHOLE)
+    return kinds[: kinds.index(last) + 1]
 
 
 def part_of(name: str, audit: str, last: str) -> str:
@@ -189,7 +192,7 @@ def ratings_member(audit: str) -> str:
     return f"data/{audit}/{RATINGS}"
 
 
-_LARGEST_YAML = 1_000_000  # bytes; parsing takes two hundred times as much memory
+_LARGEST_DECISION = 1_000_000  # bytes; parsing takes two hundred times as much memory
 _MOST_VALUES = 1_000_000  # in JSON; even an empty value takes a hundred bytes once parsed
 _MOST_OF_A_RECORD = 100_000  # all unknown keys are collected for the message: 99,000 take 250 MB
 
@@ -223,36 +226,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> Any:
     raise ValueError(f"it contains {word}, which is not a JSON number")
-
-
-class _Loader(_Base):  # type: ignore[misc]
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse a repeated key; YAML itself would take its last value."""
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(node.value):
-            raise yaml.YAMLError(f"it has a key twice, in line {node.start_mark.line + 1} or below")
-        return found
-
-
-def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UsageError: if it is not a valid one.
-    """
-    if len(data) > _LARGEST_YAML:
-        raise UsageError(f"{name} has {len(data):,} bytes, expected {_LARGEST_YAML:,} at most")
-    try:
-        text = data.decode("utf-8")
-        # A few lines of aliases can expand to gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise UsageError(f"{name} is not readable as YAML: it has an alias, which no file of a bundle has")
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{name} is not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{name}: expected a YAML mapping, found {type(value).__name__}")
-    return value
 
 
 def dump_json(data: Mapping[str, Any]) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from math import isclose
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from flows.evidence.bundle import (
     LOCK,
@@ -19,16 +22,16 @@ from flows.evidence.bundle import (
     md5,
     parse_json,
     part_of,
+    stages_until,
 )
 from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge
-from stages.decisions.model import RecordedDecision
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
-from stages.records import StageFolder
+from stages.records import Gate, Record, RepairVerdict, StageFolder
 from stages.records.provenance import ManifestFile
 
 # The audit's files that each stage must have read, so that stages are linked whatever graph the bundle's dvc.lock has.
@@ -47,24 +50,31 @@ _READS = {
         *("compare/comparison.json", "compare/landscapes.parquet"),
     ),
 }
-MOST_TOLD = 5  # differences between two documents
+MOST_SHOWN = 5  # differences between two documents
 
 
-class Found(NamedTuple):
-    """The result of a check.
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
 
     Args:
-        text: a short summary, shown if everything matches.
+        found: a short summary of what was found, shown if everything matches.
         problems: the mismatches, each with the expected and the found value.
         word: what the table shows if everything matches; other than "yes" if not everything could be checked.
+        name: what was checked.
     """
 
-    text: str
-    problems: list[str]
+    found: str
+    problems: Sequence[str] = ()
     word: str = "yes"
+    name: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.problems
 
 
-def check_files(bundle: Bundle) -> Found:
+def check_files(bundle: Bundle) -> Check:
     """Check that members match the manifest, none is missing or unknown, and each is in the part it belongs to."""
     named = bundle.files
     problems = []
@@ -73,18 +83,18 @@ def check_files(bundle: Bundle) -> Found:
             if name not in SEALS:
                 problems.append(f"{name} is in the bundle, but the manifest does not name it")
             continue
-        problems += told(f"{name}: SHA-256", named[name]["sha256"], sha256(data))
-        problems += told(f"{name}: MD5", named[name]["md5"], md5(data))
-        problems += told(f"{name}: bytes", named[name]["size"], len(data))
+        problems += unlike(f"{name}: SHA-256", named[name]["sha256"], sha256(data))
+        problems += unlike(f"{name}: MD5", named[name]["md5"], md5(data))
+        problems += unlike(f"{name}: bytes", named[name]["size"], len(data))
     problems += [f"{name} is missing" for name, e in named.items() if e["whole"] and name not in bundle.members]
     for part, entries in bundle.manifest["parts"].items():
         for name in entries:
-            problems += told(f"{MANIFEST}: the part of {name}", part_of(name, bundle.audit, bundle.last_stage), part)
+            problems += unlike(f"{MANIFEST}: the part of {name}", part_of(name, bundle.audit, bundle.last_stage), part)
     whole = sum(bool(entry["whole"]) for entry in named.values())
-    return Found(f"{whole} files as the manifest says; {len(named) - whole} more by their hash only", problems)
+    return Check(f"{whole} files as the manifest says; {len(named) - whole} more by their hash only", problems)
 
 
-def check_manifest(bundle: Bundle) -> Found:
+def check_manifest(bundle: Bundle) -> Check:
     """Check that the manifest is the one that the statement names."""
     statement = parse_json(bundle.member(STATEMENT), STATEMENT)
     named = [b for b in statement["predicate"]["runDetails"]["byproducts"] if b["name"] == MANIFEST]
@@ -92,16 +102,16 @@ def check_manifest(bundle: Bundle) -> Found:
     problems = [] if stated == found else [f"{MANIFEST}: the statement names SHA-256 {stated}, found {found}"]
     problems += _in_our_form(bundle, MANIFEST, bundle.manifest)
     # !a escapes letters that only look like others.
-    return Found(f"of audit {bundle.audit!a}, SHA-256 {found[:16]}..., as the statement says", problems)
+    return Check(f"of audit {bundle.audit!a}, SHA-256 {found[:16]}..., as the statement says", problems)
 
 
-def check_statement(bundle: Bundle) -> Found:
+def check_statement(bundle: Bundle) -> Check:
     """Check that the statement follows from the manifest and the parameters, with nothing added."""
     statement = parse_json(bundle.member(STATEMENT), STATEMENT)
     follows = make_statement(bundle.manifest, sha256(bundle.members[MANIFEST]), bundle.yaml(PARAMS))
     n = len(follows["subject"])
-    problems = told(STATEMENT, follows, statement) or _in_our_form(bundle, STATEMENT, follows)
-    return Found(f"in-toto statement on {n} file(s) of a model", problems)
+    problems = unlike(STATEMENT, follows, statement) or _in_our_form(bundle, STATEMENT, follows)
+    return Check(f"in-toto statement on {n} file(s) of a model", problems)
 
 
 def _in_our_form(bundle: Bundle, name: str, content: Mapping[str, Any]) -> list[str]:
@@ -110,7 +120,7 @@ def _in_our_form(bundle: Bundle, name: str, content: Mapping[str, Any]) -> list[
     return [] if same else [f"{name} is not in the layout that Faded writes, with every key once"]
 
 
-def check_parameters(bundle: Bundle) -> Found:
+def check_parameters(bundle: Bundle) -> Check:
     """Check that the parameters are those that DVC recorded for each stage."""
     params, n, problems = bundle.yaml(PARAMS), 0, []
     for stage, entry in bundle.yaml(LOCK)["stages"].items():
@@ -119,20 +129,20 @@ def check_parameters(bundle: Bundle) -> Found:
             found: Any = params
             for name in key.split("."):
                 found = found.get(name) if isinstance(found, dict) else None
-            problems += told(f"{PARAMS}: {key} ({stage} in {LOCK})", expected, found)
+            problems += unlike(f"{PARAMS}: {key} ({stage} in {LOCK})", expected, found)
     for name in (PARAMS, LOCK):
         problems += _in_our_form(bundle, name, bundle.yaml(name))
-    return Found(f"{n} groups of parameters as in {LOCK}", list(dict.fromkeys(problems)))
+    return Check(f"{n} groups of parameters as in {LOCK}", list(dict.fromkeys(problems)))
 
 
-def check_lock(bundle: Bundle) -> Found:
+def check_lock(bundle: Bundle) -> Check:
     """Check that every file is as DVC recorded it, and that each stage read what the one before it had written.
 
     DVC's hash of a folder is over the paths and MD5s of its files, which the manifest has.
     """
     stages, home = bundle.yaml(LOCK)["stages"], f"data/{bundle.audit}"
-    kinds = list(_READS)[: list(_READS).index(bundle.last_stage) + 1]
-    problems = told(f"{LOCK}: stages", [f"{kind}@{bundle.audit}" for kind in kinds], list(stages))
+    kinds = stages_until(bundle.last_stage)
+    problems = unlike(f"{LOCK}: stages", [f"{kind}@{bundle.audit}" for kind in kinds], list(stages))
     hashes: dict[str, tuple[str, str]] = {}  # the hash, and who was the first to read or write the file
     bound = {PARAMS, LOCK, bundle.ratings}
     if bundle.last_stage == "report":  # then no stage reads decisions
@@ -154,17 +164,16 @@ def check_lock(bundle: Bundle) -> Found:
                     recorded = f"{stage} {verb} MD5 {digest} of {size} bytes ({LOCK})"
                     problems.append(f"{path}: {recorded}, found {found[0]} of {found[1]}")
     problems += [f"{name}: no stage in {LOCK} wrote it" for name in bundle.files if name not in bound]
-    told_once = list(dict.fromkeys(problems))
-    return Found(f"{len(bundle.files)} files as {len(stages)} stages read and wrote them", told_once)
+    summary = f"{len(bundle.files)} files as {len(stages)} stages read and wrote them"
+    return Check(summary, list(dict.fromkeys(problems)))
 
 
 def _in_dvc(below: Mapping[str, ManifestFile]) -> tuple[str, int]:
-    """MD5 and size of a file or folder as DVC records them."""
     size = sum(entry["size"] for entry in below.values())
     return (below[""]["md5"] if "" in below else directory_md5((name, e["md5"]) for name, e in below.items())), size
 
 
-def check_landscape(bundle: Bundle) -> Found:
+def check_landscape(bundle: Bundle) -> Check:
     """Check that the landscape is the one that manifest and plan are bound to."""
     present = landscape_of(bundle)
     bound = {MANIFEST: bundle.manifest["landscape"]}
@@ -175,7 +184,7 @@ def check_landscape(bundle: Bundle) -> Found:
         for name, named in bound.items()
         if named != present
     ]
-    return Found(f"hash {present}, recomputed from its files", problems)
+    return Check(f"hash {present}, recomputed from its files", problems)
 
 
 def landscape_of(bundle: Bundle) -> str:
@@ -184,7 +193,7 @@ def landscape_of(bundle: Bundle) -> str:
     return content_hash_of((name, bundle.member(bundle.name("summarize", name))) for name in names)
 
 
-def check_decisions(bundle: Bundle) -> Found:
+def check_decisions(bundle: Bundle) -> Check:
     """Check that each decision follows the unchanged ones before it, and that the plan was made from these."""
     chain = bundle.chain
     used = _used(bundle)
@@ -195,21 +204,15 @@ def check_decisions(bundle: Bundle) -> Found:
         for name, digest in used.items()
         if here.get(name) != digest
     ]
-    said = [_said(k.decision, _reviewers(bundle), bundle.audit) for k in chain]
-    return Found(f"{len(chain)} in their order: {', '.join(said)}" if said else "none: no human decided", problems)
-
-
-def _said(decision: RecordedDecision, keys: Mapping[str, str], audit: str) -> str:
-    """Who decided what, and how their identity is shown."""
-    who = identity_of(decision, keys, audit)
-    word = "approved" if decision.approve else "rejected"
-    return f"{who.statement} {word}" + (" (does not count)" if who.problem is not None else "")
-
-
-def _reviewers(bundle: Bundle) -> Mapping[str, str]:
-    """The public keys in the audit's parameters, by reviewer."""
     repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
-    return {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
+    keys = {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
+    decided = []
+    for kept in chain:
+        who = identity_of(kept.decision, keys, bundle.audit)
+        word = "approved" if kept.decision.approve else "rejected"
+        decided.append(f"{who.statement} {word}" + (" (does not count)" if who.problem is not None else ""))
+    summary = f"{len(chain)} in their order: {', '.join(decided)}" if decided else "none: no human decided"
+    return Check(summary, problems)
 
 
 def _used(bundle: Bundle) -> dict[str, str]:
@@ -219,19 +222,19 @@ def _used(bundle: Bundle) -> dict[str, str]:
     return bundle.records.collect_feedback.provenance.decisions or {}
 
 
-def check_plan(bundle: Bundle) -> Found:
+def check_plan(bundle: Bundle) -> Check:
     """Check that the plan follows from the decisions that count, or from the stated rule."""
     name = bundle.name("collect_feedback", "plan.json")
     if name not in bundle.members:
-        return Found("none: the audit ends after its landscape", [])
+        return Check("none: the audit ends after its landscape", [])
     from stages.collect_feedback import by_rule  # the stage's own rule, so that it exists once
 
     plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
-    said = plan.to_json()
+    content = plan.to_json()
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
     if feedback.policy == "top-k":
         follows = by_rule(feedback, landscape, plan.landscape).to_json()
-        return Found(f"by the rule: {plan.reason}", told(name, follows, said))
+        return Check(f"by the rule: {plan.reason}", unlike(name, follows, content))
 
     chain, present = bundle.chain, landscape_of(bundle)
     kept = [k for k in valid_decisions(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
@@ -239,14 +242,117 @@ def check_plan(bundle: Bundle) -> Found:
     if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
         who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
-        return Found("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
-    problems = told(name, merge(decided, landscape.modes).to_json(), said)
+        return Check("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
+    problems = unlike(name, merge(decided, landscape.modes).to_json(), content)
     record = bundle.name("collect_feedback", "provenance.json")
-    problems += told(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
-    return Found(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)
+    problems += unlike(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
+    return Check(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)
 
 
-def check_provenance(bundle: Bundle) -> Found:
+def check_ratings(bundle: Bundle) -> Check:
+    """Check that ratings that define a failure are those of the parameters, and that the results agree with them."""
+    from stages.params import RatingsConfig
+    from stages.ratings.apply import parse_ratings
+
+    in_force = bundle.yaml(PARAMS)["audits"][bundle.audit]["discrepancy"].get("ratings")
+    if in_force is None:
+        strange = [f"{bundle.ratings} is there, but {PARAMS} names none"] if bundle.ratings in bundle.members else []
+        return Check("none in force: the automatic measure defines a failure", strange)
+    config, data = RatingsConfig.model_validate(in_force), bundle.member(bundle.ratings)
+    problems = unlike(f"{PARAMS}: discrepancy.ratings.sha256", sha256(data), config.sha256)
+    ratings = parse_ratings(data, Path(bundle.ratings))
+
+    bound = config.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
+    learnt = ratings.model_dump(mode="json", exclude={"scale", "decisions"})
+    name, landscape = bundle.name("summarize", "landscape.json"), bundle.records.summarize.landscape
+    problems += _unlike_ratings(f"{name}: ratings", {**bound, **learnt}, landscape.ratings)
+    problems += unlike(f"{name}: threshold", ratings.threshold(config), landscape.threshold)
+    if bundle.has("compare", "comparison.json"):
+        where = f"{bundle.name('compare', 'comparison.json')}: ratings"
+        problems += _unlike_ratings(where, bound, bundle.records.compare.comparison.ratings)
+    if config.file == bundle.ratings:  # otherwise they are from another audit's decisions
+        here = {kept.path.name: kept.sha256 for kept in bundle.chain}
+        of_these = {name: here[name] for name in ratings.decisions if name in here}
+        problems += unlike(f"{bundle.ratings}: decisions", of_these, ratings.decisions)
+    who = ", ".join(ratings.reviewers)
+    return Check(f"{ratings.ratings} by {who}, as {PARAMS} and the results say", problems)
+
+
+def _unlike_ratings(where: str, expected: Mapping[str, Any], result: Record | None) -> list[str]:
+    """Compare the keys of a result's ratings that it has in common with the expected ones."""
+    named = result.model_dump(mode="json", exclude_unset=True) if result else {}
+    return unlike(where, expected, {key: named[key] for key in expected if key in named})
+
+
+def check_verdict(bundle: Bundle) -> Check:
+    """Check the verdict against its numbers: a gate passes if its whole interval is within its bound."""
+    from stages.landscape.gates import all_passed
+
+    stage = bundle.last_stage
+    name, of = bundle.name(stage, "verdict.json"), bundle.records
+    last, gates = (of.conclude, _repair_gates(bundle)) if stage == "conclude" else (of.report, _landscape_gates(bundle))
+    verdict, metrics = last.verdict, last.metrics
+    problems = unlike(f"{name}: gates", [g.to_json() for g in gates], [g.to_json() for g in verdict.gates])
+    problems += unlike(f"{name}: passed", all_passed(gates), verdict.passed)
+    problems += unlike(f"{bundle.name(stage, 'metrics.json')}: passed", verdict.passed, metrics.passed)
+    problems += unlike("manifest.json: passed", verdict.passed, bundle.manifest["passed"])
+    if isinstance(verdict, RepairVerdict):
+        problems += _same_numbers(bundle, verdict)
+    word = {True: "passed", False: "FAILED", None: "not judged" if gates else "no gates set"}[verdict.passed]
+    return Check(f"{word}; {len(gates)} gate(s) agree with their numbers", problems)
+
+
+def _same_numbers(bundle: Bundle, verdict: RepairVerdict) -> list[str]:
+    """Check that the metrics repeat the differences, and that plan and verdict name the same people."""
+    plan, name = bundle.records.collect_feedback.plan, bundle.name("conclude", "verdict.json")
+    metrics, problems = bundle.records.conclude.metrics.more, []
+    for key in ("decided_by", "reviewer", "by"):
+        problems += unlike(f"{name}: {key}", getattr(plan, key), getattr(verdict, key))
+    for measure, entry in bundle.records.compare.comparison.differences.items():
+        for key in ("before", "after", "change", "low", "high"):
+            where = f"{bundle.name('conclude', 'metrics.json')}: {measure}_{key}"
+            problems += unlike(where, getattr(entry, key), metrics.get(f"{measure}_{key}"))
+    return problems
+
+
+def _landscape_gates(bundle: Bundle) -> list[Gate]:
+    from stages.landscape.gates import landscape_gates
+    from stages.params import LandscapeGates
+
+    set_ = bundle.yaml(PARAMS)["audits"][bundle.audit].get("gates")
+    gates = None if set_ is None else LandscapeGates.model_validate(set_)
+    return landscape_gates(gates, bundle.records.summarize.landscape)
+
+
+def _repair_gates(bundle: Bundle) -> list[Gate]:
+    from stages.landscape.gates import repair_gates
+    from stages.params import Gates
+
+    gates = Gates.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["gates"])
+    return repair_gates(gates, bundle.records.compare.comparison)
+
+
+def check_card(bundle: Bundle) -> Check:
+    """Check the card's table by generating it again from the verdict, if this version wrote the card."""
+    from stages.pages.model_card import evaluation_section
+
+    if not bundle.has("conclude", "model_card.md"):
+        return Check("none: there is no repaired model", [])
+    name, wrote = bundle.name("conclude", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
+    try:
+        here = version("faded")
+    except PackageNotFoundError:  # a source tree that is not installed, as stages record it
+        here = None
+    if wrote != here:
+        return Check(f"not checked: it was written by faded {wrote}, this is {here}", [], "not checked")
+    of = bundle.records
+    section = evaluation_section(of.compare.comparison, of.conclude.verdict, of.collect_feedback.plan)
+    if not bundle.member(name).decode("utf-8").endswith(section):
+        return Check("", [f"{name}: its section on the evaluation does not match the verdict"])
+    return Check("its table matches the verdict", [])
+
+
+def check_provenance(bundle: Bundle) -> Check:
     """Check that each stage's provenance agrees with the manifest and with the other stages.
 
     Provenance has the SHA-256 of whatever the stage read and wrote.
@@ -266,19 +372,19 @@ def check_provenance(bundle: Bundle) -> Found:
             below = bundle.below(path)
             named |= {f"{path}/{name}".rstrip("/") for name in below}
             found = below[""]["sha256"] if "" in below else sha256_of_folder({n: e["sha256"] for n, e in below.items()})
-            problems += told(f"{path}: SHA-256 that {stage} names", digest, found)
-        said = record.to_json()
-        both = {key: value for key, value in expected.items() if said.get(key) is not None}
-        problems += told(name, both, {key: said[key] for key in both})
+            problems += unlike(f"{path}: SHA-256 that {stage} names", digest, found)
+        content = record.to_json()
+        both = {key: value for key, value in expected.items() if content.get(key) is not None}
+        problems += unlike(name, both, {key: content[key] for key in both})
     hashed = [name for name, entry in bundle.files.items() if "sha256" in entry and not entry["whole"]]
     problems += [f"{name}: no stage names its SHA-256" for name in hashed if name not in named]
     if bundle.has("collect_feedback", "plan.json"):
         plan = content_hash_of([("plan.json", bundle.member(bundle.name("collect_feedback", "plan.json")))])
-        problems += told(f"{MANIFEST}: hashes.plan", plan, manifest["hashes"].get("plan"))
+        problems += unlike(f"{MANIFEST}: hashes.plan", plan, manifest["hashes"].get("plan"))
     last = bundle.records.stages[bundle.last_stage].provenance.to_json()
     for key in MADE:
-        problems += told(f"{MANIFEST}: {key}", last.get(key), manifest.get(key))
-    return Found(f"{len(stages)} stages name the same model and data, and each other's files", problems)
+        problems += unlike(f"{MANIFEST}: {key}", last.get(key), manifest.get(key))
+    return Check(f"{len(stages)} stages name the same model and data, and each other's files", problems)
 
 
 def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
@@ -287,12 +393,14 @@ def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
     for kept, file in part.files().items():
         name = bundle.name(stage, file)
         if name in bundle.members and file.endswith(".json"):
-            problems += told(name, parse_json(getattr(part, kept).dump(), name), parse_json(bundle.members[name], name))
+            problems += unlike(
+                name, parse_json(getattr(part, kept).dump(), name), parse_json(bundle.members[name], name)
+            )
     return problems
 
 
-def told(where: str, expected: Any, found: Any) -> list[str]:
-    """Describe where two documents differ, for at most `MOST_TOLD` places.
+def unlike(where: str, expected: Any, found: Any) -> list[str]:
+    """Describe where two documents differ, for at most `MOST_SHOWN` places.
 
     Args:
         where: name of the document that was found.
@@ -300,8 +408,10 @@ def told(where: str, expected: Any, found: Any) -> list[str]:
         found: its content.
     """
     differing = list(_differing("", expected, found))
-    lines = [f"{where}{place}: expected {_short(a)}, found {_short(b)}" for place, a, b in differing[:MOST_TOLD]]
-    return [*lines, f"{where}: {len(differing) - MOST_TOLD} more differences"] if len(differing) > MOST_TOLD else lines
+    lines = [f"{where}{place}: expected {_short(a)}, found {_short(b)}" for place, a, b in differing[:MOST_SHOWN]]
+    return (
+        [*lines, f"{where}: {len(differing) - MOST_SHOWN} more differences"] if len(differing) > MOST_SHOWN else lines
+    )
 
 
 _ABSENT = object()

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from flows.evidence import read_bundle
-from flows.evidence.proven import proven_evidence
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
+from flows.evidence.write import proven_evidence
 from flows.graph.digests import files_below
 from flows.results import NO_GATES, Verdict, gate_word, read_verdict
 from stages.core.errors import Exit, FadedError, InfrastructureError, UsageError

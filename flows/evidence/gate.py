@@ -11,7 +11,7 @@ from math import hypot, isnan
 
 import pandas as pd
 
-from flows.evidence.proven import proven_evidence
+from flows.evidence.write import proven_evidence
 from flows.graph.lock import LOCK, md5_in, read_lock
 from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from flows.results.compare import (
@@ -184,10 +184,7 @@ def _landscape(then: Run, now: Run, space: ConceptSpace, tolerance: float) -> Ga
 def _evaluation(then: Evaluation, now: Evaluation, space: ConceptSpace, tolerance: float) -> list[GateRow]:
     same = _same(then.provenance.repaired, now.provenance.repaired) and then.probes.equals(now.probes)
     paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), space)
-    return [
-        _row("repaired model: failures", paired, same, tolerance),
-        _quality(then, now, same, tolerance),
-    ]
+    return [_row("repaired model: failures", paired, same, tolerance), _quality(then, now, same, tolerance)]
 
 
 def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:

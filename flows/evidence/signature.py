@@ -216,7 +216,6 @@ def read_envelope(data: bytes) -> Any:
 
 
 def _is_signed_by(envelope: Any, key: Any) -> bool:
-    """Whether the envelope has a valid signature by this public key."""
     from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 
     try:

@@ -65,7 +65,6 @@ def _with_names(value: Any) -> Any:
 
 
 def _below(path: str, part: str) -> str:
-    """The path of a model's file within its folder."""
     root = {"repaired": "/restructure/models/repaired/", "model": "/prepare/model/"}[part]
     return path.partition(root)[2] or path
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
-from flows.evidence.checks import Found
-from flows.evidence.judged import check_card, check_ratings, check_verdict
+from flows.evidence.checks import Check
 from flows.evidence.signature import check_envelope, known_keys
 from flows.graph.digests import Digests, digests_of, files_below, sha256
 from stages.core.environment import set_defaults
@@ -19,52 +18,31 @@ from stages.core.errors import UsageError
 from stages.records.provenance import ManifestFile
 
 # Checks that the bundle is as it was written, whatever its contents.
-_SEALS: dict[str, Callable[[Bundle], Found]] = {
+_SEALS: dict[str, Callable[[Bundle], Check]] = {
     "files": checks.check_files,
     "manifest": checks.check_manifest,
     "statement": checks.check_statement,
 }
-_CONTENTS: dict[str, Callable[[Bundle], Found]] = {
+_CONTENTS: dict[str, Callable[[Bundle], Check]] = {
     "parameters": checks.check_parameters,
     "dvc.lock": checks.check_lock,
     "landscape": checks.check_landscape,
-    "ratings": check_ratings,
+    "ratings": checks.check_ratings,
     "decisions": checks.check_decisions,
     "plan": checks.check_plan,
-    "verdict": check_verdict,
-    "model card": check_card,
+    "verdict": checks.check_verdict,
+    "model card": checks.check_card,
     "provenance": checks.check_provenance,
 }
+# Parts of a bundle that are models: their names for people, and their folders.
 _MODELS = {"repaired": "the repaired model", "model": "the model under test", "control": "the control of the repair"}
-_ROOTS = {
+_FOLDERS = {
     "repaired": "restructure/models/repaired/",
     "model": "prepare/model/",
     "control": "restructure/models/control/",
 }
 UNSIGNED, UNKNOWN_KEY = "UNSIGNED", "unknown key"
 BUNDLE_IN_EXPORT, CARD = "EVIDENCE.zip", "README.md"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the result.
-
-    Args:
-        name: what was checked.
-        found: a short summary of what was found.
-        problems: mismatches, each with the expected and the found value; empty if everything matches.
-        word: what the table shows if everything matches; other than "yes" if not everything could be checked.
-    """
-
-    name: str
-    found: str
-    problems: tuple[str, ...] = ()
-    word: str = "yes"
-
-    @property
-    def holds(self) -> bool:
-        """Whether no problem was found."""
-        return not self.problems
 
 
 @dataclass(frozen=True)
@@ -129,48 +107,45 @@ def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands:
     return [*sealed, _run("signature", lambda: _signature(bundle, known or {}, demands))]
 
 
-def _run(name: str, check: Callable[[], Found]) -> Check:
+def _run(name: str, check: Callable[[], Check]) -> Check:
     try:
-        found = check()
+        result = check()
     except UsageError as error:
-        return Check(name, "", (str(error),))
+        return Check("", (str(error),), name=name)
     except Exception as error:  # untrusted bytes may break a check in any way
         why = f"{type(error).__name__}: {error}"[:500]
-        told = f"cannot be checked: a file is not in Faded's format ({why})"
-        return Check(name, "", (told,))
-    return Check(name, found.text if not found.problems else "", tuple(found.problems), found.word)
+        return Check("", (f"cannot be checked: a file is not in Faded's format ({why})",), name=name)
+    return replace(result, name=name, found=result.found if result.holds else "")
 
 
-def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Found:
-    if demands.signed or demands.max_age is not None:
-        wanted = f"expected a signature by a known key ({', '.join(sorted(set(known.values()))) or 'there are none'})"
-    else:
-        wanted = ""
+def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Check:
+    required = demands.signed or demands.max_age is not None
+    expected = f"expected a signature by a known key ({', '.join(sorted(set(known.values()))) or 'there are none'})"
     if ENVELOPE not in bundle.members:
-        missing = [f"it is not signed, {wanted}"] if wanted else []
-        return Found("so anybody could have made it", missing, UNSIGNED)
+        missing = [f"it is not signed, {expected}"] if required else []
+        return Check("so anybody could have made it", missing, UNSIGNED)
     signed = check_envelope(bundle.members[ENVELOPE], bundle.members[STATEMENT])
     by = [f"{known.get(key_id, 'an unknown key')} (key id {key_id[:16]}...)" for key_id in signed.key_ids]
-    told = f"{signed.when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
+    summary = f"{signed.when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
     if not known.keys() & set(signed.key_ids):
-        return Found(f"{told}; anybody can make a key", [f"{told}; {wanted}"] if wanted else [], UNKNOWN_KEY)
+        return Check(f"{summary}; anybody can make a key", [f"{summary}; {expected}"] if required else [], UNKNOWN_KEY)
     days = (datetime.now(UTC) - signed.when) / timedelta(days=1)
     if demands.max_age is not None and not -1 <= days <= demands.max_age:  # -1, as clocks differ
-        return Found("", [f"{told}, {days:,.1f} days ago; expected {demands.max_age:g} at most"])
-    return Found(told, [])
+        return Check("", [f"{summary}, {days:,.1f} days ago; expected {demands.max_age:g} at most"])
+    return Check(summary)
 
 
-def _check_demands(bundle: Bundle, demands: Demands) -> Found:
+def _check_demands(bundle: Bundle, demands: Demands) -> Check:
     passed, subject = bundle.manifest["passed"], "repaired" if bundle.manifest["parts"].get("repaired") else "model"
     problems = []
     if demands.repaired and subject != "repaired":
         problems.append(f"its verdict is about {_MODELS['model']}, expected one about {_MODELS['repaired']}")
     if demands.passed and passed is not True:
         problems.append(f"its verdict is {'FAILED' if passed is False else 'not a pass'}, expected a pass")
-    return Found("all are met", problems)
+    return Check("all are met", problems)
 
 
-def check_model(bundle: Bundle, folder: Path) -> Found:
+def check_model(bundle: Bundle, folder: Path) -> Check:
     """Check that a folder is the model that the verdict is about, file by file: the repaired one if there is one.
 
     An exported folder has the model card in place of the README, and contains the bundle.
@@ -179,15 +154,17 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
     parts = bundle.manifest["parts"]
-    differences = {part: _unlike(bundle, parts[part], root, found) for part, root in _ROOTS.items() if parts.get(part)}
+    differences = {
+        part: _unlike(bundle, parts[part], root, found) for part, root in _FOLDERS.items() if parts.get(part)
+    }
     [expected, *_] = differences
     if not differences[expected]:
-        return Found(f"{_MODELS[expected]}: {len(parts[expected])} file(s) match", [])
+        return Check(f"{_MODELS[expected]}: {len(parts[expected])} file(s) match", [])
     best = min(differences, key=lambda part: len(differences[part]))
     if not differences[best]:
-        return Found("", [f"{folder} holds {_MODELS[best]}, expected {_MODELS[expected]}"])
+        return Check("", [f"{folder} holds {_MODELS[best]}, expected {_MODELS[expected]}"])
     first = f"{folder} is not one of the audit's models; the closest is {_MODELS[best]}"
-    return Found("", [f"{first}: {line}" for line in differences[best][: checks.MOST_TOLD]])
+    return Check("", [f"{first}: {line}" for line in differences[best][: checks.MOST_SHOWN]])
 
 
 def _unlike(bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: Mapping[str, Digests]) -> list[str]:

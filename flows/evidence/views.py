@@ -38,12 +38,12 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     console.print(table)
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
     signed = "signed" if ENVELOPE in bundle.members else "UNSIGNED"
-    told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
-    console.print(escape_controls(told), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"check it on any machine: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True
-    )
+    for line in (
+        escape_controls(f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"),
+        f"evidence: {bundle.path.resolve()}",
+        f"check it on any machine: faded verify {bundle.path.name}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
@@ -62,16 +62,11 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
         return
     words = [check.word for check in checks]
     unchecked = [check.name for check in checks if check.word == "not checked"]
-    told = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
-    console.print(
-        f"[bold yellow]{_UNSIGNED}[/]{told}"
-        if UNSIGNED in words
-        else f"[bold yellow]{_UNKNOWN_KEY}[/]{told}"
-        if UNKNOWN_KEY in words
-        else f"[bold green]all holds[/]{told}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    summary = "[bold green]all holds[/]"
+    for word, caution in ((UNKNOWN_KEY, _UNKNOWN_KEY), (UNSIGNED, _UNSIGNED)):
+        summary = f"[bold yellow]{caution}[/]" if word in words else summary
+    rest = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
+    console.print(f"{summary}{rest}", highlight=False, soft_wrap=True)
 
 
 _UNSIGNED = "UNSIGNED: it is consistent, but anybody can make such a file, with any verdict"
@@ -84,32 +79,26 @@ _UNKNOWN_KEY = (
 def show_gate(console: Console, result: GateResult) -> None:
     """Print each measure then and now, and whether it is shown to be no worse."""
     title = _shown(f"{result.audit}: the workspace against {result.against}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("measure", "then", "now", "worse by", "95% interval", "n", "no worse"):
-        table.add_column(
-            column, justify="left" if column in ("measure", "no worse") else "right", no_wrap=column != "measure"
-        )
+    table = Table("measure", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("then", "now", "worse by", "95% interval", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("no worse", no_wrap=True)
     for row in result.rows:
         worse, style = row.worse, "green" if row.passed else "red"
-        known = worse is not None and worse.n > 0
-        table.add_row(
-            _shown(row.what),
-            *("" if value is None else f"{value:.1%}" for value in (row.then, row.now)),
-            f"{100 * worse.value:+.2f}" if worse is not None and known else "",
-            f"{100 * worse.low:+.2f} to {100 * worse.high:+.2f}" if worse is not None and known else "",
-            f"{worse.n:,}" if worse is not None and known else "none",
-            f"[{style}]{'yes' if row.passed else 'no'}[/]",
-        )
+        numbers = ["", "", "none"]
+        if worse.n > 0:
+            interval = f"{100 * worse.low:+.2f} to {100 * worse.high:+.2f}"
+            numbers = [f"{100 * worse.value:+.2f}", interval, f"{worse.n:,}"]
+        rates = ("" if value is None else f"{value:.1%}" for value in (row.then, row.now))
+        table.add_row(_shown(row.what), *rates, *numbers, f"[{style}]{'yes' if row.passed else 'no'}[/]")
     console.print(table)
     console.print(
         f"worse by: in points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
         highlight=False,
     )
     for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):
-        style = {True: "green", None: "yellow", False: "red"}[
-            None if verdict.word == NO_GATES else verdict.passed is True
-        ]
-        told = f"{_shown(whose)} own verdict: [{style}]{verdict.word}[/]; {_shown(verdict.decided or UNDECIDED)}"
-        console.print(told, highlight=False, soft_wrap=True)
+        style = "yellow" if verdict.word == NO_GATES else "green" if verdict.passed is True else "red"
+        by = _shown(verdict.decided or UNDECIDED)
+        console.print(f"{_shown(whose)} own verdict: [{style}]{verdict.word}[/]; {by}", highlight=False, soft_wrap=True)
     for note in result.notes:
         console.print(f"[yellow]note:[/] {_shown(note)}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -13,6 +13,7 @@ from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
     LOCK,
+    MADE,
     MANIFEST,
     PARAMS,
     SCHEMA,
@@ -25,12 +26,13 @@ from flows.evidence.bundle import (
     part_of,
     ratings_member,
     read_bundle,
+    stages_until,
 )
 from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
 from flows.graph.digests import Hashes, files_below, sha256, signature_of
-from flows.graph.intact import check_intact
+from flows.graph.intact import DamagedError, check_intact
 from flows.graph.lock import read_lock
 from flows.results import last_stage
 from stages.code import RECORD
@@ -44,8 +46,6 @@ from stages.records import audit_folder
 from stages.records.provenance import Manifest, ManifestFile, Parts
 
 NO_SIGN = "FADED_NO_SIGN"
-_FOR_ALL = ("prepare", "discover", "summarize", "report")
-_FOR_REPAIRS = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
 
 
 def bundles_dir(audit: str) -> Path:
@@ -122,7 +122,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
     Raises:
         UsageError: if the bundle does not hold, as nobody should vouch for it then.
     """
-    if problems := [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]:
+    if problems := _problems(path):
         more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
         raise UsageError(f"{path} is not signed, because it is not consistent: {problems[0]}{more}")
     members = dict(read_bundle(path).members)
@@ -154,12 +154,12 @@ def sign_by_default(path: Path) -> str | None:
 
 def _lock(params: Params, audit: str) -> dict[str, Any]:
     """The entries of the audit's stages in dvc.lock, in the order of the pipeline."""
-    kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
     try:
         stages = read_lock(Path(LOCK).read_bytes())
     except FileNotFoundError:
         return {}
-    return {name: stages[name] for kind in kinds if (name := f"{kind}@{audit}") in stages}
+    names = [f"{kind}@{audit}" for kind in stages_until(last_stage(params, audit))]
+    return {name: stages[name] for name in names if name in stages}
 
 
 def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
@@ -193,34 +193,24 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     last = last_stage(params, audit)
     parts: Parts = {}
     for name in dict.fromkeys([*members, *files]):
-        entry = _entry(members[name]) if name in members else _hashed(Path(name), hashes)
-        parts.setdefault(part_of(name, audit, last), {})[name] = entry
+        parts.setdefault(part_of(name, audit, last), {})[name] = _entry(name, members.get(name), hashes)
 
     here = audit_folder(audit)
     judged = here.conclude if audit in params.repairs else here.report
     made = judged.provenance
-    manifest: Manifest = {
+    manifest = {
         "schema": SCHEMA,
         "audit": audit,
         "passed": judged.verdict.passed,
         "landscape": landscape_hash(audit),
         "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
-        "seed": made.seed,
-        "task": made.task,
-        "device": made.device,
-        "backend": made.backend,
-        "dtype": made.dtype,
-        "threads": made.threads,
-        "batch_size": made.batch_size,
-        "python": made.python,
-        "platform": made.platform,
-        "versions": made.versions,
+        **{key: getattr(made, key) for key in MADE},
         "git": {"revision": made.git.revision, "dirty": made.git.dirty},
         "parts": parts,
     }
     hashes.save()
     members[MANIFEST] = dump_json(manifest)
-    members[STATEMENT] = dump_json(make_statement(manifest, digest_of(members), block))
+    members[STATEMENT] = dump_json(make_statement(cast(Manifest, manifest), digest_of(members), block))
     return members
 
 
@@ -254,16 +244,15 @@ def _hashed_by_stages(audit: str) -> dict[str, Path]:
     }
 
 
-def _entry(data: bytes) -> ManifestFile:
-    return {"size": len(data), "md5": md5(data), "sha256": sha256(data), "whole": True}
-
-
-def _hashed(path: Path, hashes: Hashes) -> ManifestFile:
-    """The entry of a file by its hashes. Inputs and decisions get MD5 alone, as nothing could check their SHA-256."""
-    size, md5 = path.stat().st_size, hashes.md5(path)
-    if path.relative_to(DATA).parts[1] in ("inputs", "decisions"):
-        return {"size": size, "md5": md5, "whole": False}
-    return {"size": size, "md5": md5, "sha256": hashes.sha256(path), "whole": False}
+def _entry(name: str, data: bytes | None, hashes: Hashes) -> ManifestFile:
+    """The manifest's entry of a member, or of a file that is not one."""
+    if data is not None:
+        return {"size": len(data), "md5": md5(data), "sha256": sha256(data), "whole": True}
+    path = Path(name)
+    size, path_md5 = path.stat().st_size, hashes.md5(path)
+    if path.relative_to(DATA).parts[1] in ("inputs", "decisions"):  # nothing could check their SHA-256
+        return {"size": size, "md5": path_md5, "whole": False}
+    return {"size": size, "md5": path_md5, "sha256": hashes.sha256(path), "whole": False}
 
 
 def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
@@ -283,3 +272,22 @@ def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
     if sign:
         sign_by_default(path)
     return path
+
+
+def proven_evidence(params: Params, audit: str) -> Path:
+    """The bundle of a finished audit, after all the checks of `faded verify`: before anything is concluded from it.
+
+    Raises:
+        UsageError: if the audit is not finished.
+        DamagedError: if outputs differ from what its stages wrote, or the bundle does not hold.
+    """
+    path = evidence_of(params, audit, sign=False)
+    if problems := _problems(path):
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise DamagedError(f"the evidence of {audit!r} does not hold: {problems[0]}{more}; `faded verify {path}`")
+    sign_by_default(path)
+    return path
+
+
+def _problems(path: Path) -> list[str]:
+    return [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]

@@ -1,31 +1,55 @@
-"""The gate between the landscape and the plan, where a person decides.
+"""The gate between the landscape and the plan, where a person decides: time limits, signatures, and what comes next.
 
-Commands and deployed flows share what is here: time limits, and what happens after a decision. How a deployed flow
-waits without a process is in flows/people/suspend.py.
+Commands, pages and deployed flows share what is here. How a deployed flow waits without a process is in
+flows/people/suspend.py. Public keys are listed in params.yaml (`repairs.AUDIT.feedback.keys`, `faded reviewers`); what
+a signature covers, and how it is verified, is in `stages.decisions.identity`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.request import (
-    close_request,
-    minutes,
-    needs_decision,
-    open_request,
-    present,
-    read_request,
-    waits_for_person,
-)
+from flows.request import close_request, minutes, needs_decision, open_request, present, read_request, waits_for_person
 from stages.core.git import git
 from stages.params import Params
 
 if TYPE_CHECKING:
-    from stages.decisions import RecordedDecision, Via
-    from stages.decisions.files import DecisionFile
-    from stages.decisions.model import Decision
+    from stages.decisions import Decision, RecordedDecision, Standing, Via
+
+
+class Signer(NamedTuple):
+    """The person who decides.
+
+    Args:
+        name: the name as listed, or as typed if no keys are listed.
+        key: the private key that signs; None if no keys are listed.
+    """
+
+    name: str
+    key: Any
+
+
+class Outcome(NamedTuple):
+    """A recorded decision.
+
+    Args:
+        audit: its audit.
+        path: its file.
+        reviewer: name of the reviewer.
+        approve: whether they approved.
+        resumed: sentences about the flow runs that waited for it.
+        next_steps: sentences about what happens next, with those.
+    """
+
+    audit: str
+    path: Path
+    reviewer: str
+    approve: bool
+    resumed: list[str]
+    next_steps: list[str]
 
 
 def expire(params: Params, audit: str) -> RecordedDecision | None:
@@ -62,16 +86,62 @@ def expire(params: Params, audit: str) -> RecordedDecision | None:
     return kept.decision
 
 
+def _notify(audit: str, text: str, no: RecordedDecision) -> None:
+    from flows.people.waiting import deployed_run
+    from flows.recur.notify import notify
+    from flows.views.endings import rejection_result
+
+    if deployed_run() is None:  # a deployed run sends its own notification when it ends
+        notify("rejected", audit, text, rejection_result(no))
+
+
+def key_name(reviewer: str) -> str:
+    """The name of a reviewer's key in `stages.core.keys`."""
+    return f"reviewer {reviewer}"
+
+
+def signer(params: Params, audit: str, reviewer: str) -> Signer:
+    """The person who decides under a name, with the key that signs for them.
+
+    Raises:
+        UsageError: if the name is invalid; if keys are listed, also if none is listed for it, or this machine does not
+            have the private key.
+    """
+    from stages.core.errors import UsageError
+    from stages.core.keys import has_key, key_path, private_key
+    from stages.decisions import listed_keys, read_chain
+    from stages.decisions.files import refuse_alike
+    from stages.decisions.identity import key_id_of, public_line
+    from stages.decisions.names import clean_name, same_person
+
+    name, keys = clean_name(reviewer), listed_keys(params, audit)
+    if not keys:
+        refuse_alike(name, read_chain(audit), keys)
+        return Signer(name, None)
+    listed = next((known for known in keys if same_person(known, name)), None)
+    if listed is None:
+        raise UsageError(
+            f"decisions on {audit} are signed, and no key of {name!r} is listed (repairs.{audit}.feedback.keys has"
+            f" {', '.join(keys)}): say --reviewer NAME, or list yours first, `faded reviewers add '{name}'`"
+        )
+    if not has_key(key_name(listed)):
+        raise UsageError(
+            f"the private key of {listed!r} is not on this machine ({key_path(key_name(listed))} is missing): decide"
+            " where it is, and commit the decision there"
+        )
+    key = private_key(key_name(listed))
+    if (line := public_line(key)) != keys[listed]:
+        raise UsageError(
+            f"the key of {listed!r} on this machine is {key_id_of(line)}, params.yaml lists {key_id_of(keys[listed])}:"
+            f" decide where that one is, or list this one: `faded reviewers remove '{listed}'`, then `add`"
+        )
+    return Signer(listed, key)
+
+
 def decide(
-    params: Params,
-    audit: str,
-    decision: Decision,
-    via: Via,
-    *,
-    revise: bool = False,
-    seen: Sequence[str] | None = None,
-) -> tuple[DecisionFile, list[str]]:
-    """Record a decision and resume the runs that wait for it. It is signed if the audit lists keys.
+    params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False, seen: Sequence[str] | None = None
+) -> Outcome:
+    """Record a decision, signed if the audit lists keys, resume the runs that wait for it, and say what comes next.
 
     Args:
         params: the workspace's parameters.
@@ -81,33 +151,33 @@ def decide(
         revise: whether it replaces an earlier decision.
         seen: SHA-256 of the decisions that the person was shown, if any; see `record_decision`.
 
-    Returns:
-        The recorded decision, and sentences about the runs that were resumed.
-
     Raises:
-        UsageError: as in `record_decision` and `flows.people.signing.signer`; AlreadyDecided also if the time is up.
+        UsageError: as in `record_decision` and `signer`; AlreadyDecided also if the time is up.
     """
-    kept = record(params, audit, decision, via, revise=revise, seen=seen)
-    return kept, wake(params, audit)
-
-
-def record(
-    params: Params,
-    audit: str,
-    decision: Decision,
-    via: Via,
-    *,
-    revise: bool = False,
-    seen: Sequence[str] | None = None,
-) -> DecisionFile:
-    """Like `decide`, but without resuming the runs that wait for the decision."""
-    from flows.people.signing import signer
-    from stages.decisions import record_decision
+    from stages.decisions import identity_of, listed_keys, record_decision, standing
 
     expire(params, audit)
     name, key = signer(params, audit, decision.reviewer)
     decision = decision.model_copy(update={"reviewer": name})
-    return record_decision(params, audit, decision, via, revise=revise, seen=seen, key=key)
+    kept = record_decision(params, audit, decision, via, revise=revise, seen=seen, key=key)
+    resumed = wake(params, audit)
+    by = identity_of(kept.decision, listed_keys(params, audit), audit)
+    steps = [sentence(by.statement), f"Commit {kept.path}: it belongs in git.", *map(sentence, resumed)]
+    if params.repair(audit).feedback.policy != "wait":
+        steps.append(
+            f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait, or this is ignored."
+        )
+    elif missing := standing(params, audit).missing:
+        steps.append(f"{audit} needs {missing} more reviewer{'s' if missing > 1 else ''}.")
+    elif not resumed:
+        goes = "continues from here" if decision.approve else "ends there, as with a failed gate"
+        steps.append(f"Then `faded audit {audit}` {goes}.")
+    return Outcome(audit, kept.path, name, decision.approve, resumed, steps)
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def wake(params: Params, audit: str) -> list[str]:
@@ -136,14 +206,14 @@ def _wake(params: Params, audit: str) -> list[str]:
 
         if present(audit) is None or not (now := standing(params, audit)).complete:
             return []
-    said: list[str] = []
+    resumed: list[str] = []
     left: dict[str, str] = {}
     if request.runs:
         from flows.people.waiting import end_wait
 
-        said, left = end_wait(audit, now, request.runs)
+        resumed, left = end_wait(audit, now, request.runs)
     close_request(audit, left)
-    return said
+    return resumed
 
 
 def settle(params: Params, audit: str) -> list[str]:
@@ -152,21 +222,31 @@ def settle(params: Params, audit: str) -> list[str]:
     Returns:
         Sentences about what was done. Each names the audit, as people read them among those of other audits.
     """
-    said = []
+    lines = []
     if (no := expire(params, audit)) is not None:
-        said.append(f"rejected: {no.reason}")
+        lines.append(f"rejected: {no.reason}")
     if read_request(audit) is not None and needs_decision(params, audit) is None:
-        said += wake(params, audit)
-    return [f"{audit}: {line}" for line in said]
+        lines += wake(params, audit)
+    return [f"{audit}: {line}" for line in lines]
 
 
-def _notify(audit: str, text: str, no: RecordedDecision) -> None:
-    from flows.people.waiting import deployed_run
-    from flows.recur.notify import notify
-    from flows.views.endings import rejection_result
+def open_standing(params: Params, audit: str, revise: bool) -> Standing:
+    """The decisions so far on a landscape that is to be reviewed now.
 
-    if deployed_run() is None:  # a deployed run sends its own notification when it ends
-        notify("rejected", audit, text, rejection_result(no))
+    Raises:
+        AlreadyDecided: if no more decisions are needed, unless an earlier one is to be revised.
+    """
+    from stages.decisions import AlreadyDecided, standing
+
+    expire(params, audit)
+    now = standing(params, audit)
+    if now.complete and not revise:
+        raise AlreadyDecided(
+            f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit} already;"
+            f" to decide again on purpose: `faded review {audit} --revise`",
+            now.rejection or now.decisions[-1],
+        )
+    return now
 
 
 def git_user() -> str:

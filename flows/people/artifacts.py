@@ -59,17 +59,17 @@ def publish_modes(audit: str) -> None:
     publish(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
 
 
-def publish(audit: str, what: str, said: str, text: Callable[[], str]) -> None:
+def publish(audit: str, what: str, title: str, text: Callable[[], str]) -> None:
     """Publish an artifact in the current flow run; a failure to publish is logged and does not fail the audit.
 
     Args:
         audit: the audit it belongs to.
         what: the end of its key.
-        said: its heading, which people also see before they open it.
+        title: its heading, which people also see before they open it.
         text: returns its body, as markdown.
     """
     try:
-        heading = f"{audit}: {said}"
+        heading = f"{audit}: {title}"
         create_markdown_artifact(f"# {heading}\n\n{text()}", key=key(audit, what), description=heading)
     except Exception:
         logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
@@ -83,8 +83,8 @@ def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
         anew: whether this run reached it; otherwise an earlier run did, and it still holds.
     """
     lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]
-    for said in (verdict.decided, verdict.statement):
-        lines += [prose(said[:1].upper() + said[1:]), ""] if said else []
+    for text in (verdict.decided, verdict.statement):
+        lines += [prose(text[:1].upper() + text[1:]), ""] if text else []
     if verdict.gates:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
         shown = map(gate_view, verdict.gates)
@@ -128,7 +128,6 @@ def where(audit: str) -> str:
 
 
 def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
-    """Markdown lines with some probes of a mode on which the model fails."""
     if not failing:
         return []
     pictures = [picture for one in failing if (picture := one.exhibit.image or one.exhibit.drawn) is not None]

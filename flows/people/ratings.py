@@ -53,7 +53,6 @@ class Learnt:
 
     @property
     def threshold(self) -> float:
-        """The badness above which a probe fails."""
         assert self.ratings is not None
         return self.ratings.threshold(RatingsConfig(file="-", sha256="0" * 64, **self.bound))
 
@@ -71,9 +70,10 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
         _show_fit(learnt.fit, console)
     if learnt.ratings is not None:
         _show_curve(learnt, learnt.ratings, console)
-        known = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
-        said = known if control is None else _change(control, learnt.ratings, learnt.threshold)
-        console.print(said, highlight=False, soft_wrap=True)
+        effect = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
+        if control is not None:
+            effect = _change(control, learnt.ratings, learnt.threshold)
+        console.print(effect, highlight=False, soft_wrap=True)
     if learnt.refusal:
         console.print(f"[yellow]cannot be enabled:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
     return learnt
@@ -97,10 +97,12 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
     if sharing:
         console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
     if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
-        said = f"{', '.join(others)}: measured on another scale, so these ratings are refused there; give each of them"
-        console.print(f"[yellow]{said} a discrepancy of its own[/]", highlight=False, soft_wrap=True)
-    said = f"written to {path} and {PARAMS}; commit both, and see what is now stale with `faded plan {name}`"
-    console.print(said, highlight=False, soft_wrap=True)
+        why = (
+            "measured on another scale, so these ratings are refused there; give each of them a discrepancy of its own"
+        )
+        console.print(f"[yellow]{', '.join(others)}: {why}[/]", highlight=False, soft_wrap=True)
+    next_step = f"commit both, and see what is now stale with `faded plan {name}`"
+    console.print(f"written to {path} and {PARAMS}; {next_step}", highlight=False, soft_wrap=True)
 
 
 def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
@@ -113,8 +115,7 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
     """
     from stages.decisions import listed_keys, read_chain, valid_decisions
 
-    config, (key, default) = params.audit(name).ratings, BOUNDS[target]
-    bound = (getattr(config, key) if config is not None else None) or default
+    [bound] = _bound(params, name, target).values()
     lines = []
     for kept in valid_decisions(read_chain(name), listed_keys(params, name), name):
         for example in kept.decision.examples:
@@ -129,8 +130,14 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
         )
     replace_file(path, "".join(lines))
     side = "more" if target == "quality" else "less"
-    said = f"{len(lines)} labels written to {path}; acceptable is a rating of {bound:g} or {side}"
-    console.print(said, highlight=False, soft_wrap=True)
+    meaning = f"acceptable is a rating of {bound:g} or {side}"
+    console.print(f"{len(lines)} labels written to {path}; {meaning}", highlight=False, soft_wrap=True)
+
+
+def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
+    """The rating that is acceptable, as params.yaml names it or as proposed, by its key there."""
+    config, (key, default) = params.audit(name).ratings, BOUNDS[target]
+    return {key: (getattr(config, key) if config is not None else None) or default}
 
 
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
@@ -143,9 +150,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
         raise UsageError(
             f"nobody has rated the {target} of examples of {name} yet{left}: do so with `faded review {name}`"
         )
-    key, default = BOUNDS[target]
-    config = params.audit(name).ratings
-    bound = {key: (getattr(config, key) if config is not None else None) or default}
+    bound = _bound(params, name, target)
     if refusal := too_few(evidence.scored):
         return Learnt(target, evidence, bound, refusal=refusal)
     found = fit(evidence.scored, target)
@@ -225,8 +230,8 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
             highlight=False,
         )
     agreed = agreement([kept.decision for kept in evidence.decisions])
-    said = agreed.statement if agreed else "no example was rated by two reviewers, so their agreement is unknown"
-    console.print(said, markup=False, highlight=False)
+    unknown = "no example was rated by two reviewers, so their agreement is unknown"
+    console.print(agreed.statement if agreed else unknown, markup=False, highlight=False)
 
 
 def _show_fit(fit: Fit, console: Console) -> None:
@@ -241,7 +246,6 @@ def _show_fit(fit: Fit, console: Console) -> None:
 
 
 def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
-    """Print the map as a curve of bars."""
     [(key, value)] = learnt.bound.items()
     word = key.replace("_", " ")
     low, high = ratings.x[0], ratings.x[-1]
@@ -261,11 +265,13 @@ def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
     """The share of the control's probes that fails automatically, and the share that would fail by the ratings."""
     automatic, discrepancy, valid = _automatic(control)
     people = (ratings.badness(discrepancy) > threshold) & valid
-    said = (
+    change = (
         f"of {len(control):,} probes of the control {automatic.mean():.1%} fail automatically,"
         f" {people.mean():.1%} would by these ratings; {(automatic != people).mean():.1%} are judged differently"
     )
-    return said if people.any() else f"{said}: no expected rating is on the failing side, so nothing would ever fail"
+    return (
+        change if people.any() else f"{change}: no expected rating is on the failing side, so nothing would ever fail"
+    )
 
 
 def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:

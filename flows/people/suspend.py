@@ -27,11 +27,13 @@ from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
 from flows.people.artifacts import code, prose, publish, publish_modes
+from flows.people.draft import Draft, ModeDraft
+from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
-from flows.request import choose, close_request, how_to_decide, open_request, read_modes
+from flows.request import close_request, how_to_decide, open_request, read_modes
 from stages.core.errors import UsageError
-from stages.decisions import Decision, ModeDecision, RecordedDecision, Standing, listed_keys, record_decision, standing
-from stages.decisions.names import clean_name, same_person
+from stages.decisions import RecordedDecision, Standing, listed_keys, record_decision, standing
+from stages.decisions.names import same_person
 from stages.params import Params
 from stages.records import ModeRecord
 
@@ -46,18 +48,13 @@ class DecisionForm(RunInput):
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
-    def words(self, modes: Sequence[ModeRecord]) -> list[ModeDecision]:
-        """The form's decisions on the modes of the landscape.
-
-        Raises:
-            UsageError: if the repair is approved, and a choice or its reason is missing.
-        """
-        said: dict[str, Choice] = {mode.id: getattr(self, mode.id, "undecided") for mode in modes}
-        why = {name: getattr(self, why_field(name), "") for name in said}
-        if self.decision == "reject":
-            return [ModeDecision(id=n, action=a, reason=why[n]) for n, a in said.items() if a != "undecided"]
-        by = {action: {n: why[n] for n, a in said.items() if a == action} for action in ("repair", "accept", "ignore")}
-        return choose(modes, by["repair"], by["accept"], list(by["ignore"]))
+    def draft(self, modes: Sequence[ModeRecord]) -> Draft:
+        chosen = {}
+        for mode in modes:
+            action: Choice = getattr(self, mode.id, "undecided")
+            reason = getattr(self, why_field(mode.id), "")
+            chosen[mode.id] = ModeDraft(action=None if action == "undecided" else action, reason=reason)
+        return Draft(reviewer=self.reviewer, approve=self.decision == "approve", reason=self.reason, modes=chosen)
 
 
 def ask(params: Params, audit: str) -> None:
@@ -65,6 +62,8 @@ def ask(params: Params, audit: str) -> None:
 
     An invalid answer is reported in the log and on the next form, which has its own key.
     """
+    from flows.recur.notify import notify
+
     logger = get_run_logger()
     run = deployed_run()
     assert run is not None
@@ -78,7 +77,7 @@ def ask(params: Params, audit: str) -> None:
                 logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
             close_request(audit)
             if run.empirical_policy.pause_keys:  # this run asked, and its page must not ask any more
-                publish(audit, "decision", "Decided", partial(_said, now.decisions))
+                publish(audit, "decision", "Decided", partial(_decided, now.decisions))
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
         modes = read_modes(audit)
@@ -89,9 +88,9 @@ def ask(params: Params, audit: str) -> None:
             publish_modes(audit)
             publish(audit, "decision", "Your decision is needed", partial(describe, audit, now, modes, problem))
             logger.warning(how_to_answer(audit))
-            _tell(audit, this)
+            notify("needs decision", audit, _where_to_decide(audit), this)
         try:
-            with _saying(how_to_answer(audit)):
+            with _state_message(how_to_answer(audit)):
                 answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
         except Pause:
             if (now := standing(params, audit)).complete:  # decided before there was a suspended run to resume
@@ -100,12 +99,12 @@ def ask(params: Params, audit: str) -> None:
         except ValidationError as error:
             problem = f"the form was not filled in correctly: {' '.join(str(error).split())}"
         else:
-            problem = _take(params, audit, answer, now)
+            problem = _record(params, audit, answer, now)
         if problem is not None:
             logger.warning("%s, so %s is asked about again", problem, audit)
 
 
-def _said(decisions: Sequence[RecordedDecision]) -> str:
+def _decided(decisions: Sequence[RecordedDecision]) -> str:
     lines = []
     for decision in decisions:
         word, why = "approved" if decision.approve else "rejected", decision.reason
@@ -115,13 +114,17 @@ def _said(decisions: Sequence[RecordedDecision]) -> str:
 
 def how_to_answer(audit: str) -> str:
     """The message beside the state of a suspended run."""
-    url = _review_url(audit)
-    there = f", {url}," if url is not None else ""
-    return f"{how_to_decide(audit)}{there} or the form behind Resume"
+    url = review_url(audit)
+    return how_to_decide(audit) + (f", {url}," if url is not None else "") + " or the form behind Resume"
+
+
+def _where_to_decide(audit: str) -> str:
+    url = review_url(audit)
+    return how_to_decide(audit) + (f" or {url}" if url is not None else "")
 
 
 @contextlib.contextmanager
-def _saying(message: str) -> Iterator[None]:
+def _state_message(message: str) -> Iterator[None]:
     """Set the message of a suspended run's state, for which Prefect's function has no argument."""
     with patch.object(flow_runs, "Suspended", partial(Suspended, message=message)):
         yield
@@ -137,10 +140,8 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
         problem: why the last answer was refused.
     """
     # Prefect's page hides the text above a form that is longer than the window, so fields describe what must be read.
-    url = _review_url(audit)
-    asked = how_to_decide(audit) + (f" or {url}" if url is not None else "")
-    once_more = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
-    what = f"{asked}.{once_more} {_REJECT}"
+    refusal = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
+    what = f"{_where_to_decide(audit)}.{refusal} {_REJECT}"
     fields: dict[str, Any] = {"decision": (Literal["approve", "reject"], Field(description=what))}
     for mode in modes:
         name = mode.id
@@ -153,7 +154,7 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
 def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> str:
     """The text above the form's fields, as markdown; arguments as in `make_form`."""
     lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
-    if (url := _review_url(audit)) is not None:
+    if (url := review_url(audit)) is not None:
         lines.append(f"The failure modes with examples: [review page]({url})")
     lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
     if now.needed > 1:
@@ -173,38 +174,22 @@ def _fails(mode: ModeRecord) -> str:
     return f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
 
 
-def _review_url(audit: str) -> str | None:
-    from flows.people.review.links import review_url
-
-    return review_url(audit)
-
-
-def _tell(audit: str, asked: str) -> None:
-    from flows.recur.notify import notify
-
-    url = _review_url(audit)
-    notify("needs decision", audit, how_to_decide(audit) + (f" or {url}" if url else ""), asked)
-
-
-def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
+def _record(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
     """Record the form's answer; return why it was refused, if it was."""
-    approve = answer.decision == "approve"
     try:
-        words, reviewer = answer.words(read_modes(audit)), clean_name(answer.reviewer)
+        modes = read_modes(audit)
+        decision = answer.draft(modes).decision(now.landscape, modes)
         # The form returns the same answer each time the flow starts, also if it was recorded before a resume or kill.
-        for said in now.decisions:
-            same = said.approve == approve and actions(said.modes) == actions(words)
-            if same and same_person(said.reviewer, reviewer):
+        for earlier in now.decisions:
+            same = earlier.approve == decision.approve and actions(earlier.modes) == actions(decision.modes)
+            if same and same_person(earlier.reviewer, decision.reviewer):
                 return None
         if listed_keys(params, audit):  # anybody who sees the form could sign as anybody
             raise UsageError(
                 f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
                 f" the audit, `faded review {audit} --link --reviewer NAME`"
             )
-        decision = Decision(
-            landscape=now.landscape, reviewer=reviewer, reason=answer.reason, approve=approve, modes=words
-        )
         record_decision(params, audit, decision, "prefect")
-    except (UsageError, ValidationError) as error:
+    except UsageError as error:
         return " ".join(str(error).split())
     return None

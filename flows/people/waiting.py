@@ -61,23 +61,23 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
     Returns:
         Sentences about what was done, and the runs whose server could not be reached.
     """
-    said: list[str] = []
+    ended: list[str] = []
     present, left = _present_api(), dict(runs)
     for url in dict.fromkeys([*([present] if present else []), *runs.values()]):
         try:
             with _api(url) as client:
                 for run in _known(client, list(left)):
                     if (landscape := _asks_about(audit, run)) is not None:
-                        said.append(_end(client, audit, now, run, landscape))
+                        ended.append(_end(client, audit, now, run, landscape))
                     del left[str(run.id)]
             left = {run: there for run, there in left.items() if there != url}
         # Another program may listen there now: the client then finds no JSON, or not the JSON it expects.
         except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
-            said.append(
+            ended.append(
                 f"the Prefect server at {url} could not be notified ({type(error).__name__}): a run suspended there"
                 f" resumes with the next run of {audit}"
             )
-    return said, left
+    return ended, left
 
 
 def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
@@ -127,7 +127,6 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> 
 
 
 def _known(client: SyncPrefectClient, runs: Sequence[str]) -> Iterator[FlowRun]:
-    """Those of these runs that exist on the server."""
     for name in runs:
         with contextlib.suppress(ObjectNotFound):
             yield client.read_flow_run(UUID(name))
@@ -137,9 +136,9 @@ def _asks_about(audit: str, run: FlowRun) -> str | None:
     """The hash of the landscape on which a run is suspended; None if it is not, or if it is another audit's."""
     if run.state is None or not run.state.is_paused():
         return None
-    asked = (run.state.state_details.pause_key or "").rpartition("-")[0]
-    landscape = asked.rpartition("-")[2]
-    return landscape if landscape and asked == key(audit, landscape) else None
+    subject = (run.state.state_details.pause_key or "").rpartition("-")[0]
+    landscape = subject.rpartition("-")[2]
+    return landscape if landscape and subject == key(audit, landscape) else None
 
 
 def pause_key(audit: str, landscape: str, attempt: int) -> str:

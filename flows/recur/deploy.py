@@ -1,4 +1,9 @@
-"""Updates a Prefect server to match prefect.yaml: work pool, deployments, automations."""
+"""Updates a Prefect server to match prefect.yaml: work pool, deployments, and automations.
+
+Automations notice runs whose process died, and runs that did not start. A killed process cannot report its end. While
+it lives it sends heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s, see prefect.yaml). When they stop, its run is
+marked as crashed, which frees its slot for the next run.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,28 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from flows.recur.automations import ensure_automations
 from flows.recur.notify import block_id
 from flows.recur.schedule import FILE, Entry, read_entries, work_pool
-from flows.server.credential import client_environment
+from flows.server.security import client_environment
 from flows.workspace import stage_environment
 from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events.schemas.automations import AutomationCore
 
 _OWNED = "Audits of "  # start of the description of Faded's work pools
+HEARTBEAT = "prefect.flow-run.heartbeat"
+SILENCE = timedelta(seconds=120)  # four heartbeats
+LATE = timedelta(hours=1)
+# Names of states that end a run, or in which it rests without a process: no heartbeat is expected after them.
+_ENDED = ("Completed", "Skipped", "Failed", "Gate failed", "Rejected", "Cancelled", "Crashed")
+_AT_REST = ("Suspended", "Paused", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late")
 
 
 def apply(entries: Sequence[Entry]) -> list[str]:
@@ -43,12 +56,12 @@ def apply(entries: Sequence[Entry]) -> list[str]:
             _refuse_foreign(client, entry)
         _deploy([entry.name for entry in entries])
         ours = _deployments(client, pool)
-        told = []
+        lines = []
         for name in sorted(set(ours) - {entry.name for entry in entries}):
             client.pause_deployment(ours[name])
-            told.append(f"deployment {name} is not in {FILE} any more: its schedules are paused")
+            lines.append(f"deployment {name} is not in {FILE} any more: its schedules are paused")
         ensure_automations(client, pool, [ours[entry.name] for entry in entries], block_id(client, pool))
-    return told
+    return lines
 
 
 def refresh_automations() -> None:
@@ -111,13 +124,99 @@ def _deploy(names: Sequence[str]) -> None:
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode or done.stdout.count("successfully created") != len(names):
-        told = "\n".join(f"  {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise InfrastructureError(f"Prefect did not accept {FILE}, `prefect deploy --all` says:\n{told}")
+        output = "\n".join(f"  {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise InfrastructureError(f"Prefect did not accept {FILE}, `prefect deploy --all` says:\n{output}")
 
 
 def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
     """Ids of the pool's deployments on the server, by name."""
-    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+    return {deployment.name: deployment.id for deployment in client.read_deployments(**of_pool(pool))}
 
-    found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])))
-    return {deployment.name: deployment.id for deployment in found}
+
+def of_pool(pool: str) -> dict[str, Any]:
+    """The filter of what belongs to a work pool."""
+    from prefect.client.schemas.filters import WorkPoolFilter
+
+    return {"work_pool_filter": WorkPoolFilter.model_validate({"name": {"any_": [pool]}})}
+
+
+def make_automations(
+    pool: str, deployments: Sequence[UUID], block: UUID | None, silence: timedelta = SILENCE, late: timedelta = LATE
+) -> list[AutomationCore]:
+    """The automations of a workspace.
+
+    Args:
+        pool: its work pool; the automations' names begin with it.
+        deployments: the deployments whose runs they watch; others on the server are ignored.
+        block: where notifications go; None for nowhere.
+        silence: time without a heartbeat after which a run counts as dead.
+        late: how long a run may wait for its start before people are notified.
+    """
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState, SendNotification
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    ours = {
+        "prefect.resource.role": "deployment",
+        "prefect.resource.id": [f"prefect.deployment.{deployment}" for deployment in deployments],
+    }
+
+    def trigger(posture: Posture, after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
+        return EventTrigger(
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=ours,
+            for_each={"prefect.resource.id"},
+            after=after,
+            expect=expect,
+            posture=posture,
+            threshold=1,
+            within=within,
+        )
+
+    silent = trigger(Posture.Proactive, {HEARTBEAT}, {HEARTBEAT, *_events(*_ENDED, *_AT_REST)}, silence)
+    died = f"no heartbeat for {silence.total_seconds():.0f} s: its process or its machine died"
+    automations = [
+        AutomationCore(
+            name=f"{pool}: dead runs",
+            description="Marks a run as crashed whose process no longer sends heartbeats.",
+            trigger=silent,
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=died)],
+        )
+    ]
+    if block is None:
+        return automations
+    crashed = trigger(Posture.Reactive, set(), _events("Crashed"), timedelta(0))
+    waiting = trigger(Posture.Proactive, _events("Late"), _events("Pending", "Running", "Cancelled"), late)
+    no_start = "should have started an hour ago; no worker is running, or another audit is"
+    for what, when, subject, body in (
+        ("tell of dead runs", crashed, "broken", "crashed: {{ flow_run.state.message }}"),
+        ("tell of late runs", waiting, "late", no_start),
+    ):
+        message = SendNotification(
+            block_document_id=block,
+            subject="faded: {{ deployment.name }} " + subject,
+            body="{{ deployment.name }} (flow run {{ flow_run.name }}) " + body + "\n{{ flow_run|ui_url }}",
+        )
+        automations.append(AutomationCore(name=f"{pool}: {what}", trigger=when, actions=[message]))
+    return automations
+
+
+def ensure_automations(
+    client: SyncPrefectClient, pool: str, deployments: Sequence[UUID], block: UUID | None, silence: timedelta = SILENCE
+) -> None:
+    """Create, update or remove the automations on a server, found by their names; see `make_automations`."""
+    automations = {automation.name: automation for automation in make_automations(pool, deployments, block, silence)}
+    for what in ("dead runs", "tell of dead runs", "tell of late runs"):
+        name = f"{pool}: {what}"
+        existing = client.read_automations_by_name(name)
+        if name not in automations:
+            for automation in existing:
+                client.delete_automation(automation.id)
+        elif existing:
+            client.update_automation(existing[0].id, automations[name])
+        else:
+            client.create_automation(automations[name])
+
+
+def _events(*states: str) -> set[str]:
+    return {f"prefect.flow-run.{state}" for state in states}

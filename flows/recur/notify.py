@@ -44,8 +44,7 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
         if _notify(f"faded: {audit} {_SUBJECT[event]}", text):
             write_state(_SENT / f"{audit}.json", sent)
     except Exception as error:
-        told = f"nobody was notified that {audit}: {event} ({_why(error)})"
-        logging.getLogger(__name__).warning(told)
+        logging.getLogger(__name__).warning("nobody was notified that %s: %s (%s)", audit, event, _why(error))
 
 
 def forget(audit: str) -> None:

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.recur.automations import LATE
+from flows.recur.deploy import LATE, of_pool
 from flows.recur.schedule import Entry
 from flows.request import deadline, needs_decision
 from stages.core.errors import FadedError
@@ -22,8 +22,9 @@ from stages.params import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import FlowRun
+
+_STARTED = ("RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", "CANCELLING")  # types of states
 
 
 @dataclass(frozen=True)
@@ -92,26 +93,21 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
         A sentence for each run that crashed or did not start.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
     from prefect.client.schemas.sorting import FlowRunSort
 
-    told = []
+    lines = []
+    latest = FlowRunSort.EXPECTED_START_TIME_DESC
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-            flow_run_filter=_in_state("Crashed", "Late"),
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        )
-        for run in runs:
-            due = run.expected_start_time
-            if run.state is not None and run.state.is_crashed() and run.state.timestamp >= since:
-                told.append(f"{named(run)} crashed: {run.state.message}")
-            elif run.state is not None and run.state.is_scheduled() and due and datetime.now(UTC) - due > late:
-                told.append(
+        for run in client.read_flow_runs(**of_pool(pool), **in_state(name=["Crashed", "Late"]), sort=latest):
+            due, state = run.expected_start_time, run.state
+            if state is not None and state.is_crashed() and state.timestamp >= since:
+                lines.append(f"{named(run)} crashed: {state.message}")
+            elif state is not None and state.is_scheduled() and due and datetime.now(UTC) - due > late:
+                lines.append(
                     f"{named(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker is "
                     "running, or another audit is"
                 )
-    return told
+    return lines
 
 
 def named(run: FlowRun) -> str:
@@ -131,29 +127,28 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
             waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
     except FadedError as error:  # a decision file is broken; still show the others
         waits.append(str(error))
-    if client is not None and (due := _late_since(entry, client)) is not None:
-        waits.append(f"a worker or its turn, since {due.astimezone():%Y-%m-%d %H:%M}")
+    late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"]) if client is not None else None
+    if late is not None and late.expected_start_time is not None:
+        waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = _last_run(entry, client) if client is not None else None
     return Row(entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, "; ".join(waits))
 
 
-def _late_since(entry: Entry, client: SyncPrefectClient) -> datetime | None:
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+def in_state(**states: Sequence[str]) -> dict[str, Any]:
+    """The filter of flow runs in some of these states, by `name` or `type`."""
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    state = {key: {"any_": list(values)} for key, values in states.items()}
+    return {"flow_run_filter": FlowRunFilter.model_validate({"state": state})}
+
+
+def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
+    from prefect.client.schemas.filters import DeploymentFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
-    runs = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[entry.name])),
-        flow_run_filter=_in_state("Late"),
-        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-        limit=1,
-    )
-    return runs[0].expected_start_time if runs else None
-
-
-def _in_state(*names: str) -> FlowRunFilter:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
-
-    return FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=list(names))))
+    deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})
+    runs = client.read_flow_runs(deployment_filter=deployment, **in_state(**states), sort=FlowRunSort(sort), limit=1)
+    return runs[0] if runs else None
 
 
 def _last_verdict(params: Params, audit: str) -> str:
@@ -164,24 +159,8 @@ def _last_verdict(params: Params, audit: str) -> str:
 
 
 def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:
-    from prefect.client.schemas.filters import (
-        DeploymentFilter,
-        DeploymentFilterName,
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    started = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
-    runs = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[entry.name])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=started))),
-        sort=FlowRunSort.START_TIME_DESC,
-        limit=1,
-    )
+    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED)
     # A run has no start time if its process died before it reported that it was running.
-    if not runs or (began := runs[0].start_time or runs[0].expected_start_time) is None or runs[0].state is None:
+    if run is None or (began := run.start_time or run.expected_start_time) is None or run.state is None:
         return None
-    return f"{began.astimezone():%Y-%m-%d %H:%M} {str(runs[0].state.name).lower()}"
+    return f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"

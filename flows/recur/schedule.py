@@ -303,7 +303,6 @@ def _entry(data: Any, audit: str) -> Entry:
 
 
 def _deployment(document: Any, audit: str) -> Any:
-    """The deployment of an audit, None if there is none."""
     return next((data for data in document["deployments"] if _audit_of(data) == audit), None)
 
 

@@ -24,16 +24,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
-from pydantic import BaseModel, ValidationError
-
 from flows.processes import RECORDS, child, end_all
-from flows.server.credential import authorization, client_settings, new_credential
-from flows.server.origin import new_host
+from flows.server.security import ServerRecord, authorization, client_settings, new_credential, new_host
 from flows.workspace import LOGS
 from stages.core.environment import WORK
 from stages.core.errors import Exit, InfrastructureError, UsageError
-from stages.core.files import replace_file
 
 HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
@@ -42,24 +37,6 @@ _DEATHS = 3  # deaths in quick succession after which a command gives up its ser
 _SOON = 60.0  # seconds
 _CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # environment variable of a server: the credential it demands
 _HOST = "FADED_PREFECT_HOST"  # the same: the host name of its pages
-
-
-class Record(BaseModel):
-    """The running server of `faded serve`; only its user can read the file.
-
-    Args:
-        url: URL of its API.
-        pid: its process id.
-        started: start time of the process, as process ids are reused.
-        credential: the credential it demands.
-        host: the host name under which browsers see its pages.
-    """
-
-    url: str
-    pid: int
-    started: float
-    credential: str
-    host: str
 
 
 def configured_api() -> str | None:
@@ -72,7 +49,7 @@ def configured_api() -> str | None:
 def served_api() -> str | None:
     """URL of the API that `faded serve` runs in this workspace; None if there is none or it does not respond."""
     record = _served()
-    return record.url if record is not None and _healthy(record.url, record.credential) else None
+    return record.url if record is not None and _healthy(record.url, record.secret) else None
 
 
 def answers(api: str) -> bool:
@@ -100,7 +77,7 @@ def one_time_link() -> str:
 
     if (record := _served()) is None:
         raise UsageError("no Prefect server of `faded serve` is running in this workspace")
-    headers = {"Authorization": authorization(record.credential)}
+    headers = {"Authorization": authorization(record.secret)}
     url = record.url.removesuffix("/api") + LINKS
     try:
         return str(httpx.post(url, headers=headers, timeout=30, trust_env=False).raise_for_status().json()["link"])
@@ -111,16 +88,11 @@ def one_time_link() -> str:
 
 def _credential_of(api: str) -> str | None:
     record = _served()
-    return record.credential if record is not None and record.url == api else None
+    return record.secret if record is not None and record.url == api else None
 
 
-def _served() -> Record | None:
-    """The record, if its process lives: then the port is still its own, and nobody else receives the credential."""
-    with contextlib.suppress(OSError, ValidationError, psutil.Error):
-        record = Record.model_validate_json(RECORD.read_text(encoding="utf-8"))
-        if psutil.Process(record.pid).create_time() == record.started:
-            return record
-    return None
+def _served() -> ServerRecord | None:
+    return ServerRecord.read(RECORD)
 
 
 def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
@@ -184,11 +156,9 @@ class OwnServer:
 
     @property
     def pages(self) -> str:
-        """The address of its web pages."""
         return f"http://{self.host}:{self.port}"
 
     def start(self) -> subprocess.Popen[str]:
-        """Start its process; it responds once `wait` has returned."""
         LOGS.mkdir(parents=True, exist_ok=True)
         HOME.mkdir(parents=True, exist_ok=True)
         HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
@@ -243,9 +213,7 @@ class OwnServer:
         try:
             process = self.start()
             self.wait()
-            started = psutil.Process(process.pid).create_time()
-            record = Record(url=self.api, pid=process.pid, started=started, credential=self.credential, host=self.host)
-            replace_file(RECORD, record.model_dump_json(), mode=0o600)
+            ServerRecord.of(process.pid, self.api, self.credential, self.host).write(RECORD)
             yield process
         finally:
             RECORD.unlink(missing_ok=True)
@@ -272,7 +240,6 @@ class OwnServer:
                     _give_up(f"died and cannot be started again: {error}")
 
     def close(self) -> None:
-        """End it for good."""
         self._closing.set()
         if self._keeper is not None:
             self._keeper.join()

@@ -2,7 +2,7 @@
 
 Every user of the machine can connect to loopback, and Prefect's API can start processes. Programs send the credential
 in a header. A browser signs in by a one-time link and then sends the cookie it received. Cookies ignore ports, so this
-one is accepted only under a host name that no other server has (flows/server/origin.py).
+one is accepted only under a host name that no other server has (`new_host`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.websockets import WebSocket
 
-from flows.server.credential import authorization
-from flows.server.security import Keys, Session, same, same_origin
+from flows.server.security import Keys, Session, authorization, same, same_origin
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +47,6 @@ class Guard:
         self._keys = Keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan" or (answer := self._answer(HTTPConnection(scope))) is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -74,7 +72,7 @@ class Guard:
                 session = self._keys.redeem(asked.query_params.get("token", ""), _PAGES, cookie)
                 return self._opened(session or self._keys.session(cookie))
             # Browsers send the cookie with every request to this host, whichever site caused the request.
-            ours = method in _CHANGES_NOTHING or _from_own_page(asked.headers)
+            ours = method in _CHANGES_NOTHING or same_origin(asked.headers)
             if ours and self._keys.session(cookie) is not None:
                 return None
         return _refusal(asked.headers)
@@ -87,10 +85,6 @@ class Guard:
         # checked.
         response.set_cookie(_COOKIE, session.id, httponly=True, samesite="lax", path="/")
         return response
-
-
-def _from_own_page(headers: Headers) -> bool:
-    return same_origin(headers.get("host"), headers.get("origin"), headers.get("referer"))
 
 
 def _refusal(headers: Headers) -> Response:

@@ -1,11 +1,15 @@
-"""Access control of the review page: one-time links, sessions, and checks of where a request comes from.
+"""Access to the servers of a workspace: records, credentials, one-time links, sessions, and where a request comes from.
 
-The page shows a model's words, and the decision changes a model, so listening on loopback only is not enough: other
-users and programs of the machine can connect too, and any web page open in a browser may send requests to it.
+Prefect's API can start processes, and a decision on the review page changes a model. So listening on loopback only is
+not enough: other users and programs of the machine can connect too, and any web page open in a browser may send
+requests. Commands of the same user find a server by its record, which only that user can read. It has the secret that
+the server demands, which never appears on a command line or in a log.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -13,12 +17,23 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from stages.core.files import replace_file
 
 LINK_SECONDS = 3600  # an unopened link expires after this
 IDLE_SECONDS = 12 * 3600  # so does a session without requests, as a server may run for months
 MAX_BODY = 1_000_000  # bytes of a form: a large landscape with every field filled in takes a tenth
+
+_HEADER = "Authorization"
+_OURS = "faded:"  # prefix of a generated credential
 
 # Only the page's own style sheet and script, and pictures that are part of the page.
 PAGE_POLICY = (
@@ -35,6 +50,100 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+class ServerRecord(BaseModel):
+    """A running server of a workspace, for the other commands of its user.
+
+    Args:
+        url: where programs on this machine reach it. Its pages have another host.
+        pid: its process id.
+        started: start time of the process, as process ids are reused.
+        secret: what it demands from programs.
+        host: the host name under which browsers see its pages; empty if only its links contain it.
+    """
+
+    url: str
+    pid: int
+    started: float
+    secret: str
+    host: str = ""
+
+    @classmethod
+    def of(cls, pid: int, url: str, secret: str, host: str = "") -> ServerRecord:
+        return cls(url=url, pid=pid, started=psutil.Process(pid).create_time(), secret=secret, host=host)
+
+    @classmethod
+    def read(cls, path: Path) -> ServerRecord | None:
+        """The record in a file, if its process lives: then nobody else has its port, and receives the secret."""
+        with contextlib.suppress(OSError, ValidationError, psutil.Error):
+            record = cls.model_validate_json(path.read_bytes())
+            if psutil.Process(record.pid).create_time() == record.started:
+                return record
+        return None
+
+    def write(self, path: Path) -> None:
+        replace_file(path, self.model_dump_json(), mode=0o600)
+
+    def remove(self, path: Path) -> None:
+        """Remove the record from a file, unless that is another server's by now."""
+        with contextlib.suppress(OSError, ValidationError):
+            if ServerRecord.model_validate_json(path.read_bytes()) == self:
+                path.unlink()
+
+
+def new_host() -> str:
+    """A host name for one run of a server, never used again: a later server on the same port gets no cookies.
+
+    Browsers send cookies by host and ignore the port: a cookie of 127.0.0.1 would go to any server on another of its
+    ports, including another user's. A random name under `localhost`, which browsers resolve to this machine by
+    themselves (RFC 6761), cannot be guessed, so no foreign page can lead a browser to that name on its own port.
+    """
+    return f"faded-{secrets.token_hex(16)}.localhost"
+
+
+def new_credential() -> str:
+    """A credential for a Prefect server that is about to start: the one the user configured, otherwise a random one."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    for own in (settings.server.api.auth_string, settings.api.auth_string):
+        if own is not None and own.get_secret_value():
+            return own.get_secret_value()
+    return _OURS + secrets.token_urlsafe(32)
+
+
+def authorization(credential: str) -> str:
+    """The value of the header that carries it."""
+    return "Basic " + base64.b64encode(credential.encode()).decode("ascii")
+
+
+def client_settings(api: str, credential: str | None = None) -> dict[Any, Any]:
+    """Settings for Prefect's clients of a server.
+
+    Args:
+        api: the server's address.
+        credential: the credential of a server that Faded started; None for any other, which must not receive it.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CUSTOM_HEADERS, get_current_settings
+
+    settings = get_current_settings()
+    shown = settings.client.custom_headers.get(_HEADER, "")
+    # A header rather than PREFECT_API_AUTH_STRING, which Prefect sends over a websocket once it is open.
+    if credential is not None:
+        return {PREFECT_API_URL: api, PREFECT_CLIENT_CUSTOM_HEADERS: {_HEADER: authorization(credential)}}
+    if api != settings.api.url and shown.startswith(authorization(_OURS)):
+        return {PREFECT_API_URL: api, PREFECT_CLIENT_CUSTOM_HEADERS: {_HEADER: ""}}
+    return {PREFECT_API_URL: api}
+
+
+def client_environment() -> dict[str, str]:
+    """The same for a child process: the variables of the current settings that name the server and its headers."""
+    from prefect.settings import get_current_settings
+
+    variables = get_current_settings().to_environment_variables(exclude_unset=True)
+    names = ("PREFECT_API_URL", "PREFECT_CLIENT_CUSTOM_HEADERS", "PREFECT_UI_URL")
+    return {name: variables[name] for name in names if name in variables}
 
 
 @dataclass
@@ -100,7 +209,6 @@ class Keys:
             return session
 
     def session(self, cookie: str | None) -> Session | None:
-        """The session of a cookie."""
         with self._lock:
             if (session := self._live(cookie)) is not None:
                 session.used = time.monotonic()
@@ -166,9 +274,9 @@ def knows_host(header: str | None, host: str) -> bool:
         return named in {name.lower() for name in (host, socket.gethostname(), socket.getfqdn())}
 
 
-def same_origin(host: str | None, origin: str | None, referrer: str | None) -> bool:
-    """Whether one of our pages sent a form: its origin, or without one its referrer, has our host."""
-    source = origin if origin is not None else referrer
+def same_origin(headers: Mapping[str, str]) -> bool:
+    """Whether one of our pages sent a request: its origin, or without one its referrer, has our host."""
+    host, source = headers.get("host"), headers.get("origin", headers.get("referer"))
     if not source or not host:
         return False
     try:

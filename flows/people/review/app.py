@@ -1,46 +1,40 @@
-"""The review page as a web application: routes, access control, and the handling of posted forms."""
+"""The review page as a web application: routes, access control, posted forms, and the pages it answers with."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from markupsafe import Markup
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from flows.people.approval import expire
-from flows.people.review.form import Fields, FormError, read_decision, read_fields, typed
-from flows.people.review.links import REPORTS, page_path, report_path
-from flows.people.review.pages import message, review_page, script, style
-from flows.people.review.recording import in_whose_name, moment, record
-from flows.people.review.served import Served
-from flows.people.review.view import draft_key, report_policy
-from flows.request import read_modes
-from flows.server.security import (
-    HEADERS,
-    MAX_BODY,
-    Session,
-    host_of,
-    is_loopback,
-    knows_host,
-    same,
-    same_origin,
-)
+from flows.people.approval import decide, expire, sentence
+from flows.people.draft import DraftError
+from flows.people.review.form import Fields, read_draft, read_fields, typed
+from flows.people.review.links import REPORTS, Served, page_path, report_path
+from flows.people.review.view import TEMPLATES, draft_key, environment, own_link, report_policy, review_view
+from flows.request import moment, read_modes
+from flows.server.security import HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
 from stages.core.errors import FadedError, UsageError
-from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash
+from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash, listed_keys
 from stages.decisions.names import same_person
-from stages.params import load_params
+from stages.params import Params, load_params
 
 
 class Refused(Exception):
     """A request that is answered with an explanation instead of what it asked for."""
 
-    def __init__(self, status: int, title: str, *said: str, **more: Any) -> None:
+    def __init__(self, status: int, title: str, *sentences: str, **more: Any) -> None:
         super().__init__(title)
-        self.status, self.title, self.said, self.more = status, title, said, more
+        self.status, self.title, self.sentences, self.more = status, title, sentences, more
 
 
 def make_app(served: Served) -> FastAPI:
@@ -115,7 +109,7 @@ async def _body(request: Request) -> Fields:
         return read_fields(bytes(body))
     except ClientDisconnect:  # nobody reads the response
         raise Refused(400, "Nothing was saved", "The form did not arrive completely.") from None
-    except FormError as error:
+    except DraftError as error:
         raise Refused(400, "Nothing was saved", *error.problems) from None
 
 
@@ -165,11 +159,10 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
 
 
 @router.post("/review/{audit}")
-def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
+def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
     """Record the decision in a form, or show the form again with what is wrong."""
-    headers, params = request.headers, load_params()
-    ours = same_origin(headers.get("host"), headers.get("origin"), headers.get("referer"))
-    if not ours or not same(fields.get("csrf"), session.csrf):
+    params, landscape = load_params(), fields.get("landscape", "")
+    if not same_origin(request.headers) or not same(fields.get("csrf"), session.csrf):
         raise Refused(
             403,
             "This form did not come from this page",
@@ -177,7 +170,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
             links=[(page_path(audit), "Open the page")],
             typed=typed(fields),
         )
-    if fields.get("landscape") != landscape_hash(audit):
+    if landscape != landscape_hash(audit):
         raise Refused(
             409,
             "The landscape has changed",
@@ -187,11 +180,13 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
             typed=typed(fields),
         )
     try:
-        decision = read_decision(in_whose_name(params, audit, session.bound, fields), read_modes(audit))
+        modes = read_modes(audit)
+        decision = read_draft(_in_whose_name(params, audit, session, fields), modes).decision(landscape, modes)
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
-        outcome = record(params, audit, decision, "page", revise=revise, seen=seen)
-    except FormError as error:
-        return review_page(params, audit, session, 400, fields, error.problems, revise="again" in fields)
+        outcome = decide(params, audit, decision, "page", revise=revise, seen=seen)
+    except DraftError as error:
+        problems = [sentence(problem) for problem in error.problems]
+        return review_page(params, audit, session, 400, fields, problems, revise="again" in fields)
     except AlreadyDecided as error:
         return review_page(params, audit, session, 409, fields, _already(error.said, decision.reviewer), revise=True)
     except UsageError as error:
@@ -206,23 +201,37 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         ) from None
     session.reviewer = outcome.reviewer
     word = "approved" if outcome.approve else "rejected"
-    said = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.said, "You can close this page."]
+    lines = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.next_steps, "You can close this page."]
 
     def answered() -> None:
-        _served(request).told(outcome)
+        _served(request).report(outcome)
         session.done.add(audit)  # only now, as a server that nobody else needs exits
 
     draft = draft_key(audit, decision.landscape, session.bound)
-    return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
+    return message(200, "Recorded", lines, kicker=audit, forget=draft, background=BackgroundTask(answered))
 
 
-def _already(said: RecordedDecision, reviewer: str) -> list[str]:
-    """Explain to a reviewer that another decision was recorded before theirs."""
-    if said.via == "time-out":
+def _in_whose_name(params: Params, audit: str, session: Session, fields: Fields) -> Fields:
+    """The fields of a form in the name of the reviewer whose link opened the page.
+
+    The server has the keys of everybody who decides on its machine. So if decisions are signed, it accepts them only on
+    pages that were opened by a reviewer's own link.
+    """
+    if session.bound:
+        return {**fields, "reviewer": session.bound}
+    if keys := listed_keys(params, audit):
+        raise DraftError(own_link(audit, keys))
+    return fields
+
+
+def _already(earlier: RecordedDecision, reviewer: str) -> list[str]:
+    if earlier.via == "time-out":
         what = "Time ran out, which is recorded as a rejection"
     else:
-        who = "You" if same_person(said.reviewer, reviewer) else f"Somebody else decided meanwhile: {said.reviewer}"
-        what = f"{who} {'approved' if said.approve else 'rejected'} this on {moment(said.time)}"
+        who = (
+            "You" if same_person(earlier.reviewer, reviewer) else f"Somebody else decided meanwhile: {earlier.reviewer}"
+        )
+        what = f"{who} {'approved' if earlier.approve else 'rejected'} this on {moment(earlier.time)}"
     return [f"{what}.", "To decide anyway, tick the box above the buttons."]
 
 
@@ -263,7 +272,7 @@ def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
 
 
 def _refused(_request: Request, error: Refused) -> Response:
-    return message(error.status, error.title, error.said, **error.more)
+    return message(error.status, error.title, error.sentences, **error.more)
 
 
 def _not_there(_request: Request, error: HTTPException) -> Response:
@@ -273,3 +282,96 @@ def _not_there(_request: Request, error: HTTPException) -> Response:
 
 def _failed(_request: Request, error: FadedError) -> Response:
     return message(409 if isinstance(error, UsageError) else 503, "That does not work right now", [str(error)])
+
+
+def review_page(
+    params: Params,
+    audit: str,
+    session: Session,
+    status: int = 200,
+    fields: Fields | None = None,
+    problems: Sequence[str] = (),
+    *,
+    revise: bool = False,
+) -> Response:
+    """The page on which people decide on an audit, with entries so far, and why they were not saved."""
+    view = review_view(
+        params, audit, fields, problems=problems, revise=revise, known=session.reviewer, bound=session.bound
+    )
+    html = environment().get_template("review.html.j2").render(**view, path=page_path(audit), csrf=session.csrf)
+    return HTMLResponse(html, status)
+
+
+def message(
+    status: int,
+    title: str,
+    sentences: Sequence[str],
+    *,
+    kicker: str = "Review",
+    links: Sequence[tuple[str, str]] = (),
+    typed: Sequence[tuple[str, str]] = (),
+    forget: str = "",
+    background: BackgroundTask | None = None,
+) -> Response:
+    """A page with a message. It needs nothing more from the server, which may have exited by then.
+
+    Args:
+        status: HTTP status.
+        title: its title.
+        sentences: its text.
+        kicker: line above the title.
+        links: addresses with their texts.
+        typed: the reviewer's entries, to be read and copied.
+        forget: name of the draft that is no longer needed.
+        background: what to do after it was sent.
+    """
+    css, code = style(), static("recorded.js")
+    page = environment().get_template("message.html.j2")
+    texts = {"title": title, "sentences": sentences, "kicker": kicker, "links": links, "typed": typed, "forget": forget}
+    html = page.render(**texts, style=Markup(css), script=Markup(code))
+    allowed = f"script-src {_hash(code)}; " if forget else ""
+    policy = (
+        f"default-src 'none'; style-src {_hash(css)}; {allowed}img-src data:; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
+    )
+    return HTMLResponse(html, status, {"Content-Security-Policy": policy}, background=background)
+
+
+def prepare() -> None:
+    """Import everything that pages need. This takes seconds, in which a running server would not respond."""
+    for module in (
+        "PIL.Image",
+        "pyarrow.parquet",
+        "stages.landscape.extremes",
+        "stages.pages.examples",
+        "stages.records",
+        "stages.restructure",
+    ):
+        import_module(module)
+    environment()
+
+
+@cache
+def style() -> str:
+    """The style sheet: the report's and the review page's."""
+    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
+
+    return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
+
+
+@cache
+def script() -> str:
+    """The script of the page: the report's for examples, and the review page's."""
+    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
+
+    return (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8") + static("review.js")
+
+
+@cache
+def static(name: str) -> str:
+    """The text of a file that is part of every page."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}'"

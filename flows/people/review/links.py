@@ -1,18 +1,24 @@
-"""Access to the review server that runs in this workspace: its record, and one-time links from it."""
+"""One-time links to the review pages: how the server makes them, and how other commands of the workspace get them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import psutil
-from pydantic import BaseModel, ValidationError
-
+from flows.server.security import Keys, ServerRecord, Session
 from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import replace_file, stage_dir
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from flows.people.approval import Outcome
 
 RECORD = WORK / "review-server.json"
 REPORTS = {  # reports of an audit, by the last part of their address
@@ -20,22 +26,6 @@ REPORTS = {  # reports of an audit, by the last part of their address
     "repair": ("conclude", "The last repair, before and after"),
 }
 _PATIENCE = 30.0  # seconds for a response of a local server, which may have to import its pages first
-
-
-class Running(BaseModel):
-    """A running review server.
-
-    Args:
-        url: where commands on this machine reach it. Its pages have another host, which only links contain.
-        pid: its process id.
-        started: start time of the process, as process ids are reused.
-        secret: authenticates commands of the same user that request links; only that user can read the file.
-    """
-
-    url: str
-    pid: int
-    started: float
-    secret: str
 
 
 def page_path(audit: str) -> str:
@@ -48,15 +38,38 @@ def report_path(audit: str, name: str) -> Path:
     return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
-def write_record(record: Running) -> None:
-    """Write the record for other commands."""
-    replace_file(RECORD, record.model_dump_json(), mode=0o600)
+@dataclass
+class Served:
+    """State that the routes of the review pages share.
 
+    Args:
+        audits: audits that are shown; holders of the secret may add more.
+        host: the only host name under which the pages are shown.
+        url: address of the pages.
+        cookie: name of the session's cookie; browsers share cookies between all ports of a host.
+        report: called with each decision after its response was sent.
+        behind_proxy: whether they are reached through a proxy, and only under its name.
+    """
 
-def remove_record(record: Running) -> None:
-    """Remove the record, unless it is another server's by now."""
-    if _read() == record:
-        RECORD.unlink(missing_ok=True)
+    audits: list[str]
+    host: str
+    url: str
+    cookie: str
+    report: Callable[[Outcome], None]
+    behind_proxy: bool = False
+    keys: Keys = field(default_factory=Keys)
+
+    def link(self, audit: str, reviewer: str = "") -> str:
+        """An address that opens an audit's page once, in the name of this reviewer if one is given.
+
+        The audit is served from then on.
+        """
+        if audit not in self.audits:
+            self.audits.append(audit)
+        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
+
+    def session(self, request: Request) -> Session | None:
+        return self.keys.session(request.cookies.get(self.cookie))
 
 
 def write_way_in(audit: str, link: str) -> Path:
@@ -70,17 +83,10 @@ def write_way_in(audit: str, link: str) -> Path:
     return path.resolve()
 
 
-def _read() -> Running | None:
-    try:
-        return Running.model_validate_json(RECORD.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def running() -> Running | None:
+def running() -> ServerRecord | None:
     """The review server that runs in this workspace; None if there is none or it does not respond."""
-    record = _read()
-    return record if record is not None and _served(record) is not None else None
+    record = ServerRecord.read(RECORD)
+    return record if record is not None and _audits_of(record) is not None else None
 
 
 def review_url(audit: str) -> str | None:
@@ -92,8 +98,8 @@ def review_url(audit: str) -> str | None:
 
     if (public := public_url()) is not None:
         return public + page_path(audit)
-    record = _read()
-    if record is None or audit not in (_served(record) or ()):
+    record = ServerRecord.read(RECORD)
+    if record is None or audit not in (_audits_of(record) or ()):
         return None
     return record.url + page_path(audit)
 
@@ -127,19 +133,14 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
     return str(answer["link"])
 
 
-def _served(record: Running) -> list[str] | None:
-    """Audits that a server shows; None if it no longer runs."""
-    try:
-        if psutil.Process(record.pid).create_time() != record.started:
-            return None
-    except psutil.Error:
-        return None
+def _audits_of(record: ServerRecord) -> list[str] | None:
+    """Audits that a server shows; None if it does not respond."""
     answer = _ask(record, "GET")
     audits = answer.get("audits") if answer is not None else None
     return audits if isinstance(audits, list) else None
 
 
-def _ask(record: Running, method: str, **query: str) -> dict[str, object] | None:
+def _ask(record: ServerRecord, method: str, **query: str) -> dict[str, object] | None:
     import httpx
 
     headers = {"Authorization": f"Bearer {record.secret}"}

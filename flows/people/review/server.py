@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -14,24 +15,24 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import psutil
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flows.people.review.connections import Impatient
-from flows.people.review.links import Running, remove_record, write_record
-from flows.people.review.served import Served
-from flows.server.origin import new_host
-from flows.server.security import is_loopback
+from flows.people.review.links import RECORD, Served
+from flows.server.security import ServerRecord, is_loopback, new_host
 from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from flows.people.review.recording import Outcome
+    from flows.people.approval import Outcome
 
 HOST = "127.0.0.1"
 PORT = 8711  # a fixed one if it is free, so that it can be forwarded
 _START_LIMIT = 30.0  # seconds
+REQUEST_SECONDS = 10.0  # from connecting, or the last response, to a complete request
+MAX_WAITING = 200  # connections without a request; a process may open about 1000 files
 
 
 class ReviewServer:
@@ -91,10 +92,10 @@ def serve_review(
         pages = f"http://{name}:{number}"
         if public is not None:
             name, pages = urlsplit(public).hostname or "", public
-        cookie, proxied = f"faded-review-{number}", public is not None
-        served = Served(audits, name, pages, cookie, outcomes.put, behind_proxy=proxied)
+        cookie = f"faded-review-{number}"
+        served = Served(list(audits), name, pages, cookie, outcomes.put, behind_proxy=public is not None)
         if prepared:
-            from flows.people.review.pages import prepare
+            from flows.people.review.app import prepare
 
             prepare()
         config = uvicorn.Config(
@@ -112,15 +113,61 @@ def serve_review(
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="review", daemon=True)
         thread.start()
-        record = Running(url=url, pid=os.getpid(), started=psutil.Process().create_time(), secret=served.keys.secret)
+        record = ServerRecord.of(os.getpid(), url, served.keys.secret)
         try:
             _wait(server, thread)
-            write_record(record)
+            record.write(RECORD)
             yield ReviewServer(url, served, outcomes)
         finally:
-            remove_record(record)
+            record.remove(RECORD)
             server.should_exit = True
             thread.join(10)
+
+
+class Impatient(H11Protocol):
+    """A connection that is closed if no complete request arrives in time, or if too many others are waiting as well.
+
+    Uvicorn itself does not limit how long a request may take to arrive.
+    """
+
+    _timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+        waiting = [c for c in self.connections if isinstance(c, Impatient) and c.waits()]
+        if len(waiting) > MAX_WAITING:
+            min(waiting, key=Impatient._merit).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._timer.cancel()
+            self._expect()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of one that was answered before it was read."""
+        self._timer.cancel()
+        super().on_response_complete()
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def waits(self) -> bool:
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
+
+    def _merit(self) -> tuple[bool, float]:
+        # A client that got a response and sends nothing may be a reviewer who is reading.
+        return self.conn.their_state is h11.IDLE and self.cycle is not None, self._timer.when()
+
+    def _expect(self) -> None:
+        self._timer = self.loop.call_later(REQUEST_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        if self.waits():
+            self.transport.abort()
 
 
 class _Later:
@@ -130,7 +177,6 @@ class _Later:
         self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
         await self._app(scope, receive, send)
 
     @cached_property

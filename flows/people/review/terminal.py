@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 from rich import box
 from rich.console import Console
@@ -16,22 +16,13 @@ from rich.prompt import Confirm, Prompt
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from flows.people.approval import git_user
-from flows.people.review.recording import moment, open_standing, record
-from flows.request import deadline
-from stages.concepts import ConceptSpace
+from flows.people.approval import decide, git_user, open_standing
+from flows.people.draft import Draft, ModeDraft
+from flows.request import deadline, moment
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
-from stages.decisions import (
-    SEVERITIES,
-    Action,
-    AlreadyDecided,
-    Decision,
-    ExampleRating,
-    ModeDecision,
-    Standing,
-    landscape_hash,
-)
+from stages.core.files import replace_file
+from stages.decisions import SEVERITIES, Action, AlreadyDecided, Decision, ExampleRating, Standing, landscape_hash
 from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
 from stages.params import Params
@@ -62,173 +53,161 @@ def review_landscape(
     """
     from flows.results.power import what_can_be_shown
 
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     params.repair(audit)
-    landscape = landscape_hash(audit)
-    found = audit_folder(audit).summarize.landscape
-    _show(console, audit, landscape, found)
+    landscape = audit_folder(audit).summarize.landscape
+    hashed = landscape_hash(audit)
+    _show(console, audit, hashed, landscape)
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     for line in what_can_be_shown(params, audit):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     now = open_standing(params, audit, revise)
-    _show_standing(console, now, audit)
+    for line in _standing_lines(now, audit):
+        say(line)
     try:
-        examples = params.audit(audit).summarize.examples
-        asked = _asked(params, audit, found.modes)
-        decision = _dialogue(landscape, found, examples, *asked, console, reviewer)
-        if not _confirm("Write this decision?", console):
-            console.print("nothing written")
+        dialogue = _Dialogue(console, landscape, params.audit(audit).summarize.examples, *_questions(params, audit))
+        decision = dialogue.draft(reviewer).decision(hashed, landscape.modes)
+        if not dialogue.confirm("Write this decision?"):
+            say("nothing written")
             return
     except EOFError:
         raise UsageError("the review was cancelled; no decision was written") from None
     try:
-        outcome = record(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
+        outcome = decide(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
     except UsageError as error:  # somebody was quicker, or the landscape has changed
         path = _keep_draft(audit, decision)
         again = f"; `faded review {audit} --from {path} --revise` records them all the same"
-        told = f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        say(f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}")
         raise
-    for line in outcome.said:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in outcome.next_steps:
+        say(line)
 
 
 def _keep_draft(audit: str, decision: Decision) -> Path:
     text = io.StringIO()
     YAML().dump({"schema": SCHEMA, **decision.model_dump(exclude_none=True)}, text)
-    WORK.mkdir(exist_ok=True)
     path = WORK / f"draft-{audit}.yaml"
-    path.write_text(text.getvalue(), encoding="utf-8")
+    replace_file(path, text.getvalue())
     return path
 
 
-def _show_standing(console: Console, now: Standing, audit: str) -> None:
-    for problem in now.problems:
-        console.print(problem, highlight=False, markup=False)
-    for said in now.decisions:
-        word = "approved" if said.approve else "rejected"
-        console.print(f"{said.reviewer} {word} it on {moment(said.time)} ({said.via})", highlight=False, markup=False)
+def _standing_lines(now: Standing, audit: str) -> list[str]:
+    lines = list(now.problems)
+    for decision in now.decisions:
+        word = "approved" if decision.approve else "rejected"
+        lines.append(f"{decision.reviewer} {word} it on {moment(decision.time)} ({decision.via})")
     if now.needed > 1:
-        console.print(f"{now.needed} reviewers are needed, {now.missing} more to decide", highlight=False)
+        lines.append(f"{now.needed} reviewers are needed, {now.missing} more to decide")
     if (until := deadline(audit)) is not None and not now.complete:
-        console.print(f"decide by {moment(until)}: after that, silence is recorded as a rejection", highlight=False)
+        lines.append(f"decide by {moment(until)}: after that, silence is recorded as a rejection")
+    return lines
 
 
-def _asked(params: Params, audit: str, modes: list[ModeRecord]) -> tuple[bool, bool]:
+def _questions(params: Params, audit: str) -> tuple[bool, bool]:
     """Whether to ask for corrected answers, because the repair learns from them, and whether to ask for bias.
 
     The task is not imported if there are no examples to ask about.
     """
-    if not any(mode.examples for mode in modes):
+    if not any(mode.examples for mode in audit_folder(audit).summarize.landscape.modes):
         return False, False
     task = task_class(audit, params.audit(audit))
     # The page asks for the bias of every answer; here only tasks that tally what inputs leave open have the question.
     return learns_from_examples(task, params.repair(audit).restructure.method), offers(task, "tallies")
 
 
-def _dialogue(
-    landscape: str,
-    found: Landscape,
-    examples: int,
-    learns: bool,
-    biased: bool,
-    console: Console,
-    reviewer: str | None,
-) -> Decision:
-    def text(question: str, default: str = "") -> str:
-        return _text(console, question, default)
-
-    decided, rated = [], []
-    for mode in found.modes:
-        console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}", highlight=False)
-        action, severity = _action(mode, console), "medium"
-        if action == "repair":
-            severity = Prompt.ask("  how severe is it?", choices=list(SEVERITIES), default="medium", console=console)
-        while not (reason := text("  why?")) and action != "ignore":
-            console.print(f"  [red]a reason is required to {action} it[/]", highlight=False)
-        decided.append(ModeDecision(id=mode.id, action=action, severity=SEVERITIES[severity], reason=reason))
-        shown = _shown(mode, examples)
-        rated += _rate_examples(shown, found.space, learns and action == "repair", biased, console)
-    console.print()
-    while reviewer is None:
-        try:
-            reviewer = clean_name(text("Reviewer", git_user()))
-        except UsageError as error:
-            console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-    return Decision(
-        landscape=landscape,
-        reviewer=reviewer,
-        reason=text("Reason for the whole decision"),
-        approve=_confirm("Approve the repair? (no ends the audit here)", console),
-        modes=decided,
-        examples=rated,
-    )
-
-
-def _action(mode: ModeRecord, console: Console) -> Action:
-    """Ask what to do about a mode; there is no default."""
-    return cast(Action, Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=console))
-
-
-def _confirm(question: str, console: Console) -> bool:
-    """Ask for yes or no, which has to be typed."""
-    return Prompt.ask(question, choices=["y", "n"], console=console) == "y"
-
-
-def _text(console: Console, question: str, default: str = "") -> str:
-    return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
-
-
-def _shown(mode: ModeRecord, examples: int) -> list[Example]:
-    """The examples of a mode that the report shows: first failing, then passing ones, at most `examples` of each."""
-    return [e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][:examples]]
-
-
-def _rate_examples(
-    shown: list[Example], space: ConceptSpace, used: bool, biased: bool, console: Console
-) -> list[ExampleRating]:
-    """Ask about the examples of a mode; Enter skips a question.
-
-    Passing ones are asked about too, as failures alone do not show how people judge a discrepancy.
+class _Dialogue:
+    """The questions about a landscape.
 
     Args:
-        shown: examples of one mode.
-        space: the grid.
-        used: whether the repair learns from the answers; only then corrections are asked for.
-        biased: whether to ask for a rating of the bias.
         console: where to ask.
+        landscape: the landscape.
+        examples: number of failing, and of passing, examples of a mode that the report shows.
+        learns: whether the repair learns from corrected answers.
+        biased: whether to ask for ratings of the bias.
     """
-    if not shown or not Confirm.ask("  rate its examples?", default=False, console=console):
-        return []
-    if not used:
-        console.print(
-            "  [yellow]note:[/] the repair does not learn from these ratings; they are kept with the decision"
-        )
-    rated = []
-    for example in shown:
-        asked = f"{_printable(example.item)}, {escape(space.describe(example.cell))}"
-        console.print(f"\n  [bold]{escape(example.id)}[/]  {asked}", highlight=False, soft_wrap=True)
-        console.print(f"  [dim]answer:[/] {_printable(example.output)}", highlight=False, soft_wrap=True)
+
+    def __init__(self, console: Console, landscape: Landscape, examples: int, learns: bool, biased: bool) -> None:
+        self._console, self._landscape, self._examples = console, landscape, examples
+        self._learns, self._biased = learns, biased
+
+    def draft(self, reviewer: str | None) -> Draft:
+        modes, examples = {}, []
+        for mode in self._landscape.modes:
+            self._console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}", highlight=False)
+            # There is no default.
+            action = Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=self._console)
+            choice = {"action": action}
+            if action == "repair":
+                choice["severity"] = Prompt.ask(
+                    "  how severe is it?", choices=list(SEVERITIES), default="medium", console=self._console
+                )
+            while not (reason := self._text("  why?")) and action != "ignore":
+                self._console.print(f"  [red]a reason is required to {action} it[/]", highlight=False)
+            modes[mode.id] = ModeDraft.model_validate({**choice, "reason": reason})
+            examples += self._ratings(mode, self._learns and action == "repair")
+        self._console.print()
+        while reviewer is None:
+            try:
+                reviewer = clean_name(self._text("Reviewer", git_user()))
+            except UsageError as error:
+                self._console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        reason = self._text("Reason for the whole decision")
+        approve = self.confirm("Approve the repair? (no ends the audit here)")
+        return Draft(reviewer=reviewer, approve=approve, reason=reason, modes=modes, examples=examples)
+
+    def confirm(self, question: str) -> bool:
+        """Ask for yes or no, which has to be typed."""
+        return Prompt.ask(question, choices=["y", "n"], console=self._console) == "y"
+
+    def _text(self, question: str, default: str = "") -> str:
+        shown = bool(default)
+        return Prompt.ask(question, default=default, show_default=shown, console=self._console).strip()
+
+    def _ratings(self, mode: ModeRecord, used: bool) -> list[ExampleRating]:
+        """Ask about the examples of a mode; Enter skips a question.
+
+        First failing ones, then passing ones, as failures alone do not show how people judge a discrepancy. Corrections
+        are asked for only if the repair uses them.
+        """
+        shown = [
+            e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][: self._examples]
+        ]
+        if not shown or not Confirm.ask("  rate its examples?", default=False, console=self._console):
+            return []
+        if not used:
+            note = "the repair does not learn from these ratings; they are kept with the decision"
+            self._console.print(f"  [yellow]note:[/] {note}")
+        return [rating for example in shown if (rating := self._rating(example, used)) is not None]
+
+    def _rating(self, example: Example, used: bool) -> ExampleRating | None:
+        about = f"{_printable(example.item)}, {escape(self._landscape.space.describe(example.cell))}"
+        for line in (f"\n  [bold]{escape(example.id)}[/]  {about}", f"  [dim]answer:[/] {_printable(example.output)}"):
+            self._console.print(line, highlight=False, soft_wrap=True)
         question = f"rating of the answer, 1 (useless) to 10 (perfect), or {UNREADABLE} if you cannot read the input"
-        said = _choice(console, question, UNREADABLE)
-        if said == UNREADABLE:
-            rated.append(ExampleRating(id=example.id, unreadable=True))
-            continue
-        skewed = _choice(console, "its bias, 1 (none) to 10 (extremely biased)") if biased else ""
-        corrected = _text(console, "  what should it have been?") if used and example.failed else ""
-        if said or skewed or corrected:
-            rating, bias = (int(given) if given else None for given in (said, skewed))
-            rated.append(ExampleRating(id=example.id, rating=rating, bias=bias, corrected=corrected or None))
-    return rated
+        rating = self._score(question, UNREADABLE)
+        if rating == UNREADABLE:
+            return ExampleRating(id=example.id, unreadable=True)
+        bias = self._score("its bias, 1 (none) to 10 (extremely biased)") if self._biased else ""
+        corrected = self._text("  what should it have been?") if used and example.failed else ""
+        if not (rating or bias or corrected):
+            return None
+        scores = [int(given) if given else None for given in (rating, bias)]
+        return ExampleRating(id=example.id, rating=scores[0], bias=scores[1], corrected=corrected or None)
 
-
-def _choice(console: Console, question: str, *more: str) -> str:
-    """Ask for a rating, or one of `more`; "" for Enter."""
-    choices = [*RATINGS, *more]
-    return Prompt.ask(
-        f"  {question}", choices=choices, show_choices=False, default="", show_default=False, console=console
-    )
+    def _score(self, question: str, *more: str) -> str:
+        """Ask for a rating, or one of `more`; "" for Enter."""
+        return Prompt.ask(
+            f"  {question}",
+            choices=[*RATINGS, *more],
+            show_choices=False,
+            default="",
+            show_default=False,
+            console=self._console,
+        )
 
 
 def _printable(text: str) -> str:
@@ -236,13 +215,13 @@ def _printable(text: str) -> str:
     return escape("".join(c if c.isprintable() else " " for c in text))
 
 
-def _show(console: Console, audit: str, landscape: str, found: Landscape) -> None:
+def _show(console: Console, audit: str, hashed: str, landscape: Landscape) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
     table.add_column("mode")
     table.add_column("region", overflow="fold")
-    for name in ("fails", "95% interval", "probes", "share of use" if found.usage else "share of grid"):
+    for name in ("fails", "95% interval", "probes", "share of use" if landscape.usage else "share of grid"):
         table.add_column(name, justify="right")
-    for mode in found.modes:
+    for mode in landscape.modes:
         table.add_row(
             escape(mode.id),
             escape(mode.text),
@@ -252,4 +231,4 @@ def _show(console: Console, audit: str, landscape: str, found: Landscape) -> Non
             f"{mode.share:.0%}",
         )
     console.print(table)
-    console.print(f"landscape {landscape}, report: {audit_folder(audit).report.where('page')}", highlight=False)
+    console.print(f"landscape {hashed}, report: {audit_folder(audit).report.where('page')}", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,12 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
-from flows.people.review.form import ACTIONS, SCORES, Fields, filled
+from flows.people.review.form import SCORES, Fields, filled
 from flows.people.review.links import REPORTS, report_path
-from flows.people.review.recording import moment, own_link
-from flows.request import GATED, deadline
+from flows.request import GATED, deadline, moment
 from flows.results.estimate import estimate
 from stages.core.errors import UsageError
-from stages.decisions import RULE, SEVERITIES, RecordedDecision, Standing, Via, listed_keys, standing
+from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.params import Params
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-ACTION_MEANS = {
+ACTION_MEANS: dict[Action, str] = {
     "repair": "fine-tune a copy of the model to fix it",
     "accept": "a failure you can live with; it is monitored, not repaired",
     "ignore": "it does not matter to you; it is monitored, not repaired",
@@ -62,6 +61,14 @@ def environment() -> Environment:
 def draft_key(audit: str, landscape: str, bound: str) -> str:
     """The key of a draft in a browser, which reviewers with their own links may share."""
     return " ".join(filter(None, (audit, landscape, bound)))
+
+
+def own_link(audit: str, keys: Iterable[str]) -> str:
+    """The message for somebody whose link does not identify them."""
+    return (
+        f"Decisions on {audit} are signed, so each reviewer ({', '.join(keys)}) needs a link of their own:"
+        f" faded review {audit} --link --reviewer NAME"
+    )
 
 
 def review_view(
@@ -130,7 +137,7 @@ def review_view(
         "takes": how_long(params, audit),
         "shown": [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(params, audit)],
         "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
-        "actions": {name: ACTION_MEANS[name] for name in ACTIONS},
+        "actions": ACTION_MEANS,
         "severities": list(SEVERITIES),
         "scores": SCORES,
         "ways": WAYS,
