@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import textwrap
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ import yaml
 from stages.concepts import Region
 from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
-from stages.tasks.classification.config import PrepareConfig
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.imagenet import class_names, wordnet_ids
 from stages.tasks.classification.loaders import MODEL_LOADERS
@@ -402,20 +400,12 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
     assert len(probes) >= 60
 
 
-def blocks_of_the_documentation():
-    """All `prepare:` blocks in the section of docs/own-model.md on image classifiers."""
-    page = (ROOT / "docs" / "own-model.md").read_text()
+def test_every_source_is_in_the_documentation():
+    page = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     part = page.partition("## Image classifiers")[2].partition("## Summarizers")[0]
-    found = re.findall(r"^( *)prepare:\n((?:\1 +\S.*\n)+)", part, re.MULTILINE)
-    return [yaml.safe_load(textwrap.dedent(block)) for _, block in found]
-
-
-def test_every_block_of_the_documentation_is_one():
-    blocks = blocks_of_the_documentation()
+    loaders = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
     named = set()
-    for block in blocks:
-        config = PrepareConfig.model_validate(block)
-        sources = ((config.model, MODEL_LOADERS), (config.data, DATA_LOADERS))
-        named |= {type(parse_source(part, loaders, "docs")) for part, loaders in sources}
+    for key, source in re.findall(r"^\|.*\| `(model|data): (\{.*\})` \|$", part, re.MULTILINE):
+        named.add(type(parse_source(yaml.safe_load(source), loaders[key], "docs")))
     shipped = {MODEL_LOADERS["package"], DATA_LOADERS["package"], DATA_LOADERS["parquet"]}
     assert named == {*MODEL_LOADERS.values(), *DATA_LOADERS.values()} - shipped
