@@ -26,7 +26,7 @@ from stages.core.environment import torch_threads
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.params import DiscoverConfig
 from stages.params.usage import UsageConfig, in_use
 
@@ -104,7 +104,7 @@ def judge(name: str, seed: int) -> dict[str, float | str]:
     caught = float(_changed(space, failing[space.names].to_numpy(dtype=np.int64)).sum()) / len(ids)
     everything = pd.concat(tables, ignore_index=True)
     with torch_threads(1):
-        landscape = estimate(everything, ids, task.embed(ids), space, threshold=0.0, seed=seed, spread=False)
+        landscape = estimate_landscape(everything, ids, task.embed(ids), space, threshold=0.0, seed=seed, spread=False)
     known, modes = task.attributes.loc[ids], modes_of(task, landscape, everything, seed, BUDGET)
     confirmed = [mode.region for mode in modes if mode.confirmed]
     again = found_again(list(task.planted.values()), confirmed, space, attributes=known).again

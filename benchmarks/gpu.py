@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.audit_time import ROOT, cost
-from flows.choosing.tune.measure import DTYPES, FEWEST, Bench, Choice, Settings
+from flows.choosing.tune.measure import DTYPES, FEWEST, Bench, ComputeChoice, Settings
 from stages.core.errors import UsageError, run_as_command
 from stages.params import load_params
 from stages.records import audit_folder
@@ -68,7 +68,7 @@ def sizes(clone: Path, name: str) -> list[Tried]:
 
         def answer(size: int) -> Tried:
             bench.close()
-            choice = bench.open(Choice(replace(bench.context.compute, batch_size=size)))
+            choice = bench.open(ComputeChoice(replace(bench.context.compute, batch_size=size)))
             bench.rounds([choice])
             return Tried(size, choice.speed, choice.memory)
 

@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)
@@ -59,7 +59,7 @@ def score(task: KnownLandscape, probes: pd.DataFrame, seed: int) -> Score:
     """Estimate the landscape from the probes and compare it with the truth."""
     ids = task.items.ids("discover")
     start = time.process_time()
-    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed)
+    landscape = estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed)
     seconds = time.process_time() - start
     n = len(landscape.table)
     rows = np.random.default_rng(seed).choice(n, min(n, JUDGED), replace=False)

@@ -17,29 +17,29 @@ from stages.explorers.prober import Prober
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.moves import Moves
 from stages.microscopic.settings import WalkerSettings
-from stages.microscopic.walks import NEVER, Walks, reduce_strongest, search_layers, try_alone, walk_back, widths
+from stages.microscopic.walks import NEVER, WalkState, reduce_strongest, search_layers, try_alone, walk_back, widths
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)
 
 
-def greedy(walks: Walks) -> None:
+def greedy(walks: WalkState) -> None:
     """Always take the step that fails most clearly."""
     search_layers(walks, 1)
 
 
-def beam_alone(walks: Walks) -> None:
+def beam_alone(walks: WalkState) -> None:
     """Run one beam search of width 5, nothing else."""
     search_layers(walks, 5)
 
 
-def quick(walks: Walks) -> None:
+def quick(walks: WalkState) -> None:
     """Run the first part of method beam."""
     reduce_strongest(walks, try_alone(walks))
     walk_back(walks)
 
 
-def beam(walks: Walks) -> None:
+def beam(walks: WalkState) -> None:
     """Run method beam, up to its widest beam or until the budget is spent."""
     quick(walks)
     for width in widths(8):
@@ -47,7 +47,7 @@ def beam(walks: Walks) -> None:
         walk_back(walks)
 
 
-def exact(walks: Walks) -> None:
+def exact(walks: WalkState) -> None:
     """Run method exact."""
     quick(walks)
     search_layers(walks, None)
@@ -63,7 +63,7 @@ def main() -> None:
     truth = np.where(task.failed(walking, cells), moves.steps(cells), NEVER).min(axis=1)
     print(f"{'method':34}{'found':>7}{'steps':>7}{'smallest':>10}{'one more':>10}{'queries':>9}   (items, means)")
 
-    def tell(name: str, walks: Walks) -> None:
+    def tell(name: str, walks: WalkState) -> None:
         found = walks.radius < NEVER
         excess = walks.radius[found] - truth[found]
         print(
@@ -72,8 +72,8 @@ def main() -> None:
             flush=True,
         )
 
-    def run(name: str, method: Callable[[Walks], None], each: int = len(cells)) -> None:
-        walks = Walks(Prober(task, walking, each * len(walking)), moves, len(walking))
+    def run(name: str, method: Callable[[WalkState], None], each: int = len(cells)) -> None:
+        walks = WalkState(Prober(task, walking, each * len(walking)), moves, len(walking))
         method(walks)
         tell(name, walks)
 
@@ -86,7 +86,7 @@ def main() -> None:
     for budget in (2000, 8000):
         for seed in SEEDS:
             prober = Prober(task, [*walking, *others], 10 * budget)
-            walks = Walks(prober, moves, len(walking))
+            walks = WalkState(prober, moves, len(walking))
             settings = WalkerSettings(training=0.1, walks=1)
             details = train_and_walk(walks, settings, seed)
             tell(f"rl, {details['training_probes']} to train, seed {seed}", walks)

@@ -17,7 +17,7 @@ from benchmarks.modes_of_items import searched
 from benchmarks.study.run import make_landscape
 from stages.concepts import Region
 from stages.landscape.again import found_again
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
@@ -43,7 +43,9 @@ def named(seed: int, known: Mapping[int, pd.DataFrame]) -> dict[int, list[Region
     task = make_landscape("mnist", seed)
     ids, space = task.items.ids("discover"), task.concepts
     probes = searched(task, seed, BUDGET)
-    landscape = estimate(probes, ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False)
+    landscape = estimate_landscape(
+        probes, ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False
+    )
     return {
         clusters: find_regions(rates_of(landscape, space, probes, told_apart), SummarizeConfig())
         for clusters, told_apart in known.items()

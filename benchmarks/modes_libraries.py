@@ -21,7 +21,7 @@ from benchmarks.study.landscapes import Planted
 from stages.concepts import ConceptSpace
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
@@ -107,7 +107,7 @@ def main() -> None:
         ids, space = task.items.ids("discover"), task.concepts
         prober = Prober(task, ids, PROBES)
         make_explorer("random", {}).explore(prober, seed)
-        landscape = estimate(
+        landscape = estimate_landscape(
             prober.table(), ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False
         )
         rows = np.random.default_rng(seed).choice(len(landscape.table), CELLS, replace=False)

@@ -18,7 +18,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import name_modes
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.params import DiscoverConfig, SummarizeConfig
 
 SEEDS = range(20)
@@ -75,7 +75,7 @@ def searched(task: KnownLandscape, seed: int, budget: int) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def modes_of(task: ToldApart, landscape: Landscape, probes: pd.DataFrame, seed: int, budget: int) -> list[Mode]:
+def modes_of(task: ToldApart, landscape: CellRates, probes: pd.DataFrame, seed: int, budget: int) -> list[Mode]:
     """Return the regions of a landscape, both confirmed and suspected; probes kept back from `budget` confirm them."""
     ids = task.items.ids("discover")
 
@@ -95,7 +95,7 @@ def modes_of(task: ToldApart, landscape: Landscape, probes: pd.DataFrame, seed: 
     return modes
 
 
-def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = False) -> tuple[Landscape, list[Mode]]:
+def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = False) -> tuple[CellRates, list[Mode]]:
     """Return the landscape from searches with one seed, and its regions, both confirmed and suspected.
 
     Args:
@@ -105,7 +105,7 @@ def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = F
         spread: whether to compute intervals of cells.
     """
     probes, ids = searched(task, seed, budget), task.items.ids("discover")
-    landscape = estimate(
+    landscape = estimate_landscape(
         probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed, spread=spread
     )
     return landscape, modes_of(task, landscape, probes, seed, budget)

@@ -21,7 +21,7 @@ from benchmarks.modes_of_items import ToldApart, judged
 from benchmarks.study.landscapes import normal_noise
 from stages.concepts import Concept, ConceptSpace
 from stages.landscape.confirm import Mode
-from stages.landscape.estimate import Landscape
+from stages.landscape.estimate import CellRates
 
 SEEDS = range(5)
 LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 4, 10, 8
@@ -102,7 +102,7 @@ class Score(NamedTuple):
     cells: float  # the same for cells that are in the shape for some item
 
 
-def score(task: Planted, landscape: Landscape, regions: Sequence[Mode]) -> Score:
+def score(task: Planted, landscape: CellRates, regions: Sequence[Mode]) -> Score:
     """Compare regions with the truth, pair by pair."""
     n, cells = len(task.attributes), task.concepts.cells()
     items, of_items = np.repeat(np.arange(n), len(cells)), np.tile(cells, (n, 1))

@@ -27,10 +27,10 @@ import torch
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Truth, landscape_quality, search_quality
 from stages.core.ledger import Answer, Key, Ledger
-from stages.explorers.merge import Part, answers, merge
+from stages.explorers.merge import ShareResult, ledger_answers, merge_shares
 from stages.explorers.model_based import choose_explorer
 from stages.explorers.shards import divide, search_share
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.params import DiscoverConfig
 
 TRUTHS = Path(__file__).parent / "study" / "truths"
@@ -61,9 +61,9 @@ def score(truth: Truth, explorer: str, budget: int, shards: int, seed: int) -> d
         began = time.process_time()
         result = search_share(task, share, config)
         slowest = max(slowest, time.process_time() - began)
-        parts.append(Part(share.part, result.probes, result.metrics, result.policy, {}))
+        parts.append(ShareResult(share.part, result.probes, result.metrics, result.policy, {}))
     seconds = time.process_time() - start
-    found = merge(parts, task.concepts)
+    found = merge_shares(parts, task.concepts)
     agent = found.probes[found.probes["role"] == "agent"]
     quality = search_quality(truth, agent) | landscape_quality(truth, found.probes, seed)
     kept = {name: float(quality[name]) for name in (*MEASURED, "constant_mae")}
@@ -118,10 +118,10 @@ def measure_merge(shards: Sequence[int] = (1, 10, 100, 1000)) -> None:
             del tables
             start = time.process_time()
             paths = [Path(folder) / f"{n}.parquet" for n in range(1, count + 1)]
-            parts = [Part(n, pd.read_parquet(path), metrics, None, {}) for n, path in enumerate(paths, start=1)]
+            parts = [ShareResult(n, pd.read_parquet(path), metrics, None, {}) for n, path in enumerate(paths, start=1)]
             read = time.process_time() - start
             start = time.process_time()
-            result = merge(parts, space)
+            result = merge_shares(parts, space)
             merged = time.process_time() - start
             start = time.process_time()
             result.probes.to_parquet(Path(folder) / "merged.parquet", index=False)
@@ -136,14 +136,14 @@ def measure_merge(shards: Sequence[int] = (1, 10, 100, 1000)) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     ledger = Ledger()
-    ledger.know(answers(result.probes, space))
+    ledger.know(ledger_answers(result.probes, space))
     took = time.process_time() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MILLION
     print(f"answers of {len(ledger):,} probes for small steps: {took:.1f} s, {grown:.0f} more bytes of memory a probe")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.jsonl"
         rows = result.probes.head(100_000)
-        _write_ledger(path, list(answers(rows, space)))
+        _write_ledger(path, list(ledger_answers(rows, space)))
         start = time.process_time()
         Ledger(path).close()
         read = time.process_time() - start
@@ -160,7 +160,7 @@ def measure_landscape(probes: Sequence[int] = (2_000, 10_000, 50_000, 250_000), 
     for count in probes:
         table = _synthetic(ids, count, "control", task, rng)
         start = time.process_time()
-        found = estimate(table, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=0)
+        found = estimate_landscape(table, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=0)
         took = time.process_time() - start
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

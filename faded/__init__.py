@@ -207,11 +207,11 @@ def audit(
     from stages.params.usage import in_use, usage_error
     from stages.tasks.functions.answers import (
         THRESHOLDS,
-        Judge,
+        AnswerScorer,
+        answer_kind,
         ask_all,
         check_unchanged,
         classes_of,
-        kind_of,
         labels_of,
         read,
     )
@@ -234,10 +234,10 @@ def audit(
     kind, found = "own", answers
     if discrepancy is None:
         check_unchanged(found := read(answers))
-        kind = kind_of(found)
+        kind = answer_kind(found)
     names = classes_of(found, kind, classes)
     table["id"], table["split"] = [str(row) for row in range(n)], "discover"
-    table["label"] = Judge(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
+    table["label"] = AnswerScorer(kind, names).labels(answers) if expected is None else labels_of(expected, n, names)
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
@@ -299,7 +299,7 @@ def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame
     from stages.records import audit_folder
 
     ledger, compute = Ledger(), task.context.compute
-    found, walked = discover.ask(task, config, (), ledger, compute, silent)
+    found, walked = discover.query_model(task, config, (), ledger, compute, silent)
     home = Path(mkdtemp(prefix="faded-"))
     here = audit_folder(name, home)
     finalize(here, rmtree, home, ignore_errors=True)

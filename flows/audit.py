@@ -27,14 +27,14 @@ from flows.people.approval import settle
 from flows.people.artifacts import publish_artifacts
 from flows.people.suspend import ask
 from flows.people.waiting import deployed_run, waiting_elsewhere
-from flows.places.runners import Job, Runner, check_stages, chosen, job, open_runner
+from flows.places.runners import Job, Runner, check_stages, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
 from flows.results.estimate import work_of
 from flows.run_stage import StageResult, level_of
 from flows.views.endings import Ending, finished, how_it_ended, keep_evidence
-from flows.views.labels import done, last_state, refused, run_name, shown_before, tag, up_to_date
+from flows.views.labels import done, last_state, refused, run_name, shown_before, tag_run, up_to_date
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
@@ -172,7 +172,7 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     # Inside the flow as well, where Prefect has installed its own SIGTERM handler, which stops no stage.
     with exclusive(), stopping_on_signals():
         params, graph = ALREADY_READ.get() or _read(audits)
-        results = _run_stale(params, graph, audits, chosen(params, runner), set())
+        results = _run_stale(params, graph, audits, chosen_runner(params, runner), set())
         endings = [how_it_ended(params, name, results) for name in audits]
     for ending in endings:
         publish_artifacts(params, ending, results)
@@ -186,7 +186,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
     logger = get_run_logger()
     if (why := foreign_parameters(audits=audits, runner=runner)) is not None:
         return Failed(message=why)
-    tag(run, audits)
+    tag_run(run, audits)
     try:
         with exclusive(logger.info):
             params, graph = _read(audits)
@@ -199,7 +199,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
             mine = [name for name in audits if name not in skipped]
             if not mine:
                 return last_state([], list(skipped.values()))
-            results = _run_to_the_end(params, graph, mine, chosen(params, runner), shown_before(run))
+            results = _run_to_the_end(params, graph, mine, chosen_runner(params, runner), shown_before(run))
             endings = [_conclude(params, name, results) for name in mine]
     except FadedError as error:
         endings, skipped = [Ending(", ".join(audits), "broken", " ".join(str(error).split()))], {}

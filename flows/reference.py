@@ -172,7 +172,7 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def written(page: str) -> str:
+def page_text(page: str) -> str:
     """The page with everything below the marker generated again, in the order of the links above it."""
     head, marker, _ = page.partition(MARKER)
     return f"{head}{marker}\n\n{reference(linked(head))}"
@@ -184,5 +184,5 @@ def linked(head: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page_text(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     sys.stdout.write(f"written: {PAGE}\n")

@@ -16,14 +16,14 @@ from flows.graph import Graph, Stage, read_graph
 from flows.graph.heal import heal
 from flows.graph.intact import mend, stages_of
 from flows.people.approval import settle
-from flows.places.runners import check_stages, chosen
+from flows.places.runners import check_stages, chosen_runner
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import read_verdict
-from flows.results.estimate import estimate, few_items
+from flows.results.estimate import estimate_cost, few_items
 from flows.views import show_run, show_verdict
 from flows.views.endings import finished, keep_evidence
 from flows.workspace import exclusive
-from stages.check import check_keys
+from stages.check import check_api_keys
 from stages.core.errors import Exit, FadedError, InfrastructureError
 from stages.params import Params
 from stages.params.network import ASK_NO_MODEL
@@ -49,7 +49,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     Raises:
         FadedError: if a stage failed, after the summary was printed.
     """
-    where = chosen(params, runner)  # refuse a wrong one at once, not only when something is stale
+    where = chosen_runner(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
         for line in [*heal(), *mend(stages_of(audits))]:
             console.print(f"healed: {line}", highlight=False)
@@ -61,8 +61,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         active = [audit for audit in audits if audit not in undecided]
         if wanted := graph.to_do(active):
             if where.address is None:  # workers elsewhere have their own environment
-                check_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
-            cost = estimate(params, graph, audits)
+                check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
+            cost = estimate_cost(params, graph, audits)
             console.print(
                 f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
                 highlight=False,
@@ -99,7 +99,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     from flows.processes import stopping_on_signals
     from flows.views.labels import FROM_TERMINAL
 
-    check_stages(params, audits, chosen(params, runner))
+    check_stages(params, audits, chosen_runner(params, runner))
 
     known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None

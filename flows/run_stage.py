@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from flows.processes import child
 from flows.request import GATED
-from flows.shipment import Made
+from flows.shipment import ShipmentResult
 from flows.workspace import LOGS, stage_environment
 from stages.core.errors import (
     BugError,
@@ -61,7 +61,7 @@ class StageResult(BaseModel):
     seconds: float = 0.0
     message: str = ""
     exit_code: Exit = Exit.PASS
-    made: Made | None = None
+    made: ShipmentResult | None = None
 
 
 def run_stage(

@@ -47,7 +47,7 @@ class Shipment(BaseModel):
     remote: str | None
 
 
-class Made(BaseModel):
+class ShipmentResult(BaseModel):
     """A worker's result for a shipment; the bytes are in the remote.
 
     Args:

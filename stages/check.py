@@ -58,7 +58,7 @@ def check_audits(
         raise errors_in("params.yaml", errors)
 
 
-def check_keys(params: Params, names: Iterable[str]) -> None:
+def check_api_keys(params: Params, names: Iterable[str]) -> None:
     """Refuse audits of which a served model or judge has no key in this environment, before time is spent on them.
 
     Args:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stages.core import plugins
 from stages.core.environment import die_with_parent
 from stages.core.errors import UsageError, run_as_command
-from stages.core.reach import Digests, Name, Source
+from stages.core.reach import Digests, Name, SourceTree
 
 if TYPE_CHECKING:
     from stages.params import AuditConfig
@@ -74,9 +74,9 @@ class Code:
     """
 
     def __init__(self, package: Path = PACKAGE, beside: Path = Path()) -> None:
-        self._source = Source(package, beside, PASSED_OVER, BLOCKS)
+        self._source = SourceTree(package, beside, PASSED_OVER, BLOCKS)
         entries = plugins.every()
-        self._entries = {group: plugins.load(group, entries) for group in plugins.GROUPS}
+        self._entries = {group: plugins.entry_points_of(group, entries) for group in plugins.GROUPS}
         self._installed = plugins.installed(entries)
 
     def written(self, audit: AuditConfig) -> str:
@@ -180,7 +180,7 @@ def read_stages() -> dict[str, Any]:
     return cast(dict[str, Any], read_pipeline()["stages"])
 
 
-def installed(*, own: bool) -> dict[str, Any]:
+def installation(*, own: bool) -> dict[str, Any]:
     """Return the content of faded.json that describes the installation.
 
     Args:

@@ -1,8 +1,8 @@
 """Turn people's decisions on this landscape into the plan.
 
 A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and is valid only for the landscape it names.
-With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge` combines their decisions. With
-`feedback.policy: top-k` a rule decides, and every page that shows the plan states this.
+With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge_decisions` combines their decisions.
+With `feedback.policy: top-k` a rule decides, and every page that shows the plan states this.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from stages.command import stage_main
 from stages.core.errors import DecisionNeeded, RejectedError
-from stages.decisions import NO_HUMAN, Standing, decisions_dir, landscape_hash, merge, standing
+from stages.decisions import NO_HUMAN, Standing, decisions_dir, landscape_hash, merge_decisions, standing
 from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
 from stages.records import Landscape, ModeRecord, Plan, PlannedMode, audit_folder
@@ -85,7 +85,7 @@ def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
         )
     if not now.complete:
         raise DecisionNeeded("\n".join([_asked(audit, now), *now.problems]))
-    return merge(now.decisions, modes)
+    return merge_decisions(now.decisions, modes)
 
 
 def _asked(audit: str, now: Standing) -> str:

@@ -17,12 +17,12 @@ from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.core.ledger import Ledger, opened
+from stages.core.ledger import Ledger, open_ledger
 from stages.core.progress import progress
-from stages.explorers.merge import Part, answers, merge, origin, read_parts, remove_undeclared
+from stages.explorers.merge import ShareResult, ledger_answers, merge_shares, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, ShowProgress, search
-from stages.microscopic.search import Robustness, measure_robustness
+from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.params import AuditConfig
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
@@ -44,15 +44,15 @@ def main(name: str) -> None:
     run.params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
     parts = _parts(shares, audit, run.prepared, task)
     with run.resumed_scratch([*here.discover.inputs, *([shares] if parts else [])]) as folder:
-        ledger = opened(folder)
-        result, robustness = ask(task, audit, parts, ledger, run.context.compute)
+        ledger = open_ledger(folder)
+        result, robustness = query_model(task, audit, parts, ledger, run.context.compute)
         ledger.close()
     with here.discover.publish(run.model_provenance(), [shares / str(part.part) for part in parts]) as out:
         write(out, task, result, robustness)
     _print_summary(audit, result, robustness)
 
 
-def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -> list[Part]:
+def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -> list[ShareResult]:
     """Read the results of a divided search's shares; empty if the search is not divided."""
     count = audit.discover.shards
     if removed := remove_undeclared(shares, count):
@@ -60,14 +60,14 @@ def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -
     return read_parts(shares, count, origin(audit, prepared), task.concepts) if count > 1 else []
 
 
-def ask(
+def query_model(
     task: LoadedTask,
     audit: AuditConfig,
-    parts: Sequence[Part],
+    parts: Sequence[ShareResult],
     ledger: Ledger,
     compute: Compute,
     show: ShowProgress = progress,
-) -> tuple[SearchResult, Robustness]:
+) -> tuple[SearchResult, RobustnessResult]:
     """Search or merge the shares, then look for the smallest changes, which may reuse answers from the search.
 
     Args:
@@ -81,14 +81,14 @@ def ask(
     item_ids, config = task.items.ids("discover"), audit.discover
     given: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": show}
     if parts:
-        result = merge(parts, task.concepts)
-        ledger.know(answers(result.probes, task.concepts))
+        result = merge_shares(parts, task.concepts)
+        ledger.know(ledger_answers(result.probes, task.concepts))
     else:
         result = search(task, item_ids, config, **given)
     return result, measure_robustness(task, item_ids, config, enumerated=result.enumerated, **given)
 
 
-def _print_summary(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:
+def _print_summary(audit: AuditConfig, result: SearchResult, robustness: RobustnessResult) -> None:
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
@@ -109,7 +109,7 @@ def _print_summary(audit: AuditConfig, result: SearchResult, robustness: Robustn
         )
 
 
-def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Robustness) -> None:
+def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: RobustnessResult) -> None:
     """Write the probes, and the other data of the task that the landscape needs."""
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table

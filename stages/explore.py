@@ -10,7 +10,7 @@ from stages.code import code_of
 from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import publishing, scratch, stage_dir
-from stages.core.ledger import opened
+from stages.core.ledger import open_ledger
 from stages.core.progress import progress
 from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
@@ -35,7 +35,7 @@ def main(name: str, number: str) -> None:
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     key = run_key(_of_shares(audit), prepared_files(run.prepared), part, code_of(audit, "explore"))
     with scratch(name, f"explore-{part}", key) as folder:
-        ledger = opened(folder)
+        ledger = open_ledger(folder)
         result = search_share(task, share, audit.discover, ledger=ledger, compute=run.context.compute, show=progress)
         ledger.close()
     record = run.model_provenance() | {"origin": origin(audit, run.prepared)}

@@ -26,7 +26,7 @@ from stages.landscape.compare import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
 from stages.landscape.trainings import ask_trainings
 from stages.params import AuditConfig
-from stages.records import Compared, audit_folder
+from stages.records import PairedProbe, audit_folder
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
@@ -37,7 +37,7 @@ EXAMPLES = 8
 DRAWN = 100_000  # cells per policy, so that their shares are precise to a fraction of a percentage point
 
 
-class Answers(NamedTuple):
+class ModelAnswers(NamedTuple):
     """The models' answers.
 
     Args:
@@ -61,7 +61,7 @@ def main(name: str) -> None:
     if not tasks["before"].items.ids("test"):
         raise UsageError(f"{run.prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
     with run.resumed_scratch(here.re_evaluate.inputs, config.model_dump()) as folder:
-        found = ask(tasks, audit, targets, config.paired_probes, folder, run.context.compute)
+        found = query_models(tasks, audit, targets, config.paired_probes, folder, run.context.compute)
         doses = ask_trainings(here, audit, tasks["before"], config.dose_pairs, folder)
     repaired = content_hash([models]) if models.exists() else None
     with here.re_evaluate.publish(run.model_provenance() | {"repaired": repaired}) as out:
@@ -69,14 +69,14 @@ def main(name: str) -> None:
         write(out, tasks, targets, found, audit.seed)
 
 
-def ask(
+def query_models(
     tasks: Mapping[str, LoadedTask],
     audit: AuditConfig,
     targets: Sequence[Region],
     pairs: int,
     folder: Path,
     compute: Compute,
-) -> Answers:
+) -> ModelAnswers:
     """Search with the models before and after, and query all models with the same pairs.
 
     Args:
@@ -91,15 +91,15 @@ def ask(
     ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
     searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], compute, m) for m in ("before", "after")}
     drawn = draw_pairs(space, _told_apart(tasks["before"]), targets, pairs, audit.seed)
-    paired = ask_all(tasks, item_ids, *drawn, ledgers, compute)
+    paired = query_pairs(tasks, item_ids, *drawn, ledgers, compute)
     clean = ask_clean(tasks, item_ids, ledgers, compute)
     for ledger in ledgers.values():
         ledger.close()
-    return Answers(searches, paired, clean)
+    return ModelAnswers(searches, paired, clean)
 
 
 def write(
-    out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers, seed: int
+    out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: ModelAnswers, seed: int
 ) -> None:
     """Write the models' answers and everything else that a repair is judged by."""
     item_ids = tasks["before"].items.ids("test")
@@ -173,7 +173,7 @@ def draw_cells(tasks: Mapping[str, LoadedTask], searches: Mapping[str, SearchRes
     return pd.concat(tables, ignore_index=True)
 
 
-def ask_all(
+def query_pairs(
     tasks: Mapping[str, LoadedTask],
     item_ids: Sequence[str],
     items: np.ndarray,
@@ -198,7 +198,7 @@ def ask_clean(
     if neutral is None or not offers(tasks["before"], "measure"):
         return {}
     items = np.arange(len(item_ids))
-    return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
+    return query_pairs(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
 def _told_apart(task: LoadedTask) -> pd.DataFrame:
@@ -206,7 +206,7 @@ def _told_apart(task: LoadedTask) -> pd.DataFrame:
     return known_attributes(task, item_ids).set_axis(item_ids)
 
 
-def _one_table(found: Answers) -> pd.DataFrame:
+def _one_table(found: ModelAnswers) -> pd.DataFrame:
     tables = [search.probes.assign(model=model, purpose="search") for model, search in found.searches.items()]
     tables += [
         table.assign(model=model, purpose=purpose, role=purpose)
@@ -229,7 +229,7 @@ def _quality(tasks: Mapping[str, LoadedTask]) -> pd.DataFrame:
     return tasks["before"].items.with_groups(table)
 
 
-def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> pd.DataFrame:
+def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: ModelAnswers) -> pd.DataFrame:
     """Compute a task's own measures of all answers and baselines, on unchanged items, in target modes and elsewhere."""
     measuring = {model: task for model, task in tasks.items() if offers(task, "measure")}
     if not measuring:
@@ -259,7 +259,7 @@ def tally_all(tasks: Mapping[str, LoadedTask]) -> dict[str, list[Tally]]:
     return tallies
 
 
-def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
+def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[PairedProbe]]:
     """Return examples of what the repair fixed and of what newly fails, and their unchanged items.
 
     Each has the outputs, and any drawings, of both models.
@@ -288,13 +288,15 @@ def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame
 
 def _both(
     tasks: Mapping[str, LoadedTask], items: list[str], cells: np.ndarray, before: Iterable[str], after: Iterable[str]
-) -> list[Compared]:
+) -> list[PairedProbe]:
     """Return probes as people would see them, with the outputs and any drawings of both models."""
     exhibits = tasks["before"].exhibit(items, cells) if items else []
     draws = any(exhibit.drawn is not None for exhibit in exhibits)
     redrawn = tasks["after"].exhibit(items, cells) if draws else exhibits
     rows = zip(exhibits, redrawn, before, after, items, cells.tolist(), strict=True)
-    return [Compared(shown, str(b), str(a), later.drawn, item, tuple(cell)) for shown, later, b, a, item, cell in rows]
+    return [
+        PairedProbe(shown, str(b), str(a), later.drawn, item, tuple(cell)) for shown, later, b, a, item, cell in rows
+    ]
 
 
 def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:

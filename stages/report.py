@@ -14,7 +14,7 @@ import pandas as pd
 from stages.command import stage_main
 from stages.concepts import ConceptSpace
 from stages.core.intervals import wilson
-from stages.landscape.bias import judged, largest_bias
+from stages.landscape.bias import at_highest_guidance, largest_bias
 from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
@@ -190,7 +190,7 @@ def metrics_of(
         "log_loss_constant": landscape.estimator.log_loss_constant,
         "calibration_error": landscape.estimator.calibration_error,
         "largest_bias": RateRecord.from_rate(largest_bias(bias)).value,
-        "biased_subjects": sum(entry.beyond_noise for entry in judged(bias)) if bias else None,
+        "biased_subjects": sum(entry.beyond_noise for entry in at_highest_guidance(bias)) if bias else None,
         "median_radius": landscape.robustness.median_radius if landscape.robustness else None,
         "passed": passed,
     }

@@ -11,16 +11,16 @@ import pandas as pd
 
 from stages.audit_run import AuditRun
 from stages.command import stage_main
-from stages.core.ledger import Ledger, opened
+from stages.core.ledger import Ledger, open_ledger
 from stages.core.progress import progress
-from stages.explorers.merge import answers
+from stages.explorers.merge import ledger_answers
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
-from stages.landscape.summary import Asked, People, summarize
+from stages.landscape.summary import LandscapeInput, People, summarize
 from stages.params import AuditConfig
 from stages.ratings import RatedTask
 from stages.records import Landscape, audit_folder
@@ -35,8 +35,8 @@ def main(name: str) -> None:
     run, here = AuditRun(name, "summarize"), audit_folder(name)
     audit, task, found = run.audit, run.judged_task(), here.discover
     with run.resumed_scratch(here.summarize.inputs) as folder:
-        ledger = opened(folder)
-        ledger.know(answers(found.probes, task.concepts))
+        ledger = open_ledger(folder)
+        ledger.know(ledger_answers(found.probes, task.concepts))
         fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, run.context.compute, progress)
         with here.summarize.publish(run.model_provenance()) as out:
             landscape = write(out, task, found, audit, fresh)
@@ -101,7 +101,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         fresh: probes kept back, to confirm failure modes with.
     """
     told_apart = known_attributes(task, found.embedded.item_ids)
-    asked = Asked(
+    asked = LandscapeInput(
         audit=found.path.parent.name,
         space=task.concepts,
         threshold=task.threshold,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.confirm import Fresh
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
@@ -65,10 +65,10 @@ def fresh(task: Any, count: int) -> Fresh:
     return Fresh(count, lambda items, cells: ask(task, items, cells, "fresh"))
 
 
-def landscape_of(task: Any, probes: pd.DataFrame, **how: Any) -> Landscape:
+def landscape_of(task: Any, probes: pd.DataFrame, **how: Any) -> CellRates:
     """The landscape of all items of a task."""
     ids = task.items.table["id"].tolist()
-    return estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, **how)
+    return estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, **how)
 
 
 def every_pair(task: Any) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pytest
 from stages.concepts import Concept
 from stages.landscape.bias import compare_bias, measure_bias
 from stages.pages import Gallery, PicturedCell
-from stages.records import Compared
+from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit, Sheet, Tally
 from tests.report_samples import HOSTILE, make_comparison, make_inputs
 
@@ -91,7 +91,7 @@ def picture_comparison() -> dict[str, Any]:
     assert bias is not None
     inputs["verdict"]["bias"] = bias.to_json()
     shown = [
-        Compared(exhibit(k), "read as red, seven", "read as red, four", png("red", "red", "red")) for k in range(3)
+        PairedProbe(exhibit(k), "read as red, seven", "read as red, four", png("red", "red", "red")) for k in range(3)
     ]
     inputs |= {"galleries": {"fixed": shown}, "sheets": {"before": [sheet()], "after": [sheet()]}}
     return inputs

@@ -18,7 +18,7 @@ from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
 from stages.params.usage import UsageConfig, in_use
-from stages.records import Compared, Comparison, Landscape, Plan, RepairVerdict, ShownExample, Verdict
+from stages.records import Comparison, Landscape, PairedProbe, Plan, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics
 from stages.records.landscape import usage_record
 from stages.records.repair import PlannedMode
@@ -440,12 +440,12 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "items": 50,
     }
     said = HOSTILE if hostile else "7"
-    shown = [Compared(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
+    shown = [PairedProbe(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
     return {
         "verdict": verdict,
         "landscapes": both,
         "probes": probes,
-        "galleries": {"fixed": shown, "newly_failing": [Compared(Exhibit("a text", text=said), "1", said)]},
+        "galleries": {"fixed": shown, "newly_failing": [PairedProbe(Exhibit("a text", text=said), "1", said)]},
         "provenance": {"seed": 7, "device": "cpu"},
         "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
+from stages.decisions.merge_decisions import ceiling
 
-from stages.decisions import RecordedDecision, merge
+from stages.decisions import RecordedDecision, merge_decisions
 from stages.decisions.agreement import agreement, krippendorff_alpha
-from stages.decisions.merge import ceiling
 from stages.records import Plan
 from tests.report_samples import FOUR, make_comparison, write_comparison
 
@@ -101,7 +101,7 @@ def test_an_example_that_most_of_those_who_speak_of_it_cannot_read_is_unreadable
         "Of the examples that reviewers rated, corrected or could not read themselves (5), they could not read 2: 40.0%"
         " (11.8 to 76.9); M1 2 of 5."
     )
-    assert merge([ada, cas], []).ceiling is not None and merge([ada], []).ceiling is None
+    assert merge_decisions([ada, cas], []).ceiling is not None and merge_decisions([ada], []).ceiling is None
 
 
 def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:

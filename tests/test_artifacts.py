@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from flows.people.artifacts import _row, code, prose, verdict_markdown
 from flows.people.suspend import _decided, describe
-from flows.results import Verdict
+from flows.results import LastVerdict
 from stages.decisions import RecordedDecision, Standing
 from stages.decisions.files import DecisionFile
 from stages.records import Gate
@@ -44,7 +44,7 @@ def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
         _row(code(text), prose(text)),
         _decided([by]),
         describe("tiny", now, [], problem=text),
-        verdict_markdown(Verdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
+        verdict_markdown(LastVerdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
     ):
         page = shown(markdown)
         assert "<a " not in page and "<b>" not in page and "<h1>" not in page, markdown

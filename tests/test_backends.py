@@ -28,7 +28,7 @@ from stages.prepare import main as prepare
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
 from stages.tasks.classification import ImageClassification, backends
-from stages.tasks.classification.backends import Backend, choose, compute_errors, only_eager
+from stages.tasks.classification.backends import Backend, choose_backend, compute_errors, only_eager
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.contract import Chosen, Compute, TaskContext
@@ -308,14 +308,14 @@ def test_openvino_is_chosen_where_it_is_right_and_worth_its_start(
         monkeypatch.setattr(backends, name, value)
     if answer is not None:
         installed(True, answer)
-    found = choose(model, COMPUTE, torch.zeros(16, 3, 12, 12))
+    found = choose_backend(model, COMPUTE, torch.zeros(16, 3, 12, 12))
     assert found.backend == chosen[0] and re.search(chosen[1], found.why)
 
 
 def test_the_clock_decides_nothing(model, pixels, installed, monkeypatch):
     seconds = iter([2.0, 1.0] * 3)
     monkeypatch.setattr(backends, "_seconds", lambda *_: next(seconds))
-    assert choose(model, COMPUTE, pixels) == Chosen("openvino", "the network 0.5 times as fast, off by 0e+00")
+    assert choose_backend(model, COMPUTE, pixels) == Chosen("openvino", "the network 0.5 times as fast, off by 0e+00")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, embedding_order
+from stages.explorers.ask_tell import AskTell, NextProbes, embedding_order
 from stages.explorers.bandits import MAX_EFFECTS, LinearModel
 from stages.explorers.contract import NoSettings
 from stages.explorers.prober import Prober
@@ -93,8 +93,8 @@ def test_uniform_draws_are_marked_and_no_others(name: str, settings: dict, first
 
 def test_what_fills_the_budget_of_a_strategy_that_repeats_itself_is_marked() -> None:
     class Same:
-        def propose(self) -> Proposal:
-            return Proposal(np.zeros(1, int), np.zeros((1, 7), int))
+        def propose(self) -> NextProbes:
+            return NextProbes(np.zeros(1, int), np.zeros((1, 7), int))
 
         def learn(self, *_answers) -> None: ...
 

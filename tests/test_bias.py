@@ -11,8 +11,8 @@ from scipy import stats
 from stages.core.errors import UsageError
 from stages.landscape.bias import (
     Skew,
+    at_highest_guidance,
     compare_bias,
-    judged,
     largest_bias,
     mean_change,
     measure_bias,
@@ -113,7 +113,7 @@ def test_of_many_fair_subjects_none_is_called_biased():
 
 def test_guidance_1_is_shown_but_not_judged():
     entries = measure_bias([tally([25, 23]), tally([48, 0], guidance=1.0)], seed=0)
-    assert [entry.guidance for entry in judged(entries)] == [7.5]
+    assert [entry.guidance for entry in at_highest_guidance(entries)] == [7.5]
     assert largest_bias(entries).value < 0.1
 
 

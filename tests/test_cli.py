@@ -25,7 +25,7 @@ from flows.cli import app
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
 from flows.results.compare import Run, check_alike, compare_revisions, differences, paired_difference
-from flows.results.estimate import Estimate, estimate, few_items
+from flows.results.estimate import Estimate, estimate_cost, few_items
 from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
@@ -287,7 +287,7 @@ def estimated(*kinds: str, **repair: Any) -> Estimate:
     """The estimate for an audit "tiny" of which these stages are stale, in the current folder."""
     stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ("never ran",) * (kind in kinds)) for kind in STAGES]
     params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params(**repair)}}
-    return estimate(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
+    return estimate_cost(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
 
 
 def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):

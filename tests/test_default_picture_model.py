@@ -12,7 +12,7 @@ from stages.concepts.prompts import fill, read_templates
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.judge_models import load_judge
-from stages.tasks.text_to_image.judges import told
+from stages.tasks.text_to_image.judges import attribute_values
 from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
 from stages.tasks.text_to_image.sample import Painter
 
@@ -33,7 +33,7 @@ def read(painter, attribute, prompts, kind="digits"):
     """A judge's readings of a picture for each prompt, with consecutive seeds."""
     pixels = [drawing.pixels for drawing in painter.draw(prompts, range(len(prompts)))]
     judge = load_judge(INPUTS / f"judge-{kind}", "cpu")
-    return told(judge, judge.read(pixels), attribute)
+    return attribute_values(judge, judge.read(pixels), attribute)
 
 
 def test_it_is_small_enough_for_a_repository():

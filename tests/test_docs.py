@@ -34,7 +34,7 @@ def names(pages: list[Path]) -> list[str]:
 
 def test_the_reference_of_commands_is_what_the_commands_say():
     page = reference.PAGE.read_text(encoding="utf-8")
-    assert page == reference.written(page), "docs/commands.md is stale: run `python -m flows.reference`"
+    assert page == reference.page_text(page), "docs/commands.md is stale: run `python -m flows.reference`"
 
 
 def test_every_command_is_in_the_table_of_docs_commands():

@@ -20,7 +20,7 @@ from stages.pages.figures import CHANGE_SCALE, POLICY_SCALE, RATE_SCALE, Scale, 
 from stages.pages.maps import heat_map, worst_first
 from stages.pages.page import pack_probes
 from stages.pages.words import GLOSSARY
-from stages.records import Compared
+from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit
 from tests.picture_samples import picture_comparison, picture_landscape
 from tests.report_samples import (
@@ -43,9 +43,9 @@ def comparison() -> dict[str, Any]:
     """A repair with an example of each outcome, inside and outside of its mode."""
     inputs = make_comparison(*FOUR[:2])
     made = [Exhibit("label 9 → predicted 7", image=picture(k)) for k in range(2)]
-    fixed = Compared(made[0], "7", "9", item="a", cell=(6, 0))
-    broken = Compared(made[1], "9", "4", item="b", cell=(0, 1))
-    known = [Compared(Exhibit("", image=picture(50 + k)), "9", "9", item=i, cell=(0, 0)) for k, i in enumerate("ab")]
+    fixed = PairedProbe(made[0], "7", "9", item="a", cell=(6, 0))
+    broken = PairedProbe(made[1], "9", "4", item="b", cell=(0, 1))
+    known = [PairedProbe(Exhibit("", image=picture(50 + k)), "9", "9", item=i, cell=(0, 0)) for k, i in enumerate("ab")]
     inputs["galleries"] = {"fixed": [fixed], "newly_failing": [broken], "unchanged": known}
     inputs["attributes"] = pd.DataFrame({"label": ["9", "9"]}, index=["a", "b"])
     plan = plan_of(*records_of(inputs["verdict"]))

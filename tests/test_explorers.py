@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import InfrastructureError, NoLearningError, UsageError
 from stages.core.ledger import Key, Ledger
-from stages.explorers.contract import Found
+from stages.explorers.contract import ExplorerResult
 from stages.explorers.env import ENV_ID
 from stages.explorers.model_based import FEW, Auto, AutoSettings, ModelBased
 from stages.explorers.prober import Prober
@@ -230,7 +230,7 @@ def test_auto_takes_one_explorer_for_every_grid_and_hands_its_goal_on(monkeypatc
 
     def explore(self, prober, seed):
         asked.append((self.name, self.settings.goal, prober.space.n_cells))
-        return Found(None, {})
+        return ExplorerResult(None, {})
 
     monkeypatch.setattr(ModelBased, "explore", explore)
     task = make_task()

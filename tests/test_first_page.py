@@ -17,7 +17,7 @@ from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comp
 from stages.pages.gallery import Shrinker
 from stages.pages.sentences import how_common, what_was_tested
 from stages.params.usage import UsageConfig, in_use
-from stages.records import Compared, Landscape, RateRecord, Verdict
+from stages.records import Landscape, PairedProbe, RateRecord, Verdict
 from stages.records.landscape import usage_record
 from stages.tasks.contract import Exhibit
 from tests.conftest import CHROMIUM
@@ -131,10 +131,10 @@ def test_an_example_of_a_repair_lies_in_its_mode() -> None:
     nines = Region({comparison.space.names[0]: (strong[0],)}, {"label": ("9",)})
     plan = plan.model_copy(update={"modes": [plan.modes[0].model_copy(update={"region": nines.to_json()})]})
     rows = [
-        Compared(Exhibit(f"{item} at {cell}", image=picture(k)), "7", "9", None, item, tuple(cell))
+        PairedProbe(Exhibit(f"{item} at {cell}", image=picture(k)), "7", "9", None, item, tuple(cell))
         for k, (item, cell) in enumerate([("a", strong), ("b", [0] * len(strong)), ("b", strong)])
     ]
-    clean = [Compared(Exhibit("b unchanged", image=picture(7)), "9", "9", None, "b", (0,) * len(strong))]
+    clean = [PairedProbe(Exhibit("b unchanged", image=picture(7)), "9", "9", None, "b", (0,) * len(strong))]
     labels = pd.DataFrame({"label": ["7", "9"]}, index=["a", "b"])
     galleries = {"fixed": rows, "newly_failing": [], "unchanged": clean}
     page, worse = (

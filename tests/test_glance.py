@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows.graph import Graph, Stage
-from flows.results import Verdict
+from flows.results import LastVerdict
 from flows.results.glance import Glance, glance, rate_in
 from flows.views import show_glance
 from stages.core.git import git
@@ -68,11 +68,11 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_the_terminal(width):
-    verdict = Verdict("text-to-image", True, [], None, True, "decided by policy, no human")
+    verdict = LastVerdict("text-to-image", True, [], None, True, "decided by policy, no human")
     rows = [
         Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), datetime(2026, 11, 28), True, "faded audit text-to-image"),
-        Glance(Verdict("b", None, [], None, False), NO_RATE, None, False, ""),
-        Glance(Verdict("e", None, [], None, False), Rate(0.5, nan, nan, 1), None, False, ""),
+        Glance(LastVerdict("b", None, [], None, False), NO_RATE, None, False, ""),
+        Glance(LastVerdict("e", None, [], None, False), Rate(0.5, nan, nan, 1), None, False, ""),
     ]
     console = Console(width=width, record=True)
     show_glance(console, rows, ["c", "d"], None)

@@ -10,7 +10,7 @@ from stages.concepts.space import Concept, ConceptSpace
 from stages.core.intervals import Resampler, share, wilson
 from stages.explorers.prober import Prober
 from stages.landscape.confirm import _known
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.pairs import half_of
 from stages.landscape.slices import worse_values
 from stages.tasks.classification.pool import Decoded, Pool, choose_items
@@ -83,7 +83,7 @@ def test_probes_say_to_which_group_their_item_belongs():
 
 def test_an_enumerated_grid_is_as_certain_as_it_has_groups():
     def width(group):
-        found = estimate(whole(group), list("pqrs"), np.eye(4), task(group).concepts, threshold=0.0, seed=0)
+        found = estimate_landscape(whole(group), list("pqrs"), np.eye(4), task(group).concepts, threshold=0.0, seed=0)
         rate = found.mean_rate()
         assert found.exact and rate.value == 0.5
         return rate.high - rate.low, float(found.table["high"][0] - found.table["low"][0])
@@ -139,7 +139,7 @@ def test_a_region_about_some_items_is_known_by_its_groups_on_an_enumerated_grid(
     probes = pd.DataFrame([{"item": item, "tilt": level} for item in ids for level in range(3)])
     probes["group"] = [f"g{int(item[1:]) // 2}" for item in probes["item"]]
     probes = probes.assign(role="control", repeat=0, failed=probes["tilt"] == 2, discrepancy=0.0, valid=True)
-    exact = estimate(probes, ids, np.zeros((12, 2)), space, threshold=0.0, seed=0)
+    exact = estimate_landscape(probes, ids, np.zeros((12, 2)), space, threshold=0.0, seed=0)
     assert exact.exact and exact.groups is not None
     rate, failures = _known(exact, np.array([False, False, True]), np.arange(12) < 6)
     assert (rate.value, failures, rate.n) == (1.0, 6, 6)

@@ -12,7 +12,7 @@ import pytest
 
 from stages.explorers import kernel, surrogate
 from stages.explorers.surrogate import Learner
-from stages.landscape.calibrate import Evidence, choose_estimator
+from stages.landscape.calibrate import CalibrationProbes, choose_estimator
 from stages.landscape.estimate import as_data
 from stages.pages.landscape_report import _trust
 from stages.records import Landscape
@@ -85,9 +85,9 @@ def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_fro
 ) -> None:
     estimation = import_module("stages.landscape.estimate")
     monkeypatch.setattr(estimation, "MAX_PROBES", 800)
-    learnt: list[kernel.Data] = []
+    learnt: list[kernel.ProbeArrays] = []
 
-    def recorded(evidence: Evidence) -> Any:
+    def recorded(evidence: CalibrationProbes) -> Any:
         learnt.append(evidence.data)
         return choose_estimator(evidence)
 
@@ -107,9 +107,9 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
     monkeypatch.setattr(surrogate, "LEARNT", 300)
     fitted: list[int] = []
 
-    def recorded(features: kernel.Features, data: kernel.Data, noise: float) -> kernel.Posterior:
+    def recorded(features: kernel.Features, data: kernel.ProbeArrays, noise: float) -> kernel.Posterior:
         fitted.append(len(data))
-        return kernel.fit(features, data, noise)
+        return kernel.fit_regression(features, data, noise)
 
     monkeypatch.setattr(surrogate, "fit", recorded)
     model = Smooth()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.views import show_history
 from flows.views.history import read_history
-from flows.views.history_page import write_page
+from flows.views.history_page import write_history_page
 from stages.core.errors import UsageError
 from stages.core.git import git
 
@@ -137,7 +137,7 @@ def test_of_rates_without_an_interval_none_is_told(tmp_path, width):
     assert history.drift.startswith("-10.0 points since") and history.drift.endswith("no drift known")
     console = Console(width=120, record=True)
     show_history(console, [history])
-    write_page(tmp_path / "h.html", [history])
+    write_history_page(tmp_path / "h.html", [history])
     text = console.export_text()
     assert "20.0%  " in text and "10.0% (9.0 to 11.0)" in text and "nan" not in text
     assert ">nan" not in (tmp_path / "h.html").read_text().lower()
@@ -189,7 +189,7 @@ def test_a_table_and_a_page_show_all_audits(tmp_path):
     show_history(console, histories)
     text = console.export_text()
     assert "20.0% (19.0 to 21.0)" in text and "FAIL" in text and "tiny: +10.0 points" in text
-    write_page(tmp_path / "h.html", histories)
+    write_history_page(tmp_path / "h.html", histories)
     page = (tmp_path / "h.html").read_text()
     assert page.count('<th scope="row">tiny</th>') == 2 and "FAIL" in page
 

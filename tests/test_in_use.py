@@ -19,7 +19,7 @@ from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
-from stages.landscape.compare import Paired
+from stages.landscape.compare import PairedAnswers
 from stages.landscape.confirm import draw_inside
 from stages.landscape.describe import shares_of_failures
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
@@ -331,7 +331,9 @@ def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
         of, drawn = draw_pairs(space, items, targets, 1000, seed)
         inside = inside_any(space, targets, drawn, items.iloc[of])
         use, found = use_of_pairs(space, targets, items, drawn, inside, 0), rates[space.flat(drawn)]
-        paired = Paired(of, drawn, inside, float(covered @ density), {"before": found}, None, use, resamples=2, seed=0)
+        paired = PairedAnswers(
+            of, drawn, inside, float(covered @ density), {"before": found}, None, use, resamples=2, seed=0
+        )
         off.append(
             [
                 paired.rate("before").value - density @ rates,

@@ -15,7 +15,7 @@ import flows.init.run
 from flows.init.propose import all_pairs, search_budget
 from flows.init.run import Options
 from flows.init.state import unmeasured
-from flows.workspace.block import Draft, with_blocks, without
+from flows.workspace.block import AuditDraft, with_blocks, without
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.intervals import wilson
 from stages.params import load_params
@@ -269,7 +269,7 @@ def test_a_model_of_the_hub_that_is_not_here_is_written_and_not_measured(reposit
 
 def test_every_other_byte_of_params_stays():
     text = (ROOT / "params.yaml").read_text()
-    draft = Draft(
+    draft = AuditDraft(
         "a", {"task": "x:Y", "concepts": {"word": ["", "on", "a, b"]}}, {"gates": {}}, {"concepts": "Levels."}
     )
     after = with_blocks(text, None, draft)
@@ -279,7 +279,7 @@ def test_every_other_byte_of_params_stays():
 
 @pytest.mark.parametrize("text", ["", "audits: {}\nrepairs: {}  # none\nrunner: ray\n", "audits:\n  b: {x: 1}\n"])
 def test_an_audit_finds_its_place_in_any_layout(text):
-    draft = Draft("a", {"x": 1e-7}, {"gpus": 0})
+    draft = AuditDraft("a", {"x": 1e-7}, {"gpus": 0})
     whole = yaml.safe_load(with_blocks(text, None, draft))
     assert whole["audits"]["a"] == {"x": 1e-7}
     assert whole["repairs"] == {"a": {"gpus": 0}}
@@ -287,4 +287,4 @@ def test_an_audit_finds_its_place_in_any_layout(text):
 
 def test_a_layout_that_would_have_to_change_is_refused():
     with pytest.raises(UsageError, match="write there yourself"):
-        with_blocks("audits: {b: {x: 1}}\nrepairs: {}\n", None, Draft("a", {"x": 2}, None))
+        with_blocks("audits: {b: {x: 1}}\nrepairs: {}\n", None, AuditDraft("a", {"x": 2}, None))

@@ -17,10 +17,10 @@ from stages.tasks.text_to_image.judges import (
     ClipIqa,
     Reading,
     Realism,
+    attribute_values,
     expected_values,
     load_quality,
     quality_errors,
-    told,
 )
 from tests.tiny_judges import ATTRIBUTES, BLUE, GREEN, RED, noisy, plain, tiny_clip, tiny_judge
 
@@ -88,7 +88,7 @@ def test_what_is_read_of_a_picture_depends_on_no_other_picture(judge, clip):
         assert np.abs(off).max() <= most_off
         assert empty.features.shape == (0, together.features.shape[1])
         assert empty.probabilities[attribute].shape == (0, len(reader.attributes[attribute]))
-        assert told(reader, empty, attribute) == []
+        assert attribute_values(reader, empty, attribute) == []
 
 
 def test_pictures_of_any_size_are_read_as_at_the_judges_own(judge):
@@ -112,7 +112,11 @@ def test_a_network_that_knows_colours_names_them(judge):
         hidden.weight.data[channel, channel * 4 : (channel + 1) * 4] = 1
         net.heads[0].weight.data[channel, channel] = 1
     sighted = AttributeJudge(judge.form, net)
-    assert told(sighted, sighted.read([plain(GREEN), plain(BLUE), plain(RED)]), "colour") == ["green", "blue", "red"]
+    assert attribute_values(sighted, sighted.read([plain(GREEN), plain(BLUE), plain(RED)]), "colour") == [
+        "green",
+        "blue",
+        "red",
+    ]
 
 
 def test_a_judge_abstains_below_its_threshold_and_a_temperature_above_one_makes_it_less_sure(tmp_path):

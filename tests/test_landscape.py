@@ -15,9 +15,9 @@ from stages.concepts import Concept, ConceptSpace
 from stages.core.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
-from stages.landscape.describe import effects, overall_rate
-from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate
-from stages.landscape.estimators import Average, Link, Logistic, Process, Trees
+from stages.landscape.describe import main_effects, overall_rate
+from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate_landscape
+from stages.landscape.estimators import Average, Link, Logistic, ProcessEstimator, Trees
 from tests.landscapes import adaptive, ask, every_pair, landscape_of, planted, truth, uniform
 
 
@@ -55,7 +55,7 @@ class Smooth:
         return table.assign(role=role, item=ids, repeat=0, discrepancy=margin, failed=margin > 0)
 
     def landscape(self, probes: pd.DataFrame, **keywords):
-        return estimate(probes, self.ids, self.embeddings, self.concepts, threshold=0.0, seed=0, **keywords)
+        return estimate_landscape(probes, self.ids, self.embeddings, self.concepts, threshold=0.0, seed=0, **keywords)
 
     @property
     def truth(self) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_the_same_probes_give_the_same_landscape(smooth, both):
 
 def test_effects_follow_the_truth(smooth, both):
     probes, landscape = both
-    rows = pd.DataFrame([effect.to_json() for effect in effects(landscape, smooth.concepts, probes)])
+    rows = pd.DataFrame([effect.to_json() for effect in main_effects(landscape, smooth.concepts, probes)])
     assert len(rows) == 18
     levels = smooth.concepts.cells()[:, 0]
     for row in rows[rows["concept"] == "rotation"].itertuples():
@@ -191,11 +191,11 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     jumped["failed"] = (jumped["jump"] == 2) & (rng.random(600) < 0.8)
     jumped["discrepancy"] = np.where(jumped["failed"], 0.5, -0.5)
     ids = [f"i{n}" for n in range(20)]
-    smooth = estimate(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
-    rows = effects(smooth, space, jumped)[:3]
+    smooth = estimate_landscape(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
+    rows = main_effects(smooth, space, jumped)[:3]
     assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8]
     assert rows[0].low == 0 < rows[0].high < 0.03
-    few = effects(smooth, space, jumped.iloc[:100])[:3]
+    few = main_effects(smooth, space, jumped.iloc[:100])[:3]
     assert [row.rate for row in few] == [
         smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
     ]
@@ -212,7 +212,7 @@ def test_boxes_with_sharp_edges_need_trees():
     task = Planted(5, 100, searched=30, unseen=0)
     ids, rng = task.items.ids("discover"), np.random.default_rng(0)
     probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")
-    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    landscape = estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert "boosted trees" in landscape.diagnostics["name"]
     losses = landscape.diagnostics["log_losses"]
     assert losses["boosted trees"] < losses["Gaussian process"] < losses["logistic regression"]
@@ -222,17 +222,19 @@ def test_boxes_with_sharp_edges_need_trees():
     assert (table["high"] - table["low"]).mean() < 0.45
 
 
-@pytest.mark.parametrize("kind", [Process, Trees, Logistic, Average])
+@pytest.mark.parametrize("kind", [ProcessEstimator, Trees, Logistic, Average])
 def test_margins_of_the_grid_are_those_of_its_probes(kind):
     """Each estimator computes the grid by a shortcut: as products of items and cells."""
     space = ConceptSpace((Concept("a", tuple(range(12))), Concept("b", ("x", "y", "z"), ordered=False)))
     rng = np.random.default_rng(0)
     embeddings, items, cells = rng.normal(size=(6, 3)), rng.integers(0, 6, 200), space.sample(200, rng)
     margin = np.tanh(0.5 * cells[:, 0] - 2.6 + embeddings[items, 0] * (cells[:, 1] == 2))
-    data, (fold, _) = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
-    if kind in (Process, Average):
+    data, (fold, _) = kernel.ProbeArrays(items, cells, margin, margin > 0), folds_of(cells, space, 0)
+    if kind in (ProcessEstimator, Average):
         hyper = kernel.Hyper(scales=(0.5, 1.0))
-        fitted = Process(kernel.Features(space, kernel.ItemFactor(embeddings), hyper, 40), hyper, data, fold, 0)
+        fitted = ProcessEstimator(
+            kernel.Features(space, kernel.ItemFactor(embeddings), hyper, 40), hyper, data, fold, 0
+        )
     else:
         fitted = kind(space, embeddings, data, fold, 0 if kind is Trees else np.ones(200))
     if kind is Average:
@@ -293,7 +295,7 @@ def test_few_cells_are_judged_by_probes_of_all_of_them(seed):
     space, rates = ConceptSpace((Concept("fog", ("none", "dense")),)), np.array([0.02, 0.91])
     probes, ids = coin(space, rates, 100, 100, seed)
     embeddings = np.random.default_rng(seed).normal(size=(100, 4))
-    landscape = estimate(probes, ids, embeddings, space, threshold=0.0, seed=0)
+    landscape = estimate_landscape(probes, ids, embeddings, space, threshold=0.0, seed=0)
     table, scores = landscape.table, landscape.diagnostics
     assert scores["log_loss"] < 0.6 * scores["log_loss_constant"]
     assert scores["held_out_together"].startswith("single probes")
@@ -315,14 +317,14 @@ def test_where_nothing_explains_the_failures_the_constant_is_taken(seed):
     space = ConceptSpace(tuple(Concept(n, tuple(range(7))) for n in ("fog", "rain")))
     probes, ids = coin(space, np.full(49, 0.3), 200, 60, seed)
     arguments = (probes, ids, np.random.default_rng(0).normal(size=(60, 6)), space)
-    landscape = estimate(*arguments, threshold=0.0, seed=0)
+    landscape = estimate_landscape(*arguments, threshold=0.0, seed=0)
     losses = landscape.diagnostics["log_losses"]
     assert landscape.diagnostics["name"] == min(losses, key=losses.get) == "constant"
     assert min(loss for name, loss in losses.items() if name != "constant") > landscape.diagnostics["log_loss_constant"]
     assert landscape.rates.mean() == pytest.approx(probes["failed"].mean(), abs=0.02)
     assert (landscape.table["low"] < 0.3).all()
     assert (landscape.table["high"] > 0.3).all()
-    again = estimate(*arguments, threshold=0.0, seed=0, like=landscape)
+    again = estimate_landscape(*arguments, threshold=0.0, seed=0, like=landscape)
     pd.testing.assert_frame_equal(again.table, landscape.table)
 
 
@@ -348,7 +350,7 @@ class Recorder:
 @pytest.mark.parametrize(("items", "largest"), [(2, 1024), (128, 1024), (129, 1016), (2000, 65)])
 def test_many_items_are_held_with_few_cells_at_once(items, largest):
     space = ConceptSpace((Concept("a", tuple(range(1500))),))
-    data = kernel.Data(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
+    data = kernel.ProbeArrays(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
     estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), np.arange(items), items)
     rate = _rates(estimator, Link(0.01, -5.0), space.cells(), seen, True, seed=0)[0]
     assert max(estimator.asked) == largest

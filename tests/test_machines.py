@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from flows.graph import read_graph
-from flows.places.machines import Made, Shipment, check_machines, pack, run_there, take_back, travels
+from flows.places.machines import Shipment, ShipmentResult, check_machines, pack, run_there, take_back, travels
 from flows.places.runners import Job, Say
 from flows.places.runners.apart import Apart
 from flows.run_stage import StageResult
@@ -299,7 +299,7 @@ def test_what_was_not_asked_for_is_not_taken(made, tmp_path):
 
     def refused(match: str, **changes: Any) -> None:
         with inside(driver), pytest.raises(InfrastructureError, match=match):
-            take_back(shipment, Made(host="node3:/srv", lock={**honest, **changes}))
+            take_back(shipment, ShipmentResult(host="node3:/srv", lock={**honest, **changes}))
 
     other = [{**dep, "md5": "0" * 32} if dep["path"].endswith("items.parquet") else dep for dep in honest["deps"]]
     refused("node3:/srv has other bytes under data/tiny/prepare/items.parquet than the driver", deps=other)

@@ -19,9 +19,9 @@ from stages.landscape.robustness import summarize_robustness
 from stages.microscopic.agent import train_and_walk
 from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
 from stages.microscopic.moves import Moves
-from stages.microscopic.search import Robustness, agent_settings, measure_robustness
+from stages.microscopic.search import RobustnessResult, agent_settings, measure_robustness
 from stages.microscopic.settings import WalkerSettings
-from stages.microscopic.walks import Walks, reduce_strongest, try_alone
+from stages.microscopic.walks import WalkState, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.records import search
 from stages.tasks.contract import Items, ProbeBatch
@@ -69,13 +69,13 @@ class Sloped:
         return np.array([np.where(self.probe([i] * len(cells), cells).failed, steps, np.inf).min() for i in ids])
 
 
-def explore(task: Sloped, ledger: Ledger | None = None, seed: int = 0, **settings: object) -> Robustness:
+def explore(task: Sloped, ledger: Ledger | None = None, seed: int = 0, **settings: object) -> RobustnessResult:
     given = MicroscopicConfig.model_validate({"items": 24, "budget": 10_000, **settings})
     config = DiscoverConfig(budget=10, microscopic=given)
     return measure_robustness(task, task.items.ids("discover"), config, seed=seed, ledger=ledger)
 
 
-def radius_of(found: Robustness) -> np.ndarray:
+def radius_of(found: RobustnessResult) -> np.ndarray:
     return found.table["radius"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
 
 
@@ -133,7 +133,7 @@ def test_a_beam_comes_close_for_less_and_what_it_finds_is_irreducible() -> None:
 def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() -> None:
     task = planted([{"tilt": [3, 4], "dust": [2, 3, 4]}], noise=0.0)  # margins are noise, so a beam has no direction
     items = task.items.ids("discover")
-    walks = Walks(Prober(task, items, 10_000), Moves(task.concepts, task.concepts.start), len(items))
+    walks = WalkState(Prober(task, items, 10_000), Moves(task.concepts, task.concepts.start), len(items))
     reduce_strongest(walks, try_alone(walks))
     assert (walks.radius == 5).all() and (walks.failing == [3, 0, 2, 0]).all()
     assert walks.queries.mean() < 25
@@ -169,7 +169,7 @@ def test_a_budget_is_kept_exactly_and_a_seed_decides_everything(method: str) -> 
 def test_a_resumed_exploration_equals_an_uninterrupted_one(method: str, tmp_path) -> None:
     settings = {"settings": {"n_envs": 8, "n_steps": 8}} if method == "rl" else {}
 
-    def run(task: Sloped, ledger: Ledger | None = None) -> Robustness:
+    def run(task: Sloped, ledger: Ledger | None = None) -> RobustnessResult:
         return explore(task, ledger, method=method, items=12, budget=500, **settings)
 
     class Killed(Sloped):
@@ -356,7 +356,7 @@ def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
     truth = task.radii()[0]
     settings = WalkerSettings(training=0.9, walks=1, n_envs=16, n_steps=16)
     prober = Prober(task, task.items.ids("discover"), 1500)
-    walks = Walks(prober, Moves(space, space.start), 12)
+    walks = WalkState(prober, Moves(space, space.start), 12)
     with torch_threads(1):
         details = train_and_walk(walks, settings, seed=0)
     assert details["gradient_updates"] > 0 and details["training_probes"] + walks.queries.sum() == prober.spent

@@ -12,8 +12,8 @@ from stages.concepts import Concept, ConceptSpace
 from stages.concepts.prompts import prompt_space
 from stages.explorers.prober import Prober
 from stages.microscopic.moves import SUBSETS, Moves
-from stages.microscopic.search import Robustness, measure_robustness
-from stages.microscopic.walks import Walks, reduce_drawn, share, try_alone, walk_back
+from stages.microscopic.search import RobustnessResult, measure_robustness
+from stages.microscopic.walks import WalkState, reduce_drawn, share_failures, try_alone, walk_back
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.tasks.contract import Items, ProbeBatch
 from tests.landscapes import planted
@@ -58,7 +58,7 @@ class Wordy(PlantedTask):
         return any(words.items() <= prompt.items() for words in self._sets[item])
 
 
-def explore(task: Wordy, each: int, method: str = "beam", seed: int = 0, **settings: object) -> Robustness:
+def explore(task: Wordy, each: int, method: str = "beam", seed: int = 0, **settings: object) -> RobustnessResult:
     items = task.items.ids("discover")
     steps = MicroscopicConfig.model_validate({"method": method, "items": 25, "budget": each * 25, **settings})
     return measure_robustness(task, items, DiscoverConfig(budget=10, microscopic=steps), seed=seed)
@@ -121,7 +121,7 @@ def test_two_words_are_found_within_four_though_every_three_of_them_pass() -> No
     four = FOUR_ON_BLACK | {"size": "small", "colour": "red"}
     plain = {c.name: str(c.neutral) for c in SPACE.concepts}
     task = Wordy([four, plain | SMALL_THREE | {"digit": "four"}], items=3)  # the pair fails only without further words
-    walks = Walks(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, SPACE.start), 3)
+    walks = WalkState(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, SPACE.start), 3)
     walks.ask(np.arange(3), np.tile(cell(four), (3, 1)))
     assert (walks.radius == 4).all()
     walk_back(walks)
@@ -141,16 +141,16 @@ def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay(
 
 def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
     task = Wordy([SMALL_THREE], items=12)
-    walks = Walks(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, SPACE.start), 12)
+    walks = WalkState(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, SPACE.start), 12)
     walks.ask(np.array([4]), np.array([cell(SMALL_THREE)]))
-    share(walks)
+    share_failures(walks)
     assert (walks.radius == 2).all() and (walks.failing == cell(SMALL_THREE)).all()
     assert (walks.queries == 2).all()  # unchanged, and with the other's words
 
 
 def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
     task = planted([], noise=0.0, items=4)
-    walks = Walks(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, task.concepts.start), 4)
+    walks = WalkState(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, task.concepts.start), 4)
     harm = try_alone(walks)
     before = walks.prober.spent
     reduce_drawn(walks, harm, np.random.default_rng(0))

@@ -8,9 +8,9 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
-from stages.explorers.candidates import Archive, Grid, Mutations, Pairs, Portfolio
-from stages.explorers.kernel import Data
-from stages.explorers.model_based import LocalSearch, ModelBased, Pool, capped
+from stages.explorers.candidates import Archive, EvenDraws, Mutations, Pairs, Portfolio
+from stages.explorers.kernel import ProbeArrays
+from stages.explorers.model_based import CandidatePool, LocalSearch, ModelBased, capped
 from stages.explorers.prober import Prober, torch_threads
 from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Belief
@@ -50,7 +50,7 @@ def explore(explorer, task: PlantedTask, budget: int, seed: int = 0):
 
 @pytest.mark.parametrize(
     ("cls", "surrogate"),
-    [(ModelBased, "process"), (Pool, "process"), (LocalSearch, "boosting")],
+    [(ModelBased, "process"), (CandidatePool, "process"), (LocalSearch, "boosting")],
 )
 def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) -> None:
     task = make_task()
@@ -64,7 +64,7 @@ def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) ->
     assert table["uniform"].sum() >= found.details["random_probes"] == 40 + 6 * 6  # some draws repeat earlier probes
 
 
-@pytest.mark.parametrize("cls", [ModelBased, Pool, LocalSearch])
+@pytest.mark.parametrize("cls", [ModelBased, CandidatePool, LocalSearch])
 def test_the_same_seed_asks_the_same_and_a_larger_budget_begins_alike(cls) -> None:
     tables = [explore(make(cls), make_task(), budget, seed)[0].table() for budget, seed in ((90, 1), (120, 1), (90, 2))]
     longer = tables[1].head(70)  # the last batch of the shorter run was cut to the budget
@@ -121,7 +121,7 @@ def test_a_grid_that_is_nearly_used_up_is_used_up() -> None:
     space = ConceptSpace((Concept("a", tuple(range(6))), Concept("b", tuple(range(5)))))
     task = make_task(3, [{"a": [5]}], space)
     few = make_task(200, [{"a": [5]}], ConceptSpace((Concept("a", tuple(range(7))),)))
-    for cls in (ModelBased, Pool, LocalSearch):
+    for cls in (ModelBased, CandidatePool, LocalSearch):
         prober, _ = explore(make(cls), task, 88)  # of 90 pairs
         assert prober.spent == 88
         _, found = explore(make(cls), few, 100)  # searched, and not drawn at random
@@ -144,7 +144,7 @@ class ByItem:
 def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
     space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in concepts))
     rng = np.random.default_rng(0)
-    seen = Data(np.full(30, 9), space.sample(30, rng), rng.normal(size=30), np.zeros(30, bool))
+    seen = ProbeArrays(np.full(30, 9), space.sample(30, rng), rng.normal(size=30), np.zeros(30, bool))
     worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
     assert (worth.regions is None) == (space.n_cells <= ENUMERABLE)
     items = np.tile(np.repeat(np.arange(4), 3), 2)  # 4 items in 3 cells, twice
@@ -159,7 +159,7 @@ def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
 def test_on_a_large_grid_an_item_that_failed_before_leaves_probes_for_others() -> None:
     space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in "abcdefgh"))
     rng = np.random.default_rng(0)
-    seen = Data(np.full(50, 9), space.sample(50, rng), np.ones(50), np.ones(50, bool))
+    seen = ProbeArrays(np.full(50, 9), space.sample(50, rng), np.ones(50), np.ones(50, bool))
     worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
     items, cells = np.repeat([7, 8, 9], 20), space.sample(60, rng)
     assert worth(items, cells)[40:].max() < worth(items, cells)[:40].min()
@@ -168,7 +168,7 @@ def test_on_a_large_grid_an_item_that_failed_before_leaves_probes_for_others() -
 
 def test_batches_grow_no_further_than_there_are_candidates_for() -> None:
     settings = {"first": 900, "growth": 1.0, "random_share": 0.0, "candidates": 3000, "surrogate": "boosting"}
-    prober, _ = explore(make(Pool, **settings), make_task(), 1800)
+    prober, _ = explore(make(CandidatePool, **settings), make_task(), 1800)
     spent = [n for n, _ in prober.curve if n >= 900]
     assert spent == [900, 1700, 1800]
 
@@ -232,16 +232,16 @@ def test_a_generator_that_turns_poor_loses_its_place() -> None:
 def test_candidates_lie_near_known_failures(kind) -> None:
     rng = np.random.default_rng(0)
     cells = np.repeat(np.array([[5, 1, 0, 0, 0], [0, 2, 4, 1, 5]]), [30, 1], axis=0)
-    seen = Data(np.arange(31), cells, np.ones(31), np.ones(31, bool))
+    seen = ProbeArrays(np.arange(31), cells, np.ones(31), np.ones(31, bool))
     worth = Acquisition(ByItem(), seen, SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
-    pairs = kind(Grid(SPACE, 40, rng)).propose(worth, 600)
+    pairs = kind(EvenDraws(SPACE, 40, rng)).propose(worth, 600)
     assert len(pairs.items) == len(pairs.cells) == 600
     often, rare = [(pairs.cells == cell).mean(axis=1) >= 0.8 for cell in (cells[0], cells[-1])]
     assert (often | rare).mean() > 0.75
     if kind is Archive:  # the offspring of a niche do not depend on its failures
         assert 0.5 < often.sum() / rare.sum() < 2
     nothing = Acquisition(ByItem(), seen.take(np.zeros(0, int)), SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
-    assert len(kind(Grid(SPACE, 40, rng)).propose(nothing, 7).items) == 7
+    assert len(kind(EvenDraws(SPACE, 40, rng)).propose(nothing, 7).items) == 7
 
 
 def test_uniform_draws_become_fewer_and_a_goal_says_how_many() -> None:
@@ -271,7 +271,9 @@ def test_without_the_policy_nothing_is_learnt_and_nothing_kept() -> None:
 
 
 def test_clear_failures_count_as_no_more_than_the_median_one() -> None:
-    data = Data(np.zeros(4, int), np.zeros((4, 5), int), np.array([-3.0, 1.0, 2.0, 9.0]), np.array([0, 1, 1, 1], bool))
+    data = ProbeArrays(
+        np.zeros(4, int), np.zeros((4, 5), int), np.array([-3.0, 1.0, 2.0, 9.0]), np.array([0, 1, 1, 1], bool)
+    )
     assert capped(data).margin.tolist() == [-3, 1, 2, 2]
     passing = data.take(np.array([0]))
     assert capped(passing) is passing

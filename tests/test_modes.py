@@ -15,7 +15,7 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, draw_inside, worse_items, worse_probes
 from stages.landscape.describe import name_modes
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions, skipped_combinations
 from stages.params import SummarizeConfig
@@ -29,10 +29,10 @@ def regions_of(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limits
 
 def modes_of(
     probes: pd.DataFrame, ids: list[str], embeddings: np.ndarray, space: ConceptSpace, modes: int, kept: Fresh
-) -> tuple[Landscape, tuple[list[Mode], pd.DataFrame]]:
+) -> tuple[CellRates, tuple[list[Mode], pd.DataFrame]]:
     """The landscape of some probes, its modes, and the fresh probes."""
     evidence = (probes, ids, embeddings, space)
-    landscape = estimate(*evidence, threshold=0.0, seed=0)
+    landscape = estimate_landscape(*evidence, threshold=0.0, seed=0)
     limits, about = SummarizeConfig(modes=modes), pd.DataFrame(index=ids)
     return landscape, name_modes(landscape, *evidence, limits, threshold=0.0, seed=0, fresh=kept, attributes=about)
 
@@ -73,7 +73,7 @@ def test_what_measures_a_mode_had_no_say_in_its_being_one(named):
         assert set(own["role"]) == ({"test", "measure"} if mode.confirmed else {"test"})
 
 
-def all_alike(task, landscape: Landscape) -> Rates:
+def all_alike(task, landscape: CellRates) -> Rates:
     """The rates of a landscape of 40 items without distinguishing attributes."""
     unknown = pd.DataFrame(index=task.items.table["id"])
     return replace(Rates.of_cells(task.concepts, landscape.cells(task.concepts), landscape.rates), attributes=unknown)
@@ -117,7 +117,7 @@ def test_a_mode_of_an_enumerated_grid_is_sought_on_other_items_than_confirm_it(m
 
     def noted(seen, *arguments, **keywords):
         given.append((seen, arguments[0]))
-        return estimate(seen, *arguments, **keywords)
+        return estimate_landscape(seen, *arguments, **keywords)
 
     monkeypatch.setattr("stages.landscape.describe.estimate", noted)
     cells, ids = task.concepts.cells(), task.items.table["id"].tolist()
@@ -257,7 +257,7 @@ def test_of_several_modes_of_an_enumerated_grid_each_has_to_be_less_likely_by_ch
     failed = ((cells == 0) & (items < 6)) | ((cells == 11) & (items >= 24))
     probes = pd.DataFrame({"a": cells, "item": np.array(ids)[items], "failed": failed, "role": "control", "repeat": 0})
     probes["discrepancy"] = np.where(failed, 0.5, -0.5)
-    exact, about = estimate(probes, ids, np.eye(30), space, threshold=0.0, seed=0), pd.DataFrame(index=ids)
+    exact, about = estimate_landscape(probes, ids, np.eye(30), space, threshold=0.0, seed=0), pd.DataFrame(index=ids)
     rates = replace(Rates.of_cells(space, exact.cells(space), exact.rates), attributes=about)
     regions = [Region({"a": (0,)}), Region({"a": (11,)})]
     for some, is_confirmed in ((regions[:1], True), (regions[1:], True), (regions, False)):

@@ -15,7 +15,7 @@ from stages.core.errors import UsageError
 from stages.landscape.again import jaccard
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Kind, Rates
 from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
@@ -168,7 +168,7 @@ def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
         item=np.array(ids)[items], repeat=0, role="control", failed=failed, discrepancy=np.where(failed, 0.5, -0.5)
     )
     evidence, how = (probes, ids, np.eye(80), SPACE), {"threshold": 0.0, "seed": 0}
-    landscape = estimate(*evidence, **how)
+    landscape = estimate_landscape(*evidence, **how)
     limits, none_kept = SummarizeConfig(), Fresh(0, lambda *_: pd.DataFrame())
     modes, _ = name_modes(landscape, *evidence, limits, **how, fresh=none_kept, attributes=labels)
     (mode,) = [mode for mode in modes if mode.confirmed]

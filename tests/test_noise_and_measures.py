@@ -13,7 +13,7 @@ from stages import re_evaluate
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir
-from stages.landscape.compare import Paired, against_noise, compare_measures, measure_answers, targeting
+from stages.landscape.compare import PairedAnswers, against_noise, compare_measures, measure_answers, targeting
 from stages.landscape.describe import invalid_probes, invalid_share
 from stages.records import Difference
 from stages.records.repair import Measures
@@ -30,7 +30,9 @@ def difference(before: np.ndarray, after: np.ndarray, **others: np.ndarray) -> D
     n = len(before)
     failed = {"before": before, "after": after, **others}
     everywhere = np.ones(n, dtype=bool)
-    return Paired(np.arange(n) % 30, np.zeros((n, 1)), everywhere, 1.0, failed, resamples=300, seed=0).difference()
+    return PairedAnswers(
+        np.arange(n) % 30, np.zeros((n, 1)), everywhere, 1.0, failed, resamples=300, seed=0
+    ).difference()
 
 
 def test_an_improvement_has_to_be_one_over_both_answers_of_the_model_before():

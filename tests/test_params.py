@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from stages.check import check_audits, check_keys
+from stages.check import check_api_keys, check_audits
 from stages.core.errors import Exit, UsageError
 from stages.params import Params, load_params
 from tests.workspace import ROOT
@@ -198,15 +198,15 @@ def test_a_missing_key_is_told_before_its_model_is_queried(monkeypatch: pytest.M
     params = Params.model_validate({"audits": {name: {**AUDIT, "prepare": blocks[name]} for name in blocks}})
     monkeypatch.delenv("TINY_KEY", raising=False)
     monkeypatch.setenv("JUDGE_KEY", "two\nlines")
-    check_keys(params, ["here"])
+    check_api_keys(params, ["here"])
     with pytest.raises(UsageError) as error:
-        check_keys(params, params.audits)
+        check_api_keys(params, params.audits)
     missing, wrong = str(error.value).splitlines()
     assert missing.startswith("audits.there.prepare.model.key_env: the environment variable TINY_KEY is not set")
     assert wrong.startswith("audits.there.prepare.judge.key_env: the environment variable JUDGE_KEY holds a line end")
     monkeypatch.setenv("TINY_KEY", "a")
     monkeypatch.setenv("JUDGE_KEY", "b")
-    check_keys(params, params.audits)
+    check_api_keys(params, params.audits)
 
 
 def refused(name: str, audit: dict, *, gpus: int = 0) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.graph import read_graph
-from flows.workspace.pipeline import bring_up_to_date
+from flows.workspace.pipeline import update_pipeline
 from stages.code import read_stages
 from stages.core import plugins
 from stages.core.errors import UsageError
@@ -45,7 +45,9 @@ def install(site: Path, name: str, entries: str, group: str = plugins.TASKS, *, 
 
 def test_tasks_of_other_distributions_are_found_by_name(site, own, monkeypatch):
     install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged")
-    assert {"image-classification", "summarization", "text-to-image", "x-ray"} <= {*plugins.load(plugins.TASKS)}
+    assert {"image-classification", "summarization", "text-to-image", "x-ray"} <= {
+        *plugins.entry_points_of(plugins.TASKS)
+    }
     monkeypatch.chdir(own.path)
     audit = load_params().audit("tiny")
     assert task_class("tiny", audit.model_copy(update={"task": "x-ray"})).__name__ == "Plugged"
@@ -59,7 +61,7 @@ def test_one_name_in_two_distributions_is_an_error_that_names_both(site):
     install(site, "faded-one", "same = faded_one:Plugged")
     install(site, "faded-two", "same = faded_two:Plugged")
     with pytest.raises(UsageError, match=r"'same' .*faded-(one|two) .* and faded-(one|two) .*uninstall one"):
-        plugins.load(plugins.TASKS)
+        plugins.entry_points_of(plugins.TASKS)
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["installed", "for development"])
@@ -86,18 +88,18 @@ def test_an_upgrade_of_a_plugin_makes_stale_what_uses_it_and_another_plugin_noth
     params = toys.params()
     params["audits"]["tiny"]["task"] = "x-ray"
     toys.write_params(params)
-    (told,) = bring_up_to_date()
+    (told,) = update_pipeline()
     assert told.startswith("plugin faded-x-ray: none -> 1.0 ")
     done = toys.run(["dvc", "repro", "summarize@tiny"], PYTHONPATH=f"{site}:{ROOT}")
     assert done.returncode == 0, done.stdout
     fresh = {"prepare@tiny", "discover@tiny", "summarize@tiny"}
     assert not [stage for stage in read_graph() if stage.stale and stage.name in fresh]
     install(site, "faded-fog", "fog = faded_fog:Plugged", plugins.EXPLORERS)
-    (told,) = bring_up_to_date()
+    (told,) = update_pipeline()
     assert told.startswith("plugin faded-fog: none -> 1.0 ")
     assert not [stage for stage in read_graph() if stage.stale and stage.name in fresh]
     module.write_text(module.read_text() + "# another\n")
-    bring_up_to_date()
+    update_pipeline()
     assert {stage.name for stage in read_graph() if "code changed" in stage.reasons} == fresh
 
 

@@ -17,7 +17,7 @@ from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.people import against_automatic
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
@@ -174,7 +174,7 @@ def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated():
     prober.ask(rng.integers(0, 40, 200), task.concepts.sample(200, rng))
     probes = prober.table().assign(role="control")
     embeddings, asked = task.embed(ids), {"threshold": 0.0, "seed": 1}
-    landscape = estimate(probes, ids, embeddings, task.concepts, threshold=0.5, seed=1)
+    landscape = estimate_landscape(probes, ids, embeddings, task.concepts, threshold=0.5, seed=1)
     found = against_automatic(landscape, probes, ids, embeddings, task.concepts, ratings=ratings, **asked).summary
     below, above = (probes["automatic"] < -0.3).mean(), (probes["automatic"] > 0.1).mean()
     assert below > 0 and above > 0 and found.outside.value == pytest.approx(below + above)

@@ -11,7 +11,7 @@ import pytest
 from stages.core.intervals import Rate
 from stages.params import AuditConfig
 from stages.provenance import scale_of
-from stages.ratings.fit import ExampleScore, Fit, fit, too_few
+from stages.ratings.fit import ExampleScore, Fit, fit_ratings, too_few_scores
 from tests.workspace import audit_params
 
 
@@ -38,7 +38,7 @@ def step(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("curve", "kind"), [(line, "linear"), (step, "isotonic")])
 def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: str) -> None:
-    found = fit(people(curve, n=200, items=100), "quality")
+    found = fit_ratings(people(curve, n=200, items=100), "quality")
     assert found.kind == kind and found.teaches
     x = np.concatenate([np.linspace(-0.9, 0.2, 20), np.linspace(0.4, 0.9, 10)])  # a step is known up to the gap
     expected = 10 - 9 * np.interp(x, found.x, found.y)
@@ -51,14 +51,14 @@ def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: 
 
 def test_bias_is_read_the_other_way_round() -> None:
     scored = [ExampleScore(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
-    quality, bias = fit(people(line), "quality"), fit(scored, "bias")
+    quality, bias = fit_ratings(people(line), "quality"), fit_ratings(scored, "bias")
     assert (bias.kind, bias.x) == (quality.kind, quality.x)
     assert bias.y == pytest.approx(quality.y)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed: int) -> None:
-    assert not fit(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
+    assert not fit_ratings(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
 
 
 def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[ExampleScore]:
@@ -71,7 +71,9 @@ def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[ExampleSc
 def test_ratings_of_two_peaks_teach_nothing_by_themselves(n: int, each: int) -> None:
     # The median of all others is on the peak that an item is not on, so anything near the middle seems better.
     rng = np.random.default_rng(n)
-    assert sum(fit(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1  # one in fifty does by chance
+    assert (
+        sum(fit_ratings(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1
+    )  # one in fifty does by chance
 
 
 @pytest.mark.parametrize(("n", "seed"), [(20, 6), (20, 15), (40, 16), (40, 20), (60, 32), (60, 39)])
@@ -80,7 +82,7 @@ def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -
     rng = np.random.default_rng(seed)
     scores = rng.choice([1, 2, 3, 8, 9, 10], n)
     scored = [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
-    assert not fit(scored, "quality").teaches
+    assert not fit_ratings(scored, "quality").teaches
 
 
 def test_a_flat_map_is_never_put_in_force() -> None:
@@ -102,7 +104,7 @@ def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
     rng = np.random.default_rng(4)
     told, true = [], []
     for _ in range(60):
-        found, new = fit(rate(5, rng), "quality"), rate(200, rng)  # with so few, the choice is mostly luck
+        found, new = fit_ratings(rate(5, rng), "quality"), rate(200, rng)  # with so few, the choice is mostly luck
         expected = 10 - 9 * np.interp([s.discrepancy for s in new], found.x, found.y)
         told.append(found.error.value)
         true.append(np.abs(expected - [s.score for s in new]).mean())
@@ -110,19 +112,19 @@ def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
 
 
 def test_ratings_that_contradict_the_discrepancy_teach_nothing() -> None:
-    assert fit(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
+    assert fit_ratings(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
 
 
 def test_maps_never_fall_and_stay_on_the_scale() -> None:
     for curve in (line, step, lambda x: 5.5 - 12 * x):
-        found = fit(people(curve, noise=1.5), "quality")
+        found = fit_ratings(people(curve, noise=1.5), "quality")
         assert (np.diff(found.x) > 0).all() and (np.diff(found.y) >= 0).all()
         assert min(found.y) >= 0 and max(found.y) <= 1
 
 
 def test_the_order_of_scores_does_not_matter() -> None:
     scored = people(line)
-    assert fit(scored, "quality") == fit(scored[::-1], "quality")
+    assert fit_ratings(scored, "quality") == fit_ratings(scored[::-1], "quality")
 
 
 def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
@@ -133,20 +135,22 @@ def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
         for k, s in enumerate(rng.integers(1, 11, 20))
         for d in range(5)
     ]
-    assert not fit(scored, "quality").teaches
+    assert not fit_ratings(scored, "quality").teaches
 
 
 @pytest.mark.parametrize(("n", "items", "enough"), [(20, 10, True), (19, 10, False), (30, 9, False)])
 def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
-    said = too_few(people(line, n, items=items))
+    said = too_few_scores(people(line, n, items=items))
     assert (said == "") == enough
     assert enough or f"found {n} of {items}" in said
 
 
 def test_ratings_of_one_discrepancy_say_nothing_of_others() -> None:
     scored = [ExampleScore(1.0, s, f"i{k}", "A") for k, s in enumerate([2, 9] * 12)]
-    assert too_few(scored) == ("all examples rated have the same automatic discrepancy, 1: nothing follows for others")
-    assert not too_few([*scored, ExampleScore(0.9, 9, "i0", "A")])
+    assert too_few_scores(scored) == (
+        "all examples rated have the same automatic discrepancy, 1: nothing follows for others"
+    )
+    assert not too_few_scores([*scored, ExampleScore(0.9, 9, "i0", "A")])
 
 
 # The scale of ratings

@@ -15,7 +15,7 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir, write_json
 from stages.core.intervals import Rate
-from stages.landscape.compare import Paired, compare_quality, risen, targeting
+from stages.landscape.compare import PairedAnswers, compare_quality, risen, targeting
 from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
 from stages.landscape.pairs import draw_pairs
 from stages.params import Gates, LandscapeGates
@@ -115,12 +115,12 @@ def test_strata_are_weighed_as_in_the_grid():
     """Half of the pairs are drawn inside a region that is a tenth of the grid."""
     inside = np.arange(200) < 100
     failed = {"before": inside, "after": np.zeros(200, dtype=bool)}
-    paired = Paired(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
+    paired = PairedAnswers(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
     assert paired.rate("before").value == pytest.approx(0.1)
     assert paired.change(inside).value == -1.0
     assert (paired.fixed().value, paired.newly_failing().value) == (1.0, 0.0)
     # Newly failing are probes that passed before: of these, none; of all, a tenth of the grid.
-    stays = Paired(
+    stays = PairedAnswers(
         np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, {"before": inside, "after": inside}, resamples=200, seed=0
     )
     assert (stays.fixed().value, stays.newly_failing().value) == (0.0, 0.0)
@@ -131,10 +131,10 @@ def test_targeting_is_claimed_only_beyond_chance():
     before = rng.random(600) < 0.7
     fails = {"before": before, "after": before & (rng.random(600) < 0.5), "control": before & (rng.random(600) < 0.5)}
     arguments = (np.arange(600) % 30, np.zeros((600, 1)), np.ones(600, dtype=bool), 1.0)
-    same = targeting(Paired(*arguments, fails, resamples=300, seed=0).difference())
+    same = targeting(PairedAnswers(*arguments, fails, resamples=300, seed=0).difference())
     assert not same.helped
     assert "improved in general" in same.statement
-    better = targeting(Paired(*arguments, {**fails, "control": before}, resamples=300, seed=0).difference())
+    better = targeting(PairedAnswers(*arguments, {**fails, "control": before}, resamples=300, seed=0).difference())
     assert better.helped
     assert targeting(Difference.measured(Rate(0.1, 0.0, 0.2, 9))) is None
 
@@ -145,7 +145,7 @@ def test_of_many_regions_one_rises_by_chance():
     cells, items = np.repeat(np.arange(20), 20)[:, None], np.tile(np.arange(20), 20)
     after = (items < 6) & (cells[:, 0] == 0)
     fails = {"before": np.zeros(400, dtype=bool), "after": after}
-    paired = Paired(items, cells, np.zeros(400, dtype=bool), 0.0, fails, resamples=2000, seed=0)
+    paired = PairedAnswers(items, cells, np.zeros(400, dtype=bool), 0.0, fails, resamples=2000, seed=0)
     regions = [Region({"x": (k,)}) for k in range(20)]
     assert [region.region for region in risen(paired, space, regions[:1])] == [{"x": [0]}]
     assert risen(paired, space, regions) == []

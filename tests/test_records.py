@@ -14,8 +14,8 @@ from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import content_hash, publishing, scratch
 from stages.records import Plan, Verdict, audit_folder
 from stages.records.tables import (
-    Compared,
     Embedded,
+    PairedProbe,
     read_compared,
     read_embedded,
     read_sheets,
@@ -86,9 +86,9 @@ def test_pictures_and_embeddings_come_back(tmp_path):
     assert read_sheets(tmp_path / "sheets", "") == sheets
     exhibit = Exhibit("c", drawn=b"4", words=(("w", ""),))
     compared = {
-        "fixed": [Compared(exhibit, "b", "a", b"5", "one", (2, 1))],
+        "fixed": [PairedProbe(exhibit, "b", "a", b"5", "one", (2, 1))],
         "newly_failing": [],
-        "unchanged": [Compared(exhibit, "b", "b", b"4", "one", (0, 0))],
+        "unchanged": [PairedProbe(exhibit, "b", "b", b"4", "one", (0, 0))],
     }
     write_compared(tmp_path / "compared", compared)
     assert read_compared(tmp_path / "compared", "") == compared

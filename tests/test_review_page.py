@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stages.decisions.merge_decisions import merge_decisions
 
 import flows.request
 from flows.people import approval
@@ -16,7 +17,6 @@ from flows.request import open_request
 from flows.results import TIMINGS
 from stages.core.files import stage_dir, write_json, write_state
 from stages.decisions import landscape_hash, read_chain
-from stages.decisions.merge import merge
 from stages.params import load_params
 from stages.records import Example, ModeRecord
 from tests.landscapes import SUSPECTED, landscape_file
@@ -98,7 +98,7 @@ def test_what_is_saved_is_what_was_filled_in(ada):
         ("M2.1", 3, 10, None, None),
         ("M3.9", None, 1, None, None),
     ]
-    assert merge([made], []).examples[0].id == "M2.1"
+    assert merge_decisions([made], []).examples[0].id == "M2.1"
     [outcome] = ada.reported
     assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
     assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text

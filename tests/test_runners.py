@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 import flows.places.runners
 from flows.graph import read_graph
-from flows.places.runners import Job, Runner, chosen, open_runner
+from flows.places.runners import Job, Runner, chosen_runner, open_runner
 from flows.places.runners.devices import visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from stages.check import check_audits
@@ -234,29 +234,29 @@ def test_the_option_comes_before_the_environment_and_that_before_params(toys, mo
     toys.write_params({**toys.params(), "runner": {"kind": "dask", "gpus": 2, "remote": "store"}})
     params = load_params(toys.path / "params.yaml")
     monkeypatch.delenv("FADED_RUNNER", raising=False)
-    assert chosen(params, None) == params.runner
-    assert chosen(params, "dask") == params.runner  # other settings under `runner:` apply
-    assert chosen(params, "threads") == RunnerConfig(kind="threads")
-    there = chosen(params, "dask=tcp://127.0.0.1:8786")
+    assert chosen_runner(params, None) == params.runner
+    assert chosen_runner(params, "dask") == params.runner  # other settings under `runner:` apply
+    assert chosen_runner(params, "threads") == RunnerConfig(kind="threads")
+    there = chosen_runner(params, "dask=tcp://127.0.0.1:8786")
     assert (there.address, there.gpus, there.remote) == ("tcp://127.0.0.1:8786", None, "store")
     monkeypatch.setenv("FADED_RUNNER", "ray")
-    assert chosen(params, None).kind == "ray"
-    assert chosen(params, "threads").kind == "threads"
+    assert chosen_runner(params, None).kind == "ray"
+    assert chosen_runner(params, "threads").kind == "threads"
 
 
 def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
     params = load_params(toys.path / "params.yaml")
     with pytest.raises(UsageError, match="no runner 'rya', found: threads, dask, ray, did you mean 'ray'"):
-        chosen(params, "rya")
+        chosen_runner(params, "rya")
     with pytest.raises(UsageError, match="threads have no address"):
-        chosen(params, "threads=127.0.0.1:1")
+        chosen_runner(params, "threads=127.0.0.1:1")
     with pytest.raises(UsageError, match="dask=: expected an address behind =, or dask alone"):
-        chosen(params, "dask=")
+        chosen_runner(params, "dask=")
     with pytest.raises(ValidationError, match="gpus: a cluster at an address says itself what it has"):
         RunnerConfig.model_validate({"kind": "ray", "address": "127.0.0.1:6379", "gpus": 1})
     monkeypatch.setattr(flows.places.runners, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'faded\[dask\]'"):
-        chosen(params, "dask")
+        chosen_runner(params, "dask")
 
 
 @pytest.mark.parametrize("kind", clusters())

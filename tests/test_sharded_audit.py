@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from flows.graph import read_graph
-from flows.results.estimate import estimate
+from flows.results.estimate import estimate_cost
 from flows.workspace.edit_params import with_shards
 from stages import discover, explore
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
-from stages.explorers.merge import answers, origin
+from stages.explorers.merge import ledger_answers, origin
 from stages.params import load_params
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
 from tests.workspace import Workspace, audit_params, make_workspace
@@ -131,7 +131,7 @@ def test_small_steps_are_answered_from_the_shares_first(halves, tmp_path) -> Non
         merged = pd.read_parquet("data/tiny/discover/probes.parquet")
         table = pd.read_parquet("data/tiny/discover/robustness.parquet")
         space = ConceptSpace((Concept("tilt", (0, 1, 2, 3)), Concept("fog", (0, 1, 2, 3))))
-        known = {key for key, _ in answers(merged, space)}
+        known = {key for key, _ in ledger_answers(merged, space)}
     assert 0 < len(ledger) < table["queries"].sum()
     assert not [key for key in known if key in ledger]
 
@@ -141,7 +141,7 @@ def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
     whole = halves.path / "params.yaml"
     assert faded(workspace, "shard", "tiny", "3")[0] == 0
     with inside(workspace):
-        cost = estimate(load_params(), read_graph(), ["tiny"])
+        cost = estimate_cost(load_params(), read_graph(), ["tiny"])
         by_stage = {e.stage.name: e.probes for e in cost.stages}
     assert by_stage == {
         "explore@tiny-1": 170,

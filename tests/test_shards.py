@@ -15,7 +15,7 @@ import pytest
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Key, Ledger
-from stages.explorers.merge import Part, answers, merge, read_parts, write_part
+from stages.explorers.merge import ShareResult, ledger_answers, merge_shares, read_parts, write_part
 from stages.explorers.search import search
 from stages.explorers.shards import divide, search_share
 from stages.params import DiscoverConfig
@@ -99,24 +99,24 @@ def test_auto_chooses_for_the_whole_and_explores_as_what_it_chose() -> None:
 # --- the whole is the sum of its shares
 
 
-def found_by(task, config: DiscoverConfig, ledgers: Path | None = None) -> list[Part]:
+def found_by(task, config: DiscoverConfig, ledgers: Path | None = None) -> list[ShareResult]:
     parts = []
     for share in divide(ids(task), task.concepts.n_cells, config.budget, config.shards, seed=3):
         ledger = Ledger(None if ledgers is None else ledgers / f"{share.part}.jsonl")
         result = search_share(task, share, config, ledger=ledger)
-        parts.append(Part(share.part, result.probes, result.metrics, result.policy, {}))
+        parts.append(ShareResult(share.part, result.probes, result.metrics, result.policy, {}))
     return parts
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[Part]:
+def parts() -> list[ShareResult]:
     return found_by(make_task(), DiscoverConfig(explorer="local_search", budget=601, shards=3))
 
 
 def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
     space, written = make_task().concepts, set()
     for n, order in enumerate(itertools.permutations(parts)):
-        result = merge(order, space)
+        result = merge_shares(order, space)
         result.probes.to_parquet(tmp_path / f"{n}.parquet", index=False)
         written.add(((tmp_path / f"{n}.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
     assert len(written) == 1 and n == 5
@@ -124,7 +124,7 @@ def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
 
 def test_what_is_merged_is_what_was_found(parts) -> None:
     space = make_task().concepts
-    result = merge(parts, space)
+    result = merge_shares(parts, space)
     whole = search(make_task(), ids(make_task()), DiscoverConfig(explorer="local_search", budget=601), seed=3)
     assert list(result.probes) == list(whole.probes) and result.probes.dtypes.equals(whole.probes.dtypes)
     for role, numbers in result.metrics.items():
@@ -152,18 +152,18 @@ def test_what_is_merged_is_what_was_found(parts) -> None:
 def test_a_probe_in_two_shares_counts_once(parts) -> None:
     space = make_task().concepts
     twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
-    result = merge([twice, *parts[1:]], space)
+    result = merge_shares([twice, *parts[1:]], space)
     assert len(result.probes) == 1202
     assert sum(result.metrics["agent"]["shard_probes"]) == 601
     other = parts[1].probes.head(1).assign(discrepancy=np.float32(0.123))
     lying = replace(parts[0], probes=pd.concat([parts[0].probes, other], ignore_index=True))
     with pytest.raises(UsageError, match="two shares answer the same probe of item 'i"):
-        merge([lying, *parts[1:]], space)
+        merge_shares([lying, *parts[1:]], space)
 
 
 def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
     task = make_task(levels=3, concepts="ab", items=7)
-    result = merge(found_by(task, DiscoverConfig(budget=70, shards=3)), task.concepts)
+    result = merge_shares(found_by(task, DiscoverConfig(budget=70, shards=3)), task.concepts)
     assert result.enumerated and list(result.metrics) == ["control"]
     assert len(result.probes.drop_duplicates(["item", "a", "b"])) == 63 == len(result.probes)
 
@@ -171,7 +171,7 @@ def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
 def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
     config = DiscoverConfig(explorer="ppo", budget=900, shards=2)
     task = make_task()
-    whole = merge(found_by(task, config), task.concepts).probes
+    whole = merge_shares(found_by(task, config), task.concepts).probes
     first = divide(ids(task), task.concepts.n_cells, 900, 2, seed=3)[0]
 
     class Killed(type(task)):
@@ -186,15 +186,15 @@ def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
     known = len(Ledger(tmp_path / "1.jsonl"))
     assert 0 < known < first.budget
     again = make_task()
-    pd.testing.assert_frame_equal(merge(found_by(again, config, tmp_path), task.concepts).probes, whole)
-    asked_once = {Key(*key) for key, _ in answers(whole, task.concepts)}
+    pd.testing.assert_frame_equal(merge_shares(found_by(again, config, tmp_path), task.concepts).probes, whole)
+    asked_once = {Key(*key) for key, _ in ledger_answers(whole, task.concepts)}
     assert again.queries == len(asked_once) - known
 
 
 def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None:
     space = make_task().concepts
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.know(answers(merge(parts, space).probes, space))
+    ledger.know(ledger_answers(merge_shares(parts, space).probes, space))
     row = parts[1].probes.iloc[7]
     answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
     assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
@@ -209,13 +209,13 @@ def written(parts, tmp_path) -> Path:
     for part in parts:
         folder = tmp_path / "tiny" / "shards" / str(part.part)
         folder.mkdir(parents=True)
-        result = merge([part], make_task().concepts)
+        result = merge_shares([part], make_task().concepts)
         record = {"origin": {"model": "m", "items": "i"}, "device": "cpu", "versions": {"torch": "2", "numpy": "1"}}
         write_part(folder, part.part, replace(result, probes=part.probes, policy=None), record)
     return folder.parent
 
 
-def read(folder: Path) -> list[Part]:
+def read(folder: Path) -> list[ShareResult]:
     return read_parts(folder, 3, {"model": "m", "items": "i"}, make_task().concepts)
 
 
@@ -262,7 +262,7 @@ def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) ->
 
 def test_what_no_answer_depends_on_is_no_part_of_a_share(written, tmp_path) -> None:
     [part, *_] = read(written)
-    result = merge([part], make_task().concepts)
+    result = merge_shares([part], make_task().concepts)
     versions = {**part.record["versions"], "prefect": "4", "dvc": "4", "faded": "0.2", "datasets": "5"}
     (tmp_path / "again").mkdir()
     write_part(

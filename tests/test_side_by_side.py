@@ -8,7 +8,7 @@ import pytest
 
 import flows.views.side_by_side
 from flows.results.compare import WORKSPACE, Run, read_run
-from flows.views.side_by_side import SideBySide, chosen, put_side_by_side, write_page
+from flows.views.side_by_side import SideBySide, chosen_results, put_side_by_side, write_comparison_page
 from stages.core.errors import UsageError
 from stages.records import Search
 from stages.records.landscape import ConceptRecord
@@ -51,7 +51,7 @@ def run_of(workspace: Workspace, audit: str) -> Run:
 )
 def test_every_audit_is_meant_in_every_revision(workspace, words, meant):
     with inside(workspace):
-        assert chosen(words, AUDITS, "tiny") == meant
+        assert chosen_results(words, AUDITS, "tiny") == meant
 
 
 def test_one_result_and_a_word_that_is_neither_are_refused(workspace, tmp_path):
@@ -128,7 +128,7 @@ def test_other_grids_and_budgets_are_shown_and_said(workspace, tmp_path):
         "budgets differ, from 64 to 128 unique probes",
         "grids differ",
     ]
-    write_page(tmp_path / "page.html", shown)
+    write_comparison_page(tmp_path / "page.html", shown)
     assert "Grids differ: failures and rates" in (tmp_path / "page.html").read_text()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from stages.code import BLOCKS, PASSED_OVER, Code, read_stages
-from stages.core.reach import Source
+from stages.core.reach import SourceTree
 from stages.params import AuditConfig, load_params
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
@@ -151,11 +151,11 @@ def test_of_a_users_module_everything_counts(tree: Path) -> None:
     (tree / "helper.py").write_text("X = 1\n")
     stale = changed(tree, "planted.py", "import helper\n" + task)
     assert audits_of(stale) == {"ppo"} and "collect_feedback@ppo" not in stale
-    mine = Source(tree / "stages", tree)
+    mine = SourceTree(tree / "stages", tree)
     found, _ = mine.reached([("planted", "PlantedTask")], (), {})
     assert "*" not in found["planted.py"] and "helper.py" not in found
     (tree / "planted.py").write_text("import helper\n" + task)
-    found, _ = Source(tree / "stages", tree).reached([("planted", "PlantedTask")], (), {})
+    found, _ = SourceTree(tree / "stages", tree).reached([("planted", "PlantedTask")], (), {})
     assert [*found["helper.py"]] == ["X"]
     (tree / "planted.py").write_text(task)
 
@@ -165,7 +165,7 @@ def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:
     package.mkdir()
     for name in ("one", "other"):
         (package / f"{name}.py").write_text("def first():\n    return second()\n\n\ndef second():\n    return 1\n")
-    found, _ = Source(package, tmp_path).reached([("stages.one", "first"), ("stages.other", "first")], (), {})
+    found, _ = SourceTree(package, tmp_path).reached([("stages.one", "first"), ("stages.other", "first")], (), {})
     both = {"first", "second"}
     assert {path: {*parts} for path, parts in found.items()} == {"stages/one.py": both, "stages/other.py": both}
 

@@ -29,7 +29,7 @@ from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.training import SummarizerTraining, answers, quick, verify
+from stages.tasks.summarization.training import SummarizerTraining, quick, token_logits, verify
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
@@ -148,9 +148,9 @@ def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
     asked = lessons(task, plan(), steps=1)
     assert loaded.summarizer.hash != task.summarizer.hash
     assert load_form(out).base == task.summarizer.hash
-    assert not torch.allclose(answers(loaded.summarizer, asked), answers(task.summarizer, asked), atol=0.05)
+    assert not torch.allclose(token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked), atol=0.05)
     whole = load_summarizer(out / "merged", task.context.compute)
-    assert torch.allclose(answers(whole, asked), answers(loaded.summarizer, asked), atol=1e-5)
+    assert torch.allclose(token_logits(whole, asked), token_logits(loaded.summarizer, asked), atol=1e-5)
 
 
 def test_the_card_says_what_was_done(repaired):
@@ -286,7 +286,7 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
     loaded = Summarization.load(task.context, home / "prepare", tmp_path)
     assert loaded.summarizer.hash != task.summarizer.hash and loaded.summarizer.form.base == task.summarizer.hash
     asked = lessons(task, plan(), steps=1)
-    assert not torch.allclose(answers(loaded.summarizer, asked), answers(task.summarizer, asked), atol=0.01)
+    assert not torch.allclose(token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked), atol=0.01)
     card = (tmp_path / "README.md").read_text()
     assert "All weights of the model" in card and "learning_rate 0.001" in card and "rank" not in card
     assert SummaryRepair(method="full").peak_rate == 2e-5 and SummaryRepair(method="lora").peak_rate == 1e-3

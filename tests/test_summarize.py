@@ -13,7 +13,14 @@ from stages.core.errors import UsageError
 from stages.core.intervals import Rate
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits, nearest_failures, unchanged_items
-from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize
+from stages.landscape.summary import (
+    LandscapeInput,
+    describe_estimator,
+    measure_region,
+    pick_examples,
+    policy_view,
+    summarize,
+)
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
@@ -35,7 +42,9 @@ def mode() -> Mode:
 
 def record(task, probes, mode: Mode) -> ModeRecord:
     known = {"lift": mode.lift, "minimal": Minimal(reached=0, of=0, median_radius=None), "invalid": None}
-    return ModeRecord(**measured(mode, task.concepts), **known, examples=pick_examples(task.concepts, mode, probes, 0))
+    return ModeRecord(
+        **measure_region(mode, task.concepts), **known, examples=pick_examples(task.concepts, mode, probes, 0)
+    )
 
 
 def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
@@ -100,8 +109,8 @@ def test_probes_that_lack_a_column_are_refused(probed):
     ids = task.items.table["id"].tolist()
     found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
 
-    def of(probes: pd.DataFrame) -> Asked:
-        return Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame(), NO_FRESH)
+    def of(probes: pd.DataFrame) -> LandscapeInput:
+        return LandscapeInput("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame(), NO_FRESH)
 
     with pytest.raises(UsageError, match="discrepancy"):
         summarize(of(probes.drop(columns="discrepancy")), SummarizeConfig(), 0)
@@ -115,7 +124,9 @@ def test_a_landscape_needs_no_files(probed):
     found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
     config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="none"))
     walked = measure_robustness(task, ids, config, seed=0).table
-    asked = Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked, fresh=fresh(task, 80))
+    asked = LandscapeInput(
+        "tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked, fresh=fresh(task, 80)
+    )
     summary = summarize(asked, SummarizeConfig(modes=2), 0)
     assert (summary.landscape.unchanged, summary.landscape.unchanged_said) == (None, "")
     known = summarize(replace(asked, unchanged=np.arange(20) < 15), SummarizeConfig(modes=2), 0).landscape

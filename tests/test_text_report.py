@@ -87,15 +87,15 @@ def joined(folded: FoldedText) -> tuple[str, str]:
 
 def test_a_long_text_is_folded_between_words() -> None:
     text = " ".join(f"word{k}" for k in range(1000))
-    folded = texts.plain(text, 3000)
+    folded = texts.folded(text, 3000)
     head, tail = joined(folded)
     assert text.startswith(head + tail)
     assert text[len(head)] == " "
     assert len(head) < texts.HEAD + 10
     assert len(head) + folded.hidden + folded.left_out == len(text)
     assert fold([texts.Piece("same", "short")], 3000) == ([("same", "short")], [], 0)
-    assert texts.plain(text, 100).tail == [], "where little room is left, nothing is folded away"
-    assert len(joined(texts.plain("字" * 9000, 3000))[0]) < texts.HEAD + 50
+    assert texts.folded(text, 100).tail == [], "where little room is left, nothing is folded away"
+    assert len(joined(texts.folded("字" * 9000, 3000))[0]) < texts.HEAD + 50
 
 
 def test_texts_share_what_a_page_may_hold() -> None:

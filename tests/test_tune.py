@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.choosing.tune.measure import Bench, Choice, Settings, Tuning, tune
+from flows.choosing.tune.measure import Bench, ComputeChoice, Settings, Tuning, measure_choices
 from flows.choosing.tune.run import show_tuning
 from flows.workspace.edit_params import with_compute
 from stages.core.errors import UsageError
@@ -24,7 +24,7 @@ QUICK = Settings(rounds=1, seconds=0.001)
 
 
 def choice(speed, backend="eager", dtype="float32", batch_size=32):
-    return Choice(Compute("cpu", 1, batch_size, backend, dtype), [(round(100 * speed), 100.0, 50.0)])
+    return ComputeChoice(Compute("cpu", 1, batch_size, backend, dtype), [(round(100 * speed), 100.0, 50.0)])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "openvino"))
     monkeypatch.setattr("flows.choosing.tune.measure.MOST", 16)
     told = []
-    tuning = tune("stripes", audit, QUICK, told.append)
+    tuning = measure_choices("stripes", audit, QUICK, told.append)
     names = {c.name for c in tuning.choices}
     assert {"eager float32", "eager bfloat16"} <= names
     assert len(names) + len(tuning.impossible) == 4
@@ -161,7 +161,7 @@ def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "compile"))
     monkeypatch.setattr("flows.choosing.tune.measure.MOST", 16)
-    tuning = tune("stripes", audit, QUICK, lambda _: None)
+    tuning = measure_choices("stripes", audit, QUICK, lambda _: None)
     assert set(tuning.impossible) == {"compile float32", "compile bfloat16"}
     assert all("no-such-compiler" in why for why in tuning.impossible.values())
 
@@ -172,7 +172,7 @@ def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
     monkeypatch.setattr(ImageClassification, "backends", ("eager",))
     opened = []
     monkeypatch.setattr(Bench, "open", _noting(Bench.open, opened))
-    tune("stripes", audit, Settings(memory=1e-9, rounds=1, seconds=0.001), lambda _: None)
+    measure_choices("stripes", audit, Settings(memory=1e-9, rounds=1, seconds=0.001), lambda _: None)
     assert {c.compute.batch_size for c in opened} == {8, audit.compute.batch_size}
 
 

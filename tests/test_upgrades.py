@@ -15,7 +15,7 @@ import yaml
 
 from flows.graph import read_graph
 from flows.workspace import enter_workspace, running_audit
-from flows.workspace.pipeline import bring_up_to_date, make_folders, outdated, pipeline
+from flows.workspace.pipeline import make_folders, outdated, pipeline, update_pipeline
 from stages.code import read_stages
 from stages.core.errors import InfrastructureError
 from tests.own_workspaces import toy_package
@@ -72,7 +72,7 @@ def test_what_was_changed_by_hand_is_written_anew(own, monkeypatch):
     graph, record = Path("dvc.yaml").read_bytes(), Path("faded.json").read_bytes()
     Path("dvc.yaml").write_bytes(graph + b"# by hand\n")
     Path("faded.json").write_text("{")
-    assert outdated() and len(bring_up_to_date()) == 1
+    assert outdated() and len(update_pipeline()) == 1
     assert (Path("dvc.yaml").read_bytes(), Path("faded.json").read_bytes()) == (graph, record)
 
 
@@ -84,10 +84,10 @@ def test_metrics_that_git_kept_are_given_to_dvc(own, monkeypatch):
     metrics.write_text("{}")
     assert own.run(["git", "add", str(metrics)]).returncode == 0
     Path("dvc.yaml").write_bytes(Path("dvc.yaml").read_bytes() + b"# of an earlier version\n")
-    assert any("took data/*/*/metrics.json out of git's index" in line for line in bring_up_to_date())
+    assert any("took data/*/*/metrics.json out of git's index" in line for line in update_pipeline())
     assert own.run(["git", "ls-files", str(metrics)]).stdout == "" and metrics.exists()
     assert "!/*/headline.json" in ignores.read_text() and "metrics.json" not in ignores.read_text()
-    assert not outdated() and bring_up_to_date() == []
+    assert not outdated() and update_pipeline() == []
 
 
 def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_compiled(own, monkeypatch):

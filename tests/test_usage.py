@@ -25,7 +25,7 @@ from stages.core.errors import UsageError
 from stages.params import AuditConfig
 from stages.params.usage import UsageConfig, in_use
 from stages.usage import measures
-from stages.usage.estimate import DRAWS, Shares, estimate, spread
+from stages.usage.estimate import DRAWS, Shares, estimate_usage, spread_usage
 from stages.usage.readers import PromptReader, QuestionReader, RowReader, _read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
@@ -72,12 +72,12 @@ def test_shares_of_darker_blurred_and_noisy_digits_are_found():
 
     rng = np.random.default_rng(0)
     truth = {"darkening": [0.7, 0.2, 0.1], "blur": [0.85, 0.1, 0.05], "noise": [0.6, 0.4, 0.0]}
-    items, cells = rng.integers(0, 900, DRAWS), spread(space).sample(DRAWS, rng)
+    items, cells = rng.integers(0, 900, DRAWS), spread_usage(space).sample(DRAWS, rng)
     names = measures.of_pictures(pictures[:1]).columns
     columns = {name: [names.get_loc(by) for by in measures.PICTURES[name]] for name in truth}
     production = measured(rng.integers(900, len(pictures), 800), drawn(space, truth, 800, rng), 2)
     own = measured(items, cells, 1)
-    compare(estimate(space, cells, [str(item) for item in items], own, production, columns, 5), truth)
+    compare(estimate_usage(space, cells, [str(item) for item in items], own, production, columns, 5), truth)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_intervals_contain_the_truth_about_as_often_as_they_say():
     truth, hits = np.array([0.75, 0.15, 0.1]), []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        cells = spread(space).sample(1500, rng)
+        cells = spread_usage(space).sample(1500, rng)
         base = rng.normal(0, 0.5, 100)  # items differ
         item = rng.integers(0, 100, 1500)
 
@@ -96,27 +96,27 @@ def test_intervals_contain_the_truth_about_as_often_as_they_say():
 
         levels = rng.choice(3, 300, p=truth)
         own, found = seen(cells[:, 0], base[item]), seen(levels, rng.normal(0, 0.5, 300))
-        [one] = estimate(space, cells, item.astype(str), own, found, {"darkening": [0]}, seed)
+        [one] = estimate_usage(space, cells, item.astype(str), own, found, {"darkening": [0]}, seed)
         hits.append((one.low <= truth) & (truth <= one.high))
     assert 0.88 <= np.mean(hits) <= 1.0
 
 
 def test_inputs_that_no_level_explains_are_counted_and_left_out():
     space = prompt_space({"colour": ["red", "blue"]})
-    cells = spread(space).sample(400, np.random.default_rng(0))
+    cells = spread_usage(space).sample(400, np.random.default_rng(0))
     own = cells.astype(float)
     found = np.array([[0.0]] * 30 + [[1.0]] * 10 + [[-1.0]] * 5)
-    [one] = estimate(space, cells, [str(i % 50) for i in range(400)], own, found, {"colour": [0]}, 0)
+    [one] = estimate_usage(space, cells, [str(i % 50) for i in range(400)], own, found, {"colour": [0]}, 0)
     assert (one.read, one.unlike) == (40, 5)
     assert one.shares == pytest.approx([0.75, 0.25], abs=1e-3)
 
 
 def test_levels_that_look_alike_have_wide_intervals_and_are_not_used():
     space = image_space({"darkening": [0, 0.3, 0.6]})
-    cells = spread(space).sample(600, np.random.default_rng(0))
+    cells = spread_usage(space).sample(600, np.random.default_rng(0))
     own = (cells == 2).astype(float)  # 0 and 0.3 look the same
     found = np.array([[0.0]] * 90 + [[1.0]] * 10)
-    [one] = estimate(space, cells, [str(i % 50) for i in range(600)], own, found, {"darkening": [0]}, 0)
+    [one] = estimate_usage(space, cells, [str(i % 50) for i in range(600)], own, found, {"darkening": [0]}, 0)
     assert (one.high - one.low)[:2].min() > 0.5
     assert one.low[2] <= 0.1 <= one.high[2] < 0.25
     assert not one.known

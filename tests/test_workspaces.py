@@ -15,7 +15,7 @@ from flows.graph import read_graph
 from flows.graph.heal import heal
 from flows.workspace import enter_workspace
 from flows.workspace.new import add_audit, add_folders, write_workspace
-from flows.workspace.pipeline import bring_up_to_date, is_own
+from flows.workspace.pipeline import is_own, update_pipeline
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.params import load_params
@@ -240,7 +240,7 @@ def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     own.write_params(params)
     monkeypatch.chdir(own.path)
     kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
-    assert bring_up_to_date() == [
+    assert update_pipeline() == [
         f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
         "a search is divided differently",
     ]

@@ -7,7 +7,7 @@ from typing import Any
 from stages.concepts import Concept
 from stages.core.intervals import Rate, wilson
 from stages.pages import Gallery
-from stages.records import Compared
+from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit
 from tests.report_samples import HOSTILE, difference, make_comparison, make_inputs
 
@@ -105,5 +105,5 @@ def make_text_comparison(hostile: bool = False) -> dict[str, Any]:
         for part in ("clean", "targets", "others")
     }
     said = HOSTILE if hostile else "Fires are still burning in New South Wales."
-    shown = [Compared(e, e.answers["summary of the changed text"], said) for e in text_exhibits(hostile)]
+    shown = [PairedProbe(e, e.answers["summary of the changed text"], said) for e in text_exhibits(hostile)]
     return inputs | {"verdict": verdict, "galleries": {"fixed": shown[:8], "newly_failing": shown[8:]}}

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from stages.concepts import Concept
-from stages.pages.figures import AFTER, BEFORE, RATE_SCALE, Dumbbell, dumbbells, nice_ceiling, plain, rounded
+from stages.pages.figures import AFTER, BEFORE, RATE_SCALE, Dumbbell, dumbbells, nice_ceiling, plotly_text, rounded
 from stages.pages.maps import marginal, shown_concepts
 from stages.pages.words import interval, percent, points, points_interval
 from stages.records import Comparison, Difference, Landscape, audit_folder
@@ -148,8 +148,8 @@ def _spread(rates: pd.Series) -> float:
 
 
 def _ticks(concept: Concept) -> dict[str, Any]:
-    labels = [plain(concept.label(level), 24) or "unsaid" for level in range(len(concept))]
-    return {"title": {"text": plain(concept.name)}, "tickvals": list(range(len(concept))), "ticktext": labels}
+    labels = [plotly_text(concept.label(level), 24) or "unsaid" for level in range(len(concept))]
+    return {"title": {"text": plotly_text(concept.name)}, "tickvals": list(range(len(concept))), "ticktext": labels}
 
 
 def by_concept(result: Result) -> go.Figure:

@@ -16,7 +16,7 @@ from scipy import stats
 
 from benchmarks.study.landscapes import KnownLandscape
 from stages.explorers.policy import Policy
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
@@ -103,7 +103,7 @@ def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str
     ids = task.items.ids("discover")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rank correlation of a constant landscape is NaN, and is reported as such
-        found = estimate(probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed)
+        found = estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed)
         rates = truth.rates(found.cells(task.concepts))
         rank = float(stats.spearmanr(found.rates, rates).statistic)
     low, high = (found.table[name].to_numpy(dtype=float) for name in ("low", "high"))

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import stages.proposing
 import stages.screening
-from flows.choosing.ready import PARAMS, bring_up_to_date, healed_audit
+from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
@@ -94,7 +94,7 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
 
             # Before prepare, which may take long.
             vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
-            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            run_with_upstream(read_graph(), f"prepare@{name}", console)
             found = _Proposing(name, audit, config, probes, console)
             record, change = found.run()
         path = RECORDS / f"{name}.json"

@@ -10,7 +10,7 @@ from flows.graph import Graph
 from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
-from stages.check import check_audits, check_keys
+from stages.check import check_api_keys, check_audits
 from stages.core.errors import UsageError
 from stages.params import AuditConfig, Params
 
@@ -26,11 +26,11 @@ def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
     for line in heal():
         console.print(f"healed: {line}", highlight=False)
     check_audits(params, [name])
-    check_keys(params, [name])
+    check_api_keys(params, [name])
     return params.audit(name)
 
 
-def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
+def run_with_upstream(graph: Graph, name: str, console: Console) -> None:
     """Run a stage and its upstream stages if they are stale."""
     if name not in graph.stages:
         raise UsageError(f"dvc.yaml has no stage {name}")

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import stages.screening
-from flows.choosing.ready import bring_up_to_date, healed_audit
+from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
@@ -83,7 +83,7 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
     """
     audit = healed_audit(params, name, console)
     with stopping_on_signals():
-        bring_up_to_date(read_graph(), f"prepare@{name}", console)
+        run_with_upstream(read_graph(), f"prepare@{name}", console)
         seconds = _seconds_of_probe(name, audit)
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))
         console.print(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flows.choosing.ready import PARAMS, bring_up_to_date, healed_audit
+from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
@@ -47,7 +47,7 @@ def show_or_measure(
             from stages.usage.readers import reader_of
 
             reader = None if source is None else reader_of(task_class(name, audit), name)  # before prepare
-            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            run_with_upstream(read_graph(), f"prepare@{name}", console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))
             in_force = UsageInForce.of(name, task.concepts, audit.usage)
             if source is None or reader is None:

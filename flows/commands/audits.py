@@ -47,18 +47,18 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     If there is a landscape, it also shows how large a change by a repair the test items could detect.
     """
     from flows.graph import read_graph
-    from flows.places.runners import check_stages, chosen
-    from flows.results.estimate import backend_line, estimate, few_items, processes_of, requests_line
+    from flows.places.runners import check_stages, chosen_runner
+    from flows.results.estimate import backend_line, estimate_cost, few_items, processes_of, requests_line
     from flows.results.power import what_can_be_shown
     from flows.views import show_plan, show_processes
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and the state of the stages"):
-        runner = chosen(params, None)
+        runner = chosen_runner(params, None)
         graph = read_graph(looks=True)
         if graph.to_do(names):  # it imports what tasks need
             check_stages(params, names, runner)
-    show_plan(console, estimate(params, graph, names))
+    show_plan(console, estimate_cost(params, graph, names))
     for name in names:
         here = runner.kind == "threads"
         if (line := backend_line(params, graph, name, here=here)) is not None:
@@ -131,9 +131,9 @@ def history(
     if known := [one for one in histories if one.results]:
         show_history(console, known)
         if html:
-            from flows.views.history_page import write_page
+            from flows.views.history_page import write_history_page
 
-            write_page(PAGE, known)
+            write_history_page(PAGE, known)
             console.print(f"page: {PAGE.resolve()}", markup=False, soft_wrap=True, highlight=False)
 
 
@@ -205,11 +205,11 @@ def compare(
     """
     from flows.results.compare import compare_revisions
     from flows.views import show_comparison, show_side_by_side
-    from flows.views.side_by_side import PAGE, chosen, put_side_by_side, write_page
+    from flows.views.side_by_side import PAGE, chosen_results, put_side_by_side, write_comparison_page
 
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
-    pairs = chosen(results, params.audits, default)
+    pairs = chosen_results(results, params.audits, default)
     together = put_side_by_side(pairs)
     if len(pairs) == 2 and len({audit for _, audit in pairs}) == 1:
         (rev_a, name), (rev_b, _) = pairs
@@ -217,5 +217,5 @@ def compare(
     else:
         show_side_by_side(console, together)
     out = PAGE if page is None else here / page
-    write_page(out, together)
+    write_comparison_page(out, together)
     console.print(f"page: {out.resolve()}", markup=False, soft_wrap=True, highlight=False)

@@ -9,6 +9,8 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+from stages.decisions.merge_decisions import merge_decisions
+
 from flows.evidence.bundle import (
     LOCK,
     MADE,
@@ -28,7 +30,6 @@ from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
-from stages.decisions.merge import merge
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
@@ -243,7 +244,7 @@ def check_plan(bundle: Bundle) -> Check:
         who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
         return Check("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
-    problems = unlike(name, merge(decided, landscape.modes).to_json(), content)
+    problems = unlike(name, merge_decisions(decided, landscape.modes).to_json(), content)
     record = bundle.name("collect_feedback", "provenance.json")
     problems += unlike(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
     return Check(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)

@@ -9,7 +9,7 @@ from flows.evidence import read_bundle
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
 from flows.evidence.write import proven_evidence
 from flows.graph.digests import files_below
-from flows.results import NO_GATES, Verdict, gate_word, read_verdict
+from flows.results import NO_GATES, LastVerdict, gate_word, read_verdict
 from stages.core.errors import Exit, FadedError, InfrastructureError, UsageError
 from stages.core.files import stage_dir
 from stages.params import Params
@@ -62,7 +62,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     return bundle
 
 
-def _refusal(verdict: Verdict) -> str:
+def _refusal(verdict: LastVerdict) -> str:
     if verdict.word == NO_GATES:
         return (
             f"{verdict.audit}: {NO_GATES}, so nothing says that its model is good enough:"

@@ -13,11 +13,11 @@ import pandas as pd
 
 from flows.evidence.write import proven_evidence
 from flows.graph.lock import LOCK, md5_in, read_lock
-from flows.results import NO_GATES, Verdict, last_stage, verdict_of
+from flows.results import NO_GATES, LastVerdict, last_stage, verdict_of
 from flows.results.compare import (
     WORKSPACE,
     Evaluation,
-    Paired,
+    PairedFailures,
     Run,
     check_alike,
     differences,
@@ -71,8 +71,8 @@ class GateResult:
     audit: str
     against: str
     tolerance: float
-    then: Verdict
-    now: Verdict
+    then: LastVerdict
+    now: LastVerdict
     rows: list[GateRow]
     notes: list[str]
 
@@ -125,7 +125,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     return GateResult(audit, against, tolerance, first, own, rows, notes)
 
 
-def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> str:
+def _no_baseline(params: Params, audit: str, against: str, verdict: LastVerdict) -> str:
     """Why a revision cannot be the baseline, and which one can."""
     what = f"audit {audit!r} did not pass at {against} ({verdict.word}), so being at least as good as it means nothing"
     try:
@@ -134,7 +134,7 @@ def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> 
         return f"{what}: no commit before it passed either, so name another one: --against REV"
 
 
-def _without_gates(against: str, then: Verdict, now: Verdict) -> str:
+def _without_gates(against: str, then: LastVerdict, now: LastVerdict) -> str:
     if now.word != NO_GATES:
         return f"{against} sets no gates, so nothing says that it was good enough"
     if then.word != NO_GATES:
@@ -199,7 +199,7 @@ def _same(then: str | None, now: str | None) -> bool:
     return then is not None and then == now
 
 
-def _row(what: str, paired: Paired | None, same: bool, tolerance: float) -> GateRow:
+def _row(what: str, paired: PairedFailures | None, same: bool, tolerance: float) -> GateRow:
     if paired is None:
         return GateRow(what, None, None, NO_RATE, False)
     # The same model is no worse than itself, however few items it was probed on.

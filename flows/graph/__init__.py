@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from flows.graph.before_dvc import kind_of, name_code, note_linked_folders
+from flows.graph.before_dvc import name_code, note_linked_folders, stage_kind
 from flows.graph.digests import Hashes
 from flows.graph.known_graph import Known, Memory, all_local, paths_of
 from flows.workspace.pipeline import PARAMS, dvc_root, is_own
@@ -240,7 +240,7 @@ def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
     import networkx
 
     ours, params = _ours(repo, root), load_params(root / PARAMS)
-    graph = graph.subgraph(stage for stage in graph if kind_of(stage) != STAGE)  # these are always up to date
+    graph = graph.subgraph(stage for stage in graph if stage_kind(stage) != STAGE)  # these are always up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}

@@ -39,7 +39,7 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
     Raises:
         UsageError: if a file cannot be written.
     """
-    stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and kind_of(stage) == STAGE]
+    stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and stage_kind(stage) == STAGE]
     params, code, named = load_params(root / PARAMS), None, []
     try:
         for stage in stages:
@@ -70,7 +70,7 @@ def is_of_user(audit: AuditConfig) -> bool:
     return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(own_function(audit))
 
 
-def kind_of(stage: Any) -> str:
+def stage_kind(stage: Any) -> str:
     """The name of a stage in dvc.yaml without its audit."""
     return str(getattr(stage, "name", "")).partition("@")[0]
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from flows.graph.lock import LOCK
 from flows.processes import end_leftovers
-from flows.workspace.pipeline import bring_up_to_date, dvc_root
+from flows.workspace.pipeline import dvc_root, update_pipeline
 from stages.core.environment import WORK
 from stages.core.files import put_aside, replace_file
 from stages.core.git import file_at
@@ -38,7 +38,7 @@ class _Locks(BaseModel):
 def heal() -> list[str]:
     """Repair the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
-    return [*healed, *heal_project(), *bring_up_to_date()]
+    return [*healed, *heal_project(), *update_pipeline()]
 
 
 def heal_project(project: Path = Path()) -> list[str]:

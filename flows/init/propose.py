@@ -19,7 +19,7 @@ from typing import Any
 from flows.choosing.screen import Swept, said_of_probe
 from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
-from flows.workspace.block import Draft, with_blocks
+from flows.workspace.block import AuditDraft, with_blocks
 from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core import plugins
@@ -52,7 +52,7 @@ def kinds() -> tuple[Kind, ...]:
         UsageError: if one cannot be imported.
     """
     found = []
-    for name, entry in plugins.load(plugins.TASKS).items():
+    for name, entry in plugins.entry_points_of(plugins.TASKS).items():
         task = plugins.imported(entry)
         if (at := getattr(task, "init", None)) is not None:  # a plugin's class may not be a Task; audits refuse it
             module, _, cls = at.partition(":")
@@ -109,7 +109,7 @@ class Wanted:
     pools: Mapping[str, int] = field(default_factory=dict)
 
 
-def propose(wanted: Wanted) -> Draft:
+def propose(wanted: Wanted) -> AuditDraft:
     """A complete and valid audit, before anything is measured.
 
     Args:
@@ -155,7 +155,7 @@ def propose(wanted: Wanted) -> Draft:
     }
     repair = repair_block(kind.init, items, wanted.budget or BUDGETS[0]) if wanted.repair else None
     above = frozenset({"concepts", "discrepancy", "repair.gates"})
-    return Draft(wanted.name, audit, repair, notes, above)
+    return AuditDraft(wanted.name, audit, repair, notes, above)
 
 
 def count_items(wanted: Wanted) -> dict[str, int]:
@@ -217,7 +217,7 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
     }
 
 
-def measured(draft: Draft, found: Swept, *, budget: int | None) -> Draft:
+def measured(draft: AuditDraft, found: Swept, *, budget: int | None) -> AuditDraft:
     """The audit with what was seen of its concepts, and a budget that fits the model.
 
     Args:
@@ -258,7 +258,7 @@ def _said_items(wanted: Wanted) -> str:
     return of + splits
 
 
-def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) -> None:
+def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
     """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
 
     Args:
@@ -281,7 +281,7 @@ def refuse_idle_numbers(draft: Draft, budget: int | None, probes: int | None) ->
 
 
 @contextlib.contextmanager
-def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
+def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Iterator[Params]:
     """Enter a temporary workspace with only this audit, and check it there.
 
     Raises:

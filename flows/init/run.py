@@ -25,7 +25,7 @@ from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
 from flows.results.estimate import duration, few_items
 from flows.workspace import enter_workspace, exclusive, has_audits
-from flows.workspace.block import Draft, with_blocks
+from flows.workspace.block import AuditDraft, with_blocks
 from flows.workspace.new import add_folders, check_folder, write_workspace
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
@@ -132,7 +132,7 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
 
 
 def _write_and_sweep(
-    draft: Draft,
+    draft: AuditDraft,
     answers: Answers,
     questions: Questions,
     options: Options,
@@ -164,7 +164,7 @@ def _write_and_sweep(
     show_next(console, final)
 
 
-def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:
+def _tried(answers: Answers, draft: AuditDraft, questions: Questions, workspace: Path, console: Console) -> Answers:
     """Try the audit before anything is written; return the answers, with changes to the model by the trial.
 
     Raises:
@@ -239,7 +239,7 @@ def _earlier(earlier: Sequence[Unfinished], options: Options, console: Console) 
     return found
 
 
-def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
+def show_seen(console: Console, said: Sequence[str], draft: AuditDraft, workspace: Path) -> None:
     """Print what was recognised about the model and the data, and how many items the audit takes."""
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -264,7 +264,7 @@ def show_trial(console: Console, trial: Trial) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_search(console: Console, draft: Draft, *, aimed: bool) -> None:
+def show_search(console: Console, draft: AuditDraft, *, aimed: bool) -> None:
     """Print the budget of the search; `aimed`: it was derived from the duration of a probe."""
     budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
     aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
@@ -284,7 +284,7 @@ def show_absent(console: Console, name: str) -> None:
     console.print("      then run this command again, which continues", highlight=False)
 
 
-def show_next(console: Console, draft: Draft) -> None:
+def show_next(console: Console, draft: AuditDraft) -> None:
     """Print what to do next."""
     name = draft.name
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes", highlight=False)

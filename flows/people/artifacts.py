@@ -17,7 +17,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from flows.people.review.links import report_urls, review_url
-from flows.results import Verdict, gate_word, read_verdict
+from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from flows.views.labels import key
@@ -75,7 +75,7 @@ def publish(audit: str, what: str, title: str, text: Callable[[], str]) -> None:
         logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
 
 
-def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
+def verdict_markdown(verdict: LastVerdict, *, anew: bool = True) -> str:
     """The verdict with its gates, as markdown, in the units of the report.
 
     Args:

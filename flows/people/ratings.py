@@ -24,7 +24,7 @@ from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target
 from stages.records import audit_folder
 
 if TYPE_CHECKING:
-    from stages.ratings.fit import Evidence, Fit
+    from stages.ratings.fit import Fit, RatedScores
 
 PARAMS = Path("params.yaml")
 BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
@@ -45,7 +45,7 @@ class Learnt:
     """
 
     target: Target
-    evidence: Evidence
+    evidence: RatedScores
     bound: dict[str, float]
     fit: Fit | None = None
     ratings: Ratings | None = None
@@ -141,7 +141,7 @@ def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
 
 
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
-    from stages.ratings.fit import fit, gather, too_few
+    from stages.ratings.fit import fit_ratings, gather, too_few_scores
 
     evidence = gather(params, name, target)
     if not evidence.scored:
@@ -151,9 +151,9 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
             f"nobody has rated the {target} of examples of {name} yet{left}: do so with `faded review {name}`"
         )
     bound = _bound(params, name, target)
-    if refusal := too_few(evidence.scored):
+    if refusal := too_few_scores(evidence.scored):
         return Learnt(target, evidence, bound, refusal=refusal)
-    found = fit(evidence.scored, target)
+    found = fit_ratings(evidence.scored, target)
     if not found.teaches:
         refusal = (
             f"no map from the automatic measure predicts the ratings of unseen items significantly better than a"
@@ -183,7 +183,7 @@ def _check_modes(name: str) -> None:
         )
 
 
-def _as_file(params: Params, name: str, target: Target, evidence: Evidence, fit: Fit) -> Ratings:
+def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, fit: Fit) -> Ratings:
     from stages.decisions.agreement import agreement
 
     return Ratings.model_validate(

@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.graph import read_graph
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_shards
-from flows.workspace.pipeline import bring_up_to_date
+from flows.workspace.pipeline import update_pipeline
 from stages.core.errors import UsageError
 from stages.core.files import read_table, replace_file, stage_dir
 from stages.explorers.model_based import FEW
@@ -49,7 +49,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     with exclusive():
         replace_file(PARAMS, after)
         load_params(PARAMS)  # checks the new text
-        bring_up_to_date()  # writes the shares to faded.json for DVC
+        update_pipeline()  # writes the shares to faded.json for DVC
     console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs", highlight=False)
     if shards > 1 and (each := (budget - audit.discover.kept_back) // shards) < FEW:
         console.print(

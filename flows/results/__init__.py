@@ -31,7 +31,7 @@ class Took(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LastVerdict:
     """The last verdict of an audit.
 
     Args:
@@ -70,23 +70,23 @@ def last_stage(params: Params, audit: str) -> str:
     return "conclude" if audit in params.repairs else "report"
 
 
-def read_verdict(params: Params, audit: str) -> Verdict:
+def read_verdict(params: Params, audit: str) -> LastVerdict:
     """Read the audit's last verdict; before its last stage ran, with the report of the landscape."""
     here = audit_folder(audit)
     last = here.conclude if audit in params.repairs else here.report
     report = next((part.where("page") for part in (last, here.report) if part.has("page")), None)
     if not last.has("verdict"):
-        return Verdict(audit, None, [], report, found=False)
+        return LastVerdict(audit, None, [], report, found=False)
     return verdict_of(audit, last.verdict, report)
 
 
-def verdict_of(audit: str, record: Record, report: Path | None = None) -> Verdict:
+def verdict_of(audit: str, record: Record, report: Path | None = None) -> LastVerdict:
     """The verdict in a verdict.json."""
     decided = statement = None
     if isinstance(record, RepairVerdict):
         decided = NO_HUMAN if record.decided_by == "policy" else f"decided by {record.reviewer}"
         statement = record.statement
-    return Verdict(audit, record.passed, record.gates, report, True, decided, statement)
+    return LastVerdict(audit, record.passed, record.gates, report, True, decided, statement)
 
 
 def gate_word(passed: bool | None) -> str:

@@ -32,7 +32,7 @@ PACKAGES = ("torch", "numpy")
 
 
 @dataclass(frozen=True)
-class Row:
+class RateRow:
     """One rate in both revisions."""
 
     what: str
@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedFailures:
     """Failures on common probes: the rates of a and b, and the mean difference (b minus a) with its 95% interval."""
 
     items: int
@@ -51,14 +51,14 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RevisionComparison:
     """The differences between two revisions of an audit."""
 
     audit: str
     rev_a: str
     rev_b: str
-    rates: list[Row]
-    paired: Paired | None
+    rates: list[RateRow]
+    paired: PairedFailures | None
     notes: list[str]
 
 
@@ -85,7 +85,7 @@ class Run:
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what distinguishes its items, a row per item
 
 
-def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
+def compare_revisions(rev_a: str, rev_b: str, audit: str) -> RevisionComparison:
     """Compare the landscapes of an audit in two git revisions (or the workspace).
 
     Raises:
@@ -93,11 +93,13 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     """
     a, b = read_run(rev_a, audit), read_run(rev_b, audit)
     check_alike(a, b)
-    effects_b = effects(b.landscape)
-    rates = [Row("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
-    rates += [Row(what, rate, effects_b[what]) for what, rate in effects(a.landscape).items() if what in effects_b]
+    effects_b = effect_rates(b.landscape)
+    rates = [RateRow("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
+    rates += [
+        RateRow(what, rate, effects_b[what]) for what, rate in effect_rates(a.landscape).items() if what in effects_b
+    ]
     paired = paired_difference(a.probes, b.probes, a.landscape.space)
-    return Comparison(audit, rev_a, rev_b, rates, paired, differences(a, b))
+    return RevisionComparison(audit, rev_a, rev_b, rates, paired, differences(a, b))
 
 
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
@@ -196,17 +198,17 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
         ("threshold", a.landscape.threshold, b.landscape.threshold),
         ("ratings that define a failure", _scale(a), _scale(b)),
     ]
-    pairs += [(name, made(a.provenance, name), made(b.provenance, name)) for name in (*ALIKE, *more)]
+    pairs += [(name, made_with(a.provenance, name), made_with(b.provenance, name)) for name in (*ALIKE, *more)]
     if a.evaluation and b.evaluation:
         one, other = a.evaluation.provenance, b.evaluation.provenance
-        pairs += [(f"re_evaluate: {name}", made(one, name), made(other, name)) for name in (*ALIKE, *more)]
+        pairs += [(f"re_evaluate: {name}", made_with(one, name), made_with(other, name)) for name in (*ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
         what = f"{a.revision} and {b.revision} are not comparable"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
 
 
-def made(provenance: Provenance, name: str) -> Any:
+def made_with(provenance: Provenance, name: str) -> Any:
     """A field of provenance.json by its name, with the default of runs that did not record it."""
     value = getattr(provenance, name)
     return _BEFORE.get(name) if value is None else value
@@ -239,7 +241,7 @@ def differences(a: Run, b: Run) -> list[str]:
     return [f"{name} differs: {_short(x)} against {_short(y)}" for name, x, y in values if x != y]
 
 
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> Paired | None:
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> PairedFailures | None:
     """Pair the control's probes by item, cell and repeat, weigh them by use, and bootstrap over items.
 
     The agent's probes are left out: it searches for failures, so probes that two agents share stand for nothing else.
@@ -255,7 +257,7 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> 
     resampler = Resampler(both["item"], _RESAMPLES, 0, _groups(a, both["item"]))
     weights = space.weights(both[space.names].to_numpy(dtype=np.int64), both["item"].nunique())
     difference = resampler.mean(failed_b - failed_a, weights)
-    return Paired(both["item"].nunique(), difference, float(weights @ failed_a), float(weights @ failed_b))
+    return PairedFailures(both["item"].nunique(), difference, float(weights @ failed_a), float(weights @ failed_b))
 
 
 def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:
@@ -265,7 +267,7 @@ def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:
     return items.map(probes.drop_duplicates("item").set_index("item")["group"])
 
 
-def effects(landscape: Landscape) -> dict[str, Rate]:
+def effect_rates(landscape: Landscape) -> dict[str, Rate]:
     """Main effects, one rate per level of each concept."""
     labels = {(c.name, i): f"{c.name} {c.label(i)}" for c in landscape.space.concepts for i in range(len(c))}
     return {

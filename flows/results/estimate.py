@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
+def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     """Estimate the cost of running these audits now.
 
     Raises:

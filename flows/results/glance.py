@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.graph import RUNS_NOW, Graph, Stage
 from flows.request import needs_decision
-from flows.results import Verdict, last_stage, read_verdict
+from flows.results import LastVerdict, last_stage, read_verdict
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.core.git import git
@@ -35,7 +35,7 @@ class Glance:
         next: the command to run next; empty if there is nothing to do.
     """
 
-    verdict: Verdict
+    verdict: LastVerdict
     rate: Rate
     when: datetime | None
     outdated: bool
@@ -86,7 +86,7 @@ def _never_ran(stages: Sequence[Stage]) -> bool:
     return all(stage.stale for stage in stages) and not any(stage.size for stage in stages)
 
 
-def _next(params: Params, verdict: Verdict, stages: Sequence[Stage]) -> str:
+def _next(params: Params, verdict: LastVerdict, stages: Sequence[Stage]) -> str:
     name = verdict.audit
     if any(stage.reasons == (RUNS_NOW,) for stage in stages):
         return RUNS_NOW

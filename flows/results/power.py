@@ -13,7 +13,7 @@ from stages.core.files import read_table
 from stages.decisions import landscape_hash
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import Power, alike
-from stages.params import Gate, Params, RepairConfig
+from stages.params import GateConfig, Params, RepairConfig
 from stages.records import AuditFolder, ModeRecord, audit_folder
 
 
@@ -92,7 +92,7 @@ def _drop(power: Power) -> str:
     return "no drop at all" if least is None else f"a drop of {_points(least)} or more"
 
 
-def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
+def _too_few(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
     """What a gate on a change needs beyond its bound because items are few; at most one sentence."""
     if gate is None or (most := gate.change_max) is None:
         return []

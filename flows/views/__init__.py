@@ -16,8 +16,8 @@ from flows.results import gate_word
 
 if TYPE_CHECKING:
     from flows.graph import Stage
-    from flows.results import Verdict
-    from flows.results.compare import Comparison
+    from flows.results import LastVerdict
+    from flows.results.compare import RevisionComparison
     from flows.results.estimate import Estimate
     from flows.results.glance import Glance
     from flows.run_stage import StageResult
@@ -42,7 +42,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def size(n_bytes: float) -> str:
+def bytes_in_words(n_bytes: float) -> str:
     """A number of bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
@@ -54,7 +54,7 @@ def size(n_bytes: float) -> str:
 def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
     """Print how many processes may answer probes, if there are several."""
     if processes > 1:
-        each = f"each with a copy of the model ({size(n_bytes)} on disk)"
+        each = f"each with a copy of the model ({bytes_in_words(n_bytes)} on disk)"
         console.print(
             f"{audit}: up to {processes} processes answer probes at once, {each}", markup=False, soft_wrap=True
         )
@@ -71,7 +71,7 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
     console.print(table)
 
 
-def show_verdict(console: Console, verdict: Verdict) -> None:
+def show_verdict(console: Console, verdict: LastVerdict) -> None:
     """Print the verdict of an audit with its gates, and where its report is."""
     if verdict.gates:
         table = _table("gate", "bound", "value", "95% interval", "passed")
@@ -88,7 +88,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
         console.print(f"report: {verdict.report.resolve()}", markup=False, soft_wrap=True, highlight=False)
 
 
-def _verdict_line(verdict: Verdict) -> str:
+def _verdict_line(verdict: LastVerdict) -> str:
     decided = f" ({escape(verdict.decided)})" if verdict.decided else ""
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(verdict.audit)}: {verdict.word}[/]{decided}"
@@ -112,15 +112,17 @@ def show_plan(console: Console, estimate: Estimate) -> None:
             f"{e.probes:,}" if e.probes else "",
             f"{e.calls:,}" if e.calls else "",
             f"{e.seconds:.1f}" if e.seconds is not None else "?",
-            size(e.size) if e.size is not None else "?",
+            bytes_in_words(e.size) if e.size is not None else "?",
         )
     console.print(table)
     console.print(f"{estimate.probes:,} unique probes at most; {estimate.time}", highlight=False)
     disk = sum(e.size or 0 for e in estimate.stages)
     about = (
-        f"about {size(disk)} of outputs, as in the last run" if disk else "size of outputs unknown before the first run"
+        f"about {bytes_in_words(disk)} of outputs, as in the last run"
+        if disk
+        else "size of outputs unknown before the first run"
     )
-    console.print(f"disk: {about}, {size(estimate.free)} free", highlight=False)
+    console.print(f"disk: {about}, {bytes_in_words(estimate.free)} free", highlight=False)
 
 
 def _shorten(reasons: Sequence[str]) -> str:
@@ -128,7 +130,9 @@ def _shorten(reasons: Sequence[str]) -> str:
     return ", ".join(reasons[:_REASONS]) + more
 
 
-def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Verdict], running: int | None) -> None:
+def show_status(
+    console: Console, stages: Sequence[Stage], verdicts: Sequence[LastVerdict], running: int | None
+) -> None:
     """Print every stage's state, and the last verdict of every audit."""
     if running is not None:
         console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
@@ -215,7 +219,7 @@ def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_comparison(console: Console, comparison: Comparison) -> None:
+def show_comparison(console: Console, comparison: RevisionComparison) -> None:
     """Print two revisions side by side."""
     c = comparison
     table = _table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")

@@ -18,7 +18,7 @@ from flows.graph import SETTINGS
 from flows.graph.digests import Hashes
 from flows.graph.intact import CacheFolder
 from flows.graph.lock import LOCK, md5_in, read_lock
-from flows.results import Verdict, verdict_of
+from flows.results import LastVerdict, verdict_of
 from flows.results.compare import WORKSPACE
 from flows.results.glance import HEADLINE, rate_in
 from stages.code import CODE
@@ -40,7 +40,7 @@ _WORD = {True: "pass", False: "FAIL", None: "no verdict"}
 
 
 @dataclass(frozen=True)
-class Result:
+class RevisionResult:
     """The result of an audit at one revision.
 
     Args:
@@ -74,7 +74,7 @@ class History:
     """Results of an audit, newest first, and whether its failure rate drifts."""
 
     audit: str
-    results: list[Result]
+    results: list[RevisionResult]
     drift: str
 
 
@@ -112,7 +112,7 @@ def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
 class _Found:
     """A result, and the part of dvc.lock that is compared with another one's."""
 
-    result: Result
+    result: RevisionResult
     lock: Mapping[str, Any]
 
 
@@ -129,7 +129,7 @@ def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]
     last = repair or landscape
     target = repair.number("targets") if repair else None
     return _Found(
-        Result(
+        RevisionResult(
             revision=revision,
             when=when,
             passed=last.passed if last else None,
@@ -145,9 +145,9 @@ def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]
     )
 
 
-def _told(audit: str, one: _Found, before: _Found | None) -> Result:
+def _told(audit: str, one: _Found, before: _Found | None) -> RevisionResult:
     changed = None if before is None else tuple(_changes(audit, before.lock, one.lock))
-    return Result(**{**vars(one.result), "changed": changed})
+    return RevisionResult(**{**vars(one.result), "changed": changed})
 
 
 def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -255,7 +255,7 @@ def _decided(audit: str, revision: str, lock: Mapping[str, Any]) -> str:
 
 
 def _by(record: Record) -> str:
-    verdict: Verdict = verdict_of("", record)
+    verdict: LastVerdict = verdict_of("", record)
     return (verdict.decided or "").removeprefix("decided by ")
 
 

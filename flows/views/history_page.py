@@ -9,7 +9,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from flows.views.history import History
-from stages.pages.figures import VALUE_COLOURS, WITH_LEGEND, bare_figure, plain, rounded
+from stages.pages.figures import VALUE_COLOURS, WITH_LEGEND, bare_figure, plotly_text, rounded
 from stages.pages.page import Picture, render
 from stages.pages.words import percent
 
@@ -24,7 +24,7 @@ LIMITS = (
 )
 
 
-def write_page(out: Path, histories: Sequence[History]) -> None:
+def write_history_page(out: Path, histories: Sequence[History]) -> None:
     """Write the histories as one self-contained page, with the failure rates of all audits in one chart."""
     newest = "; ".join(f"{one.audit}: {percent(one.results[0].rate.value)}" for one in histories)
     picture = Picture(f"Failure rates by date, the last ones: {newest}.", [("", _figure(histories))], 380)
@@ -45,11 +45,11 @@ def _figure(histories: Sequence[History]) -> go.Figure:
                     "arrayminus": rounded([rate.value - rate.low for rate in rates]),
                 },
                 mode="lines+markers",
-                name=plain(history.audit),
+                name=plotly_text(history.audit),
                 text=[f"{result.revision}: {result.word}" for result in results],
                 line={"color": colour, "width": 2.5},
                 marker={"size": 9, "symbol": ["x" if result.passed is False else "circle" for result in results]},
-                hovertemplate="%{y:.1%} on %{x}, %{text}<extra>" + plain(history.audit) + "</extra>",
+                hovertemplate="%{y:.1%} on %{x}, %{text}<extra>" + plotly_text(history.audit) + "</extra>",
             )
         )
     return bare_figure(

@@ -38,7 +38,7 @@ def run_name() -> str:
     return f"{', '.join((context.parameters or {})['audits'])} {began.astimezone():%Y-%m-%d %H:%M}"
 
 
-def tag(run: FlowRun, audits: Sequence[str]) -> None:
+def tag_run(run: FlowRun, audits: Sequence[str]) -> None:
     """Tag a deployment's run with its audits and who started it; other runs are tagged by the command."""
     tags = list(dict.fromkeys([*run.tags, "faded", *audits, SCHEDULED if run.auto_scheduled else BY_HAND]))
     if tags != run.tags:

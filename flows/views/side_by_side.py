@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.results.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run, usage_of
+from flows.results.compare import (
+    ALIKE,
+    PACKAGES,
+    TOLD,
+    WORKSPACE,
+    Run,
+    effect_rates,
+    grid_of,
+    made_with,
+    read_run,
+    usage_of,
+)
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.git import git
@@ -55,7 +66,7 @@ class SideBySide:
     notes: list[str]
 
 
-def chosen(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
+def chosen_results(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
     """The requested results as (revision, audit): every named audit in every named revision.
 
     Args:
@@ -97,7 +108,7 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
     return SideBySide(runs, _found(runs), _rates(runs), _differs(runs), paired, _notes(runs, paired))
 
 
-def write_page(out: Path, shown: SideBySide) -> None:
+def write_comparison_page(out: Path, shown: SideBySide) -> None:
     """Write the comparison as one self-contained page, with the curves of all searches."""
     from stages.pages.page import render
     from stages.pages.searches import searches_of
@@ -181,7 +192,7 @@ def _rates(runs: dict[str, Run]) -> list[tuple[str, list[Rate]]]:
     """The rates overall, of the worst failure mode, and of the levels that all have in common."""
     landscapes = [run.landscape for run in runs.values()]
     worst = [max(one.modes, key=lambda mode: mode.rate, default=None) for one in landscapes]
-    first, *others = (effects(one) for one in landscapes)
+    first, *others = (effect_rates(one) for one in landscapes)
     return [
         ("overall", [one.overall.rate for one in landscapes]),
         ("worst failure mode", [NO_RATE if mode is None else mode.measured.rate for mode in worst]),
@@ -209,7 +220,7 @@ def _settings(run: Run) -> dict[str, Value]:
         "ratings": landscape.ratings.sha256 if landscape.ratings else None,
         "items": landscape.items,
         "budget": " and ".join(f"{budget:,}" for budget in sorted(_budgets({"": run}))),
-        **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made(by, name)) is not None},
+        **{name: str(value) for name in (*ALIKE, "model", *TOLD) if (value := made_with(by, name)) is not None},
         **{name: by.versions.get(name) for name in PACKAGES},
     }
 
@@ -231,7 +242,7 @@ def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
         notes.append(f"{' and '.join(unlike)} differ, so that probes are not the same: models are not paired")
     elif paired is None:
         notes.append("the controls have no probes in common, because items differ: models are not paired")
-    elif len({made(run.provenance, "data") for run in runs.values()}) > 1:
+    elif len({made_with(run.provenance, "data") for run in runs.values()}) > 1:
         notes.append("items are paired by their ids: the files of items differ, and so may what the ids stand for")
     if alone := [name for name, run in runs.items() if run.landscape.search.agent is None]:
         notes.append(f"no agent in {', '.join(alone)}: the budget covers every pair of item and cell")

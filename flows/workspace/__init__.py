@@ -57,13 +57,13 @@ def has_audits(folder: Path) -> bool:
 
 
 def _bring_up_to_date() -> None:
-    from flows.workspace.pipeline import bring_up_to_date, make_folders, outdated
+    from flows.workspace.pipeline import make_folders, outdated, update_pipeline
 
     for line in make_folders():
         print(line, file=sys.stderr)
     if outdated():
         with exclusive():
-            for line in bring_up_to_date():
+            for line in update_pipeline():
                 print(line, file=sys.stderr)  # stdout is for the command's own output
 
 

@@ -18,7 +18,7 @@ _COMMENT_AT = 56  # column of a block's comments, unless the line is longer
 
 
 @dataclass(frozen=True)
-class Draft:
+class AuditDraft:
     """An audit that is to be written, with comments.
 
     Args:
@@ -35,11 +35,11 @@ class Draft:
     notes: Mapping[str, str] = field(default_factory=dict)
     above: frozenset[str] = frozenset()
 
-    def changed(self, audit: Mapping[str, Any], notes: Mapping[str, str]) -> Draft:
+    def changed(self, audit: Mapping[str, Any], notes: Mapping[str, str]) -> AuditDraft:
         """A copy with other values for some keys of the audit, and other comments on some keys."""
         return replace(self, audit={**self.audit, **audit}, notes={**self.notes, **notes})
 
-    def repaired(self, repair: Mapping[str, Any]) -> Draft:
+    def repaired(self, repair: Mapping[str, Any]) -> AuditDraft:
         """A copy with another repair."""
         return replace(self, repair=repair)
 
@@ -54,7 +54,7 @@ class Draft:
         return "" if self.repair is None else _entry(self.name, self.repair, ("gates",), self, "repair.")
 
 
-def _entry(name: str, block: Mapping[str, Any], spread: Sequence[str], draft: Draft, prefix: str) -> str:
+def _entry(name: str, block: Mapping[str, Any], spread: Sequence[str], draft: AuditDraft, prefix: str) -> str:
     """One audit or repair: a line for each key, and a line for each nested key of the keys in `spread`."""
     lines = [f"  {name}:"]
     for key, value in block.items():
@@ -67,7 +67,7 @@ def _entry(name: str, block: Mapping[str, Any], spread: Sequence[str], draft: Dr
     return "\n".join(lines) + "\n"
 
 
-def _commented(line: str, key: str, draft: Draft) -> list[str]:
+def _commented(line: str, key: str, draft: AuditDraft) -> list[str]:
     note = draft.notes.get(key)
     if note is None:
         return [line]
@@ -90,7 +90,7 @@ def flow(value: Any, *, inside: bool = False) -> str:
     return str(dumped).strip()[1:-1] if inside else str(dumped).removesuffix("\n...\n").strip()
 
 
-def with_blocks(text: str, old: tuple[str, str] | None, draft: Draft) -> str:
+def with_blocks(text: str, old: tuple[str, str] | None, draft: AuditDraft) -> str:
     """The text of params.yaml with an audit and its repair added; every other byte stays the same.
 
     Args:

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.workspace.block import Draft, with_blocks
+from flows.workspace.block import AuditDraft, with_blocks
 from flows.workspace.pipeline import (
     DVC_YAML,
     PARAMS,
     PLOTS,
     folders_of,
+    installation_record,
     is_own,
     pipeline,
     plot_templates,
-    record,
     text_of,
     with_lines,
 )
@@ -84,7 +84,7 @@ def write_workspace(folder: Path) -> list[Path]:
         written.append(folder / ".dvc")
     for path, text in (
         (folder / PARAMS, _NO_AUDITS),
-        (folder / RECORD, record(folder, own=True)),
+        (folder / RECORD, installation_record(folder, own=True)),
         (folder / DVC_YAML, pipeline()),
         *plot_templates(folder).items(),
     ):
@@ -127,7 +127,7 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     raw = parse_yaml(read_bytes(path), str(path))
     if isinstance(raw, dict) and name in (raw.get("audits") or {}):
         raise UsageError(f"audits.{name}: {path} already has an audit of that name")
-    text = with_blocks(text, None, Draft(name, audit, repair))
+    text = with_blocks(text, None, AuditDraft(name, audit, repair))
     try:
         replace_file(partial, text)
         load_params(partial)

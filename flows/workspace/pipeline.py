@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stages.code import RECORD, STAGE, installed, read_pipeline, read_record
+from stages.code import RECORD, STAGE, installation, read_pipeline, read_record
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import locked, replace_file
@@ -86,7 +86,7 @@ def make_folders(folder: Path = Path()) -> list[str]:
     return [_wrote(path.relative_to(folder) for path in missing)] if missing else []
 
 
-def bring_up_to_date(folder: Path = Path()) -> list[str]:
+def update_pipeline(folder: Path = Path()) -> list[str]:
     """Rewrite outdated files, and create folders; the caller holds the workspace's lock.
 
     These are faded.json and, in a custom workspace, dvc.yaml and its templates.
@@ -138,7 +138,7 @@ def plot_templates(folder: Path) -> dict[Path, str]:
     return {there / path.name: path.read_text(encoding="utf-8") for path in sources}
 
 
-def record(folder: Path, *, own: bool) -> str:
+def installation_record(folder: Path, *, own: bool) -> str:
     """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself.
 
     Args:
@@ -149,7 +149,7 @@ def record(folder: Path, *, own: bool) -> str:
         shares: Any = load_params(folder / PARAMS).shares
     except UsageError:
         shares = read_record(folder).get("shards", {})  # reading params.yaml reports what is wrong
-    return json.dumps({**installed(own=own), "shards": shares}, indent=1) + "\n"
+    return json.dumps({**installation(own=own), "shards": shares}, indent=1) + "\n"
 
 
 def with_lines(text: str, lines: Iterable[str], why: str) -> str:
@@ -185,7 +185,7 @@ def _wanted(folder: Path) -> dict[Path, str]:
     if not _is_workspace(folder):
         return {}
     files = {**plot_templates(folder), folder / DVC_YAML: pipeline()} if own else {}
-    files[folder / RECORD] = record(folder, own=own)
+    files[folder / RECORD] = installation_record(folder, own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
 
 

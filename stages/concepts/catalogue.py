@@ -60,7 +60,7 @@ def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Ki
         UsageError: when an entry point is not a concept, or differs in name from it, or has the name of a built-in one.
     """
     catalogue = dict(built_in)
-    for name, entry in sorted(plugins.load(plugins.CONCEPTS).items()):
+    for name, entry in sorted(plugins.entry_points_of(plugins.CONCEPTS).items()):
         where = f"the entry point {name} = {entry.value} of {plugins.CONCEPTS}"
         found = plugins.imported(entry)
         if not isinstance(found, Change):

@@ -176,7 +176,7 @@ class Ledger:
             self._file = None
 
 
-def opened(folder: Path) -> Ledger:
+def open_ledger(folder: Path) -> Ledger:
     """Open a search's ledger in its scratch folder, and print how many probes it resumes with."""
     ledger = Ledger(folder / "ledger.jsonl")
     if len(ledger):

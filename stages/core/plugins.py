@@ -29,7 +29,7 @@ def every() -> list[EntryPoint]:
     return [entry for group in GROUPS for entry in found.select(group=group)]
 
 
-def load(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, EntryPoint]:
+def entry_points_of(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, including Faded's own, without importing any.
 
     Args:

@@ -39,7 +39,7 @@ _ATTRIBUTES = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
 
 
 @dataclass
-class Part:
+class CodePart:
     """One definition, or one member of a class.
 
     digest: hash of its code.
@@ -59,8 +59,8 @@ class Part:
     attributes: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
     imports: dict[str, Name] = field(default_factory=dict)
-    members: dict[str, Part] = field(default_factory=dict)
-    entries: dict[str, Part] = field(default_factory=dict)
+    members: dict[str, CodePart] = field(default_factory=dict)
+    entries: dict[str, CodePart] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
     is_field: bool = False
     reads_files: bool = False
@@ -72,9 +72,9 @@ class _Reader:
     def __init__(self, package: str, leave_out: Collection[ast.AST]) -> None:
         self._package, self._leave_out = package, leave_out
         self._written: list[str] = []
-        self._part = Part("")
+        self._part = CodePart("")
 
-    def part(self, *nodes: ast.AST) -> Part:
+    def part(self, *nodes: ast.AST) -> CodePart:
         for node in nodes:
             self._read(node)
         part = self._part
@@ -188,7 +188,7 @@ class Module:
     path: Path
     shown: str
     ours: bool
-    parts: dict[str, list[Part]]
+    parts: dict[str, list[CodePart]]
     imports: dict[str, Name]
 
 
@@ -204,12 +204,12 @@ class _Definitions:
 
     def __init__(self, source: bytes, package: str, ours: bool, has_blocks: bool) -> None:
         self._package, self._ours, self._has_blocks = package, ours, has_blocks
-        self.parts: dict[str, list[Part]] = {}
+        self.parts: dict[str, list[CodePart]] = {}
         self.imports: dict[str, Name] = {}
         try:
             body = ast.parse(source).body
         except (SyntaxError, ValueError):  # importing it reports the error
-            self.parts[_REST] = [Part(hashlib.sha256(source).hexdigest())]
+            self.parts[_REST] = [CodePart(hashlib.sha256(source).hexdigest())]
             return
         for node in body:
             self._take(node)
@@ -239,10 +239,10 @@ class _Definitions:
         for name in names:
             self.parts.setdefault(name, []).append(part)
 
-    def _read(self, *nodes: ast.AST, leave_out: Collection[ast.AST] = ()) -> Part:
+    def _read(self, *nodes: ast.AST, leave_out: Collection[ast.AST] = ()) -> CodePart:
         return _Reader(self._package, leave_out).part(*nodes)
 
-    def _class(self, node: ast.ClassDef) -> Part:
+    def _class(self, node: ast.ClassDef) -> CodePart:
         members: dict[str, list[ast.stmt]] = {}
         checks = []
         for statement in node.body:
@@ -265,7 +265,7 @@ class _Definitions:
         part.bases = [dotted for base in bases if (dotted := _dotted(base)) is not None]
         return part
 
-    def _entry(self, node: ast.expr) -> Part:
+    def _entry(self, node: ast.expr) -> CodePart:
         part = self._read(node)
         for text in _texts([node]):  # "module:Class", which is imported when needed
             module, _, name = text.partition(":")
@@ -300,7 +300,7 @@ def _entries(value: ast.expr, *, named: bool) -> Iterator[tuple[str, ast.expr]]:
                 yield name, call
 
 
-class Source:
+class SourceTree:
     """The modules that can be followed, each read once.
 
     Args:
@@ -316,7 +316,7 @@ class Source:
         self._package, self._beside = package, beside
         self._passed_over, self._blocks = frozenset(passed_over), frozenset(blocks)
         self._modules: dict[str, Module | None] = {}
-        self._leads: dict[tuple[str, int], tuple[Part, tuple[set[Name], set[str]]]] = {}
+        self._leads: dict[tuple[str, int], tuple[CodePart, tuple[set[Name], set[str]]]] = {}
         # The module from which users' code imports is beside the package.
         self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(_DOOR)}
 
@@ -352,14 +352,14 @@ class Source:
             self._modules[name] = self._read(name, file) if file is not None else None
         return self._modules[name]
 
-    def leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
+    def leads(self, module: Module, part: CodePart) -> tuple[set[Name], set[str]]:
         """Return the definitions that a definition's names refer to, and descriptions of those from libraries."""
         key = module.name, id(part)  # modules with the same source share their parts
         if key not in self._leads:
             self._leads[key] = part, self._find_leads(module, part)  # keeps the part, so that its id stays unique
         return self._leads[key][1]
 
-    def _find_leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
+    def _find_leads(self, module: Module, part: CodePart) -> tuple[set[Name], set[str]]:
         targets: set[Name] = set()
         libraries: set[str] = set()
         for name in part.names:
@@ -397,16 +397,20 @@ class Source:
 
 class _Walk:
     def __init__(
-        self, source: Source, words: frozenset[str], leads: Mapping[str, Iterable[Name]], passed_over: frozenset[str]
+        self,
+        source: SourceTree,
+        words: frozenset[str],
+        leads: Mapping[str, Iterable[Name]],
+        passed_over: frozenset[str],
     ) -> None:
         self._source, self._words, self._leads, self._passed_over = source, words, leads, passed_over
         self._found: Digests = {}
         self._used_leads: set[str] = set()
-        self._queue: list[tuple[Module, str, Part]] = []
+        self._queue: list[tuple[Module, str, CodePart]] = []
         self._seen: set[Name] = set()
         # Accessed names, of methods and of fields, and the members still waiting for theirs.
         self._accessed: tuple[set[str], set[str]] = set(), set()
-        self._waiting: tuple[dict[str, list[tuple[Module, str, Part]]], ...] = {}, {}
+        self._waiting: tuple[dict[str, list[tuple[Module, str, CodePart]]], ...] = {}, {}
 
     def run(self, roots: Iterable[Name]) -> tuple[Digests, set[str]]:
         for root in roots:
@@ -439,13 +443,13 @@ class _Walk:
             if one in found.imports and one not in found.parts:
                 self._reach(*found.imports[one])
 
-    def _add(self, module: Module, label: str, part: Part) -> None:
+    def _add(self, module: Module, label: str, part: CodePart) -> None:
         here = self._found.setdefault(module.shown, {})
         if label not in here:
             here[label] = part.digest
             self._queue.append((module, label, part))
 
-    def _follow(self, module: Module, label: str, part: Part) -> None:
+    def _follow(self, module: Module, label: str, part: CodePart) -> None:
         targets, libraries = self._source.leads(module, part)
         for target in targets:
             self._reach(*target)
@@ -484,7 +488,7 @@ class _Walk:
                     attributes = set(_ATTRIBUTES.findall(data.decode("utf-8")))
                     self._access(attributes, attributes)
 
-    def _is_called_by_others(self, module: Module, part: Part) -> bool:
+    def _is_called_by_others(self, module: Module, part: CodePart) -> bool:
         """Whether a class also derives from a library's class, which may call any of its methods."""
         for base in part.bases:
             found = self._defined(module, base)
@@ -494,7 +498,7 @@ class _Walk:
                 return True
         return False
 
-    def _defined(self, module: Module, name: str) -> tuple[Module, list[Part]] | None:
+    def _defined(self, module: Module, name: str) -> tuple[Module, list[CodePart]] | None:
         """Return the module and definition of a class; None for a library's class."""
         first, _, rest = name.partition(".")
         if first in module.parts:

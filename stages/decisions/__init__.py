@@ -14,7 +14,7 @@ from stages.decisions.files import (
     valid_decisions,
 )
 from stages.decisions.identity import Identity, identity_of
-from stages.decisions.merge import RULE, merge
+from stages.decisions.merge_decisions import RULE, merge_decisions
 from stages.decisions.model import (
     NO_HUMAN,
     SEVERITIES,
@@ -47,7 +47,7 @@ __all__ = [
     "identity_of",
     "landscape_hash",
     "listed_keys",
-    "merge",
+    "merge_decisions",
     "read_chain",
     "read_draft",
     "record_decision",

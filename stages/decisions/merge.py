@@ -22,7 +22,7 @@ RULE = (
 _CAREFUL: tuple[Action, ...] = ("repair", "accept", "ignore")
 
 
-def merge(decisions: Sequence[RecordedDecision], modes: Sequence[ModeRecord]) -> Plan:
+def merge_decisions(decisions: Sequence[RecordedDecision], modes: Sequence[ModeRecord]) -> Plan:
     """Merge approving decisions on one landscape.
 
     Args:

@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.ensemble import ExtraTreesRegressor
 
 from stages.concepts import ConceptSpace
-from stages.explorers.kernel import Data
+from stages.explorers.kernel import ProbeArrays
 from stages.explorers.surrogate import Surrogate, failure_probability
 
 TREES, LEAVES = 20, 32
@@ -28,7 +28,7 @@ class Regions:
     exploration with a learnt hash (Tang et al. 2017, #Exploration, Sec. 2.3).
     """
 
-    def __init__(self, space: ConceptSpace, data: Data, seed: int) -> None:
+    def __init__(self, space: ConceptSpace, data: ProbeArrays, seed: int) -> None:
         self.space = space
         self._trees = ExtraTreesRegressor(
             TREES, max_leaf_nodes=LEAVES, min_samples_leaf=5, max_features=1.0, random_state=seed
@@ -107,7 +107,7 @@ class Acquisition:
     """
 
     def __init__(
-        self, surrogate: Surrogate, data: Data, space: ConceptSpace, n_items: int, weights: Weights, seed: int
+        self, surrogate: Surrogate, data: ProbeArrays, space: ConceptSpace, n_items: int, weights: Weights, seed: int
     ) -> None:
         self.surrogate, self.data, self.space, self.weights = surrogate, data, space, weights
         small = space.n_cells <= ENUMERABLE

@@ -20,7 +20,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 
 from stages.core.errors import NoLearningError, UsageError
 from stages.explorers.baselines import Random
-from stages.explorers.contract import Configured, Found
+from stages.explorers.contract import Configured, ExplorerResult
 from stages.explorers.env import Arena, ConceptVecEnv, StopWhenSpent
 from stages.explorers.policy import FactoredPolicy, ValuePolicy
 from stages.explorers.prober import Prober
@@ -137,7 +137,7 @@ class _Agent(Configured[AgentSettings]):
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
     flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Learn on the prober until its budget is spent.
 
         Raises:
@@ -174,7 +174,7 @@ class _Agent(Configured[AgentSettings]):
             "steps": int(model.num_timesteps),
             "filled_at_random": prober.spent - learnt,
         }
-        return Found(policy, details)
+        return ExplorerResult(policy, details)
 
     def _check(self, prober: Prober) -> None:
         """Refuse a grid that is too large."""

@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stages.explorers.contract import Configured, Found, S
+from stages.explorers.contract import Configured, ExplorerResult, S
 from stages.explorers.prober import Prober
 
 
-class Proposal(NamedTuple):
+class NextProbes(NamedTuple):
     """The next probes.
 
     Args:
@@ -28,7 +28,7 @@ class Proposal(NamedTuple):
 class Strategy(Protocol):
     """The part that differs between explorers. It has the state of one search, and proposes batches of any size."""
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         """Propose the next probes."""
         ...
 
@@ -55,21 +55,21 @@ class AskTell(Configured[S]):
         """Create the strategy for one search."""
         raise NotImplementedError
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Spend the prober's budget; `filled_at_random` is the part the strategy could not spend."""
         rng = np.random.default_rng(seed)
         strategy = self.start(prober, rng)
         filled = 0
         while prober.left > 0:
             if _ask(prober, strategy, strategy.propose()) == 0:
-                filled += _ask(prober, strategy, Proposal(*evenly(prober, FILL, rng), uniform=True))
-        return Found(details={"filled_at_random": filled})
+                filled += _ask(prober, strategy, NextProbes(*evenly(prober, FILL, rng), uniform=True))
+        return ExplorerResult(details={"filled_at_random": filled})
 
 
 FILL = 64  # even draws for a strategy that repeats itself
 
 
-def _ask(prober: Prober, strategy: Strategy, proposal: Proposal) -> int:
+def _ask(prober: Prober, strategy: Strategy, proposal: NextProbes) -> int:
     """Probe a proposal, let the strategy learn, and count the new probes."""
     items, cells, drawn = proposal
     answers = prober.ask(items, cells, uniform=drawn)

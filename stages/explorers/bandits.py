@@ -18,7 +18,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
 from stages.core.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, evenly
+from stages.explorers.ask_tell import AskTell, NextProbes, Strategy, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -117,7 +117,7 @@ class _Bandit:
         self._asked: set[tuple[int, int]] = set()  # item, number of the cell
         self._failing = np.zeros((0, 1 + len(prober.space)), np.int64)  # item and cell of each failure
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         items, cells = self._candidates()
         batch = self._settings.batch
         with threadpool_limits(1, user_api="blas"):  # the last bits of sums depend on the number of threads
@@ -128,7 +128,7 @@ class _Bandit:
                 bound = design @ mean + self._optimism * scores.std(axis=0)
                 scores = np.broadcast_to(bound, (batch, len(bound)))
         chosen = self._best_in_distinct_cells(scores, self._prober.space.flat(cells))
-        return Proposal(items[chosen], cells[chosen])
+        return NextProbes(items[chosen], cells[chosen])
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """Return new pairs: even draws, and known failures with another item or one concept changed."""

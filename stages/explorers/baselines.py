@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, Turns, evenly
-from stages.explorers.contract import Configured, Found, NoSettings
+from stages.explorers.ask_tell import AskTell, NextProbes, Strategy, Turns, evenly
+from stages.explorers.contract import Configured, ExplorerResult, NoSettings
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -22,14 +22,14 @@ class Random(Configured[NoSettings]):
 
     name, Settings = "random", NoSettings
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Draw until the budget is spent; repeated draws cost nothing."""
         rng = np.random.default_rng(seed)
         turns = Turns(prober, rng)
         while prober.left > 0:
             cells = prober.space.even.sample(min(BATCH, prober.left), rng)
             prober.ask(turns(cells), cells, uniform=True)
-        return Found()
+        return ExplorerResult()
 
 
 class Exhaustive(Configured[NoSettings]):
@@ -37,14 +37,14 @@ class Exhaustive(Configured[NoSettings]):
 
     name, Settings = "exhaustive", NoSettings
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Probe all pairs that occur in use, item by item, until all are probed or the budget is spent."""
         cells, _ = prober.space.used(prober.space.n_used, np.random.default_rng(seed))
         for item in range(len(prober.item_ids)):
             if prober.left <= 0:
                 break
             prober.ask(np.full(len(cells), item), cells)
-        return Found()
+        return ExplorerResult()
 
 
 class _Design:
@@ -57,10 +57,10 @@ class _Design:
         self._engine, self._even = engine, prober.space.usage is None
         self._sizes = np.array([len(prober.item_ids), *prober.space.sizes])
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         points = (self._engine.random(BATCH) * self._sizes).astype(np.int64)
         points = np.minimum(points, self._sizes - 1)  # a point may be rounded up to 1
-        return Proposal(points[:, 0], points[:, 1:], uniform=self._even)
+        return NextProbes(points[:, 0], points[:, 1:], uniform=self._even)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         """Do nothing: the design is fixed."""
@@ -116,14 +116,14 @@ class _Arms:
         self._failures, self._probes = np.zeros(0), np.zeros(0)
         self._left: list[np.ndarray] = []  # items not yet probed in each cell, in random order
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         greedy = int((self._rng.random(self._settings.batch) >= self._settings.epsilon).sum())
         open_arms = np.flatnonzero([len(left) > 0 for left in self._left])
         rate = self._failures[open_arms] / self._probes[open_arms]
         best = open_arms[np.lexsort((self._rng.random(len(rate)), -rate))[:greedy]]  # ties in random order
         items, cells = evenly(self._prober, self._settings.batch - len(best), self._rng)
         chosen = np.array([self._left[arm][0] for arm in best], dtype=np.int64)
-        return Proposal(
+        return NextProbes(
             np.concatenate([chosen, items]),
             np.vstack([self._prober.space.cells(self._cells[best]), cells]),
             uniform=np.arange(self._settings.batch) >= len(best),
@@ -171,8 +171,8 @@ class _Lanes:
         self._items = rng.integers(len(prober.item_ids), size=settings.lanes)
         self._passed = np.zeros(settings.lanes, dtype=np.int64)
 
-    def propose(self) -> Proposal:
-        return Proposal(self._items.copy(), self._prober.space.sample(len(self._items), self._rng))
+    def propose(self) -> NextProbes:
+        return NextProbes(self._items.copy(), self._prober.space.sample(len(self._items), self._rng))
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         if not np.array_equal(items, self._items):

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from stages.core.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order
+from stages.explorers.ask_tell import AskTell, NextProbes, Strategy, embedding_order
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -82,12 +82,12 @@ class _Study:
         study.add_trials(trials)
         return study
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         complete = self._study.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState.COMPLETE])
         self._pending = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
         columns = np.array([[trial.params[name] for name in self._distributions] for trial in self._pending])
         uniform = len(complete) < self._settings.startup  # until then both samplers draw at random
-        return Proposal(self._order[columns[:, 0]], columns[:, 1:], uniform)
+        return NextProbes(self._order[columns[:, 0]], columns[:, 1:], uniform)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         pending, self._pending = self._pending, []

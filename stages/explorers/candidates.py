@@ -33,7 +33,7 @@ class Generator(Protocol):
         ...
 
 
-class Grid:
+class EvenDraws:
     """Even draws of pairs, and small changes of pairs.
 
     Args:
@@ -62,7 +62,7 @@ class Grid:
 class _OnGrid:
     """A generator that learns nothing."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: EvenDraws) -> None:
         self.grid = grid
 
 
@@ -126,7 +126,7 @@ class Archive(_OnGrid):
         return self.grid.mutated(Pairs(items, cells))
 
 
-ON_GRID: Mapping[str, Callable[[Grid], Generator]] = {
+ON_GRID: Mapping[str, Callable[[EvenDraws], Generator]] = {
     "archive": Archive,
     "mutations": Mutations,
     "uniform": Uniform,
@@ -134,7 +134,7 @@ ON_GRID: Mapping[str, Callable[[Grid], Generator]] = {
 }
 
 
-class Learnt:
+class LearntDraws:
     """Draws of a policy that learns the current worth of probes, by reinforcement learning inside the surrogate.
 
     Args:

@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Strict)
 
 
 @dataclass(frozen=True)
-class Found:
+class ExplorerResult:
     """The results of an explorer besides its probes, which are in the prober.
 
     Args:
@@ -33,7 +33,7 @@ class Explorer(Protocol):
 
     name: str
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Spend the prober's budget."""
         ...
 

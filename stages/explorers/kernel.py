@@ -178,7 +178,7 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class Data:
+class ProbeArrays:
     """Probes as arrays: item numbers (n,), cells (n, concepts), discrepancies minus the threshold (n,), failed (n,)."""
 
     items: np.ndarray
@@ -186,8 +186,8 @@ class Data:
     margin: np.ndarray
     failed: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Data:
-        return Data(self.items[rows], self.cells[rows], self.margin[rows], self.failed[rows])
+    def take(self, rows: np.ndarray) -> ProbeArrays:
+        return ProbeArrays(self.items[rows], self.cells[rows], self.margin[rows], self.failed[rows])
 
     def __len__(self) -> int:
         return len(self.items)
@@ -198,7 +198,7 @@ class Data:
         return max(float(self.margin.var()), 1e-8)
 
 
-def fit(features: Features, data: Data, noise: float) -> Posterior:
+def fit_regression(features: Features, data: ProbeArrays, noise: float) -> Posterior:
     """Bayesian linear regression of the margins on the features, in closed form."""
     offset = float(data.margin.mean())
     rest = data.margin - offset
@@ -220,7 +220,7 @@ def fit(features: Features, data: Data, noise: float) -> Posterior:
     return Posterior(features, offset, weights, cholesky, float(np.sqrt(variance)), float(evidence))
 
 
-def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: int, sweeps: int = 1) -> Hyper:
+def choose_hyper(space: ConceptSpace, items: ItemFactor, data: ProbeArrays, *, rank: int, sweeps: int = 1) -> Hyper:
     """Climb the evidence, one hyperparameter at a time in factors of two.
 
     The evidence ranked 27 settings much as the true log loss over all pairs did (MNIST, enumerated), and needs no
@@ -230,7 +230,7 @@ def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: in
     best = Hyper(scales=(0.7,) * len(space))
 
     def evidence(hyper: Hyper) -> float:
-        return fit(Features(space, items, hyper, rank), data, hyper.noise).evidence
+        return fit_regression(Features(space, items, hyper, rank), data, hyper.noise).evidence
 
     height = evidence(best)
     for _ in range(sweeps):

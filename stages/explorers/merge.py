@@ -37,7 +37,7 @@ NOT_OF_ANSWERS = frozenset({"faded", "dvc", "prefect", "datasets"})
 
 
 @dataclass(frozen=True)
-class Part:
+class ShareResult:
     """The results of one share.
 
     Args:
@@ -92,7 +92,7 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
     write_json(folder / "share.json", {**told, "versions": versions, "part": part})
 
 
-def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[Part]:
+def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[ShareResult]:
     """Read the declared shares, and ignore any others in the folder.
 
     Raises:
@@ -130,7 +130,7 @@ def _shares(parts: Sequence[int]) -> str:
     return f"share {shown}" if len(parts) == 1 else f"shares {shown}"
 
 
-def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSpace) -> Part:
+def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSpace) -> ShareResult:
     here = folder / str(part)
     record = read_json(here / "share.json")
     found = record.get("origin", {})
@@ -143,7 +143,7 @@ def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSp
         raise UsageError(f"{here} holds share {record.get('part')}, expected {part}: it was moved or copied")
     probes = read_table(here / "probes.parquet")
     _check(here / "probes.parquet", probes, space)
-    return Part(part, probes, read_json(here / "metrics.json"), load_policy(here / "policy"), record)
+    return ShareResult(part, probes, read_json(here / "metrics.json"), load_policy(here / "policy"), record)
 
 
 def _check(path: Path, probes: pd.DataFrame, space: ConceptSpace) -> None:
@@ -159,7 +159,7 @@ def _check(path: Path, probes: pd.DataFrame, space: ConceptSpace) -> None:
         raise UsageError(f"{path} has the role(s) {', '.join(strange)}, expected {' and '.join(ROLES)}")
 
 
-def merge(parts: Sequence[Part], space: ConceptSpace) -> SearchResult:
+def merge_shares(parts: Sequence[ShareResult], space: ConceptSpace) -> SearchResult:
     """Merge shares as if one search had made all probes; the result does not depend on their order.
 
     A probe counts once per role, as in an undivided search, although shares with separate items never make the same
@@ -219,7 +219,7 @@ def _metrics(each: Sequence[Mapping[str, Any]], probes: pd.DataFrame, space: Con
     }
 
 
-def answers(probes: pd.DataFrame, space: ConceptSpace) -> Iterator[tuple[Key, Answer]]:
+def ledger_answers(probes: pd.DataFrame, space: ConceptSpace) -> Iterator[tuple[Key, Answer]]:
     """Convert probes.parquet to the keys and answers of a ledger."""
     cells = space.flat(probes[space.names].to_numpy(dtype=np.int64)).tolist()
     keys = zip(probes["item"].tolist(), cells, probes["repeat"].tolist(), strict=True)

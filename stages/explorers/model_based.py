@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 from stages.explorers.acquisition import Acquisition, Weights, commonness
 from stages.explorers.ask_tell import Turns
 from stages.explorers.baselines import Random
-from stages.explorers.candidates import ON_GRID, Generator, Grid, Learnt, Portfolio
-from stages.explorers.contract import Configured, Explorer, Found
+from stages.explorers.candidates import ON_GRID, EvenDraws, Generator, LearntDraws, Portfolio
+from stages.explorers.contract import Configured, Explorer, ExplorerResult
 from stages.explorers.env import Normaliser
-from stages.explorers.kernel import Data
+from stages.explorers.kernel import ProbeArrays
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Learner, failure_probability
@@ -142,7 +142,7 @@ class ModelBased(Configured[ModelBasedSettings]):
 
     name, Settings = "model_based", ModelBasedSettings
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Spend the prober's budget, then train the policy to keep."""
         s, embeddings = self.settings, prober.task.embed(prober.item_ids)
         normaliser = Normaliser.fit(embeddings)
@@ -155,7 +155,7 @@ class ModelBased(Configured[ModelBasedSettings]):
             learner = Learner(prober.space, embeddings, s.surrogate)
             data, details = self._search(prober, learner, searching, seed)
             if searching is None:
-                return Found(None, details)
+                return ExplorerResult(None, details)
             surrogate = Learner(prober.space, embeddings, s.surrogate).fit(capped(data), seed + details["fits"])
             details["fits"] += 1
 
@@ -168,11 +168,11 @@ class ModelBased(Configured[ModelBasedSettings]):
             kept = trainer()  # a new one: the first would keep favourites from when little was known
             kept.train(failing, s.final_generations, s.final_entropy)
         details |= {"gradient_updates": searching.updates + kept.updates, "policy_entropy": kept.entropy}
-        return Found(kept.policy(normaliser), details)
+        return ExplorerResult(kept.policy(normaliser), details)
 
     def _search(
         self, prober: Prober, learner: Learner, trainer: Trainer | None, seed: int
-    ) -> tuple[Data, dict[str, Any]]:
+    ) -> tuple[ProbeArrays, dict[str, Any]]:
         """Spend the budget: fit, propose, rank, probe, credit.
 
         Returns:
@@ -180,7 +180,7 @@ class ModelBased(Configured[ModelBasedSettings]):
         """
         s, space, n_items = self.settings, prober.space, len(prober.item_ids)
         rng = np.random.default_rng(seed)
-        grid = Grid(space, n_items, rng)
+        grid = EvenDraws(space, n_items, rng)
         book, fits = _Book(prober, rng), 0
         portfolio = Portfolio({name: self._generator(name, grid, trainer) for name in s.generators}, s.candidates, rng)
         book.draw(min(s.first, prober.left))
@@ -199,10 +199,10 @@ class ModelBased(Configured[ModelBasedSettings]):
         told = {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn, "generators": portfolio.told()}
         return book.data, told
 
-    def _generator(self, name: GeneratorName, grid: Grid, trainer: Trainer | None) -> Generator:
+    def _generator(self, name: GeneratorName, grid: EvenDraws, trainer: Trainer | None) -> Generator:
         if name == "policy":
             assert trainer is not None
-            return Learnt(trainer, self.settings.entropy)
+            return LearntDraws(trainer, self.settings.entropy)
         return ON_GRID[name](grid)
 
 
@@ -229,7 +229,7 @@ class LocalSearchSettings(_RivalSettings):
     generators: list[GeneratorName] = Field(["ascent"], min_length=1, description="what names candidates")
 
 
-class Pool(ModelBased):
+class CandidatePool(ModelBased):
     """Candidates drawn evenly."""
 
     name, Settings = "pool", PoolSettings
@@ -241,7 +241,7 @@ class LocalSearch(ModelBased):
     name, Settings = "local_search", LocalSearchSettings
 
 
-class Choice(NamedTuple):
+class ExplorerChoice(NamedTuple):
     """The name of an explorer, and why it was chosen."""
 
     explorer: str
@@ -258,11 +258,11 @@ class AutoSettings(Strict):
     )
 
 
-def choose_explorer(budget: int) -> Choice:
+def choose_explorer(budget: int) -> ExplorerChoice:
     """Choose an explorer for a number of unique probes, on any grid."""
     if budget < FEW:
-        return Choice(Random.name, f"{budget:,} probes are too few to learn from")
-    return Choice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
+        return ExplorerChoice(Random.name, f"{budget:,} probes are too few to learn from")
+    return ExplorerChoice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
 
 
 class Auto(Configured[AutoSettings]):
@@ -279,16 +279,16 @@ class Auto(Configured[AutoSettings]):
         super().__init__(settings)
         self.budget = budget
 
-    def explore(self, prober: Prober, seed: int) -> Found:
+    def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Let the chosen explorer spend the budget; `details` contains its name and the reason."""
         choice = choose_explorer(self.budget or prober.budget)
         learns = choice.explorer == ModelBased.name
         explorer: Explorer = ModelBased(ModelBasedSettings(goal=self.settings.goal)) if learns else Random()
         found = explorer.explore(prober, seed)
-        return Found(found.policy, {"chosen": choice.explorer, "why": choice.why, **found.details})
+        return ExplorerResult(found.policy, {"chosen": choice.explorer, "why": choice.why, **found.details})
 
 
-def capped(data: Data) -> Data:
+def capped(data: ProbeArrays) -> ProbeArrays:
     """Cap margins at the median of the failures'.
 
     A search is for failures, however clear, and its probes contain many clear failures and few passes. A model of the
@@ -310,7 +310,7 @@ class _Book:
         self._prober, self._rng, self._turns = prober, rng, Turns(prober, rng)
         self._halton = qmc.Halton(len(prober.space), scramble=True, rng=rng)
         cells = np.zeros((0, len(prober.space)), np.int64)
-        self.data = Data(np.zeros(0, np.int64), cells, np.zeros(0), np.zeros(0, bool))
+        self.data = ProbeArrays(np.zeros(0, np.int64), cells, np.zeros(0), np.zeros(0, bool))
         self.drawn = 0
 
     def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> np.ndarray:
@@ -321,7 +321,7 @@ class _Book:
             return answers.failed
         margin = answers.discrepancy[new].astype(float) - self._prober.task.threshold
         old = self.data
-        self.data = Data(
+        self.data = ProbeArrays(
             np.concatenate([old.items, items[new]]),
             np.vstack([old.cells, cells[new]]),
             np.concatenate([old.margin, margin]),

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.core.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order, evenly
+from stages.explorers.ask_tell import AskTell, NextProbes, Strategy, embedding_order, evenly
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -80,10 +80,10 @@ class _Archive:
     def _solutions(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         return np.column_stack([self._place[items], cells]).astype(float)
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextProbes:
         startup = bool(self._archive.empty)  # nothing to mutate: it returns its initial even draws
         rounded = np.rint(self._emitter.ask()).astype(np.int64)
-        return Proposal(self._order[rounded[:, 0]], rounded[:, 1:], uniform=startup)
+        return NextProbes(self._order[rounded[:, 0]], rounded[:, 1:], uniform=startup)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         self._archive.add(self._solutions(items[fresh], cells[fresh]), margin[fresh], cells[fresh])

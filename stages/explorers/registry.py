@@ -16,7 +16,7 @@ EXPLORERS = {
     "auto": "stages.explorers.model_based:Auto",
     "model_based": "stages.explorers.model_based:ModelBased",
     "local_search": "stages.explorers.model_based:LocalSearch",
-    "pool": "stages.explorers.model_based:Pool",
+    "pool": "stages.explorers.model_based:CandidatePool",
     "ppo": "stages.explorers.agents:PPOExplorer",
     "a2c": "stages.explorers.agents:A2CExplorer",
     "trpo": "stages.explorers.agents:TRPOExplorer",
@@ -55,7 +55,7 @@ def explorer_class(name: str) -> Any:
     if name in EXPLORERS:
         module, _, cls = EXPLORERS[name].partition(":")
         return getattr(importlib.import_module(module), cls)
-    others = plugins.load(plugins.EXPLORERS)
+    others = plugins.entry_points_of(plugins.EXPLORERS)
     if name not in others:
         known = [*EXPLORERS, *others]
         raise UsageError(

@@ -14,7 +14,7 @@ import pandas as pd
 from stages.core.environment import torch_threads
 from stages.core.ledger import Ledger
 from stages.explorers.baselines import Exhaustive
-from stages.explorers.contract import Explorer, Found
+from stages.explorers.contract import Explorer, ExplorerResult
 from stages.explorers.policy import Policy
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
@@ -132,7 +132,7 @@ def _stream(seed: int, role: str) -> int:
     return int(np.random.SeedSequence([seed, sum(role.encode())]).generate_state(1)[0] % (2**31))
 
 
-def _metrics(explorer: str, prober: Prober, table: pd.DataFrame, found: Found) -> dict[str, Any]:
+def _metrics(explorer: str, prober: Prober, table: pd.DataFrame, found: ExplorerResult) -> dict[str, Any]:
     failing = table.loc[table["failed"], prober.space.names]
     return {
         "explorer": explorer,

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from stages.concepts import ConceptSpace
-from stages.explorers.kernel import Data, Features, Hyper, ItemFactor, Posterior, choose_hyper, fit
+from stages.explorers.kernel import Features, Hyper, ItemFactor, Posterior, ProbeArrays, choose_hyper, fit_regression
 
 PROCESS_CELLS = 20_000  # largest grid on which the process is better than trees
 SEARCH_RANK, RANK = 200, 400
@@ -60,7 +60,7 @@ def failure_probability(surrogate: Surrogate, belief: Belief, optimism: float = 
 
 
 @dataclass(frozen=True)
-class Process:
+class GaussianProcess:
     """Gaussian process over items and concepts, by its leading eigenfunctions (see `stages.explorers.kernel`)."""
 
     posterior: Posterior
@@ -138,7 +138,7 @@ class Learner:
             self.kind = "process" if self.space.n_cells <= PROCESS_CELLS else "boosting"
         self._inputs = _Inputs(self.space, self.embeddings)
 
-    def fit(self, data: Data, seed: int) -> Surrogate:
+    def fit(self, data: ProbeArrays, seed: int) -> Surrogate:
         """Fit to the probes so far."""
         if len(data) > LEARNT:
             data = data.take(np.sort(np.random.default_rng(seed).choice(len(data), LEARNT, replace=False)))
@@ -146,16 +146,16 @@ class Learner:
             return self._process(data)
         return self._boosting(data, seed)
 
-    def _process(self, data: Data) -> Process:
+    def _process(self, data: ProbeArrays) -> GaussianProcess:
         if self._features is None or len(data) >= 2 * self._chosen_at:  # the choice hardly changes between doublings
             self._items = self._items or ItemFactor(self.embeddings)
             hyper = choose_hyper(self.space, self._items, data, rank=SEARCH_RANK)
             self._features = Features(self.space, self._items, hyper, RANK)
             self._hyper, self._chosen_at = hyper, len(data)
         assert self._hyper is not None
-        return Process(fit(self._features, data, self._hyper.noise))
+        return GaussianProcess(fit_regression(self._features, data, self._hyper.noise))
 
-    def _boosting(self, data: Data, seed: int) -> Boosting:
+    def _boosting(self, data: ProbeArrays, seed: int) -> Boosting:
         x = self._inputs(data.items, data.cells)
         parts = np.random.default_rng(seed).permutation(len(data)) % MEMBERS
         members, errors = [], []

@@ -10,8 +10,8 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.confirm import Mode
-from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.kinds import rates_of, size
+from stages.landscape.estimate import CellRates, estimate_landscape
+from stages.landscape.kinds import rates_of, region_size
 from stages.landscape.modes import find_regions, shared
 from stages.landscape.pairs import UNKNOWN, half_of
 from stages.params import SummarizeConfig
@@ -43,7 +43,7 @@ class FoundAgain:
 def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
     """Share of use in both regions over that in either (Jaccard 1912): 1 if identical, 0 if disjoint."""
     both = shared(space, a, b, attributes)
-    either = size(space, a, attributes) + size(space, b, attributes) - both
+    either = region_size(space, a, attributes) + region_size(space, b, attributes) - both
     return both / either if either else 0.0
 
 
@@ -72,7 +72,7 @@ def found_again(
     """
     best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
     again = best >= alike
-    weights = np.array([size(space, region, attributes) for region in regions])
+    weights = np.array([region_size(space, region, attributes) for region in regions])
     if rates is not None:
         weights = weights * np.asarray(rates, dtype=float)
     total = float(weights.sum())
@@ -80,7 +80,7 @@ def found_again(
 
 
 def name_in_halves(
-    landscape: Landscape,
+    landscape: CellRates,
     probes: pd.DataFrame,
     item_ids: Sequence[str],
     embeddings: np.ndarray,
@@ -104,7 +104,7 @@ def name_in_halves(
         if some.empty:
             halves.append([])
             continue
-        half = estimate(
+        half = estimate_landscape(
             some, ids, embeddings[rows], space, threshold=threshold, seed=seed, like=landscape, spread=False
         )
         halves.append(find_regions(rates_of(half, space, some, attributes.loc[ids]), config))

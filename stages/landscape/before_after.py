@@ -13,7 +13,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.core.processes import Crew, cores
 from stages.landscape.bias import compare_bias
 from stages.landscape.compare import (
-    Paired,
+    PairedAnswers,
     against_noise,
     compare_measures,
     compare_quality,
@@ -23,7 +23,7 @@ from stages.landscape.compare import (
     targeting,
 )
 from stages.landscape.doses import checkpoints, dose_curves
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_pairs
@@ -31,7 +31,7 @@ from stages.landscape.shift import policy_shift, shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
 from stages.records import Comparison, Plan, RateRecord
-from stages.records.landscape import ConceptRecord, Estimator, RatingsBound, UsageRecord
+from stages.records.landscape import ConceptRecord, EstimatorRecord, RatingsBound, UsageRecord
 from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded
@@ -88,7 +88,7 @@ def by_purpose(probes: pd.DataFrame, purpose: str) -> dict[str, pd.DataFrame]:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BeforeAfter:
     """The comparison of before and after, and both landscapes as in landscapes.parquet."""
 
     comparison: Comparison
@@ -97,7 +97,7 @@ class Compared:
 
 def compare_models(
     asked: AskedAgain, plan: Plan, limits: SummarizeConfig, control: str, *, resamples: int, seed: int
-) -> Compared:
+) -> BeforeAfter:
     """Compare the models; `limits` are those of regions to which failures may have moved."""
     space, answers = asked.space, asked.answers
     targets = [mode.cells for mode in plan.targets]
@@ -111,9 +111,9 @@ def compare_models(
     items = pairs["item"].to_numpy(dtype=str)
     groups = pairs["group"].to_numpy(dtype=str) if "group" in pairs else None
 
-    def pair_by(counts: Callable[[pd.DataFrame], pd.Series]) -> Paired:
+    def pair_by(counts: Callable[[pd.DataFrame], pd.Series]) -> PairedAnswers:
         failed = {model: counts(table).to_numpy(dtype=bool) for model, table in answers.items()}
-        return Paired(items, cells, inside, share, failed, groups, use, resamples=resamples, seed=seed)
+        return PairedAnswers(items, cells, inside, share, failed, groups, use, resamples=resamples, seed=seed)
 
     paired = pair_by(lambda table: table["failed"])
     not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
@@ -194,14 +194,14 @@ def compare_models(
         }
         noise = against_noise(differences["target_failure_rate"])
         comparison = comparison.model_copy(update={"noise": noise, "measures": measures})
-    return Compared(comparison, _side_by_side(space, before, after))
+    return BeforeAfter(comparison, _side_by_side(space, before, after))
 
 
-def _estimator(landscape: Landscape) -> Estimator:
-    return Estimator.computed({"name": "exact enumeration", **landscape.diagnostics})
+def _estimator(landscape: CellRates) -> EstimatorRecord:
+    return EstimatorRecord.computed({"name": "exact enumeration", **landscape.diagnostics})
 
 
-def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, list[tuple[pd.DataFrame, pd.DataFrame]]]:
+def _landscapes(asked: AskedAgain, seed: int) -> tuple[CellRates, CellRates, list[tuple[pd.DataFrame, pd.DataFrame]]]:
     """Estimate both landscapes, and landscapes of the model before from several splits of the items into halves.
 
     Items are embedded by the model *before* in all of them, so that they are estimated from the same description.
@@ -209,7 +209,7 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
     space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
     probes = asked.searches["before"]
     crew = Crew(cores() if len(probes) > FEW else 1)
-    whole = partial(estimate, space=space, threshold=threshold, seed=seed)
+    whole = partial(estimate_landscape, space=space, threshold=threshold, seed=seed)
     before, after = crew.ask(whole, [(asked.searches[model], item_ids, embeddings) for model in ("before", "after")])
 
     def part(mask: np.ndarray) -> tuple[pd.DataFrame, list[str], np.ndarray]:
@@ -227,12 +227,12 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
     return before, after, splits
 
 
-def _every(landscape: Landscape) -> int:
+def _every(landscape: CellRates) -> int:
     """Return k, where the shift is measured on every k-th cell of a landscape."""
     return -(-len(landscape.table) // SHIFTED)
 
 
-def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, limits: SummarizeConfig) -> list[Region]:
+def _rising_regions(space: ConceptSpace, before: CellRates, after: CellRates, limits: SummarizeConfig) -> list[Region]:
     """Find regions in which the estimated rate rose most, to which failures may have moved."""
     rise = after.rates - before.rates
     if not (rise > 0).any():
@@ -241,7 +241,7 @@ def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, li
     return find_regions(Rates.of_cells(space, before.cells(space), np.clip(rise, 0, None), before.use), few)
 
 
-def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:
+def _side_by_side(space: ConceptSpace, before: CellRates, after: CellRates) -> pd.DataFrame:
     columns = ["probes", "failures", "rate", "low", "high", "certain"]
     table = before.table[[*space.names, "use"]].copy()
     for suffix, landscape in (("before", before), ("after", after)):

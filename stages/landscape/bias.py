@@ -17,7 +17,7 @@ from scipy import optimize, special
 from stages.core.errors import UsageError
 from stages.core.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
 from stages.records.base import RateRecord
-from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, Chance, ValueShare
+from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, ChanceVariation, ValueShare
 from stages.tasks.contract import Tally
 
 T = TypeVar("T", Bias, BiasSubject)
@@ -172,7 +172,7 @@ def _entry(tally: Tally, skew: Skew | None, p: float) -> Bias:
             for value, k in tally.counts.items()
         ],
         counted=skew and skew.counted,
-        chance=skew and Chance(mean=skew.null_mean, high=skew.null_high),
+        chance=skew and ChanceVariation(mean=skew.null_mean, high=skew.null_high),
         excess=skew and skew.counted - skew.null_mean,
         p=skew and skew.p,
         p_holm=skew and p,
@@ -181,7 +181,7 @@ def _entry(tally: Tally, skew: Skew | None, p: float) -> Bias:
     )
 
 
-def judged(entries: Sequence[T]) -> list[T]:
+def at_highest_guidance(entries: Sequence[T]) -> list[T]:
     """Select the entries at the highest guidance tallied, the sampler's own; guidance 1 is only for comparison."""
     highest = max((entry.guidance for entry in entries), default=0.0)
     return [entry for entry in entries if entry.guidance == highest]
@@ -189,7 +189,7 @@ def judged(entries: Sequence[T]) -> list[T]:
 
 def largest_bias(entries: Sequence[Bias]) -> Rate:
     """Return the bias that a gate judges: of the `judged` subjects, the one with the highest upper bound."""
-    rates = [entry.bias.rate for entry in judged(entries) if entry.n]
+    rates = [entry.bias.rate for entry in at_highest_guidance(entries) if entry.n]
     return max(rates, key=lambda rate: (rate.high, rate.value), default=NO_RATE)
 
 
@@ -230,7 +230,7 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasCompar
         )
         for i, (subject, attribute, guidance) in enumerate(keys)
     ]
-    at = judged(subjects)
+    at = at_highest_guidance(subjects)
     kept = [i for i, subject in enumerate(subjects) if subject in at and all(skews[i] for skews, _ in found.values())]
     behind = {model: [skew for i in kept if (skew := skews[i])] for model, (skews, _) in found.items()}
     return BiasComparison(
@@ -242,7 +242,7 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasCompar
 
 def newly_skewed(bias: BiasComparison) -> list[BiasSubject]:
     """Return the subjects skewed by the model after but not by the model before, at the judged guidance."""
-    return [subject for subject in judged(bias.subjects) if subject.newly_skewed]
+    return [subject for subject in at_highest_guidance(bias.subjects) if subject.newly_skewed]
 
 
 def _newly_skewed(after: Bias, change: BiasChange) -> bool:

@@ -13,19 +13,19 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import brier_score_loss, log_loss
 
 from stages.concepts import ConceptSpace
-from stages.explorers.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
+from stages.explorers.kernel import Features, Hyper, ItemFactor, ProbeArrays, choose_hyper
 from stages.landscape.estimators import (
     FOLDS,
     MISFIT,
     Average,
     Constant,
     Doubted,
-    Estimator,
     Gridded,
     Inputs,
     Link,
     Logistic,
-    Process,
+    MarginEstimator,
+    ProcessEstimator,
     Trees,
 )
 
@@ -38,7 +38,7 @@ SLOPE_SPREAD, INTERCEPT_SPREAD = 0.5, 0.3  # prior standard deviations of the ca
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EstimateRecipe:
     """The components of an estimate, from which a similar one can be made.
 
     Args:
@@ -55,7 +55,7 @@ class Recipe:
     links: Mapping[str, Link]
     link: Link
 
-    def assemble(self, made: Mapping[str, Estimator], spread: bool = True) -> Gridded:
+    def assemble(self, made: Mapping[str, MarginEstimator], spread: bool = True) -> Gridded:
         """Combine the fitted estimators; without spread the rival is not needed."""
         chosen = [made[name] for name in self.names]
         if len(chosen) > 1:  # one of which is the rival
@@ -80,7 +80,7 @@ def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndar
 
 
 def importance(
-    data: Data, even: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
+    data: ProbeArrays, even: np.ndarray, fold: np.ndarray, space: ConceptSpace, embeddings: np.ndarray, seed: int
 ) -> tuple[np.ndarray, str]:
     """Return weights (n,) under which the probes represent use, and a phrase that names them.
 
@@ -111,7 +111,7 @@ def importance(
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CalibrationProbes:
     """Probes from which estimators are fitted and judged.
 
     Args:
@@ -123,7 +123,7 @@ class Evidence:
         seed: seed of the fits.
     """
 
-    data: Data
+    data: ProbeArrays
     weights: np.ndarray
     fold: np.ndarray
     space: ConceptSpace
@@ -135,11 +135,11 @@ class Evidence:
         """The factor of the Gaussian process over items, whose decomposition is shared."""
         return ItemFactor(self.embeddings)
 
-    def fit(self, name: str, hyper: Hyper, *, held_out: bool = True) -> Estimator:
+    def fit(self, name: str, hyper: Hyper, *, held_out: bool = True) -> MarginEstimator:
         """Fit an estimator by its name; a process needs no fold if its held-out predictions are not needed."""
-        if name == Process.name:
+        if name == ProcessEstimator.name:
             features = Features(self.space, self.items, hyper, RANK)
-            return Process(features, hyper, self.data, self.fold if held_out else None, self.seed)
+            return ProcessEstimator(features, hyper, self.data, self.fold if held_out else None, self.seed)
         if name == Trees.name:
             return Trees(self.space, self.embeddings, self.data, self.fold, self.seed)
         if name == Constant.name:
@@ -147,7 +147,7 @@ class Evidence:
         return Logistic(self.space, self.embeddings, self.data, self.fold, self.weights)
 
 
-def choose_estimator(evidence: Evidence) -> tuple[Gridded, Recipe, dict[str, object]]:
+def choose_estimator(evidence: CalibrationProbes) -> tuple[Gridded, EstimateRecipe, dict[str, object]]:
     """Fit every estimator and the mean of the two best, and choose the one with the lowest held-out log loss.
 
     If none beats the constant, the constant is chosen: the overall rate everywhere, with the best other as rival.
@@ -161,7 +161,7 @@ def choose_estimator(evidence: Evidence) -> tuple[Gridded, Recipe, dict[str, obj
     data, rng = evidence.data, np.random.default_rng(evidence.seed)
     some = data.take(np.sort(rng.choice(len(data), min(len(data), SEARCH_PROBES), replace=False)))
     hyper = choose_hyper(evidence.space, evidence.items, some, rank=SEARCH_RANK)
-    made = {name: evidence.fit(name, hyper) for name in (Process.name, Trees.name, Logistic.name)}
+    made = {name: evidence.fit(name, hyper) for name in (ProcessEstimator.name, Trees.name, Logistic.name)}
     judged = {name: _Judged.of(estimator, evidence) for name, estimator in made.items()}
     first, second = sorted(judged, key=lambda name: judged[name].log_loss)[:2]
     links = {name: judged[name].link for name in (first, second)}
@@ -175,19 +175,19 @@ def choose_estimator(evidence: Evidence) -> tuple[Gridded, Recipe, dict[str, obj
     names, rival = (pair, second) if best.estimator is both else ((first,), second)
     if best.estimator is constant:
         names, rival, links = (constant.name,), first, links | {constant.name: best.link}
-    recipe = Recipe(names, rival, hyper, links, link)
+    recipe = EstimateRecipe(names, rival, hyper, links, link)
     diagnostics: dict[str, object] = {
         "name": best.estimator.name,
         **_scores(data.failed, best.predicted, evidence.weights),
         "log_losses": {name: j.log_loss for name, j in judged.items()},
         "calibration": asdict(link),
     }
-    if Process.name in names:
+    if ProcessEstimator.name in names:
         diagnostics["hyperparameters"] = asdict(hyper)
     return recipe.assemble(made), recipe, diagnostics
 
 
-def rebuild(recipe: Recipe, evidence: Evidence, spread: bool) -> Gridded:
+def rebuild(recipe: EstimateRecipe, evidence: CalibrationProbes, spread: bool) -> Gridded:
     """Fit the recipe's estimator to other probes.
 
     Without spread nothing is held out: one fit to all probes is as accurate as the mean of fits without one fold each
@@ -202,19 +202,19 @@ def rebuild(recipe: Recipe, evidence: Evidence, spread: bool) -> Gridded:
 class _Judged:
     """An estimator with its calibration and its cross-fitted predictions (n,)."""
 
-    estimator: Estimator
+    estimator: MarginEstimator
     link: Link
     predicted: np.ndarray
     log_loss: float
 
     @classmethod
-    def of(cls, estimator: Estimator, evidence: Evidence) -> _Judged:
+    def of(cls, estimator: MarginEstimator, evidence: CalibrationProbes) -> _Judged:
         data, weights, fold, margin = evidence.data, evidence.weights, evidence.fold, estimator.held_out
         if isinstance(estimator, Constant):  # the observed rate: nothing to calibrate
             predicted = expit(margin)
             return cls(estimator, Link(1.0, 0.0), predicted, _log_loss(data.failed, predicted, weights))
         noise = max(float(np.sqrt(np.average((margin - data.margin) ** 2, weights=weights))), 1e-6)
-        if not isinstance(estimator, Process | Trees):
+        if not isinstance(estimator, ProcessEstimator | Trees):
             noise = PROBIT  # these are in log odds already
         predicted = np.empty(len(margin))
         for k in range(int(fold.max()) + 1):
@@ -249,7 +249,7 @@ def _calibrate(margin: np.ndarray, failed: np.ndarray, weights: np.ndarray, nois
     return Link(float(found.x[0] * PROBIT / noise), float(found.x[1]))
 
 
-def _misfit(best: _Judged, evidence: Evidence) -> float:
+def _misfit(best: _Judged, evidence: CalibrationProbes) -> float:
     """Estimate the error of held-out rates beyond the estimator's own spread, as a share of rate * (1 - rate).
 
     Two probes of neighbouring cells err together only as far as the rate there is wrong, so the mean product of their

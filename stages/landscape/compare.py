@@ -34,7 +34,7 @@ KEYS = ("part", "kind", "name")  # columns besides the measures; kind is "model"
 OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before queried again
 
 
-class Paired:
+class PairedAnswers:
     """The same (item, cell) pairs answered by several models.
 
     Args:
@@ -118,7 +118,7 @@ class Paired:
         return found
 
 
-def failure_differences(failed: Paired, not_passing: Paired) -> dict[str, Difference]:
+def failure_differences(failed: PairedAnswers, not_passing: PairedAnswers) -> dict[str, Difference]:
     """Compare failures, and inside and outside the targets also with invalid answers counted as failures.
 
     Args:
@@ -196,7 +196,7 @@ def targeting(difference: Difference, control: str = "as_used") -> Targeting | N
     against = difference.control.repair_minus_control if difference.control else None
     if against is None or against.value is None:
         return None
-    change, helped = points(against.rate), against.rate.high < 0
+    change, helped = change_in_points(against.rate), against.rate.high < 0
     cause, other = (
         ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
@@ -230,16 +230,17 @@ def against_noise(difference: Difference) -> Noise | None:
         where = "beyond the noise" if beyond else "within the noise"
         if change.high >= 0:
             where = "not significant, because of too few pairs rather than noise"
-        said = f"the improvement in the target modes is {where}: the same model asked again differs by {points(again)}"
+        floor = change_in_points(again)
+        said = f"the improvement in the target modes is {where}: the same model asked again differs by {floor}"
     return Noise(beyond=beyond, statement=said, **against.to_json())
 
 
-def points(change: Rate) -> str:
+def change_in_points(change: Rate) -> str:
     """Format a change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
     return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
-def reduced_failures(paired: Paired) -> ReducedFailures:
+def reduced_failures(paired: PairedAnswers) -> ReducedFailures:
     """Check for reduced failures in the sense of the paper's Def. 4.1, in the chosen modes and overall.
 
     The inequality is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of
@@ -256,7 +257,7 @@ def reduced_failures(paired: Paired) -> ReducedFailures:
     )
 
 
-def _reduced(paired: Paired, mask: np.ndarray) -> Reduced:
+def _reduced(paired: PairedAnswers, mask: np.ndarray) -> Reduced:
     change = paired.change(mask)
     before, after = (RateRecord.from_rate(paired.rate(model, mask)).value for model in ("before", "after"))
     return Reduced(
@@ -268,7 +269,7 @@ def _reduced(paired: Paired, mask: np.ndarray) -> Reduced:
     )
 
 
-def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[RegionDifference]:
+def risen(paired: PairedAnswers, space: ConceptSpace, regions: Sequence[Region]) -> list[RegionDifference]:
     """Return the regions that fail more often after the repair, on pairs that did not name them: failures moved there.
 
     A region counts if its interval is above 0 and Holm's test over all regions confirms it.

@@ -27,7 +27,7 @@ from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
 from stages.core.intervals import CHANGE, LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
-from stages.landscape.estimate import Landscape
+from stages.landscape.estimate import CellRates
 from stages.landscape.kinds import Rates
 from stages.landscape.pairs import use_of_pairs
 from stages.landscape.rates import InUse, rate_in_use
@@ -81,7 +81,7 @@ class Mode:
     confirmed: bool
 
 
-class Found(NamedTuple):
+class RegionMeasurement(NamedTuple):
     """The measurements of a region."""
 
     region: Region
@@ -183,7 +183,7 @@ def confirm(
         behind = measured.get(k, tests.get(k, no_fresh(control)))
         rate = _inside(space, region, attributes, behind).rate
         confirmed = k in measured and rate.low > _rest(overall, rate, _share(space, region, about[k]))
-        found.append(Found(region, rate, int(_failed(behind).sum()), rates.rate(region), confirmed))
+        found.append(RegionMeasurement(region, rate, int(_failed(behind).sum()), rates.rate(region), confirmed))
     modes = _ordered(space, found, overall, attributes)
     for role, answers in (("test", tests), ("others", others), ("measure", measured)):
         for k, table in answers.items():
@@ -267,7 +267,7 @@ def _failed(answers: pd.DataFrame) -> np.ndarray:
 
 
 def confirm_exactly(
-    rates: Rates, regions: Sequence[Region], landscape: Landscape, others: pd.DataFrame, attributes: pd.DataFrame
+    rates: Rates, regions: Sequence[Region], landscape: CellRates, others: pd.DataFrame, attributes: pd.DataFrame
 ) -> list[Mode]:
     """Confirm regions of an enumerated grid on other items, because all cells were probed.
 
@@ -288,7 +288,7 @@ def confirm_exactly(
         about = region.about(attributes)
         rate, failures = _known(landscape, region.in_box(space, landscape.cells(space)), about)
         confirmed = p_value < 1 - LEVEL and rate.low > _rest(overall, rate, _share(space, region, about))
-        found.append(Found(region, rate, failures, rates.rate(region), confirmed))
+        found.append(RegionMeasurement(region, rate, failures, rates.rate(region), confirmed))
     return _ordered(space, found, overall, attributes)
 
 
@@ -315,7 +315,9 @@ def _rest(overall: float, rate: Rate, share: float) -> float:
     return max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
 
 
-def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attributes: pd.DataFrame) -> list[Mode]:
+def _ordered(
+    space: ConceptSpace, found: Sequence[RegionMeasurement], overall: float, attributes: pd.DataFrame
+) -> list[Mode]:
     """Order failure modes by excess failures, then suspected ones in the same way, and number them."""
     modes = []
     for one in found:
@@ -353,7 +355,7 @@ def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
     return float(p_values[1]) if len(p_values) == 2 else 1.0
 
 
-def _known(exact: Landscape, inside: np.ndarray, about: np.ndarray) -> tuple[Rate, int]:
+def _known(exact: CellRates, inside: np.ndarray, about: np.ndarray) -> tuple[Rate, int]:
     """Rate over cells (mask) of an enumerated grid for some items (mask), counted in pairs, and number of failures."""
     assert exact.answers is not None
     groups = None if exact.groups is None else exact.groups[about]

@@ -10,7 +10,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.intervals import COUNTED, Rate, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import UNKNOWN, half_of, probes_inside
@@ -22,7 +22,7 @@ from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.tasks.contract import NOT_VALID
 
 
-def overall_rate(landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace) -> Rate:
+def overall_rate(landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace) -> Rate:
     """Failure rate in use: from the control's probes alone, without an estimator; exact if enumerated."""
     if landscape.exact or not (probes["role"] == "control").any():
         return landscape.mean_rate()
@@ -63,7 +63,7 @@ def alone(
     return found
 
 
-def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
+def main_effects(landscape: CellRates, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
     """Compute the failure rate in use at each level of each concept, averaged over all others.
 
     `probes` and `failures` count the control's probes at that level. If all levels of a concept have enough of them,
@@ -156,7 +156,7 @@ def _invalid(probes: pd.DataFrame) -> pd.Series:
 
 
 def name_modes(
-    landscape: Landscape,
+    landscape: CellRates,
     probes: pd.DataFrame,
     item_ids: Sequence[str],
     embeddings: np.ndarray,
@@ -196,6 +196,6 @@ def name_modes(
     kept = np.flatnonzero(~held)
     others = probes["item"].isin(np.asarray(item_ids)[held])
     ids = [item_ids[int(i)] for i in kept]
-    half = estimate(probes[~others], ids, embeddings[kept], space, threshold=threshold, seed=seed)
+    half = estimate_landscape(probes[~others], ids, embeddings[kept], space, threshold=threshold, seed=seed)
     rates = rates_of(half, space, probes[~others], attributes.loc[ids])
     return confirm_exactly(rates, find_regions(rates, config), landscape, probes[others], attributes), no_fresh(probes)

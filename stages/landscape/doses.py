@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
-from stages.landscape.compare import Paired, compare_quality, failure_differences, value_bounds
+from stages.landscape.compare import PairedAnswers, compare_quality, failure_differences, value_bounds
 from stages.records import RateRecord
 from stages.records.repair import Checkpoint, Dose, DoseCurve, Times, Training
 
@@ -130,7 +130,7 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
         )
         differences = failure_differences(
             *(
-                Paired(
+                PairedAnswers(
                     asked["item"].to_numpy(dtype=str),
                     np.empty((len(asked), 0), dtype=np.int64),
                     asked["part"].to_numpy() == "targets",

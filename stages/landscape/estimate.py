@@ -22,8 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
 from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler, wilson
-from stages.explorers.kernel import Data, landmarks
-from stages.landscape.calibrate import Evidence, Recipe, blocks_of, choose_estimator, folds_of, importance, rebuild
+from stages.explorers.kernel import ProbeArrays, landmarks
+from stages.landscape.calibrate import (
+    CalibrationProbes,
+    EstimateRecipe,
+    blocks_of,
+    choose_estimator,
+    folds_of,
+    importance,
+    rebuild,
+)
 from stages.landscape.estimators import DRAWS, Gridded, Link
 
 MAX_CELLS = 20_000  # larger grids are sampled
@@ -33,7 +41,7 @@ CERTAIN_WIDTH = 0.2
 
 
 @dataclass(frozen=True)
-class Landscape:
+class CellRates:
     """Failure rates over the grid, averaged over the items of the audit.
 
     Args:
@@ -59,7 +67,7 @@ class Landscape:
     draws: np.ndarray
     exact: bool
     sampled: bool
-    recipe: Recipe | None
+    recipe: EstimateRecipe | None
     diagnostics: dict[str, object]
     answers: np.ndarray | None = None
     averaged: int | None = None
@@ -100,12 +108,12 @@ class Landscape:
         return Resampler(np.arange(len(self.answers)), RESAMPLES, 0, self.groups)
 
 
-def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, threshold: float) -> Data:
+def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, threshold: float) -> ProbeArrays:
     """Convert probes to arrays, with items numbered as in `item_ids`."""
     items = pd.Index(item_ids).get_indexer(pd.Index(probes["item"]))
     cells = probes[space.names].to_numpy(dtype=np.int64)
     margin = probes["discrepancy"].to_numpy(dtype=float) - threshold
-    return Data(items, cells, margin, probes["failed"].to_numpy(dtype=bool))
+    return ProbeArrays(items, cells, margin, probes["failed"].to_numpy(dtype=bool))
 
 
 def drawn_evenly(probes: pd.DataFrame) -> np.ndarray:
@@ -118,7 +126,7 @@ def drawn_evenly(probes: pd.DataFrame) -> np.ndarray:
     return known
 
 
-def estimate(
+def estimate_landscape(
     probes: pd.DataFrame,
     item_ids: Sequence[str],
     embeddings: np.ndarray,
@@ -126,10 +134,10 @@ def estimate(
     *,
     threshold: float,
     seed: int,
-    like: Landscape | None = None,
+    like: CellRates | None = None,
     spread: bool = True,
     every: int = 1,
-) -> Landscape:
+) -> CellRates:
     """Estimate the landscape from probes, wherever they were drawn.
 
     Args:
@@ -160,10 +168,10 @@ def _estimate(
     space: ConceptSpace,
     threshold: float,
     seed: int,
-    like: Landscape | None,
+    like: CellRates | None,
     spread: bool,
     every: int,
-) -> Landscape:
+) -> CellRates:
     if probes.empty:
         raise ValueError("a landscape is estimated from probes, found none")
     probes = _unique(probes, space)
@@ -188,7 +196,7 @@ def _estimate(
         data, probes = data.take(kept), probes.iloc[kept]
     fold, held_out = folds_of(data.cells, space, seed)
     weights, judged_on = importance(data, drawn_evenly(probes), fold, space, embeddings, seed)
-    evidence = Evidence(data, weights, fold, space, embeddings, seed)
+    evidence = CalibrationProbes(data, weights, fold, space, embeddings, seed)
     if like is not None and like.recipe is not None:
         recipe, diagnostics = like.recipe, like.diagnostics
         estimator = rebuild(recipe, evidence, spread)
@@ -201,7 +209,7 @@ def _estimate(
         unknown = np.full(len(cells), np.nan)
         none = np.empty((0, len(cells)), dtype=np.float32)
         table = _table(cells, use, space, seen, rate, unknown, unknown)
-        return Landscape(table, none, False, sampled, recipe, {}, averaged=len(averaged))
+        return CellRates(table, none, False, sampled, recipe, {}, averaged=len(averaged))
     misfit = link.misfit * rate * (1 - rate)
     low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance + (sampling**2).mean(axis=0))
     step = 0.5 / len(averaged)  # the true rate is a share of this many items: a continuity correction
@@ -216,7 +224,7 @@ def _estimate(
     chances = rng.standard_normal(together.shape) * np.sqrt(chance)
     draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
     table = _table(cells, use, space, seen, rate, low, high)
-    return Landscape(table, draws, False, sampled, recipe, diagnostics, averaged=len(averaged))
+    return CellRates(table, draws, False, sampled, recipe, diagnostics, averaged=len(averaged))
 
 
 def _groups(probes: pd.DataFrame, item_ids: Sequence[str]) -> np.ndarray | None:
@@ -268,7 +276,7 @@ class _Seen:
     total: int  # number of items of the audit
 
     @classmethod
-    def of(cls, data: Data, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
+    def of(cls, data: ProbeArrays, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
         flat = space.flat(data.cells)
         row = np.searchsorted(numbers, flat)
         row = np.where(row < len(numbers), row, 0)
@@ -329,7 +337,7 @@ def _rates(
 
 def _exact(
     cells: np.ndarray, use: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarray | None
-) -> Landscape:
+) -> CellRates:
     """The landscape of an enumerated grid: nothing is estimated, and intervals are for other items like these."""
     n = seen.n_items
     answers = np.zeros((n, len(cells)))
@@ -342,7 +350,7 @@ def _exact(
         sampler, ones = Resampler(np.arange(n), RESAMPLES, 0, groups), np.ones(n)
         low, high = np.array([sampler.mean(of_cell, ones, SHARE)[1:3] for of_cell in answers.T]).T
     table, draws = _table(cells, use, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
-    return Landscape(table, draws, True, False, None, {"held_out_probes": 0}, answers, groups=groups)
+    return CellRates(table, draws, True, False, None, {"held_out_probes": 0}, answers, groups=groups)
 
 
 def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

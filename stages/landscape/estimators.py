@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stages.concepts import ConceptSpace
-from stages.explorers.kernel import Data, Features, Hyper, Posterior, fit, landmarks
+from stages.explorers.kernel import Features, Hyper, Posterior, ProbeArrays, fit_regression, landmarks
 
 DRAWS = 32  # posterior draws for the spread; even, as they come in pairs
 FOLDS = 5
@@ -82,7 +82,7 @@ class Gridded(Protocol):
         """Margins of the items averaged over (`kernel.landmarks`) under some cells, (items, cells), and the spread."""
 
 
-class Estimator(Gridded, Protocol):
+class MarginEstimator(Gridded, Protocol):
     """A fitted estimator of margins over items and cells.
 
     Args:
@@ -100,21 +100,21 @@ class Estimator(Gridded, Protocol):
         """Return the members' margins of n probes, given item numbers (n,) and cells (n, concepts): (m, n)."""
 
 
-class Process:
+class ProcessEstimator:
     """The Gaussian process of `stages.explorers.kernel`; its members are draws from the posterior."""
 
     name = "Gaussian process"
 
-    def __init__(self, features: Features, hyper: Hyper, data: Data, fold: np.ndarray | None, seed: int) -> None:
+    def __init__(self, features: Features, hyper: Hyper, data: ProbeArrays, fold: np.ndarray | None, seed: int) -> None:
         """Fit the process. `fold` (n,) numbers the folds; None skips held-out predictions."""
         self.held_out = np.full(len(data), np.nan)
         if fold is not None:
             _, self.held_out = _without_each_fold(
-                lambda rows: fit(features, data.take(rows), hyper.noise),
+                lambda rows: fit_regression(features, data.take(rows), hyper.noise),
                 lambda part, rows: part.offset + features.at_probes(part.weights, data.items[rows], data.cells[rows]),
                 fold,
             )
-        self._posterior: Posterior = fit(features, data, hyper.noise)
+        self._posterior: Posterior = fit_regression(features, data, hyper.noise)
         # Antithetic pairs, so that their mean is the posterior's.
         drawn = self._posterior.draw(DRAWS // 2, np.random.default_rng(seed))
         self._weights = np.concatenate([drawn, 2 * self._posterior.weights - drawn])
@@ -163,7 +163,9 @@ class Trees(FoldEnsemble):
 
     name = "boosted trees"
 
-    def __init__(self, space: ConceptSpace, embeddings: np.ndarray, data: Data, fold: np.ndarray, seed: int) -> None:
+    def __init__(
+        self, space: ConceptSpace, embeddings: np.ndarray, data: ProbeArrays, fold: np.ndarray, seed: int
+    ) -> None:
         """Fit without each of the folds (n,)."""
         self._inputs = Inputs(space, embeddings)
         x = self._inputs.of_probes(data.items, data.cells)
@@ -196,7 +198,7 @@ class Logistic(FoldEnsemble):
     name = "logistic regression"
 
     def __init__(
-        self, space: ConceptSpace, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray
+        self, space: ConceptSpace, embeddings: np.ndarray, data: ProbeArrays, fold: np.ndarray, weights: np.ndarray
     ) -> None:
         """Fit without each of the folds (n,), with weights (n,) of the probes."""
         self._inputs = Inputs(space, embeddings)
@@ -227,7 +229,7 @@ class Constant(FoldEnsemble):
 
     name = "constant"
 
-    def __init__(self, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(self, embeddings: np.ndarray, data: ProbeArrays, fold: np.ndarray, weights: np.ndarray) -> None:
         """Count without each of the folds (n,), with weights (n,) of the probes."""
         self._n_items = len(landmarks(len(embeddings)))
         self._logits, held_out = _without_each_fold(
@@ -276,7 +278,7 @@ def _evaluate(form: np.ndarray, x: np.ndarray) -> np.ndarray:
 class Average:
     """The mean of two estimators' calibrated log odds, more accurate than each if their errors differ."""
 
-    def __init__(self, parts: Sequence[Estimator], links: Sequence[Link], rival: int | None = None) -> None:
+    def __init__(self, parts: Sequence[MarginEstimator], links: Sequence[Link], rival: int | None = None) -> None:
         """Average `parts`, whose margins `links` convert to log odds, with the part numbered `rival` as the rival."""
         self.name = "mean of " + " and ".join(part.name for part in parts)
         self._parts, self._links, self._rival = parts, links, rival
@@ -314,7 +316,9 @@ class Doubted:
     reverse. Two kinds agree where probes determine the answer, and differ widely elsewhere.
     """
 
-    def __init__(self, estimator: Estimator, rival: Estimator, translate: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(
+        self, estimator: MarginEstimator, rival: MarginEstimator, translate: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
         """Combine `estimator` with a `rival`, whose margins `translate` converts to those of equal probability."""
         self._estimator, self._rival, self._translate = estimator, rival, translate
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.core.errors import UsageError
 from stages.landscape.bias import largest_bias
-from stages.params import Gate as BoundsOfGate
+from stages.params import GateConfig as BoundsOfGate
 from stages.params import Gates, LandscapeGates
 from stages.params.slices import SliceGate, unknown_attributes
 from stages.records import Comparison, Difference, Gate, Landscape, Rate, RateRecord

@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace, Region
-from stages.landscape.estimate import Landscape
+from stages.landscape.estimate import CellRates
 from stages.landscape.pairs import UNKNOWN
 
 FEWEST_ITEMS = 5  # items with a value, for a region about it
@@ -83,7 +83,7 @@ class Rates:
 
     def share(self, region: Region) -> float:
         """Share of use of a region, over all items."""
-        return size(self.space, region, self.attributes) / len(self.attributes)
+        return region_size(self.space, region, self.attributes) / len(self.attributes)
 
     def within(self, region: Region) -> Rates:
         """Restrict the rates to the cells of a region, and if it is about some items, to the kinds of these items."""
@@ -107,12 +107,12 @@ class Rates:
         return 1.0 - (kind.having @ alike / kind.having.sum(axis=1, keepdims=True)) @ held
 
 
-def size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
+def region_size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
     """Share of use in a region's cells, times the number of items it covers; they count as one if nothing is known."""
     return int(region.about(attributes).sum()) * region.share(space)
 
 
-def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
+def rates_of(landscape: CellRates, space: ConceptSpace, probes: pd.DataFrame, attributes: pd.DataFrame) -> Rates:
     """Compute the rates of a landscape, for all items and for each kind."""
     cells = landscape.cells(space)
     kinds = [Kind("", [""], np.ones((1, len(attributes)), dtype=bool), landscape.rates[None])]

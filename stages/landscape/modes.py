@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape.kinds import Kind, Rates, size
+from stages.landscape.kinds import Kind, Rates, region_size
 from stages.landscape.pairs import UNKNOWN
 from stages.params import SummarizeConfig
 
@@ -191,9 +191,13 @@ def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
     *others, new = regions
     for k, old in enumerate(others):
         box = _around(space, old, new)
-        filled = size(space, old, attributes) + size(space, new, attributes) - shared(space, old, new, attributes)
+        filled = (
+            region_size(space, old, attributes)
+            + region_size(space, new, attributes)
+            - shared(space, old, new, attributes)
+        )
         alike = known.rate(box) >= MERGED_RATE * max(known.rate(old), known.rate(new))
-        if filled >= MERGED_FILL * size(space, box, attributes) and alike:
+        if filled >= MERGED_FILL * region_size(space, box, attributes) and alike:
             return _merge(known, [*others[:k], *others[k + 1 :], box])
     return [*others, new]
 
@@ -203,7 +207,7 @@ def _not_nested(known: Rates, regions: Sequence[Region]) -> list[Region]:
 
     def within(one: Region, other: Region) -> bool:
         common = shared(known.space, one, other, known.attributes)
-        inside = common >= MOSTLY * size(known.space, one, known.attributes)
+        inside = common >= MOSTLY * region_size(known.space, one, known.attributes)
         return inside and known.rate(one) < SHARPER * known.rate(other)
 
     return [

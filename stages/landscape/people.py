@@ -11,8 +11,8 @@ from scipy import stats
 
 from stages.concepts import ConceptSpace
 from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler
-from stages.landscape.describe import effects, overall_rate
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.describe import main_effects, overall_rate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.rates import rate_in_use
 from stages.ratings.apply import Ratings
 from stages.records import RateRecord
@@ -22,7 +22,7 @@ ITEM_RESAMPLES = 200  # resamples of items for the rank correlation on an enumer
 
 
 @dataclass(frozen=True)
-class Against:
+class AutomaticMeasure:
     """The results of the automatic measure.
 
     Args:
@@ -38,7 +38,7 @@ class Against:
 
 
 def against_automatic(
-    people: Landscape,
+    people: CellRates,
     probes: pd.DataFrame,
     item_ids: Sequence[str],
     embeddings: np.ndarray,
@@ -47,7 +47,7 @@ def against_automatic(
     threshold: float,
     seed: int,
     ratings: Ratings | None = None,
-) -> Against:
+) -> AutomaticMeasure:
     """Estimate the automatic measure's landscape from the same probes, and compare.
 
     Args:
@@ -61,7 +61,7 @@ def against_automatic(
         ratings: those in force; without them `outside` and `unfounded` are left out.
     """
     own = probes.assign(discrepancy=probes["automatic"], failed=probes["automatic_failed"])
-    automatic = estimate(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    automatic = estimate_landscape(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
     control = probes[probes["role"] == "control"]
     failed, failed_too = (control[c].to_numpy(dtype=bool) for c in ("failed", "automatic_failed"))
 
@@ -75,7 +75,7 @@ def against_automatic(
     summary = Automatic(
         threshold=threshold,
         overall=RateRecord.from_rate(overall_rate(automatic, own, space)),
-        effects=effects(automatic, space, own),
+        effects=main_effects(automatic, space, own),
         agree=of_control(failed == failed_too),
         only_people=of_control(failed & ~failed_too),
         only_automatic=of_control(~failed & failed_too),
@@ -88,10 +88,10 @@ def against_automatic(
             unfounded=of_control(ratings.unfounded(found, failed) & valid),
         )
     rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
-    return Against(summary, rates)
+    return AutomaticMeasure(summary, rates)
 
 
-def rank_correlation(a: Landscape, b: Landscape, seed: int) -> RateRecord | None:
+def rank_correlation(a: CellRates, b: CellRates, seed: int) -> RateRecord | None:
     """Spearman's correlation of the rates of all cells; None if all cells of one landscape have the same rate.
 
     For an enumerated grid the interval is over resampled items. Estimates have no interval: draws from them contain

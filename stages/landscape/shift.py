@@ -28,7 +28,7 @@ class Distance(NamedTuple):
     null_cell: float
 
 
-class Grid(NamedTuple):
+class TransportGrid(NamedTuple):
     """The places of transport: blocks of cells, each at the mean of its cells."""
 
     block: np.ndarray  # (cells,) number of the block
@@ -37,7 +37,7 @@ class Grid(NamedTuple):
     diameter: float  # largest distance in the full grid
 
 
-def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELLS) -> Grid:
+def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELLS) -> TransportGrid:
     """Merge adjacent levels of ordered concepts, two, three, ... at a time, until at most `limit` blocks are left.
 
     If there are still more (many categories), blocks are a seeded k-means of the coordinates.
@@ -59,10 +59,10 @@ def transport_grid(space: ConceptSpace, cells: np.ndarray, limit: int = MAX_CELL
         merged = max(space.sizes)
     counts = np.bincount(block)
     means = np.column_stack([np.bincount(block, points[:, j]) / counts for j in range(points.shape[1])])
-    return Grid(block, means, merged, diameter)
+    return TransportGrid(block, means, merged, diameter)
 
 
-def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
+def distance(grid: TransportGrid, before: np.ndarray, after: np.ndarray) -> Distance:
     """Compute the distance between two landscapes, given the failures in each cell (cells,), as shares of use.
 
     The null cell is half the grid's diameter from everywhere: removing a failure costs as much as moving it half across
@@ -129,7 +129,7 @@ def shift(
     rates = [table["rate"].to_numpy(dtype=float) * use for table in (before, after)]
     moved = distance(grid, rates[0], rates[1])
     chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) * use for half in halves)) for halves in splits]
-    floor = {view: spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
+    floor = {view: range_of([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
     return Shift(
         normalised=_number(moved.normalised),
         null_cell=moved.null_cell,
@@ -146,7 +146,7 @@ def shift(
     )
 
 
-def spread(values: Sequence[float]) -> Spread:
+def range_of(values: Sequence[float]) -> Spread:
     """Return the smallest, mean and largest of the known values."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
@@ -193,7 +193,7 @@ def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[Po
                 mean_before=_mean(concept, old),
                 mean_after=_mean(concept, new),
                 distance=moved,
-                noise_floor=spread(chance),
+                noise_floor=range_of(chance),
                 beyond_noise=moved > max(chance) if chance else None,
             )
         )

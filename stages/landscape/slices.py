@@ -16,7 +16,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
-from stages.landscape.compare import MIN_PAIRS, Paired
+from stages.landscape.compare import MIN_PAIRS, PairedAnswers
 from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
@@ -394,7 +394,9 @@ def compare_slices(
             n = max(resamples, _resamples(level, len(np.unique(items[of]))))
             covered = float(shares[codes == number].mean())
             own, some_use = (None if of_all is None else of_all[of] for of_all in (groups, use))
-            paired = Paired(items[of], cells[of], inside[of], covered, some, own, some_use, resamples=n, seed=seed)
+            paired = PairedAnswers(
+                items[of], cells[of], inside[of], covered, some, own, some_use, resamples=n, seed=seed
+            )
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(
                 SliceDifference(

@@ -18,14 +18,14 @@ from stages.landscape.bias import measure_bias
 from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import (
     alone,
-    effects,
     invalid_probes,
     invalid_share,
+    main_effects,
     name_modes,
     overall_rate,
     shares_of_failures,
 )
-from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.landscape.people import against_automatic
@@ -36,7 +36,7 @@ from stages.params import RatingsConfig, SummarizeConfig
 from stages.records import RateRecord
 from stages.records import landscape as records
 from stages.records.search import DiscoverMetrics
-from stages.records.tables import PROBES, check_columns
+from stages.records.tables import PROBES, check_table
 from stages.tasks.contract import NOT_VALID, Tally
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class People:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LandscapeInput:
     """The probes of a model, and everything else the landscape is made from.
 
     Args:
@@ -119,18 +119,18 @@ class Summary:
     fresh: pd.DataFrame
 
 
-def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
+def summarize(asked: LandscapeInput, config: SummarizeConfig, seed: int) -> Summary:
     """Estimate the landscape and name its failure modes.
 
     Raises:
         UsageError: if there are no probes, or their table lacks a column.
     """
     space, probes, ids = asked.space, asked.probes, asked.item_ids
-    check_columns(probes, "the table of probes", [*PROBES, *space.names])
+    check_table(probes, "the table of probes", [*PROBES, *space.names])
     if probes.empty:
         raise UsageError("there are no probes: there is nothing to summarize")
     evidence = (probes, ids, asked.embeddings, space)
-    landscape = estimate(*evidence, threshold=asked.threshold, seed=seed)
+    landscape = estimate_landscape(*evidence, threshold=asked.threshold, seed=seed)
     known = pd.DataFrame(index=ids) if asked.conditions is None else asked.conditions
     named, fresh = name_modes(
         landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh, attributes=known
@@ -152,13 +152,13 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         usage=asked.usage,
         overall=RateRecord.from_rate(overall_rate(landscape, probes, space)),
         overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
-        effects=effects(landscape, space, probes),
+        effects=main_effects(landscape, space, probes),
         alone=alone(space, probes, [mode.region for mode in modes], known),
         half_as_much=_as_much(0.5, landscape, probes, space),
         twice_as_much=_as_much(2.0, landscape, probes, space),
         modes=[
             records.ModeRecord(
-                **measured(mode, space),
+                **measure_region(mode, space),
                 lift=mode.lift,
                 of_failures=part,
                 minimal=reached(asked.walked, space, mode.region, known),
@@ -167,7 +167,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             )
             for mode, part in zip(modes, parts, strict=True)
         ],
-        suspected=[records.Suspected(**measured(mode, space)) for mode in named if not mode.confirmed],
+        suspected=[records.Suspected(**measure_region(mode, space)) for mode in named if not mode.confirmed],
         invalid=invalid_probes(space, probes, asked.not_valid),
         modes_found_again=reproducibility(space, modes, halves, known),
         modes_skipped=skipped_combinations(space, config.max_conditions),
@@ -199,14 +199,14 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     return Summary(record, cells, fresh)
 
 
-def _as_much(factor: float, landscape: Landscape, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
+def _as_much(factor: float, landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
     """Return the failure rate if `factor` times as much changed as is assumed; None if all cells are equally common."""
     if space.usage is None or space.neutral is None:
         return None
     return RateRecord.from_rate(rate_under(space, probes, space.usage.times(factor), exact=landscape.exact))
 
 
-def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
+def measure_region(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
     """Return the measurements of a region, whether or not it is a failure mode."""
     return {
         "id": mode.id,
@@ -220,7 +220,7 @@ def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
 
 
 def policy_view(
-    policy: Policy | None, embeddings: np.ndarray, landscape: Landscape, space: ConceptSpace
+    policy: Policy | None, embeddings: np.ndarray, landscape: CellRates, space: ConceptSpace
 ) -> dict[str, np.ndarray]:
     """Compute the paper's second view: mean and standard deviation over items of the policy's probability of each cell.
 
@@ -264,15 +264,15 @@ def pick_examples(
     return [records.Example(**row) for row in rows[list(records.Example.model_fields)].to_dict("records")]
 
 
-def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> records.Estimator:
+def describe_estimator(landscape: CellRates, probes: pd.DataFrame) -> records.EstimatorRecord:
     """Return the estimator's name, the number of probes of each role, and its diagnostics."""
     by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
     # Diagnostics contain the name of the estimator chosen; an enumerated grid has none.
-    return records.Estimator.computed({"name": "exact enumeration", **by_role, **landscape.diagnostics})
+    return records.EstimatorRecord.computed({"name": "exact enumeration", **by_role, **landscape.diagnostics})
 
 
 def _by_people(
-    asked: Asked, people: People, landscape: Landscape, seed: int
+    asked: LandscapeInput, people: People, landscape: CellRates, seed: int
 ) -> tuple[records.RatingsInForce, dict[str, np.ndarray]]:
     """Compare people's ratings with the automatic measure, and return that measure's rates of cells."""
     evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)

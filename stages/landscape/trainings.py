@@ -30,7 +30,7 @@ _OF_MODEL = ("copy_of", "training", "dose", "steps")
 UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0)
 
 
-class Part(NamedTuple):
+class WeightedPairs(NamedTuple):
     """Pairs of items, by number (n,), and cells (n, concepts), and how much each counts (n,)."""
 
     items: np.ndarray
@@ -66,7 +66,7 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
     return pd.concat([table.assign(**about) for table, about in zip(tables, told, strict=True)], ignore_index=True)
 
 
-def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, Part]:
+def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, WeightedPairs]:
     """Draw the pairs to query: `targets`, `others` and, if the repair followed the search's policy, `drawn`.
 
     The last are the cells where that policy, learnt on other items, looks for these, without a query.
@@ -78,18 +78,18 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
     inside = inside_any(space, targets, cells, known.iloc[items])
     use = use_of_pairs(space, targets, known, cells, inside, seed)
     sides = {"targets": inside, "others": ~inside}
-    found = {part: Part(items[side], cells[side], use[side]) for part, side in sides.items()}
+    found = {part: WeightedPairs(items[side], cells[side], use[side]) for part, side in sides.items()}
     followed = here.restructure.trainings.by_policy
     if followed and (policy := load_policy(here.discover.path / "policy")) is not None:
         rows = np.resize(np.random.default_rng([seed, 2]).permutation(len(item_ids)), n)
         drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
         pairs = np.unique(np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]]), axis=0)
-        found["drawn"] = Part(pairs[:, 0], pairs[:, 1:], np.ones(len(pairs)))
+        found["drawn"] = WeightedPairs(pairs[:, 0], pairs[:, 1:], np.ones(len(pairs)))
     return found
 
 
 def _ask(
-    name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, Part], scratch: Path, folder: Path
+    name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, WeightedPairs], scratch: Path, folder: Path
 ) -> pd.DataFrame:
     """Return the answers of one model: `part`, `item`, `weight`, `value`, `valid`."""
     task = rated(load_alone(name, audit, prepared, folder), name, audit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.landscape.bias import newly_skewed
-from stages.landscape.compare import points
+from stages.landscape.compare import change_in_points
 from stages.landscape.doses import worth
 from stages.landscape.gates import all_passed, cheapest, repair_gates
 from stages.params import Gates
@@ -45,7 +45,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append(_in_targets(comparison.differences["target_failure_rate"]))
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
-            said.append(f"Counting invalid probes as failures: {points(counted.moved)}.")
+            said.append(f"Counting invalid probes as failures: {change_in_points(counted.moved)}.")
     said += [*beside_control(comparison), *beside_noise(comparison), *_steps(comparison)]
     if fewest is not None:
         said.append(
@@ -81,7 +81,7 @@ def beside_control(comparison: Comparison) -> list[str]:
     entry, found = comparison.targeting, comparison.differences["target_failure_rate"]
     if entry is None:
         return []
-    change, clean = points(entry.rate), comparison.control == "clean"
+    change, clean = change_in_points(entry.rate), comparison.control == "clean"
     cause = "training on changed inputs" if clean else "aiming the repair"
     other = "as many steps on unchanged inputs" if clean else "the control"
     if entry.helped:
@@ -100,7 +100,7 @@ def beside_noise(comparison: Comparison) -> list[str]:
     if entry is None or found.noise is None or not found.moved.value < 0:
         return []
     where = "exceeds" if entry.beyond else "is within"
-    again = f"the unchanged model, queried again, differs by {points(found.noise.moved)}."
+    again = f"the unchanged model, queried again, differs by {change_in_points(found.noise.moved)}."
     if found.moved.high >= 0:
         return [f"The improvement in the target modes is not significant: its interval includes zero; {again}"]
     return [f"The improvement in the target modes {where} the noise floor: {again}"]
@@ -130,4 +130,4 @@ def _in_targets(found: Difference) -> str:
         return f"In the target modes, failures rose {change}."
     if found.moved.high < 0:
         return f"In the target modes, failures fell {change}."
-    return f"In the target modes, failures went {change}, which may be chance: {points(found.moved)}."
+    return f"In the target modes, failures went {change}, which may be chance: {change_in_points(found.moved)}."

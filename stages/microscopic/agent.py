@@ -15,12 +15,12 @@ from stages.core.errors import NoLearningError
 from stages.explorers.env import StopWhenSpent
 from stages.microscopic.env import StepReward, StepsVecEnv, Trail
 from stages.microscopic.settings import WalkerSettings
-from stages.microscopic.walks import Walks
+from stages.microscopic.walks import WalkState
 
 PATIENCE = 4  # steps per unique probe of the training, after which the agent only repeats itself
 
 
-def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[str, Any]:
+def train_and_walk(walks: WalkState, settings: WalkerSettings, seed: int) -> dict[str, Any]:
     """Train on the prober's items that do not walk (on all, if there are no others), then walk.
 
     Returns:
@@ -71,7 +71,7 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
     return details
 
 
-def _walk(walks: Walks, trail: Trail, model: MaskablePPO, *, deterministic: bool) -> None:
+def _walk(walks: WalkState, trail: Trail, model: MaskablePPO, *, deterministic: bool) -> None:
     """Let the agent walk all items at once, each until it fails or cannot find a nearer failure."""
     items = np.flatnonzero(walks.radius > 1)
     cells = np.tile(walks.moves.start, (len(items), 1))

@@ -20,11 +20,11 @@ from stages.microscopic.moves import Moves
 from stages.microscopic.settings import agent_settings
 from stages.microscopic.walks import (
     NEVER,
-    Walks,
+    WalkState,
     reduce_drawn,
     reduce_strongest,
     search_layers,
-    share,
+    share_failures,
     try_alone,
     walk_back,
     widths,
@@ -38,7 +38,7 @@ STREAM = b"microscopic"  # separates the random draws here from those of the mac
 
 
 @dataclass(frozen=True)
-class Robustness:
+class RobustnessResult:
     """The smallest changes of items that make the model fail.
 
     Args:
@@ -60,7 +60,7 @@ def measure_robustness(
     ledger: Ledger | None = None,
     compute: Compute | None = None,
     show: ShowProgress = silent,
-) -> Robustness:
+) -> RobustnessResult:
     """Find the smallest failing change of each of some items, drawn at random.
 
     Every method first probes each item at the start, and finds how far each concept alone has to go. Then
@@ -90,8 +90,10 @@ def measure_robustness(
     steps = config.microscopic
     moves = Moves(task.concepts, task.concepts.start)
     if steps.method == "none":
-        nobody = Walks(Prober(task, [], 0), moves, 0)
-        return Robustness(_table(task.concepts, nobody, [], np.zeros(0, dtype=bool)), {"method": "none", "items": 0})
+        nobody = WalkState(Prober(task, [], 0), moves, 0)
+        return RobustnessResult(
+            _table(task.concepts, nobody, [], np.zeros(0, dtype=bool)), {"method": "none", "items": 0}
+        )
     method, budget, wanted = steps.method, config.microscopic_budget, steps.items
     if enumerated:
         method, budget, wanted = "exact", len(item_ids) * task.concepts.n_cells, len(item_ids)
@@ -104,7 +106,7 @@ def measure_robustness(
     details: dict[str, Any] = {}
     with show(f"small steps ({method})", budget) as tell, torch_threads(1):
         prober = Prober(task, everyone, budget, ledger, compute, partial(show_failures, tell))
-        walks = Walks(prober, moves, len(walking), steps.max_steps)
+        walks = WalkState(prober, moves, len(walking), steps.max_steps)
         harm = try_alone(walks)
         if method != "rl":
             reduce_strongest(walks, harm)
@@ -116,11 +118,11 @@ def measure_robustness(
             for width in widths(steps.width):
                 search_layers(walks, width)
                 walk_back(walks)
-                share(walks)
+                share_failures(walks)
         else:
             details = train_and_walk(walks, agent_settings(steps), int(rng.integers(2**31)))
             walk_back(walks)
-            share(walks)
+            share_failures(walks)
     table = _table(task.concepts, walks, walking, np.isfinite(harm).all(axis=1))
     if steps.gradient is not None:
         noise = smallest_noise(task, walking, walks.radius > 0, steps.gradient, show)
@@ -139,7 +141,7 @@ def measure_robustness(
         "longest": walks.limit,
         **details,
     }
-    return Robustness(table, metrics)
+    return RobustnessResult(table, metrics)
 
 
 def smallest_noise(
@@ -176,7 +178,7 @@ def smallest_noise(
     return found
 
 
-def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str], tried_alone: np.ndarray) -> pd.DataFrame:
+def _table(space: ConceptSpace, walks: WalkState, item_ids: Sequence[str], tried_alone: np.ndarray) -> pd.DataFrame:
     found = walks.radius < NEVER
     status = np.select([walks.radius == 0, found], [UNCHANGED, FOUND], NOT_FOUND)
     alone = walks.alone.T

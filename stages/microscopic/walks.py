@@ -13,7 +13,7 @@ NEVER = np.iinfo(np.int64).max  # number of steps if no failure was found
 SHARED = 8  # failing cells tried on other items at a time
 
 
-class Walks:
+class WalkState:
     """The state of one exploration, which keeps the nearest failure of each item, whatever is probed.
 
     Args:
@@ -57,7 +57,7 @@ class Walks:
         return answers
 
 
-def try_alone(walks: Walks) -> np.ndarray:
+def try_alone(walks: WalkState) -> np.ndarray:
     """Find by bisection how far each concept alone has to go, for all items and directions at once.
 
     It assumes that a change that fails also fails when it is stronger, which held on 99% of the lines of an enumerated
@@ -80,7 +80,7 @@ def try_alone(walks: Walks) -> np.ndarray:
     return harm
 
 
-def reduce_strongest(walks: Walks, harm: np.ndarray) -> None:
+def reduce_strongest(walks: WalkState, harm: np.ndarray) -> None:
     """If no concept alone makes an item fail, change all as far as possible, then undo what is not needed.
 
     Each concept is undone as far as the failure allows, by bisection: once starting with those that do least harm
@@ -96,7 +96,7 @@ def reduce_strongest(walks: Walks, harm: np.ndarray) -> None:
     _reduce(walks, harm, items, worst)
 
 
-def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> None:
+def reduce_drawn(walks: WalkState, harm: np.ndarray, rng: np.random.Generator) -> None:
     """If that found nothing, change all as far as possible in random directions, and undo in the same way.
 
     One cell that changes every concept contains many pairs and triples of categories, far more than a search that adds
@@ -115,7 +115,7 @@ def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> No
         if not still.any() or walks.prober.left <= 0:
             return
         _reduce(walks, harm, items[still], drawn[still, turn])
-        share(walks)
+        share_failures(walks)
 
 
 def _in_turn(lines: np.ndarray, items: int, rounds: int, rng: np.random.Generator) -> np.ndarray:
@@ -124,7 +124,7 @@ def _in_turn(lines: np.ndarray, items: int, rounds: int, rng: np.random.Generato
     return np.hstack(orders)[:, :rounds]
 
 
-def share(walks: Walks) -> None:
+def share_failures(walks: WalkState) -> None:
     """Try the most common failing cells of other items on those for which nothing was found."""
     found = walks.failing[(walks.radius > 0) & (walks.radius < NEVER)]
     cells, counts = np.unique(found, axis=0, return_counts=True)
@@ -133,12 +133,12 @@ def share(walks: Walks) -> None:
         walks.ask(items, np.tile(cell, (len(items), 1)))
 
 
-def _open(walks: Walks, harm: np.ndarray) -> np.ndarray:
+def _open(walks: WalkState, harm: np.ndarray) -> np.ndarray:
     """Return the items that were tried along each concept alone without finding a failure."""
     return np.flatnonzero((walks.radius == NEVER) & np.isfinite(harm).all(axis=1))
 
 
-def _reduce(walks: Walks, harm: np.ndarray, items: np.ndarray, lines: np.ndarray) -> None:
+def _reduce(walks: WalkState, harm: np.ndarray, items: np.ndarray, lines: np.ndarray) -> None:
     """Change items (n,) along lines (n, varied concepts) as far as possible; undo what the failure does not need."""
     moves = walks.moves
     cells = np.tile(moves.start, (len(items), 1))
@@ -154,7 +154,7 @@ def _reduce(walks: Walks, harm: np.ndarray, items: np.ndarray, lines: np.ndarray
             left = _moved(walks, left, column, least)
 
 
-def _moved(walks: Walks, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def _moved(walks: WalkState, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Return cells (n, concepts) with the concept of a move (n,) each at a number of steps (n,) from its start."""
     moves, rows = walks.moves, np.arange(len(cells))
     concepts = moves.concept[lines]
@@ -164,7 +164,7 @@ def _moved(walks: Walks, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray
 
 
 def _bisect(
-    walks: Walks, items: np.ndarray, cells: np.ndarray, lines: np.ndarray, passes: np.ndarray, fails: np.ndarray
+    walks: WalkState, items: np.ndarray, cells: np.ndarray, lines: np.ndarray, passes: np.ndarray, fails: np.ndarray
 ) -> np.ndarray:
     """Find by bisection the fewest steps of one move (n,) each that make an item fail, with the rest of its cell fixed.
 
@@ -191,7 +191,7 @@ def _bisect(
     return fails
 
 
-def search_layers(walks: Walks, width: int | None) -> None:
+def search_layers(walks: WalkState, width: int | None) -> None:
     """Search outward from the start, one step per layer, until each item fails or a nearer failure is already known.
 
     Args:
@@ -233,7 +233,7 @@ def _rank_within(items: np.ndarray, values: np.ndarray) -> np.ndarray:
     return rank
 
 
-def walk_back(walks: Walks) -> None:
+def walk_back(walks: WalkState) -> None:
     """Undo single steps while the rest still fails, so that no step of the change is superfluous.
 
     Categories need not add up: two words may fail although these two and a third pass. So all subsets of up to seven

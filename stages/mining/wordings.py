@@ -72,7 +72,7 @@ def _frequent() -> Mapping[str, int]:
 
 def synonyms(text: str) -> dict[str, tuple[str, ...]]:
     """Return, by word of a text, its synonyms in the same inflection."""
-    return _by_word(text, lambda token: lexicon.synonyms(token.text, token.tag))
+    return _by_word(text, lambda token: lexicon.inflected_synonyms(token.text, token.tag))
 
 
 def alternatives(text: str) -> dict[str, tuple[str, ...]]:
@@ -80,7 +80,9 @@ def alternatives(text: str) -> dict[str, tuple[str, ...]]:
 
     They start with a vowel if it does, so that "a" or "an" still fits.
     """
-    return _by_word(text, lambda token: (*lexicon.synonyms(token.text, token.tag), *_of_sort(token, vowel=True)))
+    return _by_word(
+        text, lambda token: (*lexicon.inflected_synonyms(token.text, token.tag), *_of_sort(token, vowel=True))
+    )
 
 
 def other_levels(level: str) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from stages.landscape.bias import judged, newly_skewed
-from stages.pages.figures import ABOVE, BEFORE, GREY, bare_figure, plain, rounded, value_colours, whiskers
+from stages.landscape.bias import at_highest_guidance, newly_skewed
+from stages.pages.figures import ABOVE, BEFORE, GREY, bare_figure, plotly_text, rounded, value_colours, whiskers
 from stages.pages.page import Picture
 from stages.pages.words import interval, number, percent, points, points_interval, with_interval
 from stages.records import Bias, BiasComparison, BiasSubject
@@ -58,7 +58,7 @@ def landscape_bias(entries: Sequence[Bias]) -> list[BiasPart]:
     parts = []
     for attribute in dict.fromkeys(entry.attribute for entry in entries):
         mine = [entry for entry in entries if entry.attribute == attribute]
-        main = sorted(judged(mine), key=lambda entry: -(entry.counted or 0.0))
+        main = sorted(at_highest_guidance(mine), key=lambda entry: -(entry.counted or 0.0))
         order = {entry.subject: k for k, entry in enumerate(main)}
         guidances = sorted({entry.guidance for entry in mine}, reverse=True)
         rows = sorted(mine, key=lambda row: (order.get(row.subject, len(order)), -row.guidance))
@@ -80,7 +80,7 @@ def changed_bias(bias: BiasComparison | None) -> tuple[list[str], list[ChangePar
     """Return sentences on how a repair changed the tallies, and one part for each attribute; None without tallies."""
     if bias is None:
         return None
-    main, parts = judged(bias.subjects), []
+    main, parts = at_highest_guidance(bias.subjects), []
     for attribute in dict.fromkeys(subject.attribute for subject in main):
         rows = sorted(
             (subject for subject in main if subject.attribute == attribute),
@@ -182,14 +182,14 @@ def bias_bars(groups: Sequence[Sequence[Bar]]) -> go.Figure:
                 y=rounded(at, 1),
                 orientation="h",
                 width=0.8,
-                name=plain(value),
+                name=plotly_text(value),
                 marker={"color": colour, "line": {"color": GREY, "width": 1}},
                 customdata=spreads,
                 text=[f"{share:.0%}" if share >= 0.08 else "" for share in shares],
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                hovertemplate=f"<b>{plain(value)} %{{x:.1%}}</b><br>95% interval %{{customdata[0]}}<br>"
+                hovertemplate=f"<b>{plotly_text(value)} %{{x:.1%}}</b><br>95% interval %{{customdata[0]}}<br>"
                 "expected %{customdata[1]:.1%}<extra></extra>",
             )
         )
@@ -233,7 +233,7 @@ def _names(groups: Sequence[Sequence[Bar]], limit: int, *, brief: bool) -> list[
     for group in groups:
         for k, (name, entry) in enumerate(group):
             first = f"{entry.subject}, {name}" if several and name and not brief else entry.subject
-            names.append(plain(name if k else first, limit) + (f" {MARK}" if entry.beyond_noise else ""))
+            names.append(plotly_text(name if k else first, limit) + (f" {MARK}" if entry.beyond_noise else ""))
     return names
 
 

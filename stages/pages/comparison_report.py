@@ -33,7 +33,7 @@ from stages.pages.searches import compare_searches
 from stages.pages.sections import risen_slices
 from stages.pages.sentences import fails
 from stages.pages.words import listed, number, percent, points, points_interval
-from stages.records import Compared, Comparison, Difference, Plan, RateRecord, RepairVerdict
+from stages.records import Comparison, Difference, PairedProbe, Plan, RateRecord, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
@@ -115,7 +115,7 @@ def write_comparison_report(
     landscapes: pd.DataFrame,
     probes: pd.DataFrame,
     plan: Plan,
-    galleries: Mapping[str, Sequence[Compared]],
+    galleries: Mapping[str, Sequence[PairedProbe]],
     provenance: Mapping[str, Any],
     attributes: pd.DataFrame = NOTHING_KNOWN,
     about: About = ABOUT_NOTHING,

@@ -13,7 +13,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.pages.gallery import ExhibitView, Gallery, Shrinker
 from stages.pages.page import json_block
 from stages.pages.words import number
-from stages.records import Compared, ModeRecord
+from stages.records import ModeRecord, PairedProbe
 from stages.records.landscape import Example
 from stages.tasks.contract import Exhibit
 
@@ -146,7 +146,7 @@ def _of_mode(
 
 
 def explore_changes(
-    galleries: Mapping[str, Sequence[Compared]], source: ExampleSource, modes: Mapping[str, Region]
+    galleries: Mapping[str, Sequence[PairedProbe]], source: ExampleSource, modes: Mapping[str, Region]
 ) -> ExampleSet:
     """Return the examples of what a repair changed, each beside its unchanged item.
 
@@ -163,7 +163,7 @@ def explore_changes(
     return _explorer(groups, source)
 
 
-def _of_change(outcome: str, name: str, one: Compared, source: ExampleSource, modes: Mapping[str, Region]) -> Case:
+def _of_change(outcome: str, name: str, one: PairedProbe, source: ExampleSource, modes: Mapping[str, Region]) -> Case:
     words, good = outcome.replace("_", " "), outcome == "fixed"
     details, unchanged = source.about(one.item), source.unchanged.get(one.item)
     shown, facts = source.shrinker.show(one.exhibit, one.before, one.after, one.drawn, unchanged), []

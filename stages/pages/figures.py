@@ -89,7 +89,7 @@ def short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def plain(text: str, limit: int = 48) -> str:
+def plotly_text(text: str, limit: int = 48) -> str:
     """Escape a user's text for plotly, which interprets pseudo-HTML, entities and %{templates} in every label."""
     return html.escape(short(text, limit), quote=False).replace("%{", "&#37;{")
 
@@ -105,9 +105,9 @@ WITH_LEGEND = {"showlegend": True, "legend": ABOVE, "margin": {"l": 56, "r": 16,
 
 def axis(concept: Concept, **more: Any) -> dict[str, Any]:
     """Return an axis with the levels of a concept, by which plotly replaces "%{x}" in texts on hovering."""
-    labels = [plain(concept.label(i), 24) for i in range(len(concept))]
+    labels = [plotly_text(concept.label(i), 24) for i in range(len(concept))]
     return {
-        "title": {"text": plain(concept.name), "standoff": 12},
+        "title": {"text": plotly_text(concept.name), "standoff": 12},
         "tickvals": list(range(len(concept))),
         "ticktext": labels,
         **more,
@@ -163,7 +163,7 @@ def effect_view(
     for (name, table), colour in zip(others.items(), cycle((AFTER, CONTROL, BEFORE)), strict=False):
         mode = "lines+markers" if concept.ordered else "markers"
         line = {"color": colour, "width": 2, "dash": "dot"}
-        traces.append(go.Scatter(mode=mode, line=line, name=plain(name), **_levels(concept, table, colour)))
+        traces.append(go.Scatter(mode=mode, line=line, name=plotly_text(name), **_levels(concept, table, colour)))
     highs = [float(table[column].max()) for table in (rates, *others.values()) for column in ("rate", "high")]
     ceiling = min(1.0, float(np.nanmax([top, highest, *highs]))) * 1.05
     yaxis = {"tickformat": ".0%", "range": [0, ceiling], "title": {"text": "fails"}, "automargin": True}
@@ -180,7 +180,7 @@ def _levels(concept: Concept, rates: pd.DataFrame, colour: str) -> dict[str, Any
         "error_y": whiskers(rates["rate"], rates["low"], rates["high"], colour),
         "customdata": bounds(rates),
         "hovertemplate": "<b>%{y:.1%} fail</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
-        f"<br>{plain(concept.name)} %{{x}}<extra></extra>",
+        f"<br>{plotly_text(concept.name)} %{{x}}<extra></extra>",
     }
 
 
@@ -192,7 +192,7 @@ def level_shares(concept: Concept, before: Sequence[float], after: Sequence[floa
             y=rounded(shares, 4),
             name=name,
             marker={"color": colour},
-            hovertemplate=f"%{{y:.1%}} {name}<br>{plain(concept.name)} %{{x}}<extra></extra>",
+            hovertemplate=f"%{{y:.1%}} {name}<br>{plotly_text(concept.name)} %{{x}}<extra></extra>",
         )
         for name, colour, shares in (("before", BEFORE, before), ("after", AFTER, after))
     ]
@@ -220,9 +220,9 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
                 x=part["probes"].tolist(),
                 y=part["failures"].tolist(),
                 mode="lines",
-                name=plain(name),
+                name=plotly_text(name),
                 line={"color": colour, "dash": dash, "width": 2.5},
-                hovertemplate="%{y:,} failures in %{x:,} probes<extra>" + plain(name) + "</extra>",
+                hovertemplate="%{y:,} failures in %{x:,} probes<extra>" + plotly_text(name) + "</extra>",
             )
         )
     axes = {
@@ -290,7 +290,7 @@ class Dumbbell(NamedTuple):
 
 def dumbbells(rows: Sequence[Dumbbell]) -> go.Figure:
     """Draw failure rates before and after, joined by a line."""
-    names = [plain(row.name, 40) for row in rows]
+    names = [plotly_text(row.name, 40) for row in rows]
     x: list[float | None] = []
     y: list[int | None] = []
     for i, row in enumerate(rows):
@@ -326,5 +326,5 @@ def dumbbells(rows: Sequence[Dumbbell]) -> go.Figure:
         showlegend=True,
         legend=ABOVE,
         margin={"l": 16, "r": 16, "t": 36, "b": 48},
-        meta={"short": [plain(row.key, 20) for row in rows]},  # for narrow screens
+        meta={"short": [plotly_text(row.key, 20) for row in rows]},  # for narrow screens
     )

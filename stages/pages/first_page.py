@@ -20,12 +20,12 @@ from stages.pages.sentences import as_much, by_usage, decided_by, fails, gate_vi
 from stages.pages.words import interval, listed, number, percent, points, points_interval
 from stages.records import (
     AuditFolder,
-    Compared,
     Comparison,
     Difference,
     Gate,
     Landscape,
     ModeRecord,
+    PairedProbe,
     Plan,
     RateRecord,
     Verdict,
@@ -183,7 +183,7 @@ def comparison_page(
     verdict: Verdict,
     plan: Plan,
     about: About,
-    galleries: Mapping[str, Sequence[Compared]],
+    galleries: Mapping[str, Sequence[PairedProbe]],
     attributes: pd.DataFrame,
     shrinker: Shrinker,
 ) -> FirstPage:
@@ -238,8 +238,8 @@ def comparison_page(
 
 
 def _example_of_each(
-    comparison: Comparison, plan: Plan, galleries: Mapping[str, Sequence[Compared]], attributes: pd.DataFrame
-) -> dict[str, Compared]:
+    comparison: Comparison, plan: Plan, galleries: Mapping[str, Sequence[PairedProbe]], attributes: pd.DataFrame
+) -> dict[str, PairedProbe]:
     """Return one example of each mode that has any: a fixed one if possible, else a newly failing one."""
     rows = [one for kind in ("fixed", "newly_failing") for one in galleries.get(kind, ()) if one.cell]
     cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.pages.texts import FoldedText, Piece, excerpt, fold, mark_changes, plain
-from stages.records.tables import Compared, ShownExample
+from stages.pages.texts import FoldedText, Piece, excerpt, fold, folded, mark_changes
+from stages.records.tables import PairedProbe, ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
 IMAGE_BYTES = 800_000  # of all images of a report together, before base64
@@ -140,7 +140,7 @@ class Shrinker:
         slots = {slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot}
         shown = ExhibitView(
             exhibit.caption,
-            answers=[(question, plain(answer, self._limit)) for question, answer in answers.items()],
+            answers=[(question, folded(answer, self._limit)) for question, answer in answers.items()],
             images=self._images(exhibit, drawn, unchanged.image if unchanged else None),
             prompt=exhibit.words,
             slots=slots,
@@ -148,7 +148,7 @@ class Shrinker:
         pictured = exhibit.image is not None or exhibit.drawn is not None
         return shown if pictured or exhibit.words else self._text(shown, exhibit)
 
-    def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: Compared | None = None) -> ExhibitView:
+    def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: PairedProbe | None = None) -> ExhibitView:
         """Prepare one exhibit for a card: the changed beside the unchanged image, or an excerpt of the changed text.
 
         Args:
@@ -188,11 +188,11 @@ class Shrinker:
     def _text(self, shown: ExhibitView, exhibit: Exhibit) -> ExhibitView:
         text, original = exhibit.text or "", exhibit.original
         if original is None:
-            return shown._replace(text=plain(text, self._limit))
+            return shown._replace(text=folded(text, self._limit))
         marked = mark_changes(original, text)
         return shown._replace(
             text=fold(marked.pieces, self._limit),
-            original=plain(original, self._limit) if original != text else None,
+            original=folded(original, self._limit) if original != text else None,
             note=marked.note,
             beside=marked.beside,
         )

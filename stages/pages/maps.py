@@ -26,7 +26,7 @@ from stages.pages.figures import (
     effect_view,
     ink_on,
     nice_ceiling,
-    plain,
+    plotly_text,
     rounded,
     short,
 )
@@ -101,14 +101,14 @@ def label_of(view: Sequence[str]) -> str:
     return " × ".join(view)
 
 
-def space_of(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
+def subspace(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
     """Return the space of the named concepts only."""
     return ConceptSpace(tuple(space.concepts[space.names.index(name)] for name in names))
 
 
 def pair_of(space: ConceptSpace, view: View) -> tuple[Concept, Concept]:
     """Return the concepts of the rows and of the columns of a map."""
-    row, column = space_of(space, view).concepts
+    row, column = subspace(space, view).concepts
     return row, column
 
 
@@ -204,7 +204,7 @@ def _seen(landscape: pd.DataFrame, space: ConceptSpace, view: View, suffix: str)
     """Describe a view for readers who cannot see it."""
     rates = marginal(landscape, space, view).rename(columns={f"rate{suffix}": "rate"})
     worst = rates.loc[rates["rate"].idxmax()]
-    place = space_of(space, view).describe([int(worst[name]) for name in view])
+    place = subspace(space, view).describe([int(worst[name]) for name in view])
     return (
         f"Estimated failure rate over {label_of(view)}: from {percent(rates['rate'].min())} "
         f"to {percent(rates['rate'].max())}, highest at {place}."
@@ -266,8 +266,10 @@ def landscape_view(
     if len(names) == 2:
         return heat_map(concepts[0], concepts[1], rates, top, regions)
     rates = rates.dropna(subset=["rate"])
-    level = {name: [plain(c.label(int(i)), 24) for i in rates[name]] for name, c in zip(names, concepts, strict=True)}
-    hover = "".join(f"{plain(name)} %{{customdata[{k + 2}]}}<br>" for k, name in enumerate(names))
+    level = {
+        name: [plotly_text(c.label(int(i)), 24) for i in rates[name]] for name, c in zip(names, concepts, strict=True)
+    }
+    hover = "".join(f"{plotly_text(name)} %{{customdata[{k + 2}]}}<br>" for k, name in enumerate(names))
     custom = [[*bounds, *labels] for bounds, *labels in zip(bounds(rates), *level.values(), strict=True)]
     rate = rates["rate"].to_numpy(dtype=float)
     points = go.Scatter3d(
@@ -301,7 +303,7 @@ def landscape_view(
 
 def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a line below a picture that names the concepts it averages over."""
-    others = [plain(name, 24) for name in space.names if name not in names]
+    others = [plotly_text(name, 24) for name in space.names if name not in names]
     if not others:
         return []
     lines = [", ".join(others[k : k + 4]) for k in range(0, len(others), 4)]
@@ -348,7 +350,7 @@ def _outline(figure: go.Figure, name: str, region: Region, row: Concept, column:
                 figure.add_shape(type="rect", x0=x0 - 0.5, x1=x1 + 0.5, y0=y0 - 0.5, y1=y1 + 0.5, line=line)
     taken = sum((note.x, note.y) == (left - 0.5, upper + 0.5) for note in figure.layout.annotations)
     figure.add_annotation(
-        x=left - 0.5, y=upper + 0.5, xanchor="left", yanchor="middle", xshift=4 + 30 * taken, text=plain(name),
+        x=left - 0.5, y=upper + 0.5, xanchor="left", yanchor="middle", xshift=4 + 30 * taken, text=plotly_text(name),
         showarrow=False, bgcolor="#000", bordercolor="#fff", borderpad=2, font={"color": "#fff", "size": 11},
     )  # fmt: skip
 
@@ -396,7 +398,7 @@ def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = 
 
 
 def _place(row: Concept, column: Concept) -> str:
-    return f"<br>{plain(row.name)} %{{y}}<br>{plain(column.name)} %{{x}}<extra></extra>"
+    return f"<br>{plotly_text(row.name)} %{{y}}<br>{plotly_text(column.name)} %{{x}}<extra></extra>"
 
 
 def _grid(

@@ -84,7 +84,7 @@ def fold(pieces: Iterable[Piece], limit: int) -> FoldedText:
     return FoldedText(head, kept, sum(len(piece.text) for piece in dropped))
 
 
-def plain(text: str, limit: int) -> FoldedText:
+def folded(text: str, limit: int) -> FoldedText:
     """Return a text without marks, folded."""
     return fold([Piece("same", text)], limit)
 

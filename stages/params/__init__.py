@@ -17,7 +17,7 @@ from stages.params.audit import (
     SummarizeConfig,
 )
 from stages.params.file import Params, RunnerConfig, load_params, name_error
-from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
+from stages.params.repair import FeedbackConfig, GateConfig, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
 from stages.params.strict import Strict, checked, errors_in, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
 
@@ -27,7 +27,7 @@ __all__ = [
     "ComputeConfig",
     "DiscoverConfig",
     "FeedbackConfig",
-    "Gate",
+    "GateConfig",
     "Gates",
     "GradientConfig",
     "LandscapeGates",

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from stages.concepts.grids import CORRUPTION, named_grid
 from stages.concepts.space import COLUMNS, Level
 from stages.params.slices import SliceGate
-from stages.params.strict import OLD_KEYS_OF_AUDIT, Strict, refuse_old_keys, shown, validation_lines
+from stages.params.strict import OLD_KEYS_OF_AUDIT, Strict, refuse_old_keys, short_value, validation_lines
 from stages.params.usage import AnyUsage, UsageConfig
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
@@ -54,7 +54,7 @@ class GradientConfig(Strict):
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks lists one twice: {', '.join(self.attacks)}")
         if self.epsilons != sorted(set(self.epsilons)):
-            raise ValueError(f"epsilons must increase, found {shown(self.epsilons)}")
+            raise ValueError(f"epsilons must increase, found {short_value(self.epsilons)}")
         return self
 
 
@@ -248,7 +248,7 @@ class AuditConfig(Strict):
             if isinstance(levels, list) and any(isinstance(level, bool) for level in levels):
                 raise ValueError(
                     f"concept {name!r} has a level that is yes or no, expected numbers, or names (in quotes):"
-                    f" {shown(levels)}"
+                    f" {short_value(levels)}"
                 )
         return concepts
 
@@ -259,7 +259,9 @@ class AuditConfig(Strict):
             if name in COLUMNS:
                 raise ValueError(f"concept {name!r} has the name of a column of the tables, choose another")
             if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_NAME:
-                raise ValueError(f"concept {shown(name)}: expected a name of 1 to {MAX_NAME} printable characters")
+                raise ValueError(
+                    f"concept {short_value(name)}: expected a name of 1 to {MAX_NAME} printable characters"
+                )
             if error := levels_error(levels):
                 raise ValueError(f"concept {name!r} {error}")
         if prod(map(len, concepts.values())) >= 2**63:
@@ -271,11 +273,11 @@ def levels_error(levels: list[Level]) -> str | None:
     """Return what is wrong with the levels of a concept of any kind, or None."""
     numbers = [level for level in levels if not isinstance(level, str)]
     if not 2 <= len(levels) <= MAX_LEVELS:
-        return f"needs 2 to {MAX_LEVELS} levels, found {shown(levels)}"
+        return f"needs 2 to {MAX_LEVELS} levels, found {short_value(levels)}"
     if 0 < len(numbers) < len(levels):
-        return f"mixes numbers and names: {shown(levels)}"
+        return f"mixes numbers and names: {short_value(levels)}"
     if len(set(levels)) < len(levels):
-        return f"names a level twice: {shown(levels)}"
+        return f"names a level twice: {short_value(levels)}"
     return _numbers_error(numbers) if numbers else None
 
 
@@ -283,10 +285,10 @@ def _numbers_error(numbers: list[float]) -> str | None:
     if numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
         return (
             "has levels that go up and down, expected weakest first (levels without an order are names, in quotes):"
-            f" {shown(numbers)}"
+            f" {short_value(numbers)}"
         )
     if max(map(abs, numbers)) > float(np.finfo(np.float32).max):
-        return f"has levels beyond the numbers of 32 bits: {shown(numbers)}"
+        return f"has levels beyond the numbers of 32 bits: {short_value(numbers)}"
     for one, other in pairwise(numbers):
         # People read six digits, and models compute in single precision.
         if f"{one:g}" == f"{other:g}" or np.float32(one) == np.float32(other):

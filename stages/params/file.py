@@ -14,7 +14,7 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes
-from stages.params.strict import OLD_KEYS, Strict, errors_in, refuse_old_keys, shown, validation_lines
+from stages.params.strict import OLD_KEYS, Strict, errors_in, refuse_old_keys, short_value, validation_lines
 from stages.params.usage import usage_error
 from stages.params.yaml_file import parse_yaml, read_bytes
 
@@ -82,7 +82,7 @@ class Params(Strict):
         folders: dict[str, str] = {}
         for name in audits:
             if error := name_error(name):
-                raise ValueError(f"{shown(name)}: {error}")
+                raise ValueError(f"{short_value(name)}: {error}")
             if (other := folders.setdefault(name.lower(), name)) != name:
                 raise ValueError(f"{other} and {name} differ only in case, which some systems ignore")
         return audits

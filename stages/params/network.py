@@ -50,7 +50,7 @@ def is_served(block: object) -> bool:
 
 
 def _is_ours(task: str) -> bool:
-    entry = None if ":" in task else plugins.load(plugins.TASKS).get(task)
+    entry = None if ":" in task else plugins.entry_points_of(plugins.TASKS).get(task)
     return (entry.module if entry is not None else task).startswith("stages.tasks.")
 
 

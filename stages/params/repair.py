@@ -90,7 +90,7 @@ class ReEvaluateConfig(Strict):
         return min(-(-self.paired_probes // 2), MOST_PAIRS)
 
 
-class Gate(Strict):
+class GateConfig(Strict):
     """One bound. `max`/`min` judge the value after the repair, `change_max`/`change_min` after minus before.
 
     A gate passes only if the whole 95% interval is on the right side of the bound: absence of evidence fails it.
@@ -102,13 +102,13 @@ class Gate(Strict):
     change_min: float | None = None
 
     @model_validator(mode="after")
-    def _some_bound(self) -> Gate:
+    def _some_bound(self) -> GateConfig:
         if all(getattr(self, name) is None for name in type(self).model_fields):
             raise ValueError("expected at least one of max, min, change_max, change_min; found none")
         return self
 
     @model_validator(mode="after")
-    def _bounds_agree(self) -> Gate:
+    def _bounds_agree(self) -> GateConfig:
         for low, high in (("min", "max"), ("change_min", "change_max")):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and least >= most:
@@ -119,13 +119,13 @@ class Gate(Strict):
 class Gates(Strict):
     """What the repaired model has to achieve."""
 
-    target_failure_rate: Gate | None = None
-    other_failure_rate: Gate | None = None
-    target_not_passing: Gate | None = None
-    other_not_passing: Gate | None = None
-    newly_failing: Gate | None = None
-    clean_quality: Gate | None = None
-    bias: Gate | None = None
+    target_failure_rate: GateConfig | None = None
+    other_failure_rate: GateConfig | None = None
+    target_not_passing: GateConfig | None = None
+    other_not_passing: GateConfig | None = None
+    newly_failing: GateConfig | None = None
+    clean_quality: GateConfig | None = None
+    bias: GateConfig | None = None
     slices: dict[str, SliceRepairGate] = Field(
         default_factory=dict, description="failure rate of every value of an attribute, by name"
     )
@@ -135,7 +135,7 @@ class Gates(Strict):
         *("newly_failing", "bias"),
     )
     @classmethod
-    def _of_a_share(cls, gate: Gate | None) -> Gate | None:
+    def _of_a_share(cls, gate: GateConfig | None) -> GateConfig | None:
         """Refuse bounds that decide nothing, because these quantities are between 0 and 1."""
         for key, bound in gate.model_dump(exclude_none=True).items() if gate else ():
             low, high = (-1, 1) if key.startswith("change") else (0, 1)

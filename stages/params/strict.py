@@ -56,7 +56,7 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
             lines.append(f"{where}: missing")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            found = "" if item["type"] == "value_error" else f", found {shown(item['input'])}"
+            found = "" if item["type"] == "value_error" else f", found {short_value(item['input'])}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
 
@@ -93,7 +93,7 @@ def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
         raise UsageError("\n".join(validation_lines(error, model, where))) from None
 
 
-def shown(value: Any) -> str:
+def short_value(value: Any) -> str:
     """Format a value for messages, always short."""
     text = _short.repr(value)
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from stages.concepts.space import ConceptSpace, Level
 from stages.concepts.usage import Usage
 from stages.core.errors import did_you_mean
-from stages.params.strict import Strict, shown
+from stages.params.strict import Strict, short_value
 
 UNIFORM = "uniform"
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,7 +56,7 @@ class UsageConfig(Strict):
         given = block if isinstance(block, Mapping) else {}
         moved = {name: of for name, of in given.items() if name not in cls.model_fields and _are_weights(of)}
         if moved:
-            raise ValueError(f"weights of levels now belong under usage.levels: write levels: {shown(moved)}")
+            raise ValueError(f"weights of levels now belong under usage.levels: write levels: {short_value(moved)}")
         return block
 
     @property
@@ -75,7 +75,7 @@ def _read(value: Any) -> Any:
     if not isinstance(value, Mapping):
         hint = did_you_mean(value, [UNIFORM]) if isinstance(value, str) else ""
         keys = ", ".join(UsageConfig.model_fields)
-        raise ValueError(f"expected {UNIFORM}, or some of {keys}; found {shown(value)}{hint}")
+        raise ValueError(f"expected {UNIFORM}, or some of {keys}; found {short_value(value)}{hint}")
     return UsageConfig.model_validate(value)
 
 
@@ -89,12 +89,12 @@ def usage_error(usage: AnyUsage, concepts: Mapping[str, Sequence[Level]]) -> str
 
 def _errors(usage: UsageConfig, concepts: Mapping[str, Sequence[Level]]) -> Iterator[str]:
     if usage.changes is not None and not sum(usage.changes) > 0:
-        yield f"usage.changes: expected one share above 0, found {shown(usage.changes)}"
+        yield f"usage.changes: expected one share above 0, found {short_value(usage.changes)}"
     for name, weights in usage.levels.items():
         if error := _levels_error(name, list(weights), concepts):
             yield f"usage.levels.{error}"
         elif sum(weights.values()) <= 0:
-            yield f"usage.levels.{name}: expected one weight above 0, found {shown(dict(weights))}"
+            yield f"usage.levels.{name}: expected one weight above 0, found {short_value(dict(weights))}"
     for number, combination in enumerate(usage.combinations):
         for name, level in combination.levels.items():
             if error := _levels_error(name, [level], concepts):
@@ -112,7 +112,7 @@ def _levels_error(name: str, levels: Sequence[Level], concepts: Mapping[str, Seq
 
 
 def _told(level: Level) -> str:
-    return shown(level) if isinstance(level, str) else f"{level:g}"
+    return short_value(level) if isinstance(level, str) else f"{level:g}"
 
 
 def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:

@@ -38,7 +38,7 @@ class ExampleScore:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RatedScores:
     """All valid scores of one target.
 
     Args:
@@ -56,7 +56,7 @@ class Evidence:
         return dict(sorted(Counter(scored.reviewer for scored in self.scored).items()))
 
 
-def gather(params: Params, audit: str, target: Target) -> Evidence:
+def gather(params: Params, audit: str, target: Target) -> RatedScores:
     """Collect the scores in an audit's decisions, including rejections but not revised decisions.
 
     Raises:
@@ -75,7 +75,7 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
         elif found:
             scored += found
             used.append(kept)
-    return Evidence(scored, used, others)
+    return RatedScores(scored, used, others)
 
 
 class Scores(NamedTuple):
@@ -114,7 +114,7 @@ class Fit:
         return self.y[-1] > self.y[0] and self.gain.low > 0
 
 
-def too_few(scored: Sequence[ExampleScore]) -> str:
+def too_few_scores(scored: Sequence[ExampleScore]) -> str:
     """Explain why the scores are too few to learn from; "" if they suffice."""
     items, places = len({s.item for s in scored}), {s.discrepancy for s in scored}
     if len(scored) < MIN_RATINGS or items < MIN_ITEMS:
@@ -124,7 +124,7 @@ def too_few(scored: Sequence[ExampleScore]) -> str:
     return ""
 
 
-def fit(scored: Sequence[ExampleScore], target: Target) -> Fit:
+def fit_ratings(scored: Sequence[ExampleScore], target: Target) -> Fit:
     """Choose a map by cross-validation over items, and learn it from all scores.
 
     Scores of one item are never on both sides, and intervals resample items.

@@ -26,14 +26,14 @@ Reading imports no torch.
 """
 
 from stages.core.intervals import NO_RATE, Rate
-from stages.records.base import Document, RateRecord, Record
+from stages.records.base import JsonRecord, RateRecord, Record
 from stages.records.bias import Bias, BiasComparison, BiasSubject
 from stages.records.folder import AuditFolder, StageFolder, audit_folder
 from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
 from stages.records.provenance import Provenance
 from stages.records.repair import Ceiling, Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
 from stages.records.search import DiscoverMetrics, Search, Searches
-from stages.records.tables import Compared, ShownExample
+from stages.records.tables import PairedProbe, ShownExample
 
 __all__ = [
     "NO_RATE",
@@ -43,16 +43,16 @@ __all__ = [
     "BiasComparison",
     "BiasSubject",
     "Ceiling",
-    "Compared",
     "Comparison",
     "Difference",
     "DiscoverMetrics",
-    "Document",
     "Effect",
     "Example",
     "Gate",
+    "JsonRecord",
     "Landscape",
     "ModeRecord",
+    "PairedProbe",
     "Plan",
     "PlannedExample",
     "PlannedMode",

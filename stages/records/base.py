@@ -82,7 +82,7 @@ class OpenRecord(Record):
         return value if isinstance(value, str) else None
 
 
-class Document(Record):
+class JsonRecord(Record):
     """A record that is a separate JSON file, with a schema version."""
 
     has_schema: ClassVar[bool] = True
@@ -101,7 +101,7 @@ class Document(Record):
         return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-class Metrics(Document):
+class Metrics(JsonRecord):
     """A record that is a metrics.json, without a schema because DVC shows every number in it."""
 
     has_schema: ClassVar[bool] = False

@@ -14,7 +14,7 @@ class ValueShare(Record):
     expected: float
 
 
-class Chance(Record):
+class ChanceVariation(Record):
     """The total variation of the same number of answers of a fair model: its mean, and its 95% point."""
 
     mean: float
@@ -31,7 +31,7 @@ class Bias(Record):
     unread: int
     values: Listed[ValueShare]
     counted: float | None
-    chance: Chance | None
+    chance: ChanceVariation | None
     excess: float | None
     p: float | None
     p_holm: float | None

@@ -13,16 +13,16 @@ import pandas as pd
 from stages.code import read_stages
 from stages.core.files import publishing
 from stages.params import DATA
-from stages.records.base import Document, FlatMetrics, read_bytes_of
+from stages.records.base import FlatMetrics, JsonRecord, read_bytes_of
 from stages.records.landscape import Landscape, Verdict
 from stages.records.provenance import PrepareMetrics, Provenance
 from stages.records.repair import Comparison, Plan, RepairVerdict, Trainings
 from stages.records.search import DiscoverMetrics, ReEvaluateMetrics
 from stages.records.tables import (
     PROBES,
-    Compared,
     Embedded,
     ModelTallies,
+    PairedProbe,
     ShownExample,
     Tallies,
     read_compared,
@@ -38,7 +38,7 @@ from stages.records.tables import (
 from stages.tasks.contract import Sheet
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Document)
+R = TypeVar("R", bound=JsonRecord)
 Reader = Callable[[Path], bytes]
 _HOME = "data/${key}/"  # of an audit's files in the graph
 
@@ -203,7 +203,7 @@ class ReEvaluate(StageFolder):
     measures = _table("measures.parquet", ("part", "kind", "name"))  # and one column per measure
     tallies = _record("tallies.json", ModelTallies)
     sheets = RecordFile[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
-    examples = RecordFile[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
+    examples = RecordFile[Mapping[str, Sequence[PairedProbe]]]("examples.parquet", read_compared, write_compared)
     doses = _table(
         "doses.parquet", ("copy_of", "training", "dose", "steps", "part", "item", "weight", "value", "valid")
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.concepts.usage import Usage
 from stages.params.usage import AnyUsage
-from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
+from stages.records.base import JsonRecord, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
 from stages.records.slices import Slices
@@ -155,7 +155,7 @@ class FalseAlarm(Record):
     held_out: bool
 
 
-class Estimator(OpenRecord):
+class EstimatorRecord(OpenRecord):
     """The estimator of the landscape, the number of probes of each role it saw, and its diagnostics."""
 
     name: str
@@ -398,7 +398,7 @@ class LevelAlone(Record):
     probes: int
 
 
-class Landscape(Document):
+class Landscape(JsonRecord):
     """landscape.json."""
 
     audit: str
@@ -421,7 +421,7 @@ class Landscape(Document):
     modes_skipped: list[list[str]]
     bias: list[Bias] | None = None
     ratings: RatingsInForce | None = None
-    estimator: Estimator
+    estimator: EstimatorRecord
     robustness: Robustness | None
     search: Searches
     exact: bool
@@ -487,7 +487,7 @@ class Gate(Record):
         return self.gate if self.slice is None else f"{self.gate} ({self.slice})"
 
 
-class Verdict(Document):
+class Verdict(JsonRecord):
     """verdict.json: `passed` is None without gates, or if one could not be judged and none failed."""
 
     audit: str

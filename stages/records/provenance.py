@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from pydantic import Field
 
-from stages.records.base import Document, FlatMetrics, Record
+from stages.records.base import FlatMetrics, JsonRecord, Record
 from stages.records.landscape import RatingsBound
 
 
@@ -39,7 +39,7 @@ class Git(Record):
     dirty: bool | None
 
 
-class Provenance(Document):
+class Provenance(JsonRecord):
     """provenance.json, without entries that are unknown or unused by the stage."""
 
     audit: str

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.core.intervals import Rate
-from stages.records.base import Document, Listed, RateRecord, Record
+from stages.records.base import JsonRecord, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
-from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, UsageRecord, Verdict
+from stages.records.landscape import Agreement, ConceptRecord, EstimatorRecord, RatingsBound, UsageRecord, Verdict
 from stages.records.search import ModelSearches
 from stages.records.slices import Bounds
 
@@ -60,7 +60,7 @@ class Ceiling(Record):
     statement: str
 
 
-class Plan(Document):
+class Plan(JsonRecord):
     """plan.json: the modes to repair on a landscape, who decided, and the ratings of examples."""
 
     landscape: str
@@ -104,14 +104,14 @@ class Training(Record):
         return f"trainings/{copy_of}-{dose:g}-{training}"
 
 
-class Trainings(Document):
+class Trainings(JsonRecord):
     """trainings.json: all trainings, the repair first, and whether the search's policy aimed it."""
 
     models: Listed[Training]
     by_policy: bool = False
 
 
-class Change(Record):
+class QuantityChange(Record):
     """One quantity of one model; `low` and `high` belong to the change, or to `after` if there is none."""
 
     before: float | None = None
@@ -148,14 +148,14 @@ class Change(Record):
         return RateRecord(value=value, low=self.low, high=self.high, n=self.pairs).rate
 
 
-class Against(Change):
+class Against(QuantityChange):
     """One model beside the repair: the control, or the model before queried again (noise)."""
 
     repair_minus_control: RateRecord | None = None
     repair_minus_noise: RateRecord | None = None
 
 
-class Difference(Change):
+class Difference(QuantityChange):
     """One quantity before and after the repair."""
 
     control: Against | None = None
@@ -382,11 +382,11 @@ class Cheapest(Record):
 class BothEstimators(Record):
     """The estimators of both landscapes."""
 
-    before: Estimator
-    after: Estimator
+    before: EstimatorRecord
+    after: EstimatorRecord
 
 
-class Comparison(Document):
+class Comparison(JsonRecord):
     """comparison.json: before and after, on items the repair never saw. Gates judge it, see `RepairVerdict`."""
 
     audit: str

@@ -12,7 +12,7 @@ import pandas as pd
 
 from stages.core.errors import UsageError
 from stages.core.files import read_table
-from stages.records.base import Document, Listed
+from stages.records.base import JsonRecord, Listed
 from stages.tasks.contract import Exhibit, Sheet, Tally
 
 PROBES = ("role", "item", "repeat", "discrepancy", "failed", "output")  # and one column per concept
@@ -28,7 +28,7 @@ class ShownExample(NamedTuple):
     exhibit: Exhibit
 
 
-class Compared(NamedTuple):
+class PairedProbe(NamedTuple):
     """A probe answered by two models.
 
     Args:
@@ -64,13 +64,13 @@ class Embedded(NamedTuple):
         return self.attributes.reindex(range(len(self.item_ids))).set_axis(self.item_ids)
 
 
-class Tallies(Document):
+class Tallies(JsonRecord):
     """tallies.json: a model's choices where the input leaves them open; empty for a task without tallies."""
 
     tallies: Listed[Tally]
 
 
-class ModelTallies(Document):
+class ModelTallies(JsonRecord):
     """Tallies by model ("before", "after", and optionally "control" and "noise")."""
 
     models: dict[str, Listed[Tally]]
@@ -88,11 +88,11 @@ def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) ->
         UsageError: if it is missing, cannot be read, or lacks a column.
     """
     table = read_table(data, where)
-    check_columns(table, where, columns)
+    check_table(table, where, columns)
     return table
 
 
-def check_columns(table: pd.DataFrame, where: str, columns: Iterable[str]) -> None:
+def check_table(table: pd.DataFrame, where: str, columns: Iterable[str]) -> None:
     """Check that a table has these columns.
 
     Raises:
@@ -158,7 +158,7 @@ def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample
 _COMPARED = ("kind", *_EXHIBIT, "before", "after", "drawn_after", "item", "cell")
 
 
-def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> None:
+def write_compared(path: Path, compared: Mapping[str, Sequence[PairedProbe]]) -> None:
     """Write examples of a repair's changes by kind ("fixed", "newly_failing"), and their items "unchanged"."""
     rows = [
         {
@@ -176,13 +176,13 @@ def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> No
     _write(path, rows, _COMPARED)
 
 
-def read_compared(data: bytes | Path, where: str) -> dict[str, list[Compared]]:
+def read_compared(data: bytes | Path, where: str) -> dict[str, list[PairedProbe]]:
     """Read a file written by `write_compared`; see `read_exhibits`."""
-    compared: dict[str, list[Compared]] = {"fixed": [], "newly_failing": [], "unchanged": []}
+    compared: dict[str, list[PairedProbe]] = {"fixed": [], "newly_failing": [], "unchanged": []}
     for row in read_parquet(data, where, _COMPARED).to_dict("records"):
         drawn = row["drawn_after"] if isinstance(row["drawn_after"], bytes) else None
         cell = tuple(json.loads(row["cell"]))
-        compared[row["kind"]].append(Compared(_exhibit(row), row["before"], row["after"], drawn, row["item"], cell))
+        compared[row["kind"]].append(PairedProbe(_exhibit(row), row["before"], row["after"], drawn, row["item"], cell))
     return compared
 
 

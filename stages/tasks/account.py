@@ -60,7 +60,7 @@ class _Begun(BaseModel):
     afresh: bool
 
 
-class _Line(BaseModel):
+class _AccountLine(BaseModel):
     """One event: a preparation started, a later stage used its result, or a request was answered."""
 
     begun: _Begun | None = None
@@ -174,13 +174,13 @@ class Account:
         last, self.preparing = self._begun, True
         repeated = last is not None and self._used and last.settings == self.settings
         afresh = last is None or last.model != model or repeated
-        self._append(_Line(begun=_Begun(model=model, settings=self.settings, afresh=afresh)))
+        self._append(_AccountLine(begun=_Begun(model=model, settings=self.settings, afresh=afresh)))
 
     def use(self) -> None:
         """Record that a later stage started, so the preparation has succeeded."""
         self._catch_up()
         if self._begun is not None and not self._used:
-            self._append(_Line(used=True))
+            self._append(_AccountLine(used=True))
 
     def add(self, asked: str, answer: RecordedAnswer, price: Price | None = None) -> None:
         """Record an answered request; it is on disk when this returns.
@@ -190,7 +190,7 @@ class Account:
             answer: the answer.
             price: price of its tokens.
         """
-        self._append(_Line(asked=asked, answer=answer, price=price))
+        self._append(_AccountLine(asked=asked, answer=answer, price=price))
 
     def known(self, asked: str) -> RecordedAnswer | None:
         """Return the recorded answer to a request, if there is one."""
@@ -228,7 +228,7 @@ class Account:
                 f" goes on where it was{where}"
             )
 
-    def _append(self, line: _Line) -> None:
+    def _append(self, line: _AccountLine) -> None:
         if self.path is None:
             with self._lock:
                 self._take(line)
@@ -259,9 +259,9 @@ class Account:
                 return
             self._read_to += len(line)
             with contextlib.suppress(ValidationError):
-                self._take(_Line.model_validate_json(unseal(self.path, line) or b""))
+                self._take(_AccountLine.model_validate_json(unseal(self.path, line) or b""))
 
-    def _take(self, line: _Line) -> None:
+    def _take(self, line: _AccountLine) -> None:
         if line.begun is not None:
             if line.begun.afresh:
                 self._known.clear()

@@ -73,8 +73,8 @@ class EndpointConfig(Strict):
         for name in url.params:
             if _SECRET.search(name):
                 raise ValueError(
-                    f"{name} in the query of {shown(endpoint)} looks like a key, which belongs into the variable that"
-                    " key_env names"
+                    f"{name} in the query of {safe_url(endpoint)} looks like a key, which belongs into the variable"
+                    " that key_env names"
                 )
         return endpoint
 
@@ -115,7 +115,7 @@ class EndpointConfig(Strict):
     @property
     def told(self) -> str:
         """Description for messages: the address."""
-        return f"the model behind {shown(self.endpoint)}"
+        return f"the model behind {safe_url(self.endpoint)}"
 
     def key(self) -> str:
         """Return the key from the environment, "" if none is sent; only stages that query the model need it.
@@ -138,14 +138,14 @@ class EndpointConfig(Strict):
         return key
 
 
-def shown(endpoint: str) -> str:
+def safe_url(endpoint: str) -> str:
     """Return a URL that is safe to display: without query and fragment, which may contain a secret."""
     return re.split(r"[?#]", endpoint, maxsplit=1)[0]
 
 
 def _found(endpoint: str) -> str:
     """Describe an invalid URL for a message."""
-    return "one that is not shown, for it may hold a password" if "@" in endpoint else repr(shown(endpoint))
+    return "one that is not shown, for it may hold a password" if "@" in endpoint else repr(safe_url(endpoint))
 
 
 class Endpoint:

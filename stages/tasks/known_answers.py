@@ -14,7 +14,7 @@ from typing import Any
 
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_json, write_json
-from stages.tasks.endpoint import Endpoint, shown
+from stages.tasks.endpoint import Endpoint, safe_url
 
 ANSWERS = "answers.json"
 DECIMALS = 2  # of numbers below 10; larger ones are kept to three digits
@@ -54,7 +54,7 @@ def check_answers(endpoint: Endpoint, folder: Path) -> None:
     """
     kept, config = read_json(folder / ANSWERS), endpoint.config
     if (kept["endpoint"], kept["headers"]) != (config.endpoint, config.headers):
-        then, today = shown(kept["endpoint"]), shown(config.endpoint)
+        then, today = safe_url(kept["endpoint"]), safe_url(config.endpoint)
         raise UsageError(
             f"{folder} was prepared for {then}, params.yaml names {today}"
             + (", with another query or other headers" if then == today else "")

@@ -186,7 +186,7 @@ def _target(where: str, task: str) -> tuple[str, str]:
     if ":" in task:
         module, _, name = task.partition(":")
         return module, name
-    known = plugins.load(plugins.TASKS)
+    known = plugins.entry_points_of(plugins.TASKS)
     if task not in known:
         raise UsageError(
             f"{where} is not the name of an installed task, found: {', '.join(sorted(known))}"

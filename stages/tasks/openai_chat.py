@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.core.errors import UsageError
 from stages.tasks.account import Account, Expected, Price, RecordedAnswer, request_key
-from stages.tasks.endpoint import Endpoint, EndpointConfig, shown
+from stages.tasks.endpoint import Endpoint, EndpointConfig, safe_url
 from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ChatConfig(EndpointConfig):
     @property
     def base(self) -> str:
         """The base URL, safe to display."""
-        return shown(self.endpoint).removesuffix(PATH)
+        return safe_url(self.endpoint).removesuffix(PATH)
 
 
 def expected_requests(

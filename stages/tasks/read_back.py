@@ -51,7 +51,7 @@ def compare_in_fresh_process(
         raise BugError(f"the repaired model could not be read back from {folder}: {told}")
 
 
-def compare(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
+def compare_answers(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
     """Compare answers read back with those `before` and `after` the repair.
 
     Raises:

@@ -61,7 +61,7 @@ class Shares:
         return _smoothed(self.shares, self.read)
 
 
-def spread(space: ConceptSpace) -> Usage:
+def spread_usage(space: ConceptSpace) -> Usage:
     """Return the usage by which items are changed, so that every level is seen alone and combined."""
     return _independent(
         space,
@@ -79,7 +79,7 @@ def _independent(space: ConceptSpace, weights: Sequence[np.ndarray]) -> Usage:
     return Usage(tuple(weights), space.neutral_levels, None, nothing, np.zeros(0))
 
 
-def estimate(
+def estimate_usage(
     space: ConceptSpace,
     cells: np.ndarray,
     groups: Sequence[str],
@@ -104,7 +104,7 @@ def estimate(
     learns = np.isin(group, rng.permutation(len(names))[: len(names) // 2])
     read = [_read(space.names.index(name), name, at, cells, own, found, learns, seed) for name, at in columns.items()]
     cells, group = cells[~learns], group[~learns]
-    drawn, weights = spread(space), np.ones(len(cells))
+    drawn, weights = spread_usage(space), np.ones(len(cells))
     for _ in range(_ROUNDS):
         shares = list(drawn.weights)
         for one in read:

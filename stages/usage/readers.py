@@ -19,7 +19,7 @@ from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.tabular.probes import RowProbes
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.usage import measures
-from stages.usage.estimate import DRAWS, FEWEST, Shares, estimate, spread
+from stages.usage.estimate import DRAWS, FEWEST, Shares, estimate_usage, spread_usage
 
 MOST = 10_000  # production inputs that are measured
 _BATCH = 64
@@ -73,13 +73,13 @@ class Reader(ABC):
             why = f"; left out: {'; '.join(self.left_out[:_NAMED])}" if self.left_out else ""
             raise UsageError(f"{path}: found {len(found)} inputs, expected {FEWEST} or more{why}")
         table = self.task.items.table
-        ids, cells = table["id"].to_numpy()[rng.integers(0, len(table), DRAWS)], spread(space).sample(DRAWS, rng)
+        ids, cells = table["id"].to_numpy()[rng.integers(0, len(table), DRAWS)], spread_usage(space).sample(DRAWS, rng)
         pieces = [slice(start, start + _BATCH) for start in range(0, DRAWS, _BATCH)]
         own = pd.concat([self.own(ids[piece].tolist(), cells[piece]) for piece in pieces], ignore_index=True)
         columns = {name: [own.columns.get_loc(column) for column in named] for name, named in shown.items()}
         group = table["group"] if "group" in table and table["group"].nunique() >= _FEW_GROUPS else table["id"]
         groups = group.astype(str).set_axis(table["id"]).loc[ids].tolist()
-        return estimate(space, cells, groups, own.to_numpy(), found.to_numpy(), columns, seed), len(found)
+        return estimate_usage(space, cells, groups, own.to_numpy(), found.to_numpy(), columns, seed), len(found)
 
 
 class PictureReader(Reader):

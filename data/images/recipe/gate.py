@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from world import BACKGROUNDS, COLOURS, DIGITS, PHRASES, PLANTS, SIZES, draw_scenes, phrase
 
 from stages.tasks.text_to_image.judge_models import load_judge
-from stages.tasks.text_to_image.judges import Judge, told
+from stages.tasks.text_to_image.judges import PictureJudge, attribute_values
 
 HERE = Path(__file__).parent
 SEED = 8
@@ -94,16 +94,16 @@ def draw(
     return pictures
 
 
-def read(judge: Judge, pictures: Sequence[np.ndarray], wanted: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+def read(judge: PictureJudge, pictures: Sequence[np.ndarray], wanted: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     """What was wanted of each picture, what was `read`, and whether anything is wrong or unread (`failed`)."""
     reading, table = judge.read(pictures), pd.DataFrame(wanted)
     for name in table.columns:
-        table[f"read {name}"] = told(judge, reading, name)
+        table[f"read {name}"] = attribute_values(judge, reading, name)
     table["failed"] = np.any([table[name] != table[f"read {name}"] for name in wanted[0]], axis=0)
     return table
 
 
-def judge_digits(pipeline: StableDiffusionPipeline, judge: Judge, seeds: int, cells: int) -> pd.DataFrame:
+def judge_digits(pipeline: StableDiffusionPipeline, judge: PictureJudge, seeds: int, cells: int) -> pd.DataFrame:
     """Draw all combinations from the same seeds, each seed in a form of words of its own."""
     grid = list(itertools.product(*LEVELS.values()))
     grid = [grid[n] for n in np.random.default_rng(SEED).permutation(len(grid))[:cells]]
@@ -157,7 +157,9 @@ def landscape(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def judge_scenes(pipeline: StableDiffusionPipeline, judge: Judge, count: int = 200, seeds: int = 2) -> dict[str, Any]:
+def judge_scenes(
+    pipeline: StableDiffusionPipeline, judge: PictureJudge, count: int = 200, seeds: int = 2
+) -> dict[str, Any]:
     """Draw a sample of scenes in which everything is said."""
     pictures = [picture for picture in draw_scenes(np.random.default_rng(SEED), count) for _ in range(seeds)]
     numbers = list(range(seeds)) * count
@@ -172,7 +174,7 @@ def judge_scenes(pipeline: StableDiffusionPipeline, judge: Judge, count: int = 2
     return {"pictures": len(table)} | found | describe(table, list(judge.attributes))
 
 
-def judge_bias(pipeline: StableDiffusionPipeline, judge: Judge, seeds: int) -> dict[str, Any]:
+def judge_bias(pipeline: StableDiffusionPipeline, judge: PictureJudge, seeds: int) -> dict[str, Any]:
     """Colours of digits where the prompt names none: total variation from evenly, and what chance alone would give."""
     rng, even = np.random.default_rng(SEED), np.full(len(COLOURS), 1 / len(COLOURS))
     chance = np.abs(rng.multinomial(seeds, even, 20_000) / seeds - even).sum(1) / 2
@@ -182,7 +184,7 @@ def judge_bias(pipeline: StableDiffusionPipeline, judge: Judge, seeds: int) -> d
     prompts = [phrase({"digit": digit}, PHRASES[n % len(PHRASES)]) for digit in DIGITS for n in range(seeds)]
     for guidance in (GUIDANCE, 1.0):
         reading = judge.read(draw(pipeline, prompts, numbers, guidance))
-        colours = np.array(told(judge, reading, "colour")).reshape(len(DIGITS), seeds)
+        colours = np.array(attribute_values(judge, reading, "colour")).reshape(len(DIGITS), seeds)
         shares: dict[str, Any] = {}
         for digit, drawn in zip(DIGITS, colours, strict=True):
             counts = {colour: int((drawn == colour).sum()) for colour in COLOURS}

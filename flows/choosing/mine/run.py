@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import stages.mining
-from flows.choosing.ready import bring_up_to_date, healed_audit
+from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
@@ -69,7 +69,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
             from stages.mining.asked import asked_as
 
             asked = asked_as(task_class(name, audit), name)  # before prepare, which may take long
-            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            run_with_upstream(read_graph(), f"prepare@{name}", console)
             console.print(f"mining {name}: {settings.probes:,} unique probes at most", highlight=False)
             mining = _mine(name, audit, settings, asked)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))

@@ -50,7 +50,7 @@ class Settings:
 
 
 @dataclass
-class Choice:
+class ComputeChoice:
     """One backend with one dtype at one batch size, and its measurements.
 
     Args:
@@ -91,11 +91,11 @@ class Choice:
 class Tuning:
     """The measured choices, the current one first, and why others could not be measured."""
 
-    choices: list[Choice]
+    choices: list[ComputeChoice]
     impossible: dict[str, str]
     compared: int
 
-    def best(self, allow_bfloat16: bool) -> Choice:
+    def best(self, allow_bfloat16: bool) -> ComputeChoice:
         """The fastest allowed choice if it is clearly faster than the current one, otherwise the current one.
 
         Unless bfloat16 is allowed, this is one in float32, or with the current backend and dtype: backends differ in
@@ -107,16 +107,16 @@ class Tuning:
         return fastest if fastest.speed > GROWTH * now.speed else now
 
 
-def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
+def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str], None]) -> Tuning:
     """Measure an audit's prepared model with every available backend and dtype.
 
     Raises:
         UsageError: if there is nothing to probe.
     """
     bench = Bench(name, audit, settings)
-    now = bench.open(Choice(bench.context.compute))
+    now = bench.open(ComputeChoice(bench.context.compute))
     bench.close()
-    found: list[Choice] = []
+    found: list[ComputeChoice] = []
     impossible: dict[str, str] = {}
     reference = replace(now.compute, backend="eager", dtype="float32")
     kinds = [k for k in product(bench.backends, DTYPES) if k == ("eager", "float32") or len(bench.backends) > 1]
@@ -128,7 +128,7 @@ def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str]
             tell(f"{backend} {dtype} ...")
             if backend == "compile":
                 alone = next(c for c in found if c.name == f"eager {dtype}")
-                found.append(bench.open(Choice(replace(compute, batch_size=alone.compute.batch_size))))
+                found.append(bench.open(ComputeChoice(replace(compute, batch_size=alone.compute.batch_size))))
             else:
                 found.append(_double(bench, compute))
                 bench.close()
@@ -149,15 +149,15 @@ def tune(name: str, audit: AuditConfig, settings: Settings, tell: Callable[[str]
     return Tuning(choices, impossible, bench.compared)
 
 
-def _double(bench: Bench, compute: Compute) -> Choice:
+def _double(bench: Bench, compute: Compute) -> ComputeChoice:
     """Double the batch size until the speed-up is below `GROWTH`, or it would take too much memory."""
-    best = bench.open(Choice(replace(compute, batch_size=FEWEST)))
+    best = bench.open(ComputeChoice(replace(compute, batch_size=FEWEST)))
     tried: dict[int, float] = {}
     while True:
         size = 2 * best.compute.batch_size
         more = None
         if size <= MOST and best.memory + 2 * best.grown <= bench.limit:
-            more = bench.open(Choice(replace(compute, batch_size=size)))
+            more = bench.open(ComputeChoice(replace(compute, batch_size=size)))
         bench.rounds([best, more] if more else [best])
         tried[best.compute.batch_size] = best.speed
         if more is None:
@@ -191,7 +191,7 @@ class Bench:
         if errors:
             raise UsageError("; ".join(errors))
 
-    def open(self, choice: Choice) -> Choice:
+    def open(self, choice: ComputeChoice) -> ComputeChoice:
         """Load the model for a choice and run one untimed batch, which shows its memory."""
         if id(choice) in self._open:
             return choice
@@ -203,7 +203,7 @@ class Bench:
             choice.memory, choice.grown = held["most"], held["most"] - held["before"]
         return choice
 
-    def close(self, choice: Choice | None = None) -> None:
+    def close(self, choice: ComputeChoice | None = None) -> None:
         """Release a choice's model, or all."""
         if choice is None:
             self._open.clear()
@@ -211,7 +211,7 @@ class Bench:
             del self._open[id(choice)]
         gc.collect()
 
-    def rounds(self, choices: Sequence[Choice]) -> None:
+    def rounds(self, choices: Sequence[ComputeChoice]) -> None:
         """Time passes of all choices in turns."""
         batches = {}
         for choice in choices:
@@ -224,7 +224,7 @@ class Bench:
                 n = self._ask(choice, batches[id(choice)])
                 choice.passes.append((n, time.perf_counter() - start, time.process_time() - used))
 
-    def compare(self, choices: Sequence[Choice], reference: Compute) -> None:
+    def compare(self, choices: Sequence[ComputeChoice], reference: Compute) -> None:
         """Measure each choice's largest deviation from torch in float32, and how many verdicts change from the first's.
 
         Args:
@@ -233,7 +233,7 @@ class Bench:
         """
         base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
         if base is None:
-            base = self.open(Choice(reference))
+            base = self.open(ComputeChoice(reference))
         values, _ = self._answers(base)
         answers = [self._answers(choice) for choice in choices]
         _, now = answers[0]
@@ -257,7 +257,7 @@ class Bench:
             self._probes = rng.choice(ids, n).tolist(), task.concepts.sample(n, rng)
         return self._probes
 
-    def _ask(self, choice: Choice, batches: int) -> int:
+    def _ask(self, choice: ComputeChoice, batches: int) -> int:
         """Run whole batches like discover, from the first probe on; return the number of probes."""
         items, cells = self.probes
         task, n = self._open[id(choice)][1], choice.compute.batch_size
@@ -267,7 +267,7 @@ class Bench:
                 task.probe(items[start : start + n], cells[start : start + n])
         return batches * n
 
-    def _answers(self, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    def _answers(self, choice: ComputeChoice) -> tuple[np.ndarray, np.ndarray]:
         """Logits, or the discrepancies of a task without logits, and which probes fail."""
         own, judged = self._open[id(choice)]
         items, cells = self.probes[0][: self.compared], self.probes[1][: self.compared]

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.choosing.ready import PARAMS, bring_up_to_date, healed_audit
-from flows.choosing.tune.measure import Settings, Tuning, tune
+from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
+from flows.choosing.tune.measure import Settings, Tuning, measure_choices
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.views import size
+from flows.views import bytes_in_words
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from flows.workspace.yaml_edit import edit_file
@@ -35,8 +35,10 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
     with exclusive():
         healed_audit(params, name, console)
         with stopping_on_signals():
-            bring_up_to_date(read_graph(), f"prepare@{name}", console)
-            tuning = tune(name, audit, settings, lambda line: console.print(line, highlight=False, markup=False))
+            run_with_upstream(read_graph(), f"prepare@{name}", console)
+            tuning = measure_choices(
+                name, audit, settings, lambda line: console.print(line, highlight=False, markup=False)
+            )
         show_tuning(console, name, tuning, settings)
         best = tuning.best(settings.allow_bfloat16)
         if write:
@@ -92,7 +94,7 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
             f"{choice.speed / now.speed:.2f}",
             f"{choice.cpu:.1f}",
             f"{choice.cpu / now.cpu:.2f}",
-            size(choice.memory),
+            bytes_in_words(choice.memory),
             f"{choice.far:.1g}",
             f"{choice.changed} of {tuning.compared}",
         )

@@ -15,7 +15,7 @@ from flows.people.approval import git_user
 from flows.people.review.form import SCORES, Fields, filled
 from flows.people.review.links import REPORTS, report_path
 from flows.request import GATED, deadline, moment
-from flows.results.estimate import estimate
+from flows.results.estimate import estimate_cost
 from stages.core.errors import UsageError
 from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
@@ -195,7 +195,7 @@ def how_long(params: Params, audit: str) -> str:
         Stage(f"{kind}@{audit}", kind, audit, 0, (f"{GATED}@{audit}",), None, ("a decision",))
         for kind in ("restructure", "re_evaluate", "compare", "conclude")
     ]
-    return estimate(params, Graph({stage.name: stage for stage in (*before, *behind)}), [audit]).time
+    return estimate_cost(params, Graph({stage.name: stage for stage in (*before, *behind)}), [audit]).time
 
 
 _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')

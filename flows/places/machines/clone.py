@@ -14,10 +14,10 @@ from flows.graph import SHARE
 from flows.graph.before_dvc import code_in, note_linked_folders
 from flows.graph.heal import heal
 from flows.places.machines.driver import hashes, other_bytes, other_code
-from flows.places.machines.store import Store, opened
+from flows.places.machines.store import Store, open_store
 from flows.places.machines.worker import Failure, here
 from flows.run_stage import StageResult, run_stage
-from flows.shipment import Entry, Made, Shipment
+from flows.shipment import Entry, Shipment, ShipmentResult
 from flows.workspace import exclusive, running_audit
 from stages.code import CODE
 from stages.core.environment import WORK
@@ -38,7 +38,7 @@ def main() -> int:
     host = here(workspace)
     try:
         with locked(LOCK, lambda _: print(f"waits for another stage in {host}")), _nobodys_else(host):
-            result = bring_up_to_date(shipment, host)
+            result = run_shipment(shipment, host)
     except FadedError as error:
         answer.write_text(Failure(error=type(error).__name__, message=str(error)).model_dump_json(), encoding="utf-8")
         return int(error.exit_code)
@@ -46,12 +46,12 @@ def main() -> int:
     return 0
 
 
-def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
+def run_shipment(shipment: Shipment, host: str) -> StageResult:
     """Bring the stage up to date in the current clone, and push its outputs to the remote."""
     for line in heal():
         print(f"healed: {line}")
     _write_texts(shipment)
-    with opened(shipment.remote) as store:
+    with open_store(shipment.remote) as store:
         _bring_inputs(store, shipment, host)
         _check_code(shipment, host)
         note_linked_folders(store.repo)
@@ -65,11 +65,11 @@ def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
             store.pull(shipment.lock.get("outs", []))  # DVC also looks into dvc.lock before it runs a stage
         _note(out.def_path for out in stage.outs)
     result = run_stage(shipment.stage, print)
-    with opened(shipment.remote) as store:
+    with open_store(shipment.remote) as store:
         lock = _lock(shipment.stage)
         store.push(lock["outs"])
         store.remember(store.stage(shipment.stage))
-    return result.model_copy(update={"made": Made(host=host, lock=lock, versions=versions())})
+    return result.model_copy(update={"made": ShipmentResult(host=host, lock=lock, versions=versions())})
 
 
 def _write_texts(shipment: Shipment) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.places.machines.store import Store, entry_of, opened
+from flows.places.machines.store import Store, entry_of, open_store
 from flows.request import GATED
-from flows.shipment import Entry, Made, Shipment
+from flows.shipment import Entry, Shipment, ShipmentResult
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import git
 from stages.params import Params, RunnerConfig, load_params
@@ -33,7 +33,7 @@ def check_machines(config: RunnerConfig) -> None:
         raise UsageError(
             "runner.workspace is for workers on other machines: expected runner.kind dask or ray, found threads"
         )
-    with opened(config.remote) as store:
+    with open_store(config.remote) as store:
         store.check()
 
 
@@ -62,7 +62,7 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
         InfrastructureError: if the remote fails, or an input is missing.
     """
     assert config.workspace is not None
-    with opened(config.remote) as store:
+    with open_store(config.remote) as store:
         with _locked(store):
             if not store.repo.stage.collect(stage)[0].status():
                 return None
@@ -86,14 +86,14 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
     )
 
 
-def take_back(shipment: Shipment, made: Made) -> None:
+def take_back(shipment: Shipment, made: ShipmentResult) -> None:
     """Bring a worker's outputs into this workspace, as if the stage had run here.
 
     Raises:
         InfrastructureError: if they were made from other inputs than were sent, are not in the remote, or the workspace
             changed meanwhile.
     """
-    with opened(shipment.remote) as store:
+    with open_store(shipment.remote) as store:
         stage = store.repo.stage.collect(shipment.stage)[0]
         outs = _checked(shipment, made, stage)
         if missing := store.pull(outs):
@@ -114,7 +114,7 @@ def take_back(shipment: Shipment, made: Made) -> None:
                 )
 
 
-def other_packages(made: Made) -> str:
+def other_packages(made: ShipmentResult) -> str:
     """The packages that a worker has in other versions than the driver, as a sentence; empty if there are none.
 
     DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
@@ -137,7 +137,7 @@ def hashes(stage: PipelineStage) -> dict[str, str]:
     return {dep.def_path: str(dep.hash_info.value) for dep in read if dep.hash_info}
 
 
-def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry]:
+def _checked(shipment: Shipment, made: ShipmentResult, stage: PipelineStage) -> list[Entry]:
     """The worker's outputs, after checking that they belong to this stage and were made from the inputs it was sent."""
     from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
     from voluptuous import Invalid

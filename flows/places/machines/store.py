@@ -282,7 +282,7 @@ def entry_of(out: Output) -> Entry:
 
 
 @contextlib.contextmanager
-def opened(remote: str | None) -> Iterator[Store]:
+def open_store(remote: str | None) -> Iterator[Store]:
     """Open the DVC repository of the current folder, and turn errors of its remote into messages for people.
 
     Raises:

@@ -63,7 +63,7 @@ class Runner(Protocol):
         """
 
 
-def chosen(params: Params, told: str | None) -> RunnerConfig:
+def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
     """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
 
     Args:
@@ -152,6 +152,6 @@ def reach(kind: str, address: str) -> None:
         raise InfrastructureError(f"runner {kind}: nothing answers at {address} ({error})") from None
 
 
-def too_few(gpus: int, found: str) -> UsageError:
+def too_few_gpus(gpus: int, found: str) -> UsageError:
     """The error if no worker has as many GPUs as a stage requests."""
     return UsageError(f"a stage requests {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")

@@ -16,7 +16,7 @@ import distributed
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.security import Security
 
-from flows.places.runners import POLL, Job, Say, too_few
+from flows.places.runners import POLL, Job, Say, too_few_gpus
 from flows.places.runners.devices import MASK, Slots, visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once
@@ -127,7 +127,9 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Dask]:
             raise InfrastructureError(f"the Dask scheduler at {where} has no workers")
         if gpus > max(found.values()):
             declared = ", ".join(f"{address}: {n}" for address, n in found.items())
-            raise too_few(gpus, f"Dask's workers declare ({declared}); `dask worker --resources GPU=1` declares one")
+            raise too_few_gpus(
+                gpus, f"Dask's workers declare ({declared}); `dask worker --resources GPU=1` declares one"
+            )
         yield Dask(client)
 
 
@@ -146,7 +148,7 @@ def _local(config: RunnerConfig, most: int) -> Iterator[SpecCluster]:
     """
     ids = visible_gpus(config.gpus) if most or config.gpus else []
     if most > len(ids):
-        raise too_few(most, f"this machine has {len(ids)}")
+        raise too_few_gpus(most, f"this machine has {len(ids)}")
     security = Security.temporary()
     common = {"nthreads": 1, "memory_limit": 0, "security": security, **_LOOPBACK}
     common["silence_logs"] = logging.CRITICAL

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flows.places.runners import POLL, Job, Say, reach, too_few
+from flows.places.runners import POLL, Job, Say, reach, too_few_gpus
 from flows.places.runners.devices import visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once
@@ -157,14 +157,14 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
         if gpus > max(found.values()):
-            raise too_few(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
+            raise too_few_gpus(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
         yield Ray(_Head(ray.get_runtime_context().gcs_address))
 
 
 def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:
     ids = visible_gpus(config.gpus) if most or config.gpus else []
     if most > len(ids):
-        raise too_few(most, f"this machine has {len(ids)}")
+        raise too_few_gpus(most, f"this machine has {len(ids)}")
     scratch = life.enter_context(reaped_folder("faded-ray-"))
     import ray
 

@@ -13,14 +13,14 @@ docs/own-task.md. `reword`, `leave_out` and `edit_letters` build its `apply` fro
 """
 
 from stages.concepts.texts.concepts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
-from stages.concepts.texts.document import Chance, Token, sentences
+from stages.concepts.texts.document import ArticleDraws, Token, sentences
 from stages.concepts.texts.letters import edit_letters
 from stages.concepts.texts.words import Apply, leave_out, reword
 
 __all__ = [
     "CATALOGUE",
     "Apply",
-    "Chance",
+    "ArticleDraws",
     "TextConcept",
     "TextTransforms",
     "Token",

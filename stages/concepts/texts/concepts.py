@@ -11,7 +11,7 @@ import numpy as np
 from stages.concepts.catalogue import Change, check_levels, span, steps_of
 from stages.concepts.space import ConceptSpace
 from stages.concepts.texts import grammar, letters, words
-from stages.concepts.texts.document import Chance, Token, parse
+from stages.concepts.texts.document import ArticleDraws, Token, parse
 from stages.concepts.texts.lexicon import missing_libraries
 from stages.concepts.texts.words import Apply, leave_out, reword, tagged
 
@@ -109,6 +109,6 @@ class TextTransforms:
         document = parse(article)
         tokens: Sequence[Token] = document.tokens
         for concept, level in steps:
-            chance = Chance(self._seed, item, concept.name, repeat, len(article))
+            chance = ArticleDraws(self._seed, item, concept.name, repeat, len(article))
             tokens = concept.apply(tokens, level, chance)
         return document.join(tokens)

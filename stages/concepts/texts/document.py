@@ -183,7 +183,7 @@ def remove_words(tokens: Sequence[Token], gone: Set[int]) -> list[Token]:
     return remove(left, lost)
 
 
-class Chance:
+class ArticleDraws:
     """The draws of one concept on one article: two numbers for each of its characters.
 
     A place is a character of the original article. Its first number is its turn: of the eligible words (or letters),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stages.concepts.texts.document import Chance, Token, by_sentence, remove
+from stages.concepts.texts.document import ArticleDraws, Token, by_sentence, remove
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, inflect, is_participle, lemma, word_set
 
 _AUXILIARIES = BE | HAVE | DO | MODALS
@@ -134,7 +134,7 @@ def _helps_do(after: Sequence[Token]) -> bool:
     return next((token.tag in ("VB", "VBP") for token in after[:3] if token.tag not in ("RB", "PRP")), False)
 
 
-def negate(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def negate(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Turn a share of the sentences into their opposite: negate the main verb, or remove its negation."""
     groups = by_sentence(tokens)
     verbs = [(k, i) for k, group in enumerate(groups) if (i := _main_verb(group)) is not None]
@@ -177,7 +177,7 @@ def _other_tense(sentence: Sequence[Token], i: int) -> str | None:
     return inflect(base, "VBD")
 
 
-def tense(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def tense(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Put a share of the finite verbs into the other tense: past into present, and present into past."""
     eligible: list[tuple[int, str]] = []
     first = 0  # index of the sentence's first token

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from stages.concepts.texts.document import Chance, Token, remove
+from stages.concepts.texts.document import ArticleDraws, Token, remove
 from stages.concepts.texts.words import Apply
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # each row of keys is half a key to the right of the one above
@@ -18,14 +18,14 @@ _LONGEST = 40  # letters; longer words are addresses or noise, which nobody type
 CASES = ("as_is", "lower", "title", "upper", "random")
 
 
-def edit_letters(edit: Callable[[str, Chance, int], str]) -> Apply:
+def edit_letters(edit: Callable[[str, ArticleDraws, int], str]) -> Apply:
     """Make a concept that edits a share of the letters of all words.
 
     Args:
         edit: (letter, chance, place) -> what replaces it.
     """
 
-    def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+    def apply(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
         letters = [
             (i, k, token.start + k)
             for i, token in enumerate(tokens)
@@ -49,23 +49,23 @@ def _rewritten(tokens: Sequence[Token], texts: Sequence[str]) -> list[Token]:
     return remove(changed, {i for i, text in enumerate(texts) if not text})
 
 
-def delete(letter: str, chance: Chance, place: int) -> str:
+def delete(letter: str, chance: ArticleDraws, place: int) -> str:
     """Leave the letter out."""
     return ""
 
 
-def insert(letter: str, chance: Chance, place: int) -> str:
+def insert(letter: str, chance: ArticleDraws, place: int) -> str:
     """Add a random letter after it."""
     added = chance.choose(string.ascii_lowercase, place)
     return letter + (added.upper() if letter.isupper() else added)
 
 
-def repeat(letter: str, chance: Chance, place: int) -> str:
+def repeat(letter: str, chance: ArticleDraws, place: int) -> str:
     """Type it twice."""
     return letter * 2
 
 
-def swap_characters(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def swap_characters(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Swap a share of the pairs of different letters that are adjacent in a word, from left to right."""
     pairs = [
         (i, k, token.start + k)
@@ -107,7 +107,7 @@ def slips(token: Token) -> Sequence[str]:
     return _slips(token.text) if 3 <= len(token.text) <= _LONGEST else ()
 
 
-def remove_punctuation(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def remove_punctuation(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Leave out a share of the marks between words; apostrophes, hyphens and points inside words and numbers stay."""
     marks = [i for i, token in enumerate(tokens) if not token.tag and _is_punctuation(token.text)]
     chosen = chance.some([tokens[i].start for i in marks], share)
@@ -118,12 +118,12 @@ def _is_punctuation(mark: str) -> bool:
     return unicodedata.category(mark[0]).startswith("P") and mark not in _SYMBOLS
 
 
-def letter_case(tokens: Sequence[Token], case: str, chance: Chance) -> list[Token]:
+def letter_case(tokens: Sequence[Token], case: str, chance: ArticleDraws) -> list[Token]:
     """Write all words in lower case, With A Capital Each, in UPPER CASE, or with a random case for each letter."""
     return _rewritten(tokens, [_cased(token, case, chance) for token in tokens])
 
 
-def _cased(token: Token, case: str, chance: Chance) -> str:
+def _cased(token: Token, case: str, chance: ArticleDraws) -> str:
     text = token.text
     if case == "lower":
         return text.lower()
@@ -134,7 +134,7 @@ def _cased(token: Token, case: str, chance: Chance) -> str:
     return "".join(chance.choose((c.lower(), c.upper()), token.start + k) for k, c in enumerate(text))
 
 
-def lost_spaces(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def lost_spaces(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Lose a share of the spaces; line breaks stay."""
     spaces = [i for i, token in enumerate(tokens[:-1]) if token.space and "\n" not in token.space]
     lost = {spaces[k] for k in chance.some([tokens[i].start for i in spaces], share)}

@@ -110,7 +110,7 @@ def is_participle(lower: str) -> bool:
 
 
 @lru_cache(maxsize=65536)
-def synonyms(lower: str, tag: str) -> tuple[str, ...]:
+def inflected_synonyms(lower: str, tag: str) -> tuple[str, ...]:
     """Return synonyms in the word's inflection. They start with a vowel if it does, so that "a" or "an" still fits."""
     base = lemma(lower, tag)
     known = _synonyms().get((base or lower, _KINDS.get(tag[:2], "")), ())
@@ -125,7 +125,7 @@ def _synonyms() -> Mapping[tuple[str, str], tuple[str, ...]]:
     return {(word, kind): tuple(known.split()) for word, kind, known in rows}
 
 
-def misspellings(lower: str) -> tuple[str, ...]:
+def known_misspellings(lower: str) -> tuple[str, ...]:
     """Return the known misspellings of a word in alphabetical order."""
     return _misspellings().get(lower, ())
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from stages.concepts.texts import lexicon
-from stages.concepts.texts.document import Chance, Token, by_sentence, remove_words
+from stages.concepts.texts.document import ArticleDraws, Token, by_sentence, remove_words
 
-Apply = Callable[[Sequence[Token], Any, Chance], list[Token]]
+Apply = Callable[[Sequence[Token], Any, ArticleDraws], list[Token]]
 """(tokens of an article, level, chance) -> its tokens after the change."""
 
 
@@ -20,7 +20,7 @@ def reword(options: Callable[[Token], Sequence[str]]) -> Apply:
         options: token -> its alternatives; the token is eligible if there are any.
     """
 
-    def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+    def apply(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
         eligible = [(i, forms) for i, token in enumerate(tokens) if token.is_word and (forms := options(token))]
         changed = list(tokens)
         for chosen in chance.some([tokens[i].start for i, _ in eligible], share):
@@ -34,7 +34,7 @@ def reword(options: Callable[[Token], Sequence[str]]) -> Apply:
 def leave_out(eligible: Callable[[Token], bool]) -> Apply:
     """Make a concept that leaves out a share of the words for which `eligible` is true."""
 
-    def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+    def apply(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
         indices = [i for i, token in enumerate(tokens) if token.is_word and eligible(token)]
         chosen = chance.some([tokens[i].start for i in indices], share)
         return remove_words(tokens, {indices[k] for k in chosen})
@@ -49,15 +49,15 @@ def tagged(*tags: str) -> Callable[[Token], bool]:
 
 def synonyms(token: Token) -> Sequence[str]:
     """Synonyms of a plain word, in its inflection."""
-    return lexicon.synonyms(token.text, token.tag) if token.is_plain else ()
+    return lexicon.inflected_synonyms(token.text, token.tag) if token.is_plain else ()
 
 
 def misspellings(token: Token) -> Sequence[str]:
     """Known misspellings of a plain word of four letters or more."""
-    return lexicon.misspellings(token.text) if token.is_plain and len(token.text) >= 4 else ()
+    return lexicon.known_misspellings(token.text) if token.is_plain and len(token.text) >= 4 else ()
 
 
-def repeat_words(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def repeat_words(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Write a share of the words twice."""
     words = [i for i, token in enumerate(tokens) if token.is_word]
     twice = {words[k] for k in chance.some([tokens[i].start for i in words], share)}
@@ -67,7 +67,7 @@ def repeat_words(tokens: Sequence[Token], share: float, chance: Chance) -> list[
     return repeated
 
 
-def word_order(tokens: Sequence[Token], reach: float, chance: Chance) -> list[Token]:
+def word_order(tokens: Sequence[Token], reach: float, chance: ArticleDraws) -> list[Token]:
     """Move words by at most `reach` places within their sentence; marks and numbers stay in place.
 
     Word i is sorted by i + u (reach + 1), u uniform in [0, 1): the noise of Lample et al., "Unsupervised Machine
@@ -86,7 +86,7 @@ def word_order(tokens: Sequence[Token], reach: float, chance: Chance) -> list[To
     return moved
 
 
-def shuffle_sentences(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
+def shuffle_sentences(tokens: Sequence[Token], share: float, chance: ArticleDraws) -> list[Token]:
     """Permute a share of the sentences, at least two, so that each of them moves."""
     groups = by_sentence(tokens)
     if len(groups) < 2:

@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.concepts import ConceptSpace, Level
 from stages.concepts.catalogue import Change, check_levels, with_plugins
-from stages.concepts.texts import CATALOGUE, Chance, TextConcept, TextTransforms, check_text_concepts, sentences
+from stages.concepts.texts import CATALOGUE, ArticleDraws, TextConcept, TextTransforms, check_text_concepts, sentences
 from stages.core.errors import UsageError
 from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare
 from stages.tasks.chat.data import Question
@@ -223,9 +223,9 @@ class Asking:
             )
         return " ".join([*gaps[0], *(part for one, gap in zip(own, gaps[1:], strict=True) for part in (one, *gap))])
 
-    def _chance(self, item: Question, concept: str, repeat: int, places: int) -> Chance:
-        return Chance(self._seed, item.id, concept, repeat, places)
+    def _chance(self, item: Question, concept: str, repeat: int, places: int) -> ArticleDraws:
+        return ArticleDraws(self._seed, item.id, concept, repeat, places)
 
     @staticmethod
-    def _drawn(chance: Chance, options: Sequence[str], count: int) -> list[str]:
+    def _drawn(chance: ArticleDraws, options: Sequence[str], count: int) -> list[str]:
         return [options[i] for i in chance.order(range(len(options)))[:count]]

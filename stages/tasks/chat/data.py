@@ -14,7 +14,7 @@ from pydantic import Field
 
 from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
-from stages.tasks.chat.measures import pattern_error, words
+from stages.tasks.chat.measures import compared_words, pattern_error
 from stages.tasks.contract import SPLITS
 from stages.tasks.language.articles import DATA_LOADERS as ARTICLE_LOADERS
 from stages.tasks.language.articles import ArticleSource
@@ -110,7 +110,7 @@ class QuestionSource(Source):
         answers, pattern = _texts(row.get(self.answers)), row.get(self.pattern) or ""
         if bool(answers) == bool(pattern):
             raise ValueError(f"expected either {self.answers} or {self.pattern}")
-        if lacking := next((answer for answer in answers if not words(answer)), None):
+        if lacking := next((answer for answer in answers if not compared_words(answer)), None):
             raise ValueError(f"the answer {lacking!r} has no words")
         if not isinstance(pattern, str) or (error := pattern_error(pattern)):
             raise ValueError(error if isinstance(pattern, str) else f"the field {self.pattern!r} holds no text")

@@ -14,7 +14,7 @@ from stages.core.errors import UsageError
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.measures import holds
 from stages.tasks.judging.calibration import About, LabelledAnswer
-from stages.tasks.judging.verdicts import Parts, Trial
+from stages.tasks.judging.verdicts import AnswerToJudge, Parts
 from stages.tasks.language.judges import WHERE
 
 RUBRIC = (
@@ -62,7 +62,7 @@ def made(questions: Sequence[Question], count: int, seed: int) -> list[LabelledA
         kinds = [k for k in kinds if k != kind] or list(WRONG)
         for name, answer, acceptable in (("expected answer", one.answers[0], True), (kind, wrong, False)):
             for said in (answer, _LONG.format(answer=answer.rstrip("."))):
-                found.append(LabelledAnswer(one.id, Trial(about(one), said, _plain(one)), acceptable, name))
+                found.append(LabelledAnswer(one.id, AnswerToJudge(about(one), said, _plain(one)), acceptable, name))
     if len(found) < _LEAST:
         raise UsageError(
             f"{WHERE}: {len(found)} labelled answers can be made from {len(usable)} questions with expected answers, at"

@@ -20,7 +20,7 @@ _ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")  # at the end "a" is a name: vi
 _INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")  # U.S.
 
 
-def words(text: str) -> list[str]:
+def compared_words(text: str) -> list[str]:
     """Return the words that are compared.
 
     >>> words("The 9,200 men of St. John's")
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
 
 @lru_cache(maxsize=100_000)
 def _in_a_row(text: str) -> str:
-    return f" {' '.join(words(text))} "
+    return f" {' '.join(compared_words(text))} "
 
 
 def holds(text: str, answer: str) -> bool:
@@ -51,12 +51,12 @@ def contains(output: str, answer: str) -> float:
 
 def exact(output: str, answer: str) -> float:
     """Return 0 if the output is the answer and nothing else, otherwise 1."""
-    return 0.0 if words(output) == words(answer) else 1.0
+    return 0.0 if compared_words(output) == compared_words(answer) else 1.0
 
 
 def f1(output: str, answer: str) -> float:
     """1 minus the harmonic mean of the shares of words that output and answer have in common."""
-    told, wanted = words(output), words(answer)
+    told, wanted = compared_words(output), compared_words(answer)
     common = sum((Counter(told) & Counter(wanted)).values())
     return 1.0 - 2 * common / (len(told) + len(wanted)) if common else 1.0
 

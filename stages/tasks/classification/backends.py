@@ -244,7 +244,7 @@ def only_eager(compute: Compute, black_box: str | None) -> str:
     return ""
 
 
-def choose(model: Classifier, compute: Compute, pixels: Tensor, black_box: str | None = None) -> Chosen:
+def choose_backend(model: Classifier, compute: Compute, pixels: Tensor, black_box: str | None = None) -> Chosen:
     """Choose the backend for a network.
 
     Args:

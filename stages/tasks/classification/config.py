@@ -10,12 +10,12 @@ from stages.params import Strict
 from stages.tasks.sources import ItemCounts
 
 
-def spelled(name: Any) -> Any:
+def class_name(name: Any) -> Any:
     """Convert the name of a class to a string, because YAML reads a class named 7 as a number."""
     return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
-Label = Annotated[str, BeforeValidator(spelled)]
+Label = Annotated[str, BeforeValidator(class_name)]
 
 
 class PrepareConfig(Strict):

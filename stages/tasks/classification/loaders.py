@@ -22,7 +22,7 @@ from stages.tasks.classification.models import Classifier, fit_weights, seeded
 from stages.tasks.classification.pictures import Shape
 from stages.tasks.classification.pool import Pool, tolerate
 from stages.tasks.classification.pretrained import TimmModel, TorchvisionModel, TransformersModel
-from stages.tasks.classification.sources import Labelled, ModelSource, check_answers, check_channels, read_weights
+from stages.tasks.classification.sources import Labelled, ModelSource, check_channels, check_scores, read_weights
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.source import collect
 from stages.tasks.sources import package_file
@@ -165,7 +165,7 @@ class OnnxModel(Labelled):
             origin=f"{self.onnx}, content {content_hash([path])}",
             settings=settings,
         )
-        return check_answers(Classifier(form, net), "prepare.model.onnx")
+        return check_scores(Classifier(form, net), "prepare.model.onnx")
 
     def _shape(self, net: OnnxNet, pool: Pool) -> Shape:
         """Return the input shape: dimensions the file leaves open come from the user, then from the data."""
@@ -204,7 +204,7 @@ class EndpointModel(EndpointConfig, ModelSource):
             shape=shape,
             origin=endpoint.name,
         )
-        return check_answers(Classifier(form, EndpointNet(endpoint, self.classes, shape)), "prepare.model.endpoint")
+        return check_scores(Classifier(form, EndpointNet(endpoint, self.classes, shape)), "prepare.model.endpoint")
 
 
 MODEL_LOADERS: Mapping[str, type[ModelSource]] = {

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import local_file
 from stages.tasks.attributes import details
-from stages.tasks.classification.config import Label, spelled
+from stages.tasks.classification.config import Label, class_name
 from stages.tasks.classification.pictures import SUFFIXES
 from stages.tasks.classification.pool import NAMED, DataSource, Encoded, Pool, Sources, tolerate
 from stages.tasks.contract import SPLITS
@@ -373,7 +373,7 @@ def _row(row: Any) -> tuple[dict[str, str], dict[str, Any]]:
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
     more = details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
-    row = {key: spelled(row[key]) for key in _READ if row.get(key) is not None}
+    row = {key: class_name(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
             raise ValueError(f"it has no {key}")

@@ -31,7 +31,7 @@ from stages.tasks.classification.models import Classifier, fit_weights
 from stages.tasks.classification.pictures import Shape, View
 from stages.tasks.classification.pool import Pool
 from stages.tasks.classification.preprocessor import PREPROCESSOR, Preprocessor
-from stages.tasks.classification.sources import Normalised, check_answers, check_weights, read_weights
+from stages.tasks.classification.sources import Normalised, check_scores, read_weights, weights_file
 from stages.tasks.hub import NAME, Repository, local_folder
 from stages.tasks.source import collect
 
@@ -110,7 +110,7 @@ class TimmModel(FolderModel):
     def errors(self, inputs: Path) -> list[str]:
         if (weights := self.weights) is None:
             return super().errors(inputs)
-        return collect(lambda: check_weights(inputs, weights, "prepare.model.weights"))
+        return collect(lambda: weights_file(inputs, weights, "prepare.model.weights"))
 
     def prefetch(self, inputs: Path) -> list[str]:
         return [] if self.weights else super().prefetch(inputs)
@@ -128,7 +128,7 @@ class TimmModel(FolderModel):
 
     def _of_file(self, inputs: Path, pool: Pool) -> Classifier:
         where = "prepare.model.weights"
-        path = check_weights(inputs, self.weights or "", where)
+        path = weights_file(inputs, self.weights or "", where)
         config = _timm_config(self.timm)
         state = read_weights(path, where)
         names = config["classifier"]
@@ -140,7 +140,7 @@ class TimmModel(FolderModel):
         classes = self.names(len(state[f"{head}.weight"]), None, pool)
         model = self._network(self.timm, config, self.args, classes, pool, f"{origin}; {self._says('timm')}")
         fit_weights(model.net, state, where)
-        return check_answers(model, where)
+        return check_scores(model, where)
 
     def _of_folder(self, inputs: Path, pool: Pool) -> Classifier:
         where = self.where
@@ -163,7 +163,7 @@ class TimmModel(FolderModel):
             fit_weights(model.net, state, where)
         else:
             model.net = _converted(model.form, state, args, where)
-        return check_answers(model, where)
+        return check_scores(model, where)
 
     def _network(
         self,
@@ -217,11 +217,11 @@ class TorchvisionModel(Normalised):
         return self
 
     def errors(self, inputs: Path) -> list[str]:
-        return collect(lambda: check_weights(inputs, self.weights, "prepare.model.weights"))
+        return collect(lambda: weights_file(inputs, self.weights, "prepare.model.weights"))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         where = "prepare.model.weights"
-        path = check_weights(inputs, self.weights, where)
+        path = weights_file(inputs, self.weights, where)
         models = torchvision_models()
         settings = None
         if self.torchvision in INCEPTIONS:
@@ -258,7 +258,7 @@ class TorchvisionModel(Normalised):
         )
         model = _built(form, where)
         fit_weights(model.net, state, where)
-        return check_answers(model, where).to(device)
+        return check_scores(model, where).to(device)
 
 
 class TransformersModel(FolderModel):
@@ -297,7 +297,7 @@ class TransformersModel(FolderModel):
         )
         network = _built(form, where)
         fit_weights(network.net, {k: v.float() for k, v in Logits(model).state_dict().items()}, where)
-        return check_answers(network, where).to(device)
+        return check_scores(network, where).to(device)
 
 
 def _timm_config(architecture: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.core.intervals import wilson
 from stages.tasks.base import Task
-from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, choose, compute_errors, only_eager
+from stages.tasks.classification.backends import BACKENDS, PICTURES, Backend, choose_backend, compute_errors, only_eager
 from stages.tasks.classification.black_boxes import BLACK_BOXES
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
@@ -34,7 +34,7 @@ from stages.tasks.classification.gradient import MISSING, has_foolbox, noisy
 from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.models import Classifier, load_model, save_model
 from stages.tasks.classification.pool import DataSource, choose_items
-from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, Reference, Seen, add_readable
+from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, LoaderData, Reference, add_readable
 from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (
     SPLITS,
@@ -85,7 +85,7 @@ class ClassifierProbes(Task):
         self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         self.threshold = self.settings.threshold
         self.items = Items(items.drop(columns=["image", "target", READABLE], errors="ignore"))
-        self._seen = Seen.of(items)
+        self._seen = LoaderData.of(items)
         self._readable = items[READABLE].to_numpy(dtype=bool) if self._seen else np.empty(0, dtype=bool)
         self.concepts = image_space(context.concepts, self.catalogue)
         self._transforms = ImageTransforms(self.concepts, self.catalogue)
@@ -181,7 +181,7 @@ class ClassifierProbes(Task):
     def choose_backend(self) -> Chosen:
         """Resolve `compute.backend: auto` on clean pictures of this audit, and use the result from now on."""
         rows = np.linspace(0, len(self._rows) - 1, PICTURES).astype(np.int64)
-        chosen = choose(self.model, self.context.compute, self.clean(rows), _black_box(self.context))
+        chosen = choose_backend(self.model, self.context.compute, self.clean(rows), _black_box(self.context))
         self.context = replace(self.context, compute=replace(self.context.compute, backend=chosen.backend))
         return chosen
 

@@ -76,7 +76,7 @@ REFERENCE_LOADERS: Mapping[str, type[ModelSource]] = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class LoaderData:
     """The part of the audit's data that a loader needs, so that later stages load the same reference without the data.
 
     Args:
@@ -90,7 +90,7 @@ class Seen:
     origin: str
 
     @classmethod
-    def of(cls, items: pd.DataFrame) -> Seen | None:
+    def of(cls, items: pd.DataFrame) -> LoaderData | None:
         """Read what `add_readable` wrote; None if there is no reference."""
         told = items.attrs.get("reference")
         return None if told is None else cls(**told)
@@ -171,7 +171,7 @@ def add_readable(items: pd.DataFrame, source: ModelSource, pool: Pool, form: For
     parts = [slice(start, start + compute.batch_size) for start in range(0, len(items), compute.batch_size)]
     clean = (torch.tensor(pixels[part], device=compute.device).float() / 255 for part in parts)
     items[READABLE] = np.concatenate([reference.answers(shown) for shown in clean]) == items["target"].to_numpy()
-    items.attrs["reference"] = asdict(Seen(model.form.shape, pool.classes, model.form.origin))
+    items.attrs["reference"] = asdict(LoaderData(model.form.shape, pool.classes, model.form.origin))
 
 
 def _fitted(pixels: Tensor, shape: Shape) -> Tensor:

@@ -112,7 +112,7 @@ def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
             raise UsageError(f"prepare.model.{key}: {len(values)} values, the images have {shape[0]} channel(s)")
 
 
-def check_weights(inputs: Path, name: str, where: str) -> Path:
+def weights_file(inputs: Path, name: str, where: str) -> Path:
     """Return the file of weights under data/<audit>/inputs.
 
     Raises:
@@ -152,7 +152,7 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def check_answers(model: Classifier, where: str) -> Classifier:
+def check_scores(model: Classifier, where: str) -> Classifier:
     """Query the model once, to check that it accepts its pictures and scores its classes.
 
     Raises:

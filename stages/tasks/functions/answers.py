@@ -21,7 +21,7 @@ Measure = Callable[[Any, str], float]
 """The user's own function (answer, expected) -> discrepancy."""
 
 
-def ask(model: Callable[..., Any], batch: Any) -> Any:
+def call_model(model: Callable[..., Any], batch: Any) -> Any:
     """Return the model's answers to a batch, as a numpy array whose first axis is the batch; see `read` for dicts.
 
     A torch module is run on its own device, in evaluation mode and without gradients.
@@ -49,7 +49,7 @@ def ask_all(
 ) -> np.ndarray:
     """Return the model's answers to rows (n,) of the items, in batches that a function makes of rows."""
     batches = np.array_split(rows, -(-len(rows) // batch_size))
-    return np.concatenate([ask(model, batch_of(some)) for some in batches])
+    return np.concatenate([call_model(model, batch_of(some)) for some in batches])
 
 
 def _of_module(model: Any, batch: Any) -> Any:
@@ -134,7 +134,7 @@ def labels_in(answers: np.ndarray | pd.DataFrame) -> list[str]:
     return ["nan" if none else str(answers.columns[k]) for none, k in zip(unknown, best, strict=True)]
 
 
-def kind_of(answers: np.ndarray | pd.DataFrame) -> str:
+def answer_kind(answers: np.ndarray | pd.DataFrame) -> str:
     """Return whether answers are labels, scores, probabilities or texts.
 
     Scores by label are probabilities if every item has all of them and they sum to 1; else the highest is its label.
@@ -159,7 +159,7 @@ def kind_of(answers: np.ndarray | pd.DataFrame) -> str:
     )
 
 
-class Judge:
+class AnswerScorer:
     """Computes how far answers are from what is expected, and formats them.
 
     Args:

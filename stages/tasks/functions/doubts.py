@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.intervals import Rate, wilson
-from stages.tasks.functions.answers import Judge, read
+from stages.tasks.functions.answers import AnswerScorer, read
 from stages.tasks.labels import ClassOrder
 
 FEW = 30  # items; with fewer, people are told how wide an interval becomes
@@ -20,7 +20,7 @@ _MOVED = 3  # classes that are named as mistaken for others
 
 
 def doubts(
-    judge: Judge,
+    judge: AnswerScorer,
     threshold: float,
     answers: np.ndarray,
     labels: Sequence[str],
@@ -49,7 +49,7 @@ def _few(n: int) -> str:
     )
 
 
-def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence[str]) -> str:
+def _wrong(judge: AnswerScorer, threshold: float, answers: np.ndarray, labels: Sequence[str]) -> str:
     """Say whether unchanged items are answered by chance, or as if the classes had another order."""
     if judge.kind in ("own", "texts"):
         failed = wilson(int((judge(answers, labels)[0] > threshold).sum()), len(labels))
@@ -78,7 +78,7 @@ def _wrong(judge: Judge, threshold: float, answers: np.ndarray, labels: Sequence
     return ""
 
 
-def _twice(judge: Judge, labels: Sequence[str], ask: Callable[[np.ndarray], np.ndarray]) -> str:
+def _twice(judge: AnswerScorer, labels: Sequence[str], ask: Callable[[np.ndarray], np.ndarray]) -> str:
     rows = np.unique(np.linspace(0, len(labels) - 1, ASKED_TWICE).astype(int))
     expected = [labels[row] for row in rows]
     one, other = ask(rows), ask(rows)

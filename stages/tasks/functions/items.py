@@ -72,7 +72,7 @@ def as_given(items: Any) -> Given:
         UsageError: if they are of none of the kinds.
     """
     if isinstance(items, pd.DataFrame):
-        return Rows(items.reset_index(drop=True))
+        return FeatureRows(items.reset_index(drop=True))
     if isinstance(items, str):
         raise UsageError("items is one text, expected a list of them")
     if isinstance(items, list | tuple | pd.Series) and len(items) and isinstance(next(iter(items)), str):
@@ -82,7 +82,7 @@ def as_given(items: Any) -> Given:
     if isinstance(items, list | tuple) and len(items) and isinstance(items[0], Mapping):
         if wrong := [i for i, item in enumerate(items) if not isinstance(item, Mapping)]:
             raise UsageError(f"items[{wrong[0]}] is not a dict as the first is")
-        return Rows(pd.DataFrame(list(items)), form="records")
+        return FeatureRows(pd.DataFrame(list(items)), form="records")
     if isinstance(items, list | tuple):
         items = [_array(item) for item in items]
         shapes = dict.fromkeys(item.shape for item in items)
@@ -91,7 +91,7 @@ def as_given(items: Any) -> Given:
             raise UsageError(f"items: found items of {len(shapes)} shapes, {told}, expected one: resize pictures first")
     array = _array(items)
     if array.ndim == 2 and array.dtype.kind in "fiub":
-        return Rows(pd.DataFrame(array, columns=[str(i) for i in range(array.shape[1])]), form="array")
+        return FeatureRows(pd.DataFrame(array, columns=[str(i) for i in range(array.shape[1])]), form="array")
     if array.ndim in (3, 4) and array.dtype.kind in "fu":
         return Images.of(array)
     raise UsageError(
@@ -290,7 +290,7 @@ class Texts:
         return Exhibit(caption, text=changed, original=self.texts[row])
 
 
-class Rows:
+class FeatureRows:
     """Rows of features.
 
     Built-in concepts change the columns of numbers; those of whole numbers stay whole.
@@ -402,4 +402,4 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
-KINDS: Mapping[str, type[Given]] = {"images": Images, "texts": Texts, "rows": Rows}
+KINDS: Mapping[str, type[Given]] = {"images": Images, "texts": Texts, "rows": FeatureRows}

@@ -25,7 +25,7 @@ from stages.params import Strict
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
 from stages.tasks.features import PrincipalAxes
-from stages.tasks.functions.answers import Judge, Measure, ask, ask_all, check_unchanged, read
+from stages.tasks.functions.answers import AnswerScorer, Measure, ask_all, call_model, check_unchanged, read
 from stages.tasks.functions.doubts import doubts
 from stages.tasks.functions.items import KINDS, as_concept, check, space_of
 from stages.tasks.labels import LONGEST
@@ -82,7 +82,7 @@ class FunctionTask(Task):
         self.concepts = space_of(kind, context.concepts, own)
         self.given = kind.from_table(table)
         self.items = Items(table[["id", "split", "label"]].copy())
-        self.judge = Judge(settings.answers, config.classes, measure)
+        self.judge = AnswerScorer(settings.answers, config.classes, measure)
         self.doubts: list[str] = table.attrs.get("doubts", [])
         self._rows = {item: row for row, item in enumerate(table["id"])}
         self._vectors: np.ndarray | None = None
@@ -120,13 +120,13 @@ class FunctionTask(Task):
         config = PrepareConfig.model_validate(dict(context.config))
         measure = DiscrepancyConfig.model_validate(dict(context.discrepancy)).measure
         own = {
-            name: as_concept(name, named(target, context.inputs), context.concepts[name])
+            name: as_concept(name, import_named(target, context.inputs), context.concepts[name])
             for name, target in config.concepts.items()
             if name in context.concepts
         }
         table = read_table(prepared / "items.parquet")
-        told = None if measure is None else named(measure, context.inputs)
-        return cls(context, table, named(config.model, context.inputs), own, told)
+        told = None if measure is None else import_named(measure, context.inputs)
+        return cls(context, table, import_named(config.model, context.inputs), own, told)
 
     def unchanged(self) -> np.ndarray:
         """Return the model's answers to all unchanged items.
@@ -152,7 +152,7 @@ class FunctionTask(Task):
         """Return rows, changed items and the model's answers to them."""
         rows = np.array([self._rows[item] for item in item_ids], dtype=np.int64)
         batch = self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
-        return rows, batch, ask(self.model, batch)
+        return rows, batch, call_model(self.model, batch)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         rows, _, answers = self._asked(item_ids, cells)
@@ -196,7 +196,7 @@ class FunctionTask(Task):
         return Quality("clean accuracy", 1.0 - (discrepancy > self.threshold), ids)
 
 
-def named(target: str, inputs: Path) -> Any:
+def import_named(target: str, inputs: Path) -> Any:
     """Import package.module:name, from a module in the audit's inputs or an installed one.
 
     Raises:
@@ -245,7 +245,7 @@ def carried(
     if task.judge.measure is not None:
         names["measure"] = measure or _name("discrepancy", task.judge.measure)
     targets = [names["model"], *names.get("concepts", {}).values(), *([names["measure"]] if "measure" in names else [])]
-    found = {target: named(target, Path()) for target in targets}
+    found = {target: import_named(target, Path()) for target in targets}
     for name, target in names.get("concepts", {}).items():
         as_concept(name, found[target], own[name].levels)
     _same_answers(task, names["model"], found[names["model"]])
@@ -276,6 +276,6 @@ def _files(target: str) -> list[Path]:
 def _same_answers(task: FunctionTask, name: str, found: Any) -> None:
     items = task.items.table["label"].iloc[:_COMPARED]
     batch = task.given.unchanged(items.index.to_numpy())
-    one, other = (task.judge(ask(model, batch), items.tolist()) for model in (task.model, found))
+    one, other = (task.judge(call_model(model, batch), items.tolist()) for model in (task.model, found))
     if one[1] != other[1] or (one[0] != other[0]).any():
         raise UsageError(f"{name} answers otherwise than the model of this audit: it is not the same model")

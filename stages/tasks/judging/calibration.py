@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from stages.core.errors import UsageError
 from stages.core.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
 from stages.params import Strict, validation_lines
-from stages.tasks.judging.verdicts import JUDGE, Judge, JudgeVerdict, Parts, Trial
+from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, JudgeVerdict, Parts
 
 # What a judge must achieve to be used (docs/judge.md gives the reasons).
 LEAST_KAPPA = 0.4  # the lower end of its interval must be above
@@ -44,7 +44,7 @@ class LabelledAnswer:
     """
 
     item: str
-    trial: Trial
+    trial: AnswerToJudge
     acceptable: bool
     kind: str = ""
     by: str = ""
@@ -216,7 +216,7 @@ def read_labelled(path: Path, about: About, where: str) -> list[LabelledAnswer]:
             raise UsageError(f"{at}: {'; '.join(validation_lines(error, _Line))}") from None
         if (known := about(one.item)) is None:
             raise UsageError(f"{at}: prepare.data has no item {one.item!r}")
-        trial = Trial(known[0], one.answer, one.baseline or known[1])
+        trial = AnswerToJudge(known[0], one.answer, one.baseline or known[1])
         found.append(LabelledAnswer(one.item, trial, one.acceptable, by=one.by))
     if not found:
         raise UsageError(f"{where}: {path} holds no labelled answer")
@@ -287,7 +287,7 @@ def _interval(
 
 def _table(labelled: Sequence[LabelledAnswer], verdicts: Sequence[JudgeVerdict]) -> list[RaterAgreement]:
     """Pairwise agreement of the judge and those who gave labels, on the answers that both judged."""
-    raters: dict[str, dict[Trial, bool]] = {JUDGE: {}}
+    raters: dict[str, dict[AnswerToJudge, bool]] = {JUDGE: {}}
     item_of = {one.trial: one.item for one in labelled}
     for one, verdict in zip(labelled, verdicts, strict=True):
         if one.by:
@@ -297,7 +297,9 @@ def _table(labelled: Sequence[LabelledAnswer], verdicts: Sequence[JudgeVerdict])
     return list(_pairs(raters, item_of)) if len(raters) > 1 else []
 
 
-def _pairs(raters: Mapping[str, Mapping[Trial, bool]], item_of: Mapping[Trial, str]) -> Iterator[RaterAgreement]:
+def _pairs(
+    raters: Mapping[str, Mapping[AnswerToJudge, bool]], item_of: Mapping[AnswerToJudge, str]
+) -> Iterator[RaterAgreement]:
     for (a, of_a), (b, of_b) in combinations(raters.items(), 2):
         both = [trial for trial in of_a if trial in of_b]
         one, other = (np.array([of[trial] for trial in both], dtype=bool) for of in (of_a, of_b))

@@ -58,7 +58,7 @@ Parts: TypeAlias = tuple[tuple[str, str], ...]
 """What an answer is about, as (name, text) in order: the question, its passage, the expected answer."""
 
 
-class Trial(NamedTuple):
+class AnswerToJudge(NamedTuple):
     """One answer to judge.
 
     Args:
@@ -115,9 +115,9 @@ class Judge:
         self.settings = settings
         self._load, self._rubric = asks, settings.rubric or rubric
         self._asks: Asks | None = None
-        self._known: dict[Trial, JudgeVerdict] = {}
+        self._known: dict[AnswerToJudge, JudgeVerdict] = {}
 
-    def verdicts(self, trials: Sequence[Trial]) -> list[JudgeVerdict]:
+    def verdicts(self, trials: Sequence[AnswerToJudge]) -> list[JudgeVerdict]:
         """Return its verdicts on n answers."""
         unknown = [trial for trial in dict.fromkeys(trials) if trial not in self._known]
         waiting = []
@@ -135,7 +135,9 @@ class Judge:
                 self._known[trial] = self._read(replies[n * times : (n + 1) * times])
         return [self._known[trial] for trial in trials]
 
-    def settle(self, found: np.ndarray, trials: Mapping[int, Trial], threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def settle(
+        self, found: np.ndarray, trials: Mapping[int, AnswerToJudge], threshold: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Replace discrepancies of a cheap measure by verdicts.
 
         Args:
@@ -155,7 +157,7 @@ class Judge:
                 found[place] = float(not verdict.acceptable)
         return found, abstained
 
-    def _plain(self, trial: Trial) -> JudgeVerdict | None:
+    def _plain(self, trial: AnswerToJudge) -> JudgeVerdict | None:
         """Return the verdict on answers that need no judge: without words, or equal to the other of the pair."""
         if not re.search(r"\w", trial.answer):
             return JudgeVerdict(False, "it says nothing")
@@ -163,7 +165,7 @@ class Judge:
             return JudgeVerdict(True, "both answers are the same")
         return None
 
-    def turns(self, trial: Trial) -> list[tuple[str, str]]:
+    def turns(self, trial: AnswerToJudge) -> list[tuple[str, str]]:
         """Return the requests for one answer: (system message, user message)."""
         if not self.settings.pairwise:
             task = "You judge whether an answer is acceptable."

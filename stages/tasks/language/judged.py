@@ -14,7 +14,7 @@ from stages.tasks.account import Expected
 from stages.tasks.base import Task
 from stages.tasks.contract import Items, ProbeBatch, TaskContext
 from stages.tasks.judging.calibration import JudgeCalibration
-from stages.tasks.judging.verdicts import ABSTAINED, Judge, JudgeVerdict, Parts, Trial, within
+from stages.tasks.judging.verdicts import ABSTAINED, AnswerToJudge, Judge, JudgeVerdict, Parts, within
 from stages.tasks.language.encoders import Embedder, EmbedderSource
 from stages.tasks.language.judges import expected_judgements
 from stages.tasks.sources import ItemCounts
@@ -129,7 +129,7 @@ class JudgedTexts(Task):
             return found, np.zeros(len(found), dtype=bool)
         return self.judge.settle(found, trials, self.threshold)
 
-    def _trials(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, dict[int, Trial]]:
+    def _trials(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, dict[int, AnswerToJudge]]:
         """Return discrepancies of n answers by the measure, (n,) float32, and the answers that the judge decides.
 
         The judge decides those near the threshold. Pairs compare an answer with that to the unchanged item.
@@ -141,7 +141,7 @@ class JudgedTexts(Task):
         for n, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             if near[n] and not self.is_plain(row, output):
                 baseline = self.clean([row])[0] if self.judge.settings.pairwise else ""
-                trials[n] = Trial(self.about(row), output, baseline)
+                trials[n] = AnswerToJudge(self.about(row), output, baseline)
         return found, trials
 
     def verdicts(self, rows: Sequence[int], outputs: Sequence[str]) -> list[JudgeVerdict | None]:

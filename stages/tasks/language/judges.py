@@ -19,7 +19,7 @@ from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.contract import ASSETS, Compute, TaskContext
 from stages.tasks.judging.calibration import About, JudgeCalibration, LabelledAnswer, calibrate, read_labelled
-from stages.tasks.judging.verdicts import JUDGE, Asks, Judge, JudgeSettings, Trial
+from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Asks, Judge, JudgeSettings
 from stages.tasks.language.chats import OpenAIChat, generation_of
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.language.generate import Turn
@@ -35,9 +35,13 @@ THRESHOLD = 0.5  # of the measure `judge`, which is 0 for accepted and 1 for rej
 CALIBRATION = "calibration.json"
 # Questions that identify a served judge; they are in no data set.
 _KNOWN = (
-    Trial((("question", "When does the ferry to Harrow leave?"), ("expected", "ten past nine")), "At 9:10.", "9:10"),
-    Trial((("question", "Name the larger of 4,071 and 4,107."), ("expected", "4,107")), "4,071", "4,107"),
-    Trial((("question", "Which is a fruit: spanner or quince?"), ("expected", "quince")), "The quince.", "A spanner."),
+    AnswerToJudge(
+        (("question", "When does the ferry to Harrow leave?"), ("expected", "ten past nine")), "At 9:10.", "9:10"
+    ),
+    AnswerToJudge((("question", "Name the larger of 4,071 and 4,107."), ("expected", "4,107")), "4,071", "4,107"),
+    AnswerToJudge(
+        (("question", "Which is a fruit: spanner or quince?"), ("expected", "quince")), "The quince.", "A spanner."
+    ),
 )
 
 

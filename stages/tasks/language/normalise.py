@@ -35,7 +35,7 @@ _PLAIN_WORD = re.compile(r"(?<![\w'\u2019-])[a-z]{2,}(?![\w'\u2019])")
 _SENTENCE_START = re.compile(r"(?:^|[.!?]\W*\s)\W*\w")
 
 
-def letter_case(text: str) -> str:
+def restore_case(text: str) -> str:
     """Restore the usual capitals of a text that is almost entirely in capitals, in lower case or in random case.
 
     Words that textblob's lexicon lists only with capitals (Sydney, Australian) are written as listed, all others in
@@ -152,7 +152,7 @@ NORMALISATIONS: Mapping[str, Callable[[str], str]] = {
     "spacing": spacing,
     "repeated_characters": repeated_characters,
     "repeated_words": repeated_words,
-    "letter_case": letter_case,
+    "letter_case": restore_case,
     "spelling": spelling,  # after letter_case, because it leaves capitals alone
 }
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from random import Random
 
-from stages.concepts.texts import Chance, Token, reword, sentences
+from stages.concepts.texts import ArticleDraws, Token, reword, sentences
 from stages.concepts.texts.document import by_sentence, parse, remove_words
 from stages.concepts.texts.grammar import negate, tense
 from stages.concepts.texts.lexicon import NEGATIONS
 from stages.concepts.texts.words import synonyms
 from stages.core.errors import UsageError
 from stages.tasks.judging.calibration import About, LabelledAnswer
-from stages.tasks.judging.verdicts import Parts, Trial
+from stages.tasks.judging.verdicts import AnswerToJudge, Parts
 from stages.tasks.language.articles import Article
 
 _NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -48,7 +48,7 @@ class LabelledSummary:
 Place = tuple[int, int]
 
 
-def written(tokens: Sequence[Token]) -> str:
+def joined(tokens: Sequence[Token]) -> str:
     """Join the tokens into a text."""
     return "".join(token.text + token.space for token in tokens).strip()
 
@@ -80,7 +80,7 @@ def _renamed(tokens: Sequence[Token], named: Sequence[list[str]], rng: Random) -
     here = {token.text for token in tokens}
     fitting = [words for words in named if here.isdisjoint(words)]
     places = _names(tokens)
-    return written(_put(tokens, rng.choice(places), rng.choice(fitting))) if places and fitting else None
+    return joined(_put(tokens, rng.choice(places), rng.choice(fitting))) if places and fitting else None
 
 
 def name_of_the_article(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
@@ -95,7 +95,7 @@ def foreign_name(tokens: Sequence[Token], article: Article, other: Article, rng:
     return _renamed(tokens, [words for name in _names(whole) if held.isdisjoint(words := _words(whole, name))], rng)
 
 
-def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
+def replace_number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
     """Replace a number by another of the article, or by a made-up one."""
     places = [i for i, token in enumerate(tokens) if _is_number(token)]
     if not places:
@@ -111,7 +111,7 @@ def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -
     else:
         value = int(old.replace(",", ""))
         new = str(value + rng.choice((-5, -2, 2, 5)) if 1900 < value < 2100 else rng.choice((value * 2, value * 3)))
-    return None if new == old else written(_put(tokens, (i, i + 1), [new]))
+    return None if new == old else joined(_put(tokens, (i, i + 1), [new]))
 
 
 def _is_number(token: Token) -> bool:
@@ -122,15 +122,15 @@ def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random)
     """Turn one sentence into its opposite."""
     parts = by_sentence(tokens)
     k = rng.randrange(len(parts))
-    parts[k] = negate(parts[k], 1, Chance(0, article.id, "", 0, len(article.text)))
-    turned = written([token for part in parts for token in part])
-    return None if turned == written(tokens) else turned
+    parts[k] = negate(parts[k], 1, ArticleDraws(0, article.id, "", 0, len(article.text)))
+    turned = joined([token for part in parts for token in part])
+    return None if turned == joined(tokens) else turned
 
 
 def invented(tokens: Sequence[Token], _: Article, other: Article, rng: Random) -> str:
     """Return a sentence of another article, alone or after the right summary."""
     sentence = rng.choice(sentences(other.text))
-    return rng.choice(("", f"{written(tokens)} ")) + sentence
+    return rng.choice(("", f"{joined(tokens)} ")) + sentence
 
 
 def roles(tokens: Sequence[Token], _: Article, __: Article, rng: Random) -> str | None:
@@ -147,14 +147,14 @@ def roles(tokens: Sequence[Token], _: Article, __: Article, rng: Random) -> str 
     if not fitting:
         return None
     one, other = rng.choice(fitting)
-    return written(_put(_put(tokens, other, _words(tokens, one)), one, _words(tokens, other)))
+    return joined(_put(_put(tokens, other, _words(tokens, one)), one, _words(tokens, other)))
 
 
 Error = Callable[[Sequence[Token], Article, Article, Random], str | None]
 WRONG: Mapping[str, Error] = {
     "name the article lacks": foreign_name,
     "another name of the article": name_of_the_article,
-    "number": number,
+    "number": replace_number,
     "negation": negation,
     "invented sentence": invented,
     "roles swapped": roles,
@@ -203,14 +203,14 @@ def _without_idle(text: str, rng: Random) -> str:
     idle = [
         i for i, t in enumerate(tokens) if t.is_word and t.tag.startswith(("JJ", "RB")) and t.lower not in NEGATIONS
     ]
-    return written(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
+    return joined(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
 
 
 def reworded(article: Article, rng: Random) -> str:
     """One of the first two sentences with a synonym for every word that has any, and in the other tense."""
     text = rng.choice(sentences(article.text)[:2])
-    chance = Chance(rng.randrange(10**6), article.id, "", 0, len(text))
-    return written(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
+    chance = ArticleDraws(rng.randrange(10**6), article.id, "", 0, len(text))
+    return joined(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
 
 
 def merged(article: Article, rng: Random) -> str:
@@ -219,7 +219,7 @@ def merged(article: Article, rng: Random) -> str:
     first, second = sorted(rng.sample(range(len(found)), 2)) if len(found) > 1 else (0, 0)
     tokens = parse(_without_idle(found[second], rng)).tokens
     begin = tokens[0].text if tokens[0].tag.startswith("NNP") else tokens[0].text.lower()
-    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{written(tokens[1:])}"
+    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{joined(tokens[1:])}"
 
 
 RIGHT = {
@@ -278,7 +278,7 @@ def made(articles: Sequence[Article], count: int) -> list[LabelledAnswer]:
         )
     return [
         LabelledAnswer(
-            one.id, Trial(about(one.article), one.summary, sentences(one.article)[0]), not one.wrong, one.kind
+            one.id, AnswerToJudge(about(one.article), one.summary, sentences(one.article)[0]), not one.wrong, one.kind
         )
         for one in make_pairs(count, articles)
     ]

@@ -29,7 +29,7 @@ from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.generate import IGNORED, LanguageModel
 from stages.tasks.language.models import load_summarizer
-from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
+from stages.tasks.read_back import command_line, compare_answers, compare_in_fresh_process
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.training import StepwiseTraining
 
@@ -229,7 +229,7 @@ def verify(folder: Path, base: Path, before: LanguageModel, after: LanguageModel
         UsageError: when the repaired model answers as its base does, to the last bit.
         BugError: when what was written is not what is in memory, or cannot be read.
     """
-    known = {"before": answers(before, lessons), "after": answers(after, lessons)}
+    known = {"before": token_logits(before, lessons), "after": token_logits(after, lessons)}
     if torch.equal(known["before"], known["after"]):
         raise UsageError(
             "restructure: the repaired model answers exactly as before, so training changed less than its weights can"
@@ -239,7 +239,7 @@ def verify(folder: Path, base: Path, before: LanguageModel, after: LanguageModel
     compare_in_fresh_process(__name__, folder, base, known, question)
 
 
-def answers(summarizer: LanguageModel, lessons: Sequence[Lesson]) -> Tensor:
+def token_logits(summarizer: LanguageModel, lessons: Sequence[Lesson]) -> Tensor:
     """Return the logits (k, vocabulary) float32 at the tokens of all summaries."""
     with torch.inference_mode():
         batch = summarizer.training_batch([one.article for one in lessons], [one.summary for one in lessons])
@@ -256,7 +256,7 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     compute = Compute(**told["compute"])
     torch.set_num_threads(compute.threads)
     lessons = [Lesson(*lesson) for lesson in told["lessons"]]
-    compare("logits", answers(load_summarizer(folder, compute, base), lessons), load_file(tensors))
+    compare_answers("logits", token_logits(load_summarizer(folder, compute, base), lessons), load_file(tensors))
 
 
 if __name__ == "__main__":

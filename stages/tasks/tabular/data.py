@@ -43,7 +43,7 @@ class Table:
     skipped: list[dict[str, str]]
 
 
-def kind_of(column: pd.Series) -> Kind:
+def column_kind(column: pd.Series) -> Kind:
     """Return what a column holds: numbers are measurements; what is neither a number nor a date is a category."""
     types = pd.api.types
     if types.is_datetime64_any_dtype(column):
@@ -51,11 +51,11 @@ def kind_of(column: pd.Series) -> Kind:
     return "measurement" if types.is_numeric_dtype(column) and not types.is_bool_dtype(column) else "category"
 
 
-def filled(rows: pd.DataFrame) -> pd.DataFrame:
+def without_gaps(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows without gaps for the estimators that Faded fits: medians in measurements, and the rest as text."""
     rows = rows.copy()
     for column in rows:
-        if kind_of(rows[column]) == "measurement":
+        if column_kind(rows[column]) == "measurement":
             rows[column] = rows[column].astype(float)
             rows[column] = rows[column].fillna(rows[column].median())
         else:
@@ -117,7 +117,7 @@ class _File(_Rows):
         rows = frame.drop(columns=[self.target])
         for column in self.dates:
             rows[column] = _dates(rows, column)
-        if not len(rows) or all(kind_of(rows[column]) != "measurement" for column in rows):
+        if not len(rows) or all(column_kind(rows[column]) != "measurement" for column in rows):
             raise UsageError(f"{where}: {name} has no rows with a label and a number")
         return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped)
 
@@ -146,7 +146,7 @@ def _dates(rows: pd.DataFrame, column: str) -> pd.Series:
     where = f"prepare.data.dates: {column}"
     if column not in rows:
         raise UsageError(f"{where}: no such column{did_you_mean(column, list(rows))}; found {', '.join(rows)}")
-    if kind_of(rows[column]) == "measurement":
+    if column_kind(rows[column]) == "measurement":
         raise UsageError(f"{where}: the column has numbers, expected dates such as 2024-05-31")
     try:
         with warnings.catch_warnings():
@@ -183,7 +183,7 @@ class Rows:
     """
 
     def __init__(self, frame: pd.DataFrame, *, gaps: bool) -> None:
-        self.kinds: dict[str, Kind] = {str(name): kind_of(frame[name]) for name in frame}
+        self.kinds: dict[str, Kind] = {str(name): column_kind(frame[name]) for name in frame}
         self.measured = [name for name, kind in self.kinds.items() if kind == "measurement"]
         texts = frame.select_dtypes("object")
         frame = frame.assign(**texts.where(texts.notna(), np.nan))  # a gap has one form, whatever the file was

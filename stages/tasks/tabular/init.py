@@ -14,7 +14,7 @@ from stages.concepts.rows import CATALOGUE, Kind
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen
 from stages.tasks.load import own_module_error
-from stages.tasks.tabular.data import DATA_LOADERS, SETS, filled, kind_of, read_frame
+from stages.tasks.tabular.data import DATA_LOADERS, SETS, column_kind, read_frame, without_gaps
 from stages.tasks.tabular.models import ESTIMATORS
 from stages.tasks.tabular.own import FUNCTION, untrusted
 
@@ -135,8 +135,8 @@ def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None, 
     from stages.tasks.sources import parse_source
 
     table = parse_source(block, DATA_LOADERS, "--data").load(folder)  # type: ignore[attr-defined]
-    rows = filled(table.rows) if fitted else table.rows
-    kinds = {str(name): kind_of(rows[name]) for name in rows}
+    rows = without_gaps(table.rows) if fitted else table.rows
+    kinds = {str(name): column_kind(rows[name]) for name in rows}
     labels = pd.Series(table.labels)
     counts = labels.value_counts()
     classes = ", ".join(f"{name} ({n:,})" for name, n in counts.items())
@@ -160,7 +160,7 @@ def _told(kinds: Mapping[str, Kind]) -> str:
 
 def _is_date(column: pd.Series) -> bool:
     """Whether a column has texts that are all dates such as 2024-05-31."""
-    if kind_of(column) != "category" or column.isna().all():
+    if column_kind(column) != "category" or column.isna().all():
         return False
     texts = column.dropna().astype(str)
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce")

@@ -22,7 +22,7 @@ from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.tasks.labels import ClassOrder, spelled
 from stages.tasks.load import own_function, own_module_error
 from stages.tasks.source import Source, collect
-from stages.tasks.tabular.data import Table, kind_of
+from stages.tasks.tabular.data import Table, column_kind
 
 Ask = Callable[[pd.DataFrame], Any]
 """Rows (n, d) -> labels (n,) or probabilities (n, classes)."""
@@ -363,7 +363,7 @@ def _fed(column: pd.Series, kind: str) -> np.ndarray:
     if kind == "tensor(string)":
         texts = column.astype(object).where(column.notna(), "").astype(str)
         return texts.to_numpy(dtype=object)[:, None]
-    if kind_of(column) == "date":
+    if column_kind(column) == "date":
         raise UsageError(f"prepare.model: ONNX has no dates: leave {column.name} out of prepare.data.dates")
     return column.to_numpy(dtype=_NUMBERS[kind])[:, None]
 

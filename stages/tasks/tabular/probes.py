@@ -31,7 +31,7 @@ from stages.tasks.contract import (
 )
 from stages.tasks.source import Source
 from stages.tasks.sources import ItemCounts
-from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, filled, kind_of
+from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, column_kind, without_gaps
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
 
@@ -108,8 +108,8 @@ class RowProbes(Task):
             rows = cls.source(context, "data").load(context.inputs).rows.head()
         except UsageError:  # which `check` reports
             return []
-        rows = filled(rows) if "estimator" in prepare.model else rows
-        return idle_concepts(context.concepts, catalogue, {str(name): kind_of(rows[name]) for name in rows})
+        rows = without_gaps(rows) if "estimator" in prepare.model else rows
+        return idle_concepts(context.concepts, catalogue, {str(name): column_kind(rows[name]) for name in rows})
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class RowProbes(Task):
         counts = PrepareConfig.model_validate(dict(context.config)).items.model_dump()
         table: Table = data.load(context.inputs)
         if source.rows:
-            table = replace(table, rows=filled(table.rows))
+            table = replace(table, rows=without_gaps(table.rows))
         splits = [split for split in SPLITS if counts[split]]
         wanted: dict[str, int] = {"train": source.rows} | {split: counts[split] for split in splits}
         if sum(wanted.values()) > len(table.labels):

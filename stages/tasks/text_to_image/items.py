@@ -12,7 +12,7 @@ from stages.concepts.prompts import check_templates, fill, read_templates
 from stages.core.errors import UsageError
 from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
-from stages.tasks.text_to_image.judges import Judge, expected_values
+from stages.tasks.text_to_image.judges import PictureJudge, expected_values
 from stages.tasks.text_to_image.sample import PictureModel
 
 # Templates that a split needs. Intervals resample templates, and are too narrow with few groups (Cameron, Gelbach and
@@ -104,7 +104,7 @@ def noise_seed(audit: int, item: int, repeat: int, picture: int, salt: int = 0) 
     return int(np.random.SeedSequence([audit, item, repeat, picture, salt]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
+def unchecked(space: ConceptSpace, judge: PictureJudge) -> list[str]:
     """List what prompts say and a judge of attributes cannot check, one line per slot."""
     if judge.reads_prompts:
         return []
@@ -118,7 +118,7 @@ def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
     return gaps
 
 
-def misfits(space: ConceptSpace, templates: Sequence[str], painter: PictureModel, judge: Judge) -> list[str]:
+def misfits(space: ConceptSpace, templates: Sequence[str], painter: PictureModel, judge: PictureJudge) -> list[str]:
     """List prompts that the model would not read to their end, and say if the judge can check nothing."""
     longest = {c.name: max(map(str, c.levels), key=painter.tokens) for c in space.concepts}
     # Every template with the longest phrases in tokens: if these fit, all prompts do.

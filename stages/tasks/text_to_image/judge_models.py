@@ -25,7 +25,7 @@ from stages.params import Strict, checked
 from stages.tasks.hub import NAME, Repository
 from stages.tasks.source import Source, collect
 from stages.tasks.text_to_image.folders import PICKLES, check_weights, readable
-from stages.tasks.text_to_image.judges import Judge, Reading, Values, told
+from stages.tasks.text_to_image.judges import PictureJudge, Reading, Values, attribute_values
 
 CLIP = "prepare.judge.clip"
 CLIP_FORM = "judge.json"  # stored beside a CLIP model: its prompts, its origin, and when it abstains
@@ -167,7 +167,7 @@ class AttributeJudge:
         It is yes or no, so that the mean over pictures is a share people can count, and a threshold is between counts.
         What is not expected does not count. Prompts are not used.
         """
-        read = {attribute: told(self, reading, attribute) for attribute in self.attributes}
+        read = {attribute: attribute_values(self, reading, attribute) for attribute in self.attributes}
         shown = [all(read[name][n] == value for name, value in wanted.items()) for n, wanted in enumerate(expected)]
         return np.array(shown, dtype=np.float32)
 
@@ -387,7 +387,7 @@ class ClipJudgeSource(JudgeSource):
 JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attributes": AttributeJudgeSource}
 
 
-def load_judge(folder: Path, device: str) -> Judge:
+def load_judge(folder: Path, device: str) -> PictureJudge:
     """Read a judge's folder, whatever its kind.
 
     Raises:

@@ -38,7 +38,7 @@ class Reading:
     features: np.ndarray
 
 
-class Judge(Protocol):
+class PictureJudge(Protocol):
     """Reads attributes of pictures, and rates how well pictures show what was asked for."""
 
     @property
@@ -65,7 +65,7 @@ class Judge(Protocol):
         ...
 
 
-def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
+def attribute_values(judge: PictureJudge, reading: Reading, attribute: str) -> list[str]:
     """Return the value of an attribute for each picture of a reading; "" if the judge abstains."""
     best = reading.probabilities[attribute].argmax(1)
     return [
@@ -74,7 +74,7 @@ def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
     ]
 
 
-def judge_notes(judge: Judge, unreadable: str) -> list[str]:
+def judge_notes(judge: PictureJudge, unreadable: str) -> list[str]:
     """Describe a judge's known errors, and what unreadable pictures count as, in sentences for people."""
     if "real" not in judge.note:
         return [f"The judge: attributes are {judge.note['attributes']}."] if "attributes" in judge.note else []
@@ -176,7 +176,7 @@ def quality_errors(name: str, judge: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def load_quality(name: str, judge: Judge, real: Sequence[np.ndarray]) -> QualityMeasure:
+def load_quality(name: str, judge: PictureJudge, real: Sequence[np.ndarray]) -> QualityMeasure:
     """Return the quality of a name, for features of this judge.
 
     Args:

@@ -30,7 +30,7 @@ from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import Compute, RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
+from stages.tasks.read_back import command_line, compare_answers, compare_in_fresh_process
 from stages.tasks.text_to_image.album import GOOD, build_album, orders_for, praised, repair_templates, vocabulary
 from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLessons, PicturePairs
@@ -205,7 +205,7 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     compute, sampling = Compute(**told["compute"]), SamplingConfig.model_validate(told["sampling"])
     torch.set_num_threads(compute.threads)
     painter = Painter(load_pipeline(base, compute, sampling, lora=folder), sampling, compute)
-    compare("pixels", torch.from_numpy(pixels(painter, told["prompts"], told["seeds"])), load_file(tensors))
+    compare_answers("pixels", torch.from_numpy(pixels(painter, told["prompts"], told["seeds"])), load_file(tensors))
 
 
 if __name__ == "__main__":

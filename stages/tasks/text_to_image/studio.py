@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.tasks.text_to_image.judges import Judge, QualityMeasure, told
+from stages.tasks.text_to_image.judges import PictureJudge, QualityMeasure, attribute_values
 from stages.tasks.text_to_image.sample import Drawing, PictureModel, bar
 
 AT_ONCE = 64  # pictures held in memory before they are judged
@@ -177,7 +177,7 @@ class Studio:
     """
 
     painter: PictureModel
-    judge: Judge
+    judge: PictureJudge
     quality: QualityMeasure
     shared: Callable[[Sequence[Sequence[PictureOrder]]], Sequence[list[Judged]]] | None = None
     copies: int = 1
@@ -236,7 +236,7 @@ class Studio:
         reading = self.judge.read(pixels)
         aligned = self.judge.aligned(reading, prompts, expected)
         quality = self.quality(reading.features)
-        values = {attribute: told(self.judge, reading, attribute) for attribute in self.judge.attributes}
+        values = {attribute: attribute_values(self.judge, reading, attribute) for attribute in self.judge.attributes}
         judged = []
         for n, wanted in enumerate(expected):
             read = {attribute: named[n] for attribute, named in values.items() if named[n]}
