@@ -1,7 +1,7 @@
 """Turn people's decisions on this landscape into the plan.
 
 A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and is valid only for the landscape it names.
-With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge_decisions` combines their decisions.
+With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge` combines their decisions.
 With `feedback.policy: top-k` a rule decides, and every page that shows the plan states this.
 """
 

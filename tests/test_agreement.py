@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
-from stages.decisions.merge_decisions import ceiling
+from stages.decisions.merge import ceiling
 
 from stages.decisions import RecordedDecision, merge_decisions
 from stages.decisions.agreement import agreement, krippendorff_alpha

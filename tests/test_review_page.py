@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stages.decisions.merge_decisions import merge_decisions
+from stages.decisions.merge import merge_decisions
 
 import flows.request
 from flows.people import approval

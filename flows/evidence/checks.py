@@ -9,7 +9,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from stages.decisions.merge_decisions import merge_decisions
+from stages.decisions.merge import merge_decisions
 
 from flows.evidence.bundle import (
     LOCK,

@@ -14,7 +14,7 @@ from stages.decisions.files import (
     valid_decisions,
 )
 from stages.decisions.identity import Identity, identity_of
-from stages.decisions.merge_decisions import RULE, merge_decisions
+from stages.decisions.merge import RULE, merge_decisions
 from stages.decisions.model import (
     NO_HUMAN,
     SEVERITIES,
