@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from markupsafe import escape
-from stages.decisions.merge import ceiling
 
 from stages.decisions import RecordedDecision, merge_decisions
 from stages.decisions.agreement import agreement, krippendorff_alpha
+from stages.decisions.merge import ceiling
 from stages.records import Plan
 from tests.report_samples import FOUR, make_comparison, write_comparison
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stages.decisions.merge import merge_decisions
 
 import flows.request
 from flows.people import approval
@@ -17,6 +16,7 @@ from flows.request import open_request
 from flows.results import TIMINGS
 from stages.core.files import stage_dir, write_json, write_state
 from stages.decisions import landscape_hash, read_chain
+from stages.decisions.merge import merge_decisions
 from stages.params import load_params
 from stages.records import Example, ModeRecord
 from tests.landscapes import SUSPECTED, landscape_file

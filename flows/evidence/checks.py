@@ -9,8 +9,6 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from stages.decisions.merge import merge_decisions
-
 from flows.evidence.bundle import (
     LOCK,
     MADE,
@@ -30,6 +28,7 @@ from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
+from stages.decisions.merge import merge_decisions
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
