@@ -25,7 +25,7 @@ from flows.graph.heal import heal
 from flows.graph.intact import check_recorded, mend, stages_of
 from flows.people.approval import settle
 from flows.people.artifacts import publish_artifacts
-from flows.people.suspend import ask
+from flows.people.suspend import wait_for_decision
 from flows.people.waiting import deployed_run, waiting_elsewhere
 from flows.places.runners import Job, Runner, check_stages, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
@@ -234,7 +234,7 @@ def _run_to_the_end(
             return list(results.values())
         # Only here, with all futures collected and outside any task runner: a resumed flow starts again from the top.
         for name in audits:
-            ask(params, name)
+            wait_for_decision(params, name)
         graph = read_graph()
 
 
@@ -251,10 +251,10 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
 
 
 def _tell(ending: Ending) -> None:
-    from flows.recur.notify import forget, notify
+    from flows.recur.notify import forget_notice, notify
 
     if ending.kind == "done":
-        forget(ending.audit)
+        forget_notice(ending.audit)
     elif ending.kind != "waiting":
         notify(ending.kind, ending.audit, ending.text, ending.result)
 

@@ -25,9 +25,9 @@ from rich.console import Console
 
 from flows.processes import child, end_leftovers
 from flows.recur.deploy import apply, of_pool
-from flows.recur.overview import in_state, named, troubles
+from flows.recur.overview import in_state, run_label, troubles
 from flows.recur.schedule import public_url, read_entries, work_pool
-from flows.server import HOME, OwnServer, answers, ui_url
+from flows.server import HOME, OwnServer, responds, ui_url
 from flows.server.security import client_environment
 from flows.workspace import LOGS, stage_environment
 from stages.core.environment import WORK
@@ -158,9 +158,9 @@ def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
                 state, line = Cancelled(message="its process is gone"), ""
             elif why == _DIED and earlier + 1 >= _DEATHS:
                 state = Crashed(message=f"its process died {_DEATHS} times")
-                line = f"{named(run)} died {_DEATHS} times: given up"
+                line = f"{run_label(run)} died {_DEATHS} times: given up"
             else:
-                state, line = AwaitingRetry(message=why), f"{named(run)} was interrupted and resumes"
+                state, line = AwaitingRetry(message=why), f"{run_label(run)} was interrupted and resumes"
             with contextlib.suppress(ObjectNotFound):  # somebody deleted it meanwhile
                 client.set_flow_run_state(run.id, state, force=True)
                 lines += [line] if line else []
@@ -191,7 +191,7 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Child | None]:
     from prefect.settings import get_current_settings
 
     if (configured := get_current_settings().api.url) is not None:
-        if not answers(configured):
+        if not responds(configured):
             raise InfrastructureError(
                 f"the configured Prefect server {configured} (PREFECT_API_URL) does not answer: start it, or unset "
                 "PREFECT_API_URL and `faded serve` runs its own"

@@ -22,7 +22,7 @@ from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.engine import ALLOWED
-from flows.recur.schedule import FILE, read_recipes
+from flows.recur.schedule import FILE, read_launches
 from flows.workspace import enter_workspace
 from stages.core.errors import FadedError
 
@@ -47,7 +47,7 @@ def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | No
     """
     if deployment is None:
         return "it belongs to no deployment"
-    ours = read_recipes().get(deployment.name)
+    ours = read_launches().get(deployment.name)
     if ours is None:
         return f"deployment {deployment.name!r} is not in {FILE}"
     for what, found, expected in (
@@ -83,7 +83,7 @@ class AuditJob(ProcessJobConfiguration):
         """See Prefect. prefect.yaml is used throughout, as the server's settings may have changed since the check."""
         assert flow_run.deployment_id is not None
         deployment = deployment or await client.read_deployment(flow_run.deployment_id)
-        ours = read_recipes()[deployment.name]
+        ours = read_launches()[deployment.name]
         job = await super().resolve_for_flow_run(
             flow_run.model_copy(update={"job_variables": {}}),
             client=client,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from flows.evidence import Bundle, Demands, read_bundle, verify_bundle, write_bundle
-from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_json
+from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_strict_json
 from flows.evidence.signature import known_keys
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals
@@ -40,7 +40,7 @@ def problems(path: Path, **more: Any) -> dict[str, str]:
 
 def broken_seals(members: Members) -> str:
     """All mismatches between these members and their seals; much quicker than `problems`."""
-    bundle = Bundle(Path("x.zip"), members, parse_json(members[MANIFEST], MANIFEST))
+    bundle = Bundle(Path("x.zip"), members, parse_strict_json(members[MANIFEST], MANIFEST))
     return "\n".join(problem for check in check_seals(bundle) for problem in check.problems)
 
 

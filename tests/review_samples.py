@@ -18,7 +18,7 @@ import yaml
 from fastapi.testclient import TestClient
 from rich.console import Console
 
-from flows.people.approval import Outcome
+from flows.people.approval import DecisionOutcome
 from flows.people.review.app import make_app
 from flows.people.review.links import Served
 from flows.people.review.terminal import review_landscape
@@ -192,7 +192,7 @@ class Reviewer:
     """A browser without a screen, and the decisions that the server reported."""
 
     client: TestClient
-    reported: list[Outcome]
+    reported: list[DecisionOutcome]
     served: Served
 
     def enter(self, audit: str = "x", again: str = "") -> str:
@@ -212,7 +212,7 @@ class Reviewer:
 
 def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
     """Browsers that share one server."""
-    reported: list[Outcome] = []
+    reported: list[DecisionOutcome] = []
     served = Served(["x"], HOST, URL, "faded-review-8711", reported.append)
     app = make_app(served)
     return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), reported, served) for _ in range(n)]

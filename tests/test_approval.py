@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.people.approval import decide, expire, settle, wake
-from flows.people.draft import Draft, DraftError, ModeDraft
+from flows.people.draft import DecisionDraft, DraftError, ModeDraft
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
 from flows.views.endings import how_it_ended, keep_evidence
@@ -71,7 +71,7 @@ def drafted(landscape: str = "0" * 16, reviewer: str = "Ada", approve: bool = Tr
     """The decision that follows from actions with their reasons, such as `repair seen`."""
     words = {mode: text.partition(" ") for mode, text in actions.items()}
     modes = {mode: ModeDraft(action=action, reason=reason) for mode, (action, _, reason) in words.items()}
-    return Draft(reviewer=reviewer, approve=approve, modes=modes).decision(landscape, MODES)
+    return DecisionDraft(reviewer=reviewer, approve=approve, modes=modes).decision(landscape, MODES)
 
 
 def made(reviewer: str = "Ada") -> Decision:
@@ -213,7 +213,7 @@ def test_an_approval_chooses_for_every_mode_and_gives_reasons():
         with pytest.raises(DraftError, match=re.escape(problem)):
             drafted(**given)
     with pytest.raises(DraftError) as error:
-        Draft().decision("0" * 16, MODES)
+        DecisionDraft().decision("0" * 16, MODES)
     assert len(error.value.problems) == 2  # all at once: no name, neither approved nor rejected
 
 

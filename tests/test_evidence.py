@@ -23,8 +23,8 @@ from flows.evidence import (
     read_bundle,
     read_private_key,
     sign_bundle,
-    unfinished,
     verify_bundle,
+    why_unfinished,
     write_bundle,
 )
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
@@ -175,7 +175,7 @@ def test_the_same_results_give_the_same_bytes_and_are_not_written_again(bundle, 
         raise AssertionError("DVC was asked, or a model hashed, though nothing changed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.evidence.write, "unfinished", asked)
+        patch.setattr(flows.evidence.write, "why_unfinished", asked)
         patch.setattr(flows.evidence.write, "_collect", asked)
         assert bundle_of(workspace) == bundle
     assert bundle.stat().st_mtime_ns == when
@@ -196,13 +196,13 @@ def test_a_stale_or_unfinished_audit_has_no_evidence(workspace, tmp_path):
         assert write_bundle(load_params(), "other") is not None
         (stage_dir("other", "report") / "verdict.json").unlink()
         assert write_bundle(load_params(), "other") is None
-        told = unfinished(load_params(), "tiny")
+        told = why_unfinished(load_params(), "tiny")
     assert told is not None and "conclude@tiny is stale" in told and "faded audit tiny" in told
 
 
 @pytest.mark.slow
 def test_a_bundle_that_is_no_longer_as_it_was_written_is_written_again(workspace, tmp_path, keys, monkeypatch):
-    monkeypatch.setattr(flows.evidence.write, "unfinished", lambda *_: None)  # DVC takes half a second
+    monkeypatch.setattr(flows.evidence.write, "why_unfinished", lambda *_: None)  # DVC takes half a second
     own = workspace.copy(tmp_path / "ws")
     path = bundle_of(own)
     before, members = path.read_bytes(), read_bundle(path).members

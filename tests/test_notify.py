@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from flows.recur.deploy import make_automations
-from flows.recur.notify import block_id, current, forget, notify, send_test, set_block, set_url
+from flows.recur.notify import block_id, current, forget_notice, notify, send_test, set_block, set_url
 from flows.recur.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
@@ -94,7 +94,7 @@ def test_one_result_is_told_once_until_another_came_between(here, hook):
         (True, lambda: notify("broken", "tiny", "new each time")),
         (True, lambda: notify("broken", "tiny", "new each time")),
         (True, lambda: notify("gate failed", "tiny", "as before", "result 2")),
-        (True, lambda: (forget("tiny"), notify("gate failed", "tiny", "after a pass", "result 2"))),
+        (True, lambda: (forget_notice("tiny"), notify("gate failed", "tiny", "after a pass", "result 2"))),
     ):
         while not came.empty():
             came.get()

@@ -10,7 +10,7 @@ import yaml
 
 import flows.request
 from flows.people import approval
-from flows.people.review.form import filled, read_draft, read_fields
+from flows.people.review.form import draft_of, fields_of, read_fields
 from flows.people.review.view import how_long
 from flows.request import open_request
 from flows.results import TIMINGS
@@ -247,8 +247,8 @@ def test_a_decision_fills_in_the_form_it_came_from():
     fields = {"reviewer": "Ada", "action.M1": "repair", "reason.M1": "seen", "severity.M1": "low"}
     fields |= {"action.M2": "ignore", "decision": "approve", "corrected.M1.1": "better", "rating.M1.1": "2"}
     fields |= {"reason": "a\nb", "reason.M2": "c"}
-    decision = read_draft(fields, modes).decision("0" * 16, modes)
-    assert read_draft(filled(decision) | {"decision": "approve"}, modes).decision("0" * 16, modes) == decision
+    decision = draft_of(fields, modes).decision("0" * 16, modes)
+    assert draft_of(fields_of(decision) | {"decision": "approve"}, modes).decision("0" * 16, modes) == decision
     assert read_fields(b"a=1%0D%0A2&b=") == {"a": "1\n2", "b": ""}
 
 

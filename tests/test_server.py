@@ -19,7 +19,7 @@ import pytest
 from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS
-from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
+from flows.server import RECORD, OwnServer, prefect_link, responds, served_api, talking_to
 from flows.server.security import authorization, client_settings, new_credential
 from stages.params import load_params
 from tests.servers import long_lived_server
@@ -112,7 +112,7 @@ def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_rea
 def test_a_credential_is_the_users_own_or_new_and_is_shown_to_its_server_alone(server):
     from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, get_current_settings, temporary_settings
 
-    assert served_api() == server.api and answers(server.api)
+    assert served_api() == server.api and responds(server.api)
     for api, credential in ((server.api, authorization(server.credential)), ("http://127.0.0.1:9/api", "")):
         with talking_to(api):  # the second is where a server of this workspace may have been once
             assert str(get_current_settings().client.custom_headers["Authorization"]) == credential
@@ -277,7 +277,7 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     page = context.new_page()
     assert page.goto(f"{base}/runs").status == 401
     assert "faded serve --link" in page.content()
-    link = one_time_link()
+    link = prefect_link()
     assert page.evaluate(SOCKET) == "refused"
     failed: list[str] = []
     page.on("response", lambda r: failed.append(f"{r.status} {r.url}") if r.status >= 400 else None)

@@ -32,7 +32,7 @@ from rich.console import Console
 
 import flows.audit
 from flows.people.approval import decide, settle, wake
-from flows.people.draft import Draft, ModeDraft
+from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, Request, read_modes, read_request
 from flows.run import run_audits
 from flows.views.labels import shown_before
@@ -171,7 +171,7 @@ def let_the_time_pass() -> None:
 
 def made(reviewer: str = "Ada") -> Decision:
     modes = {"M1": ModeDraft(action="repair", reason="seen"), "M2": ModeDraft(action="ignore")}
-    draft = Draft(reviewer=reviewer, approve=True, modes=modes)
+    draft = DecisionDraft(reviewer=reviewer, approve=True, modes=modes)
     return draft.decision(landscape_hash("tiny"), read_modes("tiny"))
 
 

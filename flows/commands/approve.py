@@ -51,14 +51,14 @@ def approve(
     """
     import shlex
 
-    from flows.people.draft import Draft
+    from flows.people.draft import DecisionDraft
     from flows.request import read_modes
     from stages.core.errors import UsageError
 
     name, present = _open(audit, landscape)
     modes = read_modes(name)
     chosen = _choices({"repair": repair or (), "accept": accept or (), "ignore": ignore or ()})
-    draft = Draft(reviewer=_name(reviewer), approve=True, reason=reason, modes=chosen)
+    draft = DecisionDraft(reviewer=_name(reviewer), approve=True, reason=reason, modes=chosen)
     undecided, silent = draft.missing(modes)
     if not (undecided or silent):
         _decide(name, draft.decision(present, modes), revise)
@@ -93,10 +93,10 @@ def reject(
     revise: _Revise = False,
 ) -> None:
     """Reject the landscape of an audit: no repair is made, and the audit ends as if a gate had failed."""
-    from flows.people.draft import Draft
+    from flows.people.draft import DecisionDraft
 
     name, present = _open(audit, landscape)
-    _decide(name, Draft(reviewer=_name(reviewer), approve=False, reason=reason).decision(present, []), revise)
+    _decide(name, DecisionDraft(reviewer=_name(reviewer), approve=False, reason=reason).decision(present, []), revise)
 
 
 def _open(audit: str, landscape: str | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import typer
 from flows.commands import Audit, Preset, app, console, errors, open_workspace, say
 
 if TYPE_CHECKING:
-    from flows.people.approval import Outcome
+    from flows.people.approval import DecisionOutcome
     from stages.params import Params
 
 
@@ -154,6 +154,6 @@ def _show(name: str, link: str, open_: bool, revise: bool) -> None:
         webbrowser.open(write_way_in(name, link).as_uri())
 
 
-def _show_outcome(outcome: Outcome) -> None:
+def _show_outcome(outcome: DecisionOutcome) -> None:
     word = "approved" if outcome.approve else "rejected"
     say(f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.next_steps)

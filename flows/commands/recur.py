@@ -49,13 +49,13 @@ def schedules() -> None:
     """List scheduled audits: next start, last result, and what each waits for."""
     from flows.recur.overview import overview, show_schedules
     from flows.recur.schedule import FILE, read_entries
-    from flows.server import answers, configured_api
+    from flows.server import configured_api, responds
 
     params, _ = open_workspace(None, True)
     with working("asking for the last runs"):
         entries = read_entries()
         api = configured_api()
-        rows = overview(params, entries, api if api is not None and answers(api) else None)
+        rows = overview(params, entries, api if api is not None and responds(api) else None)
     if not rows:
         say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
         return
@@ -86,11 +86,11 @@ def serve(
     """
     from flows.recur.schedule import FILE, add_missing
     from flows.serve import serve as run
-    from flows.server import one_time_link
+    from flows.server import prefect_link
 
     params, _ = open_workspace(None, True)
     if link:
-        say(one_time_link())
+        say(prefect_link())
         return
     if not FILE.exists():
         added = ", ".join(add_missing(params))
@@ -154,10 +154,10 @@ def _apply() -> None:
     """Apply prefect.yaml if a server is running, or print that none is."""
     from flows.recur.deploy import apply
     from flows.recur.schedule import read_entries
-    from flows.server import answers, configured_api, talking_to
+    from flows.server import configured_api, responds, talking_to
 
     api = configured_api()
-    if api is None or not answers(api):
+    if api is None or not responds(api):
         where = "no Prefect server is running for this workspace" if api is None else f"{api} does not answer"
         say(f"{where}: `faded serve` applies it when it starts")
         return

@@ -8,7 +8,7 @@ from flows.evidence.bundle import Bundle, read_bundle
 from flows.evidence.checks import Check
 from flows.evidence.signature import make_envelope, read_private_key
 from flows.evidence.verify import Demands, verify_bundle
-from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, sign_by_default, unfinished, write_bundle
+from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, sign_by_default, why_unfinished, write_bundle
 
 __all__ = [
     "Bundle",
@@ -21,7 +21,7 @@ __all__ = [
     "read_private_key",
     "sign_bundle",
     "sign_by_default",
-    "unfinished",
     "verify_bundle",
+    "why_unfinished",
     "write_bundle",
 ]

@@ -97,7 +97,7 @@ class Bundle:
         def read(path: Path) -> bytes:
             data = self.member(path.as_posix())
             if path.suffix == ".json":
-                parse_json(data, path.as_posix(), _MOST_OF_A_RECORD)  # stricter than records are
+                parse_strict_json(data, path.as_posix(), _MOST_OF_A_RECORD)  # stricter than records are
             return data
 
         return audit_folder(self.audit, read=read)
@@ -197,7 +197,7 @@ _MOST_VALUES = 1_000_000  # in JSON; even an empty value takes a hundred bytes o
 _MOST_OF_A_RECORD = 100_000  # all unknown keys are collected for the message: 99,000 take 250 MB
 
 
-def parse_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
+def parse_strict_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -254,7 +254,7 @@ def read_bundle(path: Path) -> Bundle:
     members = unzip_members(path, _MEMBER.fullmatch)
     if MANIFEST not in members:
         raise UsageError(f"{path} is not a valid evidence bundle: it has no {MANIFEST}")
-    manifest = parse_json(members[MANIFEST], f"{MANIFEST} of {path}")
+    manifest = parse_strict_json(members[MANIFEST], f"{MANIFEST} of {path}")
     schema = manifest.get("schema")
     if type(schema) is int and 0 < schema < SCHEMA:
         raise UsageError(

@@ -20,7 +20,7 @@ from flows.evidence.bundle import (
     dump_json,
     dump_yaml,
     md5,
-    parse_json,
+    parse_strict_json,
     part_of,
     stages_until,
 )
@@ -96,7 +96,7 @@ def check_files(bundle: Bundle) -> Check:
 
 def check_manifest(bundle: Bundle) -> Check:
     """Check that the manifest is the one that the statement names."""
-    statement = parse_json(bundle.member(STATEMENT), STATEMENT)
+    statement = parse_strict_json(bundle.member(STATEMENT), STATEMENT)
     named = [b for b in statement["predicate"]["runDetails"]["byproducts"] if b["name"] == MANIFEST]
     stated, found = named[0]["digest"]["sha256"], sha256(bundle.members[MANIFEST])
     problems = [] if stated == found else [f"{MANIFEST}: the statement names SHA-256 {stated}, found {found}"]
@@ -107,7 +107,7 @@ def check_manifest(bundle: Bundle) -> Check:
 
 def check_statement(bundle: Bundle) -> Check:
     """Check that the statement follows from the manifest and the parameters, with nothing added."""
-    statement = parse_json(bundle.member(STATEMENT), STATEMENT)
+    statement = parse_strict_json(bundle.member(STATEMENT), STATEMENT)
     follows = make_statement(bundle.manifest, sha256(bundle.members[MANIFEST]), bundle.yaml(PARAMS))
     n = len(follows["subject"])
     problems = unlike(STATEMENT, follows, statement) or _in_our_form(bundle, STATEMENT, follows)
@@ -394,7 +394,7 @@ def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
         name = bundle.name(stage, file)
         if name in bundle.members and file.endswith(".json"):
             problems += unlike(
-                name, parse_json(getattr(part, kept).dump(), name), parse_json(bundle.members[name], name)
+                name, parse_strict_json(getattr(part, kept).dump(), name), parse_strict_json(bundle.members[name], name)
             )
     return problems
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.evidence.bundle import dump_json, parse_json
+from flows.evidence.bundle import dump_json, parse_strict_json
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import replace_file
 from stages.core.keys import MACHINE, keys_dir, private_key, public_pem
@@ -172,7 +172,7 @@ def _now() -> datetime:
 
 def _with_time(statement: bytes, when: str) -> bytes:
     """The bytes to sign. The statement itself has no time, so that equal results give equal statements."""
-    content = parse_json(statement, "the statement")
+    content = parse_strict_json(statement, "the statement")
     content["predicate"]["runDetails"]["metadata"] = {SIGNED_ON: when}
     return dump_json(content)
 
@@ -184,7 +184,7 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
         UsageError: with what does not hold.
     """
     envelope = read_envelope(data)
-    metadata = parse_json(envelope.payload, "what is signed")["predicate"]["runDetails"].get("metadata", {})
+    metadata = parse_strict_json(envelope.payload, "what is signed")["predicate"]["runDetails"].get("metadata", {})
     when = datetime.strptime(text := metadata[SIGNED_ON], _TIME).replace(tzinfo=UTC)
     if envelope.payload != _with_time(statement, text):
         raise UsageError("what is signed is not the statement of this bundle")
@@ -205,7 +205,7 @@ def read_envelope(data: bytes) -> Any:
     """
     from securesystemslib.dsse import Envelope
 
-    raw = parse_json(data, "the signed envelope")
+    raw = parse_strict_json(data, "the signed envelope")
     try:
         envelope = Envelope.from_dict(raw)
     except Exception as error:  # untrusted bytes can make the library raise anything

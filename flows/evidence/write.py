@@ -53,7 +53,7 @@ def bundles_dir(audit: str) -> Path:
     return DATA / audit / "evidence"
 
 
-def unfinished(params: Params, audit: str) -> str | None:
+def why_unfinished(params: Params, audit: str) -> str | None:
     """Why the audit has no current verdict, according to DVC; None if it has one."""
     from flows.graph import read_graph
 
@@ -82,12 +82,12 @@ def write_bundle(params: Params, audit: str) -> Path | None:
     before, known = _state(params, audit, lock), read_state(record, dict[str, str]) or {}
     if before is not None and known.get("state") == before and _is_intact(path := Path(known["bundle"])):
         return path
-    if unfinished(params, audit) is not None:
+    if why_unfinished(params, audit) is not None:
         return None
     lock = _lock(params, audit)
     if (now := _state(params, audit, lock)) != before:  # the first query of DVC writes code records
         before = now
-        if unfinished(params, audit) is not None:
+        if why_unfinished(params, audit) is not None:
             return None
     members = _collect(params, audit, lock)
     if before is None or _state(params, audit, _lock(params, audit)) != before:
@@ -268,7 +268,7 @@ def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
     read_graph()  # records custom tasks' code, which no file that DVC watches covers
     check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
-        raise UsageError(unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
+        raise UsageError(why_unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
     if sign:
         sign_by_default(path)
     return path

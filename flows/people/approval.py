@@ -32,7 +32,7 @@ class Signer(NamedTuple):
     key: Any
 
 
-class Outcome(NamedTuple):
+class DecisionOutcome(NamedTuple):
     """A recorded decision.
 
     Args:
@@ -140,7 +140,7 @@ def signer(params: Params, audit: str, reviewer: str) -> Signer:
 
 def decide(
     params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False, seen: Sequence[str] | None = None
-) -> Outcome:
+) -> DecisionOutcome:
     """Record a decision, signed if the audit lists keys, resume the runs that wait for it, and say what comes next.
 
     Args:
@@ -172,7 +172,7 @@ def decide(
     elif not resumed:
         goes = "continues from here" if decision.approve else "ends there, as with a failed gate"
         steps.append(f"Then `faded audit {audit}` {goes}.")
-    return Outcome(audit, kept.path, name, decision.approve, resumed, steps)
+    return DecisionOutcome(audit, kept.path, name, decision.approve, resumed, steps)
 
 
 def sentence(text: str) -> str:

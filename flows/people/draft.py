@@ -1,4 +1,4 @@
-"""A person's decision before it is recorded: the page, the terminal, options and Prefect's form fill in one `Draft`."""
+"""A person's decision before it is recorded: page, terminal, options and Prefect's form fill in one `DecisionDraft`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModeDraft(Strict):
     reason: str = ""
 
 
-class Draft(Strict):
+class DecisionDraft(Strict):
     """What a person has entered so far.
 
     Args:

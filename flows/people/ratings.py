@@ -32,7 +32,7 @@ CURVE_ROWS = 9
 
 
 @dataclass(frozen=True)
-class Learnt:
+class RatingsLesson:
     """What the scores of an audit teach.
 
     Args:
@@ -57,7 +57,7 @@ class Learnt:
         return self.ratings.threshold(RatingsConfig(file="-", sha256="0" * 64, **self.bound))
 
 
-def show_ratings(params: Params, name: str, target: Target, console: Console) -> Learnt:
+def show_ratings(params: Params, name: str, target: Target, console: Console) -> RatingsLesson:
     """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
 
     Raises:
@@ -79,7 +79,7 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
     return learnt
 
 
-def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
+def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
     """Write data/<audit>/ratings.json and name it in params.yaml.
 
     Raises:
@@ -140,7 +140,7 @@ def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
     return {key: (getattr(config, key) if config is not None else None) or default}
 
 
-def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
+def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> RatingsLesson:
     from stages.ratings.fit import fit_ratings, gather, too_few_scores
 
     evidence = gather(params, name, target)
@@ -152,7 +152,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
         )
     bound = _bound(params, name, target)
     if refusal := too_few_scores(evidence.scored):
-        return Learnt(target, evidence, bound, refusal=refusal)
+        return RatingsLesson(target, evidence, bound, refusal=refusal)
     found = fit_ratings(evidence.scored, target)
     if not found.teaches:
         refusal = (
@@ -160,8 +160,8 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
             f" constant does (error {found.constant.value:.2f} of the constant, lower by"
             f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
         )
-        return Learnt(target, evidence, bound, found, refusal=refusal)
-    learnt = Learnt(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
+        return RatingsLesson(target, evidence, bound, found, refusal=refusal)
+    learnt = RatingsLesson(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
     if control is None or learnt.ratings is None:
         return learnt
     return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
@@ -210,7 +210,7 @@ def _interval(rate: Any) -> Interval:
     return Interval(value=rate.value, low=rate.low, high=rate.high)
 
 
-def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
+def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
     from stages.decisions.agreement import agreement
 
     evidence = learnt.evidence
@@ -245,7 +245,7 @@ def _show_fit(fit: Fit, console: Console) -> None:
     console.print(table)
 
 
-def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
+def _show_curve(learnt: RatingsLesson, ratings: Ratings, console: Console) -> None:
     [(key, value)] = learnt.bound.items()
     word = key.replace("_", " ")
     low, high = ratings.x[0], ratings.x[-1]

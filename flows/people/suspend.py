@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
 from flows.people.artifacts import code, prose, publish, publish_modes
-from flows.people.draft import Draft, ModeDraft
+from flows.people.draft import DecisionDraft, ModeDraft
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
@@ -48,16 +48,18 @@ class DecisionForm(RunInput):
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
-    def draft(self, modes: Sequence[ModeRecord]) -> Draft:
+    def draft(self, modes: Sequence[ModeRecord]) -> DecisionDraft:
         chosen = {}
         for mode in modes:
             action: Choice = getattr(self, mode.id, "undecided")
             reason = getattr(self, why_field(mode.id), "")
             chosen[mode.id] = ModeDraft(action=None if action == "undecided" else action, reason=reason)
-        return Draft(reviewer=self.reviewer, approve=self.decision == "approve", reason=self.reason, modes=chosen)
+        return DecisionDraft(
+            reviewer=self.reviewer, approve=self.decision == "approve", reason=self.reason, modes=chosen
+        )
 
 
-def ask(params: Params, audit: str) -> None:
+def wait_for_decision(params: Params, audit: str) -> None:
     """Suspend the current flow run until the audit's landscape is decided; return once it is.
 
     An invalid answer is reported in the log and on the next form, which has its own key.

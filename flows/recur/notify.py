@@ -47,7 +47,7 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
         logging.getLogger(__name__).warning("nobody was notified that %s: %s (%s)", audit, event, _why(error))
 
 
-def forget(audit: str) -> None:
+def forget_notice(audit: str) -> None:
     """Forget the last notification: all is well with the audit, and the same problem is reported if it recurs."""
     (_SENT / f"{audit}.json").unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ _STARTED = ("RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "PAUSED", 
 
 
 @dataclass(frozen=True)
-class Row:
+class ScheduleRow:
     """One audit with a deployment.
 
     Args:
@@ -46,7 +46,7 @@ class Row:
     waits: str
 
 
-def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[Row]:
+def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[ScheduleRow]:
     """Read the overview; without a server, the time of the last verdict stands for the last run.
 
     Args:
@@ -66,7 +66,7 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
         return [_row(params, entry, client) for entry in entries if entry.audit in params.audits]
 
 
-def show_schedules(console: Console, rows: Sequence[Row]) -> None:
+def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
     """Print the overview as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("audit", "schedule", "next start", "last run", "verdict", "waits for"):
@@ -101,22 +101,22 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
         for run in client.read_flow_runs(**of_pool(pool), **in_state(name=["Crashed", "Late"]), sort=latest):
             due, state = run.expected_start_time, run.state
             if state is not None and state.is_crashed() and state.timestamp >= since:
-                lines.append(f"{named(run)} crashed: {state.message}")
+                lines.append(f"{run_label(run)} crashed: {state.message}")
             elif state is not None and state.is_scheduled() and due and datetime.now(UTC) - due > late:
                 lines.append(
-                    f"{named(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker is "
+                    f"{run_label(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker is "
                     "running, or another audit is"
                 )
     return lines
 
 
-def named(run: FlowRun) -> str:
+def run_label(run: FlowRun) -> str:
     """A flow run's name for people."""
     audits = ", ".join(run.parameters.get("audits", []))
     return f"the audit of {audits} (flow run {run.name})"
 
 
-def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
+def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> ScheduleRow:
     from flows.results import read_verdict
 
     verdict = read_verdict(params, entry.audit)
@@ -131,7 +131,9 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = _last_run(entry, client) if client is not None else None
-    return Row(entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, "; ".join(waits))
+    return ScheduleRow(
+        entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, "; ".join(waits)
+    )
 
 
 def in_state(**states: Sequence[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Launch:
     """How the runs of a deployment are started, according to prefect.yaml.
 
     Args:
@@ -88,7 +88,7 @@ class Recipe:
     parameters: list[dict[str, Any]]
 
 
-def read_recipes() -> dict[str, Recipe]:
+def read_launches() -> dict[str, Launch]:
     """How the audits of prefect.yaml are started, by deployment name.
 
     Raises:
@@ -99,16 +99,16 @@ def read_recipes() -> dict[str, Recipe]:
     _read()  # reports what is wrong with it
     document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
     return {
-        str(data["name"]): _recipe(document, data) for data in document["deployments"] if _audit_of(data) is not None
+        str(data["name"]): _launch(document, data) for data in document["deployments"] if _audit_of(data) is not None
     }
 
 
-def _recipe(document: Any, data: Any) -> Recipe:
+def _launch(document: Any, data: Any) -> Launch:
     here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
     pull = data.get("pull", document.get("pull"))
     own = data.get("parameters") or {}
     scheduled = [schedule.get("parameters") or {} for schedule in data.get("schedules") or []]
-    return Recipe(
+    return Launch(
         entrypoint=str(data.get("entrypoint")),
         job_variables=(data.get("work_pool") or {}).get("job_variables") or {},
         pull_steps=[here] if pull is None else pull,

@@ -52,7 +52,7 @@ def served_api() -> str | None:
     return record.url if record is not None and _healthy(record.url, record.secret) else None
 
 
-def answers(api: str) -> bool:
+def responds(api: str) -> bool:
     """Whether a Prefect API responds."""
     return _healthy(api, _credential_of(api))
 
@@ -64,7 +64,7 @@ def talking_to(api: str) -> AbstractContextManager[Any]:
     return temporary_settings(client_settings(api, _credential_of(api)))
 
 
-def one_time_link() -> str:
+def prefect_link() -> str:
     """Request a link from the server of `faded serve` that opens its pages once, in one browser.
 
     Raises:

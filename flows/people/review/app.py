@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from flows.people.approval import decide, expire, sentence
 from flows.people.draft import DraftError
-from flows.people.review.form import Fields, read_draft, read_fields, typed
+from flows.people.review.form import Fields, draft_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, environment, own_link, report_policy, review_view
 from flows.request import moment, read_modes
@@ -181,7 +181,7 @@ def post_decision(request: Request, audit: Audit, session: SignedIn, fields: Fil
         )
     try:
         modes = read_modes(audit)
-        decision = read_draft(_in_whose_name(params, audit, session, fields), modes).decision(landscape, modes)
+        decision = draft_of(_in_whose_name(params, audit, session, fields), modes).decision(landscape, modes)
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
         outcome = decide(params, audit, decision, "page", revise=revise, seen=seen)
     except DraftError as error:

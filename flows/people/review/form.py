@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
-from flows.people.draft import Draft, DraftError
+from flows.people.draft import DecisionDraft, DraftError
 from stages.decisions import SEVERITIES, Decision
 from stages.params import validation_lines
 from stages.records import ModeRecord
@@ -55,7 +55,7 @@ def read_fields(body: bytes) -> Fields:
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
-def read_draft(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> Draft:
+def draft_of(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> DecisionDraft:
     """What was filled in.
 
     Args:
@@ -81,16 +81,16 @@ def read_draft(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> Draft:
         "examples": examples,
     }
     try:
-        return Draft.model_validate(given)
+        return DecisionDraft.model_validate(given)
     except ValidationError as error:
-        raise DraftError(*validation_lines(error, Draft)) from None
+        raise DraftError(*validation_lines(error, DecisionDraft)) from None
 
 
 def _entries(fields: Mapping[str, str], name: str, *kinds: str) -> dict[str, Any]:
     return {kind: text for kind in kinds if (text := fields.get(f"{kind}.{name}", "").strip())}
 
 
-def filled(decision: Decision) -> Fields:
+def fields_of(decision: Decision) -> Fields:
     """The form's fields for a decision; a severity between those offered becomes the nearest one."""
     fields = {"reviewer": decision.reviewer, "reason": decision.reason}
     for mode in decision.modes:

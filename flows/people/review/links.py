@@ -18,7 +18,7 @@ from stages.core.files import replace_file, stage_dir
 if TYPE_CHECKING:
     from fastapi import Request
 
-    from flows.people.approval import Outcome
+    from flows.people.approval import DecisionOutcome
 
 RECORD = WORK / "review-server.json"
 REPORTS = {  # reports of an audit, by the last part of their address
@@ -55,7 +55,7 @@ class Served:
     host: str
     url: str
     cookie: str
-    report: Callable[[Outcome], None]
+    report: Callable[[DecisionOutcome], None]
     behind_proxy: bool = False
     keys: Keys = field(default_factory=Keys)
 

@@ -26,7 +26,7 @@ from stages.core.errors import InfrastructureError, UsageError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from flows.people.approval import Outcome
+    from flows.people.approval import DecisionOutcome
 
 HOST = "127.0.0.1"
 PORT = 8711  # a fixed one if it is free, so that it can be forwarded
@@ -44,14 +44,14 @@ class ReviewServer:
         outcomes: decisions that were recorded and answered.
     """
 
-    def __init__(self, url: str, served: Served, outcomes: queue.Queue[Outcome]) -> None:
+    def __init__(self, url: str, served: Served, outcomes: queue.Queue[DecisionOutcome]) -> None:
         self.url, self._served, self._outcomes = url, served, outcomes
 
     def one_time_link(self, audit: str, reviewer: str = "") -> str:
         """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is given."""
         return self._served.link(audit, reviewer)
 
-    def next_outcome(self) -> Outcome:
+    def next_outcome(self) -> DecisionOutcome:
         """Wait for the next decision; by then its reviewer has the response."""
         return self._outcomes.get()
 
@@ -88,7 +88,7 @@ def serve_review(
         number = listeners[0].getsockname()[1]
         name = new_host() if is_loopback(host) else _reached(host)
         url = f"http://{_local(host)}:{number}"
-        outcomes: queue.Queue[Outcome] = queue.Queue()
+        outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
         pages = f"http://{name}:{number}"
         if public is not None:
             name, pages = urlsplit(public).hostname or "", public

@@ -17,7 +17,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from flows.people.approval import decide, git_user, open_standing
-from flows.people.draft import Draft, ModeDraft
+from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
@@ -57,8 +57,8 @@ def review_landscape(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     params.repair(audit)
-    landscape = audit_folder(audit).summarize.landscape
     hashed = landscape_hash(audit)
+    landscape = audit_folder(audit).summarize.landscape
     _show(console, audit, hashed, landscape)
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
@@ -134,7 +134,7 @@ class _Dialogue:
         self._console, self._landscape, self._examples = console, landscape, examples
         self._learns, self._biased = learns, biased
 
-    def draft(self, reviewer: str | None) -> Draft:
+    def draft(self, reviewer: str | None) -> DecisionDraft:
         modes, examples = {}, []
         for mode in self._landscape.modes:
             self._console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}", highlight=False)
@@ -157,7 +157,7 @@ class _Dialogue:
                 self._console.print(f"[red]{escape(str(error))}[/]", highlight=False)
         reason = self._text("Reason for the whole decision")
         approve = self.confirm("Approve the repair? (no ends the audit here)")
-        return Draft(reviewer=reviewer, approve=approve, reason=reason, modes=modes, examples=examples)
+        return DecisionDraft(reviewer=reviewer, approve=approve, reason=reason, modes=modes, examples=examples)
 
     def confirm(self, question: str) -> bool:
         """Ask for yes or no, which has to be typed."""

@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
-from flows.people.review.form import SCORES, Fields, filled
+from flows.people.review.form import SCORES, Fields, fields_of
 from flows.people.review.links import REPORTS, report_path
 from flows.request import GATED, deadline, moment
 from flows.results.estimate import estimate_cost
@@ -120,7 +120,7 @@ def review_view(
         "without": without,
         "learns": task is not None and learns_from_examples(task, repair.restructure.method),
         "biased": task is not None and offers(task, "tallies"),
-        "values": fields if fields is not None else filled(earlier) if earlier else {"reviewer": reviewer},
+        "values": fields if fields is not None else fields_of(earlier) if earlier else {"reviewer": reviewer},
         "bound": bound,
         "needs_link": own_link(audit, keys) if keys and not bound else "",
         "not_verified": NOT_VERIFIED,
