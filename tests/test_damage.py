@@ -158,7 +158,7 @@ STATES: list[tuple[Any, Any]] = [
     ({"discover@tiny": Took(seconds=3.0, when="2026-01-01")}, dict[str, Took]),
     (0.25, float),
     (["a", "b"], list[str]),
-    (Unfinished("tiny", {"model": "a.onnx", "yes": True}, (("a", "b"),), None, 150), Unfinished),
+    (Unfinished("tiny", {"model": "a.onnx", "yes": True}, (({"seed": 1}, None),), None, 150), Unfinished),
 ]
 
 

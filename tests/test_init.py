@@ -15,7 +15,7 @@ import flows.init.run
 from flows.init.propose import all_pairs, search_budget
 from flows.init.run import Options
 from flows.init.state import unmeasured
-from flows.workspace.block import AuditDraft, with_blocks, without
+from flows.workspace.block import AuditDraft, with_draft
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.intervals import wilson
 from stages.params import load_params
@@ -272,19 +272,21 @@ def test_every_other_byte_of_params_stays():
     draft = AuditDraft(
         "a", {"task": "x:Y", "concepts": {"word": ["", "on", "a, b"]}}, {"gates": {}}, {"concepts": "Levels."}
     )
-    after = with_blocks(text, None, draft)
-    assert without(after, (draft.audit_text, draft.repair_text)) == text
+    after = with_draft(text, draft)
+    lines = draft.text()
+    assert after.replace(f"\n{lines['audits']}", "").replace(f"\n{lines['repairs']}", "") == text
+    assert with_draft(after, draft) == after
     assert yaml.safe_load(after)["audits"]["a"]["concepts"]["word"] == ["", "on", "a, b"]
 
 
 @pytest.mark.parametrize("text", ["", "audits: {}\nrepairs: {}  # none\nrunner: ray\n", "audits:\n  b: {x: 1}\n"])
 def test_an_audit_finds_its_place_in_any_layout(text):
     draft = AuditDraft("a", {"x": 1e-7}, {"gpus": 0})
-    whole = yaml.safe_load(with_blocks(text, None, draft))
+    whole = yaml.safe_load(with_draft(text, draft))
     assert whole["audits"]["a"] == {"x": 1e-7}
     assert whole["repairs"] == {"a": {"gpus": 0}}
 
 
 def test_a_layout_that_would_have_to_change_is_refused():
     with pytest.raises(UsageError, match="write there yourself"):
-        with_blocks("audits: {b: {x: 1}}\nrepairs: {}\n", None, AuditDraft("a", {"x": 2}, None))
+        with_draft("audits: {b: {x: 1}}\nrepairs: {}\n", AuditDraft("a", {"x": 2}, None))

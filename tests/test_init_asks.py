@@ -14,13 +14,13 @@ from rich.text import Text
 
 import flows.init.run
 from flows.choosing.screen import Swept
-from flows.init.answers import Answers, ask
-from flows.init.propose import Wanted, count_items, kinds, search_budget
+from flows.init.answers import ask
+from flows.init.propose import Wanted, count_items, search_budget
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from stages.tasks.classification.init import image_concepts
-from stages.tasks.init import Proposal
+from stages.tasks.init import Data, Model, Proposal, Seen
 from tests.news import articles
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
@@ -32,10 +32,10 @@ pytest_plugins = ("tests.own_repository",)
 # Proposals
 
 
-def wanted(**changes: Any) -> Wanted:
-    kind = next(kind for kind in kinds() if kind.name == "image-classification")
-    given = {"name": "a", "kind": kind, "model": {}, "data": {}, "proposal": Proposal({}), "repair": True}
-    return Wanted(**{**given, "budget": None, "items": 60, **changes})
+def wanted(*, items: int, repair: bool = True, pools: dict[str, int] | None = None) -> Wanted:
+    data = Data("pictures", items=items, pools=pools or {})
+    seen = Seen(Model("a model"), data, questions({}), [], lambda path, _option: path.name)
+    return Wanted("a", "image-classification", seen, {}, {}, Proposal({}), repair, None)
 
 
 def test_grey_pictures_have_no_colour_to_lose():
@@ -177,18 +177,18 @@ def test_names_in_the_data_are_no_markup_of_a_question(monkeypatch):
     assert seen == ["Which column ([/bold], [red]a)", "Repair [/bold]"]
 
 
-def asked(repository: Path, **given: Any) -> Answers:
+def asked(repository: Path, **given: Any) -> Wanted:
     answers = {"model": WEIGHTS, "data": "shapes", **given}
     return ask(questions(answers, yes=True), repository, [], None)
 
 
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
     found = asked(repository)
-    assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
-    assert found.wanted.proposal.concepts["blur"] == [0, 0.5, 1.1, 1.6]  # levels for pictures of this size
+    assert found.data == {"imagefolder": "shapes", "size": SIDE}
+    assert found.proposal.concepts["blur"] == [0, 0.5, 1.1, 1.6]  # levels for pictures of this size
     url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
-    assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
-    assert not url.wanted.repair
+    assert url.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
+    assert not url.repair
     assert any("cannot be repaired" in line for line in url.seen.said)
     with pytest.raises(UsageError, match="--repair"):
         asked(repository, model="http://127.0.0.1:1/", kind="image-classification", repair=True)
@@ -200,8 +200,8 @@ def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, 
     url = {"kind": "image-classification", "model": "https://models.example.com/classify"}
     monkeypatch.setenv("MY_KEY", "secret")
     found = asked(repository, **url, **{"key-env": "MY_KEY"})
-    assert found.wanted.model["key_env"] == "MY_KEY"
-    assert "key_env" not in asked(repository, **url).wanted.model
+    assert found.model["key_env"] == "MY_KEY"
+    assert "key_env" not in asked(repository, **url).model
     for given, said in (
         ({**url, "key-env": "NO_SUCH_KEY"}, "--key-env: the environment variable NO_SUCH_KEY is not set"),
         ({**url, "key-env": "sk-secret"}, "expected the name of an environment variable"),
@@ -222,10 +222,10 @@ def test_what_an_onnx_network_gives_is_a_question_and_guesses_are_told(repositor
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), "m.onnx")
     found = asked(repository, model="m.onnx")
-    assert found.wanted.model["outputs"] == "logits"
+    assert found.model["outputs"] == "logits"
     assert found.seen.said[-1] == "guessed: name: shapes, outputs: logits, normalise: imagenet; options say otherwise"
     told = asked(repository, model="m.onnx", outputs="probabilities", normalise="none", name="a")
-    assert told.wanted.model["outputs"] == "probabilities"
+    assert told.model["outputs"] == "probabilities"
     assert not any(line.startswith("guessed") for line in told.seen.said)
     with pytest.raises(UsageError, match="of an ONNX network"):
         asked(repository, outputs="logits")

@@ -17,10 +17,9 @@ from flows.init.files import Placed, place
 from stages.core.errors import UsageError
 from stages.core.files import content_hash
 from stages.params import load_params
-from stages.tasks.classification.init.architectures import candidates
-from stages.tasks.classification.init.labels import match_labels, read_labels
-from stages.tasks.classification.init.models import Classifier
+from stages.tasks.classification.init.models import Classifier, candidates
 from stages.tasks.classification.init.pictures import look_at_pictures
+from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model
 from stages.tasks.summarization.init import look_at_articles
 from stages.tasks.text_to_image.init import look_at_captions
@@ -135,7 +134,7 @@ def vit(folder: Path, classes: list[str]) -> Path:
 def seen_as(given: Path | str, *, yes: bool = False) -> tuple[str | None, Model]:
     """The name of its kind, and the model; no questions are asked, and guesses are accepted if `yes`."""
     kind, model = look_at_model(str(given), questions({}, yes=yes))
-    return kind and kind.name, model
+    return kind, model
 
 
 def test_weights_are_known_by_their_names_and_shapes(repository):

@@ -20,15 +20,17 @@ pytest.importorskip("lemminflect")
 
 from stages.core.errors import UsageError
 from stages.mining import MineSettings
-from stages.mining.asked import Articles, Prompts
 from stages.mining.mine import Ask, mine
 from stages.mining.sets import level_wise
+from stages.mining.texts import TextProber
 from stages.mining.wordings import alternatives, facts, other_levels, replaced, synonyms
 from stages.params import load_params
 from stages.tasks.chat import Chat
 from stages.tasks.load import task_context
 from stages.tasks.summarization import Summarization
+from stages.tasks.summarization.choosing import ArticleTexts
 from stages.tasks.text_to_image import TextToImage
+from stages.tasks.text_to_image.choosing import PromptTexts
 from tests.boxes import boxes
 from tests.endpoints import completion, served
 from tests.finished import faded, inside
@@ -148,7 +150,7 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     context = news_context(write_news(tmp_path / "inputs"))
     (tmp_path / "prepare").mkdir()
     Summarization.prepare(context, tmp_path / "prepare")
-    asked = Articles(Summarization, context, tmp_path / "prepare", tmp_path, silent)
+    asked = TextProber(ArticleTexts(), Summarization, context, tmp_path / "prepare", tmp_path, silent)
     item, words = next((n, one) for n, one in enumerate(asked.texts().options) if one)
     word, other = next((word, others[0]) for word, others in words.items())
     start = tuple(asked.concepts.start.tolist())
@@ -169,8 +171,8 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     context = boxes(tmp_path / "inputs")
     (tmp_path / "prepare").mkdir()
     TextToImage.prepare(context, tmp_path / "prepare")
-    asked = Prompts(TextToImage, context, tmp_path / "prepare", tmp_path, silent)
-    assert asked.levels() == context.concepts  # its judge reads only attributes
+    asked = TextProber(PromptTexts(), TextToImage, context, tmp_path / "prepare", tmp_path, silent)
+    assert asked.context.concepts == context.concepts  # its judge reads only attributes
     start, texts_ = tuple(asked.concepts.start.tolist()), asked.texts()
     item, word = next((n, w) for n, text in enumerate(texts_.texts) for w in text.split() if w.isalpha())
     asks = [Ask(item, ((word, "sketch"),), start), Ask(item, (), start)]
@@ -178,7 +180,8 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     new, old = (one[0].prompt for one in task.orders(ids, cells))
     assert new == replaced(old, {word: "sketch"}) != old and [one.given for one in asked(asks)] == [new, old]
     monkeypatch.setattr("stages.tasks.text_to_image.judge_models.AttributeJudge.reads_prompts", True)
-    colours = asked.levels()["colour"]
+    wider = TextProber(PromptTexts(), TextToImage, context, tmp_path / "prepare", tmp_path, silent)
+    colours = wider.context.concepts["colour"]
     assert colours[: len(context.concepts["colour"])] == list(context.concepts["colour"])
     assert {"purple", "pink"} & set(colours)
 

@@ -16,7 +16,7 @@ from stages.concepts import Concept
 from stages.core.errors import UsageError
 from stages.pages.words import marked
 from stages.params import AuditConfig, checked
-from stages.proposing.ask import TRIES, ProposerConfig, ask
+from stages.proposing.ask import TRIES, ProposerConfig, ask, drawn_items, question, vocabulary_of
 from stages.proposing.enter import Made, judged
 from stages.proposing.record import Proposal
 from stages.screening.sweep import sweep
@@ -194,7 +194,6 @@ def test_nothing_to_propose_is_an_answer_and_so_is_what_comes_after_thoughts():
 
 
 def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
-    from stages.proposing.vocabulary import drawn_items, item_lines, pictures_of
     from stages.tasks.classification import ImageClassification
     from stages.tasks.text_to_image.pictures import from_png
     from tests.images import image_context, write_images
@@ -206,10 +205,13 @@ def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
     ImageClassification.prepare(context, tmp_path / "prepare")
     task, items = ImageClassification.load(context, tmp_path / "prepare"), drawn_items(tmp_path / "prepare", 3, 0)
     ids = items["id"].tolist()
-    pictures = pictures_of(task, ids)
-    assert len(ids) == 3 and set(ids) <= set(task.items.ids("discover")) and "image" not in str(item_lines(items))
+    concepts = AuditConfig.model_validate(audit_params(concepts=context.concepts))
+    vocabulary = vocabulary_of(ImageClassification, context, concepts)
+    assert len(ids) == 3 and set(ids) <= set(task.items.ids("discover"))
     with served(Scripted(answer_of()), whole=True) as model:
-        ask(config_of(model.url), Account(), "What?", pictures)
+        config = config_of(model.url)
+        assert "image: " not in question(config, vocabulary, items)
+        ask(config, Account(), "What?", vocabulary.pictures(task, ids))
     text, *sent = model.requests[0]["messages"][-1]["content"]
     assert text == {"type": "text", "text": "What?"}
     for one, clean in zip(sent, task.clean(task.rows(ids)), strict=True):
@@ -223,7 +225,6 @@ def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
 def test_texts_become_levels_of_their_own(tmp_path):
     pytest.importorskip("transformers")
     from stages.proposing.enter import make
-    from stages.proposing.vocabulary import Questions
     from stages.tasks.chat import Chat
     from tests.test_chat import PREPARE, context, lines, write
     from tests.tiny_models import tiny_causal, tiny_embedder
@@ -235,8 +236,8 @@ def test_texts_become_levels_of_their_own(tmp_path):
     audit = AuditConfig.model_validate(
         audit_params(task="chat", prepare=PREPARE, concepts=concepts, discrepancy={"validity": -1})
     )
-    vocabulary = Questions(Chat, context(inputs, concepts=concepts), audit)
-    told = "\n".join(vocabulary.told())
+    vocabulary = vocabulary_of(Chat, context(inputs, concepts=concepts), audit)
+    told = "\n".join(vocabulary.lines())
     assert "politeness: " in told and "typos: " not in told and "system: the system message; levels are texts" in told
     proposals = [
         Proposal(concept="system", levels={"pirate": "Talk like a pirate.", "terse": "Brief.", "copy": "One word."}),
@@ -268,7 +269,6 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     pytest.importorskip("diffusers")
     from stages.core.files import read_table
     from stages.proposing.enter import make
-    from stages.proposing.vocabulary import Prompts
     from stages.tasks.text_to_image import TextToImage
     from tests.boxes import boxes
 
@@ -279,7 +279,8 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     prepared.mkdir()
     TextToImage.prepare(context, prepared)
     blocks = {"prepare": dict(context.config), "concepts": dict(context.concepts), "discrepancy": {"threshold": 0.5}}
-    vocabulary = Prompts(TextToImage, context, AuditConfig.model_validate(audit_params(task="text-to-image", **blocks)))
+    audit = AuditConfig.model_validate(audit_params(task="text-to-image", **blocks))
+    vocabulary = vocabulary_of(TextToImage, context, audit)
     proposals = [
         Proposal(concept="weather", levels=["", "in rain", "in snow"]),
         Proposal(concept="colour", levels=["red", "pink"]),

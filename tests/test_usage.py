@@ -24,9 +24,12 @@ from stages.concepts.texts import TextTransforms, text_space
 from stages.core.errors import UsageError
 from stages.params import AuditConfig
 from stages.params.usage import UsageConfig, in_use
+from stages.tasks.chat.choosing import QuestionReader
+from stages.tasks.tabular.choosing import RowReader
+from stages.tasks.text_to_image.choosing import PromptReader
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, Shares, estimate_usage, spread_usage
-from stages.usage.readers import PromptReader, QuestionReader, RowReader, _read_texts
+from stages.usage.readers import read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
 from tests.news import articles
@@ -231,7 +234,7 @@ def test_texts_are_read_from_every_kind_of_file(tmp_path):
     (tmp_path / "b.jsonl").write_text('"one"\n"two"\n')
     for name in ("a.txt", "a.csv", "a.parquet", "a.json", "a.jsonl", "b.jsonl"):
         left_out: list[str] = []
-        assert _read_texts(tmp_path / name, None, ["question", "text"], left_out) == ["one", "two"], name
+        assert read_texts(tmp_path / name, None, ["question", "text"], left_out) == ["one", "two"], name
         assert left_out == ([] if name in ("a.txt", "b.jsonl") else ["row 3 has no text"])
 
 
@@ -251,7 +254,7 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, name, content, column, told
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=told):
-        _read_texts(tmp_path / name, column, ["text"], [])
+        read_texts(tmp_path / name, column, ["text"], [])
 
 
 # The command

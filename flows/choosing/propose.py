@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from inspect import getfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,8 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
 
 if TYPE_CHECKING:
-    from stages.proposing.ask import Asked, ProposerConfig
-    from stages.proposing.vocabulary import Draft
+    from stages.proposing.ask import ProposerAnswer, ProposerConfig
+    from stages.tasks.choosing import Draft
 
 RECORDS = WORK / "propose"
 _CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__).parent]
@@ -80,7 +81,7 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
         UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
         FadedError: if the model under test cannot be prepared, or the model that proposes cannot be reached.
     """
-    from stages.proposing.ask import WHERE, ProposerConfig
+    from stages.proposing.ask import WHERE, ProposerConfig, vocabulary_of
 
     if params.proposer is None:
         raise UsageError(
@@ -90,8 +91,6 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
     with exclusive():
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
-            from stages.proposing.vocabulary import vocabulary_of
-
             # Before prepare, which may take long.
             vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
             run_with_upstream(read_graph(), f"prepare@{name}", console)
@@ -127,7 +126,7 @@ class _Proposing:
         probes: int | None,
         console: Console,
     ) -> None:
-        from stages.proposing.vocabulary import vocabulary_of
+        from stages.proposing.ask import vocabulary_of
 
         self.name, self.audit, self.config, self.console = name, audit, config, console
         self.probes = probes
@@ -137,6 +136,7 @@ class _Proposing:
     def run(self) -> tuple[Record, dict[str, Any]]:
         """Return the record and the changes to params.yaml."""
         from stages.proposing.enter import final, judged, make
+        from stages.tasks.choosing import Draft
 
         asked = self.ask()
         refused, found, outcomes = asked.refused, None, list[Outcome]()
@@ -144,7 +144,11 @@ class _Proposing:
         if made:
             key = run_key(
                 self.audit,
-                [*prepared_files(self.prepared), *_CODE],
+                [
+                    *prepared_files(self.prepared),
+                    *_CODE,
+                    *(Path(getfile(cls)) for cls in (Draft, type(self.vocabulary))),
+                ],
                 code_of(self.audit, "discover"),
                 [one.model_dump() for one in asked.proposals],
             )
@@ -171,10 +175,9 @@ class _Proposing:
         )
         return record, change
 
-    def ask(self) -> Asked:
+    def ask(self) -> ProposerAnswer:
         """Ask the model that proposes, and print the expected and the actual cost."""
-        from stages.proposing.ask import TRIES, ask, expected_tokens, question
-        from stages.proposing.vocabulary import about_audit, drawn_items, item_lines, pictures_of
+        from stages.proposing.ask import TRIES, ask, drawn_items, expected_tokens, question
         from stages.tasks.account import Account, money
 
         config, vocabulary = self.config, self.vocabulary
@@ -182,8 +185,8 @@ class _Proposing:
         pictures = []
         if config.pictures:
             ids = items["id"].tolist()[: config.pictures]
-            pictures = pictures_of(self.task.load(vocabulary.context, self.prepared), ids)
-        asked = question(config, about_audit(vocabulary), item_lines(items), vocabulary.told())
+            pictures = vocabulary.pictures(self.task.load(vocabulary.context, self.prepared), ids)
+        asked = question(config, vocabulary, items)
         account, (prompt, completion) = Account.of(f"{self.name}.propose"), expected_tokens(config, asked)
         cost = f", about {money(config.price.of(prompt, completion))} at most" if config.price else ""
         pictured = f", {len(pictures)} of them as pictures" if pictures else ""

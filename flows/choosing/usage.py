@@ -20,7 +20,9 @@ from stages.params import AuditConfig, Params, load_params
 from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 if TYPE_CHECKING:
+    from stages.tasks.base import Task
     from stages.usage.estimate import Shares
+    from stages.usage.readers import Reader
 
 _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which would remove the level from the audit
 
@@ -44,9 +46,8 @@ def show_or_measure(
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
             from stages.tasks.load import load_alone, task_class
-            from stages.usage.readers import reader_of
 
-            reader = None if source is None else reader_of(task_class(name, audit), name)  # before prepare
+            reader = None if source is None else _reader_of(task_class(name, audit), name)  # before prepare
             run_with_upstream(read_graph(), f"prepare@{name}", console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))
             in_force = UsageInForce.of(name, task.concepts, audit.usage)
@@ -60,6 +61,18 @@ def show_or_measure(
         show_measured_usage(console, measured, written=write)
         if write:
             _write(name, audit, measured, console)
+
+
+def _reader_of(task: type[Task], name: str) -> type[Reader]:
+    from stages.tasks.choosing import part_of
+
+    reader: type[Reader] | None = part_of(task, "usage")
+    if reader is None:
+        raise UsageError(
+            f"audits.{name}.task: nothing is known of the inputs of {task.__name__}; state their usage yourself, under"
+            f" audits.{name}.usage.levels (docs/usage.md)"
+        )
+    return reader
 
 
 def _write(name: str, audit: AuditConfig, measured: MeasuredUsage, console: Console) -> None:

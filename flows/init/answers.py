@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from flows.init.files import Placed, place_name
-from flows.init.propose import FEWEST, Kind, Wanted, kinds
+from flows.init.files import Inputs
+from flows.init.propose import FEWEST, Wanted, kinds
 from flows.init.questions import Questions
 from stages.core.errors import UsageError, did_you_mean
-from stages.params import DATA, validation_lines
-from stages.tasks.init import Check, Data, Model, Seen, cached, existing
+from stages.params import validation_lines
+from stages.tasks.init import Check, Data, Init, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
@@ -24,31 +23,7 @@ _SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair") 
 _NONE = "none"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Everything an audit is made from.
-
-    Args:
-        wanted: the requested audit.
-        seen: the model and the data as recognised, with a line for people about each finding.
-        placed: files to be placed under inputs.
-    """
-
-    wanted: Wanted
-    seen: Seen
-    placed: Sequence[Placed]
-
-    @property
-    def absent(self) -> bool:
-        """Whether something is from a hub and not here yet."""
-        return self.seen.model.absent or self.seen.data.absent
-
-    def with_model(self, changes: Mapping[str, Any]) -> Answers:
-        """A copy with other values of `prepare.model`."""
-        return replace(self, wanted=replace(self.wanted, model={**self.wanted.model, **changes}))
-
-
-def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Answers:
+def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
     """Ask the questions that options leave open, and inspect the model and the data.
 
     Args:
@@ -62,42 +37,37 @@ def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: in
     """
     recognised, model = _model(questions)
     kind = _kind(questions, recognised, model)
-    _refuse_idle(questions, kind)
-    data = _data(questions, kind)
+    init = kinds()[kind]
+    others = dict.fromkeys(name for other in kinds().values() for name in other.options if name not in init.options)
+    if idle := [f"--{name}" for name in others if questions.said(name) is not None]:  # they would be ignored
+        raise UsageError(f"{', '.join(idle)}: not of a model for {kind}")
+    data = _data(questions, init)
     name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
-    files = _Files(workspace, name)
+    files = Inputs(workspace, name)
     source = model.named(files.add(model.path, "--model", model.beside) if model.path else None)
     if model.absent:
-        source = kind.init.hub_model(str(questions.answers["model"]))
+        source = init.hub_model(str(questions.answers["model"]))
     block = data.named(files.add(data.path, "--data", data.beside) if data.path else None)
     seen = Seen(model, data, questions, [f"model: {model.said}", f"data:  {data.said}"], files.add)
-    proposal = kind.init.propose(seen)
+    proposal = init.propose(seen)
     source |= proposal.model
     if "endpoint" in source:
         source |= _key(questions, str(source["endpoint"]))
-        source = kind.init.served(source, seen)
+        source = init.served(source, seen)
     elif questions.said("key-env") is not None:
         raise UsageError(f"--key-env is for a model behind a URL; found {model.said}")
     repair = _repair(questions, kind, seen)
     if questions.unasked:
         taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
         seen.said.append(f"guessed: {taken}; options say otherwise")
-    wanted = Wanted(name, kind, source, {**block, **proposal.data}, proposal, repair, budget, data.items, data.pools)
-    return Answers(wanted, seen, files.placed)
+    return Wanted(name, kind, seen, source, {**block, **proposal.data}, proposal, repair, budget, files.placed)
 
 
-def _refuse_idle(questions: Questions, kind: Kind) -> None:
-    """Refuse options of another kind of model, which would be ignored."""
-    named = dict.fromkeys(name for other in kinds() for name in other.init.options if name not in kind.init.options)
-    if idle := [f"--{name}" for name in named if questions.said(name) is not None]:
-        raise UsageError(f"{', '.join(idle)}: not of a model for {kind.name}")
-
-
-def _model(questions: Questions) -> tuple[Kind | None, Model]:
+def _model(questions: Questions) -> tuple[str | None, Model]:
     """The model and its kind, if that can be recognised."""
-    found: dict[str, tuple[Kind | None, Model]] = {}
+    found: dict[str, tuple[str | None, Model]] = {}
     data = questions.said("data")
-    usual = (kind.init.usual_model(data) for kind in kinds()) if isinstance(data, str) else ()
+    usual = (init.usual_model(data) for init in kinds().values()) if isinstance(data, str) else ()
 
     def look(answer: str) -> None:
         found[answer] = look_at_model(answer, questions)
@@ -106,7 +76,7 @@ def _model(questions: Questions) -> tuple[Kind | None, Model]:
     return found[questions.text("model", asked, next(filter(None, usual), None), look)]
 
 
-def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]:
+def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
     """Recognise a model, and its kind if its files show it.
 
     Args:
@@ -121,8 +91,8 @@ def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]
     path = Path(given).expanduser()
     if path.exists():
         return _of_files(path, given, questions)
-    for kind in _likely(questions):
-        if (model := kind.init.named_model(given)) is not None:
+    for kind, init in _likely(questions):
+        if (model := init.named_model(given)) is not None:
             return kind, model
     if _HUB.fullmatch(given) and not Path(given.split("/", maxsplit=1)[0]).exists():
         folder = cached(given)
@@ -138,24 +108,24 @@ def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]
     )
 
 
-def _of_files(path: Path, given: str, questions: Questions) -> tuple[Kind, Model]:
-    for kind in _likely(questions):
-        if (model := kind.init.model(path, questions)) is not None:
+def _of_files(path: Path, given: str, questions: Questions) -> tuple[str, Model]:
+    for kind, init in _likely(questions):
+        if (model := init.model(path, questions)) is not None:
             return kind, model
     if path.is_file():
-        suffixes = dict.fromkeys(suffix for kind in kinds() for suffix in kind.init.suffixes)
+        suffixes = dict.fromkeys(suffix for init in kinds().values() for suffix in init.suffixes)
         raise UsageError(
             f"--model {given}: expected a file that ends in {', '.join(suffixes)}, a folder, ORG/NAME of the"
             f" Hugging Face hub, or a URL"
         )
-    known = "; or ".join(kind.init.folders for kind in kinds() if kind.init.folders)
+    known = "; or ".join(init.folders for init in kinds().values() if init.folders)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
     raise UsageError(f"--model {path}: expected a folder with {known}; found {found}")
 
 
-def _likely(questions: Questions) -> list[Kind]:
+def _likely(questions: Questions) -> list[tuple[str, Init]]:
     """All kinds, beginning with the one that the command line names."""
-    return sorted(kinds(), key=lambda kind: kind.name != questions.said("kind"))
+    return sorted(kinds().items(), key=lambda kind: kind[0] != questions.said("kind"))
 
 
 def _behind(url: str) -> Model:
@@ -187,34 +157,29 @@ def _key(questions: Questions, url: str) -> dict[str, str]:
     return {} if name == _NONE else {"key_env": name}
 
 
-def _kind(questions: Questions, recognised: Kind | None, model: Model) -> Kind:
+def _kind(questions: Questions, recognised: str | None, model: Model) -> str:
     if recognised is not None and questions.said("kind") is None:
         return recognised
-    of = {kind.name: kind for kind in kinds()}
-    kind = of[questions.choice("kind", "What does it do", list(of))]
+    kind = questions.choice("kind", "What does it do", list(kinds()))
     if recognised not in (None, kind):
-        raise UsageError(f"--kind {kind.name}: the model is {model.said}, which is for {recognised.name}")
+        raise UsageError(f"--kind {kind}: the model is {model.said}, which is for {recognised}")
     return kind
 
 
-def _data(questions: Questions, kind: Kind) -> Data:
+def _data(questions: Questions, init: Init) -> Data:
     seen: dict[str, Data] = {}
 
     def look(answer: str) -> None:
-        named = kind.init.named_data(answer)
-        path = existing(answer, "--data") if named is None else None
-        seen[answer] = named or (
-            _of_the_hub(questions, kind, answer) if path is None else kind.init.data(path, answer, questions)
-        )
+        if (named := init.named_data(answer)) is not None:
+            seen[answer] = named
+        elif (path := existing(answer, "--data")) is not None:
+            seen[answer] = init.data(path, answer, questions)
+        else:  # nothing is known about it before it is fetched
+            absent = cached(answer, "dataset") is None
+            said = f"{answer} of the Hugging Face hub" + (", not fetched yet" if absent else "")
+            seen[answer] = Data(said, init.hub_data(answer, questions), absent=absent)
 
-    return seen[questions.text("data", kind.init.wants, None, look)]
-
-
-def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
-    """A data set on the hub; nothing is known about it before it is fetched."""
-    absent = cached(name, "dataset") is None
-    said = f"{name} of the Hugging Face hub" + (", not fetched yet" if absent else "")
-    return Data(said, kind.init.hub_data(name, questions), absent=absent)
+    return seen[questions.text("data", init.wants, None, look)]
 
 
 def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
@@ -247,14 +212,19 @@ def _is_text(name: str) -> bool:
     return isinstance(yaml.safe_load(name), str)
 
 
-def _repair(questions: Questions, kind: Kind, seen: Seen) -> bool:
+def _repair(questions: Questions, kind: str, seen: Seen) -> bool:
     """Whether a repair follows; if none is possible, the reason is added to what people read."""
-    why = None
-    if not kind.init.method:
-        why = f"a model for {kind.name} is searched, not repaired"
+    why, data = None, seen.data
+    splits = (
+        [data.pools.get(split, 0) for split in ("discover", "repair", "test")]
+        if data.pools
+        else [(data.items or 0) // 3]
+    )
+    if not kinds()[kind].method:
+        why = f"a model for {kind} is searched, not repaired"
     elif seen.model.black_box:
         why = "a model whose weights are not seen cannot be repaired"
-    elif seen.data.items is not None and kind.init.limited and not _enough(seen.data):
+    elif data.items is not None and kinds()[kind].limited and min(splits) < FEWEST:
         why = f"a repair needs {FEWEST} items for each of discover, repair and test"
     if why is None:
         return questions.confirm("repair", "Repair the model as well, and compare", True)
@@ -262,38 +232,3 @@ def _repair(questions: Questions, kind: Kind, seen: Seen) -> bool:
         raise UsageError(f"--repair: {why}")
     seen.said.append(f"repair: none, {why}; the audit ends with the failure landscape")
     return False
-
-
-def _enough(data: Data) -> bool:
-    if data.pools:
-        return all(data.pools.get(split, 0) >= FEWEST for split in ("discover", "repair", "test"))
-    return (data.items or 0) >= 3 * FEWEST
-
-
-class _Files:
-    """Assigns names under the audit's inputs to a person's files."""
-
-    def __init__(self, workspace: Path, audit: str) -> None:
-        self._inputs = (workspace / DATA / audit / "inputs").resolve()
-        self.placed: list[Placed] = []
-
-    def add(self, path: Path, option: str, beside: Sequence[str] = ()) -> str:
-        """The name of a file or folder under inputs; a file with others `beside` it gets a folder for all of them.
-
-        Raises:
-            UsageError: if it is a folder that contains the workspace or the user's home.
-        """
-        if path.resolve().is_relative_to(self._inputs):
-            return path.resolve().relative_to(self._inputs).as_posix()
-        path = path.absolute() if beside else path.resolve()
-        inside = self._inputs.is_relative_to(path)
-        if path.is_dir() and (inside or Path.home().resolve().is_relative_to(path)):
-            raise UsageError(
-                f"{option} {path}: this folder holds {'the inputs of the audit itself' if inside else 'a home'}, and"
-                " all of it would be linked or copied; put what the audit is to read into a folder of its own"
-            )
-        known = next((one.name for one in self.placed if one.source == path), None)
-        name = known or place_name(path.with_suffix("") if beside else path, [one.name for one in self.placed])
-        if known is None:
-            self.placed.append(Placed(name, path, tuple(beside)))
-        return f"{name}/{path.name}" if beside else name

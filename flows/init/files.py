@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from stages.core.errors import UsageError
@@ -28,19 +29,49 @@ class Placed:
     source: Path
     beside: Sequence[str] = ()
 
+    def is_copied(self, copy: bool) -> bool:
+        """Whether it is copied rather than linked: ONNX refuses a model whose parts are links."""
+        return copy or (bool(self.beside) and self.source.suffix == ".onnx")
 
-def place_name(source: Path, taken: Sequence[str] = ()) -> str:
-    """A free name for a source under inputs: its own, reduced to letters, digits, `.`, `_` and `-`."""
-    stem = re.sub(r"[^\w.-]+", "-", source.name).strip(".-") or "files"
-    name, n = stem, 1
-    while name in taken:
-        n += 1
-        name = f"{n}-{stem}"
-    return name
+
+class Inputs:
+    """Assigns names under the audit's inputs to a person's files."""
+
+    def __init__(self, workspace: Path, audit: str) -> None:
+        self._inputs = (workspace / DATA / audit / "inputs").resolve()
+        self.placed: list[Placed] = []
+
+    def add(self, path: Path, option: str, beside: Sequence[str] = ()) -> str:
+        """The name of a file or folder under inputs; a file with others `beside` it gets a folder for all of them.
+
+        Raises:
+            UsageError: if it is a folder that contains the workspace or the user's home.
+        """
+        if path.resolve().is_relative_to(self._inputs):
+            return path.resolve().relative_to(self._inputs).as_posix()
+        path = path.absolute() if beside else path.resolve()
+        inside = self._inputs.is_relative_to(path)
+        if path.is_dir() and (inside or Path.home().resolve().is_relative_to(path)):
+            raise UsageError(
+                f"{option} {path}: this folder holds {'the inputs of the audit itself' if inside else 'a home'}, and"
+                " all of it would be linked or copied; put what the audit is to read into a folder of its own"
+            )
+        known = next((one.name for one in self.placed if one.source == path), None)
+        name = known or self._free(path.with_suffix("") if beside else path)
+        if known is None:
+            self.placed.append(Placed(name, path, tuple(beside)))
+        return f"{name}/{path.name}" if beside else name
+
+    def _free(self, path: Path) -> str:
+        """A name that no other file has: its own, reduced to letters, digits, `.`, `_` and `-`."""
+        stem = re.sub(r"[^\w.-]+", "-", path.name).strip(".-") or "files"
+        taken = {one.name for one in self.placed}
+        names = (f"{n}-{stem}" if n > 1 else stem for n in count(1))
+        return next(name for name in names if name not in taken)
 
 
 def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> list[str]:
-    """Put files where the audit looks for them; existing ones are kept.
+    """Put files where the audit looks for them; copies that are there already are kept.
 
     Args:
         workspace: folder of params.yaml.
@@ -69,16 +100,16 @@ def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy:
     """
     for one in placed:
         shown = Path(DATA, audit, "inputs", one.name)
-        target = workspace / shown
+        target, source = workspace / shown, one.source.resolve()
         if not (target.is_symlink() or target.exists()):
             continue
-        source = one.source.resolve()
+        own = target / one.source.name if one.beside else target
+        held = own.exists() and own.resolve() == source
         if one.beside:
-            own = target / one.source.name
-            links = not target.is_symlink() and all(p.is_symlink() or p.is_dir() for p in target.rglob("*"))
-            held = own.is_file() and (_copied(one, copy=copy) or (links and own.resolve() == source))
-        else:
-            held = (target.exists() and target.resolve() == source) or (copy and not target.is_symlink())
+            held &= not target.is_symlink() and all(path.is_symlink() or path.is_dir() for path in target.rglob("*"))
+            held |= own.is_file() and one.is_copied(copy)
+        elif copy:
+            held |= not target.is_symlink()
         if not held:
             raise UsageError(f"{shown} is not {source}: remove it, or choose another --name")
 
@@ -98,51 +129,41 @@ def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
             (inputs / path.name).symlink_to(path)
 
 
-def _copied(one: Placed, *, copy: bool) -> bool:
-    """Whether a file is copied: ONNX refuses a model whose parts are links."""
-    return copy or one.source.suffix == ".onnx"
-
-
 def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool) -> str:
+    """Put a file or folder, or a file and those it names, under inputs, all or nothing; return a line for people."""
+    source, target, home = one.source.resolve(), inputs / one.name, workspace.resolve()
+    shown, near = target.relative_to(workspace), source.relative_to(home) if source.is_relative_to(home) else source
+    copy = one.is_copied(copy)
+    if not one.beside and target.exists() and target.resolve() == source:
+        return f"{shown} is {near}"
+    if target.exists() and (copy or not one.beside):
+        return f"{shown} already exists and is kept"
+    folder, counted, names = one.source.parent, "", [""]
     if one.beside:
-        return _place_with_others(workspace, inputs, one, root, copy=copy)
-    target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
-    source = one.source.resolve()
-    if target.exists() and target.resolve() == source:
-        return f"{shown} is {_near(source, workspace)}"
-    if target.exists():
-        return f"{shown} already exists and is kept"
-    partial = inputs / f".{one.name}.partial"
-    _remove(partial)
-    _copy(source, partial) if copy else _link(source, partial, inputs, root)
-    partial.replace(target)
-    told = f"{shown} {'is a copy of' if copy else 'links to'} {_near(source, workspace)}"
-    return told if copy else told + _far(source, root)
-
-
-def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool) -> str:
-    """Place a file and those it names, and nothing else from its folder."""
-    target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
-    folder = one.source.parent
-    copy = _copied(one, copy=copy)
-    names = list(one.beside) if copy else _to_link(folder, one.beside, inputs.resolve())
-    names = [one.source.name, *(name for name in names if (folder / name).exists())]
-    if copy and target.exists():
-        return f"{shown} already exists and is kept"
+        beside = list(one.beside) if copy else _to_link(folder, one.beside, inputs.resolve())
+        beside = [name for name in beside if (folder / name).exists()]
+        names = [one.source.name, *beside]
+        files = sum((folder / name).is_file() for name in beside)
+        kinds = ((len(beside) - files, "folder"), (files, "file"))
+        counted = " and ".join(f"{n:,} {kind}(s)" for n, kind in kinds if n)
     partial = inputs / f".{one.name}.partial"
     _remove(partial)
     for name in names:
-        source, to = (folder / name).resolve(), partial / name
+        path, to = (folder / name).resolve() if name else source, partial / name
         to.parent.mkdir(parents=True, exist_ok=True)
-        _copy(source, to) if copy else _link(source, to, target / Path(name).parent, root)
+        if copy:
+            shutil.copytree(path, to) if path.is_dir() else shutil.copy2(path, to)
+        else:  # relative within the git repository, from where the link will be
+            to.symlink_to(
+                os.path.relpath(path, (target / name).parent.resolve()) if path.is_relative_to(root) else path
+            )
     _remove(target)  # links of an earlier run, which may be fewer
     partial.replace(target)
-    files = sum((folder / name).is_file() for name in names) - 1
-    folders = len(names) - 1 - files
-    counted = " and ".join(f"{n:,} {what}(s)" for n, what in ((folders, "folder"), (files, "file")) if n)
-    told = f"{shown} {'holds copies of' if copy else 'links to'} {_near(one.source, workspace)}"
-    told += f", and {'of' if copy else 'to'} {counted} it names" if counted else ""
-    return told if copy else told + _far(one.source.resolve(), root)
+    verb = "links to" if not copy else "holds copies of" if one.beside else "is a copy of"
+    told = f"{shown} {verb} {near}" + (f", and {'of' if copy else 'to'} {counted} it names" if counted else "")
+    if copy or source.is_relative_to(root):
+        return told
+    return f"{told}, outside the repository: so the link is good on this machine only (--copy takes a copy)"
 
 
 def _to_link(folder: Path, names: Sequence[str], inputs: Path) -> list[str]:
@@ -161,28 +182,8 @@ def _to_link(folder: Path, names: Sequence[str], inputs: Path) -> list[str]:
     return [*chosen, *dict.fromkeys(name for name in names if not linked[Path(name).parent])]
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
-
-
-def _link(source: Path, target: Path, folder: Path, root: Path) -> None:
-    """Link to a source from a file that will be in `folder`; relative within the git repository at `root`."""
-    target.symlink_to(os.path.relpath(source, folder.resolve()) if source.is_relative_to(root) else source)
-
-
-def _far(source: Path, root: Path) -> str:
-    if source.is_relative_to(root):
-        return ""
-    return ", outside the repository: so the link is good on this machine only (--copy takes a copy)"
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _near(path: Path, workspace: Path) -> str:
-    """A path for people: relative if it is in the workspace."""
-    return str(path.relative_to(workspace.resolve())) if path.is_relative_to(workspace.resolve()) else str(path)

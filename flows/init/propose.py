@@ -6,12 +6,10 @@ Levels go to the end of what people accept. The sweep measures how often the mod
 from __future__ import annotations
 
 import contextlib
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 from flows.choosing.screen import Swept, said_of_probe
 from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
-from flows.workspace.block import AuditDraft, with_blocks
+from flows.workspace.block import AuditDraft, with_draft
 from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core import plugins
@@ -28,45 +26,32 @@ from stages.params import DATA, Params, load_params
 from stages.params.network import is_served
 from stages.params.usage import UsageConfig, in_use
 from stages.screening.sweep import fewest_probes
-from stages.tasks.init import Init, Option, Proposal
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of task.
-
-    Args:
-        name: name of its entry point, as in params.yaml.
-        init: its part of `faded init`.
-    """
-
-    name: str
-    init: Init
+from stages.tasks.choosing import part_of
+from stages.tasks.init import Init, Option, Proposal, Seen
 
 
 @cache
-def kinds() -> tuple[Kind, ...]:
-    """All kinds. This imports their tasks, and torch with them.
+def kinds() -> Mapping[str, Init]:
+    """The parts of all kinds by name, as in params.yaml. This imports their tasks, and torch with them.
 
     Raises:
         UsageError: if one cannot be imported.
     """
-    found = []
+    found = {}
     for name, entry in plugins.entry_points_of(plugins.TASKS).items():
         task = plugins.imported(entry)
-        if (at := getattr(task, "init", None)) is not None:  # a plugin's class may not be a Task; audits refuse it
-            module, _, cls = at.partition(":")
-            home = import_module(module, sys.modules[task.__module__].__package__)
-            found.append(Kind(name, getattr(home, cls)()))
-    return tuple(found)
+        # A plugin's object may not be a Task; audits refuse it.
+        if isinstance(task, type) and (init := part_of(task, "init")) is not None:
+            found[name] = init()
+    return found
 
 
 def options() -> dict[str, tuple[str, Option]]:
     """Command-line options that only some kinds have: name -> the first of these kinds, and the option."""
     found: dict[str, tuple[str, Option]] = {}
-    for kind in kinds():
-        for name, option in kind.init.options.items():
-            found.setdefault(name, (kind.name, option))
+    for kind, init in kinds().items():
+        for name, option in init.options.items():
+            found.setdefault(name, (kind, option))
     return found
 
 
@@ -84,29 +69,39 @@ _MOST_FAILURES = 0.2  # of inputs in use, of which three in ten are unchanged; n
 
 @dataclass(frozen=True)
 class Wanted:
-    """The requested audit.
+    """Everything an audit is made from.
 
     Args:
         name: name of the audit.
-        kind: kind of the model.
+        kind: name of the kind of task.
+        seen: the model and the data as recognised, with a line for people about each finding.
         model: `prepare.model`.
         data: `prepare.data`.
         proposal: the kind's proposal.
         repair: whether a repair follows.
         budget: unique probes of the search; None to derive it from the duration of a probe.
-        items: number of available items; None if it is not known yet.
-        pools: how many of these belong to each split; {} if the audit draws the splits.
+        placed: files to be placed under inputs.
     """
 
     name: str
-    kind: Kind
+    kind: str
+    seen: Seen
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     proposal: Proposal
     repair: bool
     budget: int | None
-    items: int | None
-    pools: Mapping[str, int] = field(default_factory=dict)
+    placed: Sequence[Placed] = ()
+
+    @property
+    def init(self) -> Init:
+        """The kind's part of `faded init`."""
+        return kinds()[self.kind]
+
+    @property
+    def absent(self) -> bool:
+        """Whether something is from a hub and not here yet."""
+        return self.seen.model.absent or self.seen.data.absent
 
 
 def propose(wanted: Wanted) -> AuditDraft:
@@ -119,11 +114,11 @@ def propose(wanted: Wanted) -> AuditDraft:
         UsageError: if there are too few items.
     """
     items = count_items(wanted)
-    kind, proposal = wanted.kind, wanted.proposal
+    init, proposal = wanted.init, wanted.proposal
     url = is_served(wanted.model)
     audit = {
         "seed": SEED,
-        "task": kind.name,
+        "task": wanted.kind,
         "compute": {"device": "auto", "threads": 1, "batch_size": proposal.batch_size},
         "prepare": {
             "model": dict(wanted.model),
@@ -132,7 +127,7 @@ def propose(wanted: Wanted) -> AuditDraft:
             "items": items,
         },
         "concepts": {name: list(levels) for name, levels in proposal.concepts.items()},
-        "discrepancy": dict(kind.init.discrepancy),
+        "discrepancy": dict(init.discrepancy),
         "discover": {"explorer": "auto", "baseline": "random", "budget": wanted.budget or BUDGETS[0]},
         "summarize": {"modes": 10},
         **({} if wanted.repair else {"gates": {"max_failure_rate": _MOST_FAILURES}}),
@@ -142,7 +137,7 @@ def propose(wanted: Wanted) -> AuditDraft:
         **({} if url else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": _said_items(wanted),
         "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
-        "discrepancy": kind.init.meaning,
+        "discrepancy": init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
         **(
@@ -153,7 +148,7 @@ def propose(wanted: Wanted) -> AuditDraft:
         "repair.feedback": "a rule decides; {policy: wait} asks a person",
         "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound.",
     }
-    repair = repair_block(kind.init, items, wanted.budget or BUDGETS[0]) if wanted.repair else None
+    repair = repair_block(init, items, wanted.budget or BUDGETS[0]) if wanted.repair else None
     above = frozenset({"concepts", "discrepancy", "repair.gates"})
     return AuditDraft(wanted.name, audit, repair, notes, above)
 
@@ -164,24 +159,25 @@ def count_items(wanted: Wanted) -> dict[str, int]:
     Raises:
         UsageError: if there are too few.
     """
-    init, splits = wanted.kind.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
-    if wanted.items is None or not init.limited:
+    init, splits = wanted.init, ("discover", "repair", "test") if wanted.repair else ("discover",)
+    available, pools = wanted.seen.data.items, wanted.seen.data.pools
+    if available is None or not init.limited:
         return {split: init.most[split] for split in splits}
-    counts, left = {}, wanted.items
+    counts, left = {}, available
     for n, split in enumerate(splits):
-        there = wanted.pools.get(split, 0) if wanted.pools else left // (len(splits) - n)
+        there = pools.get(split, 0) if pools else left // (len(splits) - n)
         counts[split] = min(init.most[split], there)
         left -= counts[split]
     if few := [f"{n:,} for {split}" for split, n in counts.items() if n < FEWEST]:
-        ready = f"; its own splits are {', '.join(wanted.pools)}" if wanted.pools else ""
-        if wanted.pools and not wanted.pools.get("discover"):
+        ready = f"; its own splits are {', '.join(pools)}" if pools else ""
+        if pools and not pools.get("discover"):
             ready += ", none of them (discover, or val) to search for failures"
         without = ", or --no-repair" if wanted.repair and counts["discover"] >= FEWEST else ""
         raise UsageError(
             f"--data: too few items, {', '.join(few)}, where {FEWEST} are the minimum for each of {', '.join(splits)}"
             f"{ready}: give more data{without}"
         )
-    if "repair" in counts and not wanted.pools:  # a repair learns from all that are left
+    if "repair" in counts and not pools:  # a repair learns from all that are left
         counts["repair"] = min(init.most["repair"], counts["repair"] + left)
     return counts
 
@@ -241,10 +237,9 @@ def measured(draft: AuditDraft, found: Swept, *, budget: int | None) -> AuditDra
     for concept in seen.concepts:
         meaning = draft.notes.get(f"concepts.{concept.name}")
         notes[f"concepts.{concept.name}"] = "; ".join(filter(None, [meaning, concept.said]))
-    changed = draft.changed({"concepts": seen.levels, "discover": {**draft.audit["discover"], "budget": spend}}, notes)
-    if changed.repair is None:
-        return changed
-    return changed.repaired({**changed.repair, "re_evaluate": {"paired_probes": pairs(spend)}})
+    audit["discover"] = {**draft.audit["discover"], "budget": spend}
+    repair = draft.repair and {**draft.repair, "re_evaluate": {"paired_probes": pairs(spend)}}
+    return replace(draft, audit=audit, repair=repair, notes={**draft.notes, **notes})
 
 
 def pairs(budget: int) -> int:
@@ -253,7 +248,8 @@ def pairs(budget: int) -> int:
 
 
 def _said_items(wanted: Wanted) -> str:
-    of = f"of {wanted.items:,}; " if wanted.items is not None and wanted.kind.init.limited else ""
+    items = wanted.seen.data.items
+    of = f"of {items:,}; " if items is not None and wanted.init.limited else ""
     splits = "no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"
     return of + splits
 
@@ -292,7 +288,7 @@ def tried(draft: AuditDraft, placed: Sequence[Placed], workspace: Path) -> Itera
         inputs = here / DATA / draft.name / "inputs"
         inputs.mkdir(parents=True)
         link_inputs(inputs, workspace.resolve() / DATA / draft.name / "inputs", placed)
-        text = with_blocks("audits: {}\nrepairs: {}\n", None, draft)
+        text = with_draft("audits: {}\nrepairs: {}\n", draft)
         (here / "params.yaml").write_text(text, encoding="utf-8")
         with contextlib.chdir(here):
             params = load_params()

@@ -53,12 +53,13 @@ class Questions:
         """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, str) else guess
-        given = self._options.get(name)
-        if given is None and self._asks:
-            return self._typed(name, question, guess, check)
-        answer = self._unasked(name, given, guess, f"--{name}", question)
-        check(str(answer))
-        return self._keep(name, str(answer))
+        if self._options.get(name) is None and self._asks:
+            answer = self._typed(question, guess, check)
+        else:
+            answer = str(self._unasked(name, guess, f"--{name}", question))
+            check(answer)
+        self.answers[name] = answer
+        return answer
 
     def choice(self, name: str, question: str, choices: Sequence[str], guess: str | None = None) -> str:
         """Ask for one of some words.
@@ -83,11 +84,10 @@ class Questions:
         """
         earlier = self._before.get(name)
         guess = earlier if isinstance(earlier, bool) else guess
-        given = self._options.get(name)
-        if given is None and self._asks:
+        if self._options.get(name) is None and self._asks:
             answer = Confirm.ask(escape(question), console=self._console, default=guess)
         else:
-            answer = bool(self._unasked(name, given, guess, f"--{name} or --no-{name}", question))
+            answer = bool(self._unasked(name, guess, f"--{name} or --no-{name}", question))
         self.answers[name] = answer
         return answer
 
@@ -108,34 +108,26 @@ class Questions:
         """Ask whether to continue; yes if nobody can be asked."""
         return Confirm.ask(escape(question), console=self._console, default=True) if self._asks else True
 
-    def _typed(self, name: str, question: str, guess: str | None, check: Check) -> str:
+    def _typed(self, question: str, guess: str | None, check: Check) -> str:
         while True:
-            typed = Prompt.ask(escape(question), console=self._console, default=guess)
-            if typed is None or not typed.strip():
-                self._console.print("an answer is required", style="yellow")
-                continue
+            typed = (Prompt.ask(escape(question), console=self._console, default=guess) or "").strip()
             try:
-                check(typed.strip())
+                if not typed:
+                    raise UsageError("an answer is required")
+                check(typed)
             except UsageError as error:
                 self._console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
-                continue
-            return self._keep(name, typed.strip())
+            else:
+                return typed
 
-    def _unasked(
-        self, name: str, given: Answer | None, guess: str | bool | None, options: str, question: str
-    ) -> str | bool:
+    def _unasked(self, name: str, guess: str | bool | None, options: str, question: str) -> str | bool:
+        """The option, or else the guess, if it may be accepted without asking."""
+        given = self._options.get(name)
         if isinstance(given, str | bool):
             return given
-        if guess is None:
-            raise UsageError(f"{question}? There is no terminal to ask in: use {options}")
-        if not self._yes:
-            shown = guess if isinstance(guess, str) else "yes" if guess else "no"
-            raise UsageError(
-                f"{question}? There is no terminal to ask in: use {options}, or --yes to accept the guess: {shown}"
-            )
-        self.unasked[name] = guess if isinstance(guess, str) else "yes" if guess else "no"
+        shown = guess if isinstance(guess, str) else "yes" if guess else "no"
+        if guess is None or not self._yes:
+            accept = f", or --yes to accept the guess: {shown}" if guess is not None else ""
+            raise UsageError(f"{question}? There is no terminal to ask in: use {options}{accept}")
+        self.unasked[name] = shown
         return guess
-
-    def _keep(self, name: str, answer: str) -> str:
-        self.answers[name] = answer
-        return answer

@@ -18,14 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.choosing.screen import show_sweep, sweep_concepts
-from flows.init.answers import Answers, ask
+from flows.init.answers import ask
 from flows.init.files import place, refuse_taken
-from flows.init.propose import BUDGETS, SEARCH_SECONDS, measured, propose, refuse_idle_numbers, tried
+from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose, refuse_idle_numbers, tried
 from flows.init.questions import Questions
-from flows.init.state import Unfinished, forget, remember, unfinished
+from flows.init.state import Unfinished, blocks_of, forget, remember, unfinished
 from flows.results.estimate import duration, few_items
 from flows.workspace import enter_workspace, exclusive, has_audits
-from flows.workspace.block import AuditDraft, with_blocks
+from flows.workspace.block import AuditDraft, with_draft
 from flows.workspace.new import add_folders, check_folder, write_workspace
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
@@ -82,20 +82,19 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
     taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
-    answers = ask(questions, workspace, taken, options.budget)
+    wanted = ask(questions, workspace, taken, options.budget)
     questions.answers.update(_from_anywhere(questions.answers))
-    draft = propose(answers.wanted)
+    draft = propose(wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
-    refuse_taken(workspace, draft.name, answers.placed, copy=options.copy)
-    same = next((one for one in earlier if one.name == draft.name), Unfinished(draft.name))
-    with_blocks(before, same.found_in(before), draft)  # refuses a layout that nothing can be added to
-    show_seen(console, answers.seen.said, draft, workspace)
-    if not answers.absent:
-        costs = answers.wanted.kind.init.trial_of_service if "endpoint" in answers.wanted.model else ""
+    refuse_taken(workspace, draft.name, wanted.placed, copy=options.copy)
+    with_draft(before, draft)  # refuses a layout that nothing can be added to
+    show_seen(console, wanted.seen.said, draft, workspace)
+    if not wanted.absent:
+        costs = wanted.init.trial_of_service if "endpoint" in wanted.model else ""
         if costs and not questions.go_on(f"Query the service about {costs}"):
             raise UsageError("stopped: nothing was queried or written")
-        answers = _tried(answers, draft, questions, workspace, console)
-        draft = propose(answers.wanted)
+        wanted = _tried(wanted, draft, questions, workspace, console)
+        draft = propose(wanted)
     if not questions.go_on("Write this audit and measure each concept"):
         raise UsageError("stopped: nothing was written")
     for path in write_workspace(workspace):
@@ -103,10 +102,10 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     os.chdir(workspace)
     enter_workspace()
     with exclusive():
-        for line in place(Path(), draft.name, answers.placed, copy=options.copy):
+        for line in place(Path(), draft.name, wanted.placed, copy=options.copy):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         add_folders(Path(), draft.name, repair=draft.repair is not None)
-        _write_and_sweep(draft, answers, questions, options, console)
+        _write_and_sweep(draft, questions, options, console, absent=wanted.absent)
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
@@ -132,31 +131,28 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
 
 
 def _write_and_sweep(
-    draft: AuditDraft,
-    answers: Answers,
-    questions: Questions,
-    options: Options,
-    console: Console,
+    draft: AuditDraft, questions: Questions, options: Options, console: Console, *, absent: bool
 ) -> None:
     here, name = Path(), draft.name
     text = _text(here)
-    same = next((one for one in unfinished(here, text) if one.name == name), Unfinished(name))
-    old = same.found_in(text)
-    first = with_blocks(text, old, draft)
-    written = (draft.audit_text, draft.repair_text)
-    versions = (*((old,) if old else ()), written)
+    old = blocks_of(text, name)
+    if old != (None, None) and not any(one.name == name and one.written for one in unfinished(here, text)):
+        raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so it was not replaced")
+    first = with_draft(text, draft)
+    written = blocks_of(first, name)
+    versions = (written,) if old == (None, None) else (old, written)
     remember(here, Unfinished(name, questions.answers, versions, options.budget, options.probes))
     if first != text:
         replace_file(PARAMS, first)
-    if answers.absent:
+    if absent:
         show_absent(console, name)
         return
     found = sweep_concepts(load_params(PARAMS), name, options.probes, console)
     final = measured(draft, found, budget=options.budget)
     text = _text(here)
-    if not all(lines in text for lines in written):
+    if blocks_of(text, name) != written:
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
-    replace_file(PARAMS, with_blocks(text, written, final))
+    replace_file(PARAMS, with_draft(text, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
     show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
@@ -164,30 +160,30 @@ def _write_and_sweep(
     show_next(console, final)
 
 
-def _tried(answers: Answers, draft: AuditDraft, questions: Questions, workspace: Path, console: Console) -> Answers:
-    """Try the audit before anything is written; return the answers, with changes to the model by the trial.
+def _tried(wanted: Wanted, draft: AuditDraft, questions: Questions, workspace: Path, console: Console) -> Wanted:
+    """Try the audit before anything is written; return what is wanted, with changes to the model by the trial.
 
     Raises:
         UsageError: if it could not run, or something seems wrong and nobody can be asked about it.
     """
-    init = answers.wanted.kind.init
-    with tried(draft, answers.placed, workspace) as params:
+    init = wanted.init
+    with tried(draft, wanted.placed, workspace) as params:
         if init.trying:
             console.print(f"trying the model on {init.trying}", style="dim")
-        trial = init.trial(task_context(draft.name, params.audit(draft.name)), answers.seen)
+        trial = init.trial(task_context(draft.name, params.audit(draft.name)), wanted.seen)
     if trial is None:
-        return answers
+        return wanted
     show_trial(console, trial)
     if not trial.doubt:
-        return answers
+        return wanted
     if not questions.asked(trial.option) and questions.said(trial.option) is None:
         raise UsageError(f"{trial.doubt}. {trial.advice}")
     console.print(trial.doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
     change = trial.change
     if change is None or not questions.confirm(trial.option, change.question, change.likely):
-        return answers
+        return wanted
     questions.answers.update(change.answers)
-    return answers.with_model(change.model)
+    return replace(wanted, model={**wanted.model, **change.model})
 
 
 def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stages.core.environment import WORK
 from stages.core.files import read_state, write_state
+from stages.params import parse_yaml
 
-Written = tuple[str, str]  # the lines of an audit under `audits:` and under `repairs:`, "" for no repair
+Blocks = tuple[Any, Any]  # an audit's block and that of its repair, as params.yaml has them; None for none
+
+
+def blocks_of(params: str, name: str) -> Blocks:
+    """The blocks of an audit in the text of params.yaml."""
+    raw = parse_yaml(params.encode(), "params.yaml")
+    keys = (raw.get(key) if isinstance(raw, dict) else None for key in ("audits", "repairs"))
+    audit, repair = (of.get(name) if isinstance(of, dict) else None for of in keys)
+    return audit, repair
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,7 @@ class Unfinished:
     Args:
         name: name of the audit.
         answers: the person's answers.
-        written: the lines that params.yaml may have of it: one of these, as a kill may have come before or after the
+        written: the blocks that params.yaml may have of it: one of these, as a kill may have come before or after the
             last change; none if it was refused and removed again.
         budget: budget of the search from the command line; None if it was not given.
         probes: probes of the sweep from the command line; None if they were not given.
@@ -27,13 +37,13 @@ class Unfinished:
 
     name: str
     answers: dict[str, str | bool] = field(default_factory=dict)
-    written: tuple[Written, ...] = ()
+    written: tuple[Blocks, ...] = ()
     budget: int | None = None
     probes: int | None = None
 
-    def found_in(self, params: str) -> Written | None:
-        """The lines of it in the text of params.yaml; None if there are none, or somebody has changed them."""
-        return next((one for one in self.written if one[0] in params and one[1] in params), None)
+    def is_in(self, params: str) -> bool:
+        """Whether the text of params.yaml has it, as it was written."""
+        return blocks_of(params, self.name) in self.written
 
 
 def remember(workspace: Path, unfinished: Unfinished) -> None:
@@ -51,7 +61,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
     folder = workspace / WORK / "init"
     for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
         one = read_state(path, Unfinished)
-        if one is not None and (not one.written or one.found_in(params) is not None):
+        if one is not None and (not one.written or one.is_in(params)):
             yield one
 
 

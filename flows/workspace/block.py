@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import yaml
+from ruamel.yaml.comments import CommentedMap
 
+from flows.workspace.yaml_edit import as_text, dumped, in_one_line
 from stages.core.errors import UsageError
 
-_WIDTH = 100_000  # one line per entry, however long
-_COMMENT_AT = 56  # column of a block's comments, unless the line is longer
+_COMMENT_AT = 58  # column of comments, unless the line is longer
 
 
 @dataclass(frozen=True)
@@ -35,99 +34,67 @@ class AuditDraft:
     notes: Mapping[str, str] = field(default_factory=dict)
     above: frozenset[str] = frozenset()
 
-    def changed(self, audit: Mapping[str, Any], notes: Mapping[str, str]) -> AuditDraft:
-        """A copy with other values for some keys of the audit, and other comments on some keys."""
-        return replace(self, audit={**self.audit, **audit}, notes={**self.notes, **notes})
-
-    def repaired(self, repair: Mapping[str, Any]) -> AuditDraft:
-        """A copy with another repair."""
-        return replace(self, repair=repair)
-
-    @property
-    def audit_text(self) -> str:
-        """The lines under `audits:`."""
-        return _entry(self.name, self.audit, ("prepare", "concepts"), self, "")
-
-    @property
-    def repair_text(self) -> str:
-        """The lines under `repairs:`; empty if nothing is repaired."""
-        return "" if self.repair is None else _entry(self.name, self.repair, ("gates",), self, "repair.")
+    def text(self) -> dict[str, str]:
+        """Return its lines under `audits:` and, if there is a repair, under `repairs:`."""
+        blocks = {"audits": _entry(self, self.audit, ("prepare", "concepts"), "")}
+        return (
+            blocks if self.repair is None else {**blocks, "repairs": _entry(self, self.repair, ("gates",), "repair.")}
+        )
 
 
-def _entry(name: str, block: Mapping[str, Any], spread: Sequence[str], draft: AuditDraft, prefix: str) -> str:
+def _entry(draft: AuditDraft, block: Mapping[str, Any], spread: Sequence[str], prefix: str) -> str:
     """One audit or repair: a line for each key, and a line for each nested key of the keys in `spread`."""
-    lines = [f"  {name}:"]
+    entry = CommentedMap()
     for key, value in block.items():
+        entry[key] = inner = _flow(value)
         if key in spread and value:
-            lines += _commented(f"    {key}:", f"{prefix}{key}", draft)
-            for inner, content in value.items():
-                lines += _commented(f"      {inner}: {flow(content)}", f"{prefix}{key}.{inner}", draft)
-        else:
-            lines += _commented(f"    {key}: {flow(value)}", f"{prefix}{key}", draft)
-    return "\n".join(lines) + "\n"
+            entry[key] = inner = CommentedMap({name: _flow(one) for name, one in value.items()})
+            for name in inner:
+                _comment(inner, name, f"{prefix}{key}.{name}", draft, 6)
+        _comment(entry, key, f"{prefix}{key}", draft, 4)
+    return dumped({"": {draft.name: entry}}).partition("\n")[2]
 
 
-def _commented(line: str, key: str, draft: AuditDraft) -> list[str]:
-    note = draft.notes.get(key)
-    if note is None:
-        return [line]
-    if key in draft.above:
-        indent = line[: len(line) - len(line.lstrip())]
-        return [*(f"{indent}# {part}" for part in note.splitlines()), line]
-    return [f"{line.ljust(_COMMENT_AT)}  # {note}"]
+def _comment(block: CommentedMap, key: str, path: str, draft: AuditDraft, indent: int) -> None:
+    if path in draft.above and path in draft.notes:
+        block.yaml_set_comment_before_after_key(key, before=draft.notes[path], indent=indent)
+    elif path in draft.notes:
+        block.yaml_add_eol_comment(draft.notes[path], key, column=_COMMENT_AT)
 
 
-def flow(value: Any, *, inside: bool = False) -> str:
-    """A value in one line of YAML; `inside` brackets, some words need quotes that are not needed elsewhere."""
+def _flow(value: Any) -> Any:
+    """A value in one line of YAML."""
     if isinstance(value, Mapping):
-        pairs = (f"{flow(key, inside=True)}: {flow(inner, inside=True)}" for key, inner in value.items())
-        return "{" + ", ".join(pairs) + "}"
+        return in_one_line({_flow(key): _flow(inner) for key, inner in value.items()})
     if isinstance(value, list | tuple):
-        return f"[{', '.join(flow(inner, inside=True) for inner in value)}]"
-    if isinstance(value, float):
-        return np.format_float_positional(value, trim="-")  # YAML would read an exponent as text
-    dumped = yaml.safe_dump([value] if inside else value, default_flow_style=inside, width=_WIDTH, allow_unicode=True)
-    return str(dumped).strip()[1:-1] if inside else str(dumped).removesuffix("\n...\n").strip()
+        return in_one_line([_flow(inner) for inner in value])
+    return as_text(value) if isinstance(value, str) else value
 
 
-def with_blocks(text: str, old: tuple[str, str] | None, draft: AuditDraft) -> str:
-    """The text of params.yaml with an audit and its repair added; every other byte stays the same.
+def with_draft(text: str, draft: AuditDraft) -> str:
+    """The text of params.yaml with an audit and its repair, in place of those of that name; other lines stay.
 
     Args:
         text: the text of params.yaml.
-        old: the lines that an earlier, unfinished run wrote for the audit, which are replaced; None if there are none.
         draft: what to write.
 
     Raises:
         UsageError: if the file's layout does not allow this without changing other lines.
     """
-    if old is not None:
-        text = without(text, old)
-    before = yaml.safe_load(text) or {}
-    expected = {**before, "audits": {**(before.get("audits") or {}), draft.name: _plain(draft.audit)}}
-    after = _inserted(text, "audits", draft.audit_text)
-    if draft.repair is not None:
-        expected["repairs"] = {**(before.get("repairs") or {}), draft.name: _plain(draft.repair)}
-        after = _inserted(after, "repairs", draft.repair_text)
+    expected, after, lines = yaml.safe_load(text) or {}, text, draft.text()
+    for key, block in (("audits", draft.audit), ("repairs", draft.repair)):
+        others = {name: one for name, one in (expected.get(key) or {}).items() if name != draft.name}
+        if draft.name in (expected.get(key) or {}):
+            after, expected[key] = _without(after, key, draft.name), others
+        if block is not None:
+            after, expected[key] = _inserted(after, key, lines[key]), {**others, draft.name: _plain(block)}
     with contextlib.suppress(yaml.YAMLError):
         if yaml.safe_load(after) == expected:
             return after
     raise UsageError(
         f"params.yaml is laid out so that nothing can be added without touching more of it; write there yourself"
-        f"\n\naudits:\n{draft.audit_text}\nrepairs:\n{draft.repair_text or '  {}'}"
+        f"\n\naudits:\n{lines['audits']}\nrepairs:\n{lines.get('repairs', '  {}')}"
     )
-
-
-def without(text: str, old: tuple[str, str]) -> str:
-    """The text of params.yaml without the lines that an earlier, unfinished run wrote."""
-    for key, written in zip(("audits", "repairs"), old, strict=True):
-        if not written:
-            continue
-        blank = f"\n\n{written}"
-        text = text.replace(blank, "\n", 1) if blank in text else text.replace(written, "", 1)
-        if (yaml.safe_load(text) or {}).get(key) is None:
-            text = re.sub(rf"^{key}:", f"{key}: {{}}", text, count=1, flags=re.MULTILINE)
-    return text
 
 
 def _plain(value: Any) -> Any:
@@ -136,14 +103,30 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def _pair(node: Any, key: str) -> tuple[Any, Any] | None:
+    """The nodes of a key and its value in a mapping; None if there are none."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next(((name, value) for name, value in pairs if name.value == key), None)
+
+
+def _without(text: str, key: str, name: str) -> str:
+    """The text without an entry of the mapping under a top-level key, and without the blank line before it."""
+    top = _pair(yaml.compose(text), key)
+    if top is None or (found := _pair(top[1], name)) is None:
+        return text
+    start, end = text.rfind("\n", 0, found[0].start_mark.index) + 1, _line_end(text, _last(found[1]))
+    head = text[:start].removesuffix("\n") if text[:start].endswith("\n\n") else text[:start]
+    if len(top[1].value) == 1:
+        at = top[0].end_mark.index
+        head = f"{head[: at + 1]} {{}}{head[at + 1 :]}"
+    return head + text[end:]
+
+
 def _inserted(text: str, key: str, lines: str) -> str:
     """The text with lines added at the end of the mapping under a top-level key, which may be missing, empty or {}."""
-    root = yaml.compose(text)
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    found = next(((k, v) for k, v in pairs if k.value == key), None)
+    found = _pair(yaml.compose(text), key)
     if found is None:
-        gap = "\n" if text.strip() else ""
-        return f"{text.rstrip(chr(10))}{chr(10) if text.strip() else ''}{gap}{key}:\n{lines}"
+        return f"{text.rstrip()}\n\n{key}:\n{lines}" if text.strip() else f"{key}:\n{lines}"
     name, value = found
     if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
         end = _line_end(text, _last(value))
@@ -153,8 +136,7 @@ def _inserted(text: str, key: str, lines: str) -> str:
     start = name.end_mark.index + 1
     stop = value.end_mark.index if isinstance(value, yaml.MappingNode) else start
     end = _line_end(text, stop)
-    head = text[:start] + text[stop:end].rstrip("\n")
-    return f"{head}\n{lines}{text[end:]}"
+    return f"{text[:start]}{text[stop:end].rstrip(chr(10))}\n{lines}{text[end:]}"
 
 
 def _last(node: Any) -> int:

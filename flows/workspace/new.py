@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.workspace.block import AuditDraft, with_blocks
+from flows.workspace.block import AuditDraft, with_draft
 from flows.workspace.pipeline import (
     DVC_YAML,
     PARAMS,
@@ -127,7 +127,7 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     raw = parse_yaml(read_bytes(path), str(path))
     if isinstance(raw, dict) and name in (raw.get("audits") or {}):
         raise UsageError(f"audits.{name}: {path} already has an audit of that name")
-    text = with_blocks(text, None, AuditDraft(name, audit, repair))
+    text = with_draft(text, AuditDraft(name, audit, repair))
     try:
         replace_file(partial, text)
         load_params(partial)

@@ -1,24 +1,34 @@
-"""Ask a language model for concepts, and parse its answer."""
+"""Describe an audit to a language model, ask it for concepts, and parse its answer."""
 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 from pydantic import Field, ValidationError
 
 from stages.core.errors import UsageError, escape_controls
-from stages.params import validation_lines
+from stages.core.files import read_table
+from stages.params import AuditConfig, validation_lines
 from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, Proposal
 from stages.tasks.account import CUT, Account
+from stages.tasks.base import Task
+from stages.tasks.choosing import ITEMS, Vocabulary, part_of
+from stages.tasks.contract import TaskContext
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint
 
 WHERE = "proposer"
 TRIES = 3  # maximum number of requests until an answer can be read
 _QUOTED = 120  # characters of an answer that cannot be read
+_LONGEST = 500  # characters of a field of an item; longer ones are cut
+_NOT_SENT = frozenset({"id", "split", "group", "target", "answer", "seed"})  # columns of items
 _SYSTEM = (
     "You help to find where a model fails before it is deployed. You propose concepts: changes to its inputs that occur"
     " in use, and under which it may fail although a person would still know the right answer. Text between tags is"
@@ -35,7 +45,7 @@ class ProposerConfig(ChatConfig):
     max_new_tokens: int = Field(1024, ge=64, le=1_000_000, description="maximum number of tokens in an answer")
 
 
-class Asked(NamedTuple):
+class ProposerAnswer(NamedTuple):
     """What a model proposed.
 
     Args:
@@ -51,20 +61,51 @@ class Asked(NamedTuple):
     name: str
 
 
-def question(config: ProposerConfig, about: Sequence[str], items: Sequence[str], vocabulary: Sequence[str]) -> str:
+def vocabulary_of(task: type[Task], context: TaskContext, audit: AuditConfig) -> Vocabulary:
+    """Return the concepts that may be proposed for an audit.
+
+    Raises:
+        UsageError: if its task declares no concepts.
+    """
+    vocabulary: Vocabulary = (part_of(task, "proposing") or Vocabulary)(task, context, audit)
+    if not vocabulary.known and not vocabulary.lines():
+        raise UsageError(
+            f"audits.{context.audit}.task: {task.__name__} has no catalogue of concepts, so none can be proposed;"
+            " expected a classifier, summarization, chat or text-to-image, or a task with a catalogue"
+        )
+    return vocabulary
+
+
+def drawn_items(prepared: Path, n: int, seed: int) -> pd.DataFrame:
+    """Draw n items of the split `discover` and return their rows."""
+    items = read_table(prepared / ITEMS)
+    own = items[items["split"] == "discover"]
+    chosen = np.random.default_rng([seed, *b"propose"]).permutation(len(own))[:n]
+    return own.iloc[np.sort(chosen)]
+
+
+def question(config: ProposerConfig, vocabulary: Vocabulary, items: pd.DataFrame) -> str:
     """Return the question for the model that proposes.
 
     Args:
         config: how much it may propose.
-        about: description of the audit.
-        items: descriptions of some of its items.
-        vocabulary: descriptions of what may be proposed.
+        vocabulary: the audit, and what may be proposed for it.
+        items: some of its items.
     """
+    audit = vocabulary.audit
+    has = [
+        f"{name}: {', '.join(f'{level:g}' if isinstance(level, int | float) else repr(level) for level in levels)}"
+        for name, levels in audit.concepts.items()
+    ]
+    doc = (inspect.getdoc(vocabulary.task) or "").split("\n\n", maxsplit=1)[0]
+    about = [f"Model under test: {doc}", f"A failure is defined by: {audit.automatic}", "Concepts it has:", *has]
+    fields = [{name: _field(str(name), value) for name, value in row.items()} for row in items.to_dict("records")]
+    shown = ["; ".join(f"{name}: {text}" for name, text in row.items() if text) for row in fields]
     answer = {"proposals": [{"concept": "NAME", "levels": ["..."], "reason": "why it may fail, in one sentence"}]}
     return "\n".join(
         [
-            *("<audit>", *about, "</audit>", "<items>", *items, "</items>"),
-            *("You may propose these, with levels as described:", *(f"- {line}" for line in vocabulary)),
+            *("<audit>", *about, "</audit>", "<items>", *shown, "</items>"),
+            *("You may propose these, with levels as described:", *(f"- {line}" for line in vocabulary.lines())),
             f"Propose up to {config.proposals} that the audit does not have, of 2 to {MOST_LEVELS} levels each,"
             " beginning with the one that changes nothing, from weak to strong. Reply in this form:",
             json.dumps(answer),
@@ -72,12 +113,22 @@ def question(config: ProposerConfig, about: Sequence[str], items: Sequence[str],
     )
 
 
+def _field(column: str, value: Any) -> str:
+    """Return a field of an item as text, cut if it is long; "" for what is not sent."""
+    if column in _NOT_SENT or isinstance(value, bytes):
+        return ""
+    if isinstance(value, list | np.ndarray):
+        value = " or ".join(map(str, value)) if all(isinstance(one, str) for one in value) else ""
+    text = " ".join(str(value).split())
+    return text[:_LONGEST] + (" ..." if len(text) > _LONGEST else "")
+
+
 def expected_tokens(config: ProposerConfig, asked: str) -> tuple[float, float]:
     """Estimate the tokens of a request (without pictures), and return the maximum of its answer."""
     return (len(_SYSTEM) + len(asked)) / CHARACTERS, config.max_new_tokens
 
 
-def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence[bytes] = ()) -> Asked:
+def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence[bytes] = ()) -> ProposerAnswer:
     """Ask the model until its answer can be read; known answers to the same question are reused.
 
     Args:
@@ -101,7 +152,7 @@ def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence
                 request["messages"][-1]["content"] = [{"type": "text", "text": asked + trouble}, *map(_part, pictures)]
             [answer] = endpoint.answers([request])
             try:
-                return Asked(*_read(answer["text"], config.proposals), malformed, answer["model"])
+                return ProposerAnswer(*_read(answer["text"], config.proposals), malformed, answer["model"])
             except ValueError as error:
                 cut = f" (cut at {WHERE}.max_new_tokens)" if answer["finish"] == CUT else ""
                 malformed.append(f"{error}{cut}; it began {endpoint.quoted(answer['text'][:_QUOTED])!r}")

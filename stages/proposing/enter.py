@@ -9,8 +9,8 @@ from stages.concepts import Level
 from stages.core.errors import UsageError, escape_controls
 from stages.proposing.ask import outcome
 from stages.proposing.record import LONGEST, Outcome, Proposal
-from stages.proposing.vocabulary import Draft, Vocabulary
 from stages.screening.sweep import ConceptSweep
+from stages.tasks.choosing import Draft, Vocabulary
 
 
 class Made(NamedTuple):
@@ -33,7 +33,7 @@ def make(
     draft, made, refused = vocabulary.start, list[Made](), list[Outcome]()
     for one in proposals:
         try:
-            more = vocabulary.taken(draft, one)
+            more = vocabulary.with_concept(draft, one.concept, one.levels)
             if errors := vocabulary.errors(more):
                 raise UsageError(errors[0])
             load(more)
@@ -76,5 +76,5 @@ def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outco
         if found.enters:
             texts = one.levels if isinstance(one.levels, dict) else None
             levels = {str(name): texts[str(name)] for name in found.enters} if texts else found.enters
-            draft = vocabulary.taken(draft, one.model_copy(update={"levels": levels}))
+            draft = vocabulary.with_concept(draft, one.concept, levels)
     return draft

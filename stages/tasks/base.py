@@ -256,8 +256,8 @@ class Task(LoadedTask):
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
-        init: "module:Class" of an `Init` (stages/tasks/init.py) for `faded init`; no stage imports it. None if audits
-            of this kind are written by hand.
+        init, mining, proposing, usage: names of classes for `faded init`, `faded mine`, `faded propose` and
+            `faded usage`, see `stages.tasks.choosing`; no stage imports them. A kind may have none.
     """
 
     prepare_block: ClassVar[type[Strict] | None] = None

@@ -1,7 +1,6 @@
 """Interface for `faded init`: a kind of task recognises models and data, and proposes an audit of them.
 
-A task names its class as `init = ".init:ArticlesInit"`, relative to its own module. It is a name rather than an import,
-so that no stage depends on code that only proposes audits.
+A task names its class as `init` (`stages.tasks.choosing`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.contract import TaskContext
 
-Check = Callable[[str], None]
-"""Raises a UsageError if an answer is not acceptable."""
+Check = Callable[[str], object]
+"""Raises a UsageError if an answer is not acceptable; what it returns is ignored."""
 
 Answer = str | bool | Sequence[str]
 
+_ROWS = 200  # lines read to find the fields of a file
 _WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 
 
@@ -67,16 +68,15 @@ class Ask(Protocol):
 
 
 @dataclass(frozen=True)
-class Model:
-    """A recognised model.
+class Recognised:
+    """A recognised model, or recognised data.
 
     Args:
         said: description for people.
-        block: `prepare.model` of params.yaml, without its files.
+        block: its block of params.yaml, without its file or folder.
         path: its file or folder, which the audit expects under its inputs; None if it has none.
-        key: key of `prepare.model` that names this file or folder.
+        key: key of the block that names this file or folder.
         beside: files that it names, relative to its folder, which have to be placed beside it.
-        black_box: whether it has no accessible weights to repair.
         absent: whether it is on a hub and has to be downloaded before anything is known about it.
     """
 
@@ -85,13 +85,19 @@ class Model:
     path: Path | None = None
     key: str = ""
     beside: Sequence[str] = ()
-    black_box: bool = False
     absent: bool = False
 
     @classmethod
-    def of(cls, other: Model) -> Self:
+    def of(cls, other: Recognised) -> Self:
         """Convert to this class, with defaults for additional fields."""
         return other if isinstance(other, cls) else cls(**vars(other))
+
+
+@dataclass(frozen=True)
+class Model(Recognised):
+    """A recognised model; `black_box`: it has no accessible weights to repair."""
+
+    black_box: bool = False
 
     def named(self, name: str | None) -> dict[str, Any]:
         """Return `prepare.model` of params.yaml, with its file or folder under the name it has in inputs."""
@@ -99,33 +105,16 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Recognised):
     """Recognised data.
 
     Args:
-        said: description for people.
-        block: the block of params.yaml, without the file or folder.
-        path: the file or folder; None if there is none.
-        key: key of the block that names it.
-        beside: files that a list names, relative to its folder, which have to be placed beside it.
         items: number of usable items; None if unknown before a download.
         pools: number of these items per split; {} if the audit draws the splits.
-        absent: whether the data are on a hub and have to be downloaded before anything is known about them.
     """
 
-    said: str
-    block: Mapping[str, Any] = field(default_factory=dict)
-    path: Path | None = None
-    key: str = ""
-    beside: Sequence[str] = ()
     items: int | None = None
     pools: Mapping[str, int] = field(default_factory=dict)
-    absent: bool = False
-
-    @classmethod
-    def of(cls, other: Data) -> Self:
-        """Convert to this class, with defaults for additional fields."""
-        return other if isinstance(other, cls) else cls(**vars(other))
 
     def named(self, name: str | None) -> dict[str, Any]:
         """Return the block of params.yaml, with the file or folder under the name it has in inputs."""
@@ -327,6 +316,44 @@ def existing(given: str, option: str) -> Path | None:
         f"{option} {given}: there is no such file or folder, and it is not ORG/NAME on the Hugging Face hub"
         f"{did_you_mean(path.name, there)}"
     )
+
+
+def one_of(option: str, names: Sequence[str], what: str = "column") -> Check:
+    """Return a check that an answer is one of the columns, or fields, of the data."""
+
+    def check(answer: str) -> None:
+        if answer not in names:
+            raise UsageError(
+                f"--{option} {answer}: the data have no such {what}{did_you_mean(answer, names)};"
+                f" found {', '.join(names) or 'none'}"
+            )
+
+    return check
+
+
+def load_data(block: Mapping[str, Any], loaders: Mapping[str, Any], folder: Path, given: str) -> Any:
+    """Load data as an audit would.
+
+    Raises:
+        UsageError: if they cannot be used.
+    """
+    from stages.tasks.sources import parse_source
+
+    try:
+        return parse_source(block, loaders, "--data").load(folder)  # type: ignore[attr-defined]
+    except UsageError as error:
+        raise UsageError(f"--data {given}: {error}") from None
+
+
+def first_rows(path: Path, given: str) -> list[dict[str, Any]]:
+    """Return the first objects of a file with one per line, to find its fields.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if rows := list(islice(json_lines(path, given), _ROWS)):
+        return rows
+    raise UsageError(f"--data {given} holds no JSON objects, one a line")
 
 
 def cached(name: str, kind: Literal["model", "dataset"] = "model") -> Path | None:

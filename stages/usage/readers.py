@@ -1,4 +1,7 @@
-"""Measure the inputs of each kind of task: its own items, changed, and files of production inputs."""
+"""Measure inputs: an audit's own items, changed as its concepts change them, and files of production inputs.
+
+A task names its reader as `usage` (`stages.tasks.choosing`).
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,11 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.base import Task
-from stages.tasks.chat import Chat
-from stages.tasks.classification.probes import ClassifierProbes
-from stages.tasks.summarization.probes import SummarizerProbes
-from stages.tasks.tabular.probes import RowProbes
-from stages.tasks.text_to_image.probes import PainterProbes
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, FEWEST, Shares, estimate_usage, spread_usage
 
 MOST = 10_000  # production inputs that are measured
-_BATCH = 64
+BATCH = 64
 _NAMED = 3  # files that a message names
 _FEW_GROUPS = 10  # with fewer, items are independent enough
 
@@ -74,7 +71,7 @@ class Reader(ABC):
             raise UsageError(f"{path}: found {len(found)} inputs, expected {FEWEST} or more{why}")
         table = self.task.items.table
         ids, cells = table["id"].to_numpy()[rng.integers(0, len(table), DRAWS)], spread_usage(space).sample(DRAWS, rng)
-        pieces = [slice(start, start + _BATCH) for start in range(0, DRAWS, _BATCH)]
+        pieces = [slice(start, start + BATCH) for start in range(0, DRAWS, BATCH)]
         own = pd.concat([self.own(ids[piece].tolist(), cells[piece]) for piece in pieces], ignore_index=True)
         columns = {name: [own.columns.get_loc(column) for column in named] for name, named in shown.items()}
         group = table["group"] if "group" in table and table["group"].nunique() >= _FEW_GROUPS else table["id"]
@@ -82,44 +79,7 @@ class Reader(ABC):
         return estimate_usage(space, cells, groups, own.to_numpy(), found.to_numpy(), columns, seed), len(found)
 
 
-class PictureReader(Reader):
-    """A folder of pictures, for classifiers."""
-
-    shown = measures.PICTURES
-    task: ClassifierProbes
-
-    def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        return measures.of_pictures(self.task.inputs(ids, cells))
-
-    def measured_by(self) -> Mapping[str, Sequence[str]]:
-        """Grey pictures have no colour."""
-        found = dict(super().measured_by())
-        return {name: by for name, by in found.items() if by != ("colour",) or self.task.model.form.shape[0] == 3}
-
-    def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
-        import torch
-
-        from stages.tasks.classification.pictures import SUFFIXES, UnreadablePicture
-        from stages.tasks.classification.pool import Encoded
-
-        if not path.is_dir():
-            raise UsageError(f"{path} is not a folder, expected a folder of pictures")
-        files = _some(sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES), rng)
-        form, data = self.task.model.form, self.task.source(self.task.context, "data")
-        pictures, parts = Encoded(files, getattr(data, "resize", None)), []
-        for start in range(0, len(files), _BATCH):
-            pixels = []
-            for row in range(start, min(start + _BATCH, len(files))):
-                try:
-                    pixels.append(pictures.read(row, form.shape, form.view))
-                except UnreadablePicture as error:
-                    self.left_out.append(str(error))
-            if pixels:
-                parts.append(measures.of_pictures(torch.from_numpy(np.stack(pixels)).float() / 255))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-class _TextReader(Reader):
+class TextReader(Reader):
     """A file of texts: lines, or a column of a table."""
 
     fields: ClassVar[tuple[str, ...]]  # names under which the texts may be found
@@ -127,15 +87,15 @@ class _TextReader(Reader):
     def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
         named = self.task.context.config.get("data", {})
         own = [named[key] for key in ("question", "text") if isinstance(named, Mapping) and key in named]
-        texts = _read_texts(path, self.column, [*own, *self.fields], self.left_out)
-        return self.measure(_some(texts, rng))
+        texts = read_texts(path, self.column, [*own, *self.fields], self.left_out)
+        return self.measure(sample(texts, rng))
 
     @abstractmethod
     def measure(self, texts: Sequence[str]) -> pd.DataFrame:
         """Measure n production texts."""
 
 
-class _WordReader(_TextReader):
+class WordReader(TextReader):
     """Texts that people write: what is measured are their letters, words and marks."""
 
     shown = measures.TEXTS
@@ -163,75 +123,8 @@ class _WordReader(_TextReader):
         return measures.of_texts(texts, [self._seen] * len(texts))
 
 
-class ArticleReader(_WordReader):
-    """Articles for a summarizer."""
-
-    of, fields = "article", ("article", "text", "document")
-    task: SummarizerProbes
-
-    def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        return self.task.changed(ids, cells)
-
-
-class QuestionReader(_WordReader):
-    """Questions to a chat model, as people write them."""
-
-    of, fields = "question", ("question", "prompt", "text")
-    task: Chat
-
-    def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        return self.task.written(ids, cells)
-
-
-class PromptReader(_TextReader):
-    """Prompts of a text-to-image model: the words of its slots are counted."""
-
-    fields = ("prompt", "text", "caption")
-    task: PainterProbes
-
-    def measured_by(self) -> Mapping[str, Sequence[str]]:
-        return {name: (f"{name} first",) for name in self.task.concepts.names}
-
-    def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        return self.measure([orders[0].prompt for orders in self.task.orders(ids, cells)])
-
-    def measure(self, texts: Sequence[str]) -> pd.DataFrame:
-        return measures.of_prompts(
-            texts, {c.name: [str(level) for level in c.levels] for c in self.task.concepts.concepts}
-        )
-
-
-class RowReader(Reader):
-    """A table of rows, for tabular classifiers."""
-
-    shown = measures.ROWS
-    task: RowProbes
-
-    def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
-        _, rows = self.task.changed(ids, cells)
-        return self._measure(rows)
-
-    def _measure(self, rows: pd.DataFrame) -> pd.DataFrame:
-        items = self.task.items.table
-        usual = self.task.rows.loc[items["split"] == "discover", self.task.table.measured]
-        return measures.of_rows(
-            rows[self.task.table.measured].to_numpy(dtype=float),
-            usual.std().replace(0.0, 1.0).to_numpy(),
-            usual.median().to_numpy(),
-        )
-
-    def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
-        frame = _read_table(path)
-        if lacking := [name for name in self.task.table.measured if name not in frame]:
-            raise UsageError(f"{path.name} has no column {lacking[0]!r}{did_you_mean(lacking[0], list(frame))}")
-        rows = frame[self.task.table.measured].apply(pd.to_numeric, errors="coerce")
-        usual = self.task.rows.loc[self.task.items.table["split"] == "discover", self.task.table.measured].median()
-        chosen = np.sort(rng.permutation(len(rows))[:MOST])
-        return self._measure(rows.iloc[chosen].fillna(usual))
-
-
 class _Known(Container[str]):
-    """_WordReader of the audit's texts in other groups than one."""
+    """Words of the audit's texts in other groups than one."""
 
     def __init__(self, seen: Mapping[str, str | None], group: str) -> None:
         self._seen, self._group = seen, group
@@ -240,42 +133,20 @@ class _Known(Container[str]):
         return self._seen.get(str(word), self._group) != self._group
 
 
-_READERS: Mapping[type[Task], type[Reader]] = {
-    ClassifierProbes: PictureReader,
-    SummarizerProbes: ArticleReader,
-    Chat: QuestionReader,
-    PainterProbes: PromptReader,
-    RowProbes: RowReader,
-}
-
-
-def reader_of(task: type[Task], name: str) -> type[Reader]:
-    """Return the class that measures inputs of this kind of task.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    if (found := next((reader for kind, reader in _READERS.items() if issubclass(task, kind)), None)) is None:
-        raise UsageError(
-            f"audits.{name}.task: nothing is known of the inputs of {task.__name__}; state their usage yourself, under"
-            f" audits.{name}.usage.levels (docs/usage.md)"
-        )
-    return found
-
-
 # Files of production inputs
 
 
-def _some(inputs: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+def sample(inputs: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    """Draw `MOST` inputs at most, and keep their order."""
     chosen = np.sort(rng.permutation(len(inputs))[:MOST])
     return [inputs[i] for i in chosen]
 
 
-def _read_texts(path: Path, column: str | None, known: Sequence[str], left_out: list[str]) -> list[str]:
+def read_texts(path: Path, column: str | None, known: Sequence[str], left_out: list[str]) -> list[str]:
     """Read texts from lines of a .txt file, or from a column of a table."""
     if path.suffix == ".txt":
         return [line.strip() for line in _text_of(path).splitlines() if line.strip()]
-    frame = _read_table(path)
+    frame = read_table_file(path)
     names = list(frame)
     wanted = column or next((name for name in known if name in names), names[0] if len(names) == 1 else None)
     if wanted not in names:
@@ -289,7 +160,7 @@ def _read_texts(path: Path, column: str | None, known: Sequence[str], left_out: 
     return [text for text in texts if text]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table_file(path: Path) -> pd.DataFrame:
     """Read a .csv, .tsv, .parquet, .json or .jsonl file.
 
     Raises:

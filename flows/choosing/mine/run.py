@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stages.core.progress import progress
 from stages.mining import Finding, MineSettings, Mining
 from stages.params import AuditConfig, Params, validation_lines
 from stages.provenance import prepared_files, run_key
+from stages.tasks.choosing import MinedTexts
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "mine"
@@ -66,14 +68,14 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
             from flows.choosing.mine.catalogue import catalogue
-            from stages.mining.asked import asked_as
+            from stages.mining.texts import texts_of
 
-            asked = asked_as(task_class(name, audit), name)  # before prepare, which may take long
+            form = texts_of(task_class(name, audit), name)  # before prepare, which may take long
             run_with_upstream(read_graph(), f"prepare@{name}", console)
             console.print(f"mining {name}: {settings.probes:,} unique probes at most", highlight=False)
-            mining = _mine(name, audit, settings, asked)
+            mining = _mine(name, audit, settings, form)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))
-        proposed = propose(name, audit, mining, items)
+        proposed = propose(name, audit, mining, form, items)
         record = Record(audit=name, when=time.time(), proposed=proposed, mining=mining)
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
         replace_file(page, catalogue(name, audit, record.when, mining).encode())
@@ -85,17 +87,19 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
     return record
 
 
-def _mine(name: str, audit: AuditConfig, settings: MineSettings, asked: Any) -> Mining:
+def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedTexts) -> Mining:
     from stages.mining.mine import mine
+    from stages.mining.texts import TextProber
 
     prepared = stage_dir(name, "prepare")
-    inputs = [*prepared_files(prepared), _CODE]
+    inputs = [*prepared_files(prepared), _CODE, *(Path(getfile(cls)) for cls in (MinedTexts, type(form)))]
     key = run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump())
     with ExitStack() as stack:
         folder = stack.enter_context(scratch(name, "mine", key))
         tell = stack.enter_context(progress(f"mine@{name}", settings.probes))
-        put = asked(task_class(name, audit), task_context(name, audit, prepared), prepared, folder, tell)
-        return mine(put.texts(), put.concepts, put, settings, seed=audit.seed)
+        task, context = task_class(name, audit), task_context(name, audit, prepared)
+        prober = TextProber(form, task, context, prepared, folder, tell)
+        return mine(prober.texts(), prober.concepts, prober, settings, seed=audit.seed)
 
 
 def show_mining(console: Console, audit: str, mining: Mining) -> None:
@@ -142,31 +146,28 @@ def _rate(rate: Rate) -> str:
 
 
 _BY = "faded mine"
-_FIELDS = ("id", "split", "question", "context", "answers", "pattern", "article", "reference")  # of an item
 
 
-def propose(name: str, audit: AuditConfig, mining: Mining, path: Path) -> str:
+def propose(name: str, audit: AuditConfig, mining: Mining, form: MinedTexts, path: Path) -> str:
     """Return lines of params.yaml that would add the findings to an audit; empty if there are none.
 
     Args:
         name: name of the audit.
         audit: its block of params.yaml.
         mining: the results.
+        form: what the kind of task says about its texts.
         path: where to write the file of items, if the lines refer to one; removed if they do not.
     """
     items = read_table(stage_dir(name, "prepare") / "items.parquet")
     path.unlink(missing_ok=True)
-    if "template" in items:
+    if form.templates:
         return _prompts(name, audit, mining.confirmed)
     if not (found := [one for one in mining.confirmed if one.text_facts]):
         return ""
-    lines = _lines(items, found)
+    lines = _lines(items, form, found)
     told = [json.dumps(line, ensure_ascii=False, default=lambda value: value.tolist()) for line in lines]
     replace_file(path, ("\n".join(told) + "\n").encode())
-    fields = {"jsonl": f"{name}-mined.jsonl"}
-    if "article" in items:
-        fields |= {"text": "article", "split": "split"}
-        fields |= {"summary": "reference"} if (items["reference"] != "").all() else {}
+    fields = {"jsonl": f"{name}-mined.jsonl", **form.source(items)}
     count = sum(line["split"] == "discover" for line in lines)
     return (
         f"cp {path} data/{name}/inputs/{fields['jsonl']}\n\naudits:\n  {name}:\n    prepare:\n"
@@ -180,19 +181,18 @@ def _marks(told: Mapping[str, str]) -> str:
     return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 
-def _lines(items: pd.DataFrame, found: Sequence[Finding]) -> list[dict[str, Any]]:
+def _lines(items: pd.DataFrame, form: MinedTexts, found: Sequence[Finding]) -> list[dict[str, Any]]:
     """Return all items and the failed changed texts as lines of a data file, with one field for each finding."""
-    kept = [name for name in _FIELDS if name in items]
+    kept = [name for name in ("id", "split", *form.fields) if name in items]
     rows = {row["id"]: {k: v for k, v in row.items() if len(v)} for row in items[kept].to_dict("records")}
     lines = [
         row
         | ({one.told: "yes" if item in one.said_by else "no" for one in found} if row["split"] == "discover" else {})
         for item, row in rows.items()
     ]
-    column = "question" if "question" in items else "article"
     for one in found:
         for example in one.examples if one.replaced else []:
-            changed = {"id": f"{example.item} {one.told}", column: example.text}
+            changed = {"id": f"{example.item} {one.told}", form.column: example.text}
             fields = {other.told: "yes" if other.text_facts <= set(example.holds) else "no" for other in found}
             lines.append(rows[example.item] | changed | fields)
     return lines

@@ -6,18 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages.core.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError
 from stages.params import checked
-from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, writing_model
+from stages.tasks.init import (
+    Ask,
+    Data,
+    Init,
+    Model,
+    Option,
+    Proposal,
+    Seen,
+    first_rows,
+    load_data,
+    one_of,
+    writing_model,
+)
 
 if TYPE_CHECKING:
     from stages.tasks.openai_chat import ChatConfig
 
-_ROWS = 200  # lines read to find the columns of a table
 _SHOWN = 10  # names of models that a question lists
 _PATIENCE = 20.0  # seconds for the list of a server's models
 _FIELDS: Mapping[str, Sequence[str]] = {
@@ -66,18 +76,11 @@ class QuestionsInit(Init):
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """See Init: fields are recognised by their names; an option can name that of the question."""
         from stages.tasks.chat.data import DATA_LOADERS
-        from stages.tasks.sources import parse_source
 
         if path.suffix != ".jsonl":
             raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line")
-        rows = list(islice(json_lines(path, given), _ROWS))
-        if not rows:
-            raise UsageError(f"--data {given} holds no JSON objects, one a line")
-        block = _fields(rows, ask)
-        try:
-            questions, skipped = parse_source({"jsonl": path.name, **block}, DATA_LOADERS, "--data").load(path.parent)
-        except UsageError as error:
-            raise UsageError(f"--data {given}: {error}") from None
+        block = _fields(first_rows(path, given), ask)
+        questions, skipped = load_data({"jsonl": path.name, **block}, DATA_LOADERS, path.parent, given)
         contexts = all(one.context for one in questions)
         parts = [f"{len(questions):,} questions in {block.get('question', 'question')!r}"]
         parts += ["each with a context"] if contexts else []
@@ -171,24 +174,14 @@ def _tried(config: ChatConfig, said: list[str]) -> dict[str, Any]:
 def _fields(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
     """Return the fields whose names are not the usual ones, by key of `prepare.data`."""
     found = list(rows[0])
-
-    def check(answer: str) -> None:
-        if answer not in found:
-            hint = did_you_mean(answer, found)
-            raise UsageError(f"--question {answer}: the data have no such field{hint}; found {', '.join(found)}")
-
     named = {key: next((name for name in names if name in found), None) for key, names in _FIELDS.items()}
-    if named["context"] is not None and not _holds_text(rows, named["context"]):
+    # Passages rather than their ids.
+    if named["context"] and not any(len(str(row.get(named["context"]) or "").split()) > 1 for row in rows):
         named["context"] = None
     if named["question"] is None or ask.said("question") is not None:
         asked = f"Which field holds the questions ({', '.join(found)})"
-        named["question"] = ask.text("question", asked, None, check)
+        named["question"] = ask.text("question", asked, None, one_of("question", found, "field"))
     return {key: name for key, name in named.items() if name not in (None, key)}
-
-
-def _holds_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether a field contains passages rather than their ids."""
-    return any(len(str(row.get(name) or "").split()) > 1 for row in rows)
 
 
 def _are_questions(data: object) -> bool:

@@ -49,6 +49,9 @@ class Chat(JudgedTexts):
     """
 
     init: ClassVar[str] = ".init:QuestionsInit"
+    mining: ClassVar[str] = ".choosing:QuestionTexts"
+    proposing: ClassVar[str] = ".choosing:ChatVocabulary"
+    usage: ClassVar[str] = ".choosing:QuestionReader"
 
     prepare_block = ChatPrepare
     discrepancy_block = ChatDiscrepancy

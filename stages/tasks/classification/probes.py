@@ -63,6 +63,8 @@ class ClassifierProbes(Task):
     """
 
     init: ClassVar[str] = ".init:PicturesInit"
+    proposing: ClassVar[str] = ".choosing:PictureVocabulary"
+    usage: ClassVar[str] = ".choosing:PictureReader"
 
     catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
 

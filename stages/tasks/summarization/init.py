@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, writing_model
+from stages.core.errors import UsageError
+from stages.tasks.init import (
+    Ask,
+    Data,
+    Init,
+    Model,
+    Option,
+    Proposal,
+    Seen,
+    first_rows,
+    load_data,
+    one_of,
+    writing_model,
+)
 
-_ROWS = 200  # lines read to find the columns of a table
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
@@ -65,21 +75,14 @@ def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
         UsageError: when there is no column of texts, or no article can be used.
     """
     from stages.tasks.language.articles import DATA_LOADERS
-    from stages.tasks.sources import parse_source
 
     if path.is_dir():
         key, block = "datasets", _of_data_set(path, given, ask)
     elif path.suffix == ".jsonl":
-        rows = list(islice(json_lines(path, given), _ROWS))
-        if not rows:
-            raise UsageError(f"--data {given} holds no JSON objects, one a line")
-        key, block = "jsonl", _columns(rows, ask)
+        key, block = "jsonl", _columns(first_rows(path, given), ask)
     else:
         raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line, or a folder of a data set")
-    try:
-        articles, skipped = parse_source({key: path.name, **block}, DATA_LOADERS, "--data").load(path.parent)
-    except UsageError as error:
-        raise UsageError(f"--data {given}: {error}") from None
+    articles, skipped = load_data({key: path.name, **block}, DATA_LOADERS, path.parent, given)
     pools = Counter(article.pool for article in articles if article.pool)
     parts = [f"{len(articles):,} articles in {block['text']!r}"]
     if "summary" in block:
@@ -114,16 +117,10 @@ def _columns(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
     The former is the one that an option names, or else the likely one; if there is none, the user is asked.
     """
     columns, text = list(rows[0]), _column(rows, _TEXT)
-
-    def check(answer: str) -> None:
-        if answer not in columns:
-            raise UsageError(
-                f"--text {answer}: the data have no such column{did_you_mean(answer, columns)};"
-                f" found {', '.join(columns) or 'none'}"
-            )
-
     if text is None or ask.said("text") is not None:
-        text = ask.text("text", f"Which column holds the articles ({', '.join(columns)})", None, check)
+        text = ask.text(
+            "text", f"Which column holds the articles ({', '.join(columns)})", None, one_of("text", columns)
+        )
     summary = _column(rows, [name for name in _SUMMARY if name != text])
     return {"text": text, **({"summary": summary} if summary else {})}
 

@@ -72,6 +72,8 @@ class SummarizerProbes(JudgedTexts):
     """
 
     init: ClassVar[str] = ".init:ArticlesInit"
+    mining: ClassVar[str] = ".choosing:ArticleTexts"
+    usage: ClassVar[str] = ".choosing:ArticleReader"
 
     catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
     prepare_block = SummaryPrepare

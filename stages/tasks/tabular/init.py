@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from stages.concepts.rows import CATALOGUE, Kind
-from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen
+from stages.core.errors import UsageError
+from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, one_of
 from stages.tasks.load import own_module_error
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, column_kind, read_frame, without_gaps
 from stages.tasks.tabular.models import ESTIMATORS
@@ -102,14 +102,8 @@ class RowsInit(Init):
             raise UsageError(f"--data {given}: expected a .csv or .parquet file, a row of the data a line")
         frame = read_frame(path, "--data")
         columns = list(frame)
-
-        def check(answer: str) -> None:
-            if answer not in columns:
-                hint = did_you_mean(answer, columns)
-                raise UsageError(f"--target {answer}: no such column{hint}; found {', '.join(columns)}")
-
         asked = f"Which column is to be told ({', '.join(columns)})"
-        target = ask.text("target", asked, _likely(frame), check)
+        target = ask.text("target", asked, _likely(frame), one_of("target", columns))
         block: dict[str, Any] = {path.suffix[1:]: path.name, "target": target}
         own = ask.said("model") not in (None, *ESTIMATORS)
         if own and (dates := [name for name in frame if name != target and _is_date(frame[name])]):

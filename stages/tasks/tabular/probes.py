@@ -70,6 +70,7 @@ class RowProbes(Task):
     """
 
     init: ClassVar[str] = ".init:RowsInit"
+    usage: ClassVar[str] = ".choosing:RowReader"
 
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig

@@ -57,7 +57,8 @@ of the probes."""
     def propose(self, seen: Seen) -> Proposal:
         """See Init: asks for templates, words and a judge."""
         ask, asked = seen.ask, "File of prompts, one a line, with a {slot} for every word that is to change"
-        templates = Path(ask.text("templates", asked, check=_check_templates)).expanduser()
+        given = ask.text("templates", asked, check=lambda answer: _slots(Path(answer).expanduser()))
+        templates = Path(given).expanduser()
         slots = _slots(templates)
         told = _read_words(ask.many("words"), slots)
         words = {slot: told.get(slot) or _ask_words(ask, slot, Captions.of(seen.data)) for slot in slots}
@@ -109,10 +110,6 @@ def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"--data {given} is not a readable parquet file: {error}") from None
     return rows
-
-
-def _check_templates(answer: str) -> None:
-    _slots(Path(answer).expanduser())
 
 
 def _slots(path: Path) -> list[str]:

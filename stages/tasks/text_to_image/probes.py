@@ -52,6 +52,9 @@ class PainterProbes(Task):
     """
 
     init: ClassVar[str] = ".init:PromptsInit"
+    mining: ClassVar[str] = ".choosing:PromptTexts"
+    proposing: ClassVar[str] = ".choosing:PromptVocabulary"
+    usage: ClassVar[str] = ".choosing:PromptReader"
 
     prepare_block = TextToImagePrepare
     discrepancy_block = TextToImageDiscrepancy

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from stages.tasks.classification.init.formats import notes
 from stages.tasks.classification.init.models import WEIGHTS, Classifier, look_at_model
-from stages.tasks.classification.init.order import Order
-from stages.tasks.classification.init.pictures import Pictures, look_at_pictures
+from stages.tasks.classification.init.pictures import Pictures, look_at_pictures, notes
 from stages.tasks.classification.init.questions import (
     ask_classes,
     ask_classifier,
@@ -21,8 +16,9 @@ from stages.tasks.classification.init.questions import (
     counted,
     shape_shown,
 )
+from stages.tasks.classification.init.trial import MOST_OF_A_SERVICE, try_classifier
 from stages.tasks.contract import TaskContext
-from stages.tasks.init import Ask, Change, Init, Option, Proposal, Seen, Trial
+from stages.tasks.init import Ask, Init, Option, Proposal, Seen, Trial
 
 _CONCEPTS: Mapping[str, list[float]] = {
     "rotation": [0, 10, 20, 30, 40],
@@ -36,9 +32,6 @@ _CONCEPTS: Mapping[str, list[float]] = {
     "noise": [0, 0.1, 0.2, 0.3],
 }
 _SIDE = 28.0  # side in pixels of the pictures that the blur above is meant for
-_OF_EACH_CLASS = 20  # number of pictures, enough to determine its output if most of them agree
-_LEAST, _MOST, _MOST_OF_A_SERVICE = 100, 500, 200  # total pictures of a trial; a service may charge for them
-_ROWS = 20  # number of classes in a table
 
 
 class PicturesInit(Init):
@@ -67,7 +60,7 @@ How wrong an answer is, from -1 to 1. At a threshold of 0 whatever is misclassif
 misses are, too."""
     method = "all-layers"
     trying = "unchanged pictures"
-    trial_of_service = f"up to {_MOST_OF_A_SERVICE} pictures"
+    trial_of_service = f"up to {MOST_OF_A_SERVICE} pictures"
 
     def model(self, path: Path, ask: Ask) -> Classifier | None:
         return look_at_model(path, ask)
@@ -107,37 +100,7 @@ misses are, too."""
         )
 
     def trial(self, context: TaskContext, seen: Seen) -> Trial:
-        """See Init: whether the order of the classes is that of the model's outputs."""
-        data = Pictures.of(seen.data)
-        order = order_of(context, Classifier.of(seen.model).n_classes or len(data.labels), data.searched)
-        worst, more = _by_class(order)
-        rate = order.named_rate
-        told = [f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures"]
-        trial = Trial("Unchanged pictures, by class", worst, [*more, *told])
-        if not order.likely:
-            return trial
-        names = order.proposed
-        change = Change("Take the classes in that order", order.sure, {"classes": names}, {"classes": ",".join(names)})
-        return replace(
-            trial,
-            doubt=order.statement,
-            option="reorder",
-            advice=order.advice,
-            change=change if order.moved else None,
-        )
-
-
-def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
-    """Return how often unchanged pictures of each class are right, and what they are mistaken for; the worst first."""
-    rows: list[Sequence[str]] = [("class", "pictures", "right", "most are mistaken for")]
-    n, right = order.counts.sum(axis=1), order.counts.diagonal()
-    seen = [int(i) for i in np.argsort(right / np.maximum(n, 1), kind="stable") if n[i]]
-    for i in seen[:_ROWS]:
-        most = int(order.counts[i].argmax())
-        taken = "" if most == i else f"{order.classes[most]} ({order.counts[i, most]:,})"
-        rows.append((order.classes[i], f"{n[i]:,}", f"{right[i] / n[i]:.0%}", taken))
-    more = len(seen) - _ROWS
-    return rows, [f"and {more:,} more classes, of which more is right"] if more > 0 else []
+        return try_classifier(context, seen)
 
 
 def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
@@ -148,43 +111,3 @@ def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
     larger = max(1.0, (min(sides) / _SIDE) ** 0.5) if sides else 1.0
     concepts = {name: levels for name, levels in _CONCEPTS.items() if name != "saturation" or channels != 1}
     return {**concepts, "blur": [round(level * larger, 1) for level in _CONCEPTS["blur"]]}
-
-
-def order_of(context: TaskContext, classes: int, available: int | None) -> Order:
-    """Query a classifier on clean pictures.
-
-    Args:
-        context: the audit's, in a temporary workspace.
-        classes: approximate number of its classes.
-        available: number of pictures available to search; None if unknown.
-
-    Raises:
-        FadedError: if the model or the data cannot be prepared.
-    """
-    import torch
-
-    from stages.tasks.classification import ImageClassification
-    from stages.tasks.classification.config import PrepareConfig
-    from stages.tasks.classification.data import DATA_LOADERS
-    from stages.tasks.classification.loaders import MODEL_LOADERS
-    from stages.tasks.classification.pool import choose_items
-    from stages.tasks.sources import ItemCounts, parse_source
-
-    torch.set_num_threads(context.compute.threads)
-    context = replace(context, compute=replace(context.compute, backend="eager"))  # others start too slowly for this
-    config = PrepareConfig.model_validate(dict(context.config))
-    most = _MOST_OF_A_SERVICE if "endpoint" in config.model else _MOST
-    wanted = min(available or config.items.discover, most, max(_LEAST, _OF_EACH_CLASS * classes))
-    pool = parse_source(config.data, DATA_LOADERS, "prepare.data").load(context.inputs)
-    source = parse_source(config.model, MODEL_LOADERS, "prepare.model")
-    model = source.build(context.inputs, pool, context.seed, context.compute.device)
-    form = model.form
-    items = choose_items(pool, ItemCounts(discover=wanted), form.classes, context.seed, form.shape, form.view)
-    task = ImageClassification(context, items, model, "")
-    rows = np.arange(len(items))
-    parts = np.array_split(rows, -(-len(rows) // context.compute.batch_size))
-    with torch.inference_mode(), task.backend.threads():
-        answers = [task.backend(task.clean(part)).argmax(1).numpy() for part in parts]
-    counts = np.zeros((len(form.classes), len(form.classes)), dtype=np.int64)
-    np.add.at(counts, (items["target"].to_numpy(), np.concatenate(answers)), 1)
-    return Order(form.classes, counts)

@@ -1,4 +1,4 @@
-"""Recognise labelled pictures: how many there are of each class, and which cannot be read."""
+"""Recognise labelled pictures: how many of each class, which cannot be read, which formats may reduce accuracy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.core.errors import UsageError
-from stages.tasks.classification.init.formats import GREY, traits_of
 from stages.tasks.classification.init.models import UNKNOWN, Shape, described
-from stages.tasks.init import Data
+from stages.tasks.init import Data, load_data
 
 if TYPE_CHECKING:
     from stages.tasks.classification.pool import Pool
 
 _OPENED = 2000  # maximum number of pictures that are opened; of more than these a sample
 _NAMED = 3
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow
+_ORIENTATION = 0x0112  # tag of EXIF
+_COARSE = 20.0  # mean of JPEG's luminance table: 20 is about quality 65, 58 is quality 50, 12 is quality 90
+
+_WHAT = {
+    "16 bits": "have 16 bits a channel, of which the upper 8 are kept",
+    "palette": "have a palette, and are turned into colours",
+    "alpha": "have transparency, which is dropped: whatever colour lies under it is shown",
+    "turned": "are turned as the camera says (EXIF), which torchvision's ImageFolder and many trainings do not do",
+    "CMYK": "are CMYK, and are converted without a colour profile",
+    "coarse": "are JPEGs of low quality (below about 65), whose blocks a model may see",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Pictures(Data):
         classes: the labels in their order, if they have one.
         shape: channels, height, width of most pictures, each None if unknown.
         empty: folders of classes without pictures.
-        traits: number of opened pictures with each trait of their file format (`formats`).
+        traits: number of opened pictures with each trait of their file format.
         sides: number of opened pictures by shorter side.
     """
 
@@ -52,7 +63,6 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
         UsageError: if there are no pictures with labels.
     """
     from stages.tasks.classification.data import DATA_LOADERS
-    from stages.tasks.sources import parse_source
 
     key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
     if key is None:
@@ -60,10 +70,7 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
             f"--data {given}: expected a folder that holds a folder of pictures for each class, a .jsonl file with a"
             " picture and its label a line, or a .parquet file"
         )
-    try:
-        pool = parse_source({key: path.name}, DATA_LOADERS, "--data").load(path.parent)
-    except UsageError as error:
-        raise UsageError(f"--data {given}: {error}") from None
+    pool = load_data({key: path.name}, DATA_LOADERS, path.parent, given)
     if key == "imagefolder" and (path / "train").is_dir() and set(pool.splits or ()) == {"repair", "test"}:
         # There is no split to search: the model has learnt from `train`, so all splits are drawn from `test`.
         seen = look_at_pictures(path / "test", given)
@@ -82,10 +89,10 @@ def _named_beside(pool: Pool, path: Path) -> list[str]:
 def _pictures(pool: Pool, key: str, path: Path, given: str) -> Pictures:
     labels = Counter(str(label) for label in pool.labels.tolist())
     seen = _opened(pool, given)
-    shape, unreadable, opened = seen.shape, seen.unreadable, seen.opened
+    unreadable, opened = seen.unreadable, seen.opened
     total = len(pool.ids)
     pools = Counter(pool.splits) if pool.splits is not None else {}
-    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, shape)}"]
+    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, seen.shape)}"]
     if pools:
         parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
     if unreadable:
@@ -102,7 +109,7 @@ def _pictures(pool: Pool, key: str, path: Path, given: str) -> Pictures:
         pools={split: int(n * kept) for split, n in pools.items()},
         labels=labels,
         classes=pool.classes or (),
-        shape=shape,
+        shape=seen.shape,
         empty=_empty(path, labels, in_splits=bool(pools)) if key == "imagefolder" else (),
         traits=seen.traits,
         sides=seen.sides,
@@ -176,8 +183,60 @@ def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
-                traits = traits_of(picture)
+                traits = _traits_of(picture)
                 picture.load()
-                return (1 if picture.mode in GREY else 3, picture.height, picture.width), traits
+                return (1 if picture.mode in _GREY else 3, picture.height, picture.width), traits
     except (OSError, SyntaxError, ValueError, EOFError, TypeError):
         return None
+
+
+# Warnings about file formats
+
+
+def _traits_of(picture: Any) -> list[str]:
+    """Return the traits of a picture that may reduce accuracy, as keys for `notes`, and its file format."""
+    mode, format_ = picture.mode, picture.format or "?"
+    found = [f"format {format_}", "grey" if mode in _GREY else "colour"]
+    if mode.startswith("I;16") or mode == "I":
+        found.append("16 bits")
+    if mode == "P":
+        found.append("palette")
+    if mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        found.append("alpha")
+    if mode == "CMYK":
+        found.append("CMYK")
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        found.append("turned")
+    tables = getattr(picture, "quantization", None)
+    if format_ == "JPEG" and tables and sum(tables[0]) / len(tables[0]) > _COARSE:
+        found.append("coarse")
+    return found
+
+
+def notes(traits: Mapping[str, int], sides: Mapping[int, int], channels: int | None, shown: int | None) -> list[str]:
+    """Return warnings for people; empty if there are none.
+
+    Args:
+        traits: number of opened pictures with each trait.
+        sides: number of opened pictures by shorter side.
+        channels: channels of the model's input; None if unknown.
+        shown: side of the pictures shown to the model; None if unknown.
+    """
+    n = sum(sides.values())
+    lines = [f"{_of(traits[key], n)} {what}" for key, what in _WHAT.items() if traits.get(key)]
+    grey, colour = traits.get("grey", 0), traits.get("colour", 0)
+    if channels == 3 and grey:
+        lines.append(f"{_of(grey, n)} are grey, and the model is for colour: all three channels are shown the same")
+    if channels == 1 and colour:
+        lines.append(f"{_of(colour, n)} have colour, and the model is for grey ones: their colour is dropped")
+    if shown and (small := sum(count for side, count in sides.items() if side < shown)):
+        lines.append(f"{_of(small, n)} are smaller than {shown} pixels, and are enlarged, so that they are blurred")
+    formats = {key.removeprefix("format "): count for key, count in traits.items() if key.startswith("format ")}
+    if len(formats) > 1 and "JPEG" in formats:
+        listed = " and ".join(f"{count:,} {name}" for name, count in sorted(formats.items(), key=lambda f: -f[1]))
+        lines.append(f"they are {listed}: if classes differ in that, a model can tell them by their compression")
+    return lines
+
+
+def _of(count: int, n: int) -> str:
+    return "all pictures" if count == n else f"{count:,} of {n:,} pictures"

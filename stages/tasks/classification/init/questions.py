@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.classification.init.labels import match_labels, read_labels, refuse_unsaid, some
 from stages.tasks.classification.init.models import Classifier, Shape
 from stages.tasks.classification.init.pictures import Pictures
 from stages.tasks.init import Ask, Check
 
 IMAGENET = 1000  # number of classes that need no names
-_NAMED = 20  # number of classes that a message lists
+_NAMED = 20  # number of classes with their counts that a message lists
+_FEW = 10  # number of labels or classes that a message lists
 _PHOTO = 96  # side in pixels from which pictures count as photos rather than icons
 _OUTPUTS = ("logits", "probabilities")
 _NORMALISED: Mapping[str, Mapping[str, Any]] = {
@@ -109,30 +109,22 @@ def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
     """Get the size in which to show pictures, if those of the data are far smaller than usual for the network."""
     if model.key != "weights":
         return {}
-    usual, sides = usual_pictures(model), [side for side in data.shape[1:] if side]
-    if ask.said("size") is None and (not sides or not usual.side or 2 * min(sides) > usual.side):
+    (usual, fixed), sides = usual_side(model), [side for side in data.shape[1:] if side]
+    if ask.said("size") is None and (not sides or not usual or 2 * min(sides) > usual):
         return {}
-    guess = str(usual.side if usual.fixed or not sides else min(sides))
-    asked = f"Side of the pictures it was trained on ({usual.side or 'no'} is usual for it), in pixels"
+    guess = str(usual if fixed or not sides else min(sides))
+    asked = f"Side of the pictures it was trained on ({usual or 'no'} is usual for it), in pixels"
     return {"size": int(ask.text("size", asked, guess, _number))}
 
 
-@dataclass(frozen=True)
-class Usual:
-    """The pictures an architecture of timm was made for: their side, and whether other sizes are not accepted."""
-
-    side: int | None = None
-    fixed: bool = False
-
-
-def usual_pictures(model: Classifier) -> Usual:
-    """Return the usual pictures of this architecture."""
+def usual_side(model: Classifier) -> tuple[int | None, bool]:
+    """Return the side of the pictures that an architecture was made for, and whether it accepts no others."""
     if "timm" in model.block:
         import timm
 
         cfg = timm.get_pretrained_cfg(str(model.block["timm"]))
-        return Usual(cfg.input_size[1], bool(cfg.fixed_input_size)) if cfg is not None else Usual()
-    return Usual(224, "vit" in str(model.block.get("torchvision")))
+        return (cfg.input_size[1], bool(cfg.fixed_input_size)) if cfg is not None else (None, False)
+    return 224, "vit" in str(model.block.get("torchvision"))
 
 
 def _count(n: int | None) -> Check:
@@ -214,8 +206,72 @@ def shape_shown(model: Classifier, data: Pictures, asked: Mapping[str, Any]) -> 
     """Return channels, height, width of the pictures shown to a model: its own if known, else those of the data."""
     side = asked.get("size")
     if side is None and model.key == "weights":
-        side = usual_pictures(model).side
+        side, _ = usual_side(model)
     height, width = (side, side) if side else model.shape[1:] if model.shape[1] else data.shape[1:]
     # Grey pictures stay grey for a network for colour: there is no colour to remove.
     channels = 1 if 1 in (model.shape[0], data.shape[0]) else model.shape[0] or data.shape[0]
     return channels, height, width
+
+
+# Labels of the data as classes of the model
+
+
+def match_labels(labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
+    """Map labels to classes that differ only in case, spaces or punctuation, or have several names.
+
+    Args:
+        labels: labels of the data, none of which is a class.
+        classes: classes of the model.
+
+    >>> match_labels(["Dog", "hrse"], ["cat", "dog, hound", "horse"])
+    {'Dog': 'dog, hound'}
+    """
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for name in classes:
+        for spelling in (name, *name.split(",")):  # ImageNet's classes have several names each
+            spelled[_plain(spelling)].add(name)
+    return {label: next(iter(names)) for label in labels if len(names := spelled.get(_plain(label), set())) == 1}
+
+
+def refuse_unsaid(unsaid: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise an error if labels are unassigned and nobody can be asked.
+
+    Raises:
+        UsageError: if there are any.
+    """
+    if not unsaid:
+        return
+    named = ", ".join(f"{label!r}{did_you_mean(label, classes)}" for label in unsaid[:_FEW])
+    more = f" and {len(unsaid) - _FEW:,} more" if len(unsaid) > _FEW else ""
+    raise UsageError(
+        f"{len(unsaid):,} labels of the data match no class of the model: {named}{more}; it has {some(classes)}."
+        f" They are never guessed: for each, use --label {shlex.quote(f'{unsaid[0]}=CLASS')}"
+    )
+
+
+def some(classes: Sequence[str]) -> str:
+    """List the first classes, and how many there are."""
+    return ", ".join(classes[:_FEW]) + (f", ... ({len(classes):,} in all)" if len(classes) > _FEW else "")
+
+
+def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
+    """Parse the pairs LABEL=CLASS of a command line.
+
+    Raises:
+        UsageError: if one is not such a pair, or its label or class does not exist.
+    """
+    known, pairs = list(labels), {}
+    for one in given:
+        label, equals, name = one.partition("=")
+        if not equals:
+            raise UsageError(f"--label {one}: expected LABEL=CLASS, a label of the data and a class of the model")
+        if label not in known:
+            raise UsageError(f"--label {one}: the data have no label {label!r}{did_you_mean(label, known)}")
+        if classes and name not in classes:
+            raise UsageError(f"--label {one}: the model has no class {name!r}{did_you_mean(name, classes)}")
+        pairs[label] = name
+    return pairs
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
