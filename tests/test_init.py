@@ -114,10 +114,10 @@ def test_only_pairs_that_occur_in_use_count_for_a_budget(repository):
     assert all_pairs(audit) == 10 * sum(ways)
 
 
-def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured):
+def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured, monkeypatch):
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError, match="disk"):
-        init()
+        init(given=options(budget=600, probes=370))
     between = (repository / "params.yaml").read_text()
     assert "Not measured yet" in between
     assert "shapes: its levels are not measured yet" in Workspace(repository).faded("status").stdout
@@ -125,25 +125,16 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     measured(swept([0, 20]))
     (repository / "elsewhere").mkdir()
     os.chdir(repository / "elsewhere")
+    asked = []
+    sweep = flows.init.run.sweep_concepts
+    monkeypatch.setattr(flows.init.run, "sweep_concepts", lambda *a: asked.append(a[2]) or sweep(*a))
     told = init(given=Options({}, yes=True))  # its answers are remembered, with paths that are still valid
-    assert "did not finish" in told
+    assert "did not finish" in told and asked == [370]
+    assert load_params(repository / "params.yaml").audit("shapes").discover.budget == 600
     after = (repository / "params.yaml").read_text()
     assert after.count("  shapes:") == 2  # under audits: and repairs:
     assert "rotation: [0, 20]" in after
     assert unmeasured(repository) == []
-
-
-def test_budget_and_probes_are_remembered_too(repository, measured, monkeypatch):
-    measured(InfrastructureError("the disk is full"))
-    with pytest.raises(InfrastructureError):
-        init(given=options(budget=600, probes=370))
-    measured(swept([0, 20]))
-    asked = []
-    sweep = flows.init.run.sweep_concepts
-    monkeypatch.setattr(flows.init.run, "sweep_concepts", lambda *a: asked.append(a[2]) or sweep(*a))
-    init(given=Options({}, yes=True))
-    assert load_params(repository / "params.yaml").audit("shapes").discover.budget == 600
-    assert asked == [370]
 
 
 def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository):
@@ -163,19 +154,10 @@ def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository
     assert "it is already a workspace" in faded(here, "init", "--bare")[1]
 
 
-def test_other_answers_take_the_place_of_what_was_not_finished(repository, measured):
-    measured(InfrastructureError("the disk is full"))
-    with pytest.raises(InfrastructureError):
-        init()
-    measured(swept([0, 20]))
-    init(given=options(answers={"repair": False}))
-    params = load_params(repository / "params.yaml")
-    assert list(params.audits) == ["shapes"]
-    assert params.repairs == {}
-
-
-def test_a_kill_between_two_writes_is_no_difference(repository, measured, monkeypatch):
-    """The state has the lines before and after the change, so that either is found in params.yaml."""
+def test_other_answers_take_the_place_of_what_was_not_finished_even_after_a_kill_between_two_writes(
+    repository, measured, monkeypatch
+):
+    """The state has the blocks before and after the change, so that either is found in params.yaml."""
     measured(InfrastructureError("the disk is full"))
     with pytest.raises(InfrastructureError):
         init()
@@ -188,7 +170,8 @@ def test_a_kill_between_two_writes_is_no_difference(repository, measured, monkey
         init(given=options(answers={"repair": False}))
     measured(swept([0, 20]))
     init(given=options(answers={"repair": False}))
-    assert load_params(repository / "params.yaml").repairs == {}
+    params = load_params(repository / "params.yaml")
+    assert list(params.audits) == ["shapes"] and params.repairs == {}
 
 
 def test_what_turns_out_wrong_while_measuring_can_be_replaced_by_other_data(repository, measured):

@@ -73,17 +73,6 @@ def checked(monkeypatch) -> None:
     monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
 
 
-def test_an_audit_of_a_summarizer_is_accepted(repository, checked):
-    tiny_causal(repository / "chat")
-    rows = [{"article": text, "summary": "A summary."} for text in articles(40)]
-    (repository / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(InfrastructureError, match="checked"):
-        init(given=options(answers={"model": "chat", "data": "news.jsonl"}))
-    audit = load_params(repository / "params.yaml").audit("news")
-    assert audit.prepare["data"] == {"jsonl": "news.jsonl", "text": "article", "summary": "summary"}
-    assert audit.prepare["items"] == {"discover": 13, "repair": 13, "test": 14}
-
-
 def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     images = ROOT / "data/images/inputs"
     prompts = [
@@ -105,20 +94,17 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     assert "red" in audit.concepts["colour"]  # the names in the pictures' table
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
+def test_templates_are_looked_at_when_they_are_named(repository):
+    images = ROOT / "data/images/inputs"
+    answers = {"model": str(images / "model"), "data": str(images / "pictures.parquet"), "templates": "prompts.txt"}
+    for lines, message in (
         ("a {size} {colour}\nthe {size}\n", r"prompts\.txt: template 2, 'the \{size\}', lacks \{colour\}"),
         ("a {size} {colour}\na {size} {colour}\n", r"prompts\.txt: template 2, .* says the same as template 1"),
         ("a {size} {colour}\nthe {size} {colour}\n", r"prompts\.txt: expected 16 prompts or more, .* found 2"),
-    ],
-)
-def test_templates_are_looked_at_when_they_are_named(repository, lines, message):
-    images = ROOT / "data/images/inputs"
-    (repository / "prompts.txt").write_text(lines)
-    answers = {"model": str(images / "model"), "data": str(images / "pictures.parquet"), "templates": "prompts.txt"}
-    with pytest.raises(UsageError, match=message):
-        init(given=options(answers=answers))
+    ):
+        (repository / "prompts.txt").write_text(lines)
+        with pytest.raises(UsageError, match=message):
+            init(given=options(answers=answers))
     assert not (repository / "params.yaml").exists()
 
 
@@ -127,16 +113,18 @@ def test_options_of_another_kind_of_model_are_refused_and_not_passed_over(reposi
         init(given=options(answers={"text": "body", "judge": "somebody", "words": ["size=small"]}))
 
 
-def test_the_column_of_articles_is_the_one_that_is_named_or_asked_for(repository, checked):
+def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(repository, checked):
     tiny_causal(repository / "chat")
-    rows = [{"article": "Short.", "boddy": text} for text in articles(40)]
+    rows = [{"article": "Short.", "boddy": text, "highlights": "A summary."} for text in articles(40)]
     (repository / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = {"model": "chat", "data": "news.jsonl"}
     with pytest.raises(UsageError, match="--text body: the data have no such column, did you mean 'boddy'"):
         init(given=options(answers={**given, "text": "body"}))
     with pytest.raises(InfrastructureError, match="checked"):
         init(given=options(answers={**given, "text": "boddy"}))
-    assert load_params(repository / "params.yaml").audit("news").prepare["data"]["text"] == "boddy"
+    prepare = load_params(repository / "params.yaml").audit("news").prepare
+    assert prepare["data"] == {"jsonl": "news.jsonl", "text": "boddy", "summary": "highlights"}
+    assert prepare["items"] == {"discover": 13, "repair": 13, "test": 14}
 
 
 # Questions
@@ -154,27 +142,21 @@ def test_without_a_terminal_a_missing_answer_names_its_option():
         questions({"kind": "sumarization"}).choice("kind", "Kind", ["summarization", "text-to-image"])
 
 
-def test_on_a_terminal_it_asks_again_until_the_answer_will_do(monkeypatch):
-    typed = iter(["", "nothing", "pets"])
-    monkeypatch.setattr(Prompt, "ask", lambda *_a, **_k: next(typed))
+def test_on_a_terminal_it_asks_again_until_the_answer_will_do_and_shows_names_as_they_are(monkeypatch):
+    """A folder or a column may have a name that looks like markup."""
+    typed, shown = iter(["", "nothing", "pets"]), []
+    monkeypatch.setattr(
+        Prompt, "ask", lambda question, **_: shown.append(Text.from_markup(question).plain) or next(typed)
+    )
+    monkeypatch.setattr(Confirm, "ask", lambda question, **_: bool(shown.append(Text.from_markup(question).plain)))
 
     def check(answer: str) -> None:
         if answer == "nothing":
             raise UsageError("there is no such file")
 
-    assert questions({}, asks=True).text("data", "Data", check=check) == "pets"
-    monkeypatch.setattr(Confirm, "ask", lambda *_a, **_k: False)
-    assert questions({}, asks=True).confirm("repair", "Repair", True) is False
-
-
-def test_names_in_the_data_are_no_markup_of_a_question(monkeypatch):
-    """A folder or a column may have such a name, which the terminal has to show as it is."""
-    seen = []
-    for ask_ in (Prompt, Confirm):
-        monkeypatch.setattr(ask_, "ask", lambda question, **_: seen.append(Text.from_markup(question).plain) or "x")
-    questions({}, asks=True).text("text", "Which column ([/bold], [red]a)")
-    questions({}, asks=True).confirm("repair", "Repair [/bold]", True)
-    assert seen == ["Which column ([/bold], [red]a)", "Repair [/bold]"]
+    assert questions({}, asks=True).text("data", "Data ([/bold], [red]a)", check=check) == "pets"
+    assert questions({}, asks=True).confirm("repair", "Repair [/bold]", True) is False
+    assert shown == 3 * ["Data ([/bold], [red]a)"] + ["Repair [/bold]"]
 
 
 def asked(repository: Path, **given: Any) -> Wanted:

@@ -23,7 +23,6 @@ from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model
 from stages.tasks.summarization.init import look_at_articles
 from stages.tasks.text_to_image.init import look_at_captions
-from tests.news import articles
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
 from tests.tiny_models import tiny_causal
 from tests.workspace import ROOT
@@ -34,7 +33,9 @@ pytest_plugins = ("tests.own_repository",)
 # Files
 
 
-def test_files_outside_the_repository_are_linked_for_this_machine_and_said_so(repository, tmp_path):
+def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_said_to_be_for_this_machine(
+    repository, tmp_path
+):
     (tmp_path / "far.pth").write_bytes(b"x")
     near, far = Placed("near", repository / "shapes"), Placed("far", tmp_path / "far.pth")
     lines = place(repository, "a", [near, far], copy=False)
@@ -45,13 +46,9 @@ def test_files_outside_the_repository_are_linked_for_this_machine_and_said_so(re
     assert place(repository, "a", [near, far], copy=False)  # a repetition is not an error
     with pytest.raises(UsageError, match=r"near is not .*far\.pth: remove it"):
         place(repository, "a", [Placed("near", tmp_path / "far.pth")], copy=False)
-
-
-def test_copies_are_taken_where_they_are_wanted(repository):
-    place(repository, "a", [Placed("shapes", repository / "shapes")], copy=True)
-    copied = repository / "data/a/inputs/shapes"
-    assert not copied.is_symlink()
-    assert len(list(copied.rglob("*.png"))) == 60
+    place(repository, "b", [near], copy=True)
+    copied = repository / "data/b/inputs/near"
+    assert not copied.is_symlink() and len(list(copied.rglob("*.png"))) == 60
 
 
 def write_list(path: Path, names: list[str]) -> Path:
@@ -258,6 +255,9 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     assert "30 pictures in 3 classes" in data.said
     assert "3 unreadable" in data.said
     assert (data.items, data.shape) == (27, (3, SIDE, SIDE))
+    (tmp_path / "empty" / "cats").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no picture"):
+        look_at_pictures(tmp_path / "empty", "empty")
 
 
 @pytest.mark.filterwarnings("error")
@@ -281,19 +281,7 @@ def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):
     assert look_at_pictures(tmp_path / "set", "set").pools == {"discover": 12, "repair": 6, "test": 30}
 
 
-def test_a_folder_without_pictures_is_told(tmp_path):
-    (tmp_path / "empty" / "cats").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no picture"):
-        look_at_pictures(tmp_path / "empty", "empty")
-
-
-def test_columns_of_articles_are_found(tmp_path):
-    rows = [{"document": text, "highlights": "A summary."} for text in articles(12)]
-    (tmp_path / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl", questions({}))
-    assert data.block == {"text": "document", "summary": "highlights"}
-    assert data.items == 12
+def test_without_a_likely_column_of_articles_the_columns_are_named(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
     with pytest.raises(UsageError, match=r"holds the articles \(words\)"):
         look_at_articles(tmp_path / "other.jsonl", "other.jsonl", questions({}))
