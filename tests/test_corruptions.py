@@ -27,7 +27,7 @@ from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corr
 from stages.pages.sections import corruption_sentences
 from stages.params import AuditConfig, load_params
 from stages.records import Effect
-from stages.screening.ranges import declared_bounds
+from stages.screening.grids import declared_bounds
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.corrupted import Corrupted
 from stages.tasks.classification.imagenet import are_of_imagenet

@@ -16,7 +16,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
 from stages.params import load_params
-from stages.screening.ranges import Axis
+from stages.screening.grids import Axis
 from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Items, ProbeBatch

@@ -17,13 +17,13 @@ from rich.table import Table
 
 import stages.proposing
 import stages.screening
-from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
+from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream, write_params
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.workspace import exclusive
 from flows.workspace.edit_params import as_level, with_proposed
-from flows.workspace.yaml_edit import as_text, dumped, edit_file, in_one_line
+from flows.workspace.yaml_edit import as_text, dumped, in_one_line
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
@@ -31,7 +31,7 @@ from stages.core.errors import UsageError, escape_controls
 from stages.core.files import content_hash, probe_seconds, replace_file, scratch, stage_dir
 from stages.core.ledger import Ledger
 from stages.core.progress import progress
-from stages.params import AuditConfig, Params, checked, load_params
+from stages.params import AuditConfig, Params, checked
 from stages.proposing import Outcome
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
@@ -105,13 +105,8 @@ def propose(params: Params, name: str, probes: int | None, write: bool, console:
         elif not write:
             console.print(f"\nto add these to {PARAMS}, run: faded propose {name} --write")
             console.print(record.lines, markup=False, highlight=False, soft_wrap=True)
-        elif load_params(PARAMS).audit(name) != audit:
-            raise UsageError(
-                f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
-            )
         else:
-            edit_file(PARAMS, lambda text: with_proposed(text, name, **change), console)
-            console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+            write_params(name, audit, lambda text: with_proposed(text, name, **change), console)
     return record
 
 

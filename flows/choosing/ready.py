@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,9 +11,10 @@ from flows.graph import Graph
 from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
+from flows.workspace.yaml_edit import edit_file
 from stages.check import check_api_keys, check_audits
 from stages.core.errors import UsageError
-from stages.params import AuditConfig, Params
+from stages.params import AuditConfig, Params, load_params
 
 PARAMS = Path("params.yaml")
 
@@ -38,3 +40,17 @@ def run_with_upstream(graph: Graph, name: str, console: Console) -> None:
     for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
         console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
+
+
+def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:
+    """Change the text of params.yaml, print the changed lines, and what to do next.
+
+    Raises:
+        UsageError: if the audit is no longer what was measured, or cannot be edited.
+    """
+    if load_params(PARAMS).audit(name) != audit:
+        raise UsageError(
+            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+        )
+    edit_file(PARAMS, change, console)
+    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)

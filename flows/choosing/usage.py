@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
+from flows.choosing.ready import healed_audit, run_with_upstream, write_params
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage
-from flows.workspace.yaml_edit import edit_file
 from stages.concepts import ConceptSpace, Level
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.params import AuditConfig, Params, load_params
+from stages.params import AuditConfig, Params
 from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 if TYPE_CHECKING:
@@ -76,18 +75,13 @@ def _reader_of(task: type[Task], name: str) -> type[Reader]:
 
 
 def _write(name: str, audit: AuditConfig, measured: MeasuredUsage, console: Console) -> None:
-    if load_params(PARAMS).audit(name) != audit:
-        raise UsageError(
-            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
-        )
     levels = {
         one.concept: weights_to_write(audit, measured.in_force.space, one) for one in measured.concepts if one.known
     }
     if not levels:
         raise UsageError("nothing written: all shares are too uncertain; measure more inputs")
     about: dict[str, Level] = {"inputs": measured.inputs, "source": measured.source}
-    edit_file(PARAMS, lambda text: with_usage(text, name, levels, about), console)
-    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+    write_params(name, audit, lambda text: with_usage(text, name, levels, about), console)
 
 
 def weights_to_write(audit: AuditConfig, space: ConceptSpace, one: Shares) -> dict[Level, float]:

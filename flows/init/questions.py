@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
 from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.init import Answer, Check
+from stages.tasks.init import Answer, Ask, Check
 
 
-class Questions:
+class Questions(Ask):
     """The questions to a person, and the answers.
 
     An answer is, in this order: the option; what is typed, if there is a terminal; the guess, with `--yes`.
@@ -40,13 +40,7 @@ class Questions:
         self.unasked: dict[str, str] = {}  # guesses that were accepted, to be shown
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
-        """Ask for a text; in a terminal, ask again until the answer is usable.
-
-        Args:
-            name: name of the option.
-            question: the question.
-            guess: the default.
-            check: raises a UsageError if an answer is unusable.
+        """See Ask; in a terminal, ask again until the answer is usable.
 
         Raises:
             UsageError: if there is no answer, or an option is unusable.
@@ -62,12 +56,6 @@ class Questions:
         return answer
 
     def choice(self, name: str, question: str, choices: Sequence[str], guess: str | None = None) -> str:
-        """Ask for one of some words.
-
-        Raises:
-            UsageError: if there is no answer, or it is not one of them.
-        """
-
         def check(answer: str) -> None:
             if answer not in choices:
                 raise UsageError(
@@ -92,16 +80,13 @@ class Questions:
         return answer
 
     def said(self, name: str) -> Answer | None:
-        """The value of an option on the command line; None if it was not given."""
         return self._options.get(name)
 
     def many(self, name: str) -> Sequence[str]:
-        """The values of an option that may be given several times."""
         said = self._options.get(name)
         return [] if said is None or isinstance(said, str | bool) else said
 
     def asked(self, name: str) -> bool:
-        """Whether a person can be asked, or has answered in a run that did not finish."""
         return self._asks or name in self._before
 
     def go_on(self, question: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
-from flows.workspace.yaml_edit import as_text, dumped, in_one_line
+from flows.workspace.yaml_edit import dumped, in_one_line
 from stages.core.errors import UsageError
 
 _COMMENT_AT = 58  # column of comments, unless the line is longer
@@ -68,7 +69,13 @@ def _flow(value: Any) -> Any:
         return in_one_line({_flow(key): _flow(inner) for key, inner in value.items()})
     if isinstance(value, list | tuple):
         return in_one_line([_flow(inner) for inner in value])
-    return as_text(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if "\n" in value:
+        return DoubleQuotedScalarString(value)
+    # Quoted as PyYAML does within brackets, where more words need it; with YAML 1.1, which Faded and DVC read.
+    quote = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True)[1]
+    return {"'": SingleQuotedScalarString, '"': DoubleQuotedScalarString}.get(quote, str)(value)
 
 
 def with_draft(text: str, draft: AuditDraft) -> str:

@@ -19,8 +19,7 @@ from stages.concepts import Level
 from stages.core.errors import UsageError
 from stages.core.intervals import LEVEL, Rate, holm, wilson
 from stages.core.ledger import Ledger
-from stages.screening.probes import Levels, Probes
-from stages.screening.ranges import Axis, declared_bounds
+from stages.screening.grids import Axis, Levels, Probes, declared_bounds
 from stages.tasks.attributes import LABEL
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute

@@ -7,17 +7,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream
+from flows.choosing.ready import healed_audit, run_with_upstream, write_params
 from flows.choosing.tune.measure import Settings, Tuning, measure_choices
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.views import bytes_in_words
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
-from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.params import AuditConfig, Params, load_params
+from stages.params import AuditConfig, Params
 from stages.params.network import is_served
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_context
@@ -61,12 +60,7 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
     if not changed:
         console.print("nothing to write: it is already set", highlight=False)
         return
-    if load_params(PARAMS).audit(name) != audit:
-        raise UsageError(
-            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
-        )
-    edit_file(PARAMS, lambda text: with_compute(text, name, changed), console)
-    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+    write_params(name, audit, lambda text: with_compute(text, name, changed), console)
 
 
 def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings) -> None:
