@@ -63,6 +63,7 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
         UsageError: if there are no pictures with labels.
     """
     from stages.tasks.classification.data import DATA_LOADERS
+    from stages.tasks.classification.pool import Encoded
 
     key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
     if key is None:
@@ -75,51 +76,39 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
         # There is no split to search: the model has learnt from `train`, so all splits are drawn from `test`.
         seen = look_at_pictures(path / "test", given)
         return replace(seen, said=f"{seen.said}, all of them of {path / 'test'}: there is no folder `val` to search")
-    return _pictures(pool, key, path, given)
-
-
-def _named_beside(pool: Pool, path: Path) -> list[str]:
-    from stages.tasks.classification.pool import Encoded
-
-    assert isinstance(pool.pictures, Encoded)
-    sources = (pool.pictures.sources[row] for row in range(len(pool.ids)))
-    return [source.relative_to(path.parent).as_posix() for source in sources if isinstance(source, Path)]
-
-
-def _pictures(pool: Pool, key: str, path: Path, given: str) -> Pictures:
-    labels = Counter(str(label) for label in pool.labels.tolist())
-    seen = _opened(pool, given)
-    unreadable, opened = seen.unreadable, seen.opened
-    total = len(pool.ids)
+    labels, opened = Counter(str(label) for label in pool.labels.tolist()), _opened(pool, given)
+    total, unreadable = len(pool.ids), opened.unreadable
     pools = Counter(pool.splits) if pool.splits is not None else {}
-    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, seen.shape)}"]
+    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, opened.shape)}"]
     if pools:
         parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
     if unreadable:
-        of = f" of {opened:,} opened" if opened < total else ""
+        of = f" of {opened.count:,} opened" if opened.count < total else ""
         more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
         parts.append(f"{len(unreadable)}{of} unreadable ({', '.join(unreadable[:_NAMED])}{more})")
-    kept = 1 - len(unreadable) / opened
+    beside, empty = list[str](), list[str]()
+    if key == "jsonl":
+        assert isinstance(pool.pictures, Encoded)
+        named = (pool.pictures.sources[row] for row in range(total))
+        beside = [one.relative_to(path.parent).as_posix() for one in named if isinstance(one, Path)]
+    elif key == "imagefolder":
+        roots = _folders(path) if pools else [path]
+        empty = sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
+    kept = 1 - len(unreadable) / opened.count
     return Pictures(
         ", ".join(parts),
         path=path,
-        beside=_named_beside(pool, path) if key == "jsonl" else (),
+        beside=beside,
         key=key,
         items=int(total * kept),
         pools={split: int(n * kept) for split, n in pools.items()},
         labels=labels,
         classes=pool.classes or (),
-        shape=seen.shape,
-        empty=_empty(path, labels, in_splits=bool(pools)) if key == "imagefolder" else (),
-        traits=seen.traits,
-        sides=seen.sides,
+        shape=opened.shape,
+        empty=empty,
+        traits=opened.traits,
+        sides=opened.sides,
     )
-
-
-def _empty(path: Path, labels: Mapping[str, int], *, in_splits: bool) -> list[str]:
-    """Return folders of classes without a picture."""
-    roots = _folders(path) if in_splits else [path]
-    return sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -132,7 +121,7 @@ class _Opened:
 
     shape: Shape
     unreadable: list[str]
-    opened: int
+    count: int
     traits: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
 
