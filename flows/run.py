@@ -20,6 +20,7 @@ from flows.places.runners import check_stages, chosen_runner
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import read_verdict
 from flows.results.estimate import estimate_cost, few_items
+from flows.terminal import print_plain
 from flows.views import show_run, show_verdict
 from flows.views.endings import finished, keep_evidence
 from flows.workspace import exclusive
@@ -53,8 +54,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     with exclusive():
         for line in [*heal(), *mend(stages_of(audits))]:
             console.print(f"healed: {line}", highlight=False)
-        for line in [line for audit in audits for line in settle(params, audit)]:
-            console.print(line, markup=False, highlight=False)
+        for audit in audits:
+            print_plain(console, *settle(params, audit))
         graph = read_graph()
         todo = graph.to_do(audits)
         undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
@@ -69,7 +70,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             )
             for audit in active:
                 if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
-                    console.print(f"{audit}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                    print_plain(console, f"{audit}: {few}", style="yellow")
             return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             open_request(params, audit)
@@ -138,7 +139,7 @@ def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
         if problem is not None:
             console.print(f"[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
         if bundle is not None:
-            console.print(f"evidence: {bundle.resolve()}", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, f"evidence: {bundle.resolve()}")
     return code
 
 

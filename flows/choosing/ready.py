@@ -11,6 +11,7 @@ from flows.graph import Graph
 from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
+from flows.terminal import print_plain
 from flows.workspace.yaml_edit import edit_file
 from stages.check import check_api_keys, check_audits
 from stages.core.errors import UsageError
@@ -39,7 +40,7 @@ def run_with_upstream(graph: Graph, name: str, console: Console) -> None:
     wanted = graph.upstream([name])
     for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
         console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
-        record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
+        record_timings([run_stage(stage.name, lambda line: print_plain(console, line))])
 
 
 def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:

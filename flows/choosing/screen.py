@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import stages.screening
 from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
+from flows.terminal import new_table
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
@@ -153,9 +152,7 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
         page: where to write the page.
     """
     title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("concept", "level: failures", "change of the discrepancy", "fails clearly more"):
-        shown.add_column(column, overflow="fold")
+    shown = new_table("concept", "level: failures", "change of the discrepancy", "fails clearly more", title=title)
     for concept in found.concepts:
         levels = [(concept.labels[i], concept.rates[i]) for i in concept.others]
         curve = "  ".join(

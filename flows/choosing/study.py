@@ -14,6 +14,7 @@ from flows.processes import stopping_on_signals
 from flows.results import read_timings, record_timings
 from flows.results.estimate import duration
 from flows.run_stage import run_stage
+from flows.terminal import print_plain
 from flows.workspace import exclusive
 from stages.core.errors import UsageError
 
@@ -41,7 +42,7 @@ def run_study(explorers: Sequence[str], console: Console) -> None:
         for line in [*heal(), *heal_project(STUDY)]:
             console.print(f"healed: {line}", highlight=False)
         for stage in stages:
-            result = run_stage(stage, lambda line: console.print(line, markup=False, highlight=False), project=STUDY)
+            result = run_stage(stage, lambda line: print_plain(console, line), project=STUDY)
             record_timings([result])
             console.print(f"{stage}: {result.outcome}, {duration(result.seconds)}", highlight=False)
     console.print(f"table and figure: {Path('docs/study.md').resolve()}", soft_wrap=True, highlight=False)

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from flows.terminal import print_plain
+
 if TYPE_CHECKING:
     from stages.params import Params
 
@@ -58,10 +60,9 @@ console = _Console()
 errors = _Console(stderr=True)
 
 
-def say(*lines: str) -> None:
+def say(*lines: str, style: str | None = None) -> None:
     """Print lines as they are, without markup or line breaks."""
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *lines, style=style)
 
 
 Audits = Annotated[

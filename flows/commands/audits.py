@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, app, console, open_workspace, working
+from flows.commands import All, Audit, Audits, Preset, app, console, open_workspace, say, working
 
 
 @app.command(
@@ -61,16 +61,13 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     show_plan(console, estimate_cost(params, graph, names))
     for name in names:
         here = runner.kind == "threads"
-        if (line := backend_line(params, graph, name, here=here)) is not None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if (line := requests_line(params, graph, name)) is not None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        lines = (backend_line(params, graph, name, here=here), requests_line(params, graph, name))
+        say(*filter(None, lines))
         if here and (processes := processes_of(params, graph, name)) is not None:
             show_processes(console, name, *processes)
         if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
-            console.print(f"{name}: {few}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        for line in what_can_be_shown(params, name):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(f"{name}: {few}", style="yellow")
+        say(*what_can_be_shown(params, name))
 
 
 @app.command(
@@ -105,7 +102,7 @@ def status(
     show_unmeasured(console, without)
     for name in names:
         if needs_decision(params, name) is not None:
-            console.print(how_to_decide(name), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            say(how_to_decide(name), style="yellow")
 
 
 @app.command(
@@ -127,14 +124,14 @@ def history(
     _, names = open_workspace(audits, not audits)
     histories = [read_history(name, last) for name in names]
     if never := [one.audit for one in histories if not one.results]:
-        console.print(f"no results: {', '.join(never)}", markup=False, highlight=False)
+        say(f"no results: {', '.join(never)}")
     if known := [one for one in histories if one.results]:
         show_history(console, known)
         if html:
             from flows.views.history_page import write_history_page
 
             write_history_page(PAGE, known)
-            console.print(f"page: {PAGE.resolve()}", markup=False, soft_wrap=True, highlight=False)
+            say(f"page: {PAGE.resolve()}")
 
 
 @app.command(
@@ -163,7 +160,7 @@ def report(
         raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
     landscape = audit_folder(name).summarize
     if landscape.has("landscape") and (said := landscape.landscape.unchanged_said):
-        console.print(f"{name}: {said}", soft_wrap=True, highlight=False, markup=False)
+        say(f"{name}: {said}")
     if pdf is not None:
         from flows.views.pdf import print_summary
 
@@ -218,4 +215,4 @@ def compare(
         show_side_by_side(console, together)
     out = PAGE if page is None else here / page
     write_comparison_page(out, together)
-    console.print(f"page: {out.resolve()}", markup=False, soft_wrap=True, highlight=False)
+    say(f"page: {out.resolve()}")

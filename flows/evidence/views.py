@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.evidence.bundle import ENVELOPE
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
+from flows.terminal import new_table, print_plain
 from stages.core.errors import escape_controls
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ def _shown(text: str) -> str:
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
     """Print the contents of a bundle, and where it is."""
-    table = Table("part", "files", "bytes", "SHA-256", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[1].justify = table.columns[2].justify = "right"
+    table = new_table("part", "files", "bytes", "SHA-256", right=("files", "bytes"))
     for part, files in bundle.manifest["parts"].items():
         total = sum(entry["size"] for entry in files.values())
         one = next(iter(files.values())).get("sha256", "")[:16] if len(files) == 1 else ""
@@ -38,17 +36,17 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     console.print(table)
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
     signed = "signed" if ENVELOPE in bundle.members else "UNSIGNED"
-    for line in (
+    print_plain(
+        console,
         escape_controls(f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"),
         f"evidence: {bundle.path.resolve()}",
         f"check it on any machine: faded verify {bundle.path.name}",
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
     """Print each check with what was found, then the mismatches, or how far the result can be trusted."""
-    table = Table("check", "holds", "found", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table("check", "holds", "found")
     for check in checks:
         style, word = ("red", "NO") if not check.holds else ("green" if check.word == "yes" else "yellow", check.word)
         found = check.found or f"{len(check.problems)} problem(s), see below"
@@ -79,7 +77,7 @@ _UNKNOWN_KEY = (
 def show_gate(console: Console, result: GateResult) -> None:
     """Print each measure then and now, and whether it is shown to be no worse."""
     title = _shown(f"{result.audit}: the workspace against {result.against}")
-    table = Table("measure", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table("measure", title=title)
     for column in ("then", "now", "worse by", "95% interval", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("no worse", no_wrap=True)

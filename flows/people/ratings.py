@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from flows.terminal import new_table
 from flows.workspace.edit_params import with_ratings
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
@@ -235,10 +234,8 @@ def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
 
 
 def _show_fit(fit: Fit, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Error on unseen items", title_justify="left")
-    table.add_column("")
-    for column in ("mean error (rating points)", "95% interval"):
-        table.add_column(column, justify="right")
+    numbers = ("mean error (rating points)", "95% interval")
+    table = new_table("", *numbers, title="Error on unseen items", right=numbers)
     rows = (("a constant", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
     for what, rate in rows:
         table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
@@ -249,11 +246,8 @@ def _show_curve(learnt: RatingsLesson, ratings: Ratings, console: Console) -> No
     [(key, value)] = learnt.bound.items()
     word = key.replace("_", " ")
     low, high = ratings.x[0], ratings.x[-1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Expected human ratings ({word} {value:g})")
-    table.title_justify = "left"
-    table.add_column("automatic discrepancy", justify="right")
-    table.add_column("rating", justify="right")
-    table.add_column("")
+    numbers = ("automatic discrepancy", "rating")
+    table = new_table(*numbers, "", title=f"Expected human ratings ({word} {value:g})", right=numbers)
     for x in np.linspace(low, high, CURVE_ROWS):
         badness = ratings.badness(np.array([x]))
         score, fails = float(ratings.score(badness)[0]), badness[0] > learnt.threshold

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.recur.deploy import LATE, of_pool
 from flows.recur.schedule import Entry
 from flows.request import deadline, needs_decision
+from flows.terminal import new_table
 from stages.core.errors import FadedError
 from stages.core.files import stage_dir
 from stages.params import Params
@@ -68,9 +67,7 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
 
 def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
     """Print the overview as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("audit", "schedule", "next start", "last run", "verdict", "waits for"):
-        table.add_column(column, overflow="fold")
+    table = new_table("audit", "schedule", "next start", "last run", "verdict", "waits for")
     for row in rows:
         entry = row.entry
         cron = "none" if entry.cron is None else f"{entry.cron}\n{entry.timezone}"

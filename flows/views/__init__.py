@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.graph import RUNS_NOW
 from flows.results import gate_word
+from flows.terminal import bytes_in_words, narrow_table, new_table, print_plain
 
 if TYPE_CHECKING:
     from flows.graph import Stage
@@ -34,35 +33,16 @@ _REASONS = 3  # shown per stage
 _LEAST = 0.0005  # share of inputs that is shown
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column in ("seconds", "probes", "model calls", "disk", "bound", "value")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def bytes_in_words(n_bytes: float) -> str:
-    """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
-
-
 def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
     """Print how many processes may answer probes, if there are several."""
     if processes > 1:
         each = f"each with a copy of the model ({bytes_in_words(n_bytes)} on disk)"
-        console.print(
-            f"{audit}: up to {processes} processes answer probes at once, {each}", markup=False, soft_wrap=True
-        )
+        print_plain(console, f"{audit}: up to {processes} processes answer probes at once, {each}")
 
 
 def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
     """Print the summary of a run, stage by stage."""
-    table = _table("stage", "outcome", "seconds")
+    table = new_table("stage", "outcome", "seconds", right=("seconds",))
     for r in results:
         style = _OUTCOME_STYLE.get(r.outcome, "dim")
         table.add_row(escape(r.stage), f"[{style}]{r.outcome}[/]", f"{r.seconds:.1f}" if r.seconds else "")
@@ -74,7 +54,7 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
 def show_verdict(console: Console, verdict: LastVerdict) -> None:
     """Print the verdict of an audit with its gates, and where its report is."""
     if verdict.gates:
-        table = _table("gate", "bound", "value", "95% interval", "passed")
+        table = new_table("gate", "bound", "value", "95% interval", "passed", right=("bound", "value"))
         table.columns[0].no_wrap = True
         for gate in verdict.gates:
             interval = f"{_number(gate.low)} to {_number(gate.high)}" if None not in (gate.low, gate.high) else ""
@@ -85,7 +65,7 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
     if verdict.statement:
         console.print(verdict.statement, markup=False, highlight=False)
     if verdict.report is not None:
-        console.print(f"report: {verdict.report.resolve()}", markup=False, soft_wrap=True, highlight=False)
+        print_plain(console, f"report: {verdict.report.resolve()}")
 
 
 def _verdict_line(verdict: LastVerdict) -> str:
@@ -103,7 +83,8 @@ def show_plan(console: Console, estimate: Estimate) -> None:
     if not estimate.stages:
         console.print("nothing to do: no stage is stale")
         return
-    table = _table("stage", "why", "probes", "model calls", "seconds", "disk")
+    numbers = ("probes", "model calls", "seconds", "disk")
+    table = new_table("stage", "why", *numbers, right=numbers)
     for e in estimate.stages:
         why = _shorten(e.stage.reasons) if e.stage.reasons else "depends on a stale stage"
         table.add_row(
@@ -136,7 +117,7 @@ def show_status(
     """Print every stage's state, and the last verdict of every audit."""
     if running is not None:
         console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
-    table = _table("stage", "state", "why")
+    table = new_table("stage", "state", "why")
     behind: set[str] = set()
     for stage in stages:
         if stage.stale:
@@ -164,9 +145,8 @@ def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], 
     if running is not None:
         console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
     if rows:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in ("audit", "verdict", "failure rate", "date", "decided by", "next"):
-            table.add_column(column, overflow="fold", no_wrap=column in ("failure rate", "date"))
+        whole = ("failure rate", "date")
+        table = narrow_table("audit", "verdict", *whole, "decided by", "next", whole=whole)
         for row in rows:
             v = row.verdict
             style = "bold" if v.passed is None and not v.gates else f"bold {_PASSED_STYLE[v.passed]}"
@@ -187,9 +167,8 @@ def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], 
 
 def show_history(console: Console, histories: Sequence[History]) -> None:
     """Print the last results of audits in one table; below it what changed before each, and the drift."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("audit", "result", "date", "verdict", "failure rate", "targets", "decided by"):
-        table.add_column(column, overflow="fold", no_wrap=column not in ("audit", "decided by"))
+    whole = ("result", "date", "verdict", "failure rate", "targets")
+    table = narrow_table("audit", *whole, "decided by", whole=whole)
     for history in histories:
         for result in history.results:
             style = {True: "green", False: "red", None: "bold"}[result.passed]
@@ -207,22 +186,21 @@ def show_history(console: Console, histories: Sequence[History]) -> None:
     for history in histories:
         for result in history.results:
             if result.changed:
-                said = f"{history.audit} {result.revision} changed {'; '.join(result.changed)}"
-                console.print(said, markup=False, highlight=False, soft_wrap=True)
+                print_plain(console, f"{history.audit} {result.revision} changed {'; '.join(result.changed)}")
         console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
 
 
 def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
     """Print the audits that `faded init` wrote but has not measured yet."""
     for name in audits:
-        told = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
-        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        line = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
+        print_plain(console, line, style="yellow")
 
 
 def show_comparison(console: Console, comparison: RevisionComparison) -> None:
     """Print two revisions side by side."""
     c = comparison
-    table = _table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")
+    table = new_table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")
     for row in c.rates:
         table.add_row(escape(row.what), _rate(row.a), _rate(row.b))
     console.print(table)
@@ -243,7 +221,7 @@ def show_comparison(console: Console, comparison: RevisionComparison) -> None:
 
 def show_side_by_side(console: Console, together: SideBySide) -> None:
     """Print several results: what their searches found, rates, and the settings that differ."""
-    table = _table("", *map(escape, together.runs))
+    table = new_table("", *map(escape, together.runs))
     for what, found in together.found:
         table.add_row(escape(what), *map(_value, found))
     table.add_section()
@@ -261,7 +239,7 @@ def show_side_by_side(console: Console, together: SideBySide) -> None:
 
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
     """Print the models' rates on their common probes, and in the failure modes of each."""
-    table = _table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
+    table = new_table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
     table.add_row("fails", *map(_rate, paired.rates))
     behind = (
         "best" if more is None else f"{100 * more.value:+.1f} points ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
@@ -302,25 +280,25 @@ def _rate(rate: Rate) -> str:
 
 def show_usage(console: Console, u: UsageInForce) -> None:
     """Print how often changes occur in use: how many at once, and how common each level is."""
-    table = _table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
+    table = new_table("concept", "level", "share of inputs", title=f"Usage of {u.audit}")
     for concept in u.space.concepts:
         for i in range(len(concept)):
             table.add_row(escape(concept.name) if i == 0 else "", _level(concept, i), f"{u.share(concept.name, i):.1%}")
     console.print(table)
     counts = ", ".join(f"{n} in {share:.1%}" for n, share in enumerate(u.changes) if share >= _LEAST)
-    for told in (
+    print_plain(
+        console,
         u.said,
         f"concepts changed at once: {counts} of inputs",
         f"to {'change it, edit' if u.stated else 'state it, write'} usage: under audits.{u.audit} in params.yaml"
         f" (docs/usage.md); to measure it on your production inputs: faded usage {u.audit} --from PATH",
-    ):
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    )
 
 
 def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) -> None:
     """Print how common levels are in production inputs, beside what was in force."""
     u = m.in_force
-    table = _table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
+    table = new_table("concept", "level", "share", "95% interval", "so far", title=f"Usage of {u.audit} in {m.source}")
     for one in m.concepts:
         concept = u.space.concepts[u.space.names.index(one.concept)]
         for i in range(len(concept)):
@@ -347,8 +325,7 @@ def show_measured_usage(console: Console, m: MeasuredUsage, *, written: bool) ->
     told.append("shares hold if the inputs, apart from changes, are like the audit's items (docs/usage.md)")
     if not written:
         told.append("to use these shares, run the same command with --write")
-    for line in told:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *told)
 
 
 def _level(concept: Concept, i: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.choosing.ready import healed_audit, run_with_upstream, write_params
 from flows.choosing.tune.measure import Settings, Tuning, measure_choices
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.views import bytes_in_words
+from flows.terminal import bytes_in_words, new_table, print_plain
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from stages.core.errors import UsageError
@@ -35,9 +33,7 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
         healed_audit(params, name, console)
         with stopping_on_signals():
             run_with_upstream(read_graph(), f"prepare@{name}", console)
-            tuning = measure_choices(
-                name, audit, settings, lambda line: console.print(line, highlight=False, markup=False)
-            )
+            tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
         show_tuning(console, name, tuning, settings)
         best = tuning.best(settings.allow_bfloat16)
         if write:
@@ -66,20 +62,8 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
 def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings) -> None:
     """Print the table, and the conclusion."""
     now = tuning.choices[0]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = (
-        "backend, dtype",
-        "batch size",
-        "probes/s",
-        "ratio",
-        "probes/CPU-s",
-        "ratio",
-        "memory",
-        "off by",
-        "changed",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+    numbers = ("batch size", "probes/s", "ratio", "probes/CPU-s", "ratio", "memory", "off by", "changed")
+    table = new_table("backend, dtype", *numbers, right=numbers)
     for choice in tuning.choices:
         table.add_row(
             escape(choice.name) + (" (now)" if choice is now else ""),
@@ -94,38 +78,30 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
         )
     console.print(table)
     for kind, why in tuning.impossible.items():
-        console.print(f"not measured: {kind}: {why}", highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"not measured: {kind}: {why}")
     for choice in tuning.choices:
         if choice.tried:
             sizes = ", ".join(f"{n}: {speed:.1f}" for n, speed in choice.tried.items())
-            console.print(
-                f"probes/s of {choice.name} by batch size: {sizes}", highlight=False, markup=False, soft_wrap=True
-            )
+            print_plain(console, f"probes/s of {choice.name} by batch size: {sizes}")
     best = tuning.best(settings.allow_bfloat16)
     if best is now:
         said = "stays as it is: nothing allowed is more than 5% faster"
     else:
         said = f"{_words(best.compute)} is {best.speed / now.speed:.1f} times as fast"
-    console.print(f"{name}: {said}", highlight=False, markup=False, soft_wrap=True)
+    print_plain(console, f"{name}: {said}")
     if best.compute.dtype != now.compute.dtype:
-        console.print(
+        print_plain(
+            console,
             f"its dtype changes answers: {best.changed} of {tuning.compared} probes change between pass and fail",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
     if best.compute.backend == "openvino" and now.compute.backend != "openvino":
-        console.print(
-            "others who run the audit need it too: pip install 'faded[openvino]'", highlight=False, markup=False
-        )
+        print_plain(console, "others who run the audit need it too: pip install 'faded[openvino]'")
     faster = tuning.best(True)
     if faster.compute.dtype == "bfloat16" and faster is not best:
-        console.print(
+        print_plain(
+            console,
             f"{faster.name} is {faster.speed / best.speed:.1f} times as fast as that, but changes answers:"
             f" {faster.changed} of {tuning.compared} probes change between pass and fail; see --allow-bfloat16",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
 
 

@@ -9,16 +9,15 @@ import io
 from pathlib import Path
 from typing import get_args
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
-from rich.table import Table
 from ruamel.yaml import YAML
 
 from flows.people.approval import decide, git_user, open_standing
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
+from flows.terminal import new_table
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
@@ -216,11 +215,8 @@ def _printable(text: str) -> str:
 
 
 def _show(console: Console, audit: str, hashed: str, landscape: Landscape) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
-    table.add_column("mode")
-    table.add_column("region", overflow="fold")
-    for name in ("fails", "95% interval", "probes", "share of use" if landscape.usage else "share of grid"):
-        table.add_column(name, justify="right")
+    numbers = ("fails", "95% interval", "probes", "share of use" if landscape.usage else "share of grid")
+    table = new_table("mode", "region", *numbers, title=f"Failure modes of {audit}", right=numbers)
     for mode in landscape.modes:
         table.add_row(
             escape(mode.id),

@@ -1,0 +1,38 @@
+"""What all output in the terminal has in common: plain lines, tables, and numbers of bytes."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_plain(console: Console, *lines: str, style: str | None = None) -> None:
+    """Print lines as they are, without markup or line breaks."""
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def new_table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    """A table without rows, whose cells fold instead of being cut; columns named in `right` are aligned there."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def narrow_table(*columns: str, whole: tuple[str, ...] = ()) -> Table:
+    """The same with little space between columns; those in `whole` never break."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
+    return table
+
+
+def bytes_in_words(n_bytes: float) -> str:
+    """A number of bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
