@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
-from flows.results.compare import Run, check_alike, compare_revisions, differences, paired_difference
+from flows.results.compare import Run, check_alike, differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost, few_items
 from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
@@ -33,7 +33,7 @@ from stages.core.files import record_probe_seconds, seal
 from stages.params import Params
 from stages.records import Landscape, Provenance, Verdict
 from stages.records.landscape import ConceptRecord
-from tests.finished import commit, faded, finished_audits, run_stages
+from tests.finished import commit, faded, finished_audits, inside, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -427,18 +427,14 @@ def test_two_revisions_are_compared_on_common_probes(finished):
     assert "overall" in done.stdout and "tilt 3" in done.stdout
     assert "more failures" in done.stdout
 
-
-def test_a_revision_does_not_differ_from_itself(finished, monkeypatch):
-    monkeypatch.chdir(finished.path)
-    same = compare_revisions("first", "first", "tiny")
-    assert same.paired is not None and same.paired.difference.value == 0
-    assert all(row.a == row.b for row in same.rates) and same.notes == []
+    same = run_here(finished, "compare", "first", "first").stdout
+    assert "first minus first +0.0000 (95% interval +0.0000 to +0.0000): no difference shown" in same
+    assert "note:" not in same
 
 
-def test_a_revision_that_is_not_there_is_refused(finished, monkeypatch):
-    monkeypatch.chdir(finished.path)
-    with pytest.raises(UsageError, match=r"cannot read revision 'nosuch'.*expected a git revision"):
-        compare_revisions("nosuch", "workspace", "tiny")
+def test_a_revision_that_is_not_there_is_refused(finished):
+    with inside(finished), pytest.raises(UsageError, match=r"cannot read revision 'nosuch'.*expected a git revision"):
+        read_run("nosuch", "tiny")
 
 
 TILT = ConceptRecord(name="tilt", levels=[0, 10], unit="", ordered=True, neutral=0)

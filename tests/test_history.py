@@ -13,8 +13,7 @@ import yaml
 from rich.console import Console
 
 from flows.views import show_history
-from flows.views.history import read_history
-from flows.views.history_page import write_history_page
+from flows.views.history import read_history, write_history_page
 from stages.core.errors import UsageError
 from stages.core.git import git
 

@@ -128,7 +128,7 @@ def history(
     if known := [one for one in histories if one.results]:
         show_history(console, known)
         if html:
-            from flows.views.history_page import write_history_page
+            from flows.views.history import write_history_page
 
             write_history_page(PAGE, known)
             say(f"page: {PAGE.resolve()}")
@@ -200,8 +200,8 @@ def compare(
     that share a grid and a seed are compared head to head on their common probes: which fails least, where all fail,
     and whose failure modes are whose.
     """
-    from flows.results.compare import compare_revisions
-    from flows.views import show_comparison, show_side_by_side
+    from flows.results.compare import check_alike, differences, paired_difference
+    from flows.views import show_revisions, show_side_by_side
     from flows.views.side_by_side import PAGE, chosen_results, put_side_by_side, write_comparison_page
 
     here = Path.cwd()
@@ -209,8 +209,11 @@ def compare(
     pairs = chosen_results(results, params.audits, default)
     together = put_side_by_side(pairs)
     if len(pairs) == 2 and len({audit for _, audit in pairs}) == 1:
-        (rev_a, name), (rev_b, _) = pairs
-        show_comparison(console, compare_revisions(rev_a, rev_b, name))
+        (one, name), (other, _) = pairs
+        a, b = together.runs[one], together.runs[other]
+        check_alike(a, b)
+        paired = paired_difference(a.probes, b.probes, a.landscape.space)
+        show_revisions(console, name, together, paired, differences(a, b))
     else:
         show_side_by_side(console, together)
     out = PAGE if page is None else here / page

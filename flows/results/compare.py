@@ -1,4 +1,4 @@
-"""Comparison of two revisions of an audit on what they share; runs that differ in more than the model are refused."""
+"""Two revisions of an audit, read from git and DVC, and paired; runs that differ in more than the model are refused."""
 
 from __future__ import annotations
 
@@ -32,15 +32,6 @@ PACKAGES = ("torch", "numpy")
 
 
 @dataclass(frozen=True)
-class RateRow:
-    """One rate in both revisions."""
-
-    what: str
-    a: Rate
-    b: Rate
-
-
-@dataclass(frozen=True)
 class PairedFailures:
     """Failures on common probes: the rates of a and b, and the mean difference (b minus a) with its 95% interval."""
 
@@ -48,18 +39,6 @@ class PairedFailures:
     difference: Rate
     a: float
     b: float
-
-
-@dataclass(frozen=True)
-class RevisionComparison:
-    """The differences between two revisions of an audit."""
-
-    audit: str
-    rev_a: str
-    rev_b: str
-    rates: list[RateRow]
-    paired: PairedFailures | None
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -83,23 +62,6 @@ class Run:
     probes: pd.DataFrame
     evaluation: Evaluation | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what distinguishes its items, a row per item
-
-
-def compare_revisions(rev_a: str, rev_b: str, audit: str) -> RevisionComparison:
-    """Compare the landscapes of an audit in two git revisions (or the workspace).
-
-    Raises:
-        UsageError: if a revision lacks the audit, or the runs are not comparable.
-    """
-    a, b = read_run(rev_a, audit), read_run(rev_b, audit)
-    check_alike(a, b)
-    effects_b = effect_rates(b.landscape)
-    rates = [RateRow("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
-    rates += [
-        RateRow(what, rate, effects_b[what]) for what, rate in effect_rates(a.landscape).items() if what in effects_b
-    ]
-    paired = paired_difference(a.probes, b.probes, a.landscape.space)
-    return RevisionComparison(audit, rev_a, rev_b, rates, paired, differences(a, b))
 
 
 def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:

@@ -16,7 +16,7 @@ from flows.terminal import bytes_in_words, narrow_table, new_table, print_plain
 if TYPE_CHECKING:
     from flows.graph import Stage
     from flows.results import LastVerdict
-    from flows.results.compare import RevisionComparison
+    from flows.results.compare import PairedFailures
     from flows.results.estimate import Estimate
     from flows.results.glance import Glance
     from flows.run_stage import StageResult
@@ -197,26 +197,34 @@ def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
         print_plain(console, line, style="yellow")
 
 
-def show_comparison(console: Console, comparison: RevisionComparison) -> None:
-    """Print two revisions side by side."""
-    c = comparison
-    table = new_table("failure rate", c.rev_a, c.rev_b, title=f"{c.audit}: {c.rev_a} against {c.rev_b}")
-    for row in c.rates:
-        table.add_row(escape(row.what), _rate(row.a), _rate(row.b))
+def show_revisions(
+    console: Console, audit: str, together: SideBySide, paired: PairedFailures | None, notes: Sequence[str]
+) -> None:
+    """Print two revisions of one audit: their rates, and the difference of these on common probes."""
+    names = list(together.runs)
+    one, other = names[0], names[-1]
+    table = new_table("failure rate", one, other, title=f"{audit}: {one} against {other}")
+    for what, rates in together.rates:
+        if what != "worst failure mode":
+            table.add_row(escape(what), _rate(rates[0]), _rate(rates[-1]))
     console.print(table)
-    for note in c.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
-    if c.paired is None:
+    _show_notes(console, notes)
+    if paired is None:
         console.print("no common control probes, so nothing to pair")
         return
-    d = c.paired.difference
+    d = paired.difference
     sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
     console.print(
-        f"paired on {d.n:,} common control probes of {c.paired.items} items: {c.rev_b} minus {c.rev_a} "
+        f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one} "
         f"{d.value:+.4f} (95% interval {d.low:+.4f} to {d.high:+.4f}): {sure}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
 def show_side_by_side(console: Console, together: SideBySide) -> None:
@@ -233,8 +241,7 @@ def show_side_by_side(console: Console, together: SideBySide) -> None:
     console.print(table)
     if together.paired is not None:
         _show_head_to_head(console, list(together.runs), together.paired)
-    for note in together.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    _show_notes(console, together.notes)
 
 
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
