@@ -87,7 +87,6 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
     """Bring one stage up to date.
 
     Args:
-        stage: its name in dvc.yaml.
         what: the stage's job; None for a stage that is up to date and is only shown.
         runner: where it runs.
     """
@@ -265,10 +264,6 @@ def _run_stale(
     """Run the stale stages of these audits; other stages are shown as cached, unless the run already shows them.
 
     Args:
-        params: the workspace's parameters.
-        graph: its stages.
-        audits: names of the audits.
-        runner: where stages run.
         shown: stages that this flow run shows as done; newly shown stages are added.
     """
     todo = graph.to_do(audits)

@@ -53,8 +53,6 @@ def child(
 
     Args:
         name: name of its record, which the next run reads if this one is killed.
-        command: module and arguments.
-        env: environment of the child.
         output: where its stdout and stderr go together; by default to `Popen.stdout`, line by line.
         interruptible: whether Ctrl-C ends it at once, rather than the end of the block.
         records: folder of the record, for `end_leftovers`.

@@ -39,10 +39,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     """Bring audits up to date and print how they ended.
 
     Args:
-        params: the workspace's parameters.
-        audits: names of audits.
         runner: where stages run, NAME or NAME=ADDRESS; by default as in params.yaml.
-        console: where to print.
 
     Returns:
         PASS, or GATE_FAILED if a gate of any audit failed or could not be judged.

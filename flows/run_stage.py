@@ -71,7 +71,6 @@ def run_stage(
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
-        say: called with each line the stage prints.
         extra_env: variables that the runner adds to its environment.
         project: the folder with dvc.yaml.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,12 @@ def narrow_table(*columns: str, whole: tuple[str, ...] = ()) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in whole)
     return table
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def bytes_in_words(n_bytes: float) -> str:

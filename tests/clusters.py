@@ -24,7 +24,7 @@ from tests.workspace import Workspace
 _DASK = ("--no-dashboard", "--host", "127.0.0.1")
 DASK_HEAD = ("distributed.cli.dask_scheduler", "--port", "{port}", *_DASK)
 DASK_WORKER = (
-    *("distributed.cli.dask_worker", "{address}", "--no-nanny", "--nthreads", "1"),
+    *("distributed.cli.dask_worker", "{address}", "--nthreads", "1"),
     *("--local-directory", "{scratch}", *_DASK),
 )
 _RAY = ("--node-ip-address", "127.0.0.1", "--object-store-memory", "100000000", "--block")
@@ -74,14 +74,17 @@ def answers(port: int) -> bool:
 
 
 class Cluster:
-    """Workers of one kind, each started in an empty folder, with the path of its own clone."""
+    """Workers of one kind, each started in an empty folder, with the path of its own clone or with GPUs.
 
-    def __init__(self, kind: str, home: Path) -> None:
+    `env` is for the scheduler or head.
+    """
+
+    def __init__(self, kind: str, home: Path, **env: str) -> None:
         self.kind, self.home, port = kind, home, free_port()
         self.address = f"127.0.0.1:{port}"
         self.workers: list[subprocess.Popen[bytes]] = []
         self._scratch = Path(mkdtemp(prefix="faded-"))  # Ray's sockets need a short path
-        self._head = self._started("head", *(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
+        self.head = self._started("head", *(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port), **env)
 
     def _started(self, name: str, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
         """A process that is ready. On a busy machine Ray's processes give up after 30 seconds, and are started again.
@@ -107,8 +110,13 @@ class Cluster:
 
     def add(self, clone: Workspace) -> None:
         """Add a machine with this clone."""
+        options = ["--no-nanny"] if self.kind == "dask" else []
+        self.add_worker(*options, FADED_WORKSPACE=str(clone.path))
+
+    def add_worker(self, *options: str, **env: str) -> None:
+        """Add a machine that is started with options."""
         command = DASK_WORKER if self.kind == "dask" else RAY_WORKER
-        self.workers.append(self._started(f"worker-{len(self.workers)}", *command, FADED_WORKSPACE=str(clone.path)))
+        self.workers.append(self._started(f"worker-{len(self.workers)}", *command, *options, **env))
 
     def lose(self, which: int) -> None:
         """Kill a machine."""
@@ -116,7 +124,7 @@ class Cluster:
 
     def end(self) -> None:
         """Kill all machines."""
-        for process in [*self.workers, self._head]:
+        for process in [*self.workers, self.head]:
             end(process)
         shutil.rmtree(self._scratch, ignore_errors=True)
 

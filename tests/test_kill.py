@@ -72,8 +72,8 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     assert all_gone(relatives)
 
     toys.toy()
-    done = toys.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
+    code, told = faded(toys, "audit")
+    assert code == 0, told
     assert toys.executed().count("prepare@tiny") == 1  # finished stages are not run again
 
 
@@ -108,7 +108,7 @@ def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow)]
 )
-def test_a_signal_ends_the_stage_and_is_told_in_a_line(toys, number, code):
+def test_a_signal_ends_the_stage_and_its_server_and_is_told_in_a_line(toys, number, code):
     toys.toy(prepare__tiny={"sleep": 600})
     process = toys.start("audit")
     running("-m stages.prepare", toys)
@@ -119,6 +119,8 @@ def test_a_signal_ends_the_stage_and_is_told_in_a_line(toys, number, code):
     assert toys.executed() == ["prepare@tiny"]  # not retried
     told = (toys.path / ".faded-test.log").read_text()
     assert "Traceback" not in told and "the same command resumes from here" in told
+    assert "connection" not in told.lower()
+    assert list((toys.path / ".faded/run").iterdir()) == [] and (toys.path / ".faded/prefect/prefect.db").exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from stages.core.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
 from stages.provenance import provenance
+from tests.clusters import Cluster, until
+from tests.finished import faded
 from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 
@@ -94,13 +95,9 @@ def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[st
     assert {span["gpus"] for span in without} == {""}  # they see no GPU at all
 
 
-def wait_for_toys(toys: Workspace, number: int) -> set[str]:
-    """Wait until this many stages have started, and return them."""
-    deadline, record = time.monotonic() + 120, toys.path / "executed.txt"
-    while len(begun := set(record.read_text().split() if record.exists() else [])) < number:
-        assert time.monotonic() < deadline, begun
-        time.sleep(0.05)
-    return begun
+def started(toys: Workspace) -> set[str]:
+    record = toys.path / "executed.txt"
+    return set(record.read_text().split() if record.exists() else [])
 
 
 def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, many):
@@ -118,9 +115,10 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, ma
 
     with ThreadPoolExecutor(len(AUDITS)) as threads:
         ended = threads.map(run, AUDITS)
-        at_work = wait_for_toys(many, 4)
+        until(lambda: len(started(many)) >= 4)
+        at_work = started(many)
         time.sleep(1)  # time for one that should not start
-        assert at_work == set((many.path / "executed.txt").read_text().split())
+        assert at_work == started(many)
         assert {"prepare@e", "prepare@f"} < at_work
         (many.path / "go").touch()
         assert list(ended) == ["ran"] * len(AUDITS)
@@ -197,7 +195,7 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
     params["audits"]["tiny"]["compute"]["gpus"], params["repairs"]["tiny"]["gpus"] = 2, 3
     params["audits"]["tiny"]["discover"]["shards"] = 2
     toys.write_params(params)
-    assert toys.faded("status").returncode == 0
+    assert faded(toys, "status")[0] == 0
     monkeypatch.chdir(toys.path)
     asked = {stage.kind: stage.gpus for stage in read_graph()}
     assert asked == {
@@ -208,9 +206,7 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
 
 
 def test_a_gpu_that_only_the_cluster_has_is_for_its_workers_to_find(toys, monkeypatch):
-    params = toys.params()
-    params["audits"]["tiny"]["compute"]["device"] = "cuda:97"
-    toys.write_params(params)
+    toys.edit_params({"audits.tiny.compute.device": "cuda:97"})
     monkeypatch.chdir(toys.path)
     read = load_params()
     with pytest.raises(UsageError, match=r"cuda:97.* but this machine has"):
@@ -355,68 +351,36 @@ def test_a_cluster_that_does_not_come_up_is_infrastructure_and_leaves_nothing(mo
     assert list(tmp_path.iterdir()) == []
 
 
-@dataclass
-class At:
-    """A cluster that somebody else started."""
-
-    address: str
-    scheduler: subprocess.Popen[bytes]
-
-
 @pytest.fixture
-def dask_at(tmp_path) -> Iterator[At]:
-    """A scheduler with one worker with a GPU and one without."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-    common = ["--no-dashboard", "--host", "127.0.0.1"]
-    worker = [address, *common, "--nthreads", "1", "--local-directory", str(tmp_path / "dask")]
-    commands: list[tuple[list[str], dict[str, str]]] = [
-        (
-            ["dask_scheduler", *common, "--port", address.rpartition(":")[2]],
-            {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
-        ),
-        (["dask_worker", *worker, "--resources", "GPU=1"], {"CUDA_VISIBLE_DEVICES": "7"}),
-        (["dask_worker", *worker], {}),
-    ]
-    started = []
-    with (tmp_path / "dask.log").open("w") as log:
-        for (module, *arguments), env in commands:
-            command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments]
-            started.append(subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log))
-        yield At(f"tcp://{address}", started[0])
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(timeout=60)
+def dask_at(tmp_path) -> Iterator[Cluster]:
+    """A cluster that somebody else started: one worker with a GPU, and one without."""
+    cluster = Cluster("dask", tmp_path, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    cluster.add_worker("--resources", "GPU=1", CUDA_VISIBLE_DEVICES="7")
+    cluster.add_worker()
+    yield cluster
+    cluster.end()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
-def test_a_cluster_at_an_address_ends_the_stages_of_a_run_that_was_killed(dask_at, tmp_path, server):
+def test_a_cluster_at_an_address_ends_what_a_killed_run_left_and_tells_of_a_killed_worker(dask_at, tmp_path, server):
     toys = on_gpus(tmp_path / "toys", "threads", "a")
     toys.toy(discover__a={"sleep": 600})
-    process = toys.start("audit", "--all", "--runner", f"dask={dask_at.address}", **server)
+    command = ("audit", "--all", "--runner", f"dask={dask_at.address}")
+    process = toys.start(*command, **server)
     stage = running("-m stages.discover a", toys)
     process.kill()
     process.wait()
     assert all_gone([stage])  # its worker lives on
-    toys.toy()
-    done = toys.faded("audit", "--all", "--runner", f"dask={dask_at.address}", **server)
-    assert done.returncode == 0, done.stdout
-    assert {span["gpus"] for span in spans(toys)} == {"7", ""}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
-def test_a_scheduler_told_to_allow_no_failures_tells_of_a_killed_worker(dask_at, tmp_path, server):
-    toys = on_gpus(tmp_path / "toys", "threads", "a")
+    toys.executed()
     toys.toy(discover__a={"sleep": 5})
-    process = toys.start("audit", "a", "--runner", f"dask={dask_at.address}", **server)
-    worker_of(running("-m stages.discover", toys)).kill()
+    process = toys.start(*command, **server)
+    worker_of(running("-m stages.discover a", toys)).kill()
     told = toys.path / ".faded-test.log"
     assert process.wait(timeout=300) == 0, told.read_text()
     assert "discover@a | discover@a: the worker that ran it died" in told.read_text()
     assert toys.executed().count("discover@a") == 2
+    assert {span["gpus"] for span in spans(toys)} == {"7", ""}
 
 
 @pytest.mark.slow
@@ -429,7 +393,7 @@ def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_goes_on_
     running("-m stages.discover", toys)
     relatives = family(process)
     if kind == "dask":
-        request.getfixturevalue("dask_at").scheduler.kill()
+        request.getfixturevalue("dask_at").head.kill()
     else:
         next(relative for relative in relatives if relative.name() == "gcs_server").kill()
     told = toys.path / ".faded-test.log"

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
 from stages.explorers.merge import ledger_answers, origin
 from stages.params import load_params
+from tests.clusters import until
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
 from tests.workspace import Workspace, audit_params, make_workspace
 
@@ -271,11 +271,10 @@ def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_pat
     assert "nothing to do" in undisturbed.faded("audit", **server).stdout
 
     process = disturbed.start("audit", **server)
-    ledger = wait_for(disturbed.path / ".faded/scratch/tiny/explore-1", "*/ledger.jsonl")
+    ledgers = disturbed.path / ".faded/scratch/tiny/explore-1"
+    until(lambda: any(path.read_bytes() for path in ledgers.glob("*/ledger.jsonl")))
+    [ledger] = ledgers.glob("*/ledger.jsonl")
     stage = next(p for p in psutil.process_iter(["cmdline", "cwd"]) if is_share(p, disturbed))
-    deadline = time.monotonic() + 120
-    while not ledger.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)  # the flow does not retry before it is killed itself
     os.kill(stage.pid, signal.SIGKILL)
     process.kill()
@@ -297,12 +296,3 @@ def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_pat
 def is_share(process: psutil.Process, workspace: Workspace) -> bool:
     command = " ".join(process.info["cmdline"] or [])
     return "-m stages.explore tiny 1" in command and process.info["cwd"] == str(workspace.path)
-
-
-def wait_for(folder: Path, pattern: str, limit: float = 120.0) -> Path:
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if found := list(folder.glob(pattern)):
-            return found[0]
-        time.sleep(0.02)
-    raise AssertionError(f"{folder} never held {pattern}")

@@ -91,13 +91,11 @@ def test_metrics_that_git_kept_are_given_to_dvc(own, monkeypatch):
 
 
 def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_compiled(own, monkeypatch):
-    params = own.params()
     code = own.path / "tasks_of_mine"
     code.mkdir()
     (code / "__init__.py").write_text("")
     shutil.copy(own.path / "my_task.py", code / "task.py")
-    params["audits"]["mine"] = audit_params(task="tasks_of_mine.task:PlantedTask")
-    own.write_params(params)
+    own.edit_params({"audits.mine": audit_params(task="tasks_of_mine.task:PlantedTask")})
     monkeypatch.chdir(own.path)
     assert len(make_folders()) == 1 and make_folders() == [] and not outdated()
     assert (own.path / "data/mine/inputs").is_dir() and (own.path / "data/mine/shards").is_dir()
@@ -111,9 +109,7 @@ def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_
 
 def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
     params = toys.params()
-    params["audits"]["mine"] = params["audits"]["tiny"]
-    params["repairs"]["mine"] = params["repairs"]["tiny"]
-    toys.write_params(params)
+    toys.edit_params({f"{part}.mine": params[part]["tiny"] for part in ("audits", "repairs")})
     monkeypatch.chdir(toys.path)
     made = ["data/mine/shards/.gitignore", "data/mine/inputs/.gitkeep", "data/mine/decisions/.gitkeep"]
     assert make_folders() == [f"faded wrote {', '.join(made)}"] and make_folders() == [] and not outdated()
@@ -148,9 +144,7 @@ def running(workspace: Workspace) -> Iterator[None]:
 def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, monkeypatch, capsys):
     monkeypatch.chdir(own.path)
     with running(own):
-        params = own.params()
-        params["audits"]["mine"] = params["audits"]["tiny"]
-        own.write_params(params)
+        own.edit_params({"audits.mine": own.params()["audits"]["tiny"]})
         enter_workspace()
         assert "faded wrote data/mine/.gitignore" in capsys.readouterr().err
         assert running_audit() is not None and (own.path / "data/mine/inputs").is_dir()

@@ -16,7 +16,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -128,6 +129,14 @@ class Workspace:
 
     def write_params(self, params: dict[str, Any]) -> None:
         (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def edit_params(self, changes: Mapping[str, Any]) -> None:
+        """Set values in params.yaml by their paths: {"audits.tiny.seed": 4}."""
+        params = self.params()
+        for path, value in changes.items():
+            *above, last = path.split(".")
+            reduce(getitem, above, params)[last] = value
+        self.write_params(params)
 
     def toy(self, **behaviour: Any) -> None:
         """Set the behaviour of toy stages, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""

@@ -27,7 +27,6 @@ def run_study(explorers: Sequence[str], console: Console) -> None:
     Args:
         explorers: names under study.explorers in benchmarks/study/params.yaml; empty for all. The page is always
             written, from all existing results, and names the explorers without any.
-        console: where progress is printed.
 
     Raises:
         UsageError: if this is not a clone of Faded's repository, or the study has no explorer of that name.

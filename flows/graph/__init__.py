@@ -114,7 +114,6 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     If nothing changed since the last query, its stored answer is used (flows/graph/known_graph.py).
 
     Args:
-        root: the workspace's root folder.
         looks: whether nothing will be run, so that a stage that a process is running is reported as `RUNS_NOW`.
 
     Raises:
@@ -159,7 +158,6 @@ def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
     """Make DVC hash local files from their bytes, and correct the hashes that it remembers.
 
     Args:
-        repo: DVC's open repository.
         hashes: known hashes; the caller saves them afterwards.
     """
     repo.state = _Bytes(repo.state, hashes)
@@ -276,9 +274,12 @@ def _gpus(params: Params, kind: str, audit: str) -> int:
 
 def _audit(stage: Any, ours: str) -> str:
     """The audit that a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and `dvc add`."""
-    if stage.path_in_repo != ours:
-        return ""
-    kind, _, audit = str(stage.name).partition("@")
+    return audit_of(str(stage.name)) if stage.path_in_repo == ours else ""
+
+
+def audit_of(stage: str) -> str:
+    """The audit of a stage, by its name in dvc.yaml; shares of a search are named by audit and part."""
+    kind, _, audit = stage.partition("@")
     return audit.rpartition("-")[0] if kind == SHARE else audit
 
 

@@ -31,8 +31,6 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
     """Update code.json of all audits, and their entries in dvc.lock; the caller holds DVC's lock.
 
     Args:
-        repo: DVC's repository.
-        root: the workspace's root folder.
         ours: path of the workspace's dvc.yaml in the repository.
         looks: whether to leave dvc.lock unchanged.
 
@@ -82,10 +80,6 @@ _PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
 
 def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
     """Update the notes of all audits.
-
-    Args:
-        repo: DVC's repository, which remembers hashes of unchanged files.
-        root: the workspace's root folder.
 
     Raises:
         UsageError: if a linked folder cannot be read, or its note cannot be written.

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -74,11 +74,7 @@ def _mark(stat: os.stat_result) -> list[int]:
 
 
 class Hashes:
-    """Hashes of files and folders; earlier results are kept in `CACHE` in the workspace.
-
-    Args:
-        root: the workspace's root folder.
-    """
+    """Hashes of files and folders; earlier results are kept in `CACHE` in the workspace."""
 
     def __init__(self, root: Path = Path()) -> None:
         self._path = root / CACHE
@@ -92,7 +88,8 @@ class Hashes:
         if known is not None and known[:-2] == mark:
             return Digests(str(known[-2]), str(known[-1]))
         found = digests_of(path)
-        self._remember(name, mark, path.stat(), [*mark, *found])
+        if mark == _mark(path.stat()) and time.time_ns() - max(mark[-2:]) > _SETTLED_NS:
+            self._known[name], self._changed = [*mark, *found], True
         return found
 
     def learn(self, paths: Iterable[Path]) -> None:
@@ -119,22 +116,15 @@ class Hashes:
     def content(self, path: Path) -> str:
         """The `stages.core.files.content_hash` of a file or folder, as stages write it to provenance.json."""
         files = files_below(path)
-        return self._folder(f"content {path.absolute()}", files, lambda: content_hash([path]))
-
-    def _folder(self, key: str, files: list[Path], compute: Callable[[], str]) -> str:
-        signature = signature_of(files)
+        key, signature = f"content {path.absolute()}", signature_of(files)
         known = self._known.get(key)
         if known is not None and known[0] == signature:
             return str(known[1])
-        value = compute()
+        value = content_hash([path])
         newest = max((file.stat().st_ctime_ns for file in files), default=0)
         if signature == signature_of(files) and time.time_ns() - newest > _SETTLED_NS:
             self._known[key], self._changed = [signature, value], True
         return value
-
-    def _remember(self, name: str, mark: list[int], after: os.stat_result, entry: list[int | str]) -> None:
-        if mark == _mark(after) and time.time_ns() - max(mark[-2:]) > _SETTLED_NS:
-            self._known[name], self._changed = entry, True
 
     def save(self) -> None:
         """Write the computed hashes; if that fails, they are computed again next time."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.graph import SHARE, believe_only_bytes
+from flows.graph import audit_of, believe_only_bytes
 from flows.graph.digests import Hashes, directory_md5
 from flows.graph.lock import LOCK, read_lock
 from flows.workspace.pipeline import dvc_root
@@ -38,9 +38,6 @@ class Damage:
     """A file that is not as its stage left it.
 
     Args:
-        stage: the stage.
-        path: the file.
-        told: what is wrong with it.
         where: an output in the workspace, its copy in DVC's cache, or what the stage recorded in provenance.json.
     """
 
@@ -157,12 +154,7 @@ def _forget(repo: Repo, stage: Any) -> None:
 
 def stages_of(audits: Collection[str]) -> list[str]:
     """Names of the audits' stages in dvc.lock, including shares of a search."""
-    return [name for name in _locked() if _audit(name) in audits]
-
-
-def _audit(stage: str) -> str:
-    kind, _, rest = stage.partition("@")
-    return rest.rpartition("-")[0] if kind == SHARE else rest
+    return [name for name in _locked() if audit_of(name) in audits]
 
 
 def _locked() -> dict[str, dict[str, Any]]:
@@ -246,7 +238,7 @@ def _is_as_dvc_hashes(path: Path, md5: str) -> bool:
 
 def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator[Damage]:
     """Files that differ from provenance.json, and inputs or outputs that it lacks."""
-    home = DATA / _audit(stage)
+    home = DATA / audit_of(stage)
     here = home / stage.partition("@")[0]
     outs, record = _hashed(entry, "outs"), here / RECORD
     if record not in outs or not record.exists():
@@ -278,7 +270,7 @@ def check_recorded(stage: str) -> None:
     Raises:
         UsageError: with the dependency.
     """
-    home = DATA / _audit(stage)
+    home = DATA / audit_of(stage)
     record = home / stage.partition("@")[0] / RECORD
     told = _read_record(record) if record.exists() else None
     if not told:
@@ -349,7 +341,6 @@ class CacheFolder:
         """The existing objects of an output: a file's, or a folder's list and its files.
 
         Args:
-            md5: hash of the output.
             files: for a folder, the MD5 of each file by path.
         """
         return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self.path(name)).is_file()]

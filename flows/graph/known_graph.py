@@ -38,8 +38,6 @@ class Known:
     Args:
         looks: whether the querying command runs nothing, so that dvc.lock may not name the current code.
         paths: files and folders it depends on.
-        mark: a mark of all of these.
-        stages: the answer, as plain data.
     """
 
     looks: bool
@@ -52,7 +50,6 @@ class Memory:
     """DVC's last answer in a workspace.
 
     Args:
-        root: the workspace's root folder.
         dvc: the folder that contains .dvc.
     """
 
@@ -60,11 +57,7 @@ class Memory:
         self._root, self._dvc = root, dvc
 
     def recall(self, *, looks: bool) -> list[dict[str, Any]] | None:
-        """The stages from DVC's last answer; None if DVC has to be queried.
-
-        Args:
-            looks: whether nothing will be run.
-        """
+        """The stages from DVC's last answer; None if DVC has to be queried."""
         known = read_state(self._root / KNOWN, Known)
         if known is None or (known.looks and not looks) or self.is_at_work():
             return None

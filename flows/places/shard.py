@@ -25,8 +25,6 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     """Set how many shares the search of an audit has; 1 leaves it undivided.
 
     Args:
-        params: the workspace's parameters.
-        name: name of the audit.
         shards: number of independent searches that the budget is divided among.
         gpus: GPUs that each share, and the audit's other stages, request; None to keep the current number.
         console: where to print what was done, and what it means.

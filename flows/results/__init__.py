@@ -35,9 +35,7 @@ class LastVerdict:
     """The last verdict of an audit.
 
     Args:
-        audit: its name.
         passed: None if no gate is set, none failed but some could not be judged, or there is no verdict.
-        gates: the gates with their bounds and values.
         report: the report of this verdict, if it exists.
         found: whether there is a verdict at all.
         decided: who decided what was repaired, in words; None if there was nothing to decide.
@@ -116,7 +114,6 @@ def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | N
     """Store how long the stages that ran took.
 
     Args:
-        results: their results.
         work: how much each stage had to do, from `flows.results.estimate.work_of`.
     """
     when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}

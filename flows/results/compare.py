@@ -69,7 +69,6 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
 
     Args:
         revision: a git revision, or `WORKSPACE`.
-        audit: its name.
         repaired: whether to read the evaluation of its repair too.
 
     Raises:
@@ -147,8 +146,6 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """Refuse to compare runs that differ in more than the model.
 
     Args:
-        a: one run.
-        b: the other.
         more: further fields of provenance.json that have to be the same.
 
     Raises:

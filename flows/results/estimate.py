@@ -197,9 +197,6 @@ def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str 
     """The backend of an audit's network, and why; None if `compute.backend: auto` does not have to choose.
 
     Args:
-        params: the workspace's parameters.
-        graph: its stages.
-        name: the audit's name.
         here: whether stages run on this machine.
     """
     audit = params.audit(name)

@@ -28,7 +28,6 @@ class Glance:
     """The overview of one audit.
 
     Args:
-        verdict: its last verdict.
         rate: failure rate of the model under test in use; without observations if there is no landscape.
         when: when the verdict was committed, or made if it is not committed; None if there is none.
         outdated: whether stages are stale, so that the verdict is from an earlier run.
@@ -48,9 +47,6 @@ def glance(
     """The overview of audits, and the names of those that never ran.
 
     Args:
-        params: the workspace's parameters.
-        graph: its stages.
-        audits: names of the audits.
         unmeasured: audits that `faded init` wrote but has not measured yet.
     """
     committed, rows, never = _committed(), [], []

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from flows.graph import RUNS_NOW
 from flows.results import gate_word
-from flows.terminal import bytes_in_words, narrow_table, new_table, print_plain
+from flows.terminal import bytes_in_words, first_of, narrow_table, new_table, print_plain
 
 if TYPE_CHECKING:
     from flows.graph import Stage
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
-_REASONS = 3  # shown per stage
 _LEAST = 0.0005  # share of inputs that is shown
 
 
@@ -86,7 +85,7 @@ def show_plan(console: Console, estimate: Estimate) -> None:
     numbers = ("probes", "model calls", "seconds", "disk")
     table = new_table("stage", "why", *numbers, right=numbers)
     for e in estimate.stages:
-        why = _shorten(e.stage.reasons) if e.stage.reasons else "depends on a stale stage"
+        why = first_of(e.stage.reasons) if e.stage.reasons else "depends on a stale stage"
         table.add_row(
             escape(e.stage.name),
             escape(why) + (" [yellow](waits for a person's decision)[/]" if e.waits else ""),
@@ -106,11 +105,6 @@ def show_plan(console: Console, estimate: Estimate) -> None:
     console.print(f"disk: {about}, {bytes_in_words(estimate.free)} free", highlight=False)
 
 
-def _shorten(reasons: Sequence[str]) -> str:
-    more = f" and {len(reasons) - _REASONS} more" if len(reasons) > _REASONS else ""
-    return ", ".join(reasons[:_REASONS]) + more
-
-
 def show_status(
     console: Console, stages: Sequence[Stage], verdicts: Sequence[LastVerdict], running: int | None
 ) -> None:
@@ -121,7 +115,7 @@ def show_status(
     behind: set[str] = set()
     for stage in stages:
         if stage.stale:
-            state, why = "[yellow]stale[/]", escape(_shorten(stage.reasons))
+            state, why = "[yellow]stale[/]", escape(first_of(stage.reasons))
             if all(reason.endswith("missing") for reason in stage.reasons):
                 state = "[yellow]missing[/]"
             elif stage.reasons == (RUNS_NOW,):

@@ -28,10 +28,8 @@ class Ending:
     """How one audit of a run ended.
 
     Args:
-        audit: its name.
         kind: done (its verdict may count as a pass), waiting (for a person), gate failed (its verdict may not count as
             a pass), rejected (by a person) or broken (a stage failed).
-        text: the ending as a sentence.
         result: identifies the ending: the same as long as nothing changed. Empty if there is no result.
         anew: whether this run reached the verdict, rather than finding an unchanged one.
     """
@@ -47,8 +45,6 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     """Determine how an audit ended, from the results of its stages and its verdict.
 
     Args:
-        params: the workspace's parameters.
-        audit: its name.
         results: results of this run's stages, including those of other audits.
     """
     own = [result for result in results if result.stage.endswith(f"@{audit}")]

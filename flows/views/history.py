@@ -21,6 +21,7 @@ from flows.graph.lock import LOCK, md5_in, read_lock
 from flows.results import LastVerdict, verdict_of
 from flows.results.compare import WORKSPACE
 from flows.results.glance import HEADLINE, rate_in
+from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, UsageError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 PAGE = WORK / "history.html"
 _STAGES = ("report", "conclude")  # stages with a headline
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
-_MOST_TOLD = 3  # differing settings or stages that are named
 LIMITS = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
     "interval. Audits with other concepts or usages have other rates: compare each audit with itself.",
@@ -92,10 +92,6 @@ class History:
 
 def read_history(audit: str, last: int) -> History:
     """Read the last results of an audit.
-
-    Args:
-        audit: its name.
-        last: the number of results.
 
     Raises:
         UsageError: if `last` is below 1.
@@ -178,9 +174,9 @@ def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
     names = [key for key in dict.fromkeys([*settings[0], *settings[1]]) if settings[0].get(key) != settings[1].get(key)]
     code = [key for key in names if f".{audit}." not in key and key not in SETTINGS]
     if params := [key.partition(f".{audit}.")[2] or key for key in names if key not in code]:
-        yield f"params: {_few(params)}"
+        yield f"params: {first_of(params)}"
     if code:
-        yield f"code: {_few(code)}"
+        yield f"code: {first_of(code)}"
 
 
 def _settings(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -192,11 +188,6 @@ def _settings(lock: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                     yield key, value
                 elif key.count(".") > 1:  # skip whole audits: other stages depend on their blocks
                     yield from _leaves(key, value)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
-    return ", ".join(names[:_MOST_TOLD]) + more
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -86,7 +86,6 @@ def last_state(endings: Sequence[Ending], skipped: Sequence[str] = (), data: Any
     """The last state of a flow run, given by its worst ending.
 
     Args:
-        endings: endings of its audits.
         skipped: messages about audits that it left to another run.
         data: what the flow returns, or raises if it failed.
     """

@@ -19,7 +19,6 @@ def print_summary(page: Path, out: Path) -> None:
     """Print the first page of a report.
 
     Args:
-        page: report.html.
         out: the PDF, which appears whole or not at all.
 
     Raises:

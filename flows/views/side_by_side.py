@@ -50,12 +50,10 @@ class SideBySide:
     """Several results; each row has a value for each of their names.
 
     Args:
-        runs: the runs by name.
         found: what their searches found.
         rates: rates with intervals; all NaN if there is none.
         differs: settings in which the results differ.
         paired: the models on their common probes; None if grids differ or there are no common probes.
-        notes: hints for reading the results.
     """
 
     runs: dict[str, Run]
@@ -71,7 +69,6 @@ def chosen_results(words: Sequence[str], audits: Collection[str], default: str) 
 
     Args:
         words: names of audits, and revisions.
-        audits: names of the audits in params.yaml.
         default: the audit if none is named.
 
     Raises:

@@ -23,8 +23,6 @@ def with_proposed(
     """The text of params.yaml with the proposed concepts of an audit.
 
     Args:
-        text: the current text.
-        audit: a name under audits:.
         concepts: all levels of concepts that are new, or have new levels behind their own.
         prepare: keys of `prepare:`, lists or mappings of texts that are new or longer.
         proposed: by concept, who proposed it.
@@ -61,8 +59,6 @@ def with_usage(
     Levels of other concepts and named combinations stay. The number of changes goes, as it now follows from the shares.
 
     Args:
-        text: the current text.
-        audit: a name under audits:.
         levels: shares by concept and level.
         measured: number and source of the inputs.
 
@@ -90,8 +86,6 @@ def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
     """The text of params.yaml with the search of an audit divided into shares; 1 leaves it undivided.
 
     Args:
-        text: the current text.
-        audit: a name under audits:.
         shards: its new `discover.shards`.
         gpus: its new `compute.gpus`; None leaves it unchanged.
 
@@ -131,7 +125,6 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
     """The text of params.yaml with other public keys of reviewers.
 
     Args:
-        text: the current text.
         keys: by audit, all its keys by reviewer; names are only added or removed.
 
     Raises:

@@ -95,13 +95,7 @@ def write_workspace(folder: Path) -> list[Path]:
 
 
 def add_folders(folder: Path, name: str, *, repair: bool) -> None:
-    """Create the folders of an audit, with the files that keep them in git and its outputs out of it.
-
-    Args:
-        folder: the workspace's root folder.
-        name: name of the audit.
-        repair: whether the audit has a repair, which people may decide on.
-    """
+    """Create the folders of an audit, with the files that keep them in git and its outputs out of it."""
     for path, text in folders_of(folder, name, repair=repair).items():
         replace_file(path, text)
 
@@ -110,8 +104,6 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     """Add an audit to a workspace: its folders and, atomically, its blocks in params.yaml.
 
     Args:
-        folder: the workspace's root folder.
-        name: name of the audit.
         audit: its block, as in `AuditConfig`.
         repair: the block of its repair, as in `RepairConfig`; None for no repair.
 

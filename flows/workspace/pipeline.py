@@ -109,8 +109,6 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
     """The missing files that keep the folders of an audit in git and its outputs out of it.
 
     Args:
-        folder: the workspace's root folder.
-        name: name of the audit.
         repair: whether the audit has a repair, which people may decide on.
         own: whether it is a custom workspace; a clone's root folder has the ignore files for all audits.
 
@@ -142,7 +140,6 @@ def installation_record(folder: Path, *, own: bool) -> str:
     """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself.
 
     Args:
-        folder: the workspace's root folder.
         own: whether it is a custom workspace.
     """
     try:
@@ -153,13 +150,7 @@ def installation_record(folder: Path, *, own: bool) -> str:
 
 
 def with_lines(text: str, lines: Iterable[str], why: str) -> str:
-    """The text of an ignore file with those of these lines that it lacks added at the end.
-
-    Args:
-        text: the current text.
-        lines: lines that it must have.
-        why: the comment before them.
-    """
+    """The text of an ignore file with those of these lines that it lacks added at the end."""
     missing = [line for line in lines if line not in text.splitlines()]
     gap = "\n" if text and not text.endswith("\n") else ""
     return text + gap + "\n".join([f"# {why}", *missing, ""]) if missing else text

@@ -37,7 +37,6 @@ def edited(
     """The text of a YAML file after a change.
 
     Args:
-        text: the current text.
         change: changes the content, a mapping, in place. It is called twice: on the edited document, and on a plain
             copy that gives the expected result.
         written: applied to each line that is rewritten.

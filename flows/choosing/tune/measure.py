@@ -39,7 +39,6 @@ class Settings:
     Args:
         memory: share of the machine's memory, or the GPU's, that may be used.
         allow_bfloat16: whether bfloat16, which changes answers, may be recommended.
-        rounds: passes of each choice.
         seconds: smallest duration of a pass.
     """
 
@@ -54,7 +53,6 @@ class ComputeChoice:
     """One backend with one dtype at one batch size, and its measurements.
 
     Args:
-        compute: the three settings.
         passes: (probes, seconds, CPU-seconds) of each pass.
         memory: peak memory of the process, or its GPU, while it answered, in bytes.
         grown: the part of this that was added by answering.
@@ -229,7 +227,6 @@ class Bench:
 
         Args:
             choices: the open choices; the first is the current one.
-            reference: torch in float32.
         """
         base = next((c for c in choices if (c.compute.backend, c.compute.dtype) == ("eager", "float32")), None)
         if base is None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flows.graph import SHARE
+from flows.graph import audit_of
 from flows.graph.before_dvc import code_in, note_linked_folders
 from flows.graph.heal import heal
 from flows.places.machines.driver import hashes, other_bytes, other_code
@@ -96,8 +96,7 @@ def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
 
 def _check_code(shipment: Shipment, host: str) -> None:
     """Refuse to run code that differs from the driver's, by the code.json that it sent."""
-    kind, _, audit = shipment.stage.partition("@")
-    audit = audit.rpartition("-")[0] if kind == SHARE else audit
+    kind, audit = shipment.stage.partition("@")[0], audit_of(shipment.stage)
     theirs = json.loads((DATA / audit / CODE).read_text(encoding="utf-8"))
     if code_in(Path()).digest(load_params().audit(audit), kind) != theirs.get(kind):
         raise other_code(shipment, host)

@@ -51,10 +51,6 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
 
     Everything the stage depends on is up to date in this workspace.
 
-    Args:
-        stage: its name in dvc.yaml.
-        config: the runner, with `workspace` set.
-
     Returns:
         None if this clone already has the outputs, so that DVC has nothing to execute here.
 

@@ -30,12 +30,7 @@ _S3_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
 
 
 class Store:
-    """A clone's view of the remote; open it with `opened`.
-
-    Args:
-        repo: the clone's DVC repository.
-        remote: name of the remote, None for DVC's default.
-    """
+    """A clone's view of the remote; open it with `open_store`."""
 
     def __init__(self, repo: Repo, remote: str | None) -> None:
         self.repo, self.remote = repo, remote
@@ -174,7 +169,6 @@ class Store:
         """Put outputs from the cache into the workspace.
 
         Args:
-            entries: the outputs.
             plain: paths of those that git tracks, which must not be links into the cache.
         """
         for out in self.outputs(entries):

@@ -39,11 +39,6 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
     It runs in its own process, because a worker's threads share one current folder. The process ends with the worker,
     even on kill -9.
 
-    Args:
-        shipment: what the driver sent.
-        say: called with each line.
-        env: variables that the runner adds to the stage's environment.
-
     Returns:
         The result with `made`, which tells the driver the outputs.
 

@@ -55,7 +55,6 @@ class Runner(Protocol):
         """Run a stage to its end; called in a separate thread per stage, once all stages before it are done.
 
         Args:
-            job: the stage, and what it needs.
             say: called in the same thread with each line the stage prints.
 
         Raises:
@@ -67,7 +66,6 @@ def chosen_runner(params: Params, told: str | None) -> RunnerConfig:
     """The chosen runner: from `--runner` or FADED_RUNNER, otherwise from params.yaml.
 
     Args:
-        params: the workspace's parameters.
         told: NAME or NAME=ADDRESS. Other settings under `runner:` apply if they are for the same kind.
 
     Raises:

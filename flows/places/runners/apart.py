@@ -12,12 +12,7 @@ from stages.params.file import RunnerConfig
 
 
 class Apart:
-    """Runs stages in workers' clones, and brings their outputs here.
-
-    Args:
-        runner: the cluster's runner.
-        config: its settings, with `workspace` set.
-    """
+    """Runs stages in workers' clones, and brings their outputs here."""
 
     def __init__(self, runner: Runner, config: RunnerConfig) -> None:
         self._runner, self._config = runner, config

@@ -23,9 +23,7 @@ def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError
     """Run a stage in its workspace.
 
     Args:
-        job: the stage.
         devices: ids of its GPUs. Without any it sees none, as a cluster's other GPUs belong to other stages.
-        say: called with each line it prints.
 
     Returns:
         Its result. Errors for people are returned, as the libraries would wrap and print raised ones.
