@@ -18,7 +18,7 @@ from stages.tasks.classification import ImageClassification
 from stages.tasks.contract import Compute
 from tests.finished import faded, inside, quick_audit
 from tests.images import image_context, write_images
-from tests.workspace import audit_params, make_workspace
+from tests.workspace import ROOT, audit_params, make_workspace
 
 QUICK = Settings(rounds=1, seconds=0.001)
 
@@ -28,31 +28,21 @@ def choice(speed, backend="eager", dtype="float32", batch_size=32):
 
 
 @pytest.mark.parametrize(
-    ("others", "allow", "expected"),
+    ("dtype", "others", "allow", "expected"),
     [
-        ([], False, 0),
-        ([choice(10.4, "compile")], False, 0),  # within 5% of the current one
-        ([choice(30, "openvino"), choice(20, "compile")], False, 1),
-        ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], False, 1),
-        ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], True, 2),
+        ("float32", [], False, 0),
+        ("float32", [choice(10.4, "compile")], False, 0),  # within 5% of the current one
+        ("float32", [choice(30, "openvino"), choice(20, "compile")], False, 1),
+        ("float32", [choice(30, "openvino"), choice(60, "openvino", "bfloat16")], False, 1),
+        ("float32", [choice(30, "openvino"), choice(60, "openvino", "bfloat16")], True, 2),
+        ("bfloat16", [choice(60, "openvino", "bfloat16")], False, 0),  # its answers differ from those of eager in it
+        ("bfloat16", [choice(60, "openvino", "bfloat16")], True, 1),
+        ("bfloat16", [choice(30, "eager", "bfloat16", 64), choice(60, "openvino", "bfloat16")], False, 1),
+        ("bfloat16", [choice(30, "eager", "bfloat16", 64), choice(60, "openvino")], False, 2),
     ],
 )
-def test_the_fastest_that_may_be_taken_is_recommended(others, allow, expected):
-    tuning = Tuning([choice(10), *others], {}, 100)
-    assert tuning.best(allow) is tuning.choices[expected]
-
-
-@pytest.mark.parametrize(
-    ("others", "allow", "expected"),
-    [
-        ([choice(60, "openvino", "bfloat16")], False, 0),  # its answers differ from those of eager in bfloat16
-        ([choice(60, "openvino", "bfloat16")], True, 1),
-        ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino", "bfloat16")], False, 1),
-        ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino")], False, 2),
-    ],
-)
-def test_where_bfloat16_is_in_force_another_backend_in_it_is_not_taken_unasked(others, allow, expected):
-    tuning = Tuning([choice(10, "eager", "bfloat16"), *others], {}, 100)
+def test_the_fastest_that_may_be_taken_is_recommended(dtype, others, allow, expected):
+    tuning = Tuning([choice(10, "eager", dtype), *others], {}, 100)
     assert tuning.best(allow) is tuning.choices[expected]
 
 
@@ -126,14 +116,8 @@ def stripes(tmp_path_factory):
         discrepancy={},
         compute={"device": "cpu", "threads": 1, "batch_size": 32, "backend": "eager"},
     )
-    (home / "stages").symlink_to(stages_folder())
+    (home / "stages").symlink_to(ROOT / "stages")
     return home, AuditConfig.model_validate(audit)
-
-
-def stages_folder():
-    from tests.workspace import ROOT
-
-    return ROOT / "stages"
 
 
 @pytest.mark.slow
@@ -186,9 +170,8 @@ def _noting(opening, opened):
 
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
-    monkeypatch.setattr(
-        "flows.choosing.tune.measure.GROWTH", 0.0
-    )  # a planted task is equally fast in any batch, so the largest is chosen
+    # A planted task is equally fast in any batch, so the largest is chosen.
+    monkeypatch.setattr("flows.choosing.tune.measure.GROWTH", 0.0)
     monkeypatch.setattr("flows.choosing.tune.measure.MOST", 64)
     monkeypatch.setattr("flows.choosing.tune.measure.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):

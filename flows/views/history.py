@@ -5,10 +5,10 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
-from itertools import cycle, zip_longest
+from itertools import cycle, pairwise
 from math import hypot, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,8 +100,9 @@ def read_history(audit: str, last: int) -> History:
         raise UsageError(f"--last {last}: expected 1 or more results")
     bundles = _bundles(audit)
     found = [one for revision, when in _revisions(audit, last + 1) if (one := _read(audit, revision, when, bundles))]
-    pairs = zip_longest(found, found[1:])
-    results = [_told(audit, one, before) for one, before in pairs][:last]
+    results = [one.result for one in found[:last]]
+    for k, (one, before) in enumerate(pairwise(found)):
+        results[k] = replace(one.result, changed=tuple(_changes(audit, before.lock, one.lock)))
     return History(audit, results, _drift(audit, found[:last]))
 
 
@@ -151,11 +152,6 @@ def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]
         ),
         {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit},
     )
-
-
-def _told(audit: str, one: _Found, before: _Found | None) -> RevisionResult:
-    changed = None if before is None else tuple(_changes(audit, before.lock, one.lock))
-    return RevisionResult(**{**vars(one.result), "changed": changed})
 
 
 def _changes(audit: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from flows.graph import audit_of
 from flows.graph.before_dvc import code_in, note_linked_folders
 from flows.graph.heal import heal
-from flows.places.machines.driver import hashes, other_bytes, other_code
+from flows.graph.lock import LOCK as DVC_LOCK
+from flows.graph.lock import read_lock
+from flows.places.machines.driver import differs, hashes
 from flows.places.machines.store import Store, open_store
 from flows.places.machines.worker import Failure, here
 from flows.run_stage import StageResult, run_stage
-from flows.shipment import Entry, Shipment, ShipmentResult
+from flows.shipment import Shipment, ShipmentResult
 from flows.workspace import exclusive, running_audit
 from stages.code import CODE
 from stages.core.environment import WORK
@@ -59,14 +61,14 @@ def run_shipment(shipment: Shipment, host: str) -> StageResult:
         mine = hashes(stage)
         for path in sorted(shipment.hashes):
             if mine.get(path) != shipment.hashes[path]:
-                raise other_bytes(shipment, host, path)
+                raise differs(shipment, host, f"bytes under {path}")
         known = store.recall(stage)
         if not known and shipment.lock is not None and not stage.cmd_changed:
             store.pull(shipment.lock.get("outs", []))  # DVC also looks into dvc.lock before it runs a stage
         _note(out.def_path for out in stage.outs)
     result = run_stage(shipment.stage, print)
     with open_store(shipment.remote) as store:
-        lock = _lock(shipment.stage)
+        lock = read_lock(DVC_LOCK.read_bytes())[shipment.stage]
         store.push(lock["outs"])
         store.remember(store.stage(shipment.stage))
     return result.model_copy(update={"made": ShipmentResult(host=host, lock=lock, versions=versions())})
@@ -99,7 +101,7 @@ def _check_code(shipment: Shipment, host: str) -> None:
     kind, audit = shipment.stage.partition("@")[0], audit_of(shipment.stage)
     theirs = json.loads((DATA / audit / CODE).read_text(encoding="utf-8"))
     if code_in(Path()).digest(load_params().audit(audit), kind) != theirs.get(kind):
-        raise other_code(shipment, host)
+        raise differs(shipment, host, f"code for {shipment.stage}")
 
 
 def _brought() -> set[str]:
@@ -108,12 +110,6 @@ def _brought() -> set[str]:
 
 def _note(paths: Iterable[str]) -> None:
     write_state(BROUGHT, sorted(_brought() | set(paths)))
-
-
-def _lock(stage: str) -> Entry:
-    import yaml
-
-    return dict(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage])
 
 
 @contextlib.contextmanager

@@ -57,9 +57,11 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
     Raises:
         InfrastructureError: if the remote fails, or an input is missing.
     """
+    from dvc.repo import lock_repo
+
     assert config.workspace is not None
     with open_store(config.remote) as store:
-        with _locked(store):
+        with lock_repo(store.repo):
             if not store.repo.stage.collect(stage)[0].status():
                 return None
             reads = store.stage(stage)
@@ -75,7 +77,7 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
         lock=lock,
         inputs=inputs,
         hashes=hashes(reads),
-        revision=_revision(),
+        revision=git("rev-parse", "--short", "HEAD"),
         workspace=config.workspace,
         within=within_repository(Path.cwd()),
         remote=config.remote,
@@ -89,6 +91,9 @@ def take_back(shipment: Shipment, made: ShipmentResult) -> None:
         InfrastructureError: if they were made from other inputs than were sent, are not in the remote, or the workspace
             changed meanwhile.
     """
+    from dvc.repo import lock_repo
+    from dvc.stage.loader import StageLoader
+
     with open_store(shipment.remote) as store:
         stage = store.repo.stage.collect(shipment.stage)[0]
         outs = _checked(shipment, made, stage)
@@ -96,9 +101,7 @@ def take_back(shipment: Shipment, made: ShipmentResult) -> None:
             raise InfrastructureError(
                 f"{shipment.stage} ran on {made.host}, but the DVC remote {store.name} lacks {', '.join(missing)}"
             )
-        with _locked(store):
-            from dvc.stage.loader import StageLoader
-
+        with lock_repo(store.repo):
             plain = [out.def_path for out in stage.outs if not out.use_cache]
             store.checkout(outs, plain)
             StageLoader.fill_from_lock(stage, made.lock)
@@ -146,23 +149,14 @@ def _checked(shipment: Shipment, made: ShipmentResult, stage: PipelineStage) -> 
     read = {dep["path"]: dep.get("md5") for dep in lock.get("deps", [])}
     for path in sorted(shipment.hashes.keys() | read.keys()):
         if read.get(path) != shipment.hashes.get(path):
-            raise other_bytes(shipment, made.host, path)
+            raise differs(shipment, made.host, f"bytes under {path}")
     if lock["cmd"] != stage.cmd or {out["path"] for out in outs} != {out.def_path for out in stage.outs}:
         raise InfrastructureError(f"{made.host} has another dvc.yaml than the driver: {shipment.stage} is not the same")
     return outs
 
 
-def other_bytes(shipment: Shipment, host: str, path: str) -> InfrastructureError:
-    """The error for a worker's clone with different bytes at a path that the stage reads."""
-    return _differs(shipment, host, f"bytes under {path}")
-
-
-def other_code(shipment: Shipment, host: str) -> InfrastructureError:
-    """The error for a worker's clone that would run different code than the driver's."""
-    return _differs(shipment, host, f"code for {shipment.stage}")
-
-
-def _differs(shipment: Shipment, host: str, what: str) -> InfrastructureError:
+def differs(shipment: Shipment, host: str, what: str) -> InfrastructureError:
+    """The error for a worker's clone with other bytes at a path that the stage reads, or other code than the driver."""
     state = f"commit {shipment.revision}" if shipment.revision else "the driver's state"
     return InfrastructureError(f"worker {host} has other {what} than the driver: bring its clone to {state}")
 
@@ -188,16 +182,6 @@ def _lock_entry(store: Store, stage: str) -> Entry | None:
 def _texts(params: Params) -> list[str]:
     ratings = [audit.ratings.file for audit in params.audits.values() if audit.ratings is not None]
     return [path for path in dict.fromkeys([*_TEXTS, *ratings]) if Path(path).is_file()]
-
-
-def _locked(store: Store) -> Any:
-    from dvc.repo import lock_repo
-
-    return lock_repo(store.repo)
-
-
-def _revision() -> str | None:
-    return git("rev-parse", "--short", "HEAD")
 
 
 def within_repository(folder: Path) -> str | None:
