@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,18 @@ def faded(workspace: Workspace, *arguments: object, stdin: str | None = None, **
         return int(done.exception.exit_code), f"{done.output}{done.exception}"
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
     return done.exit_code, done.output
+
+
+@contextlib.contextmanager
+def audit_running(workspace: Workspace) -> Iterator[int]:
+    """Another process runs an audit there, as far as its lock tells; yields its id."""
+    hold = "with exclusive(): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-P", "-c", f"import sys; from flows.workspace import exclusive\n{hold}"]
+    with subprocess.Popen(command, cwd=workspace.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        yield process.pid
+        process.communicate()
+    assert process.returncode == 0
 
 
 def decide(audit: str, reviewer: str, *, approve: bool = True, revise: bool = False, severity: float = 1.0) -> None:

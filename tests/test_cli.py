@@ -32,7 +32,7 @@ from stages.core.files import record_probe_seconds, seal
 from stages.params import Params
 from stages.records import Landscape, Provenance, Verdict
 from stages.records.landscape import ConceptRecord
-from tests.finished import commit, faded, finished_audits, inside, run_stages
+from tests.finished import audit_running, commit, faded, finished_audits, inside, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -386,7 +386,9 @@ def test_two_revisions_are_compared_on_common_probes(finished):
     done = run_here(finished, "compare", "first", "workspace", "other")
     assert done.returncode == 0, done.stdout
     assert "overall" in done.stdout and "tilt 3" in done.stdout
-    assert "more failures" in done.stdout
+    assert "paired on" in done.stdout and "more failures" in done.stdout
+    assert "failures found by the agent" not in done.stdout
+    assert "first: agent (random)" in (finished.path / ".faded/compare.html").read_text()
 
     same = run_here(finished, "compare", "first", "first", "other").stdout
     assert "first minus first +0.0000 (95% interval +0.0000 to +0.0000): no difference shown" in same
@@ -454,22 +456,12 @@ def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     assert paired_difference(a, b[b["role"] == "agent"], TILTED) is None
 
 
-def test_one_audit_at_a_time(tmp_path):
-    workspace = make_workspace(tmp_path, {"tiny": audit_params()}, {"tiny": repair_params()}, toys=True)
-    holder = (
-        "import os, sys, time; from flows.workspace import *; enter_workspace()\n"
-        "with exclusive():\n    print('held', flush=True); sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        done = run_here(workspace, "audit")
-        assert done.returncode == 3
-        assert f"process {process.pid}" in done.stdout
-        assert f"process {process.pid}" in run_here(workspace, "status").stdout
-        process.communicate("")
-    assert workspace.executed() == []
+def test_one_audit_at_a_time(toys):
+    with audit_running(toys) as process:
+        done = run_here(toys, "audit")
+        assert done.returncode == 3 and f"process {process}" in done.stdout
+        assert f"process {process}" in run_here(toys, "status").stdout
+    assert toys.executed() == []
 
 
 def test_a_pipeline_of_somebody_elses_is_told_from_a_workspace(toys, tmp_path):

@@ -78,13 +78,6 @@ def test_two_audits_are_put_in_one_table_and_one_page(workspace, tmp_path):
     assert "Head to head" in text and "Whose failure modes they are" in text
 
 
-def test_two_revisions_of_one_audit_are_still_paired(workspace, tmp_path):
-    page = tmp_path / "page.html"
-    code, said = faded(workspace, "compare", "first", WORKSPACE, "--page", page)
-    assert code == 0 and "paired on" in said and "failures found by the agent" not in said
-    assert "first: agent (random)" in page.read_text()
-
-
 def test_more_revisions_and_audits_are_named_by_both(workspace):
     shown = together(workspace, [("first", "tiny"), (WORKSPACE, "tiny"), ("first", "other")])
     assert list(shown.runs) == ["tiny in first", "tiny in workspace", "other in first"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,8 +15,9 @@ from flows.workspace import enter_workspace, running_audit
 from flows.workspace.pipeline import make_folders, outdated, pipeline, update_pipeline
 from stages.code import read_stages
 from stages.core.errors import InfrastructureError
+from tests.finished import audit_running
 from tests.own_workspaces import toy_package
-from tests.workspace import Workspace, audit_params
+from tests.workspace import audit_params
 
 
 def test_the_pipeline_names_code_by_faded_json_and_is_else_the_one_graph():
@@ -120,30 +118,9 @@ def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
     assert done.returncode == 0, done.stdout
 
 
-HOLD = """
-import sys
-from flows.workspace import exclusive
-
-with exclusive():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def running(workspace: Workspace) -> Iterator[None]:
-    """Another process runs an audit there."""
-    command = [sys.executable, "-P", "-c", HOLD]
-    with subprocess.Popen(command, cwd=workspace.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        yield
-        process.communicate()
-    assert process.returncode == 0
-
-
 def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, monkeypatch, capsys):
     monkeypatch.chdir(own.path)
-    with running(own):
+    with audit_running(own):
         own.edit_params({"audits.mine": own.params()["audits"]["tiny"]})
         enter_workspace()
         assert "faded wrote data/mine/.gitignore" in capsys.readouterr().err
