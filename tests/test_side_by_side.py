@@ -57,6 +57,7 @@ def test_every_audit_is_meant_in_every_revision(workspace, words, meant):
 def test_one_result_and_a_word_that_is_neither_are_refused(workspace, tmp_path):
     for words, told in (
         (["first"], "found one result, of tiny in first, expected two at least: name another revision or audit"),
+        (["first", "first"], "found one result, of tiny in first"),
         (["othr", "tiny"], "cannot compare 'othr': expected a git revision, 'workspace' or an audit in params.yaml"),
     ):
         code, said = faded(workspace, "compare", *words, "--page", tmp_path / "page.html")

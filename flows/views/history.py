@@ -101,7 +101,7 @@ def read_history(audit: str, last: int) -> History:
     bundles = _bundles(audit)
     found = [one for revision, when in _revisions(audit, last + 1) if (one := _read(audit, revision, when, bundles))]
     results = [one.result for one in found[:last]]
-    for k, (one, before) in enumerate(pairwise(found)):
+    for k, (one, before) in enumerate(pairwise(found[: last + 1])):
         results[k] = replace(one.result, changed=tuple(_changes(audit, before.lock, one.lock)))
     return History(audit, results, _drift(audit, found[:last]))
 

@@ -80,7 +80,7 @@ def chosen_results(words: Sequence[str], audits: Collection[str], default: str) 
             known = f"a git revision, {WORKSPACE!r} or an audit in params.yaml ({', '.join(audits)})"
             raise UsageError(f"cannot compare {word!r}: expected {known}")
     named = [word for word in words if word in audits] or [default]
-    pairs = [(revision, audit) for audit in named for revision in revisions or [WORKSPACE]]
+    pairs = list(dict.fromkeys((revision, audit) for audit in named for revision in revisions or [WORKSPACE]))
     if len(pairs) == 1:
         [(revision, audit)] = pairs
         raise UsageError(
