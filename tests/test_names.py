@@ -1,0 +1,34 @@
+"""A class or public function name means one thing, so that whoever reads it knows which it is."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+
+from tests.workspace import ROOT
+
+# Names that several kinds of models, stages or runners share because they do the same: what a contract asks of each.
+SHARED = {
+    "kind of model": {
+        "DiscrepancyConfig", "EndpointModel", "HubDataset", "ImageFolder", "JsonLines", "JudgeSource", "ModelSource",
+        "PrepareConfig", "RepairSettings", "TransformersModel", "about", "check_concepts", "choose_items", "conflicts",
+        "discrepancy", "known", "loading", "made", "model_hash", "repair", "verify", "weighted",
+    },
+    "stage": {"headline_of", "main", "metrics_of", "write"},
+    "runner": {"opened"},
+    "measure of bias": {"total_variation"},
+}  # fmt: skip
+
+
+def test_a_name_means_one_thing():
+    homes = defaultdict(list)
+    for path in [path for folder in ("stages", "flows") for path in sorted((ROOT / folder).rglob("*.py"))]:
+        if path.parent.name == "commands":  # named as people type them
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                homes[node.name].append(path.relative_to(ROOT).as_posix())
+    shared = set().union(*SHARED.values())
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    assert {name: places for name, places in twice.items() if name not in shared} == {}
+    assert shared - twice.keys() == set(), "these are shared no more"
