@@ -373,7 +373,7 @@ def test_prepare_settles_it_for_all_stages_and_machines(audit, installed, monkey
 def test_an_explicit_backend_is_taken_as_it_is(audit, monkeypatch):
     text = Path("params.yaml").read_text().replace("device: cpu", "device: cpu\n      backend: eager")
     Path("params.yaml").write_text(text)
-    monkeypatch.setattr("stages.tasks.classification.probes.choose", None)
+    monkeypatch.setattr("stages.tasks.classification.probes.choose_backend", None)
     prepare("stripes")
     assert json.loads((PREPARED / "fingerprint.json").read_text())["backend"] == "eager"
     assert "backend_auto" not in json.loads((PREPARED / "provenance.json").read_text())

@@ -200,7 +200,7 @@ def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
 
 def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = record()
-    merge = feedback.merge
+    merge = feedback.merge_decisions
 
     def meanwhile(*given: Any) -> Plan:
         record(revise=True, reviewer="Grace")
@@ -208,7 +208,7 @@ def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypa
 
     monkeypatch.setattr(feedback, "load_params", params)
     monkeypatch.setattr(feedback, "provenance", lambda *_, **__: {})
-    monkeypatch.setattr(feedback, "merge", meanwhile)
+    monkeypatch.setattr(feedback, "merge_decisions", meanwhile)
     feedback.main("x")
     assert read_json(Path("data/x/collect_feedback/plan.json"))["reviewer"] == "Ada"
     used = read_json(Path("data/x/collect_feedback/provenance.json"))["decisions"]

@@ -111,7 +111,7 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
         fitted.append(len(data))
         return kernel.fit_regression(features, data, noise)
 
-    monkeypatch.setattr(surrogate, "fit", recorded)
+    monkeypatch.setattr(surrogate, "fit_regression", recorded)
     model = Smooth()
     data = as_data(model.probes(1000, greedy=False), model.ids, model.concepts, 0.0)
     belief = Learner(model.concepts, model.embeddings, "process").fit(data, seed=1)

@@ -119,7 +119,7 @@ def test_a_mode_of_an_enumerated_grid_is_sought_on_other_items_than_confirm_it(m
         given.append((seen, arguments[0]))
         return estimate_landscape(seen, *arguments, **keywords)
 
-    monkeypatch.setattr("stages.landscape.describe.estimate", noted)
+    monkeypatch.setattr("stages.landscape.describe.estimate_landscape", noted)
     cells, ids = task.concepts.cells(), task.items.table["id"].tolist()
     every = ask(task, np.repeat(np.arange(8), len(cells)), np.tile(cells, (8, 1)), "control")
     modes_of(every, ids[:8], task.embed(ids[:8]), task.concepts, 1, NO_FRESH)

@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_an_outcome_of_its_own(home, task, monkeypatch, u
 def test_what_cannot_be_read_is_told_from_what_is_read_wrong(task, monkeypatch):
     monkeypatch.setattr(task.judge, "aligned", lambda *_: np.zeros(3))
     told = {"colour": ["", "blue", "red"], "background": ["black", "", "black"]}
-    monkeypatch.setattr("stages.tasks.text_to_image.studio.told", lambda judge, reading, name: told[name])
+    monkeypatch.setattr("stages.tasks.text_to_image.studio.attribute_values", lambda judge, reading, name: told[name])
     asked = [{"colour": "red", "background": "black"}] * 3
     found = task.studio.assess(
         [np.zeros((16, 16, 3), dtype=np.uint8)] * 3, ["a red box on a black background"] * 3, asked
