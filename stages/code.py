@@ -144,13 +144,13 @@ def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
     applied_by = [target for concept, target in APPLIED_BY.items() if concept in audit.concepts]
     return {
         "stages.tasks.load:task_class": (plugins.TASKS, [audit.task, *applied_by]),
-        "stages.tasks.load:own_function": (plugins.TASKS, [name for name in (own_function(audit),) if name]),
+        "stages.tasks.load:own_function": (plugins.TASKS, [name for name in (model_function(audit),) if name]),
         "stages.concepts.catalogue:with_plugins": (plugins.CONCEPTS, list(audit.concepts)),
         "stages.explorers.registry:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
     }
 
 
-def own_function(audit: AuditConfig) -> str:
+def model_function(audit: AuditConfig) -> str:
     """Return the user's own function that an audit names as its model, "my_module:predict"; "" for other models."""
     model = audit.prepare.get("model")
     name = model.get("function") if isinstance(model, Mapping) else None

@@ -9,8 +9,8 @@ from hashlib import sha256
 import numpy as np
 
 from stages.concepts import Concept, ConceptSpace
-from stages.mining.mine import Answered, Ask, Texts
-from stages.mining.wordings import facts, replaced, synonyms
+from stages.mining.mine import Answered, MinableTexts, WordProbe
+from stages.mining.wordings import facts, replaced, synonyms_by_word
 
 
 def _words(said: str) -> list[str]:
@@ -44,12 +44,12 @@ def questions(n: int, seed: int) -> list[str]:
     return list(found)
 
 
-def texts(n: int, seed: int) -> Texts:
+def texts(n: int, seed: int) -> MinableTexts:
     """Make items of `n` different questions, each in its own group."""
     asked = questions(n, seed)
     ids = [f"q{number}" for number in range(n)]
-    options = [synonyms(text) for text in asked]
-    return Texts(ids, asked, asked, ["It is known."] * n, ids, options, facts)
+    options = [synonyms_by_word(text) for text in asked]
+    return MinableTexts(ids, asked, asked, ["It is known."] * n, ids, options, facts)
 
 
 class Planted:
@@ -61,15 +61,15 @@ class Planted:
         noise: failure rate if none holds.
     """
 
-    def __init__(self, texts: Texts, hidden: Sequence[frozenset[str]], noise: float = 0.03) -> None:
+    def __init__(self, texts: MinableTexts, hidden: Sequence[frozenset[str]], noise: float = 0.03) -> None:
         self.texts, self.hidden, self.noise = texts, hidden, noise
         self.asked = 0
 
-    def __call__(self, asks: Sequence[Ask]) -> list[Answered]:
+    def __call__(self, asks: Sequence[WordProbe]) -> list[Answered]:
         self.asked += len(asks)
         return [self.answer(ask) for ask in asks]
 
-    def answer(self, ask: Ask) -> Answered:
+    def answer(self, ask: WordProbe) -> Answered:
         text = replaced(self.texts.texts[ask.item], dict(ask.words))
         holds = facts(text)
         if ask.cell[0] == 1:
@@ -79,7 +79,7 @@ class Planted:
         return Answered(failed, text, "Nobody knows." if failed else "It is known.")
 
 
-def hide(texts: Texts, seed: int, *, put_in: int, said: int, attributes: int) -> list[frozenset[str]]:
+def hide(texts: MinableTexts, seed: int, *, put_in: int, said: int, attributes: int) -> list[frozenset[str]]:
     """Choose what the model fails on: words that only a lexicon offers, words in items, and attributes.
 
     Words from the lexicon must fit at least 16 items; words in items must occur in 16 items to an eighth of all.

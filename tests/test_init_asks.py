@@ -14,7 +14,7 @@ from rich.text import Text
 
 import flows.init.run
 from flows.choosing.screen import Swept
-from flows.init.answers import ask
+from flows.init.answers import ask_questions
 from flows.init.propose import Wanted, count_items, search_budget
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
@@ -161,7 +161,7 @@ def test_on_a_terminal_it_asks_again_until_the_answer_will_do_and_shows_names_as
 
 def asked(repository: Path, **given: Any) -> Wanted:
     answers = {"model": WEIGHTS, "data": "shapes", **given}
-    return ask(questions(answers, yes=True), repository, [], None)
+    return ask_questions(questions(answers, yes=True), repository, [], None)
 
 
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):

@@ -17,7 +17,7 @@ from flows.init.files import Placed, place
 from stages.core.errors import UsageError
 from stages.core.files import content_hash
 from stages.params import load_params
-from stages.tasks.classification.init.models import Classifier, candidates
+from stages.tasks.classification.init.models import RecognisedClassifier, candidates
 from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model
@@ -140,7 +140,7 @@ def test_weights_are_known_by_their_names_and_shapes(repository):
     shapes_of = {k: tuple(v.shape) for k, v in models.resnet18(num_classes=7).state_dict().items()}
     assert candidates("model", shapes_of)[0] == "resnet18"
     _, model = seen_as(WEIGHTS, yes=True)
-    assert isinstance(model, Classifier)
+    assert isinstance(model, RecognisedClassifier)
     assert (model.block, model.n_classes, model.shape[0]) == ({"timm": "test_resnet"}, 3, 3)
 
 
@@ -157,7 +157,7 @@ def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_
     path = tmp_path / f"{name}.safetensors"
     path.touch()
     _, seen = seen_as(path, yes=True)
-    assert isinstance(seen, Classifier)
+    assert isinstance(seen, RecognisedClassifier)
     assert (seen.n_classes, seen.shape[0]) == (7, 3)
 
 
@@ -176,7 +176,7 @@ def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
 
     vit(tmp_path / "vit", ["cat", "dog"])
     kind, seen = seen_as(tmp_path / "vit")
-    assert isinstance(seen, Classifier)
+    assert isinstance(seen, RecognisedClassifier)
     assert (kind, list(seen.classes), seen.shape) == ("image-classification", ["cat", "dog"], (3, 32, 32))
     for made in (tiny_causal(tmp_path / "chat"), tiny_seq2seq(tmp_path / "bart")):
         assert seen_as(made)[0] == "summarization"
@@ -196,7 +196,7 @@ def test_an_onnx_network_says_what_it_takes_and_cannot_be_repaired(tmp_path):
     ]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), str(tmp_path / "m.onnx"))
     _, model = seen_as(tmp_path / "m.onnx")
-    assert isinstance(model, Classifier)
+    assert isinstance(model, RecognisedClassifier)
     assert (model.named("m.onnx"), model.outputs) == ({"onnx": "m.onnx"}, "probabilities")
     assert (model.n_classes, model.shape, model.black_box) == (5, (3, 32, 32), True)
 

@@ -20,10 +20,10 @@ pytest.importorskip("lemminflect")
 
 from stages.core.errors import UsageError
 from stages.mining import MineSettings
-from stages.mining.mine import Ask, mine
+from stages.mining.mine import WordProbe, mine
 from stages.mining.sets import level_wise
 from stages.mining.texts import TextProber
-from stages.mining.wordings import alternatives, facts, other_levels, replaced, synonyms
+from stages.mining.wordings import alternatives, facts, other_levels, replaced, synonyms_by_word
 from stages.params import load_params
 from stages.tasks.chat import Chat
 from stages.tasks.load import task_context
@@ -132,7 +132,7 @@ def test_attributes_are_what_people_see(text, held):
 
 def test_words_are_replaced_in_their_inflection_and_slots_are_not_words():
     template = "a photograph of the big {dog} near big trees"
-    assert synonyms(template)["big"] == ("large",) and "dog" not in alternatives(template)
+    assert synonyms_by_word(template)["big"] == ("large",) and "dog" not in alternatives(template)
     assert replaced(template, {"big": "large", "dog": "cat"}) == "a photograph of the large {dog} near large trees"
     assert "map" in alternatives(template)["photograph"]
     assert "wolf" in other_levels("dog") and "in the rain" in other_levels("in the snow") and other_levels("") == []
@@ -154,7 +154,7 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     item, words = next((n, one) for n, one in enumerate(asked.texts().options) if one)
     word, other = next((word, others[0]) for word, others in words.items())
     start = tuple(asked.concepts.start.tolist())
-    asks = [Ask(item, ((word, other),), start), Ask(item, (), start)]
+    asks = [WordProbe(item, ((word, other),), start), WordProbe(item, (), start)]
     task, ids, cells = asked.worded(asks)
     article = asked.texts().texts[item]
     assert task.changed(ids, cells) == [replaced(article, {word: other}), article]
@@ -175,7 +175,7 @@ def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can
     assert asked.context.concepts == context.concepts  # its judge reads only attributes
     start, texts_ = tuple(asked.concepts.start.tolist()), asked.texts()
     item, word = next((n, w) for n, text in enumerate(texts_.texts) for w in text.split() if w.isalpha())
-    asks = [Ask(item, ((word, "sketch"),), start), Ask(item, (), start)]
+    asks = [WordProbe(item, ((word, "sketch"),), start), WordProbe(item, (), start)]
     task, ids, cells = asked.worded(asks)
     new, old = (one[0].prompt for one in task.orders(ids, cells))
     assert new == replaced(old, {word: "sketch"}) != old and [one.given for one in asked(asks)] == [new, old]

@@ -10,7 +10,7 @@ pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
 from flows.choosing.mine.catalogue import EXAMPLES, catalogue
-from stages.mining import Example, MineSettings, Mining
+from stages.mining import MinedExample, MineSettings, Mining
 from stages.mining.mine import mine
 from stages.pages.words import interval, percent
 from stages.params import AuditConfig
@@ -105,7 +105,7 @@ def test_it_is_open_to_everybody_and_filters_by_verdict(browser, mining, page, w
 
 
 def test_hostile_texts_are_shown_as_texts(browser, mining, tmp_path):
-    example = Example(
+    example = MinedExample(
         item=HOSTILE, text=HOSTILE, given=HOSTILE, original="", expected=HOSTILE, answered=HOSTILE, holds=[HOSTILE]
     )
     one = mining.findings[0].model_copy(update={"facts": [HOSTILE], "replaced": [HOSTILE], "examples": [example]})

@@ -16,9 +16,9 @@ from stages.concepts import Concept
 from stages.core.errors import UsageError
 from stages.pages.words import marked
 from stages.params import AuditConfig, checked
-from stages.proposing.ask import TRIES, ProposerConfig, ask, drawn_items, question, vocabulary_of
+from stages.proposing.ask import TRIES, ProposerConfig, ask_proposer, drawn_items, question, vocabulary_of
 from stages.proposing.enter import Made, judged
-from stages.proposing.record import Proposal
+from stages.proposing.record import ProposedConcept
 from stages.screening.sweep import sweep
 from stages.tasks.account import Account
 from tests.endpoints import completion, said, served
@@ -180,16 +180,16 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why)
         served(Scripted(text), whole=True) as model,
         pytest.raises(UsageError, match=f"none of {TRIES} answers holds proposals that can be read.*{why}"),
     ):
-        ask(config_of(model.url), Account(), "What?")
+        ask_proposer(config_of(model.url), Account(), "What?")
     assert len(model.requests) == TRIES
 
 
 def test_nothing_to_propose_is_an_answer_and_so_is_what_comes_after_thoughts():
     thoughts = "<think>{maybe} fog?</think>"
     with served(Scripted(thoughts + answer_of(USEFUL, USELESS), answer_of()), whole=True) as model:
-        found = ask(config_of(model.url, proposals=1), Account(), "What?")
-        assert ask(config_of(model.url), Account(), "And now?").proposals == []
-    assert found.proposals == [Proposal.model_validate(USEFUL)] and found.malformed == []
+        found = ask_proposer(config_of(model.url, proposals=1), Account(), "What?")
+        assert ask_proposer(config_of(model.url), Account(), "And now?").proposals == []
+    assert found.proposals == [ProposedConcept.model_validate(USEFUL)] and found.malformed == []
     assert [(one.concept, one.verdict) for one in found.refused] == [("dust", "more than 1 were proposed")]
 
 
@@ -211,7 +211,7 @@ def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
     with served(Scripted(answer_of()), whole=True) as model:
         config = config_of(model.url)
         assert "image: " not in question(config, vocabulary, items)
-        ask(config, Account(), "What?", vocabulary.pictures(task, ids))
+        ask_proposer(config, Account(), "What?", vocabulary.pictures(task, ids))
     text, *sent = model.requests[0]["messages"][-1]["content"]
     assert text == {"type": "text", "text": "What?"}
     for one, clean in zip(sent, task.clean(task.rows(ids)), strict=True):
@@ -240,14 +240,16 @@ def test_texts_become_levels_of_their_own(tmp_path):
     told = "\n".join(vocabulary.lines())
     assert "politeness: " in told and "typos: " not in told and "system: the system message; levels are texts" in told
     proposals = [
-        Proposal(concept="system", levels={"pirate": "Talk like a pirate.", "terse": "Brief.", "copy": "One word."}),
-        Proposal(concept="injection", levels={"end": "That is all."}),
-        Proposal(concept="injection", levels={"end": "That was all.", "odd name!": "x"}),
-        Proposal(concept="injection", levels=["none", "refuse"]),
-        Proposal(concept="letter_case", levels=["upper", "uper"]),
-        Proposal(concept="evidence_position", levels=["end"]),
-        Proposal(concept="politeness", levels={"rude": "You fool."}),
-        Proposal(concept="politeness", levels=["rude"]),
+        ProposedConcept(
+            concept="system", levels={"pirate": "Talk like a pirate.", "terse": "Brief.", "copy": "One word."}
+        ),
+        ProposedConcept(concept="injection", levels={"end": "That is all."}),
+        ProposedConcept(concept="injection", levels={"end": "That was all.", "odd name!": "x"}),
+        ProposedConcept(concept="injection", levels=["none", "refuse"]),
+        ProposedConcept(concept="letter_case", levels=["upper", "uper"]),
+        ProposedConcept(concept="evidence_position", levels=["end"]),
+        ProposedConcept(concept="politeness", levels={"rude": "You fool."}),
+        ProposedConcept(concept="politeness", levels=["rude"]),
     ]
     draft, made, refused = make(vocabulary, proposals)
     assert draft.concepts == {
@@ -282,12 +284,12 @@ def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     audit = AuditConfig.model_validate(audit_params(task="text-to-image", **blocks))
     vocabulary = vocabulary_of(TextToImage, context, audit)
     proposals = [
-        Proposal(concept="weather", levels=["", "in rain", "in snow"]),
-        Proposal(concept="colour", levels=["red", "pink"]),
-        Proposal(concept="colour", levels=["blue"]),
-        Proposal(concept="Time of day", levels=["at night"]),
-        Proposal(concept="count", levels=[1, 2]),
-        Proposal(concept="braces", levels=["in {rain}"]),
+        ProposedConcept(concept="weather", levels=["", "in rain", "in snow"]),
+        ProposedConcept(concept="colour", levels=["red", "pink"]),
+        ProposedConcept(concept="colour", levels=["blue"]),
+        ProposedConcept(concept="Time of day", levels=["at night"]),
+        ProposedConcept(concept="count", levels=[1, 2]),
+        ProposedConcept(concept="braces", levels=["in {rain}"]),
     ]
     draft, made, refused = make(vocabulary, proposals)
     assert draft.config["templates"] == [f"{one[:-1]}, {{weather}}." for one in templates]
@@ -320,7 +322,7 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
         )
         assert [one.name for one in found.concepts] == [*new] and found.probes <= 400
         for one in found.concepts:
-            made = Made(Proposal(concept=one.name, levels=new[one.name]), new[one.name][1:])
+            made = Made(ProposedConcept(concept=one.name, levels=new[one.name]), new[one.name][1:])
             entered += [one.name] if judged(made, one).enters else []
     assert entered.count("glare") == 8
     assert len(entered) - 8 <= 6  # of 48

@@ -48,7 +48,7 @@ _CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__)
 _PROBES = 400  # default, raised if too few for the levels
 
 
-class Record(BaseModel):
+class ProposingRecord(BaseModel):
     """Proposals as stored in .faded/propose/AUDIT.json.
 
     Args:
@@ -74,7 +74,7 @@ class Record(BaseModel):
     lines: str
 
 
-def propose(params: Params, name: str, probes: int | None, write: bool, console: Console) -> Record:
+def propose_concepts(params: Params, name: str, probes: int | None, write: bool, console: Console) -> ProposingRecord:
     """Ask the model of `proposer:` for concepts for an audit, screen them, and print and record the outcomes.
 
     Raises:
@@ -128,7 +128,7 @@ class _Proposing:
         self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
-    def run(self) -> tuple[Record, dict[str, Any]]:
+    def run(self) -> tuple[ProposingRecord, dict[str, Any]]:
         """Return the record and the changes to params.yaml."""
         from stages.proposing.enter import final, judged, make
         from stages.tasks.choosing import Draft
@@ -157,7 +157,7 @@ class _Proposing:
                     by_name = {one.name: one for one in found.concepts}
                     outcomes = [judged(one, by_name[one.proposal.concept]) for one in made]
         change = self.change(final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
-        record = Record(
+        record = ProposingRecord(
             audit=self.name,
             when=time.time(),
             model=self.config.model,
@@ -172,7 +172,7 @@ class _Proposing:
 
     def ask(self) -> ProposerAnswer:
         """Ask the model that proposes, and print the expected and the actual cost."""
-        from stages.proposing.ask import TRIES, ask, drawn_items, expected_tokens, question
+        from stages.proposing.ask import TRIES, ask_proposer, drawn_items, expected_tokens, question
         from stages.tasks.account import Account, money
 
         config, vocabulary = self.config, self.vocabulary
@@ -191,7 +191,7 @@ class _Proposing:
         )
         before = account.bill.requests
         try:
-            return ask(config, account, asked, pictures)
+            return ask_proposer(config, account, asked, pictures)
         finally:
             bill = account.bill
             spent = f", cost {money(bill.cost)}" if config.price else ""
@@ -259,7 +259,7 @@ def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], p
     return dumped({"audits": {name: block}}).rstrip()
 
 
-def show_proposals(console: Console, record: Record) -> None:
+def show_proposals(console: Console, record: ProposingRecord) -> None:
     """Print the proposals for an audit and their outcomes; all texts come from the model."""
     table = Table(title=f"Proposed for {record.audit} by {escape(escape_controls(record.model))}", title_justify="left")
     for column in ("concept", "levels", "why", "screening"):

@@ -115,7 +115,7 @@ def propose(
     A concept enters if a short screening finds an effect, and is marked as proposed. Sends some items to that model.
     Run it again, or after a kill, and earlier answers of both models are reused.
     """
-    from flows.choosing.propose import propose as propose_concepts
+    from flows.choosing.propose import propose_concepts
 
     params, [name] = open_workspace([audit] if audit else None, False)
     propose_concepts(params, name, probes, write, console)

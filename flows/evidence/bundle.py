@@ -171,7 +171,7 @@ def stages_until(last: str) -> list[str]:
     return kinds[: kinds.index(last) + 1]
 
 
-def part_of(name: str, audit: str, last: str) -> str:
+def bundle_part(name: str, audit: str, last: str) -> str:
     """The part of a bundle that a file belongs to; `last` is the stage with the audit's verdict."""
     alone = {PARAMS: "parameters", ratings_member(audit): "ratings", f"data/{audit}/{last}/verdict.json": "verdict"}
     if name in alone:

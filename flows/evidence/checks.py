@@ -17,11 +17,11 @@ from flows.evidence.bundle import (
     SEALS,
     STATEMENT,
     Bundle,
+    bundle_part,
     dump_json,
     dump_yaml,
     md5,
     parse_strict_json,
-    part_of,
     stages_until,
 )
 from flows.evidence.statement import make_statement
@@ -89,7 +89,9 @@ def check_files(bundle: Bundle) -> Check:
     problems += [f"{name} is missing" for name, e in named.items() if e["whole"] and name not in bundle.members]
     for part, entries in bundle.manifest["parts"].items():
         for name in entries:
-            problems += unlike(f"{MANIFEST}: the part of {name}", part_of(name, bundle.audit, bundle.last_stage), part)
+            problems += unlike(
+                f"{MANIFEST}: the part of {name}", bundle_part(name, bundle.audit, bundle.last_stage), part
+            )
     whole = sum(bool(entry["whole"]) for entry in named.values())
     return Check(f"{whole} files as the manifest says; {len(named) - whole} more by their hash only", problems)
 

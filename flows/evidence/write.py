@@ -19,11 +19,11 @@ from flows.evidence.bundle import (
     SCHEMA,
     STATEMENT,
     WHOLE,
+    bundle_part,
     digest_of,
     dump_json,
     dump_yaml,
     md5,
-    part_of,
     ratings_member,
     read_bundle,
     stages_until,
@@ -193,7 +193,7 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     last = last_stage(params, audit)
     parts: Parts = {}
     for name in dict.fromkeys([*members, *files]):
-        parts.setdefault(part_of(name, audit, last), {})[name] = _entry(name, members.get(name), hashes)
+        parts.setdefault(bundle_part(name, audit, last), {})[name] = _entry(name, members.get(name), hashes)
 
     here = audit_folder(audit)
     judged = here.conclude if audit in params.repairs else here.report

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.workspace.pipeline import PARAMS, is_own
-from stages.code import PACKAGE, STAGE, Code, own_function
+from stages.code import PACKAGE, STAGE, Code, model_function
 from stages.core.errors import UsageError
 from stages.params import DATA, load_params
 
@@ -65,7 +65,7 @@ def code_in(root: Path) -> Code:
 
 def is_of_user(audit: AuditConfig) -> bool:
     """Whether the task or the model of an audit is in a user's module, whose files DVC does not watch."""
-    return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(own_function(audit))
+    return (":" in audit.task and not audit.task.startswith(f"{PACKAGE.name}.")) or bool(model_function(audit))
 
 
 def stage_kind(stage: Any) -> str:

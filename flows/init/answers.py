@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from flows.init.files import Inputs
+from flows.init.files import PlacedInputs
 from flows.init.propose import FEWEST, Wanted, kinds
 from flows.init.questions import Questions
 from stages.core.errors import UsageError, did_you_mean
@@ -23,7 +23,7 @@ _SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair") 
 _NONE = "none"
 
 
-def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
+def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
     """Ask the questions that options leave open, and inspect the model and the data.
 
     Args:
@@ -43,7 +43,7 @@ def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: in
         raise UsageError(f"{', '.join(idle)}: not of a model for {kind}")
     data = _data(questions, init)
     name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
-    files = Inputs(workspace, name)
+    files = PlacedInputs(workspace, name)
     source = model.named(files.add(model.path, "--model", model.beside) if model.path else None)
     if model.absent:
         source = init.hub_model(str(questions.answers["model"]))

@@ -34,7 +34,7 @@ class Placed:
         return copy or (bool(self.beside) and self.source.suffix == ".onnx")
 
 
-class Inputs:
+class PlacedInputs:
     """Assigns names under the audit's inputs to a person's files."""
 
     def __init__(self, workspace: Path, audit: str) -> None:

@@ -104,7 +104,7 @@ class Wanted:
         return self.seen.model.absent or self.seen.data.absent
 
 
-def propose(wanted: Wanted) -> AuditDraft:
+def propose_audit(wanted: Wanted) -> AuditDraft:
     """A complete and valid audit, before anything is measured.
 
     Args:

@@ -18,11 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.choosing.screen import show_sweep, sweep_concepts
-from flows.init.answers import ask
+from flows.init.answers import ask_questions
 from flows.init.files import place, refuse_taken
-from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose, refuse_idle_numbers, tried
+from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose_audit, refuse_idle_numbers, tried
 from flows.init.questions import Questions
-from flows.init.state import Unfinished, blocks_of, forget, remember, unfinished
+from flows.init.state import Unfinished, forget, remember, unfinished, written_blocks
 from flows.results.estimate import duration, few_items
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.block import AuditDraft, with_draft
@@ -82,9 +82,9 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
     taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
-    wanted = ask(questions, workspace, taken, options.budget)
+    wanted = ask_questions(questions, workspace, taken, options.budget)
     questions.answers.update(_from_anywhere(questions.answers))
-    draft = propose(wanted)
+    draft = propose_audit(wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, wanted.placed, copy=options.copy)
     with_draft(before, draft)  # refuses a layout that nothing can be added to
@@ -94,7 +94,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         if costs and not questions.go_on(f"Query the service about {costs}"):
             raise UsageError("stopped: nothing was queried or written")
         wanted = _tried(wanted, draft, questions, workspace, console)
-        draft = propose(wanted)
+        draft = propose_audit(wanted)
     if not questions.go_on("Write this audit and measure each concept"):
         raise UsageError("stopped: nothing was written")
     for path in write_workspace(workspace):
@@ -135,11 +135,11 @@ def _write_and_sweep(
 ) -> None:
     here, name = Path(), draft.name
     text = _text(here)
-    old = blocks_of(text, name)
+    old = written_blocks(text, name)
     if old != (None, None) and not any(one.name == name and one.written for one in unfinished(here, text)):
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so it was not replaced")
     first = with_draft(text, draft)
-    written = blocks_of(first, name)
+    written = written_blocks(first, name)
     versions = (written,) if old == (None, None) else (old, written)
     remember(here, Unfinished(name, questions.answers, versions, options.budget, options.probes))
     if first != text:
@@ -150,7 +150,7 @@ def _write_and_sweep(
     found = sweep_concepts(load_params(PARAMS), name, options.probes, console)
     final = measured(draft, found, budget=options.budget)
     text = _text(here)
-    if blocks_of(text, name) != written:
+    if written_blocks(text, name) != written:
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_draft(text, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:

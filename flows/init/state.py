@@ -14,7 +14,7 @@ from stages.params import parse_yaml
 Blocks = tuple[Any, Any]  # an audit's block and that of its repair, as params.yaml has them; None for none
 
 
-def blocks_of(params: str, name: str) -> Blocks:
+def written_blocks(params: str, name: str) -> Blocks:
     """The blocks of an audit in the text of params.yaml."""
     raw = parse_yaml(params.encode(), "params.yaml")
     keys = (raw.get(key) if isinstance(raw, dict) else None for key in ("audits", "repairs"))
@@ -43,7 +43,7 @@ class Unfinished:
 
     def is_in(self, params: str) -> bool:
         """Whether the text of params.yaml has it, as it was written."""
-        return blocks_of(params, self.name) in self.written
+        return written_blocks(params, self.name) in self.written
 
 
 def remember(workspace: Path, unfinished: Unfinished) -> None:

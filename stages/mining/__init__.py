@@ -5,6 +5,6 @@ a lexicon, and are confirmed on other items than those that proposed them. See d
 records does not import the code that measures.
 """
 
-from stages.mining.record import Contrast, Example, Finding, MineSettings, Mining
+from stages.mining.record import Contrast, Finding, MinedExample, MineSettings, Mining
 
-__all__ = ["Contrast", "Example", "Finding", "MineSettings", "Mining"]
+__all__ = ["Contrast", "Finding", "MineSettings", "MinedExample", "Mining"]

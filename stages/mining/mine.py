@@ -23,7 +23,7 @@ import numpy as np
 from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import RESAMPLES, SHARE, Rate, Resampler, holm
-from stages.mining.record import Contrast, Example, Finding, Kind, MineSettings, Mining, Verdict
+from stages.mining.record import Contrast, Finding, Kind, MinedExample, MineSettings, Mining, Verdict
 from stages.mining.sets import Counted, level_wise
 from stages.mining.wordings import replaced
 
@@ -41,7 +41,7 @@ _WAYS = 3  # maximum number of variants of an item without a fact
 _EXAMPLES = 10
 
 
-class Ask(NamedTuple):
+class WordProbe(NamedTuple):
     """One probe: an item with some words replaced, at a cell."""
 
     item: int
@@ -77,7 +77,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Texts:
+class MinableTexts:
     """The items to mine.
 
     Args:
@@ -99,11 +99,11 @@ class Texts:
     facts: Callable[[str], frozenset[str]]
 
 
-Answer = Callable[[Sequence[Ask]], Sequence[Answered]]
+Answer = Callable[[Sequence[WordProbe]], Sequence[Answered]]
 """Maps n probes to their n results."""
 
 
-def mine(texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettings, *, seed: int) -> Mining:
+def mine(texts: MinableTexts, space: ConceptSpace, answer: Answer, settings: MineSettings, *, seed: int) -> Mining:
     """Mine the items of an audit.
 
     Args:
@@ -122,11 +122,13 @@ def mine(texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettin
 class _Mine:
     """One mining run; methods are in the order of the steps in the module docstring."""
 
-    def __init__(self, texts: Texts, space: ConceptSpace, answer: Answer, settings: MineSettings, seed: int) -> None:
+    def __init__(
+        self, texts: MinableTexts, space: ConceptSpace, answer: Answer, settings: MineSettings, seed: int
+    ) -> None:
         self.texts, self.space, self._answer, self.settings, self.seed = texts, space, answer, settings, seed
         self.rng = np.random.default_rng(seed)
         self.start = tuple(self.space.start.tolist())
-        self.known: dict[Ask, Answered] = {}
+        self.known: dict[WordProbe, Answered] = {}
         self.first, self.second = self.parts()
         self.held = lru_cache(maxsize=None)(lambda text: texts.facts(text) | self.length(text))
 
@@ -173,20 +175,20 @@ class _Mine:
 
     # Propose
 
-    def ask(self, asks: Sequence[Ask]) -> np.ndarray:
+    def ask(self, asks: Sequence[WordProbe]) -> np.ndarray:
         """Return which probes failed, (n,) bool; repeated probes cost nothing."""
         new = [one for one in dict.fromkeys(asks) if one not in self.known]
         if new:
             self.known.update(zip(new, self._answer(new), strict=True))
         return np.array([self.known[one].failed for one in asks], dtype=bool)
 
-    def text(self, ask: Ask) -> str:
+    def text(self, ask: WordProbe) -> str:
         return replaced(self.texts.texts[ask.item], dict(ask.words))
 
-    def propose(self) -> list[Ask]:
+    def propose(self) -> list[WordProbe]:
         """Run and return the probes of the first part."""
         budget = int(_PROPOSE * self.settings.probes)
-        asks = dict.fromkeys(Ask(i, (), self.start) for i in self.first[: int(_UNCHANGED * budget)])
+        asks = dict.fromkeys(WordProbe(i, (), self.start) for i in self.first[: int(_UNCHANGED * budget)])
         tried: Counter[str] = Counter()
         for n in range(_TRIES * budget):
             if len(asks) == budget:
@@ -195,7 +197,7 @@ class _Mine:
         self.ask(list(asks))
         return list(asks)
 
-    def drawn(self, item: int, tried: Counter[str]) -> Ask:
+    def drawn(self, item: int, tried: Counter[str]) -> WordProbe:
         """Replace a few words of an item, preferring the least tried replacements, and change a few levels."""
         options = self.texts.options[item]
         pairs = [(w, v) for w in self.rng.permutation(sorted(options)).tolist() for v in options[w]]
@@ -204,11 +206,11 @@ class _Mine:
             if len(words) < _WORDS and word not in words:
                 words[word] = other
         tried.update(words.values())
-        return Ask(item, tuple(sorted(words.items())), tuple(self.space.sample(1, self.rng)[0].tolist()))
+        return WordProbe(item, tuple(sorted(words.items())), tuple(self.space.sample(1, self.rng)[0].tolist()))
 
     # Search
 
-    def search(self, asks: Sequence[Ask]) -> tuple[list[tuple[list[Fact], Counted]], int, bool, int]:
+    def search(self, asks: Sequence[WordProbe]) -> tuple[list[tuple[list[Fact], Counted]], int, bool, int]:
         """Return the candidates, most significant first; sets counted; whether any were cut; facts searched."""
         settings = self.settings
         failed = self.ask(asks)
@@ -241,7 +243,7 @@ class _Mine:
             left &= ~holds[:, best.facts].all(axis=1)
         return found, counted, cut, len(facts)
 
-    def table(self, asks: Sequence[Ask], failed: np.ndarray) -> tuple[list[Fact], np.ndarray]:
+    def table(self, asks: Sequence[WordProbe], failed: np.ndarray) -> tuple[list[Fact], np.ndarray]:
         """Return the facts with enough failing probes to be candidates, and where they hold: (n, facts) bool."""
         texts = [self.held(self.text(ask)) for ask in asks]
         names = sorted(set().union(*texts))
@@ -268,9 +270,9 @@ class _Mine:
 
     # Confirm
 
-    def unchanged(self) -> list[Ask]:
+    def unchanged(self) -> list[WordProbe]:
         """Return probes of unchanged items of the second part, which do not depend on the candidates."""
-        return [Ask(item, (), self.start) for item in self.second[:_NOW]]
+        return [WordProbe(item, (), self.start) for item in self.second[:_NOW]]
 
     def confirm(self, proposed: Sequence[tuple[list[Fact], Counted]]) -> list[Finding]:
         """Test the candidates on the second part."""
@@ -310,26 +312,26 @@ class _Mine:
             without.append(_Without(whole, [[other] for other in others], paired=False))
         return _Trial(facts, counted, whole, without)
 
-    def apart(self, asks: Iterable[Ask | None], count: int) -> list[Ask]:
+    def apart(self, asks: Iterable[WordProbe | None], count: int) -> list[WordProbe]:
         """Return the first `count` probes, at most one of each group, so that they are independent."""
-        found: dict[str, Ask] = {}
+        found: dict[str, WordProbe] = {}
         for ask in asks:
             if ask is not None and len(found) < count:
                 found.setdefault(self.texts.groups[ask.item], ask)
         return list(found.values())
 
-    def holds(self, ask: Ask, fact: Fact) -> bool:
+    def holds(self, ask: WordProbe, fact: Fact) -> bool:
         if fact.kind == "level":
             return ask.cell[fact.column] in fact.levels
         return fact.told in self.held(self.text(ask))
 
-    def made(self, item: int, facts: Sequence[Fact]) -> Ask | None:
+    def made(self, item: int, facts: Sequence[Fact]) -> WordProbe | None:
         """Give an item all of these facts with as few changes as possible; None if words and levels cannot do it."""
         cell, words = list(self.start), dict[str, str]()
         for fact in facts:
             if fact.kind == "level":
                 cell[fact.column] = fact.levels[0]
-        bare = Ask(item, (), tuple(cell))
+        bare = WordProbe(item, (), tuple(cell))
         for fact in facts:
             if fact.kind == "word" and not self.holds(bare, fact):
                 wanted = fact.told.removeprefix("says ")
@@ -337,10 +339,10 @@ class _Mine:
                 if not own:
                     return None
                 words[min(own)] = wanted
-        ask = Ask(item, tuple(sorted(words.items())), tuple(cell))
+        ask = WordProbe(item, tuple(sorted(words.items())), tuple(cell))
         return ask if all(self.holds(ask, fact) for fact in facts) else None
 
-    def bared(self, ask: Ask, fact: Fact, rest: Sequence[Fact]) -> list[Ask]:
+    def bared(self, ask: WordProbe, fact: Fact, rest: Sequence[Fact]) -> list[WordProbe]:
         """Return up to `_WAYS` variants of a probe without one fact but with the rest; empty if impossible."""
         found = [
             bare
@@ -349,13 +351,13 @@ class _Mine:
         ]
         return found[:_WAYS]
 
-    def other_levels(self, ask: Ask, fact: Fact) -> list[Ask]:
+    def other_levels(self, ask: WordProbe, fact: Fact) -> list[WordProbe]:
         """Return the probe at the start level of the concept, and also at all other levels if they have no order."""
         at, concept = self.start[fact.column], self.space.concepts[fact.column]
         levels = [at] if concept.ordered else [at, *(k for k in range(len(concept)) if k != at)]
         return [ask._replace(cell=(*ask.cell[: fact.column], k, *ask.cell[fact.column + 1 :])) for k in levels]
 
-    def other_words(self, ask: Ask, fact: Fact) -> list[Ask]:
+    def other_words(self, ask: WordProbe, fact: Fact) -> list[WordProbe]:
         """Return the probe with the original word, with others in its place, and with other words replaced instead."""
         if fact.kind != "word":
             return []
@@ -407,7 +409,7 @@ class _Mine:
         failures, n = int(with_it.sum() + without.sum()), len(with_it) + len(without)
         return float(hypergeom.sf(with_it.sum() - 1, n, failures, len(with_it)))
 
-    def rate(self, asks: Sequence[Ask]) -> Rate:
+    def rate(self, asks: Sequence[WordProbe]) -> Rate:
         """Return the share of probes that fail, with an interval over groups of items."""
         items = np.array([self.texts.ids[ask.item] for ask in asks])
         groups = np.array([self.texts.groups[ask.item] for ask in asks])
@@ -438,9 +440,9 @@ class _Mine:
             ],
         )
 
-    def example(self, ask: Ask) -> Example:
+    def example(self, ask: WordProbe) -> MinedExample:
         texts, (_, given, output) = self.texts, self.known[ask]
-        return Example(
+        return MinedExample(
             item=texts.ids[ask.item],
             text=self.text(ask),
             given=given,
@@ -461,8 +463,8 @@ class _Without:
         paired: whether they are of the same items.
     """
 
-    whole: list[Ask]
-    bare: list[list[Ask]]
+    whole: list[WordProbe]
+    bare: list[list[WordProbe]]
     paired: bool = True
 
 
@@ -480,11 +482,11 @@ class _Trial:
 
     facts: Sequence[Fact]
     counted: Counted
-    whole: list[Ask] = field(default_factory=list)
+    whole: list[WordProbe] = field(default_factory=list)
     without: list[_Without] = field(default_factory=list)
     new: int = 0
 
     @property
-    def asks(self) -> set[Ask]:
+    def asks(self) -> set[WordProbe]:
         """All probes of the test."""
         return {*self.whole, *(ask for one in self.without for bare in one.bare for ask in bare)}

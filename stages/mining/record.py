@@ -24,7 +24,7 @@ Kind = Literal["word", "attribute", "level", "set"]
 Verdict = Literal["confirmed", "not confirmed", "too few items", "no probes left"]
 
 
-class Example(BaseModel):
+class MinedExample(BaseModel):
     """A probe that failed.
 
     Args:
@@ -90,7 +90,7 @@ class Finding(BaseModel):
     adjusted: float
     verdict: Verdict
     replaced: list[str]
-    examples: list[Example]
+    examples: list[MinedExample]
     said_by: list[str]
 
     @property

@@ -39,7 +39,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Search:
+class SetSearch:
     """The sets with enough failing probes, the number of sets counted, and whether some were cut."""
 
     sets: list[Counted]
@@ -49,7 +49,7 @@ class Search:
 
 def level_wise(
     holds: np.ndarray, failed: np.ndarray, keys: Sequence[str], *, support: int, largest: int, most: int
-) -> Search:
+) -> SetSearch:
     """Count all sets of facts with enough failing probes, smaller ones first.
 
     Args:
@@ -75,7 +75,7 @@ def level_wise(
         known.update((one.facts, one) for one in level)
         grown = sorted((one for one in level if one.failures < RELIABLE * one.probes), key=lambda one: one.p)
         wanted = _joined([one.facts for one in grown], keys)
-    return Search(found, counted, cut)
+    return SetSearch(found, counted, cut)
 
 
 def _count(

@@ -19,7 +19,7 @@ from stages.core.files import content_hash, read_table
 from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
 from stages.mining import wordings
-from stages.mining.mine import Answered, Ask, Texts
+from stages.mining.mine import Answered, MinableTexts, WordProbe
 from stages.tasks.base import LoadedTask, Task
 from stages.tasks.choosing import ITEMS, MinedTexts, part_of, with_items
 from stages.tasks.contract import TaskContext
@@ -70,21 +70,21 @@ class TextProber:
             context = context if self.task.check(wider) else wider
         return context
 
-    def texts(self) -> Texts:
+    def texts(self) -> MinableTexts:
         """Return the discover items."""
         texts = self.own[self.form.column].tolist()
         groups = self.own["group"] if "group" in self.own else self.own["id"]
-        return Texts(
+        return MinableTexts(
             ids=self.own["id"].tolist(),
             texts=texts,
             given=self.originals,
             expected=self.form.expected(self.own),
             groups=groups.astype(str).tolist(),
-            options=list(map(wordings.alternatives if self.form.templates else wordings.synonyms, texts)),
+            options=list(map(wordings.alternatives if self.form.templates else wordings.synonyms_by_word, texts)),
             facts=wordings.facts,
         )
 
-    def __call__(self, asks: Sequence[Ask]) -> list[Answered]:
+    def __call__(self, asks: Sequence[WordProbe]) -> list[Answered]:
         """Run n probes and return their results."""
         task, ids, cells = self.worded(asks)
         key = content_hash([], sorted({ask.words for ask in asks}), self.context.concepts)
@@ -104,11 +104,11 @@ class TextProber:
         given = self.form.given(task, ids, cells)
         return [Answered(ledger[key].failed, text, ledger[key].output) for key, text in zip(keys, given, strict=True)]
 
-    def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+    def worded(self, asks: Sequence[WordProbe]) -> tuple[LoadedTask, list[str], np.ndarray]:
         """Return a task that has the words of n probes, with their n item ids and cells (n, concepts)."""
         return self._worded_by_concept(asks) if self.form.before_concepts else self._worded_items(asks)
 
-    def _worded_items(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+    def _worded_items(self, asks: Sequence[WordProbe]) -> tuple[LoadedTask, list[str], np.ndarray]:
         added: dict[str, Mapping[str, Any]] = {}
         ids, column = [], self.form.column
         for ask in asks:
@@ -124,7 +124,7 @@ class TextProber:
         folder = with_items(items, self.prepared, self.folder / content_hash([], sorted(added)))
         return self.task.load(self.context, folder), ids, np.array([ask.cell for ask in asks])
 
-    def _worded_by_concept(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+    def _worded_by_concept(self, asks: Sequence[WordProbe]) -> tuple[LoadedTask, list[str], np.ndarray]:
         # No replacement first; at least two, as a concept needs two levels.
         wordings_ = [(), *sorted({ask.words for ask in asks if ask.words} or {(("", ""),)})]
         names = {words: "; ".join(f"{new} for {old}" for old, new in words) or _AS_IS for words in wordings_}

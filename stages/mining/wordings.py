@@ -70,7 +70,7 @@ def _frequent() -> Mapping[str, int]:
     return spelling
 
 
-def synonyms(text: str) -> dict[str, tuple[str, ...]]:
+def synonyms_by_word(text: str) -> dict[str, tuple[str, ...]]:
     """Return, by word of a text, its synonyms in the same inflection."""
     return _by_word(text, lambda token: lexicon.inflected_synonyms(token.text, token.tag))
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import read_table
 from stages.params import AuditConfig, validation_lines
-from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, Proposal
+from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, ProposedConcept
 from stages.tasks.account import CUT, Account
 from stages.tasks.base import Task
 from stages.tasks.choosing import ITEMS, Vocabulary, part_of
@@ -55,7 +55,7 @@ class ProposerAnswer(NamedTuple):
         name: the name that the model gives itself.
     """
 
-    proposals: list[Proposal]
+    proposals: list[ProposedConcept]
     refused: list[Outcome]
     malformed: list[str]
     name: str
@@ -128,7 +128,9 @@ def expected_tokens(config: ProposerConfig, asked: str) -> tuple[float, float]:
     return (len(_SYSTEM) + len(asked)) / CHARACTERS, config.max_new_tokens
 
 
-def ask(config: ProposerConfig, account: Account, asked: str, pictures: Sequence[bytes] = ()) -> ProposerAnswer:
+def ask_proposer(
+    config: ProposerConfig, account: Account, asked: str, pictures: Sequence[bytes] = ()
+) -> ProposerAnswer:
     """Ask the model until its answer can be read; known answers to the same question are reused.
 
     Args:
@@ -169,7 +171,7 @@ def _part(picture: bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
+def _read(text: str, most: int) -> tuple[list[ProposedConcept], list[Outcome]]:
     """Return the valid proposals of an answer, and the other entries with reasons.
 
     Raises:
@@ -183,13 +185,13 @@ def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
     entries = found.get("proposals") if isinstance(found, dict) else None
     if not isinstance(entries, list):
         raise ValueError('expected {"proposals": [...]}')
-    proposals, refused = list[Proposal](), list[Outcome]()
+    proposals, refused = list[ProposedConcept](), list[Outcome]()
     for entry in entries:
         try:
-            one = Proposal.model_validate(entry)
+            one = ProposedConcept.model_validate(entry)
         except ValidationError as error:
             name = entry.get("concept") if isinstance(entry, dict) else None
-            why = escape_controls(f"malformed: {validation_lines(error, Proposal)[0]}")[:LONGEST]
+            why = escape_controls(f"malformed: {validation_lines(error, ProposedConcept)[0]}")[:LONGEST]
             refused.append(Outcome(concept=str(name or "?")[:LONGEST], levels=[], verdict=why))
             continue
         if len(proposals) < most:
@@ -201,7 +203,7 @@ def _read(text: str, most: int) -> tuple[list[Proposal], list[Outcome]]:
     return proposals, refused
 
 
-def outcome(one: Proposal, verdict: str, enters: Sequence[float | str] = ()) -> Outcome:
+def outcome(one: ProposedConcept, verdict: str, enters: Sequence[float | str] = ()) -> Outcome:
     """Return the outcome of a proposal."""
     return Outcome(
         concept=one.concept, levels=list(one.levels), reason=one.reason, verdict=verdict, enters=list(enters)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stages.concepts import Level
 from stages.core.errors import UsageError, escape_controls
 from stages.proposing.ask import outcome
-from stages.proposing.record import LONGEST, Outcome, Proposal
+from stages.proposing.record import LONGEST, Outcome, ProposedConcept
 from stages.screening.sweep import ConceptSweep
 from stages.tasks.choosing import Draft, Vocabulary
 
@@ -16,12 +16,12 @@ from stages.tasks.choosing import Draft, Vocabulary
 class Made(NamedTuple):
     """A possible proposal, with the levels that it adds."""
 
-    proposal: Proposal
+    proposal: ProposedConcept
     new: list[Level]
 
 
 def make(
-    vocabulary: Vocabulary, proposals: Sequence[Proposal], load: Callable[[Draft], object] = lambda draft: None
+    vocabulary: Vocabulary, proposals: Sequence[ProposedConcept], load: Callable[[Draft], object] = lambda draft: None
 ) -> tuple[Draft, list[Made], list[Outcome]]:
     """Return the audit with all possible proposals, these proposals, and the outcomes of the others.
 

@@ -24,7 +24,7 @@ _Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 _Reason = Annotated[str, BeforeValidator(lambda text: text[:LONGEST] if isinstance(text, str) else text)]
 
 
-class Proposal(BaseModel):
+class ProposedConcept(BaseModel):
     """A concept as proposed by a model.
 
     Args:

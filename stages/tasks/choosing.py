@@ -119,7 +119,7 @@ class Vocabulary:
 
     def lines(self) -> list[str]:
         """Describe what may be proposed, one line each, for the model that proposes."""
-        return [described(known) for name, known in self.known.items() if name not in self.audit.concepts]
+        return [change_in_words(known) for name, known in self.known.items() if name not in self.audit.concepts]
 
     def with_concept(self, draft: Draft, concept: str, levels: Sequence[Level] | Mapping[str, str]) -> Draft:
         """Return the draft with one more proposal: levels, or free texts by name.
@@ -164,7 +164,7 @@ class Vocabulary:
         return []
 
 
-def described(known: Change) -> str:
+def change_in_words(known: Change) -> str:
     """Describe a concept of a catalogue and its levels, for the model that proposes."""
     kinds = f"one of {', '.join(known.choices)}" if known.choices else f"numbers from {known.low:g} to {known.high:g}"
     return f"{known.name}: {known.doc}; levels are {kinds}, {known.neutral} changes nothing"

@@ -167,7 +167,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Change:
+class ModelChange:
     """An alternative `prepare.model`, which did better in a trial.
 
     Args:
@@ -203,7 +203,7 @@ class Trial:
     doubt: str = ""
     option: str = ""
     advice: str = ""
-    change: Change | None = None
+    change: ModelChange | None = None
 
 
 class Init(ABC):

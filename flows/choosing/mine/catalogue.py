@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
 
-from stages.mining import Example, Finding, Mining
+from stages.mining import Finding, MinedExample, Mining
 from stages.pages import page
 from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.page import LAST_TITLES
@@ -93,12 +93,12 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
     )
 
 
-def _exhibit(example: Example) -> Exhibit:
+def _exhibit(example: MinedExample) -> Exhibit:
     answers = {"expected": example.expected, "answered": example.answered}
     return Exhibit(f"item {example.item}", text=example.given, original=example.original, answers=answers)
 
 
-def _shown(example: Example, shrinker: Shrinker) -> ExhibitView:
+def _shown(example: MinedExample, shrinker: Shrinker) -> ExhibitView:
     """Return an example for the page; of a long text, show the changed part, which may be far from its beginning."""
     shown = shrinker.show(_exhibit(example))
     if not (shown.text and shown.text.tail) or shown.beside:

@@ -37,7 +37,7 @@ RECORDS = WORK / "mine"
 _CODE = Path(stages.mining.__file__).parent
 
 
-class Record(BaseModel):
+class MiningRecord(BaseModel):
     """Mining results as stored in .faded/mine/AUDIT.json.
 
     Args:
@@ -53,7 +53,7 @@ class Record(BaseModel):
     mining: Mining
 
 
-def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> Record:
+def mine_audit(params: Params, name: str, probes: int | None, console: Console) -> MiningRecord:
     """Mine the items of an audit, and print and record the results.
 
     Raises:
@@ -75,8 +75,8 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
             console.print(f"mining {name}: {settings.probes:,} unique probes at most", highlight=False)
             mining = _mine(name, audit, settings, form)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))
-        proposed = propose(name, audit, mining, form, items)
-        record = Record(audit=name, when=time.time(), proposed=proposed, mining=mining)
+        proposed = proposed_lines(name, audit, mining, form, items)
+        record = MiningRecord(audit=name, when=time.time(), proposed=proposed, mining=mining)
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
         replace_file(page, catalogue(name, audit, record.when, mining).encode())
         show_mining(console, name, mining)
@@ -148,7 +148,7 @@ def _rate(rate: Rate) -> str:
 _BY = "faded mine"
 
 
-def propose(name: str, audit: AuditConfig, mining: Mining, form: MinedTexts, path: Path) -> str:
+def proposed_lines(name: str, audit: AuditConfig, mining: Mining, form: MinedTexts, path: Path) -> str:
     """Return lines of params.yaml that would add the findings to an audit; empty if there are none.
 
     Args:

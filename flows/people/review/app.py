@@ -20,7 +20,7 @@ from flows.people.approval import decide, expire, sentence
 from flows.people.draft import DraftError
 from flows.people.review.form import Fields, draft_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
-from flows.people.review.view import TEMPLATES, draft_key, environment, own_link, report_policy, review_view
+from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.request import moment, read_modes
 from flows.server.security import HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
 from stages.core.errors import FadedError, UsageError
@@ -298,7 +298,7 @@ def review_page(
     view = review_view(
         params, audit, fields, problems=problems, revise=revise, known=session.reviewer, bound=session.bound
     )
-    html = environment().get_template("review.html.j2").render(**view, path=page_path(audit), csrf=session.csrf)
+    html = review_templates().get_template("review.html.j2").render(**view, path=page_path(audit), csrf=session.csrf)
     return HTMLResponse(html, status)
 
 
@@ -326,7 +326,7 @@ def message(
         background: what to do after it was sent.
     """
     css, code = style(), static("recorded.js")
-    page = environment().get_template("message.html.j2")
+    page = review_templates().get_template("message.html.j2")
     texts = {"title": title, "sentences": sentences, "kicker": kicker, "links": links, "typed": typed, "forget": forget}
     html = page.render(**texts, style=Markup(css), script=Markup(code))
     allowed = f"script-src {_hash(code)}; " if forget else ""
@@ -348,7 +348,7 @@ def prepare() -> None:
         "stages.restructure",
     ):
         import_module(module)
-    environment()
+    review_templates()
 
 
 @cache

@@ -48,7 +48,7 @@ WAYS: dict[Via, str] = {
 
 
 @cache
-def environment() -> Environment:
+def review_templates() -> Environment:
     """Templates of the report and the review page, with escaping on; undefined names are errors."""
     from stages.pages import page
 

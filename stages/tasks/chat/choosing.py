@@ -13,7 +13,7 @@ from stages.concepts.catalogue import Change
 from stages.core.errors import UsageError
 from stages.tasks.chat.concepts import catalogue_of
 from stages.tasks.chat.config import ChatPrepare
-from stages.tasks.choosing import Draft, MinedTexts, Vocabulary, described
+from stages.tasks.choosing import Draft, MinedTexts, Vocabulary, change_in_words
 from stages.usage.readers import WordReader
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ChatVocabulary(Vocabulary):
             f'{name}: {self.known[name].doc}; levels are texts of your own, {{"NAME": "TEXT"}}: {what}'
             for name, (_, what) in self._FREE.items()
         ]
-        return [*(described(known) for name, known in self.known.items() if name not in used), *free]
+        return [*(change_in_words(known) for name, known in self.known.items() if name not in used), *free]
 
     def with_concept(self, draft: Draft, concept: str, levels: Sequence[Level] | Mapping[str, str]) -> Draft:
         if concept not in self._FREE or not isinstance(levels, Mapping):

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stages.tasks.classification.init.models import WEIGHTS, Classifier, look_at_model
-from stages.tasks.classification.init.pictures import Pictures, look_at_pictures, notes
+from stages.tasks.classification.init.models import WEIGHTS, RecognisedClassifier, look_at_classifier
+from stages.tasks.classification.init.pictures import LabelledPictures, look_at_pictures, notes
 from stages.tasks.classification.init.questions import (
     ask_classes,
     ask_classifier,
     ask_labels,
     ask_view,
-    counted,
+    class_counts,
     shape_shown,
 )
 from stages.tasks.classification.init.trial import MOST_OF_A_SERVICE, try_classifier
@@ -62,23 +62,23 @@ misses are, too."""
     trying = "unchanged pictures"
     trial_of_service = f"up to {MOST_OF_A_SERVICE} pictures"
 
-    def model(self, path: Path, ask: Ask) -> Classifier | None:
-        return look_at_model(path, ask)
+    def model(self, path: Path, ask: Ask) -> RecognisedClassifier | None:
+        return look_at_classifier(path, ask)
 
     def hub_model(self, name: str) -> dict[str, Any]:
         """See Init: networks of timm have their own key."""
         return {"timm" if name.startswith(("timm/", "hf-hub:")) else "transformers": name}
 
-    def data(self, path: Path, given: str, ask: Ask) -> Pictures:
+    def data(self, path: Path, given: str, ask: Ask) -> LabelledPictures:
         return look_at_pictures(path, given)
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: asks for the names of the classes, and how pictures are shown."""
         from stages.concepts.images import CATALOGUE
 
-        ask, model, data = seen.ask, Classifier.of(seen.model), Pictures.of(seen.data)
+        ask, model, data = seen.ask, RecognisedClassifier.of(seen.model), LabelledPictures.of(seen.data)
         if data.labels:
-            seen.said.append(f"by class: {counted(data)}")
+            seen.said.append(f"by class: {class_counts(data)}")
         classes = ask_classes(ask, model, data)
         labels = ask_labels(ask, model, classes, data, seen.said)
         source = {"classes": classes} if classes else {}

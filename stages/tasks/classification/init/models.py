@@ -35,7 +35,7 @@ _COMMON = (
 
 
 @dataclass(frozen=True)
-class Classifier(Model):
+class RecognisedClassifier(Model):
     """A classifier of pictures.
 
     Args:
@@ -51,7 +51,7 @@ class Classifier(Model):
     outputs: str = ""
 
 
-def look_at_model(path: Path, ask: Ask) -> Classifier | None:
+def look_at_classifier(path: Path, ask: Ask) -> RecognisedClassifier | None:
     """Recognise a classifier; None for other files or folders."""
     if path.suffix == ".onnx":
         return _onnx(path)
@@ -66,16 +66,16 @@ def look_at_model(path: Path, ask: Ask) -> Classifier | None:
     return None
 
 
-def _timm_folder(path: Path, config: Mapping[str, Any]) -> Classifier:
+def _timm_folder(path: Path, config: Mapping[str, Any]) -> RecognisedClassifier:
     """Read a folder that timm saved for a hub."""
     wanted = (config.get("pretrained_cfg") or {}).get("input_size")
     shape: Shape = (wanted[0], wanted[1], wanted[2]) if isinstance(wanted, list) and len(wanted) == 3 else UNKNOWN
     n, names = int(config["num_classes"]), tuple(str(name) for name in config.get("label_names") or ())
     said = f"{config['architecture']} of timm, {described(n, shape)}"
-    return Classifier(said, path=path, key="timm", classes=names, n_classes=n, shape=shape)
+    return RecognisedClassifier(said, path=path, key="timm", classes=names, n_classes=n, shape=shape)
 
 
-def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Classifier:
+def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> RecognisedClassifier:
     labels = config.get("id2label") or {}
     classes = tuple(str(labels[key]) for key in sorted(labels, key=int))
     processor = read_config(path / "preprocessor_config.json")
@@ -86,7 +86,7 @@ def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Class
         side = size.get("height") or size.get("shortest_edge")
     shape = (int(config.get("num_channels", 3)), side, side)
     said = f"{name} of transformers, {described(len(classes), shape)}"
-    return Classifier(
+    return RecognisedClassifier(
         said,
         path=path,
         key="transformers",
@@ -96,7 +96,7 @@ def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Class
     )
 
 
-def _onnx(path: Path) -> Classifier | None:
+def _onnx(path: Path) -> RecognisedClassifier | None:
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -129,7 +129,7 @@ def _onnx(path: Path) -> Classifier | None:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return Classifier(
+    return RecognisedClassifier(
         f"an ONNX network whose scores look like {outputs}, {described(gives[1], shape)}",
         {"layout": "nhwc"} if last else {},
         path,
@@ -151,7 +151,7 @@ def _ends_in_softmax(graph: Any) -> bool:
     return node is not None and node.op_type == "Softmax"
 
 
-def _weights(path: Path, ask: Ask) -> Classifier:
+def _weights(path: Path, ask: Ask) -> RecognisedClassifier:
     shapes = weight_shapes(path)
     _refuse_inner(path, shapes)
     fitting = candidates(path.stem, shapes)
@@ -167,7 +167,7 @@ def _weights(path: Path, ask: Ask) -> Classifier:
     shape = (first[1] if len(first) == 4 else None, None, None)
     said = f"{name} of {library}, {described(n, shape)}"
     grey = {"channels": 1} if library == "timm" and shape[0] == 1 else {}
-    return Classifier(said, {library: name, **grey}, path, key="weights", n_classes=n, shape=shape)
+    return RecognisedClassifier(said, {library: name, **grey}, path, key="weights", n_classes=n, shape=shape)
 
 
 def _refuse_inner(path: Path, shapes: Shapes) -> None:

@@ -36,7 +36,7 @@ _WHAT = {
 
 
 @dataclass(frozen=True)
-class Pictures(Data):
+class LabelledPictures(Data):
     """Labelled pictures.
 
     Args:
@@ -56,7 +56,7 @@ class Pictures(Data):
     sides: Mapping[int, int] = field(default_factory=dict)
 
 
-def look_at_pictures(path: Path, given: str) -> Pictures:
+def look_at_pictures(path: Path, given: str) -> LabelledPictures:
     """Recognise labelled pictures: a folder per class, a list (.jsonl), or a table (.parquet).
 
     Raises:
@@ -95,7 +95,7 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
         roots = _folders(path) if pools else [path]
         empty = sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
     kept = 1 - len(unreadable) / opened.count
-    return Pictures(
+    return LabelledPictures(
         ", ".join(parts),
         path=path,
         beside=beside,

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.core.errors import UsageError, did_you_mean
-from stages.tasks.classification.init.models import Classifier, Shape
-from stages.tasks.classification.init.pictures import Pictures
+from stages.tasks.classification.init.models import RecognisedClassifier, Shape
+from stages.tasks.classification.init.pictures import LabelledPictures
 from stages.tasks.init import Ask, Check
 
 IMAGENET = 1000  # number of classes that need no names
@@ -24,7 +24,7 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
+def ask_classes(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -> list[str]:
     """Get the names of the classes in order, if the model has none; empty if none are needed.
 
     Raises:
@@ -39,7 +39,7 @@ def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
     guess = ",".join(data.classes) if url and data.classes else None
     asked = f"Names of {f'its {n} classes' if n else 'its classes'}, in their order, separated by commas"
     if unnamed and n and ask.said("classes") is None:
-        found = f"the model has {n:,} outputs, and the data {counted(data)}"
+        found = f"the model has {n:,} outputs, and the data {class_counts(data)}"
         if not ask.asked("classes"):
             raise UsageError(f"{found}. {_to_type(n, folders, data)}")
         asked = f"{found}. {asked}"
@@ -48,14 +48,14 @@ def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
     return [name.strip() for name in answer.split(",")]
 
 
-def counted(data: Pictures) -> str:
+def class_counts(data: LabelledPictures) -> str:
     """Describe the classes of the data with the number of pictures of each: "2 classes: cat (20), dog (3)"."""
     named = [f"{label} ({count:,})" for label, count in sorted(data.labels.items())]
     told = f"{len(named):,} classes: {_some(named)}"
     return f"{told}; without a picture: {_some(data.empty)}" if data.empty else told
 
 
-def _to_type(n: int, folders: Sequence[str], data: Pictures) -> str:
+def _to_type(n: int, folders: Sequence[str], data: LabelledPictures) -> str:
     """Return the option that names the model's n outputs, in the order in which it learnt them."""
     if len(folders) == n:
         why = "with the empty ones " if data.empty else ""
@@ -86,7 +86,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
-def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
+def ask_classifier(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -> dict[str, Any]:
     """Get what only a person knows about a classifier besides its classes: size and normalisation of its pictures."""
     told: dict[str, Any] = {}
     url = "endpoint" in model.block
@@ -105,7 +105,7 @@ def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any
     return told
 
 
-def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
+def ask_view(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -> dict[str, Any]:
     """Get the size in which to show pictures, if those of the data are far smaller than usual for the network."""
     if model.key != "weights":
         return {}
@@ -117,7 +117,7 @@ def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
     return {"size": int(ask.text("size", asked, guess, _number))}
 
 
-def usual_side(model: Classifier) -> tuple[int | None, bool]:
+def usual_side(model: RecognisedClassifier) -> tuple[int | None, bool]:
     """Return the side of the pictures that an architecture was made for, and whether it accepts no others."""
     if "timm" in model.block:
         import timm
@@ -141,7 +141,9 @@ def _number(answer: str) -> None:
         raise UsageError(f"--size {answer}: expected a number of pixels, 8 or more")
 
 
-def ask_labels(ask: Ask, model: Classifier, named: Sequence[str], data: Pictures, said: list[str]) -> dict[str, str]:
+def ask_labels(
+    ask: Ask, model: RecognisedClassifier, named: Sequence[str], data: LabelledPictures, said: list[str]
+) -> dict[str, str]:
     """Get the model's class for each label of the data that differs; empty if all are the same.
 
     Args:
@@ -202,7 +204,7 @@ def _one_of(classes: Sequence[str]) -> Check:
     return check
 
 
-def shape_shown(model: Classifier, data: Pictures, asked: Mapping[str, Any]) -> Shape:
+def shape_shown(model: RecognisedClassifier, data: LabelledPictures, asked: Mapping[str, Any]) -> Shape:
     """Return channels, height, width of the pictures shown to a model: its own if known, else those of the data."""
     side = asked.get("size")
     if side is None and model.key == "weights":

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.tasks.classification.init.models import Classifier
-from stages.tasks.classification.init.pictures import Pictures
+from stages.tasks.classification.init.models import RecognisedClassifier
+from stages.tasks.classification.init.pictures import LabelledPictures
 from stages.tasks.contract import TaskContext
-from stages.tasks.init import Change, Seen, Trial
+from stages.tasks.init import ModelChange, Seen, Trial
 from stages.tasks.labels import ClassOrder
 
 MOST_OF_A_SERVICE = 200  # pictures of a trial; a service may charge for them
@@ -87,8 +87,8 @@ class Order(ClassOrder):
 
 def try_classifier(context: TaskContext, seen: Seen) -> Trial:
     """See Init.trial: whether the order of the classes is that of the model's outputs."""
-    data = Pictures.of(seen.data)
-    order = order_of(context, Classifier.of(seen.model).n_classes or len(data.labels), data.searched)
+    data = LabelledPictures.of(seen.data)
+    order = order_of(context, RecognisedClassifier.of(seen.model).n_classes or len(data.labels), data.searched)
     worst, more = _by_class(order)
     rate = order.named_rate
     told = [f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures"]
@@ -96,7 +96,7 @@ def try_classifier(context: TaskContext, seen: Seen) -> Trial:
     if not order.likely:
         return trial
     names = order.proposed
-    change = Change("Take the classes in that order", order.sure, {"classes": names}, {"classes": ",".join(names)})
+    change = ModelChange("Take the classes in that order", order.sure, {"classes": names}, {"classes": ",".join(names)})
     return replace(
         trial,
         doubt=order.statement,
