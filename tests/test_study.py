@@ -252,7 +252,7 @@ def test_the_command_runs_what_is_stale_and_writes_the_page(tmp_path, enumerated
         "truths": {},
         "study": {
             "seeds": [100, 101],
-            "landscapes": {"planted5": {"budgets": [500], "short": 500, "estimate_at": []}},
+            "landscapes": {"planted5": {"budgets": [2000], "short": 2000, "estimate_at": []}},
             "explorers": {"random": {}, "ppo": {}},
         },
     }

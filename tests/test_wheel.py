@@ -150,7 +150,7 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
 
 
 def test_a_built_in_task_is_found_by_its_name(environment, tmp_path):
-    show = "from stages import plugins; print(*sorted(plugins.load(plugins.TASKS)), plugins.distributions())"
+    show = "from stages.core import plugins as p; print(*sorted(p.entry_points_of(p.TASKS)), p.distributions())"
     done = run(environment, tmp_path, "python", "-P", "-c", show)
     assert done.stdout.split() == [
         "chat",
