@@ -45,4 +45,5 @@ class AuditRun:
             yield folder
 
     def model_provenance(self) -> dict[str, Any]:
+        """Return the origin of a result that this run makes with the model."""
         return provenance(self.name, self.audit, self.prepared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ def audit(
     all_: All = False,
     preset: Preset = None,
     runner: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--runner",
             envvar="FADED_RUNNER",
@@ -145,7 +145,7 @@ def report(
         bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print the path.")
     ] = True,
     pdf: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
     ] = None,
 ) -> None:
@@ -184,7 +184,7 @@ def compare(
         ),
     ],
     page: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--page",
             metavar="FILE.html",

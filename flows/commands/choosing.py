@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from flows.commands import All, Audit, Audits, Preset, app, console, errors, ope
 def screen(
     audit: Audit = None,
     probes: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--probes",
             min=20,
@@ -44,7 +44,7 @@ def screen(
 def usage(
     audit: Audit = None,
     from_: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--from",
             metavar="PATH",
@@ -53,7 +53,7 @@ def usage(
         ),
     ] = None,
     column: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--column", metavar="NAME", help="Column or field with the texts, if the file has several."),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the measured shares to params.yaml.")] = False,
@@ -82,7 +82,7 @@ def usage(
 def mine(
     audit: Audit = None,
     probes: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000"),
     ] = None,
 ) -> None:
@@ -103,7 +103,7 @@ def mine(
 def propose(
     audit: Audit = None,
     probes: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--probes", min=20, help="Maximum number of unique probes.", show_default="400, or more for many levels"
         ),
@@ -163,7 +163,7 @@ def shard(
         int, typer.Argument(metavar="N", min=1, max=10_000, help="Number of independent searches; 1 does not split it.")
     ],
     gpus: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--gpus",
             min=0,
@@ -210,7 +210,7 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
 @app.command(epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
 def study(
     explorers: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="[EXPLORER]...", help="Run only these, if stale; all by default."),
     ] = None,
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -54,7 +54,7 @@ def of_kinds() -> Callable[..., None]:
         )
         of = bool if option.switch else list[str] if option.many else str
         of_python = name.replace("-", "_")
-        nothing.__annotations__[of_python] = hint = Annotated[Optional[of], info]  # type: ignore[valid-type]  # noqa: UP045
+        nothing.__annotations__[of_python] = hint = Annotated[of | None, info]  # type: ignore[valid-type]
         parameters.append(Parameter(of_python, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     nothing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return nothing
@@ -76,44 +76,44 @@ def init(
         Path, typer.Argument(metavar="[FOLDER]", help="Folder in a git repository; the current one by default.")
     ] = Path(),
     model: Annotated[
-        Optional[str],  # noqa: UP045  # typer reads this at run time
+        str | None,
         typer.Option("--model", help="A file, a folder, ORG/NAME on the Hugging Face hub, or a URL."),
     ] = None,
     data: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--data",
             help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub.",
         ),
     ] = None,
     kind: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--kind", help="What the model does: the name of an installed task; guessed from the model."),
     ] = None,
     name: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--name", help="Name of the audit; guessed from the data."),
     ] = None,
     repair: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--repair/--no-repair", help="Whether to add a repair and its re-evaluation.", show_default=False),
     ] = None,
     key_env: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--key-env", metavar="NAME", help="Environment variable with the API key of a model behind a URL."
         ),
     ] = None,
     split: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--split", help="Split of a data set on the hub."),
     ] = None,
     budget: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--budget", min=1, help="Unique probes for the search.", show_default="about 10 minutes' worth"),
     ] = None,
     probes: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             "--probes",
             min=100,

@@ -9,6 +9,7 @@ code that only helps to choose.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -38,7 +39,7 @@ def part_of(task: type[Any], attribute: str) -> Any:
     return getattr(import_module(module, sys.modules[owner.__module__].__package__), name)
 
 
-class MinedTexts:
+class MinedTexts(ABC):
     """What `faded mine` has to know about the texts of a kind's items.
 
     Attributes:
@@ -55,13 +56,13 @@ class MinedTexts:
     templates: ClassVar[bool] = False
     before_concepts: ClassVar[bool] = False
 
+    @abstractmethod
     def given(self, task: Any, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
         """Return the inputs of the model in n probes as readable text; cells are (n, concepts)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected(self, items: pd.DataFrame) -> list[str]:
         """Describe the expected answer to each of n items."""
-        raise NotImplementedError
 
     def may_add_levels(self, task: Any) -> bool:
         """Whether concepts may get further levels, which are words like those in params.yaml."""
