@@ -18,6 +18,7 @@ from stages.landscape.bias import at_highest_guidance, largest_bias
 from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
+from stages.landscape.light import landscape_concerns, light_of
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
@@ -52,7 +53,14 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
     """
     landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
     gates = landscape_gates(audit.gates, landscape)
-    verdict = Verdict(audit=here.path.name, passed=all_passed(gates), gates=gates)
+    concerns = landscape_concerns(audit.gates, gates, landscape)
+    verdict = Verdict(
+        audit=here.path.name,
+        passed=all_passed(gates),
+        gates=gates,
+        light=light_of(gates, concerns),
+        concerns=concerns,
+    )
     errors = corruption_errors(landscape, probes, of_imagenet=_asks_what_imagenet_asks(here, landscape))
     metrics = metrics_of(landscape, verdict.passed, errors)
     out.verdict, out.metrics = verdict, metrics

@@ -58,15 +58,16 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
         (
             said(difference(SAME)),
             "All gates passed. In the target modes, failures went from 30.0% to 29.0%, which may be chance:"
-            " -1.0 points [-4.0, +2.0].",
+            " −1.0 points (−4.0 to +2.0).",
         ),
         (
             said(difference(FELL), counted=difference(ROSE)),
-            "No gate failed, but: Outside the target modes, failing and invalid probes together rose from 30.0% to"
-            " 38.0%. In the target modes, failures fell from 30.0% to 20.0%."
-            " Counting invalid probes as failures: +8.0 points [+4.0, +12.0].",
+            "No gate failed, but: In the target modes, failing and invalid probes together rose from 30.0% to 38.0%."
+            " Outside the target modes, failing and invalid probes together rose from 30.0% to 38.0%."
+            " In the target modes, failures fell from 30.0% to 20.0%."
+            " Counting invalid probes as failures: +8.0 points (+4.0 to +12.0).",
         ),
-        (said(difference(ROSE)), "All gates passed. In the target modes, failures rose from 30.0% to 38.0%."),
+        (said(difference(ROSE)), "No gate failed, but: In the target modes, failures rose from 30.0% to 38.0%."),
         (
             said(difference(FELL), clean=FELL),
             "No gate failed, but: On clean inputs, clean accuracy fell from 0.980 to 0.880."
@@ -95,7 +96,7 @@ def test_words_of_the_verdict(told, wanted):
     assert told == wanted
 
 
-NO_BETTER = "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"
+NO_BETTER = "no better than the control in the target modes (−1.0 points (−4.0 to +2.0))"
 GAINED_NOTHING = f"In the target modes, the repair was {NO_BETTER.replace(' in the target modes', '')}: aiming the"
 GAINED_NOTHING += " repair gained nothing measurable."
 
@@ -109,13 +110,13 @@ GAINED_NOTHING += " repair gained nothing measurable."
         ),
         (FELL, SAME, SAME, NO_BETTER, GAINED_NOTHING),
         (
-            *(SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points [+4.0, +12.0]"),
-            "Aiming the repair did worse than the control in the target modes: +8.0 points [+4.0, +12.0].",
+            *(SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points (+4.0 to +12.0)"),
+            "Aiming the repair did worse than the control in the target modes: +8.0 points (+4.0 to +12.0).",
         ),
         (
             *(FELL, SAME, FELL),
-            "aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target modes",
-            "Aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target modes.",
+            "aiming the repair helped: −10.0 points (−14.0 to −6.0) against the control in the target modes",
+            "Aiming the repair helped: −10.0 points (−14.0 to −6.0) against the control in the target modes.",
         ),
     ],
 )
@@ -138,5 +139,5 @@ def test_the_verdict_says_what_is_noise(change, minus, wanted):
         repair_minus_noise=RateRecord.from_rate(Rate(*minus, 400))
     )
     found = said(difference(change, noise=noise))
-    assert f"The improvement in the target modes {wanted} model, queried again, differs by -1.0 points" in found
+    assert f"The improvement in the target modes {wanted} model, queried again, differs by −1.0 points" in found
     assert "noise" not in said(difference(ROSE, noise=noise)), "where nothing improved, nothing is claimed"

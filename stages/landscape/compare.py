@@ -236,8 +236,9 @@ def against_noise(difference: Difference) -> Noise | None:
 
 
 def change_in_points(change: Rate) -> str:
-    """Format a change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
-    return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    """Format a change of a share with its interval: "−8.7 points (−12.0 to −5.4)"."""
+    text = f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+    return text.replace("-", "−")
 
 
 def reduced_failures(paired: PairedAnswers) -> ReducedFailures:

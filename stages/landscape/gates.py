@@ -96,7 +96,7 @@ def judge_landscape(
     """
     if gates is None:
         return []
-    worst = max(modes, key=lambda rate: rate.value, default=overall)
+    worst = max(modes, key=lambda rate: rate.high, default=overall)
     bounds = [
         ("max_failure_rate", gates.max_failure_rate, overall),
         ("max_mode_rate", gates.max_mode_rate, worst),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.landscape.bias import newly_skewed
 from stages.landscape.compare import change_in_points
 from stages.landscape.doses import worth
 from stages.landscape.gates import all_passed, cheapest, repair_gates
+from stages.landscape.light import light_of, repair_concerns, worsened
 from stages.params import Gates
 from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
 from stages.records.repair import Cheapest
@@ -16,10 +16,13 @@ from stages.records.repair import Cheapest
 def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict:
     """Return the verdict on a repair, given its gates."""
     gates, fewest = repair_gates(bounds, comparison), cheapest(bounds, comparison)
+    concerns = repair_concerns(bounds, gates, comparison)
     return RepairVerdict(
         audit=comparison.audit,
         passed=all_passed(gates),
         gates=list(gates),
+        light=light_of(gates, concerns),
+        concerns=concerns,
         decided_by=plan.decided_by,
         reviewer=plan.reviewer,
         reason=plan.reason or "",
@@ -35,14 +38,15 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}. This is not a pass.")
-    against = harm(comparison)
+    worse = worsened(comparison)
     if not (failed or unjudged):  # readers who stop here must not mistake harm for a pass
-        said.append("No gates were set." if not gates else "No gate failed, but:" if against else "All gates passed.")
-    said += against
+        said.append("No gates were set." if not gates else "No gate failed, but:" if worse else "All gates passed.")
+    said += worse
     if not plan.targets:
         said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
-        said.append(_in_targets(comparison.differences["target_failure_rate"]))
+        found = _in_targets(comparison.differences["target_failure_rate"])
+        said += [found] if found not in said else []
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
             said.append(f"Counting invalid probes as failures: {change_in_points(counted.moved)}.")
@@ -51,29 +55,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append(
             f"A shorter training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}."
         )
-    if regions := comparison.failures_moved.regions:
-        said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
-    if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
-        said.append(f"Failures rose significantly for {', '.join(worse)}.")
-    skewed = newly_skewed(comparison.bias) if comparison.bias else []
-    if skewed:
-        named = ", ".join(f"{subject.attribute} of {subject.subject}" for subject in skewed)
-        said.append(f"Newly skewed beyond chance: {named}.")
     return " ".join(said)
-
-
-def harm(comparison: Comparison) -> list[str]:
-    """Describe what got worse beyond chance on unchanged inputs and outside the target modes, one sentence each."""
-    quality, others = (comparison.differences[measure] for measure in ("clean_quality", "other_failure_rate"))
-    said = []
-    if quality.moved.high < 0:
-        said.append(f"On clean inputs, {quality.name} fell from {quality.before:.3f} to {quality.after:.3f}.")
-    if others.moved.low > 0:
-        said.append(f"Outside the target modes, failures rose from {others.before:.1%} to {others.after:.1%}.")
-    if comparison.some_invalid and (counted := comparison.differences["other_not_passing"]).moved.low > 0:
-        rose = f"{counted.before:.1%} to {counted.after:.1%}"
-        said.append(f"Outside the target modes, failing and invalid probes together rose from {rose}.")
-    return said
 
 
 def beside_control(comparison: Comparison) -> list[str]:

@@ -245,7 +245,7 @@ def doses_view(curve: records.DoseCurve) -> DosesPart:
     if needed := worth(curve):
         sentences.append(f"To match {repaired[-1].steps:,} steps of the repair, the control needed {needed}.")
     if curve.differences:
-        each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
+        each = "; ".join(f"{points(d.value)} ({points_interval(d.low, d.high)})" for d in curve.differences)
         trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
         sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, in {trainings}: {each} points.")
     by_steps = [{dose.steps: dose.rate for dose in doses} for doses in (repaired, control)]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.landscape.bias import newly_skewed
-from stages.landscape.verdict import harm
 from stages.pages.gallery import ExhibitView, Gallery, Shrinker
 from stages.pages.sentences import as_much, by_usage, decided_by, fails, gate_view, how_common, what_was_tested
-from stages.pages.words import interval, listed, number, percent, points, points_interval
+from stages.pages.words import counted, interval, listed, number, p_value, percent, points, points_interval
 from stages.records import (
     AuditFolder,
     Comparison,
@@ -30,17 +28,17 @@ from stages.records import (
     RateRecord,
     Verdict,
 )
+from stages.records.landscape import Light
 from stages.records.provenance import PrepareMetrics
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
 _CONTROL = "the control, trained for as many steps without aiming"
 
-Light = Literal["red", "amber", "green"]
-_HEADLINES: dict[Light, str] = {
+HEADLINES: Mapping[Light, str] = {
     "red": "Not ready to deploy",
     "amber": "Decide before deploying",
-    "green": "Ready to deploy, by its gates",
+    "green": "Passes its gates",
 }
 
 
@@ -130,7 +128,7 @@ class FirstPage(NamedTuple):
     @property
     def headline(self) -> str:
         """The light in words."""
-        return _HEADLINES[self.light]
+        return HEADLINES[self.light]
 
 
 def landscape_page(
@@ -152,7 +150,6 @@ def landscape_page(
         shrinker: makes pictures small.
     """
     modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
-    light, reason = _landscape_light(landscape, verdict)
     cards = []
     for mode in modes[:MODES]:
         gallery, items = galleries.get(mode.id), {example.id: example.item for example in mode.examples}
@@ -165,8 +162,8 @@ def landscape_page(
         cards.append(Card(mode.id, link, text, *spread, None, _about_mode(landscape, mode), pair))
     return FirstPage(
         facts=[*_facts(about), ("Searched on", f"{number(landscape.items)} items")],
-        light=light,
-        reason=reason,
+        light=verdict.light or "amber",
+        reason=_reason(verdict, "It", "no region was confirmed to fail above what they allow"),
         tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
         usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), as_much(landscape)))),
@@ -198,10 +195,12 @@ def comparison_page(
         attributes: attributes of the items, by their ids.
         shrinker: makes pictures small.
     """
-    light, reason = _comparison_light(comparison, verdict, plan)
+    chosen = " A rule, not a person, chose what to repair." if plan.decided_by == "policy" else ""
+    what = "The repaired model" if plan.targets else "The unchanged model"
+    found = "no rise in failures beyond chance was found in the target modes, elsewhere or for any kind of item"
     severity = {mode.id: mode.severity for mode in plan.modes}
     modes = sorted(comparison.modes, key=lambda mode: (mode.action != "repair", -severity.get(mode.id, 0.0)))
-    examples = _example_of_each(comparison, plan, galleries, attributes)
+    examples = _example_of_each(comparison, plan, galleries.get("fixed", ()), attributes)
     clean = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     cards = []
     for mode in modes[:MODES]:
@@ -213,8 +212,6 @@ def comparison_page(
         if mode.action != "repair":
             sentences.append(f"Not repaired: the decision was to {mode.action} it.")
         one = examples.get(mode.id)
-        if any(one is bad for bad in galleries.get("newly_failing", ())):
-            sentences.append("This example fails only since the repair; no fixed one was recorded.")
         pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
         spread = (mode.after, mode.after_low, mode.after_high)
         cards.append(Card(mode.id, "modes", listed(mode.text), *spread, mode.before, sentences, pair))
@@ -224,8 +221,8 @@ def comparison_page(
             ("Decided by", decided_by(plan)),
             ("Tested on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
         ],
-        light=light,
-        reason=reason,
+        light=verdict.light or "amber",
+        reason=f"{_reason(verdict, what, found)}{_largest_rise(comparison)}{chosen}",
         tested=what_was_tested(comparison.space),
         tiles=_comparison_tiles(comparison),
         usage=how_common(comparison.space, comparison.usage),
@@ -233,18 +230,25 @@ def comparison_page(
         heading="What the repair targeted" if plan.targets else "What failed before",
         modes=cards,
         left=len(modes) - len(cards),
-        steps=_comparison_steps(comparison, light, plan),
+        steps=_comparison_steps(comparison, verdict, plan),
     )
 
 
 def _example_of_each(
-    comparison: Comparison, plan: Plan, galleries: Mapping[str, Sequence[PairedProbe]], attributes: pd.DataFrame
+    comparison: Comparison, plan: Plan, fixed: Sequence[PairedProbe], attributes: pd.DataFrame
 ) -> dict[str, PairedProbe]:
-    """Return one example of each mode that has any: a fixed one if possible, else a newly failing one."""
-    rows = [one for kind in ("fixed", "newly_failing") for one in galleries.get(kind, ()) if one.cell]
+    """Return one failure that the repair fixed for each mode that has any, another one for each if possible."""
+    rows = [one for one in fixed if one.cell]
+    if not rows:
+        return {}
     cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])
-    inside = {mode.id: mode.cells.contains(comparison.space, cells, attributes) for mode in plan.modes} if rows else {}
-    return {mode: rows[int(found.argmax())] for mode, found in inside.items() if found.any()}
+    shown, free = {}, np.ones(len(rows), dtype=bool)
+    for mode in plan.modes:
+        inside = mode.cells.contains(comparison.space, cells, attributes)
+        if inside.any():
+            at = int((inside & free if (inside & free).any() else inside).argmax())
+            shown[mode.id], free[at] = rows[at], False
+    return shown
 
 
 def _facts(about: About) -> list[tuple[str, str]]:
@@ -263,52 +267,32 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _some_modes(count: int) -> str:
-    return "one confirmed failure mode" if count == 1 else f"{number(count)} confirmed failure modes"
+def _reason(verdict: Verdict, what: str, found: str) -> str:
+    """Say why the light is what it is: the gate that failed, what speaks against deploying, or what the gates allow."""
+    if any(gate.passed is False for gate in verdict.gates):
+        return f"{_capital(_failed(verdict.gates))}."
+    concerns = " ".join(listed(concern) for concern in verdict.concerns)
+    if not verdict.passed:
+        return concerns
+    if concerns:
+        return f"{what} meets its gates, but: {concerns}"
+    levels = [gate for gate in map(gate_view, verdict.gates) if gate.level]
+    allowed = ", ".join(f"{gate.name} {gate.value} ({gate.interval}), {gate.bound} required" for gate in levels)
+    return f"{what} meets its gates: {allowed}; {found}."
 
 
-def _landscape_light(landscape: Landscape, verdict: Verdict) -> tuple[Light, str]:
-    found, rate = len(landscape.modes), percent(landscape.overall.value)
-    if verdict.passed is False:
-        return "red", f"{_capital(_failed(verdict.gates))}."
-    if verdict.passed is None:
-        judged = "Some gates could not be judged." if verdict.gates else "No gate says whether that is acceptable."
-        where = f", most often in {_some_modes(found)}" if found else ""
-        if usage := landscape.usage:
-            return "amber", f"{rate} of what this model will meet fails, {by_usage(usage)}{where}. {judged}"
-        return "amber", f"{rate} of uniformly drawn probes fail{where}. {judged}"
-    if found:
-        return "amber", f"It meets its gates, but has {_some_modes(found)} that somebody has to accept or repair."
-    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest."
-
-
-def _comparison_light(comparison: Comparison, verdict: Verdict, plan: Plan) -> tuple[Light, str]:
-    if verdict.passed is False:
-        return "red", f"After the repair, {_failed(verdict.gates)}."
-    if verdict.passed is None:
-        what = "some gates could not be judged" if verdict.gates else "no gate says what the repair has to achieve"
-        return "amber", f"{_capital(what)}."
-    against = [*_risen_in_targets(comparison), *harm(comparison)]
-    if regions := comparison.failures_moved.regions:
-        against.append(f"Failures rose in {listed(regions[0].text)}.")
-    if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
-        against.append(f"Failures rose significantly for {', '.join(worse)}.")
-    if comparison.bias and (skewed := newly_skewed(comparison.bias)):
-        against.append(f"Newly skewed: {', '.join(f'{one.attribute} of {one.subject}' for one in skewed)}.")
-    if against:
-        return "amber", f"It meets its gates, but: {' '.join(against)}"
-    if not plan.targets:
-        return "green", "No mode was chosen for repair, and the unchanged model meets its gates."
-    chosen = " A rule, not a person, chose what to repair." if plan.decided_by == "policy" else ""
-    where = "in the target modes, elsewhere, on unchanged inputs or for any kind of item"
-    met = f"meets all {number(len(verdict.gates))} gates" if len(verdict.gates) > 1 else "meets its gate"
-    return "green", f"The repaired model {met}, and no rise in failures beyond chance was found {where}.{chosen}"
-
-
-def _risen_in_targets(comparison: Comparison) -> list[str]:
-    keys = ("target_failure_rate", *(["target_not_passing"] if comparison.some_invalid else []))
-    risen = [entry for key in keys if (entry := comparison.differences[key]).moved.low > 0]
-    return [f"Failures in the target modes rose from {percent(e.before)} to {percent(e.after)}." for e in risen[:1]]
+def _largest_rise(comparison: Comparison) -> str:
+    """Name the largest rise of a kind of items that its own interval shows but the test of all kinds does not."""
+    kinds = [(of.attribute, one) for of in comparison.slices or () for one in of.values]
+    risen = [(name, one) for name, one in kinds if not one.worse and one.low is not None and one.low > 0]
+    if not risen:
+        return ""
+    name, one = max(risen, key=lambda kind: kind[1].change or 0.0)
+    spread = points_interval(one.low, one.high)
+    return (
+        f" The largest rise, {name} {one.value} by {points(one.change)} points ({spread}), may be chance:"
+        f" p = {p_value(one.p)} among {counted(len(kinds), 'kind')} of items."
+    )
 
 
 def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
@@ -432,17 +416,25 @@ def _landscape_steps(landscape: Landscape, verdict: Verdict, about: About) -> li
                 'result.to_workspace("folder", model="module:function")',
             ),
         ]
-    steps = [Step("See what comes next (a decision, a repair or its verdict):", f"faded status {name}")]
     if verdict.gates:  # the audit ends here
         steps = [Step("Keep the evidence:", f"faded evidence {name}")]
+    elif landscape.modes:
+        steps = [Step("Look at the failures, and decide which of them to repair:", f"faded review {name}")]
+    else:
+        steps = [
+            Step(
+                f"Say how often it may fail, by gates in params.yaml (audits.{name}.gates), then:",
+                f"faded audit {name}",
+            )
+        ]
     if landscape.usage and not landscape.usage.stated:
         steps.append(Step("State or measure how common these changes are in use:", f"faded usage {name}"))
     return steps
 
 
-def _comparison_steps(comparison: Comparison, light: Light, plan: Plan) -> list[Step]:
+def _comparison_steps(comparison: Comparison, verdict: Verdict, plan: Plan) -> list[Step]:
     name = comparison.audit
-    if light == "red":
+    if verdict.light == "red":
         change = f"Change repairs.{name} in params.yaml and run what has changed:"
         again = [Step("Decide again:", f"faded review {name} --revise")] if plan.decided_by == "human" else []
         return [

@@ -282,7 +282,7 @@ def _extremes(
     titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
 
     def show(cell: PicturedCell) -> ExhibitView:
-        text = f"{percent(cell.rate)} fail [{interval(cell.low, cell.high)}]: {cell.text}"
+        text = f"{percent(cell.rate)} fail ({interval(cell.low, cell.high)}): {cell.text}"
         if cell.exhibit is None:
             return ExhibitView(f"{text} (not probed)")
         shown = shrinker.show(cell.exhibit)
@@ -340,7 +340,7 @@ def _false_alarms(landscape: Landscape) -> list[str]:
     threshold = ratings.automatic.threshold if ratings else landscape.threshold
     return [
         f"False alarms: with {change}, which nobody would hold against the model,"
-        f" {percent(alarm.rate)} [{interval(alarm.low, alarm.high)}] of"
+        f" {percent(alarm.rate)} ({interval(alarm.low, alarm.high)}) of"
         f" {number(alarm.articles)} {'' if alarm.held_out else 'the '}{alarm.unit} that"
         f" {'did not set' if alarm.held_out else 'set'} the threshold count as failures"
         f" (discrepancy above {number(threshold)}{', by the automatic measure' if ratings else ''})."

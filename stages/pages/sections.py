@@ -68,7 +68,7 @@ def risen_slices(comparison: Comparison) -> str:
     if not worse:
         return "Failures have not risen significantly for any value."
     named = "; ".join(
-        f"{attribute} {one.value}, by {points(one.change)} points [{points_interval(one.low, one.high)}]"
+        f"{attribute} {one.value}, by {points(one.change)} points ({points_interval(one.low, one.high)})"
         for attribute, one in worse
     )
     return f"Failures have risen significantly for {named}."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.concepts import Concept, ConceptSpace
-from stages.pages.words import number, percent, points, points_interval, words
+from stages.pages.words import interval, number, percent, points, points_interval, words
 from stages.records import Gate, Landscape, Plan, RepairVerdict, Verdict
 from stages.records.landscape import RatingsBound, UsageRecord
 
@@ -19,13 +19,14 @@ _NAMES = {"max_mode_rate": "failure rate in the worst mode"}
 
 
 class GateView(NamedTuple):
-    """A gate with its numbers in its own unit."""
+    """A gate with its numbers in its own unit; `level` is whether it bounds a quantity, and not its change."""
 
     name: str
     bound: str
     value: str
     interval: str
     passed: bool | None
+    level: bool
 
 
 def gate_view(gate: Gate) -> GateView:
@@ -33,7 +34,7 @@ def gate_view(gate: Gate) -> GateView:
     measure, _, bound = gate.gate.rpartition(".") if gate.gate.startswith(_SLICES) else gate.gate.partition(".")
     change = bound.startswith("change")
     show, unit = (points, " points") if change else (percent, "")
-    spread = points_interval(gate.low, gate.high) if change else f"{percent(gate.low)} to {percent(gate.high)}"
+    spread = points_interval(gate.low, gate.high) if change else interval(gate.low, gate.high)
     name = _NAMES.get(measure) or words(measure.removeprefix("max_"))
     if gate.gate.startswith(_SLICES):
         decided = "" if gate.slice is None else f" ({gate.slice} decides)"
@@ -44,6 +45,7 @@ def gate_view(gate: Gate) -> GateView:
         value=f"{show(gate.value)}{unit}",
         interval="–" if gate.low is None or gate.high is None else spread,
         passed=gate.passed,
+        level=not change,
     )
 
 

@@ -48,8 +48,8 @@ def interval(low: Any, high: Any, digits: int = 1) -> str:
 
 
 def with_interval(rate: RateRecord | Rate | Within) -> str:
-    """Format a rate with its interval: "71.0% [64.0–77.0%]"."""
-    return f"{percent(rate.value)} [{interval(rate.low, rate.high)}]"
+    """Format a rate with its interval: "71.0% (64.0–77.0%)"."""
+    return f"{percent(rate.value)} ({interval(rate.low, rate.high)})"
 
 
 def points(value: Any) -> str:
@@ -97,7 +97,7 @@ def times(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """Format any single value: integers with thousands separators, floats with four significant digits."""
+    """Format any single value: integers with thousands separators, floats with three significant digits."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -105,7 +105,7 @@ def number(value: Any) -> str:
     if isinstance(value, Integral):
         return f"{int(value):,}"
     if isinstance(value, float):
-        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
     return str(value)
 
 

@@ -119,6 +119,7 @@ class GateConfig(Strict):
 class Gates(Strict):
     """What the repaired model has to achieve."""
 
+    failure_rate: GateConfig | None = None
     target_failure_rate: GateConfig | None = None
     other_failure_rate: GateConfig | None = None
     target_not_passing: GateConfig | None = None
@@ -131,7 +132,7 @@ class Gates(Strict):
     )
 
     @field_validator(
-        *("target_failure_rate", "other_failure_rate", "target_not_passing", "other_not_passing"),
+        *("failure_rate", "target_failure_rate", "other_failure_rate", "target_not_passing", "other_not_passing"),
         *("newly_failing", "bias"),
     )
     @classmethod

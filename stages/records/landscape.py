@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -487,9 +488,18 @@ class Gate(Record):
         return self.gate if self.slice is None else f"{self.gate} ({self.slice})"
 
 
+Light = Literal["red", "amber", "green"]
+
+
 class Verdict(JsonRecord):
-    """verdict.json: `passed` is None without gates, or if one could not be judged and none failed."""
+    """verdict.json: `passed` is None without gates, or if one could not be judged and none failed.
+
+    `light` is whether a careful person would deploy, and `concerns` what speaks against it although no gate failed;
+    None and empty in files of earlier versions.
+    """
 
     audit: str
     passed: bool | None
     gates: Listed[Gate]
+    light: Light | None = None
+    concerns: Listed[str] = Field(default_factory=list)

@@ -183,7 +183,7 @@ def _replaces(decisions: Sequence[RecordedDecision]) -> str:
     if any(decision.via == "time-out" for decision in decisions):
         return "the rejection by time-out, and my earlier one if I made one"
     if len(decisions) == 1:
-        return f"{decisions[0].reviewer}’s"  # noqa: RUF001
+        return f"{decisions[0].reviewer}’s"
     return "my earlier one, or all earlier ones if I made none"
 
 
