@@ -49,7 +49,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     from flows.graph import read_graph
     from flows.places.runners import check_stages, chosen_runner
     from flows.results.estimate import backend_line, estimate_cost, few_items, processes_of, requests_line
-    from flows.results.power import what_can_be_shown
+    from flows.results.power import what_can_be_shown, what_gates_leave_open
     from flows.views import show_plan, show_processes
 
     params, names = open_workspace(audits, all_, preset)
@@ -67,7 +67,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             show_processes(console, name, *processes)
         if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
             say(f"{name}: {few}", style="yellow")
-        say(*what_can_be_shown(params, name))
+        say(*what_can_be_shown(params, name), *what_gates_leave_open(params, name))
 
 
 @app.command(

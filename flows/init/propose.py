@@ -64,7 +64,9 @@ FEWEST = 10
 # With fewer test items intervals are wide, and a strict bound would fail for lack of evidence.
 _FEW = 500
 _COMMENT = 110  # largest width of a comment, in columns
-_MOST_FAILURES = 0.2  # of inputs in use, of which three in ten are unchanged; nobody knows what a person would accept
+# How often a model may fail in use, where three in ten inputs are unchanged, and in its worst mode; nobody knows what a
+# person would accept.
+_MOST_FAILURES, _MOST_IN_A_MODE = 0.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
         "discrepancy": dict(init.discrepancy),
         "discover": {"explorer": "auto", "baseline": "random", "budget": wanted.budget or BUDGETS[0]},
         "summarize": {"modes": 10},
-        **({} if wanted.repair else {"gates": {"max_failure_rate": _MOST_FAILURES}}),
+        **({} if wanted.repair else {"gates": {"max_failure_rate": _MOST_FAILURES, "max_mode_rate": _MOST_IN_A_MODE}}),
     }
     notes = {
         "compute": "auto takes a GPU, if there is one",
@@ -143,10 +145,11 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
         **(
             {}
             if wanted.repair
-            else {"gates": f"passes if at most {_MOST_FAILURES:.0%} of the inputs in use fail, by its whole interval"}
+            else {"gates": "how often it may fail in use and in its worst mode, by the whole interval: yours to say"}
         ),
         "repair.feedback": "a rule decides; {policy: wait} asks a person",
-        "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound.",
+        "repair.gates": "A gate passes only if the whole 95% interval is on the right side of its bound. How often the"
+        " model may still fail (max), nobody but you can say.",
     }
     repair = repair_block(init, items, wanted.budget or BUDGETS[0]) if wanted.repair else None
     above = frozenset({"concepts", "discrepancy", "repair.gates"})
@@ -205,7 +208,8 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
         "restructure": {"method": init.method, "control": init.control, "settings": {}},
         "re_evaluate": {"paired_probes": pairs(budget)},
         "gates": {
-            "target_failure_rate": {"change_max": -0.05},
+            "failure_rate": {"max": _MOST_FAILURES},
+            "target_failure_rate": {"change_max": -0.05, "max": _MOST_IN_A_MODE},
             "other_failure_rate": {"change_max": 0.05 if few else 0.0},
             "newly_failing": {"max": 0.1 if few else 0.05},
             "clean_quality": {"change_min": -0.1 if few else -0.02},

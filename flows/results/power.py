@@ -11,6 +11,7 @@ import pandas as pd
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.decisions import landscape_hash
+from stages.landscape.light import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import Power, alike
 from stages.params import GateConfig, Params, RepairConfig
@@ -32,6 +33,13 @@ def what_can_be_shown(params: Params, audit: str) -> list[str]:
     return []
 
 
+def what_gates_leave_open(params: Params, audit: str) -> list[str]:
+    """At most one sentence: what no gate bounds, so that the light of the audit's last verdict cannot be green."""
+    repair, gates = params.repairs.get(audit), params.audits[audit].gates
+    said = unbounded_landscape(gates, modes=1) if repair is None else unbounded_repair(repair.gates, modes=1)
+    return [f"{audit}: {line[0].lower()}{line[1:-1]}: without that its light is amber at best" for line in said]
+
+
 def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
     table = read_table(here.prepare.path / "items.parquet")
     tests, targets = table[table["split"] == "test"], _targets(repair, here)
@@ -44,6 +52,8 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
         f"{count} can show {_drop(inside)} in {named}, where {inside.rate:.1%} fail, and a rise of"
         f" {_points(outside.margin(0))} or more elsewhere"
     ]
+    said += _drop_to_level("target_failure_rate", repair.gates.target_failure_rate, inside)
+    said += _drop_to_level("other_failure_rate", repair.gates.other_failure_rate, outside)
     said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside)
     said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside)
     return said
@@ -113,6 +123,19 @@ def _too_few(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
         f"{told} is likely to fail even if every failure is repaired: {power.items:,} test items are too few, about"
         f" {_about(power.items_for(power.rate, -most))} would do"
     ]
+
+
+def _drop_to_level(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
+    """By how much failures have to drop before a gate on how often the repaired model may fail can pass."""
+    if gate is None or gate.max is None or power.rate <= gate.max:
+        return []
+    least = power.least_drop(power.rate - gate.max)
+    more = (
+        f"a drop of {_points(least)} or more"
+        if least is not None
+        else "more test items: no drop that they show is enough"
+    )
+    return [f"gate {measure}.max {gate.max:g} needs {more}, as {power.rate:.1%} fail there now"]
 
 
 def _points(share: float) -> str:

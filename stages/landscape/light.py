@@ -27,31 +27,19 @@ def light_of(gates: Sequence[Gate], concerns: Sequence[str]) -> Light:
 def landscape_concerns(bounds: LandscapeGates | None, gates: Sequence[Gate], landscape: Landscape) -> list[str]:
     """Describe what speaks against deploying a model with this landscape although no gate failed."""
     most = bounds.max_failure_rate if bounds else None
-    lacking = [] if most is not None else ["how often it may fail in use (max_failure_rate)"]
-    if landscape.modes and not (bounds and bounds.max_mode_rate is not None):
-        lacking.append(f"how often it may fail in its {_modes(len(landscape.modes))} (max_mode_rate)")
     kinds = {
         f"{of.attribute} {one.value}": (one.rate, one.joint)
         for of in (landscape.slices.attributes if landscape.slices else ())
         for one in of.values
         if of.attribute not in (bounds.slices if bounds else {})
     }
-    return [*_unjudged(gates), *_unbounded(lacking), *_kinds_above(kinds, most)]
+    lacking = unbounded_landscape(bounds, len(landscape.modes))
+    return [*_unjudged(gates), *lacking, *_kinds_above(kinds, most)]
 
 
 def repair_concerns(bounds: Gates, gates: Sequence[Gate], comparison: Comparison) -> list[str]:
     """Describe what speaks against deploying a repaired model although no gate failed."""
-    most, target, other, clean = (
-        getattr(bounds, measure)
-        for measure in ("failure_rate", "target_failure_rate", "other_failure_rate", "clean_quality")
-    )
-    in_use = most.max if most else None
-    both = all(gate is not None and gate.max is not None for gate in (target, other))
-    lacking = [] if in_use is not None or both else ["how often it may still fail in use (failure_rate.max)"]
-    if comparison.modes and (target is None or target.max is None):
-        lacking.append(f"how often it may still fail in its {_modes(len(comparison.modes))} (target_failure_rate.max)")
-    if clean is None or (clean.min is None and clean.change_min is None):
-        lacking.append("its quality on unchanged inputs (clean_quality.min)")
+    in_use, target = (gate.max if gate else None for gate in (bounds.failure_rate, bounds.target_failure_rate))
     kinds = {
         f"{of.attribute} {one.value}": (one.after, one.joint_after)
         for of in comparison.slices or ()
@@ -60,11 +48,37 @@ def repair_concerns(bounds: Gates, gates: Sequence[Gate], comparison: Comparison
     }
     return [
         *_unjudged(gates),
-        *_unbounded(lacking),
-        *_modes_above(comparison, target.max if target else None),
+        *unbounded_repair(bounds, len(comparison.modes)),
+        *_modes_above(comparison, target),
         *_kinds_above(kinds, in_use),
         *worsened(comparison),
     ]
+
+
+def unbounded_landscape(bounds: LandscapeGates | None, modes: int) -> list[str]:
+    """Say what no gate on a landscape with so many modes bounds, in one sentence; empty if nothing is left open."""
+    lacking = []
+    if bounds is None or bounds.max_failure_rate is None:
+        lacking.append("how often it may fail in use (max_failure_rate)")
+    if modes and (bounds is None or bounds.max_mode_rate is None):
+        lacking.append(f"how often it may fail in its {_modes(modes)} (max_mode_rate)")
+    return _unbounded(lacking)
+
+
+def unbounded_repair(bounds: Gates, modes: int) -> list[str]:
+    """Say what no gate on the repair of so many modes bounds, in one sentence; empty if nothing is left open."""
+    in_use, target, other = (
+        gate is not None and gate.max is not None
+        for gate in (bounds.failure_rate, bounds.target_failure_rate, bounds.other_failure_rate)
+    )
+    clean, lacking = bounds.clean_quality, []
+    if not (in_use or (target and other)):
+        lacking.append("how often it may still fail in use (failure_rate.max)")
+    if modes and not target:
+        lacking.append(f"how often it may still fail in its {_modes(modes)} (target_failure_rate.max)")
+    if clean is None or (clean.min is None and clean.change_min is None):
+        lacking.append("its quality on unchanged inputs (clean_quality.min)")
+    return _unbounded(lacking)
 
 
 def worsened(comparison: Comparison) -> list[str]:
