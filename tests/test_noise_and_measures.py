@@ -55,7 +55,7 @@ def test_the_control_is_called_what_it_was():
     fails = np.arange(600) % 2 == 0
     nothing = np.zeros(600, dtype=bool)
     helped = targeting(difference(fails, nothing, control=fails), "clean").statement
-    assert helped.startswith("what the repair knows of the changes helped: -50.0 points [")
+    assert helped.startswith("what the repair knows of the changes helped: −50.0 points (")
     assert "against the same steps on unchanged inputs" in helped
     same = targeting(difference(fails, nothing, control=nothing), "clean").statement
     assert same.startswith("no better than the same steps on unchanged inputs")

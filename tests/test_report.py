@@ -261,11 +261,11 @@ def test_every_number_of_a_comparison_is_in_the_page(pages: dict[str, str]) -> N
     assert cells_of(page, "differences", "target modes: failure rate") == target
     newly = ["–", "2.4%", "–", "1.9–3.0%", "–", "–", "3,000"]
     assert cells_of(page, "differences", "newly failing: passed before, fails now") == newly
-    assert cells_of(page, "gates", "newly failing") == ["≤ 2.0%", "2.4%", "1.9% to 3.0%", "✗ fail"]
+    assert cells_of(page, "gates", "newly failing") == ["≤ 2.0%", "2.4%", "1.9–3.0%", "✗ fail"]
     reduced = ["51.8%", "22.9%", "−28.9", "−32.0 to −26.0", "yes", "yes"]
     assert cells_of(page, "reduced", "chosen modes") == reduced
     assert cells_of(page, "moved", "darkening &gt;= 0.9")[:3] == ["10.0%", "17.0%", "+7.0"]
-    assert "Aiming the repair helped: -8.7 points [" in page and "<code>data/mnist/report/report.html</code>" in page
+    assert "Aiming the repair helped: −8.7 points (" in page and "<code>data/mnist/report/report.html</code>" in page
     assert cells_of(page, "differences", "clean accuracy")[:2] == ["96.7%", "95.6%"]
     lies, amount = page.split('<div class="shift">')[1:]
     assert "moved more than chance explains." in lies and "moved 0.091" in lies and "by chance 0.021 to 0.033" in lies

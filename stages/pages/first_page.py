@@ -276,9 +276,8 @@ def _reason(verdict: Verdict, what: str, found: str) -> str:
         return concerns
     if concerns:
         return f"{what} meets its gates, but: {concerns}"
-    levels = [gate for gate in map(gate_view, verdict.gates) if gate.level]
-    allowed = ", ".join(f"{gate.name} {gate.value} ({gate.interval}), {gate.bound} required" for gate in levels)
-    return f"{what} meets its gates: {allowed}; {found}."
+    levels = ", ".join(f"{gate.name} {gate.bound}" for gate in map(gate_view, verdict.gates) if gate.level)
+    return f"{what} meets its gates ({levels}), and {found}."
 
 
 def _largest_rise(comparison: Comparison) -> str:
