@@ -70,6 +70,7 @@ from stages.tasks.contract import (
 )
 
 if TYPE_CHECKING:
+    from faded.input_log import InputLog as InputLog
     from stages.concepts.images import ImageConcept as ImageConcept
     from stages.concepts.texts import TextConcept as TextConcept
     from stages.concepts.texts import edit_letters as edit_letters
@@ -102,6 +103,7 @@ __all__ = [
 ]
 
 _LATER = {  # imports that are slow, or need the libraries of an extra
+    "InputLog": "faded.input_log",
     "ImageConcept": "stages.concepts.images",
     **dict.fromkeys(("TextConcept", "edit_letters", "leave_out", "reword"), "stages.concepts.texts"),
     "ImageClassification": "stages.tasks.classification",
