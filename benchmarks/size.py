@@ -1,4 +1,7 @@
-"""How large the code is, by folder: files, lines, and lines of code without blank lines, comments and docstrings."""
+"""How large the code is, by folder: files, lines, and lines of code without blank lines, comments and docstrings.
+
+Below, how much of `stages` the default audits reach, by the same walk that decides what is stale.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from stages.code import PASSED_OVER as PARTS
+from stages.code import STAGE, Code, read_stages
+from stages.params import load_params
 
 TOTALS = ("product", "all else")
 PASSED_OVER = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -32,6 +39,14 @@ def room(path: Path) -> str:
     return "/".join(folders[: 3 if "tasks" in folders else 2])
 
 
+def reached() -> set[Path]:
+    """Files of `stages` that a stage of a default audit reaches."""
+    code, audits = Code(), load_params().audits.values()
+    stages = [stage for stage in read_stages() if stage != STAGE]
+    parts = {part.partition(":")[0].replace(".", "/") + ".py" for part in PARTS}  # needed, but in no hash
+    return {Path(name) for name in parts.union(*(code.reached(audit, stage) for audit in audits for stage in stages))}
+
+
 def main() -> None:
     """Print the table."""
     files, lines, code = Counter[str](), Counter[str](), Counter[str]()
@@ -46,6 +61,11 @@ def main() -> None:
     for where in sorted(files, key=lambda where: (where in TOTALS, where)):
         table.add_row(where, f"{files[where]:,}", f"{lines[where]:,}", f"{code[where]:,}")
     Console().print(table)
+    needed, apart = reached(), Table("stages", *("files", "lines"))
+    every = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in Path("stages").rglob("*.py")}
+    for what, of in (("reached by a default audit", needed & set(every)), ("by none", set(every) - needed)):
+        apart.add_row(what, f"{len(of):,}", f"{sum(every[path] for path in of):,}")
+    Console().print(apart)
 
 
 if __name__ == "__main__":
