@@ -106,6 +106,8 @@ def test_a_repair_that_passes_says_what_was_allowed_and_who_chose() -> None:
     assert "(newly failing ≤ 2.0%)" in page.reason, "a gate on a change says nothing of the level"
     assert ("Decided by", "a rule, not a person") in page.facts
     assert [step.command for step in page.steps] == ["faded evidence mnist", "faded export mnist deploy/mnist"]
+    shorter = repaired(passing() | {"cheapest": {"folder": "trainings/repaired-0.25-0", "steps": 26}})
+    assert "26 steps" in shorter.steps[1].text and "steps" not in page.steps[1].text
 
 
 def test_after_a_failed_gate_people_decide_again_and_rules_are_changed() -> None:
@@ -175,7 +177,10 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     assert [card.id for card in page.modes] == sorted(held, key=held.__getitem__, reverse=True)[:MODES]
     assert page.left == 1
     assert next(tile.text for tile in page.tiles if tile.value == "99.0%").startswith("fail in the worst mode")
+    again = {"M1": "each half", "M2": "one half", "M3": "neither half"}
     for card in page.modes:
+        said = [text for text in card.sentences if text.startswith("Found again in")]
+        assert said == ([f"Found again in {again[card.id]} of the items."] if card.id in again else [])
         assert card.pair is not None
         assert [image.label for image in card.pair.images] == ["unchanged", "changed"]
         assert card.link == f"mode-{int(card.id[1:])}"

@@ -26,6 +26,7 @@ from stages.records import (
     PairedProbe,
     Plan,
     RateRecord,
+    RepairVerdict,
     Verdict,
 )
 from stages.records.landscape import Light
@@ -33,6 +34,7 @@ from stages.records.provenance import PrepareMetrics
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
+_HALVES = ("neither half", "one half", "each half")
 _CONTROL = "the control, trained for as many steps without aiming"
 
 HEADLINES: Mapping[Light, str] = {
@@ -177,7 +179,7 @@ def landscape_page(
 
 def comparison_page(
     comparison: Comparison,
-    verdict: Verdict,
+    verdict: RepairVerdict,
     plan: Plan,
     about: About,
     galleries: Mapping[str, Sequence[PairedProbe]],
@@ -384,6 +386,8 @@ def _about_mode(landscape: Landscape, mode: ModeRecord) -> list[str]:
         sentences.append(whom)
     if confused := landscape.confused(mode, 1):
         sentences.append(f"Most often: {confused}.")
+    if (halves := landscape.modes_found_again.in_halves.get(mode.id)) is not None:
+        sentences.append(f"Found again in {_HALVES[halves]} of the items.")
     return sentences
 
 
@@ -431,7 +435,7 @@ def _landscape_steps(landscape: Landscape, verdict: Verdict, about: About) -> li
     return steps
 
 
-def _comparison_steps(comparison: Comparison, verdict: Verdict, plan: Plan) -> list[Step]:
+def _comparison_steps(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> list[Step]:
     name = comparison.audit
     if verdict.light == "red":
         change = f"Change repairs.{name} in params.yaml and run what has changed:"
@@ -440,7 +444,9 @@ def _comparison_steps(comparison: Comparison, verdict: Verdict, plan: Plan) -> l
             *again,
             Step(f"Or change repairs.{name} in params.yaml and run:" if again else change, f"faded audit {name}"),
         ]
+    cheaper = verdict.cheapest
+    shorter = f" (a shorter training, of {number(cheaper.steps)} steps, passes all gates, too)" if cheaper else ""
     return [
         Step("Keep the evidence:", f"faded evidence {name}"),
-        Step("Export the repaired model with its card:", f"faded export {name} deploy/{name}"),
+        Step(f"Export the repaired model with its card{shorter}:", f"faded export {name} deploy/{name}"),
     ]
