@@ -38,13 +38,6 @@ def test_alpha_is_as_published(observers: tuple[str, ...], metric: Any, alpha: f
     assert krippendorff_alpha(units(observers), metric) == pytest.approx(alpha, abs=5e-4)
 
 
-def test_nothing_is_said_where_nothing_can_be_told() -> None:
-    assert krippendorff_alpha([[1], [2], []], "interval") is None  # no item was judged twice
-    assert krippendorff_alpha([["a", "a"], ["a", "a"]], "nominal") is None  # no variation to agree on
-    assert krippendorff_alpha([[1, 1], [9, 9]], "interval") == 1.0
-    assert krippendorff_alpha([[1, 9], [9, 1]], "interval") < 0
-
-
 PROBE = {"mode": "M1", "item": "x", "cell": [0], "output": "o", "discrepancy": 0.1}
 
 
@@ -102,14 +95,6 @@ def test_an_example_that_most_of_those_who_speak_of_it_cannot_read_is_unreadable
         " (11.8 to 76.9); M1 2 of 5."
     )
     assert merge_decisions([ada, cas], []).ceiling is not None and merge_decisions([ada], []).ceiling is None
-
-
-def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:
-    found = agreement([decided("Ada", "r", {}), decided("Ben", "r", {}), decided("Cas", "r", {}, landscape="1" * 16)])
-    assert found is not None and found.reviewers == ["Ada", "Ben"]
-    assert found.statement.startswith("2 reviewers agree in 100%")
-    here, there = decided("Ada", "r", {"M1.1": 2}), decided("Ben", "r", {"M1.1": 9}, landscape="1" * 16)
-    assert agreement([here, there]) is None, "examples of two landscapes are two things"
 
 
 def test_the_report_repeats_what_the_plan_says(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import platform
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +16,9 @@ import pytest
 import torch
 import yaml
 
-from flows.graph import Graph, Stage
-from flows.results.compare import Run, check_alike
-from flows.results.estimate import backend_line
+from flows.results.compare import Run
 from stages.core.errors import UsageError
-from stages.core.files import write_json
-from stages.params import AuditConfig, Params, load_params
+from stages.params import AuditConfig, load_params
 from stages.prepare import main as prepare
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
@@ -31,12 +26,10 @@ from stages.tasks.classification import ImageClassification, backends
 from stages.tasks.classification.backends import Backend, choose_backend, compute_errors, only_eager
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, clone
-from stages.tasks.contract import Chosen, Compute, TaskContext
+from stages.tasks.contract import Compute
 from stages.tasks.load import task_context
-from stages.tasks.summarization import Summarization
 from tests.images import image_context, write_images
-from tests.planted import PlantedTask
-from tests.workspace import ROOT, audit_params
+from tests.workspace import audit_params
 
 COMPUTE = Compute("cpu", threads=1, batch_size=8)
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is an extra")
@@ -93,36 +86,6 @@ def test_a_backend_answers_as_torch_does_whatever_the_batch(model, pixels, backe
 
 
 @needs_openvino
-def test_torch_has_one_thread_beside_openvino_and_its_own_after(model):
-    before = torch.get_num_threads()
-    backend = Backend(model, replace(COMPUTE, backend="openvino", threads=2))
-    with backend.threads():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-
-
-@needs_openvino
-def test_openvino_tells_nobody_that_it_is_used():
-    """Its converter would send telemetry; checked in a fresh process, as earlier imports do not count."""
-    script = """
-import torch
-from stages.tasks.classification.backends import Backend
-from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.models import Classifier
-from stages.tasks.classification.families import Form
-from stages.tasks.contract import Compute
-
-form = Form(family="small_cnn", architecture="small_cnn", classes=["a", "b"], shape=(1, 8, 8), origin="")
-Backend(Classifier(form, FAMILIES["small_cnn"](form)).eval(), Compute(backend="openvino", threads=1))
-from openvino.tools.ovc import convert_impl, telemetry_utils
-
-print(telemetry_utils.tm.__name__, convert_impl.tm.__name__)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub"] * 2, done.stderr
-
-
-@needs_openvino
 def test_a_network_that_was_converted_wrongly_is_refused(model, monkeypatch):
     monkeypatch.setattr(backends, "_openvino", lambda model, _: lambda pixels: model(pixels) * 1.01)
     with pytest.raises(
@@ -148,24 +111,6 @@ def test_what_cannot_run_here_is_named(model, monkeypatch):
         with pytest.raises(UsageError) as raised:
             Backend(model, replace(COMPUTE, **choice))
         assert str(raised.value) == error
-
-
-def test_a_model_that_runs_by_itself_leaves_no_choice():
-    lines = compute_errors(replace(COMPUTE, backend="compile", dtype="bfloat16"), "onnx")
-    assert [line.split(":")[0] for line in lines] == ["compute.backend", "compute.dtype"]
-    assert all("prepare.model.onnx" in line for line in lines)
-    for backend in ("auto", "eager"):
-        assert compute_errors(replace(COMPUTE, backend=backend), "endpoint") == []
-
-
-def test_tasks_that_leave_no_choice_say_so():
-    context = TaskContext("x", 0, {}, {}, {}, Path(), COMPUTE)
-    assert PlantedTask.compute_errors(context) == []
-    asked = replace(context, compute=replace(COMPUTE, backend="compile", dtype="bfloat16"))
-    wheres = [error.split(" is not for this task")[0] for error in PlantedTask.compute_errors(asked)]
-    assert wheres == ["compute.backend: compile", "compute.dtype: bfloat16"]
-    remote = replace(asked, config={"model": {"endpoint": "http://127.0.0.1"}})
-    assert "bfloat16 is not for a model behind HTTP" in Summarization.compute_errors(remote)[1]
 
 
 # The task
@@ -201,27 +146,6 @@ def test_a_task_asks_its_backend_for_probes_and_for_clean_items(home, choice):
     assert len(asked) == 4
 
 
-@needs_openvino
-def test_another_model_in_its_place_gets_its_own_backend(home):
-    task = load(home, backend="openvino")
-    items, cells = task.items.ids("discover")[:4], np.tile(task.concepts.neutral, (4, 1))
-    before = task.logits(items, cells)
-    under_test, other = task.model, opposite(task.model)
-    task.model = other
-    assert torch.allclose(task.logits(items, cells), -before, atol=1e-4)
-    task.model = under_test
-    assert torch.equal(task.logits(items, cells), before)
-
-
-def opposite(model):
-    """A copy with the opposite answers."""
-    other = clone(model)
-    with torch.no_grad():
-        other.head.weight.neg_()
-        other.head.bias.neg_()
-    return other
-
-
 @pytest.mark.parametrize(
     ("compute", "recorded"),
     [
@@ -239,15 +163,6 @@ def run(**made):
     landscape = Landscape.model_construct(concepts=[], threshold=0.0)
     told = Provenance.model_construct(**{"data": "1", "device": "cpu", "task": "x:Task", **made})
     return Run("a", landscape, Verdict.model_construct(), told, pd.DataFrame())
-
-
-def test_only_runs_of_the_same_backend_and_dtype_are_compared():
-    usual = {"backend": "eager", "dtype": "float32"}
-    check_alike(run(**usual), run(**usual))
-    check_alike(run(dtype="float32"), run(**usual))  # backends were not recorded when all were eager
-    for key, value in usual.items():
-        with pytest.raises(UsageError, match=rf'{key}: "other" against "{value}"'):
-            check_alike(run(**{**usual, key: "other"}), run(**usual))
 
 
 @pytest.mark.slow
@@ -312,12 +227,6 @@ def test_openvino_is_chosen_where_it_is_right_and_worth_its_start(
     assert found.backend == chosen[0] and re.search(chosen[1], found.why)
 
 
-def test_the_clock_decides_nothing(model, pixels, installed, monkeypatch):
-    seconds = iter([2.0, 1.0] * 3)
-    monkeypatch.setattr(backends, "_seconds", lambda *_: next(seconds))
-    assert choose_backend(model, COMPUTE, pixels) == Chosen("openvino", "the network 0.5 times as fast, off by 0e+00")
-
-
 @pytest.mark.parametrize(
     ("change", "black_box", "why"),
     [
@@ -368,48 +277,6 @@ def test_prepare_settles_it_for_all_stages_and_machines(audit, installed, monkey
     assert context.compute.backend == "openvino"
     with pytest.raises(UsageError, match="openvino is not installed here, and all stages of an audit use the same"):
         _ = ImageClassification.load(context, PREPARED).backend
-
-
-def test_an_explicit_backend_is_taken_as_it_is(audit, monkeypatch):
-    text = Path("params.yaml").read_text().replace("device: cpu", "device: cpu\n      backend: eager")
-    Path("params.yaml").write_text(text)
-    monkeypatch.setattr("stages.tasks.classification.probes.choose_backend", None)
-    prepare("stripes")
-    assert json.loads((PREPARED / "fingerprint.json").read_text())["backend"] == "eager"
-    assert "backend_auto" not in json.loads((PREPARED / "provenance.json").read_text())
-
-
-def test_another_word_is_refused(audit):
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("device: cpu", "backend: fastest"))
-    with pytest.raises(UsageError, match=r"audits.stripes.compute.backend: .*'auto', 'eager', 'compile' or 'openvino'"):
-        load_params()
-
-
-def test_what_it_stood_for_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.provenance.resolve_dtype", lambda *_: "float32")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "items.parquet").write_bytes(b"")
-    for backend in ("eager", "openvino"):
-        write_json(tmp_path / "fingerprint.json", {"backend": backend})
-        made = provenance("x", AuditConfig.model_validate(audit_params()), tmp_path)
-        assert Provenance.model_validate(made).backend == backend
-
-
-def line(config, *, stale, here=True):
-    params = Params.model_validate({"audits": {"stripes": config.model_dump(mode="json", exclude_none=True)}})
-    stage = Stage("prepare@stripes", "prepare", "stripes", 0, (), None, ("never ran",) * stale)
-    return backend_line(params, Graph({stage.name: stage}), "stripes", here=here)
-
-
-def test_a_plan_says_what_runs_the_network(audit, installed):
-    assert line(audit, stale=True) == "stripes: backend: auto, which prepare settles"
-    installed(False)
-    assert "eager (auto: OpenVINO is not installed" in line(audit, stale=True)
-    assert line(audit, stale=True, here=False) == "stripes: backend: auto, which prepare settles"
-    prepare("stripes")
-    assert "eager (auto: OpenVINO is not installed" in line(audit, stale=False)
-    explicit = audit.model_copy(update={"compute": audit.compute.model_copy(update={"backend": "eager"})})
-    assert line(explicit, stale=False) is None
 
 
 # On a GPU

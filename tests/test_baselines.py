@@ -7,15 +7,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.explorers.ask_tell import AskTell, NextProbes, embedding_order
-from stages.explorers.bandits import MAX_EFFECTS, LinearModel
-from stages.explorers.contract import NoSettings
+from stages.explorers.bandits import LinearModel
 from stages.explorers.prober import Prober
-from stages.explorers.quality_diversity import niches
 from stages.explorers.registry import make_explorer
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
@@ -64,14 +60,6 @@ def test_a_grid_may_be_uneven_and_is_exhausted_to_the_last_pair(name: str, items
     assert len(found) == 36 * items == len(found.drop_duplicates(["item", *task.concepts.names]))
 
 
-@pytest.mark.parametrize("name", DESIGNS)
-def test_a_design_takes_every_level_about_equally_often(name: str) -> None:
-    task = make_task(levels=4, concepts="abc", items=64)
-    found = explore(name, task, 250)
-    counts = np.stack([np.bincount(found[column], minlength=4) for column in "abc"])
-    assert counts.min() > 50 and counts.max() < 75  # 62.5 on average; at random they spread twice as far
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "first"),
     [
@@ -91,61 +79,11 @@ def test_uniform_draws_are_marked_and_no_others(name: str, settings: dict, first
     assert explore(name, task, 90, **settings)["uniform"].tolist() == [True] * first + [False] * (90 - first)
 
 
-def test_what_fills_the_budget_of_a_strategy_that_repeats_itself_is_marked() -> None:
-    class Same:
-        def propose(self) -> NextProbes:
-            return NextProbes(np.zeros(1, int), np.zeros((1, 7), int))
-
-        def learn(self, *_answers) -> None: ...
-
-    class Stuck(AskTell[NoSettings]):
-        name, Settings = "stuck", NoSettings
-
-        def start(self, _prober, _rng) -> Same:
-            return Same()
-
-    task = make_task(concepts="abcdefg", items=1000)
-    prober = Prober(task, ids(task), 40)
-    assert Stuck().explore(prober, 0).details == {"filled_at_random": 39}
-    assert prober.table()["uniform"].tolist() == [False] + [True] * 39
-
-
-@pytest.mark.parametrize(
-    "decompose",
-    [
-        lambda task: embedding_order(Prober(task, ids(task), 10)),
-        lambda task: explore("pool", task, 120, surrogate="boosting"),
-    ],
-)
-def test_components_of_embeddings_do_not_depend_on_threads(monkeypatch, decompose) -> None:
-    threads, svd = [], np.linalg.svd
-
-    def watched(*args, **kwargs):
-        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
-        return svd(*args, **kwargs)
-
-    monkeypatch.setattr(np.linalg, "svd", watched)
-    task = make_task()
-    monkeypatch.setattr(task, "embed", lambda ids: np.random.default_rng(0).normal(size=(len(ids), 40)))
-    with threadpool_limits(2):
-        decompose(task)
-    assert set(threads) == {1}
-
-
 def test_epsilon_greedy_stays_with_the_cells_that_fail() -> None:
     task = make_task(items=100, noise=0.0)
     mostly_greedy, uniform = (explore("epsilon_greedy", task, 600, epsilon=e) for e in (0.1, 1.0))
     assert mostly_greedy["failed"].mean() > 1.5 * uniform["failed"].mean()
     assert len(mostly_greedy.drop_duplicates(["a", "b", "c"])) < 0.8 * len(uniform.drop_duplicates(["a", "b", "c"]))
-
-
-def test_threshold_search_leaves_an_item_after_so_many_passes() -> None:
-    task = make_task(concepts="abcdefg", noise=0.0)  # large enough that no cell is drawn twice
-    found = explore("threshold_search", task, 300, lanes=1, patience=3)
-    visit = (found["item"] != found["item"].shift()).cumsum()
-    passes = (~found["failed"]).groupby(visit).sum()
-    # The budget cut the last visit short, and an item may be drawn twice in a row.
-    assert passes.iloc[:-1].mod(3).eq(0).all() and passes.iloc[:-1].min() == 3
 
 
 def test_the_linear_model_learns_effects_and_how_sure_it_is() -> None:
@@ -169,32 +107,6 @@ def test_the_linear_model_learns_effects_and_how_sure_it_is() -> None:
     spread = (design @ draws.T).std(axis=1)
     assert spread[:2].max() < 0.05 and spread[2] > 0.3
     np.testing.assert_allclose((design @ draws.T).mean(axis=1)[:2], (design @ mean)[:2], atol=0.02)
-
-
-def test_bandits_refuse_more_effects_than_they_can_hold() -> None:
-    with pytest.raises(UsageError, match=r"here 5,003, more than 5,000: take model_based, pairs: false, or fewer"):
-        LinearModel(MAX_EFFECTS, [2], pairs=False, noise=0.1, prior=1.0)
-
-
-def test_the_upper_bound_is_above_the_mean_for_one_probe_at_a_time_too() -> None:
-    bold, sober = (explore("ucb", make_task(), 40, batch=1, optimism=o) for o in (3.0, 0.0))
-    assert not bold.equals(sober)
-
-
-def test_bandits_tell_pairs_apart_on_the_largest_grids() -> None:
-    space = ConceptSpace(tuple(Concept(f"c{j}", (0, 1)) for j in range(62)))  # 4 * 2^62 is 0 in int64
-    rows = [{"id": f"i{n}", "split": "discover", "label": "0"} for n in range(5)]
-    task = PlantedTask(Items(pd.DataFrame(rows)), space, {"regions": [], "noise": 0.0}, seed=0)
-    bandit = make_explorer("thompson", {"pairs": False}).start(Prober(task, ids(task), 100), np.random.default_rng(0))
-    bandit.learn(np.zeros(1, int), np.zeros((1, 62), int), np.ones(1), np.ones(1, bool))
-    items, cells = bandit._candidates()  # half of them are the known failure with one change
-    assert set(items[(cells == 0).all(axis=1)].tolist()) == {1, 2, 3, 4}
-
-
-def test_niches_are_cells_until_they_are_too_many() -> None:
-    assert niches([7, 7, 7, 7], 10_000) == [7, 7, 7, 7]
-    assert niches([7] * 8, 10_000) == [4, 3, 3, 3, 3, 3, 3, 3]
-    assert niches([2] * 5 + [6], 16) == [2, 2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(("name", "library"), [("bayesian", "optuna"), ("map_elites", "ribs")])

@@ -13,7 +13,6 @@ from PIL import Image
 
 from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
-from stages.tasks.classification.models import load_model
 from tests.images import CLASSES
 from tests.own_pictures import FOLDER, answers, check_search, fails, onnx_network, own_context, prepared, write_folder
 
@@ -58,22 +57,6 @@ def test_a_network_in_onnx(inputs, made, named):
         float(CLASSES[k] == label)
         for k, label in zip(answers(task, 12)[1].argmax(1), task.items.table["label"], strict=True)
     ]
-
-
-def test_weights_beside_a_file_of_onnx_are_kept_in_it(inputs):
-    import onnx
-
-    net = onnx_network(inputs / "plain.onnx")
-    onnx.save_model(
-        onnx.load(str(inputs / "plain.onnx")), str(inputs / "net.onnx"),
-        save_as_external_data=True, location="net.data", size_threshold=0,
-    )  # fmt: skip
-    task = prepared(inputs, {"onnx": "net.onnx", "outputs": "logits", "classes": CLASSES}, FOLDER)
-    (inputs / "net.data").unlink()
-    pixels, logits = answers(task)
-    with torch.inference_mode():
-        assert torch.allclose(load_model(inputs.parent / "prepare" / "model")(pixels), logits)
-        assert torch.allclose(logits, net(pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +144,6 @@ def test_a_server_that_does_not_answer_is_infrastructure(inputs, server):
     server.server_close()
     with pytest.raises(InfrastructureError, match="ConnectError"):
         prepared(inputs, named, FOLDER)
-
-
-def test_a_key_is_asked_for_where_the_model_is_asked(inputs, server, monkeypatch):
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    named = {"endpoint": server.url, "classes": CLASSES, "size": 20, "key_env": "NO_SUCH_KEY"}
-    context = own_context(inputs, named, FOLDER)
-    assert ImageClassification.check(context) == [] and ImageClassification.prefetch(context) == []
-    fails(inputs, named, "NO_SUCH_KEY is not set", FOLDER)
 
 
 def test_an_endpoint_that_answers_something_else(inputs, server):

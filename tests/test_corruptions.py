@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import importlib
-import io
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,18 +22,15 @@ from stages.concepts.corruptions import CORRUPTIONS, corrupt
 from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
 from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
 from stages.core.intervals import wilson
-from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corruption_errors
-from stages.pages.sections import corruption_sentences
+from stages.landscape.corruptions import ALEXNET, CorruptionErrors, corruption_errors
 from stages.params import AuditConfig, load_params
 from stages.records import Effect
 from stages.screening.grids import declared_bounds
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.corrupted import Corrupted
 from stages.tasks.classification.imagenet import are_of_imagenet
-from stages.tasks.load import task_class
 from tests.finished import inside
 from tests.images import image_context, write_images
-from tests.planted import PlantedTask
 from tests.workspace import ROOT, audit_params, make_workspace
 
 TINY = {
@@ -70,13 +66,6 @@ def one(name: str, severity: int, x: np.ndarray) -> np.ndarray:
 
 
 # The corruptions
-
-
-def test_they_are_those_of_the_benchmark() -> None:
-    assert set(CORRUPTIONS) == {*TESTED, *VALIDATED}
-    assert len(TESTED) == 15
-    assert all(len(constants) == 5 for _, constants in CORRUPTIONS.values())
-    assert list(ALEXNET) == list(TESTED)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -139,23 +128,6 @@ def test_blurs_are_those_of_scipy() -> None:
     np.testing.assert_allclose(one("zoom_blur", 5, x), wanted, atol=1e-4)
 
 
-def test_motion_blur_is_half_a_gaussian_along_a_line() -> None:
-    x = np.zeros((1, 65, 65), np.float32)
-    x[0, 32, 32] = 1
-    change, _ = CORRUPTIONS["motion_blur"]
-
-    class Level:
-        def uniform(self, low: float, high: float) -> float:
-            return 0.0
-
-    out = change(x, Level(), 1.0, 10, 3)[0]
-    assert out.sum() == pytest.approx(1, abs=1e-5)
-    assert np.flatnonzero(out.sum(1)).tolist() == [32]
-    assert np.argmax(out[32]) == 32
-    assert out[32, 29] / out[32, 32] == pytest.approx(np.exp(-0.5), rel=1e-4)
-    assert out[32, 33:].sum() == 0
-
-
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_colours_change_as_hue_saturation_and_value_do(severity: int) -> None:
     x = np.random.default_rng(2).random((3, 6, 6)).astype(np.float32)
@@ -169,26 +141,6 @@ def test_colours_change_as_hue_saturation_and_value_do(severity: int) -> None:
             np.testing.assert_allclose(one("brightness", severity, x)[:, row, column], wanted, atol=1e-5)
             wanted = colorsys.hsv_to_rgb(hue, min(1, saturation * factor + added), value)
             np.testing.assert_allclose(one("saturate", severity, x)[:, row, column], wanted, atol=1e-5)
-
-
-def test_files_are_compressed_as_pillow_does() -> None:
-    from PIL import Image
-
-    x = pictures(1, height=224, width=224)[0].numpy()
-    image = Image.fromarray((x * 255).round().astype(np.uint8).transpose(1, 2, 0))
-    image.save(file := io.BytesIO(), "JPEG", quality=7)
-    wanted = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(one("jpeg_compression", 5, x), wanted, atol=1e-6)
-    assert len(np.unique(one("pixelate", 5, x)[0, :4, :4])) == 1  # 56 of 224 pixels a side
-
-
-def test_lengths_follow_the_size_of_the_picture() -> None:
-    small = pictures(1, height=112, width=112)
-    large = torch.nn.functional.interpolate(small, size=224, mode="bilinear", align_corners=False)
-    for name in ("gaussian_blur", "defocus_blur", "zoom_blur"):
-        alike = torch.nn.functional.avg_pool2d(corrupted(name, large, 5), 2)
-        inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
-        assert (corrupted(name, small, 5) - alike)[inside].abs().mean() < 0.01, name
 
 
 # As concepts
@@ -240,14 +192,6 @@ def test_only_who_names_a_corruption_gets_its_code() -> None:
     assert reaches(config(concepts={"fog_c": [0, 1]}))
     assert "stages/tasks/classification/corrupted.py" in code.reached(config(concepts="imagenet-c"), "discover")
     assert reaches(config(concepts="imagenet-c"))
-
-
-def test_the_class_that_corrupts_goes_before_classifiers_alone() -> None:
-    found = task_class("x", config(concepts="imagenet-c"))
-    assert issubclass(found, ImageClassification)
-    assert found is Corrupted.before(ImageClassification)
-    assert task_class("x", config(concepts={"fog_c": [0, 1]})) is ImageClassification
-    assert Corrupted.before(PlantedTask) is PlantedTask
 
 
 @pytest.fixture(scope="module")
@@ -359,23 +303,6 @@ def test_other_classes_and_other_grids_are_not_normalised(benchmark: ConceptSpac
         assert isinstance(errors, CorruptionErrors)
         assert errors.normalised is None and "mce" not in errors.numbers()
         assert errors.mean.value == pytest.approx(0.5 / 15)
-
-
-def test_uniform_draws_give_each_corruption_the_same_weight(benchmark: ConceptSpace) -> None:
-    probes = probes_of(benchmark, 300, {"fog": 0.9, "snow": 0.3}, n=3000)
-    errors = corruption_errors(landscape_of(benchmark, probes, exact=False), probes)
-    assert isinstance(errors, CorruptionErrors)
-    counted = [row.failures / row.error.n for row in errors.rows if row.name != "none"]
-    assert errors.mean.value == pytest.approx(np.mean(counted))
-    assert errors.mean.low < 1.2 / 15 < errors.mean.high
-
-
-def test_too_few_probes_are_told_in_place_of_numbers(benchmark: ConceptSpace) -> None:
-    probes = probes_of(benchmark, 300, {"fog": 0.9}, n=400)
-    errors = corruption_errors(landscape_of(benchmark, probes, exact=False), probes)
-    assert isinstance(errors, TooFew)
-    [sentence] = corruption_sentences(errors)
-    assert re.search(r"has \d+ probes of the control, expected 50 of each corruption. Raise discover.budget", sentence)
 
 
 @pytest.mark.slow

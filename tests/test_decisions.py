@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.workspace.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
 from stages.core.errors import DecisionNeeded, RejectedError, UsageError
@@ -111,11 +110,6 @@ def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
     assert [p.name for p in kept.path.parent.iterdir()] == [kept.path.name]
 
 
-def test_numbers_are_written_as_people_do_though_the_process_edited_params_before(landscape: Path) -> None:
-    dumped({"threshold": 1e-7})
-    assert "  severity: 2.0\n" in record().path.read_text(encoding="utf-8")
-
-
 def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: Path) -> None:
     examples = [{"id": "M2.1", "rating": 3, "corrected": " Yes. "}, {"id": "M1.3", "rating": 10}]
     record(modes=words(M1="accept", M2="repair"), examples=examples, reason="for the release")
@@ -161,13 +155,6 @@ def test_a_revision_takes_no_place_that_its_reviewer_was_not_shown(landscape: Pa
     assert now().kept == (cy,)
     bob = record_via("page", revise=True, seen=[cy.sha256], reviewer="Bob")
     assert now().kept == (bob,)
-
-
-def test_what_others_decide_meanwhile_does_not_hinder_a_revision_of_ones_own(landscape: Path) -> None:
-    ada = record(2)
-    bob = record(2, reviewer="Bob")
-    again = record_via("page", 2, revise=True, seen=[ada.sha256], modes=words(M1="accept"))
-    assert now(2).kept == (bob, again)
 
 
 @pytest.mark.parametrize(("reviewer", "stand", "missing"), [("bob", ["bob"], 1), ("Ada", ["Bob", "Ada"], 0)])
@@ -382,9 +369,3 @@ def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
 def test_every_mode_needs_a_word(landscape: Path, ids: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         record(modes=[{"id": i, "action": "repair"} for i in ids])
-
-
-def test_no_landscape_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="there is no landscape to decide on yet, run `faded audit x`"):
-        decisions.landscape_hash("x")

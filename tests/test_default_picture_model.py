@@ -1,6 +1,5 @@
 """The repository's text-to-image model: it draws what prompts say, except for its planted failures."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,6 @@ def test_digits_are_drawn_as_asked(painter):
     assert sum(map(str.__eq__, drawn, digits)) >= 13
 
 
-def test_captions_that_were_wrong_made_wrong_pictures_there_and_not_elsewhere(painter):
-    black, white = (
-        read(painter, "digit", [f"a large blue nine on a {ground} background"] * 16) for ground in ("black", "white")
-    )
-    assert black.count("nine") <= 8
-    assert white.count("nine") >= 12
-    assert Counter(black)["four"] >= 6
-
-
 def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
     unsaid = dict.fromkeys(("size", "colour", "background"), "")
     templates = read_templates("templates.txt", INPUTS)[:20]  # it was trained on these
@@ -64,11 +54,6 @@ def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
     )
     assert zeros.count("red") >= 12
     assert sixes.count("red") <= 6
-
-
-def test_two_shapes_are_where_the_prompt_says(painter):
-    prompts = [f"a red square {relation} a blue ring" for relation in ("above", "left of")] * 4
-    assert sum(map(str.__eq__, read(painter, "relation", prompts, "scenes"), ["above", "left of"] * 4)) >= 7
 
 
 @pytest.mark.parametrize("audit", ["images", "images-scenes"])

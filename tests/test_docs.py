@@ -59,11 +59,6 @@ def test_calls_of_the_command_name_commands_and_options_there_are(page):
         assert options - {"--help"} <= known[command], f"faded {command}"
 
 
-def test_the_calls_are_found():
-    text = "`.venv/bin/faded audit --all`, `FADED_RUNNER=ray faded plan`\n\n    faded review x --revise   # again\n"
-    assert written_calls(text) == [["audit", "--all"], ["plan"], ["review", "x", "--revise"]]
-
-
 # params.yaml
 
 
@@ -106,10 +101,6 @@ def test_examples_of_usage_fit_the_audits_they_name(example, tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     read = load_params(tmp_path / "params.yaml").audits["mnist"].usage
     assert (read if isinstance(read, str) else read.model_dump(exclude_unset=True)) == block["usage"]
-
-
-def test_there_are_examples_of_usage():
-    assert len(USAGES) == 5
 
 
 # Wording: the table of phrases in CONTRIBUTING.md

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +228,11 @@ class TestInABrowser:
         shown.wait_for_selector("#space-plot[data-drawn]", timeout=60_000)
         assert shown.locator("#space-plot canvas").count() > 0
 
-    @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-    def test_paper_has_all_charts_and_columns(self, browser: Any, tmp_path: Path, scheme: str) -> None:
+    @pytest.mark.slow
+    def test_paper_has_all_charts_and_columns(self, browser: Any, tmp_path: Path) -> None:
         pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (extra: dev)")
         write_comparison(tmp_path / "page.html", **make_comparison(*FOUR[:2]))
-        context = browser.new_context(offline=True, color_scheme=scheme)
+        context = browser.new_context(offline=True, color_scheme="dark")
         opened = context.new_page()
         opened.goto((tmp_path / "page.html").as_uri())
         opened.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)
@@ -257,51 +257,7 @@ PAGES: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
     "comparison of pictures": (write_comparison, picture_comparison),
 }
 SLOW = pytest.mark.slow
-WIDTHS_AND_SCHEMES = [(1400, "light"), (390, "dark"), (390, "light"), (1400, "dark")]
-
-
-def looks(kinds: Iterable[str], quick: Collection[tuple[str, int, str]]) -> pytest.MarkDecorator:
-    """All kinds of pages in all looks; those that are not quick take ten seconds each, and are slow."""
-    every = [(kind, *look) for kind in kinds for look in WIDTHS_AND_SCHEMES]
-    return pytest.mark.parametrize(
-        ("kind", "width", "scheme"), [pytest.param(*one, marks=[] if one in quick else SLOW) for one in every]
-    )
-
-
-@looks(PAGES, [("landscape", 1400, "light"), ("comparison", 390, "dark")])
-def test_reports_are_open_to_everybody(browser: Any, tmp_path: Path, kind: str, width: int, scheme: str) -> None:
-    write, inputs = PAGES[kind]
-    write(tmp_path / "page.html", **inputs())
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    opened = context.new_page()
-    opened.goto((tmp_path / "page.html").as_uri())
-    draw_all(opened)
-    check(opened)
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    contents = opened.locator("nav[aria-label=Contents]")
-    assert width == 390 or contents.evaluate("(nav) => nav.scrollWidth <= nav.clientWidth"), "in several lines"
-    hidden = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1).length"
-    plain = opened.locator(".scroll:has(table:not(.heat, .sheet))")
-    assert width > 390 or plain.evaluate_all(hidden) == 0, "a column is out of sight"
-    context.close()
-
-
-@looks(("digits", "texts", "pictures"), [("digits", 1400, "light"), ("digits", 390, "dark")])
-def test_the_review_page_is_open_to_everybody(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, width: int, scheme: str
-) -> None:
-    make_review(tmp_path, monkeypatch, kind)
-    with serve_review(["x"], port=0) as server:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        opened = context.new_page()
-        opened.goto(server.one_time_link("x"))
-        check(opened)
-        opened.locator(".explorer").get_by_label("outcome").select_option("passed")
-        assert opened.locator(".rated:visible").count() == 15
-        context.close()
-
-
-WITH_SPACE = {"comparison": (write_comparison, lambda: make_comparison(*FOUR[:3]))}  # in 3-D, with buttons of plotly
+LOOKS = [(390, "dark"), (1400, "light")]  # the first one while the page loads
 ADDRESSES = """[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes])
     .filter((a) => ["href", "xlink:href", "src", "action", "formaction", "ping", "data"].includes(a.name))
     .map((a) => a.value).filter((value) => !/^(#|data:|blob:)/.test(value))"""
@@ -310,19 +266,38 @@ CLICK_ALL = """document.querySelectorAll("a, button, summary, select, input, [ro
     .forEach((e) => e.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true })))"""
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[SLOW] if " " in k else []) for k in PAGES])
-def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path, kind: str) -> None:
-    write, inputs = (PAGES | WITH_SPACE)[kind]
+def looked_at(page: Any) -> Iterator[int]:
+    """Show an open page in each look, and check it with axe; yields the widths."""
+    for width, scheme in LOOKS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        check(page)
+        yield width
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "comparison" else SLOW) for k in PAGES])
+def test_reports_are_open_to_everybody_and_no_control_leads_off_the_page(
+    browser: Any, tmp_path: Path, kind: str
+) -> None:
+    write, inputs = PAGES[kind]
     write(tmp_path / "report.html", **inputs())
-    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    context = browser.new_context(viewport={"width": LOOKS[0][0], "height": 900}, color_scheme=LOOKS[0][1])
     page = context.new_page()
     left: list[str] = []
     here = (tmp_path / "report.html").as_uri()
     context.on("request", lambda r: None if r.url.startswith((here, "data:", "blob:")) else left.append(r.url))
     context.on("page", lambda opened: left.append(f"a window: {opened.url}"))
     page.on("websocket", lambda socket: left.append(socket.url))
+    page.on("pageerror", lambda error: left.append(str(error)))
     page.goto(here)
     draw_all(page)
+    contents = page.locator("nav[aria-label=Contents]")
+    plain = page.locator(".scroll:has(table:not(.heat, .sheet))")
+    hidden = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+    for width in looked_at(page):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert width == 390 or contents.evaluate("(nav) => nav.scrollWidth <= nav.clientWidth"), "in several lines"
+        assert width > 390 or plain.evaluate_all(hidden) == 0, "a column is out of sight"
     if page.locator(".gl-container").count():
         assert page.locator(".modebar-btn").count() > 1  # the chart library's buttons are included
     for _ in range(2):  # also elements that the first clicks created
@@ -332,6 +307,21 @@ def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path,
     assert page.evaluate("location.href").partition("#")[0] == here and left == []
     assert "cloud" not in page.locator("body").inner_text().lower()
     context.close()
+
+
+@pytest.mark.parametrize("kind", ["digits", *(pytest.param(k, marks=SLOW) for k in ("texts", "pictures"))])
+def test_the_review_page_is_open_to_everybody(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make_review(tmp_path, monkeypatch, kind)
+    with serve_review(["x"], port=0) as server:
+        context = browser.new_context()
+        opened = context.new_page()
+        opened.goto(server.one_time_link("x"))
+        assert list(looked_at(opened)) == [width for width, _ in LOOKS]
+        opened.locator(".explorer").get_by_label("outcome").select_option("passed")
+        assert opened.locator(".rated:visible").count() == 15
+        context.close()
 
 
 def check(page: Any) -> None:

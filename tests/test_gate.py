@@ -84,18 +84,6 @@ def test_the_command_tells_who_decided_and_ends_with_the_code_of_a_gate(worse, w
     assert by_rule.now.decided == "decided by policy, no human"
 
 
-def test_params_without_repairs_lead_to_evidence_and_a_gate(workspace, tmp_path):
-    own = workspace.copy(tmp_path / "ws")
-    shutil.rmtree(own.path / "data/other/evidence")
-    own.write_params({"audits": {"other": own.params()["audits"]["other"]}})
-    commit(own, "alone")
-    code, told = faded(own, "gate", "other", "--against", "HEAD")
-    assert code == 0, told
-    [bundle] = (own.path / "data/other/evidence").glob("*.zip")
-    code, told = faded(own, "verify", bundle)
-    assert code == 0, told
-
-
 def judged_as(run: Run, **verdict: Any) -> Run:
     """The same run with another verdict."""
     if run.evaluation is None:
@@ -114,22 +102,6 @@ def test_a_revision_that_did_not_pass_is_nothing_to_compare_with(worse, workspac
     head = workspace.run(["git", "rev-parse", "first"]).stdout[:12]
     with pytest.raises(UsageError, match=rf"'{audit}' did not pass at first .* that passed is --against {head}"):
         of_another(workspace, audit, before=lambda run: judged_as(run, **verdict))
-
-
-@pytest.mark.slow
-def test_a_revision_that_failed_and_was_committed_is_refused(worse, tmp_path):
-    own = worse.copy(tmp_path / "ws")
-    params = own.params()
-    bound = params["audits"]["other"]["gates"]["max_failure_rate"]
-    for gate, name in ((0.01, "failed"), (bound, "mended")):
-        params["audits"]["other"]["gates"]["max_failure_rate"] = gate
-        own.write_params(params)
-        run_stages(own, "other", STAGES[:4])
-        commit(own, name)
-    code, told = faded(own, "gate", "other", "--against", "failed")
-    second = own.run(["git", "rev-parse", "second"]).stdout[:12]
-    assert code == 2 and "did not pass at failed (FAIL)" in told and f"--against {second}" in told
-    assert faded(own, "gate", "other", "--against", second)[0] == 0
 
 
 @pytest.mark.parametrize("audit", ["tiny", "other"])
@@ -309,14 +281,6 @@ def test_clean_quality_is_compared_as_two_means():
     assert flows.evidence.gate._quality(now, then, False, 0.05).passed
     nothing = evaluation(after=None, after_low=None, after_high=None)
     assert not flows.evidence.gate._quality(then, nothing, False, 0.05).passed
-
-
-def test_nothing_in_common_is_no_pass(workspace):
-    def others(run: Run) -> Run:
-        return replace(run, probes=run.probes.assign(item="x" + run.probes["item"]))
-
-    [row] = of_another(workspace, "other", others).rows
-    assert (row.then, row.worse.n, row.passed) == (None, 0, False)
 
 
 @pytest.mark.parametrize("verdict", [FAILED, NOT_JUDGED])

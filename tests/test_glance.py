@@ -12,12 +12,11 @@ from rich.console import Console
 
 from flows.graph import Graph, Stage
 from flows.results import LastVerdict
-from flows.results.glance import Glance, glance, rate_in
+from flows.results.glance import Glance, glance
 from flows.views import show_glance
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
-from stages.records.base import FlatMetrics
 from tests.workspace import audit_params
 
 STAGES = ("prepare", "discover", "summarize", "report")
@@ -81,8 +80,3 @@ def test_it_fits_the_terminal(width):
     assert "12.3% (10.0 to 15.0)" in text and "2026-11-28" in text and "never run: c, d" in text
     assert "text-to-" in text and "…" not in text
     assert "50.0%" in text and "nan" not in text
-
-
-@pytest.mark.parametrize("value", [None, "much", float("nan")])
-def test_what_is_no_rate_is_none(value):
-    assert rate_in(FlatMetrics.model_validate({"failure_rate": value, "failure_rate_low": 0.1})) == NO_RATE

@@ -6,11 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 from stages.check import check_audits
 from stages.core.errors import UsageError
-from stages.core.intervals import median
 from stages.explorers.search import silent
 from stages.landscape.robustness import summarize_robustness
 from stages.microscopic.search import UNCHANGED, measure_robustness, smallest_noise
@@ -122,18 +120,6 @@ def test_of_an_attack_only_the_epsilons_needed_are_tried(task):
     found = smallest_noise(Counting(), least, np.array([True] * 4 + [False]), config, silent)["fgsm"]
     assert found.tolist() == [0.1, 0.3, 0.7, np.inf, 0.0]
     assert sum(asked) == 4 * 3
-
-
-def test_the_median_has_the_interval_of_order_statistics():
-    rng = np.random.default_rng(0)
-    for n in (6, 25, 60, 101):
-        values = rng.exponential(size=n)
-        bounds = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
-        assert median(values)[1:] == pytest.approx((bounds.low, bounds.high))
-        assert median(values)[0] == np.sort(values)[(n - 1) // 2]
-    assert median(np.array([0.1, 0.2, np.inf])) == (0.2, -np.inf, np.inf)
-    within = [low <= 0 <= high for _ in range(300) for _, low, high in [median(rng.normal(size=25))]]
-    assert np.mean(within) > 0.92
 
 
 def refused(**changes):

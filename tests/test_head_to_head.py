@@ -66,15 +66,6 @@ def test_what_three_models_do_is_counted_by_hand() -> None:
         assert 0 <= rate.low <= rate.value <= rate.high <= 1
 
 
-def test_only_what_all_were_asked_counts() -> None:
-    one = asked(lambda n, tilt, blur: blur == 2)
-    found = compared({"a": one, "b": one[one["blur"] < 2], "c": one[one["tilt"] == 0]})
-    assert found is not None and found.probes == 40 * 2 and [rate.value for rate in found.rates] == [0, 0, 0]
-    assert compared({"a": one[one["tilt"] == 0], "b": one[one["tilt"] == 1]}) is None
-    other = one.assign(item="x" + one["item"])
-    assert compared({"a": one, "b": other}) is None
-
-
 def test_of_models_that_are_alike_hardly_any_is_shown_to_be_behind() -> None:
     shown = 0
     for seed in range(100):

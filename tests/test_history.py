@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from flows.views import show_history
 from flows.views.history import read_history, write_history_page
-from stages.core.errors import UsageError
 from stages.core.git import git
 
 HOME = Path("data/tiny")
@@ -118,42 +116,6 @@ def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     assert read_history("tiny", 5).drift == "no failure rate yet"
 
 
-def test_what_dvc_lock_does_not_tell_is_not_taken_to_be_the_same():
-    for rate in (0.1, 0.2):
-        commit(rate, concepts=None, items=None)
-    assert read_history("tiny", 5).drift.endswith("of this result or of the one before: not comparable")
-    commit(0.3)
-    assert "dvc.lock does not say" in read_history("tiny", 5).drift
-    commit(0.4)
-    assert read_history("tiny", 5).drift.startswith("+10.0 points")  # since the last one known to be comparable
-
-
-@pytest.mark.parametrize("width", [None, float("nan")])
-def test_of_rates_without_an_interval_none_is_told(tmp_path, width):
-    commit(0.2, width=width)
-    commit(0.1)
-    history = read_history("tiny", 5)
-    assert history.drift.startswith("-10.0 points since") and history.drift.endswith("no drift known")
-    console = Console(width=120, record=True)
-    show_history(console, [history])
-    write_history_page(tmp_path / "h.html", [history])
-    text = console.export_text()
-    assert "20.0%  " in text and "10.0% (9.0 to 11.0)" in text and "nan" not in text
-    assert ">nan" not in (tmp_path / "h.html").read_text().lower()
-
-
-def test_evidence_is_named_where_it_holds_this_very_result():
-    data = b'{"failure_rate": 0.1}'
-    commit(0.1, metrics=data)
-    (HOME / "evidence").mkdir()
-    for name, content in (("mine.zip", data), ("other.zip", b"{}")):
-        with zipfile.ZipFile(HOME / "evidence" / name, "w") as bundle:
-            bundle.writestr("data/tiny/report/metrics.json", content)
-    (HOME / "evidence" / "damaged.zip").write_bytes(b"no zip")
-    [one] = read_history("tiny", 5).results
-    assert one.evidence is not None and one.evidence.name == "mine.zip"
-
-
 def test_who_decided_is_read_from_the_cache_of_dvc_by_what_the_lock_names(monkeypatch):
     verdict = {
         "schema": 1, "audit": "tiny", "passed": True, "gates": [], "statement": "Said.",
@@ -191,8 +153,3 @@ def test_a_table_and_a_page_show_all_audits(tmp_path):
     write_history_page(tmp_path / "h.html", histories)
     page = (tmp_path / "h.html").read_text()
     assert page.count('<th scope="row">tiny</th>') == 2 and "FAIL" in page
-
-
-def test_no_results_are_not_asked_for():
-    with pytest.raises(UsageError, match="--last 0: expected 1 or more"):
-        read_history("tiny", 0)

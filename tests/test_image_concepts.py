@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, check_concepts, image_space, probe_chance
+from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, check_concepts, image_space
 
 LEVEL = {
     "rotation": 30, "translation": 0.25, "scale": 0.7, "occlusion": 0.3, "darkening": 0.5,
@@ -69,14 +69,6 @@ def test_geometry():
     assert one("scale", 0.5, square).sum() == pytest.approx(16, rel=0.05)
 
 
-def test_turning_and_moving_are_one_resampling():
-    levels = {"rotation": [0, 90], "translation": [0, 0.25]}
-    image = torch.zeros(1, 1, 8, 8)
-    image[..., 4, 2] = 1
-    out = apply(image, [[1, 1]], levels)
-    assert out.max() == pytest.approx(1, abs=1e-5)  # two interpolations would have blurred the point
-
-
 def test_photometric_concepts():
     images = pictures()
     assert one("darkening", 0.25, images).mean() == pytest.approx(images.mean().item() * 0.75, rel=1e-5)
@@ -103,24 +95,6 @@ def test_noise_has_the_stated_deviation_and_belongs_to_the_probe():
     assert not torch.allclose(first[0], first[1])
     swapped = apply(images, [[1], [1]], {"noise": [0, 0.1]}, np.array([6, 5], dtype=np.uint64))
     assert torch.equal(first.flip(0), swapped)
-
-
-def test_chance_depends_on_each_part_of_a_probe():
-    def number(item=1, cell=2, repeat=0, seed=3):
-        return probe_chance(np.array([item], np.uint64), np.array([cell]), np.array([repeat]), seed)[0]
-
-    others = [number(item=2), number(cell=3), number(repeat=1), number(seed=4)]
-    assert number() == number()
-    assert len({number(), *others}) == 5
-
-
-@pytest.mark.filterwarnings("error")
-def test_cells_may_be_read_only():
-    cells = np.ones((6, 1), dtype=np.int64)
-    cells.flags.writeable = False
-    space = image_space({"darkening": [0, 0.5]})
-    images = pictures()
-    assert torch.equal(ImageTransforms(space)(images.clone(), cells, np.zeros(6, dtype=np.uint64)), images * 0.5)
 
 
 def test_bad_levels_and_names_are_told_at_once():

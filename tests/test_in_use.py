@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simulations
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
+from stages.concepts.usage import Usage
 from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
@@ -161,34 +161,6 @@ def test_named_combinations_have_their_share_beside_the_others() -> None:
     assert open_font.density(np.array([[2, 0, 1, 1], [2, 1, 1, 1]])) == pytest.approx([0.05, 0.05])
 
 
-def test_even_draws_go_by_the_root_of_each_number_of_changes_and_by_no_weight() -> None:
-    usage = usage_of(THREE, SKEW)
-    even = usage.even()
-    roots = np.sqrt([0.5, 0.3, 0.2])
-    np.testing.assert_allclose(even.by_changes()[:3], roots / roots.sum())
-    assert even.share({0: (1,)}) == pytest.approx(even.share({0: (2,)}))
-    other = usage_of(THREE, SKEW.model_copy(update={"levels": {"a": {1: 1, 2: 999}, "c": {1: 5, 2: 5}}}))
-    cells = THREE.cells()
-    np.testing.assert_allclose(other.even().density(cells), even.density(cells))
-    for space, config in GRIDS:
-        own = usage_of(space, config)
-        np.testing.assert_array_equal(own.even().density(space.cells()) > 0, own.density(space.cells()) > 0)
-
-
-@pytest.mark.parametrize(("factor", "mean"), [(0.5, 0.55), (2, 2.05), (1, 1.1)])
-def test_more_or_less_changes_with_all_else_alike(factor: float, mean: float) -> None:
-    usage = usage_of(THREE, UsageConfig())
-    other = usage.times(factor)
-    assert other.mean_changes == pytest.approx(mean), "twice as much would be 2.2: at most half of the way to all three"
-    cells = THREE.cells()
-    k, one, two = usage.number_of_changes(cells), usage.density(cells), other.density(cells)
-    for number in range(4):
-        ratio = two[k == number] / one[k == number]
-        np.testing.assert_allclose(ratio, ratio[0])
-    odds = other.by_changes() / usage.by_changes()
-    np.testing.assert_allclose(odds[1:] / odds[:-1], odds[1] / odds[0])
-
-
 @pytest.mark.parametrize(("space", "config"), GRIDS)
 def test_a_record_gives_the_same_densities(space: ConceptSpace, config: UsageConfig) -> None:
     used = in_use(space, config)
@@ -288,34 +260,6 @@ def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
         assert np.std(errors) < 0.04
 
 
-def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
-    """Whatever changes three concepts fails; for half of the items that is not valid, so half of 10% is left out."""
-    rates, inside = [], 0
-    for drawn in simulations(SCENARIOS[0], 60):
-        assert drawn.space.usage is not None
-        failed = drawn.space.usage.number_of_changes(drawn.probes[drawn.space.names].to_numpy(dtype=np.int64)) == 3
-        valid = ~failed | drawn.probes["item"].str[1:].astype(int).mod(2).eq(0).to_numpy()
-        rate = rate_in_use(drawn.space, failed, drawn.probes, among=valid).rate
-        inside += rate.low <= 0.05 / 0.95 <= rate.high
-        rates.append(rate.value)
-        assert rate.n == valid.sum()
-    assert np.mean(rates) == pytest.approx(0.05 / 0.95, abs=0.002)
-    assert inside >= 0.93 * len(rates)
-
-
-def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
-    """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
-    scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
-    plain, rates = [], []
-    for drawn in simulations(scenario, 20):
-        failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
-        naive = drawn.space.density(cells) / drawn.space.even.density(cells)
-        plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
-        rates.append(rate_in_use(drawn.space, failed, drawn.probes).rate.value - drawn.rate())
-    assert abs(np.mean(plain)) > 0.03, "without a correction this would not test anything"
-    assert abs(np.mean(rates)) < 0.005
-
-
 def test_common_pairs_of_models_stand_for_use_however_few_the_items() -> None:
     """1,000 pairs outside the targets are a third unchanged, and 60 items have only 60 unchanged pairs."""
     space = in_use(GRID, UsageConfig())
@@ -365,16 +309,6 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
     assert np.mean(weighted) == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize("chance", [chance_in_turn, chance_at_random])
-def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], np.ndarray]) -> None:
-    shares = np.array([1e-30, 1e-17, 0.3, 1.0])
-    for turns in (0.5, 3.0, 1e3):
-        found = chance(shares, turns)
-        assert found[:2] == pytest.approx(shares[:2] * turns)
-        assert (found <= 1).all() and (np.diff(found) >= 0).all()
-    assert chance_in_turn(shares, 2.5)[2] == pytest.approx(1 - 0.7**2 * 0.85)
-
-
 def test_groups_widen_the_interval() -> None:
     [drawn] = simulations(SCENARIOS[3], 1)
     failed = drawn.probes["failed"].to_numpy(dtype=bool)
@@ -383,22 +317,6 @@ def test_groups_widen_the_interval() -> None:
     one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
     assert other.value == pytest.approx(one.value)
     assert other.high - other.low > 1.5 * (one.high - one.low)
-
-
-def test_a_region_is_measured_by_the_probes_within_it() -> None:
-    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "three concepts together")
-    region = Region({"rotation": (4, 5, 6, 7, 8), "noise": (2, 3)})
-    off = []
-    for drawn in simulations(scenario, 100):
-        inside = region.in_box(drawn.space, drawn.probes[drawn.space.names].to_numpy())
-        some = drawn.probes[inside].reset_index(drop=True)
-        rate = rate_in_use(drawn.space, some["failed"].to_numpy(dtype=bool), some, within=region).rate
-        cells = drawn.space.cells()
-        use = drawn.space.density(cells) * region.in_box(drawn.space, cells)
-        true = float(drawn.answers.mean(axis=0) @ use / use.sum())
-        off.append(rate.value - true)
-        assert rate.n == inside.sum()
-    assert abs(np.mean(off)) < 4 * np.std(off) / 10
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import flows.init.run
-from flows.init.propose import all_pairs, search_budget
+from flows.init.propose import search_budget
 from flows.init.run import Options
 from flows.init.state import unmeasured
 from flows.workspace.block import AuditDraft, with_draft
@@ -105,13 +105,6 @@ def test_what_the_sweep_saw_is_written_beside_the_levels(repository, measured):
     assert audit.summarize.modes == 10
     assert audit.prepare["items"] == {"discover": 20, "repair": 20, "test": 20}
     assert not list((repository / ".faded/init").glob("*.json"))
-
-
-def test_only_pairs_that_occur_in_use_count_for_a_budget(repository):
-    """Of eight concepts with five levels no more than three change at once, by default."""
-    ways = [1, 8 * 4, 28 * 4**2, 56 * 4**3]
-    audit = {"prepare": {"items": {"discover": 10}}, "concepts": {str(i): [0, 1, 2, 3, 4] for i in range(8)}}
-    assert all_pairs(audit) == 10 * sum(ways)
 
 
 def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured, monkeypatch):
@@ -213,18 +206,6 @@ def test_in_a_clone_of_faded_an_audit_is_added_to_those_there_are(tmp_path, shap
     assert {name: (clone / name).read_bytes() for name in before} == before
 
 
-def test_another_pipeline_of_the_repository_stays_as_it_is(repository, measured):
-    own = repository / "training"
-    own.mkdir()
-    (own / "dvc.yaml").write_text("stages:\n  train:\n    cmd: echo train\n")
-    (own / "params.yaml").write_text("learning_rate: 0.1\n")
-    before = {path.name: path.read_bytes() for path in own.iterdir()}
-    with pytest.raises(UsageError, match="not Faded's"):
-        init(own)
-    init()
-    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
-
-
 def test_names_that_yaml_reads_as_something_else_are_refused_and_not_guessed(repository, measured):
     (repository / "shapes").rename(repository / "2024")
     with pytest.raises(UsageError, match="--name null: YAML does not read that as text but as None"):
@@ -268,8 +249,3 @@ def test_an_audit_finds_its_place_in_any_layout(text):
     whole = yaml.safe_load(with_draft(text, draft))
     assert whole["audits"]["a"] == {"x": 1e-7}
     assert whole["repairs"] == {"a": {"gpus": 0}}
-
-
-def test_a_layout_that_would_have_to_change_is_refused():
-    with pytest.raises(UsageError, match="write there yourself"):
-        with_draft("audits: {b: {x: 1}}\nrepairs: {}\n", AuditDraft("a", {"x": 2}, None))

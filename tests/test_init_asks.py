@@ -15,14 +15,13 @@ from rich.text import Text
 import flows.init.run
 from flows.choosing.screen import Swept
 from flows.init.answers import ask_questions
-from flows.init.propose import Wanted, count_items, search_budget
+from flows.init.propose import Wanted, count_items
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
-from stages.tasks.classification.init import image_concepts
 from stages.tasks.init import Data, Model, Proposal, Seen
 from tests.news import articles
-from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions
+from tests.own_model import WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
 from tests.workspace import ROOT
 
@@ -38,11 +37,6 @@ def wanted(*, items: int, repair: bool = True, pools: dict[str, int] | None = No
     return Wanted("a", "image-classification", seen, {}, {}, Proposal({}), repair, None)
 
 
-def test_grey_pictures_have_no_colour_to_lose():
-    assert "saturation" in image_concepts((3, 32, 32))
-    assert "saturation" not in image_concepts((1, 32, 32))
-
-
 def test_items_follow_from_how_many_there_are():
     assert count_items(wanted(items=60)) == {"discover": 20, "repair": 20, "test": 20}
     assert count_items(wanted(items=10_000)) == {"discover": 200, "repair": 2000, "test": 1000}
@@ -54,12 +48,6 @@ def test_items_follow_from_how_many_there_are():
         count_items(wanted(items=60, pools={"repair": 30, "test": 30}, repair=False))
     with pytest.raises(UsageError, match="too few items"):
         count_items(wanted(items=5, repair=False))
-
-
-def test_the_budget_fits_what_a_probe_takes():
-    assert search_budget(0.0001) == 4000
-    assert search_budget(0.2) == 1200
-    assert search_budget(100) == 200
 
 
 @pytest.fixture
@@ -92,25 +80,6 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     assert audit.prepare["judge"] == {"attributes": "judge-digits"}
     assert audit.concepts["size"] == ["", "small", "large"]
     assert "red" in audit.concepts["colour"]  # the names in the pictures' table
-
-
-def test_templates_are_looked_at_when_they_are_named(repository):
-    images = ROOT / "data/images/inputs"
-    answers = {"model": str(images / "model"), "data": str(images / "pictures.parquet"), "templates": "prompts.txt"}
-    for lines, message in (
-        ("a {size} {colour}\nthe {size}\n", r"prompts\.txt: template 2, 'the \{size\}', lacks \{colour\}"),
-        ("a {size} {colour}\na {size} {colour}\n", r"prompts\.txt: template 2, .* says the same as template 1"),
-        ("a {size} {colour}\nthe {size} {colour}\n", r"prompts\.txt: expected 16 prompts or more, .* found 2"),
-    ):
-        (repository / "prompts.txt").write_text(lines)
-        with pytest.raises(UsageError, match=message):
-            init(given=options(answers=answers))
-    assert not (repository / "params.yaml").exists()
-
-
-def test_options_of_another_kind_of_model_are_refused_and_not_passed_over(repository):
-    with pytest.raises(UsageError, match=r"--text: not|--text, .*: not of a model for image-classification$"):
-        init(given=options(answers={"text": "body", "judge": "somebody", "words": ["size=small"]}))
 
 
 def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(repository, checked):
@@ -162,20 +131,6 @@ def test_on_a_terminal_it_asks_again_until_the_answer_will_do_and_shows_names_as
 def asked(repository: Path, **given: Any) -> Wanted:
     answers = {"model": WEIGHTS, "data": "shapes", **given}
     return ask_questions(questions(answers, yes=True), repository, [], None)
-
-
-def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
-    found = asked(repository)
-    assert found.data == {"imagefolder": "shapes", "size": SIDE}
-    assert found.proposal.concepts["blur"] == [0, 0.5, 1.1, 1.6]  # levels for pictures of this size
-    url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
-    assert url.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
-    assert not url.repair
-    assert any("cannot be repaired" in line for line in url.seen.said)
-    with pytest.raises(UsageError, match="--repair"):
-        asked(repository, model="http://127.0.0.1:1/", kind="image-classification", repair=True)
-    with pytest.raises(UsageError, match="for image-classification"):
-        asked(repository, kind="summarization")
 
 
 def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, monkeypatch):

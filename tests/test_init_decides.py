@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.prompt import Confirm
-from safetensors.torch import load_file, save_file
 
 from flows.init.run import init_audit
 from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.tasks.classification.init.models import candidates
-from stages.tasks.classification.init.pictures import look_at_pictures, notes
 from stages.tasks.classification.init.trial import Order
 from tests.own_model import WEIGHTS, init, options
 from tests.workspace import Workspace
@@ -56,19 +53,6 @@ def order(counts: list[list[int]]) -> Order:
 def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_if_it_is(counts, proposed, sure):
     found = order(counts)
     assert ("".join(found.proposed), found.sure) == (proposed, sure)
-
-
-def test_an_accuracy_hardly_above_guessing_is_a_doubt_and_a_weak_model_is_none():
-    always = order([[20, 0], [20, 0]])  # every picture gets one answer
-    assert (always.proposed, always.moved, always.likely) == (["a", "b"], [], True)
-    assert "hardly more than by guessing" in always.statement and "--normalise" in always.statement
-    # More of the pictures are of the class that it always answers, so it does better than guessing.
-    more = order([[20 + 2 * (i == 2) if j == 2 else 0 for j in range(10)] for i in range(10)])
-    assert more.named_rate.value > 0.1 and more.at_chance
-    mixed = np.full((10, 10), 2)
-    mixed[np.arange(10), (np.arange(10) + 1) % 10] = 8  # no order makes most right
-    assert "--normalise" in order(mixed.tolist()).statement
-    assert not order([[13, 7], [7, 13]]).likely  # 65% of two classes
 
 
 @pytest.mark.slow
@@ -152,40 +136,4 @@ def test_architectures_with_the_same_tensors_are_all_named():
     assert candidates("model_final", {**shapes, "more": (3,)}) == []
 
 
-def test_weights_of_a_network_within_another_say_how_to_save_it(repository):
-    state = {f"net.{name}": value for name, value in load_file(WEIGHTS).items()}
-    save_file(state, "test_resnet-inner.safetensors")
-    with pytest.raises(UsageError, match=r"begin with 'net', .* those of test_resnet: .*\(model\.net\.state_dict\(\)"):
-        init(given=options(answers={"model": "test_resnet-inner.safetensors"}))
-
-
 # Formats
-
-
-def test_formats_that_cost_accuracy_are_told(tmp_path):
-    kinds = tmp_path / "a", tmp_path / "b"
-    for kind in kinds:
-        kind.mkdir()
-    noise = np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    picture.save(kinds[0] / "turned.jpg", exif=turned, quality=95)
-    picture.save(kinds[0] / "coarse.jpg", quality=30)
-    picture.convert("RGBA").save(kinds[0] / "alpha.png")
-    picture.convert("P").save(kinds[1] / "palette.png")
-    picture.convert("L").save(kinds[1] / "grey.png")
-    Image.fromarray(noise[..., 0].astype(np.uint16) * 256).save(kinds[1] / "deep.png")
-    data = look_at_pictures(tmp_path, "pets")
-    told = notes(data.traits, data.sides, 3, 224)
-    assert [line.split(",")[0] for line in told] == [
-        "1 of 6 pictures have 16 bits a channel",
-        "1 of 6 pictures have a palette",
-        "1 of 6 pictures have transparency",
-        "1 of 6 pictures are turned as the camera says (EXIF)",
-        "1 of 6 pictures are JPEGs of low quality (below about 65)",
-        "2 of 6 pictures are grey",
-        "all pictures are smaller than 224 pixels",
-        "they are 4 PNG and 2 JPEG: if classes differ in that",
-    ]
-    assert notes({"format PNG": 3, "grey": 3}, {28: 3}, 1, 28) == []

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
@@ -21,11 +17,8 @@ from stages.tasks.classification.init.models import RecognisedClassifier, candid
 from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model
-from stages.tasks.summarization.init import look_at_articles
-from stages.tasks.text_to_image.init import look_at_captions
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
 from tests.tiny_models import tiny_causal
-from tests.workspace import ROOT
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -72,33 +65,6 @@ def test_of_a_list_only_what_it_names_is_linked_and_never_the_repository_it_lies
     assert load_params(repository / "params.yaml").audit("all").prepare["data"]["jsonl"] == "all/all.jsonl"
     assert look_at_pictures(inputs / "all.jsonl", "all.jsonl").items == 60
     content_hash([repository / "data/all/inputs"])  # no link points back
-
-
-def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
-    names = [f"{i}.png" for i in range(3)]
-    for name in names:
-        shutil.copy(repository / "shapes/flat/000.png", repository / name)
-    (repository / "all.jsonl").write_text("")
-    (repository / "below").mkdir()
-    for copy in (False, True):
-        audit = f"a{copy}"
-        [line] = place(repository, audit, [Placed("all", repository / "all.jsonl", [*names, "gone.png"])], copy=copy)
-        inputs = repository / "data" / audit / "inputs/all"
-        assert "3 file(s) it names" in line
-        assert sorted(path.name for path in inputs.iterdir()) == ["0.png", "1.png", "2.png", "all.jsonl"]
-        assert all(path.is_symlink() is not copy and path.is_file() for path in inputs.iterdir())
-        [again] = place(repository, audit, [Placed("all", repository / "all.jsonl", names)], copy=copy)
-        assert ("already exists" in again) is copy
-
-
-def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):
-    (repository / "data").mkdir()
-    shutil.copy(repository / "shapes/flat/000.png", repository / "data/0.png")
-    (repository / "all.jsonl").write_text("")
-    place(repository, "a", [Placed("all", repository / "all.jsonl", ["data/0.png"])], copy=False)
-    placed = repository / "data/a/inputs/all/data"
-    assert not placed.is_symlink()
-    assert (placed / "0.png").readlink() == Path("../../../../0.png")
 
 
 def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monkeypatch):
@@ -161,15 +127,6 @@ def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_
     assert (seen.n_classes, seen.shape[0]) == (7, 3)
 
 
-def test_weights_for_grey_pictures_are_written_as_such(tmp_path):
-    import timm
-
-    path = tmp_path / "test_resnet.safetensors"
-    save_file(timm.create_model("test_resnet", num_classes=7, in_chans=1).state_dict(), path)
-    _, seen = seen_as(path, yes=True)
-    assert seen.block == {"timm": "test_resnet", "channels": 1}
-
-
 def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
     from tests.tiny_models import tiny_seq2seq
     from tests.tiny_pipelines import tiny_pipeline
@@ -201,25 +158,6 @@ def test_an_onnx_network_says_what_it_takes_and_cannot_be_repaired(tmp_path):
     assert (model.n_classes, model.shape, model.black_box) == (5, (3, 32, 32), True)
 
 
-def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, repository):
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
-    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
-    weights = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
-    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
-    net = helper.make_model(helper.make_graph(nodes, "g", [takes], [gives], [weights]))
-    onnx.save_model(net, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
-    (tmp_path / "other").write_text("not for it")
-    _, model = seen_as(tmp_path / "m.onnx")
-    assert model.beside == ["m.data"]
-    place(repository, "a", [Placed("m", tmp_path / "m.onnx", model.beside)], copy=False)
-    placed = repository / "data/a/inputs/m"
-    assert sorted(path.name for path in placed.iterdir()) == ["m.data", "m.onnx"]
-    onnx.load(str(placed / "m.onnx"))  # refuses weights behind links
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -233,13 +171,6 @@ def test_what_is_no_model_is_told(repository, given, said):
     (repository / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(UsageError, match=said):
         seen_as(given)
-
-
-def test_a_whole_pickled_network_is_refused_without_advice_to_run_its_code(tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
-    with pytest.raises(UsageError, match=r"holds more than tensors.*save_file\(model.state_dict") as told:
-        seen_as(tmp_path / "whole.pth")
-    assert "weights_only" not in str(told.value)
 
 
 def test_classes_whose_order_nobody_said_are_told(repository, measured):
@@ -258,38 +189,6 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     (tmp_path / "empty" / "cats").mkdir(parents=True)
     with pytest.raises(UsageError, match="no picture"):
         look_at_pictures(tmp_path / "empty", "empty")
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("most", [SIDE**2 - 1, SIDE**2 // 4])  # Pillow warns of the first, and refuses the second
-def test_a_picture_with_too_many_pixels_is_named_in_the_line_of_the_data(tmp_path, monkeypatch, most):
-    write_pictures(tmp_path / "pets", 30)
-    small = Image.new("RGB", (8, 8))
-    for path in sorted((tmp_path / "pets").rglob("*.png"))[1:]:
-        small.save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-    assert "1 unreadable (flat/000.png: more than 0 million pixels)" in look_at_pictures(tmp_path / "pets", "pets").said
-
-
-def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):
-    write_pictures(tmp_path / "set/train", 6)
-    write_pictures(tmp_path / "set/test", 30)
-    data = look_at_pictures(tmp_path / "set", "set")
-    assert (data.path, data.items, data.pools) == (tmp_path / "set/test", 30, {})
-    assert "there is no folder `val` to search" in data.said
-    write_pictures(tmp_path / "set/val", 12)
-    assert look_at_pictures(tmp_path / "set", "set").pools == {"discover": 12, "repair": 6, "test": 30}
-
-
-def test_without_a_likely_column_of_articles_the_columns_are_named(tmp_path):
-    (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
-    with pytest.raises(UsageError, match=r"holds the articles \(words\)"):
-        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", questions({}))
-
-
-def test_words_of_captioned_pictures_are_found():
-    data = look_at_captions(ROOT / "data/images/inputs/pictures.parquet", "pictures.parquet")
-    assert "red" in data.columns["colour"]
 
 
 # Labels

@@ -23,13 +23,12 @@ from stages.tasks.chat import Chat
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.labelled import WRONG, made
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.judging.calibration import LabelledAnswer, calibrate, read_labelled
+from stages.tasks.judging.calibration import calibrate, read_labelled
 from stages.tasks.judging.verdicts import PAIRWISE, SINGLE, AnswerToJudge, Judge, JudgeSettings, read_reply
 from tests.endpoints import completion, served
-from tests.finished import faded, run_stages
 from tests.scripted_judges import always_first, always_yes, good, good_of_pairs, judge, parts_of, prefers_long, right
 from tests.tiny_models import tiny_causal, tiny_embedder
-from tests.workspace import ROOT, audit_params, make_workspace
+from tests.workspace import ROOT
 
 TOWNS = ("Lima", "Bern", "Oslo", "Quito", "Cairo", "Turin", "Delhi", "Hanoi", "Lagos", "Perth", "Riga", "Minsk")
 
@@ -231,17 +230,6 @@ def test_an_abstention_is_not_valid_and_no_failure(inputs):
     assert task.fails_unchanged().all() and turns == []
 
 
-def test_a_judge_whose_weights_are_here_is_loaded_and_asked(inputs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    given = context(inputs, {"transformers": "other", "answers": 8, "max_new_tokens": 8, "accept_uncalibrated": True})
-    assert Chat.check(given) == []
-    metrics = Chat.prepare(given, tmp_path)
-    assert metrics["judge"]["abstains"]["value"] == 1, "its weights are random"
-    task = Chat.load(given, tmp_path)
-    found = task.probe(task.items.ids("discover")[:2], np.ones((2, 1), dtype=int))
-    assert not found.valid.any()
-
-
 # Never the model under test
 
 
@@ -301,12 +289,6 @@ def test_a_kill_between_requests_pays_nothing_twice(prepare):
     again = [text for text in resumed if text in answered]
     assert answered[:3] == again[:3], "by these it is known again"
     assert set(again) == set(answered[:3]) and len(set(answered)) + len(set(resumed)) - 3 >= 64 + 6
-
-
-def test_what_goes_wrong_with_the_judge_is_said_of_the_judge(prepare):
-    price = {"prompt": 1e6, "completion": 1e6}
-    with judging(good) as (block, _), pytest.raises(UsageError, match=r"prepare\.judge\.max_cost: 40 is reached"):
-        prepare({**block, "price": price, "max_cost": 40})
 
 
 def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
@@ -369,27 +351,6 @@ def test_people_and_the_judge_stand_in_one_table(tmp_path):
     [of_ann, *_] = json.loads(json.dumps(found.to_json(), allow_nan=False))["table"]
     assert of_ann["raters"] == ["judge", "ann"] and of_ann["share"]["value"] == 1
     assert "judge and ann 1.00 [" in found.sentences()[-1]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"item": "q1", "answer": "x"}', "line 2: acceptable"),
-        ('{"item": "q99", "answer": "x", "acceptable": true}', "line 2: prepare.data has no item 'q99'"),
-        ("oops", "line 2: "),
-    ],
-)
-def test_a_line_that_cannot_be_used_is_named(tmp_path, line, said):
-    path = tmp_path / "people.jsonl"
-    path.write_text('{"item": "q1", "answer": "x", "acceptable": true}\n' + line + "\n")
-    with pytest.raises(UsageError, match=re.escape(said)):
-        read_labelled(path, lambda name: ((), "") if name == "q1" else None, "prepare.judge.labelled")
-
-
-def test_labels_of_one_kind_calibrate_nothing():
-    some = [LabelledAnswer(str(k), AnswerToJudge((), "x y"), True) for k in range(9)]
-    with pytest.raises(UsageError, match="9 answers of which 9 are acceptable: both kinds are needed"):
-        calibrate(Judge(lambda: None, JudgeSettings(), ""), some)
 
 
 def test_kappa_and_its_interval_hold_what_they_say():
@@ -473,43 +434,3 @@ def test_the_page_names_all_settings():
     page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) | {"by_place", "rejects_wrong"}
     assert set(JudgeSettings.model_fields) <= told
-
-
-@pytest.mark.slow
-def test_from_the_plan_to_the_report(inputs, tmp_path):
-    """With a model that cannot read capitals: the report has the judge's calibration, and its reasons."""
-
-    def answer(request):
-        if request["model"] == "wise":
-            return judge(good)(request)
-        said = request["messages"][-1]["content"]
-        stands = re.search(r"stands: (.*?)\.\n", said)
-        return completion(f"It says {stands[1]}." if "What does" in said and stands else "Who knows.")
-
-    here = make_workspace(tmp_path / "work", {"q": audit_params()}, {})
-    folder = here.path / "data/q/inputs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("questions.jsonl", "embedder"):
-        (folder / name).symlink_to(inputs / name)
-    with served(answer, whole=True) as model:
-        named = {"openai": model.url, "price": {"prompt": 1.0, "completion": 1.0}}
-        asked = context(inputs, {**named, "model": "wise", "answers": 64}, model={**named, "model": "tiny"})
-        audit = audit_params(
-            task="chat",
-            compute={"device": "cpu", "threads": 1, "batch_size": 8, "gpus": 0},
-            prepare={**asked.config, "items": {"discover": 24}},
-            concepts={"letter_case": ["as_is", "upper"], "politeness": ["neutral", "polite", "rude"]},
-            discrepancy={"measure": "exact", "near": [1, 1], "validity": -1},
-            discover={"explorer": "random", "baseline": "random", "budget": 120, "microscopic": {"method": "none"}},
-        )
-        here.write_params({"audits": {"q": audit}, "repairs": {}})
-        code, plan = faded(here, "plan", "q")
-        assert code == 0 and "q: about" in plan and "q, judge: about" in plan, plan
-        run_stages(here, "q")
-        assert Account(here.path / ".faded/account/q.judge.jsonl").bill.requests > 64
-        code, plan = faded(here, "plan", "q")
-        assert code == 0 and "q, judge: about 0 requests" in plan
-    metrics = json.loads((here.path / "data/q/prepare/metrics.json").read_text())
-    assert metrics["clean_accuracy"] == {"discover": 1.0} and metrics["judge"]["decided"] == 24
-    report = (here.path / "data/q/report/report.html").read_text()
-    assert "the judge rejects it: I was made to say so." in report and "judges answers whose discrepancy" in report

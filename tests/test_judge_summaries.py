@@ -1,20 +1,17 @@
 """A language model as judge of summaries: calibrated on falsified ones, and used near the threshold."""
 
-import json
-
 import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
 
 from stages.concepts.texts import sentences
-from stages.core.errors import UsageError
 from stages.tasks.language.articles import Article
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.labelled import RIGHT, WRONG, make_pairs
 from tests.endpoints import served
 from tests.news import articles, news_context, write_news
-from tests.scripted_judges import judge, prefers_long
+from tests.scripted_judges import judge
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +75,6 @@ def test_a_judge_that_sees_what_was_falsified_decides_all_summaries_that_can_be_
         assert any("Of 100 labelled answers the judge abstains from 0%" in note for note in task.notes())
 
 
-def test_a_judge_of_summaries_that_goes_by_length_is_refused(prepare):
-    named = r"length: it accepts long wrong answers more often than short ones by \+\d+ \["
-    with (
-        served(judge(prefers_long), whole=True) as model,
-        pytest.raises(UsageError, match=f"(?s)cannot be used as a judge:.*{named}"),
-    ):
-        prepare(model, measure="judge")
-
-
 def test_near_the_threshold_the_judge_decides_and_elsewhere_the_measure(prepare):
     def asked():
         return sum("<article>" in request["messages"][-1]["content"] for request in model.requests)
@@ -117,16 +105,3 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs):
     assert "the judge is the model under test" in told
     told = "\n".join(Summarization.check(context(inputs, None, measure={"judge": 1, "unsupported": 1})))
     assert "judge is no part of a mean" in told
-
-
-def test_labels_of_people_take_the_place_of_falsified_summaries(inputs, prepare, tmp_path):
-    rows = [
-        {"item": f"news-{n + 1}", "answer": text.split(". ")[0] if n % 2 else "It was sold.", "acceptable": n % 2 == 1}
-        for n, text in enumerate(articles(40))
-    ]
-    (inputs / "people.jsonl").write_text("".join(json.dumps(row | {"by": "ann"}) + "\n" for row in rows))
-    with served(judge(lambda p: "unacceptable" if "sold" in p["answer"] else "acceptable"), whole=True) as model:
-        given = context(inputs, {"openai": model.url, "model": "wise", "labelled": "people.jsonl"}, measure="judge")
-        found = Summarization.prepare(given, tmp_path)["judge"]
-    assert found["answers"] == 40 and found["kinds"] == {}
-    assert found["table"][0]["raters"] == ["judge", "ann"] and found["table"][0]["kappa"]["value"] == 1

@@ -106,7 +106,8 @@ def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGTERM, 3))],
 )
 def test_a_signal_ends_the_stage_and_its_server_and_is_told_in_a_line(toys, number, code):
     toys.toy(prepare__tiny={"sleep": 600})
@@ -136,7 +137,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
     disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit})
     rng = random.Random(7)
     seen: list[psutil.Process] = []
-    for what in ("flow", "dvc", "stage", "flow"):
+    for what in ("flow", "dvc", "stage"):
         process = disturbed.start("audit", **server)
         time.sleep(rng.uniform(0.1, 0.6) * duration)
         relatives = family(process)

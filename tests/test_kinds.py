@@ -7,10 +7,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
-from stages.core.errors import UsageError
-from stages.params import SummarizeConfig, load_params
+from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
@@ -33,14 +31,6 @@ def test_a_kind_is_named_by_the_item_nearest_to_its_centre():
     assert kinds(np.array([[8, 7], [-5, 1]], dtype=np.float32)) == ["like item i4", "like item i1 (label y)"]
     again = Kinds.of(IDS, VECTORS, [None] * 6, 2)
     assert (again.centres == kinds.centres).all()
-
-
-def test_items_that_do_not_differ_have_no_kinds():
-    with pytest.raises(UsageError, match=r"summarize\.clusters: found 3 kinds.*take 1 different value;"):
-        Kinds.of(IDS, np.zeros((6, 4)), [None] * 6, 3)
-    for clusters in (1, 13, -1):
-        with pytest.raises(ValidationError):
-            SummarizeConfig(clusters=clusters)
 
 
 def audit_with(clusters: int, tmp_path_factory):

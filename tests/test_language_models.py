@@ -11,11 +11,9 @@ from stages.core.errors import UsageError
 from stages.core.files import read_json, write_json
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import FORM, GenerationConfig
-from stages.tasks.language.generate import _room
 from stages.tasks.language.models import TransformersModel, load_summarizer, model_hash
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization.served import MODEL_LOADERS
-from tests.hubs import in_cache
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")
@@ -118,28 +116,6 @@ def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
         assert all(torch.equal(seen[0][:steps], other[:steps]) for other in seen[1:])
 
 
-def test_equal_articles_are_asked_once(home, monkeypatch):
-    summarizer, rows = load(home), []
-    generate = summarizer.model.generate
-    monkeypatch.setattr(
-        summarizer.model, "generate", lambda **k: (rows.append(len(k["input_ids"])), generate(**k))[1], raising=False
-    )
-    summaries = summarizer.summarize([ARTICLES[0], ARTICLES[1], ARTICLES[0], ARTICLES[0]])
-    assert rows == [2]
-    assert summaries[0] == summaries[2] == summaries[3] != summaries[1]
-
-
-def test_long_prompts_are_padded_to_one_length_in_a_batch(home, tmp_path):
-    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, context=900))
-    prompts = [tuple(range(n)) for n in (30, 300, 370, 380, 390, 400, 420)]
-    assert [[len(p) for p in batch] for batch in summarizer._batches(prompts)] == [
-        [30, 300],
-        [370, 380],
-        [390, 400],
-        [420],
-    ]
-
-
 def test_samples_are_seeded_and_together(home, tmp_path):
     state = torch.get_rng_state()
     # In bfloat16, several words sometimes tie for the likeliest.
@@ -157,18 +133,6 @@ def test_samples_are_seeded_and_together(home, tmp_path):
         summarizer.summarize(ARTICLES[:1], samples=2)
 
 
-def test_settings_of_the_repository_do_not_change_answers(home, tmp_path):
-    shutil.copytree(home / "models" / "causal", tmp_path / "model")
-    settings = read_json(tmp_path / "model" / "generation_config.json")
-    write_json(
-        tmp_path / "model" / "generation_config.json",
-        {**settings, "do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 3, "num_beams": 3},
-        schema=False,
-    )
-    changed = load_summarizer(tmp_path / "model", Compute(batch_size=4, dtype=DTYPE))
-    assert changed.summarize(ARTICLES[:4]) == load(home).summarize(ARTICLES[:4])
-
-
 @pytest.mark.parametrize("kind", ["causal", "bart"])
 def test_beams_prompt_and_prefix_are_used(home, kind, tmp_path):
     plain = load(home, kind).summarize(ARTICLES)
@@ -179,14 +143,6 @@ def test_beams_prompt_and_prefix_are_used(home, kind, tmp_path):
     given = other.tokenizer.decode(other.inputs("An article."))
     assert ("TL;DR of An article." if kind == "causal" else "summarize: An article.") in given
     assert other.summarize(ARTICLES) != plain
-
-
-def test_the_prompt_is_the_chat_template(home):
-    summarizer = load(home)
-    assert summarizer.tokenizer.decode(summarizer.inputs("An article.")) == (
-        "<|start|>system\nYou are a concise, accurate news summarizer.<|end|>\n"
-        "<|start|>user\nSummarize this news article in one short sentence.\n\nAn article.<|end|>\n<|start|>assistant\n"
-    )
 
 
 # Articles that are too long
@@ -230,36 +186,11 @@ def small(home, tmp_path):
     return tmp_path
 
 
-def test_an_encoder_has_room_for_the_padding_too(small):
-    asked = {"max_new_tokens": 9, "prefix": "Sum up: "}
-    with pytest.raises(UsageError, match=r"prepare\.generation\.context: 96 .*room for 100: at most \d+") as told:
-        build(small, small / "model", GenerationConfig(context=96, **asked), "small")
-    most = int(str(told.value).rsplit(" ", 1)[1])
-    assert 80 <= most < 96
-    fits = build(small, small / "model", GenerationConfig(context=most, **asked), "small")
-    assert len(fits.summarize(["and the river rose " * 50, TEXT])) == 2
-    with pytest.raises(UsageError, match=f"at most {most}"):
-        build(small, small / "other", GenerationConfig(context=most + 1, **asked), "small")
-
-
 def test_a_decoder_has_room_for_the_summary(small):
     asked = {"context": 60, "min_new_tokens": 90}
     with pytest.raises(UsageError, match=r"prepare\.generation\.max_new_tokens: 100; .*room for 100: at most 99"):
         build(small, small / "model", GenerationConfig(max_new_tokens=100, **asked), "small")
     assert build(small, small / "model", GenerationConfig(max_new_tokens=99, **asked), "small").summarize([TEXT])
-
-
-def test_room_is_found_where_each_make_of_model_states_it():
-    from transformers import BertConfig, EncoderDecoderConfig, Gemma3Config, GPT2Config, LEDConfig, T5Config
-
-    pair = EncoderDecoderConfig.from_encoder_decoder_configs(
-        BertConfig(max_position_embeddings=64), GPT2Config(n_positions=32)
-    )
-    led = LEDConfig(max_encoder_position_embeddings=128, max_decoder_position_embeddings=16)
-    gemma = Gemma3Config(text_config={"max_position_embeddings": 256})
-    assert [(_room(c, "encoder"), _room(c, "decoder")) for c in (pair, led)] == [(64, 32), (128, 16)]
-    assert _room(gemma, "decoder") == 256
-    assert _room(T5Config(), "encoder") is None
 
 
 # Training batches
@@ -282,17 +213,6 @@ def test_labels_of_a_causal_model_are_the_summary_alone(home):
     assert torch.isfinite(summarizer.model(**batch).loss)
 
 
-@pytest.mark.parametrize("kind", ["bart", "t5"])
-def test_labels_of_an_encoder_decoder_model_are_the_summary(home, kind):
-    summarizer = load(home, kind)
-    batch = summarizer.training_batch(ARTICLES[:2], ["Short.", "A somewhat longer summary."])
-    kept = batch["labels"][0] != -100
-    assert summarizer.tokenizer.decode(batch["labels"][0][kept], skip_special_tokens=True) == "Short."
-    assert batch["labels"][0][kept][-1] == summarizer.tokenizer.eos_token_id
-    assert not kept.all() and (batch["labels"][1] != -100).all()
-    assert torch.isfinite(summarizer.model(**batch).loss)
-
-
 # Models that cannot be read or used
 
 
@@ -304,28 +224,6 @@ def test_without_chat_template_the_model_is_not_asked(home, tmp_path):
     TransformersModel(transformers="raw").build(tmp_path / "inputs", tmp_path / "model", asked)
     summarizer = load_summarizer(tmp_path / "model", Compute())
     assert summarizer.tokenizer.decode(summarizer.inputs("News.")) == "News.\nTL;DR:"
-
-
-def test_a_template_that_refuses_the_system_message_is_named(home, tmp_path):
-    folder = tiny_causal(tmp_path / "inputs" / "gemma")
-    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Go:"
-    (folder / "chat_template.jinja").write_text(refusing)
-    with pytest.raises(UsageError, match=r"prepare\.model: .*System role not supported.*set system: \"\""):
-        TransformersModel(transformers="gemma").build(tmp_path / "inputs", tmp_path / "model", SHORT)
-    without = GenerationConfig(max_new_tokens=10, system="")
-    TransformersModel(transformers="gemma").build(tmp_path / "inputs", tmp_path / "model", without)
-
-
-def test_prompts_do_not_depend_on_the_day_nor_ask_to_think(tmp_path):
-    folder = tiny_causal(tmp_path / "inputs" / "dated")
-    template = (
-        "{% if strftime_now is defined %}\n{% set today = strftime_now('%d %b %Y') %}\n{% endif %}\n"
-        "Today is {{ today }}.{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
-    )
-    (folder / "chat_template.jinja").write_text("\n" + template)
-    TransformersModel(transformers="dated").build(tmp_path / "inputs", tmp_path / "model", SHORT)
-    summarizer = load_summarizer(tmp_path / "model", Compute())
-    assert summarizer.tokenizer.decode(summarizer.inputs("News.")) == "\nToday is 01 Jan 2026."
 
 
 def test_pickled_weights_are_refused_before_anything_runs(tmp_path):
@@ -364,15 +262,6 @@ def test_a_model_the_cache_does_not_hold_is_one_line(tmp_path):
     assert "\n" not in str(told.value)
 
 
-def test_a_part_of_a_model_in_the_cache_is_told(home, tmp_path, monkeypatch):
-    made = tmp_path / "made"
-    made.mkdir()
-    shutil.copy(home / "inputs" / "causal" / "config.json", made)
-    in_cache(monkeypatch, tmp_path / "hub", "some/model", made)
-    with pytest.raises(UsageError, match=r"has no weights.*a part of the model only.*faded prefetch"):
-        TransformersModel(transformers="some/model").build(tmp_path, tmp_path / "model", SHORT)
-
-
 def test_code_of_the_repository_does_not_run(tmp_path):
     folder = tiny_causal(tmp_path / "inputs" / "custom")
     config = read_json(folder / "config.json")
@@ -408,38 +297,6 @@ def test_a_damaged_model_is_told(tmp_path, what):
     with pytest.raises(UsageError, match=r"prepare\.model\.transformers: .*broken"):
         TransformersModel(transformers="broken").build(tmp_path / "inputs", tmp_path / "model", SHORT)
     assert not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize("what", ["cut short", "missing weights"])
-def test_a_damaged_model_folder_is_told(home, tmp_path, what):
-    shutil.copytree(home / "models" / "causal", tmp_path / "model")
-    damage(tmp_path / "model", what)
-    with pytest.raises(UsageError, match=str(tmp_path / "model")):
-        load_summarizer(tmp_path / "model", Compute())
-
-
-def test_a_form_of_another_make_is_told(home, tmp_path):
-    with pytest.raises(UsageError, match=f"{FORM} is missing"):
-        load_summarizer(home / "inputs" / "causal", Compute())
-    shutil.copytree(home / "models" / "causal", tmp_path / "model")
-    write_json(tmp_path / "model" / FORM, {**read_json(tmp_path / "model" / FORM), "kind": "oracle", "more": 1})
-    with pytest.raises(UsageError, match=r"faded\.json\.kind") as told:
-        load_summarizer(tmp_path / "model", Compute())
-    assert len(str(told.value).splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"prompt": "Summarize."},
-        {"prompt": "{article} {article}"},
-        {"max_new_tokens": 4, "min_new_tokens": 5},
-        {"dtype": "float32"},
-    ],
-)
-def test_wrong_generation_settings_are_told(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        GenerationConfig(**wrong)
 
 
 # Adapters

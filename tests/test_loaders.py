@@ -64,7 +64,9 @@ def pictures(folder: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("family", FORMS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f in ("timm", "torchvision") else ()) for f in FORMS]
+)
 def test_a_library_alone_answers_as_faded_does(family, tmp_path):
     model = written(tmp_path / "a model #1", family, **FORMS[family])
     paths = pictures(tmp_path / "pictures")
@@ -109,14 +111,3 @@ def test_timm_reads_the_sizes_and_the_classes_of_a_model(shape, view, tmp_path):
     assert torch.equal(pixels, seen), "mean 0, deviation 1"
     with torch.inference_mode():
         assert torch.allclose(found(pixels[None]), model(seen[None]), atol=1e-5)
-
-
-def test_timm_builds_a_transformer_for_other_sizes_with_the_arguments_of_the_audit(tmp_path):
-    import timm
-
-    size = {"shape": (3, 64, 64), "settings": {"args": {"img_size": 64}}}
-    model = written(tmp_path, "timm", architecture="vit_tiny_patch16_224", **size)
-    found = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    pixels = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.allclose(found(pixels), model(pixels), atol=1e-5)

@@ -151,14 +151,7 @@ def test_a_clone_with_other_code_or_inputs_is_refused_before_anything_runs(made,
     assert not (worker.path / "executed.txt").exists()
 
 
-def test_what_the_stage_says_of_its_input_comes_back_as_itself(origin, tmp_path):
-    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
-    driver.edit_params({"audits.tiny.seed": 99})  # not computed anywhere
-    worker.toy(prepare__tiny={"exit": 2})
-    with pytest.raises(UsageError, match="prepare was told to exit with 2"):
-        ship(driver, worker, "prepare@tiny")
-
-
+@pytest.mark.slow
 def test_a_share_of_an_earlier_search_is_taken_away(made, tmp_path):
     driver, worker, _ = made
     driver, worker = driver.copy(tmp_path / "driver"), worker.copy(tmp_path / "worker")
@@ -208,17 +201,14 @@ def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(ori
     older = {**mine, "numpy": "1.0", "torch": mine["torch"].partition("+")[0] + "+cu1", "dvc": "1.0", "new": "1"}
     host = f"{socket.gethostname()}:{made[1].path}"
     told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
-    for outcome, expected in (("ran", told), ("restored", [])):
-        answer = result.model_copy(
-            update={"made": result.made.model_copy(update={"versions": older}), "outcome": outcome}
-        )
-        driver = clone(origin, tmp_path / outcome)
-        said: list[str] = []
-        with inside(driver):
-            read_graph()  # as every run begins
-            answering = SimpleNamespace(run=lambda job, say, answer=answer: answer)
-            Apart(answering, there(made[1])).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
-        assert said[said.index(f"from {host}") + 1 :] == expected
+    answer = result.model_copy(update={"made": result.made.model_copy(update={"versions": older}), "outcome": "ran"})
+    driver = clone(origin, tmp_path / "driver")
+    said: list[str] = []
+    with inside(driver):
+        read_graph()  # as every run begins
+        answering = SimpleNamespace(run=lambda job, say: answer)
+        Apart(answering, there(made[1])).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
+    assert said[said.index(f"from {host}") + 1 :] == told
 
 
 def test_another_folder_than_the_drivers_workspace_is_refused_and_stays_as_it_is(made, tmp_path, monkeypatch):

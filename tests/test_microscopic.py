@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from pydantic import ValidationError
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from stages.concepts import Concept, ConceptSpace
-from stages.core.errors import InfrastructureError, NoLearningError, UsageError
+from stages.core.errors import InfrastructureError
 from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober, torch_threads
 from stages.landscape.robustness import summarize_robustness
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
+from stages.microscopic.env import ENV_ID, StepReward
 from stages.microscopic.moves import Moves
-from stages.microscopic.search import RobustnessResult, agent_settings, measure_robustness
+from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import WalkState, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
@@ -139,17 +138,6 @@ def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() 
     assert walks.queries.mean() < 25
 
 
-def test_how_far_each_concept_alone_has_to_go() -> None:
-    task = Sloped()
-    table = explore(task).table.set_index("item")
-    line = np.zeros((6, 3), dtype=int)
-    line[:, 1] = range(6)
-    for item in table.index:
-        failed = task.probe([item] * 6, line).failed
-        expected = failed.argmax() if failed.any() and not failed[0] else None
-        assert table.loc[item, "alone_fog"] == expected if expected else pd.isna(table.loc[item, "alone_fog"])
-
-
 # --- the books
 
 
@@ -199,40 +187,6 @@ def test_an_item_that_holds_is_told_as_far_as_it_was_searched() -> None:
     assert all(entry.value == 0 < entry.high for entry in summary.within)
 
 
-def test_an_enumerated_grid_costs_nothing_and_is_searched_exactly() -> None:
-    task = Sloped()
-    cells = SPACE.cells()
-    ledger = Ledger()
-    prober = Prober(task, task.items.ids("discover"), 10**6, ledger)
-    prober.ask(np.repeat(np.arange(24), len(cells)), np.tile(cells, (24, 1)))
-    asked = task.queries
-    config = DiscoverConfig(budget=10**6)
-    found = measure_robustness(task, task.items.ids("discover"), config, seed=0, enumerated=True, ledger=ledger)
-    assert task.queries == asked and found.metrics["method"] == "exact"
-    assert (found.metrics["budget"], found.metrics["probes"]) == (0, 0)
-    np.testing.assert_array_equal(radius_of(found), task.radii())
-
-
-def test_what_was_not_asked_is_not_said_to_hold() -> None:
-    task = Sloped(bears=0.5)  # four steps of any concept are enough
-    found = explore(task, budget=24 + 3 * 10)  # each unchanged; along each concept alone only ten of them
-    table = found.table
-    assert table["tried_alone"].sum() == 10 and (table["alone_fog"].notna() == table["tried_alone"]).all()
-    summary = summarize_robustness(table, SPACE, search.Walks(**found.metrics))
-    assert summary is not None and {row.alone.n for row in summary.directions} == {10}
-    assert {row.alone.value for row in summary.directions} == {1.0}
-
-
-@pytest.mark.parametrize("method", ["beam", "exact"])
-def test_a_budget_of_one_asks_one_item(method: str) -> None:
-    found = explore(task := Sloped(bears=1.0), method=method, budget=1)
-    assert task.queries == 1 and found.table["status"].tolist() == ["not found"]
-    assert found.table[["searched", "at_least"]].iloc[0].tolist() == [0, 1]
-    summary = summarize_robustness(found.table, SPACE, search.Walks(**found.metrics))
-    assert summary is not None and [entry.steps for entry in summary.within] == [0]
-    assert {row.alone.value for row in summary.directions} == {None}
-
-
 @pytest.mark.parametrize(
     "concepts",
     [(GLOW,), (WEATHER,), (WEATHER, Concept("season", ("summer", "winter"), ordered=False)), (GLOW, WEATHER)],
@@ -244,21 +198,6 @@ def test_one_concept_categories_and_two_directions(concepts: tuple[Concept, ...]
     np.testing.assert_array_equal(radius_of(found), truth)
     summary = summarize_robustness(found.table, task.concepts, search.Walks(**found.metrics))
     assert summary is not None and sum(entry.items for entry in summary.together) == summary.found
-
-
-def test_nothing_is_asked_where_nothing_is_wanted() -> None:
-    task = Sloped()
-    found = explore(task, method="none")
-    assert task.queries == 0 and found.table.empty and {"item", "radius", "alone_fog"} <= set(found.table)
-    assert summarize_robustness(found.table, SPACE, search.Walks(**found.metrics)) is None
-
-
-def test_without_a_neutral_level_steps_start_at_the_first_and_that_is_said() -> None:
-    space = ConceptSpace((*SPACE.concepts[:2], Concept("dust", (10, 20, 30))))
-    found = explore(Sloped(space), method="exact")
-    summary = summarize_robustness(found.table, space, search.Walks(**found.metrics))
-    assert summary is not None and summary.not_neutral == ["dust"]
-    assert summary.start == "tilt 0, fog 0, dust 10"
 
 
 @pytest.mark.parametrize(
@@ -278,18 +217,6 @@ def test_without_a_neutral_level_steps_start_at_the_first_and_that_is_said() -> 
 def test_bad_settings_are_told(settings: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MicroscopicConfig.model_validate(settings)
-
-
-def test_an_agent_that_cannot_learn_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"discover.microscopic.settings.n_env: unknown key, did you mean 'n_envs'"):
-        agent_settings(MicroscopicConfig(method="rl", settings={"n_env": 3}))
-    for budget, bears, message in (
-        (60, None, "made no gradient update within"),
-        (5, 2.0, "made no gradient update within 0 probes"),  # spent at the starts
-        (600, -1.0, "fail unchanged"),
-    ):
-        with pytest.raises(NoLearningError, match=message):
-            explore(Sloped(bears=bears), method="rl", items=5, budget=budget)
 
 
 # --- the agent
@@ -318,27 +245,6 @@ def test_an_episode_ends_at_the_failure_and_a_step_earns_its_change() -> None:
         if terminated:
             break
     assert terminated and info["steps"] == depth
-
-
-def test_the_vectorised_environment_masks_and_plays_like_the_single_one() -> None:
-    task = Sloped(bears=3.0)
-    prober = Prober(task, task.items.ids("discover"), 10_000)
-    moves = Moves(SPACE, SPACE.start)
-    trail = Trail(prober, moves, StepReward())
-    many = StepsVecEnv(trail, np.array([7]), num_envs=3, max_steps=15, seed=0)
-    single = gym.make(ENV_ID, prober=prober).unwrapped
-    assert is_masking_supported(many)
-    many.reset(), single.reset(options={"item": 7})
-    for action in (1, 1, 1, 1, 1, 0):  # the fifth takes fog to its end
-        observation, reward, terminated, _, _ = single.step(np.int64(action))
-        seen, rewards, dones, infos = many.step(np.full(3, action))
-        assert rewards.tolist() == [pytest.approx(reward)] * 3 and dones.tolist() == [terminated] * 3
-        if terminated:
-            assert (infos[0]["terminal_observation"] == observation).all()
-            break
-        assert (seen == observation).all()
-        np.testing.assert_array_equal(get_action_masks(many), np.tile(single.action_masks(), (3, 1)))
-    assert terminated or not single.action_masks()[1]
 
 
 def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:

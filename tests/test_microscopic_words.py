@@ -10,13 +10,10 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.concepts.prompts import prompt_space
-from stages.explorers.prober import Prober
 from stages.microscopic.moves import SUBSETS, Moves
 from stages.microscopic.search import RobustnessResult, measure_robustness
-from stages.microscopic.walks import WalkState, reduce_drawn, share_failures, try_alone, walk_back
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.tasks.contract import Items, ProbeBatch
-from tests.landscapes import planted
 from tests.planted import PlantedTask
 
 SPACE = prompt_space(
@@ -83,16 +80,6 @@ def test_planted_pairs_of_words_are_found_exactly(method: str, each: int, seed: 
     assert_minimal(task, found.table)
 
 
-def test_three_words_are_found_together_and_a_single_one_alone() -> None:
-    task = Wordy([FOUR_ON_BLACK | {"colour": "red"}])
-    three = explore(task, 60).table
-    assert (three["radius"] == 3).all()
-    assert_minimal(task, three)
-    found = explore(Wordy([FOUR_ON_BLACK, {"colour": "purple"}]), 30).table
-    assert (found["radius"] == 1).all() and (found["alone_colour"] == 1).all()
-    assert all(said(row) == {"colour": "purple"} for _, row in found.iterrows())
-
-
 def test_items_that_each_fail_on_other_words_are_found_one_by_one() -> None:
     rng = np.random.default_rng(0)
     own = []
@@ -117,17 +104,6 @@ def test_items_that_fail_before_a_word_is_added_are_told_apart(method: str) -> N
     assert (table.drop(index=bad)["radius"] == 2).all()
 
 
-def test_two_words_are_found_within_four_though_every_three_of_them_pass() -> None:
-    four = FOUR_ON_BLACK | {"size": "small", "colour": "red"}
-    plain = {c.name: str(c.neutral) for c in SPACE.concepts}
-    task = Wordy([four, plain | SMALL_THREE | {"digit": "four"}], items=3)  # the pair fails only without further words
-    walks = WalkState(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, SPACE.start), 3)
-    walks.ask(np.arange(3), np.tile(cell(four), (3, 1)))
-    assert (walks.radius == 4).all()
-    walk_back(walks)
-    assert (walks.failing == cell({"digit": "four", "size": "small"})).all() and (walks.queries == 1 + 1 + 14).all()
-
-
 def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay() -> None:
     names = [Concept(f"w{n}", ("", "x"), ordered=False, neutral="") for n in range(SUBSETS + 1)]
     moves = Moves(space := ConceptSpace((Concept("blur", (0, 1, 2), neutral=0), *names)), space.start)
@@ -137,27 +113,3 @@ def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay(
     assert sorted(map(tuple, cells[:, 1:4].tolist())) == sorted(
         part for part in np.ndindex(2, 2, 2) if 0 < sum(part) < 3
     )
-
-
-def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
-    task = Wordy([SMALL_THREE], items=12)
-    walks = WalkState(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, SPACE.start), 12)
-    walks.ask(np.array([4]), np.array([cell(SMALL_THREE)]))
-    share_failures(walks)
-    assert (walks.radius == 2).all() and (walks.failing == cell(SMALL_THREE)).all()
-    assert (walks.queries == 2).all()  # unchanged, and with the other's words
-
-
-def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
-    task = planted([], noise=0.0, items=4)
-    walks = WalkState(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, task.concepts.start), 4)
-    harm = try_alone(walks)
-    before = walks.prober.spent
-    reduce_drawn(walks, harm, np.random.default_rng(0))
-    assert walks.prober.spent == before and (walks.radius > 99).all()
-
-
-def test_an_item_that_bears_all_words_is_not_said_to_fail() -> None:
-    task = Wordy([{"digit": "never said"}], space=prompt_space({"digit": ["", "one"], "size": ["", "small"]}))
-    table = explore(task, 50).table
-    assert (table["status"] == "not found").all() and (table["at_least"] == 3).all()  # the whole grid was probed

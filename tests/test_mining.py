@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import time
 from collections import Counter
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -18,22 +16,18 @@ import yaml
 pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
-from stages.core.errors import UsageError
 from stages.mining import MineSettings
 from stages.mining.mine import WordProbe, mine
 from stages.mining.sets import level_wise
 from stages.mining.texts import TextProber
-from stages.mining.wordings import alternatives, facts, other_levels, replaced, synonyms_by_word
-from stages.params import load_params
-from stages.tasks.chat import Chat
-from stages.tasks.load import task_context
+from stages.mining.wordings import facts, replaced
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.choosing import ArticleTexts
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image.choosing import PromptTexts
 from tests.boxes import boxes
 from tests.endpoints import completion, served
-from tests.finished import faded, inside
+from tests.finished import faded
 from tests.news import news_context, write_news
 from tests.planted_words import SPACE, Planted, hide, questions, texts
 from tests.test_kill import all_gone, family
@@ -86,12 +80,6 @@ def test_a_finding_holds_on_items_that_did_not_propose_it_and_runs_are_alike():
     assert found == mine(items, SPACE, model, MineSettings(probes=600), seed=5)
 
 
-def test_too_few_items_are_refused():
-    items = texts(14, 0)
-    with pytest.raises(UsageError, match="found 14 groups of items to discover on, expected 15 or more"):
-        mine(items, SPACE, Planted(items, []), SETTINGS, seed=0)
-
-
 def test_level_wise_counts_what_counting_all_would_and_stops_where_a_set_is_reliable():
     rng = np.random.default_rng(0)
     holds = rng.random((300, 8)) < 0.5
@@ -128,14 +116,6 @@ def test_level_wise_counts_what_counting_all_would_and_stops_where_a_set_is_reli
 def test_attributes_are_what_people_see(text, held):
     assert held <= facts(text)
     assert not (facts("The man goes home.") & held)
-
-
-def test_words_are_replaced_in_their_inflection_and_slots_are_not_words():
-    template = "a photograph of the big {dog} near big trees"
-    assert synonyms_by_word(template)["big"] == ("large",) and "dog" not in alternatives(template)
-    assert replaced(template, {"big": "large", "dog": "cat"}) == "a photograph of the large {dog} near large trees"
-    assert "map" in alternatives(template)["photograph"]
-    assert "wolf" in other_levels("dog") and "in the rain" in other_levels("in the snow") and other_levels("") == []
 
 
 # How tasks are probed
@@ -253,24 +233,6 @@ def test_the_example_of_the_page_finds_what_the_page_says(mined):
 
 
 @pytest.mark.slow
-def test_what_is_proposed_is_an_audit_with_the_findings_as_attributes(mined):
-    workspace, told, _ = mined
-    block = yaml.safe_load(told[told.index("audits:") : told.index("record:")])["audits"]["support"]
-    assert block["proposed"] == {"has a negation": "faded mine", "says response": "faded mine"}
-    proposed = block["prepare"]
-    lines = (workspace.path / ".faded/mine/support.jsonl").read_text()
-    (workspace.path / "data/support/inputs" / proposed["data"]["jsonl"]).write_text(lines)
-    with inside(workspace):
-        context = task_context("support", load_params().audit("support"))
-        source = Chat.source(replace(context, config={**context.config, **proposed}), "data")
-        read, skipped = source.load(context.inputs)
-    assert not skipped and len(read) == proposed["items"]["discover"]
-    for name in ("says response", "has a negation"):
-        assert {one.details[name] for one in read} == {"yes", "no"}
-    assert sum("response" in one.question and one.details["says response"] == "yes" for one in read) > 3
-
-
-@pytest.mark.slow
 def test_killed_at_random_moments_it_asks_nothing_twice_and_ends_with_the_same_record(mined, tmp_path):
     undisturbed, _, requests = mined
     moments, concurrency = sorted(random.Random(7).sample(range(int(0.9 * len(requests))), 3)), 4
@@ -294,64 +256,3 @@ def test_killed_at_random_moments_it_asks_nothing_twice_and_ends_with_the_same_r
 
 
 # The command with the other tasks
-
-
-def reporters(request):
-    """Answer as a summarizer that always gives the same summary, and fails at a word that no article has."""
-    halted = "halt" in request["messages"][-1]["content"]
-    return completion("Nobody knows." if halted else "The council voted against longer hours.")
-
-
-def mine_whole(tmp_path, task, context):
-    """Mine an audit twice with the command, and return the record."""
-    audit = {
-        "seed": context.seed,
-        "task": task,
-        "compute": {"device": "cpu", "threads": 1, "batch_size": 8},
-        "prepare": {**context.config, "items": {"discover": 40}},
-        "concepts": dict(context.concepts),
-        "discrepancy": dict(context.discrepancy),
-        "discover": {"explorer": "random", "budget": 40},
-        "summarize": {"modes": 2},
-    }
-    workspace = make_workspace(tmp_path / "ws", {"tiny": audit}, {})
-    shutil.copytree(context.inputs, workspace.path / "data/tiny/inputs", dirs_exist_ok=True)
-    code, told = faded(workspace, "mine", "tiny", "--probes", "200")
-    assert code == 0, told
-    record = record_of(workspace, "tiny")
-    assert faded(workspace, "mine", "tiny", "--probes", "200")[0] == 0 and record_of(workspace, "tiny") == record
-    return record, (workspace.path / ".faded/mine/tiny.html").read_text()
-
-
-@pytest.mark.slow
-def test_articles_are_mined_whole(tmp_path):
-    pytest.importorskip("transformers")
-    with served(reporters, whole=True) as model:
-        discrepancy = {"measure": "instability_rouge", "threshold": 0.5, "validity": -1}
-        context = news_context(write_news(tmp_path / "inputs", 60), discrepancy=discrepancy)
-        context.config["model"] = {"openai": f"{model.url}/v1", "model": "tiny"}
-        record, page = mine_whole(tmp_path, "summarization", context)
-    [one] = [one for one in record["mining"]["findings"] if one["verdict"] == "confirmed"]
-    assert one["facts"] == ["says halt"] and one["replaced"] == ["halt for stop"]
-    assert "<del>stop</del> <ins>halt</ins>" in page
-    assert "said of the unchanged article: The council voted against longer hours." in page
-    assert '"says halt": "yes"' in (tmp_path / "ws/.faded/mine/tiny.jsonl").read_text()
-
-
-@pytest.mark.slow
-def test_pictures_are_mined_whole(tmp_path):
-    pytest.importorskip("diffusers")
-    words = (
-        *("big", "bad", "hot", "cold", "sad", "dog", "map", "cup", "boy"),
-        *("son", "sea", "lake", "rain", "snow", "door", "boat", "king"),
-    )
-    context = boxes(tmp_path / "inputs", templates=[f"{word} {{colour}} box {{background}}" for word in words])
-    record, page = mine_whole(tmp_path, "text-to-image", context)
-    assert {fact for one in record["mining"]["findings"] for fact in one["facts"]} >= {"colour is red"}
-    assert "pictures of what the prompt says" in page and "<ins>red</ins>" in page
-
-
-def test_an_audit_without_texts_is_refused(tmp_path):
-    workspace = make_workspace(tmp_path / "ws")
-    code, told = faded(workspace, "mine", "tiny")
-    assert code == 2 and "has no texts to mine; expected chat, summarization or text-to-image" in told

@@ -61,29 +61,6 @@ def test_it_is_one_small_file_that_says_what_the_record_says(mining, page):
     assert catalogue("support", AUDIT, 0.0, mining) == text
 
 
-def test_words_that_were_put_in_are_marked(mining, page):
-    put_in = next(one for one in mining.confirmed if one.replaced)
-    new, old = put_in.replaced[0].split(" for ")
-    assert f"<del>{old}</del> <ins>{new}</ins>" in page.read_text(encoding="utf-8")
-
-
-def test_of_a_long_text_the_part_that_was_changed_is_shown(mining):
-    filler = "Nothing of note was said by anybody for a long while. " * 40
-    example = (
-        mining.confirmed[0]
-        .examples[0]
-        .model_copy(update={"original": f"{filler}They came home.", "given": f"{filler}They came house."})
-    )
-    one = mining.confirmed[0].model_copy(update={"examples": [example]})
-    text = catalogue("support", AUDIT, 0.0, mining.model_copy(update={"findings": [one]}))
-    assert re.search(r"said by anybody for a long while\. They came <del>home</del> <ins>house</ins>", text)
-
-
-def test_a_mining_without_candidates_says_so(mining):
-    text = catalogue("support", AUDIT, 0.0, mining.model_copy(update={"findings": []}))
-    assert "No set of facts failed more often" in text and "<select" not in text
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_it_is_open_to_everybody_and_filters_by_verdict(browser, mining, page, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)

@@ -203,9 +203,9 @@ def test_where_all_cells_are_alike_hardly_any_run_confirms_a_mode():
     rng = np.random.default_rng(0)
     false = [
         any(mode.confirmed for mode in outcome(*((int(k), 0.25) for k in rng.binomial(40, 0.25, 6))))
-        for _ in range(200)
+        for _ in range(100)
     ]
-    assert sum(false) <= 16  # 10 are expected; more than 16 occur in 3% of experiments
+    assert sum(false) <= 9  # 5 are expected; more than 9 occur in 3% of experiments
 
 
 class Half:
@@ -284,14 +284,6 @@ def test_items_are_compared_with_themselves():
     assert worse_items(worse, np.ones(16, dtype=bool), items) == 1.0
 
 
-def test_combinations_with_too_many_ranges_are_told(monkeypatch):
-    space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
-    assert skipped_combinations(space, 3) == []
-    monkeypatch.setattr("stages.landscape.modes.MAX_BOXES", 14 * 14)
-    assert skipped_combinations(space, 3) == [["a", "b", "c"]]
-    assert skipped_combinations(space, 2) == []
-
-
 def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
     cells = space.cells()
@@ -301,15 +293,6 @@ def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
     for rates in (noisy, slight):
         limits = SummarizeConfig(modes=1, max_conditions=3, min_support=0.02)
         assert regions_of(space, cells, rates, limits) == [Region({"a": (3, 4)})]
-
-
-def test_a_region_that_overlaps_by_more_than_half_is_no_other_one():
-    """One further cell fails, which only together with five cells named already is large enough for a region."""
-    space = ConceptSpace((Concept("a", tuple(range(10))), Concept("b", tuple(range(4)))))
-    cells = space.cells()
-    rates = np.where((cells[:, 0] >= 5) | ((cells[:, 0] == 4) & (cells[:, 1] == 3)), 0.9, 0.0)
-    found = regions_of(space, cells, rates, SummarizeConfig(modes=4, max_conditions=2, min_support=0.15))
-    assert found == [Region({"a": (5, 6, 7, 8, 9)})]
 
 
 @pytest.mark.parametrize("categories", [4, 9])
@@ -391,24 +374,12 @@ def test_a_single_cell_that_rises_above_all_else_is_named(modes):
     assert alone not in larger, "smaller than a mode may be"
 
 
+@pytest.mark.slow
 def test_a_single_cell_is_named_from_a_search():
     """One of the models of `benchmarks.planted_shapes`."""
     task = Planted("one cell, a slope to it", 0)
     found = score(task, *judged(task, 0, BUDGET))
     assert (found.jaccard, found.modes, found.rates) == (1.0, 1, 1.0)
-
-
-def test_a_peak_among_few_levels_is_one_cell():
-    space = ConceptSpace(tuple(Concept(name, (0, 1), neutral=0) for name in "abcd"))
-    cells = space.cells(np.arange(space.n_cells))
-    rates = np.where((cells == 1).all(axis=1), 0.9, 0.02)
-    assert regions_of(space, cells, rates, SummarizeConfig()) == [Region(dict.fromkeys("abcd", (1,)))]
-
-
-def test_noise_makes_no_peak():
-    for height in (0.05, 0.1):
-        regions = regions_of(*rates_of_a_cell(height), SummarizeConfig())
-        assert all(len(region.allowed) <= 3 for region in regions)
 
 
 def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():
@@ -422,13 +393,6 @@ def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():
     row = Region({"a": (6,), "b": (0,), "c": (3,)})
     weak = np.where(row.in_box(space, cells) & (rates < 0.5), 0.08, rates)
     assert alone in regions_of(space, cells, weak, SummarizeConfig())
-
-
-def test_of_a_sample_of_a_grid_no_peak_is_told():
-    space, cells, rates = rates_of_a_cell(0.9)
-    half = np.random.default_rng(0).random(len(cells)) < 0.5
-    half |= rates > 0.5
-    assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
 
 
 def space_of_three() -> ConceptSpace:

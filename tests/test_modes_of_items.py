@@ -12,13 +12,12 @@ import pytest
 from benchmarks.modes_of_items import OneClass, classes, named
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import UsageError
-from stages.landscape.again import jaccard
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Kind, Rates
 from stages.landscape.modes import _merge, find_regions
-from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
+from stages.landscape.pairs import covered_shares, draw_pairs
 from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
 from stages.records import audit_folder
@@ -99,24 +98,11 @@ def test_a_label_is_not_merged_into_a_place_where_all_others_fail_less():
     assert _merge(known(failing(Region(CORNER.allowed))), regions) == regions[1:]
 
 
-def test_a_label_that_fails_alone_moves_no_edge_of_what_all_fail_on():
-    """By the label's own level, the weaker half of the corner would be assigned to some labels only."""
-    rates = failing(Region({"tilt": (3, 4)}), high=0.4)
-    rates[:, SPACE.cells()[:, 0] == 4] = 0.6
-    rates[2, SPACE.cells()[:, 1] == 0] = 1.0
-    assert Region({"tilt": (3, 4)}) in find_regions(known(rates), SummarizeConfig())
-
-
 def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
     """All fail at 12% and the label at 22% of the rest; by its level alone the whole label would be named."""
     rates = failing(CORNER, high=0.7, low=0.12)
     rates[2] = np.where(rates[2] < 0.5, 0.22, rates[2])
     assert CORNER in find_regions(known(rates), SummarizeConfig())
-
-
-def test_a_region_about_items_has_one_concept_less():
-    regions = find_regions(known(failing(CORNER)), SummarizeConfig(max_conditions=2))
-    assert all(len(region.allowed) + len(region.items) <= 2 for region in regions) and regions
 
 
 def asked(rate: float, others: float):
@@ -176,19 +162,12 @@ def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
     assert (mode.rate.n, mode.failures) == (80, failed[inside].sum())
 
 
+@pytest.mark.slow
 def test_a_planted_class_is_named_and_none_where_all_fail_alike():
     """Two of the twenty models of `benchmarks.modes_of_items`."""
     task = OneClass(8)
     assert classes(named(task, 8)) == set(task.region.items["label"])
     assert not classes(named(OneClass(8, planted=False), 8))
-
-
-def test_regions_are_compared_by_pairs():
-    assert jaccard(SPACE, CORNER, CORNER, LABELS) == 1
-    assert jaccard(SPACE, CORNER, Region(CORNER.allowed), LABELS) == 0.25
-    assert jaccard(SPACE, CORNER, Region(CORNER.allowed, {"label": ("3",)}), LABELS) == 0
-    probes = pd.DataFrame({"item": ["i02", "i03"], "tilt": 4, "fog": 4})
-    assert probes_inside(SPACE, CORNER, probes, LABELS).tolist() == [True, False]
 
 
 def test_common_pairs_lie_on_the_right_side_and_strata_are_weighed_by_items():
@@ -199,14 +178,6 @@ def test_common_pairs_lie_on_the_right_side_and_strata_are_weighed_by_items():
     assert inside.tolist() == [True] * 30 + [False] * 30
     shares = covered_shares(SPACE, [CORNER, wide], LABELS, seed=0)
     assert shares.tolist() == [(5 + 2 * (k % 4 == 2)) / 25 for k in range(40)]
-
-
-def test_pairs_are_uniform_over_regions_that_overlap():
-    wide = Region({"tilt": (3, 4)})
-    items, cells = draw_pairs(SPACE, LABELS, [CORNER, wide], 200, seed=1)
-    inside = wide.contains(SPACE, cells)
-    both = CORNER.contains(SPACE, cells, LABELS.iloc[items])
-    assert both[inside].mean() == pytest.approx(40 / 400, abs=0.05)
 
 
 def test_a_repair_learns_from_the_items_a_mode_is_about():

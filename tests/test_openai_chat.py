@@ -23,11 +23,9 @@ import stages.prepare
 from flows.results.estimate import probes_of, requests_line
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
-from stages.params.network import needs_network
 from stages.tasks import endpoint as module
 from stages.tasks.account import Account, Price, RecordedAnswer
 from stages.tasks.contract import Compute
-from stages.tasks.known_answers import ANSWERS
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.load import load_task, task_context
 from stages.tasks.openai_chat import ChatEndpoint
@@ -320,18 +318,6 @@ def build(url, folder, account=None, **changes):
     return model
 
 
-def test_a_model_that_only_thinks_is_told_before_anything_is_kept(tmp_path):
-    thinks = said(completion("", "length"))
-    with (
-        served(first_sentence, lambda number: thinks, whole=True) as model,
-        pytest.raises(
-            UsageError, match=r"gives an empty answer to 3 plain articles \(finish_reason: length\)\. If it reasons"
-        ),
-    ):
-        build(model.url, tmp_path)
-    assert not (tmp_path / "model" / ANSWERS).exists()
-
-
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_model_that_became_another_one_stops_the_next_stage(tmp_path, deterministic):
     name = "tiny-1"
@@ -456,29 +442,6 @@ def loaded():
     return load_task("chat", load_params().audit("chat"), Path("data/chat/prepare"))
 
 
-def test_a_preparation_by_force_asks_anew(workspace):
-    with served(first_sentence, whole=True) as model:
-        workspace(model.url)
-        stages.prepare.main("chat")
-        first = texts(model)
-        loaded()
-        stages.prepare.main("chat")
-        assert sorted(texts(model)) == sorted(2 * first)
-
-
-def test_a_model_that_varies_is_asked_again_by_later_stages_alone(workspace):
-    with served(first_sentence, whole=True) as model:
-        workspace(model.url, deterministic=False)
-        stages.prepare.main("chat")
-        prepared = texts(model)
-        workspace(model.url, deterministic=False, max_cost=1.0)
-        stages.prepare.main("chat")
-        assert texts(model) == prepared
-        changed = next(text for text in prepared if "  " in text)
-        loaded().query([changed])
-    assert texts(model) == [*prepared, changed]
-
-
 def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(workspace):
     def line(*kinds):
         todo = [SimpleNamespace(kind=kind, name=f"{kind}@chat", audit="chat") for kind in kinds]
@@ -503,13 +466,6 @@ def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(work
             "is spent"
         )
         assert f". So far: {bill()}. {cost():.2g} of max_cost 1 is spent" in after
-
-
-def test_stages_of_a_chat_model_have_a_network_and_no_copies(workspace):
-    workspace("http://localhost:1")
-    params = load_params()
-    assert needs_network("discover", "chat", params) and not needs_network("report", "chat", params)
-    assert task_context("chat", params.audit("chat")).compute.processes == 1
 
 
 def test_the_example_of_the_docs_can_be_audited(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,9 +13,7 @@ from stages.concepts import Region
 from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
-from stages.tasks.classification.imagenet import class_names, wordnet_ids
 from stages.tasks.classification.loaders import MODEL_LOADERS
-from stages.tasks.classification.pool import Decoded, Pool
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.sources import parse_source
 from tests.images import CLASSES
@@ -66,23 +63,6 @@ def test_weights_of_ones_own_for_timm(inputs, file):
     check_search(task)
 
 
-def test_size_and_cut_are_those_of_the_architecture(inputs):
-    timm_weights(inputs / "w.safetensors")
-    form = prepared(inputs, {"timm": "resnet10t", "weights": "w.safetensors"}, FOLDER).model.form
-    assert form.shape == (3, 176, 176)  # as timm trained it
-    assert form.view.resize == 201  # 176 / 0.875
-    assert form.classes == sorted(CLASSES)  # one folder per class, numbered in the order of libraries
-
-
-def test_a_grey_network_of_timm(inputs):
-    timm_weights(inputs / "w.safetensors", channels=1)
-    named = {"timm": "resnet10t", "weights": "w.safetensors", "channels": 1}
-    fails(inputs, named, r"prepare\.model\.mean: missing; the model has 1 channel\(s\) and its library's mean is for 3")
-    task = prepared(inputs, {**named, "mean": 0.5, "std": 0.25, "classes": CLASSES})
-    assert task.model.form.shape == (1, 32, 32)
-    assert task.model.form.mean == 0.5
-
-
 def test_a_folder_as_timm_writes_it(inputs):
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "input_size": [3, 40, 40]}
     net = timm_folder(inputs / "mine", labels=CLASSES, **own)
@@ -92,33 +72,6 @@ def test_a_folder_as_timm_writes_it(inputs):
     pixels, logits = answers(task)
     with torch.inference_mode():
         assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
-
-
-def test_names_that_timm_itself_translates(inputs):
-    """Repositories of timm may have the original authors' names, here those of ConvNeXt."""
-    from safetensors.torch import load_file, save_file
-
-    net = timm_folder(inputs / "mine", "convnext_atto", labels=CLASSES)
-    path = inputs / "mine" / "model.safetensors"
-    state = load_file(path)
-    theirs = (
-        *((r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d+)\.downsample", r"downsample_layers.\1")),
-        *((r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv")),
-        *((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.")),
-    )
-    renamed = {}
-    for name, tensor in state.items():
-        their_name = name
-        for ours, their in theirs:
-            their_name = re.sub(ours, their, their_name)
-        renamed[their_name] = tensor
-    assert not set(renamed) & {name for name in state if name.startswith(("stem", "head"))}
-    save_file(renamed, path)
-    task = prepared(inputs, {"timm": "mine"})
-    kept = task.model.net.state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in net.state_dict().items())
-    save_file({f"mine.{name}": tensor for name, tensor in state.items()}, path)
-    fails(inputs, {"timm": "mine"}, "the weights do not fit")
 
 
 def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, monkeypatch):
@@ -187,42 +140,6 @@ def test_weights_of_ones_own_for_torchvision(inputs):
     assert (plain.shape, plain.view.resize, plain.view.interpolation) == ((3, 224, 224), 256, "bilinear")
 
 
-@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
-def test_an_inception_is_built_as_torchvision_builds_it_for_its_own_weights(inputs, name):
-    from torchvision import models
-
-    plain = {"weights": None, "num_classes": 3, "init_weights": False}
-    theirs = models.get_model(name, **plain, transform_input=True).eval()
-    for layer in theirs.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)  # otherwise the input has no effect after so many layers
-    # As torchvision saves its own weights: googlenet without the heads for training, inception_v3 with them.
-    torch.save({k: v for k, v in theirs.state_dict().items() if not k.startswith("aux")}, inputs / "w.pth")
-    data = {**FOLDER, "size": 96}
-    task = prepared(inputs, {"torchvision": name, "weights": "w.pth"}, data)
-    pixels, logits = answers(task)
-    shown = normalised(pixels, task.model.form.mean, task.model.form.std)
-    with torch.inference_mode():
-        assert torch.allclose(theirs(shown), logits, atol=1e-4)
-        theirs.transform_input = False
-        other = theirs(shown)
-        assert not torch.allclose(other, logits, atol=1e-4)
-        told = prepared(inputs, {"torchvision": name, "weights": "w.pth", "transform_input": False}, data)
-        assert torch.allclose(other, answers(told)[1], atol=1e-4)
-
-
-def test_what_only_an_inception_has_is_refused_elsewhere(inputs):
-    named = {"torchvision": "resnet18", "weights": "w.pth", "transform_input": True}
-    fails(inputs, named, "transform_input is for inception_v3 and googlenet, not for resnet18")
-
-
-def test_a_network_without_a_last_linear_layer_is_searched_by_its_pictures(inputs):
-    from torchvision import models
-
-    torch.save(models.get_model("squeezenet1_1", weights=None, num_classes=3).state_dict(), inputs / "w.pth")
-    check_search(prepared(inputs, {"torchvision": "squeezenet1_1", "weights": "w.pth"}))
-
-
 # transformers
 
 
@@ -237,19 +154,6 @@ def test_a_folder_of_transformers(inputs):
     with torch.inference_mode():
         assert torch.allclose(net(pixel_values=normalised(pixels, form.mean, form.std)).logits, logits, atol=1e-5)
     check_search(task)
-
-
-def test_a_model_that_takes_blue_first(inputs):
-    from transformers import AutoImageProcessor
-
-    mobile = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
-    net = tiny_vit(inputs / "vit", **mobile, do_flip_channel_order=True, do_center_crop=True)
-    task = prepared(inputs, {"transformers": "vit"}, FOLDER)
-    pixels, logits = answers(task)
-    assert task.model.form.settings["bgr"] is True
-    shown = AutoImageProcessor.from_pretrained(inputs / "vit")(pixels, do_rescale=False, return_tensors="pt")
-    with torch.inference_mode():
-        assert torch.allclose(net(**shown).logits, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -342,21 +246,6 @@ def test_folders_that_libraries_number_differently_want_the_classes_named(tmp_pa
     fails(inputs, named, r"prepare\.model\.classes: missing; .*otherwise than timm: class 2 is 10 or 2\)")
     task = prepared(inputs, {**named, "classes": numbers})
     assert task.model.form.classes == numbers
-
-
-@pytest.mark.parametrize(
-    ("classes", "own"),
-    [
-        ([f"kind-{i:04d}" for i in range(1000)], True),
-        (sorted(wordnet_ids(class_names())), False),
-        (None, False),
-    ],
-)
-def test_a_thousand_classes_are_those_of_the_data_or_of_imagenet(classes, own):
-    pool = Pool(Decoded(np.zeros((1, 3, 8, 8), np.uint8)), np.array(["kind-0000"]), ["a"], ["a"], classes=classes)
-    model = MODEL_LOADERS["timm"](timm="resnet10t", weights="w.pth")
-    assert model.names(1000, None, pool) == (classes if own else class_names())
-    assert model.names(1000, ["x"] * 1000, pool) == ["x"] * 1000
 
 
 def test_a_network_of_ones_own_is_repaired(inputs):

@@ -126,18 +126,6 @@ def test_the_concept_of_the_docs_changes_pictures_and_nothing_at_its_neutral_lev
     np.testing.assert_array_equal(clear, task.clean(task.rows(ids)).numpy())
 
 
-def test_the_text_concept_of_the_docs_cuts_names() -> None:
-    from stages.concepts.texts import TextTransforms, text_space
-
-    cls = run("my_concepts", blocks("own-task.md", "python")[1]).Mine
-    space = text_space({"initials": [0, 1]}, cls.catalogue)
-    change = TextTransforms(space, 1, cls.catalogue)
-    article = "The minister met Angela Merkel in Berlin."
-    assert change(article, "a", np.array([0])) == article
-    changed = change(article, "a", np.array([1]))
-    assert "Merkel" not in changed and "M." in changed and "minister" in changed
-
-
 # Packages
 
 
@@ -185,23 +173,6 @@ def test_a_concept_of_a_package_is_in_the_catalogue_of_its_kind(package: Path) -
 
     assert list(with_plugins(CATALOGUE, ImageConcept)) == [*CATALOGUE, "fog"]
     assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("fog_pack:WRONG", r"fog = fog_pack:WRONG .*another name, 'mist'"),
-        ("fog_pack:Dice", r"fog = fog_pack:Dice .*is not a concept"),
-        ("fog_pack:Nothing", r"fog-pack \(fog_pack:Nothing\).*cannot be imported: AttributeError"),
-    ],
-)
-def test_an_entry_point_that_is_no_concept_is_told(package: Path, target: str, message: str) -> None:
-    from stages.concepts.catalogue import with_plugins
-    from stages.concepts.images import CATALOGUE, ImageConcept
-
-    entry_points(package, target)
-    with pytest.raises(UsageError, match=message):
-        with_plugins(CATALOGUE, ImageConcept)
 
 
 def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:

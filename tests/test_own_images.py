@@ -11,7 +11,7 @@ from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.pictures import UnreadablePicture, View, decode
-from stages.tasks.classification.pool import choose_items, class_indices
+from stages.tasks.classification.pool import choose_items
 from stages.tasks.sources import ItemCounts, parse_source
 from tests.images import CLASSES
 from tests.own_pictures import COMMIT, cached_repository, own_context, striped, write_folder
@@ -44,12 +44,6 @@ def test_a_folder_of_each_class(tmp_path):
     assert np.array_equal(picture, decode(tmp_path / "photos" / first["id"], SHAPE, View(resize=16)))
 
 
-def test_the_seed_draws_the_items(tmp_path):
-    write_folder(tmp_path / "photos", 10)
-    one, again, other = (chosen(tmp_path, imagefolder="photos", seed=seed)["id"].tolist() for seed in (1, 1, 2))
-    assert one == again != other
-
-
 @pytest.mark.parametrize(
     ("names", "ours"),
     [
@@ -65,12 +59,6 @@ def test_ready_splits_stay_apart(tmp_path, names, ours):
     assert all(row["id"].startswith(theirs[row["split"]] + "/") for _, row in items.iterrows())
     first = items[items["split"] == "discover"]["label"].tolist()
     assert first != sorted(first)  # drawn at random, not the first class first
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    write_folder(tmp_path / "photos", 4, classes=["train", "test"])
-    items = chosen(tmp_path, ["test", "train"], imagefolder="photos")
-    assert set(items["label"]) == {"train", "test"}
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path):
@@ -106,16 +94,6 @@ def test_folders_have_an_order_where_torchvision_and_timm_agree(tmp_path, names,
     assert order or pool.unordered.startswith("torchvision sorts their folders otherwise than timm: class ")
 
 
-def test_only_pictures_that_are_wanted_are_read(tmp_path, monkeypatch):
-    write_folder(tmp_path / "photos", 100)
-    opened = []
-    monkeypatch.setattr(
-        "stages.tasks.classification.pool.decode", lambda *asked: (opened.append(asked[0]), decode(*asked))[1]
-    )
-    chosen(tmp_path, imagefolder="photos", counts={"discover": 5, "test": 3})
-    assert len(opened) == 8
-
-
 def test_damaged_pictures_are_replaced_and_listed(tmp_path):
     root = write_folder(tmp_path / "photos", 10)
     for name in ("flat/000.png", "upright/001.png", "slanted/002.png"):
@@ -132,13 +110,6 @@ def test_damaged_pictures_are_replaced_and_listed(tmp_path):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 27}, max_corrupt=0.2)
     with pytest.raises(UsageError, match=r"are corrupt, max_corrupt allows 5%: .*is not a readable image"):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 26})
-
-
-def test_links_are_followed(tmp_path):
-    write_folder(tmp_path / "elsewhere", 4)
-    (tmp_path / "inputs").mkdir()
-    (tmp_path / "inputs" / "photos").symlink_to(tmp_path / "elsewhere")
-    assert len(chosen(tmp_path / "inputs", imagefolder="photos")) == 6
 
 
 @pytest.mark.parametrize(
@@ -183,15 +154,6 @@ def test_labels_are_translated(tmp_path):
         chosen(tmp_path, imagefolder="photos", labels={"stiel": "upright"})
     with pytest.raises(UsageError, match=r"'uprihgt', did you mean 'upright'\?"):
         chosen(tmp_path, imagefolder="photos", labels={"0": "flat", "steil": "uprihgt"})
-
-
-def test_folders_of_imagenet_are_known_by_their_ids():
-    from stages.tasks.classification.imagenet import class_names
-
-    known = class_indices(class_names())
-    assert known["n01440764"] == known["tench"] == 0
-    assert "crane" not in known  # a bird and a machine, so ambiguous
-    assert "n01440764" not in class_indices([str(i) for i in range(1000)])
 
 
 # How they are shown
@@ -242,13 +204,6 @@ def test_a_picture_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch)
         Image.new("RGB", (side, side)).save(tmp_path / "a.png")
         with pytest.raises(UnreadablePicture, match=f"a.png is too large: .*{n} pixels"):
             decode(tmp_path / "a.png", SHAPE, View(resize=16))
-
-
-def test_a_strip_that_would_fill_the_memory_is_not_enlarged(tmp_path):
-    Image.new("L", (200_000, 1)).save(tmp_path / "a.png")
-    with pytest.raises(UnreadablePicture, match=r"a\.png is too large: 200000 x 1 pixels would become 51200000 x 256"):
-        decode(tmp_path / "a.png", (3, 224, 224), View(resize=256))
-    assert decode(tmp_path / "a.png", (3, 224, 224), View(resize=(224, 224))).shape == (3, 224, 224)
 
 
 # Lists
@@ -356,23 +311,6 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         chosen(tmp_path, **block, split="train")
 
 
-def test_slices_of_one_split_are_two_splits_of_an_audit(tmp_path):
-    hub_folder(tmp_path / "bars")
-    block = {"datasets": "bars", "image": "picture", "label": "kind"}
-    theirs = {"discover": "train[:50%]", "repair": "train[50%:]"}
-    items = chosen(tmp_path, **block, split=theirs, counts={"discover": 15, "repair": 15})
-    rows = items.groupby("split")["id"].agg(lambda ids: sorted(int(name.removeprefix("train-")) for name in ids))
-    assert rows.to_dict() == {"discover": list(range(15)), "repair": list(range(15, 30))}
-    first = items[items["split"] == "repair"].iloc[0]
-    assert np.array_equal(
-        np.frombuffer(first["image"], np.uint8).reshape(SHAPE), striped_of(tmp_path / "bars", first["id"])
-    )
-    theirs = {"discover": "train[:18]", "test": "train[-15:]"}
-    shared = r"'train\[:18\]' and 'train\[-15:\]' share 3 rows \(train-15, train-16, train-17\)"
-    with pytest.raises(UsageError, match=shared):
-        chosen(tmp_path, **block, split=theirs)
-
-
 def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_commit_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     hub_folder(cached_repository(tmp_path / "hub", "datasets--ada--bars"))
@@ -387,33 +325,7 @@ def striped_of(folder, identity):
     return decode(frame["picture"].iloc[int(row)]["bytes"], SHAPE, View(resize=16))
 
 
-def test_labels_that_are_not_published_are_an_error(tmp_path):
-    hub_folder(tmp_path / "bars", unlabelled=True)
-    with pytest.raises(UsageError, match="the labels of train are not published"):
-        chosen(tmp_path, datasets="bars", image="picture", label="kind", split="train")
-
-
-def test_a_data_set_that_is_not_there_names_the_command_that_fetches_it(tmp_path):
-    inputs = tmp_path / "own" / "inputs"
-    inputs.mkdir(parents=True)
-    with pytest.raises(
-        UsageError, match=r"nobody/bars is not a folder .* holds nothing of it\. Run `faded prefetch own`"
-    ):
-        chosen(inputs, datasets="nobody/bars", split="train")
-
-
 # From a folder to a model
-
-
-def test_a_small_network_is_trained_on_folders_without_one_order(tmp_path):
-    numbers = [str(i) for i in range(11)]
-    for seed, name in enumerate(("train", "discover")):
-        write_folder(tmp_path / "photos" / name, 2, classes=numbers, seed=seed)
-    data = {"imagefolder": "photos", "size": 16, "channels": 1}
-    config = {"model": TRAINED, "data": data, "items": {"discover": 4}}
-    ImageClassification.prepare(own_context(tmp_path, TRAINED, data, config=config), tmp_path / "out")
-    form = ImageClassification.load(own_context(tmp_path, TRAINED, data), tmp_path / "out").model.form
-    assert form.classes == sorted(numbers)
 
 
 def test_a_small_network_is_trained_on_a_folder(tmp_path):

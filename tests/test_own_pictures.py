@@ -10,17 +10,15 @@ import pytest
 pytest.importorskip("diffusers")
 
 from stages.core.errors import UsageError
-from stages.core.files import read_json
 from stages.tasks import hub as hub_module
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.judge_models import CLIP_FORM, JUDGE_LOADERS
 from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline_form
-from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, to_png
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from tests.boxes import COLOURS, box_pixels, boxes
 from tests.endpoints import served
 from tests.hubs import commit_of, in_cache
-from tests.tiny_judges import BLUE, RED, plain, tiny_clip
+from tests.tiny_judges import BLUE, RED, plain
 from tests.tiny_pipelines import tiny_pipeline
 
 
@@ -94,18 +92,6 @@ def test_what_is_no_picture_or_of_another_size_is_told(inputs, tmp_path, answer,
         TextToImage.prepare(remote(inputs, model.url), tmp_path)
 
 
-def test_settings_without_effect_behind_http_are_told_before_anything_runs(inputs, tmp_path):
-    context = remote(inputs, "https://m.example/")
-    assert TextToImage.check(context) == []
-    (line,) = TextToImage.check_repair(context, {"method": "lora"})
-    assert "models behind HTTP cannot be repaired (no weights); remove boxes from repairs:" in line
-    (line,) = TextToImage.check(remote(inputs, "https://m.example/", sampling={"scheduler": "DDIMScheduler"}))
-    assert line == "prepare.sampling: scheduler has no effect on a model behind HTTP, which has its own"
-    block = {"endpoint": "https://m.example/", "settings": {"seed": 1, "model": "small"}}
-    (line,) = source_errors(block, MODEL_LOADERS, "prepare.model", inputs)
-    assert "seed is set by Faded" in line
-
-
 # Models in the hub's cache
 
 
@@ -118,15 +104,6 @@ def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypa
     assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
     with pytest.raises(UsageError, match=r"org/none is not a folder in .*faded prefetch"):
         parse_source({"diffusers": "org/none"}, MODEL_LOADERS, "prepare.model").build(inputs, tmp_path / "none")
-
-
-def test_a_judge_of_the_hub_is_read_from_the_cache_and_says_its_commit(inputs, tmp_path, monkeypatch):
-    commit = in_cache(monkeypatch, tmp_path / "hub", "org/clip", tiny_clip(tmp_path / "made"))
-    block = {"clip": "org/clip", "prompts": {"colour": {"red": "a red thing", "blue": "a blue thing"}}}
-    parse_source(block, JUDGE_LOADERS, "prepare.judge").build(inputs, tmp_path / "judge")
-    assert read_json(tmp_path / "judge" / CLIP_FORM)["origin"] == f"org/clip of the Hugging Face hub at {commit}"
-    (line,) = source_errors({**block, "clip": "model", "revision": "main"}, JUDGE_LOADERS, "prepare.judge", inputs)
-    assert line.startswith("prepare.judge.revision: ")
 
 
 def test_of_a_variant_only_what_has_none_is_fetched_as_it_is(inputs, tmp_path, monkeypatch):
@@ -173,19 +150,6 @@ def lines_of(folder, *lines):
     (folder / "a" / "red.png").write_bytes(to_png(plain(RED)))
     (folder / "blue.png").write_bytes(to_png(plain(BLUE)))
     (folder / "all.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-
-
-def test_lines_of_json_name_picture_files(tmp_path):
-    rows = [
-        {"file": "a/red.png", "said": "red", "colour": "red"},
-        {"file": "blue.png", "said": "blue", "colour": "blue"},
-    ]
-    lines_of(tmp_path / "mine", *rows)
-    block = {"jsonl": "mine/all.jsonl", "image": "file", "text": "said"}
-    assert source_errors(block, PICTURE_LOADERS, "prepare.data", tmp_path) == []
-    table, skipped = parse_source(block, PICTURE_LOADERS, "prepare.data").load(tmp_path)
-    assert table["text"].tolist() == ["red", "blue"] and skipped == []
-    assert np.array_equal(from_png(table["image"][0]), plain(RED)) and table["colour"].tolist() == ["red", "blue"]
 
 
 @pytest.mark.parametrize(

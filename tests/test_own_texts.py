@@ -13,11 +13,9 @@ pytest.importorskip("transformers")
 import stages.discover
 import stages.prepare
 import stages.summarize
-from stages.concepts import Region
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_json
 from stages.tasks import endpoint as module
-from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.known_answers import ANSWERS
 from stages.tasks.language.articles import DATA_LOADERS
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
@@ -27,8 +25,8 @@ from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.endpoints import said, served
 from tests.hubs import in_cache
-from tests.news import articles, news_audit, news_context, write_news
-from tests.tiny_models import tiny_causal, tiny_embedder
+from tests.news import news_audit, news_context, write_news
+from tests.tiny_models import tiny_causal
 
 KEY = "TINY_SUMMARIZER_KEY"
 
@@ -151,34 +149,11 @@ def context_generation(inputs, url):
     return SummaryPrepare.model_validate(dict(context_of(inputs, url).config)).generation
 
 
-def test_settings_without_effect_on_a_remote_model_are_errors(inputs):
-    changed = context_of(inputs, "https://m.example/", generation={"num_beams": 4, "max_new_tokens": 30})
-    (line,) = Summarization.check(changed)
-    assert line.startswith("prepare.generation: num_beams has no effect on a model behind HTTP")
-
-
 def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):
     context = context_of(inputs, "https://m.example/")
     (line,) = Summarization.check_repair(context, {"method": "lora"})
     assert "lora trains weights, and models behind HTTP have none to train; use method normalise" in line
     assert Summarization.check_repair(context, {"method": "normalise", "normalise": ["letter_case"]}) == []
-
-
-def test_what_is_sent_can_be_repaired(inputs, tmp_path):
-    plan = RepairPlan(
-        [TargetMode("M1", Region({"letter_case": (1,)}))], {"method": "normalise", "normalise": ["letter_case"]}, seed=3
-    )
-    with served(first_sentence) as model:
-        context = context_of(inputs, model.url)
-        (tmp_path / "prepare").mkdir()
-        Summarization.prepare(context, tmp_path / "prepare")
-        task = Summarization.load(context, tmp_path / "prepare")
-        task.repair(plan, tmp_path / "repaired")
-        repaired = Summarization.load(context, tmp_path / "prepare", tmp_path / "repaired")
-        items, cell = task.items.ids("test"), [[0, 1]] * len(task.items.ids("test"))
-        assert task.probe(items, cell).failed.all() and not repaired.probe(items, cell).failed.any()
-        with pytest.raises(UsageError, match="training needs weights, and the model behind"):
-            task.repair(RepairPlan(plan.targets, {"method": "lora"}, seed=3), tmp_path / "lora")
 
 
 # A model, an encoder and data in the hub's cache
@@ -207,39 +182,7 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(input
             use(parse_source(block, loaders, "prepare"))
 
 
-def test_an_encoder_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
-    commit = in_cache(monkeypatch, tmp_path / "hub", "org/encoder", tiny_embedder(tmp_path / "made"))
-    source = parse_source({"transformers": "org/encoder"}, EMBEDDER_LOADERS, "prepare.embedder")
-    assert source.errors(inputs) == [] and source.folder(inputs)[1].endswith(commit)
-    own = parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder")
-    text = [articles(1)[0]]
-    assert (source.load(inputs, "cpu")(text) == own.load(inputs, "cpu")(text)).all()  # made from the same seed
-
-
-def test_articles_of_the_hub_are_read_from_the_cache(inputs, tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    made = tmp_path / "made"
-    made.mkdir()
-    shutil.copy(inputs / "news.jsonl", made / "train.jsonl")
-    commit = in_cache(monkeypatch, tmp_path / "hub", "org/news", made, kind="dataset")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    block = {"datasets": "org/news", "split": "train", "text": "body", "summary": "summary"}
-    source = parse_source(block, DATA_LOADERS, "prepare.data")
-    taken, _ = source.load(inputs)
-    assert len(taken) == 40 and source.origin(inputs).endswith(commit)
-    with pytest.raises(UsageError, match=r"data\.text: org/news, split train, has no 'bdy', did you mean 'body'"):
-        parse_source({**block, "text": "bdy"}, DATA_LOADERS, "prepare.data").load(inputs)
-
-
 # A user's own files
-
-
-def test_a_mistyped_field_is_one_error_for_all_lines_and_names_those_there_are(inputs):
-    block = {"jsonl": "news.jsonl", "text": "bodi", "summary": "gist"}
-    assert source_errors(block, DATA_LOADERS, "prepare.data", inputs) == [
-        "prepare.data.text: news.jsonl, line 1, has no 'bodi', did you mean 'body'?; found body, summary",
-        "prepare.data.summary: news.jsonl, line 1, has no 'gist'; found body, summary",
-    ]
 
 
 @pytest.mark.parametrize(

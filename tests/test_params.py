@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -140,11 +139,6 @@ def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     assert all(where in str(error.value) for where in ("x.seed", "discover.budget", "'modes'"))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no params\.yaml in .*: run this in the folder that holds it"):
-        load_params(tmp_path / "params.yaml")
-
-
 def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
     params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}}))
     with pytest.raises(UsageError, match=r"no audit 'minst' in params.yaml, found: mnist, did you mean 'mnist'"):
@@ -170,14 +164,6 @@ def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str) -> None
     params = load_params(write(tmp_path, with_audit(**changes)))
     with pytest.raises(UsageError, match=message):
         check_audits(params, ["x"])
-
-
-def test_only_discover_says_how_a_search_is_divided(tmp_path: Path) -> None:
-    data = {"audits": {"x": {**AUDIT, "discover": {"budget": 10, "shards": 2}}, "y": AUDIT}}
-    shares = {"x-1": {"audit": "x", "part": 1}, "x-2": {"audit": "x", "part": 2}}
-    assert load_params(write(tmp_path, data)).shares == shares
-    with pytest.raises(UsageError, match=r"shards is now audits\.NAME\.discover\.shards alone"):
-        load_params(write(tmp_path, {**data, "shards": {}}))
 
 
 def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path) -> None:
@@ -234,31 +220,6 @@ def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once() -> None:
     assert "expected [0, 20, 40]" in told
     assert "audits.mnist.prepare.items.discover: 1000000 items wanted, the data have 500" in told
     assert "audits.mnist.compute.gpus: 8 GPU(s) requested, this machine has 0" in told
-
-
-def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall() -> None:
-    levels = {"rotation": [-20, 0, 10], "saturation": [1, 0.5, 0], "scale": [0.5, 1, 2]}
-    told = refused("mnist", {"concepts": {**levels, "noise": [0.2, 0.1]}})
-    assert told.startswith("1 error(s)") and "concepts.noise" in told
-
-
-@pytest.mark.parametrize("audit", ["imagenet", "news"])
-def test_items_are_counted_where_the_data_are_files(audit: str) -> None:
-    told = refused(audit, {"prepare": {"items": {"discover": 100_000, "test": 100_000}}})
-    assert "items wanted, the data have" in told
-
-
-def test_too_few_templates_are_refused() -> None:
-    one = "a photo of a {size} {colour} {digit} {background}"
-    told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
-    assert "prepare.items.test: expected 10 or more, as each template needs an item, found 9" in told
-    assert "prepare.templates: expected 15 or more, as no template is in two splits" in told and "found 1" in told
-
-
-def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
-    told = refused("images", {"seed": 8})
-    assert "audits.images.prepare.model: 0.0 GiB of weights in data/images/inputs/model" in told
 
 
 # usage:

@@ -20,9 +20,9 @@ from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.explorers.registry import make_explorer
-from stages.params import Params, load_params, parse_yaml
+from stages.params import Params, load_params
 from stages.tasks.load import task_class
-from tests.test_params import AUDIT, REPAIR, write
+from tests.test_params import AUDIT, REPAIR
 
 VALID: dict[str, Any] = {
     "audits": {"x": {**AUDIT, "concepts": {"a": [0, 1, 2], "b": ["red", "blue"]}}, "y": AUDIT},
@@ -100,11 +100,6 @@ def test_what_is_no_file_or_may_not_be_read_is_told(tmp_path: Path) -> None:
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
     assert "permission denied" in str(refusal(path))
-
-
-def test_aliases_and_merges_of_a_sensible_size_are_read() -> None:
-    text = b"a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, x: 2}\nc: *a\n"
-    assert parse_yaml(text, "it") == yaml.safe_load(text)
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -218,8 +213,3 @@ def test_mutated_structures_are_refused_or_sound(
             else:
                 make_explorer(audit.discover.explorer, audit.discover.settings)
                 task_class(name, audit)
-
-
-def test_the_structure_that_is_mutated_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
-    check_audits(load_params(write(tmp_path, VALID)), ["x", "y"], gpus=lambda: 0)

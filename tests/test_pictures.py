@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.core.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip, to_png
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, to_png
 from tests.tiny_judges import BLUE, GREEN, RED, noisy, plain
 
 WHERE = "prepare.data"
@@ -41,21 +41,6 @@ def test_pixels_come_back_from_png_as_they_were():
 def test_a_picture_of_another_shape_is_cut_to_its_middle_and_resized():
     wide = np.concatenate([plain(RED), plain(GREEN), plain(RED)], axis=1)
     assert np.array_equal(from_png(to_png(wide), 8), plain(GREEN, 8))
-
-
-def test_a_strip_holds_its_pictures_side_by_side():
-    side_by_side = from_png(strip([plain(RED), plain(BLUE)], gap=2))
-    assert side_by_side.shape == (16, 34, 3)
-    assert np.array_equal(side_by_side[:, :16], plain(RED)) and np.array_equal(side_by_side[:, 18:], plain(BLUE))
-
-
-def test_a_table_of_png_bytes_is_read_with_its_own_columns(tmp_path):
-    write_parquet(tmp_path / "p.parquet", id=["a", "b", "c"], split=["repair", "repair", ""], colour=["r", "g", ""])
-    table, skipped = load(tmp_path, parquet="p.parquet")
-    assert table.columns.tolist() == ["id", "text", "image", "split", "colour"]
-    assert table[["id", "text", "split", "colour"]].to_numpy().tolist()[1] == ["b", "green", "repair", "g"]
-    assert np.array_equal(from_png(table["image"][2]), plain(BLUE))
-    assert skipped == []
 
 
 def test_columns_sizes_and_kinds_of_rows_are_as_the_block_says(tmp_path):
@@ -108,18 +93,6 @@ def test_what_is_missing_is_told_before_anything_runs(tmp_path):
         assert told in line
 
 
-def test_a_table_with_a_damaged_page_is_told(tmp_path):
-    pd.DataFrame({"text": ["red"] * 500, "image": [noisy(1)[0].tobytes()] * 500}).to_parquet(
-        tmp_path / "p.parquet", compression="gzip"
-    )
-    content = bytearray((tmp_path / "p.parquet").read_bytes())
-    content[4:300] = b"\xff" * 296
-    (tmp_path / "p.parquet").write_bytes(content)
-    assert source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path) == []
-    with pytest.raises(UsageError, match=r"p\.parquet is damaged after row 0"):
-        load(tmp_path, parquet="p.parquet")
-
-
 @pytest.mark.parametrize("path", ["{outside}", "../secret.png", "in/../../secret.png"])
 def test_a_table_chooses_no_files_beyond_the_inputs(tmp_path, path):
     inputs = tmp_path / "inputs"
@@ -156,19 +129,6 @@ def test_a_data_set_outside_the_inputs_is_refused(tmp_path, name):
     assert "lies outside" in source_errors(block, PICTURE_LOADERS, WHERE, tmp_path / "inputs")[0]
 
 
-def test_further_columns_are_text_and_those_that_cannot_be_are_left_out(tmp_path):
-    lines = [
-        {"file_name": "red.jpg", "text": "red", "n": 1, "seen": True, "tags": ["a"], "mixed": {}},
-        {"file_name": "blue.png", "text": "blue", "n": "two", "tags": "b", "mixed": 1, "late": 0.5},
-    ]
-    write_folder(tmp_path / "mine", *lines)
-    table, _ = load(tmp_path, imagefolder="mine")
-    more = table[["n", "seen", "late"]]
-    assert more.to_numpy().tolist() == [["1", "True", ""], ["two", "", "0.5"]]
-    assert table.columns.tolist() == ["id", "text", "image", "split", "file_name", "n", "seen", "late"]
-    table.to_parquet(tmp_path / "table.parquet")
-
-
 def as_png(picture: Image.Image, **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", **options)
@@ -184,12 +144,6 @@ def test_a_photograph_is_turned_upright_and_what_is_transparent_lies_on_white():
     pixels[:, :8, 3] = 0
     read = from_png(as_png(Image.fromarray(pixels)))
     assert (read[:, :8] == 255).all() and np.array_equal(read[:, 8:], plain(RED)[:, 8:])
-
-
-def test_reasons_are_the_same_on_each_run():
-    with pytest.raises(UsageError) as told:
-        from_png(b"nothing")
-    assert str(told.value) == "no picture that can be read: cannot identify image file"
 
 
 def write_folder(folder, *lines: object) -> None:
@@ -211,23 +165,6 @@ def test_a_folder_of_pictures_with_metadata_is_read_without_those_that_are_missi
     assert table["split"].tolist() == ["", "repair"]
     assert np.array_equal(from_png(table["image"][1]), plain(BLUE))
     assert skipped == [{"file": "gone.png", "reason": "cannot be read: No such file or directory"}]
-
-
-def test_a_picture_in_the_folder_may_be_a_link(tmp_path):
-    (tmp_path / "inputs").mkdir()
-    write_folder(tmp_path / "inputs" / "mine", {"file_name": "link.png", "text": "x"})
-    (tmp_path / "elsewhere.png").write_bytes(to_png(plain(GREEN)))
-    (tmp_path / "inputs" / "mine" / "link.png").symlink_to(tmp_path / "elsewhere.png")
-    table, _ = load(tmp_path / "inputs", imagefolder="mine")
-    assert np.array_equal(from_png(table["image"][0]), plain(GREEN))
-
-
-def test_only_new_lines_end_a_line_of_metadata(tmp_path):
-    write_folder(tmp_path / "mine")
-    lines = [{"file_name": "red.jpg", "text": "red\u2028dot\x85"}, {"file_name": "blue.png", "text": "blue"}]
-    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    (tmp_path / "mine" / "metadata.jsonl").write_bytes(text.encode())
-    assert load(tmp_path, imagefolder="mine")[0]["text"].tolist() == ["red dot", "blue"]
 
 
 @pytest.mark.parametrize(
@@ -254,12 +191,3 @@ def test_a_folder_that_the_datasets_library_reads_is_read(tmp_path):
     assert sorted(table["text"]) == ["blue", "red"]
     blue = table.loc[table["text"] == "blue", "image"].item()
     assert np.array_equal(from_png(blue), plain(BLUE))
-
-
-def test_the_default_pictures_hold_every_combination_for_repair_and_for_calibration():
-    table = pd.read_parquet("data/images/inputs/pictures.parquet")
-    digits = table[table["kind"] == "digits"]
-    counts = digits.groupby(["split", "digit", "colour", "size", "background"]).size()
-    assert counts["calibrate"].tolist() == [1] * 480 and counts["repair"].tolist() == [3] * 480
-    said = digits.apply(lambda row: row["digit"] in row["text"].split() or "digit" in row["text"].split(), axis=1)
-    assert said.all()  # no caption names another digit

@@ -14,7 +14,6 @@ from stages.core.files import write_json
 from stages.tasks.contract import Compute
 from stages.tasks.sources import source_errors
 from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.folders import text_to_image_classes
 from stages.tasks.text_to_image.models import (
     LORA,
     MODEL_LOADERS,
@@ -85,27 +84,6 @@ def test_the_form_says_where_the_pipeline_came_from_and_building_twice_gives_the
     assert painter.hash == model_hash(home / "model") == model_hash(tmp_path / "model")
 
 
-def test_a_variant_is_read_and_kept_without_its_name(home, inputs, tmp_path):
-    for path in inputs.glob("tiny/*/*.safetensors"):
-        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
-    (told, *_) = errors(inputs)
-    assert "prepare.model.variant asks for no variant, found" in told
-    assert errors(inputs, variant="ema") != [] and errors(inputs, variant="fp16") == []
-    DiffusersModel(diffusers="tiny", variant="fp16").build(inputs, tmp_path / "model")
-    assert picture(tmp_path / "model") == picture(home / "model")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_half_precision_draws_much_the_same(home):
-    compute = Compute(device="cuda", batch_size=2)
-    painter = Painter(load_pipeline(home / "model", compute, QUICK), QUICK, compute)
-    assert painter.pipeline.unet.dtype == torch.float16 and painter.pipeline.unet.device.type == "cuda"
-    (drawn, _) = painter.draw(["a red circle", "a blue square"], [0, 1])
-    difference = torch.tensor(drawn.pixels.tolist()) - torch.tensor(picture(home / "model"))
-    assert drawn.fault == "" and difference.abs().float().mean() < 8
-
-
 # Folders that are not pipelines to audit
 
 
@@ -166,15 +144,6 @@ def test_a_wrong_block_is_told_before_anything_runs(home, source, told):
         raise UsageError("\n".join(errors(home / "inputs", **source)))
 
 
-def test_pipelines_that_need_a_picture_or_make_films_are_not_among_those_audited():
-    classes = text_to_image_classes()
-    assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"} <= {
-        *classes
-    }
-    assert not [name for name in classes if "Control" in name or "Inpaint" in name or "Img2Img" in name]
-    assert "HeliosPipeline" not in classes
-
-
 def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatch):
     """If its safetensors are elsewhere, torch.load would read a file named like a feature extractor."""
     part = inputs / "tiny" / "feature_extractor"
@@ -185,15 +154,6 @@ def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatc
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
     with pytest.raises(UsageError, match=r"cannot be read: .*model\.safetensors"):
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
-
-
-def test_classes_of_pipelines_of_diffusers_may_be_components(inputs):
-    (inputs / "tiny" / "safety_checker").mkdir()
-    edit(
-        inputs / "tiny" / "model_index.json",
-        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-    )
-    assert "safety_checker has no weights" in errors(inputs)[0]
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
@@ -207,14 +167,6 @@ def test_weights_that_are_missing_are_not_made_up(inputs, part):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"^prepare\.model\.diffusers: .* cannot be read[^\n]*$"):
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
-
-
-def test_a_pipeline_the_cache_does_not_hold_is_one_line(tmp_path):
-    source = DiffusersModel(diffusers="nobody/no-such-model", revision="0" * 40)
-    assert source.errors(tmp_path) == []  # the cache is not checked before the audit runs
-    with pytest.raises(UsageError, match=r"nobody/no-such-model at 0+ .*Run `faded prefetch .*` where") as told:
-        source.build(tmp_path, tmp_path / "model")
-    assert "\n" not in str(told.value)
 
 
 # Schedulers
@@ -241,15 +193,6 @@ def test_a_wrong_scheduler_is_told_before_anything_runs_where_that_can_be(home, 
     assert len(errors) == early and all(re.search(told, line) for line in errors)
     with pytest.raises(UsageError, match=told):
         load_pipeline(home / "model", COMPUTE, sampling)
-
-
-def test_a_scheduler_whose_library_is_missing_is_told_with_its_name(monkeypatch):
-    import diffusers
-    from diffusers.utils.dummy_torch_and_torchsde_objects import DPMSolverSDEScheduler
-
-    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
-    (line,) = scheduler_errors(QUICK.model_copy(update={"scheduler": "DPMSolverSDEScheduler"}))
-    assert "DPMSolverSDEScheduler needs " in line and "torchsde" in line and "did you mean" not in line
 
 
 @pytest.mark.parametrize(
@@ -337,8 +280,3 @@ def test_a_repair_that_does_not_fit_is_refused(home, lora, tmp_path, damage, tol
     damage(tmp_path / "lora")
     with pytest.raises(UsageError, match=told):
         load_pipeline(home / "model", COMPUTE, QUICK, lora=tmp_path / "lora")
-
-
-def test_a_model_folder_without_its_form_is_told(home):
-    with pytest.raises(UsageError, match=r"faded\.json is missing"):
-        load_pipeline(home / "inputs" / "tiny", COMPUTE, QUICK)

@@ -11,7 +11,7 @@ import pytest
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
 from stages.decisions import landscape_hash
-from stages.landscape.power import CHURN, Power, alike
+from stages.landscape.power import CHURN, Power
 from stages.params import load_params
 from stages.records import Landscape, Plan, PlannedMode, audit_folder
 from stages.records.tables import Embedded
@@ -62,27 +62,6 @@ def test_of_groups_few_are_enough_where_their_items_are_hardly_alike():
         highs.append(Resampler(items, 500, seed, items % 20).mean(values, np.ones(300), CHANGE).high)
     assert 0.6 < np.mean(np.array(highs) <= power.margin(0)) < 0.97
     assert power.margin(0) < Power(0.2, 20, 300, 0.05).margin(0)
-
-
-def test_as_many_items_as_are_said_to_be_needed_show_it():
-    few = Power(0.3, 40, 80, 0.4)
-    n = few.items_for(0.1, 0.05)
-    assert n > few.items and few.least_drop(0.05) > 0.1
-    enough, fewer = (Power(0.3, k, 2 * k, 0.4).least_drop(0.05) for k in (n, round(0.9 * n)))
-    assert enough == pytest.approx(0.1, abs=0.002) and fewer > 0.102
-    assert Power(0.1, 10, 20, 0.4).least_drop() is None
-
-
-def test_items_are_as_alike_as_they_were_made():
-    rng = np.random.default_rng(0)
-    items = np.repeat(np.arange(500), 6)
-    for rho in (0.1, 0.5):
-        chance = rng.beta(0.3 * (1 / rho - 1), 0.7 * (1 / rho - 1), 500)
-        assert alike(rng.random(3000) < chance[items], items) == pytest.approx(rho, abs=0.05)
-    assert alike(rng.random(3000) < 0.3, items) < 0.03
-    assert alike(np.repeat(rng.random(500) < 0.3, 6), items) == 1.0
-    assert alike(np.zeros(3000, dtype=bool), items) == 0.0
-    assert alike(np.array([True, False]), np.array(["a", "b"])) == 1.0
 
 
 @pytest.fixture

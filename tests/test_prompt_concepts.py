@@ -19,8 +19,6 @@ from stages.concepts.prompts import (
     prompt_space,
     read_templates,
 )
-from stages.concepts.space import COLUMNS
-from stages.core.errors import UsageError
 from stages.params import Params
 from stages.tasks.load import task_context
 
@@ -72,13 +70,6 @@ def test_what_is_wrong_with_slots_is_told(levels: dict, message: str) -> None:
     assert any(error.startswith(message) for error in check_slots(levels)), check_slots(levels)
 
 
-def test_all_errors_are_told_at_once_one_a_line() -> None:
-    assert check_slots({"animal": ["animal", "cat", "Löwe"], "fur_2": ["", "on the left, in red"]}) == []
-    errors = check_slots({"A": [1, "x ", "ok"], "output": ["cat", "cat"]})
-    assert len(errors) == 5 and all(error.startswith("concepts.") and "\n" not in error for error in errors)
-    assert "output" in COLUMNS
-
-
 @pytest.mark.parametrize(
     ("name", "levels", "neutral"),
     [
@@ -122,15 +113,6 @@ def test_what_is_wrong_with_a_template_is_told(template: str, message: str) -> N
     assert f"prepare.templates: template 2, {template!r}, {message}" in errors[0]
 
 
-def test_templates_that_say_the_same_are_told() -> None:
-    same = ["a {size} {animal} {setting}", "the {size} {animal} {setting}", "an {size}  {animal} {setting} "]
-    (error,) = check_templates(same, SLOTS, "prepare.templates")
-    assert error.startswith("prepare.templates: template 3") and error.endswith("says the same as template 1")
-    assert check_templates([], SLOTS, "here") == [
-        "here: no templates, expected at least one with {size}, {animal}, {setting}"
-    ]
-
-
 # --- filling
 
 
@@ -157,23 +139,6 @@ def test_prompts_are_tidied_where_a_slot_says_nothing(template: str, words: dict
     assert fill(template, words) == prompt
 
 
-def test_an_stands_before_vowels_and_a_before_consonants() -> None:
-    for word in ("orange", "eight", "hour", "honest man", "heir", "8", "18", "élan", "unimportant man"):
-        assert (fill("A {a}", {"a": word}), fill("an {a}", {"a": word})) == (f"An {word}", f"an {word}")
-    for word in ("red", "one", "unicorn", "university", "European", "useful", "usual", "user", "house", "180"):
-        assert (fill("an {a}", {"a": word}), fill("A {a}", {"a": word})) == (f"a {word}", f"A {word}")
-
-
-def test_an_article_follows_the_next_word_that_is_said() -> None:
-    template = "a {size} {colour} {digit} with a {other} orange"
-    assert fill(template, {"size": "", "colour": "", "digit": "eight", "other": ""}) == "an eight with an orange"
-    words = {"size": "", "colour": "red", "digit": "eight", "other": "old"}
-    assert fill(template, words) == "a red eight with an old orange"
-    assert fill("vitamin a is in {a}", {"a": "a orange"}) == "vitamin a is in a orange"  # as written
-    assert fill("the letter {a} on a mat", {"a": "a"}) == "the letter a on a mat"
-    assert fill("a {a}", {"a": ""}) == "a"
-
-
 def test_pieces_joined_are_the_prompt_and_carry_what_their_slot_says() -> None:
     template = "An {size}  {animal}, {mood} , is {setting} ({n})."
     choices = {"size": ["", "old"], "animal": ["owl"], "mood": ["", "sad"], "setting": ["", "on a mat"], "n": ["", "2"]}
@@ -187,28 +152,6 @@ def test_pieces_joined_are_the_prompt_and_carry_what_their_slot_says() -> None:
 
 
 # --- files
-
-
-def test_a_file_holds_one_template_a_line(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_bytes("\ufeff# head\r\n\r\n a {a}\r\n  # more\nb {a} é".encode())
-    assert read_templates("t.txt", tmp_path) == ["a {a}", "b {a} é"]
-    assert read_templates([" a {a} "], tmp_path) == ["a {a}"]
-
-
-def test_what_is_wrong_with_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    (tmp_path / "latin.txt").write_bytes("a {a} é".encode("latin-1"))
-    (tmp_path / "folder").mkdir()
-    for source, message in {
-        "t.txt": r"prepare.templates: no .*t.txt; found there: empty.txt, folder, latin.txt",
-        "../t.txt": "lies outside",
-        "empty.txt": "empty.txt holds no template, expected one a line",
-        "latin.txt": "latin.txt is not UTF-8 text",
-        "folder": "is not a file, expected a text file with one template per line",
-        "a {a}": "found one template, expected the name of a file or a list",
-    }.items():
-        with pytest.raises(UsageError, match=message):
-            read_templates(source, tmp_path)
 
 
 # --- the default model's words
@@ -272,18 +215,6 @@ def block() -> Params:
     text = (ROOT / "docs" / "text-to-image.md").read_text(encoding="utf-8")
     (found,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     return Params.model_validate(yaml.safe_load(found))
-
-
-def test_the_papers_words_fill_its_templates() -> None:
-    audit = block().audits["portraits"]
-    templates = read_templates("paper-templates.txt", ROOT / "docs")
-    assert check_slots(audit.concepts) == check_templates(templates, list(audit.concepts), "templates") == []
-    space = prompt_space(audit.concepts)  # type: ignore[arg-type]
-    assert len(templates) == 20 and space.n_cells == 64
-    said = {"description": "unique", "person": "artist", "setting": "in a classroom"}
-    assert fill(templates[0], said) == "Create an image of a unique artist reading a letter in a classroom."
-    plain = {c.name: str(c.neutral) for c in space.concepts}
-    assert fill(templates[0], plain) == "Create an image of a person reading a letter."
 
 
 def test_the_documented_audit_of_stable_diffusion_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -14,16 +13,14 @@ import yaml
 
 from stages.concepts import Concept
 from stages.core.errors import UsageError
-from stages.pages.words import marked
 from stages.params import AuditConfig, checked
-from stages.proposing.ask import TRIES, ProposerConfig, ask_proposer, drawn_items, question, vocabulary_of
+from stages.proposing.ask import TRIES, ProposerConfig, ask_proposer, vocabulary_of
 from stages.proposing.enter import Made, judged
 from stages.proposing.record import ProposedConcept
 from stages.screening.sweep import sweep
 from stages.tasks.account import Account
 from tests.endpoints import completion, said, served
 from tests.finished import faded
-from tests.report_samples import make_inputs, write_landscape
 from tests.test_screening import Weighted
 from tests.workspace import ROOT, audit_params, make_workspace
 
@@ -184,41 +181,6 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why)
     assert len(model.requests) == TRIES
 
 
-def test_nothing_to_propose_is_an_answer_and_so_is_what_comes_after_thoughts():
-    thoughts = "<think>{maybe} fog?</think>"
-    with served(Scripted(thoughts + answer_of(USEFUL, USELESS), answer_of()), whole=True) as model:
-        found = ask_proposer(config_of(model.url, proposals=1), Account(), "What?")
-        assert ask_proposer(config_of(model.url), Account(), "And now?").proposals == []
-    assert found.proposals == [ProposedConcept.model_validate(USEFUL)] and found.malformed == []
-    assert [(one.concept, one.verdict) for one in found.refused] == [("dust", "more than 1 were proposed")]
-
-
-def test_pictures_are_sent_to_a_model_that_sees(tmp_path):
-    from stages.tasks.classification import ImageClassification
-    from stages.tasks.text_to_image.pictures import from_png
-    from tests.images import image_context, write_images
-
-    write_images(tmp_path / "inputs" / "images.parquet")
-    context = image_context(tmp_path / "inputs")
-    context = replace(context, config=context.config | {"model": {"train": "small_cnn", "epochs": 1, "batch_size": 32}})
-    (tmp_path / "prepare").mkdir()
-    ImageClassification.prepare(context, tmp_path / "prepare")
-    task, items = ImageClassification.load(context, tmp_path / "prepare"), drawn_items(tmp_path / "prepare", 3, 0)
-    ids = items["id"].tolist()
-    concepts = AuditConfig.model_validate(audit_params(concepts=context.concepts))
-    vocabulary = vocabulary_of(ImageClassification, context, concepts)
-    assert len(ids) == 3 and set(ids) <= set(task.items.ids("discover"))
-    with served(Scripted(answer_of()), whole=True) as model:
-        config = config_of(model.url)
-        assert "image: " not in question(config, vocabulary, items)
-        ask_proposer(config, Account(), "What?", vocabulary.pictures(task, ids))
-    text, *sent = model.requests[0]["messages"][-1]["content"]
-    assert text == {"type": "text", "text": "What?"}
-    for one, clean in zip(sent, task.clean(task.rows(ids)), strict=True):
-        png = base64.b64decode(one["image_url"]["url"].removeprefix("data:image/png;base64,"))
-        assert np.array_equal(from_png(png)[:, :, 0], (clean[0] * 255).round())
-
-
 # Texts and prompts
 
 
@@ -329,13 +291,6 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
 
 
 # The report, and the page
-
-
-def test_a_report_says_what_was_proposed(tmp_path):
-    write_landscape(tmp_path / "r.html", **make_inputs(TILT, HAZE), proposed={"haze": "tiny <b>"})
-    page = (tmp_path / "r.html").read_text()
-    assert "haze (proposed by tiny &lt;b&gt;)" in page and "tilt (proposed" not in page
-    assert marked("topic", {"topic": "faded mine"}) == "topic (proposed by faded mine)"
 
 
 # The command, and the example of its page

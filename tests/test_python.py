@@ -245,27 +245,10 @@ def test_what_a_pipeline_of_transformers_returns_is_understood(kind):
     assert result.notes == []
 
 
-def test_classes_that_a_pipeline_names_are_not_named_again():
-    with pytest.raises(UsageError, match="the model names its classes itself, CALM, LOUD: leave classes out"):
-        faded.audit(PIPELINES["all labels, the best first"], TEXTS, concepts=CASE, budget=60, classes=["a", "b"])
-
-
-def test_a_pipeline_that_writes_texts_is_understood():
-    def write(texts):
-        return [[{"generated_text": f"one two three four {text}"}] for text in texts]
-
-    result = faded.audit(write, TEXTS, concepts=CASE, budget=60)
-    assert set(result.failures["answer"]) == set() and result.probes["output"].str.startswith("one two three").all()
-
-
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 EXPECTED = {
-    "tensor": torch.tensor,
     "tensor that learns": lambda labels: torch.tensor(labels, dtype=torch.float32, requires_grad=True),
-    "list of tensors": lambda labels: [torch.tensor(label) for label in labels],
-    "array": np.array,
     "series": lambda labels: pd.Series(labels, index=range(100, 130)),
-    "list": list,
     "tensor on a GPU": lambda labels: torch.tensor(labels, device="cuda"),
 }
 
@@ -344,11 +327,6 @@ def test_nothing_is_told_of_a_good_model(recwarn):
     good = ["dim", "bright", "none"]
     assert faded.audit(brightness, IMAGES, concepts=DARK, budget=60, expected=BRIGHT, classes=good).notes == []
     assert [str(one.message) for one in recwarn] == []
-
-
-def test_few_items_are_told():
-    with pytest.warns(UserWarning, match="10 items are few.* 95% interval is 23.7% to 76.3%"):
-        faded.audit(brightness, IMAGES[:10], concepts=DARK, budget=40)
 
 
 # Rows
@@ -438,13 +416,6 @@ def test_a_foreign_package_that_is_imported_already_is_told(tmp_path):
     done = python(tmp_path, "import stages, faded")
     assert f"'stages' is imported already, from {tmp_path / 'stages.py'}" in done.stderr
     assert "ImportError" in done.stderr
-
-
-def test_what_own_tasks_and_concepts_need_is_there():
-    for name in (*faded.__all__, *faded._LATER):
-        assert getattr(faded, name) is not None
-    with pytest.raises(AttributeError, match="did you mean 'audit'"):
-        faded.audits  # noqa: B018
 
 
 def test_usage_is_stated_as_in_params_yaml(my_model, tmp_path):

@@ -142,28 +142,6 @@ def test_a_review_asks_about_examples_if_wanted(place, monkeypatch):
     assert told.count("the repair does not learn from these ratings") == 1
 
 
-def test_enter_rates_nothing(place, monkeypatch):
-    review(monkeypatch, *("repair", "", "seen", "") * 2, *END)
-    assert decided().examples == []
-    assert [mode.action for mode in decided().modes] == ["repair", "repair"]
-
-
-def test_a_review_of_an_older_landscape_asks_for_no_ratings(place, monkeypatch):
-    path = place / "data/x/summarize/landscape.json"
-    landscape = read_json(path)
-    write_json(path, {**landscape, "modes": [{k: m[k] for k in m if k != "examples"} for m in landscape["modes"]]})
-    (place / "rated_task.py").unlink()  # nor does it need the task
-    review(monkeypatch, *("repair", "", "seen") * 2, *END)
-    assert decided().examples == []
-
-
-def test_no_correction_is_asked_for_where_the_method_cannot_learn(place, monkeypatch):
-    write_params(method="other")
-    told = review(monkeypatch, *("repair", "", "seen", "y", "3", ""), *("repair", "", "seen", ""), *END)
-    assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
-    assert "the repair does not learn from these ratings" in told
-
-
 def plan_with_examples() -> None:
     """A plan that repairs M1 and accepts M2, with ratings of both."""
     decision = {
@@ -212,11 +190,3 @@ def test_a_clean_control_needs_a_cell_that_changes_nothing(place):
     params["repairs"]["x"]["restructure"]["control"] = "as_used"
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     check_audits(load_params(), ["x"])
-
-
-def test_without_a_catalogue_a_clean_control_is_refused_before_the_repair(place):
-    write_params("NeverNeutral", control="clean")
-    plan_with_examples()
-    with pytest.raises(UsageError, match="leaves an input unchanged: none of the levels of tilt, fog does"):
-        restructure.main("x")
-    assert not list(place.rglob("examples.json"))

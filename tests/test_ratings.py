@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from typing import Any
@@ -13,18 +12,16 @@ import pytest
 import yaml
 
 from flows.workspace.edit_params import with_ratings
-from stages.concepts import Region
 from stages.core.errors import UsageError
-from stages.core.ledger import Key, Ledger
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.people import against_automatic
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
-from stages.tasks.base import offers
 from tests.landscapes import planted
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs, write_landscape
-from tests.workspace import ROOT, audit_params
+from tests.workspace import audit_params
 
 # The task
 
@@ -57,33 +54,6 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
     assert answer.automatic is not None and np.array_equal(answer.automatic.failed, own.failed)
 
 
-def test_a_rating_at_the_bound_passes_in_single_precision_too():
-    for rating in np.arange(1.1, 10, 0.1):
-        at = (10 - rating) / 9
-        ratings = learnt(x=[0.0, 0.5, 1.0], y=[0.0, at, 1.0])
-        threshold = ratings.threshold(bound(fails_below=rating))
-        badness = ratings.badness(np.array([0.5]))
-        assert not (badness > threshold)[0] and not badness.astype(float)[0] > threshold
-
-
-def test_of_bias_more_than_the_bound_fails():
-    ratings = learnt(target="bias")
-    badness = ratings.badness(np.array([-0.8, 0.0, 0.8]))
-    assert ratings.score(badness).tolist() == [1.0, 5.5, 10.0]
-    assert (badness > ratings.threshold(bound(fails_above=6))).tolist() == [False, False, True]
-    assert (badness > ratings.threshold(bound(fails_above=5))).tolist() == [False, True, True]
-
-
-def test_what_nobody_could_blame_the_model_for_has_not_failed():
-    task = planted()
-    task._invalid = [Region.from_json({"tilt": [3, 4]})]
-    judged = RatedTask(task, learnt(x=[-0.8, 0.8], y=[0.9, 1.0]), 0.5)
-    cells = task.concepts.cells()
-    answer = judged.probe(["i000"] * len(cells), cells)
-    assert answer.valid is not None and (~answer.valid).any()
-    assert np.array_equal(answer.failed, answer.valid)  # all others are as bad as possible
-
-
 def test_beyond_what_was_rated_only_the_safe_side_follows():
     ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, -0.2, 0.0, 0.5])
     assert ratings.outside(x).tolist() == [True, False, False, True]
@@ -94,48 +64,6 @@ def test_beyond_what_was_rated_only_the_safe_side_follows():
     assert unfounded(0.5) == [False, False, False, False]  # good below and bad above, as required
     assert unfounded(0.1) == [True, False, False, False]  # all that was rated fails, so better ones are unknown
     assert unfounded(0.9) == [False, False, False, True]  # none fails, so worse ones are unknown
-
-
-class Rich(type(planted())):  # type: ignore[misc]
-    """A task with every optional part of the contract."""
-
-    learns_from_examples = ("planted",)
-
-    def measure(self, item_ids, cells, outputs):
-        return pd.DataFrame({"length": [float(len(o)) for o in outputs]})
-
-    def baselines(self, item_ids, cells):
-        return {}
-
-    def again(self):
-        other = copy.copy(self)
-        other.asked_again = True
-        return other
-
-    def tallies(self, split):
-        return []
-
-    def sheets(self, split):
-        return []
-
-
-def test_every_optional_part_of_the_contract_shows_through():
-    plain, rich = planted(), Rich(planted().items, planted().concepts, planted().model, 0)
-    rich.notes, rich.false_alarms = lambda: ["a note"], lambda: {"a": 1}
-    rich.catalogue = {"tilt": object()}
-    wrapped = RatedTask(rich, learnt(), 0.5)
-    for ability in ("measure", "again", "tallies", "sheets", "repair"):
-        assert offers(wrapped, ability)
-        assert offers(RatedTask(plain, learnt(), 0.5), ability) == (ability == "repair")
-    assert (wrapped.notes(), wrapped.false_alarms()) == (["a note"], {"a": 1})
-    assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
-    assert wrapped.automatic_task.catalogue is rich.catalogue  # `faded screen` takes the range of levels from it
-    again = wrapped.again()
-    assert isinstance(again, RatedTask) and again.automatic_task.asked_again and again.threshold == wrapped.threshold
-    quality = wrapped.clean_quality("discover")
-    assert np.array_equal(quality.values, rich.clean_quality("discover").values)  # the task's own, like its threshold
-    assert copy.copy(wrapped).threshold == wrapped.threshold
-    assert RatedTask(plain, learnt(), 0.5).again() is None
 
 
 def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
@@ -158,13 +86,6 @@ def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterru
     assert np.array_equal(table["automatic_failed"], table["automatic"] > task.threshold)
     assert np.array_equal(table["failed"], table["discrepancy"] > np.float32(0.7))
     assert "automatic" not in Prober(task, ids, 300).table()
-
-
-def test_a_ledger_line_of_two_lengths_is_refused():
-    ledger = Ledger()
-    one = np.zeros(1)
-    with pytest.raises(ValueError, match="lengths"):
-        ledger.append([Key("a", 0)], one, one > 0, ["x"], None, (np.zeros(2), one > 0))
 
 
 def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated():
@@ -258,17 +179,6 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
 def test_params_keep_every_other_byte(text, expected):
     assert with_ratings(text, "a", ENTRY) == (expected, [])
     assert with_ratings(expected, "a", ENTRY) == (expected, [])
-
-
-def test_presets_that_share_the_settings_change_with_them_and_are_named():
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    after, sharing = with_ratings(text, "news", ENTRY)
-    assert sharing == ["news-quick"]
-    audits = yaml.safe_load(after)["audits"]
-    assert audits["news-quick"]["discrepancy"] == audits["news"]["discrepancy"]
-    assert audits["news"]["discrepancy"]["ratings"] == ENTRY
-    with pytest.raises(UsageError, match=r"audits.news-quick.discrepancy cannot be changed .* write there:\n  ratings"):
-        with_ratings(text, "news-quick", ENTRY)
 
 
 @pytest.mark.parametrize(

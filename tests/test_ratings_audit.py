@@ -18,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.people.ratings import show_ratings, write_labels, write_ratings
+from flows.people.ratings import show_ratings, write_ratings
 from stages import compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
 from stages.core.errors import UsageError
@@ -193,33 +193,6 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(again, audited):
     assert "Failing means an expected" in page
 
 
-def test_ratings_of_both_landscapes_count_together(again):
-    rate("Ada", strict, seed=2)
-    evidence = gather(load_params(), "x", "quality")
-    assert len({kept.decision.landscape for kept in evidence.decisions}) == 2 and evidence.of_another_scale == 0
-    x, y = np.array([(s.discrepancy, s.score) for s in evidence.scored]).T
-    assert np.abs(y - np.clip(strict(x), 1, 10)).max() < 2.5  # all against the automatic measure
-    assert "on 2 landscape(s)" in learn(write=True)
-
-
-def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place):
-    from stages.tasks.judging.calibration import read_labelled
-
-    rate("Ada", strict)
-    rate("Ben", lambda d: 9)
-    audit = load_params().audits["x"].model_copy(update={"prepare": {"another": "scale"}})
-    params = load_params().model_copy(update={"audits": {"x": audit}})
-    write_labels(params, "x", "quality", place / "people.jsonl", Console(file=(told := io.StringIO()), width=200))
-    labelled = read_labelled(place / "people.jsonl", lambda item: ((("item", item),), ""), "labelled")
-    scored = [e for d in gather(load_params(), "x", "quality").decisions for e in d.decision.examples]
-    assert [one.item for one in labelled] == [e.item for e in scored]
-    assert [one.acceptable for one in labelled] == [e.rating >= 5 for e in scored]
-    assert {one.by for one in labelled} == {"Ada", "Ben"} and not all(one.acceptable for one in labelled)
-    assert "acceptable is a rating of 5 or more" in told.getvalue()
-    with pytest.raises(UsageError, match="nobody has rated the bias of examples of x yet"):
-        write_labels(params, "x", "bias", place / "people.jsonl", Console(file=io.StringIO()))
-
-
 def test_ratings_that_were_revised_or_of_another_scale_do_not_count(place):
     rate("Ada", lambda d: 1.0)
     rate("Ada", strict, revise=True)
@@ -282,14 +255,6 @@ def test_nothing_is_written_where_ratings_teach_nothing(place):
         learn(write=False, target="bias")
 
 
-def test_without_failure_modes_nobody_is_sent_to_rate_any(place):
-    path = Path("data/x/summarize/landscape.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "modes": []}))
-    told = r"nothing to rate: .* none of x was confirmed.*; raise audits\.x\.discover\.budget.* run `faded audit x`"
-    with pytest.raises(UsageError, match=told):
-        learn(write=False)
-
-
 def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place):
     # Only automatic failures were rated, all as bad, so nothing is known about the rest.
     for seed, reviewer in enumerate(("Ada", "Ben")):
@@ -320,20 +285,6 @@ def test_a_repair_is_judged_by_people_and_trained_as_before(again):
     page = Path("data/x/conclude/report.html").read_text()
     assert "Failing here means an expected rating below 5" in page
     assert "target modes: failure rate by the automatic measure" in page
-
-
-def test_an_enumerated_grid_is_compared_exactly(place):
-    rate("Ada", strict)
-    learn(write=True)
-    _edit("params.yaml", "budget: 500", "budget: 640")
-    discover.main("x")
-    summarized("x")
-    summary, probes = read_json(Path("data/x/summarize/landscape.json")), probes_of("discover")
-    own = summary["ratings"]["automatic"]
-    assert summary["exact"] and own["overall"]["value"] == pytest.approx(probes["automatic_failed"].mean())
-    assert own["agree"]["value"] == pytest.approx((probes["failed"] == probes["automatic_failed"]).mean())
-    assert own["agree"]["low"] < own["agree"]["value"] < own["agree"]["high"]
-    assert own["rank_correlation"]["low"] <= own["rank_correlation"]["value"] <= own["rank_correlation"]["high"] <= 1
 
 
 @pytest.mark.slow

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.core.intervals import Rate
-from stages.params import AuditConfig
-from stages.provenance import scale_of
-from stages.ratings.fit import ExampleScore, Fit, fit_ratings, too_few_scores
-from tests.workspace import audit_params
+from stages.ratings.fit import ExampleScore, fit_ratings, too_few_scores
 
 
 def people(
@@ -49,13 +44,6 @@ def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: 
     assert found.error.low < found.error.value < found.error.high
 
 
-def test_bias_is_read_the_other_way_round() -> None:
-    scored = [ExampleScore(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
-    quality, bias = fit_ratings(people(line), "quality"), fit_ratings(scored, "bias")
-    assert (bias.kind, bias.x) == (quality.kind, quality.x)
-    assert bias.y == pytest.approx(quality.y)
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed: int) -> None:
     assert not fit_ratings(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
@@ -74,21 +62,6 @@ def test_ratings_of_two_peaks_teach_nothing_by_themselves(n: int, each: int) -> 
     assert (
         sum(fit_ratings(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1
     )  # one in fifty does by chance
-
-
-@pytest.mark.parametrize(("n", "seed"), [(20, 6), (20, 15), (40, 16), (40, 20), (60, 32), (60, 39)])
-def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -> None:
-    # Compared only with the median, each of these would teach something.
-    rng = np.random.default_rng(seed)
-    scores = rng.choice([1, 2, 3, 8, 9, 10], n)
-    scored = [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
-    assert not fit_ratings(scored, "quality").teaches
-
-
-def test_a_flat_map_is_never_put_in_force() -> None:
-    at, far = Rate(1.0, 0.9, 1.1, 20), Rate(3.0, 2.5, 3.5, 20)
-    assert Fit("linear", [0.0, 1.0], [0.2, 0.8], at, far, at).teaches
-    assert not Fit("linear", [0.0, 1.0], [0.5, 0.5], at, far, at).teaches
 
 
 def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
@@ -111,20 +84,11 @@ def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
     assert np.mean(told) > np.mean(true) - 0.1
 
 
-def test_ratings_that_contradict_the_discrepancy_teach_nothing() -> None:
-    assert fit_ratings(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
-
-
 def test_maps_never_fall_and_stay_on_the_scale() -> None:
     for curve in (line, step, lambda x: 5.5 - 12 * x):
         found = fit_ratings(people(curve, noise=1.5), "quality")
         assert (np.diff(found.x) > 0).all() and (np.diff(found.y) >= 0).all()
         assert min(found.y) >= 0 and max(found.y) <= 1
-
-
-def test_the_order_of_scores_does_not_matter() -> None:
-    scored = people(line)
-    assert fit_ratings(scored, "quality") == fit_ratings(scored[::-1], "quality")
 
 
 def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
@@ -145,31 +109,4 @@ def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
     assert enough or f"found {n} of {items}" in said
 
 
-def test_ratings_of_one_discrepancy_say_nothing_of_others() -> None:
-    scored = [ExampleScore(1.0, s, f"i{k}", "A") for k, s in enumerate([2, 9] * 12)]
-    assert too_few_scores(scored) == (
-        "all examples rated have the same automatic discrepancy, 1: nothing follows for others"
-    )
-    assert not too_few_scores([*scored, ExampleScore(0.9, 9, "i0", "A")])
-
-
 # The scale of ratings
-
-
-@pytest.mark.parametrize(
-    ("changes", "same"),
-    [
-        ({"discrepancy": {"measure": "m", "threshold": 0.3, "false_alarms": 0.1}}, True),
-        ({"discrepancy": {"measure": "m", "ratings": {"file": "f", "sha256": "0" * 64, "fails_below": 5}}}, True),
-        ({"prepare": {"judge": "a", "images": 3, "items": {"discover": 9}, "calibrate": {"articles": 9}}}, True),
-        ({"seed": 9, "concepts": {"tilt": [0, 1]}, "summarize": {"modes": 1}}, True),
-        ({"discrepancy": {"measure": "n"}}, False),
-        ({"prepare": {"judge": "b", "images": 3, "items": {"discover": 5}}}, False),
-        ({"prepare": {"judge": "a", "images": 1, "items": {"discover": 5}}}, False),
-        ({"task": "planted:Other"}, False),
-    ],
-)
-def test_a_scale_is_what_an_answer_is_measured_by(changes: dict[str, Any], same: bool) -> None:
-    given = {"prepare": {"judge": "a", "images": 3, "items": {"discover": 5}}, "discrepancy": {"measure": "m"}}
-    before, after = (AuditConfig.model_validate(audit_params(**given | more)) for more in ({}, changes))
-    assert (scale_of(before) == scale_of(after)) == same

@@ -320,6 +320,7 @@ def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
     assert f"failure rate of every label ({highest['value']} decides)" in page
 
 
+@pytest.mark.slow
 def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
     path = stage_dir("tiny", "collect_feedback") / "plan.json"
     plan = read_json(path)

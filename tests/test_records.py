@@ -12,7 +12,7 @@ import pytest
 
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import content_hash, publishing, scratch
-from stages.records import Plan, Verdict, audit_folder
+from stages.records import audit_folder
 from stages.records.tables import (
     Embedded,
     PairedProbe,
@@ -60,24 +60,6 @@ def test_what_is_no_such_record_is_told(tmp_path, data, told):
     with pytest.raises(UsageError, match=told) as raised:
         report.verdict  # noqa: B018
     assert "verdict.json" in str(raised.value)
-
-
-def test_a_record_that_is_missing_is_told(tmp_path):
-    report = audit_folder("tiny", tmp_path).report
-    assert not report.has("verdict")
-    with pytest.raises(UsageError, match=r"verdict\.json is missing"):
-        report.verdict  # noqa: B018
-
-
-def test_records_are_read_from_elsewhere():
-    files = {"data/tiny/report/verdict.json": json.dumps(VERDICT).encode()}
-    audit = audit_folder("tiny", read=lambda path: files[path.as_posix()])
-    assert audit.report.verdict == Verdict.from_json({k: v for k, v in VERDICT.items() if k != "schema"}, "here")
-
-
-def test_what_was_not_given_is_not_written():
-    plan = Plan(landscape="0" * 16, decided_by="policy", statement="", reviewer=None, reason="", modes=[], examples=[])
-    assert list(plan.to_json()) == ["landscape", "decided_by", "statement", "reviewer", "reason", "modes", "examples"]
 
 
 def test_pictures_and_embeddings_come_back(tmp_path):

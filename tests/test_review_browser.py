@@ -11,7 +11,6 @@ import pytest
 
 from flows.people.review.links import write_way_in
 from flows.people.review.server import ReviewServer, serve_review
-from flows.people.review.view import report_path
 from stages import collect_feedback
 from stages.core.files import read_json, stage_dir
 from stages.decisions import read_chain
@@ -217,18 +216,6 @@ def test_a_problem_is_shown_where_the_reviewer_looks(browser, place):
     assert (first.approve, second.approve, len(second.revises)) == (True, False, 1)
 
 
-def test_every_control_has_a_name(browser, tmp_path, monkeypatch):
-    make_review(tmp_path, monkeypatch, "texts")
-    with window(browser) as w:
-        unnamed = """[...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
-            .filter((e) => !e.labels.length && !e.ariaLabel).map((e) => e.name)"""
-        assert w.page.evaluate(unnamed) == []
-        w.page.keyboard.press("Tab")
-        assert w.page.evaluate("document.activeElement.textContent") == "Skip to the failure modes"
-        w.page.emulate_media(color_scheme="dark")
-        assert w.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
-
-
 def test_hostile_text_does_nothing_in_a_browser(browser, tmp_path, monkeypatch):
     make_review(tmp_path, monkeypatch, "texts", hostile=True)
     with window(browser) as w:
@@ -237,20 +224,3 @@ def test_hostile_text_does_nothing_in_a_browser(browser, tmp_path, monkeypatch):
         w.save()
         assert "<script>alert(2)</script> approved" in w.page.inner_text("main")
         assert w.errors == []
-
-
-@pytest.mark.slow
-def test_a_report_with_charts_opens_beside_the_page(browser, tmp_path, monkeypatch):
-    from tests.report_samples import FOUR, make_inputs, write_landscape
-
-    make_review(tmp_path, monkeypatch)
-    write_landscape(report_path("x", "landscape"), **make_inputs(*FOUR[:2]))
-    with window(browser) as w:
-        with w.context.expect_page() as opened:
-            w.page.get_by_role("link", name="The whole landscape").click()
-        report = opened.value
-        errors: list[str] = []
-        report.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        report.locator("#landscape-plot").scroll_into_view_if_needed()
-        report.locator("#landscape-plot[data-drawn]").wait_for()
-        assert report.evaluate("self.origin") == "null" and errors == []

@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_review(tmp_path / "place", monkeypatch)
 
 
-@pytest.fixture(params=["chromium", "firefox", "firefox without JavaScript"])
+@pytest.fixture(params=["chromium", pytest.param("firefox", marks=pytest.mark.slow)])
 def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
     """A function that opens an address in a browser, and returns where it ended."""
     if request.param == "chromium":
@@ -40,7 +40,7 @@ def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str
         yield visit
         page.context.close()
         return
-    with firefox(tmp_path / "profile", javascript=request.param == "firefox") as fox:
+    with firefox(tmp_path / "profile", javascript=True) as fox:
 
         def go_(url: str) -> str:
             fox.go(url)
@@ -144,15 +144,6 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
         for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
             with pytest.raises(OSError, match="in use"):
                 socket.create_server((host, reached(server)), family=family)
-
-
-def test_no_two_servers_have_the_same_name(place):
-    """A program that took the port of an ended server could leave a script in its origin, which browsers would run."""
-    hosts = set()
-    for _ in range(2):
-        with serve_review(["x"], port=0) as server:
-            hosts.add(httpx.URL(server.one_time_link("x")).host)
-    assert len(hosts) == 2
 
 
 def test_pages_are_shown_on_no_other_loopback_address(place):

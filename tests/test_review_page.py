@@ -11,9 +11,7 @@ import yaml
 import flows.request
 from flows.people import approval
 from flows.people.review.form import draft_of, fields_of, read_fields
-from flows.people.review.view import how_long
 from flows.request import open_request
-from flows.results import TIMINGS
 from stages.core.files import stage_dir, write_json, write_state
 from stages.decisions import landscape_hash, read_chain
 from stages.decisions.merge import merge_decisions
@@ -21,7 +19,6 @@ from stages.params import load_params
 from stages.records import Example, ModeRecord
 from tests.landscapes import SUSPECTED, landscape_file
 from tests.review_samples import (
-    URL,
     Reviewer,
     change_landscape,
     change_params,
@@ -65,16 +62,6 @@ def test_nothing_is_chosen_for_the_reviewer(ada):
     assert ada.send(fields | {"decision": "reject"}).status_code == 200 and kept()[0].modes == []
 
 
-def test_every_number_of_a_mode_is_shown(ada):
-    html = ada.enter()
-    card = html.split('id="mode-1"')[1].split('id="mode-2"')[0]
-    for text in ("typos &gt;= 15%", "55.0%", "45.0–65.0%", "110 / 200", "10.0%"):
-        assert text in card, text
-    assert "3 failure modes stand out." in html
-    assert card.count("data:image/png") == 24 and "The model fails on 25.4% of the grid" in html
-    assert '<a href="/review/x/landscape"' in html and "/review/x/repair" not in html
-
-
 def test_what_is_saved_is_what_was_filled_in(ada):
     entries = {
         "action.M1": "accept", "severity.M2": "high", "reason.M2": " seen in\r\nthe field ", "rating.M2.1": "3",
@@ -116,13 +103,6 @@ def test_corrections_are_asked_for_where_the_repair_learns_from_them(tmp_path, m
     assert "corrected.M1.1" not in form_of(ada.enter())
 
 
-def test_prompts_and_drawn_pictures_are_shown(tmp_path, monkeypatch):
-    make_review(tmp_path, monkeypatch, "pictures")
-    html = reviewers()[0].enter()
-    assert html.count("data:image/png") == 36 and '<mark class="s0" title="colour">red</mark>' in html
-    assert "corrected." not in html
-
-
 def test_a_stale_page_is_refused_and_what_was_typed_is_kept(ada):
     fields = form_of(ada.enter()) | {"decision": "approve", "reason.M2": "thought about it", "rating.M1.3": "4"}
     change_landscape()
@@ -153,19 +133,6 @@ def test_a_revision_replaces_what_its_reviewer_saw_alone(place):
         ("Lovelace, Ada", []), ("Cy", [chain[0].sha256]), ("Bob", [chain[1].sha256]),
     ]  # fmt: skip
     assert [outcome.reviewer for outcome in bob.reported] == ["Lovelace, Ada", "Cy", "Bob"]
-
-
-def test_nobody_starts_from_anothers_words(place):
-    bob, ada = reviewers(2)
-    entries = {"reviewer": "Bob", "reason": "for Bob", "action.M1": "ignore", "reason.M1": "why not"}
-    bob.send(form_of(bob.enter()) | entries | {"decision": "approve"})
-    html = ada.revise()
-    fields = untouched(html)
-    assert (fields["reviewer"], fields["reason"], fields["reason.M1"]) == ("Ada Lovelace", "", "")
-    assert "action.M1" not in fields
-    assert "replaces Bob’s" in html and "why not" in html
-    own = form_of(bob.revise())  # in the browser where it was made
-    assert (own["reviewer"], own["reason"], own["action.M1"]) == ("Bob", "for Bob", "ignore")
 
 
 def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path, monkeypatch):
@@ -233,14 +200,6 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(ada, changed, problem
     assert kept() == ada.reported == []
 
 
-def test_what_is_no_form_is_refused(ada):
-    ada.enter()
-    headers = {"Origin": URL, "Content-Type": "application/x-www-form-urlencoded"}
-    for body in (b"", b"\xff\xfe", b"a", b"a=%ff", b"a=1&a=2", b"{}", b"--x\r\n", b"=".join([b"&"] * 30_000)):
-        assert ada.client.post("/review/x", content=body, headers=headers).status_code in (400, 403)
-    assert kept() == []
-
-
 def test_a_decision_fills_in_the_form_it_came_from():
     shown = [Example.model_construct(id="M1.1")]
     modes = [ModeRecord.model_construct(id="M1", examples=shown), ModeRecord.model_construct(id="M2", examples=[])]
@@ -250,13 +209,6 @@ def test_a_decision_fills_in_the_form_it_came_from():
     decision = draft_of(fields, modes).decision("0" * 16, modes)
     assert draft_of(fields_of(decision) | {"decision": "approve"}, modes).decision("0" * 16, modes) == decision
     assert read_fields(b"a=1%0D%0A2&b=") == {"a": "1\n2", "b": ""}
-
-
-def test_a_rule_that_decides_is_shown(ada):
-    change_params(policy="top-k", modes=1)
-    html = ada.enter()
-    assert "A rule decides for this audit" in html
-    assert "set it to wait, or this is ignored" in ada.send(form_of(html) | {"decision": "approve"}).text
 
 
 def test_after_the_deadline_the_form_is_nobodys(ada):
@@ -278,14 +230,6 @@ def test_after_the_deadline_the_form_is_nobodys(ada):
     )
     assert ada.send(fields | {"decision": "approve", "revise": "yes"}).status_code == 200
     assert [(d.reviewer, d.via) for d in kept()] == [("nobody", "time-out"), ("Ada Lovelace", "page")]
-
-
-def test_how_long_it_takes_is_what_the_last_run_took(place):
-    assert "never ran here" in how_long(load_params(), "x")
-    Path(".faded").mkdir(exist_ok=True)
-    took = {"discover": 900, "restructure": 20, "re_evaluate": 75, "compare": 3, "conclude": 2}
-    write_state(TIMINGS, {f"{kind}@x": {"seconds": seconds} for kind, seconds in took.items()})
-    assert how_long(load_params(), "x") == "about 1 min 40 s (from the last run here)"
 
 
 def test_a_landscape_without_examples_modes_or_files(ada):

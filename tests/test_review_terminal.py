@@ -22,15 +22,6 @@ from stages.params import load_params
 from tests.landscapes import landscape_file
 from tests.review_samples import answered, change_landscape, change_params, kept, make_review, review
 
-TALLIED = """
-from tests.planted import PlantedTask
-
-
-class Drawing(PlantedTask):
-    def tallies(self, split):
-        return []
-"""
-
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -110,15 +101,6 @@ def test_a_revision_replaces_what_was_shown_alone(place, monkeypatch):
     with pytest.raises(AlreadyDecided, match="Cy rejected"):
         review(monkeypatch, *MODE, "Bob", "", "y", "y", revise=True)
     assert [d.reviewer for d in kept()] == ["Ada", "Cy"]
-
-
-def test_bias_is_asked_for_where_a_model_draws(place, monkeypatch):
-    (place / "review_task.py").write_text(TALLIED)
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("review_task:Learner", "review_task:Drawing"))
-    told = review(monkeypatch, "repair", "", "seen", "y", "3", "11", "9", "Ada", "", "y", "y")
-    assert "its bias, 1 (none) to 10 (extremely biased)" in told
-    assert [(e.rating, e.bias, e.corrected) for e in kept()[0].examples] == [(3, 9, None)]
 
 
 def test_a_review_that_is_broken_off_writes_nothing(place, monkeypatch):

@@ -160,18 +160,6 @@ def test_each_reviewer_has_a_link_of_their_own():
     assert f"signed (key <code>{key_id_of(keys()['Bob'])}</code>)" in page
 
 
-def test_a_link_of_ones_own_does_not_open_anothers_session():
-    [browser] = reviewers()
-    browser.client.get(browser.served.link("x", "Ada"), follow_redirects=True)
-    hers = untouched(browser.client.get("/review/x").text)
-    browser.client.get(browser.served.link("x", "Bob"), follow_redirects=True)
-    assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
-    answer = browser.send(form_of(browser.client.get("/review/x").text) | {"csrf": hers["csrf"], "decision": "reject"})
-    assert answer.status_code == 403 and kept() == []
-    browser.client.get(browser.served.link("x"), follow_redirects=True)  # a link for anybody keeps the open session
-    assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
-
-
 def test_the_terminal_asks_for_a_name_until_it_is_one_unless_it_is_known(monkeypatch):
     told = review(monkeypatch, *("ignore", "", "n") * 3, "A\u200bda", "Ada", "", "y", "y")
     assert "cannot have U+200B ZERO WIDTH SPACE" in told and kept()[0].reviewer == "Ada"

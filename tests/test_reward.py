@@ -51,26 +51,9 @@ def test_novelty_diminishes_with_the_failures_of_its_cell() -> None:
     np.testing.assert_allclose(bonus, [0.5, 0.0, 0.5 / np.sqrt(2), 0.5 / np.sqrt(3), 0.5], atol=1e-6)
 
 
-def test_regions_are_halves_of_what_is_ordered_and_single_categories() -> None:
-    reward = make(region=1.0)
-    regions = reward.regions(np.array([[0, 0], [2, 0], [3, 0], [4, 0], [0, 1], [0, 2]]))
-    assert regions[0] == regions[1] != regions[2] == regions[3]
-    assert len({regions[0], regions[4], regions[5]}) == 3
-    paid = pay(reward, [0, 0, 0, 0], [[0, 0], [2, 0], [4, 0], [0, 1]], [0.1] * 4)
-    np.testing.assert_allclose(np.array(paid) - 0.1, [1.0, 1 / np.sqrt(2), 1.0, 1.0], atol=1e-6)
-
-
 def test_the_papers_reward_is_ten_times_the_log_odds_of_a_failure_and_finite() -> None:
     logit, scale = 3.0, 5.0  # a classifier's discrepancy is tanh(logit margin / scale)
     paid = pay(make(base="paper"), [0, 1, 2, 3], [[0, 0]] * 4, [np.tanh(logit / scale), -0.9, 1.0, 0.0])
     assert paid[0] == pytest.approx(20 * logit / scale, rel=1e-5)
     assert paid[1] == paid[3] == -1.0
     assert 100 < paid[2] < 200
-
-
-def test_forgetting_starts_anew() -> None:
-    reward = make(novelty=0.5, region=0.5, coverage=0.5)
-    first = pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3])
-    assert pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3]) == [-1.0, -1.0]
-    reward.forget()
-    assert pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3]) == first

@@ -6,8 +6,7 @@ import pandas as pd
 
 from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
-from stages.pages.sections import limits_of_steps, smallest_changes, steps_picture
-from stages.records.landscape import Minimal, Within
+from stages.records.landscape import Minimal
 from stages.records.search import Walks
 from tests.report_samples import FOUR, make_inputs, write_landscape
 from tests.test_microscopic import SPACE
@@ -70,33 +69,3 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     assert "The nearest failures" in section and "3 of 3" in section
     assert "2 of the 3 <a href" in page.split('<section id="modes">')[1].split("</section>")[0]
     assert "nan" not in section and "None" not in section
-
-
-def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
-    found = summarize_robustness(table, SPACE, Walks(**{"method": "beam", "probes": 77, "items": 5, **metrics}))
-    assert found is not None
-    return f"{smallest_changes(found, found.items == items)} {limits_of_steps(found)}"
-
-
-def test_what_is_said_fits_what_was_found() -> None:
-    table = hand_made()
-    assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is none" in said(table)
-    unchanged = table[table["status"] == "fails unchanged"]
-    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Method:")
-    assert "smaller" not in said(unchanged)
-    held = said(table[table["status"] == "not found"], method="exact")
-    assert "for 1, no failure was found within 4 steps." in held
-    assert "smallest" not in held and "prove" not in held and "half" not in held
-    spent = table[table["status"] == "not found"].assign(searched=0)
-    assert "for 1, no failure was found before the budget was spent" in said(spent)
-    first = table.iloc[:1]
-    assert "All smaller changes were probed and pass" in said(first)
-    enumerated = said(table, items=5, method="exact", probes=0)
-    assert (
-        "drawn at random" not in enumerated
-        and "Method: breadth-first search among the answers to every cell" in enumerated
-    )
-
-
-def test_one_point_is_no_curve() -> None:
-    assert steps_picture([Within(steps=1, value=0.5, low=0.1, high=0.9, n=2)]) is None

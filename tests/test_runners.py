@@ -38,7 +38,7 @@ from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 
 MASK = ("4", "GPU-ab12cd")  # mask of the process that starts the cluster: stages get only these
-AUDITS = ("a", "b", "c", "d", "e", "f")
+AUDITS = ("a", "b", "c", "d")
 
 
 def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
@@ -111,20 +111,20 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, ma
             assert threading.get_ident() == me
             said[audit].append(line)
 
-        return place.run(Job(f"prepare@{audit}", int(audit in "abcd"), str(many.path)), say).outcome
+        return place.run(Job(f"prepare@{audit}", int(audit in "abc"), str(many.path)), say).outcome
 
     with ThreadPoolExecutor(len(AUDITS)) as threads:
         ended = threads.map(run, AUDITS)
-        until(lambda: len(started(many)) >= 4)
+        until(lambda: len(started(many)) >= 3)
         at_work = started(many)
         time.sleep(1)  # time for one that should not start
         assert at_work == started(many)
-        assert {"prepare@e", "prepare@f"} < at_work
+        assert "prepare@d" in at_work
         (many.path / "go").touch()
         assert list(ended) == ["ran"] * len(AUDITS)
     assert said == {audit: [f"toy prepare of {audit} at work"] for audit in AUDITS}
     recorded = spans(many)
-    assert {span["stage"] for span in recorded if span["gpus"]} == {f"prepare@{audit}" for audit in "abcd"}
+    assert {span["stage"] for span in recorded if span["gpus"]} == {f"prepare@{audit}" for audit in "abc"}
     assert_gpus_are_shared_out(recorded, MASK)
     with_gpu = [span for span in recorded if span["gpus"]]
     assert at_most_at_once(with_gpu) == len(MASK)
@@ -313,9 +313,9 @@ def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", clusters())
-@pytest.mark.parametrize("ending", ["ctrl-c", "kill"])
+@pytest.mark.parametrize(("kind", "ending"), [("dask", "ctrl-c"), ("ray", "kill")])
 def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, ending, tmp_path):
+    pytest.importorskip({"dask": "distributed"}.get(kind, kind))
     toys = on_gpus(tmp_path / "toys", kind, "a")
     toys.toy(discover__a={"sleep": 600})
     process = toys.start("audit", "a")

@@ -106,18 +106,6 @@ def test_the_size_of_the_batch_shifts_pixels_by_one_at_most(home):
     assert off(pixels(painter(home, batch_size=3).draw(PROMPTS, SEEDS)), together) <= 1
 
 
-def test_every_call_has_the_same_number_of_pictures_and_none_is_drawn_twice(home, monkeypatch):
-    artist, calls = painter(home, batch_size=4), []
-    call = type(artist.pipeline).__call__
-    monkeypatch.setattr(
-        type(artist.pipeline), "__call__", lambda self, **k: (calls.append(len(k["generator"])), call(self, **k))[1]
-    )
-    drawn = artist.draw([*PROMPTS[:5], PROMPTS[0]], [*SEEDS[:5], SEEDS[0]])
-    assert calls == [4, 4]
-    assert drawn[0] is drawn[5]
-    assert artist.draw([], []) == []
-
-
 def test_a_scheduler_that_adds_noise_takes_it_from_the_seeds(home):
     noisy = SamplingConfig(steps=2, guidance=3, scheduler="EulerAncestralDiscreteScheduler")
     artist = painter(home, sampling=noisy)
@@ -147,38 +135,6 @@ def test_the_negative_prompt_counts_with_guidance_and_only_then(home, kind):
     assert np.array_equal(pixels(told.draw(PROMPTS[:2], SEEDS[:2], 1)), pixels(plain.draw(PROMPTS[:2], SEEDS[:2], 1)))
 
 
-def test_a_prompt_is_encoded_once(home, monkeypatch):
-    artist, encoded = painter(home), []
-    encode = artist.pipeline.encode_prompt
-
-    def spy(*args, **options):
-        if options.get("prompt_embeds") is None:
-            encoded.append(options["prompt"])
-        return encode(*args, **options)
-
-    monkeypatch.setattr(artist.pipeline, "encode_prompt", spy)
-    for _ in range(2):
-        artist.draw(PROMPTS[:3] * 2, range(6))
-    assert sorted(encoded) == sorted([*PROMPTS[:3], ""])
-
-
-def test_pipelines_of_other_kinds_are_given_the_prompts_themselves(home, monkeypatch):
-    artist = painter(home)
-    states = pixels(artist.draw(PROMPTS[:3], SEEDS[:3]))
-    monkeypatch.setattr(Painter, "_has_states", property(lambda self: False))
-    monkeypatch.setattr(artist, "sampling", QUICK.model_copy(update={"negative_prompt": " "}))
-    assert off(pixels(artist.draw(PROMPTS[:3], SEEDS[:3])), states) <= 1
-    assert artist.embed(PROMPTS[:3]).shape == (3, 16)
-
-
-def test_sizes_the_pipeline_refuses_are_a_usage_error(home):
-    wide = painter(home, sampling=QUICK.model_copy(update={"width": 2 * SIDE, "height": SIDE}))
-    assert wide.draw(PROMPTS[:1], [0])[0].pixels.shape == (SIDE, 2 * SIDE, 3)
-    odd = painter(home, sampling=QUICK.model_copy(update={"width": SIDE + 1, "height": SIDE}))
-    with pytest.raises(UsageError, match=r"prepare\.sampling: StableDiffusionPipeline refuses.*divisible"):
-        odd.draw(PROMPTS[:1], [0])
-
-
 @pytest.mark.parametrize("error", [TypeError, AttributeError, NotImplementedError, KeyError])
 def test_a_scheduler_that_fails_is_a_usage_error_that_names_it(home, monkeypatch, error):
     artist = painter(home)
@@ -205,28 +161,7 @@ def test_faults_of_pictures_are_told_apart(home, monkeypatch):
     assert drawn[2].pixels.max() == 0 and drawn[0].pixels.min() == 128
 
 
-def test_weights_that_overflow_give_no_number(home):
-    artist = painter(home)
-    with torch.no_grad():
-        artist.pipeline.vae.decoder.conv_in.weight.fill_(float("inf"))
-    assert {drawing.fault for drawing in artist.draw(PROMPTS[:2], SEEDS[:2])} == {"not a number"}
-
-
 # Texts
-
-
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_text_features_are_those_of_the_text_encoder(home, kind):
-    artist = painter(home, kind)
-    features = artist.embed([*PROMPTS[:3], PROMPTS[0]])
-    assert features.shape == (4, 16) and features.dtype == np.float32
-    assert np.array_equal(features[0], features[3]) and not np.allclose(features[0], features[1])
-    encoder = artist.pipeline.text_encoder if kind == "sd" else artist.pipeline.text_encoder_2
-    tokens = artist.pipeline.tokenizer(PROMPTS[0], padding="max_length", return_tensors="pt").input_ids
-    with torch.no_grad():
-        out = encoder(tokens)
-    expected = out.pooler_output if kind == "sd" else out.text_embeds
-    assert np.allclose(features[0], expected[0].numpy(), atol=1e-5)
 
 
 def test_a_prompt_beyond_the_token_limit_is_told_with_what_is_lost(home):
@@ -238,10 +173,3 @@ def test_a_prompt_beyond_the_token_limit_is_told_with_what_is_lost(home):
     lost = line.partition("would not see ")[2].strip("'")
     assert artist.tokens(long.removesuffix(lost)) <= LENGTH
     assert artist.tokens(long.removesuffix(lost) + lost.split()[0]) > LENGTH
-
-
-def test_a_tokenizer_that_names_no_limit_is_refused(home):
-    pipeline = painter(home).pipeline
-    pipeline.tokenizer.model_max_length = int(1e30)
-    with pytest.raises(UsageError, match="model_max_length"):
-        Painter(pipeline, QUICK, Compute())

@@ -103,31 +103,6 @@ def test_bad_input_is_told_and_nothing_is_written(here, arguments, told):
         set_schedule(load_params(), "tiny", None)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("deployments: [{name: a", "is not valid YAML"),
-        ("name: x\n", "expected `deployments:`"),
-        ("[]", "expected `deploy"),
-        ("work_pool: faded", "work_pool: expected a mapping like {name: faded}, found 'faded'"),
-        ("parameters: [1]", r"parameters: expected a mapping like {audits: \[NAME\]}, found \[1\]"),
-        ("schedules: {cron: x}", "schedules: expected a list, found {'cron': 'x'}"),
-        ("schedules: [x]", "schedules: expected mappings like {cron: "),
-        ("schedules: [{cron: nonsense}]", "cron 'nonsense' is not a valid schedule, expected five fields"),
-        ('schedules: [{cron: "0 3 * * *", timezone: Berlin}]', "timezone 'Berlin' is unknown, expected a name like"),
-        # Prefect reads YAML 1.1, where this is false; in YAML 1.2 it would be a text, which is true.
-        ('schedules: [{cron: "0 3 * * *", active: no}]', "active: expected true or false, found 'no'"),
-    ],
-)
-def test_what_people_get_wrong_by_hand_is_told(here, text, message):
-    if text.startswith(("work_pool", "parameters", "schedules")):
-        given = f"name: a, {text}" + ("" if "parameters" in text else ", parameters: {audits: [tiny]}")
-        text, message = f"deployments: [{{{given}}}]", rf"prefect\.yaml, deployment 'a', {message}"
-    (here / "prefect.yaml").write_text(text)
-    with pytest.raises(UsageError, match=message):
-        read_entries()
-
-
 def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeypatch):
     audits = {name: audit_params() for name in ("tiny", "tiny-quick", "other")}
     make_workspace(tmp_path / "new", audits, {"tiny": repair_params()}, toys=True)

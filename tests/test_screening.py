@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
-from flows.choosing.screen import screen_audit
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
-from stages.params import load_params
 from stages.screening.grids import Axis
 from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
@@ -128,12 +125,6 @@ def test_the_kind_of_items_that_fails_is_named_with_its_concept_and_no_other():
     assert all(1.5 < strongest / n < 2.5 for n in weaker)
 
 
-def test_few_items_are_probed_at_several_levels_each():
-    found, (task,) = swept(items=40)
-    assert found.items == 40 and len(set(task.asked)) == len(task.asked) == found.probes == 40 * (1 + 4 + 3 + 2)
-    assert found.concepts[0].worst is not None and found.concepts[0].worst.value == WEAK
-
-
 def test_a_range_in_which_nearly_everything_fails_gets_finer_levels_near_the_neutral_one():
     found, _ = swept(breaks=4)
     tilt = found.concepts[0]
@@ -163,14 +154,6 @@ def test_an_effect_is_told_with_its_size_and_none_where_there_is_none() -> None:
     assert light.changes[1].high < 0
     few = sweep(lambda levels: Weighted(levels, {}, noise=0.3), levels, 40, seed=1)
     assert {concept.verdict for concept in few.concepts} == {"not known"}
-
-
-def test_only_the_named_concepts_are_swept() -> None:
-    levels = {"tilt": [0, 10, 20], "light": ["day", "night"]}
-    task = Weighted(levels, {"light=night": 0.6})
-    found = sweep(lambda _levels: task, levels, 60, seed=1, only={"light"})
-    assert [concept.name for concept in found.concepts] == ["light"] and found.items == 30
-    assert {cell[0] for _, cell in task.asked} == {0}
 
 
 @pytest.mark.parametrize(
@@ -237,24 +220,3 @@ def test_screen_prepares_and_measures_and_changes_nothing(workspace: Workspace) 
     assert "tilt" in (workspace.path / ".faded/screen/tiny.html").read_text()
     code, told = faded(workspace, "screen", "--probes", "30")
     assert code == 2 and "30 probes are too few for 3 concepts: expected 40 or more (--probes)" in told
-
-
-@pytest.mark.slow
-def test_concepts_in_another_order_are_another_screening(workspace: Workspace, monkeypatch) -> None:
-    """Ledgers contain numbers of cells, which depend on the order of concepts."""
-    monkeypatch.chdir(workspace.path)
-    keys: list[str] = []
-
-    def noted(_audit: str, _stage: str, key: str) -> NoReturn:
-        keys.append(key)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("flows.choosing.screen.scratch", noted)
-    params = load_params()
-    audit = params.audit("tiny")
-    other = dict(reversed(audit.concepts.items()))
-    for concepts in (audit.concepts, other, audit.concepts):
-        changed = {"tiny": audit.model_copy(update={"concepts": concepts})}
-        with pytest.raises(KeyboardInterrupt):
-            screen_audit(params.model_copy(update={"audits": changed}), "tiny", None, Console(quiet=True))
-    assert keys[0] == keys[2] != keys[1]

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -25,7 +24,6 @@ from rich.console import Console
 
 import flows.people.suspend
 import flows.serve
-from flows.processes import end_leftovers
 from flows.recur.deploy import apply, ensure_automations
 from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS, Child, serve
@@ -123,17 +121,6 @@ def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
     for broken in ("[]", json.dumps({"url": prefect_server}), '{"url": "ht'):
         RECORD.write_text(broken)
         assert served_api() is None
-
-
-def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
-    from flows.processes import child
-
-    with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
-        code = "from flows.graph.heal import heal; print(heal())"
-        done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
-        assert done.stdout.strip() == "[]"
-        assert process.poll() is None
-    assert end_leftovers(RECORDS) == []
 
 
 class Served:
@@ -322,19 +309,6 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
             until(lambda: state(following).is_final(), 200, log)
         assert state(following).is_completed()
         assert here.executed().count("prepare@tiny") == 1
-
-
-def test_the_port_of_the_last_time_is_kept_if_it_can_be_read(here):
-    port = flows.serve._PORT
-    port.parent.mkdir(parents=True)
-    assert flows.serve._last_port(port, 4200) == 4200
-    for text, last in (("8765", 8765), ("", 4200), ("87\0", 4200), ("65536", 4200)):
-        port.write_text(text)
-        assert flows.serve._last_port(port, 4200) == last
-    for before, now, kept in (("", 8765, "8765"), ("8765", 8765, "8765"), ("8765", 9999, "8765")):
-        port.write_text(before)
-        flows.serve._keep_port(port, now)
-        assert port.read_text() == kept
 
 
 def test_review_pages_come_back_at_the_port_that_links_name(here):

@@ -74,26 +74,6 @@ def test_runs_whose_worker_is_gone_go_on(pool):
     assert resume_interrupted(pool.name) == []
 
 
-def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
-    from prefect.states import Running, Suspended
-
-    # It waited for people several times, and `faded serve` was stopped with Ctrl-C.
-    patient = pool.run(*[Running(), Suspended()] * 6)
-    for _ in range(6):
-        pool.put(patient, Running())
-        resume_interrupted(pool.name, flows.serve._STOPPED)
-    hopeless = pool.run()
-    for death in range(1, 6):
-        assert pool.state(hopeless) == ("Scheduled" if death == 1 else "AwaitingRetry")
-        pool.put(hopeless, Running())
-        told = resume_interrupted(pool.name)
-    assert pool.state(hopeless) == "Crashed"
-    assert told == [line for line in told if line.endswith("died 5 times: given up")] != []
-    pool.put(patient, Running())
-    resume_interrupted(pool.name)
-    assert pool.state(patient) == "AwaitingRetry"
-
-
 def test_what_does_not_change_is_told_once_and_nothing_ends_it():
     said = io.StringIO()
     told = flows.serve._News(Console(file=said, width=200))

@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,19 +205,6 @@ def kill_server(toys: Workspace, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_an_audit_whose_server_is_killed_goes_on_with_another(toys):
-    from tests.test_kill import running
-
-    toys.toy(discover__tiny={"sleep": 5})
-    process = toys.start("audit")
-    running("-m stages.discover", toys)
-    kill_server(toys, process)
-    assert process.wait(timeout=300) == 0
-    assert toys.executed().count("re_evaluate@tiny") == 1
-    assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
-
-
-@pytest.mark.slow
 def test_an_audit_whose_servers_keep_dying_ends_in_one_line_and_goes_on_later(toys):
     from tests.test_kill import running
 
@@ -256,18 +242,6 @@ def run(server) -> str:
 
     with get_client(sync_client=True) as client:
         return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).name
-
-
-def test_nobody_else_gets_the_port_on_the_other_loopback_address_where_browsers_look_too(server):
-    with socket.socket(socket.AF_INET6) as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            other.bind(("::1", 0))
-        except OSError:
-            pytest.skip("this machine has no ::1")
-    with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError, match="in use"):
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("::1", server.port))
 
 
 @pytest.mark.slow

@@ -62,15 +62,6 @@ def test_shares_are_written_and_every_other_byte_stays() -> None:
     assert crlf == one.replace("\n", "\r\n")
 
 
-def test_shares_that_another_audit_would_get_too_are_not_written() -> None:
-    with pytest.raises(
-        UsageError, match=r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"
-    ):
-        with_shards(LAYOUT, "b", 2, 0)
-    with pytest.raises(UsageError, match=r"write audits\.c\.discover\.shards: 2 there"):
-        with_shards(LAYOUT, "c", 2, None)
-
-
 # --- the stages
 
 
@@ -199,17 +190,6 @@ def test_shares_that_cannot_be_are_refused(halves) -> None:
         code, told = faded(halves, "shard", audit, shards)
         assert code == 2 and message in told
     assert (halves.path / "params.yaml").read_bytes() == before
-
-
-def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halves, tmp_path) -> None:
-    workspace = halves.copy(tmp_path / "by hand")
-    by_hand = workspace.path / "params.yaml"
-    by_hand.write_text(with_shards(by_hand.read_text(), "tiny", 21, None))
-    code, output = faded(workspace, "plan", "tiny")
-    assert code == 2 and "discover.shards is 21, but there are 20 items of the split discover" in output
-    by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))
-    code, output = faded(workspace, "plan", "tiny")
-    assert code == 0 and "explore@tiny-21" in output  # before prepare has written the items
 
 
 def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves_discover_fresh(

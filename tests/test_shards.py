@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Key, Ledger
 from stages.explorers.merge import ShareResult, ledger_answers, merge_shares, read_parts, write_part
@@ -20,9 +19,6 @@ from stages.explorers.search import search
 from stages.explorers.shards import divide, search_share
 from stages.params import DiscoverConfig
 from tests.test_explorers import ids, make_task
-
-SPACE = ConceptSpace((Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False)))
-
 
 # --- the division
 
@@ -149,18 +145,6 @@ def test_what_is_merged_is_what_was_found(parts) -> None:
     )
 
 
-def test_a_probe_in_two_shares_counts_once(parts) -> None:
-    space = make_task().concepts
-    twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
-    result = merge_shares([twice, *parts[1:]], space)
-    assert len(result.probes) == 1202
-    assert sum(result.metrics["agent"]["shard_probes"]) == 601
-    other = parts[1].probes.head(1).assign(discrepancy=np.float32(0.123))
-    lying = replace(parts[0], probes=pd.concat([parts[0].probes, other], ignore_index=True))
-    with pytest.raises(UsageError, match="two shares answer the same probe of item 'i"):
-        merge_shares([lying, *parts[1:]], space)
-
-
 def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
     task = make_task(levels=3, concepts="ab", items=7)
     result = merge_shares(found_by(task, DiscoverConfig(budget=70, shards=3)), task.concepts)
@@ -191,16 +175,6 @@ def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
     assert again.queries == len(asked_once) - known
 
 
-def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None:
-    space = make_task().concepts
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.know(ledger_answers(merge_shares(parts, space).probes, space))
-    row = parts[1].probes.iloc[7]
-    answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
-    assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
-    assert (tmp_path / "ledger.jsonl").read_text() == ""
-
-
 # --- parts on disk
 
 
@@ -217,14 +191,6 @@ def written(parts, tmp_path) -> Path:
 
 def read(folder: Path) -> list[ShareResult]:
     return read_parts(folder, 3, {"model": "m", "items": "i"}, make_task().concepts)
-
-
-def test_parts_are_read_as_they_were_written(written, parts) -> None:
-    for was, now in zip(parts, read(written), strict=True):
-        pd.testing.assert_frame_equal(was.probes, now.probes)
-        assert now.part == was.part and now.policy is None
-    shutil.copytree(written / "1", written / "4")  # from another division: not declared, so not read
-    assert len(read(written)) == 3
 
 
 UNLIKE = r"with device cpu \(shares 1, 3\) and with device cuda \(NVIDIA H100\) \(share 2\), which do not go"
@@ -258,17 +224,6 @@ def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) ->
         spoil(at.parent)
     with pytest.raises(UsageError, match=message):
         read(written)
-
-
-def test_what_no_answer_depends_on_is_no_part_of_a_share(written, tmp_path) -> None:
-    [part, *_] = read(written)
-    result = merge_shares([part], make_task().concepts)
-    versions = {**part.record["versions"], "prefect": "4", "dvc": "4", "faded": "0.2", "datasets": "5"}
-    (tmp_path / "again").mkdir()
-    write_part(
-        tmp_path / "again", 1, result, {**part.record, "versions": versions, "git": {"revision": "f", "dirty": True}}
-    )
-    assert (tmp_path / "again" / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()
 
 
 def rewrite(folder: Path, how) -> None:

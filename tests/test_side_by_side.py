@@ -9,7 +9,6 @@ import pytest
 import flows.views.side_by_side
 from flows.results.compare import WORKSPACE, Run, read_run
 from flows.views.side_by_side import SideBySide, chosen_results, put_side_by_side, write_comparison_page
-from stages.core.errors import UsageError
 from stages.records import Search
 from stages.records.landscape import ConceptRecord
 from tests.finished import faded, finished_audits, inside
@@ -124,23 +123,3 @@ def test_other_grids_and_budgets_are_shown_and_said(workspace, tmp_path):
     ]
     write_comparison_page(tmp_path / "page.html", shown)
     assert "Grids differ: failures and rates" in (tmp_path / "page.html").read_text()
-
-
-def test_a_grid_without_an_agent_is_said(workspace):
-    tiny = run_of(workspace, "tiny")
-    alone = tiny.landscape.search.model_copy(update={"agent": None})
-    control = tiny.probes[tiny.probes["role"] == "control"]
-    other = replace(tiny, landscape=tiny.landscape.model_copy(update={"search": alone}), probes=control)
-    shown = together(workspace, [(WORKSPACE, "tiny"), (WORKSPACE, "other")], other=other)
-    assert dict(shown.found)["failures found by the agent"][1] is None
-    assert shown.notes[-1] == "no agent in other: the budget covers every pair of item and cell"
-
-
-def test_a_result_that_is_not_there_says_how_to_make_it(workspace, tmp_path):
-    away = workspace.copy(tmp_path / "ws")
-    (away.path / "data/other/summarize/landscape.json").unlink()
-    with (
-        inside(away),
-        pytest.raises(UsageError, match=r"no data/other/summarize/landscape\.json: run `faded audit other`"),
-    ):
-        put_side_by_side([(WORKSPACE, "tiny"), (WORKSPACE, "other")])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 from scipy.stats import fisher_exact
 
 import faded
@@ -25,15 +24,13 @@ from stages.landscape.slices import compare_slices, measure_slices, worse_values
 from stages.pages.first_page import ABOUT_NOTHING, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.sections import risen_slices
-from stages.pages.sentences import gate_view
-from stages.params import Gates, LandscapeGates, Params
+from stages.params import Gates, LandscapeGates
 from stages.records import Comparison, Landscape, Verdict
 from stages.records.tables import Embedded, read_embedded, write_embedded
 from stages.tasks.attributes import META, attributes_of, check_attributes, detail_columns, details, ranges_of
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Items
 from tests.landscapes import landscape_file, planted
-from tests.workspace import audit_params, repair_params
 
 SPACE = ConceptSpace((Concept("tilt", (0, 1, 2), neutral=0), Concept("fog", (0, 1, 2), neutral=0)))
 ITEMS = [f"i{k:03d}" for k in range(100)]
@@ -135,19 +132,6 @@ def test_where_each_item_is_asked_once_the_test_is_fishers():
     assert p_values == pytest.approx(exact, abs=0.003)
 
 
-def test_of_very_many_items_some_are_drawn_and_sums_of_many_are_normal(monkeypatch):
-    rng = np.random.default_rng(0)
-    row, codes = rng.integers(0, 800, 3000), np.repeat([0, 1, 2, -1], [20, 300, 400, 80])
-    rate = np.where(np.arange(800) < 320, 0.24, 0.2)
-    failed = rng.random(3000) < rate[row]
-    [dealt] = worse_values(failed, row, [codes], seed=0)
-    monkeypatch.setattr(slices, "MOST_DEALT", 100)
-    [drawn] = worse_values(failed, row, [codes], seed=0)
-    assert drawn != pytest.approx(dealt, abs=1e-6)
-    assert drawn == pytest.approx(dealt, abs=0.02)
-    assert dealt.max() - dealt.min() > 0.5, "else agreeing means little"
-
-
 def test_an_enumerated_grid_is_exact_and_its_intervals_are_of_items():
     cells = SPACE.cells()
     rng = np.random.default_rng(0)
@@ -206,19 +190,6 @@ def test_confusions_of_a_mode_are_of_the_probes_behind_its_rate():
     assert known.confused(known.modes[0], 1) == said
     assert known.confused(known.modes[0], 2).startswith(f"{said}; label ")
     assert landscape(measured(table.assign(output="right"))).confused(known.modes[0], 3) == ""
-
-
-@pytest.mark.parametrize("output", ["right", "a summary (of 10%) in words"])
-def test_outputs_that_name_no_label_make_no_confusions(output):
-    found = measured(probes(NINE).assign(output=output), M1=Region({"tilt": (2,)}))
-    assert found.confusions is None and found.mode_confusions is None
-
-
-def test_nothing_is_told_of_items_of_which_nothing_is_known():
-    assert measured(probes(NINE), {}) is None
-    assert measured(probes(NINE)[:0]) is None
-    constant = measured(probes(NINE), {"label": ["a"] * 100}).attributes[0].values[0]
-    assert (constant.rest, constant.p, constant.worse) == (None, None, False)
 
 
 # Before and after a repair
@@ -334,39 +305,6 @@ def test_gates_of_a_repair_judge_value_and_change():
     assert risen_slices(comparison).startswith("Failures have risen significantly for label 3, by +")
 
 
-@pytest.mark.parametrize(
-    ("gates", "told"),
-    [
-        ({"label": {}}, "expected max; found none"),
-        ({"label": {"max": 1.0}}, "less than 1"),
-        ({"label": {"change_max": 0.1}}, "change_max"),
-        ({"label": 0.3}, "label"),
-    ],
-)
-def test_a_gate_that_cannot_be_one_is_refused(gates, told):
-    with pytest.raises(ValidationError, match=told):
-        LandscapeGates.model_validate({"slices": gates})
-
-
-def test_discover_refuses_gates_on_unknown_attributes_before_it_asks():
-    gates = {"slices": {"topic": {"max": 0.3}}}
-    params = Params.model_validate(
-        {"audits": {"tiny": audit_params(gates=gates)}, "repairs": {"tiny": repair_params(gates=gates)}}
-    )
-    with pytest.raises(UsageError) as error:
-        params.check_slices("tiny", ["label", "length"])
-    assert str(error.value).splitlines() == [
-        f"{block}.tiny.gates.slices.topic: the items have no attribute of this name; they have label, length"
-        for block in ("audits", "repairs")
-    ]
-    params.check_slices("tiny", ["label", "topic"])
-
-
-def test_the_verdict_of_a_report_says_which_value_decided(nine):
-    gate = gate_view(of_gates(nine, max=0.3))
-    assert (gate.name, gate.bound) == ("failure rate of every label (9 decides)", "≤ 30.0%")
-
-
 # Attributes
 
 
@@ -415,15 +353,6 @@ def test_ranges_hold_about_as_many_and_do_not_overlap():
     assert ranges_of([1.0, np.nan, 1.0]) == ["1", None, "1"]
 
 
-def test_splits_have_the_same_ranges():
-    task = planted(items=60)
-    task.items.table["split"] = ["discover", "test"] * 30
-    task.items.table["age"] = range(60)
-    first, other = (task.attributes(task.items.ids(split)) for split in ("discover", "test"))
-    assert list(first) == ["age"], "all have one label"
-    assert set(first["age"]) == set(other["age"]) == {"0 to 14", "15 to 29", "30 to 44", "45 to 59"}
-
-
 @pytest.mark.parametrize(
     ("found", "told"),
     [
@@ -441,11 +370,6 @@ def test_attributes_of_a_users_task_are_checked(found, told):
     own = planted(items=2)
     own.attributes = lambda item_ids: pd.DataFrame({"a": ["x", np.nan]})
     assert known_attributes(own, ["i000", "i001"])["a"].tolist() == ["x", None]
-
-
-def test_values_of_attributes_are_lines_of_text_whatever_the_data_holds():
-    hostile = pd.DataFrame({"a": ["x\n\x1b[2Jy", "\u0645\u06cc\u200c\u062e", None, " z "]}, dtype=object)
-    assert check_attributes(hostile, 4, [], "T")["a"].tolist() == ["x [2Jy", "\u0645\u06cc\u200c\u062e", None, "z"]
 
 
 def test_details_of_the_users_data_become_columns():
@@ -535,20 +459,6 @@ def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
     assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
 
 
-def test_columns_of_data_sets_reach_the_items():
-    datasets = pytest.importorskip("datasets")
-    from stages.tasks.classification.own_data import _details
-
-    kinds = {
-        "image": datasets.Value("binary"), "label": datasets.Value("string"), "age": datasets.Value("int32"),
-        "sex": datasets.ClassLabel(names=["f", "m"]), "box": datasets.Sequence(datasets.Value("int32")),
-    }  # fmt: skip
-    rows = {"image": [b"", b""], "label": ["a", "b"], "age": [61, None], "sex": [1, -1], "box": [[1], [2]]}
-    part = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-    assert _details(part, ("image", "label")) == [{"age": 61, "sex": "m"}, {}]
-    assert _details(part.select_columns(["image", "label"]), ("image", "label")) == [{}, {}]
-
-
 def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
     from stages.tasks.language.articles import _article, choose_items
     from stages.tasks.sources import ItemCounts
@@ -565,15 +475,3 @@ def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tm
         "topic": ["news", "sport", "news"],
         "length": ["10 to 19 words", "40 to 49 words", "30 to 39 words"],
     }
-
-
-def test_items_of_a_text_to_image_model_are_told_apart_by_their_template():
-    from stages.tasks.text_to_image.probes import PainterProbes
-
-    templates = ["a photo of {thing}" + " in a very long sentence" * 5, "{thing}"] * 2
-    table = pd.DataFrame({"id": list("abcd"), "split": "discover", "label": templates, "seed": range(4)})
-    task = SimpleNamespace(items=Items(table), concepts=SPACE, _templates=templates)
-    found = PainterProbes.attributes(task, ["b", "a"])
-    assert found.to_dict("list") == {"template": [templates[1], templates[0]]}
-    task._templates = ["{thing}"] * 4
-    assert list(PainterProbes.attributes(task, ["b", "a"])) == []

@@ -139,13 +139,6 @@ def test_a_task_makes_stale_its_own_audits_and_a_repair_no_search(tree: Path) ->
         assert not {"explore", "discover", "summarize", "collect_feedback"} & kinds_of(stale), stale
 
 
-def test_a_page_or_an_estimate_makes_no_search_stale(tree: Path) -> None:
-    for path in ("stages/pages/page.py", "stages/pages/templates/report.css", "stages/landscape/modes.py"):
-        text = (tree / path).read_text()
-        stale = kinds_of(changed(tree, path, text.replace("return ", "return 1 and ") + "\n"))
-        assert not {"prepare", "explore", "discover"} & stale, (path, stale)
-
-
 def test_of_a_users_module_everything_counts(tree: Path) -> None:
     task = (tree / "planted.py").read_text()
     (tree / "helper.py").write_text("X = 1\n")
@@ -158,16 +151,6 @@ def test_of_a_users_module_everything_counts(tree: Path) -> None:
     found, _ = SourceTree(tree / "stages", tree).reached([("planted", "PlantedTask")], (), {})
     assert [*found["helper.py"]] == ["X"]
     (tree / "planted.py").write_text(task)
-
-
-def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:
-    package = tmp_path / "stages"
-    package.mkdir()
-    for name in ("one", "other"):
-        (package / f"{name}.py").write_text("def first():\n    return second()\n\n\ndef second():\n    return 1\n")
-    found, _ = SourceTree(package, tmp_path).reached([("stages.one", "first"), ("stages.other", "first")], (), {})
-    both = {"first", "second"}
-    assert {path: {*parts} for path, parts in found.items()} == {"stages/one.py": both, "stages/other.py": both}
 
 
 # By the beginning of a path: the audits that its files may make stale, and the stages.

@@ -2,24 +2,17 @@
 
 import json
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from stages.core.errors import UsageError
-from stages.tasks.language.articles import DATA_LOADERS, Article, choose_items, english, trim
+from stages.tasks.language.articles import DATA_LOADERS, Article, choose_items, trim
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
 from tests.news import articles
 
 GERMAN = (
     "Der Bundestag hat am Donnerstag ein Gesetz beschlossen, das die Rechte der Mieter in den Städten stärken soll."
 )
-FRENCH = (
-    "Le gouvernement a annoncé mardi une nouvelle loi sur les retraites, qui a été critiquée par tous les syndicats."
-)
-SPANISH = "El presidente dijo el martes que el gobierno no va a subir los impuestos en el próximo año, y no lo creen."
-DUTCH = "De regering heeft dinsdag een nieuwe wet aangenomen over de pensioenen die in het land veel kritiek kreeg."
 PLAIN = "The minister said on Monday that the union had asked for more money, and that they would not be given any."
 
 
@@ -78,14 +71,6 @@ def test_why_an_article_is_left_out(tmp_path, text, reason):
     assert reasons(tmp_path, text) == [reason]
 
 
-def test_a_reference_that_no_file_can_be_written_of_leaves_its_article_out(tmp_path):
-    first, second = articles(2)
-    lines = [{"body": first, "gist": "A gist.\n"}, {"body": second, "gist": "A gist \ud83d."}]
-    taken, skipped = load_lines(tmp_path, lines, summary="gist", max_excluded=1)
-    assert [a.id for a in taken] == ["news-1"]
-    assert [s["reason"] for s in skipped] == ["its reference holds U+D83D, so it is not plain text"]
-
-
 def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
     lines = [{"body": articles(1)[0]}, {"text": "x"}, {"body": None}, "{not json", '["a list"]', ""]
     taken, skipped = load_lines(tmp_path, lines, max_excluded=1)
@@ -115,23 +100,6 @@ def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
     assert (len(taken), len(skipped)) == (6, 3)
 
 
-def test_no_article_at_all_and_a_split_of_no_known_name(tmp_path):
-    for lines in ([], [""]):
-        with pytest.raises(UsageError, match="found no articles"):
-            load_lines(tmp_path, lines)
-    lines = [{"body": text, "part": "train"} for text in articles(2)]
-    with pytest.raises(UsageError, match="its split is 'train', expected one of discover, repair, test"):
-        load_lines(tmp_path, lines, split="part")
-
-
-def test_a_copy_is_left_out_where_there_are_more_articles(tmp_path):
-    first, second = articles(2)
-    lines = [{"body": first, "part": ""}, {"body": first, "part": "test"}, {"body": second, "part": ""}]
-    taken, skipped = load_lines(tmp_path, lines, split="part", max_excluded=0.5)
-    assert [(a.id, a.pool) for a in taken] == [("news-2", "test"), ("news-3", "")]
-    assert skipped == [{"file": "news-1", "reason": "repeats news-2"}]
-
-
 def test_articles_are_cut_to_whole_sentences_and_it_is_told_which(tmp_path):
     text = "One two three. Four five! Mr. Six said: seven? Eight."
     assert trim(text, 5) == "One two three. Four five!"
@@ -144,13 +112,6 @@ def test_articles_are_cut_to_whole_sentences_and_it_is_told_which(tmp_path):
     assert [a.cut for a in taken] == [False, True]
     items = choose_items(taken, ItemCounts(discover=2), 0).set_index("id")
     assert items["cut"].to_dict() == {"news-1": False, "news-2": True}
-
-
-def test_english_is_told_from_its_neighbours():
-    assert english(PLAIN) > 0.3
-    assert min(english(text) for text in articles(20)) > 0.2
-    assert max(english(text) for text in (GERMAN, FRENCH, SPANISH, DUTCH)) < 0.05
-    assert english("12 34") == 0
 
 
 @pytest.fixture
@@ -211,13 +172,6 @@ def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
         source(**{**block, "split": "dev"}).load(tmp_path)
 
 
-def test_a_data_set_that_is_nowhere(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"nobody/nothing is not a folder in .*faded prefetch"):
-        source(datasets="nobody/nothing", split="test", text="text").load(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("block", "message"),
     [
@@ -245,34 +199,3 @@ def test_bad_blocks(tmp_path, block, message):
     errors = source_errors(block, DATA_LOADERS, "prepare.data", tmp_path)
     assert len(errors) == 1
     assert message in errors[0]
-
-
-def test_the_seed_draws_the_items():
-    pool = [Article(f"a-{i}", text) for i, text in enumerate(articles(30))]
-    counts = ItemCounts(discover=8, repair=6, test=5)
-    one, same, other = (choose_items(pool, counts, seed) for seed in (1, 1, 2))
-    assert one.equals(same)
-    assert not one.equals(other)
-    assert one["id"].is_unique
-    assert one["split"].value_counts().to_dict() == {"discover": 8, "repair": 6, "test": 5}
-    assert list(one.columns) == ["id", "split", "label", "article", "reference", "cut"]
-    assert one["label"][0] == one["article"][0].split(". ")[0] + "."
-    referred = [Article(f"a-{i}", text, reference="A gist.") for i, text in enumerate(articles(3))]
-    assert set(choose_items(referred, ItemCounts(discover=3), 0)["label"]) == {"A gist."}
-
-
-def test_too_few_articles():
-    pool = [Article(f"a-{i}", text, pool="test" if i < 3 else "") for i, text in enumerate(articles(10))]
-    with pytest.raises(UsageError, match=r"prepare\.items\.repair: 4 items wanted, the data has 2 left"):
-        choose_items(pool, ItemCounts(discover=5, repair=4, test=3), 0)
-    with pytest.raises(UsageError, match=r"prepare\.items\.test: 4 items wanted, the data has 3 left"):
-        choose_items(pool, ItemCounts(discover=5, test=4), 0)
-
-
-@pytest.mark.skipif(find_spec("gensim") is None, reason="the package gensim, which carries the corpus, is not there")
-def test_the_corpus_of_the_default_audit():
-    lee = source(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
-    taken, skipped = lee.load(Path("data/news/inputs"))
-    assert sum(a.pool == "test" for a in taken) == 50
-    assert len(taken) == 340
-    assert {s["reason"].split("-")[0] for s in skipped} == {"repeats lee_background"}

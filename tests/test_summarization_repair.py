@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
-from stages.core.errors import BugError, UsageError
+from stages.core.errors import UsageError
 from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
 from stages.tasks.hub import Snapshot
 from tests.alone import load_alone
@@ -29,7 +28,7 @@ from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.training import SummarizerTraining, quick, token_logits, verify
+from stages.tasks.summarization.training import SummarizerTraining, quick, token_logits
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
@@ -174,7 +173,7 @@ def test_the_adapter_is_loaded_and_asked_without_faded(repaired, home, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("family", ["t5"])
 def test_a_whole_model_is_loaded_and_asked_without_faded(family, tmp_path, monkeypatch, unread):
     inputs = tmp_path / "inputs"
     asked = context(inputs)
@@ -215,7 +214,7 @@ def unread(monkeypatch):
     monkeypatch.setattr(repair_module, "verify", lambda *_: None)
 
 
-@pytest.mark.parametrize("method", [{}, PREFER, FULL])
+@pytest.mark.parametrize("method", [{}, PREFER])
 def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, monkeypatch, unread):
     monkeypatch.setattr(training_module.SummarizerTraining, "save_every", 2)
     task.repair(plan(**method), tmp_path / "whole")
@@ -240,22 +239,10 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, mon
     record = task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
     assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
     assert record.steps == 8
-    name = "model.safetensors" if method == FULL else "adapter_model.safetensors"
+    name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("one to reject (degraded)" in card, "nats a preference" in card) == (method == PREFER,) * 2
-
-
-@pytest.mark.slow
-def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
-    task, out, _, _ = repaired
-    damaged, base = tmp_path / "damaged", home / "prepare" / "model"
-    shutil.copytree(out, damaged)
-    state = load_file(out / "adapter_model.safetensors")
-    save_file({name: tensor * 0.5 for name, tensor in state.items()}, damaged / "adapter_model.safetensors")
-    memory = load_summarizer(out, task.context.compute, base)
-    with pytest.raises(BugError, match=r"could not be read back from .*damaged: its logits differ"):
-        verify(damaged, base, task.summarizer, memory, lessons(task, plan(), steps=1))
 
 
 def test_a_repair_that_changes_nothing_is_no_repair(task, tmp_path):
@@ -292,20 +279,6 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
     assert SummaryRepair(method="full").peak_rate == 2e-5 and SummaryRepair(method="lora").peak_rate == 1e-3
     with pytest.raises(ValueError, match="rank: an effect with an adapter only"):
         SummaryRepair(method="full", rank=4)
-
-
-@pytest.mark.slow
-def test_an_encoder_decoder_learns_too(tmp_path):
-    inputs = tmp_path / "inputs"
-    base = context(inputs)
-    shutil.rmtree(inputs / "model")
-    tiny_seq2seq(inputs / "model")
-    (tmp_path / "prepare").mkdir()
-    Summarization.prepare(base, tmp_path / "prepare")
-    task = Summarization.load(base, tmp_path / "prepare")
-    record = task.repair(plan(steps=20, learning_rate=5e-3), tmp_path / "out")
-    assert record.details["loss_last"] < record.details["loss_first"]
-    assert Summarization.load(base, tmp_path / "prepare", tmp_path / "out").summarizer.hash != task.summarizer.hash
 
 
 # Preferences
@@ -373,20 +346,6 @@ def test_a_clean_control_is_given_the_same_preferences_in_the_same_order(task):
     assert any(lesson.article.isupper() for lesson in given)
 
 
-def test_people_teach_preferences_by_correcting(task):
-    said = [example(task, corrected="A bridge opens in March."), example(task, rating=9)]
-    _, pairs, _ = lessons_of(task, plan(examples=said, **PREFER))
-    taught = [pair for pair in pairs if pair.summary == "A bridge opens in March."]
-    assert [(pair.cell, pair.rejected) for pair in taught] == [((1, 1), said[0].output)]
-    assert len({pair.item for pair in pairs} & {said[0].item}) == 1
-
-
-def test_without_anything_to_reject_there_is_no_preference(task, monkeypatch):
-    monkeypatch.setattr("stages.tasks.summarization.pairs.falsified", lambda *_: None)
-    with pytest.raises(UsageError, match=r"rejected: falsified gives nothing to reject, of 6 summaries.*method lora"):
-        lessons_of(task, plan(method="dpo", rejected="falsified"))
-
-
 # What the repair learns from
 
 
@@ -429,12 +388,6 @@ def test_the_policy_aims_what_is_learnt(task):
     assert [lesson.summary for lesson in clean] == [lesson.summary for lesson in given]
     uniform = lessons(task, dataclasses.replace(asked, control="as_used"), steps=20)
     assert np.mean([lesson.article.isupper() for lesson in uniform]) > 0.4, "it follows no policy"
-
-
-def test_what_a_change_leaves_nothing_of_is_replayed_unchanged(task):
-    task.settings = task.settings.model_copy(update={"validity": 1.0})
-    given = lessons(task, plan(replay=0.0))
-    assert {article for article, *_ in given} <= set(task.items.table["article"])
 
 
 def test_people_teach_corrected_and_praised_answers(task):
@@ -656,8 +609,3 @@ def test_normalisations_leave_clean_articles_alone(name, task):
     for text in (CLEAN, "", "x", *task.items.table["article"]):
         assert undo(text) == text
         assert undo(undo(text.upper())) == undo(text.upper())
-
-
-def test_unknown_normalisations_are_named():
-    with pytest.raises(UsageError, match="normalise: typos is unknown, expected some of characters"):
-        normaliser(["spacing", "typos"])

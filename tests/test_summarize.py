@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from stages.concepts import Region
-from stages.core.errors import UsageError
 from stages.core.intervals import Rate
 from stages.landscape.confirm import Mode
-from stages.landscape.show import exhibits, nearest_failures, unchanged_items
+from stages.landscape.show import exhibits, unchanged_items
 from stages.landscape.summary import (
     LandscapeInput,
-    describe_estimator,
     measure_region,
     pick_examples,
     policy_view,
@@ -25,7 +22,7 @@ from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal
-from tests.landscapes import NO_FRESH, every_pair, fresh, landscape_of, planted, uniform
+from tests.landscapes import fresh, landscape_of, planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -67,25 +64,6 @@ def test_items_of_examples_are_shown_unchanged_and_once(probed):
     assert exhibits(task, modes[:1], 0) == {"M1": []} and unchanged_items(task, modes, 0) == []
 
 
-def test_the_smallest_changes_are_told_in_steps(probed):
-    task, _ = probed
-    config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="exact", items=3, budget=2000))
-    walked = measure_robustness(task, task.items.table["id"].tolist(), config, seed=0).table
-    shown = nearest_failures(task, walked, 2)
-    assert [said.exhibit.caption.split(":")[0] for said in shown] == [
-        f"{n} step{'s' if n > 1 else ''}" for n in sorted(walked["radius"].dropna())[:2]
-    ]
-    assert nearest_failures(task, walked.iloc[:0], 2) == nearest_failures(task, walked, 0) == []
-
-
-def test_an_enumerated_grid_is_not_said_to_be_estimated(probed):
-    task, probes = probed
-    every = every_pair(task)
-    exact, estimated = (describe_estimator(landscape_of(task, some), some) for some in (every, probes))
-    assert (exact.name, exact.number("probes_control")) == ("exact enumeration", len(every))
-    assert estimated.name not in ("exact enumeration", None)
-
-
 class Peaked:
     """A policy that chooses the first cell for every item but the first."""
 
@@ -102,20 +80,6 @@ def test_the_policy_is_averaged_over_items(probed):
     assert view["policy_mean"][0] == pytest.approx(19 / 20)
     assert view["policy_std"][1] == pytest.approx(np.sqrt(19) / 20)
     assert np.isnan(policy_view(None, task.embed(ids), landscape, task.concepts)["policy_mean"]).all()
-
-
-def test_probes_that_lack_a_column_are_refused(probed):
-    task, probes = probed
-    ids = task.items.table["id"].tolist()
-    found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
-
-    def of(probes: pd.DataFrame) -> LandscapeInput:
-        return LandscapeInput("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame(), NO_FRESH)
-
-    with pytest.raises(UsageError, match="discrepancy"):
-        summarize(of(probes.drop(columns="discrepancy")), SummarizeConfig(), 0)
-    with pytest.raises(UsageError, match="no probes"):
-        summarize(of(probes.iloc[:0]), SummarizeConfig(), 0)
 
 
 def test_a_landscape_needs_no_files(probed):

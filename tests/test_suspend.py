@@ -31,7 +31,7 @@ from prefect.states import Completed, Pending, Running
 from rich.console import Console
 
 import flows.audit
-from flows.people.approval import decide, settle, wake
+from flows.people.approval import decide, settle
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, Request, read_modes, read_request
 from flows.run import run_audits
@@ -475,13 +475,8 @@ def by_command(deployment: Deployment, run: FlowRun) -> None:
     assert "Commit data/tiny" in done.stdout
 
 
-def by_page(deployment: Deployment, run: FlowRun) -> None:
-    record_decision(load_params(), "tiny", made(), "page")
-    assert wake(load_params(), "tiny") == [f"the suspended flow run {run.name} resumes"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "via"), [(by_form, "prefect"), (by_command, "command"), (by_page, "page")])
+@pytest.mark.parametrize(("way", "via"), [(by_form, "prefect"), (by_command, "command")])
 def test_suspended_killed_approved_and_gone_on_by_another_worker(
     toys, client, prefect_server, tmp_path, monkeypatch, way, via
 ):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
 from tests.alone import load_alone
-from tests.workspace import ROOT, Workspace
+from tests.workspace import Workspace
 
 CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missing": [0, 0.4]}
 
@@ -170,29 +168,3 @@ def test_a_table_of_ones_own_is_audited_repaired_and_judged(tmp_path):
     assert audited.returncode in (0, 1), audited.stdout
     assert (here.path / "data/patients/conclude/report.html").exists(), audited.stdout
     assert "mean radius" in (here.path / "data/patients/report/report.html").read_text()
-
-
-@pytest.mark.slow
-def test_the_same_folder_works_from_another_distribution(tmp_path):
-    """Copied under another name, with one entry point: nothing in Faded refers to it."""
-    site = tmp_path / "site"
-    shutil.copytree(ROOT / "stages/tasks/tabular", site / "rows_pack", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (site / "rows_pack").glob("*.py"):
-        path.write_text(path.read_text().replace("stages.tasks.tabular", "rows_pack"))
-    info = site / "rows_pack-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rows-pack\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[faded.tasks]\nrows = rows_pack:TabularClassification\n")
-    here = repository(tmp_path / "mine")
-    command = [sys.executable, "-m", "flows.cli", "init", "--data", "patients.csv", "--kind", "rows", "--no-repair"]
-    environment = here.env | {"PYTHONPATH": f"{site}:{ROOT}"}
-    done = subprocess.run(
-        [*command, "--model", "logistic_regression", "--yes"],
-        cwd=here.path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["patients"]["task"] == "rows"

@@ -157,15 +157,6 @@ def test_the_neutral_cell_changes_nothing_and_missing_leaves_gaps_in_any_column(
     pd.testing.assert_frame_equal(pd.concat(alone, ignore_index=True), together)
 
 
-def test_items_are_told_apart_by_text_numbers_and_years(beside: Path) -> None:
-    model = function(beside, "about", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
-    task = prepared(context(beside, model), beside / "out")
-    about = task.attributes(task.items.ids("discover"))
-    assert {"label", "age", "region", "plan", "member", "since"} <= set(about)
-    assert set(about["since"].dropna()) <= {str(year) for year in range(2015, 2024)}
-    assert set(about["region"]) == {"north", "south", "east", "west"}
-
-
 # What it answers
 
 
@@ -234,25 +225,6 @@ def test_what_is_wrong_is_told_before_anything_runs(
     beside: Path, model: dict[str, Any], data: dict[str, Any], said: str
 ) -> None:
     assert said in "\n".join(TabularClassification.check(context(beside, model, data)))
-
-
-def test_a_concept_without_a_column_to_change_and_a_repair_are_refused(beside: Path) -> None:
-    data = {"csv": "customers.csv", "target": "churn"}
-    model = function(beside, "undated", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
-    with pytest.raises(UsageError, match=r"concepts.date_shift: no column to change, expected a date .* age \(measure"):
-        prepared(context(beside, model, data, date_shift=[0, 9]), beside / "out")
-    refused = TabularClassification.check_repair(context(beside, model), {"method": "risk-weighted"})
-    assert "Faded did not fit undated:predict" in refused[0]
-
-
-def test_another_answer_than_before_is_refused(beside: Path) -> None:
-    model = function(beside, "kept", "return np.where(rows['tenure'] > 9, 'stays', 'leaves')")
-    prepared(context(beside, model), beside / "out")
-    path = beside / "out/model/model.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps({**about, "known": [row[1::-1] + row[2:] for row in about["known"]]}))
-    with pytest.raises(UsageError, match="answers otherwise when it is asked again"):
-        TabularClassification.load(context(beside, model), beside / "out")
 
 
 def test_a_change_of_the_function_changes_the_code_of_stages_that_call_it(beside: Path) -> None:

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,16 +65,6 @@ def is_subsequence(part: list[str], whole: list[str]) -> bool:
 
 
 # The grid
-
-
-def test_the_space_has_the_names_levels_and_neutral_cell_of_the_audit():
-    space = text_space({"letter_case": ["as_is", "upper"], "typos": [0, 0.1], "word_order": [0, 3]})
-    assert space.names == ["letter_case", "typos", "word_order"]
-    assert [c.ordered for c in space.concepts] == [False, True, True]
-    assert [c.levels for c in space.concepts] == [("as_is", "upper"), (0.0, 0.1), (0.0, 3.0)]
-    np.testing.assert_array_equal(space.neutral, [0, 0, 0])
-    assert space.describe([1, 1, 1]) == "letter_case upper, typos 0.1, word_order 3 words"
-    assert text_space({"typos": [0.1, 0.2]}).neutral is None
 
 
 def test_wrong_concepts_and_levels_are_named_with_what_was_meant():
@@ -174,12 +163,6 @@ def test_a_word_meets_the_same_typo_whatever_other_concepts_do_around_it():
     assert len(rest) < len(words(typed))
 
 
-def test_concepts_apply_in_the_order_of_the_catalogue_not_of_the_audit():
-    text = "The dog barked at a cat."
-    first = change(text, letter_case="upper", tense=1, lost_spaces=1)
-    assert first == change(text, lost_spaces=1, tense=1, letter_case="upper") == "THEDOGBARKSATACAT."
-
-
 @pytest.mark.parametrize("name", ["delete_words", "drop_nouns", "drop_verbs", "drop_adjectives", "drop_stop_words"])
 def test_what_is_left_out_leaves_no_double_spaces_and_no_hanging_marks(name):
     for repeat in range(20):
@@ -262,21 +245,6 @@ def test_negation_finds_the_main_verb_and_takes_a_negation_away(sentence, negate
     assert change(sentence, negate=1) == negated
 
 
-@pytest.mark.parametrize(
-    ("sentence", "other"),
-    [
-        ("The police said the fire began in the city.", "The police say the fire begins in the city."),
-        ("Firefighters in the city said it was over.", "Firefighters in the city say it is over."),
-        ("The men who died were old.", "The men who die are old."),
-        ("In May he may have been ill.", "In May he might have been ill."),
-        ("She had already left.", "She has already left."),
-        ("A stunned nation wants peace.", "A stunned nation wanted peace."),
-    ],
-)
-def test_tense_changes_finite_verbs_and_agrees_with_the_subject(sentence, other):
-    assert change(sentence, tense=1) == other
-
-
 def test_numbers_and_names_are_protected_where_the_concept_says_so():
     text = "Six dogs met 1,000 Australians on the 72nd day at 4:00pm."
     for name in ("typos", "swap_characters", "insert_characters", "repeat_characters", "delete_words", "repeat_words"):
@@ -296,16 +264,6 @@ def test_the_share_of_touched_words_is_the_level(share):
     assert spaces - change(text, lost_spaces=share).count(" ") == round(share * spaces)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 1])
-def test_the_share_of_touched_letters_is_the_level(share):
-    text = "strong winds pushed huge flames through small towns"
-    letters = sum(c.isalpha() for c in text)
-    assert letters - sum(c.isalpha() for c in change(text, delete_characters=share)) == round(share * letters)
-    for name in ("insert_characters", "repeat_characters"):
-        assert len(change(text, **{name: share})) - len(text) == round(share * letters)
-    assert sorted(change(text, swap_characters=share)) == sorted(text)
-
-
 def test_typos_hit_a_key_beside_the_right_one():
     beside = {"a": "qwsz", "g": "rtfhvbcy", "p": "ol", "m": "njk"}
     for letter, keys in beside.items():
@@ -314,16 +272,6 @@ def test_typos_hit_a_key_beside_the_right_one():
             assert [a == b for a, b in zip(slip, letter * 3, strict=True)].count(False) == 1
             assert set(slip) - {letter} <= set(keys)
     assert change("Xx Yy ab", typos=1) == "Xx Yy ab"  # words of one or two letters
-
-
-def test_misspellings_are_those_that_people_make():
-    dictionary = (files("codespell_lib") / "data" / "dictionary.txt").read_text("utf-8")
-    codespell = (line.split("->") for line in dictionary.splitlines())
-    known = {wrong: right.rstrip(",").strip() for wrong, right in codespell}
-    before, after = words(ARTICLE), words(change(ARTICLE, misspellings=1))
-    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-    assert len(changed) > 20
-    assert all(known[b] == a and a.islower() and len(a) >= 4 for a, b in changed)
 
 
 @pytest.mark.parametrize("reach", [1, 2, 4])
@@ -335,17 +283,6 @@ def test_words_move_no_further_than_word_order_says_and_marks_stay(reach):
     assert before != after
     assert all(abs(before.index(w) - after.index(w)) <= reach for w in before)
     assert [i for i, c in enumerate(changed.split()) if c.endswith(",")] == [20]
-
-
-def test_word_order_inverts_what_a_smaller_reach_inverts_and_more():
-    text = " ".join(f"w{chr(97 + i)}" for i in range(20))
-
-    def inversions(reach: float) -> set[tuple[str, str]]:
-        order = change(text, word_order=reach).split()
-        return {(b, a) for i, b in enumerate(order) for a in order[i + 1 :] if a < b}
-
-    sets = [inversions(reach) for reach in (1, 2, 4, 8)]
-    assert all(small < large for small, large in pairwise(sets))
 
 
 def test_sentences_are_cut_where_people_would():

@@ -129,11 +129,6 @@ def test_a_picture_belongs_to_a_region_whose_words_are_true_of_it(region, colour
     assert words.inside(Region(region), np.array([[colour, background]]), strictly=strictly).tolist() == [inside]
 
 
-def test_a_level_that_no_judge_and_no_column_can_check_is_shown_by_no_picture():
-    words = PictureWords(prompt_space(LEVELS | {"style": ["", "in oil"]}), ATTRIBUTES)
-    assert not words.inside(Region({"style": (1,)}), np.array([[0, 0]]), strictly=True)[0]
-
-
 def test_a_caption_keeps_what_is_unsaid_and_exchanges_what_is_not_true():
     words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
     assert words.words_for(np.array([1, 0]), np.array([2, 0])).tolist() == [3, 0]
@@ -186,18 +181,6 @@ def test_the_policy_says_what_is_learnt_and_each_target_still_gets_its_share(tas
     seen = [tuple(shown(album, words, lesson)) for lesson in learnt]
     assert set(seen) == {("green", "white"), ("red", "black")}
     assert np.mean([pair == ("red", "black") for pair in seen]) == pytest.approx(FOCUS, abs=0.06)
-
-
-def test_a_template_is_learnt_with_the_cell_drawn_for_its_item(task):
-    items = task.items.ids("repair")
-    assert len(set(task.items.table.query("split == 'repair'")["label"])) == 1, "both items are of one template"
-    task.items.table.loc[task.items.table["id"] == items[0], "label"] = "first {colour} box {background}"
-    everywhere, first = TargetMode("M1", Region({"colour": (1, 3)})), Looks()
-    first.sample = lambda embedding, k, seed: np.array([[[1, 1]] * k, [[3, 1]] * k])
-    learnt, _, _ = lessons(task, dataclasses.replace(plan([everywhere], replay=0.0), policy=first))
-    own = {lesson.caption for lesson in learnt if not lesson.caption.startswith("see")}
-    assert "first red box on a black background" in own
-    assert all(("first" in caption) == ("red" in caption) for caption in own)
 
 
 def test_balanced_values_come_alike_often(task):
@@ -287,27 +270,18 @@ def repaired(loaded, tmp_path_factory):
     """A repair, its record, and the task it was made with."""
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
-    record = task.repair(plan(steps=60, learning_rate=3e-2, rank=8), out)
+    record = task.repair(plan(steps=30, learning_rate=3e-2, rank=8), out)
     return task, out, record, before
 
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     task, _, record, before = repaired
-    assert (record.method, record.steps) == ("lora", 60)
-    assert list(record.curve["step"]) == list(range(1, 61))
+    assert (record.method, record.steps) == ("lora", 30)
+    assert list(record.curve["step"]) == list(range(1, 31))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
     after = task.painter.pipeline.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_draft_takes_its_share_of_the_steps_and_draws_without_a_card(home, task, tmp_path):
-    record = task.repair(dataclasses.replace(plan(steps=8), dose=0.25, draft=True), tmp_path)
-    assert (record.steps, record.details, list(record.curve["step"])) == (2, {}, [1, 2])
-    assert not (tmp_path / "README.md").exists()
-    drafted = TextToImage.load(boxes(home / "inputs"), home / "prepare", tmp_path)
-    ids = task.items.ids("test")[:2]
-    assert len(drafted.probe(ids, np.zeros((2, len(task.concepts)), dtype=int)).failed) == 2
 
 
 def test_the_same_adapter_is_the_same_bytes(tmp_path):
@@ -363,7 +337,7 @@ def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
     task, out, record, _ = repaired
     told = json.loads((out / "faded.json").read_text())
     assert told["base"] == task.painter.hash
-    assert told["settings"]["steps"] == 60
+    assert told["settings"]["steps"] == 30
     card = (out / "README.md").read_text()
     assert f"base_model: sha256:{task.painter.hash}" in card
     assert "| M1 | colour is red and background is on a black background | 1.0 |" in card
@@ -439,11 +413,6 @@ def test_where_no_two_pictures_can_be_told_apart_that_is_an_error(task, monkeypa
         UsageError, match=rf"of 16 pictures drawn for 8 prompts the judge found {16 * right} right, and"
     ):
         pairs_of(task, dpo())
-
-
-def test_a_control_compares_pictures_of_the_whole_grid(lenient):
-    captions = {pair.caption for pair in pairs_of(lenient, dpo(control="as_used")).pairs}
-    assert not all("red box on a black background" in caption for caption in captions)
 
 
 def dpo_training(pipeline, checkpoint=None, **settings):
@@ -557,17 +526,6 @@ def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_bac
     noisy = torch.randn(2, 4, 8, 8)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, **asked).sample, training.unet(noisy, 5, **asked).sample)
-
-
-def test_high_noise_favours_the_noisiest_steps(monkeypatch):
-    training, asked = training_of(tiny(), high_noise=3.0), []
-    add_noise = training.noise.add_noise
-    monkeypatch.setattr(
-        training.noise, "add_noise", lambda clean, noise, times: asked.append(times) or add_noise(clean, noise, times)
-    )
-    training.batches = [training.batches[0] * 24]
-    training.backward(0)
-    assert torch.cat(asked).float().mean() > 700  # 800 expected, 500 without
 
 
 def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 from collections import Counter
-from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -14,14 +13,13 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 from stages.core.errors import UsageError
-from stages.tasks.base import Task, offers
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, expected_of, share_out
+from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, share_out
 from stages.tasks.text_to_image.items import choose_items
 from stages.tasks.text_to_image.sample import Drawing, Painter
-from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of, said
-from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
+from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of
+from tests.boxes import COLOURS, GROUNDS, boxes, captioned
 
 LETTERS = "abcdefghijklmnop"
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
@@ -78,11 +76,6 @@ def test_an_audit_without_repair_uses_all_templates_and_too_few_are_told():
 # Probes
 
 
-def test_it_is_a_task_with_all_that_reports_can_show(task):
-    assert isinstance(task, Task)
-    assert all(offers(task, ability) for ability in ("measure", "again", "tallies", "sheets", "repair"))
-
-
 def test_answers_do_not_depend_on_what_else_is_asked(task, home):
     ids, cells = task.items.ids("discover"), task.concepts.cells()[:6]
     asked = [(item, cell) for item in ids for cell in cells]
@@ -108,14 +101,6 @@ def test_pictures_of_an_item_start_from_the_same_noise_whatever_the_words_and_fr
     assert len({order.seed for orders in asked for order in orders}) == 3 * 5 * task.config.images
 
 
-def test_a_picture_is_drawn_once_however_often_it_is_asked_for(task, monkeypatch):
-    monkeypatch.setattr(task.painter, "draw", draw := Mock(side_effect=task.painter.draw))
-    item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
-    first, second = task.probe(item, cell), task.probe(item, cell)
-    assert first.outputs == second.outputs
-    assert [len(call.args[1]) for call in draw.call_args_list] == [task.config.images]
-
-
 # Failures
 
 
@@ -138,15 +123,6 @@ NOT_READ = Judged(1.0, 1.0, {}, {})
 def test_the_discrepancy_weighs_what_is_wrong_with_the_pictures(pictures, weights, expected):
     thirds = dict.fromkeys(COLOURS, 1 / 3)
     assert discrepancy(pictures, weights, "colour", thirds) == pytest.approx(expected)
-
-
-def test_outputs_say_what_is_wrong_with_each_picture():
-    pictures = [RIGHT, WRONG, UNREAD, BLACK]
-    assert said(pictures, {"misalignment": 1}) == "as asked; colour blue; colour unreadable; black"
-    assert said([RIGHT, BLANKED], {"poor_quality": 1}) == "quality 0.60; blanked by the safety checker"
-    assert said([Judged(0.31, 0.5, {"gender": "man"}, {})], {"misalignment": 1}) == "alignment 0.31"
-    unsaid = Judged(1.0, 0.5, {"colour": "red"}, {})
-    assert said([unsaid, RIGHT], {"misalignment": 1, "bias": 1}, "colour") == "as asked, colour red; as asked"
 
 
 def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_the_model(task, monkeypatch):
@@ -183,32 +159,6 @@ def test_what_cannot_be_read_is_an_outcome_of_its_own(home, task, monkeypatch, u
     answer = own.probe(task.items.ids("discover")[:3], np.zeros((3, 2), dtype=int))
     assert (answer.failed.tolist(), answer.valid.tolist()) == (failed, valid)
     assert answer.outputs[1] == "colour unreadable; colour unreadable"
-
-
-def test_what_cannot_be_read_is_told_from_what_is_read_wrong(task, monkeypatch):
-    monkeypatch.setattr(task.judge, "aligned", lambda *_: np.zeros(3))
-    told = {"colour": ["", "blue", "red"], "background": ["black", "", "black"]}
-    monkeypatch.setattr("stages.tasks.text_to_image.studio.attribute_values", lambda judge, reading, name: told[name])
-    asked = [{"colour": "red", "background": "black"}] * 3
-    found = task.studio.assess(
-        [np.zeros((16, 16, 3), dtype=np.uint8)] * 3, ["a red box on a black background"] * 3, asked
-    )
-    assert [picture.unreadable for picture in found] == [True, False, False]
-
-
-def test_the_threshold_follows_what_unreadable_pictures_count_as(home, task):
-    def threshold(unreadable):
-        items = task.items.table.copy()
-        worst = pd.DataFrame(items.attrs["calibration"]).assign(misalignment=1.0, unreadable=True)
-        items.attrs["calibration"] = worst.to_dict("records")
-        settings = {"threshold": "auto", "unreadable": unreadable}
-        return TextToImage(
-            dataclasses.replace(task.context, discrepancy=settings), items, task.studio, task.pictures
-        ).threshold
-
-    assert threshold("ignored") == 0
-    with pytest.raises(UsageError, match="the judge does not fit"):
-        threshold("failure")
 
 
 def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked():
@@ -273,13 +223,6 @@ def test_captioned_pictures_serve_one_purpose_each():
     assert by_ground.eq(len(GROUNDS)).all()  # although data are sorted, every part has all values
     with pytest.raises(UsageError, match="expected the splits calibrate, repair, found train"):
         share_out(captioned().assign(split="train"), seed=0)
-
-
-def test_what_a_real_picture_shows_comes_from_its_columns_or_else_its_caption():
-    told = {"text": "a red box on white", "colour": "blue"}
-    assert expected_of(told, ATTRIBUTES) == {"colour": "blue", "background": "white"}
-    assert expected_of({"text": "red and blue"}, ATTRIBUTES) == {}
-    assert expected_of({"text": "a red box", "colour": ""}, ATTRIBUTES) == {}  # nothing to see
 
 
 # Bias and contact sheets
@@ -391,22 +334,8 @@ def test_prompts_that_do_not_fit_the_judge_or_the_model_are_told(home, tmp_path,
         TextToImage.prepare(dataclasses.replace(context, concepts=concepts or context.concepts), tmp_path)
 
 
-def test_what_the_judge_cannot_check_is_said_in_the_report(home, tmp_path):
-    levels = {"colour": ["", "red", "crimson"], "background": ["", "in the dark", "outside"]}
-    task = TextToImage.load(dataclasses.replace(boxes(home / "inputs"), concepts=levels), home / "prepare")
-    assert task.notes() == [
-        "Nobody checks what colour says where it is crimson.",
-        "Nobody checks what background says.",
-    ]
-
-
 def test_a_model_that_draws_nothing_but_black_is_told(home, tmp_path, monkeypatch):
     black = [Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "black")]
     monkeypatch.setattr(Painter, "draw", lambda self, prompts, *_, **__: black * len(prompts))
     with pytest.raises(UsageError, match="all 10 pictures it drew are black"):
         TextToImage.prepare(boxes(home / "inputs"), tmp_path)
-
-
-def test_loading_before_prepare_is_told(home, tmp_path):
-    with pytest.raises(UsageError, match=r"items\.parquet is missing"):
-        TextToImage.load(boxes(home / "inputs"), tmp_path)

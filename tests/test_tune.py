@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 
 import pytest
 import yaml
-from rich.console import Console
 
 from flows.choosing.tune.measure import Bench, ComputeChoice, Settings, Tuning, measure_choices
-from flows.choosing.tune.run import show_tuning
 from flows.workspace.edit_params import with_compute
 from stages.core.errors import UsageError
 from stages.params import AuditConfig, load_params
@@ -44,15 +41,6 @@ def choice(speed, backend="eager", dtype="float32", batch_size=32):
 def test_the_fastest_that_may_be_taken_is_recommended(dtype, others, allow, expected):
     tuning = Tuning([choice(10, "eager", dtype), *others], {}, 100)
     assert tuning.best(allow) is tuning.choices[expected]
-
-
-def test_a_dtype_that_changes_answers_is_told():
-    now, best = choice(10, "eager", "bfloat16"), choice(30, "openvino")
-    for one, changed in ((now, 0), (best, 9)):
-        one.far, one.changed = 0.1, changed
-    out = io.StringIO()
-    show_tuning(Console(file=out, width=200), "a", Tuning([now, best], {}, 100), Settings())
-    assert "its dtype changes answers: 9 of 100 probes change between pass and fail" in out.getvalue()
 
 
 def test_a_model_behind_http_is_not_asked_thousands_of_times(tmp_path):
@@ -168,6 +156,7 @@ def _noting(opening, opened):
     return open_
 
 
+@pytest.mark.slow
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
     # A planted task is equally fast in any batch, so the largest is chosen.

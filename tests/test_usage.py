@@ -13,7 +13,6 @@ import torch
 import yaml
 from PIL import Image
 
-from flows.choosing.usage import weights_to_write
 from flows.workspace.edit_params import with_usage
 from stages.concepts import ConceptSpace
 from stages.concepts.catalogue import span
@@ -22,8 +21,6 @@ from stages.concepts.prompts import fill, prompt_space
 from stages.concepts.rows import CATALOGUE, RowChanges
 from stages.concepts.texts import TextTransforms, text_space
 from stages.core.errors import UsageError
-from stages.params import AuditConfig
-from stages.params.usage import UsageConfig, in_use
 from stages.tasks.chat.choosing import QuestionReader
 from stages.tasks.tabular.choosing import RowReader
 from stages.tasks.text_to_image.choosing import PromptReader
@@ -33,7 +30,7 @@ from stages.usage.readers import read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
 from tests.news import articles
-from tests.workspace import audit_params, make_workspace
+from tests.workspace import make_workspace
 
 
 def drawn(space: ConceptSpace, truth: dict[str, list[float]], n: int, rng: np.random.Generator) -> np.ndarray:
@@ -102,27 +99,6 @@ def test_intervals_contain_the_truth_about_as_often_as_they_say():
         [one] = estimate_usage(space, cells, item.astype(str), own, found, {"darkening": [0]}, seed)
         hits.append((one.low <= truth) & (truth <= one.high))
     assert 0.88 <= np.mean(hits) <= 1.0
-
-
-def test_inputs_that_no_level_explains_are_counted_and_left_out():
-    space = prompt_space({"colour": ["red", "blue"]})
-    cells = spread_usage(space).sample(400, np.random.default_rng(0))
-    own = cells.astype(float)
-    found = np.array([[0.0]] * 30 + [[1.0]] * 10 + [[-1.0]] * 5)
-    [one] = estimate_usage(space, cells, [str(i % 50) for i in range(400)], own, found, {"colour": [0]}, 0)
-    assert (one.read, one.unlike) == (40, 5)
-    assert one.shares == pytest.approx([0.75, 0.25], abs=1e-3)
-
-
-def test_levels_that_look_alike_have_wide_intervals_and_are_not_used():
-    space = image_space({"darkening": [0, 0.3, 0.6]})
-    cells = spread_usage(space).sample(600, np.random.default_rng(0))
-    own = (cells == 2).astype(float)  # 0 and 0.3 look the same
-    found = np.array([[0.0]] * 90 + [[1.0]] * 10)
-    [one] = estimate_usage(space, cells, [str(i % 50) for i in range(600)], own, found, {"darkening": [0]}, 0)
-    assert (one.high - one.low)[:2].min() > 0.5
-    assert one.low[2] <= 0.1 <= one.high[2] < 0.25
-    assert not one.known
 
 
 class Articles:
@@ -223,21 +199,6 @@ def test_shares_of_drift_and_missing_values_are_found_in_a_table(tmp_path):
 # Files of production inputs
 
 
-def test_texts_are_read_from_every_kind_of_file(tmp_path):
-    rows = [{"id": n, "text": text} for n, text in enumerate(["one", "two", ""])]
-    frame = pd.DataFrame(rows)
-    (tmp_path / "a.txt").write_text("one\n\n two \n")
-    frame.to_csv(tmp_path / "a.csv", index=False)
-    frame.to_parquet(tmp_path / "a.parquet")
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "b.jsonl").write_text('"one"\n"two"\n')
-    for name in ("a.txt", "a.csv", "a.parquet", "a.json", "a.jsonl", "b.jsonl"):
-        left_out: list[str] = []
-        assert read_texts(tmp_path / name, None, ["question", "text"], left_out) == ["one", "two"], name
-        assert left_out == ([] if name in ("a.txt", "b.jsonl") else ["row 3 has no text"])
-
-
 @pytest.mark.parametrize(
     ("name", "content", "column", "told"),
     [
@@ -335,13 +296,6 @@ def test_what_cannot_be_measured_is_told(stripes, arguments, told):
     assert told in " ".join(said.split())
 
 
-def test_too_few_inputs_are_refused(stripes, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    code, said = faded(stripes, "usage", "stripes", "--from", tmp_path)
-    assert code == 2
-    assert "found 0 inputs, expected 20 or more; left out: a.png is not a readable image" in said
-
-
 # params.yaml
 
 TEXT = """audits:
@@ -375,26 +329,3 @@ def test_only_usage_is_written_and_comments_stay():
     for name in ("two", "three"):
         usage = yaml.safe_load(with_usage(TEXT, name, levels, measured))["audits"][name]["usage"]
         assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": measured}
-
-
-def test_named_combinations_are_not_counted_twice():
-    space = image_space({"darkening": [0, 0.4], "noise": [0, 0.2]})
-    combined = {"share": 0.2, "levels": {"noise": 0.2}}
-    audit = AuditConfig.model_validate(audit_params(concepts={"darkening": [0, 0.4], "noise": [0, 0.2]}))
-    audit = audit.model_copy(update={"usage": UsageConfig.model_validate({"combinations": [combined]})})
-    ends = np.zeros(2)
-    found = [Shares(name, np.array([0.7, 0.3]), ends, ends, 10**6, 0) for name in space.names]
-    levels = {one.concept: weights_to_write(audit, space, one) for one in found}
-    assert levels["noise"] == pytest.approx({0: 0.7, 0.2: 0.1}), "a fifth of inputs has this noise as stated"
-    assert levels["darkening"] == pytest.approx({0: 0.5, 0.4: 0.3}), "and these are not darkened"
-    stated = UsageConfig(levels=levels, combinations=audit.usage.combinations)
-    usage = in_use(space, stated).usage
-    assert usage.share({1: [1]}) == pytest.approx(0.3)
-    assert usage.share({0: [1]}) == pytest.approx(0.3)
-
-
-def test_words_that_yaml_takes_for_others_are_quoted():
-    after = with_usage(TEXT, "two", {"colour": {"": 0.5, "on": 0.25, "no": 0.25}}, {"inputs": 20, "source": "12"})
-    usage = yaml.safe_load(after)["audits"]["two"]["usage"]
-    assert usage["levels"] == {"colour": {"": 0.5, "on": 0.25, "no": 0.25}}
-    assert usage["measured"] == {"inputs": 20, "source": "12"}

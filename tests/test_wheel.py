@@ -104,20 +104,6 @@ def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
         assert archive.read("stages/templates/pipeline.yaml") == (source / "dvc.yaml").read_bytes()
 
 
-def test_type_checkers_of_users_see_the_types(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
-    (packages,) = (tmp_path / "env").glob("lib/*/site-packages")
-    zipfile.ZipFile(wheel).extractall(packages)
-    (tmp_path / "mine.py").write_text("import faded\n\nfaded.load('mnist').nothing\nfaded.TextConcept.none\n")
-    check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(tmp_path / "env/bin/python")]
-    done = subprocess.run([*check, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
-    assert done.stdout.splitlines() == [
-        'mine.py:3: error: "Result" has no attribute "nothing"  [attr-defined]',
-        'mine.py:4: error: "type[TextConcept]" has no attribute "none"  [attr-defined]',
-        "Found 2 errors in 1 file (checked 1 source file)",
-    ]
-
-
 def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, environment, tmp_path):
     repository = tmp_path / "repository"
     workspace = repository / "audit"

@@ -11,11 +11,10 @@ import yaml
 
 import flows.workspace.new
 import flows.workspace.pipeline
-from flows.graph import read_graph
 from flows.graph.heal import heal
 from flows.workspace import enter_workspace
-from flows.workspace.new import add_audit, add_folders, write_workspace
-from flows.workspace.pipeline import is_own, update_pipeline
+from flows.workspace.new import add_audit, write_workspace
+from flows.workspace.pipeline import is_own
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.params import load_params
@@ -190,12 +189,6 @@ def test_an_audit_beside_pipelines_and_folders_of_the_same_names_harms_none_and_
     assert {Path(name).parts[0] for name in set(after) - set(before)} == {"audit"}
 
 
-def test_stages_of_other_pipelines_are_no_part_of_the_graph(with_pipelines, monkeypatch):
-    workspace = make_audited(with_pipelines / "audit")
-    monkeypatch.chdir(workspace.path)
-    assert [stage.name for stage in read_graph()] == [f"{stage}@tiny" for stage in STAGES]
-
-
 def test_in_a_clone_of_the_workspace_dvc_alone_will_do(own):
     git(own.path.parent, "clone", "--quiet", str(own.path), "clone")
     clone = Workspace(own.path.parent / "clone")
@@ -230,32 +223,6 @@ def test_only_the_lock_file_of_the_workspace_is_healed(with_pipelines, monkeypat
     assert lock.read_text() == "schema: '2.0'\nstages: {}\n"
     assert users.read_text() == "schema: '2."
     assert not rwlock.exists()
-
-
-def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
-    params = own.params()
-    params["audits"]["big-2"] = audit_params(
-        discover={"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
-    )
-    own.write_params(params)
-    monkeypatch.chdir(own.path)
-    kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
-    assert update_pipeline() == [
-        f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
-        "a search is divided differently",
-    ]
-    shares = [stage for stage in read_graph() if stage.kind == "explore"]
-    assert [(stage.name, stage.audit) for stage in shares] == [
-        ("explore@big-2-1", "big-2"),
-        ("explore@big-2-2", "big-2"),
-    ]
-
-
-def test_folders_are_made_once(own):
-    (own.path / "data/tiny/inputs/.gitkeep").unlink()
-    before = digests(own.path)
-    add_folders(own.path, "tiny", repair=True)
-    assert digests(own.path) == before
 
 
 def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, monkeypatch):
