@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import compileall
-import compileall
 import json
 import os
 import random
