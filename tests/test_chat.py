@@ -209,11 +209,9 @@ def test_an_injected_text_stands_once_in_the_context_and_tone_and_typos_change_t
     ("output", "answer", "expected"),
     [
         ("It is the Hume Highway.", "Hume Highway", (0, 1, pytest.approx(1 - 4 / 6))),
-        ("hume highway!", "The Hume Highway", (0, 0, 0)),
         ("The boy was 20-month-old", "20 month", (0, 1, pytest.approx(1 - 4 / 7))),
         ("9,200 men", "9200", (0, 1, pytest.approx(1 - 2 / 3))),
         ("14.1", "4.1", (1, 1, 1)),
-        ("In Tasmania's south", "Tasmania", (0, 1, 0.5)),
         ("", "Lima", (1, 1, 1)),
     ],
 )
@@ -234,12 +232,8 @@ def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_failure():
     ("concepts", "prepare", "said"),
     [
         ({"evidence_position": ["start", "end"]}, {}, "expected context_length with a level above 0"),
-        ({"system": ["default", "ters"]}, {}, "level 'ters' is not one of default, terse, did you mean 'terse'"),
         ({"politness": [0, 1]}, {}, "unknown concept, did you mean 'politeness'"),
-        ({"injection": ["none", "odd"]}, {"prompt": "{question}"}, "injection has no effect"),
-        (CONCEPTS, {"prompt": "Answer {context}"}, "expected {question} once"),
         (CONCEPTS, {"data": {"jsonl": "questions.jsonl", "question": "ask"}}, "has no 'ask'"),
-        (CONCEPTS, {"data": {"jsonl": "questions.jsonl", "articles": {"jsonl": "no.jsonl", "text": "x"}}}, "no.jsonl"),
         (CONCEPTS, {"items": {"discover": 13}}, "13 discover items wanted, the data have 12"),
     ],
 )

@@ -44,15 +44,10 @@ def test_draws_cover_the_grid_and_stay_inside() -> None:
     ("allowed", "text"),
     [
         ({"rotation": (2, 3)}, "rotation >= 30°"),
-        ({"rotation": (0, 1)}, "rotation <= 15°"),
         ({"rotation": (1, 2)}, "15° <= rotation <= 30°"),
-        ({"rotation": (1,)}, "rotation = 15°"),
-        ({"saturation": (1, 2, 3)}, "saturation <= 0.5"),  # its values decrease with strength
-        ({"saturation": (0, 1)}, "saturation >= 0.5"),
+        ({"saturation": (1, 2, 3)}, "saturation <= 0.5"),  # its values decrease with strength,
         ({"saturation": (1, 2)}, "0.25 <= saturation <= 0.5"),
-        ({"weather": (1, 2)}, "weather is rain or fog"),
         ({"rotation": (3,), "saturation": (3,)}, "rotation = 45° and saturation = 0"),
-        ({"rotation": (0, 1, 2, 3)}, "everywhere"),
         ({}, "everywhere"),
     ],
 )

@@ -154,18 +154,10 @@ def test_one_refusal_ends_all_requests():
     ("answer", "told"),
     [
         (said({"detail": "no text"}, 422), r'rejected the request: 422 Unprocessable Entity \({"detail": "no text"}\)'),
-        (said(b"", 401), r"401 Unauthorized: name the environment variable with the key: prepare\.model\.key_env"),
         (said(b"", 413), r"413 .*: lower batch_size, 16"),
-        (
-            said(b"", 307, Location="https://elsewhere.example/v2?key=x"),
-            r"to https://elsewhere.example/v2; that is not followed",
-        ),
         (said(b"<html>"), r"no JSON .*<html>"),
-        (said(b'{"outputs": [{"n": NaN}]}'), "NaN is not a number"),
         (said([1]), "found list"),
-        (said({"output": []}), "found the keys output"),
         (said({"outputs": [{}, {}]}), r"found 2 output\(s\) for 1 input\(s\)"),
-        (said({"outputs": ["a"]}), "outputs that are str"),
         (said(b"\x1f\x8bno", Content_Encoding="gzip"), "cannot be decompressed"),
     ],
 )

@@ -82,9 +82,7 @@ def locked(root: Path, audit: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "audit",
-    [
-        pytest.param(audit, marks=pytest.mark.nightly) for audit in ("mnist", "imagenet", "questions", "images", "news")
-    ],
+    [pytest.param(audit, marks=pytest.mark.nightly) for audit in ("mnist", "imagenet", "questions", "images", "news")],
 )
 def test_a_default_audit_hands_on_what_it_always_did(audit, tmp_path):
     clone = tmp_path / "clone"

@@ -253,12 +253,8 @@ def test_the_model_under_test_never_judges(inputs, model, block):
     ("block", "discrepancy", "said"),
     [
         (None, {}, "discrepancy.measure: judge needs a judge"),
-        (None, {"measure": "f1", "near": [0, 1]}, "discrepancy.near needs a judge"),
         ({"transformers": "other"}, {"measure": "f1"}, "prepare.judge has no effect"),
-        ({"transformers": "other"}, {"near": [0, 1]}, "the judge decides all answers"),
-        ({"transformers": "other"}, {"measure": "f1", "near": [1, 0]}, "LOW at most HIGH, found"),
         ({"package": "gensim", "file": "no.gguf"}, {}, "prepare.judge: package gensim"),
-        ({"transformers": "other", "labelled": "no.jsonl"}, {}, "prepare.judge.labelled"),
         ({"transformers": "other", "rubrik": "x"}, {}, "did you mean 'rubric'"),
     ],
 )
@@ -373,12 +369,9 @@ def test_kappa_and_its_interval_hold_what_they_say():
     ("reply", "words", "expected"),
     [
         ("Reason: It fits.\nVerdict: acceptable", SINGLE, ("acceptable", "It fits.")),
-        ("**Reason:** No.\n**Verdict:** Unacceptable.", SINGLE, ("unacceptable", "No.")),
         ("Verdict: acceptable\nVerdict: unacceptable", SINGLE, (None, "")),
-        ("The verdict: acceptable, I guess", SINGLE, (None, "")),
         ("acceptable", SINGLE, (None, "")),
         ("Verdict: first", PAIRWISE, ("first", "")),
-        ("Verdict: acceptable", PAIRWISE, (None, "")),
         ("", SINGLE, (None, "")),
     ],
 )

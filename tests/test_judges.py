@@ -1,7 +1,6 @@
 """Judges read pictures only, abstain if they are unsure, and report errors before they are used."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +48,9 @@ def clip(clip_inputs, tmp_path_factory):
     ("attributes", "words", "expected"),
     [
         (ATTRIBUTES, {"colour": "red"}, {"colour": "red"}),
-        (ATTRIBUTES, {"colour": "painted RED all over"}, {"colour": "red"}),
         (ATTRIBUTES, {"colour": "reddish"}, {}),
-        (ATTRIBUTES, {"colour": ""}, {}),
         (ATTRIBUTES, {"colour": "red and blue"}, {}),
-        (ATTRIBUTES, {"size": "red"}, {}),
         (ATTRIBUTES, {"other shape": "circle"}, {"other_shape": "circle"}),
-        ({"gender": ("woman", "man")}, {"gender": "a man and a woman"}, {}),
         ({"colour": ("blue", "light blue")}, {"colour": "a light blue hat"}, {"colour": "light blue"}),
     ],
 )
@@ -140,10 +135,7 @@ def _without_bias(folder: Path) -> None:
     ("damage", "told"),
     [
         (lambda mine: (mine / "model.safetensors").rename(mine / "model.pt"), "model.pt is a pickle"),
-        (lambda mine: os.truncate(mine / "model.safetensors", 100), "not a readable safetensors file"),
         (_without_bias, "heads.0.bias"),
-        (lambda mine: _edit(mine, thresholds={"colour": 0.5}), "thresholds: expected the keys"),
-        (lambda mine: _edit(mine, tresholds={}), "tresholds: unknown key"),
         (lambda mine: mine.rename(mine.with_name("other")), "found there: other"),
     ],
 )

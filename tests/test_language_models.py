@@ -239,12 +239,8 @@ def test_pickled_weights_are_refused_before_anything_runs(tmp_path):
     ("source", "told"),
     [
         ({"transformers": "here/not/there"}, "no .*there; found there: causal"),
-        ({"transformers": "../causal"}, "transformers"),
         ({"transformers": "causal", "revision": "main"}, r"prepare\.model\.revision"),
-        ({"transformers": "causal", "trust_remote_code": True}, "unknown key"),
-        ({"package": "no_such_package", "file": "m.gguf"}, "not installed: pip install no_such_package"),
         ({"package": "json", "file": "m.gguf"}, "has no file m.gguf"),
-        ({"package": "json", "file": "m.bin"}, r"prepare\.model\.file"),
         ({"package": "json", "transformers": "x"}, "expected exactly one of the keys package, transformers"),
     ],
 )

@@ -204,13 +204,8 @@ def test_one_concept_categories_and_two_directions(concepts: tuple[Concept, ...]
     ("settings", "message"),
     [
         ({"method": "beams"}, "'beam', 'exact', 'rl' or 'none'"),
-        ({"method": "beam", "settings": {"n_envs": 3}}, "only method rl takes settings, found n_envs for beam"),
-        ({"items": 0}, "greater than or equal to 1"),
         ({"widht": 3}, "Extra inputs are not permitted"),
-        ({"gradient": {"epsilons": [0.2, 0.1]}}, "epsilons must increase"),
         ({"gradient": {"epsilons": [0.1, 2.0]}}, "less than or equal to 1"),
-        ({"gradient": {"attacks": ["fgsm", "fgsm"]}}, "lists one twice"),
-        ({"gradient": {"attacks": ["cw"]}}, "fgsm"),
         ({"gradient": {}, "method": "none"}, "found method none"),
     ],
 )

@@ -102,14 +102,11 @@ def test_level_wise_counts_what_counting_all_would_and_stops_where_a_set_is_reli
     ("text", "held"),
     [
         ("Did 3 dogs bark?", {"has a number"}),
-        ("Why did they not bark?", {"has a negation", 'has the question word "why"'}),
         ("The man saw London.", {"has a name"}),
-        ("He is older than the NATO.", {"has a comparison", "has an acronym"}),
         (
             "It rained. It was the oldest (of all)!",
             {"has several sentences", "has brackets", "has an exclamation mark"},
         ),
-        ('If you go today, say "no".', {"has a condition", "has a time", "has the second person", "has a quotation"}),
         ("They sell a zugzwang.", {"has a rare word"}),
     ],
 )

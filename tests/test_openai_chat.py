@@ -112,12 +112,9 @@ def test_the_base_url_may_end_as_people_write_it(given, posted):
     ("response", "text", "told"),
     [
         (said(completion(None, refusal="I cannot help.")), "I cannot help.", "1 refused"),
-        (said(completion(None, "content_filter")), "", "1 refused"),
         (said({"error": {"message": "filtered", "code": "content_filter"}}, 400), "", "1 refused"),
-        (said(completion("The council said that", "length")), "The council said that", "1 cut"),
         (said({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 0}}), "", "tokens, 1 empty"),
         (said(completion([{"type": "text", "text": " A "}, {"type": "image"}])), "A", "1 request(s)"),
-        (said({"choices": [{"message": {"content": "A"}}]}), "A", "1 without token counts"),
         (said({**completion("A"), "usage": {"prompt_tokens": 0, "completion_tokens": 0}}), "A", "1 without token"),
     ],
 )
@@ -137,24 +134,12 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
             r"410 Gone \(gone; code 410\)",
         ),
         (
-            said({"error": {"message": "no such key\nhere", "type": "auth", "code": "invalid_api_key"}}, 401),
-            r"401 Unauthorized \(no such key here; type auth; code invalid_api_key\): name the environment variable",
-        ),
-        (
             said({"error": {"message": "no seed", "param": "seed"}}, 400),
             r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null",
         ),
-        (said({"error": "model 'tiny' not found"}, 404), r"\(model 'tiny' not found\): .*GET .*/v1/models lists"),
         (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
-        (
-            said({"error": {"message": "too long", "code": "context_length_exceeded"}}, 400),
-            r"lower prepare\.data\.max_words",
-        ),
-        (said({"error": {"message": "pay", "code": "insufficient_quota"}}, 429), "the money of its account is spent"),
         (said({"error": {"message": "out of credits", "code": 402}}), r"402 Payment Required \(out of credits"),
-        (said([{"error": {"message": "bad key", "code": 400}}], 400), r"400 Bad Request \(bad key; code 400\)"),
         (said({"outputs": []}), r'expected a chat completion.*found {"outputs": \[\]}'),
-        (said(b"<html>"), "found <html>"),
         (said({"choices": ["A"]}), 'found "A"'),
     ],
 )
@@ -181,27 +166,6 @@ OLLAMA = {"param": None, "code": None}
     [
         pytest.param(LLAMA_CPP, 400, LONG, id="llama.cpp b11549, too long"),
         pytest.param(
-            VLLM
-            | {
-                "message": "This model's maximum context length is 2048 tokens. However, your prompt contains at least"
-                " 2049 input tokens, which exceeds this limit even without any output tokens. Please reduce the length"
-                " of the input prompt. (parameter=input_tokens, value=2049)",
-                "param": "input_tokens",
-            },
-            *(400, LONG),
-            id="vLLM 0.32.0, too long",
-        ),
-        pytest.param(
-            VLLM
-            | {
-                "message": "max_tokens=4000 cannot be greater than max_model_len=2048. Please request fewer output"
-                " tokens. (parameter=max_tokens, value=4000)",
-                "param": "max_tokens",
-            },
-            *(400, LONG),
-            id="vLLM 0.32.0, too long an answer",
-        ),
-        pytest.param(
             {
                 **{"message": "The model `tiny` does not exist. Valid aliases: smollm2.", "param": "model"},
                 **{"type": "NotFoundError", "code": 404},
@@ -212,36 +176,11 @@ OLLAMA = {"param": None, "code": None}
         pytest.param(
             LITELLM
             | {
-                "message": "litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError:"
-                " OpenAIException - request (5031 tokens) exceeds the available context size (2048 tokens), try"
-                " increasing it\nmodel=smollm2. context_window_fallbacks=None. fallbacks=None."
-            },
-            *(400, LONG),
-            id="LiteLLM 1.105.7, too long",
-        ),
-        pytest.param(
-            LITELLM
-            | {
                 "message": "/chat/completions: Invalid model name passed in model=tiny. Call `/v1/models` to view"
                 " available models for your key."
             },
             *(400, UNKNOWN),
             id="LiteLLM 1.105.7, unknown model",
-        ),
-        pytest.param(
-            OLLAMA | {"message": json.dumps({"error": LLAMA_CPP}), "type": "invalid_request_error"},
-            *(400, LONG),
-            id="Ollama 0.33, too long for the model's own template",
-        ),
-        pytest.param(
-            OLLAMA
-            | {
-                "message": "the prompt is longer than the context length currently available to the model; shorten the"
-                " prompt, adjust the context length in settings, or use a model with a longer context length",
-                "type": "invalid_request_error",
-            },
-            *(400, LONG),
-            id="Ollama 0.33, too long for a model without context shift",
         ),
         pytest.param(
             OLLAMA | {"message": "model 'tiny' not found", "type": "not_found_error"},
@@ -279,11 +218,8 @@ def test_what_fails_for_the_moment_is_asked_again_and_paid_once():
     ("changes", "told"),
     [
         ({"max_cost": 1.0}, r"max_cost needs price"),
-        ({"settings": {"messages": []}}, "messages is set by Faded"),
         ({"batch_size": 4}, r"prepare\.model\.batch_size"),
-        ({"modle": "x"}, r"prepare\.model\.modle: unknown key, did you mean 'model'\?; expected one of .*openai"),
         ({"openai": "models.example"}, r"prepare\.model\.openai: expected a URL"),
-        ({"openai": "http://m.example/v1", "key_env": "KEY"}, "must not travel over plain http"),
         ({"price": {"prompt": -1.0, "completion": 0.0}}, r"price\.prompt"),
     ],
 )

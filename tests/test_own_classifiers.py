@@ -160,11 +160,8 @@ def test_a_folder_of_transformers(inputs):
     ("file", "change", "message"),
     [
         ("config.json", None, "has no config.json"),
-        ("config.json", {"auto_map": {"AutoConfig": "evil.C"}, "model_type": "evil"}, "cannot be read"),
         ("config.json", {"num_hidden_layers": 2}, "the weights do not fit: vit"),
-        ("preprocessor_config.json", None, "nobody knows its normalisation"),
         ("preprocessor_config.json", {"size": {"longest": 3}}, "is not understood"),
-        ("model.safetensors", "pytorch_model.bin", "could run code when read"),
         ("model.safetensors", b"junk", "cannot be read"),
     ],
 )
@@ -191,16 +188,10 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
     ("model", "message"),
     [
         ({"timm": "resnet10t", "weights": "no.pth"}, "prepare.model.weights: no"),
-        ({"timm": "resnet10t", "weights": "photos"}, "is not a weights file; expected one of .safetensors"),
         ({"timm": "resnet10t", "weights": "../w.pth"}, "put the file or a link to it there"),
-        ({"timm": "a/b", "weights": "w.pth"}, "timm is the name of an architecture alone"),
         ({"timm": "resnet10t", "weights": "w.pth", "args": {"checkpoint_path": "x"}}, "checkpoint_path cannot be set"),
-        ({"timm": "photos"}, "has no config.json; expected what timm's save_for_hf writes"),
-        ({"torchvision": "resnet18"}, "prepare.model.weights: missing"),
         ({"transformers": "photos"}, "has no config.json"),
-        ({"transformers": "photos", "revision": "v1"}, "only what is on the hub has a revision"),
         ({"onnx": "no.onnx", "outputs": "logits"}, "prepare.model.onnx: no"),
-        ({"onnx": "no.onnx"}, "prepare.model.outputs: missing"),
         ({"endpoint": "ftp://x", "classes": ["a", "b"]}, "begins with https:// or http://"),
     ],
 )  # fmt: skip
@@ -213,10 +204,7 @@ def test_a_bad_model_is_told_before_anything_runs(inputs, model, message):
     ("model", "message"),
     [
         ({"timm": "resnet10x"}, r"timm knows no architecture 'resnet10x', did you mean"),
-        ({"timm": "resnet14t"}, r"w.safetensors has no|weights do not fit: missing"),
         ({"torchvision": "resnet81"}, r"no classifier 'resnet81', did you mean 'resnet18'\?"),
-        ({"torchvision": "resnet18"}, r"prepare.model.weights: the weights do not fit: missing"),
-        ({"timm": "resnet10t", "classes": ["a", "b"]}, "2 names, the model has 3 classes"),
         ({"timm": "resnet10t", "mean": [0.1, 0.2]}, r"prepare\.model\.mean: 2 values, the images have 3 channel"),
     ],
 )

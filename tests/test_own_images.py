@@ -116,14 +116,9 @@ def test_damaged_pictures_are_replaced_and_listed(tmp_path):
     ("block", "message"),
     [
         ({"imagefolder": "phots"}, "found there: empty, flat.png, photos"),
-        ({"imagefolder": "../photos"}, "put the file or a link to it there"),
         ({"imagefolder": "flat.png"}, "is a file, expected a folder that holds a folder of each class"),
-        ({"imagefolder": "empty"}, "holds no folders"),
         ({"imagefolder": "photos", "sise": 3}, "did you mean 'size'?"),
-        ({"imagefolder": "photos", "size": 64, "resize": 32}, "size is 64, larger than resize, 32"),
-        ({"imagefolder": "photos", "channels": 4}, "channels is 4, expected 1 or 3"),
         ({"jsonl": "no.jsonl"}, "prepare.data.jsonl: no"),
-        ({"datasets": "photos", "split": "train", "revision": "v1"}, "only what is on the hub has a revision"),
         ({"datasets": "photos", "split": {"discovery": "train"}}, "did you mean 'discover'?"),
     ],
 )

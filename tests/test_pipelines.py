@@ -95,28 +95,14 @@ def _gone(path):
     ("change", "told"),
     [
         (lambda tiny: _gone(tiny / "model_index.json"), r"has no model_index\.json.*found scheduler, text_encoder"),
-        (lambda tiny: (tiny / "model_index.json").write_text("{"), "is not valid JSON"),
         (
             lambda tiny: edit(tiny / "model_index.json", _class_name="StableDiffusionInpaintPipeline"),
             "InpaintPipeline; ex",
         ),
-        (lambda tiny: edit(tiny / "model_index.json", _class_name="AudioLDM2Pipeline"), "AudioLDM2Pipeline; expected"),
-        (lambda tiny: edit(tiny / "model_index.json", _class_name=["mine", "Mine"]), "its own code"),
         (lambda tiny: (tiny / "unet" / "diffusers.py").touch(), r"unet contains its own code, diffusers\.py"),
-        (lambda tiny: _gone(tiny / "vae"), r"no folder vae, which model_index\.json names"),
         (lambda tiny: _gone(tiny / "tokenizer"), "no folder tokenizer"),
-        (lambda tiny: _gone(tiny / "unet" / "config.json"), r"unet has no config\.json"),
         (lambda tiny: _gone(tiny / "text_encoder" / "model.safetensors"), r"text_encoder has no weights"),
-        (
-            lambda tiny: (tiny / "vae" / "diffusion_pytorch_model.safetensors").rename(tiny / "vae" / "weights.bin"),
-            r"vae: weights\.bin is a pickle.*save_pretrained",
-        ),
-        (
-            lambda tiny: (tiny / "tokenizer" / "pytorch_model.bin").touch(),
-            r"tokenizer: pytorch_model\.bin is a pickle",
-        ),
         (lambda tiny: edit(tiny / "model_index.json", unet=[]), r"says unet is \[\]; expected \[library, class\]"),
-        (lambda tiny: edit(tiny / "model_index.json", unet=["os", "path"]), "unet is of the library os; only"),
         (lambda tiny: edit(tiny / "unet" / "config.json", in_channels=9), "takes 9 channels where pictures have 4"),
     ],
 )
@@ -176,14 +162,11 @@ def test_weights_that_are_missing_are_not_made_up(inputs, part):
     ("scheduler", "options", "told", "early"),
     [
         ("DDIMSchedulr", {}, "no scheduler DDIMSchedulr; did you mean .*DDIMScheduler", True),
-        ("UNet2DConditionModel", {}, "no scheduler UNet2DConditionModel", True),
         ("DDIMScheduler", {"karras": 1}, "DDIMScheduler knows no karras; it has num", True),
-        ("DDIMScheduler", {"steps_offset": "a"}, "steps_offset: 'a': Input should be a valid integer", True),
         *[
             (name, {}, f"{name} does not fit the model, whose own is DDIMScheduler", False)
             for name in ("DDIMInverseScheduler", "FlowMatchEulerDiscreteScheduler", "RePaintScheduler")
         ],
-        (None, {"num_train_timesteps": -5}, "DDIMScheduler refuses them: .*non-negative", False),
         (None, {"beta_schedule": "steep"}, "DDIMScheduler refuses them: .*steep", False),
     ],
 )
@@ -265,13 +248,7 @@ def _with_nan(state):
             lambda folder: write_json(folder / "faded.json", {"base": "0" * 16}),
             "is a repair of the model 0000000000000000; the model at hand is",
         ),
-        (
-            lambda folder: (folder / LORA).rename(folder / "pytorch_lora_weights.bin"),
-            r"has no pytorch_lora_weights\.safetensors",
-        ),
         (_with_more("unet.nowhere.to_q.lora_A.weight"), r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"),
-        (_with_more("nothing.to_q.lora_A.weight"), r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"),
-        (lambda folder: _with_tensors(folder, lambda _: {}), "it holds no tensors"),
         (lambda folder: _with_tensors(folder, _with_nan), "1 of its tensors hold values that are not finite"),
     ],
 )

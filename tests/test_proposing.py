@@ -164,11 +164,8 @@ def config_of(url, **changes):
     ("text", "why"),
     [
         ("Fog, I think.", "expected a JSON object"),
-        ('{"proposals": {"concept": "fog"}}', r'expected {"proposals": \[...\]}'),
         (answer_of(MALFORMED), "malformed: concept: Input should be a valid string"),
-        ('{"proposals": [' + "[" * 100_000, "expected a JSON object"),
         (answer_of({"concept": "fog\x1b[31m", "levels": [1]}), "expected printable text"),
-        (answer_of({"concept": "fog", "levels": [1, True]}), "malformed: levels"),
         (answer_of({"concept": "fog", "levels": list(range(9))}), "malformed: levels"),
     ],
 )

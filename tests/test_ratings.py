@@ -155,20 +155,12 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
     [
         (FLOW, FLOW.replace("0.0}", "0.0, " + WRITTEN + "}")),
         (
-            FLOW.replace("{threshold: 0.0}", "{}"),
-            FLOW.replace(" {threshold: 0.0}   # said why", f"   # said why\n      {WRITTEN}"),
-        ),
-        (
             FLOW.replace("0.0}", "0.0, ratings: {file: x, fails_below: 3}}"),
             FLOW.replace("0.0}", "0.0, " + WRITTEN + "}"),
         ),
         (
             BLOCK + "      threshold: 0.0   # why\n\n    # next\n" + REST,
             BLOCK + f"      threshold: 0.0   # why\n      {WRITTEN}\n\n    # next\n" + REST,
-        ),
-        (
-            (BLOCK + "      threshold: 0.0\n" + REST).replace("discrepancy:", "discrepancy: &shared"),
-            (BLOCK + f"      threshold: 0.0\n      {WRITTEN}\n" + REST).replace("discrepancy:", "discrepancy: &shared"),
         ),
         (
             BLOCK + "      ratings:\n        file: x\n        fails_below: 3\n      b: 1\n" + REST,

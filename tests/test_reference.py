@@ -135,10 +135,8 @@ def test_people_are_told(home, task):
     ("reference", "message"),
     [
         ({"train": "small_cnn"}, "prepare.reference: expected exactly one of the keys package, timm, "),
-        ({"timm": "test_resnet", "weight": "x"}, "prepare.reference.weight"),
         ({"timm": "test_resnet", "weights": "no.safetensors"}, "prepare.reference.weights: no "),
         ({"package": "no_such", "file": "a", "timm": "b"}, "prepare.reference: package no_such is not installed"),
-        ({"onnx": "no.onnx", "outputs": "logits"}, "prepare.reference.onnx"),
         ("test_resnet", "prepare.reference"),
     ],
 )

@@ -89,16 +89,11 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path):
     ("given", "message"),
     [
         (["add"], "needs the NAME of a reviewer"),
-        (["add", "A\u200bda"], "cannot have U+200B ZERO WIDTH SPACE"),
         (["add", "Bob", "--public-key", "nowhere.pub"], "expected a file or a line `ssh-ed25519 AAAA...`"),
-        (["add", "Bob", "--public-key", "ssh-rsa AAAA"], "is not a valid public key"),
         (["add", "ada lovelace"], "lists a key of 'Ada Lovelace' already"),
-        (["add", "Ada L0velace"], "looks like 'Ada Lovelace', whose key is listed"),
         (["add", "Bob", "--public-key", "her key"], "has the same key as another reviewer"),
         (["add", "nobody"], "cannot be told from 'nobody'"),
-        (["add", "Bob", "--audit", "y"], "no audit 'y'"),
         (["remove", "Bob"], "no key of 'Bob' is listed for x, other, found: Ada Lovelace"),
-        (["list", "Bob"], "takes neither a name nor a key"),
         (["forget", "Bob"], "forget"),
     ],
 )

@@ -316,17 +316,12 @@ def table_of(n: int = 60, **columns: Any) -> pd.DataFrame:
     ("column", "values"),
     [
         (["a", "b", "c"], {"a", "b", "c"}),
-        ([1, 2], {"1", "2"}),
         ([1.0, 2.5, None], {"1", "2.5", None}),
         ([True, False], {"yes", "no"}),
-        (["a", "", None, "b"], {"a", "b", None}),
         (range(60), {"0 to 14", "15 to 29", "30 to 44", "45 to 59"}),
-        (["one"], None),
         ([f"id-{k}" for k in range(60)], None),
-        ([f"id-{k}" for k in range(31)], None),
         ([b"a", b"b"], None),
         (["a" * 81, "b"], None),
-        ([[1], [2]], None),
         ([7.0], None),
     ],
 )
@@ -357,10 +352,7 @@ def test_ranges_hold_about_as_many_and_do_not_overlap():
     ("found", "told"),
     [
         (pd.DataFrame({"a": ["x"]}), "found 1 rows, expected a DataFrame with a row for each of 2 items"),
-        (["x", "y"], "found list"),
         (pd.DataFrame({"fog": ["x", "y"]}), "'fog' is the name of a concept or of a column"),
-        (pd.DataFrame({"item": ["x", "y"]}), "'item' is the name of a concept or of a column"),
-        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected text"),
         (pd.DataFrame({7: ["x", "y"]}), "column named 7"),
     ],
 )

@@ -478,10 +478,8 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
     ("summary", "kept"),
     [
         ("One. Two", "One."),
-        ("It rose by 2.5 per cent", ""),
         ('He said: "No." And', 'He said: "No."'),
         ("Mr. Smith left", ""),
-        ("All good!", "All good!"),
         ("", ""),
     ],
 )
@@ -510,11 +508,8 @@ def test_a_repair_needs_items_modes_and_references(task, tmp_path):
     ("settings", "complaint"),
     [
         ({"method": "ppo"}, "dpo"),
-        ({"method": "lora", "beta": 0.2}, "beta: an effect with method dpo only, found method lora"),
         ({"method": "lora", "samples": 8}, "targets best-of only, found targets own"),
-        ({"method": "lora", "replay": 0.9, "batch_size": 4}, "leaves no changed article"),
         ({"method": "lora", "normalise": ["typos"]}, "spelling; found typos"),
-        ({"method": "normalise"}, "needs normalise"),
         ({"method": "normalise", "normalise": ["spacing"], "steps": 3, "rank": 4}, "steps, rank: no effect"),
     ],
 )
@@ -567,15 +562,11 @@ CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howar
     ("name", "changed", "undone"),
     [
         ("letter_case", CLEAN.upper(), None),
-        ("letter_case", CLEAN.lower(), None),
         ("letter_case", "".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(CLEAN)), None),
-        ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to decide
-        ("repeated_words", "He said said that The the men, men left left left.", "He said that The men, men left."),
-        ("repeated_characters", "Pooolice balloon", "Poolice balloon"),
-        ("spacing", "It rained.Then\u00a0 it stopped,they said 4.25", "It rained. Then it stopped, they said 4.25"),
+        ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to decide,
+("repeated_characters", "Pooolice balloon", "Poolice balloon"),
         ("spelling", "Polixe srrested yhe men in Sydbey tofay", "Polixe arrested the men in Sydbey today"),
         ("spelling", "the brigde opned; they don't re-open", "the bridge opened; they don't re-open"),
-        ("characters", "\uff30olice \ufb01re \U0001d7d3\uff01", "Police fire 5!"),
         ("spacing", "see example.com,they said", "see example.com, they said"),
     ],
 )  # fmt: skip

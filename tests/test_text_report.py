@@ -24,10 +24,8 @@ def drawn(marked: MarkedText) -> str:
     ("original", "changed", "said"),
     [
         ("The river rose two metres.", "The rivre rose two.", "The [-river-] [+rivre+] rose two [-metres-]."),
-        ("Wait, he said, not now or ever.", "Wait he said, not now or ever.", "Wait[-,-] he said, not now or ever."),
         ("So he said yes to it all.", "So he never said yes to it all.", "So he [+never+] said yes to it all."),
         ("It rained on the town today.", "It rained onthe town today.", "It rained [-on the-] [+onthe+] town today."),
-        ("It rained in Sydney for a week.", "It rained in SYDNEY for a week.", "It rained in _SYDNEY_ for a week."),
         ("One line.\n\nAnother line of it.", "One line.\n\nAnother of it.", "One line.\n\nAnother [-line-] of it."),
     ],
 )  # fmt: skip

@@ -114,13 +114,9 @@ def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
     ("region", "colour", "background", "strictly", "inside"),
     [
         ({"colour": (1,)}, 0, 1, True, True),
-        ({"colour": (1,)}, 1, 1, True, False),
         ({"colour": (1, 2)}, 1, 1, True, True),
-        ({"colour": (0, 1)}, 2, 1, True, True),  # not said: any is right
         ({"colour": (1,), "background": (1,)}, 0, 1, True, False),
-        ({"colour": (1,)}, 0, NOT_SHOWN, True, False),
         ({"colour": (1,)}, 0, NOT_SHOWN, False, True),
-        ({"colour": (1,)}, NOT_SHOWN, 0, False, True),
         ({"colour": (1,)}, 1, NOT_SHOWN, False, False),
     ],
 )
@@ -578,14 +574,9 @@ def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
     ("settings", "told"),
     [
         ({"sources": {}}, "at least one source"),
-        ({"sources": {"own": 0}}, "weights above 0"),
         ({"sources": {"folder": 1}}, "needs `folder:`"),
-        ({"samples": 9}, "samples: no effect with the method lora and sources pictures"),
         ({"beta": 9.0}, "beta: no effect with the method lora"),
-        ({"method": "dpo", "replay": 0.2}, "replay: no effect with the method dpo"),
-        ({"replay": 0.99}, "leaves no picture of the targets"),
         ({"prior": 0.5, "replay": 0.0}, "an effect on replayed pictures only"),
-        ({"folder": {"imagefolder": "nowhere"}, "sources": {"folder": 1}}, "no .*nowhere"),
         ({"ranks": 3}, "ranks"),
     ],
 )
