@@ -262,7 +262,7 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
     monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
     monkeypatch.setattr(ImageClassification, "repair", watched)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    run(place, trainings=2)
+    run(place)
     assert asked == {(None, False), ("as_used", False)}
     asked.clear()
     run(place, aim="policy", trainings=2)

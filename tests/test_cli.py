@@ -204,6 +204,7 @@ def test_an_unknown_audit_names_the_known_ones(toys):
         assert "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_told_in_a_line(toys):
     # Too small for DVC's database; Python would leave half of its byte code.
     done = toys.run(["sh", "-c", f"ulimit -f 50; exec {FADED} plan"], PYTHONDONTWRITEBYTECODE="1")

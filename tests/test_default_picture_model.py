@@ -45,6 +45,7 @@ def test_digits_are_drawn_as_asked(painter):
     assert sum(map(str.__eq__, drawn, digits)) >= 13
 
 
+@pytest.mark.slow
 def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
     unsaid = dict.fromkeys(("size", "colour", "background"), "")
     templates = read_templates("templates.txt", INPUTS)[:20]  # it was trained on these

@@ -187,6 +187,7 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert [url for url in loaded if "//" in url] == [], page.name
 
 
+@pytest.mark.slow
 def test_search_works_on_pages_read_from_disk(site, browser):
     page = browser.new_page()
     asked = []

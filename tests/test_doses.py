@@ -101,17 +101,16 @@ def test_what_is_said_of_it(repaired, control, said):
     assert re.fullmatch(said, worth(curve(rates(repaired, control), items=400)))
 
 
-@pytest.mark.parametrize(("spread", "most"), [(0.0, 8), (0.01, 16)])
-def test_a_repair_like_its_control_claims_nothing(spread, most):
-    """Of 200 repairs that are actually controls, hardly any is called better."""
+def test_a_repair_like_its_control_claims_nothing():
+    """Of 100 repairs that are actually controls, hardly any is called better."""
     same = (0.3, 0.2)
     better = more = 0
-    for seed in range(200):
-        found = curve(rates(same, (*same, 0.12)), items=60, pairs=3, seed=seed, spread=spread)
+    for seed in range(100):
+        found = curve(rates(same, (*same, 0.12)), items=60, pairs=3, seed=seed, spread=0.01)
         better += all(d.high < 0 for d in found.differences)
         more += found.times.low is None or found.times.low > 1
     assert better <= 2, better
-    assert more <= most, more  # 2.5% are expected beyond one end; three trainings show little of their spread
+    assert more <= 9, more  # 2.5% are expected beyond one end; three trainings show little of their spread
 
 
 def test_without_a_control_there_is_a_curve_and_no_claim():

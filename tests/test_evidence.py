@@ -337,7 +337,9 @@ def test_a_bundle_of_pictures_or_of_texts_holds(tmp_path, module, task):
     assert f"gates[{i}].high" in problems(resealed(tmp_path / "forged.zip", members))["verdict"]
 
 
-@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa", "locked"])
+@pytest.mark.parametrize(
+    "kind", ["ed25519", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ecdsa", "rsa", "locked"))]
+)
 def test_signatures_of_each_kind_hold_and_others_do_not(bundle, tmp_path, keys, kind):
     path = written(tmp_path / "signed.zip", dict(read_bundle(bundle).members))
     key_id = sign_bundle(path, private(keys, kind))

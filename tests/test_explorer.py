@@ -222,12 +222,6 @@ class TestInABrowser:
         assert shown.locator(f"#{word.get_attribute('aria-describedby')}").inner_text() == GLOSSARY["grid"]
         shown.close()
 
-    def test_space_is_drawn_when_it_is_asked_for(self, shown: Any) -> None:
-        assert shown.locator(".gl-container canvas").count() == 0
-        shown.get_by_text("in 3-D").click()
-        shown.wait_for_selector("#space-plot[data-drawn]", timeout=60_000)
-        assert shown.locator("#space-plot canvas").count() > 0
-
     @pytest.mark.slow
     def test_paper_has_all_charts_and_columns(self, browser: Any, tmp_path: Path) -> None:
         pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (extra: dev)")

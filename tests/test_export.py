@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import flows.evidence.export
-from flows.evidence import verify_bundle, write_bundle
+from flows.evidence import verify_bundle
 from flows.evidence.export import NotPassedError, export_model
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
@@ -96,19 +96,6 @@ def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, m
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert not (tmp_path / "deploy").exists()
     export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
-
-
-def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
-    stale = workspace.copy(tmp_path / "ws")
-    with inside(stale):
-        params = stale.params()
-        params["repairs"]["tiny"]["restructure"]["control"] = "none"
-        stale.write_params(params)
-        told = "restructure@tiny, re_evaluate@tiny, compare@tiny, conclude@tiny are stale .* run `faded audit tiny`"
-        with pytest.raises(UsageError, match=told):
-            export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
-        assert write_bundle(load_params(), "tiny") is None
-    assert not (tmp_path / "deploy").exists()
 
 
 def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, plan=None, **verdict) -> str:

@@ -86,6 +86,7 @@ def test_from_search_to_verdict_a_kind_that_no_label_tells_is_named(with_kinds):
     assert (embedded.attributes["kind"] == name).tolist() == (secret == "b").tolist()
 
 
+@pytest.mark.slow
 def test_without_kinds_nothing_is_about_them(without_kinds):
     landscape = audit_folder("tiny").summarize.landscape
     assert [of.attribute for of in landscape.slices.attributes] == ["label"]

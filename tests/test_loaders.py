@@ -65,7 +65,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=pytest.mark.slow if f in ("timm", "torchvision") else ()) for f in FORMS]
+    "family", [pytest.param(f, marks=() if f == "small_cnn" else pytest.mark.slow) for f in FORMS]
 )
 def test_a_library_alone_answers_as_faded_does(family, tmp_path):
     model = written(tmp_path / "a model #1", family, **FORMS[family])

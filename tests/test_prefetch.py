@@ -102,6 +102,7 @@ def test_without_a_network_a_retry_may_help(workspace):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_have_is_bad_input(workspace, made):
     with hub({}) as (url, _):
         done = workspace.faded("prefetch", "texts", HF_ENDPOINT=url, HF_HOME=str(workspace.path / "none"))

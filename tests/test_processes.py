@@ -99,10 +99,12 @@ def test_what_a_dead_process_had_begun_is_done_here(capsys):
     assert {who for _, who in crew.ask(Doubler(2).times, [(1,), (2,)])} == {os.getpid()}
 
 
+@pytest.mark.slow
 def test_a_copy_that_cannot_be_loaded_is_no_loss():
     assert Crew(2, partial(Doubler)).ask(Doubler(2).refuses, [(2,), (4,), (6,)]) == [2, 4, 6]  # its copies lack `by`
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_one_process():
     with pytest.raises(UsageError, match="3 is odd"):
         Crew(2, partial(Doubler, 2)).ask(Doubler(2).refuses, [(2,), (3,), (4,), (6,)])

@@ -122,6 +122,7 @@ def test_a_killed_run_resumes_and_asks_neither_model_twice(tmp_path):
     assert len(asked) == record_of(workspace)["probes"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_in_one_message(tmp_path):
     with served(Scripted("No."), whole=True) as model:
         workspace = glaring(tmp_path / "ws", model.url, price={"prompt": 1.0, "completion": 1e6}, max_cost=1.5)

@@ -20,7 +20,6 @@ import stages.prepare
 import stages.report
 import stages.summarize
 from stages.core.errors import UsageError
-from stages.params import load_params
 from tests.own_workspaces import add_shadows
 from tests.workspace import ROOT
 
@@ -396,27 +395,6 @@ def test_a_foreign_package_that_is_imported_already_is_told(tmp_path):
     done = python(tmp_path, "import stages, faded")
     assert f"'stages' is imported already, from {tmp_path / 'stages.py'}" in done.stderr
     assert "ImportError" in done.stderr
-
-
-def test_usage_is_stated_as_in_params_yaml(my_model, tmp_path):
-    def audited(**stated):
-        levels = {"darkening": [0, 0.2, 0.4, 0.6], "corner": my_model.corner}
-        settings = {"concepts": levels, "budget": 200, "explorer": "random", **stated}
-        return faded.audit(my_model.bright, IMAGES, **settings)
-
-    assumed, uniform = audited(), audited(usage="uniform")
-    rare = audited(
-        usage={"levels": {"corner": {0: 0.98, 1: 0.01, 2: 0.01}, "darkening": {0: 7, 0.2: 1, 0.4: 1, 0.6: 1}}}
-    )
-    assert uniform.landscape.usage is None
-    assert not assumed.landscape.usage.stated
-    assert rare.landscape.usage.stated
-    rates = [one.landscape.overall.rate.value for one in (rare, assumed, uniform)]
-    assert rates == sorted(rates), "the corner fails, and is ever more common"
-    assert " of the grid [" in repr(uniform)
-    assert " in use [" in repr(rare)
-    folder = rare.to_workspace(tmp_path / "ws", model="my_model:bright", concepts={"corner": "my_model:corner"})
-    assert load_params(folder / "params.yaml").audit("audit").usage == rare._made[1].usage
 
 
 def test_one_audit_gives_the_rate_under_three_usages_without_a_new_probe():

@@ -72,6 +72,7 @@ def as_nobody(ask: list[tuple[str, str, dict[str, str]]], port: int) -> list[int
     return json.loads(text)
 
 
+@pytest.mark.slow
 def test_another_user_gets_no_answer_but_401_from_any_route(server):
     shown = {"Authorization": authorization(server.credential)}
     base = server.api.removesuffix("/api")
@@ -99,6 +100,7 @@ def test_another_user_gets_no_answer_but_401_from_any_route(server):
     assert {one: code for one, code in zip(map(str, ask), told, strict=True) if code != 401} == {}
 
 
+@pytest.mark.slow
 def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_read(server, place):
     process = psutil.Process(json.loads(RECORD.read_text())["pid"])
     assert server.credential not in " ".join(process.cmdline())
@@ -108,6 +110,7 @@ def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_rea
     assert holding == [RECORD]
 
 
+@pytest.mark.slow
 def test_a_credential_is_the_users_own_or_new_and_is_shown_to_its_server_alone(server):
     from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, get_current_settings, temporary_settings
 
@@ -169,6 +172,7 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
         assert marker.exists()
 
 
+@pytest.mark.slow
 def test_how_a_run_is_started_is_not_asked_of_the_server(server, place):
     from prefect.client.orchestration import get_client
 

@@ -192,6 +192,7 @@ def test_shares_that_cannot_be_are_refused(halves) -> None:
     assert (halves.path / "params.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves_discover_fresh(
     halves, tmp_path, capsys
 ) -> None:

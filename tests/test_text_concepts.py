@@ -112,6 +112,7 @@ def test_an_article_is_its_tokens_and_no_level_of_any_concept_crashes(text):
     assert " ".join(sentences(text)).split() == text.split()
 
 
+@pytest.mark.slow
 def test_answers_are_the_same_in_a_fresh_process_and_whatever_was_asked_before():
     code = (
         "from tests.test_text_concepts import ARTICLE, MIDDLE, change\n"

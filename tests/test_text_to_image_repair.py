@@ -266,7 +266,9 @@ def repaired(loaded, tmp_path_factory):
     """A repair, its record, and the task it was made with."""
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
-    record = task.repair(plan(steps=30, learning_rate=3e-2, rank=8), out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_back.subprocess, "run", in_this_process)
+        record = task.repair(plan(steps=30, learning_rate=3e-2, rank=8), out)
     return task, out, record, before
 
 

@@ -134,6 +134,7 @@ def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
     assert all("no-such-compiler" in why for why in tuning.impossible.values())
 
 
+@pytest.mark.slow
 def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
     home, audit = stripes
     monkeypatch.chdir(home)

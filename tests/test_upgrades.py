@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
 
 from flows.graph import read_graph
@@ -28,6 +29,7 @@ def test_the_pipeline_names_code_by_faded_json_and_is_else_the_one_graph():
         assert body == source
 
 
+@pytest.mark.slow
 def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_stale(own, tmp_path):
     package = tmp_path / "package"
     shutil.copytree(toy_package(), package)
