@@ -215,6 +215,7 @@ def test_nobody_signs_what_does_not_hold(bundle, tmp_path, keys):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_changes_while_evidence_is_collected_is_not_taken_for_finished(workspace, tmp_path, monkeypatch):
     own = workspace.copy(tmp_path / "ws")
     collect = flows.evidence.write._collect
@@ -309,6 +310,7 @@ def test_ratings_that_are_not_those_in_force_are_told(rated, tmp_path, change, p
     assert problem in told["ratings"] and "files" not in told
 
 
+@pytest.mark.slow
 def test_without_the_ratings_that_were_in_force_there_is_no_evidence(rated, tmp_path):
     own = rated.copy(tmp_path / "ws")
     (own.path / RATINGS).write_text("{}")

@@ -207,6 +207,7 @@ class TestInABrowser:
         assert shown.evaluate("document.activeElement.id") == "M3.2"
         assert self.choice(shown, "mode").input_value() == ""
 
+    @pytest.mark.slow
     def test_a_word_explains_itself_to_mouse_and_keyboard(self, browser: Any, page: Path) -> None:
         shown = browser.new_page()  # a new page, as one that still scrolls moves the word away from the mouse
         shown.goto(page.as_uri())

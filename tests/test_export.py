@@ -51,6 +51,7 @@ def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_
     assert "README.md is not one of its files" in problem
 
 
+@pytest.mark.slow
 def test_an_empty_folder_will_do_and_what_cannot_be_exported_is_refused(here, tmp_path):
     (tmp_path / "empty").mkdir()
     export_model(load_params(), "tiny", tmp_path / "empty")

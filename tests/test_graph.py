@@ -74,6 +74,7 @@ def test_a_share_belongs_to_its_audit_whatever_dashes_that_has():
     assert audit_of("explore@a-b-2") == audit_of("discover@a-b") == "a-b"
 
 
+@pytest.mark.slow
 def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, tmp_path, monkeypatch):
     workspace = ran.copy(tmp_path / "two")
     other = workspace.path / "other"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from stages.explorers import kernel, surrogate
 from stages.explorers.surrogate import Learner
-from stages.landscape.calibrate import CalibrationProbes, choose_estimator
 from stages.landscape.estimate import as_data
 from stages.records import Landscape
 from tests.report_samples import make_inputs
@@ -50,29 +48,6 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     covered = (landscape.table["low"] <= model.truth) & (model.truth <= landscape.table["high"])
     assert covered.mean() > 0.9
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
-
-
-def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
-    few_landmarks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    estimation = import_module("stages.landscape.estimate")
-    monkeypatch.setattr(estimation, "MAX_PROBES", 800)
-    learnt: list[kernel.ProbeArrays] = []
-
-    def recorded(evidence: CalibrationProbes) -> Any:
-        learnt.append(evidence.data)
-        return choose_estimator(evidence)
-
-    monkeypatch.setattr(estimation, "choose_estimator", recorded)
-    model = Smooth(items=MANY)
-    probes = model.probes(3000, greedy=False)
-    landscape = model.landscape(probes)
-    some = kernel.landmarks(MANY)
-    (data,) = learnt
-    theirs = as_data(probes, model.ids, model.concepts, 0.0)
-    assert len(data) == 800
-    assert np.isin(data.items, some).sum() == np.isin(theirs.items, some).sum()
-    assert np.abs(landscape.rates - model.truth).mean() < 0.06
 
 
 def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,6 @@ from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage
 from stages.core.ledger import Ledger
-from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
 from stages.landscape.compare import PairedAnswers
 from stages.landscape.confirm import draw_inside
@@ -353,20 +351,6 @@ def test_other_weights_of_levels_need_no_new_search() -> None:
         assert written(changed)["drawn"] != first["drawn"]
     independent = [written(audit(levels={"tilt": {0: w, 1: 1}})) for w in (1, 9)]
     assert independent[0]["drawn"] != independent[1]["drawn"], "numbers of changes follow from these weights"
-
-
-@pytest.mark.parametrize("explorer", ["random", "auto", "model_based", "epsilon_greedy"])
-def test_a_search_draws_the_same_for_other_weights_of_levels(explorer: str) -> None:
-    asked = []
-    for weight in (1, 9):
-        task = planted(items=10, levels=3)
-        name = task.concepts.names[0]
-        usage = UsageConfig(changes=[0.4, 0.4, 0.2], levels={name: {1: weight, 2: 1}})
-        task.concepts = in_use(task.concepts, usage)
-        prober = Prober(task, task.items.table["id"].tolist(), 100)
-        make_explorer(explorer, {}).explore(prober, 0)
-        asked.append(prober.table()[["item", *task.concepts.names]])
-    pd.testing.assert_frame_equal(*asked)
 
 
 def test_a_search_for_another_usage_asks_no_known_probe_again() -> None:

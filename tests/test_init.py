@@ -112,7 +112,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
         init(given=options(budget=600, probes=370))
     between = (repository / "params.yaml").read_text()
     assert "Not measured yet" in between
-    assert "shapes: its levels are not measured yet" in Workspace(repository).faded("status").stdout
+    assert "shapes: its levels are not measured yet" in faded(Workspace(repository), "status")[1]
     load_params(repository / "params.yaml").audit("shapes")
     measured(swept([0, 20]))
     (repository / "elsewhere").mkdir()

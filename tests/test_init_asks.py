@@ -23,7 +23,6 @@ from stages.tasks.init import Data, Model, Proposal, Seen
 from tests.news import articles
 from tests.own_model import WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
-from tests.workspace import ROOT
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -59,27 +58,6 @@ def checked(monkeypatch) -> None:
         raise InfrastructureError("checked")
 
     monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
-
-
-def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
-    images = ROOT / "data/images/inputs"
-    prompts = [
-        f"{kind} {{size}} {{colour}} {{digit}}" for kind in ("a", "the", "this", "my", "some", "that", "one", "any")
-    ]
-    (repository / "prompts.txt").write_text("\n".join([*prompts, *(f"see {prompt}" for prompt in prompts)]))
-    answers = {
-        "model": str(images / "model"),
-        "data": str(images / "pictures.parquet"),
-        "templates": "prompts.txt",
-        "judge": str(images / "judge-digits"),
-        "name": "digits",
-    }
-    with pytest.raises(InfrastructureError, match="checked"):
-        init(given=options(answers={**answers, "words": ["size=small,large", "digit=two, three"]}, probes=None))
-    audit = load_params(repository / "params.yaml").audit("digits")
-    assert audit.prepare["judge"] == {"attributes": "judge-digits"}
-    assert audit.concepts["size"] == ["", "small", "large"]
-    assert "red" in audit.concepts["colour"]  # the names in the pictures' table
 
 
 def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(repository, checked):

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from rich.console import Console
 from rich.prompt import Confirm
 
 from flows.init.run import init_audit
 from stages.core.errors import UsageError
 from stages.params import load_params
-from stages.tasks.classification.init.models import candidates
 from stages.tasks.classification.init.trial import Order
 from tests.own_model import WEIGHTS, init, options
 from tests.workspace import Workspace
@@ -126,14 +123,6 @@ def test_what_would_be_refused_later_is_refused_before_anything_is_written(repos
 
 
 # Architectures
-
-
-def test_architectures_with_the_same_tensors_are_all_named():
-    with torch.device("meta"):
-        net = timm.create_model("efficientnet_b0", num_classes=7)
-    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    assert candidates("model_final", shapes) == ["efficientnet_b0", "tf_efficientnet_b0"]
-    assert candidates("model_final", {**shapes, "more": (3,)}) == []
 
 
 # Formats

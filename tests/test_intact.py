@@ -187,17 +187,6 @@ def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_th
         assert (damage.stage, damage.path) == ("summarize@tiny", probes)
 
 
-def test_a_record_that_was_stripped_is_told(workspace, tmp_path):
-    with inside(workspace.copy(tmp_path / "ws")):
-        record = Path("data/tiny/summarize/provenance.json")
-        whole = json.loads(record.read_text())
-        for key in ("read", "wrote"):
-            record.write_text(json.dumps({**whole, key: {}}))
-            dvc_commit(["summarize@tiny"])
-            with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
-                check_intact("tiny")
-
-
 def test_a_dependency_that_a_stage_does_not_record_is_refused_and_leaves_no_record_of_the_run(workspace, tmp_path):
     """The folder of the last record of a run is removed with it, as DVC fails on an empty one."""
     copy = workspace.copy(tmp_path / "ws")

@@ -77,6 +77,7 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     assert toys.executed().count("prepare@tiny") == 1  # finished stages are not run again
 
 
+@pytest.mark.slow
 def test_status_and_plan_of_a_stage_that_runs_now(toys):
     toys.toy(prepare__tiny={"until": "go"})
     process = subprocess.Popen(["dvc", "repro", "--quiet", "prepare@tiny"], cwd=toys.path, env=toys.env)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import flows.graph.known_graph
-from flows.graph import RUNS_NOW, read_graph
+from flows.graph import read_graph
 from flows.graph.known_graph import KNOWN, Memory
 from tests.finished import run_toys
 from tests.workspace import Workspace, audit_params, make_workspace, repair_params
@@ -119,17 +119,6 @@ def _held(name: str) -> str:
     return json.dumps({"write": {str(Path(name).resolve()): {"pid": os.getpid(), "cmd": "dvc repro"}}})
 
 
-def test_of_a_stage_that_runs_and_ends_without_a_result_nothing_is_kept(known):
-    Path(KNOWN).unlink()
-    rwlock = Path(".dvc/tmp/rwlock")
-    rwlock.write_text(_held("data/tiny/discover"))
-    told = read_graph(looks=True)
-    assert told.stages["discover@tiny"].reasons == (RUNS_NOW,)
-    assert not Path(KNOWN).exists()
-    rwlock.write_text("{}")  # interrupted or failed without writing anything
-    assert read_graph(looks=True).stages["discover@tiny"].reasons == ()
-
-
 @pytest.mark.parametrize("starts", [True, False])
 def test_nothing_is_kept_where_a_stage_starts_or_ends_while_dvc_is_asked(known, monkeypatch, starts):
     Path(KNOWN).unlink()
@@ -147,6 +136,7 @@ def test_nothing_is_kept_where_a_stage_starts_or_ends_while_dvc_is_asked(known, 
     assert not Path(KNOWN).exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_failed_is_not_told_to_be_as_it_was(known):
     assert not read_graph().stages["discover@tiny"].stale
     known.toy(discover__tiny={"exit": 2})

@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
 from stages.core.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.explorers import kernel
@@ -18,7 +17,7 @@ from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import main_effects, overall_rate
 from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate_landscape
 from stages.landscape.estimators import Average, Link, Logistic, ProcessEstimator, Trees
-from tests.landscapes import ask, every_pair, landscape_of, planted, truth, uniform
+from tests.landscapes import every_pair, landscape_of, planted, truth, uniform
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -192,21 +191,6 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     ]
 
 
-def test_boxes_with_sharp_edges_need_trees():
-    """Smoothness is wrong there, and held-out probes show it; intervals contain the truth all the same."""
-    task = Planted(5, 100, searched=30, unseen=0)
-    ids, rng = task.items.ids("discover"), np.random.default_rng(0)
-    probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")
-    landscape = estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
-    assert "boosted trees" in landscape.diagnostics["name"]
-    losses = landscape.diagnostics["log_losses"]
-    assert losses["boosted trees"] < losses["Gaussian process"] < losses["logistic regression"]
-    rows = rng.choice(len(landscape.table), 1000, replace=False)
-    true, table = task.true_rates(ids, landscape.cells(task.concepts)[rows]), landscape.table.iloc[rows]
-    assert ((table["low"] <= true) & (true <= table["high"])).mean() > 0.88
-    assert (table["high"] - table["low"]).mean() < 0.45
-
-
 @pytest.mark.parametrize("kind", [ProcessEstimator, Trees, Logistic, Average])
 def test_margins_of_the_grid_are_those_of_its_probes(kind):
     """Each estimator computes the grid by a shortcut: as products of items and cells."""
@@ -274,7 +258,7 @@ def coin(space: ConceptSpace, rates: np.ndarray, n: int, items: int, seed: int) 
     return table.assign(role="control", item=item, repeat=0, discrepancy=margin, failed=failed), ids
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_few_cells_are_judged_by_probes_of_all_of_them(seed):
     """With two levels, a fold of whole cells would need the rate of a level that no other probe has."""
     space, rates = ConceptSpace((Concept("fog", ("none", "dense")),)), np.array([0.02, 0.91])
@@ -297,7 +281,7 @@ def test_of_many_cells_whole_ones_are_held_out(smooth, both):
     assert both[1].diagnostics["held_out_together"] == "whole cells"
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2])
 def test_where_nothing_explains_the_failures_the_constant_is_taken(seed):
     space = ConceptSpace(tuple(Concept(n, tuple(range(7))) for n in ("fog", "rain")))
     probes, ids = coin(space, np.full(49, 0.3), 200, 60, seed)
@@ -356,22 +340,6 @@ def test_repeats_of_a_pair_are_averaged_not_counted_twice():
     every = every_pair(task)
     again = every.assign(repeat=1, failed=True, discrepancy=0.5)
     np.testing.assert_allclose(landscape_of(task, pd.concat([every, again])).rates, 0.5)
-
-
-@pytest.mark.parametrize("failed", [True, False])
-def test_a_model_that_always_answers_the_same(smooth, failed):
-    probes = smooth.probes(300, greedy=False).assign(failed=failed, discrepancy=0.5 if failed else -0.5)
-    landscape = smooth.landscape(probes)
-    assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all()
-    assert abs(landscape.rates.mean() - failed) < 0.1
-
-
-def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
-    monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 100)
-    landscape = smooth.landscape(smooth.probes(400, greedy=False))
-    assert landscape.sampled
-    assert len(landscape.table) == 100
-    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08
 
 
 def test_features_reproduce_the_kernel_at_full_rank():

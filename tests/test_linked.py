@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from flows.graph import read_graph
-from flows.graph.before_dvc import NOTE
 from tests.finished import inside
 from tests.workspace import Workspace, make_workspace
 
@@ -86,15 +85,3 @@ def test_what_changes_no_content_makes_nothing_stale(linked):
         (pictures / name / "index").write_text("x")
     (pictures / "cat" / "loop").symlink_to(pictures)
     assert stale(toys) == ()
-
-
-def test_a_note_cut_short_by_a_kill_is_written_again_and_one_of_no_link_is_taken_away(linked):
-    toys, _ = linked
-    note = toys.path / "data/tiny/inputs" / NOTE
-    whole = note.read_text()
-    note.write_text(whole[:20])
-    assert stale(toys) == ()
-    assert note.read_text() == whole
-    (toys.path / "data/tiny/inputs/pictures").unlink()
-    assert stale(toys) == ("data/tiny/inputs modified",)
-    assert not note.exists()

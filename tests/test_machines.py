@@ -12,7 +12,6 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,14 +20,11 @@ from pydantic import ValidationError
 
 from flows.graph import read_graph
 from flows.places.machines import Shipment, ShipmentResult, check_machines, pack, run_there, take_back, travels
-from flows.places.runners import Job
-from flows.places.runners.apart import Apart
 from flows.run_stage import StageResult
 from flows.workspace import exclusive
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_state, write_state
 from stages.params.file import RunnerConfig
-from stages.provenance import versions
 from tests.clusters import clone, dvc, lock, run, s3_remote, until
 from tests.finished import inside
 from tests.servers import free_port
@@ -192,23 +188,6 @@ def test_a_worker_may_say_where_its_clone_is_which_runs_one_stage_at_a_time(made
         assert said == [f"waits for another stage in {host}"] and not future.done()
         fcntl.flock(other, fcntl.LOCK_UN)
         assert future.result(timeout=60).made.host == host
-
-
-def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(origin, made, tmp_path):
-    result = made[2][0][1]
-    mine = versions()
-    assert result.made is not None and result.made.versions == mine
-    older = {**mine, "numpy": "1.0", "torch": mine["torch"].partition("+")[0] + "+cu1", "dvc": "1.0", "new": "1"}
-    host = f"{socket.gethostname()}:{made[1].path}"
-    told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
-    answer = result.model_copy(update={"made": result.made.model_copy(update={"versions": older}), "outcome": "ran"})
-    driver = clone(origin, tmp_path / "driver")
-    said: list[str] = []
-    with inside(driver):
-        read_graph()  # as every run begins
-        answering = SimpleNamespace(run=lambda job, say: answer)
-        Apart(answering, there(made[1])).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
-    assert said[said.index(f"from {host}") + 1 :] == told
 
 
 def test_another_folder_than_the_drivers_workspace_is_refused_and_stays_as_it_is(made, tmp_path, monkeypatch):

@@ -23,9 +23,6 @@ from stages.mining.texts import TextProber
 from stages.mining.wordings import facts, replaced
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.choosing import ArticleTexts
-from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.choosing import PromptTexts
-from tests.boxes import boxes
 from tests.endpoints import completion, served
 from tests.finished import faded
 from tests.news import news_context, write_news
@@ -141,26 +138,6 @@ def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_
     changed, known = asked(asks)
     assert known.failed == unchanged[0] and known.given == article and changed.given == replaced(article, {word: other})
     assert asked.spent == 2 and asked.texts().given[item] == article
-
-
-def test_words_of_templates_are_replaced_and_slots_get_levels_that_the_judge_can_read(tmp_path, monkeypatch):
-    pytest.importorskip("diffusers")
-    context = boxes(tmp_path / "inputs")
-    (tmp_path / "prepare").mkdir()
-    TextToImage.prepare(context, tmp_path / "prepare")
-    asked = TextProber(PromptTexts(), TextToImage, context, tmp_path / "prepare", tmp_path, silent)
-    assert asked.context.concepts == context.concepts  # its judge reads only attributes
-    start, texts_ = tuple(asked.concepts.start.tolist()), asked.texts()
-    item, word = next((n, w) for n, text in enumerate(texts_.texts) for w in text.split() if w.isalpha())
-    asks = [WordProbe(item, ((word, "sketch"),), start), WordProbe(item, (), start)]
-    task, ids, cells = asked.worded(asks)
-    new, old = (one[0].prompt for one in task.orders(ids, cells))
-    assert new == replaced(old, {word: "sketch"}) != old and [one.given for one in asked(asks)] == [new, old]
-    monkeypatch.setattr("stages.tasks.text_to_image.judge_models.AttributeJudge.reads_prompts", True)
-    wider = TextProber(PromptTexts(), TextToImage, context, tmp_path / "prepare", tmp_path, silent)
-    colours = wider.context.concepts["colour"]
-    assert colours[: len(context.concepts["colour"])] == list(context.concepts["colour"])
-    assert {"purple", "pink"} & set(colours)
 
 
 # The command, and the example of its page

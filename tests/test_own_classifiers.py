@@ -200,19 +200,6 @@ def test_a_bad_model_is_told_before_anything_runs(inputs, model, message):
     assert [message in error for error in errors] == [True], errors
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ({"timm": "resnet10x"}, r"timm knows no architecture 'resnet10x', did you mean"),
-        ({"torchvision": "resnet81"}, r"no classifier 'resnet81', did you mean 'resnet18'\?"),
-        ({"timm": "resnet10t", "mean": [0.1, 0.2]}, r"prepare\.model\.mean: 2 values, the images have 3 channel"),
-    ],
-)
-def test_weights_and_architecture_that_do_not_fit(inputs, model, message):
-    timm_weights(inputs / "w.safetensors")
-    fails(inputs, {**model, "weights": "w.safetensors"}, message)
-
-
 def test_a_model_whose_classes_nothing_names_is_an_error(inputs):
     timm_weights(inputs / "w.safetensors")
     rows = [{"image": f"photos/{name}/00{i}.png", "label": "flat"} for name in CLASSES for i in range(9)]

@@ -105,6 +105,7 @@ def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
     assert '<mark class="s0" title="tilt">very tilted</mark>' in section(page, "modes")
 
 
+@pytest.mark.slow
 def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> None:
     folder = stage_dir("tiny", "restructure") / "models" / "repaired"
     folder.mkdir(parents=True)

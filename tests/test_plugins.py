@@ -82,6 +82,7 @@ def test_what_a_distribution_adds_is_known_by_version_and_content(site, listed):
         assert gone not in (before[1], changed)
 
 
+@pytest.mark.slow
 def test_an_upgrade_of_a_plugin_makes_stale_what_uses_it_and_another_plugin_nothing(toys, site, monkeypatch):
     monkeypatch.chdir(toys.path)
     module = install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged")

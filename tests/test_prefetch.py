@@ -96,6 +96,7 @@ def test_what_was_fetched_is_all_an_audit_needs_without_a_network(workspace, mad
     assert all(commit_of(name) in metrics for name in ("org/summarizer", "org/articles", "org/encoder"))
 
 
+@pytest.mark.slow
 def test_without_a_network_a_retry_may_help(workspace):
     done = workspace.faded("prefetch", "texts", HF_ENDPOINT=NOWHERE, HF_HOME=str(workspace.path / "empty"))
     assert done.returncode == 3 and "org/summarizer could not be fetched" in done.stdout

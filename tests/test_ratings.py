@@ -15,8 +15,6 @@ from flows.workspace.edit_params import with_ratings
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
-from stages.landscape.estimate import estimate_landscape
-from stages.landscape.people import against_automatic
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from tests.landscapes import planted
@@ -86,21 +84,6 @@ def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterru
     assert np.array_equal(table["automatic_failed"], table["automatic"] > task.threshold)
     assert np.array_equal(table["failed"], table["discrepancy"] > np.float32(0.7))
     assert "automatic" not in Prober(task, ids, 300).table()
-
-
-def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated():
-    task = planted()
-    ratings, ids, rng = learnt(x=[-0.3, 0.1], y=[0.6, 0.9]), task.items.ids("discover"), np.random.default_rng(4)
-    prober = Prober(RatedTask(task, ratings, 0.5), ids, 200)
-    prober.ask(rng.integers(0, 40, 200), task.concepts.sample(200, rng))
-    probes = prober.table().assign(role="control")
-    embeddings, asked = task.embed(ids), {"threshold": 0.0, "seed": 1}
-    landscape = estimate_landscape(probes, ids, embeddings, task.concepts, threshold=0.5, seed=1)
-    found = against_automatic(landscape, probes, ids, embeddings, task.concepts, ratings=ratings, **asked).summary
-    below, above = (probes["automatic"] < -0.3).mean(), (probes["automatic"] > 0.1).mean()
-    assert below > 0 and above > 0 and found.outside.value == pytest.approx(below + above)
-    assert found.unfounded.value == pytest.approx(below)  # all that was rated fails, so better ones are unknown
-    assert found.unfounded.low < found.unfounded.value < found.unfounded.high
 
 
 # The report

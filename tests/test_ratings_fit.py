@@ -49,21 +49,6 @@ def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed
     assert not fit_ratings(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
 
 
-def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[ExampleScore]:
-    """Half of the items are rated 2, half 9, whatever their discrepancy."""
-    scores = rng.permutation([2, 9] * (n // 2))
-    return [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores) for _ in range(each)]
-
-
-@pytest.mark.parametrize(("n", "each"), [(20, 1), (40, 1), (10, 2)])
-def test_ratings_of_two_peaks_teach_nothing_by_themselves(n: int, each: int) -> None:
-    # The median of all others is on the peak that an item is not on, so anything near the middle seems better.
-    rng = np.random.default_rng(n)
-    assert (
-        sum(fit_ratings(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1
-    )  # one in fifty does by chance
-
-
 def test_the_error_is_that_on_new_items_although_the_map_was_chosen() -> None:
     def rate(items: int, rng: np.random.Generator) -> list[ExampleScore]:
         """Two scores per item, which depend more on the item than on the discrepancy."""

@@ -143,16 +143,3 @@ def test_people_are_told(home, task):
 def test_a_bad_reference_is_told_before_anything_runs(home, reference, message):
     errors = ImageClassification.check(context(home / "inputs", reference))
     assert len(errors) == 1 and message in errors[0], errors
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ({**REFERENCE, "classes": ["flat", "upright", "dog"]}, r"1 label\(s\) of the items: 'slanted'.*flat, upright"),
-        ({**REFERENCE, "classes": ["flat", "upright"]}, r"prepare\.reference\.classes: 2 names, the model has 3"),
-        ({**REFERENCE, "timm": "test_efficientnet"}, r"prepare\.reference\.weights: strong\.safetensors has no"),
-    ],
-)
-def test_a_reference_that_does_not_fit_is_told_by_prepare(home, tmp_path, reference, message):
-    with pytest.raises(UsageError, match=message):
-        ImageClassification.prepare(context(home / "inputs", reference), tmp_path)

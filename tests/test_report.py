@@ -56,14 +56,6 @@ def pages(paths: dict[str, Path]) -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
 
 
-def test_items_that_fail_unchanged_come_first(tmp_path: Path, pages: dict[str, str]) -> None:
-    inputs = make_inputs(*FOUR)
-    inputs["summary"]["unchanged"] = UNCHANGED
-    tiles = re.findall(r'class="tile"><b>(.*?)</b> <span>(.*?)</span>', landscape_html(tmp_path, **inputs))
-    assert tiles[0] == ("75.0%", "of 20 unchanged items already fail (53.0–88.0%)")
-    assert "already fail" not in pages["landscape"]
-
-
 def test_the_terminal_says_so_too(tmp_path: Path) -> None:
     workspace = finished_audits().copy(tmp_path / "ws")
     report = workspace.path / "data/other/report/report.html"
@@ -134,13 +126,6 @@ def test_every_number_of_a_mode_is_in_the_page(tmp_path: Path) -> None:
 def test_spaces_of_one_to_three_concepts(tmp_path: Path, concepts: tuple[Concept, ...]) -> None:
     assert 'id="landscape-plot"' in landscape_html(tmp_path, **make_inputs(*concepts, images=False))
     assert 'id="landscape-2"' in comparison_html(tmp_path, **make_comparison(*concepts))
-
-
-def test_many_concepts_are_cut_to_the_strongest_and_that_is_said(tmp_path: Path) -> None:
-    page = landscape_html(tmp_path, **make_inputs(*(Concept(f"c{i}", (0, 1)) for i in range(9)), images=False))
-    assert "The list offers the 7 concepts, of 9, that change the rate most." in page
-    for name, views in (("landscape-view", 21), ("space-view", 35), ("policy-view", 21)):
-        assert page.split(f'<select id="{name}"')[1].split("</select>")[0].count("<option") == views
 
 
 def test_a_sampled_grid_has_gaps_not_errors(tmp_path: Path) -> None:
@@ -403,13 +388,3 @@ def test_hostile_text_does_not_run(browser: Any, tmp_path: Path) -> None:
     assert errors == []
     assert page.locator("img").count() == 0
     assert page.locator("h1").inner_text() == HOSTILE
-
-
-def test_a_browser_that_cannot_unpack_the_charts_says_so(browser: Any, paths: dict[str, Path]) -> None:
-    page = browser.new_page()
-    page.add_init_script("delete window.DecompressionStream")
-    page.goto(paths["landscape"].as_uri())
-    page.locator("#landscape").scroll_into_view_if_needed()
-    page.locator("#no-charts").wait_for(state="visible")
-    assert "too old to unpack the charts" in page.locator("#no-charts").inner_text()
-    assert page.locator("#modes table").first.is_visible()

@@ -8,7 +8,6 @@ from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
 from stages.records.landscape import Minimal
 from stages.records.search import Walks
-from tests.report_samples import FOUR, make_inputs, write_landscape
 from tests.test_microscopic import SPACE
 
 
@@ -48,24 +47,3 @@ def test_examples_are_the_nearest_of_different_kinds() -> None:
     shown = nearest(hand_made(), SPACE, 2)
     assert shown["item"].tolist() == ["i0", "i2"]  # i1 changes the same concept as i0
     assert describe_change(SPACE, [3, 2, 0]) == "tilt 3, fog 2"
-
-
-def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
-    inputs = make_inputs(*FOUR, images=False)
-    write_landscape(tmp_path / "without.html", **inputs | {"summary": inputs["summary"] | {"robustness": None}})
-    assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
-    summary = summarize_robustness(hand_made(), SPACE, Walks(method="beam", probes=77, items=5))
-    assert summary is not None
-    inputs["summary"] |= {"robustness": summary.to_json()}
-    inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
-    write_landscape(tmp_path / "with.html", **inputs)
-    page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
-    section = page.split('<section id="robustness">')[1].split("</section>")[0]
-    assert (
-        "Of 5 items drawn at random, 1 fails unchanged and 3 after some steps; for 1, no failure was found" in section
-    )
-    assert "At least half of them fail within 3 steps." in section and "beam search with 77 probes" in section
-    assert "tilt (2), tilt × fog (1)" in section
-    assert "The nearest failures" in section and "3 of 3" in section
-    assert "2 of the 3 <a href" in page.split('<section id="modes">')[1].split("</section>")[0]
-    assert "nan" not in section and "None" not in section

@@ -33,7 +33,6 @@ from stages.params import load_params
 from stages.params.file import RunnerConfig
 from stages.provenance import provenance
 from tests.clusters import Cluster, until
-from tests.finished import faded
 from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 
@@ -195,7 +194,6 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
     params["audits"]["tiny"]["compute"]["gpus"], params["repairs"]["tiny"]["gpus"] = 2, 3
     params["audits"]["tiny"]["discover"]["shards"] = 2
     toys.write_params(params)
-    assert faded(toys, "status")[0] == 0
     monkeypatch.chdir(toys.path)
     asked = {stage.kind: stage.gpus for stage in read_graph()}
     assert asked == {

@@ -97,6 +97,7 @@ def test_what_reads_results_and_builds_pages_is_not_imported_until_it_is_needed(
     assert (done.returncode, done.stdout.strip()) == (1, "the worker is gone")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_or_does_not_start_is_told(here, monkeypatch):
     done = here.faded("serve", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 3

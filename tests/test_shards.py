@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -109,15 +108,6 @@ def parts() -> list[ShareResult]:
     return found_by(make_task(), DiscoverConfig(explorer="local_search", budget=601, shards=3))
 
 
-def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
-    space, written = make_task().concepts, set()
-    for n, order in enumerate(itertools.permutations(parts)):
-        result = merge_shares(order, space)
-        result.probes.to_parquet(tmp_path / f"{n}.parquet", index=False)
-        written.add(((tmp_path / f"{n}.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
-    assert len(written) == 1 and n == 5
-
-
 def test_what_is_merged_is_what_was_found(parts) -> None:
     space = make_task().concepts
     result = merge_shares(parts, space)
@@ -194,7 +184,6 @@ def read(folder: Path) -> list[ShareResult]:
 
 
 UNLIKE = r"with device cpu \(shares 1, 3\) and with device cuda \(NVIDIA H100\) \(share 2\), which do not go"
-VERSIONS = r"numpy 1, torch 2 \(.*numpy none, torch 3 \(share 2\).*`dvc repro --force --single-item explore@tiny-N`"
 
 
 @pytest.mark.parametrize(

@@ -134,15 +134,6 @@ def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_draft_takes_its_share_of_the_steps_and_answers_without_a_card(home, task, tmp_path):
-    record = task.repair(dataclasses.replace(plan(steps=8), dose=0.25, draft=True), tmp_path)
-    assert (record.steps, record.details, list(record.curve["step"])) == (2, {}, [1, 2])
-    assert "Faded" not in (tmp_path / "README.md").read_text(), "peft's own"
-    drafted = Summarization.load(context(home / "inputs"), home / "prepare", tmp_path)
-    ids = task.items.ids("test")
-    assert len(drafted.probe(ids, np.zeros((len(ids), 2), dtype=int)).failed) == len(ids)
-
-
 def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
     task, out, _, _ = repaired
     loaded = Summarization.load(task.context, home / "prepare", out)

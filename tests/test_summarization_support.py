@@ -3,12 +3,10 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.summary_errors import ARTICLES, RIGHT, WRONG, false_alarms, make_pairs, seen
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.support import (
     CHANCE,
     ENTAILMENT_LOADERS,
@@ -16,8 +14,6 @@ from stages.tasks.summarization.support import (
     unsupported,
     unsupported_claims,
 )
-from tests.news import news_context, write_news
-from tests.tiny_models import tiny_entailment
 
 ARTICLE = (
     "The United States government has said it wants to see President Robert Mugabe removed from power. Scores of white"
@@ -109,25 +105,3 @@ def entailment(folder):
     return parse_source({"transformers": folder.name}, ENTAILMENT_LOADERS, "prepare.entailment").load(
         folder.parent, "cpu"
     )
-
-
-def test_a_model_may_judge_in_place_of_the_rules(tmp_path):
-    inputs = write_news(tmp_path / "inputs")
-    model = entailment(tiny_entailment(inputs / "nli"))
-    claims = ["Police arrested six men.", "France did not recognise the vote."]
-    alone = [model(claim, ARTICLE) for claim in claims]
-    assert all(0 < value < 1 for value in alone)
-    assert alone[0] != alone[1]
-    assert model(" ".join(claims), ARTICLE) == pytest.approx(sum(alone) / 2)  # sentence by sentence
-
-    assert model("", ARTICLE) == 0
-
-    config = news_context(inputs).config | {"entailment": {"transformers": "nli"}}
-    context = news_context(inputs, config=config, discrepancy={"measure": "unsupported", "validity": -1})
-    metrics = Summarization.prepare(context, tmp_path)
-    assert metrics["origin"]["entailment"] == "the folder nli"
-    task = Summarization.load(context, tmp_path)
-    ids = task.items.ids("discover")[:2]
-    told = task.measure(ids, np.tile(task.concepts.neutral, (2, 1)), claims)["unsupported by the article"]
-    articles = task.items.table.set_index("id").loc[ids, "article"]
-    assert told.tolist() == pytest.approx([model(*pair) for pair in zip(claims, articles, strict=True)])

@@ -15,14 +15,13 @@ from stages.landscape.summary import (
     LandscapeInput,
     measure_region,
     pick_examples,
-    policy_view,
     summarize,
 )
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal
-from tests.landscapes import fresh, landscape_of, planted, uniform
+from tests.landscapes import fresh, planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -62,24 +61,6 @@ def test_items_of_examples_are_shown_unchanged_and_once(probed):
     assert [one.id for one in shown] == [e.item for e in modes[0].examples if e.failed][:4]
     assert all("tilt 0" in one.exhibit.text and not one.failed for one in shown)
     assert exhibits(task, modes[:1], 0) == {"M1": []} and unchanged_items(task, modes, 0) == []
-
-
-class Peaked:
-    """A policy that chooses the first cell for every item but the first."""
-
-    def cell_probabilities(self, embedding: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        first = (cells.sum(axis=1) == 0).astype(np.float32)
-        return np.vstack([1 - first, np.tile(first, (len(embedding) - 1, 1))])
-
-
-def test_the_policy_is_averaged_over_items(probed):
-    task, probes = probed
-    ids = task.items.table["id"].tolist()
-    landscape = landscape_of(task, probes)
-    view = policy_view(Peaked(), task.embed(ids), landscape, task.concepts)
-    assert view["policy_mean"][0] == pytest.approx(19 / 20)
-    assert view["policy_std"][1] == pytest.approx(np.sqrt(19) / 20)
-    assert np.isnan(policy_view(None, task.embed(ids), landscape, task.concepts)["policy_mean"]).all()
 
 
 def test_a_landscape_needs_no_files(probed):

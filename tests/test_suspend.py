@@ -301,6 +301,7 @@ def test_a_run_that_nobody_can_decide_for_any_more_is_cancelled(deployment, rule
     assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
 
 
+@pytest.mark.slow
 def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monkeypatch):
     run = deployment.run()
     keys = run.state.state_details.run_input_keyset
@@ -311,6 +312,7 @@ def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monk
     assert deployment.read(run.id).state.is_scheduled()
 
 
+@pytest.mark.slow
 def test_who_is_to_be_told_is_told_though_the_process_dies_while_it_suspends(deployment, monkeypatch):
     def die(**_: object) -> None:
         raise RuntimeError("killed")
@@ -412,6 +414,7 @@ def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour,
     assert ("tiny-verdict" in deployment.artifacts(run)) == (kind == "gate failed")
 
 
+@pytest.mark.slow
 def test_bad_parameters_end_as_broken(deployment):
     (deployment.toys.path / "params.yaml").write_text("audits: {}\n")
     run = deployment.run()

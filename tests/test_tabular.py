@@ -102,6 +102,7 @@ def test_a_repair_fails_less_where_it_was_aimed(task, prepared, tmp_path):
     assert len(after.model.rows) == 169 + 130 + 4 * 130
 
 
+@pytest.mark.slow
 def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path):
     settings = {"max_depth": 3, "criterion": "entropy", "n_estimators": 5}
     task.model = RowModel.fit("random_forest", settings, 7, task.rows, task.items.table["label"].to_numpy())

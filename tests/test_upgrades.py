@@ -103,6 +103,7 @@ def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_
     assert not any("tasks_of_mine" in reason for reason in stage.reasons), stage.reasons
 
 
+@pytest.mark.slow
 def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
     params = toys.params()
     toys.edit_params({f"{part}.mine": params[part]["tiny"] for part in ("audits", "repairs")})

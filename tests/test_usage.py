@@ -238,14 +238,6 @@ def stripes(tmp_path_factory):
     return workspace
 
 
-def test_the_usage_in_force_is_shown(stripes):
-    code, said = faded(stripes, "usage", "stripes")
-    assert code == 0, said
-    assert "stated in params.yaml" in said
-    assert "concepts changed at once: 0 in 66.7%, 1 in 33.3% of inputs" in said
-    assert "0 (unchanged)" in said
-
-
 def test_measured_shares_are_printed_and_written(stripes):
     params = stripes.path / "params.yaml"
     before = params.read_text()

@@ -189,6 +189,7 @@ def test_an_audit_beside_pipelines_and_folders_of_the_same_names_harms_none_and_
     assert {Path(name).parts[0] for name in set(after) - set(before)} == {"audit"}
 
 
+@pytest.mark.slow
 def test_in_a_clone_of_the_workspace_dvc_alone_will_do(own):
     git(own.path.parent, "clone", "--quiet", str(own.path), "clone")
     clone = Workspace(own.path.parent / "clone")
