@@ -1,6 +1,5 @@
 """A repair's training data: what the search's policy draws, besides people's choices; and the number of trainings."""
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -83,17 +82,6 @@ def test_of_several_targets_the_severe_one_gets_more():
     assert first == pytest.approx(FOCUS * (0.75 + 0.25 / 4), abs=0.03)
     assert second == pytest.approx(FOCUS * (0.25 + 0.75 / 4), abs=0.03)
     assert (cells == 0).all(axis=1).mean() == pytest.approx(1 - FOCUS, abs=0.03)
-
-
-def test_a_target_about_some_items_is_learnt_of_these_where_the_policy_looks_there():
-    target = TargetMode("M1", Region({"a": (3,)}, {"label": ("9",)}))
-    drawn = np.zeros((50, 64, 4), dtype=np.int64)
-    drawn[:, 0, 0] = 3  # one draw in 64, for every item
-    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn).draw(4000, np.random.default_rng(1))
-    there = inside(target, rows, cells)
-    assert there.mean() == pytest.approx(FOCUS, abs=0.03)
-    nines = ITEMS["label"].to_numpy()[rows] == "9"
-    assert (cells[~nines, 0] == 3).mean() < 0.05, "the others are learnt where the policy looks for them"
 
 
 def test_what_people_spared_is_not_learnt_but_where_a_target_overlaps_it():
@@ -273,20 +261,6 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
 
 
 task_repair = ImageClassification.repair
-
-
-@pytest.mark.slow
-def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, monkeypatch):
-    def heedless(self, plan, out):
-        return task_repair(self, dataclasses.replace(plan, dose=1.0), out)
-
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    monkeypatch.setattr(ImageClassification, "repair", heedless)
-    with pytest.raises(
-        UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"
-    ):
-        run(place, trainings=2)
-    assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"
 
 
 def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs(place, monkeypatch):

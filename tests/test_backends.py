@@ -18,12 +18,12 @@ import yaml
 
 from flows.results.compare import Run
 from stages.core.errors import UsageError
-from stages.params import AuditConfig, load_params
+from stages.params import load_params
 from stages.prepare import main as prepare
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
 from stages.tasks.classification import ImageClassification, backends
-from stages.tasks.classification.backends import Backend, choose_backend, compute_errors, only_eager
+from stages.tasks.classification.backends import Backend, choose_backend, compute_errors
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.contract import Compute
@@ -146,19 +146,6 @@ def test_a_task_asks_its_backend_for_probes_and_for_clean_items(home, choice):
     assert len(asked) == 4
 
 
-@pytest.mark.parametrize(
-    ("compute", "recorded"),
-    [
-        ({"backend": "compile", "dtype": "bfloat16"}, ("compile", "bfloat16")),
-        ({"backend": "eager", "dtype": "auto"}, ("eager", "float32")),
-        ({"backend": "eager"}, ("eager", "float32")),
-    ],
-)
-def test_what_is_computed_with_is_recorded(compute, recorded):
-    record = provenance("x", AuditConfig.model_validate(audit_params(compute={"device": "cpu", "gpus": 0, **compute})))
-    assert (record["backend"], record["dtype"]) == recorded
-
-
 def run(**made):
     landscape = Landscape.model_construct(concepts=[], threshold=0.0)
     told = Provenance.model_construct(**{"data": "1", "device": "cpu", "task": "x:Task", **made})
@@ -225,19 +212,6 @@ def test_openvino_is_chosen_where_it_is_right_and_worth_its_start(
         installed(True, answer)
     found = choose_backend(model, COMPUTE, torch.zeros(16, 3, 12, 12))
     assert found.backend == chosen[0] and re.search(chosen[1], found.why)
-
-
-@pytest.mark.parametrize(
-    ("change", "black_box", "why"),
-    [
-        ({"device": "cuda:1"}, None, "on cuda:1"),
-        ({"dtype": "bfloat16"}, None, "in bfloat16, where backends differ in their answers"),
-        ({}, "onnx", "a model that runs by itself (prepare.model.onnx)"),
-        ({}, None, ""),
-    ],
-)
-def test_where_it_is_eager_whatever_the_network_is(installed, change, black_box, why):
-    assert only_eager(replace(COMPUTE, **change), black_box) == why
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.explorers.bandits import LinearModel
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.tasks.contract import Items
@@ -77,36 +75,6 @@ def test_a_grid_may_be_uneven_and_is_exhausted_to_the_last_pair(name: str, items
 def test_uniform_draws_are_marked_and_no_others(name: str, settings: dict, first: int) -> None:
     task = make_task(concepts="abcdefg", items=1000)  # large enough that no pair is drawn twice
     assert explore(name, task, 90, **settings)["uniform"].tolist() == [True] * first + [False] * (90 - first)
-
-
-def test_epsilon_greedy_stays_with_the_cells_that_fail() -> None:
-    task = make_task(items=100, noise=0.0)
-    mostly_greedy, uniform = (explore("epsilon_greedy", task, 600, epsilon=e) for e in (0.1, 1.0))
-    assert mostly_greedy["failed"].mean() > 1.5 * uniform["failed"].mean()
-    assert len(mostly_greedy.drop_duplicates(["a", "b", "c"])) < 0.8 * len(uniform.drop_duplicates(["a", "b", "c"]))
-
-
-def test_the_linear_model_learns_effects_and_how_sure_it_is() -> None:
-    rng = np.random.default_rng(0)
-    model = LinearModel(5, [3, 4], pairs=True, noise=0.1, prior=1.0)
-    assert model.n_effects == 1 + 5 + 3 + 4 + 12
-    items, cells = rng.integers(5, size=2000), np.column_stack([rng.integers(3, size=2000), rng.integers(4, size=2000)])
-    seen = cells[:, 0] < 2  # the last level of the first concept is never tried
-    items, cells = items[seen], cells[seen]
-
-    def truth(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        return 0.1 * items - 0.3 * cells[:, 0] + 0.5 * (cells[:, 0] * cells[:, 1] == 3)
-
-    for half in (slice(0, 600), slice(600, None)):
-        noisy = truth(items[half], cells[half]) + rng.normal(0, 0.1, len(items[half]))
-        model.update(items[half], cells[half], noisy)
-    mean, draws = model.draw(400, rng)
-    grid = np.array([[0, 0], [1, 3], [2, 0]])
-    design = model.design(np.full(3, 2), grid)
-    np.testing.assert_allclose((design @ mean)[:2], truth(np.full(2, 2), grid[:2]), atol=0.05)
-    spread = (design @ draws.T).std(axis=1)
-    assert spread[:2].max() < 0.05 and spread[2] > 0.3
-    np.testing.assert_allclose((design @ draws.T).mean(axis=1)[:2], (design @ mean)[:2], atol=0.02)
 
 
 @pytest.mark.parametrize(("name", "library"), [("bayesian", "optuna"), ("map_elites", "ribs")])

@@ -146,19 +146,6 @@ def test_a_server_that_does_not_answer_is_infrastructure(inputs, server):
         prepared(inputs, named, FOLDER)
 
 
-def test_an_endpoint_that_answers_something_else(inputs, server):
-    named = {"endpoint": server.url, "classes": CLASSES, "size": 20}
-    server.handler.form = "strange"
-    fails(inputs, named, "scores a class 'sideways'", FOLDER)
-    server.handler.answer = lambda self, image: {"scores": [0.5, 0.5]}
-    fails(inputs, named, "a number for each of the 3 classes, by name or in their order; found 2 scores", FOLDER)
-    server.handler.answer = lambda self, image: {"label": "flat"}
-    fails(inputs, named, "found the keys label", FOLDER)
-    server.handler.answer = lambda self, image: {"scores": [2, 0, 0]}
-    fails(inputs, named, r"gives scores from 0 to 2, expected probabilities from 0 to 1", FOLDER)
-    fails(inputs, {k: v for k, v in named.items() if k != "size"}, r"prepare\.data\.size: missing", FOLDER)
-
-
 # Repair
 
 

@@ -241,50 +241,7 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, concepts, prepare, s
     assert said in "\n".join(Chat.check(context(inputs, concepts=concepts, **prepare)))
 
 
-def test_what_only_the_items_show_is_told_by_prepare(inputs, prepared):
-    items = pd.read_parquet(prepared[0] / "items.parquet")
-    model, embedder = Chat.load(context(inputs), prepared[0]).model, Chat._embedder(context(inputs))
-    assert model.room == 1024
-
-    def made(changed, **concepts):
-        return Chat(context(inputs, concepts=concepts), changed, model, embedder)
-
-    with pytest.raises(UsageError, match=r"changes the context, and the question q\d+ has none"):
-        made(items.assign(context=""), distractor=[0, 1])
-    with pytest.raises(
-        UsageError, match=r"context_length: 12 passages of other contexts wanted, .* there are \d+ that"
-    ):
-        made(items, context_length=[0, 12])
-    with pytest.raises(UsageError, match=r"may take \d+ tokens with its answer, and the model has room for 1024"):
-        made(items, context_length=[0, 9])
-
-
 # Data
-
-
-def test_lines_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
-    squad = {"question": "Who?", "context": "Ada came.", "answers": {"text": ["Ada"], "answer_start": [0]}}
-    rows = [
-        *[squad, {"question": "Who?", "pattern": "Ada|Lovelace", "topic": "names"}, {"question": "Who?", "answer": 1}],
-        *[{"question": "Who?", "answers": ["Ada"], "pattern": "Ada"}, {"question": "Who?", "pattern": "(Ada"}],
-        *[{"question": "Who?", "answers": ["..."]}, {"question": " ", "answers": "Ada"}],
-    ]
-    source = JsonQuestions(jsonl="questions.jsonl", max_excluded=0.9)
-    folder = write(tmp_path, rows)
-    questions, skipped = source.load(folder)
-    assert [(one.answers, one.pattern) for one in questions] == [(("Ada",), ""), ((), "Ada|Lovelace")]
-    assert questions[1].details == {"topic": "names"}
-    assert [one["file"] for one in skipped] == [f"questions-{n}" for n in (3, 4, 5, 6, 7)]
-    told = " ".join(one["reason"] for one in skipped)
-    for reason in (
-        "either answers or pattern",
-        "not a regular expression",
-        "'...' has no words",
-        "no text in the field",
-    ):
-        assert reason in told
-    with pytest.raises(UsageError, match="5 of 7 questions cannot be used, max_excluded allows 20%"):
-        JsonQuestions(jsonl="questions.jsonl").load(folder)
 
 
 @pytest.mark.skipif(find_spec("gensim") is None, reason="data/questions/inputs/packages.txt is not installed")
@@ -369,20 +326,6 @@ def test_init_asks_a_server_for_the_name_of_its_model_and_a_question(models, ans
         assert QuestionsInit().served(seen.model.block, seen) == {"openai": url, **found}
     assert model.requests and {request["model"] for request in model.requests} == set(found.values())
     assert "with 'leave?'" in seen.said[0]
-
-
-def test_init_refuses_a_wrong_key_a_silent_server_and_an_empty_answer(monkeypatch):
-    monkeypatch.setenv("TINY_KEY", "wrong")
-    with served(lambda request: completion(""), whole=True, models=["tiny"], key="right") as model:
-        seen = seen_at(f"{model.url}/v1")
-        for key, message in (({"key_env": "TINY_KEY"}, "refuses the key in TINY_KEY"), ({}, "expected --key-env NAME")):
-            with pytest.raises(UsageError, match=rf"models answers 401 Unauthorized; .*{message}"):
-                QuestionsInit().served({**seen.model.block, **key}, seen)
-        monkeypatch.setenv("TINY_KEY", "right")
-        with pytest.raises(UsageError, match="gives an empty answer to a plain question"):
-            QuestionsInit().served({**seen.model.block, "key_env": "TINY_KEY"}, seen)
-    with pytest.raises(UsageError, match=r"/v1/models cannot be read \(ConnectError"):
-        QuestionsInit().served(seen.model.block, seen)
 
 
 def chat_completion(request):

@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.graph import Graph, Stage
-from flows.results import TIMINGS, record_timings
+from flows.results import TIMINGS
 from flows.results.compare import Run, check_alike, differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost
-from flows.run_stage import StageResult
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.core.files import record_probe_seconds, seal
@@ -273,34 +272,6 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     )
 
 
-def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.results.estimate.task_class", lambda *_: PlantedTask)
-    repair = {"restructure": {"method": "planted", "control": "none", "settings": {"steps": 50}}}
-    took = {"discover": 62, "restructure": 102, "collect_feedback": 2, "report": 5}
-    ran = [StageResult(stage=f"{kind}@tiny", outcome="ran", seconds=seconds) for kind, seconds in took.items()]
-    record_timings(ran, {"discover@tiny": 210, "restructure@tiny": 25})
-    found = {
-        e.stage.kind: (e.seconds, e.source) for e in estimated("discover", "report", "restructure", **repair).stages
-    }
-    # Twice the probes and twice the steps, but a stage starts as fast: 2 s, the time of a stage that does little else.
-    assert found["discover"] == (pytest.approx(122), "here")
-    assert found["restructure"] == (pytest.approx(202), "here")
-    assert found["report"] == (5, "here")
-    repair["restructure"] |= {"control": "as_used", "trainings": 3}
-    [training] = [e for e in estimated("restructure", **repair).stages if e.stage.kind == "restructure"]
-    assert training.seconds == pytest.approx(2 + 100 * 12)
-
-    # Benchmark times are scaled by the times of the same stages here, except those with other work.
-    (tmp_path / "benchmarks").mkdir()
-    reference = {"report": (2.5, None), "restructure": (51, 25), "discover": (1, 420), "summarize": (40, None)}
-    content = {f"{stage}@tiny": {"seconds": seconds, "work": work} for stage, (seconds, work) in reference.items()}
-    content["collect_feedback@tiny"] = {"seconds": 0.1, "work": 1}
-    (tmp_path / "benchmarks" / "timings.json").write_text(json.dumps(content))
-    [summary] = [e for e in estimated("summarize").stages if e.stage.kind == "summarize"]
-    assert (summary.seconds, summary.source) == (pytest.approx(80), "reference")
-
-
 @pytest.fixture
 def presets(toys) -> Workspace:
     """A workspace of toys with an audit "tiny", its preset "quick" and an audit "other"."""
@@ -385,18 +356,6 @@ def test_unlike_runs_are_refused_with_every_difference():
     )
     assert "threshold" not in told and "dtype" not in told
     check_alike(a, a)
-
-
-def test_what_may_explain_a_difference_is_told():
-    a = run("a", seed=1, threads=2, batch_size=8, versions={"torch": "2.1", "numpy": "2.0"})
-    b = run("b", seed=2, threads=2, batch_size=16, versions={"torch": "2.2", "numpy": "2.0"})
-    check_alike(a, b)
-    assert differences(a, a) == []
-    assert differences(a, b) == [
-        "seed differs: 1 against 2",
-        "batch_size differs: 8 against 16",
-        'torch differs: "2.1" against "2.2"',
-    ]
 
 
 TILTED = ConceptSpace((Concept("tilt", (0, 1)),))

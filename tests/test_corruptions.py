@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import importlib
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,22 +14,19 @@ import torch
 import yaml
 from scipy import ndimage
 
-from stages.code import Code
 from stages.concepts import ConceptSpace
 from stages.concepts.corruptions import CORRUPTIONS, corrupt
 from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
 from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
 from stages.core.intervals import wilson
 from stages.landscape.corruptions import ALEXNET, CorruptionErrors, corruption_errors
-from stages.params import AuditConfig, load_params
+from stages.params import AuditConfig
 from stages.records import Effect
 from stages.screening.grids import declared_bounds
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.corrupted import Corrupted
-from stages.tasks.classification.imagenet import are_of_imagenet
-from tests.finished import inside
 from tests.images import image_context, write_images
-from tests.workspace import ROOT, audit_params, make_workspace
+from tests.workspace import ROOT, audit_params
 
 TINY = {
     "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
@@ -183,17 +178,6 @@ def test_one_word_stands_for_the_grid() -> None:
         config(concepts="imagenet-d")
 
 
-def test_only_who_names_a_corruption_gets_its_code() -> None:
-    def reaches(audit: AuditConfig) -> bool:
-        return "stages/concepts/corruptions.py" in code.reached(audit, "discover")
-
-    code = Code()
-    assert not reaches(config(concepts={"rotation": [0, 10]}))
-    assert reaches(config(concepts={"fog_c": [0, 1]}))
-    assert "stages/tasks/classification/corrupted.py" in code.reached(config(concepts="imagenet-c"), "discover")
-    assert reaches(config(concepts="imagenet-c"))
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("stripes")
@@ -291,44 +275,3 @@ def test_a_model_like_alexnet_has_an_mce_of_one(benchmark: ConceptSpace) -> None
     assert rows["fog"].error.value == pytest.approx(ALEXNET["fog"], abs=0.002)
     numbers = errors.numbers()
     assert {"mce", "mce_low", "mce_high", "mean_corruption_error", "corruption_error_fog_low"} <= numbers.keys()
-
-
-def test_other_classes_and_other_grids_are_not_normalised(benchmark: ConceptSpace) -> None:
-    assert are_of_imagenet(["tench", "Great White Shark, white shark"], 1000)
-    assert not are_of_imagenet(["tench"], 10) and not are_of_imagenet(["tench", "slanted"], 1000)
-    fewer = ConceptSpace((benchmark.concepts[0], replace(benchmark.concepts[1], levels=(1.0, 3.0))))
-    for space, of_imagenet in ((benchmark, False), (fewer, True)):
-        probes = probes_of(space, 10, {"fog": 0.5})
-        errors = corruption_errors(landscape_of(space, probes, exact=True), probes, of_imagenet=of_imagenet)
-        assert isinstance(errors, CorruptionErrors)
-        assert errors.normalised is None and "mce" not in errors.numbers()
-        assert errors.mean.value == pytest.approx(0.5 / 15)
-
-
-@pytest.mark.slow
-def test_the_report_of_an_audit_has_the_table(tmp_path: Any) -> None:
-    audit = audit_params(
-        task="image-classification",
-        prepare=TINY,
-        discrepancy={"threshold": 0.0},
-        concepts="imagenet-c",
-        discover={"explorer": "random", "baseline": "random", "budget": 960, "microscopic": {"items": 2, "budget": 40}},
-    )
-    workspace = make_workspace(tmp_path / "w", {"tiny": audit}, {})
-    pools = {"train": 60, "discover": 12}
-    write_images(workspace.path / "data" / "tiny" / "inputs" / "images.parquet", pools=pools)
-    with inside(workspace):
-        assert load_params().audit("tiny").concepts[SEVERITY] == [1, 2, 3, 4, 5]
-        for stage in ("code", "prepare", "discover", "summarize", "report"):
-            importlib.import_module(f"stages.{stage}").main("tiny")
-    metrics = (workspace.path / "data/tiny/report/metrics.json").read_text()
-    assert '"mean_corruption_error_low"' in metrics
-    assert '"corruption_error_pixelate"' in metrics
-    assert '"mce"' not in metrics
-    page = (workspace.path / "data/tiny/report/report.html").read_text(encoding="utf-8")
-    section = page.partition('<section id="corruptions">')[2].partition("</section>")[0]
-    assert re.search(
-        r"Mean corruption error: [\d.]+% \[[\d.–]+%\], with equal weight for each of 15 corruptions", section
-    )
-    assert section.count('<th scope="row"') == 16
-    assert "Not normalised by AlexNet" in section

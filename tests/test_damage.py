@@ -25,7 +25,7 @@ from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.files import read_state, read_table, replace_file, seal, unseal, write_state
-from stages.core.ledger import Key, Ledger
+from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.tasks.contract import Compute, Items, ProbeBatch
 from stages.tasks.training import resume, save_checkpoint
@@ -148,12 +148,6 @@ def test_lines_of_another_ledger_do_not_fit(undisturbed: Any, tmp_path: Path) ->
     assert asked == batches
 
 
-def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([Key("i0", 0)], np.zeros(1), np.zeros(1, bool), ["so \ud83d"])
-    assert Ledger(tmp_path / "ledger.jsonl")[Key("i0", 0)] == ledger[Key("i0", 0)]
-
-
 STATES: list[tuple[Any, Any]] = [
     ({"discover@tiny": Took(seconds=3.0, when="2026-01-01")}, dict[str, Took]),
     (0.25, float),
@@ -189,16 +183,6 @@ def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, data: bytes, kind:
         replace_file(path, seal(path, data) if sealed else data)
         found = read_state(path, kind)
         assert found is None or (sealed and found == {})
-
-
-def test_a_folder_in_the_place_of_state_is_put_aside(tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    for _ in range(2):
-        (path / "more").mkdir(parents=True)
-        assert read_state(path, float) is None
-        write_state(path, 0.5)
-        assert read_state(path, float) == 0.5
-        path.unlink()
 
 
 def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, int, list[float]]:

@@ -35,10 +35,6 @@ def read(painter, attribute, prompts, kind="digits"):
     return attribute_values(judge, judge.read(pixels), attribute)
 
 
-def test_it_is_small_enough_for_a_repository():
-    assert sum(path.stat().st_size for path in (INPUTS / "model").rglob("*") if path.is_file()) < 11e6
-
-
 def test_digits_are_drawn_as_asked(painter):
     digits = ["zero", "one", "two", "six", "seven"] * 3
     drawn = read(painter, "digit", [f"a large green {digit} on a white background" for digit in digits])

@@ -62,22 +62,6 @@ def test_a_repair_is_worth_as_many_steps_as_the_control_needs():
     assert len(found.differences) == 3 and all(d.high < 0 for d in found.differences)
 
 
-def test_common_pairs_count_for_more():
-    """Rare pairs all fail and common ones pass after the repair, whose control is the other way round."""
-    found = answers(rates((0.5, 0.5), (0.5, 0.5, 0.5)))
-    common = np.arange(len(found)) % 2 == 0
-    trained = (found["steps"] > 0).to_numpy()
-    found["weight"] = np.where(common, 0.9, 0.1)
-    found["value"] = np.where(trained, common == (found["copy_of"] == "control"), 1.0).astype(float)
-    [curve] = dose_curves(found, resamples=300, seed=0)
-    assert [dose.rate.value for dose in curve.repaired] == pytest.approx([1.0, 0.1, 0.1])
-    assert [dose.rate.value for dose in curve.control] == pytest.approx([1.0, 0.9, 0.9, 0.9])
-    assert [difference.value for difference in curve.differences] == pytest.approx([-0.8] * 3)
-    assert curve.times.value is None, "no number of steps brings the control to 10%"
-    [one] = checkpoints(found, 1.0, resamples=300, seed=0)
-    assert one.differences["target_failure_rate"].after == pytest.approx(0.1)
-
-
 def test_halfway_between_two_trainings_is_halfway_between_their_logarithms():
     shares, falling = np.array([0.25, 1.0, 4.0]), np.array([0.4, 0.3, 0.2])
     assert _crossing(shares, falling, 0.25) == pytest.approx(2.0)
@@ -121,12 +105,6 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
     view = doses_view(found)
     assert view.sentences == [] and [control for _, control in view.rates.values()] == [None] * 3
     assert dose_curves(table.head(0), resamples=200, seed=0) == []
-
-
-def test_of_clean_quality_no_steps_are_said():
-    found = curve(rates((0.98, 0.97), (0.98, 0.98, 0.97), before=0.98), part="clean")
-    assert found.times is None and worth(found) == ""
-    assert found.repaired[-1].rate.value == pytest.approx(0.97, abs=0.02)
 
 
 def test_the_page_shows_each_training():

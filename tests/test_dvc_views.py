@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import pandas as pd
 import yaml
 
 from flows.workspace.new import write_workspace
 from stages.core.git import git
-from stages.report import search_plot
 from tests.workspace import ROOT
 
 PAGE = "page.html"
@@ -55,14 +53,3 @@ def test_a_new_workspace_draws_alike_and_a_project_of_the_users_is_left_alone(tm
     write_workspace(theirs)  # beside theirs, whose settings are kept
     assert [path.name for path in (theirs / ".dvc").iterdir()] == ["plots"]
     assert {path.name for path in (theirs / ".dvc/plots").iterdir()} == {f"{name}.json" for name in TEMPLATES}
-
-
-def test_the_search_is_thinned_and_ends_where_it_ended():
-    failed = [n % 3 == 0 for n in range(1000)]
-    probes = pd.DataFrame({"role": "agent", "order": range(1000), "failed": failed})
-    probes = pd.concat([probes, probes.iloc[:5].assign(role="control")]).sample(frac=1, random_state=0)
-    table = search_plot(probes)
-    agent, control = (table[table["role"] == role] for role in ("agent", "control"))
-    assert len(agent) == 200 and agent.iloc[-1].tolist() == ["agent", 1000, 334]
-    assert control["failures"].tolist() == [1, 1, 1, 2, 2]
-    assert search_plot(probes.iloc[:0]).empty

@@ -1,8 +1,6 @@
 """A model behind HTTP: batches, retries, refusals, and whether it is still the model that was prepared."""
 
-import contextlib
 import logging
-import socket
 import threading
 import time
 
@@ -57,24 +55,6 @@ def test_inputs_are_posted_in_batches_and_answers_come_in_their_order(concurrenc
     assert sorted(one["n"] for one in model.inputs) == list(range(10))
 
 
-def test_no_more_requests_are_on_their_way_than_were_asked_for():
-    now, most, lock = 0, 0, threading.Lock()
-
-    def counted(one):
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.02)
-        with lock:
-            now -= 1
-        return one
-
-    with served(counted) as model:
-        endpoint(model.url, batch_size=1, concurrency=3).ask(NUMBERS)
-    assert 1 < most <= 3
-
-
 def test_requests_begin_no_faster_than_the_rate(monkeypatch):
     waited = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waited.append(seconds))
@@ -109,42 +89,6 @@ def test_a_server_that_cannot_be_used_is_infrastructure(before, changes, request
     assert len(model.requests) == requests
     with pytest.raises(InfrastructureError, match=r"the model behind http://127\.0\.0\.1.*ConnectError"):
         endpoint(model.url, retries=0).ask(NUMBERS)  # nobody is there any more
-
-
-@contextlib.contextmanager
-def trickling(start):
-    """A server that sends one byte at a time, and would take ten seconds."""
-    stop = threading.Event()
-
-    def answer():
-        with contextlib.suppress(OSError), listening.accept()[0] as connection:
-            connection.recv(65536)
-            connection.sendall(start)
-            for _ in range(1000):
-                if stop.wait(0.01):
-                    return
-                connection.sendall(b"x")
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            stop.set()
-            thread.join()
-
-
-@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nServer: x", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
-def test_a_server_that_trickles_is_left_after_the_time_for_one_request(start):
-    with trickling(start) as url, pytest.raises(InfrastructureError, match=r"no complete response in 0\.3 s"):
-        endpoint(url, timeout=0.3, retries=0).ask(NUMBERS[:1])
-
-
-def test_one_refusal_ends_all_requests():
-    with served(doubled, lambda request: said({"detail": "no"}, 422)) as model, pytest.raises(UsageError, match="422"):
-        endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
-    assert len(model.requests) < len(NUMBERS)
 
 
 # Refusals

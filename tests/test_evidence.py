@@ -45,16 +45,12 @@ from tests.bundles import (
     written,
 )
 from tests.finished import (
-    GATES,
     faded,
     finished_audits,
     inside,
     put_ratings_in_force,
-    quick_audit,
-    quick_repair,
-    run_stages,
 )
-from tests.workspace import ROOT, Workspace, make_workspace
+from tests.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -316,27 +312,6 @@ def test_without_the_ratings_that_were_in_force_there_is_no_evidence(rated, tmp_
     (own.path / RATINGS).write_text("{}")
     code, told = faded(own, "evidence", "other")
     assert code == 2 and f"{RATINGS} has sha256" in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("module", "task"), [("planted_pictures", "PlantedPictures")])
-def test_a_bundle_of_pictures_or_of_texts_holds(tmp_path, module, task):
-    """Their verdicts have measures, their landscapes and gates have bias."""
-    bias = {"max_bias": 0.9} if module == "planted_pictures" else {"max_failure_rate": 0.9}
-    summarize = {"modes": 2, "examples": 3, "min_support": 0.5}
-    audit = quick_audit(task=f"{module}:{task}", summarize=summarize, gates=bias)
-    more = {"bias": {"max": 0.9}} if module == "planted_pictures" else {}
-    own = make_workspace(tmp_path / "ws", {"tiny": audit}, {"tiny": quick_repair(gates={**GATES, **more})})
-    shutil.copy(ROOT / "tests" / f"{module}.py", own.path)
-    run_stages(own, "tiny")
-    path = bundle_of(own)
-    assert problems(path) == {}
-    members = dict(read_bundle(path).members)
-    measure = "bias" if more else "clean_quality"
-    gates = json.loads(members[VERDICT])["gates"]
-    [i] = [i for i, gate in enumerate(gates) if gate["gate"].startswith(measure)]
-    members[VERDICT] = edited(members[VERDICT], lambda verdict: verdict["gates"][i].update(high=0.05, low=0.04))
-    assert f"gates[{i}].high" in problems(resealed(tmp_path / "forged.zip", members))["verdict"]
 
 
 @pytest.mark.parametrize(

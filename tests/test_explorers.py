@@ -145,15 +145,6 @@ def test_both_checkers_accept_the_environment(flat: bool) -> None:
     sb3_check(env.unwrapped)
 
 
-def test_an_episode_is_one_probe_of_the_item_shown() -> None:
-    task = make_task()
-    env = gym.make(ENV_ID, prober=Prober(task, ids(task), 10))
-    observation, info = env.reset(options={"item": 4})
-    assert info["item"] == "i4" and observation in env.observation_space
-    _, reward, terminated, truncated, info = env.step(np.array([4, 4, 0]))
-    assert terminated and not truncated and info["failed"] and reward > 0
-
-
 # --- agents and baselines, one contract
 
 

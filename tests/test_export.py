@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import replace
 
 import pytest
@@ -12,12 +11,9 @@ from flows.evidence import verify_bundle
 from flows.evidence.export import NotPassedError, export_model
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.pages import model_card
 from stages.params import load_params
-from stages.records import audit_folder
 from tests.finished import faded, finished_audits, inside, run_stages
-from tests.report_samples import records_of
-from tests.workspace import STAGES, Workspace, repair_verdict
+from tests.workspace import STAGES, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -97,31 +93,3 @@ def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, m
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert not (tmp_path / "deploy").exists()
     export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
-
-
-def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, plan=None, **verdict) -> str:
-    with inside(workspace):
-        found, decided = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
-    return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
-
-
-def test_a_card_tells_who_decided_what_and_why_as_text(workspace):
-    with inside(workspace):
-        plan = audit_folder("tiny").collect_feedback.plan
-    card = card_of(workspace)
-    rows = [f"| {m.id} | {m.text} | {m.action} | Bob: Bob on {m.id}; Ada: Ada on {m.id} |" for m in plan.modes]
-    assert plan.targets and all(row in html.unescape(card) for row in rows)
-    assert "| reason | Bob: seen; Ada: seen |" in card
-
-    fog = plan.modes[0].model_copy(update={"reason": "fog | <b>\n# at the site"})
-    typed = {"by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)", "modes": [fog]}
-    card = card_of(workspace, plan=typed)
-    assert "<script>" not in card and "&lt;script&gt;" in card
-    assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
-    assert r"| repair | fog \| &lt;b&gt; # at the site |" in card
-
-
-def test_the_card_on_disk_is_that_of_the_verdict(workspace):
-    card = (workspace.path / "data/tiny/conclude/model_card.md").read_text()
-    loader = (workspace.path / "data/tiny/restructure/models/repaired/load.py").read_text()
-    assert card == card_of(workspace, loader=loader)

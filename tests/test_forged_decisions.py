@@ -255,17 +255,6 @@ def test_a_typed_name_that_is_not_another_persons_does_not_count_as_one(name: st
         assert len(who) == 1 and same_person(who[0], "Ada") and told in why
 
 
-def test_a_person_who_looks_like_another_is_told_when_deciding() -> None:
-    record("Ada", keys={})
-    for name in ("Аԁа", "Àda", "A.da"):
-        made = Decision(landscape=landscape_hash("x"), reviewer=name, approve=False, modes=[])
-        with pytest.raises(
-            UsageError, match=r"looks like 'Ada', who decided before \(landscape .*write the name as you"
-        ):
-            record_decision(params({}), "x", made, "page")
-    assert len(list(Path("data/x/decisions").iterdir())) == 1
-
-
 SIGNED = sign(
     RecordedDecision(
         landscape="0" * 16, reviewer="Ada", approve=True, reason="seen", time="2026-11-26T02:31:07Z", tool="faded",

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from math import nan
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from flows.graph import Graph, Stage
-from flows.results import LastVerdict
-from flows.results.glance import Glance, glance
-from flows.views import show_glance
+from flows.results.glance import glance
 from stages.core.git import git
-from stages.core.intervals import NO_RATE, Rate
+from stages.core.intervals import NO_RATE
 from stages.params import Params
 from tests.workspace import audit_params
 
@@ -63,20 +59,3 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
     Path("data/old/report/headline.json").write_text("{}")
     [again], _ = glance(params, state, ["old"], [])
     assert again.when is not None and again.when > old.when and again.rate == NO_RATE
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_it_fits_the_terminal(width):
-    verdict = LastVerdict("text-to-image", True, [], None, True, "decided by policy, no human")
-    rows = [
-        Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), datetime(2026, 11, 28), True, "faded audit text-to-image"),
-        Glance(LastVerdict("b", None, [], None, False), NO_RATE, None, False, ""),
-        Glance(LastVerdict("e", None, [], None, False), Rate(0.5, nan, nan, 1), None, False, ""),
-    ]
-    console = Console(width=width, record=True)
-    show_glance(console, rows, ["c", "d"], None)
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= width
-    assert "12.3% (10.0 to 15.0)" in text and "2026-11-28" in text and "never run: c, d" in text
-    assert "text-to-" in text and "…" not in text
-    assert "50.0%" in text and "nan" not in text

@@ -9,10 +9,9 @@ import torch
 
 from stages.check import check_audits
 from stages.core.errors import UsageError
-from stages.explorers.search import silent
 from stages.landscape.robustness import summarize_robustness
-from stages.microscopic.search import UNCHANGED, measure_robustness, smallest_noise
-from stages.params import DiscoverConfig, GradientConfig, MicroscopicConfig, Params
+from stages.microscopic.search import UNCHANGED, measure_robustness
+from stages.params import DiscoverConfig, MicroscopicConfig, Params
 from stages.records import search
 from stages.tasks.classification import ImageClassification, gradient
 from stages.tasks.classification.models import Classifier
@@ -104,22 +103,6 @@ def test_it_is_summed_up_beside_the_steps(task):
     assert first.low <= first.median <= (first.high or 1)
     without = summarize_robustness(found.table, task.concepts, walks.model_copy(update={"gradient": None}))
     assert without.gradient == [] and "gradient" not in without.to_json()
-
-
-def test_of_an_attack_only_the_epsilons_needed_are_tried(task):
-    """Bisection: only as many rounds as the number of epsilons requires."""
-    asked = []
-
-    class Counting:
-        def attacked(self, item_ids, attack, epsilon, steps):
-            asked.append(len(item_ids))
-            return np.array([epsilon >= float(item) for item in item_ids])
-
-    config = GradientConfig(attacks=["fgsm"], epsilons=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    least = ["0.05", "0.3", "0.65", "2", "0.1"]
-    found = smallest_noise(Counting(), least, np.array([True] * 4 + [False]), config, silent)["fgsm"]
-    assert found.tolist() == [0.1, 0.3, 0.7, np.inf, 0.0]
-    assert sum(asked) == 4 * 3
 
 
 def refused(**changes):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from stages.concepts.space import Concept, ConceptSpace
 from stages.core.intervals import Resampler, share, wilson
 from stages.explorers.prober import Prober
-from stages.landscape.confirm import _known
-from stages.landscape.estimate import estimate_landscape
 from stages.tasks.classification.pool import Decoded, Pool, choose_items
 from stages.tasks.contract import Items
 from stages.tasks.sources import ItemCounts
@@ -69,18 +66,6 @@ def test_probes_say_to_which_group_their_item_belongs():
     assert "group" not in whole(None)
 
 
-def test_an_enumerated_grid_is_as_certain_as_it_has_groups():
-    def width(group):
-        found = estimate_landscape(whole(group), list("pqrs"), np.eye(4), task(group).concepts, threshold=0.0, seed=0)
-        rate = found.mean_rate()
-        assert found.exact and rate.value == 0.5
-        return rate.high - rate.low, float(found.table["high"][0] - found.table["low"][0])
-
-    overall, cell = width(["g", "g", "h", "h"])
-    assert overall == pytest.approx(cell, abs=0.01)
-    assert overall > width(None)[0]
-
-
 def test_crops_of_a_photo_are_a_group():
     pictures = Decoded(np.zeros((6, 1, 4, 4), dtype=np.uint8))
     ids, photos = [f"{n}" for n in range(6)], ["a", "a", "b", "b", "c", "c"]
@@ -90,15 +75,3 @@ def test_crops_of_a_photo_are_a_group():
         for groups in (photos, ids)
     ]
     assert found[0]["group"].value_counts().tolist() == [2, 2] and "group" not in found[1]
-
-
-def test_a_region_about_some_items_is_known_by_its_groups_on_an_enumerated_grid():
-    space = ConceptSpace((Concept("tilt", (0, 1, 2)),))
-    ids = [f"i{n}" for n in range(12)]
-    probes = pd.DataFrame([{"item": item, "tilt": level} for item in ids for level in range(3)])
-    probes["group"] = [f"g{int(item[1:]) // 2}" for item in probes["item"]]
-    probes = probes.assign(role="control", repeat=0, failed=probes["tilt"] == 2, discrepancy=0.0, valid=True)
-    exact = estimate_landscape(probes, ids, np.zeros((12, 2)), space, threshold=0.0, seed=0)
-    assert exact.exact and exact.groups is not None
-    rate, failures = _known(exact, np.array([False, False, True]), np.arange(12) < 6)
-    assert (rate.value, failures, rate.n) == (1.0, 6, 6)

@@ -22,23 +22,6 @@ def few_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "LANDMARKS", SOME)
 
 
-def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
-    """At full rank, Nyström's method gives the kernel itself between a landmark and any item."""
-    model = Smooth(items=MANY)
-    hyper = kernel.Hyper(scales=(0.7, 0.7, 0.7), own=0.5)
-    features = kernel.Features(model.concepts, kernel.ItemFactor(model.embeddings), hyper, rank=SOME * 216)
-    some, cell = features.averaged, np.zeros((1, 3), dtype=np.int64)
-    others = np.setdiff1d(np.arange(MANY), some)[:20]
-    phi_some = features.of_probes(some, cell.repeat(len(some), 0))
-    phi_others = features.of_probes(others, cell.repeat(len(others), 0))
-    ours = (phi_others * features.prior) @ phi_some.T
-    points = kernel.standardised(model.embeddings)
-    apart = ((points[others][:, None] - points[some][None]) ** 2).sum(-1)
-    between = ((points[some][:, None] - points[some][None]) ** 2).sum(-1)
-    direct = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(between[between > 0]))
-    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], rtol=1e-6)
-
-
 def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_landmarks: None) -> None:
     model = Smooth(items=MANY)
     probes = model.probes(1500, greedy=False)

@@ -116,32 +116,6 @@ def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     assert read_history("tiny", 5).drift == "no failure rate yet"
 
 
-def test_who_decided_is_read_from_the_cache_of_dvc_by_what_the_lock_names(monkeypatch):
-    verdict = {
-        "schema": 1, "audit": "tiny", "passed": True, "gates": [], "statement": "Said.",
-        "decided_by": "human", "reviewer": "Ada", "reason": "It matters.",
-    }  # fmt: skip
-    data = json.dumps(verdict).encode()
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    cached = Path(".dvc/cache/files/md5") / md5[:2] / md5[2:]
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(data)
-    Path(".gitignore").write_text(".dvc\n")
-    (HOME / "conclude").mkdir(parents=True)
-    (HOME / "conclude" / "headline.json").write_text('{"passed": true, "targets": -10.0}')
-    commit(0.1)
-    lock = yaml.safe_load(Path("dvc.lock").read_text())
-    lock["stages"]["conclude@tiny"] = {"outs": [{"path": "data/tiny/conclude/verdict.json", "md5": md5}]}
-    Path("dvc.lock").write_text(yaml.safe_dump(lock))
-    git("add", "--all")
-    git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "--amend", "-m", "decided")
-    [one] = read_history("tiny", 5).results
-    assert (one.decided, one.target, one.passed) == ("Ada", -0.1, True)
-    cached.write_bytes(data.replace(b"Ada", b"Eve"))  # no longer matches its name
-    [one] = read_history("tiny", 5).results
-    assert one.decided == ""
-
-
 def test_a_table_and_a_page_show_all_audits(tmp_path):
     commit(0.1, passed=True)
     commit(0.2, model="m2", passed=False)

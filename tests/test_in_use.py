@@ -201,21 +201,6 @@ def test_weights_are_one_per_pair_where_all_were_probed() -> None:
     assert parts == pytest.approx([expected, 1 - expected])
 
 
-def test_what_was_probed_in_full_adds_nothing_to_the_interval() -> None:
-    """All unchanged items were probed, and some others: only these leave a doubt."""
-    space = in_use(THREE, UsageConfig(changes=[0.9, 0.1]))
-    changed = np.eye(3, dtype=int)
-    all_unchanged = probes_of(space, np.arange(40), np.zeros((40, 3), dtype=int))
-    some = probes_of(space, np.arange(30), changed[np.arange(30) % 3])
-    probes = pd.concat([all_unchanged, some], ignore_index=True)
-    failed = np.arange(70) % 10 < 5
-    rate = rate_in_use(space, failed, probes).rate
-    assert rate.value == pytest.approx(0.9 * 0.5 + 0.1 * 0.5)
-    assert 0.01 < rate.high - rate.low < 0.1 * 0.45, "no wider than the tenth that was sampled"
-    few = pd.concat([all_unchanged[:20], all_unchanged[:1].assign(item="39"), some], ignore_index=True)
-    assert rate_in_use(space, np.arange(51) % 10 < 5, few).rate.high > rate.high + 0.02
-
-
 def test_a_number_of_changes_without_a_probe_may_have_any_rate() -> None:
     space = in_use(THREE, UsageConfig(changes=[0.5, 0.3, 0.2]))
     probes = every_pair(space, 4)
@@ -305,16 +290,6 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
     share = space.density(cells)[alone].sum() / region.share(space)
     assert np.mean(plain) < share - 0.1, "without weights this would not test anything"
     assert np.mean(weighted) == pytest.approx(share, abs=0.01)
-
-
-def test_groups_widen_the_interval() -> None:
-    [drawn] = simulations(SCENARIOS[3], 1)
-    failed = drawn.probes["failed"].to_numpy(dtype=bool)
-    number = drawn.probes["item"].str[1:].astype(int)
-    grouped = drawn.probes.assign(group=(number % 8).astype(str))
-    one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
-    assert other.value == pytest.approx(one.value)
-    assert other.high - other.low > 1.5 * (one.high - one.low)
 
 
 @pytest.mark.slow

@@ -166,23 +166,6 @@ def test_other_answers_take_the_place_of_what_was_not_finished_even_after_a_kill
     assert list(params.audits) == ["shapes"] and params.repairs == {}
 
 
-def test_what_turns_out_wrong_while_measuring_can_be_replaced_by_other_data(repository, measured):
-    init()
-    before = (repository / "params.yaml").read_text()
-    measured(UsageError("the weights do not fit"))
-    with pytest.raises(UsageError, match="do not fit"):
-        init(given=options(answers={"name": "other"}))
-    assert unmeasured(repository) == ["other"]
-    measured(swept([0, 20, 40, 80]))
-    shutil.copytree(repository / "shapes", repository / "better" / "squares")
-    told = init(given=options(answers={"data": "better/squares"}))
-    assert "an earlier run for other did not finish; its answers are offered" in told
-    assert (repository / "data/other/inputs/squares").resolve() == repository / "better" / "squares"
-    assert list(load_params(repository / "params.yaml").audits) == ["shapes", "other"]
-    assert all(line in (repository / "params.yaml").read_text().splitlines() for line in before.splitlines())
-    assert not list((repository / ".faded/init").glob("*.json"))
-
-
 def test_a_name_that_is_taken_is_refused_and_another_one_is_added(repository, measured):
     init()
     with pytest.raises(UsageError, match="already has an audit of that name"):
@@ -205,26 +188,9 @@ def test_in_a_clone_of_faded_an_audit_is_added_to_those_there_are(tmp_path, shap
     assert {name: (clone / name).read_bytes() for name in before} == before
 
 
-def test_names_that_yaml_reads_as_something_else_are_refused_and_not_guessed(repository, measured):
-    (repository / "shapes").rename(repository / "2024")
-    with pytest.raises(UsageError, match="--name null: YAML does not read that as text but as None"):
-        init(given=options(answers={"data": "2024", "name": "null"}))
-    init(given=options(answers={"data": "2024"}))
-    assert list(load_params(repository / "params.yaml").audits) == ["audit-2024"]
-
-
 def test_a_folder_in_no_git_repository_is_refused(tmp_path):
     with pytest.raises(UsageError, match="git init"):
         init(tmp_path)
-
-
-def test_a_model_of_the_hub_that_is_not_here_is_written_and_not_measured(repository, measured, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(repository / "none"))
-    given = options(answers={"model": "nobody/no-such-model", "kind": "image-classification", "repair": False})
-    assert "faded prefetch shapes" in init(given=given)
-    audit = load_params(repository / "params.yaml").audit("shapes")
-    assert audit.prepare["model"] == {"transformers": "nobody/no-such-model"}
-    assert "Not measured yet" in (repository / "params.yaml").read_text()
 
 
 # Text of params.yaml

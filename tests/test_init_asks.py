@@ -15,11 +15,10 @@ from rich.text import Text
 import flows.init.run
 from flows.choosing.screen import Swept
 from flows.init.answers import ask_questions
-from flows.init.propose import Wanted, count_items
+from flows.init.propose import Wanted
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
-from stages.tasks.init import Data, Model, Proposal, Seen
 from tests.news import articles
 from tests.own_model import WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
@@ -28,25 +27,6 @@ pytest_plugins = ("tests.own_repository",)
 
 
 # Proposals
-
-
-def wanted(*, items: int, repair: bool = True, pools: dict[str, int] | None = None) -> Wanted:
-    data = Data("pictures", items=items, pools=pools or {})
-    seen = Seen(Model("a model"), data, questions({}), [], lambda path, _option: path.name)
-    return Wanted("a", "image-classification", seen, {}, {}, Proposal({}), repair, None)
-
-
-def test_items_follow_from_how_many_there_are():
-    assert count_items(wanted(items=60)) == {"discover": 20, "repair": 20, "test": 20}
-    assert count_items(wanted(items=10_000)) == {"discover": 200, "repair": 2000, "test": 1000}
-    assert count_items(wanted(items=60, repair=False)) == {"discover": 60}
-    assert count_items(wanted(items=60, pools={"discover": 12, "repair": 30, "test": 18}))["discover"] == 12
-    with pytest.raises(UsageError, match="--no-repair"):
-        count_items(wanted(items=60, pools={"discover": 50, "repair": 10}))
-    with pytest.raises(UsageError, match=r"none of them \(discover, or val\) to search"):
-        count_items(wanted(items=60, pools={"repair": 30, "test": 30}, repair=False))
-    with pytest.raises(UsageError, match="too few items"):
-        count_items(wanted(items=5, repair=False))
 
 
 @pytest.fixture
@@ -126,24 +106,6 @@ def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, 
     ):
         with pytest.raises(UsageError, match=said):
             asked(repository, **given)
-
-
-def test_what_an_onnx_network_gives_is_a_question_and_guesses_are_told(repository):
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper
-
-    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])
-    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), "m.onnx")
-    found = asked(repository, model="m.onnx")
-    assert found.model["outputs"] == "logits"
-    assert found.seen.said[-1] == "guessed: name: shapes, outputs: logits, normalise: imagenet; options say otherwise"
-    told = asked(repository, model="m.onnx", outputs="probabilities", normalise="none", name="a")
-    assert told.model["outputs"] == "probabilities"
-    assert not any(line.startswith("guessed") for line in told.seen.said)
-    with pytest.raises(UsageError, match="of an ONNX network"):
-        asked(repository, outputs="logits")
 
 
 def test_help_needs_no_heavy_library():

@@ -15,9 +15,8 @@ from stages.core.files import content_hash
 from stages.params import load_params
 from stages.tasks.classification.init.models import RecognisedClassifier, candidates
 from stages.tasks.classification.init.pictures import look_at_pictures
-from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model
-from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
+from tests.own_model import CLASSES, WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
 
 pytest_plugins = ("tests.own_repository",)
@@ -181,34 +180,4 @@ def test_classes_whose_order_nobody_said_are_told(repository, measured):
     )
 
 
-def test_pictures_that_cannot_be_read_are_counted(tmp_path):
-    data = look_at_pictures(write_pictures(tmp_path / "pets", 30, broken=3), "pets")
-    assert "30 pictures in 3 classes" in data.said
-    assert "3 unreadable" in data.said
-    assert (data.items, data.shape) == (27, (3, SIDE, SIDE))
-    (tmp_path / "empty" / "cats").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no picture"):
-        look_at_pictures(tmp_path / "empty", "empty")
-
-
 # Labels
-
-
-def test_labels_are_matched_by_how_they_are_written_and_never_by_similarity():
-    classes = ["sea lion", "tabby, tabby cat", "horse", "grade 1", "crane, bird", "crane, machine"]
-    matched = match_labels(["Sea_Lion", "tabby", "hrse", "grade 2", "CRANE"], classes)
-    assert matched == {"Sea_Lion": "sea lion", "tabby": "tabby, tabby cat"}
-    with pytest.raises(UsageError, match="did you mean 'zebra'"):
-        read_labels(["zebr=horse"], ["zebra"], ["horse"])
-
-
-def test_no_label_is_guessed_unasked(repository, measured):
-    (repository / "shapes/flat").rename(repository / "shapes/flatt")
-    (repository / "shapes/upright").rename(repository / "shapes/Upright")
-    tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False, "reorder": False}
-    with pytest.raises(UsageError, match=r"1 labels? .* match no class of the model: 'flatt'.*'flat'.* --label flatt="):
-        init(given=options(answers=tell))
-    told = init(given=options(answers={**tell, "label": ["flatt=flat"]}))
-    assert "2 are written otherwise than the model's classes: Upright is upright, flatt is flat" in told
-    labels = load_params(repository / "params.yaml").audit("shapes").prepare["data"]["labels"]
-    assert labels == {"Upright": "upright", "flatt": "flat"}

@@ -23,7 +23,7 @@ from stages.tasks.chat import Chat
 from stages.tasks.chat.data import Question
 from stages.tasks.chat.labelled import WRONG, made
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.judging.calibration import calibrate, read_labelled
+from stages.tasks.judging.calibration import read_labelled
 from stages.tasks.judging.verdicts import PAIRWISE, SINGLE, AnswerToJudge, Judge, JudgeSettings, read_reply
 from tests.endpoints import completion, served
 from tests.scripted_judges import always_first, always_yes, good, good_of_pairs, judge, parts_of, prefers_long, right
@@ -329,24 +329,6 @@ def test_made_answers_have_both_labels_at_both_lengths():
         assert right(one.trial.answer, parts) == one.acceptable, one
     with pytest.raises(UsageError, match=r"4 labelled answers can be made from 1 questions"):
         made([*questions(1), dataclasses.replace(questions(2)[1], answers=(), pattern="x")], 64, 3)
-
-
-def test_people_and_the_judge_stand_in_one_table(tmp_path):
-    rows = []
-    for k, item in enumerate(questions()):
-        for who, says in (("ann", k % 2 == 0), ("bob", k % 2 == 0 or k < 6)):
-            rows.append({"item": item.id, "answer": "right" if k % 2 == 0 else "wrong", "acceptable": says, "by": who})
-    path = tmp_path / "people.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labelled = read_labelled(path, lambda name: ((("question", name),), ""), "prepare.judge.labelled")
-    says = {True: "Verdict: acceptable", False: "Verdict: unacceptable"}
-    scripted = Judge(lambda: lambda turns: [says["\nright\n" in said] for _, said in turns], JudgeSettings(), "")
-    found = calibrate(scripted, labelled)
-    shares = {one.raters: one.share.value for one in found.table}
-    assert shares == {("judge", "ann"): 1, ("judge", "bob"): 21 / 24, ("ann", "bob"): 21 / 24}
-    [of_ann, *_] = json.loads(json.dumps(found.to_json(), allow_nan=False))["table"]
-    assert of_ann["raters"] == ["judge", "ann"] and of_ann["share"]["value"] == 1
-    assert "judge and ann 1.00 [" in found.sentences()[-1]
 
 
 def test_kappa_and_its_interval_hold_what_they_say():

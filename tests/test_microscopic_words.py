@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.concepts import Concept, ConceptSpace
+from stages.concepts import ConceptSpace
 from stages.concepts.prompts import prompt_space
-from stages.microscopic.moves import SUBSETS, Moves
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.tasks.contract import Items, ProbeBatch
@@ -91,25 +90,3 @@ def test_items_that_each_fail_on_other_words_are_found_one_by_one() -> None:
     assert (found["status"] == "found").mean() > 0.9
     assert_minimal(task, found)
     assert all(said(row) in own[task._rows[row["item"]]] for _, row in found[found["status"] == "found"].iterrows())
-
-
-@pytest.mark.parametrize("method", ["beam", "exact"])
-def test_items_that_fail_before_a_word_is_added_are_told_apart(method: str) -> None:
-    nothing: Words = {}
-    task = Wordy([[nothing] if n % 5 == 0 else [SMALL_THREE] for n in range(25)])
-    table = explore(task, 40, method).table.set_index("item")
-    bad = [f"i{n:03d}" for n in range(0, 25, 5)]
-    assert (table.loc[bad, "status"] == "fails unchanged").all() and (table.loc[bad, "radius"] == 0).all()
-    assert (table.loc[bad, "queries"] == 1).all()  # no further probes
-    assert (table.drop(index=bad)["radius"] == 2).all()
-
-
-def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay() -> None:
-    names = [Concept(f"w{n}", ("", "x"), ordered=False, neutral="") for n in range(SUBSETS + 1)]
-    moves = Moves(space := ConceptSpace((Concept("blur", (0, 1, 2), neutral=0), *names)), space.start)
-    some = np.array([[2, 1, 1, 1, *[0] * (SUBSETS - 2)], [2, *[1] * (SUBSETS + 1)], [0, 1, 1, *[0] * (SUBSETS - 1)]])
-    rows, cells = moves.fewer(some)
-    assert rows.tolist() == [0] * 6 and (cells[:, 0] == 2).all() and not cells[:, 4:].any()
-    assert sorted(map(tuple, cells[:, 1:4].tolist())) == sorted(
-        part for part in np.ndindex(2, 2, 2) if 0 < sum(part) < 3
-    )

@@ -17,15 +17,11 @@ pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
 from stages.mining import MineSettings
-from stages.mining.mine import WordProbe, mine
+from stages.mining.mine import mine
 from stages.mining.sets import level_wise
-from stages.mining.texts import TextProber
-from stages.mining.wordings import facts, replaced
-from stages.tasks.summarization import Summarization
-from stages.tasks.summarization.choosing import ArticleTexts
+from stages.mining.wordings import facts
 from tests.endpoints import completion, served
 from tests.finished import faded
-from tests.news import news_context, write_news
 from tests.planted_words import SPACE, Planted, hide, questions, texts
 from tests.test_kill import all_gone, family
 from tests.workspace import ROOT, make_workspace
@@ -113,31 +109,6 @@ def test_attributes_are_what_people_see(text, held):
 
 
 # How tasks are probed
-
-
-def silent(_spent, _note):
-    """Ignore progress."""
-
-
-def test_words_of_articles_are_replaced_before_anything_else_and_the_summary_is_judged_by_the_article(tmp_path):
-    pytest.importorskip("transformers")
-    context = news_context(write_news(tmp_path / "inputs"))
-    (tmp_path / "prepare").mkdir()
-    Summarization.prepare(context, tmp_path / "prepare")
-    asked = TextProber(ArticleTexts(), Summarization, context, tmp_path / "prepare", tmp_path, silent)
-    item, words = next((n, one) for n, one in enumerate(asked.texts().options) if one)
-    word, other = next((word, others[0]) for word, others in words.items())
-    start = tuple(asked.concepts.start.tolist())
-    asks = [WordProbe(item, ((word, other),), start), WordProbe(item, (), start)]
-    task, ids, cells = asked.worded(asks)
-    article = asked.texts().texts[item]
-    assert task.changed(ids, cells) == [replaced(article, {word: other}), article]
-    assert len(set(ids)) == 1  # so the measure uses the unchanged article
-    own = Summarization.load(context, tmp_path / "prepare")
-    unchanged = own.probe(ids[:1], np.array([start])).failed
-    changed, known = asked(asks)
-    assert known.failed == unchanged[0] and known.given == article and changed.given == replaced(article, {word: other})
-    assert asked.spent == 2 and asked.texts().given[item] == article
 
 
 # The command, and the example of its page

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
+from stages.explorers.acquisition import Acquisition, Weights
 from stages.explorers.candidates import Archive, EvenDraws, Mutations, Pairs, Portfolio
 from stages.explorers.kernel import ProbeArrays
 from stages.explorers.model_based import CandidatePool, LocalSearch, ModelBased
@@ -129,32 +129,6 @@ class ByItem:
         return np.full(len(cells), 0.5)
 
 
-@pytest.mark.parametrize("concepts", ["ab", "abcdefgh"], ids=["small grid", "large grid"])
-def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
-    space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in concepts))
-    rng = np.random.default_rng(0)
-    seen = ProbeArrays(np.full(30, 9), space.sample(30, rng), rng.normal(size=30), np.zeros(30, bool))
-    worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
-    assert (worth.regions is None) == (space.n_cells <= ENUMERABLE)
-    items = np.tile(np.repeat(np.arange(4), 3), 2)  # 4 items in 3 cells, twice
-    which = np.tile(np.arange(3), 8)
-    chosen = worth.batch(items, space.cells(np.arange(3))[which], 8)
-    assert [sorted(which[chosen[k : k + 3]]) for k in (0, 3)] == [[0, 1, 2]] * 2
-    assert items[chosen].tolist() == [3, 3, 3, 2, 2, 2, 1, 1]  # a cell's best first
-    assert len(worth.batch(items, space.cells(np.arange(3))[which], 50)) == 12  # no pair twice
-    assert len(worth.batch(items, space.cells(np.arange(3))[which], 0)) == 0
-
-
-def test_on_a_large_grid_an_item_that_failed_before_leaves_probes_for_others() -> None:
-    space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in "abcdefgh"))
-    rng = np.random.default_rng(0)
-    seen = ProbeArrays(np.full(50, 9), space.sample(50, rng), np.ones(50), np.ones(50, bool))
-    worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
-    items, cells = np.repeat([7, 8, 9], 20), space.sample(60, rng)
-    assert worth(items, cells)[40:].max() < worth(items, cells)[:40].min()
-    assert np.bincount(items[worth.batch(items, cells, 12)], minlength=10)[7:].tolist() == [6, 6, 0]
-
-
 @pytest.mark.parametrize("budget", [1, 25])
 def test_a_budget_below_the_first_batch_is_random_and_still_trains(budget: int) -> None:
     prober, found = explore(make(ModelBased, surrogate="boosting"), make_task(), budget)
@@ -217,17 +191,6 @@ def test_candidates_lie_near_known_failures(kind) -> None:
         assert 0.5 < often.sum() / rare.sum() < 2
     nothing = Acquisition(ByItem(), seen.take(np.zeros(0, int)), SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
     assert len(kind(EvenDraws(SPACE, 40, rng)).propose(nothing, 7).items) == 7
-
-
-def test_uniform_draws_become_fewer_and_a_goal_says_how_many() -> None:
-    places, failures, landscape = (ModelBased.Settings(goal=goal) for goal in ("places", "failures", "landscape"))
-    shares = [places.uniform(spent) for spent in (100, 200, 400, 10_000)]
-    assert shares[0] == 0.1 and shares[-1] == 0.04 and shares == sorted(shares, reverse=True)
-    assert failures.uniform(100) == failures.uniform(10_000) == 0
-    assert landscape.uniform(100) == landscape.uniform(10_000) == 0.5
-    assert ModelBased.Settings(goal="failures", random_share=0.3).uniform(500) == 0.3
-    assert failures.weights.novelty < places.weights.novelty
-    assert ModelBased.Settings(goal="failures", novelty=2.0).weights.novelty == 2
 
 
 @pytest.mark.parametrize("goal", ["places", "failures", "landscape"])

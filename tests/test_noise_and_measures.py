@@ -10,12 +10,10 @@ import pytest
 
 from stages import re_evaluate
 from stages.concepts import Region
-from stages.core.errors import UsageError
 from stages.landscape.compare import PairedAnswers, against_noise, compare_measures, measure_answers
 from stages.landscape.describe import invalid_probes, invalid_share
 from stages.records import Difference
 from stages.records.repair import Measures
-from stages.tasks.base import offers
 from stages.tasks.contract import Items
 from tests.landscapes import planted, uniform
 from tests.planted_texts import PlantedTexts
@@ -63,34 +61,6 @@ def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
 def measures(task: PlantedTexts, **answers: pd.DataFrame) -> Measures:
     measured = measure_answers(dict.fromkeys(answers, task), {"clean": answers}, task.concepts.names)
     return compare_measures(answers, measured, resamples=200, seed=0)
-
-
-def test_measures_are_means_over_the_same_valid_pairs():
-    task, before = texts()
-    assert offers(task, "measure")
-    assert not offers(planted(), "measure")
-    before.loc[0, "valid"] = False
-    after = before.assign(output="the river")
-    found = measures(task, before=before, after=after, noise=before)
-    assert (found.pairs, found.items, found.invalid) == (11, 11, 1)
-    words = found.measures["words"]
-    assert (words.before, words.after, words.change, words.pairs) == (8.0, 2.0, -6.0, 11)
-    assert words.low < -6.0 < words.high
-    assert words.noise.change == 0.0
-    assert words.baselines == {"first two words": 2.0}
-    referenced = found.measures["in the article"]
-    assert referenced.pairs == 5, "an item without a value is left out of all means"
-    assert referenced.before == referenced.baselines["first two words"] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"), [([1.0], "answered with 1 rows"), ([1.0, np.inf, 1.0], "answered a value that is infinite")]
-)
-def test_a_measure_that_cannot_be_averaged_is_refused(answer, said, monkeypatch):
-    task, before = texts(3)
-    monkeypatch.setattr(PlantedTexts, "measure", lambda *_: pd.DataFrame({"m": answer}))
-    with pytest.raises(UsageError, match=f"PlantedTexts.measure .*{said}"):
-        measures(task, before=before, after=before)
 
 
 def test_invalid_probes_are_counted_where_they_occur():

@@ -96,19 +96,6 @@ def test_a_request_has_one_message_and_what_settings_add_or_leave_out():
 
 
 @pytest.mark.parametrize(
-    ("given", "posted"),
-    [
-        ("http://localhost:1/v1/", "http://localhost:1/v1/chat/completions"),
-        ("http://localhost:1/v1/chat/completions", "http://localhost:1/v1/chat/completions"),
-        ("https://m.example/openai?api-version=1", "https://m.example/openai/chat/completions?api-version=1"),
-    ],
-)
-def test_the_base_url_may_end_as_people_write_it(given, posted):
-    chat = parse_source({"openai": given, "model": "tiny"}, MODEL_LOADERS, "prepare.model")
-    assert chat.endpoint == posted and chat.told == f"tiny behind {posted.partition('/chat')[0]}"
-
-
-@pytest.mark.parametrize(
     ("response", "text", "told"),
     [
         (said(completion(None, refusal="I cannot help.")), "I cannot help.", "1 refused"),
@@ -156,7 +143,6 @@ LLAMA_CPP = {
     **{"code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 5031, "n_ctx": 2048},
     "message": "request (5031 tokens) exceeds the available context size (2048 tokens), try increasing it",
 }
-VLLM = {"type": "BadRequestError", "code": 400}
 LITELLM = {"type": "invalid_request_error", "param": None, "code": "400"}
 OLLAMA = {"param": None, "code": None}
 
@@ -230,21 +216,6 @@ def test_a_wrong_block_is_told_before_anything_runs(inputs, changes, told):
         )
 
 
-def test_what_a_chat_model_is_sent_of_the_generation_settings(inputs):
-    def errors(**changes):
-        context = news_context(inputs)
-        config = {**context.config, "model": block("http://localhost:1")}
-        return Summarization.check(news_context(inputs, config={**config, "generation": GENERATION, **changes}))
-
-    assert errors() == []
-    (line,) = errors(generation={**GENERATION, "num_beams": 4})
-    assert "num_beams has no effect" in line and "sent max_new_tokens, prompt, system alone" in line
-    bfloat16 = news_context(inputs, config={"model": block("http://localhost:1")}, compute=Compute(dtype="bfloat16"))
-    assert Summarization.compute_errors(bfloat16) == [
-        "compute.dtype: bfloat16 is not for a model behind HTTP; expected float32 or float32"
-    ]
-
-
 # Which model it is
 
 
@@ -285,41 +256,6 @@ def test_the_bill_outlives_a_kill_and_is_one_for_all_processes(tmp_path):
         assert bill.cost == pytest.approx(14e-6)  # the first had no price
         assert account.known("b") == answered("B") and account.known("c") is not None
     assert Price(**PRICE).of(20, 6) == pytest.approx(32e-6)
-
-
-def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
-    def prepared(model, settings):
-        account = Account(tmp_path / "bill.jsonl", settings)
-        account.begin(model)
-        known = account.known("a")
-        account.add("a", answered(f"{model} {settings}"))
-        return known and known.text
-
-    def used():
-        account = Account(tmp_path / "bill.jsonl")
-        account.use()
-        return account.known("a").text
-
-    assert prepared("m", "1") is None
-    assert prepared("m", "1") == "m 1"  # the first was killed
-    assert used() == "m 1"
-    assert prepared("m", "2") == "m 1"  # max_cost was raised
-    assert used() == "m 1"
-    assert prepared("m", "2") is None  # forced
-    assert prepared("n", "3") is None  # another model
-    assert used() == "n 3"
-    assert Account(tmp_path / "bill.jsonl").bill.requests == 5
-
-
-@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 0, "completion_tokens": 0}}])
-def test_a_cost_that_nobody_can_count_is_not_promised(usage):
-    silent = {"choices": [{"message": {"content": "A gist."}}], **usage}
-    with (
-        served(lambda request: silent, whole=True) as model,
-        pytest.raises(UsageError, match=r"came without a count of their tokens .*remove prepare\.model\.max_cost"),
-    ):
-        asked(endpoint(model.url, price=PRICE, max_cost=1.0, concurrency=1), "One.", "Two.")
-    assert len(model.requests) == 1
 
 
 @pytest.fixture

@@ -200,18 +200,6 @@ def test_a_bad_model_is_told_before_anything_runs(inputs, model, message):
     assert [message in error for error in errors] == [True], errors
 
 
-def test_a_model_whose_classes_nothing_names_is_an_error(inputs):
-    timm_weights(inputs / "w.safetensors")
-    rows = [{"image": f"photos/{name}/00{i}.png", "label": "flat"} for name in CLASSES for i in range(9)]
-    (inputs / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    fails(
-        inputs,
-        {"timm": "resnet10t", "weights": "w.safetensors"},
-        r"prepare\.model\.classes: missing; the model has 3 classes and nothing names them",
-        {"jsonl": "all.jsonl", "size": 32},
-    )
-
-
 def test_folders_that_libraries_number_differently_want_the_classes_named(tmp_path):
     inputs = tmp_path / "own" / "inputs"
     numbers = [str(i) for i in range(12)]

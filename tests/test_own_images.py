@@ -61,17 +61,6 @@ def test_ready_splits_stay_apart(tmp_path, names, ours):
     assert first != sorted(first)  # drawn at random, not the first class first
 
 
-def test_two_folders_of_one_split_are_refused(tmp_path):
-    for name in ("train", "val", "valid"):
-        write_folder(tmp_path / "photos" / name, 2)
-    with pytest.raises(UsageError, match="has the folders val and valid, which are all discover to an audit"):
-        chosen(tmp_path, imagefolder="photos")
-    rows = [{"image": "photos/val/flat/000.png", "label": "flat", "split": name} for name in ("val", "validation")]
-    write_list(tmp_path / "all.jsonl", [{**row, "id": row["split"]} for row in rows])
-    with pytest.raises(UsageError, match="has the splits val and validation, which are all discover"):
-        chosen(tmp_path, jsonl="all.jsonl")
-
-
 @pytest.mark.parametrize(
     ("names", "order"),
     [

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ import pytest
 pytest.importorskip("diffusers")
 
 from stages.core.errors import UsageError
-from stages.tasks import hub as hub_module
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline_form
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from tests.boxes import COLOURS, box_pixels, boxes
 from tests.endpoints import served
-from tests.hubs import commit_of, in_cache
+from tests.hubs import in_cache
 from tests.tiny_judges import BLUE, RED, plain
 from tests.tiny_pipelines import tiny_pipeline
 
@@ -104,41 +102,6 @@ def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypa
     assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
     with pytest.raises(UsageError, match=r"org/none is not a folder in .*faded prefetch"):
         parse_source({"diffusers": "org/none"}, MODEL_LOADERS, "prepare.model").build(inputs, tmp_path / "none")
-
-
-def test_of_a_variant_only_what_has_none_is_fetched_as_it_is(inputs, tmp_path, monkeypatch):
-    """For a model in float16, float32 weights are only fetched for parts that have no other."""
-    made = tiny_pipeline(tmp_path / "made")
-    weights = made / "unet" / "diffusion_pytorch_model.safetensors"
-    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    cache, fetched = tmp_path / "hub" / commit_of("org/tiny"), []
-
-    def fetch(self, where):
-        names = [str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()]
-        from huggingface_hub.utils import filter_repo_objects
-
-        wanted = filter_repo_objects(names, allow_patterns=list(self.wanted), ignore_patterns=list(self.ignored))
-        for name in wanted:
-            (cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(made / name, cache / name)
-            fetched.append(name)
-        return "told"
-
-    monkeypatch.setattr(hub_module.Repository, "fetch", fetch)
-    monkeypatch.setattr(hub_module.Repository, "cached", lambda self, *_: hub_module.Snapshot(cache, self.name))
-    source = parse_source({"diffusers": "org/tiny", "variant": "fp16"}, MODEL_LOADERS, "prepare.model")
-    assert source.prefetch(inputs) == ["told"]
-    taken = sorted({name for name in fetched if name.endswith(".safetensors")})
-    assert taken == [
-        "text_encoder/model.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-    ]
-    source.build(inputs, tmp_path / "model")
-    plain_source = parse_source({"diffusers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
-    fetched.clear()
-    plain_source.prefetch(inputs)
-    assert not [name for name in fetched if "fp16" in name]
 
 
 # Pictures in a user's own files

@@ -53,20 +53,6 @@ def test_a_preprocessor_of_each_kind_is_read_as_transformers_reads_it(tmp_path, 
     check_alike(tmp_path, saved(tmp_path, kind, FRAMED.get(kind, {})))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "side"),
-    [
-        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}}, (24, 24)),
-        ("ConvNextImageProcessor", {"size": {"shortest_edge": 28}, "crop_pct": 0.875}, (28, 28)),
-        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "include_top": True}, (30, 30)),
-        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "do_normalize": False,
-                                        "image_std": [0.2, 0.3, 0.4]}, (30, 30)),
-    ],
-)  # fmt: skip
-def test_settings_of_a_preprocessor_are_read(tmp_path, kind, settings, side):
-    assert check_alike(tmp_path, saved(tmp_path, kind, settings)).shape == (3, *side)
-
-
 NORMAL = {"do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3}
 
 

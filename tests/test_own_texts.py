@@ -16,7 +16,6 @@ import stages.summarize
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_json
 from stages.tasks import endpoint as module
-from stages.tasks.known_answers import ANSWERS
 from stages.tasks.language.articles import DATA_LOADERS
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.language.models import load_summarizer
@@ -116,31 +115,6 @@ def test_a_search_whose_model_died_goes_on_where_it_was(workspace, tmp_path):
 
 def ledgers():
     return list(Path(".faded/scratch/remote/discover").glob("*/ledger.jsonl"))
-
-
-def test_a_model_that_became_another_one_stops_the_next_stage(workspace):
-    words = 12
-    with served(lambda one: {"summary": " ".join(one["text"].split()[:words])}) as model:
-        workspace(model.url)
-        stages.prepare.main("remote")
-        words = 11
-        with pytest.raises(UsageError, match="answers differently than when prepared"):
-            stages.discover.main("remote")
-
-
-def test_what_is_no_summary_is_told_before_anything_is_kept(inputs, tmp_path):
-    with served(lambda one: {"text": "A gist."}) as model, pytest.raises(UsageError, match="found the keys text"):
-        Summarization.prepare(context_of(inputs, model.url), tmp_path)
-    assert not (tmp_path / "model" / ANSWERS).exists()
-
-
-def test_settings_are_sent_and_nothing_of_faded_is_overwritten(inputs, tmp_path):
-    with served(first_sentence) as model:
-        source = parse_source(remote(model.url, settings={"temperature": 0}), MODEL_LOADERS, "prepare.model")
-        source.build(inputs, tmp_path, context_generation(inputs, model.url))
-    assert model.inputs[0]["temperature"] == 0 and model.inputs[0]["max_new_tokens"] == 30
-    (line,) = source_errors(remote(model.url, settings={"text": "x"}), MODEL_LOADERS, "prepare.model", inputs)
-    assert "text is set by Faded" in line
 
 
 def context_generation(inputs, url):

@@ -89,15 +89,6 @@ def test_a_corrupt_photo_is_skipped_or_an_error(package, tmp_path):
     assert metrics["skipped"] == 1
 
 
-def test_weights_of_another_architecture(package, tmp_path):
-    with pytest.raises(UsageError, match=r"the weights do not fit: missing .*; and \d+ more"):
-        run(tmp_path, model={"timm": "resnet18"})
-    with pytest.raises(UsageError, match="timm knows no architecture 'resnet_of_mine'"):
-        run(tmp_path, model={"timm": "resnet_of_mine"})
-    with pytest.raises(UsageError, match="do not fit"):
-        run(tmp_path, model={"match": "name"})
-
-
 def test_a_pickle_that_runs_code_is_refused(package, tmp_path):
     class Evil:
         def __reduce__(self):

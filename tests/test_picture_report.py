@@ -12,11 +12,8 @@ import pytest
 
 from stages import compare, conclude, re_evaluate
 from stages.core.files import read_json, stage_dir
-from stages.landscape.show import extreme_examples
 from stages.records import audit_folder
 from stages.records.repair import Trainings
-from stages.report import pictured
-from tests.landscapes import planted, uniform
 from tests.picture_samples import picture_comparison, picture_landscape
 from tests.planted_pictures import png as grey
 from tests.report_samples import charts, comparison_html, landscape_html, section
@@ -41,17 +38,6 @@ def test_who_is_skewed_is_said_in_a_sentence(landscape: str) -> None:
     assert "8 of 198 answers the value could not be read" in part
 
 
-def test_a_table_holds_every_number_of_a_tally(landscape: str) -> None:
-    entry = picture_landscape()["summary"]["bias"][4]
-    row = next(r for r in re.findall(r"<tr>.*?</tr>", section(landscape, "bias"), re.S) if "digit seven" in r)
-    assert entry["subject"] == "digit seven"
-    for shown in (entry["counted"], entry["chance"]["mean"], entry["chance"]["high"], entry["bias"]["value"]):
-        assert f"{shown:.1%}" in row
-    assert "red 82.6% [" in row
-    assert "beyond chance" in row
-    assert "2 unread" in row
-
-
 def test_before_after_and_control_stand_side_by_side(comparison: str) -> None:
     part = section(comparison, "bias")
     names = charts(part, "bias-1")[0]["layout"]["yaxis"]["ticktext"]
@@ -66,22 +52,6 @@ def test_a_prompt_is_shown_with_the_words_of_its_slots(landscape: str) -> None:
     assert '<mark class="s0" title="colour">red</mark> <mark class="s1" title="digit">four</mark>' in part
     assert '<mark class="s2" title="background">on a black background</mark>' in part
     assert part.count('class="exhibit failing wide"') == 9
-
-
-def test_the_best_and_the_worst_cells_are_no_two_alike() -> None:
-    task = planted(items=20)
-    probes = uniform(task, 300)
-    table = probes.groupby(task.concepts.names).agg(rate=("failed", "mean"), probes=("failed", "size")).reset_index()
-    table = table.assign(rate=table["rate"].round(), low=0.0, high=1.0)
-    shown = pictured(task.concepts, table, probes, extreme_examples(task, table, probes))
-    assert [len(cells) for cells in shown.values()] == [4, 4]
-    assert len({cell.text for cells in shown.values() for cell in cells}) == 8
-    assert min(cell.rate for cell in shown["worst"]) == 1
-    assert max(cell.rate for cell in shown["best"]) == 0
-    assert all(cell.exhibit and cell.exhibit.text == cell.text for cells in shown.values() for cell in cells)
-    unseen, none = table.assign(probes=0), probes.iloc[:0]
-    shown = pictured(task.concepts, unseen, none, extreme_examples(task, unseen, none))
-    assert [cell.exhibit for cells in shown.values() for cell in cells] == [None] * 8, "nobody probed them"
 
 
 @pytest.fixture(scope="module")

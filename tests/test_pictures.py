@@ -38,11 +38,6 @@ def test_pixels_come_back_from_png_as_they_were():
     assert to_png(picture) == to_png(picture.copy())
 
 
-def test_a_picture_of_another_shape_is_cut_to_its_middle_and_resized():
-    wide = np.concatenate([plain(RED), plain(GREEN), plain(RED)], axis=1)
-    assert np.array_equal(from_png(to_png(wide), 8), plain(GREEN, 8))
-
-
 def test_columns_sizes_and_kinds_of_rows_are_as_the_block_says(tmp_path):
     images = [{"bytes": jpeg(rgb), "path": None} for rgb in (RED, GREEN)]  # as the library datasets has them
     rows = {"caption": ["red", "green", "other"], "photo": [*images, {"bytes": b"broken"}], "kind": ["a", "a", "b"]}
@@ -75,22 +70,6 @@ def test_a_table_that_cannot_be_used_is_told(tmp_path, columns, block, told):
     write_parquet(tmp_path / "p.parquet", **columns)
     with pytest.raises(UsageError, match=told):
         load(tmp_path, parquet="p.parquet", **block)
-
-
-def test_what_is_missing_is_told_before_anything_runs(tmp_path):
-    write_parquet(tmp_path / "p.parquet")
-    (tmp_path / "q.parquet").write_bytes(b"nothing")
-    (tmp_path / "mine").mkdir()
-    for block, told in (
-        (
-            {"parquet": "p.parquet", "text": "caption", "where": {"kind": "b"}},
-            "prepare.data.parquet: p.parquet has no column caption, kind; found text, image",
-        ),
-        ({"parquet": "q.parquet"}, "not a readable parquet file"),
-        ({"imagefolder": "mine"}, "has no metadata.jsonl"),
-    ):
-        (line,) = source_errors(block, PICTURE_LOADERS, WHERE, tmp_path)
-        assert told in line
 
 
 @pytest.mark.parametrize("path", ["{outside}", "../secret.png", "in/../../secret.png"])
@@ -181,13 +160,3 @@ def test_metadata_that_is_no_text_or_leads_out_is_told(tmp_path, content, told):
     (tmp_path / "mine" / "metadata.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=told):
         load(tmp_path, imagefolder="mine")
-
-
-def test_a_folder_that_the_datasets_library_reads_is_read(tmp_path):
-    pytest.importorskip("datasets")
-    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "blue.png", "text": "blue"}]
-    write_folder(tmp_path / "mine", *lines)
-    table, _ = load(tmp_path, datasets="mine")
-    assert sorted(table["text"]) == ["blue", "red"]
-    blue = table.loc[table["text"] == "blue", "image"].item()
-    assert np.array_equal(from_png(blue), plain(BLUE))

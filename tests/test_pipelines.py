@@ -19,7 +19,6 @@ from stages.tasks.text_to_image.models import (
     MODEL_LOADERS,
     DiffusersModel,
     load_pipeline,
-    load_pipeline_form,
     model_hash,
     scheduler_errors,
 )
@@ -73,15 +72,6 @@ def test_weights_are_kept_as_stored_and_computed_with_as_asked(home, dtype):
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {p.dtype for p in part.parameters()} == {wanted}
     assert torch.equal(pipeline.unet.conv_in.weight, stored["conv_in.weight"].to(wanted))
-
-
-def test_the_form_says_where_the_pipeline_came_from_and_building_twice_gives_the_same_folder(home, tmp_path):
-    form = load_pipeline_form(home / "model")
-    assert (form.pipeline, form.origin) == ("StableDiffusionPipeline", "the folder tiny")
-    painter = Painter(load_pipeline(home / "model", COMPUTE, QUICK), QUICK, COMPUTE)
-    DiffusersModel(diffusers="tiny").build(home / "inputs", tmp_path / "model")
-    assert form.parameters == painter.parameters
-    assert painter.hash == model_hash(home / "model") == model_hash(tmp_path / "model")
 
 
 # Folders that are not pipelines to audit
@@ -176,21 +166,6 @@ def test_a_wrong_scheduler_is_told_before_anything_runs_where_that_can_be(home, 
     assert len(errors) == early and all(re.search(told, line) for line in errors)
     with pytest.raises(UsageError, match=told):
         load_pipeline(home / "model", COMPUTE, sampling)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "options", "made"),
-    [
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "DPMSolverMultistepScheduler"),
-        (None, {"timestep_spacing": "trailing"}, "DDIMScheduler"),
-    ],
-)
-def test_a_scheduler_takes_what_it_is_not_told_from_the_models_own(home, scheduler, options, made):
-    sampling = QUICK.model_copy(update={"scheduler": scheduler, "scheduler_options": options})
-    own = load_pipeline(home / "model", COMPUTE, sampling).scheduler
-    assert type(own).__name__ == made
-    assert dict(own.config).items() >= (options | {"beta_end": 0.012}).items()
-    assert picture(home / "model", sampling) != picture(home / "model")
 
 
 # Repairs

@@ -47,13 +47,3 @@ def test_a_policy_is_at_no_distance_from_itself():
     assert [(moved.distance, moved.beyond_noise) for moved in policy_shift(SPACE, drawn(cells, cells), 0)] == [
         (0.0, False)
     ] * 2
-
-
-def test_where_items_differ_a_small_move_is_noise():
-    """The policy draws one end for half of the items, the other end for the rest: halves of items differ by chance."""
-    cells = np.zeros((len(ITEMS), EACH, 2), dtype=np.int64)
-    cells[::2, :, 0] = 3
-    after = cells.copy()
-    after[:2, :, 0] = 3
-    moved = policy_shift(SPACE, drawn(cells, after), seed=0)[0]
-    assert moved.distance == pytest.approx(1 / 40) and moved.noise_floor.max > 0.1 and not moved.beyond_noise

@@ -10,10 +10,9 @@ import pytest
 
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
-from stages.decisions import landscape_hash
 from stages.landscape.power import CHURN, Power
 from stages.params import load_params
-from stages.records import Landscape, Plan, PlannedMode, audit_folder
+from stages.records import Landscape, audit_folder
 from stages.records.tables import Embedded
 from tests.landscapes import landscape_file, planted
 from tests.workspace import Workspace, audit_params, repair_params
@@ -116,31 +115,3 @@ def test_gates_for_which_items_are_too_few_are_named(searched):
     )
     assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
     assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("nor would any number of them")
-
-
-def test_planned_modes_are_meant_and_groups_are_named(searched):
-    here = audit_folder("tiny")
-    here.collect_feedback.path.mkdir()
-    here.summarize.where("cells").touch()
-    modes = here.summarize.landscape.modes
-    chosen = [
-        PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
-        for m, action in zip(modes, ("ignore", "repair"), strict=True)
-    ]
-    here.collect_feedback.plan = Plan(
-        landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
-    )
-    items = pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60, "group": [f"g{k % 20}" for k in range(110)]})
-    items.to_parquet(here.prepare.path / "items.parquet")
-    [line] = searched("wait")
-    assert line.startswith("tiny: 60 test items in 20 groups can show") and " in M2, where" in line
-
-
-def test_nothing_is_said_where_records_are_newer_torn_or_missing(searched):
-    here = audit_folder("tiny")
-    here.discover.probes = here.discover.probes.rename(columns={"tilt": "slant"})
-    assert searched() == []
-    (here.discover.path / "probes.parquet").write_bytes(b"PAR1")
-    assert searched() == []
-    here.summarize.where("landscape").unlink()
-    assert searched() == []

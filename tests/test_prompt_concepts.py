@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from stages.concepts.prompts import (
     check_slots,
     check_templates,
     fill,
-    pieces,
     prompt_space,
     read_templates,
 )
@@ -111,18 +109,6 @@ def test_what_is_wrong_with_a_template_is_told(template: str, message: str) -> N
 )
 def test_prompts_are_tidied_where_a_slot_says_nothing(template: str, words: dict, prompt: str) -> None:
     assert fill(template, words) == prompt
-
-
-def test_pieces_joined_are_the_prompt_and_carry_what_their_slot_says() -> None:
-    template = "An {size}  {animal}, {mood} , is {setting} ({n})."
-    choices = {"size": ["", "old"], "animal": ["owl"], "mood": ["", "sad"], "setting": ["", "on a mat"], "n": ["", "2"]}
-    for chosen in itertools.product(*choices.values()):
-        words = dict(zip(choices, chosen, strict=True))
-        parts = pieces(template, words)
-        assert "".join(text for text, _ in parts) == fill(template, words)
-        assert {slot: text for text, slot in parts if slot} == {slot: text for slot, text in words.items() if text}
-        assert all(text for text, _ in parts)
-    assert pieces("a {a} cat", {"a": "red"}) == [("a ", ""), ("red", "a"), (" cat", "")]
 
 
 # --- files

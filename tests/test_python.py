@@ -302,12 +302,6 @@ def test_what_is_doubtful_on_unchanged_items_is_told(model, given, message, tmp_
     assert escape(note, quote=False)[:60] in result.report(tmp_path / "report.html").read_text()
 
 
-def test_nothing_is_told_of_a_good_model(recwarn):
-    good = ["dim", "bright", "none"]
-    assert faded.audit(brightness, IMAGES, concepts=DARK, budget=60, expected=BRIGHT, classes=good).notes == []
-    assert [str(one.message) for one in recwarn] == []
-
-
 # Rows
 
 
@@ -336,20 +330,6 @@ def test_built_in_concepts_change_the_numbers_of_rows():
         alone = probes[(probes["noise"] == 1) & (probes["missing"] == 0)]
         assert 0 < alone["failed"].mean() < 1
     assert type(items[0]["age"]) is int
-
-
-def test_whole_numbers_stay_whole():
-    seen = []
-    pixels = np.random.default_rng(3).integers(0, 256, (30, 5)).astype(np.uint8)
-
-    def model(rows):
-        seen.append(rows)
-        return (rows[:, 0] > 99).astype(int)
-
-    result = faded.audit(model, pixels, concepts={"drift": [-3, 0, 3]}, budget=1000)
-    assert {rows.dtype for rows in seen} == {np.dtype(np.uint8)}
-    up = result.probes[result.probes["drift"] == 2].astype({"item": int}).set_index("item")
-    assert (up["output"] == "1").all() and (up["failed"] == (pixels[up.index, 0] <= 99)).all()
 
 
 # What has no file

@@ -11,9 +11,7 @@ import pytest
 import yaml
 
 from stages import collect_feedback, decisions, prepare, restructure
-from stages.check import check_audits
 from stages.concepts import Region
-from stages.core.errors import UsageError
 from stages.core.files import read_json, write_json
 from stages.core.intervals import Rate
 from stages.explorers.policy import save_policy
@@ -168,25 +166,3 @@ def test_a_repair_is_given_the_examples_of_its_modes(place, capsys):
             | {"rating": 2, "corrected": "right", "bias": None}
         ]
     assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 1
-
-
-def test_a_method_that_cannot_learn_from_examples_says_so(place, capsys):
-    write_params(method="other")
-    plan_with_examples()
-    restructure.main("x")
-    assert "method other of this task learns from no examples, so 1 rated are unused" in capsys.readouterr().out
-    assert json.loads((place / "data/x/restructure/models/repaired/examples.json").read_text()) == []
-    assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 0
-
-
-def test_a_clean_control_needs_a_cell_that_changes_nothing(place):
-    write_params("Catalogued", control="clean")
-    check_audits(load_params(), ["x"])
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params["audits"]["x"]["concepts"] = {"tilt": [1, 2], "fog": [1, 2]}  # fog is not in the catalogue
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    with pytest.raises(UsageError, match=r"repairs\.x\.restructure\.control: clean needs .* found none in tilt$"):
-        check_audits(load_params(), ["x"])
-    params["repairs"]["x"]["restructure"]["control"] = "as_used"
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    check_audits(load_params(), ["x"])

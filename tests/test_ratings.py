@@ -7,14 +7,11 @@ import re
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
 from flows.workspace.edit_params import with_ratings
 from stages.core.errors import UsageError
-from stages.core.ledger import Ledger
-from stages.explorers.prober import Prober
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from tests.landscapes import planted
@@ -50,40 +47,6 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
     assert np.array_equal(answer.failed, expected < rating)
     assert 0 < answer.failed.sum() < 400 and not np.array_equal(answer.failed, own.failed)
     assert answer.automatic is not None and np.array_equal(answer.automatic.failed, own.failed)
-
-
-def test_beyond_what_was_rated_only_the_safe_side_follows():
-    ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, -0.2, 0.0, 0.5])
-    assert ratings.outside(x).tolist() == [True, False, False, True]
-
-    def unfounded(threshold: float) -> list[bool]:
-        return ratings.unfounded(x, ratings.badness(x) > threshold).tolist()
-
-    assert unfounded(0.5) == [False, False, False, False]  # good below and bad above, as required
-    assert unfounded(0.1) == [True, False, False, False]  # all that was rated fails, so better ones are unknown
-    assert unfounded(0.9) == [False, False, False, True]  # none fails, so worse ones are unknown
-
-
-def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path):
-    task = planted()
-    judged, ids = RatedTask(task, learnt(), 0.7), task.items.ids("discover")
-    rng = np.random.default_rng(2)
-    items, cells = rng.integers(0, 40, 300), task.concepts.sample(300, rng)
-    whole = Prober(judged, ids, 300, Ledger(tmp_path / "whole.jsonl"))
-    whole.ask(items, cells)
-    part = Prober(judged, ids, 300, Ledger(tmp_path / "part.jsonl"))
-    part.ask(items[:100], cells[:100])
-    part.ledger.close()
-    with (tmp_path / "part.jsonl").open("a") as file:
-        file.write('{"schema": 2, "items": ["i0')  # killed here
-    resumed = Prober(judged, ids, 300, Ledger(tmp_path / "part.jsonl"))
-    assert resumed.ledger.resumed == part.spent
-    resumed.ask(items, cells)
-    pd.testing.assert_frame_equal(resumed.table(), whole.table())
-    table = whole.table()
-    assert np.array_equal(table["automatic_failed"], table["automatic"] > task.threshold)
-    assert np.array_equal(table["failed"], table["discrepancy"] > np.float32(0.7))
-    assert "automatic" not in Prober(task, ids, 300).table()
 
 
 # The report

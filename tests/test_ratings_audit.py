@@ -19,15 +19,15 @@ import yaml
 from rich.console import Console
 
 from flows.people.ratings import show_ratings, write_ratings
-from stages import compare, conclude, discover, prepare, re_evaluate, report, summarize
+from stages import discover, prepare, report, summarize
 from stages.check import check_audits
 from stages.core.errors import UsageError
-from stages.core.files import read_json, write_json
+from stages.core.files import read_json
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.fit import gather
-from tests.workspace import ROOT, audit_params, make_workspace, repair_params, repair_verdict
+from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
 
 @pytest.fixture(scope="module")
@@ -227,64 +227,6 @@ def _edit(path: str, old: str, new: str) -> None:
     text = Path(path).read_text()
     assert old in text
     Path(path).write_text(text.replace(old, new))
-
-
-def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place):
-    rate("Ada", strict)
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    audit = params["audits"]["x"]
-    params["audits"]["fewer"] = {**audit, "prepare": {**audit["prepare"], "items": {"discover": 5}}}
-    params["audits"]["noisy"] = {**audit, "prepare": {**audit["prepare"], "noise": 0.3}}
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))  # with an alias
-    said = learn(write=True)
-    assert "fewer, noisy share these settings" in said and "noisy: measured on another scale" in said
-    check_audits(load_params(), ["x", "fewer"])
-    with pytest.raises(UsageError, match=r"another scale: audits\.noisy has another"):
-        check_audits(load_params(), ["noisy"])
-
-
-def test_nothing_is_written_where_ratings_teach_nothing(place):
-    rng = np.random.default_rng(5)
-    rate("Ada", lambda d: rng.uniform(1, 10))
-    before = Path("params.yaml").read_text()
-    assert "cannot be enabled" in learn(write=False)
-    with pytest.raises(UsageError, match="nothing written: no map from the automatic measure predicts"):
-        learn(write=True)
-    assert Path("params.yaml").read_text() == before and not Path("data/x/ratings.json").exists()
-    with pytest.raises(UsageError, match="nobody has rated the bias"):
-        learn(write=False, target="bias")
-
-
-def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place):
-    # Only automatic failures were rated, all as bad, so nothing is known about the rest.
-    for seed, reviewer in enumerate(("Ada", "Ben")):
-        rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
-    said = learn(write=False)
-    assert re.search(r"cannot be enabled: of the control's probes \d+% have a discrepancy outside the", said)
-    with pytest.raises(UsageError, match=r"nothing written: .* rate passing examples too"):
-        learn(write=True)
-
-
-def test_a_repair_is_judged_by_people_and_trained_as_before(again):
-    from stages import restructure
-
-    mode = read_json(Path("data/x/summarize/landscape.json"))["modes"][0]
-    modes = [{key: mode[key] for key in ("id", "text", "region")} | {"action": "repair", "severity": 1, "reason": ""}]
-    plan = {"decided_by": "human", "reviewer": "Ada", "reason": "", "statement": "", "landscape": "0" * 16}
-    write_json(Path("data/x/collect_feedback/plan.json"), {**plan, "examples": [], "modes": modes})
-    for stage in (restructure, re_evaluate, compare, conclude):
-        stage.main("x")
-    probes = probes_of("re_evaluate")
-    assert np.array_equal(probes["failed"], expected_ratings(probes["automatic"]) < 5)
-    paired = probes[(probes["purpose"] == "paired") & (probes["model"] == "before")]
-    verdict = repair_verdict("x")
-    found = verdict["differences"]["target_failure_rate"]
-    assert found["before"] > found["after"] and paired["failed"].mean() < paired["automatic_failed"].mean()
-    assert verdict["automatic"]["target_failure_rate"]["before"] > found["before"]
-    assert verdict["ratings"]["fails_below"] == 5
-    page = Path("data/x/conclude/report.html").read_text()
-    assert "Failing here means an expected rating below 5" in page
-    assert "target modes: failure rate by the automatic measure" in page
 
 
 @pytest.mark.slow

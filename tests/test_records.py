@@ -7,23 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from stages.core.errors import InfrastructureError, UsageError
-from stages.core.files import content_hash, publishing, scratch
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, publishing
 from stages.records import audit_folder
-from stages.records.tables import (
-    Embedded,
-    PairedProbe,
-    read_compared,
-    read_embedded,
-    read_sheets,
-    write_compared,
-    write_embedded,
-    write_sheets,
-)
-from stages.tasks.contract import Exhibit, Sheet
 
 GATE = {"gate": "max_failure_rate", "bound": 0.5, "value": 0.2, "low": 0.1, "high": 0.3, "passed": True}
 VERDICT = {"schema": 1, "audit": "tiny", "passed": True, "gates": [GATE]}
@@ -62,28 +50,6 @@ def test_what_is_no_such_record_is_told(tmp_path, data, told):
     assert "verdict.json" in str(raised.value)
 
 
-def test_pictures_and_embeddings_come_back(tmp_path):
-    sheets = {"before": [Sheet("one", ["a", "b"], [("x", b"1"), ("y", b"2")]), Sheet("two", ["a"], [("x", b"3")])]}
-    write_sheets(tmp_path / "sheets", sheets)
-    assert read_sheets(tmp_path / "sheets", "") == sheets
-    exhibit = Exhibit("c", drawn=b"4", words=(("w", ""),))
-    compared = {
-        "fixed": [PairedProbe(exhibit, "b", "a", b"5", "one", (2, 1))],
-        "newly_failing": [],
-        "unchanged": [PairedProbe(exhibit, "b", "b", b"4", "one", (0, 0))],
-    }
-    write_compared(tmp_path / "compared", compared)
-    assert read_compared(tmp_path / "compared", "") == compared
-    seen = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
-    write_embedded(tmp_path / "embeddings", Embedded(["a", "b", "c"], seen))
-    back = read_embedded(tmp_path / "embeddings", "")
-    assert back.item_ids == ["a", "b", "c"]
-    assert back.vectors.dtype == np.float32
-    assert (back.vectors == seen).all()
-    with pytest.raises(UsageError, match=r"lacks the column\(s\) embedding"):
-        read_embedded(tmp_path / "sheets", "sheets")
-
-
 def test_reading_records_imports_no_torch():
     code = "import sys, stages.records; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -117,18 +83,6 @@ def test_an_error_leaves_the_old_outputs_alone(workspace) -> None:
     assert (target / "a").read_text() == "old"
     with publishing(target) as out:  # the next attempt contains nothing of the failed one
         assert list(out.iterdir()) == []
-
-
-def test_scratch_is_kept_for_the_same_inputs_only(workspace) -> None:
-    with scratch("x", "stage", "one") as folder:
-        (folder / "ledger").write_text("")
-        with pytest.raises(InfrastructureError, match="another process is running stage"), scratch("x", "stage", "one"):
-            pass
-    with scratch("x", "stage", "one") as folder:
-        assert (folder / "ledger").exists()
-    with scratch("x", "stage", "two") as other:
-        assert list(other.iterdir()) == []
-    assert not folder.exists()
 
 
 def test_a_hash_sees_names_bytes_and_what_links_lead_to(tmp_path: Path) -> None:

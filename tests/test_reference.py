@@ -101,15 +101,6 @@ def test_what_only_the_model_cannot_read_stays_a_failure(home, task):
     assert np.array_equal(judged.valid, ~(plain.failed & ~judged.failed))
 
 
-def test_a_picture_the_reference_never_could_read_stays_a_failure(home):
-    """If it fails on the unchanged picture, its answer on the changed one shows nothing about the change."""
-    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
-    task._readable = np.zeros(len(task.items.table), dtype=bool)
-    task.reference = None  # it is not even used
-    plain, judged = at(without_reference(home), BLACK), at(task, BLACK)
-    assert judged.valid.all() and np.array_equal(judged.failed, plain.failed)
-
-
 def test_the_reference_is_asked_about_failures_alone(home, task, monkeypatch):
     asked = []
     answers = Reference.answers
@@ -118,17 +109,6 @@ def test_the_reference_is_asked_about_failures_alone(home, task, monkeypatch):
     at(task, DIM)
     failing = at(without_reference(home), DIM).failed
     assert sum(asked) == 2 * (failing & readable).sum() < 2 * len(readable)  # and one with another label for each
-
-
-def test_people_are_told(home, task):
-    (note,) = task.notes()
-    assert "strong.safetensors" in note and "Of 60 pictures under cells drawn uniformly the reference gets" in note
-    assert "name another reference" not in note
-    item = next(i for i, valid in zip(task.items.ids("discover"), at(task, BLACK).valid, strict=True) if not valid)
-    assert "not held against the model" in task.exhibit([item], np.array([[BLACK, 0]]))[0].caption
-    assert "not held" not in task.exhibit([item], np.array([[0, 0]]))[0].caption
-    assert without_reference(home).notes() == ()
-    assert "readable" not in task.attributes([item])
 
 
 @pytest.mark.parametrize(

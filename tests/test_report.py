@@ -13,9 +13,8 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.pages import Gallery
-from stages.pages.maps import change_map, marginal
+from stages.pages.maps import marginal
 from stages.pages.sentences import verdict_text
-from stages.pages.words import points, whole_points
 from stages.records import Gate, Verdict
 from stages.tasks.contract import Exhibit
 from tests.finished import faded, finished_audits
@@ -126,42 +125,6 @@ def test_every_number_of_a_mode_is_in_the_page(tmp_path: Path) -> None:
 def test_spaces_of_one_to_three_concepts(tmp_path: Path, concepts: tuple[Concept, ...]) -> None:
     assert 'id="landscape-plot"' in landscape_html(tmp_path, **make_inputs(*concepts, images=False))
     assert 'id="landscape-2"' in comparison_html(tmp_path, **make_comparison(*concepts))
-
-
-def test_a_sampled_grid_has_gaps_not_errors(tmp_path: Path) -> None:
-    inputs = make_inputs(*FOUR, images=False)
-    inputs["landscape"] = inputs["landscape"].sample(40, random_state=1)
-    inputs["summary"]["sampled"] = True
-    page = landscape_html(tmp_path, **inputs)
-    cells = len(make_inputs(*FOUR, images=False)["landscape"])
-    assert f"A sample of 40 of the {cells:,} cells that occur in use is shown, weighted to stand for all." in page
-    packed = re.compile(r'<script type="text/plain".*?</script>', re.S)  # in base64, where NaN is chance
-    assert "NaN" not in packed.sub("", page)
-
-
-def test_modes_say_whether_they_are_named_again(pages: dict[str, str], tmp_path: Path) -> None:
-    page = pages["landscape"]
-    for k, halves in enumerate(("both halves", "one half", "neither half"), 1):
-        assert f"Found again in {halves} of the items." in page.split(f'id="mode-{k}"')[1].split("</div>")[0]
-    assert "of the 3 found in one half, the other half has 2 again" in page
-    inputs = make_inputs(*FOUR[:2], images=False)
-    inputs["summary"]["modes_found_again"] |= {"named": 0, "again": 0}
-    assert "one of the halves has none" in landscape_html(tmp_path, **inputs)
-
-
-def test_noise_along_the_gradient_stands_beside_the_steps(tmp_path: Path) -> None:
-    inputs = make_inputs(*FOUR[:2], images=False)
-    assert "Noise along the model" not in landscape_html(tmp_path, **inputs)
-    within = [
-        {"epsilon": epsilon, "value": share, "low": share - 0.1, "high": share + 0.1, "n": 25}
-        for epsilon, share in ((0.01, 0.24), (0.1, 0.68))
-    ]
-    fgsm = {"attack": "fgsm", "not_found": 8, "median": 0.1, "low": 0.01, "high": None, "within": within}
-    inputs["summary"]["robustness"]["gradient"] = [fgsm]
-    part = section(landscape_html(tmp_path, **inputs), "robustness")
-    row = part.split('<th scope="row">FGSM</th>')[1].split("</tr>")[0]
-    assert re.findall(r">([^<]+)</", row) == ["0.01 to &gt; 0.1", "24.0%", "68.0%"] and ">0.1<br>" in row
-    assert "ε 0.01" in part and 'title="14.0–34.0%"' in row
 
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
@@ -278,15 +241,6 @@ def test_no_page_calls_a_rate_in_use_one_of_the_grid(pages: dict[str, str], tmp_
         assert not [text[m.start() - 60 : m.end() + 40] for m in wrong.finditer(text)]
     page = landscape_html(tmp_path, **uniform(make_inputs(*FOUR, images=False)))
     assert "share of grid" in page and "Averages give every level the same weight." in page
-
-
-def test_changes_are_shown_in_points() -> None:
-    assert [whole_points(value) for value in (-0.441, 0.03, -0.004, 0.004, None)] == ["−44", "+3", "0", "0", ""]
-    assert points(-0.0001) == "0.0"
-    row, column = FOUR[0], FOUR[1]
-    rates = pd.DataFrame({"rate_before": 0.5, "rate_after": 0.06}, index=range(len(row) * len(column)))
-    cells, numbers = change_map(row, column, rates, 0.5).data
-    assert (cells.z[0][0], numbers.text[0], numbers.textfont.color[0]) == (-44.0, "−44", "#fff")
 
 
 def test_a_gate_that_was_not_judged_is_not_passed() -> None:

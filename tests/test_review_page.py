@@ -6,18 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import yaml
 
 import flows.request
 from flows.people import approval
-from flows.people.review.form import draft_of, fields_of, read_fields
 from flows.request import open_request
-from stages.core.files import stage_dir, write_json, write_state
+from stages.core.files import write_state
 from stages.decisions import landscape_hash, read_chain
 from stages.decisions.merge import merge_decisions
 from stages.params import load_params
-from stages.records import Example, ModeRecord
-from tests.landscapes import SUSPECTED, landscape_file
+from tests.landscapes import SUSPECTED
 from tests.review_samples import (
     Reviewer,
     change_landscape,
@@ -89,18 +86,6 @@ def test_what_is_saved_is_what_was_filled_in(ada):
     [outcome] = ada.reported
     assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
     assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
-
-
-def test_corrections_are_asked_for_where_the_repair_learns_from_them(tmp_path, monkeypatch):
-    make_review(tmp_path, monkeypatch, "texts")
-    [ada] = reviewers()
-    html = ada.enter()
-    assert "corrected.M1.1" in form_of(html) and "What should M1.1 have been?" in html
-    assert "<del>South</del> <ins>Suoth</ins>" in html and "summary of the changed text" in html
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params["repairs"]["x"]["restructure"]["method"] = "other"
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert "corrected.M1.1" not in form_of(ada.enter())
 
 
 def test_a_stale_page_is_refused_and_what_was_typed_is_kept(ada):
@@ -196,17 +181,6 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(ada, changed, problem
     assert kept() == ada.reported == []
 
 
-def test_a_decision_fills_in_the_form_it_came_from():
-    shown = [Example.model_construct(id="M1.1")]
-    modes = [ModeRecord.model_construct(id="M1", examples=shown), ModeRecord.model_construct(id="M2", examples=[])]
-    fields = {"reviewer": "Ada", "action.M1": "repair", "reason.M1": "seen", "severity.M1": "low"}
-    fields |= {"action.M2": "ignore", "decision": "approve", "corrected.M1.1": "better", "rating.M1.1": "2"}
-    fields |= {"reason": "a\nb", "reason.M2": "c"}
-    decision = draft_of(fields, modes).decision("0" * 16, modes)
-    assert draft_of(fields_of(decision) | {"decision": "approve"}, modes).decision("0" * 16, modes) == decision
-    assert read_fields(b"a=1%0D%0A2&b=") == {"a": "1\n2", "b": ""}
-
-
 def test_after_the_deadline_the_form_is_nobodys(ada):
     change_params(policy="wait", timeout_hours=2)
     request = open_request(load_params(), "x")
@@ -226,20 +200,6 @@ def test_after_the_deadline_the_form_is_nobodys(ada):
     )
     assert ada.send(fields | {"decision": "approve", "revise": "yes"}).status_code == 200
     assert [(d.reviewer, d.via) for d in kept()] == [("nobody", "time-out"), ("Ada Lovelace", "page")]
-
-
-def test_a_landscape_without_examples_modes_or_files(ada):
-    (stage_dir("x", "summarize") / "exhibits.parquet").unlink()
-    html = ada.enter()
-    assert "No examples can be shown" in html and "rating.M1.1" not in form_of(html)
-    path = stage_dir("x", "summarize") / "landscape.json"
-    write_json(path, landscape_file([]))
-    html = ada.enter()
-    assert "No region stands out" in html
-    assert ada.send(form_of(html) | {"decision": "approve"}).status_code == 200
-    path.unlink()
-    for answer in (ada.client.get("/review/x"), ada.send(form_of(html) | {"decision": "approve"})):
-        assert answer.status_code == 409 and "there is no landscape to decide on yet" in answer.text
 
 
 def full(*_args: object, **_kwargs: object) -> None:

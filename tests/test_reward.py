@@ -37,23 +37,8 @@ def test_a_probe_asked_before_earns_no_more_than_the_clearest_new_pass() -> None
     assert pay(reward, [0, 1, 2], [[0, 0]] * 3, [0.3, -1.0, -0.9]) == pytest.approx([-1.0, -1.0, -0.9])
 
 
-def test_coverage_pays_the_first_probe_of_a_cell_and_what_was_not_answered_is_not_remembered() -> None:
-    reward = make(coverage=0.25)
-    assert pay(reward, [0], [[0, 0]], [np.nan]) == [0.0]
-    paid = pay(reward, [0, 1, 0], [[0, 0], [0, 0], [1, 0]], [-0.5, -0.5, 0.5])
-    assert paid == pytest.approx([-0.25, -0.5, 0.75])
-
-
 def test_novelty_diminishes_with_the_failures_of_its_cell() -> None:
     reward = make(novelty=0.5)
     paid = pay(reward, [0, 1, 2, 3, 4], [[0, 0], [0, 0], [0, 0], [0, 0], [1, 0]], [0.1, -0.1, 0.1, 0.1, 0.1])
     bonus = np.array(paid) - [0.1, -0.1, 0.1, 0.1, 0.1]
     np.testing.assert_allclose(bonus, [0.5, 0.0, 0.5 / np.sqrt(2), 0.5 / np.sqrt(3), 0.5], atol=1e-6)
-
-
-def test_the_papers_reward_is_ten_times_the_log_odds_of_a_failure_and_finite() -> None:
-    logit, scale = 3.0, 5.0  # a classifier's discrepancy is tanh(logit margin / scale)
-    paid = pay(make(base="paper"), [0, 1, 2, 3], [[0, 0]] * 4, [np.tanh(logit / scale), -0.9, 1.0, 0.0])
-    assert paid[0] == pytest.approx(20 * logit / scale, rel=1e-5)
-    assert paid[1] == paid[3] == -1.0
-    assert 100 < paid[2] < 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from stages.concepts import Region
-from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
+from stages.landscape.robustness import reached, summarize_robustness
 from stages.records.landscape import Minimal
 from stages.records.search import Walks
 from tests.test_microscopic import SPACE
@@ -41,9 +41,3 @@ def test_modes_are_told_what_ends_in_them() -> None:
     strong = Region({"tilt": (3, 4, 5)})
     assert reached(hand_made(), SPACE, strong) == Minimal(reached=2, of=3, median_radius=4.0)
     assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == Minimal(reached=0, of=3, median_radius=None)
-
-
-def test_examples_are_the_nearest_of_different_kinds() -> None:
-    shown = nearest(hand_made(), SPACE, 2)
-    assert shown["item"].tolist() == ["i0", "i2"]  # i1 changes the same concept as i0
-    assert describe_change(SPACE, [3, 2, 0]) == "tilt 3, fog 2"

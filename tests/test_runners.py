@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,11 +26,9 @@ from flows.graph import read_graph
 from flows.places.runners import Job, Runner, chosen_runner, open_runner
 from flows.places.runners.devices import visible_gpus
 from flows.places.runners.reaper import reaped_folder
-from stages.check import check_audits
 from stages.core.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
-from stages.provenance import provenance
 from tests.clusters import Cluster, until
 from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
@@ -169,13 +166,6 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
     assert toys.executed() == ["prepare@tiny"] * 2
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_nobody_waits(place, toys):
-    shutil.rmtree(toys.path / ".faded", ignore_errors=True)
-    (toys.path / ".faded").touch()
-    with pytest.raises(InfrastructureError, match=r"^prepare@tiny: (FileExists|NotADirectory)Error: .*\.faded"):
-        place.run(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
-
-
 @pytest.mark.slow
 def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
@@ -201,16 +191,6 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
         **dict.fromkeys(("restructure", "re_evaluate"), 3),
         **dict.fromkeys(("report", "collect_feedback", "compare", "conclude"), 0),
     }
-
-
-def test_a_gpu_that_only_the_cluster_has_is_for_its_workers_to_find(toys, monkeypatch):
-    toys.edit_params({"audits.tiny.compute.device": "cuda:97"})
-    monkeypatch.chdir(toys.path)
-    read = load_params()
-    with pytest.raises(UsageError, match=r"cuda:97.* but this machine has"):
-        check_audits(read, ["tiny"])
-    check_audits(read, ["tiny"], elsewhere=True)
-    assert "device" not in provenance("tiny", read.audit("tiny"), computes=False)  # of collect_feedback
 
 
 def test_a_mask_is_kept_to(monkeypatch):
@@ -332,22 +312,6 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, en
     done = toys.faded("audit", "a")
     assert done.returncode == 0, done.stdout
     assert toys.executed().count("prepare@a") == 1
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_a_cluster_that_does_not_come_up_is_infrastructure_and_leaves_nothing(monkeypatch, tmp_path):
-    import ray
-
-    def too_busy(**settings: Any) -> None:
-        assert Path(settings["_temp_dir"]).is_dir()
-        raise Exception("The current node timed out during startup.")  # as Ray does
-
-    monkeypatch.setattr(ray, "init", too_busy)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started = open_runner(RunnerConfig(kind="ray", workers=1), gpus=0)
-    with pytest.raises(InfrastructureError, match=r"^Ray did not start: The current node timed out"), started:
-        raise AssertionError
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

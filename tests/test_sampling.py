@@ -1,7 +1,6 @@
 """Pictures: equal to the bare pipeline's, in any batch; broken ones are recognised."""
 
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,13 +105,6 @@ def test_the_size_of_the_batch_shifts_pixels_by_one_at_most(home):
     assert off(pixels(painter(home, batch_size=3).draw(PROMPTS, SEEDS)), together) <= 1
 
 
-def test_a_scheduler_that_adds_noise_takes_it_from_the_seeds(home):
-    noisy = SamplingConfig(steps=2, guidance=3, scheduler="EulerAncestralDiscreteScheduler")
-    artist = painter(home, sampling=noisy)
-    together = pixels(artist.draw(PROMPTS[:6], SEEDS[:6]))
-    assert np.array_equal(pixels(artist.draw(PROMPTS[2:4], SEEDS[2:4])), together[2:4])
-
-
 def test_noise_that_no_seed_controls_is_refused(home, monkeypatch):
     artist = painter(home)
     step = artist.pipeline.scheduler.step
@@ -133,14 +125,6 @@ def test_the_negative_prompt_counts_with_guidance_and_only_then(home, kind):
     assert off(guided, pixels(plain.draw(PROMPTS[:2], SEEDS[:2]))) > 5
     assert off(guided, bare(told.pipeline, PROMPTS[:2], SEEDS[:2], negative_prompt=["a blue square"] * 2)) <= 1
     assert np.array_equal(pixels(told.draw(PROMPTS[:2], SEEDS[:2], 1)), pixels(plain.draw(PROMPTS[:2], SEEDS[:2], 1)))
-
-
-@pytest.mark.parametrize("error", [TypeError, AttributeError, NotImplementedError, KeyError])
-def test_a_scheduler_that_fails_is_a_usage_error_that_names_it(home, monkeypatch, error):
-    artist = painter(home)
-    monkeypatch.setattr(artist.pipeline.scheduler, "step", Mock(side_effect=error("no such thing")))
-    with pytest.raises(UsageError, match=r"refuses these settings with DDIMScheduler: .*no such thing"):
-        artist.draw(PROMPTS[:1], [0])
 
 
 # Broken pictures

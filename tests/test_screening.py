@@ -13,7 +13,6 @@ import pytest
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
-from stages.screening.grids import Axis
 from stages.screening.sweep import Sweep, fewest_probes, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Items, ProbeBatch
@@ -154,21 +153,6 @@ def test_an_effect_is_told_with_its_size_and_none_where_there_is_none() -> None:
     assert light.changes[1].high < 0
     few = sweep(lambda levels: Weighted(levels, {}, noise=0.3), levels, 40, seed=1)
     assert {concept.verdict for concept in few.concepts} == {"not known"}
-
-
-@pytest.mark.parametrize(
-    ("levels", "neutral", "factor", "expected"),
-    [
-        ((0, 4, 10, 40), 0, 0.5, (0, 2, 5, 20)),
-        ((1, 0.8, 0.4), 1, 0.5, (1, 0.9, 0.7)),  # decreases as it gets stronger
-        ((0.25, 3, 6), 0.25, 0.9, (0.25, 3, 5)),  # the neutral level is not rounded
-    ],
-)
-def test_levels_are_scaled_about_where_nothing_happens(levels, neutral, factor, expected) -> None:
-    axis = Axis(Concept("x", levels, neutral=neutral), (-100, 100) if max(levels) > 1 else (0, 1))
-    scaled = axis.scaled(factor)
-    assert scaled == pytest.approx(expected, abs=0.03)
-    assert scaled[axis.base] == levels[axis.base] and len(set(scaled)) == len(levels)
 
 
 def test_a_killed_sweep_goes_on_from_its_ledgers_and_ends_alike(tmp_path) -> None:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 from rich.console import Console
 
@@ -21,7 +20,6 @@ from flows.recur.overview import overview, troubles
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
 from flows.serve import resume_interrupted
-from stages.core.errors import UsageError
 from stages.decisions import landscape_hash, read_chain, record_decision
 from stages.params import load_params
 from tests.servers import client_of
@@ -72,32 +70,6 @@ def test_runs_whose_worker_is_gone_go_on(pool):
     assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled"} | others
     assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and resumes")
     assert resume_interrupted(pool.name) == []
-
-
-def test_what_does_not_change_is_told_once_and_nothing_ends_it():
-    said = io.StringIO()
-    told = flows.serve._News(Console(file=said, width=200))
-
-    def look(*errors: Exception) -> list[str]:
-        for error in errors:
-            with told("tiny"):
-                raise error
-        lines = said.getvalue().splitlines()
-        said.seek(0)
-        said.truncate()
-        return lines
-
-    assert look(UsageError("params.yaml: bad"), UsageError("params.yaml: bad")) == ["params.yaml: bad"]
-    assert look(httpx.ConnectError("refused"), KeyError("x")) == ["tiny: ConnectError: refused", "tiny: KeyError: 'x'"]
-    with told("tiny"):
-        pass
-    assert look(KeyError("x")) == ["tiny: KeyError: 'x'"]  # reported again, as the check succeeded in between
-    for lines in (["r1 is late"], ["r1 is late", "r2 is late"], ["r2 is late"]):
-        with told("runs") as given:
-            given.extend(lines)
-    assert look() == ["r1 is late", "r2 is late"]
-    with pytest.raises(KeyboardInterrupt), told("tiny"):
-        raise KeyboardInterrupt
 
 
 def one_look(monkeypatch, pool: str) -> str:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import flows.views.side_by_side
 from flows.results.compare import WORKSPACE, Run, read_run
-from flows.views.side_by_side import SideBySide, chosen_results, put_side_by_side, write_comparison_page
-from stages.records import Search
-from stages.records.landscape import ConceptRecord
+from flows.views.side_by_side import SideBySide, chosen_results, put_side_by_side
 from tests.finished import faded, finished_audits, inside
 from tests.workspace import Workspace
 
@@ -28,11 +24,6 @@ def together(workspace: Workspace, results: list[tuple[str, str]], **changed: Ru
         runs = {pair: changed.get(pair[1]) or read_run(*pair) for pair in results}
         patch.setattr(flows.views.side_by_side, "read_run", lambda *pair: runs[pair])
         return put_side_by_side(results)
-
-
-def run_of(workspace: Workspace, audit: str) -> Run:
-    with inside(workspace):
-        return read_run(WORKSPACE, audit)
 
 
 @pytest.mark.parametrize(
@@ -85,41 +76,3 @@ def test_more_revisions_and_audits_are_named_by_both(workspace):
     assert rates["overall"][0] == rates["overall"][1] == shown.runs["tiny in first"].landscape.overall.rate
     mode = max(shown.runs["tiny in first"].landscape.modes, key=lambda mode: mode.rate)
     assert rates["worst failure mode"][0] == mode.measured.rate
-
-
-def test_other_grids_and_budgets_are_shown_and_said(workspace, tmp_path):
-    tiny = run_of(workspace, "tiny")
-    search = tiny.landscape.search
-    assert search.agent is not None and search.control is not None
-    concepts = [
-        *tiny.landscape.concepts[:1],
-        ConceptRecord(name="rain", levels=[0, 1], unit="", ordered=True, neutral=0),
-    ]
-    half = tiny.probes[tiny.probes["order"] < 64]
-    fewer = search.model_copy(
-        update={role: Search(**{**found.to_json(), "budget": 64, "probes": 64}) for role, found in search.roles.items()}
-    )
-    effects = [effect for effect in tiny.landscape.effects if effect.concept == "tilt"]
-    landscape = tiny.landscape.model_copy(
-        update={"concepts": concepts, "effects": effects, "search": fewer, "modes": []}
-    )
-    provenance = tiny.provenance.model_copy(update={"backend": "compile"})
-    shown = together(
-        workspace,
-        [(WORKSPACE, "tiny"), (WORKSPACE, "other")],
-        other=replace(tiny, landscape=landscape, probes=half, provenance=provenance),
-    )
-    found, rates, differs = dict(shown.found), dict(shown.rates), dict(shown.differs)
-    agent = tiny.probes[tiny.probes["role"] == "agent"].sort_values("order")["failed"]
-    assert found["unique probes of the agent"] == [128, 64]
-    assert shown.found[3] == ("in its first 64 probes", [int(agent[:64].sum())] * 2)
-    assert "tilt 3" in rates and not any(name.startswith(("fog", "rain")) for name in rates)
-    assert [rate.n > 0 for rate in rates["worst failure mode"]] == [True, False]
-    assert differs["concept rain"] == [None, "0, 1"] and differs["concept fog"] == ["0, 1, 2, 3", None]
-    assert differs["budget"] == ["128", "64"] and differs["backend"] == ["eager", "compile"]
-    assert [note.partition(":")[0] for note in shown.notes] == [
-        "budgets differ, from 64 to 128 unique probes",
-        "grids differ",
-    ]
-    write_comparison_page(tmp_path / "page.html", shown)
-    assert "Grids differ: failures and rates" in (tmp_path / "page.html").read_text()

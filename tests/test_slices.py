@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,16 +19,15 @@ from stages.core.errors import UsageError
 from stages.core.intervals import holm, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
-from stages.landscape.slices import compare_slices, measure_slices, worse_values
+from stages.landscape.slices import compare_slices, measure_slices
 from stages.pages.first_page import ABOUT_NOTHING, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.sections import risen_slices
 from stages.params import Gates, LandscapeGates
 from stages.records import Comparison, Landscape, Verdict
 from stages.records.tables import Embedded, read_embedded, write_embedded
-from stages.tasks.attributes import META, attributes_of, check_attributes, detail_columns, details, ranges_of
-from stages.tasks.base import LoadedTask, known_attributes
-from stages.tasks.contract import Items
+from stages.tasks.attributes import attributes_of, check_attributes, ranges_of
+from stages.tasks.base import known_attributes
 from tests.landscapes import landscape_file, planted
 
 SPACE = ConceptSpace((Concept("tilt", (0, 1, 2), neutral=0), Concept("fog", (0, 1, 2), neutral=0)))
@@ -124,14 +122,6 @@ def _fisher(failed: np.ndarray, inside: np.ndarray) -> float:
     return float(fisher_exact(counts, alternative="greater").pvalue)
 
 
-def test_where_each_item_is_asked_once_the_test_is_fishers():
-    failed = np.array([1] * 8 + [0] * 4 + [1] * 6 + [0] * 42, dtype=bool)
-    codes = np.array([0] * 12 + [1] * 48)
-    [p_values] = worse_values(failed, np.arange(60), [codes], seed=0)
-    exact = [fisher_exact([[8, 4], [6, 42]], "greater").pvalue, fisher_exact([[6, 42], [8, 4]], "greater").pvalue]
-    assert p_values == pytest.approx(exact, abs=0.003)
-
-
 def test_an_enumerated_grid_is_exact_and_its_intervals_are_of_items():
     cells = SPACE.cells()
     rng = np.random.default_rng(0)
@@ -172,24 +162,6 @@ def test_confusions_are_counted_worst_first(nine):
     assert sum(one.count for one in exact.mode_confusions["M1"]) == table.loc[table["tilt"] == 2, "failed"].sum()
     record = landscape(nine)
     assert Landscape.parse(record.dump(), "x") == record and record.slices == nine
-
-
-def test_confusions_of_a_mode_are_of_the_probes_behind_its_rate():
-    table, region = probes(NINE), {"M1": Region({"tilt": (2,)})}
-    own = [probes(NINE, 300, seed, role).assign(mode="M1", tilt=2) for seed, role in enumerate(("test", "measure"))]
-    told = pd.DataFrame({"label": LABELS}, dtype=object)
-    found = measure_slices(table, ITEMS, told, SPACE, pd.concat(own), region, exact=False, seed=0)
-    of_nine = own[1][own[1]["item"].isin(ITEMS[9::10])]
-    first = found.mode_confusions["M1"][0]
-    assert (first.label, first.output, first.count) == ("9", "0", of_nine["failed"].sum())
-    assert (first.of_failures, first.of_probes) == (1, of_nine["failed"].mean())
-    failures = int(own[1]["failed"].sum())
-    assert sum(one.count for one in found.mode_confusions["M1"]) == failures
-    known = landscape(found, [{"id": "M1", "region": {"tilt": [2]}, "text": "tilt = 2", "failures": failures}])
-    said = f"label 9 answered as 0: {first.count} of {failures} failures ({first.count / failures:.0%})"
-    assert known.confused(known.modes[0], 1) == said
-    assert known.confused(known.modes[0], 2).startswith(f"{said}; label ")
-    assert landscape(measured(table.assign(output="right"))).confused(known.modes[0], 3) == ""
 
 
 # Before and after a repair
@@ -332,13 +304,6 @@ def test_what_tells_items_apart(column, values):
         assert {v if pd.notna(v) else None for v in found["x"]} == values
 
 
-def test_a_column_that_says_the_same_twice_is_left_out_and_names_are_free():
-    table = table_of(**{"label": "abc", "target": [0, 1, 2], "noise": "xyxyx", "item": "pq", META + "topic": "uuv"})
-    assert list(attributes_of(table, ["noise"])) == ["label", "noise of the item", "item of the item", "topic"]
-    assert next(iter(attributes_of(table.drop(columns="label")))) == "target"
-    assert list(attributes_of(table_of(**{META + "topic": "uuv"}))) == ["topic"]
-
-
 def test_ranges_hold_about_as_many_and_do_not_overlap():
     numbers = np.random.default_rng(0).lognormal(3, 1, 400)
     counts = pd.Series(ranges_of(numbers.tolist(), "words")).value_counts()
@@ -362,18 +327,6 @@ def test_attributes_of_a_users_task_are_checked(found, told):
     own = planted(items=2)
     own.attributes = lambda item_ids: pd.DataFrame({"a": ["x", np.nan]})
     assert known_attributes(own, ["i000", "i001"])["a"].tolist() == ["x", None]
-
-
-def test_details_of_the_users_data_become_columns():
-    first = {"text": "an article", "topic": "sport", "year": 2001, "vip": True, "mixed": 1}
-    rows = [
-        {**first, "url": "x" * 100, "tags": ["a"]},
-        {"text": "an article", "topic": None, "year": 2002.5, "vip": False, "mixed": "b", "nan": float("nan")},
-    ]
-    told = detail_columns([details(row, {"text"}) for row in rows])
-    assert told == {
-        "meta:topic": ["sport", None], "meta:year": [2001, 2002.5], "meta:vip": [True, False], "meta:mixed": ["1", "b"],
-    }  # fmt: skip
 
 
 # Files, and where they show
@@ -427,43 +380,3 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     said = f"label low answered as high: {mode.failures} of {mode.failures} failures (100%)"
     assert f"Most often: {said}." in page and "of label low fail (" in page
     assert '<section id="slices">' in page and '<a href="#slices">Which items fail</a>' in page
-
-
-def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
-    image = pytest.importorskip("PIL.Image")
-    from stages.tasks.classification.own_data import JsonLines
-    from stages.tasks.classification.pictures import View
-    from stages.tasks.classification.pool import choose_items
-    from stages.tasks.sources import ItemCounts
-
-    lines = []
-    for k in range(8):
-        image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
-        row = {"image": f"{k}.png", "label": "ab"[k % 2], "group": "xy"[k // 4], "scanner": "GE" if k % 4 else None}
-        lines.append(json.dumps({**row, "age": 30 + k, "note": "n" * 100}))
-    (tmp_path / "all.jsonl").write_text("\n".join(lines))
-    pool = JsonLines(jsonl="all.jsonl").load(tmp_path)
-    items = choose_items(pool, ItemCounts(discover=4, repair=0, test=4), ["a", "b"], 0, (1, 8, 8), View(resize=8))
-    assert {name for name in items if name.startswith(META)} == {"meta:group", "meta:scanner", "meta:age"}
-    of = items.set_index("id")
-    assert of.loc["5.png", ["label", "meta:group", "meta:scanner", "meta:age"]].tolist() == ["b", "y", "GE", 35]
-    assert pd.isna(of.loc["4.png", "meta:scanner"])
-    assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
-
-
-def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
-    from stages.tasks.language.articles import _article, choose_items
-    from stages.tasks.sources import ItemCounts
-    from stages.tasks.summarization.probes import SummarizerProbes
-
-    words = [10 + k for k in range(40)]
-    rows = [{"body": " ".join(["word"] * n) + ".", "topic": "sport" if n % 2 else "news"} for n in words]
-    articles = [_article(f"a{k}", row, "body", None, None, "") for k, row in enumerate(rows)]
-    items = choose_items(articles, ItemCounts(discover=30, repair=0, test=10), 0)
-    task = SimpleNamespace(items=Items(items), concepts=SPACE, _articles=items["article"].tolist())
-    task._told_apart = lambda about, ids: LoadedTask._told_apart(task, about, ids)
-    found = SummarizerProbes.attributes(task, ["a0", "a39", "a20"])
-    assert found.to_dict("list") == {
-        "topic": ["news", "sport", "news"],
-        "length": ["10 to 19 words", "40 to 49 words", "30 to 39 words"],
-    }

@@ -66,23 +66,6 @@ def test_why_an_article_is_left_out(tmp_path, text, reason):
     assert reasons(tmp_path, text) == [reason]
 
 
-def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
-    lines = [{"body": articles(1)[0]}, {"text": "x"}, {"body": None}, "{not json", '["a list"]', ""]
-    taken, skipped = load_lines(tmp_path, lines, max_excluded=1)
-    assert [a.id for a in taken] == ["news-1"]
-    assert [s["file"] for s in skipped] == ["news-2", "news-3", "news-4", "news-5"]
-    assert [s["reason"].split(": ")[0] for s in skipped] == [
-        "line 2 has no text in the field 'body', found text",
-        "line 3 has no text in the field 'body', it has NoneType",
-        "line 4 is not JSON",
-        "line 5 holds list, expected an object with the field 'body'",
-    ]
-    with (tmp_path / "news.jsonl").open("ab") as file:
-        file.write(b'{"body": "\xff\xfe"}\n')  # not UTF-8
-    _, skipped = source(jsonl="news.jsonl", text="body", max_excluded=1).load(tmp_path)
-    assert len(skipped) == 5 and "line 7 is not JSON" in skipped[-1]["reason"]
-
-
 def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
     lines = [{"body": text} for text in [*articles(6), "", GERMAN * 2, "Word."]]
     message = (
@@ -137,34 +120,6 @@ def test_articles_of_a_package(package, tmp_path):
     (package / "few.cor").rename(package / "held_out" / "many.cor")
     taken, _ = source(package="toy_news", file="many.cor", test="held_out/many.cor").load(tmp_path)
     assert len({a.id for a in taken}) == len(taken) == 9
-
-
-def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [{"document": text, "summary": "A gist."} for text in articles(6)]
-    (tmp_path / "corpus").mkdir()
-    write_lines(tmp_path / "corpus", rows[:4], "train.jsonl")
-    write_lines(tmp_path / "corpus", rows[4:], "test.jsonl")
-    block = {"datasets": "corpus", "split": "train[:3]", "test": "test", "text": "document", "summary": "summary"}
-    assert source(**block).errors(tmp_path) == []
-    taken, skipped = source(**block).load(tmp_path)
-    assert skipped == []
-    assert [(a.id, a.pool) for a in taken] == [
-        ("test-test-0", "test"),
-        ("test-test-1", "test"),
-        ("train-0", ""),
-        ("train-1", ""),
-        ("train-2", ""),
-    ]
-    assert {a.reference for a in taken} == {"A gist."}
-    slices, _ = source(**{**block, "split": "train[:2]", "test": "train[2:4]"}).load(tmp_path)
-    assert [(a.id, a.text) for a in slices] == [
-        (name, rows[row]["document"])
-        for name, row in (("test-train-0", 2), ("test-train-1", 3), ("train-0", 0), ("train-1", 1))
-    ]
-    with pytest.raises(UsageError, match=r"prepare\.data\.datasets: corpus, split dev, cannot be read"):
-        source(**{**block, "split": "dev"}).load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,7 @@ from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, NoiseCalibration
 from stages.tasks.summarization.measures import (
-    DISCREPANCIES,
-    SummaryCase,
     degenerate,
-    discrepancy,
-    unsupported_names,
 )
 from tests.tiny_models import tiny_embedder
 
@@ -75,29 +71,6 @@ def test_faithfulness_ranks_summaries_as_a_person_would(minilm):
     assert scores[3] == 0
 
 
-def test_a_worse_summary_has_a_higher_discrepancy(minilm):
-    """In all measures, those of words and those of meaning."""
-    near = "Washington wants Mugabe removed from power and works with the opposition in Zimbabwe."
-    for name in DISCREPANCIES.keys() - {"unsupported"}:  # it cannot know that Washington stands for a government
-        case = SummaryCase(
-            ARTICLE, clean=GOOD, summary=GOOD, reference="The US works to remove Robert Mugabe from power."
-        )
-        scores = [
-            discrepancy(SummaryCase(ARTICLE, GOOD, summary, case.reference), {name: 1.0}, minilm)
-            for summary in (near, OTHER)
-        ]
-        assert scores[0] + 0.2 < scores[1] <= 1, name
-
-
-def test_names_and_numbers_that_the_article_does_not_hold():
-    assert unsupported_names("Officials want Robert Mugabe removed in March.", ARTICLE) == 0
-    assert unsupported_names("Officials want John Howard removed in March.", ARTICLE) == pytest.approx(2 / 3)
-    assert unsupported_names("In a first, 300 farmers met Mugabe's police.", ARTICLE) == pytest.approx(1 / 2)
-    assert np.isnan(unsupported_names("Nobody knows anything.", ARTICLE))  # a first word is not a name
-    assert np.isnan(unsupported_names("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone prove nothing
-    assert unsupported_names("It rose to $1,200.50 by 4:00pm.", "It was 4:00pm, at $1,200.50 a share.") == 0
-
-
 @pytest.mark.parametrize(
     ("summary", "reason"),
     [
@@ -115,17 +88,6 @@ def test_what_nobody_could_use(summary, reason):
 
 
 # Numbers
-
-
-def test_discrepancies_are_bounded_and_weighted(tiny):
-    case = SummaryCase(ARTICLE, clean=GOOD, summary=OTHER)
-    one = {name: discrepancy(case, {name: 1.0}, tiny) for name in ("instability", "instability_rouge")}
-    both = discrepancy(case, {"instability": 3.0, "instability_rouge": 1.0}, tiny)
-    assert both == pytest.approx((3 * one["instability"] + one["instability_rouge"]) / 4)
-    same = SummaryCase(ARTICLE, clean=GOOD, summary=GOOD, reference="A person's summary.")
-    for name in set(DISCREPANCIES) - {"unfaithfulness", "unsupported"}:
-        assert discrepancy(same, {name: 1.0}, tiny) == pytest.approx(0, abs=1e-6)
-        assert -1 <= discrepancy(SummaryCase(ARTICLE, GOOD, "", "A gist."), {name: 1.0}, tiny) <= 1
 
 
 def test_an_embedding_depends_on_its_text_alone(tiny):
@@ -188,14 +150,3 @@ def test_the_threshold_keeps_its_promise_on_new_articles():
         for _ in range(50)
     ]
     assert 0.035 < np.mean(above) < 0.06
-
-
-def test_false_alarms_are_told_on_articles_that_did_not_set_the_threshold():
-    found = calibration(np.arange(40) / 100, repair=[0.0] * 9 + [0.9], no_op=[0.0] * 10)
-    told = found.false_alarms(ONE, 0.3)
-    assert told[BENIGN]["rate"] == 0.1
-    assert (told[BENIGN]["articles"], told[BENIGN]["held_out"]) == (10, True)
-    assert told[BENIGN]["low"] == pytest.approx(0.018, abs=0.001)  # Wilson's interval of 1 in 10
-    assert told[BENIGN]["high"] == pytest.approx(0.404, abs=0.001)
-    assert told[NO_OP]["rate"] == 0
-    assert calibration(np.zeros(20)).false_alarms(ONE, 0)[BENIGN]["held_out"] is False

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
-from stages.tasks.hub import Snapshot
 from tests.alone import load_alone
 from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
 
@@ -28,7 +26,7 @@ from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
-from stages.tasks.summarization.training import SummarizerTraining, quick, token_logits
+from stages.tasks.summarization.training import SummarizerTraining, token_logits
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
@@ -192,15 +190,6 @@ def alone(folder, model, articles, *base):
     return load_alone(model, *base, *files, cwd=folder)
 
 
-def test_an_adapter_of_a_model_of_the_hub_names_its_base(task, tmp_path, unread):
-    origin = Snapshot(Path("0a1b2c"), "org/name").origin
-    task.summarizer.form = task.summarizer.form.model_copy(update={"origin": origin, "revision": "0a1b2c"})
-    task.repair(plan(steps=1), tmp_path)
-    code = (tmp_path / "load.py").read_text()
-    assert "base, revision = 'org/name', '0a1b2c'" in code and "BASE" not in code
-    compile(code, "load.py", "exec")
-
-
 @pytest.fixture
 def unread(monkeypatch):
     """Skip the fresh process, which takes seconds."""
@@ -241,19 +230,6 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, mon
 def test_a_repair_that_changes_nothing_is_no_repair(task, tmp_path):
     with pytest.raises(UsageError, match=r"answers exactly as before.*learning_rate"):
         task.repair(plan(steps=1, learning_rate=1e-30), tmp_path)
-
-
-def test_weights_of_bfloat16_train_in_what_the_machine_is_quick_at_and_stay_as_they_were(task):
-    model = copy.deepcopy(task.summarizer.model).to(torch.bfloat16)
-    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    attention = model.config._attn_implementation
-    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
-    model.requires_grad_(False)
-    with quick(model):
-        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16 if amx else torch.float32}
-        assert model.config._attn_implementation == "eager"
-    assert model.config._attn_implementation == attention
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
 @pytest.mark.slow
@@ -322,15 +298,6 @@ def test_what_the_model_says_where_it_fails_is_rejected(task):
     assert all(UPPER.region.contains(task.concepts, np.array([pair.cell for pair in pairs])))
 
 
-def test_a_falsified_summary_is_rejected(task):
-    _, pairs, _ = lessons_of(task, plan(method="dpo", rejected="falsified"))
-    assert pairs
-    for pair in pairs:
-        assert pair.cell is None
-        assert pair.rejected != pair.summary
-        assert len(set(pair.rejected.split()) & set(pair.summary.split())) >= 3
-
-
 def test_a_clean_control_is_given_the_same_preferences_in_the_same_order(task):
     given = lessons(task, plan((UPPER, SHUFFLED), **PREFER))
     clean = lessons(task, plan((UPPER, SHUFFLED), control="clean", **PREFER))
@@ -351,19 +318,6 @@ def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
     wanted = dict(zip(task.items.table["article"].str.upper(), task.items.table["reference"], strict=True))
     assert [s for a, s, _ in given if a in wanted] == [wanted[a] for a, *_ in given if a in wanted]
     assert lessons(task, plan(replay=0.25), steps=6) == given
-
-
-def test_modes_are_drawn_by_severity(task):
-    given = lessons(task, plan((UPPER, SHUFFLED), replay=0.0), steps=60)
-    share = np.mean([article == article.upper() for article, *_ in given])
-    assert abs(share - 0.25) < 0.1
-
-
-def test_the_clean_control_learns_the_same_of_unchanged_articles(task):
-    given = lessons(task, plan(replay=0.25, examples=[example(task, corrected="A bridge opens.")]))
-    clean = lessons(task, plan(replay=0.25, control="clean", examples=[example(task, corrected="A bridge opens.")]))
-    assert [summary for _, summary, _ in clean] == [summary for _, summary, _ in given]
-    assert {article for article, *_ in clean} <= set(task.items.table["article"])
 
 
 def test_the_policy_aims_what_is_learnt(task):
@@ -398,15 +352,6 @@ def test_people_teach_corrected_and_praised_answers(task):
     given = [a for a, summary, _ in lessons(task, asked, steps=4) if summary == taught[0]]
     assert given
     assert all(a.isupper() and sorted(a) == sorted(article) for a in given)
-
-
-def test_examples_are_told_in_the_card(task, tmp_path, unread):
-    said = [example(task, corrected="A bridge opens."), example(task, rating=3)]
-    record = task.repair(plan(examples=said, steps=2), tmp_path)
-    assert record.details["examples"] == {"corrected": 1, "praised": 0, "not_learnt": 1}
-    card = (tmp_path / "README.md").read_text()
-    assert "| M1 | " + said[0].item + " | none | the corrected answer |" in card
-    assert "| M1 | " + said[1].item + " | 3 | nothing |" in card
 
 
 def own_summaries(task, texts):
@@ -572,19 +517,6 @@ def test_each_normalisation_undoes_its_change(name, changed, undone):
     assert np.mean([a == b for a, b in zip(words, wanted, strict=True)]) >= 0.85
     assert words[0] == "Police"
     assert "I'm" in words
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("characters", "1\u00bd hours, 10\u00b2 m, H\u2082O, \u201cno\u201d\u2026 caf\u00e9\u2122"),
-        ("repeated_words", "Flight 20 20 left at 5 5; of those he had had, that that man gave her her own"),
-        ("repeated_words", "Boutros Boutros-Ghali spoke"),
-        ("spacing", "on example.com:port or http://a.org/bc,d see www.abc.Example.com"),
-    ],
-)
-def test_what_only_looks_like_a_change_is_left_alone(name, text):
-    assert normaliser([name])(text) == text
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)

@@ -214,35 +214,6 @@ def test_nothing_is_asked_twice(lead):
     assert len(task.summarizer.asked) == 2
 
 
-def test_further_measures(lead):
-    task = lead()
-    ids = task.items.ids("test")[:3]
-    cells = np.concatenate([cell(task), cell(task, typos=2), cell(task, letter_case=1)])
-    found = task.measure(ids, cells, task.probe(ids, cells).outputs)
-    assert len(found) == 3
-    assert set(found.dtypes) == {np.dtype(float)}
-    assert found["degenerate"].tolist() == [0, 0, 1]
-    assert found["faithfulness lost against the own clean summary"][0] == 0
-    assert found["ROUGE-L with the own clean summary"][0] == 1 > found["ROUGE-L with the own clean summary"][1]
-    assert found["copied from the lead"][:2].tolist() == [1, 1]
-    assert found["ROUGE-L with the reference"].isna().all()
-    assert found["words"][2] == 4
-
-
-def test_asking_again_doubles_a_space_and_shares_no_answers(lead):
-    task = lead()
-    again = task.again()
-    ids = task.items.ids("test")[:1]
-    (article,) = task.changed(ids, cell(task))
-    assert again.changed(ids, cell(task)) == [article.replace(" ", "  ", 1)]
-    again.measure(ids, cell(task), again.probe(ids, cell(task)).outputs)
-    again.clean_quality("test")
-    doubled = [again.changed([item], cell(task))[0] for item in task.items.ids("test")]
-    assert again.summarizer.asked == doubled  # the unchanged article is not requested again
-    assert again.items is task.items
-    assert "  " not in task.changed(ids, cell(task))[0]
-
-
 def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     inputs = write_news(tmp_path / "inputs", references=True)
@@ -261,15 +232,6 @@ def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     assert metrics["clean_degenerate"] == 0
 
 
-def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
-    context = news_context(home / "inputs")
-    data = {**context.config["data"], "max_words": 60}  # of about 80
-    metrics = Summarization.prepare(dataclasses.replace(context, config={**context.config, "data": data}), tmp_path)
-    assert metrics["cut"] == 21
-    assert pd.read_parquet(tmp_path / "items.parquet")["cut"].all()
-
-
 # The threshold
 
 
@@ -285,20 +247,6 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
         "a space doubled": 6,
     }
     assert task.false_alarms()["a space doubled"]["rate"] == 0
-
-
-def test_a_benign_edit_that_the_model_cannot_see_measures_nothing(home, lead, monkeypatch):
-    config = {**news_context(home / "inputs").config, "calibrate": {"benign": {}}}
-    tokens = LeadModel.inputs
-    monkeypatch.setattr(LeadModel, "inputs", lambda model, text: tokens(model, " ".join(text.split())))
-    with pytest.raises(UsageError, match=r"prepare\.calibrate\.benign: it changes nothing of what this model is given"):
-        lead(config=config)
-
-
-def test_a_model_that_only_stammers_cannot_be_calibrated(home, tmp_path):
-    context = news_context(home / "inputs", discrepancy={"false_alarms": 0.2})
-    with pytest.raises(UsageError, match="of the summaries are degenerate, more than false_alarms"):
-        Summarization.prepare(context, tmp_path)
 
 
 # What people do wrong

@@ -10,7 +10,7 @@ import pytest
 from stages.concepts import Region
 from stages.core.intervals import Rate
 from stages.landscape.confirm import Mode
-from stages.landscape.show import exhibits, unchanged_items
+from stages.landscape.show import exhibits
 from stages.landscape.summary import (
     LandscapeInput,
     measure_region,
@@ -52,15 +52,6 @@ def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
     assert len(set(captions)) == 4
     for one in shown:
         assert "tilt 3" in one.exhibit.text or "tilt 4" in one.exhibit.text
-
-
-def test_items_of_examples_are_shown_unchanged_and_once(probed):
-    task, probes = probed
-    modes = [record(task, probes, mode())] * 2
-    shown = unchanged_items(task, modes, 4)
-    assert [one.id for one in shown] == [e.item for e in modes[0].examples if e.failed][:4]
-    assert all("tilt 0" in one.exhibit.text and not one.failed for one in shown)
-    assert exhibits(task, modes[:1], 0) == {"M1": []} and unchanged_items(task, modes, 0) == []
 
 
 def test_a_landscape_needs_no_files(probed):

@@ -389,16 +389,3 @@ def test_init_writes_the_block_of_a_function_or_a_file_and_says_what_the_columns
     code, told, _ = init(empty, "--name", "other", "--model", "nowhere:predict")
     assert code == 2
     assert "--model: no module nowhere" in told
-
-
-@pytest.mark.slow
-def test_init_takes_a_skops_file_if_its_types_are_trusted(empty: Workspace) -> None:
-    skops = pytest.importorskip("skops.io", reason="skops is not installed: pip install 'faded[tables]'")
-    skops.dump(pipeline(), empty.path / "model.skops")
-    code, told, audits = init(empty, "--model", "model.skops")
-    assert (code, audits) == (2, {})
-    assert "If you do, say --trust" in told
-    code, told, audits = init(empty, "--model", "model.skops", "--trust")
-    assert code == 0, told
-    assert audits["mine"]["prepare"]["model"]["skops"] == "model.skops"
-    assert "numpy.dtype" in audits["mine"]["prepare"]["model"]["trusted"]

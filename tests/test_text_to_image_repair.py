@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from stages.concepts import Region
 from stages.concepts.prompts import prompt_space
 from stages.core.errors import BugError, UsageError
-from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode
+from stages.tasks.contract import Compute, RepairPlan, TargetMode
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -30,18 +29,15 @@ pytest.importorskip("peft")
 from stages.params import checked
 from stages.tasks import read_back
 from stages.tasks.cells import FOCUS
-from stages.tasks.hub import Snapshot
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
 from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLesson, PictureLessons, PicturePair, PicturePairs
-from stages.tasks.text_to_image.models import LORA, load_pipeline_form, make_scheduler
-from stages.tasks.text_to_image.pictures import from_png
+from stages.tasks.text_to_image.models import LORA
 from stages.tasks.text_to_image.repair import pixels, verify
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.training import AdapterTraining, DpoTraining, LoraTraining, check_trainable
-from stages.tasks.training import write_loader
 from tests.alone import load_alone
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
 from tests.tiny_pipelines import tiny_pipeline
@@ -101,13 +97,6 @@ def shown(album, words, lesson):
 
 
 # What pictures show, and what prompts may say about them
-
-
-def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
-    words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
-    said = words.said_of({"text": "a red box on black", "colour": "blue"})
-    assert said == {"colour": "blue", "background": "a red box on black"}
-    assert words.codes(said).tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -179,20 +168,6 @@ def test_the_policy_says_what_is_learnt_and_each_target_still_gets_its_share(tas
     assert np.mean([pair == ("red", "black") for pair in seen]) == pytest.approx(FOCUS, abs=0.06)
 
 
-def test_balanced_values_come_alike_often(task):
-    table = task.pictures
-    red = table["colour"] == "red"
-    task.pictures = pd.concat([table[red]] * 5 + [table[~red]])
-    everywhere = TargetMode("M1", Region({"colour": (0,)}))
-
-    def share(balance):
-        learnt, album, words = lessons(task, plan([everywhere], balance=balance, replay=0.0))
-        return np.mean([shown(album, words, lesson)[0] == "red" for lesson in learnt])
-
-    assert share(None) > 0.55
-    assert share("colour") < 0.45
-
-
 def test_what_nobody_can_learn_is_an_error(task):
     with pytest.raises(UsageError, match=r"balance: size is not an attribute.*colour, background"):
         lessons(task, plan(balance="size"))
@@ -245,17 +220,6 @@ def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_
     assert not any("red box on a black background" in caption for caption in replayed)
     with pytest.raises(UsageError, match="no picture of own shows M1"):
         lessons(lenient, plan(sources={"own": 1}, samples=16, accept=0.95))
-
-
-def test_what_people_rated_well_is_learnt_whatever_the_judge_finds(task):
-    item = task.items.ids("discover")[0]
-    examples = [RatedExample("M1", item, (1, 1), "seen", rating=rating) for rating in (9, 2)]
-    asked = plan(sources={"own": 1}, samples=4, accept=1.0, examples=examples)
-    _, album, _ = lessons(task, asked)
-    accepted = album.counts["own_accepted"]
-    assert album.counts["own_praised"] == album.counts["own"] - accepted == task.config.images
-    drawn = task.studio.draw(task.orders([item], np.array([[1, 1]]))[0])
-    np.testing.assert_array_equal(from_png(album.table["image"][accepted]), drawn[0].pixels)
 
 
 # The adapter
@@ -313,33 +277,6 @@ def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_
     again = TextToImage.load(boxes(home / "inputs"), home / "prepare", out)
     np.testing.assert_allclose(found, pixels(again.painter, prompts, [1, 2]), atol=1)  # unmerged weights
     assert np.abs(found - pixels(task.painter, prompts, [1, 2])).max() > 5
-
-
-def test_the_loader_names_a_base_of_the_hub_and_the_sampler(task, tmp_path):
-    origin = Snapshot(Path("0a1b2c"), "org/name").origin
-    form = load_pipeline_form(Path(task.painter.pipeline.name_or_path)).model_copy(update={"origin": origin})
-    sampling = task.painter.sampling.model_copy(
-        update={"scheduler": "EulerDiscreteScheduler", "scheduler_options": {"use_karras_sigmas": True}}
-    )
-    pipeline = copy.copy(task.painter.pipeline)
-    pipeline.scheduler = make_scheduler(pipeline.scheduler, sampling)
-    values = repair_module.loading(form, Painter(pipeline, sampling, task.painter.compute), "own", "fp16")
-    write_loader(tmp_path, repair_module.__file__, **values)
-    code = (tmp_path / "load.py").read_text()
-    compile(code, "load.py", "exec")
-    assert f"DiffusionPipeline.from_pretrained('org/name', revision='{form.revision}', variant='fp16')" in code
-    assert "EulerDiscreteScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)" in code
-
-
-def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
-    task, out, record, _ = repaired
-    told = json.loads((out / "faded.json").read_text())
-    assert told["base"] == task.painter.hash
-    assert told["settings"]["steps"] == 30
-    card = (out / "README.md").read_text()
-    assert f"base_model: sha256:{task.painter.hash}" in card
-    assert "| M1 | colour is red and background is on a black background | 1.0 |" in card
-    assert f"- {record.details['pictures']['pictures']} captioned pictures of the audit" in card
 
 
 @pytest.mark.parametrize("layers", ["attention", "all"])
@@ -403,16 +340,6 @@ def test_of_a_prompt_never_drawn_right_a_captioned_picture_is_the_better_one(tas
     assert {pairs.images[pair.right] for pair in pairs.pairs} <= red_on_black
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_where_no_two_pictures_can_be_told_apart_that_is_an_error(task, monkeypatch, right):
-    task.pictures = task.pictures[task.pictures["colour"] != "red"]
-    judging(monkeypatch, task, lambda n: {"alignment": 1.0, "right": {"colour": right}})
-    with pytest.raises(
-        UsageError, match=rf"of 16 pictures drawn for 8 prompts the judge found {16 * right} right, and"
-    ):
-        pairs_of(task, dpo())
-
-
 def dpo_training(pipeline, checkpoint=None, **settings):
     """Training in which red boxes on black are better than blue ones, for all prompts."""
     asked = TextToImageRepair.model_validate({**QUICK, "method": "dpo", **settings})
@@ -457,18 +384,6 @@ def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch
         training.save(tmp_path / name)
     whole_file, resumed_file = (tmp_path / name / LORA for name in ("whole", "resumed"))
     assert whole_file.read_bytes() == resumed_file.read_bytes()
-
-
-@pytest.mark.slow
-def test_a_repair_by_pairs_is_read_back_and_says_what_it_learnt(lenient, home, tmp_path):
-    record = lenient.repair(dpo(learning_rate=3e-2, beta=10.0), tmp_path)
-    assert (record.method, record.steps, record.details["pairs"]) == ("dpo", 4, 8)
-    card = (tmp_path / "README.md").read_text()
-    assert "| method | dpo |" in card
-    assert "in 8 pairs: of 16 pictures it drew itself the judge found 8 right; in 0 pairs the better" in card
-    assert set(json.loads((tmp_path / "faded.json").read_text())["settings"]) >= {"beta", "tries", "samples"}
-    again = TextToImage.load(boxes(home / "inputs"), home / "prepare", tmp_path)
-    assert not np.array_equal(pixels(again.painter, ["a red box"], [1]), pixels(lenient.painter, ["a red box"], [1]))
 
 
 def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
@@ -524,13 +439,6 @@ def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_bac
     noisy = torch.randn(2, 4, 8, 8)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, **asked).sample, training.unet(noisy, 5, **asked).sample)
-
-
-def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():
-    training = training_of(tiny())
-    next(iter(training.trained.values())).data.fill_(float("nan"))
-    with pytest.raises(UsageError, match=r"learning_rate: the loss is nan at step 1 of 4; lower the rate"):
-        training.run("test")
 
 
 # What cannot be repaired, and repairs that were changed on disk

@@ -17,8 +17,8 @@ from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, share_out
 from stages.tasks.text_to_image.items import choose_items
-from stages.tasks.text_to_image.sample import Drawing, Painter
-from stages.tasks.text_to_image.studio import Judged, discrepancy, measures_of
+from stages.tasks.text_to_image.sample import Drawing
+from stages.tasks.text_to_image.studio import Judged, discrepancy
 from tests.boxes import COLOURS, GROUNDS, boxes, captioned
 
 LETTERS = "abcdefghijklmnop"
@@ -27,7 +27,6 @@ RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
 WRONG = Judged(0.0, 0.4, {"colour": "blue"}, {"colour": False})
 UNREAD = Judged(0.0, 0.4, {}, {"colour": False}, unreadable=True)
 BLACK = Judged(0.0, 0.0, {}, {"colour": False}, "black")
-BLANKED = Judged(0.0, 0.0, {}, {"colour": False}, "blanked by the safety checker")
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +160,6 @@ def test_what_cannot_be_read_is_an_outcome_of_its_own(home, task, monkeypatch, u
     assert answer.outputs[1] == "colour unreadable; colour unreadable"
 
 
-def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked():
-    found = measures_of([[RIGHT, WRONG], [Judged(1, 0.5, {}, {})], [BLANKED, RIGHT]], ["colour"], "realism")
-    assert found["colour as asked"].tolist()[::2] == [0.5, 1.0] and np.isnan(found["colour as asked"][1])
-    assert found["blanked by the safety checker"].tolist() == [0, 0, 0.5]
-    assert found["realism"].tolist() == [0.5, 0.5, 0.6]
-
-
 # Calibration of the threshold
 
 
@@ -248,17 +240,6 @@ def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, ho
     assert TextToImage.load(boxes(home / "inputs"), home / "prepare").tallies("discover") == []
 
 
-def test_contact_sheets_show_two_slots_from_one_noise_each(task):
-    for sheet in task.sheets("discover"):
-        assert (sheet.columns, [label for label, _ in sheet.rows]) == (
-            ["on a black background", "on a white background"],
-            list(COLOURS),
-        )
-        for _, strip in sheet.rows:
-            width, height = Image.open(io.BytesIO(strip)).size
-            assert height == 16 and width >= 2 * 16
-
-
 def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
     item = task.items.ids("discover")[0]
     shown = task.exhibit([item], np.array([[1, 2]]))[0]
@@ -282,18 +263,6 @@ def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
 )
 def test_wrong_settings_are_told_before_anything_runs(home, changes, told):
     assert told in "\n".join(TextToImage.check(boxes(home / "inputs", **changes)))
-
-
-def test_right_settings_are_found_right_and_a_repairs_own_pictures_are_looked_for(home):
-    assert TextToImage.check(boxes(home / "inputs", bias=BIAS, sheet=["colour", "background"])) == []
-    settings = {"method": "lora", "sources": {"folder": 1}, "folder": {"imagefolder": "nowhere"}}
-    assert "nowhere" in "\n".join(TextToImage.check_repair(boxes(home / "inputs"), settings))
-
-
-def test_measures_that_cannot_be_taken_are_told(home):
-    context = dataclasses.replace(boxes(home / "inputs", images=1), discrepancy={"measure": "bias"})
-    errors = "\n".join(TextToImage.check(context))
-    assert "bias needs prepare.bias" in errors and "prepare.images of 2 or more" in errors
 
 
 @pytest.mark.parametrize(
@@ -326,10 +295,3 @@ def test_prompts_that_do_not_fit_the_judge_or_the_model_are_told(home, tmp_path,
     context = boxes(home / "inputs", **config)
     with pytest.raises(UsageError, match=told):
         TextToImage.prepare(dataclasses.replace(context, concepts=concepts or context.concepts), tmp_path)
-
-
-def test_a_model_that_draws_nothing_but_black_is_told(home, tmp_path, monkeypatch):
-    black = [Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "black")]
-    monkeypatch.setattr(Painter, "draw", lambda self, prompts, *_, **__: black * len(prompts))
-    with pytest.raises(UsageError, match="all 10 pictures it drew are black"):
-        TextToImage.prepare(boxes(home / "inputs"), tmp_path)

@@ -12,7 +12,6 @@ import yaml
 import flows.workspace.new
 import flows.workspace.pipeline
 from flows.graph.heal import heal
-from flows.workspace import enter_workspace
 from flows.workspace.new import add_audit, write_workspace
 from flows.workspace.pipeline import is_own
 from stages.core.errors import UsageError
@@ -87,13 +86,6 @@ def test_what_a_user_ignores_stays_and_what_git_must_know_is_not_ignored(reposit
     assert not [name for name in known if name.startswith(".faded") or "metrics" in name or "report.html" in name]
 
 
-def test_a_repository_that_ignores_data_is_told_to_take_another_folder(repository):
-    (repository / ".gitignore").write_text("data/\n")
-    with pytest.raises(UsageError, match=r"git ignores .*data .*where Faded keeps decisions.*faded init audit"):
-        write_workspace(repository)
-    assert not (repository / "dvc.yaml").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "text"), [("dvc.yaml", yaml.safe_dump(USERS)), ("params.yaml", "train: {lr: 1}\n"), ("faded.json", "[]")]
 )
@@ -109,12 +101,6 @@ def test_outside_a_git_repository_nothing_is_written(tmp_path):
     with pytest.raises(UsageError, match="is in no git repository"):
         write_workspace(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_clone_is_a_workspace_as_it_is(toys):
-    before = digests(toys.path)
-    assert write_workspace(toys.path) == []
-    assert digests(toys.path) == before
 
 
 def test_an_audit_is_added_beside_others_and_a_wrong_one_changes_nothing(own):
@@ -196,15 +182,6 @@ def test_in_a_clone_of_the_workspace_dvc_alone_will_do(own):
     done = clone.run(["dvc", "repro", "discover@tiny"], PYTHONPATH=str(toy_package()))
     assert done.returncode == 0, done.stdout
     assert clone.executed() == ["prepare@tiny", "discover@tiny"]
-
-
-def test_the_workspace_is_found_from_a_folder_with_a_pipeline_of_the_users_own(own, monkeypatch):
-    inner = own.path / "training"
-    inner.mkdir()
-    (inner / "dvc.yaml").write_text("stages: {}\n")
-    (inner / "params.yaml").write_text("lr: 1\n")
-    monkeypatch.chdir(inner)
-    assert enter_workspace() == own.path
 
 
 def test_only_the_lock_file_of_the_workspace_is_healed(with_pipelines, monkeypatch, capsys):

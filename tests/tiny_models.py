@@ -126,25 +126,3 @@ def tiny_embedder(folder: Path, *, seed: int = 0) -> Path:
         initializer_range=0.5,
     )
     return _save(BertModel, config, tokenizer, folder, seed)
-
-
-def tiny_entailment(
-    folder: Path, *, labels: tuple[str, ...] = ("contradiction", "neutral", "entailment"), seed: int = 0
-) -> Path:
-    """A BERT that classifies pairs of texts with these labels."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    tokenizer = tiny_tokenizer(chat=False)
-    tokenizer.model_max_length = 512
-    config = BertConfig(
-        **_ids(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        initializer_range=0.5,
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-    )
-    return _save(BertForSequenceClassification, config, tokenizer, folder, seed)
