@@ -159,6 +159,34 @@ def test_named_combinations_have_their_share_beside_the_others() -> None:
     assert open_font.density(np.array([[2, 0, 1, 1], [2, 1, 1, 1]])) == pytest.approx([0.05, 0.05])
 
 
+def test_even_draws_go_by_the_root_of_each_number_of_changes_and_by_no_weight() -> None:
+    usage = usage_of(THREE, SKEW)
+    even = usage.even()
+    roots = np.sqrt([0.5, 0.3, 0.2])
+    np.testing.assert_allclose(even.by_changes()[:3], roots / roots.sum())
+    assert even.share({0: (1,)}) == pytest.approx(even.share({0: (2,)}))
+    other = usage_of(THREE, SKEW.model_copy(update={"levels": {"a": {1: 1, 2: 999}, "c": {1: 5, 2: 5}}}))
+    cells = THREE.cells()
+    np.testing.assert_allclose(other.even().density(cells), even.density(cells))
+    for space, config in GRIDS:
+        own = usage_of(space, config)
+        np.testing.assert_array_equal(own.even().density(space.cells()) > 0, own.density(space.cells()) > 0)
+
+
+@pytest.mark.parametrize(("factor", "mean"), [(0.5, 0.55), (2, 2.05), (1, 1.1)])
+def test_more_or_less_changes_with_all_else_alike(factor: float, mean: float) -> None:
+    usage = usage_of(THREE, UsageConfig())
+    other = usage.times(factor)
+    assert other.mean_changes == pytest.approx(mean), "twice as much would be 2.2: at most half of the way to all three"
+    cells = THREE.cells()
+    k, one, two = usage.number_of_changes(cells), usage.density(cells), other.density(cells)
+    for number in range(4):
+        ratio = two[k == number] / one[k == number]
+        np.testing.assert_allclose(ratio, ratio[0])
+    odds = other.by_changes() / usage.by_changes()
+    np.testing.assert_allclose(odds[1:] / odds[:-1], odds[1] / odds[0])
+
+
 @pytest.mark.parametrize(("space", "config"), GRIDS)
 def test_a_record_gives_the_same_densities(space: ConceptSpace, config: UsageConfig) -> None:
     used = in_use(space, config)
@@ -199,6 +227,21 @@ def test_weights_are_one_per_pair_where_all_were_probed() -> None:
     parts = shares_of_failures(space, probes.assign(failed=failed), [Region({"c": (0,)}), Region({})], pd.DataFrame())
     expected = Region({"a": (1, 2), "c": (0,)}).share(space) / Region({"a": (1, 2)}).share(space)
     assert parts == pytest.approx([expected, 1 - expected])
+
+
+def test_what_was_probed_in_full_adds_nothing_to_the_interval() -> None:
+    """All unchanged items were probed, and some others: only these leave a doubt."""
+    space = in_use(THREE, UsageConfig(changes=[0.9, 0.1]))
+    changed = np.eye(3, dtype=int)
+    all_unchanged = probes_of(space, np.arange(40), np.zeros((40, 3), dtype=int))
+    some = probes_of(space, np.arange(30), changed[np.arange(30) % 3])
+    probes = pd.concat([all_unchanged, some], ignore_index=True)
+    failed = np.arange(70) % 10 < 5
+    rate = rate_in_use(space, failed, probes).rate
+    assert rate.value == pytest.approx(0.9 * 0.5 + 0.1 * 0.5)
+    assert 0.01 < rate.high - rate.low < 0.1 * 0.45, "no wider than the tenth that was sampled"
+    few = pd.concat([all_unchanged[:20], all_unchanged[:1].assign(item="39"), some], ignore_index=True)
+    assert rate_in_use(space, np.arange(51) % 10 < 5, few).rate.high > rate.high + 0.02
 
 
 def test_a_number_of_changes_without_a_probe_may_have_any_rate() -> None:
@@ -290,6 +333,16 @@ def test_fresh_probes_of_a_small_region_stand_for_use() -> None:
     share = space.density(cells)[alone].sum() / region.share(space)
     assert np.mean(plain) < share - 0.1, "without weights this would not test anything"
     assert np.mean(weighted) == pytest.approx(share, abs=0.01)
+
+
+def test_groups_widen_the_interval() -> None:
+    [drawn] = simulations(SCENARIOS[3], 1)
+    failed = drawn.probes["failed"].to_numpy(dtype=bool)
+    number = drawn.probes["item"].str[1:].astype(int)
+    grouped = drawn.probes.assign(group=(number % 8).astype(str))
+    one, other = (rate_in_use(drawn.space, failed, table).rate for table in (drawn.probes, grouped))
+    assert other.value == pytest.approx(one.value)
+    assert other.high - other.low > 1.5 * (one.high - one.low)
 
 
 @pytest.mark.slow

@@ -295,6 +295,15 @@ def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
         assert regions_of(space, cells, rates, limits) == [Region({"a": (3, 4)})]
 
 
+def test_a_region_that_overlaps_by_more_than_half_is_no_other_one():
+    """One further cell fails, which only together with five cells named already is large enough for a region."""
+    space = ConceptSpace((Concept("a", tuple(range(10))), Concept("b", tuple(range(4)))))
+    cells = space.cells()
+    rates = np.where((cells[:, 0] >= 5) | ((cells[:, 0] == 4) & (cells[:, 1] == 3)), 0.9, 0.0)
+    found = regions_of(space, cells, rates, SummarizeConfig(modes=4, max_conditions=2, min_support=0.15))
+    assert found == [Region({"a": (5, 6, 7, 8, 9)})]
+
+
 @pytest.mark.parametrize("categories", [4, 9])
 def test_categories_are_named_as_sets(categories):
     people = Concept("profession", tuple(f"p{k}" for k in range(categories)), ordered=False)
@@ -370,6 +379,12 @@ def test_a_single_cell_is_named_from_a_search():
     task = Planted("one cell, a slope to it", 0)
     found = score(task, *judged(task, 0, BUDGET))
     assert (found.jaccard, found.modes, found.rates) == (1.0, 1, 1.0)
+
+
+def test_noise_makes_no_peak():
+    for height in (0.05, 0.1):
+        regions = regions_of(*rates_of_a_cell(height), SummarizeConfig())
+        assert all(len(region.allowed) <= 3 for region in regions)
 
 
 def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():

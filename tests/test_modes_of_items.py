@@ -16,8 +16,9 @@ from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Kind, Rates
-from stages.landscape.modes import find_regions
+from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs
+from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
 from stages.records import audit_folder
 from stages.records.landscape import RegionRecord
@@ -91,6 +92,20 @@ def test_a_condition_on_some_items_has_to_raise_the_quality_by_more_than_noise_d
     assert find_regions(known(rates), SummarizeConfig()) == [region]
 
 
+def test_a_label_is_not_merged_into_a_place_where_all_others_fail_less():
+    regions = [CORNER, Region(CORNER.allowed)]
+    assert _merge(known(failing(CORNER)), regions) == regions
+    assert _merge(known(failing(Region(CORNER.allowed))), regions) == regions[1:]
+
+
+def test_a_label_that_fails_alone_moves_no_edge_of_what_all_fail_on():
+    """By the label's own level, the weaker half of the corner would be assigned to some labels only."""
+    rates = failing(Region({"tilt": (3, 4)}), high=0.4)
+    rates[:, SPACE.cells()[:, 0] == 4] = 0.6
+    rates[2, SPACE.cells()[:, 1] == 0] = 1.0
+    assert Region({"tilt": (3, 4)}) in find_regions(known(rates), SummarizeConfig())
+
+
 def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
     """All fail at 12% and the label at 22% of the rest; by its level alone the whole label would be named."""
     rates = failing(CORNER, high=0.7, low=0.12)
@@ -122,6 +137,19 @@ def test_it_has_to_fail_more_often_than_the_grid_and_than_all_other_items():
     assert not alike.confirmed, "all fail there: whose failures they are is not known"
     ((harmless,), _) = asked(0.15, 0.15)
     assert not harmless.confirmed
+
+
+def test_other_items_asked_there_are_not_counted_in_the_mode():
+    (_, fresh) = asked(0.8, 0.1)
+    control = fresh.iloc[:0].drop(columns="mode").assign(role="control", valid=True, output="")
+    few = pd.DataFrame(
+        {"item": IDS, "tilt": 0, "fog": 0, "failed": False, "valid": True, "output": "", "role": "control"}
+    )
+    found = measure_slices(
+        pd.concat([control, few]), IDS, LABELS, SPACE, fresh, {"S1": CORNER, "M1": CORNER}, exact=False, seed=0
+    )
+    own = {one.value: one.probes for one in found.modes["M1"][0].values}
+    assert own["2"] == (fresh["role"] != "others").sum() and sum(own.values()) == own["2"]
 
 
 def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
