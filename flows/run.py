@@ -1,4 +1,4 @@
-"""`faded audit`: query what is stale, run the flow only if something is, and print how it ended."""
+"""`faded audit`: query what is stale, run the flow only if something is, and tell how it ended."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from flows.facts import TEXT_ONLY
 from flows.graph import Graph, Stage, read_graph
 from flows.graph.heal import heal
 from flows.graph.intact import mend, stages_of
 from flows.people.approval import settle
 from flows.places.runners import check_stages, chosen_runner
 from flows.request import GATED, how_to_decide, needs_decision, open_request
-from flows.results import read_verdict
+from flows.results import LastVerdict, read_verdict
 from flows.results.estimate import estimate_cost, few_items
 from flows.terminal import print_plain
 from flows.views import show_run, show_verdict
@@ -35,17 +38,51 @@ if TYPE_CHECKING:
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
 
-def run_audits(params: Params, audits: list[str], runner: str | None, console: Console) -> Exit:
-    """Bring audits up to date and print how they ended.
+@dataclass(frozen=True)
+class EndedRun:
+    """How audits ended.
+
+    Args:
+        results: how each stage ended; empty if none was stale.
+        seconds: wall time of all stages.
+        verdicts: those of audits that are up to date.
+        evidence: their bundles, by audit.
+        problems: what is wrong with evidence, in sentences.
+        waiting: what audits wait for, in sentences.
+        failure: why a stage failed.
+    """
+
+    results: list[StageResult] = field(default_factory=list, metadata=TEXT_ONLY)
+    seconds: float = 0.0
+    verdicts: list[LastVerdict] = field(default_factory=list)
+    evidence: dict[str, Path] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    failure: FadedError | None = field(default=None, metadata=TEXT_ONLY)
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """How each stage ended, without what only matters between machines."""
+        return [result.model_dump(mode="json", exclude={"made"}) for result in self.results]
+
+    @property
+    def error(self) -> str | None:
+        """Why a stage failed, in words."""
+        return None if self.failure is None else str(self.failure)
+
+    @property
+    def exit_code(self) -> Exit:
+        """That of a failure; GATE_FAILED if a gate of any audit failed or could not be judged."""
+        if self.failure is not None:
+            return self.failure.exit_code
+        return Exit.GATE_FAILED if any(verdict.refuses for verdict in self.verdicts) else Exit.PASS
+
+
+def run_audits(params: Params, audits: list[str], runner: str | None, console: Console) -> EndedRun:
+    """Bring audits up to date, and print the lines of their stages meanwhile.
 
     Args:
         runner: where stages run, NAME or NAME=ADDRESS; by default as in params.yaml.
-
-    Returns:
-        PASS, or GATE_FAILED if a gate of any audit failed or could not be judged.
-
-    Raises:
-        FadedError: if a stage failed, after the summary was printed.
     """
     where = chosen_runner(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
@@ -71,10 +108,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             open_request(params, audit)
-            _show_waiting(how_to_decide(audit), console)
-        if active:
-            console.print("nothing to do: no stage is stale")
-        return _conclude(params, active, console)
+        return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
 
 
 def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
@@ -83,7 +117,7 @@ def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
     return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
 
-def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> Exit:
+def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> EndedRun:
     import httpx
 
     from flows.server import start_prefect_api
@@ -115,37 +149,34 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
             raise InfrastructureError(f"the Prefect server no longer answers: {error}") from None
         finally:
             ALREADY_READ.reset(known)
-    show_run(console, results, time.monotonic() - started)
-    code = _conclude(params, [audit for audit in audits if finished(audit, results)], console)
-    for told in dict.fromkeys(r.message for r in results if r.outcome == "waiting"):
-        _show_waiting(told, console)
-    if failure is not None and any(r.outcome == "failed" for r in results):
-        raise failure
-    return code  # of a failed gate, whose verdict was printed
+    waiting = list(dict.fromkeys(r.message for r in results if r.outcome == "waiting"))
+    broken = failure if any(r.outcome == "failed" for r in results) else None  # otherwise it is a failed gate
+    ended = EndedRun(results, time.monotonic() - started, waiting=waiting, failure=broken)
+    return _conclude(params, [audit for audit in audits if finished(audit, results)], ended)
 
 
-def _show_waiting(told: str, console: Console) -> None:
-    console.print(f"[yellow]{escape(told)}, then this command again[/]", highlight=False, soft_wrap=True)
+def _conclude(params: Params, audits: list[str], ended: EndedRun) -> EndedRun:
+    """Add the verdicts of finished audits, and keep their evidence."""
+    kept = {audit: keep_evidence(params, audit) for audit in audits}
+    return replace(
+        ended,
+        verdicts=[read_verdict(params, audit) for audit in audits],
+        evidence={audit: bundle for audit, (bundle, _) in kept.items() if bundle is not None},
+        problems=[problem for _, problem in kept.values() if problem is not None],
+    )
 
 
-def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
-    """Print the verdicts of finished audits, and keep their evidence."""
-    code = show_verdicts(params, audits, console)
-    for audit in audits:
-        bundle, problem = keep_evidence(params, audit)
-        if problem is not None:
-            console.print(f"[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
-        if bundle is not None:
-            print_plain(console, f"evidence: {bundle.resolve()}")
-    return code
-
-
-def show_verdicts(params: Params, audits: list[str], console: Console) -> Exit:
-    """Print the verdicts on disk; return the exit code for them."""
-    verdicts = [read_verdict(params, audit) for audit in audits]
-    for verdict in verdicts:
+def show_audits(console: Console, ended: EndedRun) -> None:
+    """Print how audits ended."""
+    if ended.results:
+        show_run(console, ended.results, ended.seconds)
+    elif ended.verdicts:
+        console.print("nothing to do: no stage is stale")
+    for verdict in ended.verdicts:
         show_verdict(console, verdict)
-    return Exit.GATE_FAILED if any(verdict.refuses for verdict in verdicts) else Exit.PASS
+    print_plain(console, *ended.problems, style="yellow")
+    print_plain(console, *(f"evidence: {bundle.resolve()}" for bundle in ended.evidence.values()))
+    print_plain(console, *(f"{told}, then this command again" for told in ended.waiting), style="yellow")
 
 
 class _Lines(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -23,11 +24,14 @@ def new_table(*columns: str, title: str | None = None, right: tuple[str, ...] = 
     return table
 
 
-def narrow_table(*columns: str, whole: tuple[str, ...] = ()) -> Table:
-    """The same with little space between columns; those in `whole` never break."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def narrow_table(
+    *columns: str, title: str | None = None, whole: tuple[str, ...] = (), right: tuple[str, ...] = ()
+) -> Table:
+    """The same with little space between columns, for 80 of a terminal; those in `whole` never break."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in whole)
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, overflow="fold", no_wrap=column in whole, justify=justify)
     return table
 
 

@@ -31,7 +31,7 @@ import flows.audit
 from flows.people.artifacts import verdict_markdown
 from flows.places.runners.devices import Slots
 from flows.results import read_verdict
-from flows.run import run_audits, show_verdicts
+from flows.run import EndedRun, run_audits, show_audits
 from flows.run_stage import _stream, level_of, run_stage
 from stages.core.errors import (
     BugError,
@@ -264,7 +264,9 @@ def test_a_verdict_in_words_and_as_exit_code(tmp_path, monkeypatch, passed, gate
     said = {"audit": "tiny", "decided_by": "human", "reviewer": "Ada", "reason": None, "statement": "Said so."}
     path.write_text(json.dumps({"schema": 1, "passed": passed, "gates": entries, **said}))
     shown = io.StringIO()
-    assert show_verdicts(load_params(), ["tiny"], Console(file=shown, width=120)) == code
+    ended = EndedRun(verdicts=[read_verdict(load_params(), "tiny")])
+    show_audits(Console(file=shown, width=120), ended)
+    assert ended.exit_code == code
     assert f"tiny: {word} (decided by Ada)" in shown.getvalue() and "Said so." in shown.getvalue()
     published = verdict_markdown(read_verdict(load_params(), "tiny"))
     assert published.startswith("Decided by Ada\n\nSaid so\\.\n")

@@ -16,7 +16,8 @@ from rich.console import Console
 import flows.evidence.gate
 from flows.evidence.gate import GateResult, last_passed, run_gate
 from flows.evidence.views import show_gate
-from flows.results.compare import WORKSPACE, Evaluation, Run, read_run
+from flows.results import WORKSPACE
+from flows.results.compare import Evaluation, Run, read_run
 from stages.core.errors import UsageError
 from stages.params import load_params
 from stages.records import Comparison, Difference, Gate, Provenance, RepairVerdict

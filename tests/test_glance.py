@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows.graph import Graph, Stage
-from flows.results.glance import glance
+from flows.results import LastVerdict, read_verdict
+from flows.results.glance import Glance, Status, read_status
+from flows.views import show_status
+from flows.views.board import trend_of, write_board
+from flows.views.history import History, RevisionResult, read_history
 from stages.core.git import git
-from stages.core.intervals import NO_RATE
+from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
 from tests.workspace import audit_params
 
@@ -47,15 +55,94 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
     assert git(*identity, "commit", "-m", "old") is not None
     put("mine", passed=True, rate=0.1)
     state = graph(old=(), mine=("code changed",), new=("never ran",), half=("never ran",))
-    rows, never = glance(params, state, ["old", "mine", "new", "half"], ["half"])
-    assert never == ["new"]
-    old, mine, half = rows
+    found = read_status(params, state, ["old", "mine", "new", "half"], ["half"])
+    assert found.never_run == ["new"]
+    old, mine, half = found.audits
     assert (old.next, mine.next, half.next) == ("faded report old", "faded audit mine", "faded init --name half")
-    assert old.rate[:3] == pytest.approx((0.2, 0.19, 0.21)) and half.rate == NO_RATE
+    assert old.failure_rate[:3] == pytest.approx((0.2, 0.19, 0.21)) and half.failure_rate == NO_RATE
     assert (old.outdated, mine.outdated) == (False, True)
-    assert old.when == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
-    assert mine.when is not None and mine.when > old.when and half.when is None
+    assert old.verdict.when == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert mine.verdict.when is not None and mine.verdict.when > old.verdict.when and half.verdict.when is None
     # A file changed after its commit has the date of the change.
     Path("data/old/report/headline.json").write_text("{}")
-    [again], _ = glance(params, state, ["old"], [])
-    assert again.when is not None and again.when > old.when and again.rate == NO_RATE
+    [again] = read_status(params, state, ["old"], []).audits
+    assert again.verdict.when is not None and again.verdict.when > old.verdict.when and again.failure_rate == NO_RATE
+
+
+def test_status_and_history_name_the_same_verdict_wherever_its_files_are(params):
+    git("init")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+
+    def newest() -> LastVerdict:
+        told = read_verdict(params, "old")
+        assert read_history(params, "old", 1).results[0].verdict == told
+        return told
+
+    put("old", passed=True, rate=0.2)
+    headline, verdict = (Path("data/old/report") / name for name in ("headline.json", "verdict.json"))
+    headline.write_text(json.dumps({"passed": True, "failure_rate": 20}))
+    assert (newest().word, newest().revision) == ("pass", "workspace")
+    git("add", str(headline))
+    git(*identity, "commit", "-m", "old")
+    assert newest().revision not in ("workspace", None) and newest().whole
+    # A clone has only what is in git; a failed stage has removed its headline, too.
+    verdict.unlink()
+    assert (newest().word, newest().whole, newest().found) == ("pass", False, True)
+    committed = newest()
+    headline.unlink()
+    assert newest() == committed
+    # Files of another run than dvc.lock names.
+    git("checkout", ".")
+    verdict.write_text(json.dumps({"schema": 1, "audit": "old", "passed": False, "gates": []}))
+    out = {"path": str(verdict), "md5": "0" * 32}
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"report@old": {"outs": [out]}}}))
+    assert newest() == committed
+
+
+def test_it_fits_80_columns_without_breaking_a_word():
+    verdict = LastVerdict(
+        "images-scenes", True, [], None, True, "decided by policy, no human", when=datetime(2026, 11, 28)
+    )
+    nothing = LastVerdict("b", None, [], None, False)
+    rows = [
+        Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), True, None, "faded audit images-scenes"),
+        Glance(nothing, NO_RATE, False, None, ""),
+        Glance(replace(nothing, audit="e"), Rate(0.5, nan, nan, 1), False, None, "faded audit e"),
+    ]
+    console = Console(width=80, record=True)
+    show_status(console, Status(None, rows, ["c", "d"], []))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("12.3% (10.0 to 15.0)", "2026-11-28", "never run: c, d", "images-scenes", "policy, no"):
+        assert whole in text
+    assert "next: faded audit images-scenes e" in text and "50.0%" in text and "nan" not in text
+
+
+def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_path):
+    git("init")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for rate in (0.1, 0.2):
+        shutil.rmtree("data", ignore_errors=True)
+        put("old", passed=True, rate=rate)
+        put("mine", passed=False, rate=rate)
+        verdict = Path("data/old/report/verdict.json")
+        verdict.write_text(json.dumps(json.loads(verdict.read_text()) | {"light": "amber", "concerns": ["<b>"]}))
+        Path("data/old/report/report.html").write_text("the report")
+        git("add", "data")
+        git(*identity, "commit", "-m", str(rate))
+    status = read_status(
+        params, graph(old=(), mine=("code changed",), new=("never ran",), half=()), ["old", "mine", "new"]
+    )
+    write_board(params, status, tmp_path / "pages" / "all.html")
+    page = (tmp_path / "pages/all.html").read_text()
+    assert "<script" not in page and "script-src 'none'" in page and len(page) < 100_000
+    assert page.count("<polyline") == 2 and 'class="lamp amber"' in page and "faded audit mine" in page
+    assert 'href="../data/old/report/report.html"' in page and "Never run: new" in page and "<b>" not in page
+
+
+def test_a_trend_is_drawn_on_one_scale_from_zero():
+    verdict = LastVerdict("a", True, [], None, True)
+    rates = [Rate(0.4, nan, nan, 9), NO_RATE, Rate(0.2, 0.1, 0.3, 9)]  # newest first
+    old, new = trend_of(History("a", [RevisionResult(verdict, rate, None, None, None) for rate in rates], ""))
+    assert old.x < new.x and new.y < old.y == pytest.approx((old.top + old.bottom) / 2, abs=0.1)
+    assert new.y == new.top == new.bottom  # without an interval, and the highest

@@ -12,10 +12,17 @@ import yaml
 from rich.console import Console
 
 from flows.views import show_history
-from flows.views.history import read_history, write_history_page
+from flows.views.history import Histories, History, read_history, write_history_page
 from stages.core.git import git
+from stages.params import Params
+from tests.workspace import audit_params
 
 HOME = Path("data/tiny")
+
+
+def history_of(audit: str, last: int) -> History:
+    audits = {name: audit_params() for name in ("tiny", "other")}
+    return read_history(Params.model_validate({"audits": audits}), audit, last)
 
 
 def commit(rate: float | None = None, *, width: float | None = 0.01, passed: bool | None = None, **lock: Any) -> None:
@@ -80,48 +87,48 @@ def test_each_result_says_what_changed_before_it():
     Path("README.md").write_text("no result")
     commit(0.12, model="m2", code="c2", budget=200, passed=False)
     put(0.5)
-    results = read_history("tiny", 5).results
-    assert results[0].revision == "workspace" and len(results) == 4
-    assert [one.word for one in results] == ["no verdict", "FAIL", "pass", "pass"]
-    assert [one.rate.value for one in results] == [0.5, 0.12, 0.11, 0.1]
+    results = history_of("tiny", 5).results
+    assert results[0].verdict.revision == "workspace" and len(results) == 4
+    assert [one.verdict.word for one in results] == ["no verdict", "FAIL", "pass", "pass"]
+    assert [one.failure_rate.value for one in results] == [0.5, 0.12, 0.11, 0.1]
     assert [one.changed for one in results[1:]] == [
         ("params: discover.budget", "code: discover"),
         ("model",),
         None,
     ]
-    assert read_history("other", 5).results == []
-    assert len(read_history("tiny", 2).results) == 2
+    assert history_of("other", 5).results == []
+    assert len(history_of("tiny", 2).results) == 2
     # The result before the shown ones is still used.
-    assert read_history("tiny", 3).results[-1].changed == ("model",)
+    assert history_of("tiny", 3).results[-1].changed == ("model",)
 
 
 def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     commit(0.1)
-    assert read_history("tiny", 5).drift == "one result"
+    assert history_of("tiny", 5).drift == "one result"
     commit(0.105, model="m2")
-    assert "+0.5 points (-0.9 to +1.9)" in read_history("tiny", 5).drift
-    assert read_history("tiny", 5).drift.endswith("no drift shown")
+    assert "+0.5 points (-0.9 to +1.9)" in history_of("tiny", 5).drift
+    assert history_of("tiny", 5).drift.endswith("no drift shown")
     commit(0.2, model="m3")
-    assert read_history("tiny", 5).drift.endswith("more failures")
+    assert history_of("tiny", 5).drift.endswith("more failures")
     commit(0.1, model="m4")
-    assert read_history("tiny", 2).drift.endswith("fewer failures")
+    assert history_of("tiny", 2).drift.endswith("fewer failures")
     commit(0.3, model="m4", concepts={"tilt": [0, 2]})
-    assert "not comparable" in read_history("tiny", 5).drift
+    assert "not comparable" in history_of("tiny", 5).drift
     commit(0.31, model="m4", concepts={"tilt": [0, 2]}, items="i2")
-    assert "not comparable" in read_history("tiny", 5).drift
+    assert "not comparable" in history_of("tiny", 5).drift
     commit(0.32, model="m4", concepts={"tilt": [0, 2]}, items="i2", usage={"changes": [1, 1]})
-    found = read_history("tiny", 5)
+    found = history_of("tiny", 5)
     assert "not comparable" in found.drift and found.results[0].changed == ("params: usage",)
     commit(None)
-    assert read_history("tiny", 5).drift == "no failure rate yet"
+    assert history_of("tiny", 5).drift == "no failure rate yet"
 
 
 def test_a_table_and_a_page_show_all_audits(tmp_path):
     commit(0.1, passed=True)
     commit(0.2, model="m2", passed=False)
-    histories = [read_history("tiny", 5)]
+    histories = [history_of("tiny", 5)]
     console = Console(width=120, record=True)
-    show_history(console, histories)
+    show_history(console, Histories(histories))
     text = console.export_text()
     assert "20.0% (19.0 to 21.0)" in text and "FAIL" in text and "tiny: +10.0 points" in text
     write_history_page(tmp_path / "h.html", histories)

@@ -1,6 +1,5 @@
 """Work shared with further processes gives the same result as in one, whatever happens to them."""
 
-import io
 import os
 import signal
 import subprocess
@@ -13,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from rich.console import Console
 
 from flows.graph import Graph, Stage
-from flows.results.estimate import processes_of
-from flows.views import show_processes
+from flows.results.estimate import processes_line
 from stages.core import processes
 from stages.core.errors import UsageError
 from stages.core.processes import Crew
@@ -183,12 +180,8 @@ def test_plan_says_how_many_processes_hold_the_model(tmp_path, monkeypatch):
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(cores))
         kinds = ("prepare", "discover", "summarize", "report")
         stages = [Stage(f"{k}@tiny", k, "tiny", n, (), None, ("edited",) * (k in stale)) for n, k in enumerate(kinds)]
-        found = processes_of(params, Graph({stage.name: stage for stage in stages}), "tiny")
-        if found is None:
-            return ""
-        show_processes(console := Console(file=io.StringIO(), width=200), "tiny", *found)
-        return console.file.getvalue()
+        return processes_line(params, Graph({stage.name: stage for stage in stages}), "tiny") or ""
 
-    wanted = "tiny: up to 2 processes answer probes at once, each with a copy of the model (1.5 kB on disk)\n"
+    wanted = "tiny: up to 2 processes answer probes at once, each with a copy of the model (1.5 kB on disk)"
     assert said("discover", cores=2) == wanted
     assert [said("discover", cores=1), said(cores=2), said("prepare", cores=2)] == [""] * 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import flows.views.side_by_side
-from flows.results.compare import WORKSPACE, Run, read_run
+from flows.results import WORKSPACE
+from flows.results.compare import Run, read_run
 from flows.views.side_by_side import SideBySide, chosen_results, put_side_by_side
 from tests.finished import faded, finished_audits, inside
 from tests.workspace import Workspace

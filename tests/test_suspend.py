@@ -34,7 +34,7 @@ import flows.audit
 from flows.people.approval import decide, settle
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, Request, read_modes, read_request
-from flows.run import run_audits
+from flows.run import run_audits, show_audits
 from flows.views.labels import shown_before
 from stages.core.files import stage_dir, write_state
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
@@ -118,7 +118,9 @@ def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
     ask_a_person(toys)
     sys.modules.pop("planted", None)  # another workspace's
     with contextlib.chdir(toys.path):
-        assert run_audits(load_params(), ["tiny"], "threads", Console(file=told, width=160)) == 0
+        ended = run_audits(load_params(), ["tiny"], "threads", console := Console(file=told, width=160))
+        show_audits(console, ended)
+        assert ended.exit_code == 0
     assert "faded review tiny" in told.getvalue() and toys.executed() == BEFORE
     return toys
 
@@ -339,7 +341,7 @@ def test_a_run_that_waits_on_a_landscape_that_is_gone_is_cancelled(deployment):
     first, gone = deployment.run(), landscape_hash("tiny")
     code = deployment.toys.path / "stages/summarize.py"
     code.write_text(code.read_text().replace('"said by a toy"', '"said by another"'))
-    assert run_audits(load_params(), ["tiny"], "threads", Console(file=io.StringIO())) == 0
+    assert run_audits(load_params(), ["tiny"], "threads", Console(file=io.StringIO())).exit_code == 0
     assert landscape_hash("tiny") != gone
     second = deployment.run()
     assert suspended(second)

@@ -6,9 +6,10 @@ They only connect other modules, and import them when they run, so that `--help`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,16 +22,36 @@ if TYPE_CHECKING:
 
 
 class _Group(TyperGroup):
-    """Prints how to resume after Ctrl-C; click would print "Aborted!" and exit with the code of a failed gate."""
+    """Sends text to standard error where JSON is wanted, prints errors as JSON then, and how to resume after Ctrl-C.
+
+    Click would print "Aborted!" after Ctrl-C, and exit with the code of a failed gate.
+    """
 
     def invoke(self, ctx: Any) -> Any:  # typer bundles click under another name
-        from stages.core.errors import stop_code
+        from stages.core.errors import FadedError, machine_failure, stop_code
 
+        command, *rest = [*ctx._protected_args, *ctx.args] or [""]
+        console.stderr = "--json" in rest
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
+            _error_as_json(command, "stopped", stop_code(stop))
             errors.print("stopped; the same command resumes from here")
             raise typer.Exit(stop_code(stop)) from None
+        except typer.Exit:
+            raise
+        except Exception as error:  # the exit codes are those of flows/cli.py
+            refused = getattr(error, "format_message", None)  # click's: of an option
+            said = refused() if refused else str(error) if isinstance(error, FadedError) else machine_failure(error)
+            _error_as_json(command, said or f"a bug in faded: {type(error).__name__}", getattr(error, "exit_code", 3))
+            raise
+
+
+def _error_as_json(command: str, message: str, exit_code: int) -> None:
+    if console.stderr:
+        from flows.facts import error_as_json
+
+        sys.stdout.write(error_as_json(command, message, exit_code) + "\n")
 
 
 app = typer.Typer(
@@ -65,6 +86,20 @@ def say(*lines: str, style: str | None = None) -> None:
     print_plain(console, *lines, style=style)
 
 
+Found = TypeVar("Found")
+
+
+def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> None:
+    """Print what a command found: with --json as JSON on standard output, otherwise as text by `show`."""
+    if console.stderr:
+        from flows.facts import as_json
+
+        sys.stdout.write(as_json(command, found) + "\n")
+    else:
+        show(console, found)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md), and everything else to standard error.")]
 Audits = Annotated[
     list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),

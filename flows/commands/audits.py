@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, app, console, open_workspace, say, working
+from flows.commands import All, Audit, Audits, Json, Preset, app, console, open_workspace, say, tell, working
 
 
 @app.command(
@@ -28,29 +29,33 @@ def audit(
             show_default="runner: of params.yaml",
         ),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Run the stale stages of an audit, and print its verdict and the path of its report.
 
     An interrupted audit resumes where it stopped, and unchanged stages do not run again. Uses the Prefect server at
     PREFECT_API_URL if set; otherwise a local one runs as long as the command.
     """
-    from flows.run import run_audits
+    from flows.run import run_audits, show_audits
 
     params, names = open_workspace(audits, all_, preset)
-    raise typer.Exit(int(run_audits(params, names, runner, console)))
+    ended = run_audits(params, names, runner, console)
+    tell("audit", ended, show_audits)
+    if ended.failure is not None and not json:
+        raise ended.failure
+    raise typer.Exit(int(ended.exit_code))
 
 
 @app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
-def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
+def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: Json = False) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing.
 
     If there is a landscape, it also shows how large a change by a repair the test items could detect.
     """
     from flows.graph import read_graph
     from flows.places.runners import check_stages, chosen_runner
-    from flows.results.estimate import backend_line, estimate_cost, few_items, processes_of, requests_line
-    from flows.results.power import what_can_be_shown, what_gates_leave_open
-    from flows.views import show_plan, show_processes
+    from flows.results.estimate import plan_run
+    from flows.views import show_plan
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and the state of the stages"):
@@ -58,51 +63,46 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
         graph = read_graph(looks=True)
         if graph.to_do(names):  # it imports what tasks need
             check_stages(params, names, runner)
-    show_plan(console, estimate_cost(params, graph, names))
-    for name in names:
-        here = runner.kind == "threads"
-        lines = (backend_line(params, graph, name, here=here), requests_line(params, graph, name))
-        say(*filter(None, lines))
-        if here and (processes := processes_of(params, graph, name)) is not None:
-            show_processes(console, name, *processes)
-        if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
-            say(f"{name}: {few}", style="yellow")
-        say(*what_can_be_shown(params, name), *what_gates_leave_open(params, name))
+        found = plan_run(params, graph, names, here=runner.kind == "threads")
+    tell("plan", found, show_plan)
 
 
 @app.command(
-    epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]",
+    epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]"
+    "   [cyan]faded status --html audits.html[/]",
 )
 def status(
     audits: Audits = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Show every stage, whether it is stale, and why, instead.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page, with trends and links.")
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Show the last verdict of every audit, its failure rate and date, and what to do next."""
+    """Show the current verdict of every audit, its failure rate and date, and what to do next."""
     from flows.graph import read_graph
     from flows.init.state import unmeasured
     from flows.people.approval import expire
-    from flows.request import how_to_decide, needs_decision
-    from flows.results import read_verdict
-    from flows.results.glance import glance
-    from flows.views import show_glance, show_status, show_unmeasured
+    from flows.results.glance import read_status, states_of
+    from flows.views import show_status
+    from flows.views.board import write_board
     from flows.workspace import running_audit
 
+    out = html and Path.cwd() / html
     params, names = open_workspace(audits, not audits)
     for name in names:
         expire(params, name)
     with working("checking the state of the stages"):
         graph = read_graph(looks=True)
-    without = [name for name in unmeasured(Path()) if name in names]
+        without = [name for name in unmeasured(Path()) if name in names]
+        found = read_status(params, graph, names, without, running_audit())
     if stages:
-        show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
-    else:
-        show_glance(console, *glance(params, graph, names, without), running_audit())
-    show_unmeasured(console, without)
-    for name in names:
-        if needs_decision(params, name) is not None:
-            say(how_to_decide(name), style="yellow")
+        found = replace(found, stages=list(states_of(graph.of(names))))
+    if out is not None:
+        write_board(params, found := replace(found, page=out), out)
+    tell("status", found, show_status)
 
 
 @app.command(
@@ -112,6 +112,7 @@ def history(
     audits: Audits = None,
     last: Annotated[int, typer.Option("--last", metavar="N", help="Number of results to show of each audit.")] = 5,
     html: Annotated[bool, typer.Option("--html", help="Also write a page with a chart: .faded/history.html.")] = False,
+    json: Json = False,
 ) -> None:
     """Show the last results of audits, what changed between them, and whether failure rates drift.
 
@@ -119,19 +120,14 @@ def history(
     workspace where its numbers are not committed. Targets: the change by the repair in its target modes, in points.
     """
     from flows.views import show_history
-    from flows.views.history import PAGE, read_history
+    from flows.views.history import PAGE, Histories, read_history, write_history_page
 
-    _, names = open_workspace(audits, not audits)
-    histories = [read_history(name, last) for name in names]
-    if never := [one.audit for one in histories if not one.results]:
-        say(f"no results: {', '.join(never)}")
-    if known := [one for one in histories if one.results]:
-        show_history(console, known)
-        if html:
-            from flows.views.history import write_history_page
-
-            write_history_page(PAGE, known)
-            say(f"page: {PAGE.resolve()}")
+    params, names = open_workspace(audits, not audits)
+    histories = [read_history(params, name, last) for name in names]
+    page = None
+    if html and (known := [one for one in histories if one.results]):
+        write_history_page(page := PAGE, known)
+    tell("history", Histories(histories, page), show_history)
 
 
 @app.command(
@@ -192,6 +188,7 @@ def compare(
             show_default=".faded/compare.html",
         ),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Compare results: every audit that is named, in every revision that is named.
 
@@ -200,22 +197,13 @@ def compare(
     that share a grid and a seed are compared head to head on their common probes: which fails least, where all fail,
     and whose failure modes are whose.
     """
-    from flows.results.compare import check_alike, differences, paired_difference
-    from flows.views import show_revisions, show_side_by_side
+    from flows.views import show_comparison
     from flows.views.side_by_side import PAGE, chosen_results, put_side_by_side, write_comparison_page
 
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
-    pairs = chosen_results(results, params.audits, default)
-    together = put_side_by_side(pairs)
-    if len(pairs) == 2 and len({audit for _, audit in pairs}) == 1:
-        (one, name), (other, _) = pairs
-        a, b = together.runs[one], together.runs[other]
-        check_alike(a, b)
-        paired = paired_difference(a.probes, b.probes, a.landscape.space)
-        show_revisions(console, name, together, paired, differences(a, b))
-    else:
-        show_side_by_side(console, together)
-    out = PAGE if page is None else here / page
-    write_comparison_page(out, together)
-    say(f"page: {out.resolve()}")
+    with working("reading the results"):
+        together = put_side_by_side(chosen_results(results, params.audits, default))
+        out = PAGE if page is None else here / page
+        write_comparison_page(out, together)
+    tell("compare", replace(together, page=out), show_comparison)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import Audit, Preset, app, console, errors, open_workspace, say, working
+from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
 
 
 @app.command(
@@ -78,6 +78,7 @@ def verify(
     max_age: Annotated[
         float | None, typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Check that an evidence bundle is consistent and complete, on any machine; no workspace is needed.
 
@@ -85,12 +86,13 @@ def verify(
     Without requirements an unsigned bundle also exits with 0, and the output says that it is unsigned.
     """
     from flows.evidence import Demands, verify_bundle
+    from flows.evidence.verify import Verified
     from flows.evidence.views import show_checks
 
     demands = Demands(require_signed, require_repaired, require_passed, max_age)
-    checks = verify_bundle(bundle, key or (), model, demands)
-    show_checks(console, checks)
-    if not all(check.holds for check in checks):
+    found = Verified(bundle, verify_bundle(bundle, key or (), model, demands))
+    tell("verify", found, lambda console, found: show_checks(console, found.checks))
+    if not found.holds:
         raise typer.Exit(1)
 
 
@@ -124,7 +126,8 @@ def export(
 
 
 @app.command(
-    epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]",
+    epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]"
+    "   [cyan]faded gate mnist --first --junit gate.xml[/]",
 )
 def gate(
     audit: Audit = None,
@@ -136,23 +139,41 @@ def gate(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, max=1.0, help="Largest increase still accepted (0.02 = 2 points).")
     ] = 0.02,
+    first: Annotated[
+        bool, typer.Option("--first", help="If there is nothing to compare with, judge by the audit's own gates alone.")
+    ] = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Also write JUnit XML, with a test case for each gate."),
+    ] = None,
+    json: Json = False,
 ) -> None:
     """For CI: fail unless the audit passed and is confirmed to be at least as good as an earlier one that passed.
 
-    If neither of them sets gates, only the comparison counts, and the output says so.
+    If neither of them sets gates, only the comparison counts, and the output says so. The first result has nothing to
+    be compared with: commit it, or use --first.
 
     Exit codes: 0 at least as good, 1 worse or not confirmed, 2 stale or not comparable, 3 infrastructure.
     """
+    out = junit and Path.cwd() / junit
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence.gate import run_gate
+    from flows.evidence.junit import write_junit
     from flows.evidence.views import show_gate
     from flows.workspace import exclusive
+    from stages.core.errors import FadedError
 
-    with exclusive(), working("checking every byte and comparing"):
-        result = run_gate(params, name, against, tolerance)
-    show_gate(console, result)
+    try:
+        with exclusive(), working("checking every byte and comparing"):
+            result = run_gate(params, name, against, tolerance, first=first)
+    except FadedError as error:
+        if out is not None:
+            write_junit(out, name, error)
+        raise
+    if out is not None:
+        write_junit(out, name, result)
+    tell("gate", result, show_gate)
     if not result.passed:
-        errors.print(
-            f"[bold red]{name}: could not confirm it is at least as good as {result.against}[/]", highlight=False
-        )
+        than = f" at least as good as {result.against}" if result.against else " good enough"
+        errors.print(f"[bold red]{name}: could not confirm it is{than}[/]", highlight=False)
         raise typer.Exit(1)

@@ -12,11 +12,20 @@ from math import hypot, isnan
 import pandas as pd
 
 from flows.evidence.write import proven_evidence
-from flows.graph.lock import LOCK, md5_in, read_lock
-from flows.results import NO_GATES, LastVerdict, last_stage, verdict_of
-from flows.results.compare import (
+from flows.graph.lock import md5_in
+from flows.results import (
+    HEADLINE,
+    NO_GATES,
     WORKSPACE,
+    LastVerdict,
+    headline_at,
+    last_stage,
+    lock_at,
+    verdict_of,
+)
+from flows.results.compare import (
     Evaluation,
+    NoResults,
     PairedFailures,
     Run,
     check_alike,
@@ -24,15 +33,13 @@ from flows.results.compare import (
     paired_difference,
     read_run,
 )
-from flows.results.glance import HEADLINE
 from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.core.git import file_at, git
+from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
 from stages.records import RateRecord
-from stages.records.base import FlatMetrics
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class GateResult:
 
     Args:
         audit: its name.
-        against: the revision.
+        against: the revision; None if there is nothing to compare with, and none was required.
         tolerance: how much worse still counts as no worse.
         then: the revision's own verdict.
         now: the workspace's own verdict.
@@ -69,9 +76,9 @@ class GateResult:
     """
 
     audit: str
-    against: str
+    against: str | None
     tolerance: float
-    then: LastVerdict
+    then: LastVerdict | None
     now: LastVerdict
     rows: list[GateRow]
     notes: list[str]
@@ -79,7 +86,8 @@ class GateResult:
     @property
     def own(self) -> bool:
         """Whether the workspace's own verdict allows a pass: its gates passed, or neither side has gates."""
-        return self.now.passed is True or self.now.word == self.then.word == NO_GATES
+        before = NO_GATES if self.then is None else self.then.word
+        return self.now.passed is True or self.now.word == before == NO_GATES
 
     @property
     def passed(self) -> bool:
@@ -87,7 +95,7 @@ class GateResult:
         return self.own and all(row.passed for row in self.rows)
 
 
-def run_gate(params: Params, audit: str, against: str | None, tolerance: float) -> GateResult:
+def run_gate(params: Params, audit: str, against: str | None, tolerance: float, *, first: bool = False) -> GateResult:
     """Compare the workspace's result with that of a revision.
 
     Args:
@@ -96,33 +104,50 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
         against: a git revision at which the audit did not fail; None takes the newest commit in which it passed,
             whoever decided there.
         tolerance: for failure rates and clean quality, as a share.
+        first: whether only the workspace's own verdict counts if there is nothing to compare with. A revision that is
+            named and whose dvc.lock names results is something, even where their bytes are missing.
 
     Raises:
-        UsageError: if the workspace's result is stale, the revision has no result or failed, or the runs differ in more
-            than the model.
+        NoResults: if there is nothing to compare with, unless `first`.
+        UsageError: if the workspace's result is stale, the revision failed, or the runs differ in more than the model.
         InfrastructureError: if outputs differ from what stages wrote, or the evidence does not hold.
     """
     proven_evidence(params, audit)
     notes: list[str] = []
-    if against is None:
-        against, same = last_passed(params, audit)
-        notes += (
-            [f"{against} is the last that passed, and has this same result; use --against for another"] if same else []
-        )
-    repaired = audit in params.repairs
-    then, now = read_run(against, audit, repaired=repaired), read_run(WORKSPACE, audit, repaired=repaired)
-    first, own = (verdict_of(audit, (run.evaluation or run).verdict) for run in (then, now))
-    if first.refuses:
-        raise UsageError(_no_baseline(params, audit, against, first))
-    if NO_GATES in (first.word, own.word):
-        notes.append(_without_gates(against, first, own))
+    repaired, named = audit in params.repairs, against is not None
+    now = read_run(WORKSPACE, audit, repaired=repaired)
+    own = verdict_of(audit, (now.evaluation or now).verdict)
+    try:
+        if against is None:
+            against, same = last_passed(params, audit)
+            told = f"{against} is the last that passed, and has this same result; use --against for another"
+            notes += [told] if same else []
+        then = read_run(against, audit, repaired=repaired)
+    except NoResults as none:
+        if not first or (named and none.named):
+            raise NoResults(f"{none}\n{_how_to_begin(audit)}", named=none.named) from None
+        gates = "no gates are set, so nothing was judged" if own.word == NO_GATES else "only its own gates were judged"
+        return GateResult(audit, None, tolerance, None, own, [], [f"nothing to compare with, {gates}: {none}"])
+    before = verdict_of(audit, (then.evaluation or then).verdict)
+    if before.refuses:
+        raise UsageError(_no_baseline(params, audit, against, before))
+    if NO_GATES in (before.word, own.word):
+        notes.append(_without_gates(against, before, own))
     check_alike(then, now, more=("seed",))
     space = now.landscape.space
     rows = [_landscape(then, now, space, tolerance)]
     if then.evaluation and now.evaluation:
         rows += _evaluation(then.evaluation, now.evaluation, space, tolerance)
     notes += differences(then, now)
-    return GateResult(audit, against, tolerance, first, own, rows, notes)
+    return GateResult(audit, against, tolerance, before, own, rows, notes)
+
+
+def _how_to_begin(audit: str) -> str:
+    return (
+        "If this is the first result here, commit dvc.lock, data/*/code.json and data/*/*/headline.json, and run"
+        " `dvc push`: later results are compared with it. By its own gates alone it is judged by"
+        f" `faded gate {audit} --first`"
+    )
 
 
 def _no_baseline(params: Params, audit: str, against: str, verdict: LastVerdict) -> str:
@@ -151,28 +176,20 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
         start: the revision whose history is searched.
 
     Raises:
-        UsageError: if there is none.
+        NoResults: if there is none.
     """
-    folder = stage_dir(audit, last_stage(params, audit))
-    path, metrics = folder / HEADLINE, (folder / "metrics.json").as_posix()
+    stage = last_stage(params, audit)
+    path, metrics = (stage_dir(audit, stage) / name for name in (HEADLINE, "metrics.json"))
     for commit in (git("log", "--format=%H", start, "--", path.as_posix()) or "").split():
-        if _passed(file_at(commit, path)):
-            then, now = (
-                md5_in(read_lock(data or b""), "outs", metrics) for data in (file_at(commit, LOCK), LOCK.read_bytes())
-            )
+        headline = headline_at(commit, audit, stage)
+        if headline is not None and headline.passed is True:
+            then, now = (md5_in(lock_at(one), "outs", metrics.as_posix()) for one in (commit, WORKSPACE))
             return commit[:12], then == now
-    raise UsageError(
-        f"no commit has a {path} with `passed: true`, so there is no verdict to compare with: run `faded audit {audit}`"
-        " with gates in params.yaml, and commit dvc.lock and data/*/*/headline.json (in a shallow clone, fetch the"
-        " history first: `git fetch --unshallow`); or name a revision: --against REV"
+    raise NoResults(
+        f"no commit has a {path} with `passed: true`, so there is no verdict to compare with: name a revision with"
+        " --against; or in a shallow clone, fetch the history first: `git fetch --unshallow`",
+        named=False,
     )
-
-
-def _passed(headline: bytes | None) -> bool:
-    try:
-        return FlatMetrics.parse(headline or b"", HEADLINE).passed is True
-    except UsageError:  # deleted in that commit, or not written by Faded
-        return False
 
 
 def _landscape(then: Run, now: Run, space: ConceptSpace, tolerance: float) -> GateRow:

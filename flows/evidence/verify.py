@@ -65,6 +65,19 @@ class Demands:
 NOTHING = Demands()
 
 
+@dataclass(frozen=True)
+class Verified:
+    """A bundle, and what its checks found."""
+
+    bundle: Path
+    checks: list[Check]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all checks hold."""
+        return all(check.holds for check in self.checks)
+
+
 def verify_bundle(
     path: Path, keys: Sequence[Path] = (), model: Path | None = None, demands: Demands = NOTHING
 ) -> list[Check]:

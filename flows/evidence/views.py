@@ -11,7 +11,7 @@ from rich.markup import escape
 from flows.evidence.bundle import ENVELOPE
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
-from flows.terminal import new_table, print_plain
+from flows.terminal import narrow_table, new_table, print_plain
 from stages.core.errors import escape_controls
 
 if TYPE_CHECKING:
@@ -76,11 +76,21 @@ _UNKNOWN_KEY = (
 
 def show_gate(console: Console, result: GateResult) -> None:
     """Print each measure then and now, and whether it is shown to be no worse."""
+    for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):
+        if verdict is not None:
+            style = "yellow" if verdict.word == NO_GATES else "green" if verdict.passed is True else "red"
+            told = f"[{style}]{verdict.word}[/]; {_shown(verdict.decided or UNDECIDED)}"
+            console.print(f"{_shown(whose)} own verdict: {told}", highlight=False, soft_wrap=True)
+    if result.rows:
+        _show_measures(console, result)
+    for note in result.notes:
+        console.print(f"[yellow]note:[/] {_shown(note)}", highlight=False, soft_wrap=True)
+
+
+def _show_measures(console: Console, result: GateResult) -> None:
+    right = ("then", "now", "worse by", "95% interval", "n")
     title = _shown(f"{result.audit}: the workspace against {result.against}")
-    table = new_table("measure", title=title)
-    for column in ("then", "now", "worse by", "95% interval", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("no worse", no_wrap=True)
+    table = narrow_table("measure", *right, "no worse", title=title, whole=right, right=right)
     for row in result.rows:
         worse, style = row.worse, "green" if row.passed else "red"
         numbers = ["", "", "none"]
@@ -94,9 +104,3 @@ def show_gate(console: Console, result: GateResult) -> None:
         f"worse by: in points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
         highlight=False,
     )
-    for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):
-        style = "yellow" if verdict.word == NO_GATES else "green" if verdict.passed is True else "red"
-        by = _shown(verdict.decided or UNDECIDED)
-        console.print(f"{_shown(whose)} own verdict: [{style}]{verdict.word}[/]; {by}", highlight=False, soft_wrap=True)
-    for note in result.notes:
-        console.print(f"[yellow]note:[/] {_shown(note)}", highlight=False, soft_wrap=True)

@@ -60,12 +60,28 @@ def check_intact(audit: str) -> None:
     Raises:
         DamagedError: with the differences and the command that repairs them.
     """
-    if damages := find_damage(stages_of([audit])):
-        told = "\n".join(f"  {line}" for line in _few([str(damage) for damage in damages]))
+    if not (damages := find_damage(stages_of([audit]))):
+        return
+    if _of_another_run(damages):
+        told = "\n".join(f"  {line}" for line in _few([str(damage.path) for damage in damages]))
         raise DamagedError(
-            f"audit {audit!r} is not what its stages wrote, so it is not used:\n{told}\n"
-            f"`faded audit {audit}` restores or recomputes it"
+            f"the results of {audit!r} here are of another run than {LOCK} names, as after `git checkout` or an"
+            f" experiment, so they are not used:\n{told}\nrun `dvc checkout` for those that {LOCK} names"
         )
+    told = "\n".join(f"  {line}" for line in _few([str(damage) for damage in damages]))
+    raise DamagedError(
+        f"audit {audit!r} is not what its stages wrote, so it is not used:\n{told}\n"
+        f"`faded audit {audit}` restores or recomputes it"
+    )
+
+
+def _of_another_run(damages: Iterable[Damage]) -> bool:
+    """Whether a stage wrote all these files, only not when dvc.lock was written: DVC's cache has them."""
+    cache, hashes = CacheFolder.of_workspace(), Hashes()
+    return all(
+        damage.where == "workspace" and damage.path.is_file() and cache.holds(hashes.md5(damage.path), hashes)
+        for damage in damages
+    )
 
 
 def _few(lines: list[str]) -> list[str]:

@@ -14,9 +14,8 @@ from rich.markup import escape
 from flows.recur.deploy import LATE, of_pool
 from flows.recur.schedule import Entry
 from flows.request import deadline, needs_decision
-from flows.terminal import new_table
+from flows.terminal import narrow_table, print_plain
 from stages.core.errors import FadedError
-from stages.core.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:
@@ -67,15 +66,14 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
 
 def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
     """Print the overview as a table."""
-    table = new_table("audit", "schedule", "next start", "last run", "verdict", "waits for")
+    table = narrow_table("audit", "schedule", "next start", "last run", "verdict")
     for row in rows:
         entry = row.entry
         cron = "none" if entry.cron is None else f"{entry.cron}\n{entry.timezone}"
-        start = f"{row.next_start:%a %Y-%m-%d %H:%M %Z}" if row.next_start is not None else "off"
-        table.add_row(
-            escape(entry.audit), escape(cron), start, escape(row.last), escape(row.verdict), escape(row.waits)
-        )
+        start = f"{row.next_start:%a %Y-%m-%d\n%H:%M %Z}" if row.next_start is not None else "off"
+        table.add_row(escape(entry.audit), escape(cron), start, escape(row.last), escape(row.verdict))
     console.print(table)
+    print_plain(console, *(f"{row.entry.audit} waits for {row.waits}" for row in rows if row.waits), style="yellow")
 
 
 def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
@@ -128,9 +126,8 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
     last = _last_run(entry, client) if client is not None else None
-    return ScheduleRow(
-        entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, "; ".join(waits)
-    )
+    told = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
+    return ScheduleRow(entry, entry.next_start(), last or told, verdict.word, "; ".join(waits))
 
 
 def in_state(**states: Sequence[str]) -> dict[str, Any]:
@@ -148,13 +145,6 @@ def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Seq
     deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})
     runs = client.read_flow_runs(deployment_filter=deployment, **in_state(**states), sort=FlowRunSort(sort), limit=1)
     return runs[0] if runs else None
-
-
-def _last_verdict(params: Params, audit: str) -> str:
-    from flows.results import last_stage
-
-    path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
-    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}" if path.exists() else "never"
 
 
 def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:

@@ -1,23 +1,38 @@
-"""Results of an audit for people: its verdict, its report, and how long its stages took."""
+"""Results of an audit for people: its current verdict, its report, and how long its stages took."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from flows.graph.digests import Hashes
+from flows.graph.intact import CacheFolder
+from flows.graph.lock import LOCK, md5_in, read_lock
 from flows.run_stage import StageResult
 from stages.core.environment import WORK
-from stages.core.files import read_state, write_state
+from stages.core.errors import FadedError, UsageError
+from stages.core.files import read_state, stage_dir, write_state
+from stages.core.git import file_at, git
+from stages.core.intervals import NO_RATE, Rate
 from stages.decisions import NO_HUMAN
 from stages.params import Params
 from stages.records import Gate, RepairVerdict, audit_folder
 from stages.records import Verdict as Record
+from stages.records.base import FlatMetrics
 
 NO_GATES = "no gates set"
+WORKSPACE = "workspace"  # in place of a revision
+HEADLINE = "headline.json"  # the only output that is in git
+_HEADLINES = ("report", "conclude")  # stages with one
 TIMINGS = WORK / "timings.json"
 REFERENCE = Path("benchmarks/timings.json")  # for the default audits, written by benchmarks/audit_time.py
 
@@ -32,7 +47,7 @@ class Took(BaseModel):
 
 @dataclass(frozen=True)
 class LastVerdict:
-    """The last verdict of an audit.
+    """The last verdict of an audit, here or at a revision.
 
     Args:
         passed: None if no gate is set, none failed but some could not be judged, or there is no verdict.
@@ -40,6 +55,11 @@ class LastVerdict:
         found: whether there is a verdict at all.
         decided: who decided what was repaired, in words; None if there was nothing to decide.
         statement: the verdict in sentences, if its stage wrote any.
+        light: whether a careful person would deploy: green, amber or red; None if the stage did not say.
+        concerns: what speaks against it although no gate failed, in sentences.
+        revision: the commit with the audit's last numbers, or `WORKSPACE`; None if there are none.
+        when: when they were committed, or made if they are not committed; None if there are none.
+        whole: whether more than its headline is known, which says nothing of gates and who decided.
     """
 
     audit: str
@@ -49,13 +69,24 @@ class LastVerdict:
     found: bool
     decided: str | None = None
     statement: str | None = None
+    light: str | None = None
+    concerns: tuple[str, ...] = ()
+    revision: str | None = None
+    when: datetime | None = None
+    whole: bool = True
 
     @property
     def word(self) -> str:
         """The verdict in a word or two."""
         if not self.found:
             return "no verdict yet"
-        return {True: "pass", False: "FAIL", None: "not judged" if self.gates else NO_GATES}[self.passed]
+        unknown = "not judged" if self.gates else NO_GATES if self.whole else "no verdict"
+        return {True: "pass", False: "FAIL", None: unknown}[self.passed]
+
+    @property
+    def decider(self) -> str:
+        """Who decided, without the words before it; empty if there was nothing to decide, or nobody knows."""
+        return (self.decided or "").removeprefix("decided by ")
 
     @property
     def refuses(self) -> bool:
@@ -69,13 +100,88 @@ def last_stage(params: Params, audit: str) -> str:
 
 
 def read_verdict(params: Params, audit: str) -> LastVerdict:
-    """Read the audit's last verdict; before its last stage ran, with the report of the landscape."""
-    here = audit_folder(audit)
-    last = here.conclude if audit in params.repairs else here.report
+    """Read the audit's current verdict, with its date: all commands have it from here.
+
+    It is the one that dvc.lock names, as long as its bytes are here or in DVC's cache, so that one left by another run
+    does not count; otherwise the headline in the workspace or in git says whether the audit passed. Before its last
+    stage ran, it has the report of the landscape.
+    """
+    here, stage = audit_folder(audit), last_stage(params, audit)
+    last = here.conclude if stage == "conclude" else here.report
     report = next((part.where("page") for part in (last, here.report) if part.has("page")), None)
-    if not last.has("verdict"):
-        return LastVerdict(audit, None, [], report, found=False)
-    return verdict_of(audit, last.verdict, report)
+    revision, when = next(revisions(audit, 1), (None, None))
+    verdict = verdict_at(audit, revision or WORKSPACE, stage, lock_at(WORKSPACE), current=True)
+    if verdict.found and when is None:
+        when = _made(stage_dir(audit, stage) / "verdict.json")
+    return replace(verdict, report=report, revision=revision, when=when)
+
+
+def verdict_at(audit: str, revision: str, stage: str, lock: Mapping[str, Any], *, current: bool = False) -> LastVerdict:
+    """The verdict of a revision that a stage wrote, or else its headline.
+
+    Args:
+        lock: the stages in the revision's dvc.lock, which names the bytes.
+        current: whether it is the current one: then the file in the workspace counts if dvc.lock names none.
+    """
+    path = stage_dir(audit, stage) / "verdict.json"
+    named, hashes = md5_in(lock, "outs", path.as_posix()), Hashes()
+    of = RepairVerdict if stage == "conclude" else Record
+    with suppress(FadedError, OSError):
+        data = None
+        if path.exists() and ((named is None and current) or hashes.md5(path) == named):
+            data = path.read_bytes()
+        elif named is not None and (kept := CacheFolder.of_workspace()).holds(named, hashes):
+            data = kept.path(named).read_bytes()
+        if data is not None:
+            return verdict_of(audit, of.parse(data, str(path)))
+    headline = headline_at(revision, audit, stage)
+    passed = headline.passed if headline is not None else None
+    return LastVerdict(audit, passed, [], None, headline is not None, whole=False)
+
+
+def revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
+    """Revisions at which the headlines of an audit changed, newest first; `WORKSPACE` if they differ from HEAD's."""
+    paths = [stage_dir(audit, stage) / HEADLINE for stage in _HEADLINES]
+    here = [path for path in paths if path.exists()] if headline_at(WORKSPACE, audit, "report") is not None else []
+    if any(file_at("HEAD", path) != path.read_bytes() for path in here):
+        yield WORKSPACE, max(map(_made, here))
+    names = [path.as_posix() for path in paths]
+    for line in (git("log", f"--max-count={most}", "--format=%h %cI", "--", *names) or "").splitlines():
+        commit, _, when = line.partition(" ")
+        if headline_at(commit, audit, "report") is not None:  # otherwise the audit was removed
+            yield commit, datetime.fromisoformat(when)
+
+
+def headline_at(revision: str, audit: str, stage: str) -> FlatMetrics | None:
+    """A stage's headline at a revision; None if there is none, or Faded did not write it."""
+    path = stage_dir(audit, stage) / HEADLINE
+    data = file_at(revision, path) if revision != WORKSPACE else path.read_bytes() if path.exists() else None
+    with suppress(UsageError):
+        return FlatMetrics.parse(data, HEADLINE) if data else None
+    return None
+
+
+def rate_in(headline: FlatMetrics) -> Rate:
+    """The failure rate in a landscape's headline, to a tenth of a percent; the number of probes is not in it."""
+    found = (headline.number(key) for key in ("failure_rate", "low", "high"))
+    value, low, high = (nan if one is None else float(one) / 100 for one in found)
+    return NO_RATE if isnan(value) else Rate(value, low, high, 1)
+
+
+@lru_cache(maxsize=8)
+def _parsed_lock(data: bytes) -> dict[str, dict[str, Any]]:
+    return read_lock(data)
+
+
+def lock_at(revision: str) -> dict[str, dict[str, Any]]:
+    """The stages in a revision's dvc.lock."""
+    if revision == WORKSPACE:
+        return _parsed_lock(LOCK.read_bytes()) if LOCK.exists() else {}
+    return _parsed_lock(file_at(revision, LOCK) or b"")
+
+
+def _made(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
 
 def verdict_of(audit: str, record: Record, report: Path | None = None) -> LastVerdict:
@@ -84,7 +190,8 @@ def verdict_of(audit: str, record: Record, report: Path | None = None) -> LastVe
     if isinstance(record, RepairVerdict):
         decided = NO_HUMAN if record.decided_by == "policy" else f"decided by {record.reviewer}"
         statement = record.statement
-    return LastVerdict(audit, record.passed, record.gates, report, True, decided, statement)
+    light, concerns = record.light, tuple(record.concerns)
+    return LastVerdict(audit, record.passed, record.gates, report, True, decided, statement, light, concerns)
 
 
 def gate_word(passed: bool | None) -> str:

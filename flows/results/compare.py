@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flows.results import WORKSPACE
 from stages.concepts import ConceptSpace
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import file_at
@@ -22,13 +23,24 @@ from stages.records import Landscape, Provenance, RateRecord, RepairVerdict, Ver
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
-WORKSPACE = "workspace"
 _RESAMPLES = 2000
 # Fields of provenance.json. Runs must agree on the first; differences in the others are reported as possible reasons.
 ALIKE = ("data", "device", "backend", "dtype", "task")
 TOLD = ("seed", "threads", "batch_size")
 _BEFORE = {"backend": "eager"}  # of runs made before this was recorded
 PACKAGES = ("torch", "numpy")
+
+
+class NoResults(UsageError):
+    """A revision has no results here.
+
+    Args:
+        named: whether its dvc.lock names some, so that only their bytes are missing.
+    """
+
+    def __init__(self, message: str, *, named: bool) -> None:
+        super().__init__(message)
+        self.named = named
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         repaired: whether to read the evaluation of its repair too.
 
     Raises:
-        UsageError: if there is no such revision, or it has no results here that this version can read.
+        NoResults: if it has no results here.
+        UsageError: if there is no such revision, or this version cannot read its results.
         InfrastructureError: if a file that DVC has differs from the hash in the revision's dvc.lock.
     """
     from dvc.api import DVCFileSystem
@@ -106,7 +119,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
         return replace(run, evaluation=evaluation)
     except FileNotFoundError:
-        raise UsageError(_missing(revision, audit, reading)) from None
+        raise _missing(revision, audit, reading) from None
     except UsageError as error:
         raise UsageError(f"cannot read the results of {revision}: {error}") from None
     except (SCMError, DvcException) as error:
@@ -126,20 +139,23 @@ def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
     return data
 
 
-def _missing(revision: str, audit: str, path: Path) -> str:
+def _missing(revision: str, audit: str, path: Path) -> NoResults:
     """Why a file of a result is missing, and what helps."""
     if revision == WORKSPACE:
-        return f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
+        told = f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
+        return NoResults(told, named=True)
     if f"path: {path.as_posix()}\n".encode() in (file_at(revision, Path("dvc.lock")) or b""):
-        return (
+        told = (
             f"{revision} has no results of audit {audit!r} here: its dvc.lock names {path}, but the bytes are neither"
             " in DVC's cache of this clone nor on a remote; where they were made: `dvc push`, then here:"
             " `dvc fetch --all-commits`"
         )
-    return (
+        return NoResults(told, named=True)
+    told = (
         f"{revision} has no results of audit {audit!r}: its dvc.lock does not name {path}; run `faded audit {audit}`"
         " there and commit dvc.lock"
     )
+    return NoResults(told, named=False)
 
 
 def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:

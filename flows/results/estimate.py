@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, Took, read_took
+from flows.terminal import bytes_in_words
 from stages.core.files import probe_seconds
 from stages.core.intervals import wilson
 from stages.params import Params
@@ -58,11 +59,20 @@ class StageEstimate:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A sentence on an audit that is going to run, and whether it is a warning."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Estimated cost of a run, and the free disk space in bytes."""
+    """Estimated cost of a run, the free disk space in bytes, and what else there is to say before it."""
 
     stages: list[StageEstimate]
     free: int
+    notes: tuple[Note, ...] = ()
 
     @property
     def probes(self) -> int:
@@ -243,16 +253,39 @@ def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expec
     return told + (", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else "")
 
 
-def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | None:
-    """The maximal number of processes that answer probes, and bytes of the model's files, which each copies to memory.
+def processes_line(params: Params, graph: Graph, name: str) -> str | None:
+    """How many processes may answer probes, each with a copy of the model in memory; None if only one may.
 
-    None if no stage to be run probes the model, or prepare has yet to write it.
+    None too if no stage to be run probes the model, or prepare has yet to write it.
     """
     if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
         return None
     prepared = audit_folder(name).prepare.path
-    files = (path for path in (prepared / "model").rglob("*") if path.is_file())
-    return task_context(name, params.audit(name), prepared).compute.processes, sum(f.stat().st_size for f in files)
+    processes = task_context(name, params.audit(name), prepared).compute.processes
+    size = sum(path.stat().st_size for path in (prepared / "model").rglob("*") if path.is_file())
+    each = f"each with a copy of the model ({bytes_in_words(size)} on disk)"
+    return f"{name}: up to {processes} processes answer probes at once, {each}" if processes > 1 else None
+
+
+def plan_run(params: Params, graph: Graph, audits: Sequence[str], *, here: bool) -> Estimate:
+    """The cost of running audits now, with notes: backends, paid requests, processes, and what items can show.
+
+    Args:
+        here: whether stages run on this machine.
+    """
+    from flows.results.power import what_can_be_shown, what_gates_leave_open
+
+    notes: list[Note] = []
+    for name in audits:
+        lines = [backend_line(params, graph, name, here=here), requests_line(params, graph, name)]
+        lines += [processes_line(params, graph, name)] if here else []
+        notes += [Note(line) for line in lines if line is not None]
+        if (few := few_items(params.audits[name].prepare.get("items"))) is not None:
+            notes.append(Note(f"{name}: {few}", warning=True))
+        if graph.to_do([name]):
+            notes += map(Note, what_can_be_shown(params, name))
+        notes += map(Note, what_gates_leave_open(params, name))
+    return replace(estimate_cost(params, graph, audits), notes=tuple(notes))
 
 
 def divided(params: Params, stage: Stage) -> bool:

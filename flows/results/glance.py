@@ -1,26 +1,16 @@
-"""The overview of audits: the last verdict of each, the failure rate behind it, its date, and what to do next."""
+"""The overview of audits: the current verdict of each, the failure rate behind it, and what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from math import isnan, nan
 from pathlib import Path
 
 from flows.graph import RUNS_NOW, Graph, Stage
-from flows.request import needs_decision
-from flows.results import LastVerdict, last_stage, read_verdict
-from stages.core.errors import UsageError
-from stages.core.files import stage_dir
-from stages.core.git import git
+from flows.request import how_to_decide, needs_decision
+from flows.results import WORKSPACE, LastVerdict, headline_at, rate_in, read_verdict
 from stages.core.intervals import NO_RATE, Rate
-from stages.params import DATA, Params
-from stages.records import audit_folder
-from stages.records.base import FlatMetrics
-
-HEADLINE = "headline.json"  # the only output that is in git
+from stages.params import Params
 
 
 @dataclass(frozen=True)
@@ -28,86 +18,103 @@ class Glance:
     """The overview of one audit.
 
     Args:
-        rate: failure rate of the model under test in use; without observations if there is no landscape.
-        when: when the verdict was committed, or made if it is not committed; None if there is none.
-        outdated: whether stages are stale, so that the verdict is from an earlier run.
+        failure_rate: of the model under test in use; without observations if there is no landscape.
+        outdated: whether stages are stale, not only missing, so that the verdict is from an earlier run.
+        waits: who has to decide, and by when, in words; None if nothing waits for a person.
         next: the command to run next; empty if there is nothing to do.
     """
 
     verdict: LastVerdict
-    rate: Rate
-    when: datetime | None
+    failure_rate: Rate
     outdated: bool
+    waits: str | None
     next: str
 
 
-def glance(
-    params: Params, graph: Graph, audits: Sequence[str], unmeasured: Sequence[str]
-) -> tuple[list[Glance], list[str]]:
-    """The overview of audits, and the names of those that never ran.
+@dataclass(frozen=True)
+class StageState:
+    """A stage, and whether it is fresh, stale, missing, behind (after a stale one) or at work (`RUNS_NOW`), and why."""
+
+    stage: str
+    state: str
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `faded status` found.
 
     Args:
+        running: the process of a running audit, so that all this will change; None if there is none.
+        audits: those with a result, or with something to do.
+        never_run: the names of the others.
         unmeasured: audits that `faded init` wrote but has not measured yet.
+        stages: those of all audits, if they were asked for.
+        page: the page of all this, if it was asked for.
     """
-    committed, rows, never = _committed(), [], []
+
+    running: int | None
+    audits: list[Glance]
+    never_run: list[str]
+    unmeasured: list[str]
+    stages: list[StageState] | None = None
+    page: Path | None = None
+
+
+def read_status(
+    params: Params,
+    graph: Graph | None,
+    audits: Sequence[str],
+    unmeasured: Sequence[str] = (),
+    running: int | None = None,
+) -> Status:
+    """The overview of audits, without stages; without a graph nothing is said of what is stale."""
+    rows, never = [], []
     for name in audits:
-        stages = [stage for stage in graph.of([name]) if stage.audit == name]
-        verdict, rate = read_verdict(params, name), read_rate(name)
+        stages = [stage for stage in graph.of([name]) if stage.audit == name] if graph is not None else []
+        verdict, rate = read_verdict(params, name), _rate(name)
         if not verdict.found and not rate.n and name not in unmeasured and _never_ran(stages):
             never.append(name)
             continue
-        when = _when(stage_dir(name, last_stage(params, name)) / HEADLINE, committed)
-        stale = any(stage.stale for stage in stages)
-        next_ = f"faded init --name {name}" if name in unmeasured else _next(params, verdict, stages)
-        rows.append(Glance(verdict, rate, when if verdict.found else None, stale, next_))
-    return rows, never
+        waits = how_to_decide(name) if needs_decision(params, name) is not None else None
+        next_ = f"faded init --name {name}" if name in unmeasured else _next(verdict, stages, waits)
+        outdated = verdict.found and any(one.state == "stale" for one in states_of(stages))
+        rows.append(Glance(verdict, rate, outdated, waits, next_))
+    return Status(running, rows, never, list(unmeasured))
 
 
-def read_rate(audit: str) -> Rate:
-    """Failure rate of the model under test, from the headline of its last landscape here."""
-    report = audit_folder(audit).report
-    with suppress(UsageError):  # commands that need more of it report what is wrong
-        return rate_in(report.headline)
-    return NO_RATE
+def states_of(stages: Sequence[Stage]) -> Iterator[StageState]:
+    """The state of each of these stages, which are in the order of the graph."""
+    behind: set[str] = set()
+    for stage in stages:
+        after = bool(behind.intersection(stage.upstream))
+        if stage.stale or after:
+            behind.add(stage.name)
+        if stage.reasons == (RUNS_NOW,):
+            yield StageState(stage.name, RUNS_NOW, ())
+        elif stage.stale:
+            missing = all(reason.endswith(("missing", "deleted")) for reason in stage.reasons)
+            yield StageState(stage.name, "missing" if missing else "stale", stage.reasons)
+        else:
+            yield StageState(stage.name, "behind" if after else "fresh", ("depends on a stale stage",) * after)
 
 
-def rate_in(headline: FlatMetrics) -> Rate:
-    """The failure rate in a landscape's headline, to a tenth of a percent; the number of probes is not in it."""
-    found = (headline.number(key) for key in ("failure_rate", "low", "high"))
-    value, low, high = (nan if one is None else float(one) / 100 for one in found)
-    return NO_RATE if isnan(value) else Rate(value, low, high, 1)
+def _rate(audit: str) -> Rate:
+    """Failure rate of the model under test, from the headline of the last landscape."""
+    headline = headline_at(WORKSPACE, audit, "report") or headline_at("HEAD", audit, "report")
+    return NO_RATE if headline is None else rate_in(headline)
 
 
 def _never_ran(stages: Sequence[Stage]) -> bool:
     return all(stage.stale for stage in stages) and not any(stage.size for stage in stages)
 
 
-def _next(params: Params, verdict: LastVerdict, stages: Sequence[Stage]) -> str:
+def _next(verdict: LastVerdict, stages: Sequence[Stage], waits: str | None) -> str:
     name = verdict.audit
     if any(stage.reasons == (RUNS_NOW,) for stage in stages):
         return RUNS_NOW
-    if needs_decision(params, name) is not None:
+    if waits is not None:
         return f"faded review {name}"
     if any(stage.stale for stage in stages):
         return f"faded audit {name}"
     return f"faded report {name}" if verdict.refuses else ""
-
-
-def _when(path: Path, committed: Mapping[str, datetime]) -> datetime | None:
-    with suppress(FileNotFoundError):
-        made = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-        return committed.get(path.as_posix(), made)
-    return None
-
-
-def _committed() -> dict[str, datetime]:
-    """When headlines that are unchanged in the workspace were committed, by path."""
-    paths = f":(glob){DATA}/*/*/{HEADLINE}"
-    said = git("-c", "core.quotePath=false", "log", "--format=%x00%cI", "--name-only", "--relative", "--", paths) or ""
-    changed = git("-c", "core.quotePath=false", "diff", "HEAD", "--name-only", "--relative", "--", paths) or ""
-    found: dict[str, datetime] = {}
-    for commit in said.split("\0")[1:]:  # newest first
-        date, *names = commit.split("\n")
-        for name in filter(None, names):
-            found.setdefault(name, datetime.fromisoformat(date))
-    return {name: date for name, date in found.items() if name not in changed.splitlines()}

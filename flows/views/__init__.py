@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
 
-from flows.graph import RUNS_NOW
+from flows.graph import RUNS_NOW, audit_of
 from flows.results import gate_word
 from flows.terminal import bytes_in_words, first_of, narrow_table, new_table, print_plain
 
 if TYPE_CHECKING:
-    from flows.graph import Stage
     from flows.results import LastVerdict
-    from flows.results.compare import PairedFailures
     from flows.results.estimate import Estimate
-    from flows.results.glance import Glance
+    from flows.results.glance import Status
     from flows.run_stage import StageResult
-    from flows.views.history import History
+    from flows.views.history import Histories
     from flows.views.side_by_side import SideBySide
     from stages.concepts import Concept
     from stages.core.intervals import Rate
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict with gates
 _LEAST = 0.0005  # share of inputs that is shown
-
-
-def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
-    """Print how many processes may answer probes, if there are several."""
-    if processes > 1:
-        each = f"each with a copy of the model ({bytes_in_words(n_bytes)} on disk)"
-        print_plain(console, f"{audit}: up to {processes} processes answer probes at once, {each}")
 
 
 def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
@@ -69,141 +63,154 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
 
 def _verdict_line(verdict: LastVerdict) -> str:
     decided = f" ({escape(verdict.decided)})" if verdict.decided else ""
+    return f"{_styled_word(verdict, f'{verdict.audit}: ')}{decided}"
+
+
+def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
-    return f"[{style}]{escape(verdict.audit)}: {verdict.word}[/]{decided}"
+    return f"[{style}]{escape(before)}{verdict.word}[/]"
 
 
 def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
-def show_plan(console: Console, estimate: Estimate) -> None:
+def show_plan(console: Console, plan: Estimate) -> None:
     """Print what would run, why and at what cost."""
-    if not estimate.stages:
-        console.print("nothing to do: no stage is stale")
-        return
-    numbers = ("probes", "model calls", "seconds", "disk")
-    table = new_table("stage", "why", *numbers, right=numbers)
-    for e in estimate.stages:
-        why = first_of(e.stage.reasons) if e.stage.reasons else "depends on a stale stage"
-        table.add_row(
-            escape(e.stage.name),
-            escape(why) + (" [yellow](waits for a person's decision)[/]" if e.waits else ""),
-            f"{e.probes:,}" if e.probes else "",
-            f"{e.calls:,}" if e.calls else "",
-            f"{e.seconds:.1f}" if e.seconds is not None else "?",
-            bytes_in_words(e.size) if e.size is not None else "?",
-        )
-    console.print(table)
-    console.print(f"{estimate.probes:,} unique probes at most; {estimate.time}", highlight=False)
-    disk = sum(e.size or 0 for e in estimate.stages)
-    about = (
-        f"about {bytes_in_words(disk)} of outputs, as in the last run"
-        if disk
-        else "size of outputs unknown before the first run"
-    )
-    console.print(f"disk: {about}, {bytes_in_words(estimate.free)} free", highlight=False)
-
-
-def show_status(
-    console: Console, stages: Sequence[Stage], verdicts: Sequence[LastVerdict], running: int | None
-) -> None:
-    """Print every stage's state, and the last verdict of every audit."""
-    if running is not None:
-        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
-    table = new_table("stage", "state", "why")
-    behind: set[str] = set()
-    for stage in stages:
-        if stage.stale:
-            state, why = "[yellow]stale[/]", escape(first_of(stage.reasons))
-            if all(reason.endswith("missing") for reason in stage.reasons):
-                state = "[yellow]missing[/]"
-            elif stage.reasons == (RUNS_NOW,):
-                state, why = f"[cyan]{RUNS_NOW}[/]", ""
-        elif behind.intersection(stage.upstream):
-            state, why = "[yellow]behind[/]", "depends on a stale stage"
-        else:
-            state, why = "[green]fresh[/]", ""
-        if stage.stale or behind.intersection(stage.upstream):
-            behind.add(stage.name)
-        table.add_row(escape(stage.name), state, why)
-    console.print(table)
-    for verdict in verdicts:
-        outdated = any(name.endswith(f"@{verdict.audit}") for name in behind)
-        note = " [dim](from an earlier run: stages are stale)[/]" if verdict.found and outdated else ""
-        console.print(_verdict_line(verdict) + note, highlight=False)
-
-
-def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], running: int | None) -> None:
-    """Print the overview of audits, one per row; those that never ran in one line."""
-    if running is not None:
-        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
-    if rows:
-        whole = ("failure rate", "date")
-        table = narrow_table("audit", "verdict", *whole, "decided by", "next", whole=whole)
-        for row in rows:
-            v = row.verdict
-            style = "bold" if v.passed is None and not v.gates else f"bold {_PASSED_STYLE[v.passed]}"
-            outdated = " [dim](outdated)[/]" if v.found and row.outdated else ""
+    if plan.stages:
+        numbers = ("probes", "calls", "seconds", "disk")
+        table = narrow_table("stage, and why it runs", *numbers, whole=numbers, right=numbers)
+        for e in plan.stages:
+            waits = "waits for a person's decision" if e.waits else ""
             table.add_row(
-                escape(v.audit),
-                f"[{style}]{v.word}[/]{outdated}",
-                short_rate(row.rate),
-                f"{row.when:%Y-%m-%d}" if row.when else "",
-                escape((v.decided or "").removeprefix("decided by ")),
-                escape(row.next),
+                _with_reasons(e.stage.name, e.stage.reasons or ("depends on a stale stage",), waits),
+                f"{e.probes:,}" if e.probes else "",
+                f"{e.calls:,}" if e.calls else "",
+                f"{e.seconds:.1f}" if e.seconds is not None else "?",
+                bytes_in_words(e.size) if e.size is not None else "?",
             )
         console.print(table)
-    if never:
-        told = f"never run: {', '.join(never)}; `faded audit NAME` runs one"
-        console.print(told, markup=False, highlight=False)
+        console.print(f"{plan.probes:,} unique probes at most; {plan.time}", highlight=False)
+        disk = sum(e.size or 0 for e in plan.stages)
+        about = (
+            f"about {bytes_in_words(disk)} of outputs, as in the last run"
+            if disk
+            else "size of outputs unknown before the first run"
+        )
+        console.print(f"disk: {about}, {bytes_in_words(plan.free)} free", highlight=False)
+    else:
+        console.print("nothing to do: no stage is stale")
+    for note in plan.notes:
+        print_plain(console, note.text, style="yellow" if note.warning else None)
 
 
-def show_history(console: Console, histories: Sequence[History]) -> None:
-    """Print the last results of audits in one table; below it what changed before each, and the drift."""
-    whole = ("result", "date", "verdict", "failure rate", "targets")
-    table = narrow_table("audit", *whole, "decided by", whole=whole)
-    for history in histories:
-        for result in history.results:
-            style = {True: "green", False: "red", None: "bold"}[result.passed]
+def _with_reasons(stage: str, reasons: Sequence[str], more: str = "") -> Group:
+    """A stage, and below it why it has to run, without the name of its audit: beside it there would be no room."""
+    audit = audit_of(stage)
+    short = [re.sub(rf"^(data/|audits\.|repairs\.){re.escape(audit)}[/.]", "", reason) for reason in reasons]
+    said = [Padding(Text(text, "dim"), (0, 0, 0, 2)) for text in (first_of(short), more) if text]
+    return Group(Text(stage), *said)
+
+
+_STATE_STYLE = {"fresh": "green", RUNS_NOW: "cyan"}
+
+
+def show_status(console: Console, status: Status) -> None:
+    """Print one row per audit, or the state of every stage if asked for, and what to do next."""
+    if status.running is not None:
+        console.print(
+            f"[yellow]an audit is running (process {status.running}), so this will change[/]", highlight=False
+        )
+    if status.stages is not None:
+        table = narrow_table("stage", "state", whole=("state",))
+        for one in status.stages:
+            style = _STATE_STYLE.get(one.state, "yellow")
+            table.add_row(_with_reasons(one.stage, one.why), f"[{style}]{one.state}[/]")
+        console.print(table)
+    elif status.audits:
+        whole = ("failure rate", "date")
+        table = narrow_table("audit", "verdict", *whole, "decided by", whole=whole)
+        for row in status.audits:
+            v, now = row.verdict, f" [cyan]({RUNS_NOW})[/]" if row.next == RUNS_NOW else ""
             table.add_row(
-                escape(history.audit),
-                result.revision,
-                f"{result.when:%Y-%m-%d}",
-                f"[{style}]{result.word}[/]",
-                short_rate(result.rate),
-                f"{100 * result.target:+.1f}" if result.target is not None else "",
-                escape(result.decided),
+                escape(v.audit),
+                _styled_word(v) + (f", {v.light}" if v.light else "") + (now or (" [dim](outdated)[/]" * row.outdated)),
+                short_rate(row.failure_rate),
+                f"{v.when:%Y-%m-%d}" if v.found and v.when else "",
+                escape(v.decider),
             )
-        table.add_section()
-    console.print(table)
-    for history in histories:
-        for result in history.results:
-            if result.changed:
-                print_plain(console, f"{history.audit} {result.revision} changed {'; '.join(result.changed)}")
-        console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
+        console.print(table)
+    if status.stages is not None:
+        for row in status.audits:
+            note = " [dim](from an earlier run: stages are stale)[/]" if row.outdated else ""
+            console.print(_verdict_line(row.verdict) + note, highlight=False)
+    _show_next(console, status)
 
 
-def show_unmeasured(console: Console, audits: Sequence[str]) -> None:
-    """Print the audits that `faded init` wrote but has not measured yet."""
-    for name in audits:
+def _show_next(console: Console, status: Status) -> None:
+    """Print the commands to run next, and which audits never ran."""
+    for name in status.unmeasured:
         line = f"{name}: its levels are not measured yet; `faded init --name {name}` resumes"
         print_plain(console, line, style="yellow")
+    for row in status.audits:
+        if row.waits is not None:
+            print_plain(console, row.waits, style="yellow")
+    told = [row.next for row in status.audits if row.waits is None and row.verdict.audit not in status.unmeasured]
+    stale = [command.removeprefix("faded audit ") for command in told if command.startswith("faded audit ")]
+    again = [f"faded audit {' '.join(stale)}"] if stale else []
+    for command in [*again, *(command for command in told if command.startswith("faded report "))]:
+        print_plain(console, f"next: {command}")
+    if status.never_run:
+        print_plain(console, f"never run: {', '.join(status.never_run)}; `faded audit NAME` runs one")
+    if status.page is not None:
+        print_plain(console, f"page: {status.page.resolve()}")
 
 
-def show_revisions(
-    console: Console, audit: str, together: SideBySide, paired: PairedFailures | None, notes: Sequence[str]
-) -> None:
+def show_history(console: Console, found: Histories) -> None:
+    """Print the last results of audits, each with its drift and what changed before each result."""
+    if never := [one.audit for one in found.audits if not one.results]:
+        print_plain(console, f"no results: {', '.join(never)}")
+    for history in found.audits:
+        if not history.results:
+            continue
+        console.print(f"[bold]{escape(history.audit)}[/]: {history.drift}", highlight=False, soft_wrap=True)
+        whole = ("result", "date", "verdict", "failure rate", "targets")
+        table = narrow_table(*whole, "decided by", whole=whole)
+        for result in history.results:
+            v = result.verdict
+            table.add_row(
+                v.revision,
+                f"{v.when:%Y-%m-%d}",
+                _styled_word(v),
+                short_rate(result.failure_rate),
+                f"{100 * result.target_change:+.1f}" if result.target_change is not None else "",
+                escape(v.decider),
+            )
+        console.print(table)
+        for result in history.results:
+            if result.changed:
+                print_plain(console, f"{result.verdict.revision} changed {'; '.join(result.changed)}")
+    if found.page is not None:
+        print_plain(console, f"page: {found.page.resolve()}")
+
+
+def show_comparison(console: Console, together: SideBySide) -> None:
+    """Print several results, and where the page with their curves is."""
+    (_show_side_by_side if together.revisions_of is None else _show_revisions)(console, together)
+    if together.page is not None:
+        print_plain(console, f"page: {together.page.resolve()}")
+
+
+def _show_revisions(console: Console, together: SideBySide) -> None:
     """Print two revisions of one audit: their rates, and the difference of these on common probes."""
-    names = list(together.runs)
-    one, other = names[0], names[-1]
-    table = new_table("failure rate", one, other, title=f"{audit}: {one} against {other}")
+    one, other = together.names
+    table = new_table("failure rate", one, other, title=f"{together.revisions_of}: {one} against {other}")
     for what, rates in together.rates:
         if what != "worst failure mode":
             table.add_row(escape(what), _rate(rates[0]), _rate(rates[-1]))
     console.print(table)
-    _show_notes(console, notes)
-    if paired is None:
+    _show_notes(console, together.notes)
+    if (paired := together.difference) is None:
         console.print("no common control probes, so nothing to pair")
         return
     d = paired.difference
@@ -221,9 +228,9 @@ def _show_notes(console: Console, notes: Sequence[str]) -> None:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
-def show_side_by_side(console: Console, together: SideBySide) -> None:
+def _show_side_by_side(console: Console, together: SideBySide) -> None:
     """Print several results: what their searches found, rates, and the settings that differ."""
-    table = new_table("", *map(escape, together.runs))
+    table = new_table("", *map(escape, together.names))
     for what, found in together.found:
         table.add_row(escape(what), *map(_value, found))
     table.add_section()
@@ -234,7 +241,7 @@ def show_side_by_side(console: Console, together: SideBySide) -> None:
         table.add_row(escape(f"differs: {what.replace('_', ' ')}"), *map(_value, made_with))
     console.print(table)
     if together.paired is not None:
-        _show_head_to_head(console, list(together.runs), together.paired)
+        _show_head_to_head(console, together.names, together.paired)
     _show_notes(console, together.notes)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
 from itertools import cycle, pairwise
 from math import hypot, isnan
 from pathlib import Path
@@ -15,29 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
-from flows.graph.digests import Hashes
-from flows.graph.intact import CacheFolder
-from flows.graph.lock import LOCK, md5_in, read_lock
-from flows.results import LastVerdict, verdict_of
-from flows.results.compare import WORKSPACE
-from flows.results.glance import HEADLINE, rate_in
+from flows.graph.lock import md5_in
+from flows.results import LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
 from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
-from stages.core.errors import FadedError, UsageError
+from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.core.git import file_at, git
 from stages.core.intervals import NO_RATE, Rate
-from stages.params import DATA
-from stages.records import RepairVerdict, audit_folder
-from stages.records import Verdict as Record
-from stages.records.base import FlatMetrics
+from stages.params import DATA, Params
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PAGE = WORK / "history.html"
-_STAGES = ("report", "conclude")  # stages with a headline
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
 LIMITS = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
@@ -48,37 +38,25 @@ LIMITS = (
     "A result is a commit in which the numbers of an audit changed; who decided is known if its verdict is "
     "in DVC's cache here.",
 )
-_WORD = {True: "pass", False: "FAIL", None: "no verdict"}
 
 
 @dataclass(frozen=True)
 class RevisionResult:
-    """The result of an audit at one revision.
+    """The result of an audit at one revision, which its verdict names with its date.
 
     Args:
-        revision: a commit, or the workspace if its numbers differ from the last commit's.
-        when: when it was committed, or written.
-        passed: its verdict; None if no gate was set, or one could not be judged.
-        rate: failure rate of the model under test in use.
-        target: change of the failure rate in the target modes by the repair; None without a repair.
-        decided: who decided on the repair; empty if nobody had to, or the verdict's bytes are not here.
+        verdict: the verdict then.
+        failure_rate: of the model under test in use.
+        target_change: change of the failure rate in the target modes by the repair; None without a repair.
         changed: the differences from the result before, in words; None for the first known result.
         evidence: the bundle with this very result.
     """
 
-    revision: str
-    when: datetime
-    passed: bool | None
-    rate: Rate
-    target: float | None
-    decided: str
+    verdict: LastVerdict
+    failure_rate: Rate
+    target_change: float | None
     changed: tuple[str, ...] | None
     evidence: Path | None
-
-    @property
-    def word(self) -> str:
-        """The verdict in a word or two."""
-        return _WORD[self.passed]
 
 
 @dataclass(frozen=True)
@@ -90,31 +68,30 @@ class History:
     drift: str
 
 
-def read_history(audit: str, last: int) -> History:
-    """Read the last results of an audit.
+@dataclass(frozen=True)
+class Histories:
+    """Those of several audits, and the page of them, if it was asked for."""
+
+    audits: list[History]
+    page: Path | None = None
+
+
+def read_history(params: Params, audit: str, last: int) -> History:
+    """Read the last results of an audit; the newest is the one that `read_verdict` returns.
 
     Raises:
         UsageError: if `last` is below 1.
     """
     if last < 1:
         raise UsageError(f"--last {last}: expected 1 or more results")
-    bundles = _bundles(audit)
-    found = [one for revision, when in _revisions(audit, last + 1) if (one := _read(audit, revision, when, bundles))]
+    bundles, current = _bundles(audit), read_verdict(params, audit)
+    found: list[_Found] = []
+    for revision, when in revisions(audit, last + 1):
+        found.append(_read(audit, revision, when, bundles, None if found else current))
     results = [one.result for one in found[:last]]
     for k, (one, before) in enumerate(pairwise(found[: last + 1])):
         results[k] = replace(one.result, changed=tuple(_changes(audit, before.lock, one.lock)))
     return History(audit, results, _drift(audit, found[:last]))
-
-
-def _revisions(audit: str, most: int) -> Iterator[tuple[str, datetime]]:
-    """Revisions at which the numbers of an audit changed, newest first."""
-    paths = [(stage_dir(audit, stage) / HEADLINE).as_posix() for stage in _STAGES]
-    here = [Path(path) for path in paths if Path(path).exists()]
-    if any(file_at("HEAD", path) != path.read_bytes() for path in here):
-        yield WORKSPACE, datetime.fromtimestamp(max(path.stat().st_mtime for path in here)).astimezone()
-    for line in (git("log", f"--max-count={most}", "--format=%h %cI", "--", *paths) or "").splitlines():
-        commit, _, when = line.partition(" ")
-        yield commit, datetime.fromisoformat(when)
 
 
 @dataclass(frozen=True)
@@ -125,30 +102,22 @@ class _Found:
     lock: Mapping[str, Any]
 
 
-def _read(audit: str, revision: str, when: datetime, bundles: Mapping[str, Path]) -> _Found | None:
-    """The result at a revision; None if the audit was removed, or its numbers cannot be read."""
-    report, conclude = (_file(revision, stage_dir(audit, stage) / HEADLINE) for stage in _STAGES)
-    lock = _lock(revision)
-    if report is None:
-        return None
-    try:
-        landscape, repair = (FlatMetrics.parse(data, HEADLINE) if data else None for data in (report, conclude))
-    except UsageError:
-        return None
-    last = repair or landscape
+def _read(
+    audit: str, revision: str, when: datetime, bundles: Mapping[str, Path], current: LastVerdict | None
+) -> _Found:
+    """The result at a revision; `current` is its verdict if it is the current one."""
+    landscape, repair = (headline_at(revision, audit, stage) for stage in ("report", "conclude"))
+    lock = lock_at(revision)
+    last = "conclude" if repair else "report"
+    verdict = current or replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
     target = repair.number("targets") if repair else None
     return _Found(
         RevisionResult(
-            revision=revision,
-            when=when,
-            passed=last.passed if last else None,
-            rate=rate_in(landscape) if landscape else NO_RATE,
-            target=None if target is None else target / 100,
-            decided=_decided(audit, revision, lock) if repair else "",
+            verdict,
+            rate_in(landscape) if landscape else NO_RATE,
+            None if target is None else target / 100,
             changed=None,
-            evidence=bundles.get(
-                md5_in(lock, "outs", _path(audit, "conclude" if conclude else "report", "metrics.json")) or ""
-            ),
+            evidence=bundles.get(md5_in(lock, "outs", _path(audit, last, "metrics.json")) or ""),
         ),
         {name: entry for name, entry in lock.items() if name.partition("@")[2] == audit},
     )
@@ -209,7 +178,7 @@ def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
 
 def _drift(audit: str, found: Sequence[_Found]) -> str:
     """How the failure rate moved since the oldest result with the same grid, usage and data, in words."""
-    if not found or not found[0].result.rate.n:
+    if not found or not found[0].result.failure_rate.n:
         return "no failure rate yet"
     if len(found) == 1:
         return "one result"
@@ -218,14 +187,17 @@ def _drift(audit: str, found: Sequence[_Found]) -> str:
         return "dvc.lock does not say the grid and data of this result or of the one before: not comparable"
     alike = [newest]
     for one, grid in zip(found[1:], grids[1:], strict=True):
-        if grid != grids[0] or not one.result.rate.n:
+        if grid != grids[0] or not one.result.failure_rate.n:
             break
         alike.append(one.result)
     if len(alike) == 1:
         return "grid, usage or data changed since the result before: not comparable"
     oldest = alike[-1]
-    change = _difference(oldest.rate, newest.rate)
-    moved, since = f"{100 * change.value:+.1f} points", f"since {oldest.revision} of {oldest.when:%Y-%m-%d}"
+    change = _difference(oldest.failure_rate, newest.failure_rate)
+    moved, since = (
+        f"{100 * change.value:+.1f} points",
+        f"since {oldest.verdict.revision} of {oldest.verdict.when:%Y-%m-%d}",
+    )
     if isnan(change.low + change.high):
         return f"{moved} {since}, but a result has no interval: no drift known"
     sure = (
@@ -241,23 +213,6 @@ def _difference(a: Rate, b: Rate) -> Rate:
     return Rate(value, low, value + hypot(b.high - b.value, a.value - a.low), min(a.n, b.n))
 
 
-def _decided(audit: str, revision: str, lock: Mapping[str, Any]) -> str:
-    """Who decided, from that revision's verdict if its bytes are in the workspace or in DVC's cache."""
-    with suppress(FadedError, OSError):
-        if revision == WORKSPACE:
-            return _by(audit_folder(audit).conclude.verdict)
-        path = _path(audit, "conclude", "verdict.json")
-        digest, hashes, kept = md5_in(lock, "outs", path), Hashes(), CacheFolder.of_workspace()
-        if digest is not None and kept.holds(digest, hashes):
-            return _by(RepairVerdict.parse(kept.path(digest).read_bytes(), path))
-    return ""
-
-
-def _by(record: Record) -> str:
-    verdict: LastVerdict = verdict_of("", record)
-    return (verdict.decided or "").removeprefix("decided by ")
-
-
 def _path(audit: str, stage: str, name: str) -> str:
     return (stage_dir(audit, stage) / name).as_posix()
 
@@ -267,22 +222,10 @@ def _bundles(audit: str) -> dict[str, Path]:
     found = {}
     for path in sorted((DATA / audit / "evidence").glob("*.zip")):
         with suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as bundle:
-            names = [_path(audit, stage, "metrics.json") for stage in reversed(_STAGES)]
+            names = [_path(audit, stage, "metrics.json") for stage in ("conclude", "report")]
             inside = next(name for name in names if name in bundle.namelist())
             found[md5(bundle.read(inside))] = path
     return found
-
-
-@cache
-def _lock(revision: str) -> dict[str, dict[str, Any]]:
-    """The stages in a revision's dvc.lock."""
-    return read_lock(_file(revision, LOCK) or b"")
-
-
-def _file(revision: str, path: Path) -> bytes | None:
-    if revision != WORKSPACE:
-        return file_at(revision, path)
-    return path.read_bytes() if path.exists() else None
 
 
 def write_history_page(out: Path, histories: Sequence[History]) -> None:
@@ -290,7 +233,7 @@ def write_history_page(out: Path, histories: Sequence[History]) -> None:
     from stages.pages.page import Picture, render
     from stages.pages.words import percent
 
-    newest = "; ".join(f"{one.audit}: {percent(one.results[0].rate.value)}" for one in histories)
+    newest = "; ".join(f"{one.audit}: {percent(one.results[0].failure_rate.value)}" for one in histories)
     picture = Picture(f"Failure rates by date, the last ones: {newest}.", [("", _figure(histories))], 380)
     render("history.html.j2", out, lines=histories, picture=picture, skipped=[], provenance=[], limits=LIMITS)
 
@@ -302,11 +245,11 @@ def _figure(histories: Sequence[History]) -> go.Figure:
 
     traces = []
     for history, colour in zip(histories, cycle(VALUE_COLOURS), strict=False):
-        results = [result for result in reversed(history.results) if result.rate.n]
-        rates = [result.rate for result in results]
+        results = [result for result in reversed(history.results) if result.failure_rate.n]
+        rates = [result.failure_rate for result in results]
         traces.append(
             go.Scatter(
-                x=[result.when.strftime("%Y-%m-%d %H:%M") for result in results],
+                x=[f"{result.verdict.when:%Y-%m-%d %H:%M}" for result in results],
                 y=rounded([rate.value for rate in rates]),
                 error_y={
                     "array": rounded([rate.high - rate.value for rate in rates]),
@@ -314,9 +257,12 @@ def _figure(histories: Sequence[History]) -> go.Figure:
                 },
                 mode="lines+markers",
                 name=plotly_text(history.audit),
-                text=[f"{result.revision}: {result.word}" for result in results],
+                text=[f"{result.verdict.revision}: {result.verdict.word}" for result in results],
                 line={"color": colour, "width": 2.5},
-                marker={"size": 9, "symbol": ["x" if result.passed is False else "circle" for result in results]},
+                marker={
+                    "size": 9,
+                    "symbol": ["x" if result.verdict.passed is False else "circle" for result in results],
+                },
                 hovertemplate="%{y:.1%} on %{x}, %{text}<extra>" + plotly_text(history.audit) + "</extra>",
             )
         )

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from flows.facts import TEXT_ONLY
+from flows.results import WORKSPACE
 from flows.results.compare import (
     ALIKE,
     PACKAGES,
     TOLD,
-    WORKSPACE,
+    PairedFailures,
     Run,
+    check_alike,
+    differences,
     effect_rates,
     grid_of,
     made_with,
+    paired_difference,
     read_run,
     usage_of,
 )
@@ -42,7 +47,20 @@ LIMITS = (
     "The rate of a level is averaged over all other concepts of its own grid, as they occur in use.",
 )
 Value = int | str | None  # None if a result has none
-Row = tuple[str, list[Value]]
+
+
+class Row(NamedTuple):
+    """What results have in common, and the value of each."""
+
+    what: str
+    values: list[Value]
+
+
+class RateRow(NamedTuple):
+    """The same of rates, all NaN where there is none."""
+
+    what: str
+    rates: list[Rate]
 
 
 @dataclass(frozen=True)
@@ -51,17 +69,29 @@ class SideBySide:
 
     Args:
         found: what their searches found.
-        rates: rates with intervals; all NaN if there is none.
+        rates: rates with intervals.
         differs: settings in which the results differ.
         paired: the models on their common probes; None if grids differ or there are no common probes.
+        notes: hints for reading all this.
+        revisions_of: the audit, if these are two revisions of one; then `difference` pairs them.
+        difference: the second minus the first on common probes of the control; None if there are none.
+        page: the page with the curves of all searches.
     """
 
-    runs: dict[str, Run]
+    runs: dict[str, Run] = field(metadata=TEXT_ONLY)
     found: list[Row]
-    rates: list[tuple[str, list[Rate]]]
+    rates: list[RateRow]
     differs: list[Row]
     paired: HeadToHead | None
     notes: list[str]
+    revisions_of: str | None = None
+    difference: PairedFailures | None = None
+    page: Path | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the results are called, in the order of all values."""
+        return list(self.runs)
 
 
 def chosen_results(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
@@ -93,7 +123,8 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
     """Read results, given as (revision, audit), and put them side by side.
 
     Raises:
-        UsageError: if one of them is missing, or this version cannot read it.
+        UsageError: if one of them is missing, or this version cannot read it; or if two revisions of one audit differ
+            in more than the model.
     """
     revisions, audits = ({pair[k] for pair in results} for k in (0, 1))
 
@@ -102,7 +133,13 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 
     runs = {name(*pair): read_run(*pair) for pair in results}
     paired = _paired(runs)
-    return SideBySide(runs, _found(runs), _rates(runs), _differs(runs), paired, _notes(runs, paired))
+    shown = SideBySide(runs, _found(runs), _rates(runs), _differs(runs), paired, _notes(runs, paired))
+    if len(runs) != 2 or len(audits) > 1:
+        return shown
+    a, b = runs.values()
+    check_alike(a, b)
+    difference = paired_difference(a.probes, b.probes, a.landscape.space)
+    return replace(shown, notes=differences(a, b), revisions_of=audits.pop(), difference=difference)
 
 
 def write_comparison_page(out: Path, shown: SideBySide) -> None:
@@ -163,12 +200,12 @@ def _found(runs: dict[str, Run]) -> list[Row]:
         def each(value: Callable[[Search], int | str], searches: Sequence[Search | None] = searches) -> list[Value]:
             return [None if search is None else value(search) for search in searches]
 
-        rows.append((role, each(lambda search: search.explorer)))
-        rows.append((f"unique probes of the {role}", each(lambda search: search.probes)))
-        rows.append((f"failures found by the {role}", each(lambda search: search.failures)))
+        rows.append(Row(role, each(lambda search: search.explorer)))
+        rows.append(Row(f"unique probes of the {role}", each(lambda search: search.probes)))
+        rows.append(Row(f"failures found by the {role}", each(lambda search: search.failures)))
         if len(_budgets(runs)) > 1:
-            rows.append((f"in its first {common:,} probes", [_failures(run, role, common) for run in runs.values()]))
-    return [*rows, ("failure modes", [len(run.landscape.modes) for run in runs.values()])]
+            rows.append(Row(f"in its first {common:,} probes", [_failures(run, role, common) for run in runs.values()]))
+    return [*rows, Row("failure modes", [len(run.landscape.modes) for run in runs.values()])]
 
 
 def _searches(runs: dict[str, Run]) -> list[Search]:
@@ -185,16 +222,16 @@ def _failures(run: Run, role: str, probes: int) -> int | None:
     return int(asked["failed"].iloc[:probes].sum()) if len(asked) else None
 
 
-def _rates(runs: dict[str, Run]) -> list[tuple[str, list[Rate]]]:
+def _rates(runs: dict[str, Run]) -> list[RateRow]:
     """The rates overall, of the worst failure mode, and of the levels that all have in common."""
     landscapes = [run.landscape for run in runs.values()]
     worst = [max(one.modes, key=lambda mode: mode.rate, default=None) for one in landscapes]
     first, *others = (effect_rates(one) for one in landscapes)
     return [
-        ("overall", [one.overall.rate for one in landscapes]),
-        ("worst failure mode", [NO_RATE if mode is None else mode.measured.rate for mode in worst]),
+        RateRow("overall", [one.overall.rate for one in landscapes]),
+        RateRow("worst failure mode", [NO_RATE if mode is None else mode.measured.rate for mode in worst]),
         *(
-            (level, [rate, *(rates[level] for rates in others)])
+            RateRow(level, [rate, *(rates[level] for rates in others)])
             for level, rate in first.items()
             if all(level in rates for rates in others)
         ),
@@ -205,8 +242,8 @@ def _differs(runs: dict[str, Run]) -> list[Row]:
     """The settings in which any two results differ, row by row."""
     settings = [_settings(run) for run in runs.values()]
     names = dict.fromkeys(name for one in settings for name in one)
-    rows: list[Row] = [(name, [one.get(name) for one in settings]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    rows = [Row(name, [one.get(name) for one in settings]) for name in names]
+    return [row for row in rows if len(set(row.values)) > 1]
 
 
 def _settings(run: Run) -> dict[str, Value]:

@@ -130,9 +130,19 @@ def contents_of(titles: Mapping[str, str], parts: Mapping[str, Any]) -> list[tup
 
 def html_of(template: str, **context: Any) -> str:
     """Render a template of this package as a page, with its scripts."""
-    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "explorer.js"))
+    return _html_of(template, True, context)
+
+
+def static_html_of(template: str, **context: Any) -> str:
+    """Render a template of this package as a page that runs nothing."""
+    return _html_of(template, False, context)
+
+
+def _html_of(template: str, scripts: bool, context: Mapping[str, Any]) -> str:
+    names = ("report.js", "explorer.js") if scripts else ()
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    library, plotly_hash = _plotly()
+    library, plotly_hash = _plotly() if scripts else ("", "")
     return (
         environment()
         .get_template(template)
@@ -140,7 +150,7 @@ def html_of(template: str, **context: Any) -> str:
             script=Markup(script),
             style=Markup(style),
             plotly=Markup(library),
-            script_hashes=Markup(f"{_source_hash(script)} {plotly_hash}"),
+            script_hashes=Markup(f"{_source_hash(script)} {plotly_hash}" if scripts else "'none'"),
             **context,
         )
     )

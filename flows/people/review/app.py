@@ -22,7 +22,9 @@ from flows.people.review.form import Fields, draft_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.request import moment, read_modes
+from flows.results.glance import Glance, read_status
 from flows.server.security import HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
+from flows.views.board import board_html
 from stages.core.errors import FadedError, UsageError
 from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash, listed_keys
 from stages.decisions.names import same_person
@@ -121,9 +123,18 @@ router = APIRouter()
 
 @router.get("/")
 def start(session: SignedIn) -> Response:
-    """List the audits whose links this browser opened."""
-    links = [(page_path(audit), audit) for audit in sorted(session.audits)]
-    return message(200, "Audits", ["Which one do you want to review?"], links=links)
+    """Show the audits whose links this browser opened: how each stands, and what waits."""
+    params = load_params()
+    names = [name for name in params.audits if name in session.audits]
+
+    def links(row: Glance) -> list[tuple[str, str]]:
+        at, audit = page_path(row.verdict.audit), row.verdict.audit
+        reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
+        return [("decide" if row.waits else "review", at), *reports]
+
+    page = board_html(params, read_status(params, None, names), links)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": f"{policy}; frame-ancestors 'none'"})
 
 
 @router.get("/review/{audit}")
