@@ -306,10 +306,9 @@ def test_a_preset_is_an_audit_beside_another_and_one_that_is_not_there_names_tho
 def test_status_report_and_plan_of_a_finished_audit(finished):
     report = run_here(finished, "report", "other", "--no-open")
     assert report.stdout.strip() == str(finished.path / "data/other/report/report.html")
-    [row] = [
-        line for line in run_here(finished, "status", "other").stdout.splitlines() if line.split()[:1] == ["other"]
-    ]
-    assert "(outdated)" in row and "faded audit other" in row and "%" in row
+    lines = run_here(finished, "status", "other").stdout.splitlines()
+    [row] = [line for line in lines if line.split()[:1] == ["other"]]
+    assert "(outdated)" in row and "%" in row and "next: faded audit other" in lines
     status = run_here(finished, "status", "other", "--stages")
     assert status.returncode == 0
     rows = {line.split()[0]: line for line in status.stdout.splitlines() if "@other" in line}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -156,8 +155,14 @@ def test_the_first_result_is_judged_by_its_own_gates(workspace, tmp_path):
 
 
 def test_bytes_that_a_named_revision_lacks_are_no_first_result(workspace, tmp_path):
-    bare = workspace.copy(tmp_path / "ws")
-    with inside(bare):
-        shutil.rmtree(".dvc/cache/files")
-    assert told(bare, "gate", "tiny", "--first", "--against", "first")[0] == 2
-    assert told(bare, "gate", "tiny", "--first")[1]["against"] is None
+    clone = workspace.copy(tmp_path / "ws")
+    lock = clone.path / "dvc.lock"
+    here = lock.read_text()
+    lock.write_text(re.sub(r"md5: [0-9a-f]{32}", f"md5: {'0' * 32}", here))
+    assert clone.run(["git", "commit", "--quiet", "--all", "--amend", "--no-edit"]).returncode == 0
+    lock.write_text(here)  # as after an audit in a clone of a repository without a remote
+    code, error, _ = told(clone, "gate", "tiny")
+    assert code == 2 and "dvc push" in error["message"] and "--first" in error["message"]
+    assert told(clone, "gate", "tiny", "--first", "--against", "HEAD")[0] == 2
+    code, gate, _ = told(clone, "gate", "tiny", "--first")
+    assert (code, gate["against"]) == (0, None) and gate["notes"]
