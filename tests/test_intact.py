@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -273,4 +274,22 @@ def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, 
     assert copy.digests("tiny/*/*", "tiny/*/*/*") == good
     assert copy.executed() == (["conclude@tiny"] if place == "both" else []), told
     with inside(copy):
+        check_intact("tiny")
+
+
+def test_results_of_another_run_are_told_from_tampering(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    with inside(own):
+        file, other = Path(VERDICT), Path(VERDICT).read_bytes().replace(b"true", b"false")
+        file.unlink()
+        file.write_bytes(other)
+        with pytest.raises(DamagedError, match="is not what conclude@tiny wrote"):
+            check_intact("tiny")
+        name = hashlib.md5(other, usedforsecurity=False).hexdigest()
+        kept = Path(".dvc/cache/files/md5", name[:2], name[2:])
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(other)  # as an experiment leaves it
+        with pytest.raises(DamagedError, match="run `dvc checkout`"):
+            check_intact("tiny")
+        assert own.run(["dvc", "checkout", "--quiet"]).returncode == 0
         check_intact("tiny")

@@ -158,7 +158,7 @@ def test_bytes_that_a_named_revision_lacks_are_no_first_result(workspace, tmp_pa
     clone = workspace.copy(tmp_path / "ws")
     lock = clone.path / "dvc.lock"
     here = lock.read_text()
-    lock.write_text(re.sub(r"md5: [0-9a-f]{32}", f"md5: {'0' * 32}", here))
+    lock.write_text(re.sub(r"md5: [0-9a-f]{32}", f"md5: {'deadbeef' * 4}", here))
     assert clone.run(["git", "commit", "--quiet", "--all", "--amend", "--no-edit"]).returncode == 0
     lock.write_text(here)  # as after an audit in a clone of a repository without a remote
     code, error, _ = told(clone, "gate", "tiny")
