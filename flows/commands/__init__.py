@@ -27,11 +27,15 @@ class _Group(TyperGroup):
     Click would print "Aborted!" after Ctrl-C, and exit with the code of a failed gate.
     """
 
-    def invoke(self, ctx: Any) -> Any:  # typer bundles click under another name
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer bundles click under another name
+        console.stderr = "--json" in args
+        ctx.meta["command"] = next((word for word in args if not word.startswith("-")), "")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
         from stages.core.errors import FadedError, machine_failure, stop_code
 
-        command, *rest = [*ctx._protected_args, *ctx.args] or [""]
-        console.stderr = "--json" in rest
+        command = ctx.meta["command"]
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:

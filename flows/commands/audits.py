@@ -138,7 +138,8 @@ def report(
     audit: Audit = None,
     preset: Preset = None,
     open_: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print the path.")
+        bool,
+        typer.Option("--open/--no-open", help="Open it in the browser, or only print the path; a PDF is not opened."),
     ] = True,
     pdf: Annotated[
         Path | None,
@@ -163,7 +164,7 @@ def report(
         print_summary(path, pdf)
         path = pdf
     console.print(str(path.resolve()), soft_wrap=True, highlight=False)
-    if open_:
+    if open_ and pdf is None:
         typer.launch(path.resolve().as_uri())
 
 
