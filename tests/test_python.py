@@ -111,7 +111,7 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
         faded.load("mien")
     with pytest.raises(UsageError, match="is in no workspace"):
         faded.load("mine", "/")
-    assert "faded status mine" in finished.records.report.where("page").read_text()
+    assert "result.to_workspace(" not in finished.records.report.where("page").read_text()
 
 
 KINDS = {
