@@ -29,12 +29,13 @@ from flows.people.suspend import wait_for_decision
 from flows.people.waiting import deployed_run, waiting_elsewhere
 from flows.places.runners import Job, Runner, check_stages, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
+from flows.recur.runs import superseded
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
 from flows.results.estimate import work_of
 from flows.run_stage import StageResult, level_of
 from flows.views.endings import Ending, finished, how_it_ended, keep_evidence
-from flows.views.labels import done, last_state, refused, run_name, shown_before, tag_run, up_to_date
+from flows.views.labels import current_run_name, done, last_state, refused, shown_before, tag_run, up_to_date
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
@@ -148,7 +149,7 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
     return again
 
 
-@flow(name="audit", description=__doc__, flow_run_name=run_name, persist_result=False)
+@flow(name="audit", description=__doc__, flow_run_name=current_run_name, persist_result=False)
 def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     """Run the stale stages of these audits, and publish the results.
 
@@ -192,6 +193,9 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
             for name in audits:
                 for line in settle(params, name):
                     logger.info(line)
+            if (told := superseded(run)) is not None:
+                logger.warning(told)
+                return last_state([], [told])
             skipped = {name: told for name in audits if (told := _skipped(params, name, run)) is not None}
             for told in skipped.values():
                 logger.warning(told)

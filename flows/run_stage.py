@@ -37,7 +37,7 @@ _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: depen
 _DVC = re.compile(
     r"^(Running stage '|> exec python (?:-P )?-m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
     r"To track the changes|To enable auto staging|\s+git add |\s+dvc config|Use `dvc push`|"
-    r"Data and pipelines are up to date|WARNING: '.*' is empty\.|\s*$)"
+    r"Data and pipelines are up to date|WARNING: '.*' is empty\.|ERROR: failed to reproduce '.*': failed to run: |\s*$)"
 )
 
 _LEVELS = {"ERROR: ": logging.ERROR, "error: ": logging.ERROR, "WARNING: ": logging.WARNING}
@@ -97,7 +97,7 @@ def run_stage(
         return StageResult(stage=stage, outcome=_outcome(text), seconds=time.monotonic() - started)
     match = _EXITED.search(text)
     stage_code = int(match[1]) if match else None
-    tail = [line for line in lines if not _DVC.match(line) and not (match and line.startswith("ERROR: failed to"))]
+    tail = [line for line in lines if not _DVC.match(line)]
     told = "\n".join(f"  {line}" for line in tail[-_TAIL:])
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
         raise UsageError(f"{stage} rejected its input:\n{told}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,14 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
 
 from flows.processes import child, end_leftovers
-from flows.recur.deploy import apply, of_pool
-from flows.recur.overview import in_state, run_label, troubles
+from flows.recur.deploy import apply
+from flows.recur.overview import troubles
+from flows.recur.runs import STOPPED, crash_silent, name_runs, resume_interrupted, worker_name
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, responds, ui_url
 from flows.server.security import client_environment
@@ -46,9 +45,6 @@ _ASK = 5.0  # seconds between queries for due runs
 _QUERY_SECONDS = "PREFECT_WORKER_QUERY_SECONDS"  # environment variable that replaces _ASK
 _LOOK = 30.0  # seconds between checks of pending decisions, and of crashed and late runs
 _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
-_DEATHS = 5  # of one run; a run that takes down its machine must not do so for ever
-_DIED = "its process died; it resumes where it was"
-_STOPPED = "`faded serve` was stopped; it resumes where it was"
 
 
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
@@ -82,7 +78,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
             _watch(console, news, server, worker, work_pool(entries))
         worker.end()
         with news("stop"):
-            resume_interrupted(work_pool(entries), _STOPPED)
+            resume_interrupted(work_pool(entries), STOPPED)
         console.print("stopped; interrupted audits resume at the next `faded serve`")
 
 
@@ -120,51 +116,14 @@ class Child:
     def due(self) -> bool:
         return self._process is None and time.monotonic() >= self._since
 
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
     def end(self) -> None:
         """Kill it: a flow run does not survive its worker, and is resumed instead of reported as crashed."""
         self._life.close()
         self._process = None
-
-
-def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
-    """Reschedule runs that were cut off when their worker ended; DVC resumes them. Runs that keep dying are given up.
-
-    Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
-    distinguished from dead ones, which the automation on heartbeats then finds.
-
-    Args:
-        pool: the workspace's work pool.
-        why: message of their states.
-
-    Returns:
-        Sentences about what was done.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkerFilter
-    from prefect.client.schemas.objects import State
-    from prefect.exceptions import ObjectNotFound
-    from prefect.states import AwaitingRetry, Cancelled, Crashed
-
-    lines = []
-    with get_client(sync_client=True) as client:
-        online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
-        if any(worker.name != _worker_name() for worker in client.read_workers_for_work_pool(pool, online)):
-            return []
-        for run in client.read_flow_runs(**of_pool(pool), **in_state(type=["PENDING", "RUNNING", "CANCELLING"])):
-            # Counted by these messages, as a run is also rescheduled after each decision and each Ctrl-C.
-            earlier = sum(state.message == _DIED for state in client.read_flow_run_states(run.id))
-            state: State[Any]
-            if run.state is not None and run.state.is_cancelling():
-                state, line = Cancelled(message="its process is gone"), ""
-            elif why == _DIED and earlier + 1 >= _DEATHS:
-                state = Crashed(message=f"its process died {_DEATHS} times")
-                line = f"{run_label(run)} died {_DEATHS} times: given up"
-            else:
-                state, line = AwaitingRetry(message=why), f"{run_label(run)} was interrupted and resumes"
-            with contextlib.suppress(ObjectNotFound):  # somebody deleted it meanwhile
-                client.set_flow_run_state(run.id, state, force=True)
-                lines += [line] if line else []
-    return lines
 
 
 @contextlib.contextmanager
@@ -243,17 +202,13 @@ def _holder(port: int) -> str:
     return "another program"
 
 
-def _worker_name() -> str:
-    return f"faded serve on {socket.gethostname()}"
-
-
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
     """A worker of the workspace for the run that is due (flows/worker.py); the run is its child (flows/engine.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # Messages that `faded` itself hides belong in the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
-    command = ["flows.worker", pool, _worker_name(), "--once"]
+    command = ["flows.worker", pool, worker_name(), "--once"]
     LOGS.mkdir(parents=True, exist_ok=True)
     with (
         (LOGS / "worker.log").open("a") as log,
@@ -323,14 +278,18 @@ def _watch(console: Console, news: _News, server: Child | None, worker: Child | 
                         client.get_scheduled_flow_runs_for_work_pool(pool, scheduled_before=datetime.now(UTC))
                         and worker.due()
                     ):
+                        name_runs(client, pool)
                         worker.start()
             if time.monotonic() >= look:
                 look = time.monotonic() + _LOOK
                 if worker is not None:
                     with news("heartbeat"):
-                        client.send_worker_heartbeat(pool, _worker_name(), _LOOK)
+                        client.send_worker_heartbeat(pool, worker_name(), _LOOK)
                 _settle(news)
                 with news("runs") as lines:
+                    name_runs(client, pool)
+                    if worker is None or not worker.alive:  # ours ends with its run
+                        crash_silent(pool)
                     lines.extend(troubles(pool, began))
             time.sleep(_STEP)
 

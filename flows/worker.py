@@ -22,6 +22,7 @@ from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.engine import ALLOWED
+from flows.recur.runs import crash_silent
 from flows.recur.schedule import FILE, read_launches
 from flows.workspace import enter_workspace
 from stages.core.errors import FadedError
@@ -109,6 +110,8 @@ class AuditWorker(ProcessWorker):
         return "faded"
 
     async def _get_scheduled_flow_runs(self) -> list[Any]:
+        if self._limiter is not None and not self._limiter.borrowed_tokens:  # it has no run that could be one of these
+            await asyncio.to_thread(crash_silent, self._work_pool_name)
         return [found for found in await super()._get_scheduled_flow_runs() if await self._is_ours(found.flow_run)]
 
     async def _is_ours(self, run: FlowRun) -> bool:

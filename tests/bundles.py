@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from flows.evidence import Bundle, Demands, read_bundle, verify_bundle, write_bundle
+from flows.evidence.archive import zip_entry
 from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_strict_json
 from flows.evidence.signature import known_keys
 from flows.evidence.statement import make_statement
@@ -55,10 +56,10 @@ def found(path: Path, name: str, **more: Any) -> str:
 
 
 def written(path: Path, members: Members) -> Path:
-    """A bundle without compression, which would take most of the time."""
+    """A bundle that is not compressed, which would take most of the time."""
     with zipfile.ZipFile(path, "w") as file:
-        for name, data in members.items():
-            file.writestr(name, data)
+        for name in sorted(members):
+            file.writestr(zip_entry(name), members[name], zipfile.ZIP_DEFLATED, 0)
     return path
 
 

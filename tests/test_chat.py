@@ -276,19 +276,23 @@ def test_the_example_of_the_page_is_whole(inputs, tmp_path):
 def test_from_init_to_the_report(inputs, tmp_path):
     here = repository(tmp_path / "mine")
     write(here.path, lines(30))
-    with served(chat_completion, whole=True, models=["tiny"], key="secret") as model:
+    key = "s3cr3t-of-the-model"
+    with served(chat_completion, whole=True, models=["tiny"], key=key) as model:
         url = f"{model.url}/v1"
         given = [url, "--kind", "chat", "--key-env", "TINY_KEY"]
         command = ["init", "--model", *given, "--data", "questions.jsonl", "--budget", "60", "--yes"]
-        told = here.faded(*command, TINY_KEY="secret")
+        told = here.faded(*command, TINY_KEY=key)
         assert told.returncode == 0, told.stdout
-        audited = here.faded("audit", "questions", TINY_KEY="secret")
+        audited = here.faded("audit", "questions", TINY_KEY=key)
     assert "30 questions in 'question', each with a context" in told.stdout
     assert "repair: none, a model for chat is searched, not repaired" in told.stdout
     params = yaml.safe_load((here.path / "params.yaml").read_text())
     assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
     block = params["audits"]["questions"]["prepare"]["model"]
     assert block == {"openai": url, "model": "tiny", "key_env": "TINY_KEY"}
+    assert key not in told.stdout + audited.stdout
+    written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database
+    assert [path for path in written if key.encode() in path.read_bytes()] == []
     assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
     report = (here.path / "data/questions/report/report.html").read_text()
     assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report

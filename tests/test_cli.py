@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -150,6 +151,17 @@ def test_bytes_that_are_no_parameters_are_told_by_every_command(toys):
             assert done.returncode == 2 and told in done.stdout, done.stdout
 
 
+def test_a_new_audit_that_is_refused_leaves_nothing_behind(toys):
+    params = toys.params()
+    params["audits"]["extra"] = {**params["audits"]["tiny"], "task": "nowhere:Task"}
+    toys.write_params(params)
+    before = sorted(toys.path.rglob("data/**/*"))
+    done = run_here(toys, "plan", "extra")
+    assert done.returncode == 2 and "nowhere" in done.stdout, done.stdout
+    assert sorted(toys.path.rglob("data/**/*")) == before
+    assert (toys.path / ".faded").stat().st_mode & 0o777 == 0o700
+
+
 def test_params_and_graph_agree_that_repairs_may_be_absent(toys):
     toys.write_params({"audits": toys.params()["audits"]})
     done = run_here(toys, "plan")
@@ -161,6 +173,17 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return stage
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(capsys):
+    def write() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    with pytest.raises(SystemExit) as ended:
+        run_as_command(write)
+    told = capsys.readouterr().err
+    assert ended.value.code == 3 and "/dev/full" in told and "the same command resumes" in told
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_changing_only_a_gate_reruns_only_conclude_and_the_run_shows_whose_it_is
     assert audit_here(finished)[0] == 0
     assert finished.executed() == ["conclude@tiny"]
     run, tasks = last_run()
-    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", run.name)
     assert set(run.tags) == {"faded", "tiny", "from terminal"}
     assert run.state.name == "Completed" and run.state.message.startswith("tiny: pass (decided by policy, no human)")
     states = {name: task.state.name for name, task in tasks.items()}
@@ -222,8 +222,10 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(tmp_path, monkeypatch, stage
         yield SimpleNamespace(stdout=io.StringIO(printed), wait=lambda: 255)
 
     monkeypatch.setattr("flows.run_stage.child", child)
+    said: list[str] = []
     with pytest.raises(error, match=rf"(?s)^{stage}@tiny.*{told}.*was told to exit"):
-        run_stage(f"{stage}@tiny", lambda line: None)
+        run_stage(f"{stage}@tiny", said.append)
+    assert said == [printed.splitlines()[0]]  # without how DVC puts it
 
 
 def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypatch):

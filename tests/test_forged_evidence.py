@@ -140,6 +140,23 @@ def test_a_signature_that_is_missing_or_the_forgers_own_improves_nothing(members
         assert [check.word for check in verify_bundle(path) if check.name == "signature"] == [word]
 
 
+def test_nothing_unsigned_travels_with_a_signature(signed, key, tmp_path):
+    def changed(change: Callable[[dict[str, Any]], object]) -> str:
+        envelope = json.loads(signed[ENVELOPE])
+        change(envelope)
+        return refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
+
+    for change in (
+        lambda envelope: envelope.update(note="approved by Ada"),
+        lambda envelope: envelope["signatures"][0].update(note="approved by Ada"),
+        lambda envelope: envelope["signatures"][0].update(publicKey="Ada\n" + envelope["signatures"][0]["publicKey"]),
+        lambda envelope: envelope.update(payload="!" + envelope["payload"]),
+        lambda envelope: envelope.pop("payload"),
+    ):
+        told = changed(change)
+        assert "is not as Faded writes it" in told and "Error" not in told
+
+
 @pytest.mark.parametrize("year", [2020, 2999])
 def test_an_old_signature_stays_old_and_one_from_the_future_is_not_young(members, key, tmp_path, monkeypatch, year):
     monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(year, 1, 1, tzinfo=signatures.UTC))
@@ -183,6 +200,17 @@ def overlapping(raw: bytes) -> bytes:
     return raw[: second + 42] + raw[start + 42 : start + 46] + raw[second + 46 :]
 
 
+def in_directory(at: int, new: bytes) -> Callable[[bytes], bytes]:
+    """Change the first entry of the directory, and its time in the member's own header."""
+
+    def change(raw: bytes) -> bytes:
+        start = directory_of(raw) + at
+        raw = raw[:start] + new + raw[start + len(new) :]
+        return raw[:10] + new + raw[10 + len(new) :] if at == 12 else raw
+
+    return change
+
+
 ZIPS: dict[str, Callable[[bytes], bytes]] = {
     "in front": lambda raw: raw + raw,
     "behind": lambda raw: raw + b"\0",
@@ -192,6 +220,10 @@ ZIPS: dict[str, Callable[[bytes], bytes]] = {
     "another local size": lambda raw: raw[:22] + struct.pack("<I", 1) + raw[26:],
     "fewer members": lambda raw: raw[:-14] + struct.pack("<2H", 1, 1) + raw[-10:],
     "overlapping": overlapping,
+    "links": in_directory(38, struct.pack("<I", 0o120777 << 16)),
+    "another time": in_directory(12, struct.pack("<2H", 1, 33)),
+    "another system": in_directory(5, b"\0"),
+    "for text": in_directory(36, b"\1"),
 }
 
 
@@ -209,7 +241,7 @@ def deflated_bomb(path: Path, *, told: int | None = None) -> Path:
     size, name = 600 * 2**20 if told is None else told, MANIFEST.encode()
     common = struct.pack("<5H3I2H", 20, 0, 8, 0, 33, 0, len(packed), size, len(name), 0)
     local = b"PK\x03\x04" + common + name + packed
-    central = b"PK\x01\x02" + struct.pack("<H", 20) + common + struct.pack("<3H2I", 0, 0, 0, 0, 0) + name
+    central = b"PK\x01\x02" + struct.pack("<2B", 20, 3) + common + struct.pack("<3H2I", 0, 0, 0, 0o644 << 16, 0) + name
     path.write_bytes(local + central + b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 1, 1, len(central), len(local), 0))
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from stages.core.files import content_hash
 from stages.params import load_params
 from stages.tasks.classification.init.models import RecognisedClassifier, candidates
 from stages.tasks.classification.init.pictures import look_at_pictures
-from stages.tasks.init import Model
+from stages.tasks.init import Model, json_lines, read_config, tensor_shapes
 from tests.own_model import CLASSES, WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
 
@@ -23,6 +24,35 @@ pytest_plugins = ("tests.own_repository",)
 
 
 # Files
+
+
+@pytest.mark.parametrize("config", ["[" * 200_000, "\0", '{"architectures": 7}'])
+def test_a_hostile_description_of_a_model_is_refused(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        read_config(tmp_path / "config.json")
+
+
+def test_lines_that_nest_or_count_without_end_are_passed_over(tmp_path):
+    lines = ["[" * 200_000, '{"a": ' * 100_000, f'{{"a": {"9" * 10_000}}}', '{"a": 1}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    assert list(json_lines(tmp_path / "x.jsonl", "x.jsonl")) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (2**62, {}),  # longer than the file
+        (None, {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}),
+        (None, {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**40]}}),
+        (None, [[]]),
+    ],
+)
+def test_weights_whose_header_lies_are_refused(tmp_path, length, header):
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", length or len(text)) + text + b"1234")
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
+        tensor_shapes(tmp_path / "x.safetensors")
 
 
 def test_files_are_linked_or_copied_and_links_out_of_the_repository_are_said_to_be_for_this_machine(

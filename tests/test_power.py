@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,11 @@ import pytest
 
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
+from stages.decisions import landscape_hash
 from stages.landscape.power import CHURN, Power
 from stages.params import load_params
-from stages.records import Landscape, audit_folder
+from stages.records import AuditFolder, Landscape, Plan, PlannedMode, RepairVerdict, audit_folder
+from stages.records.landscape import Gate
 from stages.records.tables import Embedded
 from tests.landscapes import landscape_file, planted
 from tests.workspace import Workspace, audit_params, repair_params
@@ -115,3 +118,33 @@ def test_gates_for_which_items_are_too_few_are_named(searched):
     )
     assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
     assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("nor would any number of them")
+
+
+def decided(here: AuditFolder, *actions: Any) -> None:
+    here.collect_feedback.path.mkdir()
+    here.summarize.where("cells").touch()
+    modes = here.summarize.landscape.modes
+    chosen = [
+        PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
+        for m, action in zip(modes, actions, strict=True)
+    ]
+    here.collect_feedback.plan = Plan(
+        landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
+    )
+
+
+def test_a_gate_that_has_passed_is_not_said_to_be_likely_to_fail(searched):
+    here = audit_folder("tiny")
+    gates = {"target_failure_rate": {"change_max": -0.38}, "other_failure_rate": {"change_max": 0.01}}
+    assert len(searched(**gates)) == 3
+    decided(here, "repair", "repair")
+    gates_passed = [
+        Gate(gate="target_failure_rate.change_max", bound=-0.38, value=-0.4, low=-0.41, high=-0.39, passed=True),
+        Gate(gate="other_failure_rate.change_max", bound=0.02, value=0.0, low=-0.01, high=0.01, passed=True),
+    ]
+    here.conclude.path.mkdir()
+    here.conclude.verdict = RepairVerdict(
+        audit="tiny", passed=True, gates=gates_passed, decided_by="policy", reviewer=None, reason=None, statement=""
+    )
+    [_, other] = searched(**gates)
+    assert "other_failure_rate.change_max 0.01 is likely to fail" in other  # the one that passed had another bound

@@ -20,7 +20,7 @@ from flows.people.review import server as server_module
 from flows.people.review.server import serve_review, warning
 from flows.people.review.view import report_policy
 from flows.server import security
-from flows.server.security import PAGE_POLICY, ServerRecord, knows_host, same_origin
+from flows.server.security import PAGE_POLICY, Keys, ServerRecord, knows_host, same_origin
 from stages.core.errors import UsageError
 from tests.cases import scaled
 from tests.report_samples import HOSTILE
@@ -367,3 +367,11 @@ def test_another_servers_record_is_left_alone_and_a_broken_one_is_none(place):
     for text in ("", "{", "[]", '{"url": 1}'):
         links.RECORD.write_text(text)
         assert links.running() is None
+
+
+def test_tokens_are_kept_as_digests():
+    keys = Keys()
+    token = keys.make_token("x")
+    assert token not in repr(vars(keys))
+    assert keys.redeem(token, "another audit") is None  # where it opens nothing, it is not used up
+    assert keys.redeem(token, "x") is not None and keys.redeem(token, "x") is None

@@ -172,11 +172,12 @@ def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
         [schedule] = client.read_deployment_by_name("audit/mine").schedules
         assert schedule.active
         assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 5 * * *", "Europe/Berlin")
-        automations = client.read_automations_by_name("taken: dead runs")
-        assert len(automations) == 1
-        assert str(deployment.id) in str(automations[0].trigger.match_related)
+        for _ in range(2):
+            ensure_automations(client, "taken", [deployment.id], deployment.id)
+            [automation] = client.read_automations_by_name("taken: tell of late runs")
+        assert str(deployment.id) in str(automation.trigger.match_related)
         ensure_automations(client, "taken", [deployment.id], None)
-        assert [a.id for a in client.read_automations_by_name("taken: dead runs")] == [automations[0].id]
+        assert client.read_automations_by_name("taken: tell of late runs") == []
 
         # A removed entry: its deployment starts nothing any more, and its history is kept.
         document = yaml.safe_load((here / "prefect.yaml").read_text())

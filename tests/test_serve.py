@@ -24,7 +24,8 @@ from rich.console import Console
 
 import flows.people.suspend
 import flows.serve
-from flows.recur.deploy import apply, ensure_automations
+from flows.recur.deploy import apply
+from flows.recur.runs import _DIED, STOPPED, crash_silent
 from flows.recur.schedule import add_missing, read_entries
 from flows.serve import RECORDS, Child, serve
 from flows.server import RECORD, served_api, talking_to
@@ -256,7 +257,7 @@ def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here
         assert here.executed() == AFTER
         with client_of(again.api) as client:
             why = [state.message for state in client.read_flow_run_states(cut_off) if state.name == "AwaitingRetry"]
-        assert why == [flows.serve._DIED, flows.serve._STOPPED]
+        assert why == [_DIED, STOPPED]
 
 
 @pytest.mark.slow
@@ -282,11 +283,10 @@ def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here
 @pytest.mark.slow
 def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_goes_on(here):
     log, port = here.path / ".faded/logs/worker.log", free_port()
-    api = f"http://127.0.0.1:{port}/api"
+    api, silence = f"http://127.0.0.1:{port}/api", timedelta(seconds=45)  # heartbeats come every 30
     with long_lived_server(port, RECORDS), client_of(api) as client:
         apply(read_entries())
         deployment = client.read_deployment_by_name("audit/tiny").id
-        ensure_automations(client, "faded", [deployment], None, timedelta(seconds=45))  # heartbeats come every 30
         here.toy(discover__tiny={"sleep": 600})
 
         def state(run: UUID) -> Any:
@@ -298,10 +298,12 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
             below = psutil.Process(worker.pid).children(recursive=True)
             # Heartbeats keep it alive for longer than the silence that would count as death.
             until(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
+            crash_silent("faded", silence)
             assert state(cut_off).is_running()
             worker.kill()
             assert all_gone(below)
-        until(lambda: state(cut_off).is_crashed(), 150, log)
+        with talking_to(api):
+            until(lambda: crash_silent("faded", silence) or state(cut_off).is_crashed(), 150, log)
         assert "no heartbeat for 45 s" in state(cut_off).message
 
         here.toy()

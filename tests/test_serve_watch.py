@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from rich.console import Console
 
 import flows.people.waiting
 import flows.serve
+from flows.processes import RECORDS
 from flows.recur.overview import overview, troubles
+from flows.recur.runs import (
+    cancel_unscheduled,
+    crash_silent,
+    in_state,
+    name_runs,
+    of_pool,
+    resume_interrupted,
+    run_name,
+    superseded,
+    worker_name,
+)
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
-from flows.serve import resume_interrupted
+from flows.server import talking_to
 from stages.decisions import landscape_hash, read_chain, record_decision
 from stages.params import load_params
-from tests.servers import client_of
+from tests.servers import client_of, free_port, long_lived_server, until
 from tests.test_approval import let_time_pass, made, show, with_feedback
 
 
@@ -70,6 +85,79 @@ def test_runs_whose_worker_is_gone_go_on(pool):
     assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled"} | others
     assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and resumes")
     assert resume_interrupted(pool.name) == []
+
+
+def beat(client: Any, run: UUID, when: datetime) -> None:
+    """Report a run's heartbeat to the server, which may come late."""
+    event = {"id": str(uuid4()), "occurred": when.isoformat(), "event": "prefect.flow-run.heartbeat"}
+    event |= {"resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}, "related": [], "payload": {}}
+    client.request("POST", "/events", json=[event]).raise_for_status()
+
+
+@pytest.mark.slow
+def test_no_suspended_run_is_taken_for_dead_though_its_heartbeats_come_late(pool, prefect_server):
+    from prefect.states import Pending, Running, Suspended
+
+    began = datetime.now(UTC)
+    dead, alive = pool.run(Running()), pool.run(Running())
+    runs = [pool.run(Running()) for _ in range(50)]
+    silence, ended = timedelta(seconds=15), threading.Event()  # the server stores events every 5 s
+
+    def look_all_the_time() -> None:
+        while not ended.is_set():
+            beat(pool.client, alive, datetime.now(UTC))
+            crash_silent(pool.name, silence)
+
+    with ThreadPoolExecutor() as threads, talking_to(prefect_server):
+        looking = threads.submit(contextvars.copy_context().run, look_all_the_time)
+        for run in runs:
+            pool.put(run, Suspended())
+            beat(pool.client, run, began)
+        beat(pool.client, dead, began)
+        until(lambda: pool.state(dead) == "Crashed")
+        resumed = runs.pop()
+        pool.put(resumed, Pending())
+        ended.set()
+        looking.result()
+        assert pool.state(alive) == "Running"
+        crash_silent(pool.name, timedelta(0))  # as if all this was long ago
+    assert {pool.state(run) for run in runs} == {"Suspended"}
+    assert (pool.state(alive), pool.state(resumed)) == ("Crashed", "Pending")
+
+
+@pytest.mark.slow
+def test_runs_of_a_schedule_are_named_late_ones_skipped_and_none_left_when_it_is_off(toys, monkeypatch):
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.client.schemas.schedules import IntervalSchedule
+
+    monkeypatch.chdir(toys.path)
+    with long_lived_server(free_port(), RECORDS) as server, client_of(server.api) as client:
+        pool = Pool(client, "short")
+        every_second = [{"schedule": IntervalSchedule(interval=timedelta(seconds=1)), "active": True}]
+        client.update_deployment(pool.deployment, DeploymentUpdate(schedules=every_second))
+        by_hand = client.read_flow_run(pool.run())
+
+        def scheduled() -> list[Any]:
+            runs = client.read_flow_runs(**of_pool(pool.name), **in_state(type=["SCHEDULED"]))
+            made = [run for run in runs if run.auto_scheduled]
+            return sorted(made, key=lambda run: run.expected_start_time)
+
+        def several_late() -> bool:
+            return len([run for run in scheduled() if run.expected_start_time < datetime.now(UTC)]) > 2
+
+        until(several_late)
+        first, *_, last = scheduled()
+        assert "a later start of its schedule is due" in (superseded(first) or "")
+        assert superseded(last) is None and superseded(by_hand) is None
+
+        name_runs(client, pool.name)
+        names = [run.name for run in scheduled()]
+        assert set(names) >= {run_name(first), run_name(last)} and len(set(names)) == len(names) > 2
+
+        client.update_deployment(pool.deployment, DeploymentUpdate(paused=True))
+        assert len(cancel_unscheduled(client, pool.name)) >= 3
+        assert scheduled() == [] and pool.state(by_hand.id) == "Scheduled"
+        assert client.read_flow_run(first.id).state.message == "its schedule is off"
 
 
 def one_look(monkeypatch, pool: str) -> str:
@@ -125,7 +213,7 @@ def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool,
     assert first == "the worker ended (exit code 9): restarting it"
     assert second.endswith("was interrupted and resumes")
     [told] = [one.name for one in pool.client.read_workers_for_work_pool(pool.name)]
-    assert told == flows.serve._worker_name()
+    assert told == worker_name()
 
 
 @pytest.fixture
@@ -176,11 +264,12 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
     before = datetime.now(UTC)
     pool.put(crashed, Crashed(message="no heartbeat for 120 s"))
     told = troubles(pool.name, before)
-    when = pool.client.read_flow_run(late).expected_start_time.astimezone()
+    overdue = pool.client.read_flow_run(late)
+    when = overdue.expected_start_time.astimezone()
     waits = f" should have started on {when:%a %Y-%m-%d at %H:%M %Z}: no worker is running, or another audit is"
     assert sorted(line.partition(")")[2] for line in told) == [" crashed: no heartbeat for 120 s", waits]
     assert [line for line in troubles(pool.name, datetime.now(UTC)) if "crashed" in line] == []  # old news
-    assert one_look(monkeypatch, pool.name).strip() == next(line for line in told if line.endswith(waits))
+    assert one_look(monkeypatch, pool.name).strip() == f"the audit of tiny (flow run {run_name(overdue)}){waits}"
     [row] = overview(load_params(), [entry], prefect_server)
     assert row.last.endswith(" crashed")
     assert row.waits.startswith("a worker or its turn, since ")

@@ -23,7 +23,7 @@ from flows.server.security import authorization, client_settings, new_credential
 from stages.params import load_params
 from tests.servers import long_lived_server
 from tests.shared import spare_migrations
-from tests.workspace import Workspace
+from tests.workspace import ROOT, Workspace
 
 NOBODY = 65534
 COMMAND = {"command": "touch marker"}
@@ -122,6 +122,13 @@ def test_a_credential_is_the_users_own_or_new_and_is_shown_to_its_server_alone(s
         assert new_credential() == "ada:secret"
     assert new_credential() != new_credential()
     assert "PREFECT_API_AUTH_STRING" not in map(str, client_settings("http://127.0.0.1:4200/api"))
+
+
+def test_the_documented_commands_call_the_api(server, place):
+    page = (ROOT / "docs/schedule.md").read_text()
+    commands = page[page.index("    record=") : page.index("The worker runs only")].replace("prefect flow-run ls", "")
+    done = subprocess.run(["bash", "-ec", commands], capture_output=True, text=True, check=True)
+    assert isinstance(json.loads(done.stdout), list)
 
 
 def work_once(kind: Any) -> None:

@@ -181,7 +181,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     run = deployment.run()
     assert suspended(run), run.state
     assert run.state.state_details.pause_timeout is None
-    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", run.name)
     assert set(run.tags) == {"faded", "tiny", "started by hand"}
     # Its own page shows what it waits for, and no verdict.
     assert run.state.message.startswith("tiny waits for a decision on its landscape: `faded review tiny`")
@@ -271,14 +271,14 @@ def test_no_second_run_starts_while_one_waits(deployment):
     assert first.name in second.state.message and "faded review tiny" in second.state.message
     assert suspended(deployment.read(first.id)) and deployment.toys.executed() == []
 
-    # Decided where no server could be notified: the next run does that, and wakes the first, which has nothing to do.
+    # Decided where no server could be notified: the next run does that, and leaves what is to be done to the first.
     record_decision(load_params(), "tiny", made(), "file")
     third = deployment.run()
-    assert third.state.is_completed() and deployment.toys.executed() == AFTER
-    assert deployment.read(first.id).state.is_scheduled()
+    assert third.state.name == "Skipped" and f"{first.name}, which asked" in third.state.message
+    assert deployment.toys.executed() == [] and deployment.read(first.id).state.name == "Resuming"
+    assert "Decided" in deployment.artifacts(first)["tiny-decision"]
     first = deployment.execute(first.id)
-    assert first.state.message.startswith("nothing changed")
-    assert deployment.toys.executed() == []
+    assert first.state.is_completed() and deployment.toys.executed() == AFTER
 
 
 def another_landscape() -> None:

@@ -118,24 +118,36 @@ Preset = Annotated[
 ]
 
 
-def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = None) -> tuple[Params, list[str]]:
+def open_workspace(
+    audits: list[str] | None, all_: bool, preset: str | None = None, *, to_run: bool = False
+) -> tuple[Params, list[str]]:
     """Enter the workspace, and return its checked params.yaml and the names of audits, or of their presets if named.
+
+    Args:
+        to_run: whether the audits are to be run: new ones are checked before any folder is made for them.
 
     Raises:
         UsageError: if there is no such audit or preset, or a preset is combined with all audits.
     """
-    from flows.workspace import enter_workspace
+    from flows.workspace import bring_up_to_date, enter_workspace
     from stages.core.errors import UsageError
-    from stages.params import load_params
+    from stages.params import DATA, load_params
 
-    enter_workspace()
+    enter_workspace(update=not to_run)
     params = load_params(Path("params.yaml"))
     if all_ and preset is not None:
         raise UsageError("--all includes every audit in params.yaml, and presets too: with --preset, name the audits")
     names = list(params.audits) if all_ else list(dict.fromkeys(audits or list(params.audits)[:1]))
     for name in names:
         params.audit(name)
-    return params, names if preset is None else [_preset(params, name, preset) for name in names]
+    names = names if preset is None else [_preset(params, name, preset) for name in names]
+    if to_run:
+        if new := [name for name in names if not (DATA / name).exists()]:
+            from flows.places.runners import check_stages, chosen_runner
+
+            check_stages(params, new, chosen_runner(params, None))
+        bring_up_to_date()
+    return params, names
 
 
 def _preset(params: Params, name: str, preset: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,7 @@ def audit(
     """
     from flows.run import run_audits, show_audits
 
-    params, names = open_workspace(audits, all_, preset)
+    params, names = open_workspace(audits, all_, preset, to_run=True)
     ended = run_audits(params, names, runner, console)
     tell("audit", ended, show_audits)
     if ended.failure is not None and not json:
@@ -57,7 +58,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None, json: 
     from flows.results.estimate import plan_run
     from flows.views import show_plan
 
-    params, names = open_workspace(audits, all_, preset)
+    params, names = open_workspace(audits, all_, preset, to_run=True)
     with working("checking params.yaml and the state of the stages"):
         runner = chosen_runner(params, None)
         graph = read_graph(looks=True)
@@ -165,7 +166,7 @@ def report(
         path = pdf
     console.print(str(path.resolve()), soft_wrap=True, highlight=False)
     if open_ and pdf is None:
-        typer.launch(path.resolve().as_uri())
+        webbrowser.open(path.resolve().as_uri())
 
 
 @app.command(

@@ -14,7 +14,12 @@ from stages.core.errors import UsageError
 
 LARGEST, LARGEST_SUM, MOST_MEMBERS = 24 * 2**20, 64 * 2**20, 4096  # bytes, bytes, members
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can store
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What a member's entry says besides its name, sizes and CRC-32. With it, only the compressed data could be other than
+# `zip_members` writes, as they depend on the version of zlib; what they unpack to is compared.
+_SAME = (
+    *("date_time", "compress_type", "create_system", "create_version", "extract_version", "reserved", "volume"),
+    *("internal_attr", "external_attr"),
+)
 _END = struct.Struct("<4s4H2IH")
 _END_OF_ZIP64 = b"PK\x06\x07"
 _UTF8 = 0x800  # the flag of a name that is not ASCII
@@ -26,10 +31,15 @@ def zip_members(members: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
         for name in sorted(members):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            file.writestr(info, members[name], zipfile.ZIP_DEFLATED, 6)
+            file.writestr(zip_entry(name), members[name], zipfile.ZIP_DEFLATED, 6)
     return packed.getvalue()
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """The entry of a member, which is the same in every bundle."""
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+    return entry
 
 
 def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, bytes]:
@@ -90,6 +100,8 @@ def _check_end(file: BinaryIO) -> int:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], allowed: Callable[[str], object]) -> None:
+    if [entry.filename for entry in entries] != sorted(entry.filename for entry in entries):
+        raise zipfile.BadZipFile("its members are not in the order of their names")
     names = set()
     for entry in entries:
         name = entry.filename
@@ -100,28 +112,24 @@ def _check_entries(entries: list[zipfile.ZipInfo], allowed: Callable[[str], obje
         if name in names:
             raise zipfile.BadZipFile(f"it has {name} twice")
         names.add(name)
-        if entry.compress_type not in _METHODS:
-            raise zipfile.BadZipFile(
-                f"{name} is compressed by zip's method {entry.compress_type}, expected 0 (stored) or 8 (deflated)"
-            )
         if entry.flag_bits != (0 if name.isascii() else _UTF8) or entry.extra or entry.comment:
             raise zipfile.BadZipFile(f"{name} is encrypted, streamed or has a comment, as no member of a bundle is")
         if entry.file_size > LARGEST:
             raise zipfile.BadZipFile(f"{name} has {entry.file_size:,} bytes, larger than {LARGEST:,}")
+        for key in _SAME:
+            if (found := getattr(entry, key)) != (expected := getattr(zip_entry(name), key)):
+                raise zipfile.BadZipFile(f"{name} has {key} {found}, expected {expected} as in every bundle")
     if (total := sum(entry.file_size for entry in entries)) > LARGEST_SUM:
         raise zipfile.BadZipFile(f"its members have {total:,} bytes, larger than {LARGEST_SUM:,}")
 
 
 def _unpack(packed: bytes, entry: zipfile.ZipInfo) -> bytes:
     """A member's content, if it is complete and exactly as long as declared."""
-    data, whole = packed, True
-    if entry.compress_type == zipfile.ZIP_DEFLATED:
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            data = unpacker.decompress(packed, entry.file_size + 1)
-        except zlib.error as error:
-            raise zipfile.BadZipFile(f"{entry.filename} is damaged: {error}") from None
-        whole = unpacker.eof and not unpacker.unused_data
-    if not whole or len(data) != entry.file_size or zlib.crc32(data) != entry.CRC:
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = unpacker.decompress(packed, entry.file_size + 1)
+    except zlib.error as error:
+        raise zipfile.BadZipFile(f"{entry.filename} is damaged: {error}") from None
+    if not unpacker.eof or unpacker.unused_data or len(data) != entry.file_size or zlib.crc32(data) != entry.CRC:
         raise zipfile.BadZipFile(f"{entry.filename} is damaged: it is not as long as declared, or has another CRC-32")
     return data

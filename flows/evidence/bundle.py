@@ -249,8 +249,8 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         UsageError: if it is not a bundle: not a zip, damaged, or with names or sizes that no bundle has.
     """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, expected the zip file that `faded evidence` names")
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UsageError(f"{path} is not a file, expected the zip file that `faded evidence` names")
     members = unzip_members(path, _MEMBER.fullmatch)
     if MANIFEST not in members:
         raise UsageError(f"{path} is not a valid evidence bundle: it has no {MANIFEST}")

@@ -19,8 +19,10 @@ from stages.core.files import replace_file
 from stages.core.keys import MACHINE, keys_dir, private_key, public_pem
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_LARGEST_PEM = 1 << 20  # bytes read of a file of keys
 KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"
 SIGNED_ON, _TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
+_ENVELOPE = "the signed envelope"
 _PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
 
 
@@ -127,7 +129,8 @@ def _public_key(pem: bytes) -> Any:
 
 def _pem(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(_LARGEST_PEM)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -184,8 +187,12 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
         UsageError: with what does not hold.
     """
     envelope = read_envelope(data)
-    metadata = parse_strict_json(envelope.payload, "what is signed")["predicate"]["runDetails"].get("metadata", {})
-    when = datetime.strptime(text := metadata[SIGNED_ON], _TIME).replace(tzinfo=UTC)
+    signed = parse_strict_json(envelope.payload, "what is signed")
+    try:
+        text = signed["predicate"]["runDetails"]["metadata"][SIGNED_ON]
+        when = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"what is signed has no {SIGNED_ON} like 2026-11-30T14:05:00Z") from None
     if envelope.payload != _with_time(statement, text):
         raise UsageError("what is signed is not the statement of this bundle")
     if not envelope.signatures:
@@ -205,14 +212,30 @@ def read_envelope(data: bytes) -> Any:
     """
     from securesystemslib.dsse import Envelope
 
-    raw = parse_strict_json(data, "the signed envelope")
+    raw = parse_strict_json(data, _ENVELOPE)
     try:
         envelope = Envelope.from_dict(raw)
-    except Exception as error:  # untrusted bytes can make the library raise anything
-        raise UsageError(f"the signed envelope is malformed: {type(error).__name__}: {error}") from None
+        # Keys and bytes that no signature covers, and that readers pass over, must not travel under a signature.
+        written = dump_json(envelope.to_dict()) == data and all(map(_is_as_written, envelope.signatures.values()))
+    except Exception:  # untrusted bytes can make the library raise anything
+        written = False
+    if not written:
+        raise UsageError(
+            f"{_ENVELOPE} is not as Faded writes it: expected payload, payloadType and signatures, each with keyid, sig"
+            f" and {_PUBLIC_KEY}, and nothing else"
+        )
     if envelope.payload_type != PAYLOAD_TYPE:
-        raise UsageError(f"the signed envelope holds {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
+        raise UsageError(f"{_ENVELOPE} holds {envelope.payload_type!r:.100}, expected {PAYLOAD_TYPE!r}")
     return envelope
+
+
+def _is_as_written(signature: Any) -> bool:
+    """Whether a signature has a public key beside keyid and sig, and nothing else, not even around the key."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+    given = signature.unrecognized_fields[_PUBLIC_KEY].encode()
+    as_written = load_pem_public_key(given).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return len(signature.unrecognized_fields) == 1 and given == as_written
 
 
 def _is_signed_by(envelope: Any, key: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,7 +13,7 @@ from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Check
 from flows.evidence.signature import check_envelope, known_keys
-from flows.graph.digests import Digests, digests_of, files_below, sha256
+from flows.graph.digests import Digests, digests_of, sha256
 from stages.core.environment import set_defaults
 from stages.core.errors import UsageError
 from stages.records.provenance import ManifestFile
@@ -163,10 +164,12 @@ def check_model(bundle: Bundle, folder: Path) -> Check:
 
     An exported folder has the model card in place of the README, and contains the bundle.
     """
-    found = {file.relative_to(folder).as_posix(): digests_of(file) for file in files_below(folder)}
+    parts = bundle.manifest["parts"]
+    card = bundle.members.get(bundle.name("conclude", "model_card.md"), b"")
+    sizes = {entry["size"] for part in _FOLDERS for entry in parts.get(part, {}).values()} | {len(card)}
+    found = _handed_over(folder, sizes)
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
-    parts = bundle.manifest["parts"]
     differences = {
         part: _unlike(bundle, parts[part], root, found) for part, root in _FOLDERS.items() if parts.get(part)
     }
@@ -180,16 +183,35 @@ def check_model(bundle: Bundle, folder: Path) -> Check:
     return Check("", [f"{first}: {line}" for line in differences[best][: checks.MOST_SHOWN]])
 
 
-def _unlike(bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: Mapping[str, Digests]) -> list[str]:
+def _handed_over(folder: Path, sizes: Container[int]) -> dict[str, Digests | None]:
+    """The hashes of what is in a folder that somebody handed over; None for what cannot be a file of the model.
+
+    Only regular files of these sizes are read, and links to folders are not followed: anything else may never end.
+    """
+    found: dict[str, Digests | None] = {}
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*files, *folders)):
+            if path.is_dir() and not path.is_symlink():
+                continue
+            fits = path.is_file() and path.stat().st_size in sizes
+            found[path.relative_to(folder).as_posix()] = digests_of(path) if fits else None
+    return dict(sorted(found.items()))
+
+
+def _unlike(
+    bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: Mapping[str, Digests | None]
+) -> list[str]:
     home = f"data/{bundle.audit}/{root}"
     expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
     card = bundle.members.get(bundle.name("conclude", "model_card.md"))
-    if card is not None and found.get(CARD) == Digests(md5(card), sha256(card)):  # as in an exported folder
-        expected[CARD] = found[CARD]
+    if card is not None and found.get(CARD) == (shown := Digests(md5(card), sha256(card))):  # as in an exported folder
+        expected[CARD] = shown
     lines = [f"{name} is missing" for name in expected if name not in found]
     for name, digests in found.items():
         if name not in expected:
             lines.append(f"{name} is not one of its files")
+        elif digests is None:
+            lines.append(f"{name}: expected {part[f'{home}{name}']['size']:,} bytes, found another size or no file")
         elif digests != expected[name]:
             pairs = zip(("SHA-256", "MD5"), expected[name][::-1], digests[::-1], strict=True)
             what, wanted, there = next(pair for pair in pairs if pair[1] != pair[2])

@@ -17,11 +17,13 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from flows.people.review.links import report_urls, review_url
+from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from flows.views.labels import key
 from stages.core.errors import UsageError
+from stages.decisions import RecordedDecision, standing
 from stages.pages.sentences import by_usage, gate_view
 from stages.pages.words import interval, percent
 from stages.params import Params, load_params
@@ -29,6 +31,7 @@ from stages.records import audit_folder
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
 
+DECIDED = "Decided"  # title of the artifact that asked, once somebody decided
 _SHOWN = 4  # examples of a mode
 _HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
 _LETTERS = 90  # of a caption
@@ -44,14 +47,26 @@ def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageRes
         results: results of this run's stages.
     """
     audit = ending.audit
+    decided = {r.stage for r in results if r.outcome in ("ran", "restored", "failed")}
     unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
     if f"summarize@{audit}" not in unfinished:
         publish_modes(audit)
     if ending.kind == "waiting":
         publish(audit, "decision", "Your decision is needed", lambda: f"{ending.text}\n\n{where(audit)}")
-    elif ending.result and not unfinished:
+    elif f"{GATED}@{audit}" in decided and waits_for_person(params, audit):
+        publish(audit, "decision", DECIDED, lambda: decided_markdown(standing(params, audit).decisions))
+    if ending.result and not unfinished:
         verdict = read_verdict(params, audit)
         publish(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
+
+
+def decided_markdown(decisions: Sequence[RecordedDecision]) -> str:
+    """Who decided what, as markdown."""
+    lines = []
+    for decision in decisions:
+        word, why = "approved" if decision.approve else "rejected", decision.reason
+        lines.append(f"- {code(decision.reviewer)} {word} it ({decision.via})" + (f": {code(why)}" if why else ""))
+    return "\n".join(lines)
 
 
 def publish_modes(audit: str) -> None:

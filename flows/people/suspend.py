@@ -26,13 +26,13 @@ from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
-from flows.people.artifacts import code, prose, publish, publish_modes
+from flows.people.artifacts import DECIDED, code, decided_markdown, prose, publish, publish_modes
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
 from stages.core.errors import UsageError
-from stages.decisions import RecordedDecision, Standing, listed_keys, record_decision, standing
+from stages.decisions import Standing, listed_keys, record_decision, standing
 from stages.decisions.names import same_person
 from stages.params import Params
 from stages.records import ModeRecord
@@ -79,7 +79,7 @@ def wait_for_decision(params: Params, audit: str) -> None:
                 logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
             close_request(audit)
             if run.empirical_policy.pause_keys:  # this run asked, and its page must not ask any more
-                publish(audit, "decision", "Decided", partial(_decided, now.decisions))
+                publish(audit, "decision", DECIDED, partial(decided_markdown, now.decisions))
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
         modes = read_modes(audit)
@@ -104,14 +104,6 @@ def wait_for_decision(params: Params, audit: str) -> None:
             problem = _record(params, audit, answer, now)
         if problem is not None:
             logger.warning("%s, so %s is asked about again", problem, audit)
-
-
-def _decided(decisions: Sequence[RecordedDecision]) -> str:
-    lines = []
-    for decision in decisions:
-        word, why = "approved" if decision.approve else "rejected", decision.reason
-        lines.append(f"- {code(decision.reviewer)} {word} it ({decision.via})" + (f": {code(why)}" if why else ""))
-    return "\n".join(lines)
 
 
 def how_to_answer(audit: str) -> str:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext
@@ -81,11 +82,24 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
 
 
 def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
-    if now is None:
-        return _cancel(client, run, f"a rule now decides on {audit}")
-    if landscape != now.landscape:
-        return _cancel(client, run, _outdated(audit, landscape))
-    return _resume(client, run, _answer(now))
+    from flows.people.artifacts import DECIDED, decided_markdown, prose
+
+    if now is not None and landscape == now.landscape:
+        title, text, told = DECIDED, decided_markdown(now.decisions), _resume(client, run, _answer(now))
+    else:
+        why = f"a rule now decides on {audit}" if now is None else _outdated(audit, landscape)
+        title, text, told = "No decision is needed", prose(why), _cancel(client, run, why)
+    # The artifact that asked is what people see until the run gets a slot.
+    heading = f"{audit}: {title}"
+    new = ArtifactCreate(
+        key=key(audit, "decision"),
+        type="markdown",
+        description=heading,
+        data=f"# {heading}\n\n{text}",
+        flow_run_id=run.id,
+    )
+    client.create_artifact(new)
+    return told
 
 
 def _outdated(audit: str, landscape: str) -> str:
@@ -121,7 +135,7 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> 
                 time.sleep(0.2)
                 continue
             # Its process was killed before it stored the form. The flow finds the decision at its top anyway.
-            client.set_flow_run_state(run.id, Scheduled(), force=True)
+            client.set_flow_run_state(run.id, Scheduled(name="Resuming"), force=True)
             return f"the suspended flow run {run.name} resumes"
         return f"the flow run {run.name} was not resumed: {reason}"
 

@@ -1,9 +1,4 @@
-"""Updates a Prefect server to match prefect.yaml: work pool, deployments, and automations.
-
-Automations notice runs whose process died, and runs that did not start. A killed process cannot report its end. While
-it lives it sends heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY, 30 s, see prefect.yaml). When they stop, its run is
-marked as crashed, which frees its slot for the next run.
-"""
+"""Updates a Prefect server to match prefect.yaml: work pool, deployments, and automations."""
 
 from __future__ import annotations
 
@@ -17,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.recur.notify import block_id
+from flows.recur.runs import cancel_unscheduled, of_pool
 from flows.recur.schedule import FILE, Entry, read_entries, work_pool
 from flows.server.security import client_environment
 from flows.workspace import stage_environment
@@ -27,12 +23,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 _OWNED = "Audits of "  # start of the description of Faded's work pools
-HEARTBEAT = "prefect.flow-run.heartbeat"
-SILENCE = timedelta(seconds=120)  # four heartbeats
 LATE = timedelta(hours=1)
-# Names of states that end a run, or in which it rests without a process: no heartbeat is expected after them.
-_ENDED = ("Completed", "Skipped", "Failed", "Gate failed", "Rejected", "Cancelled", "Crashed")
-_AT_REST = ("Suspended", "Paused", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late")
 
 
 def apply(entries: Sequence[Entry]) -> list[str]:
@@ -60,6 +51,7 @@ def apply(entries: Sequence[Entry]) -> list[str]:
         for name in sorted(set(ours) - {entry.name for entry in entries}):
             client.pause_deployment(ours[name])
             lines.append(f"deployment {name} is not in {FILE} any more: its schedules are paused")
+        lines += cancel_unscheduled(client, pool)
         ensure_automations(client, pool, [ours[entry.name] for entry in entries], block_id(client, pool))
     return lines
 
@@ -133,27 +125,20 @@ def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
     return {deployment.name: deployment.id for deployment in client.read_deployments(**of_pool(pool))}
 
 
-def of_pool(pool: str) -> dict[str, Any]:
-    """The filter of what belongs to a work pool."""
-    from prefect.client.schemas.filters import WorkPoolFilter
-
-    return {"work_pool_filter": WorkPoolFilter.model_validate({"name": {"any_": [pool]}})}
-
-
 def make_automations(
-    pool: str, deployments: Sequence[UUID], block: UUID | None, silence: timedelta = SILENCE, late: timedelta = LATE
+    pool: str, deployments: Sequence[UUID], block: UUID | None, late: timedelta = LATE
 ) -> list[AutomationCore]:
-    """The automations of a workspace.
+    """The automations of a workspace: what people are told about runs whose processes can tell nothing.
 
     Args:
         pool: its work pool; the automations' names begin with it.
         deployments: the deployments whose runs they watch; others on the server are ignored.
         block: where notifications go; None for nowhere.
-        silence: time without a heartbeat after which a run counts as dead.
         late: how long a run may wait for its start before people are notified.
     """
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState, SendNotification
+    if block is None:
+        return []
+    from prefect.events.actions import SendNotification
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
     ours = {
@@ -173,18 +158,7 @@ def make_automations(
             within=within,
         )
 
-    silent = trigger(Posture.Proactive, {HEARTBEAT}, {HEARTBEAT, *_events(*_ENDED, *_AT_REST)}, silence)
-    died = f"no heartbeat for {silence.total_seconds():.0f} s: its process or its machine died"
-    automations = [
-        AutomationCore(
-            name=f"{pool}: dead runs",
-            description="Marks a run as crashed whose process no longer sends heartbeats.",
-            trigger=silent,
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=died)],
-        )
-    ]
-    if block is None:
-        return automations
+    automations = []
     crashed = trigger(Posture.Reactive, set(), _events("Crashed"), timedelta(0))
     waiting = trigger(Posture.Proactive, _events("Late"), _events("Pending", "Running", "Cancelled"), late)
     no_start = "should have started an hour ago; no worker is running, or another audit is"
@@ -201,12 +175,10 @@ def make_automations(
     return automations
 
 
-def ensure_automations(
-    client: SyncPrefectClient, pool: str, deployments: Sequence[UUID], block: UUID | None, silence: timedelta = SILENCE
-) -> None:
+def ensure_automations(client: SyncPrefectClient, pool: str, deployments: Sequence[UUID], block: UUID | None) -> None:
     """Create, update or remove the automations on a server, found by their names; see `make_automations`."""
-    automations = {automation.name: automation for automation in make_automations(pool, deployments, block, silence)}
-    for what in ("dead runs", "tell of dead runs", "tell of late runs"):
+    automations = {automation.name: automation for automation in make_automations(pool, deployments, block)}
+    for what in ("dead runs", "tell of dead runs", "tell of late runs"):  # the first is one of earlier versions
         name = f"{pool}: {what}"
         existing = client.read_automations_by_name(name)
         if name not in automations:

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from flows.recur.deploy import LATE, of_pool
+from flows.recur.deploy import LATE
+from flows.recur.runs import in_state, of_pool, run_label
 from flows.recur.schedule import Entry
 from flows.request import deadline, needs_decision
 from flows.terminal import narrow_table, print_plain
@@ -105,12 +106,6 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
     return lines
 
 
-def run_label(run: FlowRun) -> str:
-    """A flow run's name for people."""
-    audits = ", ".join(run.parameters.get("audits", []))
-    return f"the audit of {audits} (flow run {run.name})"
-
-
 def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> ScheduleRow:
     from flows.results import read_verdict
 
@@ -128,14 +123,6 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
     last = _last_run(entry, client) if client is not None else None
     told = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
     return ScheduleRow(entry, entry.next_start(), last or told, verdict.word, "; ".join(waits))
-
-
-def in_state(**states: Sequence[str]) -> dict[str, Any]:
-    """The filter of flow runs in some of these states, by `name` or `type`."""
-    from prefect.client.schemas.filters import FlowRunFilter
-
-    state = {key: {"any_": list(values)} for key, values in states.items()}
-    return {"flow_run_filter": FlowRunFilter.model_validate({"state": state})}
 
 
 def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:

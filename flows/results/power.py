@@ -14,7 +14,7 @@ from stages.decisions import landscape_hash
 from stages.landscape.light import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import Power, alike
-from stages.params import GateConfig, Params, RepairConfig
+from stages.params import Params, RepairConfig
 from stages.records import AuditFolder, ModeRecord, audit_folder
 
 
@@ -52,17 +52,31 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
         f"{count} can show {_drop(inside)} in {named}, where {inside.rate:.1%} fail, and a rise of"
         f" {_points(outside.margin(0))} or more elsewhere"
     ]
-    said += _drop_to_level("target_failure_rate", repair.gates.target_failure_rate, inside)
-    said += _drop_to_level("other_failure_rate", repair.gates.other_failure_rate, outside)
-    said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside)
-    said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside)
+    passed = _passed(here)
+    for key, say in (("max", _drop_to_level), ("change_max", _too_few)):
+        for measure, power in (("target_failure_rate", inside), ("other_failure_rate", outside)):
+            bound = getattr(getattr(repair.gates, measure), key, None)
+            if bound is not None and (f"{measure}.{key}", bound) not in passed:
+                said += say(measure, bound, power)
     return said
 
 
+def _passed(here: AuditFolder) -> set[tuple[str, float]]:
+    """The gates, with their bounds, that passed in the last verdict, if that is on the current landscape."""
+    if not (_is_planned(here) and here.conclude.has("verdict")):
+        return set()
+    return {(gate.gate, gate.bound) for gate in here.conclude.verdict.gates if gate.passed}
+
+
+def _is_planned(here: AuditFolder) -> bool:
+    decided = here.collect_feedback
+    return decided.has("plan") and decided.plan.landscape == landscape_hash(here.path.name)
+
+
 def _targets(repair: RepairConfig, here: AuditFolder) -> list[ModeRecord]:
-    modes, decided = here.summarize.landscape.modes, here.collect_feedback
-    if decided.has("plan") and decided.plan.landscape == landscape_hash(here.path.name):
-        chosen = {mode.id for mode in decided.plan.targets}
+    modes = here.summarize.landscape.modes
+    if _is_planned(here):
+        chosen = {mode.id for mode in here.collect_feedback.plan.targets}
         return [mode for mode in modes if mode.id in chosen]
     return modes[: repair.feedback.modes] if repair.feedback.policy == "top-k" else modes
 
@@ -102,10 +116,8 @@ def _drop(power: Power) -> str:
     return "no drop at all" if least is None else f"a drop of {_points(least)} or more"
 
 
-def _too_few(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
+def _too_few(measure: str, most: float, power: Power) -> list[str]:
     """What a gate on a change needs beyond its bound because items are few; at most one sentence."""
-    if gate is None or (most := gate.change_max) is None:
-        return []
     told = f"gate {measure}.change_max {most:g}"
     if most >= 0:
         if (rise := power.margin(0)) <= most:
@@ -125,17 +137,17 @@ def _too_few(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
     ]
 
 
-def _drop_to_level(measure: str, gate: GateConfig | None, power: Power) -> list[str]:
+def _drop_to_level(measure: str, most: float, power: Power) -> list[str]:
     """By how much failures have to drop before a gate on how often the repaired model may fail can pass."""
-    if gate is None or gate.max is None or power.rate <= gate.max:
+    if power.rate <= most:
         return []
-    least = power.least_drop(power.rate - gate.max)
+    least = power.least_drop(power.rate - most)
     more = (
         f"a drop of {_points(least)} or more"
         if least is not None
         else "more test items: no drop that they show is enough"
     )
-    return [f"gate {measure}.max {gate.max:g} needs {more}, as {power.rate:.1%} fail there now"]
+    return [f"gate {measure}.max {most:g} needs {more}, as {power.rate:.1%} fail there now"]
 
 
 def _points(share: float) -> str:

@@ -195,9 +195,10 @@ class Keys:
             None if the token was used before, has expired, or is for another audit.
         """
         with self._lock:
-            of, reviewer, expires = self._links.pop(_digest(token), ("", "", 0.0))
-            if of != audit or expires < time.monotonic():
+            of, reviewer, expires = self._links.get(_digest(token), ("", "", 0.0))
+            if of != audit or expires < time.monotonic():  # one for another audit can still open its own
                 return None
+            del self._links[_digest(token)]
             session = self._live(cookie)
             if session is not None and reviewer not in ("", session.bound):
                 self._sessions.pop(_digest(session.id))

@@ -15,6 +15,7 @@ from rich.text import Text
 from flows.graph import RUNS_NOW, audit_of
 from flows.results import gate_word
 from flows.terminal import bytes_in_words, first_of, narrow_table, new_table, print_plain
+from stages.core.errors import Exit
 
 if TYPE_CHECKING:
     from flows.results import LastVerdict
@@ -38,7 +39,8 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
     table = new_table("stage", "outcome", "seconds", right=("seconds",))
     for r in results:
         style = _OUTCOME_STYLE.get(r.outcome, "dim")
-        table.add_row(escape(r.stage), f"[{style}]{r.outcome}[/]", f"{r.seconds:.1f}" if r.seconds else "")
+        said = "rejected" if r.exit_code == Exit.GATE_FAILED else r.outcome  # by a person, which is no failure
+        table.add_row(escape(r.stage), f"[{style}]{said}[/]", f"{r.seconds:.1f}" if r.seconds else "")
     table.add_section()
     table.add_row("total (wall)", "", f"{total:.1f}")
     console.print(table)

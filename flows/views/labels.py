@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -16,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Completed, Failed
 
+from flows.recur import runs
 from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from stages.core.errors import FadedError, RejectedError
@@ -27,15 +27,11 @@ _UP_TO_DATE = "up to date: nothing it depends on has changed"
 _STAGE = {"ran": "Completed", "restored": _CACHED, "unchanged": _CACHED}
 
 
-def run_name() -> str:
-    """The current flow run's name, "mnist 2026-11-28 07:05": its audits, and when it first started, in local time.
-
-    A suspended run starts again when it is resumed, and keeps its name.
-    """
+def current_run_name() -> str:
+    """The name of the current flow run, for Prefect."""
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
-    began = context.flow_run.start_time or datetime.now(UTC)
-    return f"{', '.join((context.parameters or {})['audits'])} {began.astimezone():%Y-%m-%d %H:%M}"
+    return runs.run_name(context.flow_run.model_copy(update={"parameters": context.parameters or {}}))
 
 
 def tag_run(run: FlowRun, audits: Sequence[str]) -> None:

@@ -17,10 +17,13 @@ from stages.core.files import holder, locked
 LOGS = WORK / "logs"
 
 
-def enter_workspace() -> Path:
+def enter_workspace(*, update: bool = True) -> Path:
     """Change to the workspace at or above the current folder, and update its files to the installed package.
 
     Folders with the user's own pipelines, which may have a params.yaml and a dvc.yaml too, are skipped.
+
+    Args:
+        update: otherwise the caller has to call `bring_up_to_date`.
 
     Raises:
         UsageError: if there is none.
@@ -42,7 +45,11 @@ def enter_workspace() -> Path:
     os.chdir(folder)
     # Prefect's own console output is off, because `faded` prints the same lines itself.
     set_defaults(PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
-    _bring_up_to_date()
+    with contextlib.suppress(OSError):  # a read-only workspace
+        WORK.mkdir(exist_ok=True)
+        WORK.chmod(0o700)  # logs and ledgers hold what the model was asked and answered
+    if update:
+        bring_up_to_date()
     return folder
 
 
@@ -56,7 +63,8 @@ def has_audits(folder: Path) -> bool:
         return False
 
 
-def _bring_up_to_date() -> None:
+def bring_up_to_date() -> None:
+    """Make the folders that new audits lack, and update the pipeline to the installed package."""
     from flows.workspace.pipeline import make_folders, outdated, update_pipeline
 
     for line in make_folders():

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
+from io import IOBase
 from typing import Any
 
 _LONGEST = 500  # characters kept of a library's message
@@ -128,13 +129,27 @@ def machine_failure(error: BaseException) -> str | None:
     if isinstance(error, (MemoryError, *memory)):
         return f"out of memory: {_line(error) or 'no more could be had'}"
     if isinstance(error, OSError):
-        return _line(error)
+        return f"{_line(error)}{_file_of(error)}{_RESUMES * (error.errno in (EDQUOT, EFBIG, EIO, ENOSPC, EROFS))}"
     cause: BaseException | None = error
     while cause is not None:
         if any(words in str(cause) for words in _OF_THE_MACHINE):
-            return f"a file could not be written (is the disk full, or the size of files limited?): {_line(cause)}"
+            why = "is the disk full, or the size of files limited?"
+            return f"a file could not be written ({why}): {_line(cause)}{_RESUMES}"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+_RESUMES = "; the same command resumes once that is mended"
+
+
+def _file_of(error: OSError) -> str:
+    """Name the file that was being written, which the error of a write does not: the last that its functions opened."""
+    if error.filename is not None:
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    held = [value for frame in reversed(frames) for value in frame.f_locals.values() if isinstance(value, IOBase)]
+    names = [name for file in held if isinstance(name := getattr(file, "name", None), str)]
+    return f": {names[0]}" if names else ""
 
 
 def _line(error: BaseException) -> str:

@@ -377,9 +377,13 @@ def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{option} {path} is not valid JSON: {error}") from None
-    return data if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        return {}
+    if not isinstance(names := data.get("architectures") or [], list):
+        raise UsageError(f"{option} {path}: architectures: expected a list of names, found {names!r:.80}")
+    return data
 
 
 def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
@@ -393,7 +397,7 @@ def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
             for line in filter(str.strip, lines):
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:
+                except (ValueError, RecursionError):  # also numbers and nesting without end
                     continue
                 if isinstance(row, dict):
                     yield row

@@ -193,6 +193,6 @@ def _are_questions(data: object) -> bool:
         first = next(filter(bytes.strip, lines), b"")
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "question" in row
