@@ -298,7 +298,7 @@ def test_the_model_at_hand_is_named_or_refused(bundle, members, workspace, tmp_p
     (other / "config.json").write_bytes((repaired / "config.json").read_bytes() + b" ")
     (other / "more.bin").write_bytes(b"x")
     told = problems(bundle, model=other)["model"]
-    assert "config.json: expected SHA-256" in told and "more.bin is not one of its files" in told
+    assert "config.json: expected" in told and "more.bin is not one of its files" in told
     (other / "config.json").unlink()
     assert "config.json is missing" in problems(bundle, model=other)["model"]
     with pytest.raises(UsageError, match="is not a folder"):
