@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
+from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import report_urls, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
@@ -23,7 +24,7 @@ from flows.run_stage import StageResult
 from flows.views.endings import Ending
 from flows.views.labels import key
 from stages.core.errors import UsageError
-from stages.decisions import RecordedDecision, standing
+from stages.decisions import standing
 from stages.pages.sentences import by_usage, gate_view
 from stages.pages.words import interval, percent
 from stages.params import Params, load_params
@@ -31,11 +32,9 @@ from stages.records import audit_folder
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
 
-DECIDED = "Decided"  # title of the artifact that asked, once somebody decided
 _SHOWN = 4  # examples of a mode
 _HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
 _LETTERS = 90  # of a caption
-_MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # begins markdown or an automatic link
 
 
 def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageResult]) -> None:
@@ -58,15 +57,6 @@ def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageRes
     if ending.result and not unfinished:
         verdict = read_verdict(params, audit)
         publish(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
-
-
-def decided_markdown(decisions: Sequence[RecordedDecision]) -> str:
-    """Who decided what, as markdown."""
-    lines = []
-    for decision in decisions:
-        word, why = "approved" if decision.approve else "rejected", decision.reason
-        lines.append(f"- {code(decision.reviewer)} {word} it ({decision.via})" + (f": {code(why)}" if why else ""))
-    return "\n".join(lines)
 
 
 def publish_modes(audit: str) -> None:
@@ -170,21 +160,6 @@ def _strip(pictures: Sequence[bytes]) -> str:
     buffer = BytesIO()
     strip.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def code(text: str) -> str:
-    """Text of a model or a person as inline code, so that its markup and links have no effect."""
-    return f"`{_one_line(text).replace('`', chr(39))}`"
-
-
-def prose(text: str) -> str:
-    """The same for a text that is not shown as code: its markup is escaped."""
-    return _MARKUP.sub(r"\\\g<0>", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    """Text without line breaks: a blank line would end the markup around it."""
-    return " ".join(text.split())
 
 
 def _row(*cells: str) -> str:

@@ -26,8 +26,9 @@ from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
-from flows.people.artifacts import DECIDED, code, decided_markdown, prose, publish, publish_modes
+from flows.people.artifacts import publish, publish_modes
 from flows.people.draft import DecisionDraft, ModeDraft
+from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes

@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Scheduled
 
+from flows.people.markdown import DECIDED, decided_markdown, prose
 from flows.request import read_request
 from flows.views.labels import key
 from stages.decisions import ModeDecision, Standing, standing
@@ -82,8 +83,6 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
 
 
 def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
-    from flows.people.artifacts import DECIDED, decided_markdown, prose
-
     if now is not None and landscape == now.landscape:
         title, text, told = DECIDED, decided_markdown(now.decisions), _resume(client, run, _answer(now))
     else:
