@@ -73,7 +73,7 @@ def read_status(
     for name in audits:
         stages = [stage for stage in graph.of([name]) if stage.audit == name] if graph is not None else []
         verdict, rate = read_verdict(params, name), _rate(name)
-        if not verdict.found and not rate.n and name not in unmeasured and _never_ran(stages):
+        if not verdict.found and not rate.n and name not in unmeasured and graph is not None and _never_ran(stages):
             never.append(name)
             continue
         waits = how_to_decide(name) if needs_decision(params, name) is not None else None
