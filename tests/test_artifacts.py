@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from flows.people.artifacts import _row, code, prose, verdict_markdown
-from flows.people.suspend import _decided, describe
+from flows.people.artifacts import _row, verdict_markdown
+from flows.people.markdown import code, decided_markdown, prose
+from flows.people.suspend import describe
 from flows.results import LastVerdict
 from stages.decisions import RecordedDecision, Standing
 from stages.decisions.files import DecisionFile
@@ -42,7 +43,7 @@ def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
         code(text),
         prose(text),
         _row(code(text), prose(text)),
-        _decided([by]),
+        decided_markdown([by]),
         describe("tiny", now, [], problem=text),
         verdict_markdown(LastVerdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
     ):
