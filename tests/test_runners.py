@@ -184,6 +184,7 @@ def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
     params["audits"]["tiny"]["compute"]["gpus"], params["repairs"]["tiny"]["gpus"] = 2, 3
     params["audits"]["tiny"]["discover"]["shards"] = 2
     toys.write_params(params)
+    assert faded(toys, "status")[0] == 0  # writes what the shares need
     monkeypatch.chdir(toys.path)
     asked = {stage.kind: stage.gpus for stage in read_graph()}
     assert asked == {

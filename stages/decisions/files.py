@@ -396,7 +396,7 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     Raises:
         UsageError: if they are not a valid decision.
     """
-    yaml = YAML(typ="safe")
+    yaml = YAML(typ="safe", pure=True)  # the parser in C, if it is installed, would go past the composer
     yaml.Composer = _WithoutAliases
     try:
         raw = yaml.load(data.decode("utf-8"))
