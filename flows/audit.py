@@ -250,6 +250,7 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
             get_run_logger().warning(problem)
         if bundle is not None:
             get_run_logger().info("evidence: %s", bundle.resolve())
+    _tell_of_drift(params, ending)
     return ending
 
 
@@ -260,6 +261,17 @@ def _tell(ending: Ending) -> None:
         forget_notice(ending.audit)
     elif ending.kind != "waiting":
         notify(ending.kind, ending.audit, ending.text, ending.result)
+
+
+def _tell_of_drift(params: Params, ending: Ending) -> None:
+    """Notify people if a new result shows more failures than those before."""
+    from flows.recur.notify import notify
+    from flows.views.history import read_history
+
+    if ending.anew and ending.kind in ("done", "gate failed"):
+        history = read_history(params, ending.audit, 1)
+        if history.shown > 0:
+            notify("drift", ending.audit, f"{ending.audit}: {history.drift}")
 
 
 def _run_stale(

@@ -189,6 +189,7 @@ def metrics_of(
         "failure_rate_low": landscape.overall.low,
         "failure_rate_high": landscape.overall.high,
         "modes": len(landscape.modes),
+        "unshown_at_most": landscape.unshown.at_most if landscape.unshown else None,
         "worst_mode_rate": max((mode.rate for mode in landscape.modes), default=None),
         "invalid_share": landscape.invalid.value,
         "not_passing": counted.value if (counted := landscape.invalid.as_failures) else None,
@@ -207,6 +208,8 @@ def metrics_of(
         numbers["worse_slices"] = len(landscape.slices.worse)
     if landscape.ratings:
         numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
+    if landscape.corrected:
+        numbers["failure_rate_corrected"] = landscape.corrected.overall.value
     if isinstance(errors, CorruptionErrors):
         numbers |= errors.numbers()
     for role, search in landscape.search.roles.items():

@@ -20,6 +20,7 @@ from stages.explorers.search import ShowProgress, silent
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
+from stages.landscape.spot_check import read_spot_check
 from stages.landscape.summary import LandscapeInput, People, summarize
 from stages.params import AuditConfig
 from stages.ratings import RatedTask
@@ -100,7 +101,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         audit: the audit's configuration.
         fresh: probes kept back, to confirm failure modes with.
     """
-    told_apart = known_attributes(task, found.embedded.item_ids)
+    told_apart, spot = known_attributes(task, found.embedded.item_ids), audit.summarize.spot_check
     asked = LandscapeInput(
         audit=found.path.parent.name,
         space=task.concepts,
@@ -121,6 +122,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         usage=usage_record(task.concepts, audit.usage),
         conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
+        judged=read_spot_check(spot, f"audits.{found.path.parent.name}.summarize.spot_check") if spot else None,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh

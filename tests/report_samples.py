@@ -203,6 +203,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "twice_as_much": measured(overall * 1.5, overall, overall * 2),
         "modes": modes,
         "suspected": suspected,
+        "unshown": {"at_most": 0.0123, "probes": 1620},
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
         "robustness": robustness.to_json(),
         "items": 50,

@@ -79,7 +79,7 @@ def is_model(annotation: Any) -> bool:
 def test_every_parameter_is_in_docs_params_with_its_default(model, heading):
     page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    defaults, told = defaults_of(model), set(re.findall(r"`([a-z_.-]+)`", section))
+    defaults, told = defaults_of(model), set(re.findall(r"`([a-z0-9_.-]+)`", section))
     # Gates and bounds share a row, which has only the last part of the key.
     assert [key for key in defaults if not {key, key.rpartition(".")[2]} & told] == []
     known = {".".join(key.split(".")[:n]) for key in defaults for n in (1, 2, 3)}

@@ -229,7 +229,7 @@ def test_the_rate_is_that_in_use_and_says_by_which_usage(more: dict[str, Any], s
     page = page_of(inputs)
     assert (f"{overall['value']:.1%}", f"of what this model will meet fails, {said} ({spread})") in page.tiles
     whence = said.rsplit(maxsplit=1)[-1] if "inputs" not in more else "measured"
-    assert page.usage == (
+    assert page.usage.startswith(
         f"Usage {whence}: nothing changes in 30% of inputs, one thing in 40%, two in 20%, three in 10%. The rate would"
         f" be {overall['value'] / 2:.1%} if half as much changes, and {overall['value'] * 1.5:.1%} if 1.9 times as much"
         " does."
@@ -246,7 +246,7 @@ def test_a_uniform_usage_is_said_as_such() -> None:
     inputs = uniform(make_inputs(*FOUR) | {"verdict": {"audit": "mnist", "passed": None, "gates": []}})
     page = page_of(inputs)
     assert any(tile.text.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
-    assert page.usage == "" and page.tested.endswith(", alone and together; nothing is known beyond.")
+    assert page.usage.startswith("With 95%") and page.tested.endswith(", alone and together; nothing is known beyond.")
     assert page.over_grid
     verdict = passing() | {"usage": None}
     assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.text]

@@ -6,6 +6,8 @@ import io
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import flows.evidence.gate
-from flows.evidence.gate import GateResult, last_passed, run_gate
+from flows.evidence.gate import GateResult, last_passed, looks_since, run_gate
 from flows.evidence.views import show_gate
 from flows.results import WORKSPACE
 from flows.results.compare import Evaluation, NoResults, Run, read_run
@@ -144,6 +146,23 @@ def test_by_default_it_is_the_last_that_passed(workspace, worse, tmp_path):
         pytest.raises(NoResults, match=r"no commit has a data/other/report/headline.json"),
     ):
         last_passed(load_params(), "other")
+
+
+def test_each_further_result_since_a_revision_is_another_try_and_needs_more(worse, workspace, tmp_path, monkeypatch):
+    own = worse.copy(tmp_path / "ws")
+    with inside(own):
+        assert looks_since(load_params(), "other", "first") == 1
+        headline = Path("data/other/report/headline.json")
+        headline.write_text(headline.read_text().replace('"passed": true', '"passed": false'))
+        assert looks_since(load_params(), "other", "first") == 2
+    once = judged(worse, "other")
+    monkeypatch.setattr(flows.evidence.gate, "looks_since", lambda *_: 3)
+    third, same = judged(worse, "other"), judged(workspace, "other")
+    [before], [after] = once.rows, third.rows
+    assert (once.looks, third.looks) == (1, 3) and after.worse.value == before.worse.value
+    by = NormalDist().inv_cdf(1 - 0.05 / 12) / NormalDist().inv_cdf(0.975)
+    assert after.worse.high - after.worse.value == pytest.approx(by * (before.worse.high - before.worse.value))
+    assert len(third.notes) == len(once.notes) + 1 and same.passed, "the same model is no worse, however often"
 
 
 def test_a_stale_audit_is_not_judged(workspace, tmp_path):

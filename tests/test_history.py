@@ -106,12 +106,13 @@ def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     commit(0.1)
     assert history_of("tiny", 5).drift == "one result"
     commit(0.105, model="m2")
-    assert "+0.5 points (-0.9 to +1.9)" in history_of("tiny", 5).drift
+    assert "+0.5 points (-1.1 to +2.1), the last result against the 1 before" in history_of("tiny", 5).drift
     assert history_of("tiny", 5).drift.endswith("no drift shown")
     commit(0.2, model="m3")
-    assert history_of("tiny", 5).drift.endswith("more failures")
-    commit(0.1, model="m4")
-    assert history_of("tiny", 2).drift.endswith("fewer failures")
+    assert history_of("tiny", 5).drift.endswith("more failures") and history_of("tiny", 5).shown == 1
+    commit(0.05, model="m4")
+    assert history_of("tiny", 5).drift.endswith("fewer failures") and history_of("tiny", 5).shown == -1
+    assert history_of("tiny", 1).drift == history_of("tiny", 5).drift, "all results count, whatever is shown"
     commit(0.3, model="m4", concepts={"tilt": [0, 2]})
     assert "not comparable" in history_of("tiny", 5).drift
     commit(0.31, model="m4", concepts={"tilt": [0, 2]}, items="i2")

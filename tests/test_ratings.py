@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from flows.workspace.edit_params import with_ratings
+from flows.workspace.edit_params import with_file
 from stages.core.errors import UsageError
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
@@ -115,8 +115,8 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
     ],
 )
 def test_params_keep_every_other_byte(text, expected):
-    assert with_ratings(text, "a", ENTRY) == (expected, [])
-    assert with_ratings(expected, "a", ENTRY) == (expected, [])
+    assert with_file(text, "a", ("discrepancy", "ratings"), ENTRY) == (expected, [])
+    assert with_file(expected, "a", ("discrepancy", "ratings"), ENTRY) == (expected, [])
 
 
 @pytest.mark.parametrize(

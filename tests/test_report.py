@@ -211,6 +211,17 @@ def test_what_is_only_suspected_is_folded_and_in_no_mode_table(tmp_path: Path) -
     assert "Suspected" not in landscape_html(tmp_path, **inputs)
 
 
+def test_the_bound_on_what_was_not_shown_is_said_below_the_modes_and_on_the_first_page(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    page = landscape_html(tmp_path, **inputs)
+    assert page.count("at most 1.2% of uses fail outside the failure modes") == 2
+    assert "at most 1.2% of uses fail outside" in section(page, "modes")
+    inputs["summary"]["modes"] = []
+    assert "at most 1.2% of uses fail in ways" in landscape_html(tmp_path, **inputs | {"galleries": {}})
+    del inputs["summary"]["unshown"]
+    assert "at most 1.2%" not in landscape_html(tmp_path, **inputs | {"galleries": {}})
+
+
 def test_the_curve_of_a_concept_is_that_of_its_levels_alone(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
     page = landscape_html(tmp_path, **inputs)

@@ -6,8 +6,9 @@ Results measured under different conditions are not compared at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, isnan
+from statistics import NormalDist
 
 import pandas as pd
 
@@ -33,11 +34,12 @@ from flows.results.compare import (
     paired_difference,
     read_run,
 )
+from flows.results.drift import spent
 from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.core.git import git
-from stages.core.intervals import NO_RATE, Rate
+from stages.core.git import file_at, git
+from stages.core.intervals import LEVEL, NO_RATE, Rate
 from stages.params import Params
 from stages.records import RateRecord
 
@@ -73,6 +75,7 @@ class GateResult:
         now: the workspace's own verdict.
         rows: the measures.
         notes: other differences between the runs.
+        looks: how many results since the revision have been compared with it, with this one.
     """
 
     audit: str
@@ -82,6 +85,7 @@ class GateResult:
     now: LastVerdict
     rows: list[GateRow]
     notes: list[str]
+    looks: int = 1
 
     @property
     def own(self) -> bool:
@@ -139,7 +143,29 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float, 
     if then.evaluation and now.evaluation:
         rows += _evaluation(then.evaluation, now.evaluation, space, tolerance)
     notes += differences(then, now)
-    return GateResult(audit, against, tolerance, before, own, rows, notes)
+    if (looks := looks_since(params, audit, against)) > 1:
+        level = 1 - 2 * (1 - LEVEL) * spent(looks)
+        rows = [_widened(row, level, tolerance) for row in rows]
+        notes.append(
+            f"result {looks} since {against}, so intervals are those of {level:.2%}: over any number of tries, a model"
+            " that is worse by the tolerance passes with at most 5%"
+        )
+    return GateResult(audit, against, tolerance, before, own, rows, notes, looks)
+
+
+def _widened(row: GateRow, level: float, tolerance: float) -> GateRow:
+    """The same measure at another level than 95%, by the normal distribution: resamples do not reach that far."""
+    by = NormalDist().inv_cdf((1 + level) / 2) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    value, low, high, n = row.worse
+    worse = Rate(value, value - by * (value - low), value + by * (high - value), n)
+    return replace(row, worse=worse, passed=row.passed and (worse.high < tolerance or low == high == 0))
+
+
+def looks_since(params: Params, audit: str, against: str) -> int:
+    """Count the results of an audit since a revision, with the workspace's own: each is another try to pass."""
+    path = stage_dir(audit, last_stage(params, audit)) / HEADLINE
+    commits = (git("log", "--format=%H", f"{against}..HEAD", "--", path.as_posix()) or "").split()
+    return max(1, len(commits) + (path.exists() and file_at("HEAD", path) != path.read_bytes()))
 
 
 def _how_to_begin(audit: str) -> str:

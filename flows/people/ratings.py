@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 
 from flows.terminal import new_table
-from flows.workspace.edit_params import with_ratings
+from flows.workspace.edit_params import with_file
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
 from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
@@ -89,7 +89,7 @@ def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
     data = json.dumps({"schema": SCHEMA, **learnt.ratings.model_dump(mode="json")}, indent=1, ensure_ascii=False) + "\n"
     path = DATA / name / "ratings.json"
     entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data.encode()).hexdigest(), **learnt.bound}
-    after, sharing = with_ratings(PARAMS.read_bytes().decode("utf-8"), name, entry)
+    after, sharing = with_file(PARAMS.read_bytes().decode("utf-8"), name, ("discrepancy", "ratings"), entry)
     replace_file(path, data)
     edit_file(PARAMS, lambda _: after, console)
     audits = load_params(PARAMS).audits

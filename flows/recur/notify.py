@@ -16,7 +16,7 @@ from stages.core.files import read_state, write_state
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-Event = Literal["needs decision", "gate failed", "rejected", "broken"]
+Event = Literal["needs decision", "gate failed", "rejected", "broken", "drift"]
 Kind = Literal["slack", "webhook", "email"]
 
 _SUBJECT: dict[Event, str] = {
@@ -24,6 +24,7 @@ _SUBJECT: dict[Event, str] = {
     "gate failed": "a gate failed",
     "rejected": "was rejected",
     "broken": "broken",
+    "drift": "fails more often than before",
 }
 _SENT = WORK / "notices"  # by audit, the result of the last notification
 
@@ -41,7 +42,7 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
     try:
         if sent and read_state(_SENT / f"{audit}.json", str) == sent:
             return
-        if _notify(f"faded: {audit} {_SUBJECT[event]}", text):
+        if _notify(f"faded: {audit} {_SUBJECT[event]}", text) and event != "drift":  # which comes beside another
             write_state(_SENT / f"{audit}.json", sent)
     except Exception as error:
         logging.getLogger(__name__).warning("nobody was notified that %s: %s (%s)", audit, event, _why(error))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import cycle, pairwise
-from math import hypot, isnan
+from itertools import cycle, pairwise, takewhile
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
 from flows.graph.lock import md5_in
 from flows.results import LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
+from flows.results.drift import drift_of
 from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PAGE = WORK / "history.html"
+_YEAR = 53  # results with 52 looks
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
 LIMITS = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
     "interval. Audits with other concepts or usages have other rates: compare each audit with itself.",
-    "The drift is the difference of two rates of the same grid, usage and data; its interval follows from theirs. For "
-    "two revisions `faded compare` says more, because it pairs their common probes.",
+    "The drift compares the last one, two or four results with all before, on the same grid, usage and data. Its "
+    "interval holds at all looks together: over any number of them, at most 5% of audits without a drift show one.",
+    "For two revisions `faded compare` says more, because it pairs their common probes.",
     "What changed is what dvc.lock of the two commits says: model, data, decision, settings, and the code of stages.",
     "A result is a commit in which the numbers of an audit changed; who decided is known if its verdict is "
     "in DVC's cache here.",
@@ -61,11 +64,12 @@ class RevisionResult:
 
 @dataclass(frozen=True)
 class History:
-    """Results of an audit, newest first, and whether its failure rate drifts."""
+    """Results of an audit, newest first, and whether its failure rate drifts, in words and as `Drift.shown`."""
 
     audit: str
     results: list[RevisionResult]
     drift: str
+    shown: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Histories:
 def read_history(params: Params, audit: str, last: int) -> History:
     """Read the last results of an audit; the newest is the one that `read_verdict` returns.
 
+    For the drift a year of weekly results counts, however many are returned.
+
     Raises:
         UsageError: if `last` is below 1.
     """
@@ -86,12 +92,12 @@ def read_history(params: Params, audit: str, last: int) -> History:
         raise UsageError(f"--last {last}: expected 1 or more results")
     bundles, current = _bundles(audit), read_verdict(params, audit)
     found: list[_Found] = []
-    for revision, when in revisions(audit, last + 1):
+    for revision, when in revisions(audit, max(last + 1, _YEAR)):
         found.append(_read(audit, revision, when, bundles, None if found else current))
     results = [one.result for one in found[:last]]
     for k, (one, before) in enumerate(pairwise(found[: last + 1])):
         results[k] = replace(one.result, changed=tuple(_changes(audit, before.lock, one.lock)))
-    return History(audit, results, _drift(audit, found[:last]))
+    return History(audit, results, *_drift(audit, found))
 
 
 @dataclass(frozen=True)
@@ -176,41 +182,28 @@ def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
     return None if None in grid else [*grid, [(values or {}).get("usage") for values in summarized.values()]]
 
 
-def _drift(audit: str, found: Sequence[_Found]) -> str:
-    """How the failure rate moved since the oldest result with the same grid, usage and data, in words."""
+def _drift(audit: str, found: Sequence[_Found]) -> tuple[str, int]:
+    """How the failure rate moved over results with the same grid, usage and data, in words and as `Drift.shown`."""
     if not found or not found[0].result.failure_rate.n:
-        return "no failure rate yet"
+        return "no failure rate yet", 0
     if len(found) == 1:
-        return "one result"
-    newest, grids = found[0].result, [_grid(audit, one.lock) for one in found]
+        return "one result", 0
+    grids = [_grid(audit, one.lock) for one in found]
     if None in grids[:2]:
-        return "dvc.lock does not say the grid and data of this result or of the one before: not comparable"
-    alike = [newest]
-    for one, grid in zip(found[1:], grids[1:], strict=True):
-        if grid != grids[0] or not one.result.failure_rate.n:
-            break
-        alike.append(one.result)
+        return "dvc.lock does not say the grid and data of this result or of the one before: not comparable", 0
+    pairs = zip([one.result for one in found], grids, strict=True)
+    alike = [one for one, _ in takewhile(lambda pair: pair[1] == grids[0] and pair[0].failure_rate.n > 0, pairs)]
     if len(alike) == 1:
-        return "grid, usage or data changed since the result before: not comparable"
-    oldest = alike[-1]
-    change = _difference(oldest.failure_rate, newest.failure_rate)
-    moved, since = (
-        f"{100 * change.value:+.1f} points",
-        f"since {oldest.verdict.revision} of {oldest.verdict.when:%Y-%m-%d}",
-    )
+        return "grid, usage or data changed since the result before: not comparable", 0
+    drift = drift_of([result.failure_rate for result in reversed(alike)])
+    change, oldest = drift.change, alike[-1].verdict
+    last = "the last result" if drift.last == 1 else f"the last {drift.last} results"
+    moved = f"{100 * change.value:+.1f} points"
+    since = f"{last} against the {len(alike) - drift.last} before, since {oldest.revision} of {oldest.when:%Y-%m-%d}"
     if isnan(change.low + change.high):
-        return f"{moved} {since}, but a result has no interval: no drift known"
-    sure = (
-        "no drift shown" if change.low <= 0 <= change.high else "more failures" if change.low > 0 else "fewer failures"
-    )
-    return f"{moved} ({100 * change.low:+.1f} to {100 * change.high:+.1f}) {since}: {sure}"
-
-
-def _difference(a: Rate, b: Rate) -> Rate:
-    """B minus a, with an interval from theirs (Zou and Donner 2008); it is wide, as the two are not paired."""
-    value = b.value - a.value
-    low = value - hypot(b.value - b.low, a.high - a.value)
-    return Rate(value, low, value + hypot(b.high - b.value, a.value - a.low), min(a.n, b.n))
+        return f"{moved}, {since}, but a result has no interval: no drift known", 0
+    sure = ("no drift shown", "more failures", "fewer failures")[drift.shown]
+    return f"{moved} ({100 * change.low:+.1f} to {100 * change.high:+.1f}), {since}: {sure}", drift.shown
 
 
 def _path(audit: str, stage: str, name: str) -> str:

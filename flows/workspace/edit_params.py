@@ -146,19 +146,26 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
     return _edited(text, change, "the keys", f"there:\n{wanted}")
 
 
-def with_ratings(text: str, audit: str, entry: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The text of params.yaml with `discrepancy.ratings` of an audit, and other audits that share it through an alias.
+def with_file(text: str, audit: str, place: tuple[str, str], entry: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The text of params.yaml with a file of people's opinions, and other audits that share it through an alias.
+
+    Args:
+        text: params.yaml.
+        audit: the audit.
+        place: block and key of the entry: `discrepancy.ratings`, `summarize.spot_check`.
+        entry: the file, its hash, and what else there is to say.
 
     Raises:
         UsageError: if the file's layout does not allow this without changing other lines.
     """
+    name, key = place
 
     def change(params: Any) -> None:
         block = params["audits"][audit]
         own = dict(block.non_merged_items()) if isinstance(block, CommentedMap) else block
-        own["discrepancy"]["ratings"] = in_one_line(dict(entry))
+        own[name][key] = in_one_line(dict(entry))
 
-    after = _edited(text, change, f"audits.{audit}.discrepancy", f"there:\n  ratings: {_one_line(entry)}", shared=True)
+    after = _edited(text, change, f"audits.{audit}.{name}", f"there:\n  {key}: {_one_line(entry)}", shared=True)
     old, new = (yaml.safe_load(one)["audits"] for one in (text, after))
     return after, [name for name in old if name != audit and new[name] != old[name]]
 

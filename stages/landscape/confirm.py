@@ -172,7 +172,7 @@ def confirm(
         everybody = bool(about[k].all())
         n = first // parts
         tests[k] = ask(k, about[k], n)
-        p_values.append(worse_probes(_inside(space, regions[k], attributes, tests[k]).counts, compared))
+        p_values.append(worse_probes(rate_inside(space, regions[k], attributes, tests[k]).counts, compared))
         if not everybody:
             others[k] = ask(k, ~about[k], n)
             p_values[-1] = max(p_values[-1], worse_kind(tests[k], others[k], seed))
@@ -181,7 +181,7 @@ def confirm(
     found, tables = [], []
     for k, region in enumerate(regions):
         behind = measured.get(k, tests.get(k, no_fresh(control)))
-        rate = _inside(space, region, attributes, behind).rate
+        rate = rate_inside(space, region, attributes, behind).rate
         confirmed = k in measured and rate.low > _rest(overall, rate, _share(space, region, about[k]))
         found.append(RegionMeasurement(region, rate, int(_failed(behind).sum()), rates.rate(region), confirmed))
     modes = _ordered(space, found, overall, attributes)
@@ -237,24 +237,31 @@ def worse_alone(failed: np.ndarray, inside: np.ndarray, outside: np.ndarray, str
     return float(stats.norm.sf((excess - 0.5) / np.sqrt(variance))) if variance > 0 else 1.0
 
 
-def _inside(space: ConceptSpace, region: Region, attributes: pd.DataFrame, probes: pd.DataFrame) -> InUse:
-    """Return the failure rate in a region from probes drawn there by `draw_inside`, with an exact interval.
+def rate_inside(
+    space: ConceptSpace,
+    region: Region,
+    attributes: pd.DataFrame,
+    probes: pd.DataFrame,
+    which: np.ndarray | None = None,
+    level: float = LEVEL,
+) -> InUse:
+    """Return how often probes drawn in a region by `draw_inside` fail, or are `which` (n,), with an exact interval.
 
     If a region has few pairs, its common ones are rarer among distinct pairs than in use, so pairs are weighted.
     """
-    failed = _failed(probes)
+    which = _failed(probes) if which is None else which
     if space.usage is None or probes.empty:
-        return InUse(share(failed, probes, method="exact"), float(len(failed)))
+        return InUse(share(which, probes, level, method="exact"), float(len(which)))
     cells, everything = probes[space.names].to_numpy(dtype=np.int64), np.ones(len(probes), dtype=bool)
     weights = use_of_pairs(space, [region], attributes, cells, everything, 0, in_turn=True)
     effective = float(weights.sum() ** 2 / (weights**2).sum())
     if "group" in probes:
         sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
-        return InUse(sampler.mean(failed.astype(float), weights, SHARE), effective)
-    value, tail = float(np.average(failed, weights=weights)), (1 - LEVEL) / 2
+        return InUse(sampler.mean(which.astype(float), weights, SHARE, level), effective)
+    value, tail = float(np.average(which, weights=weights)), (1 - level) / 2
     low = float(stats.beta.ppf(tail, value * effective, (1 - value) * effective + 1)) if value > 0 else 0.0
     high = float(stats.beta.ppf(1 - tail, value * effective + 1, (1 - value) * effective)) if value < 1 else 1.0
-    return InUse(Rate(value, min(low, value), max(high, value), len(failed)), effective)
+    return InUse(Rate(value, min(low, value), max(high, value), len(which)), effective)
 
 
 def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.pages.gallery import ExhibitView, Gallery, Shrinker
-from stages.pages.sentences import as_much, by_usage, decided_by, fails, gate_view, how_common, what_was_tested
+from stages.pages.sentences import by_usage, decided_by, fails, gate_view, how_common, how_sure, what_was_tested
 from stages.pages.words import counted, interval, listed, number, p_value, percent, points, points_interval
 from stages.records import (
     AuditFolder,
@@ -168,7 +168,7 @@ def landscape_page(
         reason=_reason(verdict, "It", "no region was confirmed to fail above what they allow"),
         tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
-        usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), as_much(landscape)))),
+        usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape)))),
         over_grid=landscape.usage is None,
         heading="What fails",
         modes=cards,

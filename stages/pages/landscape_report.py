@@ -42,6 +42,7 @@ from stages.pages.sections import (
     steps_picture,
     worse_slices,
 )
+from stages.pages.sentences import corrected_said, unshown_said
 from stages.pages.words import interval, marked, number, percent
 from stages.records import Effect, Landscape, Verdict
 from stages.records.base import FlatMetrics
@@ -207,6 +208,7 @@ def write_landscape_report(
         alone=_known_alone(landscape),
         counted=COUNTED,
         suspected=landscape.suspected,
+        unshown=unshown_said(landscape),
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
         skipped=skipped,
         provenance=provenance,
@@ -323,7 +325,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame) -> list[str]:
         f"{percent(float(probed.mean()))} {which} were probed at least once, and a cell {cells['probes'].mean():.1f}"
         " times on average. In cells without probes, the rate is an estimate only."
     )
-    sentences += [*_false_alarms(landscape), *landscape.notes]
+    sentences += [*filter(None, [corrected_said(landscape)]), *_false_alarms(landscape), *landscape.notes]
     loss, constant = estimator.log_loss, estimator.log_loss_constant
     if loss is not None and constant is not None:
         sentences.append(

@@ -142,3 +142,30 @@ def as_much(landscape: Landscape) -> str:
     if factor >= 1.05:
         rates.append(f"{percent(more.value)} if {'twice' if factor > 1.95 else f'{factor:.1f} times'} as much does")
     return f"The rate would be {', and '.join(rates)}."
+
+
+def unshown_said(landscape: Landscape) -> str:
+    """Say how much may fail that was not shown: "With 95% confidence at most 1.2% of uses fail outside the modes."."""
+    if landscape.unshown is None:
+        return ""
+    most, of = percent(landscape.unshown.at_most), "uses fail" if landscape.usage else "the grid fails"
+    where = "outside the failure modes, in ways" if landscape.modes else "in ways"
+    return f"With 95% confidence at most {most} of {of} {where} that this audit has not shown."
+
+
+def corrected_said(landscape: Landscape) -> str:
+    """Say what people's verdicts on randomly drawn probes make of the failure rate; empty without any."""
+    if (found := landscape.corrected) is None:
+        return ""
+    rate = found.overall
+    return (
+        f"People judged {number(found.probes)} probes drawn at random as they occur in use and overruled the automatic"
+        f" verdict in {percent((found.only_people + found.only_automatic) / rate.n)}; corrected by that"
+        f" (prediction-powered inference), {percent(rate.value)} fail ({interval(rate.low, rate.high)}) instead of"
+        f" {percent(landscape.overall.value)}."
+    )
+
+
+def how_sure(landscape: Landscape) -> str:
+    """Say all that is known of how far to trust the rate in use: as much, corrected, and not shown."""
+    return " ".join(filter(None, (as_much(landscape), corrected_said(landscape), unshown_said(landscape))))

@@ -14,6 +14,7 @@ from stages.params.audit import (
     LandscapeGates,
     MicroscopicConfig,
     RatingsConfig,
+    SpotCheckConfig,
     SummarizeConfig,
 )
 from stages.params.file import Params, RunnerConfig, load_params, name_error
@@ -38,6 +39,7 @@ __all__ = [
     "RepairConfig",
     "RestructureConfig",
     "RunnerConfig",
+    "SpotCheckConfig",
     "Strict",
     "SummarizeConfig",
     "checked",

@@ -131,6 +131,13 @@ class LandscapeGates(Strict):
     slices: dict[str, SliceGate] = Field(default_factory=dict, description="for every value of an attribute, by name")
 
 
+class SpotCheckConfig(Strict):
+    """People's verdicts on randomly drawn probes, see stages/landscape/spot_check.py."""
+
+    file: str = Field(description="what `faded ratings --spot-check` drew and people filled in")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of that file, so that another one makes results stale")
+
+
 class SummarizeConfig(Strict):
     """The landscape and the examples shown for it."""
 
@@ -142,6 +149,9 @@ class SummarizeConfig(Strict):
     examples: int = Field(6, ge=0, le=24, description="failing and passing examples to show for each mode")
     clusters: int = Field(
         0, ge=0, le=12, description="kinds to sort items into by their embeddings, 2 to 12, as one more attribute"
+    )
+    spot_check: SpotCheckConfig | None = Field(
+        None, description="people's verdicts on randomly drawn probes, which correct the failure rate"
     )
 
     @field_validator("clusters")

@@ -137,6 +137,16 @@ class Invalid(Record):
         return self.as_failures if self.value else None
 
 
+class Unshown(Record):
+    """The share of use that fails outside of the failure modes: with 95% confidence at most this much.
+
+    Without modes it is a bound on all failures. `probes` are those that it was computed from.
+    """
+
+    at_most: float
+    probes: int
+
+
 class NamedAgain(Record):
     """How many modes independent halves of the evidence both name."""
 
@@ -325,6 +335,19 @@ class RatingsInForce(RatingsBound):
         return RatingsBound.from_json({k: v for k, v in self.to_json().items() if k in RatingsBound.model_fields}, "")
 
 
+class Corrected(Record):
+    """The failure rate in use corrected by people's verdicts on random probes, see `stages.landscape.spot_check`.
+
+    `overall.n` is the number of draws, of `probes` different probes; in `only_people` of them only people, and in
+    `only_automatic` only the measure in force found a failure.
+    """
+
+    overall: RateRecord
+    probes: int
+    only_people: int
+    only_automatic: int
+
+
 class ConceptRecord(Record):
     """One concept of the grid."""
 
@@ -417,11 +440,13 @@ class Landscape(JsonRecord):
     twice_as_much: RateRecord | None = None
     modes: Listed[ModeRecord]
     suspected: Listed[Suspected]
+    unshown: Unshown | None = None
     invalid: Invalid
     modes_found_again: NamedAgain
     modes_skipped: list[list[str]]
     bias: list[Bias] | None = None
     ratings: RatingsInForce | None = None
+    corrected: Corrected | None = None
     estimator: EstimatorRecord
     robustness: Robustness | None
     search: Searches
