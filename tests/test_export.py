@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,30 @@ def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_
     (target / "README.md").write_text("better than it is")
     [problem] = verify_bundle(target / "EVIDENCE.zip", model=target)[-1].problems
     assert "README.md is not one of its files" in problem
+
+
+def test_a_signed_folder_is_verified_by_the_library_of_the_specification(here, tmp_path):
+    from model_signing.verifying import Config
+
+    key, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key], check=True
+    )
+    subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
+    target = tmp_path / "deploy"
+    code, told = faded(here, "export", "tiny", target, "--sign", key)
+    assert code == 0, told
+    check = Config().use_elliptic_key_verifier(public_key=public)
+    check.verify(target, target / "model.sig")
+    assert all(one.holds for one in verify_bundle(target / "EVIDENCE.zip", model=target))
+    (target / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        check.verify(target, target / "model.sig")
+
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
+    code, told = faded(here, "export", "tiny", tmp_path / "other", "--sign", key)
+    assert code == 2 and "P-256" in told
+    assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow

@@ -10,6 +10,10 @@ import typer
 
 from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
 
+SigningKey = Annotated[
+    Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
+]
+
 
 @app.command(
     epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]",
@@ -17,20 +21,23 @@ from flows.commands import Audit, Json, Preset, app, console, errors, open_works
 def evidence(
     audit: Audit = None,
     preset: Preset = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option("--sign", metavar="KEY.pem", help="Also sign it with this private key (Ed25519, ECDSA or RSA)."),
-    ] = None,
+    sign: SigningKey = None,
     no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
 ) -> None:
-    """Show the evidence bundle of a finished audit. It is signed with your own key, which is created at first use.
+    """Show the evidence bundle of a finished audit, and write what others' tools and people read of it beside it.
+
+    The bundle is signed with your own key, which is created at first use. Beside a signed one are then the verdict as
+    statements of in-toto (.zip.intoto.jsonl), a record of every_eval_ever (.every-eval-ever.json), and a sheet to
+    print and sign (.sign-off.html).
 
     The passphrase of another key is prompted for, or taken from the environment variable FADED_KEY_PASSPHRASE.
     """
     here = Path.cwd()
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle, sign_by_default
+    from flows.evidence.beside import write_beside
     from flows.evidence.views import show_bundle
+    from flows.evidence.write import usual_key
     from flows.workspace import exclusive
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
@@ -40,7 +47,10 @@ def evidence(
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
             console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
-        show_bundle(console, read_bundle(path))
+        bundle = read_bundle(path)
+        show_bundle(console, bundle)
+        signer = key if key is not None or no_sign else usual_key()[0]
+        say(*(f"beside it: {file.name}" for file in write_beside(bundle, signer)))
     if unsigned is not None and key is None:
         errors.print(f"not signed: {unsigned}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -85,14 +95,59 @@ def verify(
     Exit codes: 0 all checks hold, 1 something does not match or is missing, 2 not a valid bundle.
     Without requirements an unsigned bundle also exits with 0, and the output says that it is unsigned.
     """
-    from flows.evidence import Demands, verify_bundle
+    from flows.evidence import Demands, read_bundle, verify_bundle
+    from flows.evidence.beside import check_statements
+    from flows.evidence.signature import known_keys
     from flows.evidence.verify import Verified
     from flows.evidence.views import show_checks
 
     demands = Demands(require_signed, require_repaired, require_passed, max_age)
-    found = Verified(bundle, verify_bundle(bundle, key or (), model, demands))
+    checks = verify_bundle(bundle, key or (), model, demands)
+    found = Verified(bundle, checks + check_statements(read_bundle(bundle), known_keys(key or None)))
     tell("verify", found, lambda console, found: show_checks(console, found.checks))
     if not found.holds:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples:  [cyan]faded reproduce mnist-cc2be29635524f7a.zip[/]"
+    "   [cyan]faded reproduce mnist-cc2be29635524f7a.zip --sign lab.pem[/]",
+)
+def reproduce(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
+    sign: SigningKey = None,
+) -> None:
+    """Run the audit of a bundle again in this workspace, compare every number, and sign what came out.
+
+    The workspace needs the bundle's code and inputs: clone the repository at the bundle's revision, and pull its data.
+    Results here are neither used nor changed; what people decided is taken from the bundle. The statement is written
+    beside the bundle, in BUNDLE.intoto.jsonl: send it back, and `faded verify` shows it.
+
+    Exit codes: 0 agrees, 1 differs by more than noise, 2 other code or inputs, 3 infrastructure.
+    """
+    from flows.evidence import read_private_key
+    from flows.evidence.beside import add_statements, reproduction_statement
+    from flows.evidence.bundle import read_bundle
+    from flows.evidence.reproduce import reproduce_bundle
+    from flows.evidence.signature import machine_key
+    from flows.evidence.views import show_reproduction
+    from flows.workspace import enter_workspace, exclusive
+    from stages.core.errors import UsageError
+
+    path = bundle.absolute()
+    # What could fail at the end is tried before hours of work.
+    key = read_private_key(sign, _passphrase) if sign is not None else machine_key()
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(
+            f"{path.parent} cannot be written to, and the statement lies beside the bundle: copy it elsewhere"
+        )
+    enter_workspace()
+    with exclusive():
+        found, likeness, kept = reproduce_bundle(path, say)
+    written = add_statements(path, [reproduction_statement(read_bundle(path), found)], key)
+    show_reproduction(console, found, likeness)
+    say(f"signed statement: {written}", *([f"the new results: {kept.absolute()}"] if kept else []))
+    if not found.agrees:
         raise typer.Exit(1)
 
 
@@ -105,6 +160,14 @@ def export(
     ],
     preset: Preset = None,
     force: Annotated[bool, typer.Option("--force", help="Export even if the audit did not pass.")] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign",
+            metavar="KEY.pem",
+            help="Also write model.sig for tools of OpenSSF Model Signing; an EC key. Needs faded\\[signing].",
+        ),
+    ] = None,
 ) -> None:
     """Write a folder for deployment: the repaired model, its card with the evaluation, and the evidence.
 
@@ -118,10 +181,10 @@ def export(
     *audits, folder = where
     if len(audits) > 1:
         raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
-    target = Path.cwd() / folder
+    target, key = Path.cwd() / folder, sign.absolute() if sign is not None else None
     params, [name] = open_workspace(audits, False, preset)
     with exclusive(), working("checking the state of the stages, and copying the model"):
-        bundle = export_model(params, name, target, force=force)
+        bundle = export_model(params, name, target, force=force, key=key)
     say(f"{name}: the repaired model is in {target}", f"evidence: {bundle}")
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from flows.evidence import read_bundle
-from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
+from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, SIGNATURE, check_model
 from flows.evidence.write import proven_evidence
 from flows.graph.digests import files_below
 from flows.results import NO_GATES, LastVerdict, gate_word, read_verdict
@@ -21,7 +21,7 @@ class NotPassedError(FadedError, RuntimeError):
     exit_code = Exit.GATE_FAILED
 
 
-def export_model(params: Params, audit: str, folder: Path, *, force: bool = False) -> Path:
+def export_model(params: Params, audit: str, folder: Path, *, force: bool = False, key: Path | None = None) -> Path:
     """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
 
     An adapter is exported as an adapter; its card names the base it needs.
@@ -31,6 +31,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
         audit: name of the audit.
         folder: a new or empty folder.
         force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
+        key: a private key that signs the folder for tools of others, see `sign_model`.
 
     Returns:
         The bundle that was put beside the model.
@@ -47,8 +48,9 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     verdict = read_verdict(params, audit)
     if verdict.passed is not True and not force:
         raise NotPassedError(f"{_refusal(verdict)}; to export it anyway: --force")
-    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    scratch = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+    partial = scratch / folder.absolute().name  # the name that its signature states
+    shutil.rmtree(scratch, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _copy(stage_dir(audit, "restructure") / "models" / "repaired", partial)
@@ -56,10 +58,30 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
         shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
         if problems := check_model(read_bundle(bundle), partial).problems:
             raise InfrastructureError(f"the copy is not the model that was audited: {problems[0]}")
+        if key is not None:
+            sign_model(partial, key)
         partial.replace(folder.absolute())
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return bundle
+
+
+def sign_model(folder: Path, key: Path) -> None:
+    """Sign all files of a folder as the OpenSSF Model Signing specification says, in `model.sig`.
+
+    Raises:
+        UsageError: if the library is missing, or the key is not one that the specification allows.
+    """
+    try:
+        from model_signing import hashing, signing
+    except ImportError as error:
+        raise UsageError(f"{error}: to sign a model, install faded[signing]") from None
+    try:
+        files = hashing.Config().set_ignored_paths(paths=[signature := folder / SIGNATURE])
+        signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(files).sign(folder, signature)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        wanted = "an unencrypted private key (PEM) on the curve P-256, P-384 or P-521"
+        raise UsageError(f"{key} cannot sign a model, expected {wanted}: {error}") from None
 
 
 def _refusal(verdict: LastVerdict) -> str:

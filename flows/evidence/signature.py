@@ -7,7 +7,7 @@ Source: https://github.com/secure-systems-lab/dsse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +21,9 @@ from stages.core.keys import MACHINE, keys_dir, private_key, public_pem
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _LARGEST_PEM = 1 << 20  # bytes read of a file of keys
 KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"
-SIGNED_ON, _TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
+SIGNED_ON, TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
 _ENVELOPE = "the signed envelope"
-_PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
+PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
 
 
 @dataclass(frozen=True)
@@ -151,19 +151,41 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
         UsageError: if the key's kind is not one of `KINDS`.
     """
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
     now = _now()
     if earlier is not None and check_envelope(earlier, statement).when <= now + _CLOCKS_DIFFER:
         envelope = read_envelope(earlier)
     else:
-        envelope = Envelope(_with_time(statement, now.strftime(_TIME)), PAYLOAD_TYPE, {})
+        envelope = Envelope(_with_time(statement, now.strftime(TIME)), PAYLOAD_TYPE, {})
+    key_id = _sign(envelope, private_key)
+    return envelope.to_dict(), key_id
+
+
+def sign_statement(statement: Mapping[str, Any], private_key: Any) -> dict[str, Any]:
+    """Sign another statement as it is.
+
+    Returns:
+        The envelope as plain data.
+
+    Raises:
+        UsageError: if the key's kind is not one of `KINDS`.
+    """
+    from securesystemslib.dsse import Envelope
+
+    envelope = Envelope(dump_json(statement), PAYLOAD_TYPE, {})
+    _sign(envelope, private_key)
+    return envelope.to_dict()  # type: ignore[no-any-return]
+
+
+def _sign(envelope: Any, private_key: Any) -> str:
+    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+
     try:
         signature = envelope.sign(CryptoSigner(private_key))
     except ValueError:
         raise UsageError(f"keys of the kind {type(private_key).__name__} are not supported, expected {KINDS}") from None
-    signature.unrecognized_fields[_PUBLIC_KEY] = public_pem(private_key)
-    return envelope.to_dict(), str(signature.keyid)
+    signature.unrecognized_fields[PUBLIC_KEY] = public_pem(private_key)
+    return str(signature.keyid)
 
 
 _CLOCKS_DIFFER = timedelta(days=1)  # largest difference between machines that sign the same evidence
@@ -190,18 +212,27 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
     signed = parse_strict_json(envelope.payload, "what is signed")
     try:
         text = signed["predicate"]["runDetails"]["metadata"][SIGNED_ON]
-        when = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+        when = datetime.strptime(text, TIME).replace(tzinfo=UTC)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"what is signed has no {SIGNED_ON} like 2026-11-30T14:05:00Z") from None
     if envelope.payload != _with_time(statement, text):
         raise UsageError("what is signed is not the statement of this bundle")
+    return Signed(when, signers(envelope))
+
+
+def signers(envelope: Any) -> tuple[str, ...]:
+    """The ids of the keys that signed an envelope, if each signature was made by the key it names.
+
+    Raises:
+        UsageError: if one was not, or there is none.
+    """
     if not envelope.signatures:
         raise UsageError("it has no signature, expected at least one")
     for key_id, signature in envelope.signatures.items():
-        key = _public_key(signature.unrecognized_fields[_PUBLIC_KEY].encode())
+        key = _public_key(signature.unrecognized_fields[PUBLIC_KEY].encode())
         if key.keyid != key_id or not _is_signed_by(envelope, key):
             raise UsageError(f"the signature by key id {key_id[:16]}... is not valid")
-    return Signed(when, tuple(envelope.signatures))
+    return tuple(envelope.signatures)
 
 
 def read_envelope(data: bytes) -> Any:
@@ -222,7 +253,7 @@ def read_envelope(data: bytes) -> Any:
     if not written:
         raise UsageError(
             f"{_ENVELOPE} is not as Faded writes it: expected payload, payloadType and signatures, each with keyid, sig"
-            f" and {_PUBLIC_KEY}, and nothing else"
+            f" and {PUBLIC_KEY}, and nothing else"
         )
     if envelope.payload_type != PAYLOAD_TYPE:
         raise UsageError(f"{_ENVELOPE} holds {envelope.payload_type!r:.100}, expected {PAYLOAD_TYPE!r}")
@@ -233,7 +264,7 @@ def _is_as_written(signature: Any) -> bool:
     """Whether a signature has a public key beside keyid and sig, and nothing else, not even around the key."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-    given = signature.unrecognized_fields[_PUBLIC_KEY].encode()
+    given = signature.unrecognized_fields[PUBLIC_KEY].encode()
     as_written = load_pem_public_key(given).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return len(signature.unrecognized_fields) == 1 and given == as_written
 

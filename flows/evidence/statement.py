@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.evidence.bundle import MANIFEST
-from stages.records.provenance import Manifest, Parts, Revision
+from stages.records.provenance import Manifest, ManifestFile, Parts, Revision
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -30,14 +30,11 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
         params: the audit's blocks of params.yaml.
     """
     parts = manifest["parts"]
-    subject = "repaired" if parts.get("repaired") else "model"
+    subject = _subject(manifest)
     needed = [part for part in ("model", "data", "ratings", "decisions") if part != subject]
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [
-            {"name": _below(path, subject), "digest": {"sha256": entry["sha256"]}}
-            for path, entry in parts[subject].items()
-        ],
+        "subject": [{"name": name, "digest": {"sha256": entry["sha256"]}} for name, entry in model_files(manifest)],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
@@ -64,9 +61,16 @@ def _with_names(value: Any) -> Any:
     return [_with_names(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _below(path: str, part: str) -> str:
+def _subject(manifest: Manifest) -> str:
+    return "repaired" if manifest["parts"].get("repaired") else "model"
+
+
+def model_files(manifest: Manifest) -> Iterator[tuple[str, ManifestFile]]:
+    """The files of the model that the verdict is about, by their paths in its folder."""
+    part = _subject(manifest)
     root = {"repaired": "/restructure/models/repaired/", "model": "/prepare/model/"}[part]
-    return path.partition(root)[2] or path
+    for path, entry in manifest["parts"][part].items():
+        yield path.partition(root)[2] or path, entry
 
 
 def _files(parts: Parts, names: list[str]) -> Iterator[dict[str, Any]]:

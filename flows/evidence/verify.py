@@ -44,6 +44,7 @@ _FOLDERS = {
 }
 UNSIGNED, UNKNOWN_KEY = "UNSIGNED", "unknown key"
 BUNDLE_IN_EXPORT, CARD = "EVIDENCE.zip", "README.md"
+SIGNATURE = "model.sig"  # of an exported folder, for others' tools; it is not part of the model
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,11 @@ def verify_bundle(
     bundle = read_bundle(path)
     if keys:
         demands = replace(demands, signed=True)
-    results = [*check_seals(bundle, known, demands), *(_run(n, partial(c, bundle)) for n, c in _CONTENTS.items())]
+    results = [*check_seals(bundle, known, demands), *(run_check(n, partial(c, bundle)) for n, c in _CONTENTS.items())]
     if demands.repaired or demands.passed:
-        results.append(_run("demands", lambda: _check_demands(bundle, demands)))
+        results.append(run_check("demands", lambda: _check_demands(bundle, demands)))
     if model is not None:
-        results.append(_run("model", lambda: check_model(bundle, model)))
+        results.append(run_check("model", lambda: check_model(bundle, model)))
     return results
 
 
@@ -117,11 +118,12 @@ def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands:
         known: names of known keys, by id.
         demands: requirements; only those on the signature matter here.
     """
-    sealed = [_run(name, partial(check, bundle)) for name, check in _SEALS.items()]
-    return [*sealed, _run("signature", lambda: _signature(bundle, known or {}, demands))]
+    sealed = [run_check(name, partial(check, bundle)) for name, check in _SEALS.items()]
+    return [*sealed, run_check("signature", lambda: _signature(bundle, known or {}, demands))]
 
 
-def _run(name: str, check: Callable[[], Check]) -> Check:
+def run_check(name: str, check: Callable[[], Check]) -> Check:
+    """Run one check of untrusted content, which may break it in any way."""
     try:
         result = check()
     except UsageError as error:
@@ -162,12 +164,13 @@ def _check_demands(bundle: Bundle, demands: Demands) -> Check:
 def check_model(bundle: Bundle, folder: Path) -> Check:
     """Check that a folder is the model that the verdict is about, file by file: the repaired one if there is one.
 
-    An exported folder has the model card in place of the README, and contains the bundle.
+    An exported folder has the model card in place of the README, and contains the bundle and perhaps a signature.
     """
     parts = bundle.manifest["parts"]
     card = bundle.members.get(bundle.name("conclude", "model_card.md"), b"")
     sizes = {entry["size"] for part in _FOLDERS for entry in parts.get(part, {}).values()} | {len(card)}
     found = _handed_over(folder, sizes)
+    found.pop(SIGNATURE, None)
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
     differences = {

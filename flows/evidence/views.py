@@ -16,7 +16,9 @@ from stages.core.errors import escape_controls
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
+    from flows.evidence.beside import Reproduction
     from flows.evidence.gate import GateResult
+    from flows.evidence.numbers import Likeness
 
 UNDECIDED = "no decision needed: it ends with its landscape"
 
@@ -65,6 +67,27 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
         summary = f"[bold yellow]{caution}[/]" if word in words else summary
     rest = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
     console.print(f"{summary}{rest}", highlight=False, soft_wrap=True)
+
+
+def show_reproduction(console: Console, found: Reproduction, likeness: Likeness) -> None:
+    """Print every number that is not the same, and how the whole compares."""
+    if likeness.deviations:
+        table = new_table(
+            "number", "bundle", "here", "may differ by", "agrees", right=("bundle", "here", "may differ by")
+        )
+        for one in sorted(likeness.deviations, key=lambda one: not one.beyond)[:_MOST_ROWS]:
+            ours, theirs, noise = (_number(x) for x in (one.ours, one.theirs, one.noise))
+            table.add_row(_shown(one.where), ours, theirs, noise, "[red]NO[/]" if one.beyond else "[green]yes[/]")
+        console.print(table)
+    word = "[bold green]agrees[/]" if found.agrees else "[bold red]differs by more than noise explains[/]"
+    console.print(f"{word}: {_shown(found.summary)}", highlight=False, soft_wrap=True)
+
+
+_MOST_ROWS = 40
+
+
+def _number(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else _shown(str(value))
 
 
 _UNSIGNED = "UNSIGNED: it is consistent, but anybody can make such a file, with any verdict"

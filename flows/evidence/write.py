@@ -122,7 +122,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
     Raises:
         UsageError: if the bundle does not hold, as nobody should vouch for it then.
     """
-    if problems := _problems(path):
+    if problems := problems_of(path):
         more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
         raise UsageError(f"{path} is not signed, because it is not consistent: {problems[0]}{more}")
     members = dict(read_bundle(path).members)
@@ -142,14 +142,20 @@ def sign_by_default(path: Path) -> str | None:
     """
     if ENVELOPE in read_bundle(path).members:
         return None
+    key, why = usual_key()
+    if key is not None:
+        sign_bundle(path, key)
+    return why
+
+
+def usual_key() -> tuple[Any, str | None]:
+    """Return the user's own key; None with the reason, if there is none or it must not sign."""
     if os.environ.get(NO_SIGN):
-        return f"{NO_SIGN} is set"
+        return None, f"{NO_SIGN} is set"
     try:
-        key = machine_key()
+        return machine_key(), None
     except FadedError as error:
-        return str(error)
-    sign_bundle(path, key)
-    return None
+        return None, str(error)
 
 
 def _lock(params: Params, audit: str) -> dict[str, Any]:
@@ -282,12 +288,13 @@ def proven_evidence(params: Params, audit: str) -> Path:
         DamagedError: if outputs differ from what its stages wrote, or the bundle does not hold.
     """
     path = evidence_of(params, audit, sign=False)
-    if problems := _problems(path):
+    if problems := problems_of(path):
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise DamagedError(f"the evidence of {audit!r} does not hold: {problems[0]}{more}; `faded verify {path}`")
     sign_by_default(path)
     return path
 
 
-def _problems(path: Path) -> list[str]:
+def problems_of(path: Path) -> list[str]:
+    """All that `faded verify` would report of a bundle without demands, each with the name of its check."""
     return [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]

@@ -1,0 +1,239 @@
+"""A bundle's verdict in formats of others: results of tests and evaluations for in-toto, and for every_eval_ever.
+
+All follow from the bundle alone, so that anybody can recreate and compare them. Sources:
+https://in-toto.io/attestation/test-result/v0.1; eval-result v0.1, a draft (in-toto/attestation#575); and
+https://github.com/evaleval/every_eval_ever, schema 0.3.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from math import isnan
+from typing import Any
+
+from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, STATEMENT, Bundle, digest_of, parse_strict_json
+from flows.evidence.signature import TIME, check_envelope
+from flows.evidence.statement import BUILDER, STATEMENT_TYPE, model_files
+from flows.graph.digests import sha256
+from stages.core.errors import UsageError
+from stages.core.intervals import LEVEL
+from stages.provenance import sha256_of_folder
+from stages.records import Gate, Rate, RateRecord
+
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+EVAL_RESULT = "https://in-toto.io/attestation/eval-result/v0.1"
+_EEE_SCHEMA = "0.3.0"
+_MORE_IS_BETTER = ("fixed", "clean_quality")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number about the model that the verdict is about.
+
+    Args:
+        measure: "failure_rate".
+        name: the same in words.
+        rate: its value with its interval.
+    """
+
+    measure: str
+    name: str
+    rate: Rate
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of inputs, from 0 to 1; a quality may have any scale."""
+        return self.measure != "clean_quality"
+
+
+def shown_measures(bundle: Bundle) -> list[Measured]:
+    """The numbers about the repaired model; without a repair, about the model under test."""
+    from stages.pages.words import words  # brings plotly, which takes long to import
+
+    of = bundle.records
+    if bundle.last_stage == "conclude":
+        found = of.compare.comparison.shown_differences
+        numbers = [
+            (measure, one.name or words(measure), one.after, one.after_low, one.after_high, one.pairs)
+            for measure, one in found.items()
+        ]
+    else:
+        landscape = of.summarize.landscape
+        whole = landscape.overall
+        numbers = [("failure_rate", words("failure_rate"), whole.value, whole.low, whole.high, whole.n)]
+        modes = ((mode.id, f"failure rate where {mode.text}", mode.measured) for mode in landscape.modes)
+        numbers += [(f"mode.{name}", text, at.value, at.low, at.high, at.n) for name, text, at in modes]
+    return [
+        Measured(measure, name, RateRecord(value=value, low=low, high=high, n=n).rate)
+        for measure, name, value, low, high, n in numbers
+        if value is not None
+    ]
+
+
+def gates_of(bundle: Bundle) -> list[Gate]:
+    """The gates of the verdict."""
+    return (bundle.records.conclude if bundle.last_stage == "conclude" else bundle.records.report).verdict.gates
+
+
+def comparator(gate: Gate) -> str:
+    """The side on which a gate's whole interval has to lie."""
+    return ">=" if gate.gate.endswith("min") else "<="
+
+
+def statements(bundle: Bundle) -> list[dict[str, Any]]:
+    """The verdict as statements of in-toto; none if no gate was set, as there is no result to state.
+
+    Raises:
+        UsageError: if the bundle is not signed, and so nobody says when it was made.
+    """
+    gates = gates_of(bundle)
+    if not gates:
+        return []
+    subject = parse_strict_json(bundle.member(STATEMENT), STATEMENT)["subject"]
+    predicates = {TEST_RESULT: _test_result(bundle, gates)}
+    if any(gate.passed is not None for gate in gates):
+        predicates[EVAL_RESULT] = _eval_result(bundle, gates)
+    return [
+        {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": kind, "predicate": predicate}
+        for kind, predicate in predicates.items()
+    ]
+
+
+def _test_result(bundle: Bundle, gates: list[Gate]) -> dict[str, Any]:
+    names = {passed: [_claimed(gate) for gate in gates if gate.passed is passed] for passed in (True, None, False)}
+    return {
+        "result": {True: "PASSED", None: "WARNED", False: "FAILED"}[bundle.manifest["passed"]],
+        "configuration": [{"name": PARAMS, "digest": {"sha256": sha256(bundle.member(PARAMS))}}],
+        "passedTests": names[True],
+        "warnedTests": names[None],  # could not be judged
+        "failedTests": names[False],
+    }
+
+
+def _claimed(gate: Gate) -> str:
+    return f"{gate.named} {comparator(gate)} {_decimal(gate.bound)}"
+
+
+def _decimal(number: float) -> str:
+    return format(Decimal(repr(number)), "f")
+
+
+def _eval_result(bundle: Bundle, gates: list[Gate]) -> dict[str, Any]:
+    version, audit = str((bundle.manifest.get("versions") or {}).get("faded", "unknown")), bundle.audit
+    [data] = [entry["sha256"] for entry in bundle.manifest["parts"]["data"].values()]
+    return {
+        "evaluator": {"id": BUILDER},
+        "evaluatedAt": signed_on(bundle).strftime(TIME),
+        "suite": {"name": f"faded audit {audit}", "version": version},
+        "claims": [
+            {"metric": g.named, "comparator": comparator(g), "threshold": _decimal(g.bound), "passed": g.passed}
+            for g in gates
+            if g.passed is not None
+        ],
+        "sampleSize": items_of(bundle),
+        "model": {"name": f"model of {audit}", "digest": model_digest(bundle)},
+        "dataset": {"name": f"data/{audit}/prepare/items.parquet", "digest": {"sha256": data}},
+        "assuranceLevel": "self_attested",
+        "subjectProfile": "public-model",
+        "evidence": [
+            {"name": MANIFEST, "digest": {"sha256": digest_of(bundle.members)}, "mediaType": "application/json"}
+        ],
+        "harness": {"name": "faded", "version": version},
+    }
+
+
+def model_digest(bundle: Bundle) -> dict[str, str]:
+    """The digest of the model's folder, as in-toto defines it for trees of files."""
+    return {"dirHash": sha256_of_folder({name: entry["sha256"] for name, entry in model_files(bundle.manifest)})}
+
+
+def items_of(bundle: Bundle) -> int:
+    """The number of items that the verdict was measured on."""
+    of = bundle.records
+    return of.compare.comparison.items if bundle.last_stage == "conclude" else of.summarize.landscape.items
+
+
+def signed_on(bundle: Bundle) -> datetime:
+    """The time under the bundle's signatures: results have no time of their own.
+
+    Raises:
+        UsageError: if it is not signed.
+    """
+    if ENVELOPE not in bundle.members:
+        raise UsageError(f"{bundle.path} is not signed, so nobody says when it was made")
+    return check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT)).when
+
+
+def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
+    """The numbers as a record of every_eval_ever, whose consumers know neither modes nor gates.
+
+    Raises:
+        UsageError: if the bundle is not signed, and so nobody says when it was made.
+    """
+    when, audit, digest = str(int(signed_on(bundle).timestamp())), bundle.audit, digest_of(bundle.members)
+    prepared, manifest = bundle.records.prepare.metrics, bundle.manifest
+    model, data = prepared.origins
+    repaired = bool(manifest["parts"].get("repaired"))
+    config = bundle.yaml(PARAMS)["audits"][audit]
+    return {
+        "schema_version": _EEE_SCHEMA,
+        "evaluation_id": f"faded.{audit}/{digest[:16]}/{when}",
+        "evaluation_timestamp": when,
+        "retrieved_timestamp": when,
+        "source_metadata": {
+            "source_name": f"Faded audit {audit}",
+            "source_type": "evaluation_run",
+            "source_organization_name": "not stated",
+            "evaluator_relationship": "other",
+            "additional_details": {"manifest_sha256": digest, "passed": str(manifest["passed"])},
+        },
+        "model_info": {
+            "name": f"{model or audit}{', repaired' if repaired else ''}",
+            "id": f"faded/{audit}{'-repaired' if repaired else ''}",
+            "additional_details": {
+                "deployment_type": "unknown",
+                "model_availability": "unknown",
+                **model_digest(bundle),
+            },
+        },
+        "eval_library": {"name": "faded", "version": str((manifest.get("versions") or {}).get("faded", "unknown"))},
+        "evaluation_results": [
+            {
+                "evaluation_result_id": f"{digest[:16]}.{one.measure}",
+                "evaluation_name": f"faded.{audit}.{one.measure}",
+                "source_data": {"dataset_name": data or f"items of {audit}", "source_type": "other"},
+                "metric_config": _metric(one, config),
+                "score_details": _score(one, gates_of(bundle)),
+            }
+            for one in shown_measures(bundle)
+        ],
+    }
+
+
+def _metric(one: Measured, config: Mapping[str, Any]) -> dict[str, Any]:
+    scale = {"metric_unit": "proportion", "score_type": "continuous", "min_score": 0, "max_score": 1}
+    return {
+        "evaluation_description": f"{one.name}; inputs changed along {', '.join(config['concepts'])}",
+        "metric_id": f"faded.{one.measure}",
+        "metric_name": one.name,
+        "lower_is_better": one.measure not in _MORE_IS_BETTER,
+        **(scale if one.is_share else {}),
+    }
+
+
+def _score(one: Measured, gates: list[Gate]) -> dict[str, Any]:
+    value, low, high, n = one.rate
+    bounds = {
+        gate.gate: f"{comparator(gate)} {_decimal(gate.bound)}: {gate.passed}"
+        for gate in gates
+        if gate.gate.partition(".")[0] == one.measure
+    }
+    interval = {"lower": low, "upper": high, "confidence_level": LEVEL}
+    return {
+        "score": value,
+        "details": bounds,
+        "uncertainty": {**({} if isnan(low) else {"confidence_interval": interval}), "num_samples": n},
+    }

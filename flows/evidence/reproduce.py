@@ -1,0 +1,221 @@
+"""Runs the audit of a bundle again, from this workspace's code and inputs and the bundle's parameters.
+
+The stages run in a scratch folder that looks like the workspace and has none of its results, caches or answered probes,
+so everything is computed. What people decided is not: the plan is the bundle's, which `faded verify` checks against
+their decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.evidence.beside import Reproduction
+from flows.evidence.bundle import LOCK, PARAMS, Bundle, digest_of, read_bundle, stages_until
+from flows.evidence.numbers import Deviation, Likeness, compare_results
+from flows.evidence.signature import TIME
+from flows.evidence.write import problems_of
+from flows.graph.digests import digests_of, files_below
+from flows.workspace import stage_environment
+from stages.code import CODE, Code
+from stages.core.environment import WORK
+from stages.core.errors import Exit, InfrastructureError, UsageError, escape_controls
+from stages.params import DATA, Params, load_params
+from stages.records import audit_folder
+
+_RESULTS = (
+    *("summarize/landscape.json", "report/verdict.json"),
+    *("compare/comparison.json", "conclude/verdict.json"),
+)
+_DECIDED = "collect_feedback"
+_NOT_SHARED = {DATA.name, WORK.name, PARAMS, LOCK}
+_TAIL = 15  # lines of a stage's output shown with an error
+_MOST_NAMED = 50  # deviations in the statement
+_MACHINE = ("platform", "python", "device", "backend", "dtype", "versions", "plugins", "git")
+
+
+def reproduce_bundle(path: Path, say: Callable[[str], None]) -> tuple[Reproduction, Likeness, Path | None]:
+    """Run a bundle's audit again, and compare the results with the bundle's.
+
+    The current folder is the workspace. A killed run resumes after the last stage that it finished.
+
+    Args:
+        path: the bundle.
+        say: called with each line of what the stages print.
+
+    Returns:
+        The predicate to sign, how the numbers compare, and the folder of the new results if they do not agree.
+
+    Raises:
+        UsageError: if the bundle does not hold, or code or inputs here are not those it names.
+        InfrastructureError: if a stage fails.
+    """
+    if problems := problems_of(path):
+        raise UsageError(f"{path} does not hold, so there is nothing to reproduce: {problems[0]}")
+    bundle = read_bundle(path)
+    scratch = WORK / "reproduce" / digest_of(bundle.members)[:16]
+    home, last = scratch / DATA / bundle.audit, bundle.last_stage
+    if (home / last / "provenance.json").exists():  # of a run that ended: what it found must not count twice
+        shutil.rmtree(scratch)
+    _check_inputs(bundle)
+    params = _lay_out(bundle, scratch)
+    _check_code(bundle, params, home)
+    ran = _run_stages(bundle, params, scratch, say)
+    again = _documents(bundle, lambda name: (scratch / name).read_bytes())
+    likeness = compare_results(_documents(bundle, bundle.member), again)
+    found = _predicate(bundle, ran, likeness, scratch)
+    if found.agrees:
+        shutil.rmtree(scratch)
+    return found, likeness, None if found.agrees else home
+
+
+def _check_inputs(bundle: Bundle) -> None:
+    named = bundle.manifest["parts"].get("inputs", {})
+    for file in files_below(DATA / bundle.audit / "inputs"):
+        if file.as_posix() not in named and not file.name.startswith("."):
+            raise UsageError(
+                f"{file} is not one of the inputs of the bundle's audit: remove it, or use a clone without it"
+            )
+    for name, entry in named.items():
+        if not Path(name).is_file():
+            raise UsageError(f"{name} is missing here, and the bundle's audit read it: `dvc pull`, or copy it here")
+        if (found := digests_of(Path(name)).md5) != entry["md5"]:
+            raise UsageError(f"{name} is not what the bundle's audit read: expected MD5 {entry['md5']}, found {found}")
+
+
+def _lay_out(bundle: Bundle, scratch: Path) -> Params:
+    """Make a folder with links to the workspace's files, and with the bundle's parameters and decisions."""
+    home = scratch / DATA / bundle.audit
+    home.mkdir(parents=True, exist_ok=True)
+    own = {*stages_until("conclude"), "shards", "decisions", "evidence", CODE.name}
+    for folder, to, left_out in (
+        (Path(), scratch, _NOT_SHARED),
+        (DATA, scratch / DATA, {bundle.audit}),
+        (DATA / bundle.audit, home, own),
+    ):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            link = to / entry.name
+            if entry.name not in left_out and not entry.name.startswith(".") and not link.is_symlink():
+                link.symlink_to(entry.absolute())
+    (home / "shards").mkdir(exist_ok=True)
+    given = {PARAMS: bundle.member(PARAMS), **bundle.decisions}
+    if bundle.ratings in bundle.members:
+        given[bundle.ratings] = bundle.member(bundle.ratings)
+    for name, data in given.items():
+        file = scratch / name
+        file.unlink(missing_ok=True)  # never write through a link
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+    return load_params(scratch / PARAMS)
+
+
+def _check_code(bundle: Bundle, params: Params, home: Path) -> None:
+    """Refuse code that is not the bundle's, by the hash of what each stage can reach."""
+    written = Code().written(params.audit(bundle.audit))
+    (home / CODE).write_text(written, encoding="utf-8")
+    here, stages = json.loads(written), bundle.yaml(LOCK)["stages"]
+    other = []
+    for kind in stages_until(bundle.last_stage):
+        named = stages[f"{kind}@{bundle.audit}"].get("params", {}).get((DATA / bundle.audit / CODE).as_posix(), {})
+        if kind != _DECIDED and named.get(kind) != here[kind]:
+            other.append(kind)
+    if other:
+        git = bundle.manifest["git"]
+        where = f"expected that of revision {git['revision'] or 'unknown'}" + (
+            ", with changes that were not committed" if git["dirty"] else ""
+        )
+        raise UsageError(
+            f"the code of {', '.join(other)} here is not what the bundle's audit ran, {where}: reproduce it in a clone"
+            " at that revision, with the same version of faded and of plugins"
+        )
+
+
+def _run_stages(bundle: Bundle, params: Params, scratch: Path, say: Callable[[str], None]) -> list[str]:
+    """Run what has not run yet; return the stages that were computed here."""
+    audit, ran = bundle.audit, []
+    home = scratch / DATA / audit
+    people = audit in params.repairs and params.repair(audit).feedback.policy == "wait"
+    for kind in stages_until(bundle.last_stage):
+        if kind == _DECIDED and people:
+            folder = home / kind
+            folder.mkdir(exist_ok=True)
+            for name, data in bundle.members.items():
+                if name.startswith(f"{DATA / audit / kind}/"):
+                    (scratch / name).write_bytes(data)
+            say(f"{kind}: taken from the bundle, as people decided")
+            continue
+        ran.append(kind)
+        if kind == "discover":
+            for share in params.shares.values():
+                if not (home / "shards" / str(share["part"]) / "provenance.json").exists():
+                    _run("explore", [audit, str(share["part"])], scratch, say)
+        if not (home / kind / "provenance.json").exists():
+            _run(kind, [audit], scratch, say)
+    return ran
+
+
+def _run(kind: str, arguments: list[str], scratch: Path, say: Callable[[str], None]) -> None:
+    say(f"{kind}: starts")
+    lines: deque[str] = deque(maxlen=_TAIL)
+    command = [sys.executable, "-m", f"stages.{kind}", *arguments]
+    with subprocess.Popen(
+        command, cwd=scratch, env=stage_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(escape_controls(line.rstrip()))
+            say(f"  {lines[-1]}")
+    if process.returncode:
+        error = UsageError if process.returncode == Exit.USAGE else InfrastructureError
+        raise error(f"{kind} exited with {process.returncode}:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _documents(bundle: Bundle, read: Callable[[str], bytes]) -> dict[str, Any]:
+    names = {name: f"{DATA / bundle.audit}/{name}" for name in _RESULTS}
+    return {short: json.loads(read(name)) for short, name in names.items() if name in bundle.members}
+
+
+def _predicate(bundle: Bundle, ran: list[str], likeness: Likeness, scratch: Path) -> Reproduction:
+    same = {name: same for kind in ran for name, same in _same_files(bundle, kind, scratch)}
+    others = [name for name, equal in same.items() if not equal]
+    beyond = [deviation_text(one) for one in likeness.beyond]
+    more = [f"and {len(beyond) - _MOST_NAMED} more"] if len(beyond) > _MOST_NAMED else []
+    made = audit_folder(bundle.audit, scratch).stages[bundle.last_stage].provenance.to_json()
+    return Reproduction(
+        reproduced_on=datetime.now(UTC).strftime(TIME),
+        stages=ran,
+        agrees=not beyond,
+        files=len(same),
+        other_files=others[:_MOST_NAMED],
+        judged=likeness.judged,
+        equal=likeness.equal,
+        within_noise=len(likeness.deviations) - len(beyond),
+        beyond_noise=beyond[:_MOST_NAMED] + more,
+        rest=likeness.rest,
+        machine={key: made[key] for key in _MACHINE if key in made},
+    )
+
+
+def _same_files(bundle: Bundle, kind: str, scratch: Path) -> Iterator[tuple[str, bool]]:
+    """Whether each file of a stage has the bytes it had; provenance says where and when, so it always differs."""
+    for name, entry in bundle.below(f"{DATA / bundle.audit / kind}").items():
+        if name != "provenance.json" and "sha256" in entry:
+            file = scratch / DATA / bundle.audit / kind / name
+            yield f"{kind}/{name}", file.is_file() and digests_of(file).sha256 == entry["sha256"]
+
+
+def deviation_text(deviation: Deviation) -> str:
+    """A deviation in words."""
+    ours, theirs = (
+        "nothing" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x)
+        for x in (deviation.ours, deviation.theirs)
+    )
+    noise = "" if deviation.noise is None else f", which may differ by {deviation.noise:.2g}"
+    return f"{deviation.where}: {ours} in the bundle, {theirs} here{noise}"
