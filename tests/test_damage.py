@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.graph.heal import _heal_rwlock, _Locks
@@ -29,6 +29,7 @@ from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.tasks.contract import Compute, Items, ProbeBatch
 from stages.tasks.training import resume, save_checkpoint
+from tests.cases import scaled
 from tests.planted import PlantedTask
 
 SPACE = ConceptSpace(tuple(Concept(name, (0, 1, 2, 3)) for name in "ab"))
@@ -241,6 +242,7 @@ ANY_BYTES = (
 )
 
 
+@settings(max_examples=scaled(30))
 @given(data=ANY_BYTES)
 def test_any_bytes_as_the_locks_of_dvc_and_as_other_files_of_a_workspace(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

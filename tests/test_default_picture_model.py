@@ -35,6 +35,7 @@ def read(painter, attribute, prompts, kind="digits"):
     return attribute_values(judge, judge.read(pixels), attribute)
 
 
+@pytest.mark.slow
 def test_digits_are_drawn_as_asked(painter):
     digits = ["zero", "one", "two", "six", "seven"] * 3
     drawn = read(painter, "digit", [f"a large green {digit} on a white background" for digit in digits])

@@ -85,6 +85,7 @@ def test_what_is_said_of_it(repaired, control, said):
     assert re.fullmatch(said, worth(curve(rates(repaired, control), items=400)))
 
 
+@pytest.mark.slow
 def test_a_repair_like_its_control_claims_nothing():
     """Of 100 repairs that are actually controls, hardly any is called better."""
     same = (0.3, 0.2)

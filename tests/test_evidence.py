@@ -274,6 +274,7 @@ OTHER_LANDSCAPE = "data/other/summarize/landscape.json"
 OTHER_KNOTS = in_ratings(lambda ratings: ratings.update(y=[0.0, 0.1, 1.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -425,6 +426,7 @@ def test_it_is_verified_anywhere_and_without_torch(bundle, tmp_path, keys):
     assert faded(alone, "verify", keys["rsa"])[0] == 2
 
 
+@pytest.mark.slow
 def test_the_command_says_where_it_lies_and_signs_with_a_locked_key(workspace, tmp_path, keys):
     own = workspace.copy(tmp_path / "ws")
     code, told = faded(own, "evidence", "tiny", "--sign", keys["locked"], FADED_KEY_PASSPHRASE="secret")

@@ -68,6 +68,7 @@ CHANGES: list[Callable[[Path], object]] = [
 ]
 
 
+@pytest.mark.slow
 def test_any_change_makes_the_audit_stale(linked):
     toys, pictures = linked
     for change in CHANGES:

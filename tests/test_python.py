@@ -335,6 +335,7 @@ def test_built_in_concepts_change_the_numbers_of_rows():
 # What has no file
 
 
+@pytest.mark.slow
 def test_what_has_no_file_is_named_or_refused(my_model):
     def audit(model, concept=my_model.corner):
         return faded.audit(model, IMAGES, concepts=[concept], budget=40, name="mine")

@@ -102,6 +102,7 @@ def test_what_is_no_address_of_a_proxy_is_refused(place, url):
     assert "pw" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_reviewer_decides_in_firefox_without_javascript(place, tmp_path):
     with serve_review(["x"], port=0) as server, firefox(tmp_path / "profile", javascript=False) as fox:
         fox.go(server.one_time_link("x"))

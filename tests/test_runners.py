@@ -248,7 +248,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(kind):
         pass
 
 
-@pytest.mark.parametrize("kind", ["threads", *clusters()])
+@pytest.mark.parametrize("kind", ["threads", *clusters(pytest.mark.slow)])
 def test_more_gpus_than_there_are_is_refused(kind, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UsageError, match=r"requests 2 GPU.*has 1"), open_runner(RunnerConfig(kind=kind), gpus=2):

@@ -48,6 +48,7 @@ def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_st
     assert changed == ["summarize@tiny"], done.stdout
 
 
+@pytest.mark.slow
 def test_a_stage_refuses_to_run_with_other_code_than_dvc_was_told_of(own, monkeypatch):
     monkeypatch.chdir(own.path)
     command = [sys.executable, "-P", "-m", "stages.collect_feedback", "tiny"]
