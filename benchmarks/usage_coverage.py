@@ -18,12 +18,11 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage
-from stages.core.intervals import NO_RATE
 from stages.explorers.baselines import Random
 from stages.explorers.prober import Prober
-from stages.landscape.confirm import Mode, draw_inside, no_fresh
+from stages.landscape.confirm import draw_inside, no_fresh
 from stages.landscape.rates import rate_in_use
-from stages.landscape.unshown import bound_unshown
+from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.params.usage import AnyUsage, CombinationConfig, UsageConfig, in_use
 
 BUDGET = 1000
@@ -190,7 +189,7 @@ def unshown_coverage(scenario: Scenario, count: int, modes: int = 2) -> tuple[fl
             answers = drawn.answers[items, np.searchsorted(flat, space.flat(asked))]
             table = pd.DataFrame(asked, columns=space.names).assign(item=[f"i{i}" for i in items], failed=answers)
             fresh.append(table.assign(mode=f"M{k + 1}", role="measure"))
-            found.append(Mode(f"M{k + 1}", boxes[best], NO_RATE, 0, 0.0, 0.0, boxes[best].share(space), True))
+            found.append(ShownMode(f"M{k + 1}", boxes[best], boxes[best].share(space)))
         known = pd.DataFrame(index=[f"i{i}" for i in range(scenario.items)])
         asked_inside = pd.concat(fresh, ignore_index=True)
         bound = bound_unshown(space, drawn.probes, asked_inside, found, known, exact=False, seed=0)

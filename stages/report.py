@@ -19,6 +19,7 @@ from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_er
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
 from stages.landscape.light import landscape_concerns, light_of
+from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
@@ -28,6 +29,7 @@ from stages.provenance import provenance
 from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Report
+from stages.records.landscape import Unshown
 from stages.tasks.contract import skipped_items
 
 _POINTS = 200  # of each curve for `dvc plots`; more could not be distinguished
@@ -60,9 +62,9 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         gates=gates,
         light=light_of(gates, concerns),
         concerns=concerns,
-    )
+    ).having(unshown=_unshown(here, landscape, probes, audit.seed))
     errors = corruption_errors(landscape, probes, of_imagenet=_asks_what_imagenet_asks(here, landscape))
-    metrics = metrics_of(landscape, verdict.passed, errors)
+    metrics = metrics_of(landscape, verdict, errors)
     out.verdict, out.metrics = verdict, metrics
     out.headline = headline_of(landscape, verdict.passed)
     search_plot(probes).to_csv(out.path / "search.csv", index=False)
@@ -138,6 +140,14 @@ def pictured(
     return shown
 
 
+def _unshown(here: AuditFolder, landscape: Landscape, probes: pd.DataFrame, seed: int) -> Unshown | None:
+    modes = [ShownMode(mode.id, mode.cells, mode.share) for mode in landscape.modes]
+    attributes = here.discover.embedded.told_apart
+    return bound_unshown(
+        landscape.space, probes, here.summarize.fresh, modes, attributes, exact=landscape.exact, seed=seed
+    )
+
+
 def _about(here: AuditFolder) -> About:
     right = known_of(here).clean_accuracy.get("discover")
     return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
@@ -178,9 +188,7 @@ def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
     return are_of_imagenet(labels.unique(), known_of(here).classes)
 
 
-def metrics_of(
-    landscape: Landscape, passed: bool | None, errors: CorruptionErrors | TooFew | None = None
-) -> FlatMetrics:
+def metrics_of(landscape: Landscape, verdict: Verdict, errors: CorruptionErrors | TooFew | None = None) -> FlatMetrics:
     """Return the landscape and its verdict as flat numbers."""
     bias = landscape.bias or []
     numbers = {
@@ -189,7 +197,7 @@ def metrics_of(
         "failure_rate_low": landscape.overall.low,
         "failure_rate_high": landscape.overall.high,
         "modes": len(landscape.modes),
-        "unshown_at_most": landscape.unshown.at_most if landscape.unshown else None,
+        "unshown_at_most": verdict.unshown.at_most if verdict.unshown else None,
         "worst_mode_rate": max((mode.rate for mode in landscape.modes), default=None),
         "invalid_share": landscape.invalid.value,
         "not_passing": counted.value if (counted := landscape.invalid.as_failures) else None,
@@ -201,7 +209,7 @@ def metrics_of(
         "largest_bias": RateRecord.from_rate(largest_bias(bias)).value,
         "biased_subjects": sum(entry.beyond_noise for entry in at_highest_guidance(bias)) if bias else None,
         "median_radius": landscape.robustness.median_radius if landscape.robustness else None,
-        "passed": passed,
+        "passed": verdict.passed,
     }
     if landscape.slices and (worst := landscape.slices.worst):
         numbers["worst_slice_rate"] = worst[1].rate

@@ -15,15 +15,14 @@ from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simul
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage
-from stages.core.intervals import NO_RATE
 from stages.core.ledger import Ledger
 from stages.explorers.search import search
 from stages.landscape.compare import PairedAnswers
-from stages.landscape.confirm import Mode, draw_inside, no_fresh
+from stages.landscape.confirm import draw_inside, no_fresh
 from stages.landscape.describe import shares_of_failures
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.landscape.rates import rate_in_use
-from stages.landscape.unshown import bound_unshown
+from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.params import AuditConfig, DiscoverConfig
 from stages.params.usage import CombinationConfig, UsageConfig, in_use
 from stages.provenance import run_key
@@ -368,7 +367,7 @@ def bound(drawn: Any, modes: list[tuple[Region, float]], *, role: str = "measure
         items, cells = draw_inside(space, region, np.arange(len(ids)), 200, np.random.default_rng(k))
         table = pd.DataFrame(cells, columns=space.names).assign(item=ids[items], mode=f"M{k}", role=role)
         fresh.append(table.assign(failed=np.arange(len(table)) < rate * len(table)))
-        found.append(Mode(f"M{k}", region, NO_RATE, 0, 0.0, 0.0, region.share(space), True))
+        found.append(ShownMode(f"M{k}", region, region.share(space)))
     known = pd.DataFrame(index=ids)
     said = bound_unshown(space, drawn.probes, pd.concat(fresh), found, known, exact=exact, seed=0)
     return said and said.at_most
@@ -398,7 +397,7 @@ def test_what_fresh_probes_show_is_subtracted_and_never_more_than_the_control_sa
 def test_the_items_that_named_no_mode_bound_what_an_enumerated_grid_did_not_show() -> None:
     task = planted([{"tilt": [2]}], noise=0.1, items=200, levels=3)
     space, probes, corner = task.concepts, landscapes.every_pair(task), Region({"tilt": (2,)})
-    mode = Mode("M1", corner, NO_RATE, 0, 0.0, 0.0, corner.share(space), True)
+    mode = ShownMode("M1", corner, corner.share(space))
     known = pd.DataFrame(index=task.items.table["id"])
     whole, rest = (
         bound_unshown(space, probes, no_fresh(probes), modes, known, exact=True, seed=0) for modes in ([], [mode])

@@ -33,7 +33,6 @@ from stages.landscape.rates import rate_under
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
 from stages.landscape.spot_check import correct
-from stages.landscape.unshown import bound_unshown
 from stages.params import RatingsConfig, SummarizeConfig
 from stages.records import RateRecord
 from stages.records import landscape as records
@@ -183,7 +182,6 @@ def summarize(asked: LandscapeInput, config: SummarizeConfig, seed: int) -> Summ
         items=len(ids),
     ).having(
         notes=list(asked.notes) or None,
-        unshown=bound_unshown(space, probes, fresh, modes, known, exact=landscape.exact, seed=seed),
         unchanged=RateRecord.from_rate(wilson(int(sum(asked.unchanged)), len(asked.unchanged)))
         if len(asked.unchanged)
         else None,

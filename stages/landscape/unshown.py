@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import hypot
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stages.concepts import ConceptSpace
+from stages.concepts import ConceptSpace, Region
 from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Resampler
-from stages.landscape.confirm import Mode, rate_inside
+from stages.landscape.confirm import rate_inside
 from stages.landscape.pairs import half_of, inside_any
 from stages.landscape.rates import rate_in_use
 from stages.records.landscape import Unshown
@@ -25,11 +26,19 @@ from stages.records.landscape import Unshown
 ONE_SIDED = 2 * LEVEL - 1  # level of a two-sided interval whose upper end is a bound at LEVEL
 
 
+class ShownMode(NamedTuple):
+    """What has to be known of a failure mode: its id, its cells, and its share of use."""
+
+    id: str
+    cells: Region
+    share: float
+
+
 def bound_unshown(
     space: ConceptSpace,
     probes: pd.DataFrame,
     fresh: pd.DataFrame,
-    modes: Sequence[Mode],
+    modes: Sequence[ShownMode],
     attributes: pd.DataFrame,
     *,
     exact: bool,
@@ -70,7 +79,7 @@ def bound_unshown(
     for k, mode in enumerate(modes):
         behind = fresh[(fresh["mode"] == mode.id) & (fresh["role"] == "measure")]
         own = _failed(behind) & ~_shown(space, modes[:k], behind, attributes)
-        rate = rate_inside(space, mode.region, attributes, behind, own, ONE_SIDED).rate
+        rate = rate_inside(space, mode.cells, attributes, behind, own, ONE_SIDED).rate
         inside, spread = inside + mode.share * rate.value, hypot(spread, mode.share * (rate.value - rate.low))
         n += rate.n
     value, high = everywhere
@@ -97,10 +106,12 @@ def _most(space: ConceptSpace, which: np.ndarray, control: pd.DataFrame) -> tupl
     return found.value, max(found.high, float(stats.beta.ppf(LEVEL, mean * size, (1 - mean) * size)))
 
 
-def _shown(space: ConceptSpace, modes: Sequence[Mode], probes: pd.DataFrame, attributes: pd.DataFrame) -> np.ndarray:
+def _shown(
+    space: ConceptSpace, modes: Sequence[ShownMode], probes: pd.DataFrame, attributes: pd.DataFrame
+) -> np.ndarray:
     """Return which probes are in a mode, (n,) bool."""
     cells = probes[space.names].to_numpy(dtype=np.int64)
-    return inside_any(space, [mode.region for mode in modes], cells, attributes.reindex(probes["item"]))
+    return inside_any(space, [mode.cells for mode in modes], cells, attributes.reindex(probes["item"]))
 
 
 def _failed(probes: pd.DataFrame) -> np.ndarray:

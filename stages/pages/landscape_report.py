@@ -208,7 +208,7 @@ def write_landscape_report(
         alone=_known_alone(landscape),
         counted=COUNTED,
         suspected=landscape.suspected,
-        unshown=unshown_said(landscape),
+        unshown=unshown_said(landscape, verdict.unshown),
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
         skipped=skipped,
         provenance=provenance,

@@ -10,7 +10,7 @@ import numpy as np
 from stages.concepts import Concept, ConceptSpace
 from stages.pages.words import interval, number, percent, points, points_interval, words
 from stages.records import Gate, Landscape, Plan, RepairVerdict, Verdict
-from stages.records.landscape import RatingsBound, UsageRecord
+from stages.records.landscape import RatingsBound, Unshown, UsageRecord
 
 _COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "seven", "eight", "nine"))
 _FEW = 3  # levels of a concept without an order that are named
@@ -144,11 +144,11 @@ def as_much(landscape: Landscape) -> str:
     return f"The rate would be {', and '.join(rates)}."
 
 
-def unshown_said(landscape: Landscape) -> str:
+def unshown_said(landscape: Landscape, unshown: Unshown | None) -> str:
     """Say how much may fail that was not shown: "With 95% confidence at most 1.2% of uses fail outside the modes."."""
-    if landscape.unshown is None:
+    if unshown is None:
         return ""
-    most, of = percent(landscape.unshown.at_most), "uses fail" if landscape.usage else "the grid fails"
+    most, of = percent(unshown.at_most), "uses fail" if landscape.usage else "the grid fails"
     where = "outside the failure modes, in ways" if landscape.modes else "in ways"
     return f"With 95% confidence at most {most} of {of} {where} that this audit has not shown."
 
@@ -166,6 +166,6 @@ def corrected_said(landscape: Landscape) -> str:
     )
 
 
-def how_sure(landscape: Landscape) -> str:
+def how_sure(landscape: Landscape, unshown: Unshown | None) -> str:
     """Say all that is known of how far to trust the rate in use: as much, corrected, and not shown."""
-    return " ".join(filter(None, (as_much(landscape), corrected_said(landscape), unshown_said(landscape))))
+    return " ".join(filter(None, (as_much(landscape), corrected_said(landscape), unshown_said(landscape, unshown))))

@@ -440,7 +440,6 @@ class Landscape(JsonRecord):
     twice_as_much: RateRecord | None = None
     modes: Listed[ModeRecord]
     suspected: Listed[Suspected]
-    unshown: Unshown | None = None
     invalid: Invalid
     modes_found_again: NamedAgain
     modes_skipped: list[list[str]]
@@ -520,7 +519,7 @@ class Verdict(JsonRecord):
     """verdict.json: `passed` is None without gates, or if one could not be judged and none failed.
 
     `light` is whether a careful person would deploy, and `concerns` what speaks against it although no gate failed;
-    None and empty in files of earlier versions.
+    None and empty in files of earlier versions. `unshown` is on a landscape alone.
     """
 
     audit: str
@@ -528,3 +527,4 @@ class Verdict(JsonRecord):
     gates: Listed[Gate]
     light: Light | None = None
     concerns: Listed[str] = Field(default_factory=list)
+    unshown: Unshown | None = None
