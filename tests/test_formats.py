@@ -138,6 +138,8 @@ def test_the_sheet_has_every_number_with_its_provisions_and_who_decided(bundle):
     page = sign_off_sheet(bundle, {})
     assert "Art. 9(8), Annex IV(4)" in page and "MEASURE 1.1, MANAGE 1.1" in page
     assert "a key not known here" in page and "Art. 15(5)" in page
+    unshown = bundle.records.report.verdict.unshown
+    assert unshown and f"at most {unshown.at_most:.1%}" in page
     if bundle.audit == "tiny":
         assert "Ada (name typed, not verified)" in page and "Art. 9(5)" in page
     else:

@@ -20,7 +20,7 @@ from stages.decisions import NO_HUMAN
 from stages.decisions.identity import identity_of
 from stages.pages.page import environment
 from stages.pages.sentences import gate_view, verdict_text
-from stages.pages.words import with_interval
+from stages.pages.words import percent, with_interval
 from stages.params import FeedbackConfig
 from stages.records import RateRecord
 
@@ -38,6 +38,7 @@ class Provision(NamedTuple):
 PROVISIONS = {
     "gate": Provision("Art. 9(8), Annex IV(4)", "MEASURE 1.1, MANAGE 1.1"),
     "before": Provision("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.3"),
+    "unshown": Provision("Art. 9(2)(a), 9(5)", "MAP 5.1, MANAGE 1.4"),
     "mode.": Provision("Art. 9(2)(a), Annex IV(3)", "MAP 5.1, MEASURE 2.6"),
     "smallest": Provision("Art. 15(4)", "MEASURE 2.7"),
     "slice": Provision("Annex IV(2)(g), (3)", "MEASURE 2.11"),
@@ -121,6 +122,9 @@ def _rows(bundle: Bundle) -> Iterator[SignOffRow]:
         value = f"{view.value} ({view.interval})"
         yield SignOffRow(f"gate: {view.name}", value, f"{view.bound}: {word}", provision_of("gate"))
     landscape = bundle.records.summarize.landscape
+    if unshown := bundle.records.report.verdict.unshown:
+        outside = "fails outside the failure modes, before any repair" if landscape.modes else "fails in ways not shown"
+        yield SignOffRow(outside, f"at most {percent(unshown.at_most)}", "", provision_of("unshown"))
     if bundle.last_stage == "conclude":
         before = f"failure rate before the repair ({landscape.items:,} items)"
         yield SignOffRow(before, with_interval(landscape.overall), "", provision_of("before"))
