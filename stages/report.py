@@ -141,8 +141,11 @@ def pictured(
 
 
 def _unshown(here: AuditFolder, landscape: Landscape, probes: pd.DataFrame, seed: int) -> Unshown | None:
-    modes = [ShownMode(mode.id, mode.cells, mode.share) for mode in landscape.modes]
     attributes = here.discover.embedded.told_apart
+    # Kinds of items (summarize.clusters) are not written there: what modes about them show counts as not shown.
+    modes = [
+        ShownMode(mode.id, mode.cells, mode.share) for mode in landscape.modes if set(mode.cells.items) <= {*attributes}
+    ]
     return bound_unshown(
         landscape.space, probes, here.summarize.fresh, modes, attributes, exact=landscape.exact, seed=seed
     )

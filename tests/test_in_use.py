@@ -409,8 +409,7 @@ def test_the_items_that_named_no_mode_bound_what_an_enumerated_grid_did_not_show
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", [*SCENARIOS[:2], *SCENARIOS[-3:]], ids=lambda scenario: scenario.name)
-@pytest.mark.parametrize("modes", [0, 2])
+@pytest.mark.parametrize(("scenario", "modes"), [(SCENARIOS[0], 2), (SCENARIOS[1], 2), (SCENARIOS[1], 0)])
 def test_the_bound_on_what_was_not_shown_holds_for_the_worst_choice_of_modes(scenario: Scenario, modes: int) -> None:
     """400 simulations of 95% are below 92.5% in one of 100 cases; `benchmarks/usage_coverage.py` makes more."""
     holds, mean, true = unshown_coverage(scenario, 400, modes)

@@ -9,3 +9,12 @@ def test_each_mutant_has_its_line_in_the_code_once() -> None:
     mutants = read(LIST.read_text(encoding="utf-8"))
     assert mutants
     assert [why for mutant in mutants if (why := problem(ROOT, mutant))] == []
+
+
+def test_the_tests_that_ought_to_notice_exist() -> None:
+    named = {test for mutant in read(LIST.read_text(encoding="utf-8")) for test in mutant.tests}
+    for test in named:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8") if name else ROOT / file, (
+            test
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_st
     assert f"faded {version('faded')} with other code" in done.stdout and "code changed" not in done.stdout, done.stdout
     module.write_text(module.read_text().replace('"said by a toy"', '"said by another"'))
     done = own.faded("status", "--stages", **path)
-    changed = [line.split()[0] for line in done.stdout.splitlines() if "code changed" in line]
+    lines = done.stdout.splitlines()  # why a stage is stale stands below its name
+    changed = [above.split()[0] for above, line in pairwise(lines) if "code changed" in line]
     assert changed == ["summarize@tiny"], done.stdout
 
 
