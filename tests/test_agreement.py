@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from stages.decisions import RecordedDecision, merge_decisions
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.decisions.merge import ceiling
+from stages.records import Plan
+from tests.report_samples import FOUR, make_comparison, write_comparison
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
 MEG_OWEN = ("0100000010", "1110010000")
@@ -91,3 +95,30 @@ def test_an_example_that_most_of_those_who_speak_of_it_cannot_read_is_unreadable
         " (11.8 to 76.9); M1 2 of 5."
     )
     assert merge_decisions([ada, cas], []).ceiling is not None and merge_decisions([ada], []).ceiling is None
+
+
+def test_nothing_is_said_where_nothing_can_be_told() -> None:
+    assert krippendorff_alpha([[1], [2], []], "interval") is None  # no item was judged twice
+    assert krippendorff_alpha([["a", "a"], ["a", "a"]], "nominal") is None  # no variation to agree on
+    assert krippendorff_alpha([[1, 1], [9, 9]], "interval") == 1.0
+    assert krippendorff_alpha([[1, 9], [9, 1]], "interval") < 0
+
+
+def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:
+    found = agreement([decided("Ada", "r", {}), decided("Ben", "r", {}), decided("Cas", "r", {}, landscape="1" * 16)])
+    assert found is not None and found.reviewers == ["Ada", "Ben"]
+    assert found.statement.startswith("2 reviewers agree in 100%")
+    here, there = decided("Ada", "r", {"M1.1": 2}), decided("Ben", "r", {"M1.1": 9}, landscape="1" * 16)
+    assert agreement([here, there]) is None, "examples of two landscapes are two things"
+
+
+def test_the_report_repeats_what_the_plan_says(tmp_path: Path) -> None:
+    report = make_comparison(*FOUR[:1])
+    said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
+    assert said is not None
+    plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
+    kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said.to_json()}).dump(), "plan.json").agreement
+    assert kept is not None and kept == said
+    write_comparison(tmp_path / "page.html", **report | {"verdict": report["verdict"] | {"agreement": said.to_json()}})
+    assert said.statement.startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")
+    assert escape(said.statement) in (tmp_path / "page.html").read_text(encoding="utf-8")

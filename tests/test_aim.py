@@ -1,5 +1,6 @@
 """A repair's training data: what the search's policy draws, besides people's choices; and the number of trainings."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from stages.explorers.policy import save_policy
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.params import Params
+from stages.params.repair import RestructureConfig
 from stages.tasks.cells import FOCUS, PairSampler, PolicySampler, sampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import RepairPlan, TargetMode
@@ -276,3 +278,54 @@ def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs
     monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
     with pytest.raises(UsageError, match="all-layers of this task follows no policy; expected last-layer"):
         check_audits(Params.model_validate(params), ["stripes"])
+
+
+def test_a_target_about_some_items_is_learnt_of_these_where_the_policy_looks_there():
+    target = TargetMode("M1", Region({"a": (3,)}, {"label": ("9",)}))
+    drawn = np.zeros((50, 64, 4), dtype=np.int64)
+    drawn[:, 0, 0] = 3  # one draw in 64, for every item
+    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn).draw(4000, np.random.default_rng(1))
+    there = inside(target, rows, cells)
+    assert there.mean() == pytest.approx(FOCUS, abs=0.03)
+    nines = ITEMS["label"].to_numpy()[rows] == "9"
+    assert (cells[~nines, 0] == 3).mean() < 0.05, "the others are learnt where the policy looks for them"
+
+
+def test_where_the_policy_looks_at_nothing_else_the_modes_alone_are_learnt():
+    target, spared = TargetMode("M1", Region({"a": (3,)})), Region({"b": (3,)})
+    drawn = np.zeros((50, 8, 4), dtype=np.int64)
+    drawn[:, :, 1] = 3
+    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn, [spared]).draw(
+        400, np.random.default_rng(1)
+    )
+    assert inside(target, rows, cells).all()
+
+
+def test_without_more_trainings_there_are_a_repair_and_its_control(place):
+    folder, models = run(place)
+    assert [(m["folder"], m["steps"]) for m in models] == [("repaired", 20), ("control", 20)]
+    assert not (folder / "models" / "trainings").exists()
+
+
+def test_policy_is_refused_where_none_was_learnt(place):
+    with pytest.raises(UsageError, match=r"restructure\.aim: policy needs a search that learns one.*aim: modes"):
+        run(place, aim="policy")
+
+
+def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, monkeypatch):
+    def heedless(self, plan, out):
+        return task_repair(self, dataclasses.replace(plan, dose=1.0), out)
+
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setattr(ImageClassification, "repair", heedless)
+    with pytest.raises(
+        UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"
+    ):
+        run(place, trainings=2)
+    assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize("wrong", [{"trainings": 0}, {"trainings": 11}, {"aim": "everywhere"}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RestructureConfig(method="all-layers", **wrong)

@@ -11,6 +11,7 @@ from scipy import stats
 from stages.core.errors import UsageError
 from stages.landscape.bias import (
     Skew,
+    at_highest_guidance,
     compare_bias,
     largest_bias,
     mean_change,
@@ -136,3 +137,48 @@ def test_the_gate_judges_the_subject_whose_interval_reaches_highest():
     assert gate(tally([3, 2])).passed is False, "too little evidence passes no gate"
     assert gate().passed is None
     assert gate(tally([0, 0], unread=9)).passed is None
+
+
+def test_two_values_have_the_interval_of_a_proportion():
+    """With two values the total variation is |share - 1/2|; if it is large, its interval is that of a proportion."""
+    rate = Skew(tally([45, 5]), [1]).rate
+    exact = stats.binomtest(45, 50).proportion_ci(method="exact")
+    assert rate.value == pytest.approx(0.4, abs=0.01)
+    assert (rate.low, rate.high) == pytest.approx((exact.low - 0.5, exact.high - 0.5), abs=0.015)
+
+
+def test_a_plain_count_is_corrected_for_chance():
+    rng = np.random.default_rng(2)
+    fair = [measure_bias([tally(rng.multinomial(48, [0.25] * 4).tolist())], seed=i)[0] for i in range(30)]
+    assert np.mean([entry.counted for entry in fair]) > 0.08
+    assert abs(np.mean([entry.excess for entry in fair])) < 0.025
+
+
+def test_that_nothing_else_came_does_not_prove_that_nothing_else_can():
+    alike = [Skew(tally([48, 0]), [k]) for k in range(2)]
+    assert alike[0].rate.low < 0.45
+    change = mean_change(alike[:1], alike[1:])
+    assert change.low < -0.03
+    assert change.high > 0.03
+
+
+def test_guidance_1_is_shown_but_not_judged():
+    entries = measure_bias([tally([25, 23]), tally([48, 0], guidance=1.0)], seed=0)
+    assert [entry.guidance for entry in at_highest_guidance(entries)] == [7.5]
+    assert largest_bias(entries).value < 0.1
+
+
+def test_answers_nobody_could_read_count_for_nothing_and_values_nobody_expects_are_a_bias():
+    unread, read, odd = measure_bias(
+        [tally([0, 0], unread=48), tally([30, 18], unread=3), tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0
+    )
+    assert (unread.n, unread.p, unread.bias.value, unread.beyond_noise) == (0, None, None, False)
+    assert (read.n, read.unread) == (48, 3)
+    assert largest_bias([unread, read]).n == 48
+    assert odd.counted == pytest.approx(8 / 48) and odd.p < 0.05 and odd.bias.high > 8 / 48
+
+
+def test_models_are_compared_on_the_same_subjects():
+    assert compare_bias({"before": [], "after": []}, seed=0) is None
+    with pytest.raises(UsageError, match="'after' have other subjects"):
+        compare_bias({"before": [tally([1, 2])], "after": [tally([1, 2], subject="clerk")]}, seed=0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stages.core.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.models import load_model
 from tests.images import CLASSES
 from tests.own_pictures import FOLDER, answers, check_search, fails, onnx_network, own_context, prepared, write_folder
 
@@ -165,3 +166,40 @@ def test_what_only_answers_is_not_repaired_and_says_so(inputs, model):
     assert "cannot be repaired (no weights)" in errors[0]
     trained = {**config, "model": {"train": "small_cnn"}}
     assert ImageClassification.check_repair(own_context(inputs, {}, {}, config=trained), METHOD) == []
+
+
+def test_weights_beside_a_file_of_onnx_are_kept_in_it(inputs):
+    import onnx
+
+    net = onnx_network(inputs / "plain.onnx")
+    onnx.save_model(
+        onnx.load(str(inputs / "plain.onnx")), str(inputs / "net.onnx"),
+        save_as_external_data=True, location="net.data", size_threshold=0,
+    )  # fmt: skip
+    task = prepared(inputs, {"onnx": "net.onnx", "outputs": "logits", "classes": CLASSES}, FOLDER)
+    (inputs / "net.data").unlink()
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(load_model(inputs.parent / "prepare" / "model")(pixels), logits)
+        assert torch.allclose(logits, net(pixels), atol=1e-4)
+
+
+def test_a_key_is_asked_for_where_the_model_is_asked(inputs, server, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    named = {"endpoint": server.url, "classes": CLASSES, "size": 20, "key_env": "NO_SUCH_KEY"}
+    context = own_context(inputs, named, FOLDER)
+    assert ImageClassification.check(context) == [] and ImageClassification.prefetch(context) == []
+    fails(inputs, named, "NO_SUCH_KEY is not set", FOLDER)
+
+
+def test_an_endpoint_that_answers_something_else(inputs, server):
+    named = {"endpoint": server.url, "classes": CLASSES, "size": 20}
+    server.handler.form = "strange"
+    fails(inputs, named, "scores a class 'sideways'", FOLDER)
+    server.handler.answer = lambda self, image: {"scores": [0.5, 0.5]}
+    fails(inputs, named, "a number for each of the 3 classes, by name or in their order; found 2 scores", FOLDER)
+    server.handler.answer = lambda self, image: {"label": "flat"}
+    fails(inputs, named, "found the keys label", FOLDER)
+    server.handler.answer = lambda self, image: {"scores": [2, 0, 0]}
+    fails(inputs, named, r"gives scores from 0 to 2, expected probabilities from 0 to 1", FOLDER)
+    fails(inputs, {k: v for k, v in named.items() if k != "size"}, r"prepare\.data\.size: missing", FOLDER)

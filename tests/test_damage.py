@@ -25,7 +25,7 @@ from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.files import read_state, read_table, replace_file, seal, unseal, write_state
-from stages.core.ledger import Ledger
+from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
 from stages.tasks.contract import Compute, Items, ProbeBatch
 from stages.tasks.training import resume, save_checkpoint
@@ -256,3 +256,19 @@ def test_any_bytes_as_the_locks_of_dvc_and_as_other_files_of_a_workspace(data: b
         Path("prefect.yaml").write_bytes(data)
         with contextlib.suppress(UsageError):
             read_entries()
+
+
+def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([Key("i0", 0)], np.zeros(1), np.zeros(1, bool), ["so \ud83d"])
+    assert Ledger(tmp_path / "ledger.jsonl")[Key("i0", 0)] == ledger[Key("i0", 0)]
+
+
+def test_a_folder_in_the_place_of_state_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for _ in range(2):
+        (path / "more").mkdir(parents=True)
+        assert read_state(path, float) is None
+        write_state(path, 0.5)
+        assert read_state(path, float) == 0.5
+        path.unlink()

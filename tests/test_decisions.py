@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flows.workspace.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
 from stages.core.errors import DecisionNeeded, RejectedError, UsageError
@@ -369,3 +370,21 @@ def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
 def test_every_mode_needs_a_word(landscape: Path, ids: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         record(modes=[{"id": i, "action": "repair"} for i in ids])
+
+
+def test_numbers_are_written_as_people_do_though_the_process_edited_params_before(landscape: Path) -> None:
+    dumped({"threshold": 1e-7})
+    assert "  severity: 2.0\n" in record().path.read_text(encoding="utf-8")
+
+
+def test_what_others_decide_meanwhile_does_not_hinder_a_revision_of_ones_own(landscape: Path) -> None:
+    ada = record(2)
+    bob = record(2, reviewer="Bob")
+    again = record_via("page", 2, revise=True, seen=[ada.sha256], modes=words(M1="accept"))
+    assert now(2).kept == (bob, again)
+
+
+def test_no_landscape_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no landscape to decide on yet, run `faded audit x`"):
+        decisions.landscape_hash("x")

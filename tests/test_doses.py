@@ -154,3 +154,25 @@ def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     assert offered(bias={"max": 0.5}) is None  # not measured
     assert offered(slices={"label": {"max": 0.9}}) is None
     assert checkpoints(answers(rates((0.2, 0.1), (0.2, 0.2, 0.2))).head(0), 0.2, resamples=200, seed=0) == []
+
+
+def test_common_pairs_count_for_more():
+    """Rare pairs all fail and common ones pass after the repair, whose control is the other way round."""
+    found = answers(rates((0.5, 0.5), (0.5, 0.5, 0.5)))
+    common = np.arange(len(found)) % 2 == 0
+    trained = (found["steps"] > 0).to_numpy()
+    found["weight"] = np.where(common, 0.9, 0.1)
+    found["value"] = np.where(trained, common == (found["copy_of"] == "control"), 1.0).astype(float)
+    [curve] = dose_curves(found, resamples=300, seed=0)
+    assert [dose.rate.value for dose in curve.repaired] == pytest.approx([1.0, 0.1, 0.1])
+    assert [dose.rate.value for dose in curve.control] == pytest.approx([1.0, 0.9, 0.9, 0.9])
+    assert [difference.value for difference in curve.differences] == pytest.approx([-0.8] * 3)
+    assert curve.times.value is None, "no number of steps brings the control to 10%"
+    [one] = checkpoints(found, 1.0, resamples=300, seed=0)
+    assert one.differences["target_failure_rate"].after == pytest.approx(0.1)
+
+
+def test_of_clean_quality_no_steps_are_said():
+    found = curve(rates((0.98, 0.97), (0.98, 0.98, 0.97), before=0.98), part="clean")
+    assert found.times is None and worth(found) == ""
+    assert found.repaired[-1].rate.value == pytest.approx(0.97, abs=0.02)

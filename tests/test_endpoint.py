@@ -1,6 +1,8 @@
 """A model behind HTTP: batches, retries, refusals, and whether it is still the model that was prepared."""
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 
@@ -15,6 +17,31 @@ from stages.tasks import endpoint as module
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers
 from tests.endpoints import said, served
+
+
+@contextlib.contextmanager
+def trickling(start):
+    """A server that sends one byte at a time, and would take ten seconds."""
+    stop = threading.Event()
+
+    def answer():
+        with contextlib.suppress(OSError), listening.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(start)
+            for _ in range(1000):
+                if stop.wait(0.01):
+                    return
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            stop.set()
+            thread.join()
+
 
 NUMBERS = [{"n": n} for n in range(10)]
 
@@ -217,3 +244,88 @@ def test_a_model_that_never_answers_twice_alike_is_its_address(tmp_path):
         check_answers(loose, tmp_path)
         with pytest.raises(UsageError, match=r"with deterministic: false, params\.yaml says true: run prepare"):
             check_answers(endpoint(model.url), tmp_path)
+
+
+def test_no_more_requests_are_on_their_way_than_were_asked_for():
+    now, most, lock = 0, 0, threading.Lock()
+
+    def counted(one):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return one
+
+    with served(counted) as model:
+        endpoint(model.url, batch_size=1, concurrency=3).ask(NUMBERS)
+    assert 1 < most <= 3
+
+
+@pytest.mark.parametrize("wanted", ["7", "Thu, 26 Nov 2026 00:00:07 GMT"])
+def test_a_server_that_says_how_long_is_waited_for(wanted, monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 1795651200.0)  # that midnight
+    held = []
+    monkeypatch.setattr(module._Pace, "hold", lambda self, seconds: held.append(seconds))
+    with served(doubled, lambda request: said({}, 429, Retry_After=wanted) if request == 0 else None) as model:
+        assert endpoint(model.url).ask(NUMBERS[:1]) == [{"n": 0}]
+    assert held == [7.0]
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nServer: x", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_a_server_that_trickles_is_left_after_the_time_for_one_request(start):
+    with trickling(start) as url, pytest.raises(InfrastructureError, match=r"no complete response in 0\.3 s"):
+        endpoint(url, timeout=0.3, retries=0).ask(NUMBERS[:1])
+
+
+def test_one_refusal_ends_all_requests():
+    with served(doubled, lambda request: said({"detail": "no"}, 422)) as model, pytest.raises(UsageError, match="422"):
+        endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
+    assert len(model.requests) < len(NUMBERS)
+
+
+def test_a_response_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 1000)
+    with served(lambda one: {"n": "x" * 2000}) as model, pytest.raises(UsageError, match="more than 1,000 bytes"):
+        endpoint(model.url).ask(NUMBERS[:1])
+
+
+def test_a_key_goes_into_the_header_it_is_wanted_in(monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "abc")
+    with served(doubled) as model:
+        headers = {"X-Model-Version": "7"}
+        endpoint(model.url, key_env="TINY_KEY", key_header="X-API-Key", headers=headers).ask(NUMBERS[:1])
+    sent = {name.lower(): value for name, value in model.headers[0].items()}
+    assert (sent["x-api-key"], sent["x-model-version"], "authorization" in sent) == ("abc", "7", False)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:80/a", "http://127.0.0.1/a", "http://[::1]:8000/", "https://m.example"]
+)
+def test_a_key_may_go_to_this_machine_or_over_https(url):
+    assert EndpointConfig(endpoint=url, key_env="KEY").key_env == "KEY"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"), [(0.994999, 0.995001, True), (0.5, 0.507, False), (1234.4, 1249, False)]
+)
+def test_numbers_are_compared_as_finely_as_they_are_kept(before, after, same, tmp_path):
+    score = before
+    with served(lambda one: {"scores": [score, 1 - score]}) as model:
+        keep_answers(endpoint(model.url), NUMBERS[:1], tmp_path)
+        check_answers(endpoint(model.url), tmp_path)
+        score = after
+        with contextlib.nullcontext() if same else pytest.raises(UsageError, match="answers differently"):
+            check_answers(endpoint(model.url), tmp_path)
+
+
+def test_another_address_is_another_model(tmp_path):
+    with served(doubled) as model:
+        keep_answers(endpoint(model.url), NUMBERS[:2], tmp_path)
+        with pytest.raises(UsageError, match=r"was prepared for .*/answer, params\.yaml names .*/other: run prepare"):
+            check_answers(endpoint(model.url.replace("answer", "other")), tmp_path)
+        with pytest.raises(UsageError, match=r"names .*/answer, with another query or other headers: run") as told:
+            check_answers(endpoint(f"{model.url}?user=ada"), tmp_path)
+        assert "ada" not in str(told.value)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ from flows.evidence import (
     write_bundle,
 )
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
+from flows.evidence.checks import landscape_of
+from flows.evidence.statement import make_statement
 from flows.graph.digests import content_hash_of, sha256
+from flows.views.endings import keep_evidence
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, stage_dir
 from stages.params import load_params
 from tests.bundles import (
+    COMPARISON,
     DATA,
     PLAN,
     VERDICT,
@@ -45,12 +50,17 @@ from tests.bundles import (
     written,
 )
 from tests.finished import (
+    GATES,
+    decide,
     faded,
     finished_audits,
     inside,
     put_ratings_in_force,
+    quick_audit,
+    quick_repair,
+    run_stages,
 )
-from tests.workspace import Workspace
+from tests.workspace import ROOT, STAGES, Workspace, make_workspace
 
 
 @pytest.fixture(scope="module")
@@ -440,3 +450,71 @@ def test_the_command_says_where_it_lies_and_signs_with_a_locked_key(workspace, t
     assert path.read_bytes() == signed, "a signature outlives that the evidence is asked for again"
     code, told = faded(own, "evidence", "tiny", "--sign", keys["locked"], FADED_KEY_PASSPHRASE="guess")
     assert code == 2 and "passphrase is wrong" in told
+
+
+def test_levels_that_are_numbers_are_named_in_the_statement_as_json_names_them(bundle):
+    params = {"audits": {"tiny": {"usage": {"levels": {"tilt": {1: 2, 0.5: 1}}}}}}
+    statement = make_statement(read_bundle(bundle).manifest, "0" * 64, params)
+    assert json.loads(json.dumps(statement)) == statement
+    strange = {"audits": {"tiny": {"seed": date(2026, 1, 1)}}}  # what a forger may write is compared, never a crash
+    make_statement(read_bundle(bundle).manifest, "0" * 64, strange)
+
+
+@pytest.mark.slow
+def test_ratings_of_decisions_hold_with_the_repair_that_was_judged_by_them(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    put_ratings_in_force(own, "tiny")
+    path = bundle_of(own)
+    members = dict(read_bundle(path).members)
+    assert problems(path) == {}
+    assert len(json.loads(members[f"{DATA}/ratings.json"])["decisions"]) == 3
+    members[COMPARISON] = edited(members[COMPARISON], lambda comparison: comparison["ratings"].update(fails_below=2))
+    forged = problems(resealed(tmp_path / "forged.zip", members))
+    assert "comparison.json: ratings: fails_below: expected 5.0, found 2" in forged["ratings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "task"), [("planted_pictures", "PlantedPictures"), ("planted_texts", "PlantedTexts")]
+)
+def test_a_bundle_of_pictures_or_of_texts_holds(tmp_path, module, task):
+    """Their verdicts have measures, their landscapes and gates have bias."""
+    bias = {"max_bias": 0.9} if module == "planted_pictures" else {"max_failure_rate": 0.9}
+    summarize = {"modes": 2, "examples": 3, "min_support": 0.5}
+    audit = quick_audit(task=f"{module}:{task}", summarize=summarize, gates=bias)
+    more = {"bias": {"max": 0.9}} if module == "planted_pictures" else {}
+    own = make_workspace(tmp_path / "ws", {"tiny": audit}, {"tiny": quick_repair(gates={**GATES, **more})})
+    shutil.copy(ROOT / "tests" / f"{module}.py", own.path)
+    run_stages(own, "tiny")
+    path = bundle_of(own)
+    assert problems(path) == {}
+    members = dict(read_bundle(path).members)
+    measure = "bias" if more else "clean_quality"
+    gates = json.loads(members[VERDICT])["gates"]
+    [i] = [i for i, gate in enumerate(gates) if gate["gate"].startswith(measure)]
+    members[VERDICT] = edited(members[VERDICT], lambda verdict: verdict["gates"][i].update(high=0.05, low=0.04))
+    assert f"gates[{i}].high" in problems(resealed(tmp_path / "forged.zip", members))["verdict"]
+
+
+@pytest.mark.slow
+def test_a_later_decision_makes_new_evidence_and_the_old_one_stays(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    first = bundle_of(own)
+    with inside(own):
+        decide("tiny", "Bob", revise=True)
+        assert write_bundle(load_params(), "tiny") is None, "the plan is stale until the audit ran again"
+    run_stages(own, "tiny", STAGES[4:])
+    second = bundle_of(own)
+    assert second != first and first.exists()
+    assert problems(second) == {}
+    assert found(second, "decisions").startswith("4 in their order")
+    assert landscape_of(read_bundle(first)) == landscape_of(read_bundle(second))
+
+
+def test_where_no_key_can_be_made_the_evidence_is_unsigned_and_says_so(workspace, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FADED_KEYS", str(tmp_path / "file/keys"))
+    with inside(workspace.copy(tmp_path / "ws")):
+        path, why = keep_evidence(load_params(), "tiny")
+        assert path is not None and ENVELOPE not in read_bundle(path).members
+    assert why is not None and why.startswith("the evidence of tiny is not signed: a key cannot be made in ")

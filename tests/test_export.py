@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import html
+import json
 import subprocess
 from dataclasses import replace
 
 import pytest
 
 import flows.evidence.export
-from flows.evidence import verify_bundle
+from flows.evidence import verify_bundle, write_bundle
 from flows.evidence.export import NotPassedError, export_model
-from stages.core.errors import UsageError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import stage_dir
+from stages.pages import model_card
 from stages.params import load_params
+from stages.records import audit_folder
 from tests.finished import faded, finished_audits, inside, run_stages
-from tests.workspace import STAGES, Workspace
+from tests.report_samples import records_of
+from tests.workspace import STAGES, Workspace, repair_verdict
+
+
+def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, plan=None, **verdict) -> str:
+    with inside(workspace):
+        found, decided = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+    return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +129,70 @@ def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, m
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert not (tmp_path / "deploy").exists()
     export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
+
+
+def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch):
+    def cut_short(model, target):
+        (target / "config.json").write_bytes(b"{")
+
+    monkeypatch.setattr(flows.evidence.export, "_copy", cut_short)
+    with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
+        export_model(load_params(), "tiny", tmp_path / "deploy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
+    stale = workspace.copy(tmp_path / "ws")
+    with inside(stale):
+        params = stale.params()
+        params["repairs"]["tiny"]["restructure"]["control"] = "none"
+        stale.write_params(params)
+        told = "restructure@tiny, re_evaluate@tiny, compare@tiny, conclude@tiny are stale .* run `faded audit tiny`"
+        with pytest.raises(UsageError, match=told):
+            export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
+        assert write_bundle(load_params(), "tiny") is None
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
+    readme = "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n"
+    card = card_of(workspace, readme)
+    assert card.startswith(f"{readme}\n## Evaluation before and after\n")
+    rows = [line for line in card.splitlines() if line.startswith("| failures in the target modes |")]
+    assert len(rows) == 1 and rows[0].count("|") == 6
+    assert "| decided by | Bob (name typed, not verified), Ada (name typed, not verified) |" in card
+    assert "20 held-out items" in card and card == card_of(workspace, readme) == card_of(workspace, f"{readme}\n\n")
+
+
+def test_a_card_tells_who_decided_what_and_why_as_text(workspace):
+    with inside(workspace):
+        plan = audit_folder("tiny").collect_feedback.plan
+    card = card_of(workspace)
+    rows = [f"| {m.id} | {m.text} | {m.action} | Bob: Bob on {m.id}; Ada: Ada on {m.id} |" for m in plan.modes]
+    assert plan.targets and all(row in html.unescape(card) for row in rows)
+    assert "| reason | Bob: seen; Ada: seen |" in card
+
+    fog = plan.modes[0].model_copy(update={"reason": "fog | <b>\n# at the site"})
+    typed = {"by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)", "modes": [fog]}
+    card = card_of(workspace, plan=typed)
+    assert "<script>" not in card and "&lt;script&gt;" in card
+    assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
+    assert r"| repair | fog \| &lt;b&gt; # at the site |" in card
+
+
+def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_measured(workspace):
+    with inside(workspace):
+        differences = json.loads(json.dumps(repair_verdict("tiny")["differences"]))
+    for entry in differences.values():
+        entry.pop("control", None)
+    empty = dict.fromkeys(("before", "after", "after_low", "after_high", "change", "low", "high"))
+    card = card_of(workspace, differences={**differences, "target_failure_rate": {**empty, "pairs": 0}}, gates=[])
+    assert "| control |" not in card
+    assert "| failures in the target modes | – | – |  |" in card
+    assert "| gate |" not in card
+
+
+def test_the_card_on_disk_is_that_of_the_verdict(workspace):
+    card = (workspace.path / "data/tiny/conclude/model_card.md").read_text()
+    loader = (workspace.path / "data/tiny/restructure/models/repaired/load.py").read_text()
+    assert card == card_of(workspace, loader=loader)

@@ -33,6 +33,7 @@ from flows.places.runners.devices import Slots
 from flows.results import read_verdict
 from flows.run import EndedRun, run_audits, show_audits
 from flows.run_stage import _stream, level_of, run_stage
+from flows.views.labels import key
 from stages.core.errors import (
     BugError,
     Exit,
@@ -364,3 +365,31 @@ def test_what_a_model_answers_does_not_control_the_terminal():
     _stream(io.StringIO("    most often label cat answered as dog\x1b[2J\x07: 3 of 5\n"), log, said.append)
     assert said == ["    most often label cat answered as dog\\x1b[2J\\x07: 3 of 5"]
     assert log.getvalue() == said[0] + "\n"
+
+
+def test_the_flow_called_by_itself_reads_what_is_stale(finished, server, monkeypatch):
+    monkeypatch.chdir(finished.path)
+    results = flows.audit.audit(["tiny"])
+    assert [(result.stage, result.outcome) for result in results] == [("conclude@tiny", "ran")]
+    assert flows.audit.audit(["tiny"]) == []
+
+
+def test_a_killed_stage_is_retried(finished, audit_here):
+    (finished.path / ".faded/attempts-conclude-tiny").unlink()
+    finished.toy(conclude__tiny={"kill_first": 1})
+    code, told = audit_here(finished)
+    assert code == 0, told
+    assert finished.executed() == ["conclude@tiny"] * 2
+    assert "stage exited with -9" in told and "attempt 2 of 3" in told and "attempt 3" not in told
+
+
+def test_a_rejected_landscape_ends_like_a_failed_gate(finished, audit_here):
+    (finished.path / "data/tiny/decisions/README.md").write_text("changed\n")
+    finished.toy(collect_feedback__tiny={"exit": 1})
+    code, told = audit_here(finished)
+    assert code == 1, told
+    assert finished.executed() == ["collect_feedback@tiny"]
+
+
+def test_artifact_keys_are_as_prefect_wants_them():
+    assert key("My_Audit-2", "failure-modes") == "my-audit-2-failure-modes"

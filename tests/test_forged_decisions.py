@@ -14,15 +14,16 @@ import pandas as pd
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import collect_feedback
 from stages.core.errors import FadedError, UsageError
-from stages.core.files import write_json
+from stages.core.files import read_json, write_json
 from stages.decisions import Decision, RecordedDecision, landscape_hash, record_decision, standing
 from stages.decisions.files import SCHEMA, parse_decision
-from stages.decisions.identity import check_keys, identity_of, key_id_of, public_line, sign, signed_bytes
+from stages.decisions.identity import check_keys, identity_of, key_id_of, public_line, read_public, sign, signed_bytes
 from stages.decisions.names import clean_name, look_alike, same_person
 from stages.params import Params
 from stages.records import audit_folder
@@ -308,3 +309,66 @@ def test_any_change_of_a_signed_decision_shows(key: str, value: Any) -> None:
 )  # fmt: skip
 def test_odd_files_are_refused_in_words(data: bytes) -> None:
     assert read(data) is None
+
+
+def test_a_person_who_looks_like_another_is_told_when_deciding() -> None:
+    record("Ada", keys={})
+    for name in ("Аԁа", "Àda", "A.da"):
+        made = Decision(landscape=landscape_hash("x"), reviewer=name, approve=False, modes=[])
+        with pytest.raises(
+            UsageError, match=r"looks like 'Ada', who decided before \(landscape .*write the name as you"
+        ):
+            record_decision(params({}), "x", made, "page")
+    assert len(list(Path("data/x/decisions").iterdir())) == 1
+
+
+def test_different_people_have_different_names() -> None:
+    people = ["Ada Lovelace", "Ida Lovelace", "Grace Hopper", "李明", "李娜", "サトウ健", "आदित्य", "आदिती", "Zoë",
+              "Søren", "José Núñez", "O'Brien", "Анна", "Ольга", "محمد", "Jean-Luc", "R2"]  # fmt: skip
+    for i, name in enumerate(people):
+        assert clean_name(f" {name} ") == name
+        assert look_alike(name, people[:i] + people[i + 1 :]) is None
+
+
+def test_the_plan_says_what_vouches_for_each_name() -> None:
+    record("Ada")
+    record("Bob")
+    plan = collect_feedback.by_person("x", standing(params(), "x"), audit_folder("x").summarize.landscape.modes)
+    ids = {name: key_id_of(LISTED[name]) for name in LISTED}
+    assert [who.to_json() for who in plan.reviewers] == [{"name": name, "key": ids[name]} for name in ("Ada", "Bob")]
+    assert plan.by == f"Ada (signed by key {ids['Ada']}), Bob (signed by key {ids['Bob']})"
+    shutil.rmtree("data/x/decisions")
+    record("Ada", keys={})
+    plan = collect_feedback.by_person("x", standing(params({}, 1), "x"), audit_folder("x").summarize.landscape.modes)
+    assert plan.statement == "decided by Ada (name typed, not verified)"
+    assert [who.to_json() for who in plan.reviewers] == [{"name": "Ada", "key": None}]
+
+
+def test_public_keys_are_read_in_either_spelling() -> None:
+    key = KEYS["Ada"].public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    assert read_public(pem) == read_public(f"{LISTED['Ada']} ada@host\n") == LISTED["Ada"]
+    for text in ("", "ssh-ed25519", "ssh-ed25519 AAAA", pem[:40], "\udcff", "-----BEGIN PUBLIC KEY-----\nAAAA\n"):
+        with pytest.raises(UsageError, match="is not a valid public key"):
+            read_public(text)
+
+
+@settings(deadline=None)
+@given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "replace")), st.integers(0, 2000))
+def test_any_bytes_are_a_decision_or_refused(junk: bytes, at: int) -> None:
+    whole = yaml.safe_dump(AS_FILE).encode()
+    for data in (junk, whole[:at] + junk + whole[at:], whole[:at] + junk + whole[at + len(junk) :]):
+        found = read(data)
+        assert found is None or found == SIGNED or identity_of(found, LISTED, "x").problem is not None
+
+
+def test_what_cannot_be_a_file_is_told(landscape: Path) -> None:
+    folder = Path("data/x/decisions")
+    (folder / "a.yaml").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"a\.yaml cannot be read: Is a directory"):
+        standing(params(), "x")
+    (folder / "a.yaml").rmdir()
+    (folder / "a.yaml").write_bytes(b"#" * 5_000_001)
+    with pytest.raises(UsageError, match="expected at most 5,000,000 bytes"):
+        standing(params(), "x")
+    assert read_json(landscape)["modes"] == landscape_file(MODES)["modes"]

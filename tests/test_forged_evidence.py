@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import zlib
@@ -18,14 +19,14 @@ from hypothesis import strategies as st
 import flows.evidence.signature as signatures
 from flows.evidence import Bundle, Demands, checks, read_bundle, sign_bundle, verify_bundle
 from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json
-from flows.evidence.signature import make_envelope
+from flows.evidence.signature import known_keys, make_envelope
 from flows.evidence.statement import make_statement
 from flows.graph.digests import sha256
 from stages.core.errors import UsageError
 from stages.core.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, problems, resealed, written
 from tests.cases import scaled
-from tests.finished import finished_audits
+from tests.finished import faded, finished_audits
 from tests.workspace import Workspace
 
 REPORT = f"{DATA}/conclude/report.html"
@@ -293,3 +294,41 @@ def test_changed_json_inside_a_bundle_that_was_sealed_again_never_holds(members,
     target[last] = data.draw(json_values)
     if content != json.loads(members[name]):
         assert problems(resealed(tmp_path / "x.zip", {**members, name: dump_json(content)}))
+
+
+def test_another_time_under_a_signature_breaks_it(signed, key, tmp_path):
+    envelope = json.loads(signed[ENVELOPE])
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"] = "2999-01-01T00:00:00Z"
+    envelope["payload"] = base64.b64encode(dump_json(payload)).decode()
+    assert "is not valid" in refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
+
+
+def test_the_name_of_a_known_key_without_its_signature_is_worth_nothing(members, key, tmp_path):
+    envelope = json.loads(own_signature(members)[ENVELOPE])
+    [known] = known_keys([key[1]])
+    envelope["signatures"][0].update(keyid=known)
+    assert "is not valid" in refused(written(tmp_path / "x.zip", {**members, ENVELOPE: dump_json(envelope)}), key[1])
+
+
+def test_the_unrepaired_model_is_not_what_a_repair_was_judged_by(workspace, signed, key, tmp_path):
+    path = written(tmp_path / "x.zip", signed)
+    for folder, expected in (("restructure/models/repaired", 0), ("prepare/model", 1)):
+        told = faded(workspace, "verify", path, "--key", key[1], "--model", workspace.path / DATA / folder)
+        assert told[0] == expected, told
+    assert "holds the model under test, expected the repaired model" in told[1]
+
+
+def test_another_audit_name_that_looks_alike_shows(members, key, tmp_path):
+    renamed = {
+        name.replace("tiny", "t\u0456ny"): data.replace(b"tiny", "t\u0456ny".encode()) for name, data in members.items()
+    }
+    path = written(tmp_path / "x.zip", renamed)
+    assert refused(path, key[1]) and problems(path)
+
+
+@settings(max_examples=scaled(60), deadline=None, suppress_health_check=CHECKS)
+@given(st.binary(max_size=400))
+def test_any_bytes_at_all_are_refused(key, tmp_path, content):
+    (tmp_path / "x.zip").write_bytes(content)
+    assert "is not a valid evidence bundle" in refused(tmp_path / "x.zip", key[1])

@@ -371,3 +371,39 @@ def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, t
     refused = own.run(["git", "push", "origin", "main"])
     assert refused.returncode != 0 and "could not confirm it is at least as good as origin/main" in refused.stdout
     assert own.run(["git", "rev-parse", "origin/main"]).stdout == own.run(["git", "rev-parse", "notes"]).stdout
+
+
+def test_params_without_repairs_lead_to_evidence_and_a_gate(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    shutil.rmtree(own.path / "data/other/evidence")
+    own.write_params({"audits": {"other": own.params()["audits"]["other"]}})
+    commit(own, "alone")
+    code, told = faded(own, "gate", "other", "--against", "HEAD")
+    assert code == 0, told
+    [bundle] = (own.path / "data/other/evidence").glob("*.zip")
+    code, told = faded(own, "verify", bundle)
+    assert code == 0, told
+
+
+@pytest.mark.slow
+def test_a_revision_that_failed_and_was_committed_is_refused(worse, tmp_path):
+    own = worse.copy(tmp_path / "ws")
+    params = own.params()
+    bound = params["audits"]["other"]["gates"]["max_failure_rate"]
+    for gate, name in ((0.01, "failed"), (bound, "mended")):
+        params["audits"]["other"]["gates"]["max_failure_rate"] = gate
+        own.write_params(params)
+        run_stages(own, "other", STAGES[:4])
+        commit(own, name)
+    code, told = faded(own, "gate", "other", "--against", "failed")
+    second = own.run(["git", "rev-parse", "second"]).stdout[:12]
+    assert code == 2 and "did not pass at failed (FAIL)" in told and f"--against {second}" in told
+    assert faded(own, "gate", "other", "--against", second)[0] == 0
+
+
+def test_nothing_in_common_is_no_pass(workspace):
+    def others(run: Run) -> Run:
+        return replace(run, probes=run.probes.assign(item="x" + run.probes["item"]))
+
+    [row] = of_another(workspace, "other", others).rows
+    assert (row.then, row.worse.n, row.passed) == (None, 0, False)

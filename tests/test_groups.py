@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from stages.concepts.space import Concept, ConceptSpace
 from stages.core.intervals import Resampler, share, wilson
 from stages.explorers.prober import Prober
+from stages.landscape.confirm import _known
+from stages.landscape.estimate import estimate_landscape
+from stages.landscape.pairs import half_of
+from stages.landscape.slices import worse_values
 from stages.tasks.classification.pool import Decoded, Pool, choose_items
 from stages.tasks.contract import Items
 from stages.tasks.sources import ItemCounts
@@ -75,3 +80,66 @@ def test_crops_of_a_photo_are_a_group():
         for groups in (photos, ids)
     ]
     assert found[0]["group"].value_counts().tolist() == [2, 2] and "group" not in found[1]
+
+
+def test_two_groups_are_less_certain_than_their_many_items_and_one_is_not():
+    failed = np.repeat([1.0, 0.0], 50)
+    alone, two, one = (
+        Resampler(np.arange(100), 2000, 0, groups).mean(failed, np.ones(100), (0, 1))
+        for groups in (None, np.repeat(["a", "b"], 50), np.repeat("a", 100))
+    )
+    assert two.high - two.low > 3 * (alone.high - alone.low)
+    assert one == alone
+
+
+def test_an_enumerated_grid_is_as_certain_as_it_has_groups():
+    def width(group):
+        found = estimate_landscape(whole(group), list("pqrs"), np.eye(4), task(group).concepts, threshold=0.0, seed=0)
+        rate = found.mean_rate()
+        assert found.exact and rate.value == 0.5
+        return rate.high - rate.low, float(found.table["high"][0] - found.table["low"][0])
+
+    overall, cell = width(["g", "g", "h", "h"])
+    assert overall == pytest.approx(cell, abs=0.01)
+    assert overall > width(None)[0]
+
+
+@pytest.mark.slow
+def test_halves_and_permutations_do_not_tear_groups_apart():
+    ids = [f"i{n}" for n in range(40)]
+    of = np.repeat([f"g{n}" for n in range(8)], 5)
+    probes = pd.DataFrame({"item": ids, "group": of})
+    first = half_of([*ids, "never-asked"], probes, np.random.default_rng(0))[:40]
+    assert first.sum() == 20 and len(set(of[first]) & set(of[~first])) == 0
+    assert half_of(ids, probes.assign(group="one"), np.random.default_rng(0)).sum() == 20
+
+    # Groups of crops differ, labels do not: four crops of one failing photo are not evidence against its label.
+    rng, worse = np.random.default_rng(1), []
+    label, photo = np.repeat(np.arange(4), 50), np.repeat(np.arange(40), 5)
+    for seed in range(100):
+        failed = rng.random(200) < rng.choice([0.05, 0.8], 40)[photo]
+        [by_item] = worse_values(failed, np.arange(200), [label], seed)
+        [by_group] = worse_values(failed, np.arange(200), [label], seed, pd.Series(photo))
+        worse.append((by_item.min() < 0.0125, by_group.min() < 0.0125))
+    by_items, by_groups = np.mean(worse, axis=0)
+    assert by_items > 0.2 and by_groups < 0.1
+
+
+def test_what_differs_within_groups_is_dealt_out_by_items():
+    failed, within = np.tile([True, False], 20), np.tile([0, 1], 20)
+    [p_values] = worse_values(failed, np.arange(40), [within], 0, pd.Series(np.repeat(np.arange(20), 2)))
+    assert p_values[0] < 0.001 and p_values[1] == 1.0
+    [unasked] = worse_values(failed, np.arange(40), [np.append(within, 2)], 0, pd.Series(np.arange(40) // 2))
+    assert len(unasked) == 3 and unasked[2] == 1.0
+
+
+def test_a_region_about_some_items_is_known_by_its_groups_on_an_enumerated_grid():
+    space = ConceptSpace((Concept("tilt", (0, 1, 2)),))
+    ids = [f"i{n}" for n in range(12)]
+    probes = pd.DataFrame([{"item": item, "tilt": level} for item in ids for level in range(3)])
+    probes["group"] = [f"g{int(item[1:]) // 2}" for item in probes["item"]]
+    probes = probes.assign(role="control", repeat=0, failed=probes["tilt"] == 2, discrepancy=0.0, valid=True)
+    exact = estimate_landscape(probes, ids, np.zeros((12, 2)), space, threshold=0.0, seed=0)
+    assert exact.exact and exact.groups is not None
+    rate, failures = _known(exact, np.array([False, False, True]), np.arange(12) < 6)
+    assert (rate.value, failures, rate.n) == (1.0, 6, 6)

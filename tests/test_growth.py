@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages.explorers import kernel, surrogate
 from stages.explorers.surrogate import Learner
+from stages.landscape.calibrate import CalibrationProbes, choose_estimator
 from stages.landscape.estimate import as_data
+from stages.pages.landscape_report import _trust
 from stages.records import Landscape
 from tests.report_samples import make_inputs
 from tests.test_landscape import Smooth
@@ -53,3 +58,92 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
 def recorded(model: Smooth, **changes: Any) -> Landscape:
     """A landscape over the model's concepts, with these values for what matters here."""
     return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
+
+
+def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
+    """At full rank, Nyström's method gives the kernel itself between a landmark and any item."""
+    model = Smooth(items=MANY)
+    hyper = kernel.Hyper(scales=(0.7, 0.7, 0.7), own=0.5)
+    features = kernel.Features(model.concepts, kernel.ItemFactor(model.embeddings), hyper, rank=SOME * 216)
+    some, cell = features.averaged, np.zeros((1, 3), dtype=np.int64)
+    others = np.setdiff1d(np.arange(MANY), some)[:20]
+    phi_some = features.of_probes(some, cell.repeat(len(some), 0))
+    phi_others = features.of_probes(others, cell.repeat(len(others), 0))
+    ours = (phi_others * features.prior) @ phi_some.T
+    points = kernel.standardised(model.embeddings)
+    apart = ((points[others][:, None] - points[some][None]) ** 2).sum(-1)
+    between = ((points[some][:, None] - points[some][None]) ** 2).sum(-1)
+    direct = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(between[between > 0]))
+    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
+    """All cells share the sample, so its error does not average out: the interval has to include it."""
+    held = []
+    for seed in range(4):
+        model = Smooth(items=MANY)
+        order = np.random.default_rng(seed).permutation(MANY)  # other items are landmarks
+        model.hard, model.margin, model.embeddings = model.hard[order], model.margin[order], model.embeddings[order]
+        landscape = model.landscape(model.probes(1200, greedy=False, seed=seed))
+        mean = landscape.mean_rate()
+        held.append(mean.low <= model.truth.mean() <= mean.high)
+    assert sum(held) >= 3
+
+
+def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package names a function like the module.
+    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_PROBES", 800)
+    model = Smooth()
+    probes = model.probes(3000, greedy=False)
+    landscape = model.landscape(probes)
+    assert landscape.diagnostics["held_out_probes"] == 800
+    assert landscape.table["probes"].sum() == len(probes)
+    assert np.abs(landscape.rates - model.truth).mean() < 0.05
+
+
+def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
+    few_landmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimation = import_module("stages.landscape.estimate")
+    monkeypatch.setattr(estimation, "MAX_PROBES", 800)
+    learnt: list[kernel.ProbeArrays] = []
+
+    def recorded(evidence: CalibrationProbes) -> Any:
+        learnt.append(evidence.data)
+        return choose_estimator(evidence)
+
+    monkeypatch.setattr(estimation, "choose_estimator", recorded)
+    model = Smooth(items=MANY)
+    probes = model.probes(3000, greedy=False)
+    landscape = model.landscape(probes)
+    some = kernel.landmarks(MANY)
+    (data,) = learnt
+    theirs = as_data(probes, model.ids, model.concepts, 0.0)
+    assert len(data) == 800
+    assert np.isin(data.items, some).sum() == np.isin(theirs.items, some).sum()
+    assert np.abs(landscape.rates - model.truth).mean() < 0.06
+
+
+def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
+    model = Smooth(items=MANY)
+    probes = model.probes(800, greedy=False)
+    landscape = model.landscape(probes)
+    told = _trust(recorded(model, items=MANY, items_averaged=SOME), landscape.table)
+    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told)
+
+
+def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_CELLS", 20)
+    model = Smooth()
+    probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
+    landscape = model.landscape(probes)
+    assert landscape.sampled and landscape.table["probes"].sum() < 400
+    summary = recorded(model, sampled=landscape.sampled)
+    told = _trust(summary, landscape.table)
+    assert any(
+        re.search(r"% of these cells, which make up [\d.]+% of use, were probed at least once", sentence)
+        for sentence in told
+    )

@@ -76,3 +76,12 @@ def test_of_models_that_are_alike_hardly_any_is_shown_to_be_behind() -> None:
         assert found is not None
         shown += any(rate is not None and rate.low > 0 for rate in found.behind)
     assert shown <= 9  # of 100 at a level of 5%; more than 9 have a chance of 3%
+
+
+def test_only_what_all_were_asked_counts() -> None:
+    one = asked(lambda n, tilt, blur: blur == 2)
+    found = compared({"a": one, "b": one[one["blur"] < 2], "c": one[one["tilt"] == 0]})
+    assert found is not None and found.probes == 40 * 2 and [rate.value for rate in found.rates] == [0, 0, 0]
+    assert compared({"a": one[one["tilt"] == 0], "b": one[one["tilt"] == 1]}) is None
+    other = one.assign(item="x" + one["item"])
+    assert compared({"a": one, "b": other}) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -14,8 +14,10 @@ import pytest
 from benchmarks.usage_coverage import GRID, SCENARIOS, Scenario, coverage, simulations, unshown_coverage
 from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.concepts.usage import Usage
+from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
 from stages.core.ledger import Ledger
+from stages.explorers.prober import Prober
+from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
 from stages.landscape.compare import PairedAnswers
 from stages.landscape.confirm import draw_inside, no_fresh
@@ -466,3 +468,71 @@ def test_a_search_for_another_usage_asks_no_known_probe_again() -> None:
     assert len(asked) == len(set(asked)), "nothing was asked twice"
     both = pd.concat([first, second]).duplicated(["item", "tilt", "fog", "dust", "rain"])
     assert both.sum() > 10 and len(asked) == len(first) + len(second) - both.sum()
+
+
+def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
+    """Whatever changes three concepts fails; for half of the items that is not valid, so half of 10% is left out."""
+    rates, inside = [], 0
+    for drawn in simulations(SCENARIOS[0], 60):
+        assert drawn.space.usage is not None
+        failed = drawn.space.usage.number_of_changes(drawn.probes[drawn.space.names].to_numpy(dtype=np.int64)) == 3
+        valid = ~failed | drawn.probes["item"].str[1:].astype(int).mod(2).eq(0).to_numpy()
+        rate = rate_in_use(drawn.space, failed, drawn.probes, among=valid).rate
+        inside += rate.low <= 0.05 / 0.95 <= rate.high
+        rates.append(rate.value)
+        assert rate.n == valid.sum()
+    assert np.mean(rates) == pytest.approx(0.05 / 0.95, abs=0.002)
+    assert inside >= 0.93 * len(rates)
+
+
+def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
+    """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
+    scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
+    plain, rates = [], []
+    for drawn in simulations(scenario, 20):
+        failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
+        naive = drawn.space.density(cells) / drawn.space.even.density(cells)
+        plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
+        rates.append(rate_in_use(drawn.space, failed, drawn.probes).rate.value - drawn.rate())
+    assert abs(np.mean(plain)) > 0.03, "without a correction this would not test anything"
+    assert abs(np.mean(rates)) < 0.005
+
+
+@pytest.mark.parametrize("chance", [chance_in_turn, chance_at_random])
+def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], np.ndarray]) -> None:
+    shares = np.array([1e-30, 1e-17, 0.3, 1.0])
+    for turns in (0.5, 3.0, 1e3):
+        found = chance(shares, turns)
+        assert found[:2] == pytest.approx(shares[:2] * turns)
+        assert (found <= 1).all() and (np.diff(found) >= 0).all()
+    assert chance_in_turn(shares, 2.5)[2] == pytest.approx(1 - 0.7**2 * 0.85)
+
+
+def test_a_region_is_measured_by_the_probes_within_it() -> None:
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "three concepts together")
+    region = Region({"rotation": (4, 5, 6, 7, 8), "noise": (2, 3)})
+    off = []
+    for drawn in simulations(scenario, 100):
+        inside = region.in_box(drawn.space, drawn.probes[drawn.space.names].to_numpy())
+        some = drawn.probes[inside].reset_index(drop=True)
+        rate = rate_in_use(drawn.space, some["failed"].to_numpy(dtype=bool), some, within=region).rate
+        cells = drawn.space.cells()
+        use = drawn.space.density(cells) * region.in_box(drawn.space, cells)
+        true = float(drawn.answers.mean(axis=0) @ use / use.sum())
+        off.append(rate.value - true)
+        assert rate.n == inside.sum()
+    assert abs(np.mean(off)) < 4 * np.std(off) / 10
+
+
+@pytest.mark.parametrize("explorer", ["random", "auto", "model_based", "epsilon_greedy"])
+def test_a_search_draws_the_same_for_other_weights_of_levels(explorer: str) -> None:
+    asked = []
+    for weight in (1, 9):
+        task = planted(items=10, levels=3)
+        name = task.concepts.names[0]
+        usage = UsageConfig(changes=[0.4, 0.4, 0.2], levels={name: {1: weight, 2: 1}})
+        task.concepts = in_use(task.concepts, usage)
+        prober = Prober(task, task.items.table["id"].tolist(), 100)
+        make_explorer(explorer, {}).explore(prober, 0)
+        asked.append(prober.table()[["item", *task.concepts.names]])
+    pd.testing.assert_frame_equal(*asked)

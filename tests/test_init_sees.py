@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
@@ -16,9 +20,13 @@ from stages.core.files import content_hash
 from stages.params import load_params
 from stages.tasks.classification.init.models import RecognisedClassifier, candidates
 from stages.tasks.classification.init.pictures import look_at_pictures
+from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model, json_lines, read_config, tensor_shapes
-from tests.own_model import CLASSES, WEIGHTS, init, options, questions
+from stages.tasks.summarization.init import look_at_articles
+from stages.tasks.text_to_image.init import look_at_captions
+from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
 from tests.tiny_models import tiny_causal
+from tests.workspace import ROOT
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -211,3 +219,127 @@ def test_classes_whose_order_nobody_said_are_told(repository, measured):
 
 
 # Labels
+
+
+def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
+    names = [f"{i}.png" for i in range(3)]
+    for name in names:
+        shutil.copy(repository / "shapes/flat/000.png", repository / name)
+    (repository / "all.jsonl").write_text("")
+    (repository / "below").mkdir()
+    for copy in (False, True):
+        audit = f"a{copy}"
+        [line] = place(repository, audit, [Placed("all", repository / "all.jsonl", [*names, "gone.png"])], copy=copy)
+        inputs = repository / "data" / audit / "inputs/all"
+        assert "3 file(s) it names" in line
+        assert sorted(path.name for path in inputs.iterdir()) == ["0.png", "1.png", "2.png", "all.jsonl"]
+        assert all(path.is_symlink() is not copy and path.is_file() for path in inputs.iterdir())
+        [again] = place(repository, audit, [Placed("all", repository / "all.jsonl", names)], copy=copy)
+        assert ("already exists" in again) is copy
+
+
+def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):
+    (repository / "data").mkdir()
+    shutil.copy(repository / "shapes/flat/000.png", repository / "data/0.png")
+    (repository / "all.jsonl").write_text("")
+    place(repository, "a", [Placed("all", repository / "all.jsonl", ["data/0.png"])], copy=False)
+    placed = repository / "data/a/inputs/all/data"
+    assert not placed.is_symlink()
+    assert (placed / "0.png").readlink() == Path("../../../../0.png")
+
+
+def test_weights_for_grey_pictures_are_written_as_such(tmp_path):
+    import timm
+
+    path = tmp_path / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=7, in_chans=1).state_dict(), path)
+    _, seen = seen_as(path, yes=True)
+    assert seen.block == {"timm": "test_resnet", "channels": 1}
+
+
+def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, repository):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
+    weights = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    net = helper.make_model(helper.make_graph(nodes, "g", [takes], [gives], [weights]))
+    onnx.save_model(net, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
+    (tmp_path / "other").write_text("not for it")
+    _, model = seen_as(tmp_path / "m.onnx")
+    assert model.beside == ["m.data"]
+    place(repository, "a", [Placed("m", tmp_path / "m.onnx", model.beside)], copy=False)
+    placed = repository / "data/a/inputs/m"
+    assert sorted(path.name for path in placed.iterdir()) == ["m.data", "m.onnx"]
+    onnx.load(str(placed / "m.onnx"))  # refuses weights behind links
+
+
+def test_a_whole_pickled_network_is_refused_without_advice_to_run_its_code(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(UsageError, match=r"holds more than tensors.*save_file\(model.state_dict") as told:
+        seen_as(tmp_path / "whole.pth")
+    assert "weights_only" not in str(told.value)
+
+
+def test_pictures_that_cannot_be_read_are_counted(tmp_path):
+    data = look_at_pictures(write_pictures(tmp_path / "pets", 30, broken=3), "pets")
+    assert "30 pictures in 3 classes" in data.said
+    assert "3 unreadable" in data.said
+    assert (data.items, data.shape) == (27, (3, SIDE, SIDE))
+    (tmp_path / "empty" / "cats").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no picture"):
+        look_at_pictures(tmp_path / "empty", "empty")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("most", [SIDE**2 - 1, SIDE**2 // 4])  # Pillow warns of the first, and refuses the second
+def test_a_picture_with_too_many_pixels_is_named_in_the_line_of_the_data(tmp_path, monkeypatch, most):
+    write_pictures(tmp_path / "pets", 30)
+    small = Image.new("RGB", (8, 8))
+    for path in sorted((tmp_path / "pets").rglob("*.png"))[1:]:
+        small.save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    assert "1 unreadable (flat/000.png: more than 0 million pixels)" in look_at_pictures(tmp_path / "pets", "pets").said
+
+
+def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):
+    write_pictures(tmp_path / "set/train", 6)
+    write_pictures(tmp_path / "set/test", 30)
+    data = look_at_pictures(tmp_path / "set", "set")
+    assert (data.path, data.items, data.pools) == (tmp_path / "set/test", 30, {})
+    assert "there is no folder `val` to search" in data.said
+    write_pictures(tmp_path / "set/val", 12)
+    assert look_at_pictures(tmp_path / "set", "set").pools == {"discover": 12, "repair": 6, "test": 30}
+
+
+def test_without_a_likely_column_of_articles_the_columns_are_named(tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
+    with pytest.raises(UsageError, match=r"holds the articles \(words\)"):
+        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", questions({}))
+
+
+def test_words_of_captioned_pictures_are_found():
+    data = look_at_captions(ROOT / "data/images/inputs/pictures.parquet", "pictures.parquet")
+    assert "red" in data.columns["colour"]
+
+
+def test_labels_are_matched_by_how_they_are_written_and_never_by_similarity():
+    classes = ["sea lion", "tabby, tabby cat", "horse", "grade 1", "crane, bird", "crane, machine"]
+    matched = match_labels(["Sea_Lion", "tabby", "hrse", "grade 2", "CRANE"], classes)
+    assert matched == {"Sea_Lion": "sea lion", "tabby": "tabby, tabby cat"}
+    with pytest.raises(UsageError, match="did you mean 'zebra'"):
+        read_labels(["zebr=horse"], ["zebra"], ["horse"])
+
+
+def test_no_label_is_guessed_unasked(repository, measured):
+    (repository / "shapes/flat").rename(repository / "shapes/flatt")
+    (repository / "shapes/upright").rename(repository / "shapes/Upright")
+    tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False, "reorder": False}
+    with pytest.raises(UsageError, match=r"1 labels? .* match no class of the model: 'flatt'.*'flat'.* --label flatt="):
+        init(given=options(answers=tell))
+    told = init(given=options(answers={**tell, "label": ["flatt=flat"]}))
+    assert "2 are written otherwise than the model's classes: Upright is upright, flatt is flat" in told
+    labels = load_params(repository / "params.yaml").audit("shapes").prepare["data"]["labels"]
+    assert labels == {"Upright": "upright", "flatt": "flat"}

@@ -293,3 +293,50 @@ def test_results_of_another_run_are_told_from_tampering(workspace, tmp_path):
             check_intact("tiny")
         assert own.run(["dvc", "checkout", "--quiet"]).returncode == 0
         check_intact("tiny")
+
+
+@pytest.mark.slow
+def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        edited = Path(VERDICT).read_text().replace("target", "TARGET", 1)
+        Path(VERDICT).write_text(edited)
+        dvc_commit(["conclude@tiny"])
+        with pytest.raises(DamagedError, match=rf"{VERDICT} holds other bytes than .*conclude/provenance\.json names"):
+            check_intact("tiny")
+        [told] = mend(stages_of(["tiny"]))
+        assert told.endswith("conclude@tiny is restored or run again")
+        assert "conclude@tiny" not in stages_of(["tiny"])
+    assert faded(copy, "export", "tiny", "deploy")[0] == Exit.USAGE, "stale"
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_stale_contradicts_nobody(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        rewrite_probes(
+            lambda probes: probes.write_bytes(probes.read_bytes() + b" ")
+        )  # as after another run of discover
+        dvc_commit(["discover@tiny"])
+        check_intact("tiny")
+    assert faded(copy, "gate", "tiny", "--against", "first")[0] == Exit.USAGE, "summarize is stale"
+
+
+def test_a_record_that_was_stripped_is_told(workspace, tmp_path):
+    with inside(workspace.copy(tmp_path / "ws")):
+        record = Path("data/tiny/summarize/provenance.json")
+        whole = json.loads(record.read_text())
+        for key in ("read", "wrote"):
+            record.write_text(json.dumps({**whole, key: {}}))
+            dvc_commit(["summarize@tiny"])
+            with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
+                check_intact("tiny")
+
+
+def test_files_that_dvcignore_names_are_no_damage(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        with Path(".dvcignore").open("a") as ignored:
+            ignored.write("\n.DS_Store\n")
+        (Path(WEIGHTS) / ".DS_Store").write_text("")
+        assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where != "record"]

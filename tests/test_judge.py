@@ -12,6 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from stages.tasks.judging.calibration import LabelledAnswer, calibrate
+from tests.finished import faded, run_stages
+from tests.workspace import audit_params, make_workspace
+
 pytest.importorskip("transformers")
 
 from flows.results.estimate import requests_line
@@ -409,3 +413,99 @@ def test_the_page_names_all_settings():
     page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
     told = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) | {"by_place", "rejects_wrong"}
     assert set(JudgeSettings.model_fields) <= told
+
+
+def test_a_judge_whose_weights_are_here_is_loaded_and_asked(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = context(inputs, {"transformers": "other", "answers": 8, "max_new_tokens": 8, "accept_uncalibrated": True})
+    assert Chat.check(given) == []
+    metrics = Chat.prepare(given, tmp_path)
+    assert metrics["judge"]["abstains"]["value"] == 1, "its weights are random"
+    task = Chat.load(given, tmp_path)
+    found = task.probe(task.items.ids("discover")[:2], np.ones((2, 1), dtype=int))
+    assert not found.valid.any()
+
+
+def test_what_goes_wrong_with_the_judge_is_said_of_the_judge(prepare):
+    price = {"prompt": 1e6, "completion": 1e6}
+    with judging(good) as (block, _), pytest.raises(UsageError, match=r"prepare\.judge\.max_cost: 40 is reached"):
+        prepare({**block, "price": price, "max_cost": 40})
+
+
+def test_people_and_the_judge_stand_in_one_table(tmp_path):
+    rows = []
+    for k, item in enumerate(questions()):
+        for who, says in (("ann", k % 2 == 0), ("bob", k % 2 == 0 or k < 6)):
+            rows.append({"item": item.id, "answer": "right" if k % 2 == 0 else "wrong", "acceptable": says, "by": who})
+    path = tmp_path / "people.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labelled = read_labelled(path, lambda name: ((("question", name),), ""), "prepare.judge.labelled")
+    says = {True: "Verdict: acceptable", False: "Verdict: unacceptable"}
+    scripted = Judge(lambda: lambda turns: [says["\nright\n" in said] for _, said in turns], JudgeSettings(), "")
+    found = calibrate(scripted, labelled)
+    shares = {one.raters: one.share.value for one in found.table}
+    assert shares == {("judge", "ann"): 1, ("judge", "bob"): 21 / 24, ("ann", "bob"): 21 / 24}
+    [of_ann, *_] = json.loads(json.dumps(found.to_json(), allow_nan=False))["table"]
+    assert of_ann["raters"] == ["judge", "ann"] and of_ann["share"]["value"] == 1
+    assert "judge and ann 1.00 [" in found.sentences()[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"item": "q1", "answer": "x"}', "line 2: acceptable"),
+        ('{"item": "q99", "answer": "x", "acceptable": true}', "line 2: prepare.data has no item 'q99'"),
+        ("oops", "line 2: "),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path, line, said):
+    path = tmp_path / "people.jsonl"
+    path.write_text('{"item": "q1", "answer": "x", "acceptable": true}\n' + line + "\n")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_labelled(path, lambda name: ((), "") if name == "q1" else None, "prepare.judge.labelled")
+
+
+def test_labels_of_one_kind_calibrate_nothing():
+    some = [LabelledAnswer(str(k), AnswerToJudge((), "x y"), True) for k in range(9)]
+    with pytest.raises(UsageError, match="9 answers of which 9 are acceptable: both kinds are needed"):
+        calibrate(Judge(lambda: None, JudgeSettings(), ""), some)
+
+
+@pytest.mark.slow
+def test_from_the_plan_to_the_report(inputs, tmp_path):
+    """With a model that cannot read capitals: the report has the judge's calibration, and its reasons."""
+
+    def answer(request):
+        if request["model"] == "wise":
+            return judge(good)(request)
+        said = request["messages"][-1]["content"]
+        stands = re.search(r"stands: (.*?)\.\n", said)
+        return completion(f"It says {stands[1]}." if "What does" in said and stands else "Who knows.")
+
+    here = make_workspace(tmp_path / "work", {"q": audit_params()}, {})
+    folder = here.path / "data/q/inputs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("questions.jsonl", "embedder"):
+        (folder / name).symlink_to(inputs / name)
+    with served(answer, whole=True) as model:
+        named = {"openai": model.url, "price": {"prompt": 1.0, "completion": 1.0}}
+        asked = context(inputs, {**named, "model": "wise", "answers": 64}, model={**named, "model": "tiny"})
+        audit = audit_params(
+            task="chat",
+            compute={"device": "cpu", "threads": 1, "batch_size": 8, "gpus": 0},
+            prepare={**asked.config, "items": {"discover": 24}},
+            concepts={"letter_case": ["as_is", "upper"], "politeness": ["neutral", "polite", "rude"]},
+            discrepancy={"measure": "exact", "near": [1, 1], "validity": -1},
+            discover={"explorer": "random", "baseline": "random", "budget": 120, "microscopic": {"method": "none"}},
+        )
+        here.write_params({"audits": {"q": audit}, "repairs": {}})
+        code, plan = faded(here, "plan", "q")
+        assert code == 0 and "q: about" in plan and "q, judge: about" in plan, plan
+        run_stages(here, "q")
+        assert Account(here.path / ".faded/account/q.judge.jsonl").bill.requests > 64
+        code, plan = faded(here, "plan", "q")
+        assert code == 0 and "q, judge: about 0 requests" in plan
+    metrics = json.loads((here.path / "data/q/prepare/metrics.json").read_text())
+    assert metrics["clean_accuracy"] == {"discover": 1.0} and metrics["judge"]["decided"] == 24
+    report = (here.path / "data/q/report/report.html").read_text()
+    assert "the judge rejects it: I was made to say so." in report and "judges answers whose discrepancy" in report

@@ -1,7 +1,12 @@
 """A language model as judge of summaries: calibrated on falsified ones, and used near the threshold."""
 
+import json
+
 import numpy as np
 import pytest
+
+from stages.core.errors import UsageError
+from tests.scripted_judges import prefers_long
 
 pytest.importorskip("transformers")
 
@@ -105,3 +110,25 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs):
     assert "the judge is the model under test" in told
     told = "\n".join(Summarization.check(context(inputs, None, measure={"judge": 1, "unsupported": 1})))
     assert "judge is no part of a mean" in told
+
+
+def test_a_judge_of_summaries_that_goes_by_length_is_refused(prepare):
+    named = r"length: it accepts long wrong answers more often than short ones by \+\d+ \["
+    with (
+        served(judge(prefers_long), whole=True) as model,
+        pytest.raises(UsageError, match=f"(?s)cannot be used as a judge:.*{named}"),
+    ):
+        prepare(model, measure="judge")
+
+
+def test_labels_of_people_take_the_place_of_falsified_summaries(inputs, prepare, tmp_path):
+    rows = [
+        {"item": f"news-{n + 1}", "answer": text.split(". ")[0] if n % 2 else "It was sold.", "acceptable": n % 2 == 1}
+        for n, text in enumerate(articles(40))
+    ]
+    (inputs / "people.jsonl").write_text("".join(json.dumps(row | {"by": "ann"}) + "\n" for row in rows))
+    with served(judge(lambda p: "unacceptable" if "sold" in p["answer"] else "acceptable"), whole=True) as model:
+        given = context(inputs, {"openai": model.url, "model": "wise", "labelled": "people.jsonl"}, measure="judge")
+        found = Summarization.prepare(given, tmp_path)["judge"]
+    assert found["answers"] == 40 and found["kinds"] == {}
+    assert found["table"][0]["raters"] == ["judge", "ann"] and found["table"][0]["kappa"]["value"] == 1

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import flows.graph.known_graph
-from flows.graph import read_graph
+from flows.graph import RUNS_NOW, read_graph
 from flows.graph.known_graph import KNOWN, Memory
 from tests.finished import run_toys
 from tests.workspace import Workspace, audit_params, make_workspace, repair_params
@@ -157,3 +158,44 @@ def test_what_an_input_links_to_is_marked(known, tmp_path, monkeypatch):
     (outside / "a.txt").write_text("2")
     with pytest.raises(Asked):
         read_graph()
+
+
+def test_of_a_stage_that_runs_and_ends_without_a_result_nothing_is_kept(known):
+    Path(KNOWN).unlink()
+    rwlock = Path(".dvc/tmp/rwlock")
+    rwlock.write_text(_held("data/tiny/discover"))
+    told = read_graph(looks=True)
+    assert told.stages["discover@tiny"].reasons == (RUNS_NOW,)
+    assert not Path(KNOWN).exists()
+    rwlock.write_text("{}")  # interrupted or failed without writing anything
+    assert read_graph(looks=True).stages["discover@tiny"].reasons == ()
+
+
+def test_nothing_is_kept_where_a_stage_reads_what_lies_elsewhere(known):
+    path = known.path / "dvc.yaml"
+    graph = yaml.safe_load(path.read_text())
+    graph["stages"]["prepare"]["do"]["deps"].append("http://127.0.0.1:9/data.csv")
+    path.write_text(yaml.safe_dump(graph, sort_keys=False))
+    Path(KNOWN).unlink()
+    read_graph(looks=True)
+    assert not Path(KNOWN).exists()
+
+
+def test_a_folder_that_is_gone_or_closed_once_it_is_looked_into_has_another_mark(tmp_path, monkeypatch):
+    memory, folder = Memory(tmp_path, tmp_path), tmp_path / "inputs"
+    folder.mkdir()
+    before = memory.mark([str(folder)])
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if path == str(folder):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert memory.mark([str(folder)])[0] != before[0]
+
+
+def test_a_damaged_memory_is_put_aside(known):
+    Path(KNOWN).write_bytes(b"{}")
+    assert read_graph().stages and read_graph() == read_graph()

@@ -10,14 +10,27 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
 from stages.core.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import main_effects, overall_rate
-from stages.landscape.estimate import as_data, drawn_evenly, estimate_landscape
+from stages.landscape.estimate import _rates, _Seen, as_data, drawn_evenly, estimate_landscape
 from stages.landscape.estimators import Average, Link, Logistic, ProcessEstimator, Trees
-from tests.landscapes import every_pair, landscape_of, planted, truth, uniform
+from tests.landscapes import adaptive, ask, every_pair, landscape_of, planted, truth, uniform
+
+
+class Recorder:
+    """Returns the first level as margin, and records how many cells it was called with at once."""
+
+    def __init__(self, items: int) -> None:
+        self.items, self.asked = items, []
+
+    def over_items(self, cells):
+        self.asked.append(len(cells))
+        margin = np.tile(cells[:, 0].astype(float), (self.items, 1))
+        return margin, lambda moved, _: moved(margin)[None]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -350,3 +363,108 @@ def test_resampling_items_is_wider_than_resampling_probes():
     alone = Resampler(np.arange(400), 500, 0).mean(values, np.ones(400))
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
     assert clustered.value == alone.value == by_item.mean()
+
+
+def test_error_is_far_below_that_of_frequencies(smooth, both):
+    _, landscape = both
+    error = np.abs(landscape.rates - smooth.truth).mean()
+    table = landscape.table
+    counted = np.where(table["probes"] > 0, table["failures"] / table["probes"].clip(lower=1), smooth.truth.mean())
+    assert error < 0.05
+    assert error < 0.4 * np.abs(counted - smooth.truth).mean()
+
+
+def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
+    space = ConceptSpace((Concept("jump", (0, 1, 2)), Concept("other", (0, 1, 2))))
+    rng = np.random.default_rng(0)
+    cells = space.sample(600, rng)
+    jumped = pd.DataFrame(cells, columns=space.names).assign(
+        item=[f"i{n}" for n in rng.integers(0, 20, 600)], repeat=0, role="control"
+    )
+    jumped["failed"] = (jumped["jump"] == 2) & (rng.random(600) < 0.8)
+    jumped["discrepancy"] = np.where(jumped["failed"], 0.5, -0.5)
+    ids = [f"i{n}" for n in range(20)]
+    smooth = estimate_landscape(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
+    rows = main_effects(smooth, space, jumped)[:3]
+    assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8]
+    assert rows[0].low == 0 < rows[0].high < 0.03
+    few = main_effects(smooth, space, jumped.iloc[:100])[:3]
+    assert [row.rate for row in few] == [
+        smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
+    ]
+
+
+def test_sharp_planted_regions_are_estimated():
+    task = planted()
+    probes = pd.concat([uniform(task, 1200), adaptive(task, 1200)], ignore_index=True)
+    assert np.abs(landscape_of(task, probes).rates - truth(task)).mean() < 0.06
+
+
+def test_boxes_with_sharp_edges_need_trees():
+    """Smoothness is wrong there, and held-out probes show it; intervals contain the truth all the same."""
+    task = Planted(5, 100, searched=30, unseen=0)
+    ids, rng = task.items.ids("discover"), np.random.default_rng(0)
+    probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")
+    landscape = estimate_landscape(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert "boosted trees" in landscape.diagnostics["name"]
+    losses = landscape.diagnostics["log_losses"]
+    assert losses["boosted trees"] < losses["Gaussian process"] < losses["logistic regression"]
+    rows = rng.choice(len(landscape.table), 1000, replace=False)
+    true, table = task.true_rates(ids, landscape.cells(task.concepts)[rows]), landscape.table.iloc[rows]
+    assert ((table["low"] <= true) & (true <= table["high"])).mean() > 0.88
+    assert (table["high"] - table["low"]).mean() < 0.45
+
+
+@pytest.mark.parametrize(("items", "largest"), [(2, 1024), (128, 1024), (129, 1016), (2000, 65)])
+def test_many_items_are_held_with_few_cells_at_once(items, largest):
+    space = ConceptSpace((Concept("a", tuple(range(1500))),))
+    data = kernel.ProbeArrays(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
+    estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), np.arange(items), items)
+    rate = _rates(estimator, Link(0.01, -5.0), space.cells(), seen, True, seed=0)[0]
+    assert max(estimator.asked) == largest
+    expected = 1 / (1 + np.exp(5 - 0.01 * np.arange(1500)))
+    expected[1300] *= (items - 1) / items
+    np.testing.assert_allclose(rate, expected)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_model_that_always_answers_the_same(smooth, failed):
+    probes = smooth.probes(300, greedy=False).assign(failed=failed, discrepancy=0.5 if failed else -0.5)
+    landscape = smooth.landscape(probes)
+    assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all()
+    assert abs(landscape.rates.mean() - failed) < 0.1
+
+
+def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
+    monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 100)
+    landscape = smooth.landscape(smooth.probes(400, greedy=False))
+    assert landscape.sampled
+    assert len(landscape.table) == 100
+    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08
+
+
+def test_features_reproduce_the_kernel_at_full_rank():
+    """All eigenfunctions together are the kernel: only cut-off ones are lost."""
+    task = planted(items=5, levels=2)
+    hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
+    embeddings = task.embed(task.items.table["id"].tolist())
+    features = kernel.Features(task.concepts, kernel.ItemFactor(embeddings), hyper, rank=5 * 16)
+    rng = np.random.default_rng(0)
+    items, cells = rng.integers(0, 5, 30), task.concepts.sample(30, rng)
+    phi = features.of_probes(items, cells)
+    ours = (phi * features.prior) @ phi.T
+    x = task.concepts.coordinates(cells) / np.array(hyper.scales)
+    direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
+    points = kernel.standardised(embeddings)
+    apart = ((points[:, None] - points[None]) ** 2).sum(-1)
+    of_items = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(apart[apart > 0])) + hyper.own * np.eye(5)
+    direct *= of_items[np.ix_(items, items)]
+    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)
+
+
+def test_rates_alone_err_no_more(smooth, both):
+    probes, landscape = both
+    rates = smooth.landscape(probes, like=landscape, spread=False)
+    assert np.abs(rates.rates - smooth.truth).mean() < 1.05 * np.abs(landscape.rates - smooth.truth).mean()
+    assert np.abs(rates.rates - landscape.rates).mean() < 0.02
+    assert rates.table[["low", "high"]].isna().all(axis=None)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import flows.graph.before_dvc
 from flows.graph import read_graph
+from flows.graph.before_dvc import NOTE
+from stages.core.errors import UsageError
 from tests.finished import inside
-from tests.workspace import Workspace, make_workspace
+from tests.workspace import FADED, Workspace, make_workspace
 
 Linked = tuple[Workspace, Path]
 
@@ -86,3 +89,37 @@ def test_what_changes_no_content_makes_nothing_stale(linked):
         (pictures / name / "index").write_text("x")
     (pictures / "cat" / "loop").symlink_to(pictures)
     assert stale(toys) == ()
+
+
+def test_a_note_cut_short_by_a_kill_is_written_again_and_one_of_no_link_is_taken_away(linked):
+    toys, _ = linked
+    note = toys.path / "data/tiny/inputs" / NOTE
+    whole = note.read_text()
+    note.write_text(whole[:20])
+    assert stale(toys) == ()
+    assert note.read_text() == whole
+    (toys.path / "data/tiny/inputs/pictures").unlink()
+    assert stale(toys) == ("data/tiny/inputs modified",)
+    assert not note.exists()
+
+
+def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
+    toys, _ = linked
+
+    def denied(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(flows.graph.before_dvc, "_held", denied)
+    with pytest.raises(UsageError, match=f"data/tiny/inputs links to a folder.*{NOTE}.*Permission denied; copy"):
+        stale(toys)
+
+
+def test_inputs_that_may_only_be_read(tmp_path):
+    toys = make_workspace(tmp_path / "toys", toys=True)
+    inputs = toys.path / "data/tiny/inputs"
+    mount = f"mount --bind {inputs} {inputs} && mount -o remount,bind,ro {inputs}"
+    if toys.run(["unshare", "--mount", "sh", "-c", mount]).returncode:
+        pytest.skip("nothing can be mounted here")
+    done = toys.run(["unshare", "--mount", "sh", "-c", f"{mount} && exec {FADED} plan"])
+    assert done.returncode == 0, done.stdout
+    assert "prepare@tiny" in done.stdout

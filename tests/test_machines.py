@@ -12,6 +12,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,14 @@ from pydantic import ValidationError
 
 from flows.graph import read_graph
 from flows.places.machines import Shipment, ShipmentResult, check_machines, pack, run_there, take_back, travels
+from flows.places.runners import Job
+from flows.places.runners.apart import Apart
 from flows.run_stage import StageResult
 from flows.workspace import exclusive
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import read_state, write_state
 from stages.params.file import RunnerConfig
+from stages.provenance import versions
 from tests.clusters import clone, dvc, lock, run, s3_remote, until
 from tests.finished import inside
 from tests.servers import free_port
@@ -305,3 +309,48 @@ def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made
     assert [result.outcome for _, result in shipped] == ["ran", "ran"], "what was recorded of earlier runs is not there"
     assert lock(driver) == {name: lock_before[name] for name in ("code@tiny", "prepare@tiny", "discover@tiny")}
     assert [there.read_bytes() for there, _ in swapped] == [good for _, good in swapped], "pushed anew"
+
+
+def test_what_the_stage_says_of_its_input_comes_back_as_itself(origin, tmp_path):
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    driver.edit_params({"audits.tiny.seed": 99})  # not computed anywhere
+    worker.toy(prepare__tiny={"exit": 2})
+    with pytest.raises(UsageError, match="prepare was told to exit with 2"):
+        ship(driver, worker, "prepare@tiny")
+
+
+def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(origin, made, tmp_path):
+    result = made[2][0][1]
+    mine = versions()
+    assert result.made is not None and result.made.versions == mine
+    older = {**mine, "numpy": "1.0", "torch": mine["torch"].partition("+")[0] + "+cu1", "dvc": "1.0", "new": "1"}
+    host = f"{socket.gethostname()}:{made[1].path}"
+    told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
+    for outcome, expected in (("ran", told), ("restored", [])):
+        answer = result.model_copy(
+            update={"made": result.made.model_copy(update={"versions": older}), "outcome": outcome}
+        )
+        driver = clone(origin, tmp_path / outcome)
+        said: list[str] = []
+        with inside(driver):
+            read_graph()  # as every run begins
+            answering = SimpleNamespace(run=lambda job, say, answer=answer: answer)
+            Apart(answering, there(made[1])).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
+        assert said[said.index(f"from {host}") + 1 :] == expected
+
+
+@pytest.mark.slow
+def test_a_linked_folder_that_holds_something_else_is_another_input(origin, tmp_path):
+    def pictures(machine: Workspace, text: str) -> None:
+        folder = machine.path / "pictures"
+        folder.mkdir()
+        (folder / "1.png").write_text(text)
+        (machine.path / "data/tiny/inputs/pictures").symlink_to("../../../pictures")
+
+    driver, worker = (clone(origin, tmp_path / name) for name in ("driver", "worker"))
+    pictures(driver, "one")
+    pictures(worker, "two")
+    with pytest.raises(InfrastructureError, match="other bytes under data/tiny/inputs than the driver"):
+        ship(driver, worker, "prepare@tiny")
+    (worker.path / "pictures/1.png").write_text("one")
+    ship(driver, worker, "prepare@tiny")

@@ -17,7 +17,7 @@ from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, draw
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import Rates
-from stages.landscape.modes import find_regions
+from stages.landscape.modes import find_regions, skipped_combinations
 from stages.params import SummarizeConfig
 from tests.landscapes import CORNERS, NO_FRESH, adaptive, ask, fresh, inside, planted, uniform
 
@@ -451,3 +451,44 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     cells = task.concepts.cells()
     noise = [regions_of(task.concepts, cells, rng.random(len(cells)), SummarizeConfig(modes=4)) for _ in range(2)]
     assert found_again(*noise, task.concepts).share < 0.5
+
+
+def test_combinations_with_too_many_ranges_are_told(monkeypatch):
+    space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
+    assert skipped_combinations(space, 3) == []
+    monkeypatch.setattr("stages.landscape.modes.MAX_BOXES", 14 * 14)
+    assert skipped_combinations(space, 3) == [["a", "b", "c"]]
+    assert skipped_combinations(space, 2) == []
+
+
+def test_a_concept_of_one_level_takes_no_part():
+    space = ConceptSpace((Concept("lens", ("wide",)), Concept("fog", tuple(range(5)))))
+    cells = space.cells()
+    limits = SummarizeConfig(modes=2, max_conditions=2, min_support=0.02)
+    assert regions_of(space, cells, np.where(cells[:, 1] >= 3, 0.9, 0.1), limits) == [Region({"fog": (3, 4)})]
+    assert skipped_combinations(space, 2) == []
+    alone = ConceptSpace((Concept("lens", ("wide",), ordered=False),))
+    assert regions_of(alone, alone.cells(), np.array([0.4]), limits) == []
+
+
+def test_a_peak_among_few_levels_is_one_cell():
+    space = ConceptSpace(tuple(Concept(name, (0, 1), neutral=0) for name in "abcd"))
+    cells = space.cells(np.arange(space.n_cells))
+    rates = np.where((cells == 1).all(axis=1), 0.9, 0.02)
+    assert regions_of(space, cells, rates, SummarizeConfig()) == [Region(dict.fromkeys("abcd", (1,)))]
+
+
+def test_of_a_sample_of_a_grid_no_peak_is_told():
+    space, cells, rates = rates_of_a_cell(0.9)
+    half = np.random.default_rng(0).random(len(cells)) < 0.5
+    half |= rates > 0.5
+    assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
+
+
+def test_conjunctions_of_four_are_found_on_a_sample_of_a_large_grid():
+    space = ConceptSpace(tuple(Concept(f"c{j}", tuple(range(7))) for j in range(8)))
+    cells = space.cells(np.sort(np.random.default_rng(0).choice(space.n_cells, 20_000, replace=False)))
+    wanted = Region({"c0": (5, 6), "c2": (2, 3, 4), "c5": (0, 1), "c7": (4, 5, 6)})
+    rates = np.where(wanted.contains(space, cells), 0.9, 0.15)
+    (first, *_) = regions_of(space, cells, rates, SummarizeConfig(modes=1, max_conditions=4, min_support=0.005))
+    assert jaccard(space, first, wanted) > 0.7

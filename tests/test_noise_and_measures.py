@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 
 from stages import re_evaluate
 from stages.concepts import Region
-from stages.landscape.compare import PairedAnswers, against_noise, compare_measures, measure_answers
+from stages.core.errors import UsageError
+from stages.core.files import read_json, stage_dir
+from stages.landscape.compare import PairedAnswers, against_noise, compare_measures, measure_answers, targeting
 from stages.landscape.describe import invalid_probes, invalid_share
 from stages.records import Difference
 from stages.records.repair import Measures
+from stages.tasks.base import offers
 from stages.tasks.contract import Items
 from tests.landscapes import planted, uniform
 from tests.planted_texts import PlantedTexts
@@ -126,3 +130,78 @@ def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         re_evaluate.main("tiny")
     assert asked == []
+
+
+def test_the_control_is_called_what_it_was():
+    fails = np.arange(600) % 2 == 0
+    nothing = np.zeros(600, dtype=bool)
+    helped = targeting(difference(fails, nothing, control=fails), "clean").statement
+    assert helped.startswith("what the repair knows of the changes helped: −50.0 points (")
+    assert "against the same steps on unchanged inputs" in helped
+    same = targeting(difference(fails, nothing, control=nothing), "clean").statement
+    assert same.startswith("no better than the same steps on unchanged inputs")
+    assert targeting(difference(fails, nothing, control=fails)).statement.startswith("aiming the repair helped")
+
+
+def test_measures_are_means_over_the_same_valid_pairs():
+    task, before = texts()
+    assert offers(task, "measure")
+    assert not offers(planted(), "measure")
+    before.loc[0, "valid"] = False
+    after = before.assign(output="the river")
+    found = measures(task, before=before, after=after, noise=before)
+    assert (found.pairs, found.items, found.invalid) == (11, 11, 1)
+    words = found.measures["words"]
+    assert (words.before, words.after, words.change, words.pairs) == (8.0, 2.0, -6.0, 11)
+    assert words.low < -6.0 < words.high
+    assert words.noise.change == 0.0
+    assert words.baselines == {"first two words": 2.0}
+    referenced = found.measures["in the article"]
+    assert referenced.pairs == 5, "an item without a value is left out of all means"
+    assert referenced.before == referenced.baselines["first two words"] == 1.0
+
+
+def test_a_measure_without_any_value_has_no_mean():
+    task, before = texts(2)
+    odd = before.iloc[1:]
+    found = measures(task, before=odd, after=odd)
+    entry = found.measures["in the article"]
+    assert (entry.before, entry.change, entry.baselines) == (None, None, {"first two words": None})
+    nothing = before.iloc[:0]
+    assert measures(task, before=nothing, after=nothing) == Measures(pairs=0, items=0, invalid=0, measures={})
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [([1.0], "answered with 1 rows"), ([1.0, np.inf, 1.0], "answered a value that is infinite")]
+)
+def test_a_measure_that_cannot_be_averaged_is_refused(answer, said, monkeypatch):
+    task, before = texts(3)
+    monkeypatch.setattr(PlantedTexts, "measure", lambda *_: pd.DataFrame({"m": answer}))
+    with pytest.raises(UsageError, match=f"PlantedTexts.measure .*{said}"):
+        measures(task, before=before, after=before)
+
+
+def test_the_summary_counts_what_was_not_judged(verdict):
+    summary = read_json(stage_dir("tiny", "summarize") / "landscape.json")
+    assert summary["invalid"]["value"] == pytest.approx(2 / 25, abs=0.06)
+    assert {row["label"] for row in summary["invalid"]["levels"] if row["concept"] == "tilt"} == {"1"}
+    assert summary["modes"][0]["invalid"] == 0.0
+    assert read_json(stage_dir("tiny", "report") / "metrics.json")["invalid_share"] == summary["invalid"]["value"]
+    page = (stage_dir("tiny", "report") / "report.html").read_text()
+    assert re.search(
+        r"counting as failures the [\d.]+% that changed the input so much that no model could be blamed", page
+    )
+
+
+def test_all_answers_are_kept(verdict):
+    out = stage_dir("tiny", "re_evaluate")
+    probes = pd.read_parquet(out / "probes.parquet")
+    asked = probes.groupby("purpose")["model"].agg(set).to_dict()
+    assert asked["paired"] == asked["clean"] == {"before", "after", "control", "noise"}
+    assert asked["search"] == {"before", "after"}
+    out = stage_dir("tiny", "conclude")
+    metrics = read_json(out / "metrics.json")
+    assert metrics["targets_words_change"] == verdict["measures"]["targets"]["measures"]["words"]["change"]
+    assert metrics["invalid_others"] > 0
+    page = (out / "report.html").read_text()
+    assert "Other measures" in page and "baseline: first two words" in page and "Queried again:" in page

@@ -19,7 +19,7 @@ from flows.recur.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
 from flows.server.security import authorization
-from stages.core.errors import InfrastructureError
+from stages.core.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from tests.servers import Came, http_server
 from tests.shared import spare_migrations
@@ -171,4 +171,25 @@ def test_one_that_fails_costs_an_audit_nothing_and_a_test_tells_of_it_without_th
     assert SECRET not in str(told.value)
     set_url("webhook", "http://127.0.0.1:9/nobody")
     with pytest.raises(InfrastructureError, match="cannot be reached"):
+        send_test()
+
+
+def test_without_any_server_nobody_is_asked(toys, monkeypatch):
+    monkeypatch.chdir(toys.path)
+    monkeypatch.setattr("flows.recur.notify._read", lambda pool: pytest.fail("asked"))
+    monkeypatch.setattr("flows.server.served_api", lambda: None)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        notify("broken", "tiny", "nobody")
+
+
+def test_addresses_of_another_kind_are_refused_without_being_shown(here):
+    for kind, url in (("slack", f"https://example.org/{SECRET}"), ("email", f"smtp:{SECRET}"), ("webhook", "x:y")):
+        with pytest.raises(UsageError, match=f"--{kind}: .* is not a valid address, expected one like ") as told:
+            set_url(kind, url)
+        assert SECRET not in str(told.value)
+    with pytest.raises(UsageError, match=r"--block 'slack-webhook/nobody': .*expected TYPE/NAME"):
+        set_block("slack-webhook/nobody")
+    with pytest.raises(UsageError, match="no notifications are set"):
         send_test()

@@ -16,6 +16,9 @@ import httpx
 import pytest
 import yaml
 
+from stages.params.network import needs_network
+from stages.tasks.known_answers import ANSWERS
+
 pytest.importorskip("transformers")
 
 import stages.discover
@@ -424,3 +427,108 @@ def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
     texts_asked = [messages[-1]["content"].partition("\n\n")[2] for messages in asked]
     remote = [reply["choices"][0]["message"]["content"].strip() for _, reply in replies]
     assert local.load(tmp_path / "local", Compute()).summarize(texts_asked) == remote
+
+
+@pytest.mark.parametrize(
+    ("given", "posted"),
+    [
+        ("http://localhost:1/v1/", "http://localhost:1/v1/chat/completions"),
+        ("http://localhost:1/v1/chat/completions", "http://localhost:1/v1/chat/completions"),
+        ("https://m.example/openai?api-version=1", "https://m.example/openai/chat/completions?api-version=1"),
+    ],
+)
+def test_the_base_url_may_end_as_people_write_it(given, posted):
+    chat = parse_source({"openai": given, "model": "tiny"}, MODEL_LOADERS, "prepare.model")
+    assert chat.endpoint == posted and chat.told == f"tiny behind {posted.partition('/chat')[0]}"
+
+
+def test_what_a_chat_model_is_sent_of_the_generation_settings(inputs):
+    def errors(**changes):
+        context = news_context(inputs)
+        config = {**context.config, "model": block("http://localhost:1")}
+        return Summarization.check(news_context(inputs, config={**config, "generation": GENERATION, **changes}))
+
+    assert errors() == []
+    (line,) = errors(generation={**GENERATION, "num_beams": 4})
+    assert "num_beams has no effect" in line and "sent max_new_tokens, prompt, system alone" in line
+    bfloat16 = news_context(inputs, config={"model": block("http://localhost:1")}, compute=Compute(dtype="bfloat16"))
+    assert Summarization.compute_errors(bfloat16) == [
+        "compute.dtype: bfloat16 is not for a model behind HTTP; expected float32 or float32"
+    ]
+
+
+def test_a_model_that_only_thinks_is_told_before_anything_is_kept(tmp_path):
+    thinks = said(completion("", "length"))
+    with (
+        served(first_sentence, lambda number: thinks, whole=True) as model,
+        pytest.raises(
+            UsageError, match=r"gives an empty answer to 3 plain articles \(finish_reason: length\)\. If it reasons"
+        ),
+    ):
+        build(model.url, tmp_path)
+    assert not (tmp_path / "model" / ANSWERS).exists()
+
+
+def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
+    def prepared(model, settings):
+        account = Account(tmp_path / "bill.jsonl", settings)
+        account.begin(model)
+        known = account.known("a")
+        account.add("a", answered(f"{model} {settings}"))
+        return known and known.text
+
+    def used():
+        account = Account(tmp_path / "bill.jsonl")
+        account.use()
+        return account.known("a").text
+
+    assert prepared("m", "1") is None
+    assert prepared("m", "1") == "m 1"  # the first was killed
+    assert used() == "m 1"
+    assert prepared("m", "2") == "m 1"  # max_cost was raised
+    assert used() == "m 1"
+    assert prepared("m", "2") is None  # forced
+    assert prepared("n", "3") is None  # another model
+    assert used() == "n 3"
+    assert Account(tmp_path / "bill.jsonl").bill.requests == 5
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 0, "completion_tokens": 0}}])
+def test_a_cost_that_nobody_can_count_is_not_promised(usage):
+    silent = {"choices": [{"message": {"content": "A gist."}}], **usage}
+    with (
+        served(lambda request: silent, whole=True) as model,
+        pytest.raises(UsageError, match=r"came without a count of their tokens .*remove prepare\.model\.max_cost"),
+    ):
+        asked(endpoint(model.url, price=PRICE, max_cost=1.0, concurrency=1), "One.", "Two.")
+    assert len(model.requests) == 1
+
+
+def test_a_preparation_by_force_asks_anew(workspace):
+    with served(first_sentence, whole=True) as model:
+        workspace(model.url)
+        stages.prepare.main("chat")
+        first = texts(model)
+        loaded()
+        stages.prepare.main("chat")
+        assert sorted(texts(model)) == sorted(2 * first)
+
+
+def test_a_model_that_varies_is_asked_again_by_later_stages_alone(workspace):
+    with served(first_sentence, whole=True) as model:
+        workspace(model.url, deterministic=False)
+        stages.prepare.main("chat")
+        prepared = texts(model)
+        workspace(model.url, deterministic=False, max_cost=1.0)
+        stages.prepare.main("chat")
+        assert texts(model) == prepared
+        changed = next(text for text in prepared if "  " in text)
+        loaded().query([changed])
+    assert texts(model) == [*prepared, changed]
+
+
+def test_stages_of_a_chat_model_have_a_network_and_no_copies(workspace):
+    workspace("http://localhost:1")
+    params = load_params()
+    assert needs_network("discover", "chat", params) and not needs_network("report", "chat", params)
+    assert task_context("chat", params.audit("chat")).compute.processes == 1

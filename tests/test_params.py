@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -234,3 +235,41 @@ def test_a_usage_that_is_wrong_is_one_error_that_says_where(tmp_path, usage, tol
         load_params(tmp_path / "params.yaml")
     assert str(error.value).startswith("1 error(s)")
     assert f"audits.mnist.{told}" in str(error.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no params\.yaml in .*: run this in the folder that holds it"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_only_discover_says_how_a_search_is_divided(tmp_path: Path) -> None:
+    data = {"audits": {"x": {**AUDIT, "discover": {"budget": 10, "shards": 2}}, "y": AUDIT}}
+    shares = {"x-1": {"audit": "x", "part": 1}, "x-2": {"audit": "x", "part": 2}}
+    assert load_params(write(tmp_path, data)).shares == shares
+    with pytest.raises(UsageError, match=r"shards is now audits\.NAME\.discover\.shards alone"):
+        load_params(write(tmp_path, {**data, "shards": {}}))
+
+
+def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall() -> None:
+    levels = {"rotation": [-20, 0, 10], "saturation": [1, 0.5, 0], "scale": [0.5, 1, 2]}
+    told = refused("mnist", {"concepts": {**levels, "noise": [0.2, 0.1]}})
+    assert told.startswith("1 error(s)") and "concepts.noise" in told
+
+
+@pytest.mark.parametrize("audit", ["imagenet", "news"])
+def test_items_are_counted_where_the_data_are_files(audit: str) -> None:
+    told = refused(audit, {"prepare": {"items": {"discover": 100_000, "test": 100_000}}})
+    assert "items wanted, the data have" in told
+
+
+def test_too_few_templates_are_refused() -> None:
+    one = "a photo of a {size} {colour} {digit} {background}"
+    told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
+    assert "prepare.items.test: expected 10 or more, as each template needs an item, found 9" in told
+    assert "prepare.templates: expected 15 or more, as no template is in two splits" in told and "found 1" in told
+
+
+def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
+    told = refused("images", {"seed": 8})
+    assert "audits.images.prepare.model: 0.0 GiB of weights in data/images/inputs/model" in told

@@ -20,9 +20,9 @@ from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.explorers.registry import make_explorer
-from stages.params import Params, load_params
+from stages.params import Params, load_params, parse_yaml
 from stages.tasks.load import task_class
-from tests.test_params import AUDIT, REPAIR
+from tests.test_params import AUDIT, REPAIR, write
 
 VALID: dict[str, Any] = {
     "audits": {"x": {**AUDIT, "concepts": {"a": [0, 1, 2], "b": ["red", "blue"]}}, "y": AUDIT},
@@ -213,3 +213,13 @@ def test_mutated_structures_are_refused_or_sound(
             else:
                 make_explorer(audit.discover.explorer, audit.discover.settings)
                 task_class(name, audit)
+
+
+def test_aliases_and_merges_of_a_sensible_size_are_read() -> None:
+    text = b"a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, x: 2}\nc: *a\n"
+    assert parse_yaml(text, "it") == yaml.safe_load(text)
+
+
+def test_the_structure_that_is_mutated_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    check_audits(load_params(write(tmp_path, VALID)), ["x", "y"], gpus=lambda: 0)

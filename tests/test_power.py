@@ -12,7 +12,7 @@ import pytest
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
 from stages.decisions import landscape_hash
-from stages.landscape.power import CHURN, Power
+from stages.landscape.power import CHURN, Power, alike
 from stages.params import load_params
 from stages.records import AuditFolder, Landscape, Plan, PlannedMode, RepairVerdict, audit_folder
 from stages.records.landscape import Gate
@@ -148,3 +148,52 @@ def test_a_gate_that_has_passed_is_not_said_to_be_likely_to_fail(searched):
     )
     [_, other] = searched(**gates)
     assert "other_failure_rate.change_max 0.01 is likely to fail" in other  # the one that passed had another bound
+
+
+def test_as_many_items_as_are_said_to_be_needed_show_it():
+    few = Power(0.3, 40, 80, 0.4)
+    n = few.items_for(0.1, 0.05)
+    assert n > few.items and few.least_drop(0.05) > 0.1
+    enough, fewer = (Power(0.3, k, 2 * k, 0.4).least_drop(0.05) for k in (n, round(0.9 * n)))
+    assert enough == pytest.approx(0.1, abs=0.002) and fewer > 0.102
+    assert Power(0.1, 10, 20, 0.4).least_drop() is None
+
+
+def test_items_are_as_alike_as_they_were_made():
+    rng = np.random.default_rng(0)
+    items = np.repeat(np.arange(500), 6)
+    for rho in (0.1, 0.5):
+        chance = rng.beta(0.3 * (1 / rho - 1), 0.7 * (1 / rho - 1), 500)
+        assert alike(rng.random(3000) < chance[items], items) == pytest.approx(rho, abs=0.05)
+    assert alike(rng.random(3000) < 0.3, items) < 0.03
+    assert alike(np.repeat(rng.random(500) < 0.3, 6), items) == 1.0
+    assert alike(np.zeros(3000, dtype=bool), items) == 0.0
+    assert alike(np.array([True, False]), np.array(["a", "b"])) == 1.0
+
+
+def test_planned_modes_are_meant_and_groups_are_named(searched):
+    here = audit_folder("tiny")
+    here.collect_feedback.path.mkdir()
+    here.summarize.where("cells").touch()
+    modes = here.summarize.landscape.modes
+    chosen = [
+        PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
+        for m, action in zip(modes, ("ignore", "repair"), strict=True)
+    ]
+    here.collect_feedback.plan = Plan(
+        landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
+    )
+    items = pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60, "group": [f"g{k % 20}" for k in range(110)]})
+    items.to_parquet(here.prepare.path / "items.parquet")
+    [line] = searched("wait")
+    assert line.startswith("tiny: 60 test items in 20 groups can show") and " in M2, where" in line
+
+
+def test_nothing_is_said_where_records_are_newer_torn_or_missing(searched):
+    here = audit_folder("tiny")
+    here.discover.probes = here.discover.probes.rename(columns={"tilt": "slant"})
+    assert searched() == []
+    (here.discover.path / "probes.parquet").write_bytes(b"PAR1")
+    assert searched() == []
+    here.summarize.where("landscape").unlink()
+    assert searched() == []

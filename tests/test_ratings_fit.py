@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.ratings.fit import ExampleScore, fit_ratings, too_few_scores
+from stages.core.intervals import Rate
+from stages.params import AuditConfig
+from stages.provenance import scale_of
+from stages.ratings.fit import ExampleScore, Fit, fit_ratings, too_few_scores
+from tests.workspace import audit_params
+
+
+def two_peaks(n: int, rng: np.random.Generator, each: int = 1) -> list[ExampleScore]:
+    """Half of the items are rated 2, half 9, whatever their discrepancy."""
+    scores = rng.permutation([2, 9] * (n // 2))
+    return [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores) for _ in range(each)]
 
 
 def people(
@@ -95,3 +106,70 @@ def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
 
 
 # The scale of ratings
+
+
+def test_bias_is_read_the_other_way_round() -> None:
+    scored = [ExampleScore(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
+    quality, bias = fit_ratings(people(line), "quality"), fit_ratings(scored, "bias")
+    assert (bias.kind, bias.x) == (quality.kind, quality.x)
+    assert bias.y == pytest.approx(quality.y)
+
+
+@pytest.mark.parametrize(("n", "each"), [(20, 1), (40, 1), (10, 2)])
+def test_ratings_of_two_peaks_teach_nothing_by_themselves(n: int, each: int) -> None:
+    # The median of all others is on the peak that an item is not on, so anything near the middle seems better.
+    rng = np.random.default_rng(n)
+    assert (
+        sum(fit_ratings(two_peaks(n, rng, each), "quality").teaches for _ in range(6)) <= 1
+    )  # one in fifty does by chance
+
+
+@pytest.mark.parametrize(("n", "seed"), [(20, 6), (20, 15), (40, 16), (40, 20), (60, 32), (60, 39)])
+def test_ratings_near_both_ends_teach_nothing_by_themselves(n: int, seed: int) -> None:
+    # Compared only with the median, each of these would teach something.
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([1, 2, 3, 8, 9, 10], n)
+    scored = [ExampleScore(float(rng.random()), int(s), f"i{k}", "A") for k, s in enumerate(scores)]
+    assert not fit_ratings(scored, "quality").teaches
+
+
+def test_a_flat_map_is_never_put_in_force() -> None:
+    at, far = Rate(1.0, 0.9, 1.1, 20), Rate(3.0, 2.5, 3.5, 20)
+    assert Fit("linear", [0.0, 1.0], [0.2, 0.8], at, far, at).teaches
+    assert not Fit("linear", [0.0, 1.0], [0.5, 0.5], at, far, at).teaches
+
+
+def test_ratings_that_contradict_the_discrepancy_teach_nothing() -> None:
+    assert fit_ratings(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
+
+
+def test_the_order_of_scores_does_not_matter() -> None:
+    scored = people(line)
+    assert fit_ratings(scored, "quality") == fit_ratings(scored[::-1], "quality")
+
+
+def test_ratings_of_one_discrepancy_say_nothing_of_others() -> None:
+    scored = [ExampleScore(1.0, s, f"i{k}", "A") for k, s in enumerate([2, 9] * 12)]
+    assert too_few_scores(scored) == (
+        "all examples rated have the same automatic discrepancy, 1: nothing follows for others"
+    )
+    assert not too_few_scores([*scored, ExampleScore(0.9, 9, "i0", "A")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"discrepancy": {"measure": "m", "threshold": 0.3, "false_alarms": 0.1}}, True),
+        ({"discrepancy": {"measure": "m", "ratings": {"file": "f", "sha256": "0" * 64, "fails_below": 5}}}, True),
+        ({"prepare": {"judge": "a", "images": 3, "items": {"discover": 9}, "calibrate": {"articles": 9}}}, True),
+        ({"seed": 9, "concepts": {"tilt": [0, 1]}, "summarize": {"modes": 1}}, True),
+        ({"discrepancy": {"measure": "n"}}, False),
+        ({"prepare": {"judge": "b", "images": 3, "items": {"discover": 5}}}, False),
+        ({"prepare": {"judge": "a", "images": 1, "items": {"discover": 5}}}, False),
+        ({"task": "planted:Other"}, False),
+    ],
+)
+def test_a_scale_is_what_an_answer_is_measured_by(changes: dict[str, Any], same: bool) -> None:
+    given = {"prepare": {"judge": "a", "images": 3, "items": {"discover": 5}}, "discrepancy": {"measure": "m"}}
+    before, after = (AuditConfig.model_validate(audit_params(**given | more)) for more in ({}, changes))
+    assert (scale_of(before) == scale_of(after)) == same

@@ -10,9 +10,13 @@ from safetensors.torch import save_file
 
 from stages.core.environment import torch_threads
 from stages.core.errors import UsageError
+from stages.explorers.prober import Prober
+from stages.landscape.describe import invalid_probes
+from stages.provenance import of_answers
 from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.models import load_model
 from stages.tasks.classification.reference import Reference
-from tests.images import POOLS, SIDE, draw, image_context, write_images
+from tests.images import CLASSES, POOLS, SIDE, draw, image_context, write_images
 
 REFERENCE = {"timm": "test_resnet", "weights": "strong.safetensors", "channels": 1, "mean": 0, "std": 1}
 DIM, BLACK = 1, 2  # levels of darkening
@@ -123,3 +127,104 @@ def test_the_reference_is_asked_about_failures_alone(home, task, monkeypatch):
 def test_a_bad_reference_is_told_before_anything_runs(home, reference, message):
     errors = ImageClassification.check(context(home / "inputs", reference))
     assert len(errors) == 1 and message in errors[0], errors
+
+
+def test_a_picture_the_reference_never_could_read_stays_a_failure(home):
+    """If it fails on the unchanged picture, its answer on the changed one shows nothing about the change."""
+    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
+    task._readable = np.zeros(len(task.items.table), dtype=bool)
+    task.reference = None  # it is not even used
+    plain, judged = at(without_reference(home), BLACK), at(task, BLACK)
+    assert judged.valid.all() and np.array_equal(judged.failed, plain.failed)
+
+
+def test_the_book_keeps_what_was_invalid(task):
+    prober = Prober(task, task.items.ids("discover"), 360)
+    items, cells = np.divmod(np.arange(360), task.concepts.n_cells)
+    prober.ask(items, task.concepts.cells(cells), uniform=True)
+    probes = prober.table().assign(role="control")
+    found = invalid_probes(task.concepts, probes)
+    assert {(row.concept, row.label) for row in found.levels} >= {("darkening", "1")}
+    n, invalid, failed = len(probes), int((~probes["valid"]).sum()), int(probes["failed"].sum())
+    assert found.left_out.value == pytest.approx(failed / (n - invalid))
+    assert found.as_failures.value == pytest.approx((failed + invalid) / n)
+    assert found.as_failures.value > found.left_out.value > failed / n
+
+
+def test_people_are_told(home, task):
+    (note,) = task.notes()
+    assert "strong.safetensors" in note and "Of 60 pictures under cells drawn uniformly the reference gets" in note
+    assert "name another reference" not in note
+    item = next(i for i, valid in zip(task.items.ids("discover"), at(task, BLACK).valid, strict=True) if not valid)
+    assert "not held against the model" in task.exhibit([item], np.array([[BLACK, 0]]))[0].caption
+    assert "not held" not in task.exhibit([item], np.array([[0, 0]]))[0].caption
+    assert without_reference(home).notes() == ()
+    assert "readable" not in task.attributes([item])
+
+
+def test_a_reference_that_reads_changed_pictures_no_better_is_called_that(home):
+    """However well it reads unchanged ones: here it is the model under test itself."""
+    task = ImageClassification.load(context(home / "inputs"), home / "prepare")
+    task.reference = Reference(task.model, CLASSES, CLASSES, task.context.compute)
+    assert "no better than the model under test" in task.notes()[0]
+    dim = at(task, DIM)
+    assert not dim.failed.any() and not dim.valid.all()  # the probes that such a reference excuses
+
+
+def test_the_same_reference_is_loaded_again_without_the_data(home, tmp_path):
+    (tmp_path / "strong.safetensors").symlink_to(home / "inputs" / "strong.safetensors")
+    task = ImageClassification.load(context(tmp_path), home / "prepare")
+    assert task.reference.form == ImageClassification.load(context(home / "inputs"), home / "prepare").reference.form
+    assert task.reference.form.shape == (1, SIDE, SIDE)
+
+
+def test_a_reference_in_another_size_colour_and_order(home, task):
+    """Classes are matched by name; those that the model under test lacks are not answers."""
+    form = task.model.form
+    strong = task.reference._backend.model
+    order = [2, 0, 1]
+
+    class Wide(torch.nn.Module):
+        def forward(self, pixels):
+            assert pixels.shape[1:] == (3, 2 * SIDE, 2 * SIDE)
+            grey = torch.nn.functional.avg_pool2d(pixels[:, :1], 2)
+            return torch.cat([strong(grey)[:, order], torch.full((len(pixels), 1), 1e3)], 1)
+
+    wide = load_model(home / "prepare" / "model")
+    wide.net = Wide()
+    classes = [*(CLASSES[k] for k in order), "anything else"]
+    wide.form = form.model_copy(update={"classes": classes, "shape": (3, 2 * SIDE, 2 * SIDE)})
+    wide.mean, wide.std = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    other = Reference(wide, form.classes, CLASSES, task.context.compute)
+    rows = np.arange(30)
+    both = [one.answers(task.clean(rows)) for one in (other, task.reference)]
+    assert (both[1] == task.targets(rows).numpy()).mean() > 0.9 and (both[0] == both[1]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({**REFERENCE, "classes": ["flat", "upright", "dog"]}, r"1 label\(s\) of the items: 'slanted'.*flat, upright"),
+        ({**REFERENCE, "classes": ["flat", "upright"]}, r"prepare\.reference\.classes: 2 names, the model has 3"),
+        ({**REFERENCE, "timm": "test_efficientnet"}, r"prepare\.reference\.weights: strong\.safetensors has no"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_told_by_prepare(home, tmp_path, reference, message):
+    with pytest.raises(UsageError, match=message):
+        ImageClassification.prepare(context(home / "inputs", reference), tmp_path)
+
+
+def test_a_reference_that_only_answers_forbids_no_repair(home):
+    answering = context(home / "inputs", {"endpoint": "http://localhost:1", "classes": CLASSES})
+    answering = dataclasses.replace(
+        answering, config={**answering.config, "items": {"discover": 60, "repair": 9, "test": 9}}
+    )
+    assert ImageClassification.check_repair(answering, {"method": "last-layer"}) == []
+    answering.config["model"] = answering.config["reference"]
+    assert "behind HTTP" in ImageClassification.check_repair(answering, {"method": "last-layer"})[0]
+
+
+def test_who_asks_a_reference_more_slowly_changes_no_answer():
+    source = {"endpoint": "http://localhost:1", "classes": CLASSES}
+    prepare = {"model": {"train": "small_cnn"}, "reference": source}
+    assert of_answers({**prepare, "reference": {**source, "rate": 2.0}}) == of_answers(prepare) == prepare

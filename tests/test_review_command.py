@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from html import unescape
 from pathlib import Path
 
 import httpx
@@ -155,3 +156,29 @@ def test_over_ssh_the_questions_are_asked_in_the_terminal(place, monkeypatch):
     faded()
     faded("--terminal")
     assert asked == ["x", "page", "page", "x"]
+
+
+def test_it_stays_while_another_browser_has_the_page_open(tmp_path, monkeypatch):
+    make_review(tmp_path, monkeypatch, reviewers=2)
+    with serving() as it:
+        ada, bo = Browser(one_time_link("x")), Browser(one_time_link("x"))
+        ada.decide(reviewer="Ada", decision="approve")
+        assert running() is not None and not it.done()
+        bo.decide(reviewer="Bo", decision="reject")
+    told = it.result()
+    assert told.exit_code == 0
+    assert re.search("Ada approved.*1 other browser has a page open.*Bo rejected", told.stdout, re.S)
+
+
+def test_a_link_is_no_argument_of_a_browser(place, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("subprocess.Popen", lambda command, **_more: opened.append(str(command)))
+    with serve_review(["x"], port=0) as server:
+        told = faded("--open", "--revise")
+    [uri] = opened
+    assert uri == (place / ".faded/review-x.html").resolve().as_uri()
+    link = re.search(r"http://\S+", told.stdout).group(0)
+    port = server.url.rpartition(":")[2]
+    assert re.fullmatch(rf"http://faded-[0-9a-f]{{32}}\.localhost:{port}/review/x\?token=\S+&again=yes", link)
+    assert link in unescape((place / ".faded/review-x.html").read_text())

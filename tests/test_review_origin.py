@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from flows.people.review.links import review_url
-from flows.people.review.server import ReviewServer, serve_review
+from flows.people.review.server import PORT, ReviewServer, serve_review
 from flows.recur.schedule import public_url
 from stages.core.errors import UsageError
 from stages.decisions import read_chain
@@ -145,3 +145,20 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
         for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
             with pytest.raises(OSError, match="in use"):
                 socket.create_server((host, reached(server)), family=family)
+
+
+def test_no_two_servers_have_the_same_name(place):
+    """A program that took the port of an ended server could leave a script in its origin, which browsers would run."""
+    hosts = set()
+    for _ in range(2):
+        with serve_review(["x"], port=0) as server:
+            hosts.add(httpx.URL(server.one_time_link("x")).host)
+    assert len(hosts) == 2
+
+
+def test_pages_are_shown_on_no_other_loopback_address(place):
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1 and ::1 alone"), serve_review(["x"], "127.0.0.5"):
+        pass
+    for host in ("localhost", "::1"):
+        with serve_review(["x"], host, 0) as server:
+            assert server.url.startswith("http://127.0.0.1:") and reached(server) != PORT

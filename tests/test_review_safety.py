@@ -7,6 +7,7 @@ import http.client
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -375,3 +376,21 @@ def test_tokens_are_kept_as_digests():
     assert token not in repr(vars(keys))
     assert keys.redeem(token, "another audit") is None  # where it opens nothing, it is not used up
     assert keys.redeem(token, "x") is not None and keys.redeem(token, "x") is None
+
+
+def test_a_browser_that_asked_for_nothing_has_to_come_in_anew(ada):
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    [session] = ada.served.keys._sessions.values()
+    for _ in range(2):
+        session.used = time.monotonic() - security.IDLE_SECONDS + 60
+        assert ada.client.get("/review/x").status_code == 200
+    session.used = time.monotonic() - security.IDLE_SECONDS
+    assert ada.send(fields).status_code == ada.client.get("/review/x").status_code == 403
+    assert ada.served.keys.undecided() == 0 and kept() == []
+    assert form_of(ada.enter())["csrf"] != fields["csrf"]
+
+
+def test_a_form_that_is_too_large_is_refused(ada):
+    fields = form_of(ada.enter()) | {"decision": "approve", "reason": "x" * 1_000_001}
+    assert ada.send(fields).status_code == 413
+    assert kept() == []

@@ -195,3 +195,15 @@ def test_keys_are_edited_and_no_other_byte():
     assert with_keys(BLOCK.replace("\n", "\r\n"), {"x": wanted}).count("\r\n") == BLOCK.count("\n") + 3
     with pytest.raises(UsageError, match=r"other audits that share it; write there:\n  repairs.y.feedback.keys: \{"):
         with_keys(BLOCK, {"y": {"yes": two}})
+
+
+def test_a_link_of_ones_own_does_not_open_anothers_session():
+    [browser] = reviewers()
+    browser.client.get(browser.served.link("x", "Ada"), follow_redirects=True)
+    hers = untouched(browser.client.get("/review/x").text)
+    browser.client.get(browser.served.link("x", "Bob"), follow_redirects=True)
+    assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"
+    answer = browser.send(form_of(browser.client.get("/review/x").text) | {"csrf": hers["csrf"], "decision": "reject"})
+    assert answer.status_code == 403 and kept() == []
+    browser.client.get(browser.served.link("x"), follow_redirects=True)  # a link for anybody keeps the open session
+    assert untouched(browser.client.get("/review/x").text)["reviewer"] == "Bob"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,9 +27,11 @@ from flows.graph import read_graph
 from flows.places.runners import Job, Runner, chosen_runner, open_runner
 from flows.places.runners.devices import visible_gpus
 from flows.places.runners.reaper import reaped_folder
+from stages.check import check_audits
 from stages.core.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
+from stages.provenance import provenance
 from tests.clusters import Cluster, until
 from tests.finished import faded
 from tests.test_kill import all_gone, family, running
@@ -369,3 +372,36 @@ def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_goes_on_
     done = toys.faded("audit", "a", "--runner", kind, **server)
     assert done.returncode == 0, done.stdout
     assert toys.executed().count("prepare@a") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_nobody_waits(place, toys):
+    shutil.rmtree(toys.path / ".faded", ignore_errors=True)
+    (toys.path / ".faded").touch()
+    with pytest.raises(InfrastructureError, match=r"^prepare@tiny: (FileExists|NotADirectory)Error: .*\.faded"):
+        place.run(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
+
+
+def test_a_gpu_that_only_the_cluster_has_is_for_its_workers_to_find(toys, monkeypatch):
+    toys.edit_params({"audits.tiny.compute.device": "cuda:97"})
+    monkeypatch.chdir(toys.path)
+    read = load_params()
+    with pytest.raises(UsageError, match=r"cuda:97.* but this machine has"):
+        check_audits(read, ["tiny"])
+    check_audits(read, ["tiny"], elsewhere=True)
+    assert "device" not in provenance("tiny", read.audit("tiny"), computes=False)  # of collect_feedback
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_a_cluster_that_does_not_come_up_is_infrastructure_and_leaves_nothing(monkeypatch, tmp_path):
+    import ray
+
+    def too_busy(**settings: Any) -> None:
+        assert Path(settings["_temp_dir"]).is_dir()
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", too_busy)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = open_runner(RunnerConfig(kind="ray", workers=1), gpus=0)
+    with pytest.raises(InfrastructureError, match=r"^Ray did not start: The current node timed out"), started:
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,6 +25,7 @@ from rich.console import Console
 
 import flows.people.suspend
 import flows.serve
+from flows.processes import end_leftovers
 from flows.recur.deploy import apply
 from flows.recur.runs import _DIED, STOPPED, crash_silent
 from flows.recur.schedule import add_missing, read_entries
@@ -351,3 +353,27 @@ def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port} cannot be used: Address already in use"):
             flows.serve._api(contextlib.ExitStack(), port)
+
+
+def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
+    from flows.processes import child
+
+    with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
+        code = "from flows.graph.heal import heal; print(heal())"
+        done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
+        assert done.stdout.strip() == "[]"
+        assert process.poll() is None
+    assert end_leftovers(RECORDS) == []
+
+
+def test_the_port_of_the_last_time_is_kept_if_it_can_be_read(here):
+    port = flows.serve._PORT
+    port.parent.mkdir(parents=True)
+    assert flows.serve._last_port(port, 4200) == 4200
+    for text, last in (("8765", 8765), ("", 4200), ("87\0", 4200), ("65536", 4200)):
+        port.write_text(text)
+        assert flows.serve._last_port(port, 4200) == last
+    for before, now, kept in (("", 8765, "8765"), ("8765", 8765, "8765"), ("8765", 9999, "8765")):
+        port.write_text(before)
+        flows.serve._keep_port(port, now)
+        assert port.read_text() == kept

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -22,6 +23,7 @@ import flows.serve
 from flows.processes import RECORDS
 from flows.recur.overview import overview, troubles
 from flows.recur.runs import (
+    STOPPED,
     cancel_unscheduled,
     crash_silent,
     in_state,
@@ -35,6 +37,7 @@ from flows.recur.runs import (
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
 from flows.server import talking_to
+from stages.core.errors import UsageError
 from stages.decisions import landscape_hash, read_chain, record_decision
 from stages.params import load_params
 from tests.servers import client_of, free_port, long_lived_server, until
@@ -273,3 +276,49 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
     [row] = overview(load_params(), [entry], prefect_server)
     assert row.last.endswith(" crashed")
     assert row.waits.startswith("a worker or its turn, since ")
+
+
+def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
+    from prefect.states import Running, Suspended
+
+    # It waited for people several times, and `faded serve` was stopped with Ctrl-C.
+    patient = pool.run(*[Running(), Suspended()] * 6)
+    for _ in range(6):
+        pool.put(patient, Running())
+        resume_interrupted(pool.name, STOPPED)
+    hopeless = pool.run()
+    for death in range(1, 6):
+        assert pool.state(hopeless) == ("Scheduled" if death == 1 else "AwaitingRetry")
+        pool.put(hopeless, Running())
+        told = resume_interrupted(pool.name)
+    assert pool.state(hopeless) == "Crashed"
+    assert told == [line for line in told if line.endswith("died 5 times: given up")] != []
+    pool.put(patient, Running())
+    resume_interrupted(pool.name)
+    assert pool.state(patient) == "AwaitingRetry"
+
+
+def test_what_does_not_change_is_told_once_and_nothing_ends_it():
+    said = io.StringIO()
+    told = flows.serve._News(Console(file=said, width=200))
+
+    def look(*errors: Exception) -> list[str]:
+        for error in errors:
+            with told("tiny"):
+                raise error
+        lines = said.getvalue().splitlines()
+        said.seek(0)
+        said.truncate()
+        return lines
+
+    assert look(UsageError("params.yaml: bad"), UsageError("params.yaml: bad")) == ["params.yaml: bad"]
+    assert look(httpx.ConnectError("refused"), KeyError("x")) == ["tiny: ConnectError: refused", "tiny: KeyError: 'x'"]
+    with told("tiny"):
+        pass
+    assert look(KeyError("x")) == ["tiny: KeyError: 'x'"]  # reported again, as the check succeeded in between
+    for lines in (["r1 is late"], ["r1 is late", "r2 is late"], ["r2 is late"]):
+        with told("runs") as given:
+            given.extend(lines)
+    assert look() == ["r1 is late", "r2 is late"]
+    with pytest.raises(KeyboardInterrupt), told("tiny"):
+        raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,3 +290,28 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     assert stranger.goto(link).status == 401  # it worked once
     assert stranger.goto(f"{base}/api/health").status == 401
     context.close()
+
+
+@pytest.mark.slow
+def test_an_audit_whose_server_is_killed_goes_on_with_another(toys):
+    from tests.test_kill import running
+
+    toys.toy(discover__tiny={"sleep": 5})
+    process = toys.start("audit")
+    running("-m stages.discover", toys)
+    kill_server(toys, process)
+    assert process.wait(timeout=300) == 0
+    assert toys.executed().count("re_evaluate@tiny") == 1
+    assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
+
+
+def test_nobody_else_gets_the_port_on_the_other_loopback_address_where_browsers_look_too(server):
+    with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no ::1")
+    with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError, match="in use"):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("::1", server.port))

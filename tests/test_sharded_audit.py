@@ -277,3 +277,23 @@ def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_pat
 def is_share(process: psutil.Process, workspace: Workspace) -> bool:
     command = " ".join(process.info["cmdline"] or [])
     return "-m stages.explore tiny 1" in command and process.info["cwd"] == str(workspace.path)
+
+
+def test_shares_that_another_audit_would_get_too_are_not_written() -> None:
+    with pytest.raises(
+        UsageError, match=r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"
+    ):
+        with_shards(LAYOUT, "b", 2, 0)
+    with pytest.raises(UsageError, match=r"write audits\.c\.discover\.shards: 2 there"):
+        with_shards(LAYOUT, "c", 2, None)
+
+
+def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halves, tmp_path) -> None:
+    workspace = halves.copy(tmp_path / "by hand")
+    by_hand = workspace.path / "params.yaml"
+    by_hand.write_text(with_shards(by_hand.read_text(), "tiny", 21, None))
+    code, output = faded(workspace, "plan", "tiny")
+    assert code == 2 and "discover.shards is 21, but there are 20 items of the split discover" in output
+    by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))
+    code, output = faded(workspace, "plan", "tiny")
+    assert code == 0 and "explore@tiny-21" in output  # before prepare has written the items

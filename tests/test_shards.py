@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -212,3 +213,53 @@ def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) ->
 
 def rewrite(folder: Path, how) -> None:
     how(pd.read_parquet(folder / "probes.parquet")).to_parquet(folder / "probes.parquet", index=False)
+
+
+def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
+    space, written = make_task().concepts, set()
+    for n, order in enumerate(itertools.permutations(parts)):
+        result = merge_shares(order, space)
+        result.probes.to_parquet(tmp_path / f"{n}.parquet", index=False)
+        written.add(((tmp_path / f"{n}.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
+    assert len(written) == 1 and n == 5
+
+
+def test_a_probe_in_two_shares_counts_once(parts) -> None:
+    space = make_task().concepts
+    twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
+    result = merge_shares([twice, *parts[1:]], space)
+    assert len(result.probes) == 1202
+    assert sum(result.metrics["agent"]["shard_probes"]) == 601
+    other = parts[1].probes.head(1).assign(discrepancy=np.float32(0.123))
+    lying = replace(parts[0], probes=pd.concat([parts[0].probes, other], ignore_index=True))
+    with pytest.raises(UsageError, match="two shares answer the same probe of item 'i"):
+        merge_shares([lying, *parts[1:]], space)
+
+
+def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None:
+    space = make_task().concepts
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.know(ledger_answers(merge_shares(parts, space).probes, space))
+    row = parts[1].probes.iloc[7]
+    answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
+    assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
+    assert (tmp_path / "ledger.jsonl").read_text() == ""
+
+
+def test_parts_are_read_as_they_were_written(written, parts) -> None:
+    for was, now in zip(parts, read(written), strict=True):
+        pd.testing.assert_frame_equal(was.probes, now.probes)
+        assert now.part == was.part and now.policy is None
+    shutil.copytree(written / "1", written / "4")  # from another division: not declared, so not read
+    assert len(read(written)) == 3
+
+
+def test_what_no_answer_depends_on_is_no_part_of_a_share(written, tmp_path) -> None:
+    [part, *_] = read(written)
+    result = merge_shares([part], make_task().concepts)
+    versions = {**part.record["versions"], "prefect": "4", "dvc": "4", "faded": "0.2", "datasets": "5"}
+    (tmp_path / "again").mkdir()
+    write_part(
+        tmp_path / "again", 1, result, {**part.record, "versions": versions, "git": {"revision": "f", "dirty": True}}
+    )
+    assert (tmp_path / "again" / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()

@@ -66,3 +66,19 @@ def test_the_same_model_stays_at_its_noise_floor():
     floor = moved.noise_floor.normalised
     assert moved.normalised == pytest.approx(floor.mean, rel=0.5)
     assert floor.min < floor.mean < floor.max
+
+
+def test_beyond_noise_is_above_every_split():
+    low, high, near = table(rates(LOW)), table(rates(HIGH)), table(rates(NEAR))
+    assert shift(SPACE, low, near, [(low, low)]).beyond_noise
+    moved = shift(SPACE, low, near, [*[(low, low)] * 9, (low, high)])
+    assert moved.noise_floor.splits == 10
+    assert moved.noise_floor.null_cell.mean < moved.null_cell < moved.noise_floor.null_cell.max
+    assert not moved.beyond_noise
+
+
+def test_large_grids_are_coarsened_and_still_see_the_move():
+    grid = transport_grid(SPACE, CELLS, limit=70)
+    assert (grid.merged, len(grid.points)) == (2, 64)
+    fine = distance(transport_grid(SPACE, CELLS), failures(LOW), failures(HIGH))
+    assert distance(grid, failures(LOW), failures(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)

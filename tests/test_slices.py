@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy.stats import fisher_exact
 
 import faded
@@ -19,16 +21,19 @@ from stages.core.errors import UsageError
 from stages.core.intervals import holm, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
-from stages.landscape.slices import compare_slices, measure_slices
+from stages.landscape.slices import compare_slices, measure_slices, worse_values
 from stages.pages.first_page import ABOUT_NOTHING, landscape_page
 from stages.pages.gallery import Shrinker
 from stages.pages.sections import risen_slices
-from stages.params import Gates, LandscapeGates
+from stages.pages.sentences import gate_view
+from stages.params import Gates, LandscapeGates, Params
 from stages.records import Comparison, Landscape, Verdict
 from stages.records.tables import Embedded, read_embedded, write_embedded
-from stages.tasks.attributes import attributes_of, check_attributes, ranges_of
-from stages.tasks.base import known_attributes
+from stages.tasks.attributes import META, attributes_of, check_attributes, detail_columns, details, ranges_of
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Items
 from tests.landscapes import landscape_file, planted
+from tests.workspace import audit_params, repair_params
 
 SPACE = ConceptSpace((Concept("tilt", (0, 1, 2), neutral=0), Concept("fog", (0, 1, 2), neutral=0)))
 ITEMS = [f"i{k:03d}" for k in range(100)]
@@ -380,3 +385,187 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     said = f"label low answered as high: {mode.failures} of {mode.failures} failures (100%)"
     assert f"Most often: {said}." in page and "of label low fail (" in page
     assert '<section id="slices">' in page and '<a href="#slices">Which items fail</a>' in page
+
+
+def test_where_each_item_is_asked_once_the_test_is_fishers():
+    failed = np.array([1] * 8 + [0] * 4 + [1] * 6 + [0] * 42, dtype=bool)
+    codes = np.array([0] * 12 + [1] * 48)
+    [p_values] = worse_values(failed, np.arange(60), [codes], seed=0)
+    exact = [fisher_exact([[8, 4], [6, 42]], "greater").pvalue, fisher_exact([[6, 42], [8, 4]], "greater").pvalue]
+    assert p_values == pytest.approx(exact, abs=0.003)
+
+
+def test_of_very_many_items_some_are_drawn_and_sums_of_many_are_normal(monkeypatch):
+    rng = np.random.default_rng(0)
+    row, codes = rng.integers(0, 800, 3000), np.repeat([0, 1, 2, -1], [20, 300, 400, 80])
+    rate = np.where(np.arange(800) < 320, 0.24, 0.2)
+    failed = rng.random(3000) < rate[row]
+    [dealt] = worse_values(failed, row, [codes], seed=0)
+    monkeypatch.setattr(slices, "MOST_DEALT", 100)
+    [drawn] = worse_values(failed, row, [codes], seed=0)
+    assert drawn != pytest.approx(dealt, abs=1e-6)
+    assert drawn == pytest.approx(dealt, abs=0.02)
+    assert dealt.max() - dealt.min() > 0.5, "else agreeing means little"
+
+
+def test_confusions_of_a_mode_are_of_the_probes_behind_its_rate():
+    table, region = probes(NINE), {"M1": Region({"tilt": (2,)})}
+    own = [probes(NINE, 300, seed, role).assign(mode="M1", tilt=2) for seed, role in enumerate(("test", "measure"))]
+    told = pd.DataFrame({"label": LABELS}, dtype=object)
+    found = measure_slices(table, ITEMS, told, SPACE, pd.concat(own), region, exact=False, seed=0)
+    of_nine = own[1][own[1]["item"].isin(ITEMS[9::10])]
+    first = found.mode_confusions["M1"][0]
+    assert (first.label, first.output, first.count) == ("9", "0", of_nine["failed"].sum())
+    assert (first.of_failures, first.of_probes) == (1, of_nine["failed"].mean())
+    failures = int(own[1]["failed"].sum())
+    assert sum(one.count for one in found.mode_confusions["M1"]) == failures
+    known = landscape(found, [{"id": "M1", "region": {"tilt": [2]}, "text": "tilt = 2", "failures": failures}])
+    said = f"label 9 answered as 0: {first.count} of {failures} failures ({first.count / failures:.0%})"
+    assert known.confused(known.modes[0], 1) == said
+    assert known.confused(known.modes[0], 2).startswith(f"{said}; label ")
+    assert landscape(measured(table.assign(output="right"))).confused(known.modes[0], 3) == ""
+
+
+@pytest.mark.parametrize("output", ["right", "a summary (of 10%) in words"])
+def test_outputs_that_name_no_label_make_no_confusions(output):
+    found = measured(probes(NINE).assign(output=output), M1=Region({"tilt": (2,)}))
+    assert found.confusions is None and found.mode_confusions is None
+
+
+def test_nothing_is_told_of_items_of_which_nothing_is_known():
+    assert measured(probes(NINE), {}) is None
+    assert measured(probes(NINE)[:0]) is None
+    constant = measured(probes(NINE), {"label": ["a"] * 100}).attributes[0].values[0]
+    assert (constant.rest, constant.p, constant.worse) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("gates", "told"),
+    [
+        ({"label": {}}, "expected max; found none"),
+        ({"label": {"max": 1.0}}, "less than 1"),
+        ({"label": {"change_max": 0.1}}, "change_max"),
+        ({"label": 0.3}, "label"),
+    ],
+)
+def test_a_gate_that_cannot_be_one_is_refused(gates, told):
+    with pytest.raises(ValidationError, match=told):
+        LandscapeGates.model_validate({"slices": gates})
+
+
+def test_discover_refuses_gates_on_unknown_attributes_before_it_asks():
+    gates = {"slices": {"topic": {"max": 0.3}}}
+    params = Params.model_validate(
+        {"audits": {"tiny": audit_params(gates=gates)}, "repairs": {"tiny": repair_params(gates=gates)}}
+    )
+    with pytest.raises(UsageError) as error:
+        params.check_slices("tiny", ["label", "length"])
+    assert str(error.value).splitlines() == [
+        f"{block}.tiny.gates.slices.topic: the items have no attribute of this name; they have label, length"
+        for block in ("audits", "repairs")
+    ]
+    params.check_slices("tiny", ["label", "topic"])
+
+
+def test_the_verdict_of_a_report_says_which_value_decided(nine):
+    gate = gate_view(of_gates(nine, max=0.3))
+    assert (gate.name, gate.bound) == ("failure rate of every label (9 decides)", "≤ 30.0%")
+
+
+def test_a_column_that_says_the_same_twice_is_left_out_and_names_are_free():
+    table = table_of(**{"label": "abc", "target": [0, 1, 2], "noise": "xyxyx", "item": "pq", META + "topic": "uuv"})
+    assert list(attributes_of(table, ["noise"])) == ["label", "noise of the item", "item of the item", "topic"]
+    assert next(iter(attributes_of(table.drop(columns="label")))) == "target"
+    assert list(attributes_of(table_of(**{META + "topic": "uuv"}))) == ["topic"]
+
+
+def test_splits_have_the_same_ranges():
+    task = planted(items=60)
+    task.items.table["split"] = ["discover", "test"] * 30
+    task.items.table["age"] = range(60)
+    first, other = (task.attributes(task.items.ids(split)) for split in ("discover", "test"))
+    assert list(first) == ["age"], "all have one label"
+    assert set(first["age"]) == set(other["age"]) == {"0 to 14", "15 to 29", "30 to 44", "45 to 59"}
+
+
+def test_values_of_attributes_are_lines_of_text_whatever_the_data_holds():
+    hostile = pd.DataFrame({"a": ["x\n\x1b[2Jy", "\u0645\u06cc\u200c\u062e", None, " z "]}, dtype=object)
+    assert check_attributes(hostile, 4, [], "T")["a"].tolist() == ["x [2Jy", "\u0645\u06cc\u200c\u062e", None, "z"]
+
+
+def test_details_of_the_users_data_become_columns():
+    first = {"text": "an article", "topic": "sport", "year": 2001, "vip": True, "mixed": 1}
+    rows = [
+        {**first, "url": "x" * 100, "tags": ["a"]},
+        {"text": "an article", "topic": None, "year": 2002.5, "vip": False, "mixed": "b", "nan": float("nan")},
+    ]
+    told = detail_columns([details(row, {"text"}) for row in rows])
+    assert told == {
+        "meta:topic": ["sport", None], "meta:year": [2001, 2002.5], "meta:vip": [True, False], "meta:mixed": ["1", "b"],
+    }  # fmt: skip
+
+
+def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    from stages.tasks.classification.own_data import JsonLines
+    from stages.tasks.classification.pictures import View
+    from stages.tasks.classification.pool import choose_items
+    from stages.tasks.sources import ItemCounts
+
+    lines = []
+    for k in range(8):
+        image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
+        row = {"image": f"{k}.png", "label": "ab"[k % 2], "group": "xy"[k // 4], "scanner": "GE" if k % 4 else None}
+        lines.append(json.dumps({**row, "age": 30 + k, "note": "n" * 100}))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    pool = JsonLines(jsonl="all.jsonl").load(tmp_path)
+    items = choose_items(pool, ItemCounts(discover=4, repair=0, test=4), ["a", "b"], 0, (1, 8, 8), View(resize=8))
+    assert {name for name in items if name.startswith(META)} == {"meta:group", "meta:scanner", "meta:age"}
+    of = items.set_index("id")
+    assert of.loc["5.png", ["label", "meta:group", "meta:scanner", "meta:age"]].tolist() == ["b", "y", "GE", 35]
+    assert pd.isna(of.loc["4.png", "meta:scanner"])
+    assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
+
+
+def test_columns_of_data_sets_reach_the_items():
+    datasets = pytest.importorskip("datasets")
+    from stages.tasks.classification.own_data import _details
+
+    kinds = {
+        "image": datasets.Value("binary"), "label": datasets.Value("string"), "age": datasets.Value("int32"),
+        "sex": datasets.ClassLabel(names=["f", "m"]), "box": datasets.Sequence(datasets.Value("int32")),
+    }  # fmt: skip
+    rows = {"image": [b"", b""], "label": ["a", "b"], "age": [61, None], "sex": [1, -1], "box": [[1], [2]]}
+    part = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    assert _details(part, ("image", "label")) == [{"age": 61, "sex": "m"}, {}]
+    assert _details(part.select_columns(["image", "label"]), ("image", "label")) == [{}, {}]
+
+
+def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
+    from stages.tasks.language.articles import _article, choose_items
+    from stages.tasks.sources import ItemCounts
+    from stages.tasks.summarization.probes import SummarizerProbes
+
+    words = [10 + k for k in range(40)]
+    rows = [{"body": " ".join(["word"] * n) + ".", "topic": "sport" if n % 2 else "news"} for n in words]
+    articles = [_article(f"a{k}", row, "body", None, None, "") for k, row in enumerate(rows)]
+    items = choose_items(articles, ItemCounts(discover=30, repair=0, test=10), 0)
+    task = SimpleNamespace(items=Items(items), concepts=SPACE, _articles=items["article"].tolist())
+    task._told_apart = lambda about, ids: LoadedTask._told_apart(task, about, ids)
+    found = SummarizerProbes.attributes(task, ["a0", "a39", "a20"])
+    assert found.to_dict("list") == {
+        "topic": ["news", "sport", "news"],
+        "length": ["10 to 19 words", "40 to 49 words", "30 to 39 words"],
+    }
+
+
+def test_items_of_a_text_to_image_model_are_told_apart_by_their_template():
+    from stages.tasks.text_to_image.probes import PainterProbes
+
+    templates = ["a photo of {thing}" + " in a very long sentence" * 5, "{thing}"] * 2
+    table = pd.DataFrame({"id": list("abcd"), "split": "discover", "label": templates, "seed": range(4)})
+    task = SimpleNamespace(items=Items(table), concepts=SPACE, _templates=templates)
+    found = PainterProbes.attributes(task, ["b", "a"])
+    assert found.to_dict("list") == {"template": [templates[1], templates[0]]}
+    task._templates = ["{thing}"] * 4
+    assert list(PainterProbes.attributes(task, ["b", "a"])) == []

@@ -299,3 +299,20 @@ def _checks(path: str) -> set[str]:
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
         if isinstance(node, ast.FunctionDef) and any("_validator" in ast.unparse(d) for d in node.decorator_list)
     }
+
+
+def test_a_page_or_an_estimate_makes_no_search_stale(tree: Path) -> None:
+    for path in ("stages/pages/page.py", "stages/pages/templates/report.css", "stages/landscape/modes.py"):
+        text = (tree / path).read_text()
+        stale = kinds_of(changed(tree, path, text.replace("return ", "return 1 and ") + "\n"))
+        assert not {"prepare", "explore", "discover"} & stale, (path, stale)
+
+
+def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:
+    package = tmp_path / "stages"
+    package.mkdir()
+    for name in ("one", "other"):
+        (package / f"{name}.py").write_text("def first():\n    return second()\n\n\ndef second():\n    return 1\n")
+    found, _ = SourceTree(package, tmp_path).reached([("stages.one", "first"), ("stages.other", "first")], (), {})
+    both = {"first", "second"}
+    assert {path: {*parts} for path, parts in found.items()} == {"stages/one.py": both, "stages/other.py": both}

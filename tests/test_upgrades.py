@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from flows.graph import read_graph
+from flows.workspace import enter_workspace, running_audit
 from flows.workspace.pipeline import make_folders, outdated, pipeline, update_pipeline
 from stages.code import read_stages
+from stages.core.errors import InfrastructureError
+from tests.finished import audit_running
 from tests.own_workspaces import toy_package
 from tests.workspace import audit_params
 
@@ -118,3 +121,17 @@ def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
     (Path("data/mine/inputs/regions.json")).write_text("[]")
     done = toys.run(["dvc", "repro", "collect_feedback@mine"])  # it reads all three
     assert done.returncode == 0, done.stdout
+
+
+def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, monkeypatch, capsys):
+    monkeypatch.chdir(own.path)
+    with audit_running(own):
+        own.edit_params({"audits.mine": own.params()["audits"]["tiny"]})
+        enter_workspace()
+        assert "faded wrote data/mine/.gitignore" in capsys.readouterr().err
+        assert running_audit() is not None and (own.path / "data/mine/inputs").is_dir()
+        Path("faded.json").write_text("{}")  # as written by another version
+        with pytest.raises(InfrastructureError, match="another audit runs in"):
+            enter_workspace()
+    enter_workspace()
+    assert not outdated()

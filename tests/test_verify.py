@@ -9,6 +9,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -449,3 +450,19 @@ def test_a_manifest_of_another_form_is_refused_or_told_but_breaks_nothing(member
     for part in list(manifest["parts"])[::3]:
         parts = {**manifest["parts"], part: next(entries)}
         assert problems(written(tmp_path / "x.zip", {**members, MANIFEST: dump_json({**manifest, "parts": parts})}))
+
+
+def test_a_card_by_another_version_is_said_not_to_be_checked(bundle, monkeypatch):
+    monkeypatch.setattr("flows.evidence.checks.version", lambda _: "0.0.1")
+    [card] = [check for check in verify_bundle(bundle) if check.name == "model card"]
+    assert card.holds and card.word == "not checked" and "this is 0.0.1" in card.found
+
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("flows.evidence.checks.version", not_installed)
+    checks = verify_bundle(bundle)
+    assert all(check.holds for check in checks)
+    out = io.StringIO()
+    show_checks(Console(file=out, width=160), checks)
+    assert out.getvalue().count("not checked") == 3 and "; not checked: model card" in out.getvalue()

@@ -11,9 +11,11 @@ import yaml
 
 import flows.workspace.new
 import flows.workspace.pipeline
+from flows.graph import read_graph
 from flows.graph.heal import heal
-from flows.workspace.new import add_audit, write_workspace
-from flows.workspace.pipeline import is_own
+from flows.workspace import enter_workspace
+from flows.workspace.new import add_audit, add_folders, write_workspace
+from flows.workspace.pipeline import is_own, update_pipeline
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.params import load_params
@@ -210,3 +212,57 @@ def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, mo
     cls = task_class("tiny", load_params().audit("tiny"))
     forget({"my_task"})
     assert cls.__module__ == "my_task" and sys.path[-1] == str(own.path)
+
+
+def test_a_repository_that_ignores_data_is_told_to_take_another_folder(repository):
+    (repository / ".gitignore").write_text("data/\n")
+    with pytest.raises(UsageError, match=r"git ignores .*data .*where Faded keeps decisions.*faded init audit"):
+        write_workspace(repository)
+    assert not (repository / "dvc.yaml").exists()
+
+
+def test_a_clone_is_a_workspace_as_it_is(toys):
+    before = digests(toys.path)
+    assert write_workspace(toys.path) == []
+    assert digests(toys.path) == before
+
+
+def test_stages_of_other_pipelines_are_no_part_of_the_graph(with_pipelines, monkeypatch):
+    workspace = make_audited(with_pipelines / "audit")
+    monkeypatch.chdir(workspace.path)
+    assert [stage.name for stage in read_graph()] == [f"{stage}@tiny" for stage in STAGES]
+
+
+def test_the_workspace_is_found_from_a_folder_with_a_pipeline_of_the_users_own(own, monkeypatch):
+    inner = own.path / "training"
+    inner.mkdir()
+    (inner / "dvc.yaml").write_text("stages: {}\n")
+    (inner / "params.yaml").write_text("lr: 1\n")
+    monkeypatch.chdir(inner)
+    assert enter_workspace() == own.path
+
+
+def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
+    params = own.params()
+    params["audits"]["big-2"] = audit_params(
+        discover={"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
+    )
+    own.write_params(params)
+    monkeypatch.chdir(own.path)
+    kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
+    assert update_pipeline() == [
+        f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
+        "a search is divided differently",
+    ]
+    shares = [stage for stage in read_graph() if stage.kind == "explore"]
+    assert [(stage.name, stage.audit) for stage in shares] == [
+        ("explore@big-2-1", "big-2"),
+        ("explore@big-2-2", "big-2"),
+    ]
+
+
+def test_folders_are_made_once(own):
+    (own.path / "data/tiny/inputs/.gitkeep").unlink()
+    before = digests(own.path)
+    add_folders(own.path, "tiny", repair=True)
+    assert digests(own.path) == before
