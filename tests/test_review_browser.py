@@ -203,7 +203,7 @@ def test_a_problem_is_shown_where_the_reviewer_looks(browser, place):
         alert = w.page.get_by_role("alert")
         assert "A decision needs the reviewer's name" in alert.inner_text()
         # A browser focuses elements with autofocus when it first draws the page, which may be after loading.
-        w.page.wait_for_function("document.activeElement.id === 'problems'")
+        w.page.locator("#problems:focus").wait_for()
         assert w.page.get_by_label("Why?").nth(0).input_value() == "kept"
         w.page.get_by_label("Your name").fill("Ada")
         w.save()
