@@ -6,6 +6,8 @@ own probes overestimate the failure rates of the regions it found.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -102,8 +104,9 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         fresh: probes kept back, to confirm failure modes with.
     """
     told_apart, spot = known_attributes(task, found.embedded.item_ids), audit.summarize.spot_check
+    name = found.path.parent.name
     asked = LandscapeInput(
-        audit=found.path.parent.name,
+        audit=name,
         space=task.concepts,
         threshold=task.threshold,
         item_ids=found.embedded.item_ids,
@@ -122,7 +125,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         usage=usage_record(task.concepts, audit.usage),
         conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
-        judged=read_spot_check(spot, f"audits.{found.path.parent.name}.summarize.spot_check") if spot else None,
+        judged=read_spot_check(Path(spot.file), spot, f"audits.{name}.summarize.spot_check") if spot else None,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh

@@ -16,7 +16,7 @@ from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.core.intervals import Rate, wilson
 from stages.landscape.rates import rate_in_use
-from stages.landscape.spot_check import correct, draw_uses, parse_spot_check
+from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, read_spot_check
 from stages.params import Params
 from stages.records import audit_folder
 from stages.records.folder import Discover
@@ -56,6 +56,8 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
             "fails": "",
         }
     )
+    texts = ["item", "where", "input", "expected", "answer"]
+    table[texts] = table[texts].astype(str).map(behind_apostrophe)
     replace_file(path, table.to_csv(index=False))
     console.print(
         f"{len(table)} probes ({draws} draws, as they occur in use) written to {path}: write yes or no into the column"
@@ -85,7 +87,7 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     """
     from stages.concepts import ConceptSpace
 
-    found, judged = _search(name), parse_spot_check(path)
+    found, judged = _search(name), read_spot_check(path)
     folder = audit_folder(name).summarize
     if not folder.has("landscape"):
         raise UsageError(f"audit {name!r} has no landscape to correct yet: run `faded audit {name}`")

@@ -9,6 +9,7 @@ measure fails, and among what it passes, weighted by how often the measure fails
 from __future__ import annotations
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from stages.records.landscape import Corrected
 COLUMNS = ("draws", "item", "cell", "answer", "fails")
 FEWEST = 20  # draws: with fewer, the interval says little
 _SAID = {"yes": True, "y": True, "true": True, "1": True, "no": False, "n": False, "false": False, "0": False}
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "'")  # how a text begins that a spreadsheet would compute, or change
 _DRAWS = 20_000  # from the distribution of the corrected rate
 
 
@@ -40,34 +42,41 @@ def draw_uses(space: ConceptSpace, control: pd.DataFrame, n: int, seed: int) -> 
     return control.iloc[rows[order]].assign(draws=draws[order])
 
 
-def read_spot_check(config: SpotCheckConfig, where: str) -> pd.DataFrame:
-    """Read the verdicts that an audit's `summarize.spot_check` names.
+def read_spot_check(path: Path, named: SpotCheckConfig | None = None, where: str = "") -> pd.DataFrame:
+    """Read verdicts: one row per probe, with `fails` as bool and `cell` as level indices.
+
+    Args:
+        path: the table.
+        named: the audit's `summarize.spot_check`, whose hash it must have.
+        where: the block's name, for messages.
 
     Raises:
-        UsageError: if the file is missing, changed, or not such a table.
+        UsageError: if the file is missing, changed, or not such a table, or a row has no verdict.
     """
-    path = Path(config.file)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{where}.file: {path} cannot be read ({error.strerror}): restore it from git") from None
-    if (found := hashlib.sha256(data).hexdigest()) != config.sha256:
-        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {config.sha256[:12]}…")
-    return parse_spot_check(path)
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}){': restore it from git' if named else ''}"
+        ) from None
+    if named and (found := hashlib.sha256(data).hexdigest()) != named.sha256:
+        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {named.sha256[:12]}…")
+    return _parsed(data, path)
 
 
-def parse_spot_check(path: Path) -> pd.DataFrame:
-    """Read verdicts: one row per probe, with `fails` as bool and `cell` as level indices.
+def behind_apostrophe(text: str) -> str:
+    """Write a text so that no spreadsheet computes it; `read_spot_check` takes the apostrophe away again."""
+    return f"'{text}" if text.startswith(_COMPUTED) else text
 
-    Raises:
-        UsageError: if columns are missing, or a row has no verdict.
-    """
+
+def _parsed(data: bytes, path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(BytesIO(data), dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise UsageError(f"{path} cannot be read as CSV: {error}") from None
     if missing := [name for name in COLUMNS if name not in table]:
         raise UsageError(f"{path}: expected the columns {', '.join(COLUMNS)}, found no {', '.join(missing)}")
+    table[["item", "answer"]] = table[["item", "answer"]].apply(lambda column: column.str.removeprefix("'"))
     said = table["fails"].str.strip().str.lower().map(_SAID)
     if (empty := np.flatnonzero(said.isna())).size:
         raise UsageError(
@@ -90,7 +99,7 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     Args:
         space: the grid.
         control: the control's probes.
-        judged: verdicts, as read by `parse_spot_check`.
+        judged: verdicts, as read by `read_spot_check`.
         seed: seed of the interval's draws.
 
     Raises:
