@@ -19,6 +19,7 @@ from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_er
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
 from stages.landscape.light import landscape_concerns, light_of
+from stages.landscape.spot_check import correct, read_spot_check
 from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
@@ -29,7 +30,7 @@ from stages.provenance import provenance
 from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Report
-from stages.records.landscape import Unshown
+from stages.records.landscape import Corrected, Unshown
 from stages.tasks.contract import skipped_items
 
 _POINTS = 200  # of each curve for `dvc plots`; more could not be distinguished
@@ -62,7 +63,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         gates=gates,
         light=light_of(gates, concerns),
         concerns=concerns,
-    ).having(unshown=_unshown(here, landscape, probes, audit.seed))
+    ).having(unshown=_unshown(here, landscape, probes, audit.seed), corrected=_corrected(here, audit, probes))
     errors = corruption_errors(landscape, probes, of_imagenet=_asks_what_imagenet_asks(here, landscape))
     metrics = metrics_of(landscape, verdict, errors)
     out.verdict, out.metrics = verdict, metrics
@@ -151,6 +152,14 @@ def _unshown(here: AuditFolder, landscape: Landscape, probes: pd.DataFrame, seed
     )
 
 
+def _corrected(here: AuditFolder, audit: AuditConfig, probes: pd.DataFrame) -> Corrected | None:
+    if (spot := audit.summarize.spot_check) is None:
+        return None
+    judged = read_spot_check(Path(spot.file), spot, f"audits.{here.path.name}.summarize.spot_check")
+    space = here.summarize.landscape.space
+    return correct(space, probes[probes["role"] == "control"], judged, audit.seed)
+
+
 def _about(here: AuditFolder) -> About:
     right = known_of(here).clean_accuracy.get("discover")
     return about(here)._replace(clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None)
@@ -219,8 +228,8 @@ def metrics_of(landscape: Landscape, verdict: Verdict, errors: CorruptionErrors 
         numbers["worse_slices"] = len(landscape.slices.worse)
     if landscape.ratings:
         numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
-    if landscape.corrected:
-        numbers["failure_rate_corrected"] = landscape.corrected.overall.value
+    if verdict.corrected:
+        numbers["failure_rate_corrected"] = verdict.corrected.overall.value
     if isinstance(errors, CorruptionErrors):
         numbers |= errors.numbers()
     for role, search in landscape.search.roles.items():

@@ -6,8 +6,6 @@ own probes overestimate the failure rates of the regions it found.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -22,7 +20,6 @@ from stages.explorers.search import ShowProgress, silent
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
-from stages.landscape.spot_check import read_spot_check
 from stages.landscape.summary import LandscapeInput, People, summarize
 from stages.params import AuditConfig
 from stages.ratings import RatedTask
@@ -103,10 +100,9 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         audit: the audit's configuration.
         fresh: probes kept back, to confirm failure modes with.
     """
-    told_apart, spot = known_attributes(task, found.embedded.item_ids), audit.summarize.spot_check
-    name = found.path.parent.name
+    told_apart = known_attributes(task, found.embedded.item_ids)
     asked = LandscapeInput(
-        audit=name,
+        audit=found.path.parent.name,
         space=task.concepts,
         threshold=task.threshold,
         item_ids=found.embedded.item_ids,
@@ -125,7 +121,6 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         usage=usage_record(task.concepts, audit.usage),
         conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
-        judged=read_spot_check(Path(spot.file), spot, f"audits.{name}.summarize.spot_check") if spot else None,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh

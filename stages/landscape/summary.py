@@ -32,7 +32,6 @@ from stages.landscape.people import against_automatic
 from stages.landscape.rates import rate_under
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
-from stages.landscape.spot_check import correct
 from stages.params import RatingsConfig, SummarizeConfig
 from stages.records import RateRecord
 from stages.records import landscape as records
@@ -88,7 +87,6 @@ class LandscapeInput:
         usage: the record of the grid's usage; None if all cells are equally common.
         conditions: the attributes that a failure mode may be about, indexed by item id, None for values that it may not
             be about; by default there are none.
-        judged: people's verdicts on randomly drawn probes, as read by `stages.landscape.spot_check`; None without any.
     """
 
     audit: str
@@ -110,7 +108,6 @@ class LandscapeInput:
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
     usage: records.UsageRecord | None = None
     conditions: pd.DataFrame | None = None
-    judged: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -187,9 +184,6 @@ def summarize(asked: LandscapeInput, config: SummarizeConfig, seed: int) -> Summ
         else None,
         bias=measure_bias(asked.tallies, seed) or None,
         ratings=told,
-        corrected=None
-        if asked.judged is None
-        else correct(space, probes[probes["role"] == "control"], asked.judged, seed),
         slices=measure_slices(
             probes,
             ids,

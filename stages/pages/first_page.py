@@ -169,7 +169,7 @@ def landscape_page(
         tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
         usage=" ".join(
-            filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape, verdict.unshown)))
+            filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape, verdict)))
         ),
         over_grid=landscape.usage is None,
         heading="What fails",

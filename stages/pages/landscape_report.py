@@ -42,7 +42,7 @@ from stages.pages.sections import (
     steps_picture,
     worse_slices,
 )
-from stages.pages.sentences import corrected_said, unshown_said
+from stages.pages.sentences import unshown_said
 from stages.pages.words import interval, marked, number, percent
 from stages.records import Effect, Landscape, Verdict
 from stages.records.base import FlatMetrics
@@ -325,7 +325,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame) -> list[str]:
         f"{percent(float(probed.mean()))} {which} were probed at least once, and a cell {cells['probes'].mean():.1f}"
         " times on average. In cells without probes, the rate is an estimate only."
     )
-    sentences += [*filter(None, [corrected_said(landscape)]), *_false_alarms(landscape), *landscape.notes]
+    sentences += [*_false_alarms(landscape), *landscape.notes]
     loss, constant = estimator.log_loss, estimator.log_loss_constant
     if loss is not None and constant is not None:
         sentences.append(

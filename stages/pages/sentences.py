@@ -10,7 +10,7 @@ import numpy as np
 from stages.concepts import Concept, ConceptSpace
 from stages.pages.words import interval, number, percent, points, points_interval, words
 from stages.records import Gate, Landscape, Plan, RepairVerdict, Verdict
-from stages.records.landscape import RatingsBound, Unshown, UsageRecord
+from stages.records.landscape import Corrected, RatingsBound, Unshown, UsageRecord
 
 _COUNTS = ("nothing", "one thing", *("two", "three", "four", "five", "six", "seven", "eight", "nine"))
 _FEW = 3  # levels of a concept without an order that are named
@@ -153,9 +153,9 @@ def unshown_said(landscape: Landscape, unshown: Unshown | None) -> str:
     return f"With 95% confidence at most {most} of {of} {where} that this audit has not shown."
 
 
-def corrected_said(landscape: Landscape) -> str:
+def corrected_said(landscape: Landscape, found: Corrected | None) -> str:
     """Say what people's verdicts on randomly drawn probes make of the failure rate; empty without any."""
-    if (found := landscape.corrected) is None:
+    if found is None:
         return ""
     rate = found.overall
     return (
@@ -166,6 +166,7 @@ def corrected_said(landscape: Landscape) -> str:
     )
 
 
-def how_sure(landscape: Landscape, unshown: Unshown | None) -> str:
+def how_sure(landscape: Landscape, verdict: Verdict) -> str:
     """Say all that is known of how far to trust the rate in use: as much, corrected, and not shown."""
-    return " ".join(filter(None, (as_much(landscape), corrected_said(landscape), unshown_said(landscape, unshown))))
+    said = corrected_said(landscape, verdict.corrected), unshown_said(landscape, verdict.unshown)
+    return " ".join(filter(None, (as_much(landscape), *said)))

@@ -445,7 +445,6 @@ class Landscape(JsonRecord):
     modes_skipped: list[list[str]]
     bias: list[Bias] | None = None
     ratings: RatingsInForce | None = None
-    corrected: Corrected | None = None
     estimator: EstimatorRecord
     robustness: Robustness | None
     search: Searches
@@ -519,7 +518,7 @@ class Verdict(JsonRecord):
     """verdict.json: `passed` is None without gates, or if one could not be judged and none failed.
 
     `light` is whether a careful person would deploy, and `concerns` what speaks against it although no gate failed;
-    None and empty in files of earlier versions. `unshown` is on a landscape alone.
+    None and empty in files of earlier versions. `unshown` and `corrected` are on a landscape alone.
     """
 
     audit: str
@@ -528,3 +527,4 @@ class Verdict(JsonRecord):
     light: Light | None = None
     concerns: Listed[str] = Field(default_factory=list)
     unshown: Unshown | None = None
+    corrected: Corrected | None = None
