@@ -133,7 +133,10 @@ def test_people_judge_a_table_and_the_next_verdict_has_the_corrected_rate(tmp_pa
         assert load_params().audit("other").summarize.spot_check is not None
     run_stages(workspace, "other", STAGES[2:4])
     with inside(workspace):
-        corrected, page = audit_folder("other").report.verdict.corrected, Path("data/other/report/report.html").read_text()
+        corrected, page = (
+            audit_folder("other").report.verdict.corrected,
+            Path("data/other/report/report.html").read_text(),
+        )
         assert corrected is not None and corrected.overall.value == pytest.approx(before.overall.value)
         assert "drawn at random as they occur in use" in page
         # Decisions are on a landscape, and hold: people's verdicts change nothing in it.

@@ -168,9 +168,7 @@ def landscape_page(
         reason=_reason(verdict, "It", "no region was confirmed to fail above what they allow"),
         tested=what_was_tested(landscape.space),
         tiles=_landscape_tiles(landscape, about),
-        usage=" ".join(
-            filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape, verdict)))
-        ),
+        usage=" ".join(filter(None, (how_common(landscape.space, landscape.usage), how_sure(landscape, verdict)))),
         over_grid=landscape.usage is None,
         heading="What fails",
         modes=cards,
