@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import EnumType
 from pathlib import Path
@@ -35,15 +35,11 @@ class Parameter:
         names: the spellings of an option (`--open`, `--no-open`), or the placeholder of an argument (`[AUDIT]`).
         value: the placeholder of an option's value; empty for a switch or an argument.
         required: whether it must be given.
-        about: one sentence about it.
-        default: its default, for people.
     """
 
     names: tuple[str, ...]
     value: str
     required: bool
-    about: str
-    default: str
 
     @property
     def usage(self) -> str:
@@ -90,15 +86,10 @@ def _of_kinds(info: Any) -> dict[str, Any]:
 def _parameter(name: str, hint: Any, info: ArgumentInfo | OptionInfo) -> Parameter:
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not NoneType]
     required = info.default is ...
-    about = " ".join(_plain(info.help).split())
-    if info.envvar:
-        about += f" Or set `{info.envvar}`."
-    names: tuple[str, ...]
     if isinstance(info, ArgumentInfo):
-        names, value = (info.metavar or (name.upper() if required else f"[{name.upper()}]"),), ""
-    else:
-        names, value = _spellings(name, info, kinds), "" if kinds == [bool] else info.metavar or _metavar(kinds)
-    return Parameter(names, value, required, about, _default(info, names, required))
+        return Parameter((info.metavar or (name.upper() if required else f"[{name.upper()}]"),), "", required)
+    value = "" if kinds == [bool] else info.metavar or _metavar(kinds)
+    return Parameter(_spellings(name, info, kinds), value, required)
 
 
 def _spellings(name: str, info: OptionInfo, kinds: list[Any]) -> tuple[str, ...]:
@@ -116,60 +107,30 @@ def _metavar(kinds: list[Any]) -> str:
     return next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
 
 
-def _default(info: ArgumentInfo | OptionInfo, names: tuple[str, ...], required: bool) -> str:
-    if required:
-        return "required"
-    if isinstance(info.show_default, str):
-        return info.show_default
-    default = info.default
-    if isinstance(default, bool):
-        switches = [name for name in names if name.startswith("--")]  # on, off
-        return f"`{switches[not default]}`" if len(switches) > 1 else ""
-    return "" if default is None or default in ("", (), []) else f"`{getattr(default, 'value', default)}`"
-
-
 def _plain(text: str | None) -> str:
     return Text.from_markup(text or "").plain
 
 
 def reference(order: list[str]) -> str:
-    """All commands as Markdown, after a table of what several of them take.
+    """All commands as Markdown.
 
     Args:
         order: names of commands that come first, in this order.
     """
     place = {name: n for n, name in enumerate(order)}
-    known = sorted(commands(), key=lambda c: place.get(c.name, len(place)))
-    taken = Counter(parameter for command in known for parameter in command.parameters)
-    shared = [parameter for parameter, commands_ in taken.items() if commands_ > 2]
-    return "\n".join([f"## What several commands take\n\n{_table(shared)}\n", *(_section(c, shared) for c in known)])
+    return "\n".join(map(_section, sorted(commands(), key=lambda c: place.get(c.name, len(place)))))
 
 
-def _section(command: Command, shared: list[Parameter]) -> str:
-    own = [parameter for parameter in command.parameters if parameter not in shared]
-    words = [p.usage for p in command.parameters if p in shared or not p.names[0].startswith("-")]
-    usage = " ".join(["faded", command.name, *words, *["[OPTIONS]"] * any(p.names[0].startswith("-") for p in own)])
-    parts = [f"## faded {command.name}", f"```text\n{usage}\n```", command.help]
-    if own:
-        parts.append(_table(own))
+def _section(command: Command) -> str:
+    words = [parameter.usage.replace(" ", "\0") for parameter in command.parameters]  # an option stays on one line
+    first = f"faded {command.name} "
+    usage = textwrap.fill(" ".join(words), 100, initial_indent=first, subsequent_indent=4 * " ", break_on_hyphens=False)
+    parts = [f"## faded {command.name}", f"```text\n{usage}\n```".replace("\0", " "), command.help]
     if command.epilog:
         title, _, examples = command.epilog.partition(":")
         lines = re.split(r"\s{2,}", examples.strip())
         parts.append(f"{title}:\n\n```text\n" + "\n".join(lines) + "\n```")
     return "\n\n".join(parts) + "\n"
-
-
-def _table(parameters: Iterable[Parameter]) -> str:
-    rows = [
-        f"| {', '.join(f'`{name}`' for name in (f'{p.names[0]} {_cell(p.value)}'.strip(), *p.names[1:]))}"
-        f" | {_cell(p.about)} | {_cell(p.default)} |"
-        for p in parameters
-    ]
-    return "\n".join(["| | | default |", "|---|---|---|", *rows])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def page_text(page: str) -> str:
