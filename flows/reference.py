@@ -51,11 +51,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Command:
-    """A command as in `faded --help`."""
+    """A command as in `faded --help`: its first paragraph there, and its parameters."""
 
     name: str
-    help: str
-    epilog: str
+    about: str
     parameters: tuple[Parameter, ...]
 
 
@@ -68,8 +67,7 @@ def _command(info: Any) -> Command:
     callback: Callable[..., Any] = info.callback
     return Command(
         info.name or callback.__name__.replace("_", "-"),
-        _plain(inspect.cleandoc(info.help or inspect.getdoc(callback) or "")),
-        _plain(info.epilog),
+        Text.from_markup(inspect.cleandoc(info.help or inspect.getdoc(callback) or "")).plain.partition("\n\n")[0],
         tuple(
             _parameter(name, given.annotation, given.default)
             for name, given in {**get_params_from_function(callback), **_of_kinds(info)}.items()
@@ -107,10 +105,6 @@ def _metavar(kinds: list[Any]) -> str:
     return next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
 
 
-def _plain(text: str | None) -> str:
-    return Text.from_markup(text or "").plain
-
-
 def reference(order: list[str]) -> str:
     """All commands as Markdown.
 
@@ -125,12 +119,7 @@ def _section(command: Command) -> str:
     words = [parameter.usage.replace(" ", "\0") for parameter in command.parameters]  # an option stays on one line
     first = f"faded {command.name} "
     usage = textwrap.fill(" ".join(words), 100, initial_indent=first, subsequent_indent=4 * " ", break_on_hyphens=False)
-    parts = [f"## faded {command.name}", f"```text\n{usage}\n```".replace("\0", " "), command.help]
-    if command.epilog:
-        title, _, examples = command.epilog.partition(":")
-        lines = re.split(r"\s{2,}", examples.strip())
-        parts.append(f"{title}:\n\n```text\n" + "\n".join(lines) + "\n```")
-    return "\n\n".join(parts) + "\n"
+    return f"## faded {command.name}\n\n{command.about}\n\n```text\n{usage}\n```\n".replace("\0", " ")
 
 
 def page_text(page: str) -> str:
