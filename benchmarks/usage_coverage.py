@@ -172,16 +172,16 @@ def unshown_coverage(scenario: Scenario, count: int, modes: int = 2) -> tuple[fl
     Returns:
         The share of simulations in which it holds, the mean bound, and the mean of what it bounds.
     """
-    rows, boxes = [], _boxes(in_use(scenario.space, scenario.usage))
+    space = in_use(scenario.space, scenario.usage)
+    cells, boxes = space.cells(), _boxes(space)
+    rows, flat, inside = [], space.flat(cells), np.array([box.in_box(space, cells) for box in boxes])
     for number, drawn in enumerate(simulations(scenario, count)):
-        space, rng = drawn.space, np.random.default_rng([number, 1])
-        cells, flat = space.cells(), space.flat(space.cells())
+        rng = np.random.default_rng([number, 1])
         at = np.searchsorted(flat, space.flat(drawn.probes[space.names].to_numpy()))
         weights = space.weights(drawn.probes[space.names].to_numpy(), scenario.items)
         failed = drawn.probes["failed"].to_numpy(dtype=bool)
         excess = np.bincount(at, weights * (failed - 2 * float(weights @ failed)), len(cells))
         left, found, fresh = np.ones(len(cells), dtype=bool), [], [no_fresh(drawn.probes)]
-        inside = np.array([box.in_box(space, cells) for box in boxes])
         for k in range(modes):
             best = int(((inside & left) @ excess).argmax())
             left &= ~inside[best]
