@@ -61,7 +61,7 @@ def test_a_measure_that_people_never_overrule_stays_as_it_is_and_others_move() -
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [0.05, 0.1, 0.2, 0.3])
 def test_its_intervals_cover_and_are_narrower_than_people_alone(error: float) -> None:
-    """400 simulations of 95% are below 92.5% in one of 100 cases; docs/method.md has 4,000."""
+    """400 simulations of 95% are below 92.5% in one of 100 cases; docs/judge.md has 1,500."""
     inside, widths = [], []
     for number in range(400):
         control = searched(np.random.default_rng([number, 1]), 0.15, error, error)
