@@ -254,7 +254,7 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
 
 def test_every_source_is_in_the_documentation():
     page = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
-    part = page.partition("## Image classifiers")[2].partition("## Summarizers")[0]
+    part = page.partition("## Image classifiers")[2].partition("## A model behind HTTP")[0]
     loaders = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
     named = set()
     for key, source in re.findall(r"^\|.*\| `(model|data): (\{.*\})` \|$", part, re.MULTILINE):
