@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -293,7 +292,7 @@ def comparison_html(folder: Path, **inputs: Any) -> str:
 
 def section(page: str, name: str) -> str:
     """One section of a page."""
-    return page.split(f'<section id="{name}">')[1].split("</section>", maxsplit=1)[0]
+    return page.split(f'<section id="{name}"')[1].split("</section>", maxsplit=1)[0]
 
 
 def cells_of(page: str, name: str, row: str) -> list[str]:
@@ -303,11 +302,16 @@ def cells_of(page: str, name: str, row: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", found.group(1), re.S)]
 
 
-def charts(page: str, name: str) -> list[dict[str, Any]]:
-    """The variants of a chart."""
-    found = re.search(rf'id="{name}-data">(.*?)</script>', page, re.S)
-    assert found is not None
-    return json.loads(found.group(1))
+def title_of(figure: str) -> str:
+    found = re.search(r"<h3>(.*?)</h3>", figure)
+    return found.group(1) if found else ""
+
+
+def charts(page: str) -> dict[str, str]:
+    """The charts of a page or section by their titles."""
+    return dict(
+        re.findall(r"<figure>\s*(?:<h3>(.*?)</h3>)?\s*<div class=\"chart\".*?>(<svg.*?</svg>)</div>", page, re.S)
+    )
 
 
 def plan_of(comparison: Comparison, verdict: RepairVerdict) -> Plan:

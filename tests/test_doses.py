@@ -111,8 +111,8 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
 def test_the_page_shows_each_training():
     view = doses_view(curve(rates((0.25, 0.15), (0.32, 0.25, 0.15))))
     assert view.title == "In the target modes"
-    assert view.sentences[0].startswith("To match 100 steps of the repair, the control needed ")
-    assert view.sentences[1].startswith("Repair minus control after 100 steps, in each of 3 trainings: −")
+    assert view.worth.startswith("To match 100 steps of the repair, the control needed ")
+    assert view.sentences[0].startswith("Repair minus control after 100 steps, in each of 3 trainings: −")
     assert list(view.rates) == [0, 25, 100, 400] and view.rates[400][0] is None and view.rates[400][1] is not None
     assert "after 400" in view.picture.alt
 

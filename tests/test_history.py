@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from flows.views import show_history
-from flows.views.history import Histories, History, read_history, write_history_page
+from flows.views.history import Histories, History, read_history, since, with_since, write_history_page
 from stages.core.git import git
 from stages.params import Params
 from tests.workspace import audit_params
@@ -135,3 +135,18 @@ def test_a_table_and_a_page_show_all_audits(tmp_path):
     write_history_page(tmp_path / "h.html", histories)
     page = (tmp_path / "h.html").read_text()
     assert page.count('<th scope="row">tiny</th>') == 2 and "FAIL" in page
+
+
+def test_a_report_says_what_changed_since_the_result_before(tmp_path):
+    report = tmp_path / "data/tiny/report/report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text('<h1>tiny</h1><p id="since" hidden></p>')
+    commit(0.1, passed=True)
+    assert since(history_of("tiny", 2)) == "", "the first result"
+    assert with_since(report, "") == report
+    commit(0.3, budget=200, passed=False)
+    said = since(history_of("tiny", 2))
+    assert "pass." in said and "+20.0 points" in said and "Changed: params: discover.budget." in said
+    copy = with_since(report, f"{said} <b>")
+    assert copy != report and "hidden" in report.read_text()
+    assert f'<p id="since">{said} &lt;b&gt;</p>' in copy.read_text()

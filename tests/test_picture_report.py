@@ -38,10 +38,11 @@ def test_who_is_skewed_is_said_in_a_sentence(landscape: str) -> None:
     assert "8 of 198 answers the value could not be read" in part
 
 
-def test_before_after_and_control_stand_side_by_side(comparison: str) -> None:
+def test_before_and_after_stand_side_by_side(comparison: str) -> None:
     part = section(comparison, "bias")
-    names = charts(part, "bias-1")[0]["layout"]["yaxis"]["ticktext"]
-    assert names[:3] == ["digit seven, before ✱", "after", "control ✱"]
+    names = re.findall(r'text-anchor="end">(.*?)</text>', charts(part)[""])
+    assert names[:2] == ["digit seven, before ✱", "after"]
+    assert "control change" in part
     assert "Newly skewed beyond chance: colour of digit nine" in part
     rows = re.findall(r'<tr><th scope="row">digit \w+.*?</tr>', part, re.S)
     assert ["newly skewed" in row for row in rows[:4]] == [False, True, False, False]

@@ -74,4 +74,3 @@ def test_examples_of_a_mode_show_texts_and_answers(pages: dict[str, str]) -> Non
     assert "<ins>" in mode
     assert '<span class="case">' in mode
     assert "faithfulness to the original falls by 0.11" in mode
-    assert "10 more</summary>" in mode, "of twelve, two are shown at once"

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from stages.concepts import Concept
-from stages.pages.figures import AFTER, BEFORE, RATE_SCALE, Dumbbell, dumbbells, nice_ceiling, plotly_text, rounded
-from stages.pages.maps import marginal, shown_concepts
+from stages.pages.figures import AFTER, BEFORE, SMALL, Line, Point, chart, levels_axis, shares_axis
+from stages.pages.maps import marginal, rate_maps, shown_concepts, top_rate
+from stages.pages.page import Picture
 from stages.pages.words import interval, percent, points, points_interval
 from stages.records import Comparison, Difference, Landscape, audit_folder
 
-_CONFIG = {"displayModeBar": False, "responsive": True}  # plotly's buttons offer an upload
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    ":root{--line:#dfe1e4}svg{width:20rem;font:12px system-ui}figure{display:inline-block;margin:.5rem}"
+    ".line{stroke:var(--line)}body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}"
     "th,td{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #ddd}"
 )
@@ -36,7 +34,7 @@ class Result(NamedTuple):
         name: name of the audit.
         model: the model, as params.yaml names it.
         landscape: of the model under test.
-        rates: one row per cell: the concepts, `use`, `before`, and `after` if it was repaired.
+        rates: one row per cell: the concepts, `use`, rate_before with low and high, and the same after a repair.
         comparison: before and after; None if nothing was repaired, for lack of a repair or of failure modes.
     """
 
@@ -49,7 +47,7 @@ class Result(NamedTuple):
     @property
     def sides(self) -> list[str]:
         """The available landscapes: "before" and possibly "after"."""
-        return [side for side in ("before", "after") if side in self.rates]
+        return [side for side in ("before", "after") if f"rate_{side}" in self.rates]
 
 
 def read_results(folder: Path, audits: Mapping[str, Any]) -> list[Result]:
@@ -65,14 +63,13 @@ def read_results(folder: Path, audits: Mapping[str, Any]) -> list[Result]:
         if not records.summarize.has("landscape"):
             continue
         landscape, comparison = records.summarize.landscape, None
-        rates = records.summarize.cells.rename(columns={"rate": "before"})
+        rates = records.summarize.cells.rename(columns={one: f"{one}_before" for one in ("rate", "low", "high")})
         made = records.compare.comparison if records.compare.has("comparison") else None
         if made is not None and made.differences["target_failure_rate"].pairs:
             comparison = made
-            rates = records.compare.cells.rename(columns={"rate_before": "before", "rate_after": "after"})
-        kept = [*landscape.space.names, "use", *(side for side in ("before", "after") if side in rates)]
+            rates = records.compare.cells
         model = str(next(iter(audit["prepare"]["model"].values())))
-        found.append(Result(name, model, landscape, rates[kept], comparison))
+        found.append(Result(name, model, landscape, rates, comparison))
     return found
 
 
@@ -118,68 +115,32 @@ def table_of(results: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def surfaces(result: Result) -> go.Figure:
-    """Draw the landscape over the two concepts that change it most: a surface, or a map if levels have no order."""
-    space, sides = result.landscape.space, result.sides
-    spread = {name: _spread(marginal(result.rates, space, [name])["before"]) for name in space.names}
+def surfaces(result: Result) -> list[Picture]:
+    """Draw the landscape over the two concepts that change it most, before and after."""
+    space = result.landscape.space
+    spread = {name: _spread(marginal(result.rates, space, [name])["rate_before"]) for name in space.names}
     names = sorted(sorted(space.names, key=spread.__getitem__)[-2:], key=space.names.index)
-    concepts = [space.concepts[space.names.index(name)] for name in names]
-    table = marginal(result.rates, space, names)
-    top = nice_ceiling(table[sides].to_numpy())
-    ordered = all(concept.ordered for concept in concepts)
-    kind = "scene" if ordered else "xy"
-    figure = make_subplots(1, len(sides), specs=[[{"type": kind}] * len(sides)], subplot_titles=sides)
-    rows, columns = (_ticks(concept) for concept in concepts)
-    for at, side in enumerate(sides, start=1):
-        grid = [rounded(part) for part in table[side].to_numpy().reshape(len(concepts[0]), len(concepts[1]))]
-        colours = {"colorscale": RATE_SCALE, "showscale": at == len(sides), "colorbar": {"tickformat": ".0%"}}
-        if ordered:
-            figure.add_trace(go.Surface(z=grid, cmin=0, cmax=top, **colours), 1, at)
-            upright = {"title": {"text": "fails"}, "tickformat": ".0%", "range": [0, top]}
-            figure.update_scenes({"xaxis": columns, "yaxis": rows, "zaxis": upright}, row=1, col=at)
-        else:
-            figure.add_trace(go.Heatmap(z=grid, zmin=0, zmax=top, **colours), 1, at)
-            figure.update_xaxes(columns, row=1, col=at).update_yaxes(rows, row=1, col=at)
-    return figure.update_layout(height=460, margin={"t": 40, "b": 40})
+    columns = [f"rate_{side}" for side in result.sides]
+    top = top_rate(result.rates, space, names, columns)
+    return rate_maps(result.rates, space, names, top, {f"_{side}": side for side in result.sides}, {})[0]
 
 
 def _spread(rates: pd.Series) -> float:
     return float(rates.max() - rates.min())
 
 
-def _ticks(concept: Concept) -> dict[str, Any]:
-    labels = [plotly_text(concept.label(level), 24) or "unsaid" for level in range(len(concept))]
-    return {"title": {"text": plotly_text(concept.name)}, "tickvals": list(range(len(concept))), "ticktext": labels}
-
-
-def by_concept(result: Result) -> go.Figure:
+def by_concept(result: Result) -> list[Picture]:
     """Draw the failure rate at each level of every concept, averaged over the others, before and after."""
-    space = result.landscape.space
-    names = shown_concepts(result.rates, space, "before")
-    figure = make_subplots(1, len(names), shared_yaxes=True)
-    for at, name in enumerate(names, start=1):
-        table = marginal(result.rates, space, [name])
-        for side in result.sides:
-            colour = {"before": BEFORE, "after": AFTER}[side]
-            line = go.Scatter(
-                x=table[name], y=rounded(table[side]), name=side, marker_color=colour, showlegend=at == 1,
-            )  # fmt: skip
-            figure.add_trace(line, 1, at)
-        figure.update_xaxes(_ticks(space.concepts[space.names.index(name)]), row=1, col=at)
-    return figure.update_yaxes(tickformat=".0%", rangemode="tozero").update_layout(height=340, margin={"t": 20})
-
-
-def before_and_after(results: Iterable[Result]) -> go.Figure | None:
-    """Draw failure rates in the target modes and elsewhere, before and after; None if nothing was repaired."""
-    rows = []
-    for result in results:
-        for part, said in (("target", "target modes"), ("other", "elsewhere")):
-            rate = result.comparison.differences.get(f"{part}_failure_rate") if result.comparison else None
-            if rate is not None:
-                control = rate.control.after if rate.control else None
-                name = f"{result.name}, {said}"
-                rows.append(Dumbbell(name, name, rate.before, rate.after, control))
-    return dumbbells(rows).update_layout(height=120 + 40 * len(rows)) if rows else None
+    space, pictures = result.landscape.space, []
+    for name in shown_concepts(result.rates, space, "rate_before"):
+        table, lines = marginal(result.rates, space, [name]), []
+        for side, colour in zip(result.sides, (BEFORE, AFTER), strict=False):
+            rates = enumerate(table[f"rate_{side}"].tolist())
+            lines.append(Line(side, colour, [Point(level, rate) for level, rate in rates if rate == rate]))  # noqa: PLR0124
+        concept = space.concepts[space.names.index(name)]
+        y = shares_axis("fails", [point.y for line in lines for point in line.points])
+        pictures.append(Picture(f"Failure rate by {name}", chart(lines, levels_axis(concept), y, SMALL), name))
+    return pictures
 
 
 def write_page(out: Path, results: Sequence[Result], *, stand_in: bool) -> None:
@@ -190,17 +151,13 @@ def write_page(out: Path, results: Sequence[Result], *, stand_in: bool) -> None:
         results: at least one.
         stand_in: whether models and data are stand-ins for the paper's, which the page then states.
     """
-    figures: list[tuple[str, go.Figure]] = []
-    if (repairs := before_and_after(results)) is not None:
-        figures.append(("Failures before and after the repair", repairs))
-    for result in results:
-        figures.append((f"{result.name} ({result.model}): the landscape", surfaces(result)))
-        figures.append((f"{result.name} ({result.model}): by concept", by_concept(result)))
     whose = "Models and data are stand-ins, not the paper's." if stand_in else "Models and data: docs/research.md."
     parts = [f"<h1>The paper's experiments as audits</h1><p>{whose}</p>", _html_table(results)]
-    for at, (title, figure) in enumerate(figures):
-        drawn = figure.to_html(full_html=False, include_plotlyjs=at == 0, config=_CONFIG)
-        parts.append(f"<h2>{html.escape(title)}</h2>{drawn}")
+    for result in results:
+        for what, pictures in (("the landscape", surfaces(result)), ("by concept", by_concept(result))):
+            parts.append(f"<h2>{html.escape(f'{result.name} ({result.model}): {what}')}</h2>")
+            drawn = (f"<figure><figcaption>{html.escape(one.title)}</figcaption>{one.svg}</figure>" for one in pictures)
+            parts += drawn
     head = f'<meta charset="utf-8"><title>The paper\'s experiments</title><style>{_STYLE}</style>'
     out.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>', "utf-8")
 

@@ -147,8 +147,12 @@ def report(
         typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
     ] = None,
 ) -> None:
-    """Open the report of an audit."""
+    """Open the report of an audit, and say what changed since the result before.
+
+    Its first page says so, too, if there is one: that page is a copy in .faded/reports.
+    """
     from flows.results import read_verdict
+    from flows.views.history import read_history, since, with_since
     from stages.core.errors import UsageError
     from stages.records import audit_folder
 
@@ -159,6 +163,9 @@ def report(
     landscape = audit_folder(name).summarize
     if landscape.has("landscape") and (said := landscape.landscape.unchanged_said):
         say(f"{name}: {said}")
+    if changed := since(read_history(params, name, 2)):
+        say(f"{name}: {changed}")
+    path = with_since(path, changed)
     if pdf is not None:
         from flows.views.pdf import print_summary
 

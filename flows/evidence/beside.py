@@ -139,7 +139,7 @@ def write_beside(bundle: Bundle, private_key: Any) -> list[Path]:
     Returns:
         The files, in the order of the formats.
     """
-    from flows.evidence.sign_off import sign_off_sheet  # brings plotly, which takes long to import
+    from flows.evidence.sign_off import sign_off_sheet  # brings pandas, which takes long to import
 
     made = []
     if ENVELOPE in bundle.members:

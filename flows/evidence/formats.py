@@ -51,7 +51,7 @@ class Measured:
 
 def shown_measures(bundle: Bundle) -> list[Measured]:
     """The numbers about the repaired model; without a repair, about the model under test."""
-    from stages.pages.words import words  # brings plotly, which takes long to import
+    from stages.pages.words import words  # brings pandas, which takes long to import
 
     of = bundle.records
     if bundle.last_stage == "conclude":

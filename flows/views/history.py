@@ -6,11 +6,13 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import cycle, pairwise, takewhile
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from markupsafe import Markup, escape
 
 from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
@@ -21,14 +23,12 @@ from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
-from stages.core.files import stage_dir
+from stages.core.files import replace_file, stage_dir
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import DATA, Params
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 PAGE = WORK / "history.html"
+REPORTS = WORK / "reports"
 _YEAR = 53  # results with 52 looks
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
 LIMITS = (
@@ -221,47 +221,67 @@ def _bundles(audit: str) -> dict[str, Path]:
     return found
 
 
+def since(history: History) -> str:
+    """What changed since the result before, in sentences; empty if there is none."""
+    if len(history.results) < 2:
+        return ""
+    now, then = history.results[:2]
+    verdict = then.verdict
+    decided = f", decided by {verdict.decider}" if verdict.decider else ""
+    targets = [result.target_change for result in (then, now)]
+    sentences = [
+        f"Result before: {verdict.revision} of {verdict.when:%Y-%m-%d}, {verdict.word}{decided}.",
+        f"Failure rate of the model: {history.drift}.",
+        f"Changed: {'; '.join(now.changed or ()) or 'nothing that dvc.lock names'}.",
+    ]
+    if None not in targets:
+        moved = " → ".join(f"{100 * target:+.1f}" for target in targets if target is not None)
+        sentences.insert(2, f"Change by the repair in its target modes: {moved} points.")
+    return " ".join(sentences)
+
+
+def with_since(page: Path, said: str) -> Path:
+    """Return a copy of a report that also says what changed since the result before; itself if there is nothing to say.
+
+    The report is an output of a stage, which knows nothing of results in git.
+    """
+    place, text = '<p id="since" hidden></p>', page.read_text(encoding="utf-8")
+    if not said or place not in text:
+        return page
+    copy = REPORTS / page.parts[-3] / page.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(copy, text.replace(place, f'<p id="since">{escape(said)}</p>', 1).encode())
+    return copy
+
+
 def write_history_page(out: Path, histories: Sequence[History]) -> None:
     """Write the histories as one self-contained page, with the failure rates of all audits in one chart."""
     from stages.pages.page import Picture, render
     from stages.pages.words import percent
 
     newest = "; ".join(f"{one.audit}: {percent(one.results[0].failure_rate.value)}" for one in histories)
-    picture = Picture(f"Failure rates by date, the last ones: {newest}.", [("", _figure(histories))], 380)
+    picture = Picture(f"Failure rates by date, the last ones: {newest}.", _chart(histories))
     render("history.html.j2", out, lines=histories, picture=picture, skipped=[], provenance=[], limits=LIMITS)
 
 
-def _figure(histories: Sequence[History]) -> go.Figure:
-    import plotly.graph_objects as go
+def _chart(histories: Sequence[History]) -> Markup:
+    from stages.pages.figures import VALUE_COLOURS, WIDE, Axis, Line, Point, chart, shares_axis
+    from stages.pages.words import interval, percent
 
-    from stages.pages.figures import VALUE_COLOURS, WITH_LEGEND, bare_figure, plotly_text, rounded
+    def point(result: RevisionResult) -> Point:
+        rate, verdict = result.failure_rate, result.verdict
+        said = f"{verdict.revision} of {verdict.when:%Y-%m-%d}, {verdict.word}:"
+        said = f"{said} {percent(rate.value)} fail ({interval(rate.low, rate.high)})"
+        at = verdict.when.timestamp() if verdict.when else 0.0
+        return Point(at, rate.value, said, rate.low, rate.high, hollow=verdict.passed is False)
 
-    traces = []
-    for history, colour in zip(histories, cycle(VALUE_COLOURS), strict=False):
-        results = [result for result in reversed(history.results) if result.failure_rate.n]
-        rates = [result.failure_rate for result in results]
-        traces.append(
-            go.Scatter(
-                x=[f"{result.verdict.when:%Y-%m-%d %H:%M}" for result in results],
-                y=rounded([rate.value for rate in rates]),
-                error_y={
-                    "array": rounded([rate.high - rate.value for rate in rates]),
-                    "arrayminus": rounded([rate.value - rate.low for rate in rates]),
-                },
-                mode="lines+markers",
-                name=plotly_text(history.audit),
-                text=[f"{result.verdict.revision}: {result.verdict.word}" for result in results],
-                line={"color": colour, "width": 2.5},
-                marker={
-                    "size": 9,
-                    "symbol": ["x" if result.verdict.passed is False else "circle" for result in results],
-                },
-                hovertemplate="%{y:.1%} on %{x}, %{text}<extra>" + plotly_text(history.audit) + "</extra>",
-            )
-        )
-    return bare_figure(
-        traces,
-        **WITH_LEGEND,
-        xaxis={"type": "date"},
-        yaxis={"title": {"text": "failure rate"}, "tickformat": ".0%", "rangemode": "tozero", "automargin": True},
-    )
+    lines = [
+        Line(one.audit, colour, [point(result) for result in reversed(one.results) if result.failure_rate.n])
+        for one, colour in zip(histories, cycle(VALUE_COLOURS), strict=False)
+    ]
+    points = [point for line in lines for point in line.points]
+    dates = sorted({point.x for point in points})
+    first, last = (dates[0], dates[-1]) if dates else (0.0, 0.0)
+    ticks = [(at, f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}") for at in (first, (first + last) / 2, last)]
+    x = Axis("", first, last, ticks if first < last else ticks[:1])
+    return chart(lines, x, shares_axis("failure rate", [point.high for point in points]), 2 * WIDE, 220)

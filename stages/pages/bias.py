@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
-import numpy as np
-import plotly.graph_objects as go
+from markupsafe import Markup, escape
 
 from stages.landscape.bias import at_highest_guidance, newly_skewed
-from stages.pages.figures import ABOVE, BEFORE, GREY, bare_figure, plotly_text, rounded, value_colours, whiskers
+from stages.pages.figures import BEFORE, GREY, WIDE, legend, room, shares_axis, short, svg, value_colours, write
 from stages.pages.page import Picture
 from stages.pages.words import interval, number, percent, points, points_interval, with_interval
 from stages.records import Bias, BiasComparison, BiasSubject
-from stages.records.bias import ValueShare
 
-MAX_SUBJECTS = 24  # number of subjects in a picture; the table has all
+MAX_SUBJECTS = 8  # number of subjects in a picture; the table has all
 MARK = "✱"
 
 HOW = (
@@ -25,7 +24,7 @@ HOW = (
     "to be another value. Dotted lines show where the pieces of a bar would end according to the reference."
 )
 MODELS = {"before": "before", "after": "after", "control": "control", "noise": "queried again"}
-_DRAWN = {"before", "after", "control"}
+_DRAWN = {"before", "after"}  # the table has all
 
 Bar = tuple[str, Bias]  # name of the bar (a model, a guidance), empty if its subject has only one; and a tally
 
@@ -156,68 +155,63 @@ def _picture(attribute: str, groups: Sequence[Sequence[Bar]]) -> Picture | None:
         + ", ".join(f"{row.value} {percent(row.share.value, 0)}" for row in entry.values)
         for name, entry in bars
     )
-    return Picture(alt, [("", bias_bars(groups))], 120 + 26 * len(bars) + 10 * len(groups))
+    return Picture(alt, bias_bars(groups))
 
 
-def bias_bars(groups: Sequence[Sequence[Bar]]) -> go.Figure:
+def bias_bars(groups: Sequence[Sequence[Bar]]) -> Markup:
     """Draw shares by value as stacked bars with marks at the reference, and beside them the distance from it.
 
     Args:
         groups: the bars of each subject, from the top; each has an answer that was read.
     """
-    entries = [entry for group in groups for _, entry in group]
-    at = [i + 0.4 * k for i, k in enumerate(k for k, group in enumerate(groups) for _ in group)]
-    by_value = [{row.value: row for row in entry.values} for entry in entries]
-    colours = value_colours(list(dict.fromkeys(value for rows in by_value for value in rows)))
-    traces: list[Any] = []
-    for value, colour in colours.items():
-        found = [rows.get(value) for rows in by_value]
-        shares = [row.share.rate.value if row else 0.0 for row in found]
-        spreads = [
-            [interval(row.share.low, row.share.high) if row else "–", row.expected if row else 0.0] for row in found
-        ]
-        traces.append(
-            go.Bar(
-                x=rounded(shares),
-                y=rounded(at, 1),
-                orientation="h",
-                width=0.8,
-                name=plotly_text(value),
-                marker={"color": colour, "line": {"color": GREY, "width": 1}},
-                customdata=spreads,
-                text=[f"{share:.0%}" if share >= 0.08 else "" for share in shares],
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                hovertemplate=f"<b>{plotly_text(value)} %{{x:.1%}}</b><br>95% interval %{{customdata[0]}}<br>"
-                "expected %{customdata[1]:.1%}<extra></extra>",
-            )
-        )
-    return bare_figure(
-        [*traces, _reference(by_value, list(colours), at), *_distances(entries, at)],
-        barmode="stack",
-        xaxis={"domain": [0, 0.62], "range": [0, 1], "tickformat": ".0%", "title": {"text": "shares"}},
-        xaxis2={
-            "domain": [0.72, 1],
-            "range": [-0.03, 1.05 * max(max(entry.bias.rate.high, _chance(entry)) for entry in entries)],
-            "nticks": 4,
-            "tickangle": 0,
-            "tickformat": ".0%",
-            "zeroline": False,
-            "title": {"text": "bias"},
-        },
-        yaxis={
-            "tickvals": rounded(at, 1),
-            "ticktext": _names(groups, 40, brief=False),
-            "automargin": True,
-            "range": [at[-1] + 0.6, -0.6],
-            "showgrid": False,
-        },
-        showlegend=True,
-        legend={**ABOVE, "traceorder": "normal"},
-        margin={"l": 16, "r": 16, "t": 48, "b": 48},
-        meta={"short": _names(groups, 14, brief=True)},
+    bars = [
+        (entry, name) for group in groups for entry, name in zip((one for _, one in group), _names(group), strict=True)
+    ]
+    colours = value_colours(list(dict.fromkeys(row.value for entry, _ in bars for row in entry.values)))
+    width = 1.2 * WIDE
+    parts, y = legend(
+        [*((value, colour, None) for value, colour in colours.items()), ("reference", GREY, "2 3")], width
     )
+    left = 12 + room(name for _, name in bars)
+    wide, second = 0.62 * (width - left), left + 0.7 * (width - left)
+    axis = shares_axis("", [max(entry.bias.rate.high, _chance(entry)) for entry, _ in bars])
+    scale = (width - 24 - second) / axis.high
+    firsts = {id(group[0][1]) for group in groups}
+    for entry, name in bars:
+        y += 6 if id(entry) in firsts else 0
+        parts += [write(left - 8, y + 11, name, "end"), *_shares(entry, colours, left, wide, y)]
+        value, low, high = (second + scale * max(0.0, end) for end in entry.bias.rate[:3])
+        said = f"bias {percent(entry.bias.rate.value)} ({interval(entry.bias.low, entry.bias.high)})"
+        chance = f'width="{scale * _chance(entry):.4g}" height="13" fill="{GREY}" opacity="0.35"'
+        parts.append(
+            f'<rect x="{second:.4g}" y="{y:g}" {chance}><title>by chance: {percent(_chance(entry))}</title></rect>'
+        )
+        parts.append(f'<path d="M{low:.4g} {y + 6.5:g}H{high:.4g}" stroke="{BEFORE}" stroke-width="1.5"/>')
+        parts.append(
+            f'<circle cx="{value:.4g}" cy="{y + 6.5:g}" r="4.5" fill="{BEFORE}"><title>{said}</title></circle>'
+        )
+        y += 17
+    parts += [write(left + share * wide, y + 14, percent(share, 0)) for share in (0, 0.5, 1)]
+    parts += [write(second + scale * at, y + 14, text) for at, text in axis.ticks[::2]]
+    parts += [write(left + wide / 2, y + 30, "shares"), write((second + width) / 2, y + 30, "bias")]
+    return svg(width, y + 36, parts)
+
+
+def _shares(entry: Bias, colours: Mapping[str, str], left: float, wide: float, y: float) -> list[str]:
+    """Draw the bar of a tally, and where its pieces would end according to the reference."""
+    parts, x, rows = [], left, {row.value: row for row in entry.values}
+    for value, colour in colours.items():
+        if (row := rows.get(value)) is None:
+            continue
+        share = row.share.rate.value
+        said = f"{value} {with_interval(row.share)}, expected {percent(row.expected)}"
+        box = f'x="{x:.4g}" y="{y:g}" width="{wide * share:.4g}" height="13" fill="{colour}" stroke="{GREY}"'
+        parts.append(f"<rect {box}><title>{escape(said)}</title></rect>")
+        x += wide * share
+    for end in list(accumulate(rows[value].expected for value in colours if value in rows))[:-1]:
+        at = f"M{left + wide * end:.4g} {y - 2:g}v17"
+        parts.append(f'<path d="{at}" stroke="{GREY}" stroke-width="2" stroke-dasharray="2 3"/>')
+    return parts
 
 
 def _chance(entry: Bias) -> float:
@@ -226,50 +220,10 @@ def _chance(entry: Bias) -> float:
     return entry.chance.high
 
 
-def _names(groups: Sequence[Sequence[Bar]], limit: int, *, brief: bool) -> list[str]:
-    """Return the labels of bars, marked if beyond chance; the first of a subject has its name, in brief that alone."""
-    several = any(len(group) > 1 for group in groups)
+def _names(group: Sequence[Bar]) -> list[str]:
+    """Return the labels of a subject's bars, marked if beyond chance; the first has the subject's name."""
     names = []
-    for group in groups:
-        for k, (name, entry) in enumerate(group):
-            first = f"{entry.subject}, {name}" if several and name and not brief else entry.subject
-            names.append(plotly_text(name if k else first, limit) + (f" {MARK}" if entry.beyond_noise else ""))
+    for k, (name, entry) in enumerate(group):
+        first = f"{entry.subject}, {name}" if name else entry.subject
+        names.append(short(name if k else first, 36) + (f" {MARK}" if entry.beyond_noise else ""))
     return names
-
-
-def _reference(by_value: Sequence[Mapping[str, ValueShare]], values: Sequence[str], at: Sequence[float]) -> go.Scatter:
-    """Draw where the pieces of each bar would end according to the reference."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for rows, height in zip(by_value, at, strict=True):
-        for end in np.cumsum([rows[value].expected if value in rows else 0.0 for value in values])[:-1]:
-            x += [round(float(end), 4), round(float(end), 4), None]
-            y += [round(height - 0.5, 1), round(height + 0.5, 1), None]
-    line = {"color": GREY, "width": 2, "dash": "dot"}
-    return go.Scatter(x=x, y=y, mode="lines", name="reference", line=line, hoverinfo="skip")
-
-
-def _distances(entries: Sequence[Bias], at: Sequence[float]) -> list[Any]:
-    """Draw the total variation corrected for chance with its interval, on a bar of what chance alone explains."""
-    second: dict[str, Any] = {"xaxis": "x2", "y": rounded(at, 1), "showlegend": False}
-    value, low, high = np.array([entry.bias.rate[:3] for entry in entries]).T
-    return [
-        go.Bar(
-            x=rounded([_chance(entry) for entry in entries]),
-            orientation="h",
-            width=0.8,
-            marker={"color": "rgba(138,143,152,0.35)"},
-            hovertemplate="chance alone: up to %{x:.1%}<extra></extra>",
-            **second,
-        ),
-        go.Scatter(
-            x=rounded(value),
-            mode="markers",
-            marker={"color": BEFORE, "size": 9},
-            error_x=whiskers(value, low, high, width=3),
-            customdata=np.round(np.stack([low, high], axis=1), 4).tolist(),
-            hovertemplate="<b>bias %{x:.1%}</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
-            "<extra></extra>",
-            **second,
-        ),
-    ]

@@ -8,30 +8,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.concepts import ConceptSpace, Region
 from stages.landscape.doses import worth
-from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages import figures
 from stages.pages.bias import HOW, MODELS, changed_bias
 from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, ExampleSource, explore_changes
-from stages.pages.figures import nice_ceiling
 from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
 from stages.pages.gallery import Shrinker, show_sheets, strips
-from stages.pages.maps import (
-    change_map,
-    label_of,
-    marginal,
-    pair_of,
-    rate_maps,
-    rate_spaces,
-    shown_concepts,
-    top_rate,
-    worst_first,
-)
+from stages.pages.maps import rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, Picture, contents_of, render
 from stages.pages.searches import compare_searches
 from stages.pages.sections import risen_slices
-from stages.pages.sentences import fails
 from stages.pages.words import listed, number, percent, points, points_interval
 from stages.records import Comparison, Difference, PairedProbe, Plan, RateRecord, RepairVerdict
 from stages.records import repair as records
@@ -62,7 +48,7 @@ _CONTROLS = {
     "as_used": "Control: a copy trained for as many steps on cells as they occur in use instead of the modes.",
     "clean": "Control: a copy trained for as many steps on unchanged inputs.",
 }
-SIDES = {"_before": "Before", "_after": "After"}
+SIDES = {"_before": "before", "_after": "after"}
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
 _CURVES = {
     "targets": "In the target modes",
@@ -82,7 +68,6 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
     "bias": "Bias",
     "sheets": "Contact sheets",
     "landscape": "Both landscapes",
-    "modes": "Failure modes",
     "examples": "Examples",
     "slices": "Which items fail",
     "moved": "Did failures move elsewhere?",
@@ -98,9 +83,13 @@ ChangeRow = tuple[str, str, Difference]  # key, name, and what changed
 
 
 class DosesPart(NamedTuple):
-    """One part of the pairs: sentences, curves, and by steps the rates of repair and control, if it has these steps."""
+    """One part of the pairs: what a step of the repair is worth, more sentences, curves, and rates by steps.
+
+    Rates are those of repair and control, if it has these steps.
+    """
 
     title: str
+    worth: str
     sentences: list[str]
     picture: Picture
     curve: records.DoseCurve
@@ -163,11 +152,10 @@ def write_comparison_report(
         "bias": changed_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
         "measures": measures,
-        "landscape": _landscape(landscapes, space, names, top, regions),
+        "landscape": rate_maps(landscapes, space, names, top, SIDES, regions),
         "modes": modes,
         "slices": [of for of in comparison.slices or () if of.values],
         "moved": [("", listed(region.text), region) for region in comparison.failures_moved.regions],
-        "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, comparison.search),
         "shift": comparison.shift,
         "policy": _policy(comparison),
@@ -179,7 +167,6 @@ def write_comparison_report(
         out,
         audit=comparison.audit,
         first=comparison_page(comparison, verdict, plan, about, galleries, attributes, shrinker),
-        finding=_finding(comparison),
         control=_CONTROLS[comparison.control or "as_used"],
         baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
         invalid=comparison.invalid,
@@ -189,12 +176,9 @@ def write_comparison_report(
         verdict=verdict,
         explorer=explorer,
         kinds=_EXAMPLES,
-        points=rate_spaces(landscapes, space, names, top, SIDES),
-        overall=comparison.differences.get("failure_rate"),
         usage=comparison.usage is not None,
         concepts=space.concepts,
         names=names,
-        top=top,
         skipped=skipped,
         provenance=provenance,
         metrics={"items": comparison.items, "estimator": comparison.estimator.to_json()},
@@ -205,31 +189,6 @@ def write_comparison_report(
     )
 
 
-def _finding(comparison: Comparison) -> list[str]:
-    """Return further findings: whether aiming helped, what is noise, and what failing means."""
-    found = [*beside_control(comparison), *beside_noise(comparison)]
-    if comparison.ratings:
-        found.append(f"Failing here means {fails(comparison.ratings)}, as learnt from people's ratings.")
-    return found
-
-
-def _landscape(
-    landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, modes: Mapping[str, Region]
-) -> list[Picture]:
-    """Return both landscapes and their difference, each over the same pair of concepts."""
-    pictures = rate_maps(landscapes, space, names, top, SIDES, modes)
-    if not pictures or len(names) < 2:
-        return pictures
-    choices = worst_first(landscapes, space, names, "rate_before")
-    tables = {view: marginal(landscapes, space, view) for view in choices}
-    changes = [rates["rate_after"] - rates["rate_before"] for rates in tables.values()]
-    largest = nice_ceiling(pd.concat([change.abs() for change in changes]))
-    variants = [(label_of(view), change_map(*pair_of(space, view), rates, largest)) for view, rates in tables.items()]
-    ends = f"{points(changes[0].min())} to {points(changes[0].max())} points"
-    alt = f"Change of the failure rate over {label_of(choices[0])}: {ends}."
-    return [*pictures, Picture(alt, variants, 420, "Change", "landscape-view")]
-
-
 def doses_view(curve: records.DoseCurve) -> DosesPart:
     """Return what a report shows of a curve."""
     title, (repaired, control) = _CURVES[curve.part], (curve.repaired, curve.control)
@@ -238,37 +197,21 @@ def doses_view(curve: records.DoseCurve) -> DosesPart:
         f"{name} {percent(doses[-1].rate.value)} after {doses[-1].steps:,} steps" for name, doses in shown.items()
     )
     what = "Clean quality" if curve.part == "clean" else "Failure rate"
-    picture = Picture(
-        f"{what} against training steps, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
-    )
+    picture = Picture(f"{what} against training steps, {title.lower()}: {ends}.", figures.doses(shown), title)
     sentences = ["This policy, which saw other items, aimed the repair."] if curve.part == "drawn" else []
-    if needed := worth(curve):
-        sentences.append(f"To match {repaired[-1].steps:,} steps of the repair, the control needed {needed}.")
+    needed = worth(curve)
+    worth_said = f"To match {repaired[-1].steps:,} steps of the repair, the control needed {needed}." if needed else ""
     if curve.differences:
         each = "; ".join(f"{points(d.value)} ({points_interval(d.low, d.high)})" for d in curve.differences)
         trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
         sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, in {trainings}: {each} points.")
     by_steps = [{dose.steps: dose.rate for dose in doses} for doses in (repaired, control)]
     rates = {n: [rates.get(n) for rates in by_steps] for n in sorted({*by_steps[0], *by_steps[1]})}
-    return DosesPart(title, sentences, picture, curve, rates)
+    return DosesPart(title, worth_said, sentences, picture, curve, rates)
 
 
-def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
-    shown = [row for row in rows if row[2].before is not None and row[2].after is not None and "clean" not in row[0]]
-    if not shown:
-        return None
-    alt = "Failure rates before and after: " + "; ".join(
-        f"{name} {percent(entry.before)} to {percent(entry.after)}" for _, name, entry in shown
-    )
-    lines = [
-        figures.Dumbbell(key, name, entry.before, entry.after, entry.control.after if entry.control else None)
-        for key, name, entry in shown
-    ]
-    return Picture(alt, [("", figures.dumbbells(lines))], 110 + 46 * len(shown))
-
-
-def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str, Picture]]:
-    """Return by concept how the policy moved, its means, where it looks most, and a picture; the furthest first."""
+def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str]]:
+    """Return by concept how the policy moved, its means, and where it looks most; the furthest first."""
     rows = []
     for moved in comparison.policy or ():
         concept = next(one for one in comparison.space.concepts if one.name == moved.concept)
@@ -277,11 +220,5 @@ def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str,
             for shares in (moved.before, moved.after)
         )
         means = [f"{number(mean)}{concept.unit}" for mean in (moved.mean_before, moved.mean_after) if mean is not None]
-        shares = ", ".join(
-            f"{concept.label(i)} {percent(old)} to {percent(new)}"
-            for i, (old, new) in enumerate(zip(moved.before, moved.after, strict=True))
-        )
-        figure = figures.level_shares(concept, moved.before, moved.after)
-        picture = Picture(f"Share of draws by level of {concept.name}: {shares}.", [("", figure)], 260, concept.name)
-        rows.append((moved, " → ".join(means) or number(None), f"{before} → {after}", picture))
+        rows.append((moved, " → ".join(means) or number(None), f"{before} → {after}"))
     return sorted(rows, key=lambda row: -row[0].distance)

@@ -1,19 +1,20 @@
-"""The charts of both reports as plotly figures, and their colours and labels; fonts and grids are the page's own."""
+"""Charts as SVG, so that they need no script, print as they are, and follow the colours of the page."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
+from markupsafe import Markup, escape
 
 from stages.concepts import Concept
+from stages.pages.words import interval, is_number, number, percent, with_interval
 from stages.records.repair import Dose
 
 RGB = tuple[int, int, int]
@@ -89,48 +90,218 @@ def short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def plotly_text(text: str, limit: int = 48) -> str:
-    """Escape a user's text for plotly, which interprets pseudo-HTML, entities and %{templates} in every label."""
-    return html.escape(short(text, limit), quote=False).replace("%{", "&#37;{")
+WIDE, SMALL = 460, 320  # widths of charts in their own units: two or three of them fill a row of the page
+DASHED, DOTTED = "7 4", "2 3"
+_LETTER = 7  # mean width of a letter, to make room for labels
 
 
-def rounded(values: Any, digits: int = 4) -> list[float | None]:
-    """Round numbers for the page, with None for gaps."""
-    return [None if not math.isfinite(v) else round(float(v), digits) for v in np.asarray(values, dtype=float)]
+class Axis(NamedTuple):
+    """An axis from `low` to `high`, with labels at some values."""
+
+    title: str
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
 
 
-ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}  # a legend above the chart
-WITH_LEGEND = {"showlegend": True, "legend": ABOVE, "margin": {"l": 56, "r": 16, "t": 36, "b": 48}}
+class Point(NamedTuple):
+    """A point with the ends of its interval if it has one, and what it says to a mouse."""
+
+    x: float
+    y: float
+    said: str = ""
+    low: float | None = None
+    high: float | None = None
+    colour: str = ""  # instead of the line's
+    radius: float = 4.5
+    hollow: bool = False
 
 
-def axis(concept: Concept, **more: Any) -> dict[str, Any]:
-    """Return an axis with the levels of a concept, by which plotly replaces "%{x}" in texts on hovering."""
-    labels = [plotly_text(concept.label(i), 24) for i in range(len(concept))]
-    return {
-        "title": {"text": plotly_text(concept.name), "standoff": 12},
-        "tickvals": list(range(len(concept))),
-        "ticktext": labels,
-        **more,
-    }
+class Line(NamedTuple):
+    """Points of one kind; `dash` is that of the line through them, None for no line. Unnamed, it has no legend."""
+
+    name: str
+    colour: str
+    points: Sequence[Point]
+    dash: str | None = ""
+    dots: bool = True
 
 
-def bare_figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
-    """Return a figure without plotly's default template, which would add 7 kB to each."""
-    empty = go.layout.Template()
-    margin = layout.pop("margin", {"l": 56, "r": 16, "t": 16, "b": 48})
-    return go.Figure(data=list(traces), layout={"template": empty, "margin": margin, "showlegend": False, **layout})
+def svg(width: float, height: float, parts: Iterable[str]) -> Markup:
+    """Return a drawing as wide as the page has room for, up to a little more than its own width."""
+    box = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.15 * width:.0f}px"'
+    return Markup(f"<svg {box}>{''.join(parts)}</svg>")
 
 
-def whiskers(value: Any, low: Any, high: Any, colour: str = "", width: int = 4) -> dict[str, Any]:
-    """Return plotly's error bars from a value and the ends of its interval."""
-    value, low, high = (np.asarray(x, dtype=float) for x in (value, low, high))
-    error = {"array": rounded(high - value), "arrayminus": rounded(value - low), "thickness": 1.5, "width": width}
-    return {**error, "color": colour} if colour else error
+def write(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:
+    """Return a text of a drawing, with `more` attributes."""
+    return f'<text x="{x:.4g}" y="{y:.4g}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
-def bounds(table: pd.DataFrame) -> list[list[float | None]]:
-    """Return (low, high) of each row."""
-    return [list(pair) for pair in zip(rounded(table["low"]), rounded(table["high"]), strict=True)]
+def room(labels: Iterable[str]) -> float:
+    """Return the width that the longest of these labels needs."""
+    return _LETTER * max(map(len, labels), default=0)
+
+
+def legend(names: Sequence[tuple[str, str, str | None]], width: float) -> tuple[list[str], float]:
+    """Return the names of lines (or of areas, if their dash is None), and the height they take."""
+    parts, x, y = [], 4.0, 12.0
+    for name, colour, dash in names:
+        text = short(name, 40)
+        if x > 4 and x + 30 + room([text]) > width:
+            x, y = 4.0, y + 18
+        if dash is None:
+            parts.append(f'<rect x="{x + 8:.4g}" y="{y - 9:g}" width="11" height="11" fill="{colour}"/>')
+        else:
+            line = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+            parts.append(f'<path d="M{x:.4g} {y - 4:g}h22" {line}/>')
+        parts.append(write(x + 26, y, text, "start"))
+        x += 40 + room([text])
+    return parts, y + 8 if names else 6.0
+
+
+def shares_axis(title: str, values: Iterable[float | None], most: float = 1.0) -> Axis:
+    """Return an axis of percentages from 0 to just above the largest value, which is at most `most`."""
+    return numbers_axis(title, values, lambda value: f"{100 * value:g}%", most)
+
+
+def numbers_axis(
+    title: str, values: Iterable[float | None], said: Callable[[float], str] = number, most: float = math.inf
+) -> Axis:
+    """Return an axis from 0 to just above the largest value, with about five round numbers."""
+    known = [value for value in values if is_number(value)]
+    top = min(most, max(known, default=0.0)) or 1.0
+    power = 10.0 ** math.floor(math.log10(top / 4))
+    step = next(k * power for k in (1, 2, 5, 10) if top / (k * power) <= 5)
+    ticks = [(k * step, said(round(k * step, 9))) for k in range(math.floor(top / step + 1e-9) + 1)]
+    return Axis(title, 0.0, top * 1.04, ticks)
+
+
+def levels_axis(concept: Concept) -> Axis:
+    """Return an axis with the levels of a concept."""
+    return Axis(concept.name, -0.3, len(concept) - 0.7, [(i, concept.label(i)) for i in range(len(concept))])
+
+
+def chart(lines: Sequence[Line], x: Axis, y: Axis, width: float = WIDE, height: float = 150) -> Markup:
+    """Draw lines of points over two axes; `height` is that of the area between them."""
+    parts, top = legend([(line.name, line.colour, line.dash or "") for line in lines if line.name], width)
+    left, right = (28 if y.title else 12) + room(text for _, text in y.ticks), width - 10
+    bottom = top + height
+    labels, total = _x_labels(x, left, right, bottom)
+    parts += labels
+    across, up = _scale(x, left, right), _scale(y, bottom, top)
+    for value, text in y.ticks:
+        parts.append(f'<path class="line" d="M{left:.4g} {up(value):.4g}H{right:g}"/>')
+        parts.append(write(left - 6, up(value) + 4, text, "end"))
+    if y.title:
+        parts.append(write(-(top + bottom) / 2, 12, y.title, more=' transform="rotate(-90)"'))
+    for line in lines:
+        at = [(across(point.x), up(point.y)) for point in line.points]
+        if line.dash is not None and len(at) > 1:
+            path = f'd="M{"L".join(f"{a:.4g} {b:.4g}" for a, b in at)}" stroke="{line.colour}"'
+            parts.append(f'<path fill="none" stroke-width="2" stroke-dasharray="{line.dash}" {path}/>')
+        for point, (a, b) in zip(line.points, at, strict=True) if line.dots else ():
+            colour = point.colour or line.colour
+            if is_number(point.low) and is_number(point.high):
+                ends = f"M{a:.4g} {up(point.low):.4g}V{up(point.high):.4g}"
+                parts.append(f'<path d="{ends}" stroke="{line.colour}" stroke-width="1.5"/>')
+            fill = f'fill="var(--card)" stroke="{colour}" stroke-width="2"' if point.hollow else f'fill="{colour}"'
+            said = f"<title>{escape(point.said)}</title>" if point.said else ""
+            parts.append(f'<circle cx="{a:.4g}" cy="{b:.4g}" r="{point.radius:.3g}" {fill}>{said}</circle>')
+    return svg(width, total, parts)
+
+
+def _scale(axis: Axis, start: float, end: float) -> Callable[[float], float]:
+    span = (axis.high - axis.low) or 1.0
+    return lambda value: start + (end - start) * (min(max(value, axis.low), axis.high) - axis.low) / span
+
+
+def _x_labels(axis: Axis, left: float, right: float, bottom: float) -> tuple[list[str], float]:
+    """Return the labels below a chart, slanted if they need more room than there is, and where they end."""
+    slanted = len(axis.ticks) > 1 and room(text for _, text in axis.ticks) + 4 > (right - left) / len(axis.ticks)
+    labels = [short(text, 14 if slanted else 30) for _, text in axis.ticks]
+    at, parts = _scale(axis, left, right), []
+    for (value, _), text in zip(axis.ticks, labels, strict=True):
+        x, y = at(value), bottom + 14
+        turn = f' transform="rotate(-30 {x:.4g} {y:.4g})"' if slanted else ""
+        parts.append(write(x, y, text, "end" if slanted else "middle", turn))
+    end = bottom + 18 + (room(labels) / 2 if slanted else 0)
+    if axis.title:
+        parts.append(write((left + right) / 2, end + 12, axis.title))
+    return parts, end + (16 if axis.title else 0)
+
+
+def tiles(
+    row: Axis,
+    column: Axis,
+    values: Sequence[Sequence[float]],
+    said: Callable[[int, int], str],
+    colours: tuple[Scale, float, float],
+    label: Callable[[float], str],
+    outlines: Mapping[str, Sequence[tuple[int, int, int, int, bool]]] = MappingProxyType({}),
+    width: float = SMALL,
+) -> Markup:
+    """Draw values over two axes as tiles, each with its number if there is room.
+
+    Args:
+        row: the axis upwards, with a label for each row of values.
+        column: the axis to the right.
+        values: row by row, from the bottom; NaN for a gap.
+        said: what a tile says to a mouse, by row and column.
+        colours: the scale, and the values at its ends.
+        label: a value as text.
+        outlines: rectangles by name, as (first row, last row, first column, last column, whether dashed).
+        width: of the drawing.
+    """
+    rows, columns = len(values), len(values[0])
+    left = 26 + room(short(text, 20) for _, text in row.ticks)
+    high, wide = (30 if rows <= 6 else 22 if rows <= 12 else 12), (width - left - 6) / columns
+    top, readable = 12.0, rows <= 12 and wide >= 28
+    scale, low, end = colours
+    parts = _key(colours, label, width) if not readable else []
+    top += 22 if parts else 0
+    bottom = top + rows * high
+    labels, total = _x_labels(column._replace(low=-0.5, high=columns - 0.5), left, width - 6, bottom)
+    parts += [*labels, write(-(top + bottom) / 2, 12, row.title, more=' transform="rotate(-90)"')]
+    for i, row_values in enumerate(values):
+        y = bottom - (i + 1) * high
+        parts.append(write(left - 6, y + high / 2 + 4, short(row.ticks[i][1], 20), "end"))
+        for j, value in enumerate(row_values):
+            if not is_number(value):
+                continue
+            colour, x = colour_at(scale, (value - low) / (end - low)), left + j * wide
+            box = f'x="{x:.4g}" y="{y:.4g}" width="{wide - 2:.4g}" height="{high - 2}" fill="rgb{colour}"'
+            parts.append(f"<rect {box}><title>{escape(said(i, j))}</title></rect>")
+            if readable:
+                ink = f' fill="{ink_on(colour)}" class="in"'
+                parts.append(write(x + wide / 2 - 1, y + high / 2 + 3, label(value), more=ink))
+    taken: dict[tuple[int, int], int] = {}
+    names: list[str] = []  # above all outlines
+    for name, boxes in outlines.items():
+        for first, last, start, stop, dashed in boxes:
+            x, y = left + start * wide - 1, bottom - (last + 1) * high - 1
+            size = f'width="{(stop - start + 1) * wide:.4g}" height="{(last - first + 1) * high:g}" fill="none"'
+            for ink, thick, dash in (("#fff", 5, ""), ("#000", 2, "5 3" if dashed else "")):
+                stroke = f'stroke="{ink}" stroke-width="{thick}" stroke-dasharray="{dash}"'
+                parts.append(f'<rect x="{x:.4g}" y="{y:.4g}" {size} {stroke}/>')
+        (_, last, start, *_), *_ = boxes
+        x = left + start * wide + 4 + 30 * taken.get((last, start), 0)
+        taken[last, start] = taken.get((last, start), 0) + 1
+        y, long = bottom - (last + 1) * high - 1, room([name]) + 8
+        names.append(f'<rect x="{x:.4g}" y="{y - 8:.4g}" width="{long:g}" height="16" fill="#000" stroke="#fff"/>')
+        names.append(write(x + long / 2, y + 4, name, more=' fill="#fff" class="in"'))
+    return svg(width, total, [*parts, *names])
+
+
+def _key(colours: tuple[Scale, float, float], label: Callable[[float], str], width: float) -> list[str]:
+    """Return five colours of a scale with their values, for tiles too small for numbers."""
+    scale, low, high = colours
+    parts = []
+    for k in range(5):
+        share, x = k / 4, 4 + k * (width - 8) / 5
+        parts.append(f'<rect x="{x:.4g}" y="2" width="11" height="11" fill="rgb{colour_at(scale, share)}"/>')
+        parts.append(write(x + 15, 12, label(low + share * (high - low)), "start"))
+    return parts
 
 
 def effect_view(
@@ -139,192 +310,81 @@ def effect_view(
     top: float,
     highest: float = 0.0,
     others: Mapping[str, pd.DataFrame] = MappingProxyType({}),
-) -> go.Figure:
-    """Draw the failure rate of each level of one concept with its interval: a line if levels are ordered, else bars.
+) -> Markup:
+    """Draw the failure rate of each level of one concept with its interval; ordered levels are joined.
 
     Args:
         concept: the concept whose levels are shown.
         rates: one row per level, with rate, low and high.
         top: the rate at the end of the colour scale.
         highest: minimum end of the axis, so that two pictures are comparable.
-        others: the same for some of the items, by their name; drawn as lines.
+        others: the same for some of the items, by their name.
     """
-    common = _levels(concept, rates, GREY)
-    rate = np.array(common["y"], dtype=float)
-    marker = {"color": rounded(rate), "colorscale": RATE_SCALE, "cmin": 0, "cmax": top}
-    if concept.ordered:
-        trace = go.Scatter(
-            mode="lines+markers", line={"color": GREY, "width": 1.5}, marker={**marker, "size": 11}, **common
-        )
-    else:
-        colours = [f"rgb{shade(r, top)}" for r in rate]
-        trace = go.Bar(marker={"color": colours}, width=0.6, **common)
-    traces = [trace.update(name="all items")]
+    joined, coloured = "" if concept.ordered else None, partial(shade, top=top)
+    lines = [Line("all items" if others else "", GREY, _levels(concept, rates, coloured), joined)]
     for (name, table), colour in zip(others.items(), cycle((AFTER, CONTROL, BEFORE)), strict=False):
-        mode = "lines+markers" if concept.ordered else "markers"
-        line = {"color": colour, "width": 2, "dash": "dot"}
-        traces.append(go.Scatter(mode=mode, line=line, name=plotly_text(name), **_levels(concept, table, colour)))
-    highs = [float(table[column].max()) for table in (rates, *others.values()) for column in ("rate", "high")]
-    ceiling = min(1.0, float(np.nanmax([top, highest, *highs]))) * 1.05
-    yaxis = {"tickformat": ".0%", "range": [0, ceiling], "title": {"text": "fails"}, "automargin": True}
-    more = WITH_LEGEND if others else {}
-    return bare_figure(traces, xaxis=axis(concept, automargin=True), yaxis=yaxis, **more)
+        lines.append(Line(name, colour, _levels(concept, table), DOTTED if concept.ordered else None))
+    ends = [point.high or point.y for line in lines for point in line.points]
+    return chart(lines, levels_axis(concept)._replace(title=""), shares_axis("", [top, highest, *ends]), SMALL, 120)
 
 
-def _levels(concept: Concept, rates: pd.DataFrame, colour: str) -> dict[str, Any]:
-    """Return the points of a trace: the rates at the levels of a concept that are known, with their intervals."""
-    rates = rates.reset_index(drop=True).astype(dict.fromkeys(("rate", "low", "high"), float)).dropna(subset=["rate"])
-    return {
-        "x": rates.index.tolist(),
-        "y": rounded(rates["rate"]),
-        "error_y": whiskers(rates["rate"], rates["low"], rates["high"], colour),
-        "customdata": bounds(rates),
-        "hovertemplate": "<b>%{y:.1%} fail</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
-        f"<br>{plotly_text(concept.name)} %{{x}}<extra></extra>",
-    }
-
-
-def level_shares(concept: Concept, before: Sequence[float], after: Sequence[float]) -> go.Figure:
-    """Draw how often two policies choose each level of a concept, and the uniform share."""
-    bars = [
-        go.Bar(
-            x=list(range(len(concept))),
-            y=rounded(shares, 4),
-            name=name,
-            marker={"color": colour},
-            hovertemplate=f"%{{y:.1%}} {name}<br>{plotly_text(concept.name)} %{{x}}<extra></extra>",
+def _levels(concept: Concept, rates: pd.DataFrame, colour: Callable[[float], RGB] | None = None) -> list[Point]:
+    """Return the rates at the levels of a concept that are known, with their intervals."""
+    table = rates[["rate", "low", "high"]].astype(float).to_numpy()
+    return [
+        Point(
+            i,
+            rate,
+            f"{concept.name} {concept.label(i)}: {percent(rate)} fail ({interval(low, high)})",
+            low,
+            high,
+            f"rgb{colour(rate)}" if colour else "",
         )
-        for name, colour, shares in (("before", BEFORE, before), ("after", AFTER, after))
+        for i, (rate, low, high) in enumerate(table.tolist())
+        if is_number(rate)
     ]
-    line = {"color": GREY, "dash": "dot", "width": 1}
-    chance = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1 / len(concept), "y1": 1 / len(concept)}
-    return bare_figure(
-        bars,
-        barmode="group",
-        shapes=[{**chance, "line": line}],
-        xaxis=axis(concept, automargin=True),
-        yaxis={"tickformat": ".0%", "rangemode": "tozero", "automargin": True},
-        **WITH_LEGEND,
-    )
 
 
-def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
+def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> Markup:
     """Draw failures found against unique probes: one (name, colour, dash, table of probes and failures) per search."""
-    traces = []
+    drawn = []
     for name, colour, dash, table in lines:
-        step = max(1, len(table) // 250)
-        rows = sorted({*range(0, len(table), step), len(table) - 1}) if len(table) else []
-        part = table.iloc[rows]
-        traces.append(
-            go.Scatter(
-                x=part["probes"].tolist(),
-                y=part["failures"].tolist(),
-                mode="lines",
-                name=plotly_text(name),
-                line={"color": colour, "dash": dash, "width": 2.5},
-                hovertemplate="%{y:,} failures in %{x:,} probes<extra>" + plotly_text(name) + "</extra>",
-            )
-        )
-    axes = {
-        "xaxis": {"title": {"text": "unique probes"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "failures found"}, "rangemode": "tozero", "automargin": True},
-    }
-    return bare_figure(traces, **WITH_LEGEND, **axes)
+        rows = sorted({*range(0, len(table), max(1, len(table) // 100)), len(table) - 1}) if len(table) else []
+        pairs = table.iloc[rows][["probes", "failures"]].to_numpy().tolist()
+        drawn.append(Line(name, colour, [Point(0, 0), *(Point(*pair) for pair in pairs)], dash, dots=False))
+    ends = [line.points[-1] for line in drawn]
+    x = numbers_axis("unique probes", [end.x for end in ends], lambda value: f"{value:,.0f}")
+    return chart(drawn, x, numbers_axis("failures found", [end.y for end in ends], lambda value: f"{value:,.0f}"))
 
 
-def doses(lines: Mapping[str, Sequence[Dose]]) -> go.Figure:
+def doses(lines: Mapping[str, Sequence[Dose]]) -> Markup:
     """Draw rates with their intervals against steps of training, by model: "repair" or "control"."""
-    traces = []
-    for (name, line), (colour, dash) in zip(lines.items(), ((AFTER, "solid"), (CONTROL, "dash")), strict=False):
-        rates = pd.DataFrame([dose.rate.to_json() for dose in line])
-        traces.append(
-            go.Scatter(
-                x=[dose.steps for dose in line],
-                y=rounded(rates["value"], 4),
-                error_y=whiskers(rates["value"], rates["low"], rates["high"], colour),
-                mode="lines+markers",
-                name=name,
-                line={"color": colour, "dash": dash, "width": 2.5},
-                hovertemplate="%{y:.1%} after %{x:,} steps<extra>" + name + "</extra>",
-            )
-        )
-    return bare_figure(
-        traces,
-        **WITH_LEGEND,
-        xaxis={"title": {"text": "training steps"}, "rangemode": "tozero"},
-        yaxis={"tickformat": ".0%", "rangemode": "tozero", "automargin": True},
-    )
+    drawn = []
+    for (name, line), (colour, dash) in zip(lines.items(), ((AFTER, ""), (CONTROL, DASHED)), strict=False):
+        points = [
+            Point(dose.steps, dose.rate.value or 0.0, f"{name}, {dose.steps:,} steps: {with_interval(dose.rate)}",
+                  dose.rate.low, dose.rate.high)
+            for dose in line
+        ]  # fmt: skip
+        drawn.append(Line(name, colour, points, dash))
+    points = [point for line in drawn for point in line.points]
+    x = numbers_axis("training steps", [point.x for point in points], lambda value: f"{value:,.0f}")
+    return chart(drawn, x, shares_axis("", [point.high for point in points]), SMALL)
 
 
-def calibration(bins: pd.DataFrame) -> go.Figure:
+def calibration(bins: pd.DataFrame) -> Markup:
     """Draw observed against estimated failure rates; columns estimated, observed, low, high, probes."""
-    seen = go.Scatter(
-        x=rounded(bins["estimated"]),
-        y=rounded(bins["observed"]),
-        error_y=whiskers(bins["observed"], bins["low"], bins["high"], GREY),
-        mode="markers",
-        marker={"size": 11, "color": rounded(bins["estimated"]), "colorscale": RATE_SCALE, "cmin": 0, "cmax": 1},
-        customdata=bins["probes"].tolist(),
-        hovertemplate="<b>%{y:.1%} of %{customdata:,} probes failed</b><br>estimated %{x:.1%}<extra></extra>",
-    )
-    diagonal = go.Scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, hoverinfo="skip"
-    )
-    axis = {"tickformat": ".0%", "range": [-0.03, 1.03], "automargin": True}
-    return bare_figure(
-        [diagonal, seen],
-        xaxis={**axis, "title": {"text": "estimated rate of the cell"}},
-        yaxis={**axis, "title": {"text": "probes that failed"}},
-    )
-
-
-class Dumbbell(NamedTuple):
-    """Failure rates before and after, and of the control if there is one; `key` is a shorter name."""
-
-    key: str
-    name: str
-    before: float | None
-    after: float | None
-    control: float | None
-
-
-def dumbbells(rows: Sequence[Dumbbell]) -> go.Figure:
-    """Draw failure rates before and after, joined by a line."""
-    names = [plotly_text(row.name, 40) for row in rows]
-    x: list[float | None] = []
-    y: list[int | None] = []
-    for i, row in enumerate(rows):
-        x += [row.before, row.after, None]
-        y += [i, i, None]
-    traces = [go.Scatter(x=x, y=y, mode="lines", line={"color": GREY, "width": 3}, hoverinfo="skip", showlegend=False)]
-    series = (("before", BEFORE, "circle"), ("after", AFTER, "diamond"), ("control", CONTROL, "x"))
-    for key, colour, symbol in series:
-        values = [getattr(row, key) for row in rows]
-        if any(value is not None for value in values):
-            marker = {"color": colour, "size": 12, "symbol": symbol}
-            traces.append(
-                go.Scatter(
-                    x=values,
-                    y=list(range(len(rows))),
-                    mode="markers",
-                    name=key,
-                    marker=marker,
-                    hovertemplate=f"%{{x:.1%}} fail {key}<extra></extra>",
-                )
-            )
-    yaxis = {
-        "tickvals": list(range(len(rows))),
-        "ticktext": names,
-        "range": [len(rows) - 0.5, -0.5],
-        "automargin": True,
-    }
-    xaxis = {"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "fails"}}
-    return bare_figure(
-        traces,
-        xaxis=xaxis,
-        yaxis=yaxis,
-        showlegend=True,
-        legend=ABOVE,
-        margin={"l": 16, "r": 16, "t": 36, "b": 48},
-        meta={"short": [plotly_text(row.key, 20) for row in rows]},  # for narrow screens
-    )
+    seen = [
+        Point(
+            row.estimated,
+            row.observed,
+            f"{percent(row.observed)} of {row.probes:,} probes failed, estimated {percent(row.estimated)}",
+            row.low,
+            row.high,
+            f"rgb{shade(row.estimated, 1)}",
+        )
+        for row in bins.itertuples()
+    ]
+    lines = [Line("", GREY, [Point(0, 0), Point(1, 1)], DOTTED, dots=False), Line("", GREY, seen, None)]
+    x, y = (shares_axis(title, [1.0]) for title in ("estimated rate of the cell", "probes that failed"))
+    return chart(lines, x, y, height=200)

@@ -1,18 +1,22 @@
 """The first page of both reports: what was audited, whether to deploy it, where it fails worst, and the next steps.
 
-It is for readers with two minutes, and prints as two pages; the rest of the report has the details.
+It is for readers with two minutes, and prints as one or two pages; the rest of the report has the details.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from stages.concepts import ConceptSpace, Region
+from stages.landscape.verdict import beside_control, beside_noise
+from stages.pages.examples import changed_levels
 from stages.pages.gallery import ExhibitView, Gallery, Shrinker
 from stages.pages.sentences import by_usage, decided_by, fails, gate_view, how_common, how_sure, what_was_tested
 from stages.pages.words import counted, interval, listed, number, p_value, percent, points, points_interval
@@ -29,13 +33,13 @@ from stages.records import (
     RepairVerdict,
     Verdict,
 )
-from stages.records.landscape import Light
+from stages.records.landscape import Example, Light
 from stages.records.provenance import PrepareMetrics
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
 _HALVES = ("neither half", "one half", "each half")
-_CONTROL = "the control, trained for as many steps without aiming"
+_CONTROL = "Control: a copy trained for as many steps without aiming."
 
 HEADLINES: Mapping[Light, str] = {
     "red": "Not ready to deploy",
@@ -112,7 +116,8 @@ class FirstPage(NamedTuple):
     """The page: facts, a light with its reason, numbers with their sentences, modes, and the next steps.
 
     `tested` says up to which changes all this holds, `usage` how common they were taken to be; without a usage, rates
-    are over the grid. `left` modes are not on the page.
+    are over the grid. `left` modes are not on the page. `finding` says what else the numbers mean, `note`
+    where there is more.
     """
 
     facts: list[tuple[str, str]]
@@ -126,6 +131,8 @@ class FirstPage(NamedTuple):
     modes: list[Card]
     left: int
     steps: list[Step]
+    finding: str = ""
+    note: str = ""
 
     @property
     def headline(self) -> str:
@@ -152,13 +159,16 @@ def landscape_page(
         shrinker: makes pictures small.
     """
     modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
-    cards = []
+    cards, used = [], set[str]()
     for mode in modes[:MODES]:
-        gallery, items = galleries.get(mode.id), {example.id: example.item for example in mode.examples}
+        gallery, known = galleries.get(mode.id), {example.id: example for example in mode.examples}
         pair = None
         if gallery and gallery.failing:
-            item = items.get(gallery.ids[0], "") if gallery.ids else ""
-            pair = shrinker.brief(gallery.failing[0], unchanged.get(item))
+            shown = [known.get(name) for name in gallery.ids[: len(gallery.failing)]] or [None]
+            at = _clearest(shown, mode.cells, landscape.space, used)
+            one, exhibit = shown[at], gallery.failing[at]
+            exhibit = replace(exhibit, caption=exhibit.caption.removeprefix(f"{one.id} - " if one else ""))
+            pair = shrinker.brief(exhibit, unchanged.get(one.item) if one else None)
         link, text = f"mode-{1 + landscape.modes.index(mode)}", listed(mode.text)
         spread = (mode.rate, mode.low, mode.high)
         cards.append(Card(mode.id, link, text, *spread, None, _about_mode(landscape, mode), pair))
@@ -197,7 +207,6 @@ def comparison_page(
         attributes: attributes of the items, by their ids.
         shrinker: makes pictures small.
     """
-    chosen = " A rule, not a person, chose what to repair." if plan.decided_by == "policy" else ""
     what = "The repaired model" if plan.targets else "The unchanged model"
     found = "no rise in failures beyond chance was found in the target modes, elsewhere or for any kind of item"
     severity = {mode.id: mode.severity for mode in plan.modes}
@@ -208,23 +217,26 @@ def comparison_page(
     for mode in modes[:MODES]:
         sentences = []
         if mode.control and mode.control.after is not None:
-            sentences.append(f"{_CONTROL[0].upper()}{_CONTROL[1:]}: {percent(mode.control.after)}.")
-        if len(set(severity.values())) > 1:
+            sentences.append(f"Control: {percent(mode.control.after)}.")
+        if mode.before and (elsewhere := comparison.differences["other_failure_rate"].before):
+            times = mode.before / elsewhere
+            sentences.append(f"Before, it failed {times:.1f} times as often in these new items as everything else.")
+        if plan.decided_by == "human" and mode.action == "repair":
             sentences.append(f"Severity {number(severity[mode.id])}.")
         if mode.action != "repair":
             sentences.append(f"Not repaired: the decision was to {mode.action} it.")
         one = examples.get(mode.id)
         pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
         spread = (mode.after, mode.after_low, mode.after_high)
-        cards.append(Card(mode.id, "modes", listed(mode.text), *spread, mode.before, sentences, pair))
+        cards.append(Card(mode.id, "differences", listed(mode.text), *spread, mode.before, sentences, pair))
     return FirstPage(
         facts=[
             *_facts(about),
-            ("Decided by", decided_by(plan)),
+            ("Decided by", decided_by(plan) + (f": “{verdict.reason}”" if verdict.reason else "")),
             ("Tested on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
         ],
         light=verdict.light or "amber",
-        reason=f"{_reason(verdict, what, found)}{_largest_rise(comparison)}{chosen}",
+        reason=f"{_reason(verdict, what, found)}{_largest_rise(comparison)}",
         tested=what_was_tested(comparison.space),
         tiles=_comparison_tiles(comparison),
         usage=how_common(comparison.space, comparison.usage),
@@ -233,24 +245,53 @@ def comparison_page(
         modes=cards,
         left=len(modes) - len(cards),
         steps=_comparison_steps(comparison, verdict, plan),
+        finding=" ".join(_finding(comparison, verdict)),
+        note=f"{_CONTROL} What was found before the repair: data/{comparison.audit}/report/report.html",
     )
+
+
+def _finding(comparison: Comparison, verdict: RepairVerdict) -> list[str]:
+    """Say whether aiming helped, what is noise, what failing means, and how far reviewers agreed."""
+    found = [*beside_control(comparison), *beside_noise(comparison)]
+    if comparison.ratings:
+        found.append(f"Failing here means {fails(comparison.ratings)}, as learnt from people's ratings.")
+    return [*found, *(part.statement for part in (verdict.agreement, verdict.ceiling) if part)]
 
 
 def _example_of_each(
     comparison: Comparison, plan: Plan, fixed: Sequence[PairedProbe], attributes: pd.DataFrame
 ) -> dict[str, PairedProbe]:
-    """Return one failure that the repair fixed for each mode that has any, another one for each if possible."""
+    """Return one failure that the repair fixed for each mode that has any, of another item for each if possible."""
     rows = [one for one in fixed if one.cell]
     if not rows:
         return {}
     cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])
-    shown, free = {}, np.ones(len(rows), dtype=bool)
+    shown, used = {}, set[str]()
     for mode in plan.modes:
-        inside = mode.cells.contains(comparison.space, cells, attributes)
-        if inside.any():
-            at = int((inside & free if (inside & free).any() else inside).argmax())
-            shown[mode.id], free[at] = rows[at], False
+        inside = np.flatnonzero(mode.cells.contains(comparison.space, cells, attributes))
+        if len(inside):
+            at = _clearest([rows[k] for k in inside], mode.cells, comparison.space, used)
+            shown[mode.id] = rows[inside[at]]
     return shown
+
+
+def _clearest(
+    examples: Sequence[Example | PairedProbe | None], region: Region, space: ConceptSpace, used: set[str]
+) -> int:
+    """Return which example of a region shows it best, and add its item to those used.
+
+    That is one of an item that is not shown yet, with as few other changes as possible.
+    """
+
+    def unclear(at: int) -> tuple[bool, int]:
+        if (one := examples[at]) is None:
+            return True, len(space)
+        return one.item in used, sum(name not in region.allowed for name, _ in changed_levels(space, one.cell))
+
+    best = min(range(len(examples)), key=unclear)
+    if (one := examples[best]) is not None:
+        used.add(one.item)
+    return best
 
 
 def _facts(about: About) -> list[tuple[str, str]]:
@@ -352,8 +393,7 @@ def _comparison_tiles(comparison: Comparison) -> list[Tile]:
             continue
         tile = _moved(entry, where)
         if entry.control and entry.control.after is not None:
-            text = f"{tile.text}; {_CONTROL}: {percent(entry.control.after)}"
-            tile = tile._replace(text=text)
+            tile = tile._replace(text=f"{tile.text}; control {percent(entry.control.after)}")
         if comparison.some_invalid:
             counted = comparison.differences[key.replace("failure_rate", "not_passing")]
             tile = tile._replace(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.pages.texts import FoldedText, Piece, excerpt, fold, folded, mark_changes
+from stages.pages.texts import FoldedText, MarkedText, Piece, excerpt, fold, folded, mark_changes
 from stages.records.tables import PairedProbe, ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
@@ -163,13 +163,14 @@ class Shrinker:
         answers = dict([*exhibit.answers.items()][-1:])
         if after:  # the caption contains the answer before, if it is short
             answers = ({"before the repair": after.before} if answers else {}) | {"after the repair": after.after}
-        pieces = mark_changes(exhibit.original or exhibit.text, exhibit.text).pieces if exhibit.text else []
+        marked = mark_changes(exhibit.original or exhibit.text, exhibit.text) if exhibit.text else MarkedText([])
         return ExhibitView(
             exhibit.caption,
             images=[self.image(image, label) for label, image in named if image is not None],
             prompt=exhibit.words,
             slots={slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot},
-            text=excerpt(pieces, EXCERPT) if pieces else None,
+            text=excerpt(marked.pieces, EXCERPT) if marked.pieces else None,
+            note=marked.note if exhibit.original else "",
             answers=[(question, excerpt([Piece("same", answer)], EXCERPT)) for question, answer in answers.items()],
         )
 

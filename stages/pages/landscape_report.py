@@ -20,18 +20,7 @@ from stages.pages.bias import HOW, landscape_bias
 from stages.pages.examples import NOTHING_KNOWN, ExampleSource, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
 from stages.pages.gallery import ExhibitView, Gallery, PicturedCell, Shrinker, show_sheets, strips
-from stages.pages.maps import (
-    heat_tables,
-    label_of,
-    marginal,
-    pair_of,
-    policy_map,
-    rate_maps,
-    rate_spaces,
-    shown_concepts,
-    top_rate,
-    views,
-)
+from stages.pages.maps import label_of, marginal, pair_of, policy_map, rate_maps, shown_concepts, top_rate, views
 from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
 from stages.pages.searches import search_view
 from stages.pages.sections import (
@@ -159,9 +148,9 @@ def write_landscape_report(
     more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
     shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
     source = ExampleSource(space, shrinker, unchanged, attributes)
-    sides, slices, robustness, invalid = {"": ""}, landscape.slices, landscape.robustness, landscape.invalid
+    slices, robustness, invalid = landscape.slices, landscape.robustness, landscape.invalid
     parts = {
-        "landscape": rate_maps(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
+        "landscape": rate_maps(cells, space, names, top, {"": ""}, {mode.id: mode.cells for mode in landscape.modes}),
         "corruptions": corruptions,
         "effects": _effects(landscape, top, proposed),
         "modes": landscape.modes,
@@ -186,8 +175,6 @@ def write_landscape_report(
         first=landscape_page(landscape, verdict, about, galleries, unchanged, shrinker),
         verdict=verdict,
         contents=contents_of(TITLES, parts | ends),
-        points=rate_spaces(cells, space, names, top, sides),
-        tables=heat_tables(cells, space, names),
         explorer=explore_modes(landscape.modes, galleries, source),
         again=landscape.modes_found_again,
         corruption_sentences=corruption_sentences(corruptions) if corruptions else [],
@@ -201,7 +188,6 @@ def write_landscape_report(
         estimator={key: value for key, value in landscape.estimator.to_json().items() if key not in _INNER},
         certain=float(cells["use"] @ cells["certain"]),
         proposed=proposed,
-        top=top,
         names=names,
         exact=landscape.exact,
         usage=landscape.usage is not None,
@@ -226,6 +212,7 @@ def write_landscape_report(
 def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> list[EffectPart]:
     """Return the curve of each concept: alone where most levels were probed so, else averaged over everything else."""
     parts, known = [], _known_alone(landscape)
+    highest = max((one.high or 0.0 for one in (landscape.alone if known else landscape.effects)), default=0.0)
     for concept in landscape.space.concepts:
         name = marked(concept.name, proposed)
         levels = [effect for effect in landscape.effects if effect.concept == concept.name]
@@ -238,8 +225,8 @@ def _effects(landscape: Landscape, top: float, proposed: Mapping[str, str]) -> l
             f"{concept.label(level.level)} {percent(level.rate)}" for level in shown
         )
         others = {items: _table(lines) for items, lines in some.items()}
-        figure = figures.effect_view(concept, _table(shown), top, others=others)
-        parts.append(EffectPart(name, Picture(alt, [("", figure)], 270, name), levels, alone, some))
+        figure = figures.effect_view(concept, _table(shown), top, highest, others)
+        parts.append(EffectPart(name, Picture(alt, figure, name), levels, alone, some))
     return parts
 
 
@@ -369,29 +356,15 @@ def _calibration(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame)
         f"estimated {percent(row.estimated)}, observed {percent(row.observed)} of {row.probes} probes"
         for row in bins.itertuples()
     )
-    return Picture(alt, [("", figures.calibration(bins))], 380, "Estimated against counted")
+    return Picture(alt, figures.calibration(bins), "Estimated against counted")
 
 
-def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[Picture]:
-    """Draw where the agent looks, and how much that depends on the item."""
+def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[list[Picture]]:
+    """Draw where the agent looks; how much that depends on the item is said by each tile."""
     if cells["policy_mean"].isna().all() or len(names) < 2:
         return []
-    tables = {view: marginal(cells, space, view) for view in views(names, 2)}
-    first = label_of(next(iter(tables)))
-
-    def picture(what: str, alt: str, title: str) -> Picture:
-        variants = [(label_of(view), policy_map(*pair_of(space, view), table, what)) for view, table in tables.items()]
-        return Picture(alt, variants, 400, title, selector="policy-view")
-
-    return [
-        picture(
-            "policy_mean",
-            f"Heat map of how often the policy probes each combination of {first}, relative to chance.",
-            "Mean over items",
-        ),
-        picture(
-            "policy_std",
-            f"Heat map of how much this differs between items, for each combination of {first}.",
-            "Standard deviation over items",
-        ),
-    ]
+    maps = []
+    for view in views(names, 2):
+        said = f"How often the policy probes each combination of {label_of(view)}, relative to chance."
+        maps.append([Picture(said, policy_map(*pair_of(space, view), marginal(cells, space, view)), label_of(view))])
+    return maps

@@ -1,7 +1,7 @@
-"""A self-contained page: templates, figures, and plotly itself embedded in the file.
+"""A self-contained page: templates, pictures, and one script, without which all of it can be read and printed.
 
 The page must open from file:// without a network, years from now, and must not run anything contained in a model's
-output. So its content security policy allows only two scripts, ours and plotly, by their hashes.
+output. So its content security policy allows only our script, by its hash.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from stages.concepts import ConceptSpace
 from stages.pages import words
-from stages.pages.figures import ink_on, shade
 from stages.pages.sentences import decided_by, gate_view, verdict_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,48 +29,16 @@ _FORMULA = r"^(?=[=+\-@\t\r])"  # cells that a spreadsheet would evaluate
 
 
 class Picture(NamedTuple):
-    """A figure of the page.
-
-    Args:
-        alt: a description for readers who cannot see it.
-        variants: (label, figure) for each choice of the selector; one without a selector.
-        height: in pixels.
-        title: printed above it; empty for none.
-        selector: name of the selector that switches it. Pictures with the same selector switch together.
-    """
+    """A chart: a description for readers who cannot see it, the drawing, its title, and what is said below it."""
 
     alt: str
-    variants: Sequence[tuple[str, go.Figure]]
-    height: int = 320
+    svg: Markup
     title: str = ""
-    selector: str = ""
-
-    @property
-    def json(self) -> Markup:
-        """Return the variants for a <script type="application/json">, escaped so that no text can end the element."""
-        figures = [json.loads(figure.to_json()) for _, figure in self.variants]
-        for figure in figures:
-            figure["layout"].pop("template", None)
-        return json_block(figures)
-
-
-def rate_style(rate: Any, top: float) -> str:
-    """Return CSS for a table cell coloured like the pictures."""
-    if not words.is_number(rate):
-        return ""
-    red, green, blue = colour = shade(float(rate), top)
-    return f"background:rgb({red},{green},{blue});color:{ink_on(colour)}"
+    said: str = ""
 
 
 def _source_hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") + "'"
-
-
-@cache
-def _plotly() -> tuple[str, str]:
-    """Return plotly.js as base64 of its gzip, and its hash; the same bytes on every run."""
-    source = get_plotlyjs()
-    return packed(source.encode()), _source_hash(source)
 
 
 @cache
@@ -106,7 +71,6 @@ def environment() -> Environment:
         "interval": words.interval,
         "points_interval": words.points_interval,
         "score_digits": words.score_digits,
-        "rate_style": rate_style,
         "is_number": words.is_number,
         "last_titles": LAST_TITLES,
         "glossary": {words.anchor(word): (word, meaning) for word, meaning in words.GLOSSARY.items()},
@@ -142,15 +106,13 @@ def _html_of(template: str, scripts: bool, context: Mapping[str, Any]) -> str:
     names = ("report.js", "explorer.js") if scripts else ()
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    library, plotly_hash = _plotly() if scripts else ("", "")
     return (
         environment()
         .get_template(template)
         .render(
             script=Markup(script),
             style=Markup(style),
-            plotly=Markup(library),
-            script_hashes=Markup(f"{_source_hash(script)} {plotly_hash}" if scripts else "'none'"),
+            script_hash=Markup(_source_hash(script) if scripts else "'none'"),
             **context,
         )
     )

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.pages import figures
-from stages.pages.figures import AFTER, AGENT, BEFORE, CONTROL, VALUE_COLOURS
+from stages.pages.figures import AFTER, AGENT, BEFORE, CONTROL, DASHED, VALUE_COLOURS, curves
 from stages.pages.page import Picture
 from stages.pages.words import is_number, number, percent
 from stages.records import Search, Searches
@@ -82,7 +81,7 @@ def _runs(
     colours: tuple[str, str] = (AGENT, CONTROL),
 ) -> list[SearchRun]:
     runs = []
-    for role, colour, dash in (("agent", colours[0], "solid"), ("control", colours[1], "dash")):
+    for role, colour, dash in (("agent", colours[0], ""), ("control", colours[1], DASHED)):
         rows = probes[probes["role"] == role] if {"role", "failed"} <= set(probes.columns) else probes.iloc[:0]
         known = search.roles.get(role)
         if not len(rows) and known is None:
@@ -111,8 +110,8 @@ def _view(sentences: list[str], runs: Sequence[SearchRun]) -> SearchView:
         ends = "; ".join(
             f"{r.title} {number(r.totals['failures'])} in {number(r.totals['probes'])} probes" for r in drawn
         )
-        figure = figures.curves([(run.title, run.colour, run.dash, run.curve) for run in drawn])
-        picture = Picture(f"Failures found against unique probes: {ends}.", [("", figure)], 360)
+        drawing = curves([(run.title, run.colour, run.dash, run.curve) for run in drawn])
+        picture = Picture(f"Failures found against unique probes: {ends}.", drawing)
     keys = dict.fromkeys(key for run in runs for key in run.totals)
     rows = [(_SAID.get(key, key), [_cell(key, run.totals.get(key)) for run in runs]) for key in keys]
     return SearchView(sentences, picture, [run.title for run in runs], rows)

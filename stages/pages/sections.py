@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from stages.concepts import Concept
 from stages.concepts.grids import UNCHANGED
 from stages.core.intervals import COUNTED
 from stages.landscape.corruptions import CorruptionErrors, TooFew
-from stages.pages import figures
-from stages.pages.figures import AFTER, BEFORE, GREY, rounded
+from stages.pages.figures import AFTER, BEFORE, DOTTED, GREY, Axis, Line, Point, chart, effect_view, numbers_axis
 from stages.pages.maps import rate_maps, top_rate
 from stages.pages.page import Picture
 from stages.pages.sentences import fails
@@ -23,7 +21,6 @@ from stages.ratings.apply import MOST_UNFOUNDED
 from stages.records import Comparison, Landscape, Robustness
 from stages.records.landscape import Mean, RatingsInForce, Within
 
-PEOPLE_VIEW = "people-view"  # the selector of the maps by people's ratings
 _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
 _METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
 
@@ -119,7 +116,7 @@ def steps_picture(within: Sequence[Within]) -> Picture | None:
     alt = "Share of items that fail within a number of steps: " + ", ".join(
         f"{entry.steps} {with_interval(entry)}" for entry in within
     )
-    return Picture(alt, [("", figures.effect_view(steps, rates, 1.0))], 330, "Items that fail within a number of steps")
+    return Picture(alt, effect_view(steps, rates, 1.0), "Items that fail within a number of steps")
 
 
 class RatingsView(NamedTuple):
@@ -127,7 +124,7 @@ class RatingsView(NamedTuple):
 
     ratings: RatingsInForce
     sentences: list[str]
-    maps: list[Picture]
+    maps: list[list[Picture]]
     picture: Picture
 
 
@@ -145,7 +142,7 @@ def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]
     both = cells.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
     top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
     sides = {"_people": "By people's ratings", "_automatic": "By the automatic measure"}
-    maps = rate_maps(both, space, names, top, sides, {}, PEOPLE_VIEW)
+    maps = rate_maps(both, space, names, top, sides, {})
     return RatingsView(ratings, _about_ratings(ratings), maps, _ratings_picture(ratings))
 
 
@@ -177,49 +174,26 @@ def _about_ratings(ratings: RatingsInForce) -> list[str]:
 
 def _ratings_picture(ratings: RatingsInForce) -> Picture:
     """Draw the ratings, the function learnt from them, and the thresholds of both measures."""
-    x, scored = zip(*ratings.points, strict=True)
-    knots, badness = np.array(ratings.x), np.array(ratings.y)
     quality = ratings.target == "quality"
-    expected = 10 - 9 * badness if quality else 1 + 9 * badness
-    bound = ratings.fails_below if quality else ratings.fails_above
+    expected = [10 - 9 * bad if quality else 1 + 9 * bad for bad in ratings.y]
+    bound = (ratings.fails_below if quality else ratings.fails_above) or 0.0
     threshold = ratings.automatic.threshold
-    # Count points that coincide, and draw them with an area in proportion.
-    points = pd.DataFrame({"x": rounded(x), "score": scored}).value_counts(sort=False).reset_index()
-    seen = go.Scatter(
-        x=points["x"].tolist(),
-        y=points["score"].tolist(),
-        mode="markers",
-        marker={"size": rounded(8 * np.sqrt(points["count"]), 1), "color": AFTER, "opacity": 0.6},
-        customdata=points["count"].tolist(),
-        hovertemplate="<b>rated %{y}</b><br>discrepancy %{x:.3f}<br>%{customdata} rating(s)<extra></extra>",
-    )
-    curve = go.Scatter(
-        x=rounded(knots),
-        y=rounded(expected),
-        mode="lines",
-        line={"color": BEFORE, "width": 2.5},
-        hovertemplate="<b>%{y:.1f} expected</b><br>discrepancy %{x:.3f}<extra></extra>",
-    )
-    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    x = numbers_axis("automatic discrepancy", [*ratings.x, threshold, *(at for at, _ in ratings.points)])
+    y = Axis("rating", 0.5, 10.5, [(score, str(score)) for score in range(1, 11)])
+    # Points that coincide are drawn as one with an area in proportion.
+    seen = [
+        Point(at, score, f"{counted(n, 'rating')} of {score} at a discrepancy of {number(at)}", radius=4 * n**0.5)
+        for (at, score), n in Counter((round(at, 4), score) for at, score in ratings.points).items()
+    ]
+    fails = f"fails {'below' if quality else 'above'} {bound:g}"
     lines = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": bound, "y1": bound, "line": dotted},
-        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": threshold, "x1": threshold, "line": dotted},
+        Line("ratings", AFTER, seen, None),
+        Line("expected", BEFORE, [Point(*at) for at in zip(ratings.x, expected, strict=True)], dots=False),
+        Line(fails, GREY, [Point(x.low, bound), Point(x.high, bound)], DOTTED, dots=False),
+        Line("automatic threshold", GREY, [Point(threshold, y.low), Point(threshold, y.high)], "8 3 2 3", dots=False),
     ]
-    label = f"fails {'below' if quality else 'above'} {bound:g}"
-    notes = [
-        {"xref": "paper", "x": 1, "xanchor": "right", "y": bound, "text": label},
-        {"yref": "paper", "y": 1, "yanchor": "bottom", "x": threshold, "text": "automatic threshold"},
-    ]
-    figure = figures.bare_figure(
-        [seen, curve],
-        xaxis={"title": {"text": "automatic discrepancy"}, "automargin": True},
-        yaxis={"title": {"text": "rating"}, "range": [0.5, 10.5], "automargin": True},
-        shapes=lines,
-        annotations=[{"showarrow": False, "yanchor": "bottom", **note} for note in notes],
-        margin={"l": 56, "r": 16, "t": 28, "b": 48},
-    )
     alt = (
-        f"Expected rating against the automatic discrepancy: {expected[0]:.1f} at {number(float(knots[0]))}, "
-        f"{expected[-1]:.1f} at {number(float(knots[-1]))}, learnt from {number(ratings.ratings)} ratings."
+        f"Expected rating against the automatic discrepancy: {expected[0]:.1f} at {number(ratings.x[0])}, "
+        f"{expected[-1]:.1f} at {number(ratings.x[-1])}, learnt from {number(ratings.ratings)} ratings."
     )
-    return Picture(alt, [("", figure)], 380, "From discrepancies to ratings")
+    return Picture(alt, chart(lines, x, y, height=220), "From discrepancies to ratings")

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -32,7 +32,7 @@ _MEANING = {  # keys of metrics that need explanation
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number, including those of numpy but not booleans."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -87,8 +87,7 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
             metrics={},
             style=Markup((page.TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
-            script_hashes=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),
-            plotly="",  # the page has no charts
+            script_hash=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),
         )
     )
 
