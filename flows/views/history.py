@@ -265,7 +265,7 @@ def write_history_page(out: Path, histories: Sequence[History]) -> None:
 
 
 def _chart(histories: Sequence[History]) -> Markup:
-    from stages.pages.figures import VALUE_COLOURS, WIDE, Axis, Line, Point, chart, shares_axis
+    from stages.pages.figures import VALUE_COLOURS, WIDE, ChartAxis, Line, Point, chart, shares_axis
     from stages.pages.words import interval, percent
 
     def point(result: RevisionResult) -> Point:
@@ -283,5 +283,5 @@ def _chart(histories: Sequence[History]) -> Markup:
     dates = sorted({point.x for point in points})
     first, last = (dates[0], dates[-1]) if dates else (0.0, 0.0)
     ticks = [(at, f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}") for at in (first, (first + last) / 2, last)]
-    x = Axis("", first, last, ticks if first < last else ticks[:1])
+    x = ChartAxis("", first, last, ticks if first < last else ticks[:1])
     return chart(lines, x, shares_axis("failure rate", [point.high for point in points]), 2 * WIDE, 220)

@@ -95,7 +95,7 @@ DASHED, DOTTED = "7 4", "2 3"
 _LETTER = 7  # mean width of a letter, to make room for labels
 
 
-class Axis(NamedTuple):
+class ChartAxis(NamedTuple):
     """An axis from `low` to `high`, with labels at some values."""
 
     title: str
@@ -160,29 +160,29 @@ def legend(names: Sequence[tuple[str, str, str | None]], width: float) -> tuple[
     return parts, y + 8 if names else 6.0
 
 
-def shares_axis(title: str, values: Iterable[float | None], most: float = 1.0) -> Axis:
+def shares_axis(title: str, values: Iterable[float | None], most: float = 1.0) -> ChartAxis:
     """Return an axis of percentages from 0 to just above the largest value, which is at most `most`."""
     return numbers_axis(title, values, lambda value: f"{100 * value:g}%", most)
 
 
 def numbers_axis(
     title: str, values: Iterable[float | None], said: Callable[[float], str] = number, most: float = math.inf
-) -> Axis:
+) -> ChartAxis:
     """Return an axis from 0 to just above the largest value, with about five round numbers."""
     known = [value for value in values if is_number(value)]
     top = min(most, max(known, default=0.0)) or 1.0
     power = 10.0 ** math.floor(math.log10(top / 4))
     step = next(k * power for k in (1, 2, 5, 10) if top / (k * power) <= 5)
     ticks = [(k * step, said(round(k * step, 9))) for k in range(math.floor(top / step + 1e-9) + 1)]
-    return Axis(title, 0.0, top * 1.04, ticks)
+    return ChartAxis(title, 0.0, top * 1.04, ticks)
 
 
-def levels_axis(concept: Concept) -> Axis:
+def levels_axis(concept: Concept) -> ChartAxis:
     """Return an axis with the levels of a concept."""
-    return Axis(concept.name, -0.3, len(concept) - 0.7, [(i, concept.label(i)) for i in range(len(concept))])
+    return ChartAxis(concept.name, -0.3, len(concept) - 0.7, [(i, concept.label(i)) for i in range(len(concept))])
 
 
-def chart(lines: Sequence[Line], x: Axis, y: Axis, width: float = WIDE, height: float = 150) -> Markup:
+def chart(lines: Sequence[Line], x: ChartAxis, y: ChartAxis, width: float = WIDE, height: float = 150) -> Markup:
     """Draw lines of points over two axes; `height` is that of the area between them."""
     parts, top = legend([(line.name, line.colour, line.dash or "") for line in lines if line.name], width)
     left, right = (28 if y.title else 12) + room(text for _, text in y.ticks), width - 10
@@ -211,12 +211,12 @@ def chart(lines: Sequence[Line], x: Axis, y: Axis, width: float = WIDE, height: 
     return svg(width, total, parts)
 
 
-def _scale(axis: Axis, start: float, end: float) -> Callable[[float], float]:
+def _scale(axis: ChartAxis, start: float, end: float) -> Callable[[float], float]:
     span = (axis.high - axis.low) or 1.0
     return lambda value: start + (end - start) * (min(max(value, axis.low), axis.high) - axis.low) / span
 
 
-def _x_labels(axis: Axis, left: float, right: float, bottom: float) -> tuple[list[str], float]:
+def _x_labels(axis: ChartAxis, left: float, right: float, bottom: float) -> tuple[list[str], float]:
     """Return the labels below a chart, slanted if they need more room than there is, and where they end."""
     slanted = len(axis.ticks) > 1 and room(text for _, text in axis.ticks) + 4 > (right - left) / len(axis.ticks)
     labels = [short(text, 14 if slanted else 30) for _, text in axis.ticks]
@@ -232,8 +232,8 @@ def _x_labels(axis: Axis, left: float, right: float, bottom: float) -> tuple[lis
 
 
 def tiles(
-    row: Axis,
-    column: Axis,
+    row: ChartAxis,
+    column: ChartAxis,
     values: Sequence[Sequence[float]],
     said: Callable[[int, int], str],
     colours: tuple[Scale, float, float],

@@ -12,7 +12,7 @@ from stages.concepts import Concept
 from stages.concepts.grids import UNCHANGED
 from stages.core.intervals import COUNTED
 from stages.landscape.corruptions import CorruptionErrors, TooFew
-from stages.pages.figures import AFTER, BEFORE, DOTTED, GREY, Axis, Line, Point, chart, effect_view, numbers_axis
+from stages.pages.figures import AFTER, BEFORE, DOTTED, GREY, ChartAxis, Line, Point, chart, effect_view, numbers_axis
 from stages.pages.maps import rate_maps, top_rate
 from stages.pages.page import Picture
 from stages.pages.sentences import fails
@@ -141,7 +141,7 @@ def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]
         return None
     both = cells.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
     top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
-    sides = {"_people": "By people's ratings", "_automatic": "By the automatic measure"}
+    sides = {"_people": "by people's ratings", "_automatic": "by the automatic measure"}
     maps = rate_maps(both, space, names, top, sides, {})
     return RatingsView(ratings, _about_ratings(ratings), maps, _ratings_picture(ratings))
 
@@ -179,7 +179,7 @@ def _ratings_picture(ratings: RatingsInForce) -> Picture:
     bound = (ratings.fails_below if quality else ratings.fails_above) or 0.0
     threshold = ratings.automatic.threshold
     x = numbers_axis("automatic discrepancy", [*ratings.x, threshold, *(at for at, _ in ratings.points)])
-    y = Axis("rating", 0.5, 10.5, [(score, str(score)) for score in range(1, 11)])
+    y = ChartAxis("rating", 0.5, 10.5, [(score, str(score)) for score in range(1, 11)])
     # Points that coincide are drawn as one with an area in proportion.
     seen = [
         Point(at, score, f"{counted(n, 'rating')} of {score} at a discrepancy of {number(at)}", radius=4 * n**0.5)
