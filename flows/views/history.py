@@ -283,5 +283,6 @@ def _chart(histories: Sequence[History]) -> Markup:
     dates = sorted({point.x for point in points})
     first, last = (dates[0], dates[-1]) if dates else (0.0, 0.0)
     ticks = [(at, f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}") for at in (first, (first + last) / 2, last)]
-    x = ChartAxis("", first, last, ticks if first < last else ticks[:1])
+    edge = 0.06 * (last - first) or 1.0
+    x = ChartAxis("", first - edge, last + edge, ticks if first < last else ticks[:1])
     return chart(lines, x, shares_axis("failure rate", [point.high for point in points]), 2 * WIDE, 220)

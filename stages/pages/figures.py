@@ -217,11 +217,12 @@ def _scale(axis: ChartAxis, start: float, end: float) -> Callable[[float], float
 
 
 def _x_labels(axis: ChartAxis, left: float, right: float, bottom: float) -> tuple[list[str], float]:
-    """Return the labels below a chart, slanted if they need more room than there is, and where they end."""
-    slanted = len(axis.ticks) > 1 and room(text for _, text in axis.ticks) + 4 > (right - left) / len(axis.ticks)
-    labels = [short(text, 14 if slanted else 30) for _, text in axis.ticks]
+    """Return the labels below a chart, as many as there is room for, slanted if they are long, and where they end."""
+    ticks = axis.ticks[:: max(1, math.ceil(16 * len(axis.ticks) / (right - left)))]
+    slanted = len(ticks) > 1 and room(text for _, text in ticks) + 4 > (right - left) / len(ticks)
+    labels = [short(text, 14 if slanted else 30) for _, text in ticks]
     at, parts = _scale(axis, left, right), []
-    for (value, _), text in zip(axis.ticks, labels, strict=True):
+    for (value, _), text in zip(ticks, labels, strict=True):
         x, y = at(value), bottom + 14
         turn = f' transform="rotate(-30 {x:.4g} {y:.4g})"' if slanted else ""
         parts.append(write(x, y, text, "end" if slanted else "middle", turn))
