@@ -6,6 +6,7 @@ concepts also import what they need from here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import warnings
@@ -58,7 +59,7 @@ from stages.concepts.usage import Usage
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.git import git
 from stages.core.intervals import Rate
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask, Task
 from stages.tasks.contract import (
     Exhibit,
     Items,
@@ -439,6 +440,40 @@ class Result:
             failed["item"] = failed["item"].astype(int)  # the item's row in the user's data
         shown = failed.rename(columns={"output": "answer"})[["item", *names, "expected", "answer", "discrepancy"]]
         return shown.reset_index(drop=True)
+
+    def probe(self, item: str, levels: Mapping[str, Level] | None = None, *, model: str = "before") -> ProbeBatch:
+        """Query the model again on one item.
+
+        Args:
+            item: its id.
+            levels: levels of concepts by name; those of other concepts change nothing, or are the first.
+            model: "before", or "after" or "control" of a repair.
+
+        Raises:
+            UsageError: if there is no such item, level or model.
+        """
+        space = self.landscape.space
+        cell = dict(zip(space.names, space.start.tolist(), strict=True))
+        known = {concept.name: list(concept.levels) for concept in space.concepts}
+        for name, level in (levels or {}).items():
+            if level not in known.get(name, []):
+                raise UsageError(f"{name} {level!r} is not a level of {self.name}, found: {known}")
+            cell[name] = known[name].index(level)
+        with contextlib.chdir(self.records.path.resolve().parents[1] if self._made is None else Path.cwd()):
+            task = self._made[0] if self._made is not None else self._loaded(model)
+            if item not in set(task.items.table["id"]):
+                raise UsageError(f"{self.name} has no item {item!r}")
+            return task.probe([item], np.array([list(cell.values())]))
+
+    def _loaded(self, model: str) -> LoadedTask:
+        """Load the audit's task with one of its models, in its workspace."""
+        from stages.audit_run import AuditRun
+
+        run, repaired = AuditRun(self.name, "discover"), self.records.restructure.path.resolve() / "models"
+        folders = {"before": None, "after": repaired / "repaired", "control": repaired / "control"}
+        if model not in folders or ((folder := folders[model]) is not None and not folder.exists()):
+            raise UsageError(f"{self.name} has no model {model!r}, expected before, or after or control of its repair")
+        return run.judged_task(folder)
 
     @property
     def slices(self) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from stages.core.errors import Exit
 
-VERSIONS = dict.fromkeys(("audit", "compare", "error", "gate", "history", "plan", "status", "verify"), 1)
+VERSIONS = dict.fromkeys(("audit", "compare", "error", "gate", "history", "plan", "reproduce", "status", "verify"), 1)
 TEXT_ONLY = {"text only": True}  # the metadata of a dataclass field that is left out
 _KINDS = {Exit.GATE_FAILED: "failed", Exit.USAGE: "usage", 130: "stopped"}
 

@@ -151,6 +151,11 @@ def test_failures_are_wrong_answers_and_the_report_is_told_which_come_without_a_
     assert task.probe(ids, np.tile(cell, (12, 1))).failed.all()
     [shown] = task.exhibit(ids[1:2], cell[None])
     assert "a match of ^It is" in shown.caption and INJECTIONS["ignore"] in shown.text
+    known = task.probe(ids[1:2], cell[None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "query", lambda _: pytest.fail("the model was asked"))
+        task._answers = dict(list(task._answers.items())[:12])  # of `prepare` alone
+        assert task.recalled(ids[1:2], cell[None], known) == [shown]
     assert list(shown.answers.values())[1] == "BANANA" and INJECTIONS["ignore"] not in shown.original
 
 

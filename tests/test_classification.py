@@ -82,6 +82,15 @@ def test_answers_do_not_depend_on_the_batch(task):
     assert np.allclose(alone, together.discrepancy, atol=1e-5)
 
 
+def test_pictures_are_shown_with_known_answers_without_the_model(task):
+    ids = task.items.ids("discover")[:3]
+    cells = task.concepts.sample(3, np.random.default_rng(1))
+    shown, known = task.exhibit(ids, cells), task.probe(ids, cells)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "logits", lambda *_: pytest.fail("the model was asked"))
+        assert task.recalled(ids, cells, known) == shown
+
+
 def test_the_neutral_cell_is_the_clean_item(task):
     ids = task.items.ids("test")
     quality = task.clean_quality("test")

@@ -228,6 +228,11 @@ def test_an_abstention_is_not_valid_and_no_failure(inputs):
     assert task.not_valid.endswith("or got no verdict from the judge")
     [shown] = task.exhibit(["q0"], np.zeros((1, 1), dtype=int))
     assert shown.caption.endswith("the judge abstains: what there is to read is too long for it")
+    found = task.probe(["q0"], np.zeros((1, 1), dtype=int))
+    task.judge.verdicts = lambda _: pytest.fail("the judge was asked")
+    [recalled] = task.recalled(["q0"], np.zeros((1, 1), dtype=int), found)
+    del task.judge.verdicts
+    assert recalled.answers == shown.answers and "judge" not in recalled.caption
     assert task.decided() == {"unchanged": 4, "decided": 0, "abstained": 3}
     # An answer without a word needs no judge.
     task, turns = loaded(inputs, " ...", "acceptable", discrepancy={"measure": "judge"})

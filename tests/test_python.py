@@ -152,7 +152,11 @@ def test_any_function_of_any_items(kind):
     assert not unchanged["failed"].any()  # the model's own answers are expected
     if kind != "a torch module":
         assert 0 < result.probes["failed"].mean() < 1
-    assert all(e.image or e.text for e in result._made[0].exhibit(["0", "1"], np.zeros((2, len(concepts)), dtype=int)))
+    task, cells = result._made[0], np.zeros((2, len(concepts)), dtype=int)
+    shown, known = task.exhibit(["0", "1"], cells), task.probe(["0", "1"], cells)
+    assert all(e.image or e.text for e in shown)
+    task.model = None  # and so cannot be queried
+    assert task.recalled(["0", "1"], cells, known) == shown
 
 
 DARK = {"darkening": [0, 0.5]}

@@ -21,6 +21,7 @@ from flows.graph.digests import files_below, sha256
 from stages.core.errors import InfrastructureError
 from tests.bundles import bundle_of, edited, resealed
 from tests.finished import faded, finished_audits, inside
+from tests.test_json import told
 from tests.workspace import Workspace
 
 
@@ -137,8 +138,13 @@ def test_a_number_within_its_noise_agrees(workspace, bundle, result):
             rewrite(folder, "landscape.json", lambda it: it["overall"].update(value=it["overall"]["value"] + 0.01))
 
     result(slightly)
-    assert faded(workspace, "reproduce", bundle)[0] == 0
+    code, document, _ = told(workspace, "reproduce", bundle)
+    assert code == 0 and Path(document["statement"]) == beside(bundle)
     found = stated(bundle)["predicate"]
+    assert found == document["reproduction"] and document["results"] is None
+    [one] = document["deviations"]
+    assert one["where"] == "summarize/landscape.json.overall.value" and not one["beyond"]
+    assert one["theirs"] - one["ours"] == pytest.approx(0.01) and one["noise"] > 0.01
     assert found["agrees"] and found["within_noise"] == 1 and found["equal"] == found["judged"] - 1
 
 

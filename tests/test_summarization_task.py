@@ -154,6 +154,10 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
     assert np.array_equal(neutral.failed, task.fails_unchanged())  # the same as probing each
     (shown,) = task.exhibit(ids[:1], cell(task))
     assert "a failure above 0.50; name not supported: " in shown.caption
+    known = task.probe(ids[:1], cell(task))
+    task.query = lambda _: pytest.fail("the model was asked")
+    task._answers.clear()
+    assert task.recalled(ids[:1], cell(task), known) == [shown]
     relative = lead(model)
     assert relative.fails_unchanged().size == 0
     assert not relative.probe(ids, np.repeat(cell(relative), len(ids), axis=0)).failed.any()

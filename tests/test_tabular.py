@@ -57,6 +57,15 @@ def test_an_answer_depends_on_its_probe_alone(task):
     assert (again.discrepancy != together.discrepancy).any()  # another draw of the noise
 
 
+def test_rows_are_shown_with_known_answers_without_the_model(task):
+    ids = task.items.ids("discover")[:3]
+    cells = task.concepts.sample(3, np.random.default_rng(1))
+    shown, known = task.exhibit(ids, cells), task.probe(ids, cells)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "model", None)
+        assert task.recalled(ids, cells, known) == shown
+
+
 def test_the_neutral_cell_leaves_rows_as_they_are_and_strong_levels_make_it_fail(task):
     ids = task.items.ids("discover")
     at, rows = task.changed(ids, np.tile(task.concepts.neutral, (len(ids), 1)))

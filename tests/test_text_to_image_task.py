@@ -248,6 +248,15 @@ def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
     assert Image.open(io.BytesIO(shown.drawn)).size[1] == 16
 
 
+def test_an_exhibit_that_is_recalled_draws_nothing(task, monkeypatch):
+    item, cell = task.items.ids("discover")[0], np.array([[1, 2]])
+    shown, known = task.exhibit([item], cell)[0], task.probe([item], cell)
+    for name in ("look", "show"):
+        monkeypatch.setattr(task.studio, name, lambda *_: pytest.fail("the model was asked"))
+    [recalled] = task.recalled([item], cell, known)
+    assert (recalled.words, recalled.drawn, recalled.caption) == (shown.words, None, known.outputs[0])
+
+
 # Errors in the settings
 
 

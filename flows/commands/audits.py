@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import webbrowser
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands import All, Audit, Audits, Json, Preset, app, console, open_workspace, say, tell, working
+
+if TYPE_CHECKING:
+    from stages.params import Params
 
 
 @app.command(
@@ -133,7 +138,7 @@ def history(
 
 @app.command(
     epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
-    "   [cyan]faded report mnist --pdf mnist.pdf[/]",
+    "   [cyan]faded report mnist --pdf mnist.pdf[/]   [cyan]faded report mnist --browse[/]",
 )
 def report(
     audit: Audit = None,
@@ -146,10 +151,17 @@ def report(
         Path | None,
         typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
     ] = None,
+    browse: Annotated[
+        bool, typer.Option("--browse", help="Page through every probe instead, on a local server, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Open the report of an audit, and say what changed since the result before.
 
     Its first page says so, too, if there is one: that page is a copy in .faded/reports.
+
+    With --browse: what the model was given in each probe of the audit's searches, before and after a repair, what was
+    expected, and what it answered; to be filtered and sorted. It queries no model, and opens from a link that works
+    once.
     """
     from flows.results import read_verdict
     from flows.views.history import read_history, since, with_since
@@ -157,6 +169,9 @@ def report(
     from stages.records import audit_folder
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
+    if browse:
+        _browse(params, name, open_)
+        return
     path = read_verdict(params, name).report
     if path is None:
         raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
@@ -174,6 +189,20 @@ def report(
     console.print(str(path.resolve()), soft_wrap=True, highlight=False)
     if open_ and pdf is None:
         webbrowser.open(path.resolve().as_uri())
+
+
+def _browse(params: Params, name: str, open_: bool) -> None:
+    """Serve the pages of probes until Ctrl-C."""
+    with working("reading the probes, and loading what changes their inputs"):
+        from flows.people.browse import ShownProbes, serve_probes
+        from flows.people.review.links import write_way_in
+
+        shown = ShownProbes.read(params, name)
+    with contextlib.suppress(KeyboardInterrupt), serve_probes(shown) as link:
+        say(f"open this link, it works once: {link}", "Ctrl-C ends it")
+        if open_:
+            webbrowser.open(write_way_in(name, link).as_uri())
+        threading.Event().wait()
 
 
 @app.command(

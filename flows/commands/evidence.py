@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,7 @@ def verify(
 def reproduce(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     sign: SigningKey = None,
+    json: Json = False,
 ) -> None:
     """Run the audit of a bundle again in this workspace, compare every number, and sign what came out.
 
@@ -143,11 +145,10 @@ def reproduce(
         )
     enter_workspace()
     with exclusive():
-        found, likeness, kept = reproduce_bundle(path, say)
-    written = add_statements(path, [reproduction_statement(read_bundle(path), found)], key)
-    show_reproduction(console, found, likeness)
-    say(f"signed statement: {written}", *([f"the new results: {kept.absolute()}"] if kept else []))
-    if not found.agrees:
+        found = reproduce_bundle(path, say)
+    statement = add_statements(path, [reproduction_statement(read_bundle(path), found.reproduction)], key)
+    tell("reproduce", replace(found, statement=statement), show_reproduction)
+    if not found.reproduction.agrees:
         raise typer.Exit(1)
 
 

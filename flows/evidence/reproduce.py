@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,26 @@ _MOST_NAMED = 50  # deviations in the statement
 _MACHINE = ("platform", "python", "device", "backend", "dtype", "versions", "plugins", "git")
 
 
-def reproduce_bundle(path: Path, say: Callable[[str], None]) -> tuple[Reproduction, Likeness, Path | None]:
+@dataclass(frozen=True)
+class Reproduced:
+    """A bundle's audit, run again.
+
+    Args:
+        bundle: its file.
+        reproduction: what is signed.
+        deviations: the numbers and verdicts that are not the same.
+        results: the folder of the new results if they do not agree.
+        statement: the file with the signed statement, once there is one.
+    """
+
+    bundle: Path
+    reproduction: Reproduction
+    deviations: Sequence[Deviation]
+    results: Path | None
+    statement: Path | None = None
+
+
+def reproduce_bundle(path: Path, say: Callable[[str], None]) -> Reproduced:
     """Run a bundle's audit again, and compare the results with the bundle's.
 
     The current folder is the workspace. A killed run resumes after the last stage that it finished.
@@ -49,9 +69,6 @@ def reproduce_bundle(path: Path, say: Callable[[str], None]) -> tuple[Reproducti
     Args:
         path: the bundle.
         say: called with each line of what the stages print.
-
-    Returns:
-        The predicate to sign, how the numbers compare, and the folder of the new results if they do not agree.
 
     Raises:
         UsageError: if the bundle does not hold, or code or inputs here are not those it names.
@@ -73,7 +90,7 @@ def reproduce_bundle(path: Path, say: Callable[[str], None]) -> tuple[Reproducti
     found = _predicate(bundle, ran, likeness, scratch)
     if found.agrees:
         shutil.rmtree(scratch)
-    return found, likeness, None if found.agrees else home
+    return Reproduced(path, found, likeness.deviations, None if found.agrees else home)
 
 
 def _check_inputs(bundle: Bundle) -> None:

@@ -16,9 +16,8 @@ from stages.core.errors import escape_controls
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
-    from flows.evidence.beside import Reproduction
     from flows.evidence.gate import GateResult
-    from flows.evidence.numbers import Likeness
+    from flows.evidence.reproduce import Reproduced
 
 UNDECIDED = "no decision needed: it ends with its landscape"
 
@@ -69,18 +68,21 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(f"{summary}{rest}", highlight=False, soft_wrap=True)
 
 
-def show_reproduction(console: Console, found: Reproduction, likeness: Likeness) -> None:
+def show_reproduction(console: Console, found: Reproduced) -> None:
     """Print every number that is not the same, and how the whole compares."""
-    if likeness.deviations:
+    if found.deviations:
         table = new_table(
             "number", "bundle", "here", "may differ by", "agrees", right=("bundle", "here", "may differ by")
         )
-        for one in sorted(likeness.deviations, key=lambda one: not one.beyond)[:_MOST_ROWS]:
+        for one in sorted(found.deviations, key=lambda one: not one.beyond)[:_MOST_ROWS]:
             ours, theirs, noise = (_number(x) for x in (one.ours, one.theirs, one.noise))
             table.add_row(_shown(one.where), ours, theirs, noise, "[red]NO[/]" if one.beyond else "[green]yes[/]")
         console.print(table)
-    word = "[bold green]agrees[/]" if found.agrees else "[bold red]differs by more than noise explains[/]"
-    console.print(f"{word}: {_shown(found.summary)}", highlight=False, soft_wrap=True)
+    word = "[bold green]agrees[/]" if found.reproduction.agrees else "[bold red]differs by more than noise explains[/]"
+    console.print(f"{word}: {_shown(found.reproduction.summary)}", highlight=False, soft_wrap=True)
+    for what, path in (("signed statement", found.statement), ("the new results", found.results)):
+        if path is not None:
+            console.print(f"{what}: {path.absolute()}", markup=False, highlight=False, soft_wrap=True)
 
 
 _MOST_ROWS = 40

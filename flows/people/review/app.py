@@ -39,11 +39,12 @@ class Refused(Exception):
         self.status, self.title, self.sentences, self.more = status, title, sentences, more
 
 
-def make_app(served: Served) -> FastAPI:
-    """The application that serves the review pages."""
-    app = FastAPI(title="Faded review", docs_url=None, redoc_url=None, openapi_url=None)
+def make_app(served: Served, pages: APIRouter | None = None) -> FastAPI:
+    """The application that serves pages to browsers with a link: the review pages unless others are given."""
+    app = FastAPI(title="Faded", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = served
-    app.include_router(router)
+    app.include_router(assets)
+    app.include_router(pages or router)
     app.middleware("http")(_guard)
     handlers: dict[type[Exception], Any] = {Refused: _refused, HTTPException: _not_there, FadedError: _failed}
     for error, handler in handlers.items():
@@ -60,9 +61,9 @@ async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response
     if ours or (here and request.scope["path"] == "/links"):
         response = await go_on(request)
     elif here:
-        response = _refused(request, _needs_link(421, "AUDIT"))
+        response = _refused(request, _needs_link(served, 421, "AUDIT"))
     else:
-        response = message(421, "Not here", ["The review page is not served at this address."])
+        response = message(421, "Not here", ["These pages are not served at this address."])
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
@@ -72,19 +73,20 @@ def _served(request: Request) -> Served:
     return cast(Served, request.app.state.served)
 
 
-def _signed_in(request: Request) -> Session:
+def signed_in(request: Request) -> Session:
+    """The session of the browser that asks, if it may see what it asks for."""
     audit, session = request.path_params.get("audit"), _served(request).session(request)
     if session is not None and (audit is None or audit in session.audits):
         return session
-    raise _needs_link(403, audit or "AUDIT")
+    raise _needs_link(_served(request), 403, audit or "AUDIT")
 
 
-def _needs_link(status: int, audit: str) -> Refused:
+def _needs_link(served: Served, status: int, audit: str) -> Refused:
     return Refused(
         status,
         "This page needs its link",
-        "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
-        f"Ask for one in the workspace, and open it as it is printed: faded review {audit} --link",
+        "It is opened by a link that works once, so that nobody else on this machine reads or decides in your name.",
+        f"Ask for one in the workspace, and open it as it is printed: {served.command.replace('AUDIT', audit)}",
     )
 
 
@@ -115,10 +117,10 @@ async def _body(request: Request) -> Fields:
         raise Refused(400, "Nothing was saved", *error.problems) from None
 
 
-SignedIn = Annotated[Session, Depends(_signed_in)]
+SignedIn = Annotated[Session, Depends(signed_in)]
 Audit = Annotated[str, Depends(_shown)]
 Filled = Annotated[Fields, Depends(_body)]
-router = APIRouter()
+router, assets = APIRouter(), APIRouter()
 
 
 @router.get("/")
@@ -141,15 +143,15 @@ def start(session: SignedIn) -> Response:
 def look(request: Request, audit: Audit, token: str | None = None, again: str = "") -> Response:
     """Show an audit's page, or redeem a token for it."""
     if token is not None:
-        return _enter(request, audit, token, again)
-    session = _signed_in(request)
+        return enter(request, audit, token, "?again=yes" if again == "yes" else "")
+    session = signed_in(request)
     session.seen.add(audit)
     params = load_params()
     expire(params, audit)
     return review_page(params, audit, session, revise=again == "yes")
 
 
-def _enter(request: Request, audit: str, token: str, again: str) -> Response:
+def enter(request: Request, audit: str, token: str, query: str = "") -> Response:
     """Exchange a one-time token for a session, so that the address in the browser's history is useless."""
     served = _served(request)
     # Keep an existing session, so that forms in other tabs stay valid.
@@ -159,9 +161,9 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
             403,
             "This link was already used",
             "Each link opens the page once, in one browser, within an hour.",
-            f"Ask for another one in the workspace: faded review {audit} --link",
+            f"Ask for another one in the workspace: {served.command.replace('AUDIT', audit)}",
         )
-    response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
+    response = RedirectResponse(served.path(audit) + query, 303)
     # Not strict, as the file or message with the link is from another site. Viewing changes nothing, and forms are
     # checked separately.
     encrypted = served.url.startswith("https:")
@@ -257,13 +259,13 @@ def read_report(audit: Audit, report: str, _session: SignedIn) -> Response:
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
 
-@router.get("/static/review.css")
+@assets.get("/static/review.css")
 def read_style() -> Response:
     """Send the style sheet."""
     return Response(style(), media_type="text/css")
 
 
-@router.get("/static/review.js")
+@assets.get("/static/review.js")
 def read_script() -> Response:
     """Send the script, which the page also works without."""
     return Response(script(), media_type="text/javascript")

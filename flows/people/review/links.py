@@ -49,14 +49,18 @@ class Served:
         cookie: name of the session's cookie; browsers share cookies between all ports of a host.
         report: called with each decision after its response was sent.
         behind_proxy: whether they are reached through a proxy, and only under its name.
+        path: the path of an audit's page.
+        command: the command that prints another link, with AUDIT for the audit's name.
     """
 
     audits: list[str]
     host: str
     url: str
     cookie: str
-    report: Callable[[DecisionOutcome], None]
+    report: Callable[[DecisionOutcome], None] = lambda _: None
     behind_proxy: bool = False
+    path: Callable[[str], str] = page_path
+    command: str = "faded review AUDIT --link"
     keys: Keys = field(default_factory=Keys)
 
     def link(self, audit: str, reviewer: str = "") -> str:
@@ -66,7 +70,7 @@ class Served:
         """
         if audit not in self.audits:
             self.audits.append(audit)
-        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
+        return f"{self.url}{self.path(audit)}?token={self.keys.make_token(audit, reviewer)}"
 
     def session(self, request: Request) -> Session | None:
         return self.keys.session(request.cookies.get(self.cookie))

@@ -10,9 +10,9 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import h11
@@ -83,23 +83,57 @@ def serve_review(
         UsageError: if it cannot listen on host and port.
         InfrastructureError: if the server does not start.
     """
+
+    def make(served: Served) -> ASGIApp:
+        from flows.people.review.app import make_app
+
+        return make_app(served)
+
+    outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
+    with serve_pages(make, audits, host, port, public, report=outcomes.put, prepared=prepared) as (url, served):
+        record = ServerRecord.of(os.getpid(), url, served.keys.secret)
+        try:
+            record.write(RECORD)
+            yield ReviewServer(url, served, outcomes)
+        finally:
+            record.remove(RECORD)
+
+
+@contextlib.contextmanager
+def serve_pages(
+    make: Callable[[Served], ASGIApp],
+    audits: Sequence[str],
+    host: str = HOST,
+    port: int | None = None,
+    public: str | None = None,
+    *,
+    prepared: bool = True,
+    **served_with: Any,
+) -> Iterator[tuple[str, Served]]:
+    """Serve pages of these audits in a background thread while the block runs; see `serve_review`.
+
+    Args:
+        make: makes their application, at the first request.
+        served_with: further fields of `Served`.
+
+    Yields:
+        Their address for other commands, and the state that their routes share.
+    """
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
         number = listeners[0].getsockname()[1]
         name = new_host() if is_loopback(host) else _reached(host)
-        url = f"http://{_local(host)}:{number}"
-        outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
         pages = f"http://{name}:{number}"
         if public is not None:
             name, pages = urlsplit(public).hostname or "", public
         cookie = f"faded-review-{number}"
-        served = Served(list(audits), name, pages, cookie, outcomes.put, behind_proxy=public is not None)
+        served = Served(list(audits), name, pages, cookie, behind_proxy=public is not None, **served_with)
         if prepared:
             from flows.people.review.app import prepare
 
             prepare()
         config = uvicorn.Config(
-            _Later(served),
+            _Later(make, served),
             http=Impatient,
             backlog=100,
             access_log=False,  # it would contain tokens
@@ -111,15 +145,12 @@ def serve_review(
             timeout_graceful_shutdown=5,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="review", daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="pages", daemon=True)
         thread.start()
-        record = ServerRecord.of(os.getpid(), url, served.keys.secret)
         try:
             _wait(server, thread)
-            record.write(RECORD)
-            yield ReviewServer(url, served, outcomes)
+            yield f"http://{_local(host)}:{number}", served
         finally:
-            record.remove(RECORD)
             server.should_exit = True
             thread.join(10)
 
@@ -173,17 +204,15 @@ class Impatient(H11Protocol):
 class _Later:
     """The application of the pages, imported at the first request so that it takes no memory until then."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, make: Callable[[Served], ASGIApp], served: Served) -> None:
+        self._make, self._served = make, served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     @cached_property
     def _app(self) -> ASGIApp:
-        from flows.people.review.app import make_app
-
-        return make_app(self._served)
+        return self._make(self._served)
 
 
 def _listen(host: str, port: int | None) -> list[socket.socket]:

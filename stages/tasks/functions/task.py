@@ -148,15 +148,14 @@ class FunctionTask(Task):
         self.doubts = doubts(self.judge, self.threshold, answers, labels, self._unchanged)
         return self.doubts
 
-    def _asked(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
-        """Return rows, changed items and the model's answers to them."""
+    def _changed(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Return rows, and changed items."""
         rows = np.array([self._rows[item] for item in item_ids], dtype=np.int64)
-        batch = self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
-        return rows, batch, call_model(self.model, batch)
+        return rows, self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        rows, _, answers = self._asked(item_ids, cells)
-        discrepancy, outputs = self.judge(answers, self._labels(rows))
+        rows, batch = self._changed(item_ids, cells)
+        discrepancy, outputs = self.judge(call_model(self.model, batch), self._labels(rows))
         return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
 
     def _labels(self, rows: np.ndarray) -> list[str]:
@@ -180,8 +179,8 @@ class FunctionTask(Task):
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         if not len(item_ids):
             return []
-        rows, batch, answers = self._asked(item_ids, cells)
-        outputs = self.judge(answers, self._labels(rows))[1]
+        rows, batch = self._changed(item_ids, cells)
+        outputs = self.probe(item_ids, cells).outputs
         changed = batch.to_numpy() if isinstance(batch, pd.DataFrame) else batch
         return [
             self.given.exhibit(row, item, f"expected {label[:LONGEST]} → answered {output}")

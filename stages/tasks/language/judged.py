@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import torch
 
 from stages.tasks.account import Expected
 from stages.tasks.base import Task
-from stages.tasks.contract import Items, ProbeBatch, TaskContext
+from stages.tasks.contract import Exhibit, Items, ProbeBatch, TaskContext
 from stages.tasks.judging.calibration import JudgeCalibration
 from stages.tasks.judging.verdicts import ABSTAINED, AnswerToJudge, Judge, JudgeVerdict, Parts, within
 from stages.tasks.language.encoders import Embedder, EmbedderSource
@@ -149,6 +150,12 @@ class JudgedTexts(Task):
         _, trials = self._trials(rows, outputs)
         said = dict(zip(trials, self.judge.verdicts(list(trials.values())), strict=True)) if self.judge else {}
         return [said.get(n) for n in range(len(rows))]
+
+    def recalled(self, item_ids: Sequence[str], cells: np.ndarray, answers: ProbeBatch) -> list[Exhibit]:
+        """See Task: without the words of the judge, which are not kept."""
+        task = copy.copy(self)
+        task.judge = None
+        return Task.recalled(task, item_ids, cells, answers)
 
     # Preparation
 

@@ -331,6 +331,13 @@ class PainterProbes(Task):
             shown.append(Exhibit(caption, drawn=drawn, words=words))
         return shown
 
+    def recalled(self, item_ids: Sequence[str], cells: np.ndarray, answers: ProbeBatch) -> list[Exhibit]:
+        """See Task: the prompt alone, as pictures are not kept."""
+        return [
+            Exhibit(output, words=pieces(self._templates[self._rows[item]], self.words(cell)))
+            for item, cell, output in zip(item_ids, np.asarray(cells), answers.outputs, strict=True)
+        ]
+
     # Further measures
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
