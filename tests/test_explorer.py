@@ -211,7 +211,7 @@ class TestInABrowser:
         assert tip.is_visible()
         shown.keyboard.press("Escape")
         assert not tip.is_visible()
-        assert shown.locator(f"#{word.get_attribute('aria-describedby')}").inner_text() == GLOSSARY["grid"]
+        assert shown.locator(f"#{word.get_attribute('aria-describedby')}").text_content() == GLOSSARY["grid"]
         shown.close()
 
 
