@@ -34,7 +34,7 @@ test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
 	@$(BIN)/python -m pytest -m "not slow and not nightly" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
-	@$(BIN)/python -m pytest -m "slow and not nightly" --numprocesses $(JOBS) --dist load
+	@$(BIN)/python -m pytest -m "slow and not nightly" --numprocesses $(JOBS) --dist worksteal
 
 test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each, and a fault at every write (hours)
 	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m "hypothesis or nightly" --numprocesses $(JOBS) --dist load

@@ -16,8 +16,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import psutil
-import yaml
+from dvc.cli import main as dvc_main
 
+from flows.graph.lock import read_lock
 from tests.servers import free_port
 from tests.workspace import Workspace
 
@@ -42,8 +43,10 @@ def run(workspace: Workspace, *command: str) -> str:
     return done.stdout
 
 
-def dvc(workspace: Workspace, *arguments: str) -> str:
-    return run(workspace, sys.executable, "-m", "dvc", *arguments)
+def dvc(workspace: Workspace, *arguments: str) -> None:
+    """Run `dvc ARGUMENTS...` in this process."""
+    with contextlib.chdir(workspace.path):
+        assert dvc_main(list(arguments)) == 0
 
 
 def clone(workspace: Workspace, path: Path) -> Workspace:
@@ -53,7 +56,7 @@ def clone(workspace: Workspace, path: Path) -> Workspace:
 
 
 def lock(workspace: Workspace) -> dict[str, Any]:
-    return yaml.safe_load((workspace.path / "dvc.lock").read_text())["stages"]
+    return read_lock((workspace.path / "dvc.lock").read_bytes())
 
 
 def s3_remote(workspace: Workspace, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from tests.shared import once, open_shared, prefect_home
 from tests.workspace import Workspace, make_workspace, packed
 
 open_shared()
+gc.disable()  # while modules are imported: their million objects live to the end, and looking at them takes seconds
 # The tests start hundreds of processes, each of which would compile all of Faded again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -46,6 +48,12 @@ CHROMIUM_ARGS = [
     "--disable-component-update", "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
 ]  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ def open_shared() -> None:
 
 def once(name: str, make: Callable[[Path], object]) -> Path:
     """The path that `make` wrote at the first call; copy it, never change it."""
+    open_shared()  # for benchmarks, which have no conftest.py
     path, part = Path(os.environ[_HOME], name), Path(os.environ[_HOME], f"{name}.part")
     with Path(os.environ[_HOME], f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -242,6 +242,7 @@ def test_trainings_differ_in_seed_and_steps(place):
     assert len(set(weights)) == len(weights), "each is another model"
 
 
+@pytest.mark.slow
 def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as_used(place, monkeypatch):
     looks, asked = Looks([np.array([[2, 1, 0]])] * 150), set()
 

@@ -353,6 +353,7 @@ def told_time(path: Path) -> str:
     return str(payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"])
 
 
+@pytest.mark.slow
 def test_bundles_are_signed_by_a_key_of_the_user_made_at_first_use(workspace, tmp_path, monkeypatch):
     own, home = workspace.copy(tmp_path / "ws"), tmp_path / "keys"
     monkeypatch.setenv("FADED_KEYS", str(home))

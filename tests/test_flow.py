@@ -183,6 +183,7 @@ def test_changed_code_reruns_what_depends_on_it_and_changed_back_all_is_restored
     assert "restored" in told
 
 
+@pytest.mark.slow
 def test_bad_input_is_not_retried_and_an_audit_without_repairs_goes_on_to_its_landscape(tmp_path, audit_here):
     toys = make_workspace(tmp_path, {"tiny": audit_params(), "other": audit_params()}, {}, toys=True)
     run_toys(toys)

@@ -30,6 +30,7 @@ pytest_plugins = ("tests.own_repository",)
 # A whole run
 
 
+@pytest.mark.slow
 def test_a_model_and_pictures_become_an_audit_that_plan_accepts(repository):
     here = Workspace(repository)
     code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")

@@ -18,6 +18,7 @@ from dvc.repo import Repo
 
 from flows.graph.digests import CACHE, Hashes
 from flows.graph.intact import DamagedError, check_intact, check_recorded, find_damage, mend, stages_of
+from flows.graph.lock import read_lock
 from stages.core.errors import Exit, UsageError
 from tests.finished import dvc_commit, faded, finished_audits, inside, run_toys
 from tests.workspace import ROOT, STAGES, Workspace, make_workspace
@@ -64,7 +65,7 @@ def a_file(output: str) -> Path:
 
 def object_of(output: str, home: Path = Path(".dvc/cache")) -> Path:
     """The object of an output; for a folder, that of its list."""
-    stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"].values()
+    stages = read_lock(Path("dvc.lock").read_bytes()).values()
     [md5] = [out["md5"] for stage in stages for out in stage["outs"] if out["path"] == output]
     return home / "files/md5" / md5[:2] / md5[2:]
 
@@ -143,13 +144,13 @@ def find_object(file: Path, remote: Path) -> Path:
 
 
 def of_a_remote() -> Iterator[Any]:
-    """The objects of a remote: the weights, the probes, and the others marked nightly."""
+    """The objects of a remote, except the weights and the probes marked nightly."""
     for output in OUTPUTS:
         if not output.endswith(IN_GIT):
-            mark = {WEIGHTS: (), PROBES: pytest.mark.slow}.get(output, pytest.mark.nightly)
-            yield pytest.param(output, marks=mark)
+            yield pytest.param(output, marks=() if output in (WEIGHTS, PROBES) else pytest.mark.nightly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", of_a_remote())
 def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, output):
     copy, file = pulled(workspace, tmp_path, output)

@@ -137,6 +137,7 @@ def test_a_name_does_not_control_a_terminal():
     assert printed.isascii() and "\x1b" not in printed
 
 
+@pytest.mark.slow
 def test_the_first_result_is_judged_by_its_own_gates(workspace, tmp_path):
     fresh = workspace.copy(tmp_path / "ws")
     fresh.run(["git", "checkout", "--quiet", "--orphan", "new"])

@@ -14,6 +14,8 @@ import pytest
 from tests.finished import faded
 from tests.workspace import Workspace, audit_params, make_workspace
 
+pytestmark = pytest.mark.slow
+
 RESULTS = (
     "tiny/discover/probes.parquet",
     "tiny/discover/robustness.parquet",
@@ -77,7 +79,6 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     assert toys.executed().count("prepare@tiny") == 1  # finished stages are not run again
 
 
-@pytest.mark.slow
 def test_status_and_plan_of_a_stage_that_runs_now(toys):
     toys.toy(prepare__tiny={"until": "go"})
     process = subprocess.Popen(["dvc", "repro", "--quiet", "prepare@tiny"], cwd=toys.path, env=toys.env)
@@ -92,7 +93,6 @@ def test_status_and_plan_of_a_stage_that_runs_now(toys):
     assert process.wait(timeout=300) == 0
 
 
-@pytest.mark.slow
 def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     params = toys.params()
     toys.write_params({**params, "repairs": {}})
@@ -106,10 +106,7 @@ def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     assert toys.executed().count("prepare@tiny") == 2
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGTERM, 3))],
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
 def test_a_signal_ends_the_stage_and_its_server_and_is_told_in_a_line(toys, number, code):
     toys.toy(prepare__tiny={"sleep": 600})
     process = toys.start("audit")
@@ -125,7 +122,6 @@ def test_a_signal_ends_the_stage_and_its_server_and_is_told_in_a_line(toys, numb
     assert list((toys.path / ".faded/run").iterdir()) == [] and (toys.path / ".faded/prefect/prefect.db").exists()
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server):
     audit = audit_params()
     audit["prepare"]["delay"] = SLOW

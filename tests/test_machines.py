@@ -311,6 +311,7 @@ def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made
     assert [there.read_bytes() for there, _ in swapped] == [good for _, good in swapped], "pushed anew"
 
 
+@pytest.mark.slow
 def test_what_the_stage_says_of_its_input_comes_back_as_itself(origin, tmp_path):
     driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
     driver.edit_params({"audits.tiny.seed": 99})  # not computed anywhere

@@ -198,6 +198,7 @@ def test_no_mode_fails_less_than_the_average():
     assert modes[0].rate.n == 30, "where two are measured, they share"
 
 
+@pytest.mark.slow
 def test_where_all_cells_are_alike_hardly_any_run_confirms_a_mode():
     """Noise alone makes regions look bad, which fresh probes do not confirm: 5% of runs, by the test's own level."""
     rng = np.random.default_rng(0)

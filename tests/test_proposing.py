@@ -68,6 +68,7 @@ def record_of(workspace, audit="tiny"):
     return json.loads((workspace.path / ".faded/propose" / f"{audit}.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_has_an_effect_enters_marked_and_nothing_is_asked_twice(tmp_path):
     answers = "I would rather talk.", answer_of(USEFUL, USELESS, UNKNOWN, TAKEN, BEYOND, MALFORMED, TONE)
     with served(Scripted(*answers), whole=True) as model:

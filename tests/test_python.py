@@ -89,6 +89,7 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
     assert '<a href="report%20%281%29.html">' in result._repr_html_()
 
 
+@pytest.mark.slow
 def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
     concepts = {"noise": [0, 0.1, 0.3], "darkening": [0, 0.2, 0.4, 0.6], "corner": my_model.corner}
     result = faded.audit(my_model.bright, IMAGES, concepts=concepts, budget=100, explorer="local_search", name="mine")

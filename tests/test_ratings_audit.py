@@ -23,11 +23,12 @@ from stages import discover, prepare, report, summarize
 from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.core.files import read_json
-from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
+from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision, standing
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.fit import gather
-from tests.workspace import ROOT, audit_params, make_workspace, repair_params
+from tests.finished import faded, inside, run_stages
+from tests.workspace import ROOT, STAGES, audit_params, make_workspace, repair_params
 
 
 @pytest.fixture(scope="module")
@@ -233,30 +234,24 @@ def _edit(path: str, old: str, new: str) -> None:
 def test_the_commands_from_ratings_to_the_next_landscape(tmp_path):
     repair = repair_params(feedback={"policy": "wait"})
     workspace = make_workspace(tmp_path / "w", {"x": audit_params()}, {"x": repair})
-    assert "faded review x" in workspace.faded("audit", "x").stdout
+    run_stages(workspace, "x", STAGES[:4])
     summary = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
     examples = [
         {"id": e["id"], "rating": int(np.clip(round(strict(e["discrepancy"])), 1, 10))}
         for mode in summary["modes"]
         for e in mode["examples"]
     ]
-    script = (
-        "import json, sys; from stages.decisions import *; from stages.params import load_params\n"
-        "given = json.load(sys.stdin)\n"
-        "modes = [{'id': m['id'], 'action': 'repair', 'reason': 'seen'} for m in given['modes']]\n"
-        "decision = Decision(landscape=landscape_hash('x'), reviewer='Ada', approve=True, modes=modes,"
-        " examples=given['examples'])\n"
-        "record_decision(load_params(), 'x', decision, 'file')\n"
-    )
-    told = json.dumps({"modes": summary["modes"], "examples": examples})
-    done = workspace.run([sys.executable, "-c", script], stdin=told, PYTHONPATH=str(workspace.path))
-    assert done.returncode == 0, done.stdout
-    assert workspace.faded("audit", "x").returncode in (0, 1)
-    done = workspace.faded("ratings", "x", "--write")
-    assert done.returncode == 0, done.stdout
-    plan = workspace.faded("plan", "x").stdout
+    modes = [{"id": m["id"], "action": "repair", "reason": "seen"} for m in summary["modes"]]
+    with inside(workspace):
+        decision = Decision(landscape=landscape_hash("x"), reviewer="Ada", approve=True, modes=modes, examples=examples)
+        record_decision(load_params(), "x", decision, "file")
+        assert standing(load_params(), "x").complete
+    code, told = faded(workspace, "ratings", "x", "--write")
+    assert code == 0, told
+    _, plan = faded(workspace, "plan", "x")
     assert "discover" in plan and "summarize" in plan and "prepare" not in plan
-    done = workspace.faded("audit", "x")
-    assert "x waits for a decision on its landscape" in done.stdout
+    run_stages(workspace, "x", STAGES[1:4])
+    with inside(workspace):
+        assert not standing(load_params(), "x").complete  # another landscape waits for a decision of its own
     later = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
     assert later["overall"]["value"] < later["ratings"]["automatic"]["overall"]["value"]

@@ -265,6 +265,7 @@ def test_an_improvement_is_named(audit_dir):
     assert "policy" not in verdict and 'id="policy"' not in page, "random draws learn no policy"
 
 
+@pytest.mark.slow
 def test_a_failure_moved_elsewhere_is_named(audit_dir):
     verdict = repaired([ELSEWHERE])
     assert not verdict["passed"]

@@ -96,6 +96,7 @@ def test_an_audit_that_runs_again_gives_the_same_numbers_and_a_signed_statement(
     assert faded(workspace, "verify", bundle, FADED_KEYS=str(bundle.parent / "none"))[1].count("unknown signer") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_a_finished_one_starts_again(workspace, bundle, stages, monkeypatch):
     run = flows.evidence.reproduce._run
 

@@ -51,7 +51,7 @@ def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
     ]
 
 
-@pytest.fixture(scope="module", params=clusters(pytest.mark.slow))
+@pytest.fixture(scope="module", params=clusters())
 def place(request) -> Iterator[Runner]:
     """A cluster on this machine with two GPUs and slots for two stages without."""
     with pytest.MonkeyPatch.context() as patch:
@@ -100,6 +100,7 @@ def started(toys: Workspace) -> set[str]:
     return set(record.read_text().split() if record.exists() else [])
 
 
+@pytest.mark.slow
 def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, many):
     many.toy(**{f"prepare__{audit}": {"until": "go"} for audit in AUDITS})
     said: dict[str, list[str]] = {audit: [] for audit in AUDITS}
@@ -131,6 +132,7 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, ma
     assert all(any(together(span, other) for other in with_gpu) for span in recorded if not span["gpus"])
 
 
+@pytest.mark.slow
 def test_what_a_stage_says_of_its_input_comes_back_as_itself(place, toys):
     toys.toy(prepare__tiny={"exit": 2})
     read_graph(toys.path)  # as every run begins
@@ -138,6 +140,7 @@ def test_what_a_stage_says_of_its_input_comes_back_as_itself(place, toys):
         place.run(Job("prepare@tiny", 1, str(toys.path)), lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_workspace_the_worker_does_not_see_is_told(place, tmp_path):
     with pytest.raises(InfrastructureError, match="sees no workspace"):
         place.run(Job("prepare@tiny", 0, str(tmp_path)), lambda line: None)
@@ -153,6 +156,7 @@ def worker_of(stage: psutil.Process) -> psutil.Process:
     return above(stage)[-1].parent()
 
 
+@pytest.mark.slow
 def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place, toys):
     toys.toy(prepare__tiny={"sleep": 600})
     read_graph(toys.path)  # as every run begins
@@ -374,6 +378,7 @@ def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_goes_on_
     assert toys.executed().count("prepare@a") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_and_nobody_waits(place, toys):
     shutil.rmtree(toys.path / ".faded", ignore_errors=True)
     (toys.path / ".faded").touch()

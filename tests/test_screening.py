@@ -191,6 +191,7 @@ def workspace(tmp_path_factory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("screen") / "ws", {"tiny": audit}, {})
 
 
+@pytest.mark.slow
 def test_screen_prepares_and_measures_and_changes_nothing(workspace: Workspace) -> None:
     path = workspace.path / "params.yaml"
     before = path.read_text()

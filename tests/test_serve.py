@@ -299,7 +299,7 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
             running("-m stages.discover", here)
             below = psutil.Process(worker.pid).children(recursive=True)
             # Heartbeats keep it alive for longer than the silence that would count as death.
-            until(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
+            until(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=50), 150, log)
             crash_silent("faded", silence)
             assert state(cut_off).is_running()
             worker.kill()

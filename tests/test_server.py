@@ -125,6 +125,7 @@ def test_a_credential_is_the_users_own_or_new_and_is_shown_to_its_server_alone(s
     assert "PREFECT_API_AUTH_STRING" not in map(str, client_settings("http://127.0.0.1:4200/api"))
 
 
+@pytest.mark.slow
 def test_the_documented_commands_call_the_api(server, place):
     page = (ROOT / "docs/schedule.md").read_text()
     commands = page[page.index("    record=") : page.index("The worker runs only")].replace("prefect flow-run ls", "")
@@ -305,6 +306,7 @@ def test_an_audit_whose_server_is_killed_goes_on_with_another(toys):
     assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
 
 
+@pytest.mark.slow
 def test_nobody_else_gets_the_port_on_the_other_loopback_address_where_browsers_look_too(server):
     with socket.socket(socket.AF_INET6) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -143,6 +143,7 @@ def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
     assert len(result.probes.drop_duplicates(["item", "a", "b"])) == 63 == len(result.probes)
 
 
+@pytest.mark.slow
 def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
     config = DiscoverConfig(explorer="ppo", budget=900, shards=2)
     task = make_task()

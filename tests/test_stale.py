@@ -92,6 +92,7 @@ class _Commented(ast.NodeTransformer):
         return node
 
 
+@pytest.mark.slow
 def test_what_changes_no_result_makes_nothing_stale(tree: Path) -> None:
     """Changed in all files at once: comments, lines, docstrings, annotations of arguments and error messages."""
     _, before = as_it_was(tree)

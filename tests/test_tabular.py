@@ -19,6 +19,7 @@ from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
 from tests.alone import load_alone
+from tests.finished import faded, run_stages
 from tests.workspace import Workspace
 
 CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missing": [0, 0.4]}
@@ -168,13 +169,12 @@ def repository(folder: Path) -> Workspace:
 @pytest.mark.slow
 def test_a_table_of_ones_own_is_audited_repaired_and_judged(tmp_path):
     here = repository(tmp_path / "mine")
-    told = here.faded("init", "--data", "patients.csv", "--budget", "300", "--yes")
-    assert told.returncode == 0, told.stdout
-    assert "569 rows in 2 classes: benign (357), malignant (212)" in told.stdout
-    assert "guessed: model: hist_gradient_boosting, target: diagnosis, name: patients, repair: yes" in told.stdout
+    code, told = faded(here, "init", "--data", "patients.csv", "--budget", "300", "--yes")
+    assert code == 0, told
+    assert "569 rows in 2 classes: benign (357), malignant (212)" in told
+    assert "guessed: model: hist_gradient_boosting, target: diagnosis, name: patients, repair: yes" in told
     audit = yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["patients"]
     assert audit["task"] == "tabular-classification"
-    audited = here.faded("audit", "patients")
-    assert audited.returncode in (0, 1), audited.stdout
-    assert (here.path / "data/patients/conclude/report.html").exists(), audited.stdout
+    run_stages(here, "patients")
+    assert (here.path / "data/patients/conclude/report.html").exists()
     assert "mean radius" in (here.path / "data/patients/report/report.html").read_text()

@@ -35,6 +35,7 @@ def test_changes_are_marked_word_by_word(original: str, changed: str, said: str)
     assert (marked.note, marked.beside) == ("", False)
 
 
+@pytest.mark.slow
 def test_a_report_of_many_long_texts_stays_small(tmp_path: Path) -> None:
     inputs = make_text_inputs()
     article = " ".join(ARTICLES * 20)

@@ -367,7 +367,7 @@ def test_pictures_get_more_like_the_better_ones():
     assert (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
 
 
-@pytest.mark.parametrize("training_for", [training_of, dpo_training])
+@pytest.mark.parametrize("training_for", [training_of, pytest.param(dpo_training, marks=pytest.mark.slow)])
 def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch, training_for):
     monkeypatch.setattr(AdapterTraining, "save_every", 2)
     whole, broken = training_for(tiny(), steps=5), training_for(tiny(), tmp_path / "unfinished.safetensors", steps=5)

@@ -7,7 +7,6 @@ the flow, in which the stages do not matter.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
@@ -16,16 +15,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import reduce
 from operator import getitem
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import yaml
+from dvc.repo import Repo
 
 from stages.records import audit_folder
-from tests.shared import spare_migrations
+from tests.shared import once, spare_migrations
 
 ROOT = Path(__file__).parents[1]
 FADED = str(Path(sys.executable).parent / "faded")
@@ -175,7 +174,7 @@ def make_workspace(
     """Make a workspace with these audits and repairs; by default one audit, "tiny", with its repair."""
     audits = {"tiny": audit_params()} if audits is None else audits
     repairs = {"tiny": repair_params()} if repairs is None else repairs
-    shutil.copytree(_empty_repository(), path, symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(once("empty", _init_repository), path, symlinks=True, dirs_exist_ok=True)
     # Including byte code, which records the time of its source: compiling costs seconds per workspace.
     for name in ("faded", "stages"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("*.pyc.*"))
@@ -206,20 +205,16 @@ def packed(workspace: Workspace) -> None:
     _run_all(workspace, ["git", "gc", "--quiet"])
 
 
-@cache
-def _empty_repository() -> Path:
-    """A git and DVC repository without a commit, made once for all workspaces of this process."""
-    workspace = Workspace(Path(mkdtemp(prefix="faded-tests-")))
-    atexit.register(shutil.rmtree, workspace.path, ignore_errors=True)
+def _init_repository(path: Path) -> None:
+    """Make a git and DVC repository without a commit."""
+    path.mkdir()
     _run_all(
-        workspace,
+        Workspace(path),
         ["git", "init", "--quiet", "--initial-branch=main"],
         ["git", "config", "user.name", "Ada Tester"],
         ["git", "config", "user.email", "ada@example.org"],
-        [sys.executable, "-m", "dvc", "init", "--quiet"],
-        [sys.executable, "-m", "dvc", "config", "core.analytics", "false"],
     )
-    return workspace.path
+    Repo.init(str(path)).close()
 
 
 def _run_all(workspace: Workspace, *commands: list[str]) -> None:
