@@ -1,58 +1,103 @@
-"""Memory of an idle `faded serve`, by process: `python -m benchmarks.serve_memory [--seconds 90]`.
+"""Memory of `faded serve` while it is idle, shows pages and runs audits: `python -m benchmarks.serve_memory AUDIT`.
 
-Measures PSS, which divides shared memory equally among the processes that share it, so the sum is what all of them
-use. Linux only. Run it where no other `faded serve` runs.
+Serves this workspace, opens the first page and the review page of an audit, starts the audit's deployment, and looks
+at all processes twice a second until the run ends. Measures PSS, which divides shared memory equally among the
+processes that share it, so the sum is what all of them use. What the audit's stages themselves take (DVC and what it
+starts) is left out. Linux only. Run it where no other `faded serve` runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
+import httpx
 import psutil
 
-_NAMES = ("flows.worker", "flows.server", "serve")  # parts of a command line that identify a process
+from flows.recur.runs import of_pool
+from flows.recur.schedule import read_entries, work_pool
+from flows.server import served_api, talking_to
+
+# Parts of a command line that identify a process, in this order; None for what is left out.
+_NAMES = {" dvc ": None, "stages.": None, "engine": "run", "flows.worker": "run", "flows.server": "server"}
 
 
-def memory(pid: int) -> dict[str, float]:
-    """Return the PSS of a process and all its descendants, in MB by name."""
-    found: dict[str, float] = {}
-    process = psutil.Process(pid)
-    for one in [process, *process.children(recursive=True)]:
-        command = " ".join(one.cmdline())
-        name = next((name for name in _NAMES if name in command), command)
-        found[name] = found.get(name, 0) + one.memory_full_info().pss / 1e6
+def memory(process: psutil.Process) -> Counter[str]:
+    """Return the PSS of a process and all its descendants but the stages of audits, in MB by name."""
+    command = " ".join(process.cmdline())
+    name = next((name for part, name in _NAMES.items() if part in command), "faded serve")
+    if name is None:
+        return Counter()
+    found = Counter({name: process.memory_full_info().pss / 1e6})
+    for one in process.children():
+        with contextlib.suppress(psutil.Error):
+            found += memory(one)
     return found
 
 
+def open_pages(audit: str) -> None:
+    """Open the first page and an audit's review page, as a browser would."""
+    command = [sys.executable, "-m", "flows.cli", "review", audit, "--link"]
+    link = httpx.URL(subprocess.check_output(command, text=True).split()[-1])
+    # Names under localhost are known to browsers, not to every system.
+    here = link.copy_with(host="127.0.0.1")
+    with httpx.Client(headers={"Host": link.netloc.decode()}, follow_redirects=True, timeout=120) as browser:
+        for path in (here, here.copy_with(path="/", query=None)):
+            browser.get(path).raise_for_status()
+
+
+def during_a_run(audit: str, process: psutil.Process) -> tuple[Counter[str], str]:
+    """Start an audit, and return the most that everything took until it ended, and how it ended."""
+    from prefect.client.orchestration import get_client
+
+    api, most = served_api(), Counter[str]()
+    assert api is not None
+    with talking_to(api), get_client(sync_client=True) as client:
+        [deployment] = [one for one in client.read_deployments(**of_pool(work_pool(read_entries()))) if one.name == audit]
+        run = client.create_flow_run_from_deployment(deployment.id)
+        while not (state := client.read_flow_run(run.id).state).is_final() and not state.is_paused():
+            most = max(most, memory(process), key=lambda found: sum(found.values()))
+            time.sleep(0.5)
+    return most, f"{state.name}: {state.message}"
+
+
 def main() -> None:
-    """Serve this workspace, wait, and print a table."""
+    """Serve this workspace, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=90, help="after it said that it runs")
-    seconds = parser.parse_args().seconds
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve"],
-        stdout=subprocess.PIPE,
-        text=True,
+    parser.add_argument("audit")
+    parser.add_argument("--seconds", type=float, default=60, help="before each look")
+    given = parser.parse_args()
+    served = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve"], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    )  # fmt: skip
+    process = psutil.Process(served.pid)
     try:
-        assert process.stdout is not None
-        if not any("Ctrl-C stops everything" in line for line in process.stdout):
-            raise SystemExit(f"faded serve ended with {process.wait()}")
-        time.sleep(seconds)
-        found = memory(process.pid)
+        assert served.stdout is not None
+        if not any("Ctrl-C stops everything" in line for line in served.stdout):
+            raise SystemExit(f"faded serve ended with {served.wait()}")
+        time.sleep(given.seconds)
+        found = {"idle": memory(process)}
+        open_pages(given.audit)
+        time.sleep(given.seconds)
+        found["pages opened"] = memory(process)
+        found["while a run works"], ended = during_a_run(given.audit, process)
+        time.sleep(given.seconds)
+        found["afterwards"] = memory(process)
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-    print("| process | MB |\n|---|---|")
-    for name, size in found.items():
-        print(f"| {name} | {size:.0f} |")
-    print(f"| together | {sum(found.values()):.0f} |")
+        served.send_signal(signal.SIGINT)
+        served.wait()
+    print(ended)
+    names = list(dict.fromkeys(name for sizes in found.values() for name in sizes))
+    print(f"| MB | {' | '.join(names)} | together |\n|---|{'---|' * (len(names) + 1)}")
+    for when, sizes in found.items():
+        print(f"| {when} | {' | '.join(f'{sizes[name]:.0f}' for name in names)} | {sum(sizes.values()):.0f} |")
 
 
 if __name__ == "__main__":

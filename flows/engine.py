@@ -9,8 +9,6 @@ import json
 import os
 import runpy
 
-import psutil
-
 from flows.processes import TOKEN
 from stages.core.environment import die_with_parent
 
@@ -19,11 +17,8 @@ ALLOWED = "FADED_PARAMETERS"  # environment variable with the parameters a flow 
 
 def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names."""
-    parent = os.getppid()
-    die_with_parent(parent)
-    # A worker that was killed while Python started is no longer our parent, and the process that adopted us lives on.
-    if (token := os.environ.get(TOKEN)) is not None and not _carries(parent, token):
-        raise SystemExit("the worker is gone")
+    if TOKEN not in os.environ:  # one of ours does already, since before it became this process (flows/worker.py)
+        die_with_parent()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
@@ -36,14 +31,6 @@ def foreign_parameters(**given: object) -> str | None:
     if (allowed := os.environ.get(ALLOWED)) is None or given in json.loads(allowed):
         return None
     return f"refused: the parameters {given!r:.200} are not those of the deployment in prefect.yaml"
-
-
-def _carries(process: int, token: str) -> bool:
-    """Whether a process's environment shows that it belongs to the same `faded serve`, as its workers do."""
-    try:
-        return psutil.Process(process).environ().get(TOKEN) == token
-    except psutil.Error:
-        return False
 
 
 if __name__ == "__main__":

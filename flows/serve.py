@@ -24,7 +24,7 @@ from rich.console import Console
 from flows.processes import child, end_leftovers
 from flows.recur.deploy import apply
 from flows.recur.overview import troubles
-from flows.recur.runs import STOPPED, crash_silent, name_runs, resume_interrupted, worker_name
+from flows.recur.runs import STOPPED, crash_silent, in_state, name_runs, of_pool, resume_interrupted, worker_name
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, responds, ui_url
 from flows.server.security import client_environment
@@ -70,16 +70,30 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         entries = read_entries()
         with console.status(f"applying prefect.yaml to {api} ..."):
             lines = [*apply(entries), *resume_interrupted(work_pool(entries))]
-        worker = Child("worker", lambda: _worker(work_pool(entries), api))
-        life.callback(worker.end)
         _show(console, api, server is not None, pages, lines)
-        news = _News(console)
-        with contextlib.suppress(KeyboardInterrupt):
-            _watch(console, news, server, worker, work_pool(entries))
-        worker.end()
-        with news("stop"):
-            resume_interrupted(work_pool(entries), STOPPED)
+        _work(console, server, work_pool(entries), api)
         console.print("stopped; interrupted audits resume at the next `faded serve`")
+
+
+def work(pool: str) -> None:
+    """Run a pool's audits until Ctrl-C or SIGTERM, with a Prefect server that somebody else runs."""
+    from prefect.settings import get_current_settings
+
+    if (api := get_current_settings().api.url) is None:
+        raise UsageError("a worker needs the address of a Prefect server in PREFECT_API_URL")
+    with _ended_by_signals():
+        _work(Console(), None, pool, api)
+
+
+def _work(console: Console, server: Child | None, pool: str, api: str) -> None:
+    worker, news = Child("worker", lambda: _worker(pool, api)), _News(console)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(console, news, server, worker, pool)
+    finally:
+        worker.end()
+    with news("stop"):
+        resume_interrupted(pool, STOPPED)
 
 
 class Child:
@@ -204,11 +218,11 @@ def _holder(port: int) -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker of the workspace for the run that is due (flows/worker.py); the run is its child (flows/engine.py)."""
+    """The process of the run that is due (flows/worker.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # Messages that `faded` itself hides belong in the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
-    command = ["flows.worker", pool, worker_name(), "--once"]
+    command = ["flows.worker", pool, "--once"]
     LOGS.mkdir(parents=True, exist_ok=True)
     with (
         (LOGS / "worker.log").open("a") as log,
@@ -264,12 +278,16 @@ def _watch(console: Console, news: _News, server: Child | None, worker: Child | 
             elif server is not None and server.due():
                 with news(server.name):
                     server.start()
-            if worker is not None and (code := worker.died()):  # it exits with 0 after each run
-                console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
+            if worker is not None and (code := worker.died()) is not None:
+                if code not in (0, 1):  # 1 after a run that failed
+                    console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
                 cut_off = True
             if worker is not None and time.monotonic() >= ask:
                 ask = time.monotonic() + float(os.environ.get(_QUERY_SECONDS, _ASK))
                 with news(worker.name) as lines:
+                    if worker.alive and client.read_flow_runs(**of_pool(pool), **in_state(type=["CANCELLING"])):
+                        worker.end()
+                        cut_off = True
                     if cut_off and worker.due():
                         lines.extend(resume_interrupted(pool))
                         cut_off = False

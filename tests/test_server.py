@@ -133,9 +133,27 @@ def test_the_documented_commands_call_the_api(server, place):
     assert isinstance(json.loads(done.stdout), list)
 
 
-def work_once(kind: Any) -> None:
-    """Make a worker of this class fetch the due run, and execute it."""
-    asyncio.run(kind("faded", name="test", create_pool_if_not_found=False).start(run_once=True, printer=lambda _: None))
+@pytest.mark.slow
+def test_a_run_that_is_taken_is_started_as_prefect_yaml_says(server, place):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
+
+    from flows.worker import claim
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("audit/tiny")
+        run = client.create_flow_run_from_deployment(deployment.id)
+        taken = claim(client, "faded")
+        assert taken is not None and taken.command == ["python", "-P", "-m", "flows.engine"]
+        assert taken.env["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
+        assert taken.env["PREFECT__FLOW_RUN_ID"] == str(run.id)
+        assert taken.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+        assert client.read_flow_run(run.id).state.is_pending()
+        # Another of the same audit waits for it.
+        client.create_flow_run_from_deployment(deployment.id)
+        assert claim(client, "faded") is None
+        for one in client.read_flow_runs():
+            client.set_flow_run_state(one.id, Cancelled(), force=True)
 
 
 @pytest.mark.slow
@@ -144,7 +162,7 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
     from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.workers.process import ProcessWorker
 
-    from flows.worker import AuditWorker
+    from flows.worker import claim
 
     marker = place.path / "marker"
     touch = {"command": f"touch {marker}"}
@@ -156,9 +174,9 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
 
         def refusal(**run: Any) -> str:
             created = client.create_flow_run_from_deployment(deployment.id, **run)
-            work_once(AuditWorker)
+            assert claim(client, "faded") is None
             state = client.read_flow_run(created.id).state
-            assert state.is_failed() and not marker.exists(), run
+            assert state.is_failed(), run
             return state.message
 
         for change in (
@@ -177,29 +195,9 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
 
         # Prefect's own worker would have executed this.
         client.create_flow_run_from_deployment(deployment.id, job_variables=touch)
-        work_once(ProcessWorker)
+        worker = ProcessWorker("faded", name="test", create_pool_if_not_found=False)
+        asyncio.run(worker.start(run_once=True, printer=lambda _: None))
         assert marker.exists()
-
-
-@pytest.mark.slow
-def test_how_a_run_is_started_is_not_asked_of_the_server(server, place):
-    from prefect.client.orchestration import get_client
-
-    from flows.worker import AuditJob
-
-    async def job() -> AuditJob:
-        async with get_client() as client:
-            deployment = await client.read_deployment_by_name("audit/tiny")
-            run = await client.create_flow_run_from_deployment(deployment.id, job_variables=COMMAND)
-            pool = await client.read_work_pool("faded")
-            pool.base_job_template["variables"]["properties"]["env"] = {"default": {"LD_PRELOAD": "evil.so"}}
-            pool.base_job_template["variables"]["properties"]["working_dir"] = {"default": "/tmp"}
-            return await AuditJob.resolve_for_flow_run(run, client=client, work_pool=pool, worker_name="test")
-
-    found = asyncio.run(job())
-    assert found.command == "python -P -m flows.engine"
-    assert found.env["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
-    assert "LD_PRELOAD" not in found.env and found.working_dir == Path.cwd()
 
 
 def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkeypatch):
