@@ -20,12 +20,10 @@ from collections import Counter
 import httpx
 import psutil
 
-from flows.recur.runs import of_pool
-from flows.recur.schedule import read_entries, work_pool
 from flows.server import served_api, talking_to
 
 # Parts of a command line that identify a process, in this order; None for what is left out.
-_NAMES = {" dvc ": None, "stages.": None, "engine": "run", "flows.worker": "run", "flows.server": "server"}
+_NAMES = {" dvc ": None, "stages.": None, "flows.engine": "run", "flows.worker": "run"}
 
 
 def memory(process: psutil.Process) -> Counter[str]:
@@ -37,13 +35,14 @@ def memory(process: psutil.Process) -> Counter[str]:
     found = Counter({name: process.memory_full_info().pss / 1e6})
     for one in process.children():
         with contextlib.suppress(psutil.Error):
-            found += memory(one)
+            if one.cmdline() != process.cmdline():  # a child that has not executed its program yet shares all memory
+                found += memory(one)
     return found
 
 
 def open_pages(audit: str) -> None:
     """Open the first page and an audit's review page, as a browser would."""
-    command = [sys.executable, "-m", "flows.cli", "review", audit, "--link"]
+    command = [sys.executable, "-P", "-m", "flows.cli", "review", audit, "--link"]
     link = httpx.URL(subprocess.check_output(command, text=True).split()[-1])
     # Names under localhost are known to browsers, not to every system.
     here = link.copy_with(host="127.0.0.1")
@@ -59,9 +58,9 @@ def during_a_run(audit: str, process: psutil.Process) -> tuple[Counter[str], str
     api, most = served_api(), Counter[str]()
     assert api is not None
     with talking_to(api), get_client(sync_client=True) as client:
-        [deployment] = [one for one in client.read_deployments(**of_pool(work_pool(read_entries()))) if one.name == audit]
+        deployment = client.read_deployment_by_name(f"audit/{audit}")
         run = client.create_flow_run_from_deployment(deployment.id)
-        while not (state := client.read_flow_run(run.id).state).is_final() and not state.is_paused():
+        while (state := client.read_flow_run(run.id).state) is None or not (state.is_final() or state.is_paused()):
             most = max(most, memory(process), key=lambda found: sum(found.values()))
             time.sleep(0.5)
     return most, f"{state.name}: {state.message}"
@@ -74,7 +73,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="before each look")
     given = parser.parse_args()
     served = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve"], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-P", "-m", "flows.cli", "serve"], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     process = psutil.Process(served.pid)

@@ -27,7 +27,8 @@ from flows.people.approval import settle
 from flows.people.artifacts import publish_artifacts
 from flows.people.suspend import wait_for_decision
 from flows.people.waiting import deployed_run, waiting_elsewhere
-from flows.places.runners import Job, Runner, check_stages, chosen_runner, job, open_runner
+from flows.places.check import check_apart
+from flows.places.runners import Job, Runner, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
 from flows.recur.runs import superseded
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
@@ -229,7 +230,7 @@ def _run_to_the_end(
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
-            check_stages(params, audits, runner)
+            check_apart(audits, runner)
         results |= {result.stage: result for result in _run_stale(params, graph, audits, runner, shown)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]

@@ -26,7 +26,7 @@ from flows.recur.deploy import apply
 from flows.recur.overview import troubles
 from flows.recur.runs import STOPPED, crash_silent, in_state, name_runs, of_pool, resume_interrupted, worker_name
 from flows.recur.schedule import public_url, read_entries, work_pool
-from flows.server import HOME, OwnServer, responds, ui_url
+from flows.server import HOME, OwnServer, prefect_link, responds, served_api, ui_url
 from flows.server.security import client_environment
 from flows.workspace import LOGS, stage_environment
 from stages.core.environment import WORK
@@ -75,7 +75,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         console.print("stopped; interrupted audits resume at the next `faded serve`")
 
 
-def work(pool: str) -> None:
+def serve_pool(pool: str) -> None:
     """Run a pool's audits until Ctrl-C or SIGTERM, with a Prefect server that somebody else runs."""
     from prefect.settings import get_current_settings
 
@@ -85,7 +85,7 @@ def work(pool: str) -> None:
         _work(Console(), None, pool, api)
 
 
-def _work(console: Console, server: Child | None, pool: str, api: str) -> None:
+def _work(console: Console, server: OwnServer | None, pool: str, api: str) -> None:
     worker, news = Child("worker", lambda: _worker(pool, api)), _News(console)
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -159,7 +159,7 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _api(life: ExitStack, port: int | None) -> tuple[str, Child | None]:
+def _api(life: ExitStack, port: int | None) -> tuple[str, OwnServer | None]:
     """The API that clients use from here on, and its server if it is our own."""
     from prefect.settings import get_current_settings
 
@@ -171,27 +171,25 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Child | None]:
             )
         return configured, None
     own = life.enter_context(contextlib.closing(_own_server(port)))
-    server = Child("Prefect server", own.served)
-    life.callback(server.end)
-    server.start()
+    life.enter_context(own.served())
     if port is not None:
         replace_file(_PORT, str(port))
     else:
         _keep_port(_PORT, own.port)
     life.enter_context(own.clients())
-    return own.api, server
+    return own.api, own
 
 
 def _own_server(port: int | None) -> OwnServer:
     if port is not None:
         try:
-            return OwnServer("served_app", port, RECORDS)
+            return OwnServer(port)
         except OSError as error:
             raise UsageError(f"--port {port} cannot be used: {os.strerror(error.errno or 0)}") from None
     try:
-        return OwnServer("served_app", _last_port(_PORT, _UI_PORT), RECORDS)
+        return OwnServer(_last_port(_PORT, _UI_PORT))
     except OSError:
-        return OwnServer("served_app", 0, RECORDS)
+        return OwnServer(0)
 
 
 def _last_port(kept: Path, first: int) -> int:
@@ -256,8 +254,8 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
 def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[str]) -> None:
     from flows.recur.notify import current
 
-    lines += [f"Runs and logs:  {ui_url(api)}" + ("  (sign in with `faded serve --link`)" if own else "")]
-    lines += [f"Review pages:   {pages}  (sign in with `faded review AUDIT --link`)"] if pages is not None else []
+    lines += [f"Audits:         {pages}  (sign in with `faded serve --link`)"] if pages is not None else []
+    lines += [f"Runs and logs:  {ui_url(api)}" + ("  (the same)" if own else "")]
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -267,17 +265,28 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
     console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
 
-def _watch(console: Console, news: _News, server: Child | None, worker: Child | None, pool: str) -> None:
+def show_links() -> list[str]:
+    """Lines with links that sign in once: to the page of all audits, and to Prefect's pages if we serve them.
+
+    Raises:
+        UsageError: if no `faded serve` runs here.
+    """
+    from flows.people.review.links import one_time_link, running
+    from flows.server.security import EVERY
+
+    audits = [f"Audits:         {one_time_link(EVERY)}"] if running() is not None else []
+    own = [f"Runs and logs:  {prefect_link()}"] if served_api() is not None or not audits else []
+    return audits + own
+
+
+def _watch(console: Console, news: _News, server: OwnServer | None, worker: Child | None, pool: str) -> None:
     from prefect.client.orchestration import get_client
 
     began, look, ask, cut_off = datetime.now(UTC), 0.0, 0.0, False
     with get_client(sync_client=True) as client:
         while True:
-            if server is not None and (code := server.died()) is not None:
-                console.print(f"[yellow]the {server.name} ended (exit code {code}): restarting it[/]")
-            elif server is not None and server.due():
-                with news(server.name):
-                    server.start()
+            if server is not None and not server.alive:
+                raise InfrastructureError(f"the Prefect server ended, see {LOGS / 'prefect-server.log'}")
             if worker is not None and (code := worker.died()) is not None:
                 if code not in (0, 1):  # 1 after a run that failed
                     console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")

@@ -25,7 +25,7 @@ from stages.core.errors import FadedError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse
 
 _COMMAND = "python -P -m flows.engine"  # default if prefect.yaml has none
@@ -98,8 +98,8 @@ def claim(client: SyncPrefectClient, pool: str) -> RunCommand | None:
             message = f"refused: flow run {run.name} is not an audit of {Path.cwd()}: {why}"
             client.set_flow_run_state(run.id, Failed(message=message), force=True)
             continue
-        answer = client.set_flow_run_state(run.id, Pending())
-        if answer.state is not None and answer.state.is_pending():  # otherwise it waits for another run of its audit
+        state: State[Any] | None = client.set_flow_run_state(run.id, Pending()).state
+        if state is not None and state.is_pending():  # otherwise it waits for another run of its audit
             return command_of(run, read_launches()[deployment.name])
     return None
 
@@ -124,9 +124,9 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="become the run that is due; end at once if none is")
     given = parser.parse_args()
     if not given.once:
-        from flows.serve import work
+        from flows.serve import serve_pool
 
-        work(given.pool)
+        serve_pool(given.pool)
         return
     with get_client(sync_client=True) as client:
         claimed = claim(client, given.pool)

@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.server import OwnServer, talking_to
+from flows.server import RECORD, talking_to
+from flows.server.security import ServerRecord
+
+
+class LongLived(NamedTuple):
+    """A Prefect server as run by `faded serve`, in a process of its own."""
+
+    api: str
+    credential: str
+    host: str
+    port: int
+
+    def clients(self) -> AbstractContextManager[Any]:
+        """The context in which Prefect's clients use it."""
+        return talking_to(self.api)
+
+
+_SERVE = """
+import contextlib, sys
+from flows.server import OwnServer
+with contextlib.closing(OwnServer(int(sys.argv[1]))) as server, server.served():
+    print("serves", flush=True)
+    sys.stdin.read()
+"""
 
 
 @contextlib.contextmanager
-def long_lived_server(port: int, records: Path) -> Iterator[OwnServer]:
-    """A Prefect server as run by `faded serve`, with its record for other commands of the workspace."""
-    with contextlib.closing(OwnServer("served_app", port, records)) as server, server.served():
-        yield server
+def long_lived_server(port: int) -> Iterator[LongLived]:
+    """Serve the current workspace, with the server's record for other commands."""
+    command = [sys.executable, "-c", _SERVE, str(port)]
+    env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None and process.stdin is not None
+        try:
+            assert process.stdout.readline() == "serves\n"
+            record = ServerRecord.read(RECORD)
+            assert record is not None
+            yield LongLived(record.url, record.secret, record.host, int(record.url.split(":")[-1].removesuffix("/api")))
+        finally:
+            process.stdin.close()
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
     spare_migrations(toys.path)
     add_missing(load_params())
     url, came = hook
-    with contextlib.closing(OwnServer("app", 0, RECORDS)) as server:
+    with contextlib.closing(OwnServer(0, RECORDS)) as server:
         with pytest.raises(OSError, match="in use"):  # held from the start, not only once the server runs
             socket.create_server(("127.0.0.1", server.port))
         server.start()

@@ -91,6 +91,20 @@ def test_a_browser_sees_the_audits_of_its_links_alone(ada):
     assert "/review/other" in ada.client.get("/").text and ada.client.get("/review/x").status_code == 200
 
 
+def test_one_link_opens_the_page_of_all_audits_and_theirs(ada):
+    also_review()
+    link = ada.served.link(security.EVERY)
+    ada.served.audits.append("other")
+    assert ada.client.get("/review/x", params={"token": link.partition("token=")[2]}).status_code == 403
+    opened = ada.client.get(link)
+    assert (opened.status_code, opened.headers["location"]) == (303, "/")
+    page = ada.client.get("/").text
+    assert "/review/x" in page and "/review/other" in page
+    assert ada.client.get("/review/other").status_code == 200
+    ada.client.cookies.clear()
+    assert ada.client.get(link).status_code == 403
+
+
 def test_without_a_session_nothing_is_shown_or_written(place):
     ada, eve = reviewers(2)
     fields = form_of(ada.enter()) | {"decision": "approve"}

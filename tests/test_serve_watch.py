@@ -20,7 +20,6 @@ from rich.console import Console
 
 import flows.people.waiting
 import flows.serve
-from flows.processes import RECORDS
 from flows.recur.overview import overview, troubles
 from flows.recur.runs import (
     STOPPED,
@@ -134,7 +133,7 @@ def test_runs_of_a_schedule_are_named_late_ones_skipped_and_none_left_when_it_is
     from prefect.client.schemas.schedules import IntervalSchedule
 
     monkeypatch.chdir(toys.path)
-    with long_lived_server(free_port(), RECORDS) as server, client_of(server.api) as client:
+    with long_lived_server(free_port()) as server, client_of(server.api) as client:
         pool = Pool(client, "short")
         every_second = [{"schedule": IntervalSchedule(interval=timedelta(seconds=1)), "active": True}]
         client.update_deployment(pool.deployment, DeploymentUpdate(schedules=every_second))

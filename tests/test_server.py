@@ -18,7 +18,6 @@ import pytest
 
 from flows.recur.deploy import apply
 from flows.recur.schedule import add_missing, read_entries
-from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, prefect_link, responds, served_api, talking_to
 from flows.server.security import authorization, client_settings, new_credential
 from stages.params import load_params
@@ -46,7 +45,7 @@ def server(place) -> Iterator[OwnServer]:
     """Its server, run as by `faded serve`, with its deployments."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings(restore_defaults={PREFECT_API_URL}), long_lived_server(0, RECORDS) as own, own.clients():
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), long_lived_server(0) as own, own.clients():
         apply(read_entries())
         yield own
 

@@ -75,9 +75,7 @@ def serve(
         ),
     ] = None,
     review: Annotated[bool, typer.Option("--review/--no-review", help="Also serve the review pages.")] = True,
-    link: Annotated[
-        bool, typer.Option("--link", help="Print a one-time link to the pages of the running one.")
-    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Print one-time links to the pages of the running one.")] = False,
 ) -> None:
     """Run scheduled audits until Ctrl-C: scheduler, worker, and the pages of runs and reviews.
 
@@ -86,11 +84,11 @@ def serve(
     """
     from flows.recur.schedule import FILE, add_missing
     from flows.serve import serve as run
-    from flows.server import prefect_link
+    from flows.serve import show_links
 
     params, _ = open_workspace(None, True)
     if link:
-        say(prefect_link())
+        say(*show_links())
         return
     if not FILE.exists():
         added = ", ".join(add_missing(params))

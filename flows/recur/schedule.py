@@ -19,6 +19,7 @@ from pydantic import HttpUrl, TypeAdapter, ValidationError
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.params import Params
+from stages.params.yaml_file import parse_yaml, read_bytes
 
 FILE = Path("prefect.yaml")
 EXAMPLE = '"0 3 * * 1" is Mondays at 3:00, "0 3 * * *" every night, "0 */6 * * *" every six hours'
@@ -231,18 +232,16 @@ def _is_preset(params: Params, name: str) -> bool:
 
 
 def _text() -> str:
-    return FILE.read_bytes().decode("utf-8") if FILE.exists() else _NEW
+    if not FILE.exists():
+        return _NEW
+    parse_yaml(data := read_bytes(FILE), str(FILE))  # it has limits: ruamel takes years for what is nested oddly
+    return data.decode()
 
 
 def _read() -> Any:
-    from ruamel.yaml.error import YAMLError
-
     from flows.workspace.yaml_edit import round_trip
 
-    try:
-        document = round_trip().load(_text())
-    except (YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{FILE} is not valid YAML: {str(error)[:500]}") from None
+    document = round_trip().load(_text())
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, Took, read_took
+from flows.results.abilities import abilities_of
 from flows.terminal import bytes_in_words
 from stages.core.files import probe_seconds
 from stages.core.intervals import wilson
 from stages.params import Params
 from stages.records import audit_folder
-from stages.tasks.base import offers
 from stages.tasks.load import task_class, task_context
 
 if TYPE_CHECKING:
@@ -312,9 +312,9 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3
         pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
-        task = task_class(stage.audit, audit)
-        models += offers(task, "again")  # the model before
-        if offers(task, "measure"):
+        can = abilities_of(params, stage.audit)
+        models += can.again  # the model before
+        if can.measure:
             items = audit.prepare.get("items")  # defined by the task, so not necessarily counts by split
             clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
         doses = repair.restructure.doses.values()

@@ -19,10 +19,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from flows.processes import RECORDS, child, end_all
 from flows.server.security import ServerRecord, authorization, client_settings, new_credential, new_host
@@ -30,13 +31,16 @@ from flows.workspace import LOGS
 from stages.core.environment import WORK
 from stages.core.errors import Exit, InfrastructureError, UsageError
 
+if TYPE_CHECKING:
+    import uvicorn
+
 HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # record of the server of `faded serve` for other commands
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
 _DEATHS = 3  # deaths in quick succession after which a command gives up its server
 _SOON = 60.0  # seconds
+_END_LIMIT = 10.0  # seconds
 _CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # environment variable of a server: the credential it demands
-_HOST = "FADED_PREFECT_HOST"  # the same: the host name of its pages
 
 
 def configured_api() -> str | None:
@@ -112,7 +116,7 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextMa
         return contextlib.nullcontext
     if (served := served_api()) is not None:
         return lambda: talking_to(served)
-    server = OwnServer("app", 0, records)
+    server = OwnServer(0, records)
     server.start()
     # Not earlier: at exit, Prefect sends the last logs and events in hooks that run before this one.
     atexit.register(server.close)
@@ -126,25 +130,26 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextMa
 
 
 class OwnServer:
-    """A server on loopback that keeps its address and credential when it is restarted.
+    """A server on loopback: a child that keeps its address and credential when it is restarted, or a thread.
 
     This process holds the port, not the server, which takes seconds to start. Meanwhile, or after it died, another
     program could otherwise take the port, respond in its place, and receive the credential.
 
     Args:
-        factory: name of the function in this module that builds its application.
         port: its port on loopback, 0 for any.
         records: folder of its record as a child.
     """
 
-    def __init__(self, factory: str, port: int, records: Path) -> None:
+    def __init__(self, port: int, records: Path = RECORDS) -> None:
         self._listening, self._held = _listen(port)
         self.port = int(self._listening.getsockname()[1])
         self.api = f"http://127.0.0.1:{self.port}/api"
-        self._factory, self._records = factory, records
+        self._records = records
         self.credential, self.host = new_credential(), new_host()
         self._life = ExitStack()
         self._process: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
+        self._uvicorn: uvicorn.Server | None = None
         self._closing = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -158,12 +163,11 @@ class OwnServer:
     def pages(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def start(self) -> subprocess.Popen[str]:
-        LOGS.mkdir(parents=True, exist_ok=True)
-        HOME.mkdir(parents=True, exist_ok=True)
-        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
+    def start(self) -> None:
+        """Start it as a child."""
+        _make_folders()
         fd = self._listening.fileno()
-        command = ["uvicorn", "--factory", f"flows.server:{self._factory}", "--fd", str(fd), "--log-level", "warning"]
+        command = ["uvicorn", "--factory", "flows.server:app", "--fd", str(fd), "--log-level", "warning"]
         # Append: a restarted server must not overwrite why the last one ended.
         output = self._life.enter_context(_log().open("a"))
         running = child(
@@ -176,21 +180,26 @@ class OwnServer:
             pass_fds=[fd],
         )
         self._process = self._life.enter_context(running)
-        return self._process
 
-    def _environment(self) -> dict[str, str]:
-        """Environment of its process; the user's own settings take precedence."""
-        env = {
+    def _defaults(self) -> dict[str, str]:
+        """Settings of the server; the user's own take precedence."""
+        return {
             "PREFECT_UI_URL": self.pages,
             "PREFECT_SERVER_UI_API_URL": f"{self.pages}/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.pages,
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_HOME": str(HOME.resolve()),
-            **os.environ,
-            _CREDENTIAL: self.credential,
-            _HOST: self.host,
         }
-        return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+
+    def _environment(self) -> dict[str, str]:
+        levels = dict.fromkeys(("PREFECT_SERVER_LOGGING_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"), "WARNING")
+        return {**self._defaults(), **os.environ, **levels, _CREDENTIAL: self.credential}
+
+    @property
+    def alive(self) -> bool:
+        if self._thread is not None:
+            return self._thread.is_alive()
+        return self._process is not None and self._process.poll() is None
 
     def wait(self) -> None:
         """Wait until it responds.
@@ -198,9 +207,8 @@ class OwnServer:
         Raises:
             InfrastructureError: if it ends first.
         """
-        assert self._process is not None
         deadline = time.monotonic() + _START_LIMIT
-        while self._process.poll() is None and time.monotonic() < deadline:
+        while self.alive and time.monotonic() < deadline:
             # With a short time-out, as requests from before it died are never answered.
             if _healthy(self.api, self.credential, patience=1):
                 return
@@ -208,16 +216,43 @@ class OwnServer:
         raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
 
     @contextlib.contextmanager
-    def served(self) -> Iterator[subprocess.Popen[str]]:
-        """Run it, and write its record for other commands of the workspace."""
-        try:
-            process = self.start()
-            self.wait()
-            ServerRecord.of(process.pid, self.api, self.credential, self.host).write(RECORD)
-            yield process
-        finally:
-            RECORD.unlink(missing_ok=True)
-            self._life.close()
+    def served(self) -> Iterator[None]:
+        """Run it in a thread, with web pages and services, and write its record for other commands of the workspace.
+
+        `faded serve` is a client of its own server: another process would take Prefect's memory a second time.
+
+        Raises:
+            InfrastructureError: if it does not start.
+        """
+        _make_folders()
+        with _log().open("a") as log:
+            self._thread = threading.Thread(target=self._serve, args=(log,), name="prefect-server", daemon=True)
+            try:
+                self._thread.start()
+                self.wait()
+                ServerRecord.of(os.getpid(), self.api, self.credential, self.host).write(RECORD)
+                yield
+            finally:
+                RECORD.unlink(missing_ok=True)
+                if self._uvicorn is not None:
+                    self._uvicorn.should_exit = self._uvicorn.force_exit = True
+                self._thread.join(_END_LIMIT)
+
+    def _serve(self, log: IO[str]) -> None:
+        import uvicorn
+        from prefect import settings
+
+        defaults = {getattr(settings, name): value for name, value in self._defaults().items()}
+        levels = {settings.PREFECT_SERVER_LOGGING_LEVEL: "WARNING"}
+        # Prefect must not know of the credential, see `_guarded`.
+        with settings.temporary_settings(levels, defaults, {settings.PREFECT_SERVER_API_AUTH_STRING}):
+            try:
+                with contextlib.redirect_stderr(log):  # loggers keep the stderr that they find
+                    application = _guarded(self.credential, self.host)
+                    self._uvicorn = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+                self._uvicorn.run([self._listening])
+            except Exception:
+                traceback.print_exc(file=log)
 
     def keep(self) -> None:
         """Restart it whenever it dies, until it is closed."""
@@ -307,22 +342,25 @@ def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
     return False
 
 
+def _make_folders() -> None:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    HOME.mkdir(parents=True, exist_ok=True)
+    HOME.chmod(0o700)  # Prefect encrypts secrets with a key that is stored beside them
+
+
 def app() -> Any:
     """Build the application of a short-lived server, without web pages and the services of a long-lived one."""
-    return _guarded(None)
+    return _guarded(os.environ.pop(_CREDENTIAL), None)
 
 
-def served_app() -> Any:
-    """Build the application of a long-lived server: web pages, scheduler, automations."""
-    return _guarded(os.environ[_HOST])
+def _guarded(credential: str, host: str | None) -> Any:
+    """Prefect's application behind access control.
 
-
-def _guarded(host: str | None) -> Any:
-    from flows.server.guard import Guard
-
-    # Wrap the application, as its own services (automations) call it within the process, without a credential. Hide
-    # the credential from Prefect: it would exempt some routes, and make its pages ask for a password.
-    credential = os.environ.pop(_CREDENTIAL)
+    It is wrapped, as its own services (automations) call it within the process, without a credential. Prefect must not
+    know of the credential: it would exempt some routes, and make its pages ask for a password.
+    """
     from prefect.server.api.server import create_app
+
+    from flows.server.guard import Guard
 
     return Guard(create_app(ephemeral=host is None, final=True), credential, host)

@@ -146,6 +146,9 @@ def client_environment() -> dict[str, str]:
     return {name: variables[name] for name in names if name in variables}
 
 
+EVERY = ""  # the audit of a link that is for all of them
+
+
 @dataclass
 class Session:
     """A browser that signed in with a one-time link.
@@ -153,7 +156,7 @@ class Session:
     Args:
         id: value of its cookie.
         csrf: token that its forms have to contain, which no other page can know.
-        audits: audits that its links were for; it sees no others.
+        audits: audits that its links were for; it sees no others, unless EVERY is among them.
         seen: audits it was shown.
         done: audits on which it recorded a decision.
         reviewer: the name it last decided under; empty before.
@@ -169,6 +172,9 @@ class Session:
     reviewer: str = ""
     bound: str = ""
     used: float = field(default_factory=time.monotonic)
+
+    def sees(self, audit: str) -> bool:
+        return audit in self.audits or EVERY in self.audits
 
 
 class Keys:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -23,7 +24,7 @@ from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.request import moment, read_modes
 from flows.results.glance import Glance, read_status
-from flows.server.security import HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
+from flows.server.security import EVERY, HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
 from flows.views.board import board_html
 from stages.core.errors import FadedError, UsageError
 from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash, listed_keys
@@ -76,7 +77,7 @@ def _served(request: Request) -> Served:
 def signed_in(request: Request) -> Session:
     """The session of the browser that asks, if it may see what it asks for."""
     audit, session = request.path_params.get("audit"), _served(request).session(request)
-    if session is not None and (audit is None or audit in session.audits):
+    if session is not None and (audit is None or session.sees(audit)):
         return session
     raise _needs_link(_served(request), 403, audit or "AUDIT")
 
@@ -124,17 +125,20 @@ router, assets = APIRouter(), APIRouter()
 
 
 @router.get("/")
-def start(session: SignedIn) -> Response:
-    """Show the audits whose links this browser opened: how each stands, and what waits."""
-    params = load_params()
-    names = [name for name in params.audits if name in session.audits]
+def start(request: Request, token: str | None = None) -> Response:
+    """Show the audits whose links this browser opened: how each stands, and what waits; or redeem a token for all."""
+    if token is not None:
+        return enter(request, EVERY, token)
+    session, params = signed_in(request), load_params()
+    names = [name for name in params.audits if session.sees(name)]
 
     def links(row: Glance) -> list[tuple[str, str]]:
         at, audit = page_path(row.verdict.audit), row.verdict.audit
         reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
-        return [("decide" if row.waits else "review", at), *reports]
+        here = [("decide" if row.waits else "review", at)] if audit in params.repairs else []
+        return [*here, *reports]
 
-    page = board_html(params, read_status(params, None, names), links)
+    page = board_html(params, read_status(params, None, names), links, Path.cwd().name)
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return HTMLResponse(page, headers={"Content-Security-Policy": f"{policy}; frame-ancestors 'none'"})
 
@@ -156,14 +160,14 @@ def enter(request: Request, audit: str, token: str, query: str = "") -> Response
     served = _served(request)
     # Keep an existing session, so that forms in other tabs stay valid.
     session = served.keys.redeem(token, audit, request.cookies.get(served.cookie)) or served.session(request)
-    if session is None or audit not in session.audits:
+    if session is None or not session.sees(audit):
         raise Refused(
             403,
             "This link was already used",
             "Each link opens the page once, in one browser, within an hour.",
-            f"Ask for another one in the workspace: {served.command.replace('AUDIT', audit)}",
+            f"Ask for another one in the workspace: {served.command_for(audit)}",
         )
-    response = RedirectResponse(served.path(audit) + query, 303)
+    response = RedirectResponse(served.page(audit) + query, 303)
     # Not strict, as the file or message with the link is from another site. Viewing changes nothing, and forms are
     # checked separately.
     encrypted = served.url.startswith("https:")
@@ -280,7 +284,8 @@ def audits(request: Request) -> Response:
 @router.post("/links", dependencies=[Depends(_trusted)])
 def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
     """Create a one-time link, for other commands of the same user."""
-    load_params().repair(audit)
+    if audit != EVERY:
+        load_params().repair(audit)
     return JSONResponse({"link": _served(request).link(audit, reviewer)})
 
 
@@ -358,7 +363,6 @@ def prepare() -> None:
         "stages.landscape.extremes",
         "stages.pages.examples",
         "stages.records",
-        "stages.restructure",
     ):
         import_module(module)
     review_templates()

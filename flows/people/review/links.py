@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from flows.server.security import Keys, ServerRecord, Session
+from flows.server.security import EVERY, Keys, ServerRecord, Session
 from stages.core.environment import WORK
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import replace_file, stage_dir
@@ -66,11 +66,19 @@ class Served:
     def link(self, audit: str, reviewer: str = "") -> str:
         """An address that opens an audit's page once, in the name of this reviewer if one is given.
 
-        The audit is served from then on.
+        The audit is served from then on. For EVERY, it opens the page of all audits that are.
         """
-        if audit not in self.audits:
+        if audit not in (EVERY, *self.audits):
             self.audits.append(audit)
-        return f"{self.url}{self.path(audit)}?token={self.keys.make_token(audit, reviewer)}"
+        return f"{self.url}{self.page(audit)}?token={self.keys.make_token(audit, reviewer)}"
+
+    def page(self, audit: str) -> str:
+        """The path of what a link to an audit opens."""
+        return "/" if audit == EVERY else self.path(audit)
+
+    def command_for(self, audit: str) -> str:
+        """The command that prints another link to an audit."""
+        return "faded serve --link" if audit == EVERY else self.command.replace("AUDIT", audit)
 
     def session(self, request: Request) -> Session | None:
         return self.keys.session(request.cookies.get(self.cookie))
@@ -119,7 +127,7 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
     """Request a link that opens an audit's page once from the running review server, which from then on serves it.
 
     Args:
-        audit: its name.
+        audit: its name; EVERY for the page of all audits.
         reviewer: the only name that the page accepts decisions in; empty if reviewers enter theirs there.
 
     Raises:

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from flows.people.approval import decide, git_user, open_standing
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
+from flows.results.abilities import abilities_of
 from flows.terminal import new_table
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
@@ -26,9 +27,6 @@ from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
 from stages.params import Params
 from stages.records import Example, Landscape, ModeRecord, audit_folder
-from stages.restructure import learns_from_examples
-from stages.tasks.base import offers
-from stages.tasks.load import task_class
 
 UNREADABLE = "x"
 RATINGS = [str(rating) for rating in range(1, 11)]
@@ -113,9 +111,9 @@ def _questions(params: Params, audit: str) -> tuple[bool, bool]:
     """
     if not any(mode.examples for mode in audit_folder(audit).summarize.landscape.modes):
         return False, False
-    task = task_class(audit, params.audit(audit))
+    can = abilities_of(params, audit)
     # The page asks for the bias of every answer; here only tasks that tally what inputs leave open have the question.
-    return learns_from_examples(task, params.repair(audit).restructure.method), offers(task, "tallies")
+    return params.repair(audit).restructure.method in can.learns_from_examples, can.tallies
 
 
 class _Dialogue:

@@ -15,6 +15,7 @@ from flows.people.approval import git_user
 from flows.people.review.form import SCORES, Fields, fields_of
 from flows.people.review.links import REPORTS, report_path
 from flows.request import GATED, deadline, moment
+from flows.results.abilities import abilities_of
 from flows.results.estimate import estimate_cost
 from stages.core.errors import UsageError
 from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standing, Via, listed_keys, standing
@@ -22,8 +23,6 @@ from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.params import Params
 from stages.records import audit_folder
-from stages.tasks.base import offers
-from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
     from stages.pages.examples import ExampleSet
@@ -97,7 +96,6 @@ def review_view(
     """
     from flows.results.power import what_can_be_shown
     from stages.pages.sentences import by_usage
-    from stages.restructure import learns_from_examples
 
     repair = params.repair(audit)
     now = standing(params, audit)
@@ -108,7 +106,7 @@ def review_view(
     keys = listed_keys(params, audit)
     # While others still have to judge independently, git's name does not prove who looks: the server may be shared.
     earlier = _own(now, reviewer) if revise and (known or now.complete) else None
-    task = task_class(audit, params.audit(audit)) if explorer else None
+    can = abilities_of(params, audit) if explorer else None
     return {
         "audit": audit,
         "landscape": now.landscape,
@@ -118,8 +116,8 @@ def review_view(
         "modes": found.modes,
         "explorer": explorer,
         "without": without,
-        "learns": task is not None and learns_from_examples(task, repair.restructure.method),
-        "biased": task is not None and offers(task, "tallies"),
+        "learns": can is not None and repair.restructure.method in can.learns_from_examples,
+        "biased": can is not None and can.tallies,
         "values": fields if fields is not None else fields_of(earlier) if earlier else {"reviewer": reviewer},
         "bound": bound,
         "needs_link": own_link(audit, keys) if keys and not bound else "",
