@@ -27,7 +27,7 @@ from flows.people.approval import settle
 from flows.people.artifacts import publish_artifacts
 from flows.people.suspend import wait_for_decision
 from flows.people.waiting import deployed_run, waiting_elsewhere
-from flows.places.check import check_apart
+from flows.places.check import check_in_a_process
 from flows.places.runners import Job, Runner, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
 from flows.recur.runs import superseded
@@ -230,7 +230,7 @@ def _run_to_the_end(
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
-            check_apart(audits, runner)
+            check_in_a_process(audits, runner)
         results |= {result.stage: result for result in _run_stale(params, graph, audits, runner, shown)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]

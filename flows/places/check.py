@@ -13,7 +13,7 @@ from stages.params import load_params
 from stages.params.file import RunnerConfig
 
 
-def check_apart(audits: Sequence[str], config: RunnerConfig) -> None:
+def check_in_a_process(audits: Sequence[str], config: RunnerConfig) -> None:
     """Refuse what a stage would refuse later, as `flows.places.runners.check_stages` does.
 
     Raises:
