@@ -229,6 +229,7 @@ def run(place, **asked):
     return folder, json.loads((folder / "trainings.json").read_text())["models"]
 
 
+@pytest.mark.slow
 def test_trainings_differ_in_seed_and_steps(place):
     folder, models = run(place, trainings=2)
     assert {m["folder"]: m["steps"] for m in models} == {

@@ -59,6 +59,7 @@ def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_
     assert "README.md is not one of its files" in problem
 
 
+@pytest.mark.slow
 def test_a_signed_folder_is_verified_by_the_library_of_the_specification(here, tmp_path):
     from model_signing.verifying import Config
 

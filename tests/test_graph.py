@@ -173,6 +173,7 @@ def test_a_missing_output_is_told(inside):
         verdict.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     lock = inside.path / "dvc.lock"
     whole = lock.read_bytes()

@@ -38,6 +38,7 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
 
 
+@pytest.mark.slow
 def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogate, "LEARNT", 300)
     fitted: list[int] = []

@@ -66,6 +66,7 @@ def test_what_three_models_do_is_counted_by_hand() -> None:
         assert 0 <= rate.low <= rate.value <= rate.high <= 1
 
 
+@pytest.mark.slow
 def test_of_models_that_are_alike_hardly_any_is_shown_to_be_behind() -> None:
     shown = 0
     for seed in range(100):

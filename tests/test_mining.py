@@ -180,7 +180,7 @@ def test_the_example_of_the_page_finds_what_the_page_says(mined):
 @pytest.mark.slow
 def test_killed_at_random_moments_it_asks_nothing_twice_and_ends_with_the_same_record(mined, tmp_path):
     undisturbed, _, requests = mined
-    moments, concurrency = sorted(random.Random(7).sample(range(int(0.9 * len(requests))), 3)), 4
+    moments, concurrency = sorted(random.Random(7).sample(range(int(0.9 * len(requests))), 2)), 4
     with served(customers, lambda _: time.sleep(0.02), whole=True) as model:
         workspace = support(tmp_path / "ws", model.url)
         for moment in moments:

@@ -486,6 +486,7 @@ def test_of_a_sample_of_a_grid_no_peak_is_told():
     assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
 
 
+@pytest.mark.slow
 def test_conjunctions_of_four_are_found_on_a_sample_of_a_large_grid():
     space = ConceptSpace(tuple(Concept(f"c{j}", tuple(range(7))) for j in range(8)))
     cells = space.cells(np.sort(np.random.default_rng(0).choice(space.n_cells, 20_000, replace=False)))

@@ -88,6 +88,7 @@ def test_one_piece_is_nobody_elses():
     assert Crew(2).ask(square, [(5,)]) == [(25, os.getpid())]
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_had_begun_is_done_here(capsys):
     crew = Crew(2, partial(Doubler, 2))
     pieces = [(k, os.getpid()) for k in range(5)]

@@ -60,6 +60,7 @@ def test_more_shares_than_items_or_probes_are_refused() -> None:
         divide(list("abcde"), 100, 4, 4, seed=0)
 
 
+@pytest.mark.slow
 def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() -> None:
     task = make_task(levels=2, concepts="ab", items=7)  # 7 items in 3 shares: 2, 2 and 3 of them
     shares = divide(ids(task), 4, budget=14, shards=3, seed=0)

@@ -121,6 +121,7 @@ def test_an_audit_is_added_beside_others_and_a_wrong_one_changes_nothing(own):
     assert not (own_path / "data/other/decisions").exists()  # no decisions without a repair
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_goes_on(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
