@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,17 @@ import yaml
 from PIL import Image
 
 from flows.workspace.edit_params import with_usage
-from stages.concepts import ConceptSpace
+from stages.concepts import Concept, ConceptSpace
 from stages.concepts.catalogue import span
 from stages.concepts.images import ImageTransforms, image_space, probe_chance
 from stages.concepts.prompts import fill, prompt_space
 from stages.concepts.rows import CATALOGUE, RowChanges
 from stages.concepts.texts import TextTransforms, text_space
+from stages.concepts.usage import Usage
 from stages.core.errors import UsageError
+from stages.landscape.compare import PairedAnswers
+from stages.landscape.rates import rate_in_use
+from stages.params.usage import MeasuredConfig
 from stages.tasks.chat.choosing import QuestionReader
 from stages.tasks.tabular.choosing import RowReader
 from stages.tasks.text_to_image.choosing import PromptReader
@@ -257,7 +262,9 @@ def test_measured_shares_are_printed_and_written(stripes):
     code, said = faded(stripes, "usage", "stripes", "--from", folder, "--write")
     assert code == 0, said
     usage = yaml.safe_load(params.read_text())["audits"]["stripes"]["usage"]
-    assert usage["measured"] == {"inputs": 60, "source": "inbox"}
+    measured = usage["measured"]
+    assert measured["inputs"] == 60 and measured["source"] == "inbox"
+    assert set(measured["worth"]) <= set(usage["levels"]) - {"rotation"} and 20 < measured["worth"]["darkening"] <= 60
     assert usage["levels"]["rotation"] == {0: 9, 30: 1}
     assert usage["levels"]["darkening"][0.8] == pytest.approx(1 / 3, abs=0.03)
     assert "changes" not in usage
@@ -285,6 +292,46 @@ def test_what_cannot_be_measured_is_told(stripes, arguments, told):
     assert told in " ".join(said.split())
 
 
+# What the number of inputs does to rates
+
+GRID = ConceptSpace([Concept("darkening", (0, 1, 2), neutral=0), Concept("blur", (0, 1), neutral=0)])
+CELLS = np.array([(dark, blur) for dark in range(3) for blur in range(2)])
+FAILS = np.array([0.0, 0.25, 0.25, 0.5, 0.75, 1.0])  # of four items, in each cell
+COMMON = np.array([0.8, 0.15, 0.05])  # levels of darkening
+
+
+def of_darkening(shares: np.ndarray, inputs: int | None) -> ConceptSpace:
+    levels = {0: shares, 1: np.array([0.9, 0.1])}
+    return replace(
+        GRID, usage=Usage.of(GRID.sizes, GRID.neutral_levels, None, levels, (), {0: inputs} if inputs else {})
+    )
+
+
+def test_intervals_in_use_hold_what_a_usage_measured_on_few_inputs_may_be_off():
+    every = pd.DataFrame(np.repeat(CELLS, 4, axis=0), columns=GRID.names).assign(item=[*"abcd"] * len(CELLS))
+    failed = (np.tile(np.arange(4), len(CELLS)) < 4 * np.repeat(FAILS, 4)).astype(bool)
+    items, after = every["item"].to_numpy(dtype=str), np.zeros(len(every), dtype=bool)
+    truth, rng = float(of_darkening(COMMON, None).density(CELLS) @ FAILS), np.random.default_rng(4)
+    held, without = 0, 0
+    for _ in range(200):
+        shares = rng.multinomial(150, COMMON) + 0.5
+        space = of_darkening(shares / shares.sum(), 150)
+        found = rate_in_use(space, failed, every).rate  # all pairs were probed: no other error
+        held += found.low <= truth <= found.high
+        known = rate_in_use(of_darkening(space.usage.weights[0], None), failed, every).rate
+        without += known.low <= truth <= known.high
+        assert known.value == pytest.approx(found.value)
+    assert 0.91 <= held / 200 <= 0.99 and without < 20
+    pairs = {"before": failed, "after": after}
+    widths = [
+        PairedAnswers(
+            items, every[GRID.names].to_numpy(), after, 0.0, pairs, usage=usage, resamples=400, seed=0
+        ).change()
+        for usage in (of_darkening(COMMON, None).usage, of_darkening(COMMON, 20).usage)
+    ]
+    assert widths[0].value == widths[1].value and widths[1].low < widths[0].low
+
+
 # params.yaml
 
 TEXT = """audits:
@@ -303,18 +350,22 @@ TEXT = """audits:
 
 
 def test_only_usage_is_written_and_comments_stay():
-    levels, measured = {"noise": {0.0: 0.875, 0.1: 0.125}}, {"inputs": 900, "source": "inbox"}
+    levels, measured = (
+        {"noise": {0.0: 0.875, 0.1: 0.125}},
+        MeasuredConfig(inputs=900, source="inbox", worth={"noise": 700}),
+    )
+    about = measured.model_dump()
     one = with_usage(TEXT, "one", levels, measured)
     assert "# of the camera" in one
     assert one.replace("noise: {0: 0.875, 0.1: 0.125}", "") != one
     loaded = yaml.safe_load(one)["audits"]
     assert loaded["one"]["usage"] == {
         "levels": {"noise": {0: 0.875, 0.1: 0.125}, "fog": {0: 9, 1: 1}},
-        "measured": {"inputs": 900, "source": "inbox"},
+        "measured": about,
     }
     assert {name: loaded[name] for name in ("two", "three")} == {
         name: yaml.safe_load(TEXT)["audits"][name] for name in ("two", "three")
     }
     for name in ("two", "three"):
         usage = yaml.safe_load(with_usage(TEXT, name, levels, measured))["audits"][name]["usage"]
-        assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": measured}
+        assert usage == {"levels": {"noise": {0: 0.875, 0.1: 0.125}}, "measured": about}

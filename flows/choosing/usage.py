@@ -16,6 +16,7 @@ from stages.concepts import ConceptSpace, Level
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.params import AuditConfig, Params
+from stages.params.usage import MeasuredConfig
 from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _write(name: str, audit: AuditConfig, measured: MeasuredUsage, console: Cons
     }
     if not levels:
         raise UsageError("nothing written: all shares are too uncertain; measure more inputs")
-    about: dict[str, Level] = {"inputs": measured.inputs, "source": measured.source}
+    worth = {one.concept: round(one.worth) for one in measured.concepts if one.known}
+    about = MeasuredConfig(inputs=measured.inputs, source=measured.source, worth=worth)
     write_params(name, audit, lambda text: with_usage(text, name, levels, about), console)
 
 

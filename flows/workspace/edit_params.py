@@ -11,6 +11,7 @@ from ruamel.yaml.comments import CommentedMap
 from flows.workspace.yaml_edit import LayoutError, as_text, edited, in_one_line
 from stages.concepts import Level
 from stages.core.errors import UsageError
+from stages.params.usage import MeasuredConfig
 
 
 def with_proposed(
@@ -51,16 +52,14 @@ def with_proposed(
     return _edited(text, change, f"audits.{audit}", wanted)
 
 
-def with_usage(
-    text: str, audit: str, levels: Mapping[str, Mapping[Level, float]], measured: Mapping[str, Level]
-) -> str:
+def with_usage(text: str, audit: str, levels: Mapping[str, Mapping[Level, float]], measured: MeasuredConfig) -> str:
     """The text of params.yaml with measured shares of levels under `usage:` of an audit.
 
     Levels of other concepts and named combinations stay. The number of changes goes, as it now follows from the shares.
 
     Args:
         levels: shares by concept and level.
-        measured: number and source of the inputs.
+        measured: what they were measured on.
 
     Raises:
         UsageError: if the file's layout does not allow this without changing other lines.
@@ -76,7 +75,13 @@ def with_usage(
         for name, shares in levels.items():
             row: dict[Any, float] = {as_level(level): share for level, share in shares.items()}
             there[as_text(name)] = in_one_line(row)
-        usage["measured"] = in_one_line({key: as_level(value) for key, value in measured.items()})
+        usage["measured"] = in_one_line(
+            {
+                "inputs": measured.inputs,
+                "source": as_text(measured.source),
+                "worth": {as_text(name): as_level(n) for name, n in measured.worth.items()},
+            }
+        )
 
     wanted = "\n".join(f"    {name}: {_one_line(shares)}" for name, shares in levels.items())
     return _edited(text, change, f"audits.{audit}.usage", f"there:\n  levels:\n{wanted}")

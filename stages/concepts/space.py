@@ -206,6 +206,10 @@ class ConceptSpace:
             found[rows] = _found(share, counts, max(float(pairs[k]), 1.0))[which]
         return found
 
+    def error_of_mean(self, cells: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
+        """Return by how much a mean in use varies with the inputs that the usage was measured on, see `Usage`."""
+        return 0.0 if self.usage is None else self.usage.error_of_mean(cells, values, weights)
+
     def weights(self, cells: np.ndarray, items: int) -> np.ndarray:
         """Return weights (n,), summing to 1, under which a control's distinct probes stand for use.
 

@@ -15,7 +15,7 @@ own on top.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
 from math import prod
@@ -24,6 +24,7 @@ import numpy as np
 
 CHANGES = (0.3, 0.4, 0.2, 0.1)  # assumed shares of inputs with 0, 1, 2 and 3 concepts changed
 _ANY = -1  # a level that a combination leaves open
+_REDRAWN = 200  # usages that other inputs might have shown
 _FEW = 200_000  # cells that are counted one by one, where combinations may be among the others or not
 
 
@@ -37,6 +38,7 @@ class Usage:
         changes: (k,) share of inputs with 0, 1, 2, ... concepts changed; None if concepts change independently.
         combined: (m, d) combinations of levels that occur more often than by chance, -1 where any level may occur.
         shares: (m,) share of inputs with each combination.
+        measured_on: by concept whose weights were measured, the number of inputs that this was worth.
     """
 
     weights: tuple[np.ndarray, ...]
@@ -44,6 +46,7 @@ class Usage:
     changes: np.ndarray | None
     combined: np.ndarray
     shares: np.ndarray
+    measured_on: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -53,6 +56,7 @@ class Usage:
         changes: Sequence[float] | None = None,
         levels: Mapping[int, np.ndarray] | None = None,
         combined: Sequence[tuple[float, Mapping[int, int]]] = (),
+        measured_on: Mapping[int, float] | None = None,
     ) -> Usage:
         """Complete what somebody stated about the use of a grid by assumptions.
 
@@ -68,6 +72,7 @@ class Usage:
             levels: by concept (levels,) weights. Where the weight of the neutral level is 0, the others only say how
                 common they are among themselves.
             combined: the share of inputs with each combination, and its levels by concept.
+            measured_on: as above.
         """
         given = {} if levels is None else levels
         countable = sum(level is not None for level in neutral)
@@ -95,6 +100,7 @@ class Usage:
             None if independent else shares,
             cells,
             np.array([share for share, _ in combined], dtype=float),
+            measured_on or {},
         )
 
     @classmethod
@@ -236,6 +242,31 @@ class Usage:
         return replace(
             self, weights=tuple(weights), changes=changes / max(changes.sum(), 1e-12), shares=shares / max(total, 1e-12)
         )
+
+    def error_of_mean(self, cells: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
+        """Return by how much a mean in use varies with the inputs that the usage was measured on; 0 if it was not.
+
+        It is the standard deviation of the mean under usages that other inputs might have shown: the weights of each
+        measured concept follow a Dirichlet distribution around its own, as wide as counts of `measured_on` inputs are.
+
+        Args:
+            cells: (n, d) where the values are from.
+            values: (n,) what the mean is of.
+            weights: (n,) by which the values stand for this usage.
+        """
+        if not self.measured_on:
+            return 0.0
+        rng = np.random.default_rng(0)
+        own, means = self.density(cells), []
+        for _ in range(_REDRAWN):
+            other = list(self.weights)
+            for j, n in self.measured_on.items():
+                drawn = rng.gamma(self.weights[j] * n)
+                other[j] = drawn / drawn.sum()
+            ratio = replace(self, weights=tuple(other)).density(cells) / np.where(own > 0, own, 1.0)
+            total = float(weights @ ratio)
+            means.append(float((weights * ratio) @ values) / total if total > 0 else 0.0)
+        return float(np.std(means, ddof=1))
 
     @property
     def mean_changes(self) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import hypot
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -73,6 +76,15 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def less_sure(rate: Rate, error: float, bounds: tuple[float, float], level: float = LEVEL) -> Rate:
+    """Return a rate whose interval also has another, independent error, given as a standard deviation."""
+    if not error > 0:
+        return rate
+    margin = NormalDist().inv_cdf((1 + level) / 2) * error
+    low, high = rate.value - hypot(rate.value - rate.low, margin), rate.value + hypot(rate.high - rate.value, margin)
+    return rate._replace(low=max(bounds[0], low), high=min(bounds[1], high))
+
+
 SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # ranges of values: failed or not, and the difference of two such values
 
 
@@ -97,11 +109,19 @@ class Resampler:
         resamples: number of bootstrap resamples.
         seed: seed of the resampling.
         groups: (n,) group of each pair's item; None if each item is its own group.
+        error: by values (n,) and weights (n,), the standard deviation of another error of means, which is added to
+            their intervals; None if there is none.
     """
 
     def __init__(
-        self, items: np.ndarray | pd.Series, resamples: int, seed: int, groups: np.ndarray | pd.Series | None = None
+        self,
+        items: np.ndarray | pd.Series,
+        resamples: int,
+        seed: int,
+        groups: np.ndarray | pd.Series | None = None,
+        error: Callable[[np.ndarray, np.ndarray], float] | None = None,
     ) -> None:
+        self._error = error
         _, self._items = np.unique(np.asarray(items, dtype=str), return_inverse=True)
         self._codes = self._items
         if groups is not None and len(names := np.unique(of := np.asarray(groups, dtype=str))) > 1:
@@ -120,7 +140,8 @@ class Resampler:
         tail = (1 - level) / 2
         low = float(np.quantile(self._means(values, weights, bounds[0]), tail))
         high = float(np.quantile(self._means(values, weights, bounds[1]), 1 - tail))
-        return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))
+        rate = Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))
+        return rate if self._error is None else less_sure(rate, self._error(values, weights), bounds, level)
 
     def samples(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Return the weighted mean of values (n,) in each resample, without an added item: (resamples,)."""

@@ -113,7 +113,9 @@ def compare_models(
 
     def pair_by(counts: Callable[[pd.DataFrame], pd.Series]) -> PairedAnswers:
         failed = {model: counts(table).to_numpy(dtype=bool) for model, table in answers.items()}
-        return PairedAnswers(items, cells, inside, share, failed, groups, use, resamples=resamples, seed=seed)
+        return PairedAnswers(
+            items, cells, inside, share, failed, groups, use, usage=space.usage, resamples=resamples, seed=seed
+        )
 
     paired = pair_by(lambda table: table["failed"])
     not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
@@ -174,6 +176,7 @@ def compare_models(
             {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
             groups,
             use,
+            usage=space.usage,
             resamples=resamples,
             seed=seed,
         ),

@@ -6,12 +6,14 @@ A task may have measures of its own beside the failure rate, which are also take
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.concepts.usage import Usage
 from stages.core.errors import UsageError
 from stages.core.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
 from stages.records import Difference, RateRecord
@@ -45,6 +47,7 @@ class PairedAnswers:
         failed: model -> (n,) bool, for "before", "after", and optionally `OTHERS`.
         groups: (n,) groups of the items; None if each item is its own group.
         use: (n,) weights of the pairs within each stratum, see `use_of_pairs`; None if all count alike.
+        usage: the grid's, whose error is in all intervals if it was measured.
         resamples, seed: of the bootstrap.
     """
 
@@ -58,6 +61,7 @@ class PairedAnswers:
         groups: np.ndarray | None = None,
         use: np.ndarray | None = None,
         *,
+        usage: Usage | None = None,
         resamples: int,
         seed: int,
     ) -> None:
@@ -66,7 +70,8 @@ class PairedAnswers:
         each = np.ones(len(inside)) if use is None else use
         sums = {side: float(each[inside == side].sum()) or 1.0 for side in (True, False)}
         self.weight = each * np.where(inside, share / sums[True], (1 - share) / sums[False])
-        self._resampler = Resampler(items, resamples, seed, groups)
+        error = partial(usage.error_of_mean, cells) if usage else None
+        self._resampler = Resampler(items, resamples, seed, groups, error)
 
     def rate(self, model: str, mask: np.ndarray | None = None, level: float = LEVEL) -> Rate:
         """Failure rate of a model in use, or over the cells of the mask."""

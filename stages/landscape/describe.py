@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.core.intervals import COUNTED, Rate, share
+from stages.core.intervals import COUNTED, SHARE, Rate, less_sure, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import rates_of
@@ -25,7 +25,8 @@ from stages.tasks.contract import NOT_VALID
 def overall_rate(landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace) -> Rate:
     """Failure rate in use: from the control's probes alone, without an estimator; exact if enumerated."""
     if landscape.exact or not (probes["role"] == "control").any():
-        return landscape.mean_rate()
+        error = space.error_of_mean(landscape.cells(space), landscape.rates, landscape.use)
+        return less_sure(landscape.mean_rate(), error, SHARE)
     return rate_under(space, probes, None, exact=False)
 
 

@@ -7,6 +7,7 @@ by how common its cell is in use, over the chance to be probed (Horvitz and Thom
 
 from __future__ import annotations
 
+from functools import partial
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -27,7 +28,8 @@ class InUse(NamedTuple):
 
     Args:
         rate: the rate with its interval; `n` counts probes.
-        effective: Kish's effective sample size; infinite where all pairs were probed.
+        effective: Kish's effective sample size, less what a measured usage may be off; infinite where all pairs were
+            probed and the usage was not measured.
     """
 
     rate: Rate
@@ -55,7 +57,7 @@ def rate_in_use(
 
     The interval is Wilson's (1927) at the effective sample size, for querying *these* items; a stratum whose pairs were
     all probed adds nothing to it, and one without a probe may have any rate. If items belong to groups, the interval
-    resamples groups, see `Resampler`.
+    resamples groups, see `Resampler`. The error of a usage that was measured is part of it, see `Usage.error_of_mean`.
 
     Args:
         space: the grid with its usage.
@@ -85,11 +87,14 @@ def rate_in_use(
     if weights.sum() <= 0:
         return InUse(NO_RATE, 0.0)
     effective = weights.sum() ** 2 / float((weights**2).sum())
+    error = partial(here.error_of_mean, cells)
     if "group" in probes:
-        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
+        sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"], error)
         return InUse(_widened(sampler.mean(which.astype(float), weights, SHARE, level), unknown), effective)
+    off = error(which, weights)
     if among is not None:
         value = float(np.average(which, weights=weights))
+        effective = _less_sure(effective, value, off)
         return InUse(_widened(_wilson(value, effective, int(among.sum()), level), unknown), effective)
     rates = np.bincount(changes, ratio * which, len(mass)) / np.where(known, found, 1.0)
     squares = np.where(known, np.bincount(changes, ratio**2, len(mass)), 1.0)
@@ -100,7 +105,7 @@ def rate_in_use(
     shrunk = (rates * size + more * value + 0.5 / len(which)) / (size + more)
     variance = float((strata**2 * shrunk * (1 - shrunk) * left / np.where(known, size, 1.0)).sum())
     middle = float(np.clip(strata @ shrunk, 1e-9, 1 - 1e-9))
-    effective = middle * (1 - middle) / variance if variance > 0 else float("inf")
+    effective = _less_sure(middle * (1 - middle) / variance if variance > 0 else float("inf"), value, off)
     return InUse(_widened(_wilson(value, effective, len(which), level), unknown), effective)
 
 
@@ -126,9 +131,17 @@ def rate_under(space: ConceptSpace, probes: pd.DataFrame, usage: Usage | None, *
     failed, here = control["failed"].to_numpy(dtype=bool), space.usage if usage is None else usage
     if not exact or here is None:
         return rate_in_use(space, failed, control, usage=usage).rate
-    weights = here.density(control[space.names].to_numpy(dtype=np.int64))
-    sampler = Resampler(control["item"], RESAMPLES, 0, control.get("group"))
-    return sampler.mean(failed.astype(float), weights, SHARE)
+    cells = control[space.names].to_numpy(dtype=np.int64)
+    weights = here.density(cells)
+    error = partial(here.error_of_mean, cells)
+    return Resampler(control["item"], RESAMPLES, 0, control.get("group"), error).mean(
+        failed.astype(float), weights, SHARE
+    )
+
+
+def _less_sure(effective: float, value: float, error: float) -> float:
+    """Return the effective sample size of a rate that has another error, too (standard deviation)."""
+    return effective if error == 0 else 1 / (1 / effective + error**2 / (value * (1 - value)))
 
 
 def _wilson(value: float, effective: float, n: int, level: float) -> Rate:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.concepts.usage import Usage
 from stages.core.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.compare import MIN_PAIRS, PairedAnswers
 from stages.landscape.rates import rate_in_use
@@ -62,8 +63,14 @@ class _Asked(NamedTuple):
                 return share(self.failed, self.probes, level)
             return rate_in_use(self.space, self.failed, self.probes, level=level).rate
         resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
-        sampler = Resampler(self.row, resamples, self.seed, self.probes.get("group"))
+        sampler = Resampler(self.row, resamples, self.seed, self.probes.get("group"), self._error)
         return sampler.mean(self.failed.astype(float), self.weights, SHARE, level)
+
+    def _error(self, values: np.ndarray, weights: np.ndarray) -> float:
+        if self.space is None:
+            return 0.0
+        cells = self.probes[self.space.names].to_numpy(dtype=np.int64)
+        return self.space.error_of_mean(cells, values, weights)
 
     @property
     def weights(self) -> np.ndarray:
@@ -354,6 +361,7 @@ def compare_slices(
     groups: np.ndarray | None = None,
     use: np.ndarray | None = None,
     *,
+    usage: Usage | None = None,
     resamples: int,
     seed: int,
 ) -> list[AttributeDifferences] | None:
@@ -373,6 +381,7 @@ def compare_slices(
         failed: model -> (n,).
         groups: (n,) groups of the items; None if each item is its own group.
         use: (n,) weights of the pairs, see `use_of_pairs`; None if all count alike.
+        usage: the grid's.
         resamples: minimum number of resamples of the items; joint intervals of many values need more.
         seed: seed of the resampling.
 
@@ -395,7 +404,7 @@ def compare_slices(
             covered = float(shares[codes == number].mean())
             own, some_use = (None if of_all is None else of_all[of] for of_all in (groups, use))
             paired = PairedAnswers(
-                items[of], cells[of], inside[of], covered, some, own, some_use, resamples=n, seed=seed
+                items[of], cells[of], inside[of], covered, some, own, some_use, usage=usage, resamples=n, seed=seed
             )
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(

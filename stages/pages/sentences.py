@@ -111,7 +111,8 @@ def _count(n: int) -> str:
 def by_usage(usage: UsageRecord) -> str:
     """Say where a usage is from: "by the usage that was assumed"."""
     if usage.inputs is not None:
-        return f"by the usage measured on {number(usage.inputs)} inputs of {usage.source}"
+        sure = ", whose number is allowed for in the intervals" if usage.worth else ""
+        return f"by the usage measured on {number(usage.inputs)} inputs of {usage.source}{sure}"
     return f"by the usage that was {'stated' if usage.stated else 'assumed'}"
 
 

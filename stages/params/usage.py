@@ -30,6 +30,10 @@ class MeasuredConfig(Strict):
 
     inputs: int = Field(ge=1, description="number of production inputs")
     source: str = Field(min_length=1, max_length=400, description="where they are from")
+    worth: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="by measured concept, the inputs that would say as much if each showed its level without error",
+    )
 
 
 class UsageConfig(Strict):
@@ -99,6 +103,9 @@ def _errors(usage: UsageConfig, concepts: Mapping[str, Sequence[Level]]) -> Iter
         for name, level in combination.levels.items():
             if error := _levels_error(name, [level], concepts):
                 yield f"usage.combinations.{number}.levels.{error}"
+    for name in usage.measured.worth if usage.measured else ():
+        if name not in usage.levels:
+            yield f"usage.measured.worth.{name}: expected a concept of usage.levels, found {', '.join(usage.levels)}"
     if (total := sum(one.share for one in usage.combinations)) >= 1:
         yield f"usage.combinations: expected shares of less than 1 together, found {total:g}"
 
@@ -131,4 +138,5 @@ def in_use(space: ConceptSpace, usage: AnyUsage) -> ConceptSpace:
         (one.share, {place[name]: at(name, level) for name, level in one.levels.items()}) for one in usage.combinations
     ]
     levels = {place[name]: of_levels(name, given) for name, given in usage.levels.items() if name in place}
-    return replace(space, usage=Usage.of(space.sizes, space.neutral_levels, usage.changes, levels, combined))
+    worth = {place[name]: n for name, n in usage.measured.worth.items() if name in place} if usage.measured else {}
+    return replace(space, usage=Usage.of(space.sizes, space.neutral_levels, usage.changes, levels, combined, worth))

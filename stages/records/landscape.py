@@ -369,6 +369,7 @@ class UsageRecord(Record):
         stated: whether any of this was stated or measured rather than assumed.
         inputs: number of production inputs that it was measured on; None if it was not measured.
         source: where they are from.
+        worth: per concept, the number of inputs that its measured weights are worth; None where it was not measured.
     """
 
     weights: list[list[float]]
@@ -378,6 +379,7 @@ class UsageRecord(Record):
     stated: bool
     inputs: int | None = None
     source: str | None = None
+    worth: list[float | None] | None = None
 
     def on(self, space: ConceptSpace) -> ConceptSpace:
         usage = Usage(
@@ -386,6 +388,7 @@ class UsageRecord(Record):
             None if self.changes is None else np.array(self.changes),
             np.array(self.combined, dtype=np.int64).reshape(-1, len(space)),
             np.array(self.shares),
+            {j: n for j, n in enumerate(self.worth or ()) if n is not None},
         )
         return replace(space, usage=usage)
 
@@ -403,7 +406,7 @@ def usage_record(space: ConceptSpace, config: AnyUsage) -> UsageRecord | None:
         stated=config.stated,
         inputs=config.measured.inputs if config.measured else None,
         source=config.measured.source if config.measured else None,
-    )
+    ).having(worth=[usage.measured_on.get(j) for j in range(len(space))] if usage.measured_on else None)
 
 
 class LevelAlone(Record):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -54,6 +55,13 @@ class Shares:
     def known(self) -> bool:
         """Whether the intervals are narrow enough for the shares to be used."""
         return bool((self.high - self.low).max() <= WIDEST)
+
+    @property
+    def worth(self) -> float:
+        """Number of inputs that would show the shares as precisely if each showed its level without error."""
+        variance = float((((self.high - self.low) / (2 * NormalDist().inv_cdf(0.975))) ** 2).sum())
+        shares = self.smoothed
+        return float(np.clip((shares * (1 - shares)).sum() / max(variance, 1e-12), 1.0, max(self.read, 1)))
 
     @property
     def smoothed(self) -> np.ndarray:
