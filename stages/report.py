@@ -155,7 +155,7 @@ def _unshown(here: AuditFolder, landscape: Landscape, probes: pd.DataFrame, seed
 def _corrected(here: AuditFolder, audit: AuditConfig, probes: pd.DataFrame) -> Corrected | None:
     if (spot := audit.summarize.spot_check) is None:
         return None
-    judged = read_spot_check(Path(spot.file), spot, f"audits.{here.path.name}.summarize.spot_check")
+    judged = read_spot_check(spot, f"audits.{here.path.name}.summarize.spot_check")
     space = here.summarize.landscape.space
     return correct(space, probes[probes["role"] == "control"], judged, audit.seed)
 

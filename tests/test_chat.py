@@ -24,6 +24,7 @@ from stages.tasks.chat.init import QuestionsInit
 from stages.tasks.chat.measures import contains, exact, f1, holds, matches
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.init import Data, Model, Seen
+from stages.tasks.rows import json_rows
 from tests.endpoints import completion, served
 from tests.news import articles
 from tests.own_model import questions
@@ -208,6 +209,13 @@ def test_an_injected_text_stands_once_in_the_context_and_tone_and_typos_change_t
 
 
 # Measures
+
+
+def test_a_line_that_is_nested_too_deeply_is_a_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"question": "why?"}\n' + "[" * 100_000 + "\n")
+    (first, row), (second, error) = json_rows(path)
+    assert (first, row, second) == (1, {"question": "why?"}, 2) and isinstance(error, ValueError)
 
 
 @pytest.mark.parametrize(

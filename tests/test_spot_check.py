@@ -14,7 +14,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import wilson
 from stages.landscape.rates import rate_in_use
-from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, read_spot_check
+from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, parse_spot_check, read_spot_check
 from stages.params import SpotCheckConfig, load_params
 from stages.records import audit_folder
 from tests.finished import faded, finished_audits, inside, run_stages
@@ -32,7 +32,7 @@ def searched(rng: np.random.Generator, rate: float, missed: float, alarmed: floa
 
 
 def judged(drawn: pd.DataFrame, space: ConceptSpace = LINE) -> pd.DataFrame:
-    """What people fill in, as `read_spot_check` reads it."""
+    """What people fill in, as `parse_spot_check` reads it."""
     cells = [tuple(cell) for cell in drawn[space.names].to_numpy(dtype=int).tolist()]
     return drawn[["draws", "item"]].assign(cell=cells, answer=drawn["output"], fails=drawn["people"])
 
@@ -87,24 +87,24 @@ def test_what_is_not_a_whole_spot_check_of_this_model_is_refused(tmp_path: Path)
         cell=[" ".join(map(str, cell)) for cell in people["cell"]], fails=["Yes"] + ["no"] * (len(people) - 1)
     )
     written.to_csv(path, index=False)
-    read = read_spot_check(path)
+    read = parse_spot_check(path.read_bytes(), path)
     assert read["fails"].tolist() == [True] + [False] * (len(people) - 1)
     assert read["cell"].tolist() == people["cell"].tolist() and read["draws"].sum() == 60
     config = SpotCheckConfig(file=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    assert len(read_spot_check(path, config, "here")) == len(people)
+    assert len(read_spot_check(config, "here")) == len(people)
     written.assign(fails=["", *written["fails"][1:]]).to_csv(path, index=False)
     for wrong, read_it in (
-        ("row 2", lambda: read_spot_check(path)),
-        ("sha256", lambda: read_spot_check(path, config, "here")),
+        ("row 2", lambda: parse_spot_check(path.read_bytes(), path)),
+        ("sha256", lambda: read_spot_check(config, "here")),
     ):
         with pytest.raises(UsageError, match=wrong):
             read_it()
     written.drop(columns="answer").to_csv(path, index=False)
     with pytest.raises(UsageError, match="found no answer"):
-        read_spot_check(path)
+        parse_spot_check(path.read_bytes(), path)
     path.unlink()
     with pytest.raises(UsageError, match="cannot be read"):
-        read_spot_check(path, config, "here")
+        read_spot_check(config, "here")
 
 
 @pytest.mark.parametrize("answer", ["=1+1", "+1", "-2", "@SUM(A1)", "\tx", "'=1", "an answer", "it's"])
@@ -113,7 +113,7 @@ def test_an_answer_that_a_spreadsheet_would_compute_stands_behind_an_apostrophe(
     row = {"draws": 30, "item": "i0", "cell": "0", "answer": behind_apostrophe(answer), "fails": "no"}
     pd.DataFrame([row]).to_csv(path, index=False)
     assert pd.read_csv(path)["answer"][0][0] not in "=+-@\t"
-    assert read_spot_check(path)["answer"].tolist() == [answer]
+    assert parse_spot_check(path.read_bytes(), path)["answer"].tolist() == [answer]
 
 
 def test_people_judge_a_table_and_the_next_verdict_has_the_corrected_rate(tmp_path: Path) -> None:

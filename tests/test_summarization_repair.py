@@ -138,6 +138,8 @@ def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
     asked = lessons(task, plan(), steps=1)
     assert loaded.summarizer.hash != task.summarizer.hash
     assert load_form(out).base == task.summarizer.hash
+    names = json.loads((out / "adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(names), "the same bytes in every process"
     assert not torch.allclose(token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked), atol=0.05)
     whole = load_summarizer(out / "merged", task.context.compute)
     assert torch.allclose(token_logits(whole, asked), token_logits(loaded.summarizer, asked), atol=1e-5)

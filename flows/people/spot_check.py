@@ -16,7 +16,7 @@ from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.core.intervals import Rate, wilson
 from stages.landscape.rates import rate_in_use
-from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, read_spot_check
+from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, parse_spot_check
 from stages.params import Params
 from stages.records import audit_folder
 from stages.records.folder import Discover
@@ -87,7 +87,12 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     """
     from stages.concepts import ConceptSpace
 
-    found, judged = _search(name), read_spot_check(path)
+    found = _search(name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
+    judged = parse_spot_check(data, path)
     folder = audit_folder(name).summarize
     if not folder.has("landscape"):
         raise UsageError(f"audit {name!r} has no landscape to correct yet: run `faded audit {name}`")
@@ -107,7 +112,7 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     wrong = f"{corrected.only_automatic} only the measure, {corrected.only_people} only people found a failure in"
     console.print(f"of {corrected.overall.n} draws: {wrong}", highlight=False)
     if write:
-        entry = {"file": path.as_posix(), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
         after, _ = with_file(PARAMS.read_bytes().decode("utf-8"), name, ("summarize", "spot_check"), entry)
         edit_file(PARAMS, lambda _: after, console)
         console.print(f"named in {PARAMS}: commit {path}, and run `faded audit {name}`", highlight=False)

@@ -95,6 +95,28 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def read_named(path: Path, digest: str, where: str, again: str = "") -> bytes:
+    """Read a file that params.yaml names with its SHA-256.
+
+    Args:
+        path: the file.
+        digest: its SHA-256 by params.yaml.
+        where: the block that names it, for messages.
+        again: what writes both, for messages.
+
+    Raises:
+        UsageError: if it cannot be read, or is another file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{where}.file: {path} cannot be read ({error.strerror}): restore it from git") from None
+    if (found := hashlib.sha256(data).hexdigest()) != digest:
+        more = f"; {again}" if again else ""
+        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {digest[:12]}…{more}")
+    return data
+
+
 @contextlib.contextmanager
 def publishing(target: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `target` when the block ends without an error.

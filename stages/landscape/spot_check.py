@@ -8,7 +8,6 @@ measure fails, and among what it passes, weighted by how often the measure fails
 
 from __future__ import annotations
 
-import hashlib
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
+from stages.core.files import read_named
 from stages.core.intervals import LEVEL, Rate
 from stages.landscape.rates import rate_in_use
 from stages.params import SpotCheckConfig
@@ -42,34 +42,27 @@ def draw_uses(space: ConceptSpace, control: pd.DataFrame, n: int, seed: int) -> 
     return control.iloc[rows[order]].assign(draws=draws[order])
 
 
-def read_spot_check(path: Path, named: SpotCheckConfig | None = None, where: str = "") -> pd.DataFrame:
-    """Read verdicts: one row per probe, with `fails` as bool and `cell` as level indices.
-
-    Args:
-        path: the table.
-        named: the audit's `summarize.spot_check`, whose hash it must have.
-        where: the block's name, for messages.
+def read_spot_check(config: SpotCheckConfig, where: str) -> pd.DataFrame:
+    """Read the verdicts that the block `where`, an audit's `summarize.spot_check`, names.
 
     Raises:
-        UsageError: if the file is missing, changed, or not such a table, or a row has no verdict.
+        UsageError: if the file is missing or changed, or as for `parse_spot_check`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}){': restore it from git' if named else ''}"
-        ) from None
-    if named and (found := hashlib.sha256(data).hexdigest()) != named.sha256:
-        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {named.sha256[:12]}…")
-    return _parsed(data, path)
+    path = Path(config.file)
+    return parse_spot_check(read_named(path, config.sha256, where), path)
 
 
 def behind_apostrophe(text: str) -> str:
-    """Write a text so that no spreadsheet computes it; `read_spot_check` takes the apostrophe away again."""
+    """Write a text so that no spreadsheet computes it; `parse_spot_check` takes the apostrophe away again."""
     return f"'{text}" if text.startswith(_COMPUTED) else text
 
 
-def _parsed(data: bytes, path: Path) -> pd.DataFrame:
+def parse_spot_check(data: bytes, path: Path) -> pd.DataFrame:
+    """Parse verdicts, read from `path`: one row per probe, with `fails` as bool and `cell` as level indices.
+
+    Raises:
+        UsageError: if it is not such a table, or a row has no verdict.
+    """
     try:
         table = pd.read_csv(BytesIO(data), dtype=str, keep_default_na=False)
     except ValueError as error:
@@ -99,7 +92,7 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     Args:
         space: the grid.
         control: the control's probes.
-        judged: verdicts, as read by `read_spot_check`.
+        judged: verdicts, as read by `parse_spot_check`.
         seed: seed of the interval's draws.
 
     Raises:

@@ -6,7 +6,6 @@ one worse. People's ratings change where failing begins, and how far apart answe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from stages.core.errors import UsageError
-from stages.core.files import parse_json
+from stages.core.files import parse_json, read_named
 from stages.params import AuditConfig, RatingsConfig, Strict, checked
 from stages.provenance import scale_of
 from stages.records import Agreement
@@ -125,13 +124,7 @@ def read_ratings(name: str, audit: AuditConfig) -> Ratings:
     assert config is not None
     where, path = f"audits.{name}.discrepancy.ratings", Path(config.file)
     again = f"`faded ratings {name} --write` writes both"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{where}.file: {path} cannot be read ({error.strerror}): restore it from git") from None
-    if (found := hashlib.sha256(data).hexdigest()) != config.sha256:
-        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {config.sha256[:12]}…; {again}")
-    ratings = parse_ratings(data, path)
+    ratings = parse_ratings(read_named(path, config.sha256, where, again), path)
     if ratings.scale != scale_of(audit):
         raise UsageError(
             f"{where}: {path} was learnt on another scale: audits.{name} has another task, discrepancy or prepare;"

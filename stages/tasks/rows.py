@@ -81,7 +81,7 @@ def check_lines_file(inputs: Path, name: str, named: Mapping[str, str | None], w
         first = next((line for line in lines if line.strip()), b"")
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if isinstance(row, dict):
         check_columns(list(row), named, where, f"{name}, line 1,")
@@ -102,6 +102,8 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
                 except ValueError as error:
                     yield number, error
+                except RecursionError:
+                    yield number, ValueError("it is nested too deeply")
 
 
 class JsonLinesSource(Source):

@@ -85,6 +85,8 @@ class SummarizerTraining(StepwiseTraining):
             self.model.to(self._dtype).save_pretrained(folder)
             self.learner.tokenizer.save_pretrained(folder)
         else:
+            adapter = self.model.peft_config["default"]
+            adapter.target_modules = sorted(adapter.target_modules)  # a set, whose order in the file would vary
             self.model.save_pretrained(folder, save_embedding_layers=False)
 
     def whole(self) -> Any:
