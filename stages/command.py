@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.code import check_code, read_stages
-from stages.core.environment import die_with_parent, set_defaults
+from stages.core.environment import die_with_parent, start_alike
 from stages.core.errors import Exit, run_as_command
 
 
@@ -18,7 +18,7 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
         run: the stage; by default it receives the audit's name.
         words: names of all its arguments for the usage message, the audit first.
     """
-    set_defaults()
+    start_alike()
     die_with_parent()
     words = words or ("AUDIT",)
     stage, given = Path(sys.argv[0]).stem, sys.argv[1:]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.code import is_own_workspace
+from stages.core.environment import is_alike
 from stages.core.files import content_hash, write_json
 from stages.core.git import git
 from stages.core.plugins import distributions
@@ -166,8 +167,10 @@ def git_state(audit: str) -> dict[str, Any]:
 
 
 def device_name(name: str) -> str:
-    """Resolve the device, "auto" included, and add the GPU's name: results differ between kinds of GPU."""
+    """Resolve the device, "auto" included, and add between which ones results differ: the kind of GPU, or any CPU."""
     import torch
 
     device = resolve_device(name)
-    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+    if device == "cpu":
+        return "cpu (as any x86-64 with AVX2)" if is_alike() else "cpu"
+    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -8,11 +8,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 DATA = Path("data")  # one folder per audit
 WORK = Path(".faded")  # scratch, logs and records of a workspace
+
+# Libraries choose their code by the CPU, and round differently in each choice. These make them choose what every x86-64
+# CPU with AVX2 has, so that results are equal to the byte there. Square roots of torch's tensors still differ: MKL takes
+# them, by the CPU; so optimisers are fused, which take their own.
+_ALIKE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",  # AVX2 would be faster, and is equal on Intel's own CPUs only
+    "OPENBLAS_CORETYPE": "Haswell",
+    # By the names of numpy 2.4 and of those before it. It passes over names it does not know.
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+}
+
+
+
+def _has_avx2() -> bool:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="ignore") as told:
+        return " avx2 " in told.read(8192)  # of the first core
+    return False
+
+
+ALIKE = _ALIKE if _has_avx2() else {}
 
 # An audit sends no telemetry and downloads nothing unless HF_HUB_OFFLINE=0 allows a hub. CUDA sums in a fixed order
 # only if this is set before it starts.
@@ -24,6 +47,7 @@ DEFAULTS = {
     "POT_BACKEND_DISABLE_PYTORCH": "1",  # otherwise every import of POT loads torch for nothing
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    **ALIKE,
 }
 
 
@@ -31,6 +55,19 @@ def set_defaults(**more: str) -> None:
     """Set `DEFAULTS` and more in this process's environment, except for variables the user has set."""
     for name, value in {**DEFAULTS, **more}.items():
         os.environ.setdefault(name, value)
+
+
+def start_alike() -> None:
+    """Start this process again if numpy, which reads `ALIKE` when it is imported, came before them (`dvc repro`)."""
+    late = "numpy" in sys.modules and not ALIKE.keys() <= os.environ.keys()
+    set_defaults()
+    if late:
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def is_alike() -> bool:
+    """Whether what this process computes on its CPU is what any x86-64 CPU with AVX2 computes."""
+    return bool(ALIKE) and all(os.environ.get(name) == value for name, value in ALIKE.items())
 
 
 @contextlib.contextmanager

@@ -136,6 +136,7 @@ class _Agent(Configured[AgentSettings]):
 
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
     flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
+    adam: ClassVar[dict[str, Any]] = {"fused": True, "eps": 1e-5}  # SB3's, but fused; A2C replaces it by its own RMSprop
 
     def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Learn on the prober until its budget is spent.
@@ -151,7 +152,7 @@ class _Agent(Configured[AgentSettings]):
             "MlpPolicy",
             ConceptVecEnv(arena, settings.n_envs, seed),
             gamma=0.0,  # episodes are one step long
-            policy_kwargs=settings.architecture(),
+            policy_kwargs={**settings.architecture(), "optimizer_kwargs": dict(self.adam)},
             seed=seed,
             **settings.arguments(),
         )
@@ -201,7 +202,7 @@ class TRPOExplorer(_Agent):
 class _FlatAgent(_Agent):
     """An agent with one action, and so one network output, per cell."""
 
-    flat = True
+    flat, adam = True, {"fused": True}
 
     def _check(self, prober: Prober) -> None:
         settings = cast(DQNSettings, self.settings)

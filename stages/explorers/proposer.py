@@ -68,7 +68,7 @@ class Trainer:
                     self.network.out_bias[j, 0, :size] = shares.clamp(min=1e-4).log()
         self._generator = torch.Generator().manual_seed(self.seed)
         self._rng = np.random.default_rng(self.seed)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate, fused=True)
         self._observations = torch.from_numpy(np.asarray(self.observations, dtype=np.float32))
         self.temperature = 0.2
         self.entropy = 1.0  # of the last draws, as a share of the uniform policy's

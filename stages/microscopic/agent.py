@@ -58,7 +58,7 @@ def train_and_walk(walks: WalkState, settings: WalkerSettings, seed: int) -> dic
         learning_rate=settings.learning_rate,
         gamma=settings.gamma,
         ent_coef=settings.ent_coef,
-        policy_kwargs={"net_arch": list(settings.hidden)},
+        policy_kwargs={"net_arch": list(settings.hidden), "optimizer_kwargs": {"fused": True, "eps": 1e-5}},
         seed=seed,
         device="cpu",
     )

@@ -84,9 +84,7 @@ def resume(
         if f"step.{name}" not in kept:  # a parameter that takes no part in answers has no gradient, so no AdamW state
             continue
         optimizer.state[parameter] = {
-            # AdamW keeps its step counter on the CPU.
-            key: kept[f"{key}.{name}"].to("cpu" if key == "step" else device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            key: kept[f"{key}.{name}"].to(device) for key in ("step", "exp_avg", "exp_avg_sq")
         }
     return int(state["done"]), list(state["losses"])
 
@@ -119,7 +117,7 @@ class StepwiseTraining(ABC):
         self, trained: Mapping[str, Tensor], steps: int, peak: float, checkpoint: Path | None, device: str
     ) -> None:
         self.trained, self.steps, self.peak, self.checkpoint, self.device = trained, steps, peak, checkpoint, device
-        self.optimizer = torch.optim.AdamW(trained.values(), lr=peak, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(trained.values(), lr=peak, weight_decay=0.0, fused=True)
         self.losses: list[float] = []
 
     @abstractmethod

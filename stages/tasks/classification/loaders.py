@@ -70,7 +70,7 @@ class TrainedHere(ModelSource):
 
     def _fit(self, model: Classifier, pixels: Tensor, targets: Tensor, seed: int) -> None:
         steps = max(1, len(pixels) // self.batch_size)
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * steps)
         rng = np.random.default_rng([seed, 2])
         order = np.concatenate([rng.permutation(len(pixels))[: steps * self.batch_size] for _ in range(self.epochs)])

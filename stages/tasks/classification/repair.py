@@ -127,7 +127,7 @@ class FineTuning:
                 self.model.head.reset_parameters()
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.losses: list[float] = []
 
