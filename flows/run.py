@@ -18,6 +18,7 @@ from flows.facts import TEXT_ONLY
 from flows.graph import Graph, Stage, read_graph
 from flows.graph.heal import heal
 from flows.graph.intact import mend, stages_of
+from flows.graph.lock import as_published
 from flows.people.approval import settle
 from flows.places.runners import check_stages, chosen_runner
 from flows.request import GATED, how_to_decide, needs_decision, open_request
@@ -47,6 +48,7 @@ class EndedRun:
         seconds: wall time of all stages.
         verdicts: those of audits that are up to date.
         evidence: their bundles, by audit.
+        published: whether their results are those of git's last commit, by audit: "yes", or what differs first.
         problems: what is wrong with evidence, in sentences.
         waiting: what audits wait for, in sentences.
         failure: why a stage failed.
@@ -56,6 +58,7 @@ class EndedRun:
     seconds: float = 0.0
     verdicts: list[LastVerdict] = field(default_factory=list)
     evidence: dict[str, Path] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     failure: FadedError | None = field(default=None, metadata=TEXT_ONLY)
@@ -162,6 +165,7 @@ def _conclude(params: Params, audits: list[str], ended: EndedRun) -> EndedRun:
         ended,
         verdicts=[read_verdict(params, audit) for audit in audits],
         evidence={audit: bundle for audit, (bundle, _) in kept.items() if bundle is not None},
+        published={audit: told for audit in audits if (told := as_published(audit)) is not None},
         problems=[problem for _, problem in kept.values() if problem is not None],
     )
 
@@ -174,6 +178,9 @@ def show_audits(console: Console, ended: EndedRun) -> None:
         console.print("nothing to do: no stage is stale")
     for verdict in ended.verdicts:
         show_verdict(console, verdict)
+        if told := ended.published.get(verdict.audit):
+            why = "" if told == "yes" else "; docs/results.md says what may explain it"
+            print_plain(console, f"same results as published: {told}{why}")
     print_plain(console, *ended.problems, style="yellow")
     print_plain(console, *(f"evidence: {bundle.resolve()}" for bundle in ended.evidence.values()))
     print_plain(console, *(f"{told}, then this command again" for told in ended.waiting), style="yellow")

@@ -14,19 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.environment import ALIKE, DEFAULTS
+from stages.core.environment import ALIKE, DEFAULTS, is_alike
+from stages.params import AuditConfig
+from stages.provenance import device_name
+from stages.tasks.load import task_class
 from tests.images import write_images
-from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 needs_avx2 = pytest.mark.skipif(not ALIKE, reason="this CPU has no AVX2, or is no x86-64")
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 (Debian: qemu-user)")
 
-# Say when or where a stage ran.
-_OF_THE_RUN = {"provenance.json", "metrics.json", "headline.json", "code.json"}
+# Reports and provenance name the revision, which each workspace has its own of.
+_OF_THE_RUN = {"provenance.json", "report.html", "code.json"}
 
 
 def stripes(path: Path, explorer: str = "auto") -> Workspace:
-    """A workspace with a small audit of a small network, and its repair, that no stage of has run."""
+    """A workspace with a small audit of a small network, and its repair; no stage has run."""
     audit = audit_params(
         task="stages.tasks.classification:ImageClassification",
         prepare={
@@ -50,7 +53,7 @@ def run_on(workspace: Workspace, emulator: tuple[str, ...] = (), **env: str) -> 
     """Run all stages on a CPU; return the hash of each file that they hand on."""
     for stage in ("code", *STAGES):
         command = [*emulator, sys.executable, "-m", f"stages.{stage}", "stripes"]
-        # One core: processes that an emulated one starts would not be emulated.
+        # One core, because the processes that an emulated one starts are not emulated.
         done = subprocess.run(
             command,
             cwd=workspace.path,
@@ -66,3 +69,52 @@ def run_on(workspace: Workspace, emulator: tuple[str, ...] = (), **env: str) -> 
         for path in sorted(home.rglob("*"))
         if path.is_file() and path.name not in _OF_THE_RUN
     }
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> dict[str, str]:
+    """What is handed on by one core of this CPU."""
+    return run_on(stripes(tmp_path_factory.mktemp("alike") / "here"), ("taskset", "--cpu-list", "0"))
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    assert one.keys() == other.keys() and len(one) > 30
+    return [name for name in one if one[name] != other[name]]
+
+
+@needs_avx2
+@pytest.mark.slow
+def test_more_threads_and_processes_hand_on_the_same_bytes(here, tmp_path):
+    assert differing(here, run_on(stripes(tmp_path / "more"), LOKY_MAX_CPU_COUNT="2")) == []
+
+
+@needs_avx2
+@needs_qemu
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", ["Haswell", "EPYC"])
+def test_another_cpu_hands_on_the_same_bytes(here, tmp_path, cpu):
+    assert differing(here, run_on(stripes(tmp_path / cpu), ("qemu-x86_64", "-cpu", cpu))) == []
+
+
+@needs_avx2
+def test_a_stage_that_dvc_alone_starts_computes_alike(tmp_path):
+    script = tmp_path / "probe.py"
+    script.write_text(
+        "import numpy, sys; from stages.command import stage_main; from stages.core.environment import is_alike\n"
+        "stage_main(lambda audit: print(is_alike()))\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in ALIKE} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), "stripes"]
+    for told, printed in (({}, "True"), ({"MKL_CBWR": "AUTO"}, "False")):
+        done = subprocess.run(command, env=env | told, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == printed and not done.stderr
+
+
+@needs_avx2
+@pytest.mark.parametrize(("task", "alike"), [("classification:ImageClassification", True), ("chat:Chat", False)])
+def test_networks_that_would_take_twice_as_long_choose_for_themselves(monkeypatch, task, alike):
+    for name, value in ALIKE.items():
+        monkeypatch.setenv(name, value)
+    task_class("stripes", AuditConfig.model_validate(audit_params(task=f"stages.tasks.{task}")))
+    assert is_alike() == alike
+    assert (device_name("cpu") == "cpu") != alike

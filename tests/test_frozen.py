@@ -91,8 +91,6 @@ def test_a_default_audit_hands_on_what_it_always_did(audit, tmp_path):
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     before, after = locked(ROOT, audit), locked(clone, audit)
-    if before["prepare/model"] != after["prepare/model"]:
-        pytest.skip("this CPU trains another network from the same seed")
     changed = [name for name in HANDED_ON if before.get(name) != after.get(name)]
     assert set(HANDED_ON) & set(after) and not changed
 

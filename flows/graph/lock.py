@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from stages.code import read_stages
+from stages.core.git import git
+
 LOCK = Path("dvc.lock")
 
 
@@ -29,3 +32,32 @@ def md5_in(stages: Mapping[str, Mapping[str, Any]], key: str, path: str) -> str 
             if one.get("path") == path:
                 return str(one["md5"]) if "md5" in one else None
     return None
+
+
+def as_published(audit: str) -> str | None:
+    """Whether an audit's results are those that the dvc.lock of git's last commit names: "yes", or what differs first.
+
+    Reports and provenance say when they were made and from which revision, so they do not count. None if there are no
+    such results, or they were made by other code, with other parameters or from other inputs.
+    """
+    committed = git("show", f"HEAD:./{LOCK}")
+    if committed is None or not LOCK.is_file():
+        return None
+    published, here = read_lock(committed.encode()), read_lock(LOCK.read_bytes())
+    names = [name for kind in read_stages() if (name := f"{kind}@{audit}") in published]
+    if not names or any(_made_from(published[name]) != _made_from(here.get(name, {})) for name in names):
+        return None
+    for name in names:
+        for out in published[name]["outs"]:
+            path = Path(out["path"])
+            if path.name == "provenance.json" or path.suffix == ".html":
+                continue
+            if md5_in({name: here[name]}, "outs", out["path"]) != out["md5"]:
+                return f"no, {path} is the first that differs"
+    return "yes"
+
+
+def _made_from(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    """What a stage was made from, but for what other stages handed on."""
+    inputs = [dep["md5"] for dep in entry.get("deps", ()) if dep["path"].endswith(("/inputs", "/decisions"))]
+    return entry.get("params"), inputs

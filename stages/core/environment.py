@@ -18,15 +18,18 @@ WORK = Path(".faded")  # scratch, logs and records of a workspace
 # Libraries choose their code by the CPU, and round differently in each choice. These make them choose what every x86-64
 # CPU with AVX2 has, so that results are equal to the byte there. Square roots of torch's tensors still differ: MKL takes
 # them, by the CPU; so optimisers are fused, which take their own.
-_ALIKE = {
+_OF_TORCH = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_CBWR": "COMPATIBLE",  # AVX2 would be faster, and is equal on Intel's own CPUs only
+}
+_ALIKE = {
+    **_OF_TORCH,
     "OPENBLAS_CORETYPE": "Haswell",
+    "OPENBLAS_NUM_THREADS": "1",  # with two, sums of a product of 900 x 900 matrices differ
     # By the names of numpy 2.4 and of those before it. It passes over names it does not know.
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
 }
-
 
 
 def _has_avx2() -> bool:
@@ -63,6 +66,12 @@ def start_alike() -> None:
     set_defaults()
     if late:
         os.execv(sys.executable, sys.orig_argv)
+
+
+def let_torch_choose() -> None:
+    """Let torch take the code that is fastest on this CPU; it has to be told before it first computes something."""
+    for name in _OF_TORCH:
+        os.environ.pop(name, None)
 
 
 def is_alike() -> bool:

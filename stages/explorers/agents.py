@@ -136,7 +136,10 @@ class _Agent(Configured[AgentSettings]):
 
     algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # an algorithm class of SB3
     flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
-    adam: ClassVar[dict[str, Any]] = {"fused": True, "eps": 1e-5}  # SB3's, but fused; A2C replaces it by its own RMSprop
+    adam: ClassVar[dict[str, Any]] = {
+        "fused": True,
+        "eps": 1e-5,
+    }  # SB3's, but fused; A2C replaces it by its own RMSprop
 
     def explore(self, prober: Prober, seed: int) -> ExplorerResult:
         """Learn on the prober until its budget is spent.
