@@ -16,8 +16,8 @@ DATA = Path("data")  # one folder per audit
 WORK = Path(".faded")  # scratch, logs and records of a workspace
 
 # Libraries choose their code by the CPU, and round differently in each choice. These make them choose what every x86-64
-# CPU with AVX2 has, so that results are equal to the byte there. Square roots of torch's tensors still differ: MKL takes
-# them, by the CPU; so optimisers are fused, which take their own.
+# CPU with AVX2 has, so that results are equal to the byte there. MKL still takes torch's square roots by the CPU; so
+# optimisers are fused, which take their own.
 _OF_TORCH = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -33,7 +33,7 @@ _ALIKE = {
 
 
 def _has_avx2() -> bool:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="ignore") as told:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as told:
         return " avx2 " in told.read(8192)  # of the first core
     return False
 
