@@ -83,8 +83,9 @@ def resume(
         parameter.data.copy_(kept[f"model.{name}"])
         if f"step.{name}" not in kept:  # a parameter that takes no part in answers has no gradient, so no AdamW state
             continue
-        optimizer.state[parameter] = {
-            key: kept[f"{key}.{name}"].to(device) for key in ("step", "exp_avg", "exp_avg_sq")
+        # A fused step goes through the memory of all four tensors alike, so they need the parameter's own layout.
+        optimizer.state[parameter] = {"step": kept[f"step.{name}"].to(device)} | {
+            key: torch.empty_like(parameter).copy_(kept[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
         }
     return int(state["done"]), list(state["losses"])
 
