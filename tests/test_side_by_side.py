@@ -64,7 +64,7 @@ def test_two_audits_are_put_in_one_table_and_one_page(workspace, tmp_path):
     assert "all searches had the same budget of 128 unique probes" in said
     assert "grids differ" not in said and "differs:" not in said
     text = page.read_text()
-    assert "tiny: control (random)" in text and "other: agent (random)" in text and '"dash":"dash"' in text
+    assert "tiny: control (random)" in text and "other: agent (random)" in text and "stroke-dasharray" in text
     assert "Nothing but the results" in text
     assert "common probes of" in said and "fails more often than the best by" in said and "other: tilt" in said
     assert "Head to head" in text and "Whose failure modes they are" in text
