@@ -350,14 +350,14 @@ def test_groups_widen_the_interval() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS[:-2], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_intervals_contain_the_rate_in_use(scenario: Scenario) -> None:
     """300 simulations of 95% are below 92% in one of 100 cases; `benchmarks/usage_coverage.py` makes 2,000.
 
-    In the last two scenarios, where only a few rare cells fail, 91% do: they are for the bound on what was not shown.
+    Where only a few rare cells fail, as in the last scenario, the interval under another usage holds in 91%.
     """
     one, twice = coverage(scenario, 300)
-    assert one.coverage >= 0.92 and twice.coverage >= 0.92
+    assert one.coverage >= 0.92 and twice.coverage >= (0.89 if scenario is SCENARIOS[-1] else 0.92)
     assert abs(one.bias) < 4 * one.deviation / np.sqrt(300)
 
 
