@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from stages.core.environment import set_defaults
 from tests.shared import once, open_shared, prefect_home
 from tests.workspace import Workspace, make_workspace, packed
 
@@ -26,12 +27,11 @@ sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests with two threads each slow each other down
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # and so do processes
+set_defaults()  # before numpy: what tests compute in this process is then what stages compute in theirs
 os.environ |= {
     "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
     "FADED_KEYS": mkdtemp(prefix="faded-keys-"),
     "HF_HUB_OFFLINE": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, which runs commands as children
 }
 

@@ -268,6 +268,7 @@ def test_whatever_runs_is_counted_or_declared(tmp_path: Path) -> None:
 # Functions that run for something that changes no result, which the analysis itself skips.
 FOR_NO_RESULT = {
     "stages.core.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
+    "stages.core.environment": {"is_alike"},  # provenance
     "stages.tasks.load": {"_target", "_imported", "_find_modules_of_users"},  # task_class, task_context
     "stages.params.audit": {"_numbers_error", "levels_error"},  # checks of params.yaml
     "stages.params.slices": {"unknown_attributes"},  # checks of params.yaml

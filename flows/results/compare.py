@@ -186,6 +186,8 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
 def made_with(provenance: Provenance, name: str) -> Any:
     """A field of provenance.json by its name, with the default of runs that did not record it."""
     value = getattr(provenance, name)
+    if name == "device" and str(value).startswith("cpu"):
+        return "cpu"  # whichever CPU, and in whichever way it rounds
     return _BEFORE.get(name) if value is None else value
 
 
