@@ -56,6 +56,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def alike() -> Iterator[None]:
+    """Undo what loading a transformer does to this process (`let_torch_choose`), for the processes of later tests."""
+    yield
+    set_defaults()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium; tests that need it skip if it is missing.

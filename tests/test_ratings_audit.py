@@ -188,7 +188,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(again, audited):
     page = Path("data/x/report/report.html").read_text()
     section = page[page.index('<section id="ratings">') :].partition("</section>")[0]
     assert "People&#39;s ratings against the automatic measure" in section and "an expected rating below 5" in section
-    assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
+    assert section.count('class="chart"') == 3 and "by people&#39;s ratings" in section
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
     assert "Ada (" in section and "Ben (" in section and "differ by" in section
     assert "Failing means an expected" in page
