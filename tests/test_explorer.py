@@ -203,6 +203,8 @@ class TestInABrowser:
         shown = browser.new_page()  # a new page, as one that still scrolls moves the word away from the mouse
         shown.goto(page.as_uri())
         tip, word = shown.get_by_role("tooltip"), shown.locator("#modes .term").first
+        word.scroll_into_view_if_needed()
+        shown.mouse.move(0, 0)  # a page that scrolls under the mouse hides what it explained
         word.hover()
         assert tip.inner_text() == GLOSSARY["grid"]
         shown.mouse.move(0, 0)
