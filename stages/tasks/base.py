@@ -251,6 +251,19 @@ class LoadedTask(ABC):
         """
         raise UsageError(f"restructure: {type(self).__name__} has no repair")
 
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        """Write a repaired model whose weights are moved only part of the way from those of the model under test.
+
+        Interpolated weights keep most of what was learnt and lose less of what was known (Wortsman et al. 2022, "Robust
+        fine-tuning of zero-shot models").
+
+        Args:
+            folder: what `repair` wrote, by a method in `moves`.
+            share: of the way, between 0, where the model answers as the model under test does to the last bit, and 1.
+            out_dir: receives the same files, with other weights.
+        """
+        raise UsageError(f"restructure.harm: {type(self).__name__} cannot move a model part of the way")
+
     @property
     def automatic_task(self) -> LoadedTask:
         """The task without people's ratings, see `stages.ratings`."""
@@ -278,6 +291,7 @@ class Task(LoadedTask):
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
+        moves: methods of repair whose result `move` can take part of the way.
         init, mining, proposing, usage: names of classes for `faded init`, `faded mine`, `faded propose` and
             `faded usage`, see `stages.tasks.choosing`; no stage imports them. A kind may have none.
     """
@@ -293,6 +307,7 @@ class Task(LoadedTask):
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
     heeds_dose: ClassVar[Collection[str]] = ()
+    moves: ClassVar[Collection[str]] = ()
 
     # Configuration
 
