@@ -1,7 +1,7 @@
-"""Fine-tune a copy of the model away from the failures that matter.
+"""Fine-tune a copy of the model away from the failures that matter, as far as a budget of harm allows.
 
 A control is trained beside it, which differs only in what it is aimed at. If `trainings` is above 1, both are trained
-again with other seeds and numbers of steps, from which re_evaluate estimates how many steps of one equal the other.
+again with other seeds and numbers of steps, so that re_evaluate can compare them where they break as much.
 """
 
 from __future__ import annotations
@@ -21,23 +21,33 @@ from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import content_hash
 from stages.core.processes import Crew
+from stages.landscape.harm import Judge
 from stages.params import RestructureConfig
+from stages.params.repair import HarmConfig
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
-from stages.records.repair import Training, Trainings
+from stages.records.repair import Harm, Training, Trainings
 from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
-from stages.tasks.load import load_alone
+from stages.tasks.load import load_learner, task_class
 
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
+
+_CARD = """
+## How much it breaks
+
+{said}. The numbers above are of the whole way.
+"""
 
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
     run, here = AuditRun(name, "restructure"), audit_folder(name)
     audit, prepared, config = run.audit, run.prepared, run.params.repair(name).restructure
-    task = load_alone(name, audit, prepared)
+    movable = config.harm is not None and config.method in task_class(name, audit).moves
+    load = partial(load_learner, name, audit, prepared, config.harm.held_out if config.harm and movable else 0.0)
+    task = load()
     policy = _policy(task, config, here.discover.path / "policy")
     settings = config.model_dump(mode="json"), usage_json(audit.usage)
     with run.resumed_scratch(here.restructure.inputs, *settings) as work:
@@ -45,15 +55,24 @@ def main(name: str) -> None:
         record = run.model_provenance() | {"plan": content_hash([here.collect_feedback.where("plan")])}
         with here.restructure.publish(record) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
+            harm: dict[str, Harm] = {}
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
-                crew = Crew(run.context.compute.processes, partial(load_alone, name, audit, prepared))
-                found = crew.ask(task.repair, todo)
+                found = Crew(run.context.compute.processes, load).ask(task.repair, todo)
+                if config.harm and movable:
+                    trained: dict[str, Path] = {
+                        copy: out.path / "models" / copy for copy in ("repaired", "control") if copy in plans
+                    }
+                    harm = Judge(name, audit, prepared, config.harm, work).keep(trained)
+                    for copy, folder in trained.items():
+                        _go_back(task, copy, folder, harm[copy], config.harm, len(task.items.ids("held_out")))
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
-            out.trainings = Trainings(models=_trainings(plans, records, audit.seed), by_policy=policy is not None)
-            out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
+            models = _trainings(plans, records, audit.seed, harm)
+            held_out = len(task.items.ids("held_out"))
+            out.trainings = Trainings(models=models, movable=movable, held_out=held_out, harm=harm)
+            out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"], harm))
         shutil.rmtree(work)  # published: nothing left to resume
 
 
@@ -124,8 +143,28 @@ def _plans(
     return plans
 
 
-def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairRecord], seed: int) -> list[Training]:
-    """Return the trained models with their numbers of steps.
+def _go_back(task: Task, copy: str, folder: Path, harm: Harm, budget: HarmConfig, items: int) -> None:
+    """Move a trained model as far back as the budget demands; the whole training stays beside the others."""
+    chosen = next((one for one in harm.tried if one.share == harm.share), harm.tried[-1])
+    broke = f"{chosen.newly_failing:.1%} newly fail and clean quality loses {chosen.clean:.1%}"
+    said = f"{copy}: goes {harm.share:.0%} of the way to what it learnt: on {items:,} held-out items {broke}" + (
+        "" if harm.share else " after a tenth of the way, more than the budget allows, so it is the model under test"
+    )
+    print(f"{said} (budget {budget.newly_failing:.1%} and {budget.clean:.1%})")
+    if harm.share == 1:
+        return
+    whole = folder.parent / Training.folder_of(copy, 1.0, 0)
+    whole.parent.mkdir(exist_ok=True)
+    folder.rename(whole)
+    task.move(whole, harm.share, folder)
+    if (card := folder / "README.md").exists():
+        card.write_text(card.read_text(encoding="utf-8") + _CARD.format(said=said), encoding="utf-8")
+
+
+def _trainings(
+    plans: Mapping[str, RepairPlan], records: Mapping[str, RepairRecord], seed: int, harm: Mapping[str, Harm]
+) -> list[Training]:
+    """Return the trained models with their numbers of steps, and those that went only part of the way.
 
     Raises:
         UsageError: if two doses took the same number of steps.
@@ -149,7 +188,16 @@ def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairReco
                 f"restructure.trainings: the steps of {copy} were {told}; expected more with a larger dose: more steps"
                 " in the settings, a task that heeds plan.dose (docs/own-task.md), or trainings: 1"
             )
-    return models
+    back = [m.model_copy(update={"share": harm[m.folder].share}) for m in models if _goes_back(m.folder, harm)]
+    whole = [
+        m.model_copy(update={"folder": Training.folder_of(m.copy_of, 1.0, 0)}) if _goes_back(m.folder, harm) else m
+        for m in models
+    ]
+    return back + whole
+
+
+def _goes_back(folder: str, harm: Mapping[str, Harm]) -> bool:
+    return folder in harm and harm[folder].share < 1
 
 
 def learns_from_examples(task: Task | type[Task], method: str) -> bool:
@@ -168,11 +216,16 @@ def _unchanged(model: Path, out: Path) -> RepairRecord:
     return RepairRecord("none", 0, curve=pd.DataFrame({"step": [], "loss": []}))
 
 
-def _metrics(records: Mapping[str, RepairRecord], plan: RepairPlan) -> dict[str, Any]:
+def _metrics(records: Mapping[str, RepairRecord], plan: RepairPlan, harm: Mapping[str, Harm]) -> dict[str, Any]:
+    went = {copy: {"share": one.share} for copy, one in harm.items()}
     return {
         "modes": len(plan.targets),
         "examples": len(plan.examples),  # given to the repair
-        **{c: {"steps": records[c].steps, **records[c].details} for c in ("repaired", "control") if c in records},
+        **{
+            copy: {"steps": records[copy].steps, **went.get(copy, {}), **records[copy].details}
+            for copy in ("repaired", "control")
+            if copy in records
+        },
     }
 
 

@@ -317,9 +317,8 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         if can.measure:
             items = audit.prepare.get("items")  # defined by the task, so not necessarily counts by split
             clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
-        doses = repair.restructure.doses.values()
-        trained = 1 + repair.restructure.trainings * sum(map(len, doses)) if doses else 0  # and the model before
         # The models before and after are both searched. Every model answers the pairs inside and outside the target
-        # modes, and every trained model those of three parts.
-        return 2 * search + models * (pairs + clean) + 3 * trained * repair.re_evaluate.dose_pairs
+        # modes, and all trainings fewer of both, the whole way and half-way.
+        trained = repair.restructure.judged_models
+        return 2 * search + models * (pairs + clean) + 2 * trained * repair.re_evaluate.dose_pairs
     return None

@@ -12,6 +12,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.processes import Crew, cores
 from stages.landscape.bias import compare_bias
+from stages.landscape.checkpoints import checkpoints
 from stages.landscape.compare import (
     PairedAnswers,
     against_noise,
@@ -22,8 +23,8 @@ from stages.landscape.compare import (
     risen,
     targeting,
 )
-from stages.landscape.doses import checkpoints, dose_curves
 from stages.landscape.estimate import CellRates, estimate_landscape
+from stages.landscape.frontier import frontier
 from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_pairs
@@ -162,7 +163,7 @@ def compare_models(
         items=len(asked.embedded.item_ids),
     ).having(
         bias=bias,
-        doses=dose_curves(asked.doses, resamples=resamples, seed=seed) or None,
+        frontier=frontier(asked.doses, share, resamples=resamples, seed=seed),
         checkpoints=checkpoints(asked.doses, share, resamples=resamples, seed=seed) or None,
         policy=policy_shift(space, asked.policies, seed) or None,
         ratings=asked.ratings,

@@ -1,10 +1,11 @@
-"""Query further trainings of a repair and its control with the same pairs of unseen items and cells.
+"""Query all trainings of a repair and its control, the whole way and half-way, with the same pairs of unseen items.
 
-Failures against training steps show what aiming is worth: a control that trains longer may reach the same rates.
+What they mend against what they break shows what aiming is worth, see `stages.landscape.frontier`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,18 @@ import pandas as pd
 from stages.core.files import stage_dir
 from stages.core.ledger import Ledger
 from stages.core.processes import WORTH, Crew
-from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.landscape.pairs import draw_pairs, inside_any, use_of_pairs
 from stages.params import AuditConfig
+from stages.params.repair import HALFWAY
 from stages.ratings import rated
 from stages.records import AuditFolder
 from stages.records.repair import Training
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.load import load_alone, task_context
 
-_OF_MODEL = ("copy_of", "training", "dose", "steps")
-UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0)
+_OF_MODEL = ("copy_of", "training", "dose", "share", "steps")
+UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0, share=0.0)
 
 
 class WeightedPairs(NamedTuple):
@@ -41,6 +42,8 @@ class WeightedPairs(NamedTuple):
 def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs: int, scratch: Path) -> pd.DataFrame:
     """Query the model before and all trained models with the same pairs, and with every unchanged test item.
 
+    Models that were trained for as many steps as the repair, or more, are also asked half-way to what they learnt.
+
     Args:
         here: the records of the audit.
         audit: its configuration.
@@ -49,28 +52,50 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         scratch: folder of the ledgers.
 
     Returns:
-        A table with `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `weight`, `valid` and `value`: 1 for a
-        failure and 0 otherwise, or the clean quality in the part `clean`. Empty if repair and control were trained
-        once.
+        A table with `copy_of`, `training`, `dose`, `share`, `steps`, `published` (the
+        repair and the control that are handed on), `part`, `item`, `weight`, `valid` and `value`: 1 for a failure and 0
+        otherwise, or the clean quality in the part `clean`. Empty if the plan repairs nothing, or
+        there is neither a control nor a second training.
     """
-    trained = here.restructure.trainings.models
-    if not any(model.training for model in trained):
-        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "weight", "value", "valid"])
+    trainings = here.restructure.trainings
+    trained, targets = trainings.models, here.collect_feedback.plan.targets
+    if not targets or len({(model.copy_of, model.training) for model in trained}) == 1:
+        return pd.DataFrame(columns=[*_OF_MODEL, "published", "part", "item", "weight", "value", "valid"])
     name, prepared = here.path.name, stage_dir(here.path.name, "prepare")
     models = {prepared / "model": UNTRAINED}
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
+    if trainings.movable:
+        models |= _halfway(task.automatic_task, models, scratch / "halfway")
     ask = partial(_ask, name, audit, prepared, _parts(here, task, pairs, audit.seed), scratch)
     crew = Crew(task_context(name, audit, prepared).compute.processes, after=WORTH)
-    tables = crew.ask(ask, [(folder,) for folder in models])
-    told = [{column: getattr(model, column) for column in _OF_MODEL} for model in models.values()]
+    tables = crew.ask(ask, [(folder, _ledger(model)) for folder, model in models.items()])
+    told = [
+        {column: getattr(model, column) for column in _OF_MODEL}
+        | {"published": model.folder in ("repaired", "control")}
+        for model in models.values()
+    ]
     return pd.concat([table.assign(**about) for table, about in zip(tables, told, strict=True)], ignore_index=True)
 
 
-def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, WeightedPairs]:
-    """Draw the pairs to query: `targets`, `others` and, if the repair followed the search's policy, `drawn`.
+def _halfway(task: LoadedTask, models: Mapping[Path, Training], out: Path) -> dict[Path, Training]:
+    """Write the models half-way to those that were trained for at least the repair's steps."""
+    found, known = {}, {_ledger(model) for model in models.values()}
+    for folder, model in models.items():
+        moved = model.model_copy(update={"folder": "", "share": HALFWAY})
+        if model.dose >= 1 and model.share == 1 and _ledger(moved) not in known:
+            there = out / _ledger(moved)
+            shutil.rmtree(there, ignore_errors=True)
+            task.move(folder, HALFWAY, there)
+            found[there] = moved
+    return found
 
-    The last are the cells where that policy, learnt on other items, looks for these, without a query.
-    """
+
+def _ledger(model: Training) -> str:
+    return f"{model.copy_of}-{model.dose:g}-{model.training}-{model.share:g}"
+
+
+def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, WeightedPairs]:
+    """Draw the pairs to query: `targets` and `others`."""
     space, item_ids = task.concepts, task.items.ids("test")
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
     known = known_attributes(task, item_ids)
@@ -78,23 +103,22 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
     inside = inside_any(space, targets, cells, known.iloc[items])
     use = use_of_pairs(space, targets, known, cells, inside, seed)
     sides = {"targets": inside, "others": ~inside}
-    found = {part: WeightedPairs(items[side], cells[side], use[side]) for part, side in sides.items()}
-    followed = here.restructure.trainings.by_policy
-    if followed and (policy := load_policy(here.discover.path / "policy")) is not None:
-        rows = np.resize(np.random.default_rng([seed, 2]).permutation(len(item_ids)), n)
-        drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
-        pairs = np.unique(np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]]), axis=0)
-        found["drawn"] = WeightedPairs(pairs[:, 0], pairs[:, 1:], np.ones(len(pairs)))
-    return found
+    return {part: WeightedPairs(items[side], cells[side], use[side]) for part, side in sides.items()}
 
 
 def _ask(
-    name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, WeightedPairs], scratch: Path, folder: Path
+    name: str,
+    audit: AuditConfig,
+    prepared: Path,
+    asked: Mapping[str, WeightedPairs],
+    scratch: Path,
+    folder: Path,
+    ledger_name: str,
 ) -> pd.DataFrame:
     """Return the answers of one model: `part`, `item`, `weight`, `value`, `valid`."""
     task = rated(load_alone(name, audit, prepared, folder), name, audit)
     item_ids, compute = task.items.ids("test"), task_context(name, audit, prepared).compute
-    ledger, tables = Ledger(scratch / f"{folder.name}.jsonl"), []
+    ledger, tables = Ledger(scratch / f"training-{ledger_name}.jsonl"), []
     for part, (items, cells, weights) in asked.items():
         prober = Prober(task, item_ids, len(items), ledger, compute)
         prober.ask(items, cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.landscape.compare import change_in_points
-from stages.landscape.doses import worth
+from stages.landscape.frontier import at_equal_harm
 from stages.landscape.gates import all_passed, cheapest, repair_gates
 from stages.landscape.light import light_of, repair_concerns, worsened
 from stages.params import Gates
@@ -50,7 +50,9 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
             said.append(f"Counting invalid probes as failures: {change_in_points(counted.moved)}.")
-    said += [*beside_control(comparison), *beside_noise(comparison), *_steps(comparison)]
+    said += [*beside_control(comparison), *beside_noise(comparison)]
+    if comparison.frontier is not None and (equal := comparison.frontier.equal_harm) is not None:
+        said.append(at_equal_harm(equal))
     if fewest is not None:
         said.append(
             f"A shorter training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}."
@@ -86,21 +88,6 @@ def beside_noise(comparison: Comparison) -> list[str]:
     if found.moved.high >= 0:
         return [f"The improvement in the target modes is not significant: its interval includes zero; {again}"]
     return [f"The improvement in the target modes {where} the noise floor: {again}"]
-
-
-def _steps(comparison: Comparison) -> list[str]:
-    """Describe in at most one sentence how many steps the control needed to match the repair, in each part measured."""
-    where = {
-        "targets": "in the target modes",
-        "drawn": "on cells that the search's policy proposes",
-        "others": "everywhere else",
-    }
-    curves = {curve.part: curve for curve in comparison.doses or ()}
-    told = [f"{found} {said}" for part, said in where.items() if part in curves and (found := worth(curves[part]))]
-    if not told:
-        return []
-    steps = curves["targets"].repaired[-1].steps
-    return [f"To match {steps:,} steps of the repair, the control needed {', '.join(told)}."]
 
 
 def _in_targets(found: Difference) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.landscape.doses import worth
+from stages.landscape.frontier import at_equal_harm
 from stages.pages import figures
 from stages.pages.bias import HOW, MODELS, changed_bias
 from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, ExampleSource, explore_changes
@@ -18,8 +18,8 @@ from stages.pages.maps import rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, Picture, contents_of, render
 from stages.pages.searches import compare_searches
 from stages.pages.sections import risen_slices
-from stages.pages.words import listed, number, percent, points, points_interval
-from stages.records import Comparison, Difference, PairedProbe, Plan, RateRecord, RepairVerdict
+from stages.pages.words import listed, number, percent
+from stages.records import Comparison, Difference, PairedProbe, Plan, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
@@ -50,12 +50,6 @@ _CONTROLS = {
 }
 SIDES = {"_before": "before", "_after": "after"}
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
-_CURVES = {
-    "targets": "In the target modes",
-    "others": "Everywhere else",
-    "drawn": "Cells that the search's policy proposes",
-    "clean": "Clean quality on unchanged inputs",
-}
 _EXAMPLES = {
     "fixed": "Fixed: failed before, passes now",
     "newly_failing": "Newly failing: passed before, fails now",
@@ -64,7 +58,7 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
     "gates": "Gates",
     "differences": "Before and after",
     "measures": "Other measures",
-    "doses": "Failures against training steps",
+    "frontier": "What it mends and what it breaks",
     "bias": "Bias",
     "sheets": "Contact sheets",
     "landscape": "Both landscapes",
@@ -82,18 +76,12 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
 ChangeRow = tuple[str, str, Difference]  # key, name, and what changed
 
 
-class DosesPart(NamedTuple):
-    """One part of the pairs: what a step of the repair is worth, more sentences, curves, and rates by steps.
+class FrontierView(NamedTuple):
+    """What a report shows of a frontier: a picture, what it says of equal harm, and the points of both copies."""
 
-    Rates are those of repair and control, if it has these steps.
-    """
-
-    title: str
-    worth: str
-    sentences: list[str]
     picture: Picture
-    curve: records.DoseCurve
-    rates: dict[int, list[RateRecord | None]]
+    said: str
+    found: records.Frontier
 
 
 def write_comparison_report(
@@ -148,7 +136,7 @@ def write_comparison_report(
     }
     parts = {
         "differences": differences,
-        "doses": [doses_view(curve) for curve in comparison.doses or ()],
+        "frontier": None if comparison.frontier is None else frontier_view(comparison.frontier),
         "bias": changed_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
         "measures": measures,
@@ -189,25 +177,15 @@ def write_comparison_report(
     )
 
 
-def doses_view(curve: records.DoseCurve) -> DosesPart:
-    """Return what a report shows of a curve."""
-    title, (repaired, control) = _CURVES[curve.part], (curve.repaired, curve.control)
-    shown = {"repair": repaired, **({"control": control} if control else {})}
-    ends = "; ".join(
-        f"{name} {percent(doses[-1].rate.value)} after {doses[-1].steps:,} steps" for name, doses in shown.items()
+def frontier_view(found: records.Frontier) -> FrontierView:
+    """Return what a report shows of a frontier."""
+    published = found.published
+    told = (
+        f"Failures in the target modes against what newly fails. The repair: {percent(published.targets.value)} fail,"
+        f" {percent(published.newly_failing.value)} newly fail; before: {percent(found.before.value)} fail."
     )
-    what = "Clean quality" if curve.part == "clean" else "Failure rate"
-    picture = Picture(f"{what} against training steps, {title.lower()}: {ends}.", figures.doses(shown), title)
-    sentences = ["This policy, which saw other items, aimed the repair."] if curve.part == "drawn" else []
-    needed = worth(curve)
-    worth_said = f"To match {repaired[-1].steps:,} steps of the repair, the control needed {needed}." if needed else ""
-    if curve.differences:
-        each = "; ".join(f"{points(d.value)} ({points_interval(d.low, d.high)})" for d in curve.differences)
-        trainings = "one training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
-        sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, in {trainings}: {each} points.")
-    by_steps = [{dose.steps: dose.rate for dose in doses} for doses in (repaired, control)]
-    rates = {n: [rates.get(n) for rates in by_steps] for n in sorted({*by_steps[0], *by_steps[1]})}
-    return DosesPart(title, worth_said, sentences, picture, curve, rates)
+    said = at_equal_harm(found.equal_harm) if found.equal_harm else ""
+    return FrontierView(Picture(told, figures.frontier(found), ""), said, found)
 
 
 def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str]]:

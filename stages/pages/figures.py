@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from stages.concepts import Concept
 from stages.pages.words import interval, is_number, number, percent, with_interval
-from stages.records.repair import Dose
+from stages.records.repair import Frontier, FrontierPoint
 
 RGB = tuple[int, int, int]
 Scale = list[tuple[float, str]]  # (share, hexadecimal colour), from 0 to 1
@@ -358,19 +358,32 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> Markup:
     return chart(drawn, x, numbers_axis("failures found", [end.y for end in ends], lambda value: f"{value:,.0f}"))
 
 
-def doses(lines: Mapping[str, Sequence[Dose]]) -> Markup:
-    """Draw rates with their intervals against steps of training, by model: "repair" or "control"."""
+def frontier(found: Frontier) -> Markup:
+    """Draw failures in the target modes against what newly fails; a ring is the repair that is handed on."""
+    origin = Point(0, found.before.value or 0.0, f"before: {with_interval(found.before)}")
     drawn = []
-    for (name, line), (colour, dash) in zip(lines.items(), ((AFTER, ""), (CONTROL, DASHED)), strict=False):
-        points = [
-            Point(dose.steps, dose.rate.value or 0.0, f"{name}, {dose.steps:,} steps: {with_interval(dose.rate)}",
-                  dose.rate.low, dose.rate.high)
-            for dose in line
-        ]  # fmt: skip
-        drawn.append(Line(name, colour, points, dash))
+    for copy, name, colour, dash in (("repaired", "repair", AFTER, ""), ("control", "control", CONTROL, DASHED)):
+        points = [_on_frontier(point, name) for point in found.points if point.copy_of == copy]
+        if not points:
+            continue
+        edge, lowest = [origin], origin.y
+        for point in sorted(points):
+            if point.y < lowest:
+                edge, lowest = [*edge, point], point.y
+        drawn.append(Line(name, colour, edge, dash))
+        drawn.append(Line("", colour, [point for point in points if point not in edge], None))
+    handed_on = _on_frontier(found.published, "the repair")._replace(radius=8, hollow=True)
+    drawn.append(Line("", AFTER, [handed_on], None))
     points = [point for line in drawn for point in line.points]
-    x = numbers_axis("training steps", [point.x for point in points], lambda value: f"{value:,.0f}")
-    return chart(drawn, x, shares_axis("", [point.high for point in points]), SMALL)
+    x = shares_axis("newly failing, of what passed", [point.x for point in points])
+    return chart(drawn, x, shares_axis("fail in target modes", [point.high or point.y for point in points]))
+
+
+def _on_frontier(point: FrontierPoint, name: str) -> Point:
+    mended, broken = point.targets, point.newly_failing
+    way = f"{point.steps:,} steps, {point.share:.0%} of the way"
+    said = f"{name}, {way}: {with_interval(mended)} fail, {with_interval(broken)} newly fail"
+    return Point(broken.value or 0.0, mended.value or 0.0, said, mended.low, mended.high)
 
 
 def calibration(bins: pd.DataFrame) -> Markup:

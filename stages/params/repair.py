@@ -10,6 +10,7 @@ from stages.params.slices import SliceRepairGate
 from stages.params.strict import OLD_KEYS_OF_REPAIR, Strict, refuse_old_keys
 
 DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps in each of several trainings
+HALFWAY = 0.5  # share of the way to what was learnt, at which trainings are judged as well
 MOST_PAIRS = 1000  # largest number of pairs per part for all trainings, which are a dozen models or more
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
 
@@ -37,10 +38,23 @@ class FeedbackConfig(Strict):
         return self
 
 
+class HarmConfig(Strict):
+    """How much a repair may break: it goes only so far towards what was learnt as items it did not learn from allow."""
+
+    newly_failing: float = Field(0.01, ge=0, lt=1, description="most of what passed before that may fail, in use")
+    clean: float = Field(0.01, ge=0, lt=1, description="most clean quality that may be lost")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the repair items that tell, and are not learnt")
+    pairs: int = Field(1000, ge=20, le=1_000_000, description="pairs of such items and cells, as they occur in use")
+
+
 class RestructureConfig(Strict):
     """The repair. The task defines the keys of `settings`."""
 
     method: str
+    harm: HarmConfig | None = Field(
+        default_factory=HarmConfig,
+        description="how much the repair and its control may break; null: they go all the way, whatever it breaks",
+    )
     control: Literal["as_used", "clean", "none"] = Field(
         "none", description="also repair a copy on cells as they occur in use, or unchanged inputs, with as many steps"
     )
@@ -54,7 +68,7 @@ class RestructureConfig(Strict):
         ge=1,
         le=10,
         description="of the repair and its control, with other seeds each; from 2 on both are also trained with fewer"
-        " steps, and the control with more, to show failures against steps",
+        " steps, and the control with more, to compare them at equal harm",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -64,6 +78,16 @@ class RestructureConfig(Strict):
         if self.trainings == 1:
             return {}
         return {copy: shares for copy, shares in DOSES.items() if copy == "repaired" or self.control != "none"}
+
+    @property
+    def judged_models(self) -> int:
+        """Number of models from which a frontier is made: the one before and all trainings, whole and half-way."""
+        copies = 1 if self.control == "none" else 2
+        if copies == self.trainings == 1:
+            return 0
+        doses = self.doses or dict.fromkeys(("repaired", "control")[:copies], (1.0,))
+        each = sum(1 + (dose >= 1) for shares in doses.values() for dose in shares)
+        return 1 + self.trainings * each
 
     @field_validator("settings")
     @classmethod

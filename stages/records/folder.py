@@ -205,7 +205,8 @@ class ReEvaluate(StageFolder):
     sheets = RecordFile[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
     examples = RecordFile[Mapping[str, Sequence[PairedProbe]]]("examples.parquet", read_compared, write_compared)
     doses = _table(
-        "doses.parquet", ("copy_of", "training", "dose", "steps", "part", "item", "weight", "value", "valid")
+        "doses.parquet",
+        ("copy_of", "training", "dose", "share", "steps", "published", "part", "item", "weight", "value", "valid"),
     )
 
 

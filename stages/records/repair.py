@@ -90,6 +90,7 @@ class Training(Record):
         training: 0 with the seed of the audit, 1 with the next one, and so on.
         dose: share of the steps of the settings.
         steps: number of steps.
+        share: of the way from the model under test to what was learnt.
     """
 
     folder: str
@@ -97,6 +98,7 @@ class Training(Record):
     training: int
     dose: float
     steps: int
+    share: float = 1.0
 
     @staticmethod
     def folder_of(copy_of: str, dose: float, training: int) -> str:
@@ -104,11 +106,36 @@ class Training(Record):
         return f"trainings/{copy_of}-{dose:g}-{training}"
 
 
+class HarmAtShare(Record):
+    """What a model breaks at a share of the way, by held-out items: newly failing in use, and clean quality lost."""
+
+    share: float
+    newly_failing: float
+    clean: float
+    allowed: bool
+
+
+class Harm(Record):
+    """How far a model went to what was learnt, where 0 is the model under test itself, and the shares tried."""
+
+    share: float
+    tried: Listed[HarmAtShare]
+
+
 class Trainings(JsonRecord):
-    """trainings.json: all trainings, the repair first, and whether the search's policy aimed it."""
+    """trainings.json: all trainings, the repair first.
+
+    Args:
+        models: the trainings.
+        movable: whether models can go part of the way, see `Task.move`.
+        held_out: number of repair items that were not learnt.
+        harm: of the repair and its control; empty without a budget.
+    """
 
     models: Listed[Training]
-    by_policy: bool = False
+    movable: bool = False
+    held_out: int = 0
+    harm: dict[str, Harm] = Field(default_factory=dict)
 
 
 class QuantityChange(Record):
@@ -318,19 +345,35 @@ class InvalidPairs(Record):
     others: RateRecord
 
 
-class Dose(Record):
-    """The result of a dose of training: mean over trainings, with an interval over items; steps are a mean too."""
+class FrontierPoint(Record):
+    """A model on the frontier: what it breaks and what it repairs, as means over trainings.
 
+    Args:
+        copy_of: the repair or its control.
+        dose: share of the repair's steps.
+        share: of the way from the model under test to what was learnt.
+        steps: number of steps, a mean.
+        newly_failing: share of what passed before that fails, in use.
+        targets: failure rate in the target modes.
+        others: failure rate elsewhere.
+        clean: quality on unchanged items.
+    """
+
+    copy_of: Literal["repaired", "control"]
     dose: float
+    share: float
     steps: int
-    rate: RateRecord
+    newly_failing: RateRecord
+    targets: RateRecord
+    others: RateRecord
+    clean: RateRecord
 
 
 class Times(Record):
-    """How many times the repair's steps the control needs for the same failure rate.
+    """How many times the repair's steps the control needs to fail as rarely in the targets, at the same harm.
 
-    None if the longest training, of `most` times the steps, did not reach it. `least` if the shortest training, of that
-    many times the steps, already did.
+    None if the longest training, of `most` times the steps, did not. `least` if the shortest training, of that many
+    times the steps, already did.
     """
 
     value: float | None
@@ -340,22 +383,34 @@ class Times(Record):
     most: float
 
 
-class DoseCurve(Record):
-    """Failures (clean quality for `clean`) against steps, on separate pairs.
+class AtEqualHarm(Record):
+    """Failures in the target modes of the repair minus those of its control, where both break as much.
 
     Args:
-        part: the target modes, everywhere else, the policy's draws for unseen items, or unchanged items.
-        repaired: doses of the repair, 0 steps first.
-        control: the same for the control; empty without one.
-        differences: repair minus control after the repair's steps, one per training.
-        times: how many times its steps the control needs; None without a control, and for `clean`.
+        harm: newly failing share, of the repair as it is published.
+        reached: whether the control ever breaks as much; if not, it is counted at its best.
+        difference: with an interval over items and trainings.
+        times: None if trainings have one length.
     """
 
-    part: Literal["targets", "others", "drawn", "clean"]
-    repaired: Listed[Dose]
-    control: Listed[Dose]
-    differences: Listed[RateRecord]
-    times: Times | None
+    harm: float
+    reached: bool
+    difference: RateRecord
+    times: Times | None = None
+
+
+class Frontier(Record):
+    """How much a repair and its control mend against how much they break, on separate pairs of unseen items.
+
+    `before` is the failure rate in the target modes of the model under test, which breaks nothing; `published` is the
+    repair that is handed on, of a single training; `trainings` is the number of seeds that each point is a mean of.
+    """
+
+    before: RateRecord
+    published: FrontierPoint
+    points: Listed[FrontierPoint]
+    trainings: int
+    equal_harm: AtEqualHarm | None
 
 
 class Checkpoint(Record):
@@ -404,7 +459,7 @@ class Comparison(JsonRecord):
     estimator: BothEstimators
     items: int
     bias: BiasComparison | None = None
-    doses: list[DoseCurve] | None = None
+    frontier: Frontier | None = None
     checkpoints: list[Checkpoint] | None = None
     automatic: dict[str, Difference] | None = None
     noise: Noise | None = None

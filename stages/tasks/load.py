@@ -114,6 +114,13 @@ def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None
     return task
 
 
+def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float, model: Path | None = None) -> Task:
+    """Load the task for a repair, with a share of the repair items held out of it; see `Items.holding_out`."""
+    task = load_alone(name, audit, prepared, model)
+    task.items = task.items.holding_out(held_out)
+    return task
+
+
 def task_class(name: str, audit: AuditConfig) -> type[Task]:
     """Import the class named by `task:`: a module and its class, or the name of an entry point.
 

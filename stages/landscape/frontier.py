@@ -1,0 +1,238 @@
+"""How much a repair and its control mend against how much they break, and what aiming is worth at equal harm.
+
+At equal steps a repair that breaks more than its control also mends more, which says nothing of the aim. So both are
+taken at several numbers of steps and shares of the way to what was learnt (Wortsman et al. 2022), and compared where as
+much of what passed before fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.core.intervals import LEVEL, SHARE, Rate, Resampler
+from stages.landscape.compare import change_in_points, value_bounds
+from stages.records import RateRecord
+from stages.records.repair import AtEqualHarm, Frontier, FrontierPoint, Times
+
+PROBED = ("targets", "others")
+_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+
+
+class _Point(NamedTuple):
+    """The trainings of one copy, dose and share: failures (pairs,) and clean quality (items,) of each."""
+
+    copy_of: str
+    dose: float
+    share: float
+    steps: int
+    failed: list[np.ndarray]
+    clean: list[np.ndarray]
+
+
+def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) -> Frontier | None:
+    """Compute the frontier of a repair and of its control, if there is one; None without answers.
+
+    A copy's failures at some harm are interpolated between its points, of which those that mend less and break more
+    than another do not count. This favours the copy with more points, which is the control.
+
+    Args:
+        answers: as in re_evaluate's doses.parquet; for each part every model has the same rows in the same order.
+        share: share of use that the targets cover.
+        resamples: number of resamples of the items, and of the trainings, for the intervals.
+        seed: seed of the resampling.
+    """
+    if answers.empty:
+        return None
+    before = answers[answers["copy_of"] == "before"]
+    probed, clean = before[before["part"].isin(PROBED)], before[before["part"] == "clean"]
+    inside, failed = (probed["part"] == "targets").to_numpy(), probed["value"].to_numpy(dtype=float)
+    resampler = Resampler(probed["item"], resamples, seed, probed.get("group"))
+    of_clean = Resampler(clean["item"], resamples, seed, clean.get("group"))
+    weights = _weights(probed["weight"].to_numpy(dtype=float), inside, share)
+    passed = weights * (1 - failed)  # under which the mean of failures is the newly failing share
+    points, published = _points(answers)
+    least, most = value_bounds(clean["value"].to_numpy(), np.concatenate([np.concatenate(p.clean) for p in points]))[0]
+
+    def measured(point: _Point) -> FrontierPoint:
+        values, quality = np.mean(point.failed, axis=0), np.mean(point.clean, axis=0)
+        rates = {
+            "newly_failing": resampler.mean(values, passed, SHARE),
+            "targets": resampler.mean(values, weights * inside, SHARE),
+            "others": resampler.mean(values, weights * ~inside, SHARE),
+            "clean": of_clean.mean(quality, np.ones(len(quality)), (least, most)),
+        }
+        about = {"copy_of": point.copy_of, "dose": point.dose, "share": point.share, "steps": point.steps}
+        return FrontierPoint.model_validate(about | {k: RateRecord.from_rate(rate) for k, rate in rates.items()})
+
+    untrained = resampler.mean(failed, weights * inside, SHARE)
+    at = measured(published)
+    control = {point.copy_of for point in points} == {"repaired", "control"}
+    return Frontier(
+        before=RateRecord.from_rate(untrained),
+        published=at,
+        points=[measured(point) for point in points],
+        trainings=len(points[0].failed),
+        equal_harm=_at_equal_harm(
+            points, at.newly_failing.value or 0.0, failed, weights * inside, passed, resampler, seed
+        )
+        if control
+        else None,
+    )
+
+
+def _weights(use: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
+    """Return weights (n,) of pairs in use, of which the targets cover a share."""
+    sums = {side: float(use[inside == side].sum()) or 1.0 for side in (True, False)}
+    return use * np.where(inside, share / sums[True], (1 - share) / sums[False])
+
+
+def _points(answers: pd.DataFrame) -> tuple[list[_Point], _Point]:
+    """Return the points of both copies, and the repair as it is published.
+
+    A point is made of all trainings; what the budget of harm left of a single one of several is none.
+    """
+    found: dict[tuple[str, float, float], _Point] = {}
+    published = None
+    trained = answers[answers["copy_of"] != "before"]
+    for (copy, dose, share, _), table in trained.groupby(["copy_of", "dose", "share", "training"], sort=True):
+        probed, values = table["part"].isin(PROBED).to_numpy(), table["value"].to_numpy(dtype=float)
+        point = found.setdefault((copy, dose, share), _Point(copy, dose, share, int(table["steps"].iloc[0]), [], []))
+        point.failed.append(values[probed])
+        point.clean.append(values[~probed])
+        if copy == "repaired" and table["published"].all():
+            published = point._replace(failed=[values[probed]], clean=[values[~probed]])
+    assert published is not None  # the stage asks every model
+    seeds = max(len(point.failed) for point in found.values())
+    return [point for point in found.values() if len(point.failed) == seeds], published
+
+
+def _at_equal_harm(
+    points: Sequence[_Point],
+    harm: float,
+    before: np.ndarray,
+    targets: np.ndarray,
+    passed: np.ndarray,
+    resampler: Resampler,
+    seed: int,
+) -> AtEqualHarm:
+    """Compare the frontiers of both copies at a harm.
+
+    Args:
+        points: of both copies.
+        harm: newly failing share.
+        before: (pairs,) failures of the model under test.
+        targets: (pairs,) weights of the pairs in the targets, others 0.
+        passed: (pairs,) weights of the pairs that passed before, others 0.
+        resampler: of the items.
+        seed: of the trainings, which are resampled too, as another training would differ.
+    """
+    rng = np.random.default_rng([seed, 3])
+    seeds = len(points[0].failed)
+    start = _means([before], targets, resampler, None)
+    sampled: dict[str, dict[float, list[_Sampled]]] = {"repaired": {}, "control": {}}
+    for copy, by_dose in sampled.items():
+        chosen = rng.integers(seeds, size=(resampler.resamples, seeds))  # the same trainings at all points of a copy
+        for point in points:
+            if point.copy_of == copy:
+                both = (_means(point.failed, weights, resampler, chosen) for weights in (passed, targets))
+                by_dose.setdefault(point.dose, []).append(_Sampled(*both))
+    repaired, control = ([one for of in by_dose.values() for one in of] for by_dose in sampled.values())
+    difference = _failing(repaired, start, harm) - _failing(control, start, harm)
+    low, high = np.quantile(difference[1:], _TAILS)
+    value, doses = float(difference[0]), sampled["control"]
+    rate = Rate(value, min(low, value), max(high, value), int((targets > 0).sum()))
+    by_steps = np.stack([_failing(of, start, harm) for of in doses.values()])
+    return AtEqualHarm(
+        harm=harm,
+        reached=bool(max(one.harm[0] for one in control) >= harm),
+        difference=RateRecord.from_rate(rate),
+        times=_times(np.array(list(doses)), by_steps, _failing(repaired, start, harm)) if len(doses) > 1 else None,
+    )
+
+
+class _Sampled(NamedTuple):
+    """What a point breaks, and how often it fails in the targets: measured, and in each resample (1 + resamples,)."""
+
+    harm: np.ndarray
+    failing: np.ndarray
+
+
+def _means(
+    trainings: Sequence[np.ndarray], weights: np.ndarray, resampler: Resampler, chosen: np.ndarray | None
+) -> np.ndarray:
+    """Return the mean over trainings, and in each resample that over the chosen ones (resamples, trainings)."""
+    if not weights.any():
+        return np.zeros(1 + resampler.resamples)
+    samples = np.column_stack([resampler.samples(values, weights) for values in trainings])
+    means = samples if chosen is None else np.take_along_axis(samples, chosen, axis=1)
+    return np.append(np.average(np.mean(trainings, axis=0), weights=weights), means.mean(axis=1))
+
+
+def _failing(points: Sequence[_Sampled], start: np.ndarray, harm: float) -> np.ndarray:
+    """Return how often a copy fails in the targets at a harm, from its points and the start: (1 + resamples,)."""
+    harms = np.stack([np.zeros_like(start), *(point.harm for point in points)])
+    order = np.argsort(harms, axis=0, kind="stable")
+    failing = np.take_along_axis(np.stack([start, *(point.failing for point in points)]), order, axis=0)
+    lowest = np.minimum.accumulate(failing, axis=0)
+    columns = zip(np.take_along_axis(harms, order, axis=0).T, lowest.T, strict=True)
+    return np.array([np.interp(harm, *column) for column in columns])
+
+
+def _times(doses: np.ndarray, failing: np.ndarray, reached: np.ndarray) -> Times:
+    """Find the doses (k,) of the control at which it fails as rarely as `reached` (1 + resamples,), with an interval.
+
+    Args:
+        doses: ascending.
+        failing: (k, 1 + resamples).
+        reached: by the repair.
+    """
+    found = np.array([_crossing(doses, *column) for column in zip(failing.T, reached, strict=True)])
+    low, high = np.quantile(found[1:], _TAILS[0], method="lower"), np.quantile(found[1:], _TAILS[1], method="higher")
+    ends = {
+        name: float(end) if np.isfinite(end) else None
+        for name, end in (("value", found[0]), ("low", min(low, found[0])), ("high", max(high, found[0])))
+    }
+    return Times(**ends, least=float(doses[0]), most=float(doses[-1]))
+
+
+def _crossing(doses: np.ndarray, failing: np.ndarray, reached: float) -> float:
+    """Find the dose (ascending) at which the failures fall to `reached`; infinite if they never do.
+
+    Interpolates between two doses by their logarithms; a rate that rises with the dose counts as the lowest so far.
+    """
+    lowest = np.minimum.accumulate(failing)
+    there = np.flatnonzero(lowest <= reached)
+    if not len(there):
+        return np.inf
+    k = int(there[0])
+    if k == 0:
+        return float(doses[0])
+    part = (lowest[k - 1] - reached) / (lowest[k - 1] - lowest[k])
+    return float(np.exp((1 - part) * np.log(doses[k - 1]) + part * np.log(doses[k])))
+
+
+def at_equal_harm(found: AtEqualHarm) -> str:
+    """Say in a sentence what aiming is worth where repair and control break as much."""
+    rate = found.difference.rate
+    where = f"At equal harm ({found.harm:.1%} of what passed newly fails)"
+    if not found.reached:
+        where = f"The control at its most harm, which is less than the repair's {found.harm:.1%}"
+    sure = "" if rate.low > 0 or rate.high < 0 else ", which may be chance"
+    said = f"{where}: failures in the target modes are {change_in_points(rate)} beside the control's{sure}"
+    return said + (f"; the control needs {times(found.times)} for the same." if found.times else ".")
+
+
+def times(found: Times) -> str:
+    """Say how many times the repair's steps its control needs: "3.5 times as many steps (2.2 to more than 4)"."""
+
+    def said(value: float | None) -> str:
+        if value is None:
+            return f"more than {found.most:g}"
+        return f"{value:.1f}" if value > found.least else f"at most {found.least:g}"
+
+    ends = dict.fromkeys((said(found.low), said(found.high)))
+    return f"{said(found.value)} times as many steps ({' to '.join(ends)})"
