@@ -51,11 +51,11 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
     probed, clean = before[before["part"].isin(PROBED)], before[before["part"] == "clean"]
     inside, failed = (probed["part"] == "targets").to_numpy(), probed["value"].to_numpy(dtype=float)
     resampler = Resampler(probed["item"], resamples, seed, probed.get("group"))
+    unchanged = clean["value"].to_numpy(dtype=float)
     of_clean = Resampler(clean["item"], resamples, seed, clean.get("group"))
     weights = _weights(probed["weight"].to_numpy(dtype=float), inside, share)
     passed = weights * (1 - failed)  # under which the mean of failures is the newly failing share
     points, published = _points(answers)
-    least, most = value_bounds(clean["value"].to_numpy(), np.concatenate([np.concatenate(p.clean) for p in points]))[0]
 
     def measured(point: _Point) -> FrontierPoint:
         values, quality = np.mean(point.failed, axis=0), np.mean(point.clean, axis=0)
@@ -63,24 +63,20 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
             "newly_failing": resampler.mean(values, passed, SHARE),
             "targets": resampler.mean(values, weights * inside, SHARE),
             "others": resampler.mean(values, weights * ~inside, SHARE),
-            "clean": of_clean.mean(quality, np.ones(len(quality)), (least, most)),
+            "clean": of_clean.mean(quality, np.ones(len(quality)), value_bounds(unchanged, quality)[0]),
         }
         about = {"copy_of": point.copy_of, "dose": point.dose, "share": point.share, "steps": point.steps}
         return FrontierPoint.model_validate(about | {k: RateRecord.from_rate(rate) for k, rate in rates.items()})
 
     untrained = resampler.mean(failed, weights * inside, SHARE)
-    at = measured(published)
     control = {point.copy_of for point in points} == {"repaired", "control"}
+    equal = _at_equal_harm(points, published, failed, weights * inside, passed, resampler, seed) if control else None
     return Frontier(
         before=RateRecord.from_rate(untrained),
-        published=at,
+        published=measured(published),
         points=[measured(point) for point in points],
         trainings=len(points[0].failed),
-        equal_harm=_at_equal_harm(
-            points, at.newly_failing.value or 0.0, failed, weights * inside, passed, resampler, seed
-        )
-        if control
-        else None,
+        equal_harm=equal,
     )
 
 
@@ -112,18 +108,18 @@ def _points(answers: pd.DataFrame) -> tuple[list[_Point], _Point]:
 
 def _at_equal_harm(
     points: Sequence[_Point],
-    harm: float,
+    published: _Point,
     before: np.ndarray,
     targets: np.ndarray,
     passed: np.ndarray,
     resampler: Resampler,
     seed: int,
 ) -> AtEqualHarm:
-    """Compare the frontiers of both copies at a harm.
+    """Compare the frontiers of both copies at the harm of the repair that is published.
 
     Args:
         points: of both copies.
-        harm: newly failing share.
+        published: the repair whose harm it is.
         before: (pairs,) failures of the model under test.
         targets: (pairs,) weights of the pairs in the targets, others 0.
         passed: (pairs,) weights of the pairs that passed before, others 0.
@@ -132,7 +128,7 @@ def _at_equal_harm(
     """
     rng = np.random.default_rng([seed, 3])
     seeds = len(points[0].failed)
-    start = _means([before], targets, resampler, None)
+    start, harm = _means([before], targets, resampler), _means(published.failed, passed, resampler)
     sampled: dict[str, dict[float, list[_Sampled]]] = {"repaired": {}, "control": {}}
     for copy, by_dose in sampled.items():
         chosen = rng.integers(seeds, size=(resampler.resamples, seeds))  # the same trainings at all points of a copy
@@ -147,8 +143,8 @@ def _at_equal_harm(
     rate = Rate(value, min(low, value), max(high, value), int((targets > 0).sum()))
     by_steps = np.stack([_failing(of, start, harm) for of in doses.values()])
     return AtEqualHarm(
-        harm=harm,
-        reached=bool(max(one.harm[0] for one in control) >= harm),
+        harm=float(harm[0]),
+        reached=bool(max(one.harm[0] for one in control) >= harm[0]),
         difference=RateRecord.from_rate(rate),
         times=_times(np.array(list(doses)), by_steps, _failing(repaired, start, harm)) if len(doses) > 1 else None,
     )
@@ -162,7 +158,7 @@ class _Sampled(NamedTuple):
 
 
 def _means(
-    trainings: Sequence[np.ndarray], weights: np.ndarray, resampler: Resampler, chosen: np.ndarray | None
+    trainings: Sequence[np.ndarray], weights: np.ndarray, resampler: Resampler, chosen: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the mean over trainings, and in each resample that over the chosen ones (resamples, trainings)."""
     if not weights.any():
@@ -172,14 +168,14 @@ def _means(
     return np.append(np.average(np.mean(trainings, axis=0), weights=weights), means.mean(axis=1))
 
 
-def _failing(points: Sequence[_Sampled], start: np.ndarray, harm: float) -> np.ndarray:
-    """Return how often a copy fails in the targets at a harm, from its points and the start: (1 + resamples,)."""
+def _failing(points: Sequence[_Sampled], start: np.ndarray, harm: np.ndarray) -> np.ndarray:
+    """Return how often a copy fails in the targets at a harm, given its points and the start, all (1 + resamples,)."""
     harms = np.stack([np.zeros_like(start), *(point.harm for point in points)])
     order = np.argsort(harms, axis=0, kind="stable")
     failing = np.take_along_axis(np.stack([start, *(point.failing for point in points)]), order, axis=0)
     lowest = np.minimum.accumulate(failing, axis=0)
-    columns = zip(np.take_along_axis(harms, order, axis=0).T, lowest.T, strict=True)
-    return np.array([np.interp(harm, *column) for column in columns])
+    columns = zip(harm, np.take_along_axis(harms, order, axis=0).T, lowest.T, strict=True)
+    return np.array([np.interp(*column) for column in columns])
 
 
 def _times(doses: np.ndarray, failing: np.ndarray, reached: np.ndarray) -> Times:

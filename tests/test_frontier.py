@@ -1,0 +1,210 @@
+"""The frontier: what is concluded on repairs that are, or are not, better than their control at equal harm."""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from stages.landscape.checkpoints import checkpoints
+from stages.landscape.frontier import _crossing, at_equal_harm, frontier
+from stages.landscape.gates import cheapest
+from stages.pages.comparison_report import frontier_view
+from stages.params import Gates
+from stages.records import Comparison
+from stages.records.repair import Frontier
+
+SHARE = 0.2  # of use that is in the targets
+BEFORE = {"targets": 0.4, "others": 0.1}
+Point = tuple[str, float, float]  # copy, dose and share of the way
+
+# What each point breaks, of what passed, and how often it still fails in the targets.
+REPAIR = {(0.25, 1.0): (0.01, 0.3), (1.0, 0.5): (0.01, 0.25), (1.0, 1.0): (0.03, 0.15)}
+CONTROL = {(0.25, 1.0): (0.01, 0.35), (1.0, 0.5): (0.01, 0.33), (1.0, 1.0): (0.03, 0.27), (4.0, 1.0): (0.06, 0.15)}
+
+
+def both(repair: Mapping, control: Mapping) -> dict[Point, tuple[float, float]]:
+    return {(copy, *at): v for copy, of in (("repaired", repair), ("control", control)) for at, v in of.items()}
+
+
+def answers(points, *, items=400, pairs=4, trainings=3, seed=0, spread=0.0, went=(1.0, 1.0)) -> pd.DataFrame:
+    """Answers of models with this harm and these failures; which pairs break or mend first is mostly the pairs' own.
+
+    Args:
+        points: {(copy, dose, share): (newly failing, failing in the targets)}.
+        items, pairs, trainings: how many; pairs of each item, in each part.
+        seed: of all draws.
+        spread: standard deviation of both between trainings, as a share of each.
+        went: dose and share of the repair that is handed on.
+    """
+    rng = np.random.default_rng(seed)
+    ids = np.repeat([f"i{k:03d}" for k in range(items)], pairs)
+    part = np.repeat(["targets", "others"], len(ids))
+    item = np.tile(ids, 2)
+    fails, breaks = (
+        np.tile(np.repeat(rng.normal(0, 0.5, items), pairs), 2) + rng.normal(0, 1, len(item)) for _ in "ab"
+    )
+    before = _hardest(fails, np.where(part == "targets", BEFORE["targets"], BEFORE["others"]), 0.0, rng)
+    about = {"item": item, "part": part, "weight": 1.0, "valid": True}
+    clean = {"item": np.unique(ids), "part": "clean", "weight": 1.0, "valid": True}
+    tables = []
+
+    def add(failed: np.ndarray, copy: str, dose: float, share: float, training: int) -> None:
+        model = {"copy_of": copy, "dose": dose, "share": share, "training": training, "steps": round(100 * dose)}
+        model["published"] = copy == "control" or (training == 0 and (dose, share) == went)
+        tables.append(pd.DataFrame(about | {"value": failed.astype(float)}).assign(**model))
+        tables.append(pd.DataFrame(clean | {"value": 0.9}).assign(**model))
+
+    add(before, "before", 0.0, 0.0, 0)
+    for (copy, dose, share), (harm, failing) in points.items():
+        for training in range(trainings):
+            off = 1 + spread * rng.normal(size=2)
+            left = (failing * off[1] - (1 - BEFORE["targets"]) * harm * off[0]) / BEFORE["targets"]
+            chance = np.where(before, np.where(part == "targets", left, 0.8), harm * off[0])
+            add(_hardest(breaks, chance, 0.5, rng), copy, dose, share, training)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _hardest(hard: np.ndarray, chance: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw which pairs fail, the hard ones first, with a chance (pairs,) in the population they are drawn from."""
+    spread = np.sqrt(0.25 + 1 + noise**2)
+    return hard + rng.normal(0, noise, len(hard)) > norm.isf(np.clip(chance, 0, 1), scale=spread)
+
+
+def found(points, **how) -> Frontier:
+    return frontier(answers(points, **how), SHARE, resamples=300, seed=0)
+
+
+def test_a_repair_is_compared_where_both_break_as_much():
+    one = found(both(REPAIR, CONTROL))
+    assert one.trainings == 3 and one.before.value == pytest.approx(0.4, abs=0.01)
+    assert [(p.copy_of, p.dose, p.share, p.steps) for p in one.points][:2] == [
+        ("control", 0.25, 1.0, 25),
+        ("control", 1.0, 0.5, 100),
+    ]
+    equal = one.equal_harm
+    assert equal.harm == pytest.approx(0.03, abs=0.005) and equal.reached
+    assert equal.difference.value == pytest.approx(0.15 - 0.27, abs=0.03) and equal.difference.high < 0
+    # At four times the steps the control fails as rarely as the repair, but it breaks more: at equal harm it falls short.
+    assert equal.times.value is None and (equal.times.least, equal.times.most) == (0.25, 4.0)
+    assert "may be chance" not in at_equal_harm(equal)
+
+
+def test_a_repair_that_only_breaks_more_is_not_better():
+    """Both are on one line, and the repair goes twice as far."""
+    line = {(1.0, 0.5): (0.02, 0.3), (1.0, 1.0): (0.04, 0.2)}
+    equal = found(both(line, {(1.0, 0.5): (0.01, 0.35), (1.0, 1.0): (0.02, 0.3), (4.0, 1.0): (0.05, 0.15)})).equal_harm
+    assert abs(equal.difference.value) < 0.02 and equal.difference.low < 0 < equal.difference.high
+    assert equal.times.low > 1 and (equal.times.value is None or equal.times.value > 3)
+    assert "may be chance" in at_equal_harm(equal)
+
+
+def test_a_control_that_never_breaks_as_much_counts_at_its_best():
+    equal = found(both({(1.0, 1.0): (0.06, 0.1)}, {(1.0, 1.0): (0.01, 0.3)})).equal_harm
+    assert not equal.reached and equal.times is None
+    assert equal.difference.value == pytest.approx(0.1 - 0.3, abs=0.02)
+    assert "at its most harm" in at_equal_harm(equal)
+
+
+def test_what_is_handed_on_is_told_apart_from_the_frontier():
+    points = both({(1.0, 0.7): (0.015, 0.22), **REPAIR}, CONTROL)
+    table = answers(points, went=(1.0, 0.7))
+    others = (table["copy_of"] == "repaired") & (table["share"] == 0.7) & (table["training"] > 0)
+    one = frontier(table[~others], SHARE, resamples=200, seed=0)  # only the first training went so far
+    assert (one.published.share, one.published.dose) == (0.7, 1.0)
+    assert one.equal_harm.harm == one.published.newly_failing.value == pytest.approx(0.015, abs=0.005)
+    assert 0.7 not in {point.share for point in one.points}
+
+
+def test_without_a_control_there_is_a_curve_and_no_claim():
+    one = found(both(REPAIR, {}))
+    assert one.equal_harm is None and {point.copy_of for point in one.points} == {"repaired"}
+    view = frontier_view(one)
+    assert view.said == "" and "control" not in view.picture.svg
+    assert frontier(answers(both(REPAIR, CONTROL)).head(0), SHARE, resamples=200, seed=0) is None
+
+
+def test_the_page_shows_both_copies_and_what_is_handed_on():
+    view = frontier_view(found(both(REPAIR, CONTROL)))
+    assert view.said.startswith("At equal harm")
+    assert "100 steps, 50% of the way" in view.picture.svg and "the repair, 100 steps" in view.picture.svg
+
+
+def test_between_two_numbers_of_steps_it_is_interpolated_by_their_logarithms():
+    doses, falling = np.array([0.25, 1.0, 4.0]), np.array([0.4, 0.3, 0.2])
+    assert _crossing(doses, falling, 0.25) == pytest.approx(2.0)
+    assert _crossing(doses, falling, 0.3) == pytest.approx(1.0)
+    assert _crossing(doses, falling, 0.45) == 0.25
+    assert _crossing(doses, falling, 0.1) == np.inf
+    # A rise in between does not count as a step back: of 0.3, 0.4 and 0.2, the lowest so far counts.
+    assert _crossing(doses, np.array([0.3, 0.4, 0.2]), 0.25) == pytest.approx(2.0)
+
+
+def test_common_pairs_count_for_more():
+    """Rare pairs all fail and common ones pass after the repair, whose control is the other way round."""
+    table = answers(both(REPAIR, CONTROL))
+    common, probed = np.arange(len(table)) % 2 == 0, table["part"] != "clean"
+    table.loc[probed, "weight"] = np.where(common, 0.9, 0.1)[probed]
+    trained = probed & (table["steps"] > 0)
+    table.loc[trained, "value"] = (common == (table["copy_of"] == "control"))[trained].astype(float)
+    one = frontier(table, SHARE, resamples=300, seed=0)
+    rates = {copy: [p.targets.value for p in one.points if p.copy_of == copy] for copy in ("repaired", "control")}
+    assert rates["repaired"] == pytest.approx([0.1] * 3) and rates["control"] == pytest.approx([0.9] * 4)
+
+
+@pytest.mark.slow
+def test_null_repairs_claim_nothing_and_intervals_cover():
+    """Of 200 repairs that are controls, few are called better; intervals of planted differences hold as often as said."""
+    same = {(0.25, 1.0): (0.01, 0.33), (1.0, 0.5): (0.012, 0.31), (1.0, 1.0): (0.03, 0.25)}
+    better = worse = covered = 0
+    for seed in range(200):
+        null = found(both(same, same), items=100, pairs=2, seed=seed, spread=0.05).equal_harm.difference
+        better, worse = better + (null.high < 0), worse + (null.low > 0)
+        planted = found(both(REPAIR, CONTROL), items=100, pairs=2, seed=seed, spread=0.05).equal_harm.difference
+        covered += planted.low <= 0.15 - 0.27 <= planted.high
+    assert better <= 10 and worse <= 10, (better, worse)  # 5 are expected at each end
+    assert covered >= 184, covered  # 95% are 190
+
+
+GATES = {
+    "target_failure_rate": {"change_max": -0.05},
+    "other_failure_rate": {"change_max": 0.05},
+    "newly_failing": {"max": 0.1},
+    "clean_quality": {"change_min": -0.1},
+}
+
+
+def offered(elsewhere=0.06, clean=0.9, invalid=0.0, **gates):
+    """The checkpoint offered after a quarter of the steps, with this harm and this quality."""
+    table = answers(both({(0.25, 1.0): (elsewhere, 0.2), (1.0, 1.0): (0.01, 0.15)}, CONTROL), items=300)
+    fewer = (table["copy_of"] == "repaired") & (table["dose"] < 1)
+    of_clean = fewer & (table["part"] == "clean")
+    table.loc[of_clean, "value"] = clean
+    table["valid"] = ~(fewer & (np.arange(len(table)) % 100 < 100 * invalid))
+    [one] = checkpoints(table, SHARE, resamples=300, seed=0)
+    assert one.differences["target_failure_rate"].change == pytest.approx(-0.2, abs=0.03)
+    assert one.differences["newly_failing"].after == pytest.approx(elsewhere, abs=0.015)
+    assert one.differences["clean_quality"].after == pytest.approx(clean, abs=0.03)
+    return cheapest(Gates.model_validate(GATES | gates), Comparison.model_construct(checkpoints=[one]))
+
+
+def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
+    passing = offered()
+    assert (passing.folder, passing.steps) == ("trainings/repaired-0.25-0", 25)
+    assert offered(elsewhere=0.2) is None  # newly failing
+    assert offered(clean=0.7) is None
+    assert offered(target_failure_rate={"max": 0.1}) is None
+    assert offered(other_not_passing={"change_max": 0.1}) is not None
+    assert offered(other_not_passing={"change_max": 0.1}, invalid=0.2) is None
+    assert offered(bias={"max": 0.5}) is None  # not measured
+    assert offered(slices={"label": {"max": 0.9}}) is None
+    assert checkpoints(answers(both(REPAIR, CONTROL)).head(0), SHARE, resamples=200, seed=0) == []
+
+
+def test_every_point_of_the_frontier_has_its_interval():
+    for point in found(both(REPAIR, CONTROL)).points:
+        rates = (point.newly_failing, point.targets, point.others, point.clean)
+        assert all(low <= value <= high for low, value, high in ((r.low, r.value, r.high) for r in rates))
+    assert len(list(itertools.chain(REPAIR, CONTROL))) == len(found(both(REPAIR, CONTROL)).points)
