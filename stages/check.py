@@ -128,9 +128,12 @@ def _check_task(params: Params, name: str, *, elsewhere: bool) -> list[str]:
             )
         if config.trainings > 1 and config.method not in task.heeds_dose:
             found.append(
-                f"restructure.trainings: method {config.method} of this task does not train in steps, so failures"
-                " cannot be shown against them; expected 1"
+                f"restructure.trainings: method {config.method} of this task does not train in steps, so it has"
+                " no frontier of steps; expected 1"
             )
+        if config.harm is not None and "harm" in config.model_fields_set and config.method not in task.moves:
+            movable = f"expected null, or method {' or '.join(task.moves)}" if task.moves else "expected null"
+            found.append(f"restructure.harm: method {config.method} of this task cannot go part of the way; {movable}")
         if config.aim == "policy" and config.method not in task.follows_policy:
             follow = f"expected {', '.join(task.follows_policy)}" if task.follows_policy else "no method of it does"
             found.append(f"restructure.aim: method {config.method} of this task follows no policy; {follow}")

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from stages.command import stage_main
+from stages.concepts import ConceptSpace
+from stages.landscape.before_after import by_purpose
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
@@ -46,6 +48,7 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
     out.headline = headline_of(comparison, verdict.passed)
     modes_plot(comparison).to_csv(out.path / "modes.csv", index=False)
+    broken(here.re_evaluate.probes, comparison.space).to_csv(out.path / "broken.csv", index=False)
     own, loader = (
         path.read_text(encoding="utf-8") if path.exists() else None for path in (readme, readme.with_name(LOADER))
     )
@@ -79,6 +82,24 @@ def modes_plot(comparison: Comparison) -> pd.DataFrame:
         if rate is not None
     ]
     return pd.DataFrame(rows, columns=["mode", "model", "failure_rate"])
+
+
+def broken(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
+    """Return the pairs that passed before the repair and fail after it.
+
+    Args:
+        probes: as in re_evaluate's probes.parquet.
+        space: the grid.
+
+    Returns:
+        Columns `item`, one for each concept with its level as people read it, and the answers `before` and `after`.
+    """
+    before, after = (by_purpose(probes, "paired")[model] for model in ("before", "after"))
+    rows = ~before["failed"].astype(bool) & after["failed"].astype(bool)
+    found = before.loc[rows, ["item"]]
+    for concept in space.concepts:
+        found[concept.name] = [concept.label(level) for level in before.loc[rows, concept.name]]
+    return found.assign(before=before.loc[rows, "output"], after=after.loc[rows, "output"])
 
 
 def _models(here: AuditFolder) -> Path:
