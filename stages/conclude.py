@@ -16,6 +16,7 @@ from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.first_page import about
 from stages.pages.model_card import model_card
+from stages.pages.page import not_computed
 from stages.params import load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder
@@ -99,7 +100,8 @@ def broken(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
     found = before.loc[rows, ["item"]]
     for concept in space.concepts:
         found[concept.name] = [concept.label(level) for level in before.loc[rows, concept.name]]
-    return found.assign(before=before.loc[rows, "output"], after=after.loc[rows, "output"])
+    found = found.assign(before=before.loc[rows, "output"], after=after.loc[rows, "output"])
+    return not_computed(found, found.columns)
 
 
 def _models(here: AuditFolder) -> Path:

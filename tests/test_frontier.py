@@ -87,7 +87,7 @@ def test_a_repair_is_compared_where_both_break_as_much():
     equal = one.equal_harm
     assert equal.harm == pytest.approx(0.03, abs=0.005) and equal.reached
     assert equal.difference.value == pytest.approx(0.15 - 0.27, abs=0.03) and equal.difference.high < 0
-    # At four times the steps the control fails as rarely as the repair, but it breaks more: at equal harm it falls short.
+    # With four times the steps the control fails as rarely, but it breaks more: at equal harm it falls short.
     assert equal.times.value is None and (equal.times.least, equal.times.most) == (0.25, 4.0)
     assert "may be chance" not in at_equal_harm(equal)
 
@@ -156,7 +156,7 @@ def test_common_pairs_count_for_more():
 
 @pytest.mark.slow
 def test_null_repairs_claim_nothing_and_intervals_cover():
-    """Of 200 repairs that are controls, few are called better; intervals of planted differences hold as often as said."""
+    """Of 200 repairs that are controls few are called better, and intervals of planted differences hold."""
     same = {(0.25, 1.0): (0.01, 0.33), (1.0, 0.5): (0.012, 0.31), (1.0, 1.0): (0.03, 0.25)}
     better = worse = covered = 0
     for seed in range(200):

@@ -10,7 +10,8 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,6 +149,12 @@ class PackedTable(NamedTuple):
     of: int
 
 
+def not_computed(table: pd.DataFrame, texts: Iterable[str]) -> pd.DataFrame:
+    """Return a table of which no spreadsheet computes a text: what begins like a formula has an apostrophe in front."""
+    quoted = {name: table[name].astype(str).str.replace(_FORMULA, "'", regex=True) for name in texts}
+    return table.assign(**quoted).rename(columns=lambda name: re.sub(_FORMULA, "'", name))
+
+
 def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> PackedTable:
     """Pack all probes with readable levels, or a random sample of them if not all fit.
 
@@ -161,9 +168,7 @@ def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> PackedT
     table = probes[[*before, *space.names, *after]].copy()
     for concept in space.concepts:
         table[concept.name] = table[concept.name].map(dict(enumerate(map(concept.label, range(len(concept))))))
-    for name in table.columns.difference(["repeat", "discrepancy", "failed", "valid"]):
-        table[name] = table[name].astype(str).str.replace(_FORMULA, "'", regex=True)
-    table.columns = table.columns.str.replace(_FORMULA, "'", regex=True)
+    table = not_computed(table, table.columns.difference(["repeat", "discrepancy", "failed", "valid"]))
     table["discrepancy"] = table["discrepancy"].round(4)
     kept, data = table, packed(table.to_csv(index=False).encode())
     while len(data) > room:
