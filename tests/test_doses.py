@@ -152,7 +152,6 @@ def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     assert offered(other_not_passing={"change_max": 0.05}) is not None
     assert offered(other_not_passing={"change_max": 0.05}, invalid=0.2) is None
     assert offered(bias={"max": 0.5}) is None  # not measured
-    assert offered(newly_failing={"minus_control_max": 0.5}) is None  # a checkpoint has no control
     assert offered(slices={"label": {"max": 0.9}}) is None
     assert checkpoints(answers(rates((0.2, 0.1), (0.2, 0.2, 0.2))).head(0), 0.2, resamples=200, seed=0) == []
 

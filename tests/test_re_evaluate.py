@@ -16,11 +16,11 @@ from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir, write_json
 from stages.core.intervals import Rate
 from stages.landscape.compare import PairedAnswers, compare_quality, risen, targeting
-from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
+from stages.landscape.gates import all_passed, cheapest, judge, judge_landscape, judge_repair
 from stages.landscape.pairs import draw_pairs
 from stages.params import Gates, LandscapeGates
-from stages.records import Difference, Gate, audit_folder
-from stages.records.repair import Trainings
+from stages.records import Comparison, Difference, Gate, audit_folder
+from stages.records.repair import Checkpoint, Trainings
 from tests.landscapes import planted
 from tests.workspace import ROOT, repair_verdict
 
@@ -76,6 +76,16 @@ def test_gates_on_values_changes_and_the_control():
         "clean_quality.minus_control_min": False,
     }
     assert all_passed([]) is None
+
+
+def test_a_gate_against_the_control_proposes_no_checkpoint_which_has_none():
+    fewer = Checkpoint(folder="f", steps=5, differences={"failure_rate": Difference.measured(Rate(0.1, 0.0, 0.2, 9))})
+    comparison = Comparison.model_construct(checkpoints=[fewer])
+
+    def proposed(**bounds: float) -> bool:
+        return cheapest(Gates.model_validate({"failure_rate": bounds}), comparison) is not None
+
+    assert proposed(max=0.3) and not proposed(max=0.3, minus_control_max=0.5)
 
 
 @pytest.mark.parametrize(
