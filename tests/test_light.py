@@ -8,9 +8,10 @@ import pytest
 
 from stages.landscape.light import landscape_concerns, light_of
 from stages.landscape.verdict import conclude
+from stages.pages.sentences import gate_view
 from stages.params import Gates, LandscapeGates
 from stages.records import Gate, Landscape, RepairVerdict
-from tests.report_samples import FOUR, difference, make_comparison, make_inputs, plan_of, records_of
+from tests.report_samples import FOUR, difference, make_comparison, make_inputs, measured, plan_of, records_of
 
 PASSED = Gate(gate="max_failure_rate", bound=0.5, value=0.3, low=0.28, high=0.32, passed=True)
 LEVELS = {"failure_rate": {"max": 0.2}, "target_failure_rate": {"max": 0.4}, "clean_quality": {"min": 0.9}}
@@ -102,6 +103,23 @@ def test_failures_that_moved_are_a_concern_and_a_failed_gate_is_red() -> None:
     moved = make_comparison(*FOUR)["verdict"]["failures_moved"]
     assert verdict_of(LEVELS, failures_moved=moved).concerns == ["Failures rose elsewhere: darkening >= 0.9."]
     assert verdict_of({**LEVELS, "newly_failing": {"max": 0.01}}).light == "red"
+
+
+@pytest.mark.parametrize(("high", "light"), [(-0.02, "green"), (0.02, "red")])
+def test_superiority_that_is_not_shown_is_red(high: float, light: str) -> None:
+    differences = make_comparison(*FOUR)["verdict"]["differences"]
+    differences["target_failure_rate"]["control"]["repair_minus_control"] = measured(-0.05, -0.08, high, 3000)
+    superior = {"target_failure_rate": {**LEVELS["target_failure_rate"], "minus_control_max": 0}}
+    found = verdict_of({**LEVELS, **superior}, differences=differences)
+    assert found.light == light
+    [gate] = [gate for gate in found.gates if gate.gate == "target_failure_rate.minus_control_max"]
+    assert gate.passed == (light == "green") and "superior in target failure rate" in found.statement
+    assert gate_view(gate)[:4] == (
+        "target failure rate, repair minus control",
+        *("≤ 0.0 points", "−5.0 points"),
+        f"−8.0 to {'−' if high < 0 else '+'}2.0",
+    )
+    assert not gate_view(gate).level
 
 
 @pytest.mark.parametrize(

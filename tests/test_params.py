@@ -80,6 +80,17 @@ def test_the_projects_own_params_are_valid() -> None:
         ),
         (with_gate("newly_failing", max=5), r"newly_failing: it cannot fail: max is 5, and what it judges is from 0"),
         (with_gate("other_failure_rate", change_max=1), r"it cannot fail: change_max is 1, .* from -1 to 1"),
+        (with_gate("newly_failing", minus_control_max=1), r"it cannot fail: minus_control_max is 1, .* from -1 to 1"),
+        (with_gate("failure_rate", minus_control_max=-2), r"it cannot pass: minus_control_max is -2"),
+        (
+            with_gate("clean_quality", minus_control_max=0, minus_control_min=0.1),
+            r"it cannot pass: minus_control_min is 0\.1, not below minus_control_max, 0",
+        ),
+        (
+            with_gate("clean_quality", minus_control_min=-0.005),
+            r"repairs\.x: restructure\.control is none, .* in gates: clean_quality\.minus_control_min; expected",
+        ),
+        (with_gate("bias", minus_control_max=0), r"gates\.bias\.minus_control_max: unknown key"),
         ({"audits": {"x": AUDIT, "--all": AUDIT}}, r"audits: '--all': expected a name of 1 to 64 letters"),
         ({"audits": {"x": AUDIT, "Con": AUDIT}}, r"audits: 'Con': no file of Windows may have that name"),
         ({"audits": {}, "repairs": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),

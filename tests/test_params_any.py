@@ -187,7 +187,7 @@ def is_sound(params: Params) -> None:
     for repair in params.repairs.values():
         for measure, gate in repair.gates.model_dump(exclude_none=True, exclude={"clean_quality"}).items():
             for key, bound in gate.items():
-                low, high = (-1, 1) if key.startswith("change") else (0, 1)
+                low, high = (0, 1) if key in ("max", "min") else (-1, 1)
                 assert low <= bound < high if key.endswith("max") else low < bound <= high, (measure, gate)
 
 

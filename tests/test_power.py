@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
 from stages.decisions import landscape_hash
-from stages.landscape.power import CHURN, Power, alike
+from stages.landscape.power import APART, CHURN, Power, alike
 from stages.params import load_params
 from stages.records import AuditFolder, Landscape, Plan, PlannedMode, RepairVerdict, audit_folder
 from stages.records.landscape import Gate
@@ -27,7 +28,7 @@ def change(power: Power, drop: float, seed: int) -> Rate:
     """The interval of a simulated repair, in which each item has its own chances of fixed and newly failing pairs."""
     rng, each = np.random.default_rng(seed), power.pairs // power.items
     spread = 1 / power.alike - 1
-    fixed, newly = (rng.beta(p * spread, (1 - p) * spread, (power.items, 1)) for p in (drop + CHURN, CHURN))
+    fixed, newly = (rng.beta(p * spread, (1 - p) * spread, (power.items, 1)) for p in (drop + power.churn, power.churn))
     u = rng.random((power.items, each))
     values = np.where(u < fixed, -1.0, np.where(u > 1 - newly, 1.0, 0.0)).ravel()
     items = np.repeat(np.arange(power.items), each)
@@ -36,7 +37,12 @@ def change(power: Power, drop: float, seed: int) -> Rate:
 
 @pytest.mark.parametrize(
     "power",
-    [Power(0.2, 300, 900, 0.5), Power(0.5, 60, 300, 0.3), Power(0.3, 100, 1000, 0.5), Power(0.6, 20, 1000, 0.4)],
+    [
+        Power(0.2, 300, 900, 0.5),
+        Power(0.5, 60, 300, 0.3, churn=APART),
+        Power(0.3, 100, 1000, 0.5),
+        Power(0.6, 20, 1000, 0.4),
+    ],
     ids=lambda power: f"{power.items} items",
 )
 def test_the_least_drop_is_shown_in_four_of_five_repairs_and_half_of_it_is_not(power):
@@ -93,9 +99,10 @@ def searched(tmp_path, monkeypatch):
     here.discover.embedded = Embedded(ids.tolist(), np.zeros((50, 2)), pd.DataFrame(index=range(50)))
     here.summarize.fresh = probes.head(200).assign(failed=rng.random(200) < 0.4, mode="M1")
 
-    def said(policy: str = "top-k", **gates: object) -> list[str]:
+    def said(policy: str = "top-k", control: str = "none", **gates: object) -> list[str]:
         feedback = {"policy": policy, **({"modes": 1} if policy == "top-k" else {})}
-        repairs = {"tiny": repair_params(feedback=feedback, gates=gates)}
+        restructure = {"method": "planted", "control": control}
+        repairs = {"tiny": repair_params(feedback=feedback, restructure=restructure, gates=gates)}
         Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
         return what_can_be_shown(load_params(), "tiny")
 
@@ -118,6 +125,25 @@ def test_gates_for_which_items_are_too_few_are_named(searched):
     )
     assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
     assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("nor would any number of them")
+
+
+def test_margins_against_a_control_that_items_cannot_show_are_named(searched):
+    def margin(most: float) -> dict[str, float]:
+        return {"minus_control_max": most}
+
+    [_, both] = searched(control="clean")
+    assert "between repair and control" in both and " in M1, and one of " in both
+    wide = dict.fromkeys(("other_failure_rate", "newly_failing"), margin(0.2))
+    _, _, superior = searched(control="clean", target_failure_rate=margin(0), **wide)
+    apart = re.search(r"a difference of [\d.]+ points", both)[0].removeprefix("a difference of ")
+    assert "target_failure_rate.minus_control_max 0 passes" in superior and apart in superior
+    close = {"other_failure_rate": margin(0.01), "newly_failing": margin(0.005)}
+    _, _, other, newly = searched(control="clean", target_failure_rate=margin(0), **close)[1:]
+    elsewhere = re.search(r"one of ([\d.]+ points)", both)[1]
+    assert "other_failure_rate.minus_control_max 0.01 is likely to fail" in other and f"is {elsewhere} worse" in other
+    assert "newly_failing.minus_control_max 0.005 is likely to fail" in newly and "; about " in newly
+    for least in (-0.39, -0.5):
+        assert "is likely to fail" in searched(control="clean", target_failure_rate=margin(least))[2]
 
 
 def decided(here: AuditFolder, *actions: Any) -> None:

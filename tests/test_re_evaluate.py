@@ -16,11 +16,11 @@ from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir, write_json
 from stages.core.intervals import Rate
 from stages.landscape.compare import PairedAnswers, compare_quality, risen, targeting
-from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
+from stages.landscape.gates import all_passed, cheapest, judge, judge_landscape, judge_repair
 from stages.landscape.pairs import draw_pairs
 from stages.params import Gates, LandscapeGates
-from stages.records import Difference, Gate, audit_folder
-from stages.records.repair import Trainings
+from stages.records import Comparison, Difference, Gate, audit_folder
+from stages.records.repair import Checkpoint, Trainings
 from tests.landscapes import planted
 from tests.workspace import ROOT, repair_verdict
 
@@ -46,32 +46,46 @@ def test_a_gate_needs_the_whole_interval(rate, passed):
         assert judge("clean_quality.min", -0.05, mirrored, upper=False).passed is passed
 
 
-def test_gates_on_values_and_changes():
+def test_gates_on_values_changes_and_the_control():
     gates = Gates.model_validate(
         {
             "target_failure_rate": {"max": 0.4, "change_max": -0.1},
-            "other_failure_rate": {"change_max": 0.02},
-            "clean_quality": {"change_min": -0.02},
+            "other_failure_rate": {"change_max": 0.02, "minus_control_max": 0.01},
+            "newly_failing": {"minus_control_max": 0.01},
+            "clean_quality": {"change_min": -0.02, "minus_control_min": -0.005},
         }
     )
-    after = {
-        "other_failure_rate": Rate(0.3, 0.2, 0.4, 9),
-        "target_failure_rate": Rate(0.3, 0.25, 0.35, 9),
-        "clean_quality": Rate(0.95, 0.9, 1.0, 9),
+    measured = {
+        "other_failure_rate": {
+            "": Rate(0.3, 0.2, 0.4, 9),
+            "change": Rate(0.0, -0.01, 0.01, 9),
+            "minus_control": Rate(0.005, -0.01, 0.01, 9),
+        },
+        "target_failure_rate": {"": Rate(0.3, 0.25, 0.35, 9), "change": Rate(-0.2, -0.3, -0.05, 9)},
+        "newly_failing": {"": Rate(0.0, 0.0, 0.01, 9), "change": Rate(0.0, 0.0, 0.01, 9)},
+        "clean_quality": {"change": Rate(-0.01, -0.015, 0.0, 9), "minus_control": Rate(0.0, -0.006, 0.006, 9)},
     }
-    change = {
-        "other_failure_rate": Rate(0.0, -0.01, 0.01, 9),
-        "target_failure_rate": Rate(-0.2, -0.3, -0.05, 9),
-        "clean_quality": Rate(-0.01, -0.015, 0.0, 9),
-    }
-    entries = {e.gate: e.passed for e in judge_repair(gates, after, change)}
+    entries = {e.gate: e.passed for e in judge_repair(gates, measured)}
     assert entries == {
         "target_failure_rate.max": True,
         "target_failure_rate.change_max": False,
         "other_failure_rate.change_max": True,
+        "other_failure_rate.minus_control_max": True,
+        "newly_failing.minus_control_max": None,  # there was no control
         "clean_quality.change_min": True,
+        "clean_quality.minus_control_min": False,
     }
     assert all_passed([]) is None
+
+
+def test_a_gate_against_the_control_proposes_no_checkpoint_which_has_none():
+    fewer = Checkpoint(folder="f", steps=5, differences={"failure_rate": Difference.measured(Rate(0.1, 0.0, 0.2, 9))})
+    comparison = Comparison.model_construct(checkpoints=[fewer])
+
+    def proposed(**bounds: float) -> bool:
+        return cheapest(Gates.model_validate({"failure_rate": bounds}), comparison) is not None
+
+    assert proposed(max=0.3) and not proposed(max=0.3, minus_control_max=0.5)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +132,28 @@ def test_strata_are_weighed_as_in_the_grid():
     paired = PairedAnswers(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
     assert paired.rate("before").value == pytest.approx(0.1)
     assert paired.change(inside).value == -1.0
-    assert (paired.fixed().value, paired.newly_failing().value) == (1.0, 0.0)
+    assert [paired.differences()[which].after for which in ("fixed", "newly_failing")] == [1.0, 0.0]
     # Newly failing are probes that passed before: of these, none; of all, a tenth of the grid.
     stays = PairedAnswers(
         np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, {"before": inside, "after": inside}, resamples=200, seed=0
     )
-    assert (stays.fixed().value, stays.newly_failing().value) == (0.0, 0.0)
+    assert [stays.differences()[which].after for which in ("fixed", "newly_failing")] == [0.0, 0.0]
+
+
+def test_what_newly_fails_is_compared_with_the_control_on_the_same_pairs():
+    """Of 90 pairs that passed, the repair newly fails 9 and the control 18; of 10 that failed, both fix other ones."""
+    at = np.arange(100)
+    failed = {"before": at < 10, "after": (at >= 5) & (at < 19), "control": ((at < 8) | (at >= 10)) & (at < 28)}
+    paired = PairedAnswers(at, at[:, None], at < 10, 0.1, failed, resamples=400, seed=0)
+    found = paired.differences()
+    for measure, repair, control, n in (("newly_failing", 0.1, 0.2, 90), ("fixed", 0.5, 0.2, 10)):
+        entry = found[measure]
+        minus = entry.control.repair_minus_control
+        assert (entry.after, entry.control.after) == pytest.approx((repair, control))
+        assert minus.value == pytest.approx(repair - control) and minus.n == n
+        assert minus.low < minus.value < minus.high
+    newly, apart = found["newly_failing"].control, found["newly_failing"].control.repair_minus_control
+    assert apart.high < 0 and apart.high - apart.low < newly.high - newly.low, "paired: what both fail does not count"
 
 
 def test_targeting_is_claimed_only_beyond_chance():

@@ -6,7 +6,7 @@ import pytest
 
 from stages.core.intervals import NO_RATE, Rate
 from stages.landscape.compare import against_noise, targeting
-from stages.landscape.verdict import statement
+from stages.landscape.verdict import statement, within_margins
 from stages.records import Difference, Gate, RateRecord
 from stages.records.repair import Against
 
@@ -141,3 +141,28 @@ def test_the_verdict_says_what_is_noise(change, minus, wanted):
     found = said(difference(change, noise=noise))
     assert f"The improvement in the target modes {wanted} model, queried again, differs by −1.0 points" in found
     assert "noise" not in said(difference(ROSE, noise=noise)), "where nothing improved, nothing is claimed"
+
+
+def test_superiority_and_non_inferiority_are_told_by_what_the_bound_asks_for():
+    def gate(name, bound, passed):
+        return Gate(gate=name, bound=bound, value=0.0, low=-0.1, high=0.1, passed=passed)
+
+    [told] = within_margins(
+        [
+            gate("target_failure_rate.minus_control_max", 0, True),
+            gate("other_failure_rate.minus_control_max", 0.01, True),
+            gate("newly_failing.minus_control_max", 0.005, False),
+            gate("failure_rate.minus_control_max", -0.01, False),
+            gate("clean_quality.minus_control_min", -0.005, True),
+            gate("other_not_passing.minus_control_max", 0.01, None),
+            gate("other_failure_rate.change_max", 0.01, True),
+        ]
+    )
+    parts = told.removesuffix(".").partition("the repair is ")[2].split("; ")
+    assert parts == [
+        "superior in target failure rate",
+        "not inferior in other failure rate, clean quality",
+        "perhaps inferior in newly failing",
+        "not shown to be superior in failure rate",
+    ]
+    assert within_margins([PASSED, gate("target_failure_rate.max", 0.3, False)]) == []

@@ -13,7 +13,7 @@ from stages.core.files import read_table
 from stages.decisions import landscape_hash
 from stages.landscape.light import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
-from stages.landscape.power import Power, alike
+from stages.landscape.power import APART, CHURN, Power, alike
 from stages.params import Params, RepairConfig
 from stages.records import AuditFolder, ModeRecord, audit_folder
 
@@ -52,9 +52,21 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
         f"{count} can show {_drop(inside)} in {named}, where {inside.rate:.1%} fail, and a rise of"
         f" {_points(outside.margin(0))} or more elsewhere"
     ]
-    passed = _passed(here)
-    for key, say in (("max", _drop_to_level), ("change_max", _too_few)):
-        for measure, power in (("target_failure_rate", inside), ("other_failure_rate", outside)):
+    apart, passed = inside._replace(churn=APART), _passed(here)
+    alone = {"target_failure_rate": inside, "other_failure_rate": outside}
+    compared = {**alone, "target_failure_rate": apart, "newly_failing": outside._replace(rate=CHURN)}
+    if repair.restructure.control != "none":
+        said.append(
+            f"between repair and control, the same items can show {_drop(apart, 'difference')} in {named}, and one of"
+            f" {_points(outside.margin(0))} or more elsewhere"
+        )
+    sentences = {
+        "max": (_drop_to_level, alone),
+        "change_max": (_too_few, alone),
+        "minus_control_max": (_not_better_enough, compared),
+    }
+    for key, (say, powers) in sentences.items():
+        for measure, power in powers.items():
             bound = getattr(getattr(repair.gates, measure), key, None)
             if bound is not None and (f"{measure}.{key}", bound) not in passed:
                 said += say(measure, bound, power)
@@ -111,9 +123,9 @@ def _alike(probes: pd.DataFrame) -> float:
     return alike(probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str))
 
 
-def _drop(power: Power) -> str:
+def _drop(power: Power, what: str = "drop") -> str:
     least = power.least_drop()
-    return "no drop at all" if least is None else f"a drop of {_points(least)} or more"
+    return f"no {what} at all" if least is None else f"a {what} of {_points(least)} or more"
 
 
 def _too_few(measure: str, most: float, power: Power) -> list[str]:
@@ -135,6 +147,21 @@ def _too_few(measure: str, most: float, power: Power) -> list[str]:
         f"{told} is likely to fail even if every failure is repaired: {power.items:,} test items are too few, about"
         f" {_about(power.items_for(power.rate, -most))} would do"
     ]
+
+
+def _not_better_enough(measure: str, most: float, power: Power) -> list[str]:
+    """The same for a gate on repair minus control: superiority up to 0, above it non-inferiority; at most one."""
+    told = f"gate {measure}.minus_control_max {most:g}"
+    if most > 0:
+        if (worse := power.margin(0)) <= most:
+            return []
+        return [
+            f"{told} is likely to fail unless the repair is better than its control there: {power.items:,} test items"
+            f" do not rule out that it is {_points(worse)} worse; about {_about(power.items_for(0, -most))} would"
+        ]
+    if (least := power.least_drop(-most)) is not None:
+        return [f"{told} passes if the repair is better than its control by {_points(least)} or more"]
+    return [f"{told} is likely to fail: {power.items:,} test items are too few to show that a repair is better by that"]
 
 
 def _drop_to_level(measure: str, most: float, power: Power) -> list[str]:

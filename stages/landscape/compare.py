@@ -90,13 +90,20 @@ class PairedAnswers:
             self.failed["after"] - self.failed["before"], self._weights(mask), above=0.0, lowest=CHANGE[0]
         )
 
-    def newly_failing(self, model: str = "after") -> Rate:
-        """Share of newly failing pairs among those that passed before."""
-        return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]), SHARE)
+    def share_among(self, values: Mapping[str, np.ndarray], among: np.ndarray) -> Difference:
+        """Return the share after the repair among some pairs, and for each of `OTHERS` the share and the difference.
 
-    def fixed(self, model: str = "after") -> Rate:
-        """Share of now passing pairs among those that failed before."""
-        return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"], SHARE)
+        Args:
+            values: model -> (n,) 0 or 1.
+            among: (n,) 1 for the pairs that count, else 0.
+        """
+        mean, weights, others = self._resampler.mean, self.weight * among, {}
+        for name in OTHERS:
+            if name in values:
+                minus = RateRecord.from_rate(mean(values["after"] - values[name], weights, CHANGE))
+                share = Against.measured(mean(values[name], weights, SHARE))
+                others[name] = share.having(**{f"repair_minus_{name}": minus})
+        return Difference.measured(mean(values["after"], weights, SHARE)).having(**others)
 
     def _weights(self, mask: np.ndarray | None) -> np.ndarray:
         return self.weight if mask is None else self.weight * mask
@@ -110,17 +117,18 @@ class PairedAnswers:
         return self._resampler.mean(which.astype(float), self._weights(mask), SHARE)
 
     def differences(self) -> dict[str, Difference]:
-        """Return all measures on probes: in the targets, elsewhere, overall, newly failing, fixed."""
-        everywhere = np.ones(len(self.inside), dtype=bool)
-        found = {
+        """Return all measures on probes: in the targets, elsewhere, overall.
+
+        And the shares of newly failing pairs among those that passed before, and of fixed ones among those that failed.
+        """
+        before, passing = self.failed["before"], {model: 1 - failed for model, failed in self.failed.items()}
+        return {
             "target_failure_rate": self.difference(self.inside),
             "other_failure_rate": self.difference(~self.inside),
-            "failure_rate": self.difference(everywhere),
+            "failure_rate": self.difference(np.ones(len(self.inside), dtype=bool)),
+            "newly_failing": self.share_among(self.failed, 1 - before),
+            "fixed": self.share_among(passing, before),
         }
-        for name, measure in (("newly_failing", self.newly_failing), ("fixed", self.fixed)):
-            others = {other: Against.measured(measure(other)) for other in OTHERS if other in self.failed}
-            found[name] = Difference.measured(measure()).having(**others)
-        return found
 
 
 def failure_differences(failed: PairedAnswers, not_passing: PairedAnswers) -> dict[str, Difference]:

@@ -47,10 +47,10 @@ def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
     """Check a repair against its gates. The rate of newly failing pairs is itself a change, as it is 0 before."""
-    after, change = _measured(comparison.differences)
-    if comparison.bias:
-        after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
-    judged = judge_repair(gates, after, change)
+    measured = _measured(comparison.differences)
+    if bias := comparison.bias:
+        measured["bias"] = {"": bias.mean["after"].rate, "change": bias.mean_change["after"].rate}
+    judged = judge_repair(gates, measured)
     if not gates.slices:
         return judged
     rates: dict[str, dict[str, Rate]] = {}
@@ -62,20 +62,26 @@ def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
 
 
 def cheapest(gates: Gates, comparison: Comparison) -> Cheapest | None:
-    """Return the checkpoint with the fewest steps that passes all gates; None if none does, or slices have gates."""
+    """Return the checkpoint with the fewest steps that passes all gates; None if none does.
+
+    Checkpoints have neither slices nor a control beside them. A gate that compares with one, like a gate by slice,
+    cannot be judged, and what was not judged did not pass: with such gates no checkpoint is proposed.
+    """
     for found in comparison.checkpoints or ():  # ordered by steps
-        if not gates.slices and all_passed(judge_repair(gates, *_measured(found.differences))):
+        if not gates.slices and all_passed(judge_repair(gates, _measured(found.differences))):
             return Cheapest(folder=found.folder, steps=found.steps)
     return None
 
 
-def _measured(differences: Mapping[str, Difference]) -> tuple[dict[str, Rate], dict[str, Rate]]:
-    """Return the value after the repair and the change, by measure."""
-    after = {
-        measure: RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs).rate
-        for measure, entry in differences.items()
-    }
-    return after, {measure: entry.moved for measure, entry in differences.items()}
+def _measured(differences: Mapping[str, Difference]) -> dict[str, dict[str, Rate]]:
+    """Return by measure what `judge_repair` judges."""
+    measured = {}
+    for measure, entry in differences.items():
+        after = RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs)
+        measured[measure] = {"": after.rate, "change": entry.moved}
+        if entry.control and entry.control.repair_minus_control:
+            measured[measure]["minus_control"] = entry.control.repair_minus_control.rate
+    return measured
 
 
 def _joint(value: float | None, joint: Bounds, n: int) -> Rate:
@@ -105,16 +111,23 @@ def judge_landscape(
     return [judge(name, bound, rate, upper=True) for name, bound, rate in bounds if bound is not None]
 
 
-def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, Rate]) -> list[Gate]:
-    """Judge a repair by the value after it and the paired change of each measure."""
+def judge_repair(gates: Gates, measured: Mapping[str, Mapping[str, Rate]]) -> list[Gate]:
+    """Judge a repair.
+
+    Args:
+        gates: the bounds.
+        measured: measure -> what a bound's name begins with: "" for the value after the repair, "change" for that minus
+            before, "minus_control" for that minus after the control.
+    """
     entries = []
     for measure in type(gates).model_fields:
         gate = getattr(gates, measure)
         if not isinstance(gate, BoundsOfGate):
             continue
         for key, bound in gate.model_dump(exclude_none=True).items():
-            rates = change if key.startswith("change") else after
-            entries.append(judge(f"{measure}.{key}", bound, rates.get(measure), upper=key.endswith("max")))
+            kind, _, side = key.rpartition("_")
+            rate = measured.get(measure, {}).get(kind)
+            entries.append(judge(f"{measure}.{key}", bound, rate, upper=side == "max"))
     return entries
 
 

@@ -12,6 +12,7 @@ from stages.core.intervals import LEVEL
 
 POWER = 0.8  # share of repairs with such a change whose interval detects it
 CHURN = 0.02  # share of all pairs that fail newly; repairs measured so far had one or two in a hundred
+APART = 0.04  # share of the pairs in target modes that only the control repairs: two to seven in a hundred so far
 _ADDED = 2.0  # items by which an interval is wider than its standard error, see `stages.core.intervals.Resampler`
 _REACH = NormalDist().inv_cdf((1 + LEVEL) / 2) + NormalDist().inv_cdf(POWER)
 
@@ -29,6 +30,8 @@ class Power(NamedTuple):
         pairs: number of pairs of these items and cells.
         alike: intraclass correlation of the failures of one item or group; that of changes is at most as high.
         groups: number of groups resampled together; None if items are resampled individually.
+        churn: share of the pairs that change by -1 whatever the drop. Between a repair and its control, pairs that fail
+            under the repair alone: elsewhere they are as many as fail newly, in the target modes `APART`.
     """
 
     rate: float
@@ -36,10 +39,11 @@ class Power(NamedTuple):
     pairs: int
     alike: float
     groups: int | None = None
+    churn: float = CHURN
 
     def margin(self, drop: float) -> float:
         """Distance beyond a bound that a true drop needs for the interval to be beyond it in `POWER` of repairs."""
-        changes = drop + 2 * min(CHURN, 1 - self.rate)
+        changes = drop + 2 * min(self.churn, 1 - self.rate)
         each = self.pairs / (self.groups or self.items)
         variance = max(changes - drop**2, 0.0) / self.pairs * (1 + max(each - 1, 0.0) * self.alike)
         return _REACH * sqrt(variance) + _ADDED / self.items

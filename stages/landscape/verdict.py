@@ -50,7 +50,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
             said.append(f"Counting invalid probes as failures: {change_in_points(counted.moved)}.")
-    said += [*beside_control(comparison), *beside_noise(comparison)]
+    said += [*beside_control(comparison), *within_margins(gates), *beside_noise(comparison)]
     if comparison.frontier is not None and (equal := comparison.frontier.equal_harm) is not None:
         said.append(at_equal_harm(equal))
     if fewest is not None:
@@ -76,6 +76,21 @@ def beside_control(comparison: Comparison) -> list[str]:
     if found.moved.high < 0 and found.control is not None and found.control.moved.high < 0:
         return [said, "The control improved these modes too."]
     return [said]
+
+
+def within_margins(gates: Sequence[Gate]) -> list[str]:
+    """Say in at most one sentence which gates showed that the repair is superior, or not inferior, to its control."""
+    found: dict[str, list[str]] = {}
+    for gate in gates:
+        measure, _, bound = gate.gate.partition(".")
+        better = "minus_control_min" if measure == "clean_quality" else "minus_control_max"
+        if bound != better or gate.passed is None:
+            continue
+        superior = gate.bound >= 0 if measure == "clean_quality" else gate.bound <= 0
+        shown, missed = ("superior", "not shown to be superior") if superior else ("not inferior", "perhaps inferior")
+        found.setdefault(shown if gate.passed else missed, []).append(measure.replace("_", " "))
+    told = "; ".join(f"{word} in {', '.join(measures)}" for word, measures in found.items())
+    return [f"Compared with the control, by the gates' margins, the repair is {told}."] if told else []
 
 
 def beside_noise(comparison: Comparison) -> list[str]:

@@ -19,7 +19,7 @@ _NAMES = {"max_mode_rate": "failure rate in the worst mode"}
 
 
 class GateView(NamedTuple):
-    """A gate with its numbers in its own unit; `level` is whether it bounds a quantity, and not its change."""
+    """A gate with its numbers in its own unit; `level` is whether it bounds a quantity, and not a difference."""
 
     name: str
     bound: str
@@ -32,20 +32,20 @@ class GateView(NamedTuple):
 def gate_view(gate: Gate) -> GateView:
     """Return a gate with its numbers in its own unit."""
     measure, _, bound = gate.gate.rpartition(".") if gate.gate.startswith(_SLICES) else gate.gate.partition(".")
-    change = bound.startswith("change")
-    show, unit = (points, " points") if change else (percent, "")
-    spread = points_interval(gate.low, gate.high) if change else interval(gate.low, gate.high)
+    change, beside = bound.startswith("change"), bound.startswith("minus_control")
+    show, unit = (points, " points") if change or beside else (percent, "")
+    spread = (points_interval if change or beside else interval)(gate.low, gate.high)
     name = _NAMES.get(measure) or words(measure.removeprefix("max_"))
     if gate.gate.startswith(_SLICES):
         decided = "" if gate.slice is None else f" ({gate.slice} decides)"
         name = f"failure rate of every {measure.removeprefix(_SLICES)}{decided}"
     return GateView(
-        name=f"change of {name}" if change else name,
+        name=f"change of {name}" if change else f"{name}, repair minus control" if beside else name,
         bound=f"{'≥' if bound.endswith('min') else '≤'} {show(gate.bound)}{unit}",
         value=f"{show(gate.value)}{unit}",
         interval="–" if gate.low is None or gate.high is None else spread,
         passed=gate.passed,
-        level=not change,
+        level=not (change or beside),
     )
 
 

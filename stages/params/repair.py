@@ -115,7 +115,7 @@ class ReEvaluateConfig(Strict):
 
 
 class GateConfig(Strict):
-    """One bound. `max`/`min` judge the value after the repair, `change_max`/`change_min` after minus before.
+    """One bound. `max`/`min` bound the value after the repair, `change_max`/`change_min` after minus before.
 
     A gate passes only if the whole 95% interval is on the right side of the bound: absence of evidence fails it.
     """
@@ -128,28 +128,39 @@ class GateConfig(Strict):
     @model_validator(mode="after")
     def _some_bound(self) -> GateConfig:
         if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError("expected at least one of max, min, change_max, change_min; found none")
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
         return self
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> GateConfig:
-        for low, high in (("min", "max"), ("change_min", "change_max")):
+        for high in (name for name in type(self).model_fields if name.endswith("max")):
+            low = high.removesuffix("max") + "min"
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and least >= most:
                 raise ValueError(f"it cannot pass: {low} is {least:g}, not below {high}, {most:g}")
         return self
 
 
+class ControlledGate(GateConfig):
+    """The same, and bounds on the value after the repair minus that after its control, on the same pairs.
+
+    `minus_control_max: 0` asks for superiority, `minus_control_max: 0.01` for non-inferiority with a margin of a point.
+    """
+
+    minus_control_max: float | None = None
+    minus_control_min: float | None = None
+
+
 class Gates(Strict):
     """What the repaired model has to achieve."""
 
-    failure_rate: GateConfig | None = None
-    target_failure_rate: GateConfig | None = None
-    other_failure_rate: GateConfig | None = None
-    target_not_passing: GateConfig | None = None
-    other_not_passing: GateConfig | None = None
-    newly_failing: GateConfig | None = None
-    clean_quality: GateConfig | None = None
+    failure_rate: ControlledGate | None = None
+    target_failure_rate: ControlledGate | None = None
+    other_failure_rate: ControlledGate | None = None
+    target_not_passing: ControlledGate | None = None
+    other_not_passing: ControlledGate | None = None
+    newly_failing: ControlledGate | None = None
+    clean_quality: ControlledGate | None = None
     bias: GateConfig | None = None
     slices: dict[str, SliceRepairGate] = Field(
         default_factory=dict, description="failure rate of every value of an attribute, by name"
@@ -163,7 +174,7 @@ class Gates(Strict):
     def _of_a_share(cls, gate: GateConfig | None) -> GateConfig | None:
         """Refuse bounds that decide nothing, because these quantities are between 0 and 1."""
         for key, bound in gate.model_dump(exclude_none=True).items() if gate else ():
-            low, high = (-1, 1) if key.startswith("change") else (0, 1)
+            low, high = (0, 1) if key in ("max", "min") else (-1, 1)
             if bound < low if key.endswith("max") else bound > high:
                 raise ValueError(f"it cannot pass: {key} is {bound:g}, and what it judges is from {low} to {high}")
             if bound >= high if key.endswith("max") else bound <= low:
@@ -184,3 +195,14 @@ class RepairConfig(Strict):
     @classmethod
     def _no_old_keys(cls, block: Any) -> Any:
         return refuse_old_keys(block, OLD_KEYS_OF_REPAIR)
+
+    @model_validator(mode="after")
+    def _compared_with_a_control(self) -> RepairConfig:
+        gates = self.gates.model_dump(exclude_none=True, exclude={"slices"})
+        named = [f"{measure}.{key}" for measure, of in gates.items() for key in of if key.startswith("minus_control")]
+        if named and self.restructure.control == "none":
+            raise ValueError(
+                f"restructure.control is none, so there is nothing to compare with in gates: {', '.join(named)};"
+                " expected as_used or clean"
+            )
+        return self
