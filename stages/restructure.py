@@ -21,7 +21,7 @@ from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import content_hash
 from stages.core.processes import Crew
-from stages.landscape.harm import Judge
+from stages.landscape.harm import HeldOut
 from stages.params import RestructureConfig
 from stages.params.repair import HarmConfig
 from stages.records import Plan, PlannedExample, audit_folder
@@ -62,7 +62,7 @@ def main(name: str) -> None:
                     trained: dict[str, Path] = {
                         copy: out.path / "models" / copy for copy in ("repaired", "control") if copy in plans
                     }
-                    harm = Judge(name, audit, prepared, config.harm, work).keep(trained)
+                    harm = HeldOut(name, audit, prepared, config.harm, work).keep(trained)
                     for copy, folder in trained.items():
                         _go_back(task, copy, folder, harm[copy], config.harm, len(task.items.ids("held_out")))
             else:

@@ -43,6 +43,7 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
         targeting=targeting(targets),
         noise=against_noise(targets),
         failures_moved=SimpleNamespace(regions=[]),
+        frontier=None,
         slices=None,
         bias=None,
         doses=doses,

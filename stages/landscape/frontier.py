@@ -219,10 +219,10 @@ def at_equal_harm(found: AtEqualHarm) -> str:
         where = f"The control at its most harm, which is less than the repair's {found.harm:.1%}"
     sure = "" if rate.low > 0 or rate.high < 0 else ", which may be chance"
     said = f"{where}: failures in the target modes are {change_in_points(rate)} beside the control's{sure}"
-    return said + (f"; the control needs {times(found.times)} for the same." if found.times else ".")
+    return said + (f"; the control needs {times_the_steps(found.times)} for the same." if found.times else ".")
 
 
-def times(found: Times) -> str:
+def times_the_steps(found: Times) -> str:
     """Say how many times the repair's steps its control needs: "3.5 times as many steps (2.2 to more than 4)"."""
 
     def said(value: float | None) -> str:

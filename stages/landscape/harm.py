@@ -43,7 +43,7 @@ class HeldOutAnswers(NamedTuple):
     clean: np.ndarray
 
 
-class Judge(NamedTuple):
+class HeldOut(NamedTuple):
     """What judges the models of one audit by the held-out items.
 
     Args:

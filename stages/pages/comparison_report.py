@@ -185,7 +185,7 @@ def frontier_view(found: records.Frontier) -> FrontierView:
         f" {percent(published.newly_failing.value)} newly fail; before: {percent(found.before.value)} fail."
     )
     said = at_equal_harm(found.equal_harm) if found.equal_harm else ""
-    return FrontierView(Picture(told, figures.frontier(found), ""), said, found)
+    return FrontierView(Picture(told, figures.frontier_chart(found), ""), said, found)
 
 
 def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str]]:

@@ -358,7 +358,7 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> Markup:
     return chart(drawn, x, numbers_axis("failures found", [end.y for end in ends], lambda value: f"{value:,.0f}"))
 
 
-def frontier(found: Frontier) -> Markup:
+def frontier_chart(found: Frontier) -> Markup:
     """Draw failures in the target modes against what newly fails; a ring is the repair that is handed on."""
     origin = Point(0, found.before.value or 0.0, f"before: {with_interval(found.before)}")
     drawn = []
