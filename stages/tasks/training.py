@@ -1,11 +1,12 @@
-"""Training shared by all repairs: a learning-rate schedule, checkpoints to resume from, and the model card."""
+"""What all repairs share: a learning-rate schedule, checkpoints, part of the way to what was learnt, the model card."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stages.core.errors import UsageError
 from stages.core.files import checksum, put_aside
 from stages.core.progress import progress
 from stages.tasks.contract import LOADER, RepairPlan
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CLIP = 1.0  # maximum norm of the gradient
+MOVED = """
+## How far it went
+
+Its weights are {share:.0%} of the way from those of the model under test to what was learnt. The numbers above are of
+the whole way.
+"""
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -147,6 +155,84 @@ class StepwiseTraining(ABC):
                 if (step + 1) % self.save_every == 0 or step + 1 == self.steps:
                     save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
         return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
+
+
+def interpolate(folder: Path, share: float, out_dir: Path, original: Mapping[str, Tensor]) -> None:
+    """Write a model whose weights are all trained, moved part of the way from the original; see `Task.move`.
+
+    Args:
+        folder: the trained model.
+        share: of the way. Whole numbers are the original's at 0, otherwise the trained ones.
+        out_dir: receives the moved model.
+        original: all tensors of the model under test, by their names in the trained model's files.
+
+    Raises:
+        UsageError: if the folder has no weights.
+    """
+
+    def between(name: str, trained: Tensor) -> Tensor:
+        before = original[name].cpu()
+        if share == 0.0:
+            return before
+        if not trained.is_floating_point():
+            return trained
+        exact = torch.promote_types(trained.dtype, torch.float32)
+        return torch.lerp(before.to(exact), trained.to(exact), share).to(trained.dtype)
+
+    _rewrite(folder, share, out_dir, between)
+
+
+def scale_adapter(folder: Path, share: float, out_dir: Path) -> None:
+    """Write a low-rank adapter moved part of the way; see `Task.move`.
+
+    It adds B A to weights, where B is zero before training, so B is multiplied by the share.
+
+    Args:
+        folder: the trained adapter, with the names of peft.
+        share: of the way.
+        out_dir: receives the moved adapter.
+
+    Raises:
+        UsageError: if the folder has no weights.
+    """
+    _rewrite(folder, share, out_dir, lambda name, trained: trained * share if ".lora_B." in name else trained)
+
+
+def _rewrite(folder: Path, share: float, out_dir: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Copy a model's folder with other weights; at 1 every byte is copied, below 1 no weights in its subfolders."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UsageError(f"{folder} has no weights to move: expected *.safetensors")
+    if share == 1.0:
+        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+        return
+    shutil.copytree(folder, out_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    for path in weights:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            moved = {name: change(name, file.get_tensor(name)).contiguous() for name in file.keys()}  # noqa: SIM118
+        save_file(moved, out_dir / path.name, metadata=about)
+        sort_header(out_dir / path.name)
+    if (card := out_dir / "README.md").exists():
+        with card.open("a", encoding="utf-8") as text:
+            text.write(MOVED.format(share=share))
+
+
+def sort_header(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which the library writes in any order.
+
+    The same tensors then give the same bytes, and DVC sees that nothing changed. The format: the header's length as
+    eight bytes, the header as JSON padded with spaces, the tensors.
+    """
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_suffix(".part")
+    part.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    part.replace(path)
 
 
 def write_card(out_dir: Path, module: str, plan: RepairPlan, **values: Any) -> None:

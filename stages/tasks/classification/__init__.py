@@ -11,8 +11,17 @@ from stages.tasks.contract import RepairPlan, RepairRecord
 class ImageClassification(ClassifierProbes):
     """A classifier under test with its images, which can be repaired."""
 
+    moves = ("all-layers", "self-distilled", "last-layer")
+
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task; the methods are described in `stages.tasks.classification.repair`."""
         from stages.tasks.classification.repair import repair
 
         return repair(self, plan, out_dir)
+
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        """See Task."""
+        from stages.tasks.classification.families import stored
+        from stages.tasks.training import interpolate
+
+        interpolate(folder, share, out_dir, stored(self.model.net).state_dict())

@@ -19,12 +19,14 @@ names the base by its content hash.
 from __future__ import annotations
 
 import copy
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
 
 from stages.core.errors import UsageError
 from stages.params import checked
@@ -32,16 +34,18 @@ from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.language.form import ModelForm, save_form
+from stages.tasks.language.form import ADAPTER, ModelForm, save_form
 from stages.tasks.language.generate import LanguageModel, Summarizes, greedy, with_normalisations, with_weights
+from stages.tasks.language.models import load_summarizer
 from stages.tasks.language.normalise import normaliser
 from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, TrainingPair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import SummarizerTraining, verify
-from stages.tasks.training import write_card, write_loader
+from stages.tasks.training import interpolate, scale_adapter, write_card, write_loader
 
 TRIED = 50  # articles of each target mode to try a normalisation on
+MERGED = "merged"  # folder of the whole model, with an adapter
 COMPARED = 3  # lessons on which to compare the written model with the one in memory
 
 
@@ -86,6 +90,22 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
             settings=greedy(form),
         )
     return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+def move(task: SummarizerProbes, folder: Path, share: float, out_dir: Path) -> None:
+    """Write a repaired model moved part of the way; see `Summarization.move`.
+
+    Raises:
+        UsageError: when nothing was trained.
+    """
+    base = Path(with_weights(task.summarizer).model.name_or_path)
+    if not (folder / ADAPTER).exists():
+        original = [load_file(path) for path in base.glob("*.safetensors")]
+        interpolate(folder, share, out_dir, ChainMap(*original))
+        return
+    scale_adapter(folder, share, out_dir)
+    if (folder / MERGED).exists() and share < 1.0:
+        load_summarizer(out_dir, task.context.compute, base).model.save_pretrained(out_dir / MERGED)
 
 
 def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: SummaryRepair, out_dir: Path) -> dict[str, Any]:
@@ -143,9 +163,9 @@ def _train(
     base = Path(under_test.model.name_or_path)
     verify(out_dir, base, under_test, learner, lessons(0)[:COMPARED])
     if settings.merged:
-        learner.model.save_pretrained(out_dir / "merged")
-        learner.tokenizer.save_pretrained(out_dir / "merged")
-        save_form(learner.form.model_copy(update={"base": None}), out_dir / "merged")
+        learner.model.save_pretrained(out_dir / MERGED)
+        learner.tokenizer.save_pretrained(out_dir / MERGED)
+        save_form(learner.form.model_copy(update={"base": None}), out_dir / MERGED)
     return _numbers(task, plan, pairs, curve, training), curve
 
 

@@ -11,8 +11,16 @@ from stages.tasks.summarization.probes import SummarizerProbes
 class Summarization(SummarizerProbes):
     """A summarizer under test with its articles, which can be repaired."""
 
+    moves = ("lora", "dpo", "full")
+
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task; the methods are those of `stages.tasks.summarization.repair`."""
         from stages.tasks.summarization.repair import repair
 
         return repair(self, plan, out_dir)
+
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        """See Task; normalisations that a model was trained with stay, so at 0 they are all that is left."""
+        from stages.tasks.summarization.repair import move
+
+        move(self, folder, share, out_dir)

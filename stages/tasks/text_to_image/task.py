@@ -20,6 +20,8 @@ NO_GUIDANCE = 1.0
 class TextToImage(PainterProbes):
     """A text-to-image pipeline under test with its prompts, which can be repaired."""
 
+    moves = ("lora", "dpo")
+
     def tallies(self, split: Split) -> list[Tally]:
         """Tally an attribute for each subject, in prompts of the split's templates that leave everything else unsaid.
 
@@ -89,3 +91,9 @@ class TextToImage(PainterProbes):
         from stages.tasks.text_to_image.repair import repair
 
         return repair(self, plan, out_dir)
+
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        """See Task."""
+        from stages.tasks.training import scale_adapter
+
+        scale_adapter(folder, share, out_dir)

@@ -6,7 +6,6 @@ All methods share AdapterTraining; each has its own lessons and loss.
 from __future__ import annotations
 
 import copy
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from stages.tasks.text_to_image.config import LAYERS, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLesson, PicturePair
 from stages.tasks.text_to_image.models import LORA
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.training import StepwiseTraining
+from stages.tasks.training import StepwiseTraining, sort_header
 
 ENCODED = 32 * 64 * 64  # pixels encoded at once; constant, as the last bits of sums depend on it
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -218,23 +217,6 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         layers = get_peft_model_state_dict(self.unet)
         self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=form)
         sort_header(folder / LORA)
-
-
-def sort_header(path: Path) -> None:
-    """Sort the metadata in the header of a safetensors file, which the library writes in any order.
-
-    The same tensors then give the same bytes, and DVC sees that nothing changed. The format: the header's length as
-    eight bytes, the header as JSON padded with spaces, the tensors.
-    """
-    whole = path.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    part = path.with_suffix(".part")
-    part.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
-    part.replace(path)
 
 
 class LoraTraining(AdapterTraining[PictureLesson]):
