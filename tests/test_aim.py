@@ -113,7 +113,7 @@ def task(home):
 
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
-SETTINGS = {"method": "all-layers", "epochs": 2, "batch_size": 30, "replay": 0.5}
+SETTINGS = {"method": "all-layers", "epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}
 
 
 def test_a_plan_with_a_policy_draws_by_it(task):
@@ -138,12 +138,50 @@ def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
         return chosen
 
     monkeypatch.setattr(repair.FineTuning, "_worst", watched)
-    task.repair(RepairPlan([TARGET], {**SETTINGS, "epochs": 1, "candidates": 3}, 1), tmp_path)
+    settings = {**SETTINGS, "epochs": 1, "candidates": 3, "as_used": 0.2, "replay": 0.3}  # 15 aimed, 6 as used
+    task.repair(RepairPlan([TARGET], settings, 1), tmp_path)
     assert len(seen) == 10
     for chosen, losses in seen:
-        assert losses.shape == (3, 15)
+        assert losses.shape == (3, 21)
         assert np.array_equal(losses.reshape(-1)[chosen], losses.max(axis=0))
-        assert len(set(chosen // 15)) > 1
+        assert len(set(chosen // 21)) > 1
+
+
+def asked_of(task, monkeypatch, folder, control=None, **settings):
+    """Items (steps, candidates, changed images) and cells (..., d) that a repair of one epoch draws."""
+    asked, inputs = [], ImageClassification.inputs
+
+    def watched(self, ids, cells, repeats=None):
+        asked.append((ids, cells))
+        return inputs(self, ids, cells, repeats)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassification, "inputs", watched)
+        plan = RepairPlan([TARGET], {**SETTINGS, "epochs": 1, "candidates": 2, **settings}, 1, control, draft=True)
+        task.repair(plan, folder)
+    ids, cells = (np.array(side) for side in zip(*asked, strict=True))
+    return ids.reshape(len(ids), 2, -1), cells.reshape(len(ids), 2, -1, cells.shape[-1])
+
+
+def test_a_batch_has_its_shares_and_a_control_costs_as_much(task, tmp_path, monkeypatch):
+    shares = {"as_used": 0.2, "replay": 0.5}  # of 30: 9 aimed, 6 as used, 15 clean
+    drawn = {how: asked_of(task, monkeypatch, tmp_path, how, **shares)[1] for how in (None, "as_used", "clean")}
+    assert {cells.shape for cells in drawn.values()} == {(17, 2, 15, 3)}, "150 items, 9 a step"
+    there = {how: TARGET.region.in_box(task.concepts, cells.reshape(-1, 3)) for how, cells in drawn.items()}
+    there = {how: found.reshape(17, 2, 15).mean(axis=(0, 1)) for how, found in there.items()}
+    usual = TARGET.region.share(task.concepts)
+    assert (there[None][:9] == 1).all()
+    assert there[None][9:].mean() == pytest.approx(usual, abs=0.1)
+    assert there["as_used"].mean() == pytest.approx(usual, abs=0.1)
+    assert (drawn["clean"] == task.concepts.neutral).all()
+
+
+def test_with_nothing_as_used_all_that_is_drawn_is_aimed(task, tmp_path, monkeypatch):
+    ids, cells = asked_of(task, monkeypatch, tmp_path)
+    items, rng = task.items.ids("repair"), np.random.default_rng([1, 5, 0])
+    rows, wanted = sampler(task, RepairPlan([TARGET], SETTINGS, 1), items).draw(10 * 2 * 15, rng)
+    assert ids.reshape(-1).tolist() == np.array(items)[rows].tolist()
+    assert np.array_equal(cells.reshape(-1, 3), wanted)
 
 
 @pytest.mark.parametrize(("dose", "steps"), [(1.0, 20), (0.25, 5), (0.001, 1), (2.0, 40)])
@@ -217,7 +255,7 @@ def place(workspace, monkeypatch):
 
 def block(**restructure):
     return repair_params(restructure={"method": "all-layers", "control": "as_used", "settings": {
-        "epochs": 2, "batch_size": 30, "replay": 0.5}, **restructure})  # fmt: skip
+        "epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}, **restructure})  # fmt: skip
 
 
 def run(place, **asked):

@@ -105,7 +105,7 @@ def test_the_neutral_cell_is_the_clean_item(task):
 def fix(task, out, **settings):
     control = settings.pop("control", None)
     scratch = settings.pop("scratch", None)
-    settings = {"method": "all-layers", "epochs": 3, "batch_size": 30, "replay": 0.5, **settings}
+    settings = {"method": "all-layers", "epochs": 3, "batch_size": 30, "as_used": 0.2, "replay": 0.3, **settings}
     return task.repair(RepairPlan([TARGET], settings, seed=1, control=control, scratch=scratch), out)
 
 
@@ -210,6 +210,7 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, 
         ({"method": "magic"}, "restructure.settings.method"),
         ({"method": "all-layers", "epoch": 3}, "did you mean 'epochs'?"),
         ({"method": "all-layers", "replay": 1.5}, "restructure.settings.replay"),
+        ({"method": "all-layers", "as_used": 0.5, "replay": 0.5}, "found 0.5 + 0.5, expected less than 1"),
         ({"method": "all-layers", "reinitialise": True}, "with method last-layer only"),
     ],
 )

@@ -37,7 +37,7 @@ class DiscrepancyConfig(Strict):
 
 
 class RepairSettings(Strict):
-    """How the copy is fine-tuned. Every step sees `batch_size` images, of which `replay` are clean."""
+    """How the copy is fine-tuned. Every step sees `batch_size` images; those neither clean nor as used are aimed."""
 
     method: Literal["all-layers", "self-distilled", "last-layer"] = Field(description="see repair.py")
     epochs: int = Field(4, ge=1, le=10_000, description="passes over the repair items")
@@ -49,7 +49,10 @@ class RepairSettings(Strict):
     candidates: int = Field(
         4, ge=1, le=64, description="changed images drawn for each one that is learnt: the one with the highest loss"
     )
-    replay: float = Field(0.7, ge=0, lt=1, description="share of clean images; higher forgets less and repairs less")
+    as_used: float = Field(
+        0.2, ge=0, lt=1, description="share of images changed as they are in use; higher repairs more elsewhere"
+    )
+    replay: float = Field(0.5, ge=0, lt=1, description="share of clean images; higher forgets less and repairs less")
     temperature: float = Field(2.0, gt=0, description="softness of the answers to learn; not for last-layer")
     reinitialise: bool = Field(False, description="last-layer: start from random weights, as the paper does")
 
@@ -59,4 +62,9 @@ class RepairSettings(Strict):
             raise ValueError("temperature has no effect with method last-layer, which learns labels")
         if "reinitialise" in self.model_fields_set and self.method != "last-layer":
             raise ValueError(f"reinitialise has an effect with method last-layer only, found method {self.method}")
+        if self.as_used + self.replay >= 1:
+            raise ValueError(
+                "as_used and replay leave no images for the modes to repair, found"
+                f" {self.as_used:g} + {self.replay:g}, expected less than 1 together"
+            )
         return self

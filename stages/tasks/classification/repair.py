@@ -1,6 +1,7 @@
 """Fine-tuning a copy of a classifier away from chosen failure modes.
 
-Each step sees repair items changed by cells of the target modes and, against forgetting, clean repair items (replay).
+Each step sees repair items changed by cells of the target modes (aimed), repair items changed as they are in use
+(`as_used`) and, against forgetting, clean repair items (`replay`). A control as used draws all changed items as used.
 Three methods:
 
 - all-layers: the whole network. Changed images by cross-entropy; clean ones distilled to the answers of the model
@@ -11,7 +12,7 @@ Three methods:
   weights as the paper does, which costs much clean accuracy if repair items are few.
 
 With several `candidates`, only the changed image with the highest current loss is learnt (online hard example mining:
-Shrivastava et al. 2016), by controls too, so that both cost the same.
+Shrivastava et al. 2016), among aimed ones and among those as used, by controls too, so that both cost the same.
 
 Dropout and batch normalisation stay in evaluation mode: batches mix changed and clean images, and running statistics
 of such a mixture would shift the model's answers to clean images.
@@ -19,7 +20,8 @@ of such a mixture would shift the model's answers to clean images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +55,9 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     items = task.items.ids("repair")
     if not items:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
-    pairs, model = sampler(task, plan, items), clone(task.model)
+    model = clone(task.model)
     with seeded(plan.seed):
-        curve = FineTuning(task, model, task.model, pairs, settings, plan).run()
+        curve = FineTuning(task, model, task.model, samplers(task, plan, items), settings, plan).run()
     save_model(model, out_dir)
     numbers = {} if plan.draft else _numbers(task, model, plan, items)
     if numbers:
@@ -73,6 +75,11 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
         )
         write_loader(out_dir, __file__, **loading(model.form, model.net))
     return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+def samplers(task: ClassifierProbes, plan: RepairPlan, items: Sequence[str]) -> tuple[Sampler, Sampler]:
+    """Return what draws the aimed pairs and the pairs as used; a control draws both alike."""
+    return sampler(task, plan, items), sampler(task, replace(plan, control=plan.control or "as_used"), items)
 
 
 def _numbers(task: ClassifierProbes, model: Classifier, plan: RepairPlan, items: list[str]) -> dict[str, float]:
@@ -98,7 +105,7 @@ class FineTuning:
         task: provides the images.
         model: the copy to change.
         teacher: the model under test, for self-distillation.
-        pairs: draws rows of the repair items, and cells.
+        pairs: draw rows of the repair items, and cells: aimed ones, and as used.
         settings: see RepairSettings.
         plan: seed, dose, and folder of checkpoints.
     """
@@ -108,16 +115,19 @@ class FineTuning:
         task: ClassifierProbes,
         model: Classifier,
         teacher: Classifier,
-        pairs: Sampler,
+        pairs: tuple[Sampler, Sampler],
         settings: RepairSettings,
         plan: RepairPlan,
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
-        self.pairs, self.settings, self.seed = pairs, settings, plan.seed
+        self.settings, self.seed = settings, plan.seed
         self.what = "control" if plan.control else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
-        self.epoch = -(-len(self.items) // self.changed)  # steps per epoch: as many changed images as there are items
+        as_used = min(self.changed - 1, round(settings.batch_size * settings.as_used))
+        self.aimed = self.changed - as_used
+        self.pairs = [(one, n) for one, n in zip(pairs, (self.aimed, as_used), strict=True) if n]
+        self.epoch = -(-len(self.items) // self.aimed)  # steps per epoch: as many aimed images as there are items
         self.steps = plan.steps(settings.epochs * self.epoch)
         self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
         self.model.requires_grad_(settings.method != "last-layer")
@@ -145,7 +155,7 @@ class FineTuning:
     def _epoch(self, epoch: int) -> Iterator[float]:
         """Train for one epoch; yield the loss of each step."""
         rng, candidates = np.random.default_rng([self.seed, 5, epoch]), self.settings.candidates * self.changed
-        rows, cells = self.pairs.draw(self.epoch * candidates, rng)
+        rows, cells = self._draw(rng)
         replayed = rng.choice(self.items, (self.epoch, self.settings.batch_size - self.changed))
         self.model.eval()  # no running statistics, no dropout, see the module
         for step in range(min(self.epoch, self.steps - epoch * self.epoch)):
@@ -162,6 +172,18 @@ class FineTuning:
             self.optimizer.step()
             self.losses.append(float(loss.detach()))
             yield self.losses[-1]
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw all candidates of an epoch: rows (n,) and cells (n, d).
+
+        Each step has `candidates` times a whole batch of changed images, the aimed ones first.
+        """
+        shape, rows, cells = (self.epoch, self.settings.candidates, -1), [], []
+        for pairs, n in self.pairs:
+            drawn, at = pairs.draw(self.epoch * self.settings.candidates * n, rng)
+            rows.append(drawn.reshape(shape))
+            cells.append(at.reshape(*shape, at.shape[1]))
+        return np.concatenate(rows, axis=2).reshape(-1), np.concatenate(cells, axis=2).reshape(-1, cells[0].shape[-1])
 
     def _worst(self, changed: Tensor, rows: np.ndarray) -> np.ndarray:
         """Return, for each place in the batch, the index of the candidate with the highest loss."""
