@@ -270,7 +270,6 @@ def _merged(model: Any, folder: Path) -> Any:
     with _readable(str(folder)):
         config = PeftConfig.from_pretrained(str(folder))
         state = load_file(folder / "adapter_model.safetensors")
-        learns = [(weights, weights.requires_grad) for weights in model.parameters()]
         adapted = get_peft_model(model, config)
     shapes: dict[str, Tensor] = get_peft_model_state_dict(adapted)
     problems = [f"missing {k}" for k in shapes if k not in state]
@@ -283,12 +282,7 @@ def _merged(model: Any, folder: Path) -> Any:
     if problems:
         raise UsageError(f"{folder}/adapter_model.safetensors does not fit {folder}/{ADAPTER}: {_listed(problems)}")
     set_peft_model_state_dict(adapted, state)
-    merged = adapted.merge_and_unload()
-    # torch multiplies by weights without a gradient in another way, and peft has taken it from those of the base: with
-    # an adapter that changes nothing, the last bits of answers would differ.
-    for weights, learnt in learns:
-        weights.requires_grad_(learnt)
-    return merged
+    return adapted.merge_and_unload()
 
 
 def _listed(problems: Sequence[object]) -> str:

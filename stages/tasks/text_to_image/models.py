@@ -312,9 +312,8 @@ def _add_lora(pipeline: Any, lora: Path) -> None:
             raise UsageError("it holds no tensors, so it would change nothing")
         if broken := [name for name, tensor in sorted(state.items()) if not torch.isfinite(tensor).all()]:
             raise UsageError(f"{len(broken)} of its tensors hold values that are not finite, such as {broken[0]}")
-        modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        learns = [(weights, weights.requires_grad) for module in modules for weights in module.parameters()]
         pipeline.load_lora_weights(lora, weight_name=LORA, use_safetensors=True, local_files_only=True)
+        modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
         added = sum("lora_" in name for module in modules for name, _ in module.named_parameters())
         if added != len(state):
             raise UsageError(
@@ -323,7 +322,4 @@ def _add_lora(pipeline: Any, lora: Path) -> None:
             )
         pipeline.fuse_lora(components=[name for name in pipeline._lora_loadable_modules if hasattr(pipeline, name)])
         pipeline.unload_lora_weights()
-        # torch multiplies by weights without a gradient in another way, and peft has taken it from those of the base.
-        for weights, learnt in learns:
-            weights.requires_grad_(learnt)
     pipeline.content = content_hash(sorted(lora.iterdir()), pipeline.content)
