@@ -21,9 +21,8 @@ from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import content_hash
 from stages.core.processes import Crew
-from stages.landscape.harm import HeldOut
+from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import RestructureConfig
-from stages.params.repair import HarmConfig
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.repair import Harm, Training, Trainings
@@ -34,19 +33,13 @@ from stages.tasks.load import load_learner, task_class
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
 
-_CARD = """
-## How much it breaks
-
-{said}. The numbers above are of the whole way.
-"""
-
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
     run, here = AuditRun(name, "restructure"), audit_folder(name)
     audit, prepared, config = run.audit, run.prepared, run.params.repair(name).restructure
-    movable = config.harm is not None and config.method in task_class(name, audit).moves
-    load = partial(load_learner, name, audit, prepared, config.harm.held_out if config.harm and movable else 0.0)
+    budget = config.harm if config.method in task_class(name, audit).movable else None
+    load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0)
     task = load()
     policy = _policy(task, config, here.discover.path / "policy")
     settings = config.model_dump(mode="json"), usage_json(audit.usage)
@@ -58,20 +51,15 @@ def main(name: str) -> None:
             harm: dict[str, Harm] = {}
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
                 found = Crew(run.context.compute.processes, load).ask(task.repair, todo)
-                if config.harm and movable:
-                    trained: dict[str, Path] = {
-                        copy: out.path / "models" / copy for copy in ("repaired", "control") if copy in plans
-                    }
-                    harm = HeldOut(name, audit, prepared, config.harm, work).keep(trained)
-                    for copy, folder in trained.items():
-                        _go_back(task, copy, folder, harm[copy], config.harm, len(task.items.ids("held_out")))
+                if budget is not None:
+                    trained = {copy: out.path / "models" / copy for copy in plans if copy in ("repaired", "control")}
+                    harm = keep_budget(HeldOut(name, audit, prepared, budget, work), task, trained)
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
             models = _trainings(plans, records, audit.seed, harm)
-            held_out = len(task.items.ids("held_out"))
-            out.trainings = Trainings(models=models, movable=movable, held_out=held_out, harm=harm)
+            out.trainings = Trainings(models=models, movable=budget is not None, harm=harm)
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"], harm))
         shutil.rmtree(work)  # published: nothing left to resume
 
@@ -141,24 +129,6 @@ def _plans(
     for plan in alike.values() if targets else ():
         plan.regions(task.concepts)  # report a control that cannot be drawn before the repair takes its time
     return plans
-
-
-def _go_back(task: Task, copy: str, folder: Path, harm: Harm, budget: HarmConfig, items: int) -> None:
-    """Move a trained model as far back as the budget demands; the whole training stays beside the others."""
-    chosen = next((one for one in harm.tried if one.share == harm.share), harm.tried[-1])
-    broke = f"{chosen.newly_failing:.1%} newly fail and clean quality loses {chosen.clean:.1%}"
-    said = f"{copy}: goes {harm.share:.0%} of the way to what it learnt: on {items:,} held-out items {broke}" + (
-        "" if harm.share else " after a tenth of the way, more than the budget allows, so it is the model under test"
-    )
-    print(f"{said} (budget {budget.newly_failing:.1%} and {budget.clean:.1%})")
-    if harm.share == 1:
-        return
-    whole = folder.parent / Training.folder_of(copy, 1.0, 0)
-    whole.parent.mkdir(exist_ok=True)
-    folder.rename(whole)
-    task.move(whole, harm.share, folder)
-    if (card := folder / "README.md").exists():
-        card.write_text(card.read_text(encoding="utf-8") + _CARD.format(said=said), encoding="utf-8")
 
 
 def _trainings(

@@ -112,7 +112,7 @@ def pictures(tmp_path_factory):
     return home, ImageClassification.load(image_context(home / "inputs"), home / "prepare")
 
 
-@pytest.mark.parametrize("method", sorted(ImageClassification.moves))
+@pytest.mark.parametrize("method", sorted(ImageClassification.movable))
 def test_a_classifier_goes_from_the_model_under_test_to_what_was_learnt(pictures, method, tmp_path):
     home, task = pictures
     settings = {"method": method, "epochs": 1, "batch_size": 30}

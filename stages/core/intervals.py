@@ -121,7 +121,7 @@ class Resampler:
         groups: np.ndarray | pd.Series | None = None,
         error: Callable[[np.ndarray, np.ndarray], float] | None = None,
     ) -> None:
-        self._error, self.resamples = error, resamples
+        self._error = error
         _, self._items = np.unique(np.asarray(items, dtype=str), return_inverse=True)
         self._codes = self._items
         if groups is not None and len(names := np.unique(of := np.asarray(groups, dtype=str))) > 1:

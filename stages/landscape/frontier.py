@@ -69,7 +69,7 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
         return FrontierPoint.model_validate(about | {k: RateRecord.from_rate(rate) for k, rate in rates.items()})
 
     untrained = resampler.mean(failed, weights * inside, SHARE)
-    control = {point.copy_of for point in points} == {"repaired", "control"}
+    control = {point.copy_of for point in points} == {"repaired", "control"} and passed.any() and inside.any()
     equal = _at_equal_harm(points, published, failed, weights * inside, passed, resampler, seed) if control else None
     return Frontier(
         before=RateRecord.from_rate(untrained),
@@ -131,7 +131,7 @@ def _at_equal_harm(
     start, harm = _means([before], targets, resampler), _means(published.failed, passed, resampler)
     sampled: dict[str, dict[float, list[_Sampled]]] = {"repaired": {}, "control": {}}
     for copy, by_dose in sampled.items():
-        chosen = rng.integers(seeds, size=(resampler.resamples, seeds))  # the same trainings at all points of a copy
+        chosen = rng.integers(seeds, size=(len(start) - 1, seeds))  # the same trainings at all points of a copy
         for point in points:
             if point.copy_of == copy:
                 both = (_means(point.failed, weights, resampler, chosen) for weights in (passed, targets))
@@ -161,8 +161,6 @@ def _means(
     trainings: Sequence[np.ndarray], weights: np.ndarray, resampler: Resampler, chosen: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the mean over trainings, and in each resample that over the chosen ones (resamples, trainings)."""
-    if not weights.any():
-        return np.zeros(1 + resampler.resamples)
     samples = np.column_stack([resampler.samples(values, weights) for values in trainings])
     means = samples if chosen is None else np.take_along_axis(samples, chosen, axis=1)
     return np.append(np.average(np.mean(trainings, axis=0), weights=weights), means.mean(axis=1))

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
 from stages.core.processes import Crew
 from stages.explorers.prober import Prober
@@ -21,10 +20,10 @@ from stages.landscape.pairs import draw_pairs, use_of_pairs
 from stages.params import AuditConfig
 from stages.params.repair import HarmConfig
 from stages.ratings import rated
-from stages.records.repair import Harm, HarmAtShare
-from stages.tasks.base import LoadedTask, known_attributes
+from stages.records.repair import Harm, HarmAtShare, Training
+from stages.tasks.base import LoadedTask, Task, known_attributes
 from stages.tasks.contract import Compute
-from stages.tasks.load import load_learner, task_context
+from stages.tasks.load import load_alone, task_context
 
 PARTS = 10  # shares of the way are tenths
 
@@ -41,6 +40,50 @@ class HeldOutAnswers(NamedTuple):
     failed: np.ndarray
     weights: np.ndarray
     clean: np.ndarray
+
+
+_CARD = """
+## How much it breaks
+
+{said}. The numbers above are of the whole way.
+"""
+
+
+def keep_budget(held_out: HeldOut, task: Task, trained: Mapping[str, Path]) -> dict[str, Harm]:
+    """Move trained models as far back as the budget demands; the whole way stays among the other trainings.
+
+    Args:
+        held_out: what judges them.
+        task: the model under test.
+        trained: the folders of the repair and its control, by name.
+    """
+    harm = held_out.judge(trained)
+    for copy, folder in trained.items():
+        said = how_far(copy, harm[copy])
+        print(said)
+        if harm[copy].share == 1:
+            continue
+        whole = folder.parent / Training.folder_of(copy, 1.0, 0)
+        whole.parent.mkdir(exist_ok=True)
+        folder.rename(whole)
+        if harm[copy].share == 0:
+            shutil.copytree(held_out.prepared / "model", folder)
+            (folder / "README.md").write_text(f"# Unchanged copy\n\n{said}.\n", encoding="utf-8")
+            continue
+        task.move(whole, harm[copy].share, folder)
+        if (card := folder / "README.md").exists():
+            card.write_text(card.read_text(encoding="utf-8") + _CARD.format(said=said), encoding="utf-8")
+    return harm
+
+
+def how_far(copy: str, harm: Harm) -> str:
+    """Say in a sentence how far a model went and what it breaks."""
+    chosen = next((one for one in harm.tried if one.share == harm.share), harm.tried[-1])
+    broke = f"{chosen.newly_failing:.1%} newly fail and clean quality loses {chosen.clean:.1%}"
+    on = f"on {harm.items:,} held-out items"
+    if harm.share == 0:
+        return f"{copy}: stays the model under test, as {chosen.share:.0%} of the way breaks too much: {on}, {broke}"
+    return f"{copy}: goes {harm.share:.0%} of the way to what it learnt: {on}, {broke}"
 
 
 class HeldOut(NamedTuple):
@@ -60,15 +103,15 @@ class HeldOut(NamedTuple):
     budget: HarmConfig
     scratch: Path
 
-    def keep(self, models: Mapping[str, Path]) -> dict[str, Harm]:
+    def judge(self, models: Mapping[str, Path]) -> dict[str, Harm]:
         """Find how far each of the trained models, folders by name, goes within the budget."""
         crew = Crew(task_context(self.name, self.audit, self.prepared).compute.processes)
         before = self.ask(self.prepared / "model")
-        found = crew.ask(partial(self._keep, before), [(folder,) for folder in models.values()])
+        found = crew.ask(partial(self._judge, before), [(folder,) for folder in models.values()])
         return dict(zip(models, found, strict=True))
 
-    def _keep(self, before: HeldOutAnswers, trained: Path) -> Harm:
-        learner = load_learner(self.name, self.audit, self.prepared, self.budget.held_out)
+    def _judge(self, before: HeldOutAnswers, trained: Path) -> Harm:
+        learner = load_alone(self.name, self.audit, self.prepared)
 
         def ask(share: float) -> HeldOutAnswers:
             folder = self.scratch / f"{trained.name}-{share:g}"
@@ -80,25 +123,16 @@ class HeldOut(NamedTuple):
 
     def ask(self, model: Path) -> HeldOutAnswers:
         """Query a model, a folder, with pairs of held-out items and cells as they occur in use, and unchanged items."""
-        task = load_learner(self.name, self.audit, self.prepared, self.budget.held_out, model)
+        task = load_alone(self.name, self.audit, self.prepared, model)
+        task.items = task.items.divided(self.budget.held_out)[1]
         judged = rated(task, self.name, self.audit)
         compute = task_context(self.name, self.audit, self.prepared).compute
         return ask_held_out(judged, self.budget, self.audit.seed, compute, self.scratch / f"{model.name}.jsonl")
 
 
 def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compute, ledger: Path) -> HeldOutAnswers:
-    """Query a model with pairs of the held-out items and cells, drawn as they occur in use, and unchanged.
-
-    Raises:
-        UsageError: if there are no held-out items.
-    """
-    item_ids, space = task.items.ids("held_out"), task.concepts
-    if not item_ids:
-        found = len(task.items.ids("repair"))
-        raise UsageError(
-            f"restructure.harm.held_out: {budget.held_out:g} of {found} repair items is none; expected some, from which"
-            " the budget of harm is kept: add items (prepare.items.repair), or harm: null"
-        )
+    """Query a model with pairs of the held-out items and cells, drawn as they occur in use, and unchanged items."""
+    item_ids, space = task.items.ids("repair"), task.concepts
     known = known_attributes(task, item_ids)
     items, cells = draw_pairs(space, known, [], budget.pairs, seed + 2)
     weights = use_of_pairs(space, [], known, cells, np.zeros(len(cells), dtype=bool), seed)
@@ -107,7 +141,7 @@ def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compu
     prober.ask(items, cells)
     kept.close()
     failed = prober.table()["failed"].to_numpy(dtype=bool)
-    return HeldOutAnswers(failed, weights, task.clean_quality("held_out").values.astype(float))
+    return HeldOutAnswers(failed, weights, task.clean_quality("repair").values.astype(float))
 
 
 def choose_share(before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers], budget: HarmConfig) -> Harm:
@@ -129,12 +163,12 @@ def choose_share(before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers],
         return tried[part].allowed
 
     if allowed(PARTS):
-        return Harm(share=1.0, tried=list(tried.values()))
+        return Harm(share=1.0, items=len(before.clean), tried=list(tried.values()))
     low, high = 0, PARTS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if allowed(middle) else (low, middle)
-    return Harm(share=low / PARTS, tried=list(tried.values()))
+    return Harm(share=low / PARTS, items=len(before.clean), tried=list(tried.values()))
 
 
 def harm_at(share: float, before: HeldOutAnswers, after: HeldOutAnswers, budget: HarmConfig) -> HarmAtShare:

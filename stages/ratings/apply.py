@@ -183,7 +183,7 @@ class RatedTask(LoadedTask):
 
 _OWN = (
     *("embed", "exhibit", "clean_quality", "notes", "false_alarms", "measure", "baselines", "tallies", "sheets"),
-    *("logits", "repair", "move", "attributes", "attacked"),
+    *("logits", "repair", "attributes", "attacked"),
 )
 
 

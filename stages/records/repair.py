@@ -116,9 +116,13 @@ class HarmAtShare(Record):
 
 
 class Harm(Record):
-    """How far a model went to what was learnt, where 0 is the model under test itself, and the shares tried."""
+    """How far a model went to what was learnt, where 0 is the model under test itself, and the shares tried.
+
+    `items` is the number of repair items that were held out of its training to find this.
+    """
 
     share: float
+    items: int
     tried: Listed[HarmAtShare]
 
 
@@ -128,13 +132,11 @@ class Trainings(JsonRecord):
     Args:
         models: the trainings.
         movable: whether models can go part of the way, see `Task.move`.
-        held_out: number of repair items that were not learnt.
         harm: of the repair and its control; empty without a budget.
     """
 
     models: Listed[Training]
     movable: bool = False
-    held_out: int = 0
     harm: dict[str, Harm] = Field(default_factory=dict)
 
 

@@ -258,8 +258,8 @@ class LoadedTask(ABC):
         fine-tuning of zero-shot models").
 
         Args:
-            folder: what `repair` wrote, by a method in `moves`.
-            share: of the way, between 0, where the model answers as the model under test does to the last bit, and 1.
+            folder: what `repair` wrote, by a method in `movable`.
+            share: of the way, above 0 and at most 1.
             out_dir: receives the same files, with other weights.
         """
         raise UsageError(f"restructure.harm: {type(self).__name__} cannot move a model part of the way")
@@ -291,7 +291,7 @@ class Task(LoadedTask):
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
-        moves: methods of repair whose result `move` can take part of the way.
+        movable: methods of repair whose result `move` can take part of the way.
         init, mining, proposing, usage: names of classes for `faded init`, `faded mine`, `faded propose` and
             `faded usage`, see `stages.tasks.choosing`; no stage imports them. A kind may have none.
     """
@@ -307,7 +307,7 @@ class Task(LoadedTask):
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
     heeds_dose: ClassVar[Collection[str]] = ()
-    moves: ClassVar[Collection[str]] = ()
+    movable = tuple[str, ...]()
 
     # Configuration
 

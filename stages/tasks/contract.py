@@ -15,7 +15,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.errors import UsageError
 
-Split = Literal["discover", "repair", "held_out", "test"]
+Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
 # Folder in data/<audit>/prepare for what a task stores beside its model and items; empty for most tasks.
 ASSETS = "assets"
@@ -109,20 +109,21 @@ class Items:
         """Ids of one split, in the order of the table."""
         return self.table.loc[self.table["split"] == split, "id"].tolist()
 
-    def holding_out(self, share: float) -> Self:
-        """Move a share of the repair items, in whole groups, to the split held_out, from which no repair learns.
+    def divided(self, share: float) -> tuple[Self, Self]:
+        """Divide the repair items, in whole groups: the set with those to learn from, and that with a share held out.
 
         >>> some = Items(pd.DataFrame({"id": list("abcdef"), "split": "repair", "label": "cat"}))
-        >>> some.holding_out(0.5).ids("held_out")
-        ['b', 'd', 'e']
+        >>> [part.ids("repair") for part in some.divided(0.5)]
+        [['a', 'c', 'f'], ['b', 'd', 'e']]
         """
         table = self.table[self.table["split"] == "repair"]
         groups = table["group" if "group" in table else "id"].astype(str)
         names = np.array(sorted(set(groups)))
         order = names[np.argsort(item_numbers(names.tolist()), kind="stable")]
-        held = set(order[: round(share * len(order))])
-        split = self.table["split"].mask(self.table.index.isin(table.index[groups.isin(held)]), "held_out")
-        return replace(self, table=self.table.assign(split=split))
+        out = groups.isin(set(order[: round(share * len(order))]))
+        parts = (self.table["split"].mask(self.table.index.isin(table.index[left])) for left in (out, ~out))
+        learnt, held_out = (replace(self, table=self.table.assign(split=part.fillna(""))) for part in parts)
+        return learnt, held_out
 
     def with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
         """Add the group of each item to a table with a column `item`; unchanged if there are no groups.

@@ -114,10 +114,20 @@ def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None
     return task
 
 
-def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float, model: Path | None = None) -> Task:
-    """Load the task for a repair, with a share of the repair items held out of it; see `Items.holding_out`."""
-    task = load_alone(name, audit, prepared, model)
-    task.items = task.items.holding_out(held_out)
+def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float) -> Task:
+    """Load the task for a repair, without the share of the repair items that is held out; see `Items.divided`.
+
+    Raises:
+        UsageError: if a share holds out no item.
+    """
+    task = load_alone(name, audit, prepared)
+    learnt, told = task.items.divided(held_out)
+    if held_out and not told.ids("repair"):
+        raise UsageError(
+            f"restructure.harm.held_out: {held_out:g} of {len(task.items.ids('repair'))} repair items is none; expected"
+            " some, which tell what a repair breaks: more items (prepare.items.repair), a larger share, or harm: null"
+        )
+    task.items = learnt
     return task
 
 

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CLIP = 1.0  # maximum norm of the gradient
-MOVED = """
-## How far it went
-
-Its weights are {share:.0%} of the way from those of the model under test to what was learnt. The numbers above are of
-the whole way.
-"""
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -213,9 +207,6 @@ def _rewrite(folder: Path, share: float, out_dir: Path, change: Callable[[str, T
             moved = {name: change(name, file.get_tensor(name)).contiguous() for name in file.keys()}  # noqa: SIM118
         save_file(moved, out_dir / path.name, metadata=about)
         sort_header(out_dir / path.name)
-    if (card := out_dir / "README.md").exists():
-        with card.open("a", encoding="utf-8") as text:
-            text.write(MOVED.format(share=share))
 
 
 def sort_header(path: Path) -> None:

@@ -11,7 +11,7 @@ from stages.tasks.contract import RepairPlan, RepairRecord
 class ImageClassification(ClassifierProbes):
     """A classifier under test with its images, which can be repaired."""
 
-    moves = ("all-layers", "self-distilled", "last-layer")
+    movable = ("all-layers", "self-distilled", "last-layer")
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task; the methods are described in `stages.tasks.classification.repair`."""

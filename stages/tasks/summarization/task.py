@@ -11,7 +11,7 @@ from stages.tasks.summarization.probes import SummarizerProbes
 class Summarization(SummarizerProbes):
     """A summarizer under test with its articles, which can be repaired."""
 
-    moves = ("lora", "dpo", "full")
+    movable = ("lora", "dpo", "full")
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task; the methods are those of `stages.tasks.summarization.repair`."""
@@ -20,7 +20,7 @@ class Summarization(SummarizerProbes):
         return repair(self, plan, out_dir)
 
     def move(self, folder: Path, share: float, out_dir: Path) -> None:
-        """See Task; normalisations that a model was trained with stay, so at 0 they are all that is left."""
+        """See Task; normalisations that a model was trained with stay."""
         from stages.tasks.summarization.repair import move
 
         move(self, folder, share, out_dir)

@@ -20,7 +20,7 @@ NO_GUIDANCE = 1.0
 class TextToImage(PainterProbes):
     """A text-to-image pipeline under test with its prompts, which can be repaired."""
 
-    moves = ("lora", "dpo")
+    movable = ("lora", "dpo")
 
     def tallies(self, split: Split) -> list[Tally]:
         """Tally an attribute for each subject, in prompts of the split's templates that leave everything else unsaid.
