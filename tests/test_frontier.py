@@ -85,7 +85,7 @@ def test_a_repair_is_compared_where_both_break_as_much():
         ("control", 1.0, 0.5, 100),
     ]
     equal = one.equal_harm
-    assert equal.harm == pytest.approx(0.03, abs=0.005) and equal.reached
+    assert equal.harm == pytest.approx(0.03, abs=0.005)
     assert equal.difference.value == pytest.approx(0.15 - 0.27, abs=0.03) and equal.difference.high < 0
     # With four times the steps the control fails as rarely, but it breaks more: at equal harm it falls short.
     assert equal.times.value is None and (equal.times.least, equal.times.most) == (0.25, 4.0)
@@ -96,16 +96,15 @@ def test_a_repair_that_only_breaks_more_is_not_better():
     """Both are on one line, and the repair goes twice as far."""
     line = {(1.0, 0.5): (0.02, 0.3), (1.0, 1.0): (0.04, 0.2)}
     equal = found(both(line, {(1.0, 0.5): (0.01, 0.35), (1.0, 1.0): (0.02, 0.3), (4.0, 1.0): (0.05, 0.15)})).equal_harm
-    assert abs(equal.difference.value) < 0.02 and equal.difference.low < 0 < equal.difference.high
-    assert equal.times.low > 1 and (equal.times.value is None or equal.times.value > 3)
+    assert abs(equal.difference.value) < 0.03 and equal.difference.low < 0 < equal.difference.high
+    assert equal.times.low <= 1 and (equal.times.high is None or equal.times.high >= 1)
     assert "may be chance" in at_equal_harm(equal)
 
 
-def test_a_control_that_never_breaks_as_much_counts_at_its_best():
-    equal = found(both({(1.0, 1.0): (0.06, 0.1)}, {(1.0, 1.0): (0.01, 0.3)})).equal_harm
-    assert not equal.reached and equal.times is None
-    assert equal.difference.value == pytest.approx(0.1 - 0.3, abs=0.02)
-    assert "at its most harm" in at_equal_harm(equal)
+def test_a_control_that_never_breaks_as_much_is_compared_at_its_most():
+    equal = found(both({(1.0, 1.0): (0.06, 0.1)}, {(1.0, 1.0): (0.02, 0.3)})).equal_harm
+    assert equal.harm == pytest.approx(0.02, abs=0.005) and equal.times is None
+    assert equal.difference.value == pytest.approx(0.4 - 0.3 / 3 - 0.3, abs=0.04)  # the repair a third of the way
 
 
 def test_what_is_handed_on_is_told_apart_from_the_frontier():
@@ -128,7 +127,7 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
 
 def test_the_page_shows_both_copies_and_what_is_handed_on():
     view = frontier_view(found(both(REPAIR, CONTROL)))
-    assert view.said.startswith("At equal harm")
+    assert "at equal harm" in view.said
     assert "100 steps, 50% of the way" in view.picture.svg and "the repair, 100 steps" in view.picture.svg
 
 
@@ -176,7 +175,7 @@ GATES = {
 }
 
 
-def offered(elsewhere=0.06, clean=0.9, invalid=0.0, **gates):
+def offered(elsewhere=0.03, clean=0.9, invalid=0.0, **gates):
     """The checkpoint offered after a quarter of the steps, with this harm and this quality."""
     table = answers(both({(0.25, 1.0): (elsewhere, 0.2), (1.0, 1.0): (0.01, 0.15)}, CONTROL), items=300)
     fewer = (table["copy_of"] == "repaired") & (table["dose"] < 1)

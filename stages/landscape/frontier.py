@@ -115,7 +115,7 @@ def _at_equal_harm(
     resampler: Resampler,
     seed: int,
 ) -> AtEqualHarm:
-    """Compare the frontiers of both copies at the harm of the repair that is published.
+    """Compare the frontiers of both copies after as many steps, at the harm of the published repair if both reach it.
 
     Args:
         points: of both copies.
@@ -136,7 +136,8 @@ def _at_equal_harm(
             if point.copy_of == copy:
                 both = (_means(point.failed, weights, resampler, chosen) for weights in (passed, targets))
                 by_dose.setdefault(point.dose, []).append(_Sampled(*both))
-    repaired, control = ([one for of in by_dose.values() for one in of] for by_dose in sampled.values())
+    repaired, control = ([p for dose, of in doses.items() if dose <= 1 for p in of] for doses in sampled.values())
+    harm = np.minimum(harm, np.max([point.harm for point in control], axis=0))
     difference = _failing(repaired, start, harm) - _failing(control, start, harm)
     low, high = np.quantile(difference[1:], _TAILS)
     value, doses = float(difference[0]), sampled["control"]
@@ -144,7 +145,6 @@ def _at_equal_harm(
     by_steps = np.stack([_failing(of, start, harm) for of in doses.values()])
     return AtEqualHarm(
         harm=float(harm[0]),
-        reached=bool(max(one.harm[0] for one in control) >= harm[0]),
         difference=RateRecord.from_rate(rate),
         times=_times(np.array(list(doses)), by_steps, _failing(repaired, start, harm)) if len(doses) > 1 else None,
     )
@@ -212,12 +212,12 @@ def _crossing(doses: np.ndarray, failing: np.ndarray, reached: float) -> float:
 def at_equal_harm(found: AtEqualHarm) -> str:
     """Say in a sentence what aiming is worth where repair and control break as much."""
     rate = found.difference.rate
-    where = f"At equal harm ({found.harm:.1%} of what passed newly fails)"
-    if not found.reached:
-        where = f"The control at its most harm, which is less than the repair's {found.harm:.1%}"
     sure = "" if rate.low > 0 or rate.high < 0 else ", which may be chance"
-    said = f"{where}: failures in the target modes are {change_in_points(rate)} beside the control's{sure}"
-    return said + (f"; the control needs {times_the_steps(found.times)} for the same." if found.times else ".")
+    said = (
+        f"After as many steps and at equal harm ({found.harm:.1%} of what passed newly fails), failures in the target"
+        f" modes are {change_in_points(rate)} against the control{sure}"
+    )
+    return said + (f"; for the same it needs {times_the_steps(found.times)}." if found.times else ".")
 
 
 def times_the_steps(found: Times) -> str:

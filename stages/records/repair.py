@@ -386,17 +386,15 @@ class Times(Record):
 
 
 class AtEqualHarm(Record):
-    """Failures in the target modes of the repair minus those of its control, where both break as much.
+    """Failures in the target modes of the repair minus those of its control, after as many steps at the same harm.
 
     Args:
-        harm: newly failing share, of the repair as it is published.
-        reached: whether the control ever breaks as much; if not, it is counted at its best.
+        harm: newly failing share of the published repair, or the largest of the control if that is smaller.
         difference: with an interval over items and trainings.
         times: None if trainings have one length.
     """
 
     harm: float
-    reached: bool
     difference: RateRecord
     times: Times | None = None
 
