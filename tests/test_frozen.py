@@ -6,7 +6,9 @@ If a change means to change results, `python -m tests.test_frozen` writes tests/
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,10 @@ import pytest
 import yaml
 
 from stages.params import DATA
-from tests.finished import finished_audits
+from stages.records import audit_folder
+from tests.finished import finished_audits, inside
 from tests.shared import open_shared
-from tests.workspace import ROOT
+from tests.workspace import ROOT, STAGES
 
 FROZEN = Path(__file__).with_name("frozen.json")
 HANDED_ON = (
@@ -70,6 +73,24 @@ def digests(data: Path) -> dict[str, str]:
 
 def test_two_small_audits_hand_on_what_they_always_did():
     assert digests(finished_audits().path / DATA) == json.loads(FROZEN.read_text())
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_stage_needs_only_what_the_graph_says_it_reads(kind, tmp_path):
+    """Another machine has nothing else."""
+    workspace, whole = finished_audits().copy(tmp_path / "ws"), finished_audits().path / DATA / "tiny"
+    home = workspace.path / DATA / "tiny"
+    for made in STAGES:
+        shutil.rmtree(home / made)
+    with inside(workspace):
+        for path in getattr(audit_folder("tiny"), kind).inputs:
+            given = whole / path.relative_to(DATA / "tiny")
+            if given.exists():
+                path.parent.mkdir(exist_ok=True)
+                (shutil.copytree if given.is_dir() else shutil.copy)(given, path)
+        importlib.import_module(f"stages.{kind}").main("tiny")
+    names = [name for name in HANDED_ON if name.startswith(f"{kind}/")]
+    assert [digest(home / name) for name in names] == [digest(whole / name) for name in names]
 
 
 def locked(root: Path, audit: str) -> dict[str, str]:

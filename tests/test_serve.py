@@ -25,6 +25,7 @@ from rich.console import Console
 
 import flows.people.suspend
 import flows.serve
+from flows.graph.lock import LOCK, read_lock
 from flows.processes import end_leftovers
 from flows.recur.deploy import apply
 from flows.recur.runs import _DIED, STOPPED, crash_silent
@@ -233,11 +234,17 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert done.returncode == 0, done.stdout
 
 
+def until_only_re_evaluate_runs(here: Workspace) -> None:
+    """Wait for the report, too, which runs beside the repair: what has not ended when it is killed runs again."""
+    running("-m stages.re_evaluate", here)
+    until(lambda: "report@tiny" in read_lock(LOCK.read_bytes()))
+
+
 @pytest.mark.slow
 def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here, served):
     here.toy(re_evaluate__tiny={"sleep": 600})
     cut_off = served.run()
-    running("-m stages.re_evaluate", here)
+    until_only_re_evaluate_runs(here)
     processes = served.everyone()
     assert len(processes) >= 4  # itself, the flow run, dvc, the stage
     served.process.kill()
@@ -263,7 +270,7 @@ def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here
 def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here, served):
     here.toy(re_evaluate__tiny={"sleep": 600})
     cut_off = served.run()
-    running("-m stages.re_evaluate", here)
+    until_only_re_evaluate_runs(here)
     here.toy()
     [worker] = served.workers()
     below = worker.children(recursive=True)

@@ -23,7 +23,6 @@ from typing import Any
 import yaml
 from dvc.repo import Repo
 
-from stages.records import audit_folder
 from tests.shared import once, spare_migrations
 
 ROOT = Path(__file__).parents[1]
@@ -225,5 +224,7 @@ def _run_all(workspace: Workspace, *commands: list[str]) -> None:
 
 def repair_verdict(audit: str) -> dict[str, Any]:
     """The result of a repair in the current workspace: the comparison and the verdict together."""
+    from stages.records import audit_folder  # imports numpy, which conftest.py has to come before
+
     here = audit_folder(audit)
     return here.compare.comparison.to_json() | here.conclude.verdict.to_json()
