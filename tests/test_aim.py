@@ -363,8 +363,8 @@ def test_repair_and_control_go_as_far_as_their_budget_of_harm(place, budget):
         )
         assert (folder / "models" / f"trainings/{copy}-1-0").exists() == (harm.share < 1)
         assert ("How much it breaks" in (folder / "models" / copy / "README.md").read_text()) == (0 < harm.share < 1)
-    assert {m["folder"]: m["share"] for m in models if m["folder"] in went} == went
-    assert [m["share"] for m in models if m["folder"].startswith("trainings/")] == [1.0] * sum(
+    assert {m["folder"]: m.get("share", 1.0) for m in models if m["folder"] in went} == went
+    assert [m.get("share", 1.0) for m in models if m["folder"].startswith("trainings/")] == [1.0] * sum(
         x < 1 for x in went.values()
     )
     if budget:
