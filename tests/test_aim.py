@@ -270,7 +270,7 @@ def run(place, **asked):
 
 @pytest.mark.slow
 def test_trainings_differ_in_seed_and_steps(place):
-    folder, models = run(place, trainings=2)
+    folder, models = run(place, trainings=2, harm=None)
     assert {m["folder"]: m["steps"] for m in models} == {
         "repaired": 20, "control": 20,
         "trainings/repaired-0.25-0": 5, "trainings/control-0.25-0": 5, "trainings/control-4-0": 80,
@@ -293,13 +293,13 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
     monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
     monkeypatch.setattr(ImageClassification, "repair", watched)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    run(place)
+    run(place, harm=None)
     assert asked == {(None, False), ("as_used", False)}
     asked.clear()
-    run(place, aim="policy", trainings=2)
+    run(place, aim="policy", trainings=2, harm=None)
     assert asked == {(None, True), ("as_used", False)}
     asked.clear()
-    run(place, aim="policy", control="clean")
+    run(place, aim="policy", control="clean", harm=None)
     assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
 
 
