@@ -21,6 +21,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.params import Params
 from stages.params.repair import RestructureConfig
+from stages.records import audit_folder
 from stages.tasks.cells import FOCUS, PairSampler, PolicySampler, sampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import RepairPlan, TargetMode
@@ -269,7 +270,7 @@ def run(place, **asked):
 
 @pytest.mark.slow
 def test_trainings_differ_in_seed_and_steps(place):
-    folder, models = run(place, trainings=2)
+    folder, models = run(place, trainings=2, harm=None)
     assert {m["folder"]: m["steps"] for m in models} == {
         "repaired": 20, "control": 20,
         "trainings/repaired-0.25-0": 5, "trainings/control-0.25-0": 5, "trainings/control-4-0": 80,
@@ -292,13 +293,13 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
     monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
     monkeypatch.setattr(ImageClassification, "repair", watched)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    run(place)
+    run(place, harm=None)
     assert asked == {(None, False), ("as_used", False)}
     asked.clear()
-    run(place, aim="policy", trainings=2)
+    run(place, aim="policy", trainings=2, harm=None)
     assert asked == {(None, True), ("as_used", False)}
     asked.clear()
-    run(place, aim="policy", control="clean")
+    run(place, aim="policy", control="clean", harm=None)
     assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
 
 
@@ -342,9 +343,37 @@ def test_where_the_policy_looks_at_nothing_else_the_modes_alone_are_learnt():
 
 
 def test_without_more_trainings_there_are_a_repair_and_its_control(place):
-    folder, models = run(place)
+    folder, models = run(place, harm=None)
     assert [(m["folder"], m["steps"]) for m in models] == [("repaired", 20), ("control", 20)]
     assert not (folder / "models" / "trainings").exists()
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.99])
+def test_repair_and_control_go_as_far_as_their_budget_of_harm(place, budget):
+    folder, models = run(place, harm={"newly_failing": budget, "clean": budget, "pairs": 200})
+    found, went = audit_folder("stripes").restructure.trainings, {"repaired": 1.0, "control": 1.0}
+    assert found.movable and found.harm.keys() == went.keys()
+    for copy, harm in found.harm.items():
+        went[copy] = harm.share
+        assert harm.items == 30, "a fifth of the repair items"
+        assert harm.share == max((one.share for one in harm.tried if one.allowed), default=0.0)
+        weights = (folder / "models" / copy / "model.safetensors").read_bytes()
+        assert (weights == (place / "data" / "stripes" / "prepare/model/model.safetensors").read_bytes()) == (
+            harm.share == 0
+        )
+        assert (folder / "models" / f"trainings/{copy}-1-0").exists() == (harm.share < 1)
+        assert ("How much it breaks" in (folder / "models" / copy / "README.md").read_text()) == (0 < harm.share < 1)
+    assert {m["folder"]: m.get("share", 1.0) for m in models if m["folder"] in went} == went
+    assert [m.get("share", 1.0) for m in models if m["folder"].startswith("trainings/")] == [1.0] * sum(
+        x < 1 for x in went.values()
+    )
+    if budget:
+        assert went == {"repaired": 1.0, "control": 1.0}
+
+
+def test_a_share_that_holds_out_nothing_is_refused_before_training(place):
+    with pytest.raises(UsageError, match=r"harm\.held_out: 0\.001 of 150 repair items is none"):
+        run(place, harm={"held_out": 0.001})
 
 
 def test_policy_is_refused_where_none_was_learnt(place):
@@ -361,7 +390,7 @@ def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, mon
     with pytest.raises(
         UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"
     ):
-        run(place, trainings=2)
+        run(place, trainings=2, harm=None)
     assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"
 
 

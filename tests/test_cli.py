@@ -272,11 +272,11 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         patch.setattr("flows.results.abilities.task_class", lambda *_: PlantedTexts)
         items = audit_params()["prepare"]["items"]["test"]
         assert [e.probes for e in estimated("re_evaluate").stages] == [1040 + 200 + 3 * items]
-    # Three trainings of two doses: half as many pairs of three parts, of the model before and of these.
+    # Three trainings of two doses, the whole one half-way too: half as many pairs of two parts, and the model before.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
-    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 50 * (1 + 3 * 2)]
+    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 2 * 50 * (1 + 3 * 3)]
     several["restructure"]["control"] = "as_used"
-    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 3 * 50 * (1 + 3 * 5)]
+    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 2 * 50 * (1 + 3 * 8)]
     said = "about 7 min 18 s (from the time per probe in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "report").time == said
     assert estimated(*searching, "restructure").time == f"{said}, including the repair's training, which may" + (

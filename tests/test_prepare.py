@@ -76,9 +76,10 @@ def test_prepare_and_restructure(place, capsys):
     for model in ("repaired", "control"):
         files = {p.name for p in (out / "restructure" / "models" / model).iterdir()}
         assert files == {"faded.json", "model.safetensors", "README.md", "load.py"}
-    assert list(pd.read_csv(out / "restructure" / "curve.csv")["step"]) == list(range(1, 21))
+    steps = pd.read_csv(out / "restructure" / "curve.csv")["step"]
+    assert list(steps) == list(range(1, 29)), "a fifth of the repair items is held out"
     metrics = json.loads((out / "restructure" / "metrics.json").read_text())
-    assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 20
+    assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 28
     assert "Ada" in (out / "restructure" / "models" / "repaired" / "README.md").read_text()
 
     write_plan(place, action="accept")

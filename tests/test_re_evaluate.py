@@ -20,7 +20,7 @@ from stages.landscape.gates import all_passed, cheapest, judge, judge_landscape,
 from stages.landscape.pairs import draw_pairs
 from stages.params import Gates, LandscapeGates
 from stages.records import Comparison, Difference, Gate, audit_folder
-from stages.records.repair import Checkpoint, Trainings
+from stages.records.repair import Checkpoint, Training, Trainings
 from tests.landscapes import planted
 from tests.workspace import ROOT, repair_verdict
 
@@ -259,7 +259,10 @@ def repaired(regions, *, control=None):
             folder.rmdir()
         else:
             (folder / "config.json").write_text(json.dumps({"regions": kept, "noise": 0.03}))
-    audit_folder("tiny").restructure.trainings = Trainings(models=[])
+    trained = ("repaired", "control")[: 1 if control is None else 2]
+    audit_folder("tiny").restructure.trainings = Trainings(
+        models=[Training(folder=copy, copy_of=copy, training=0, dose=1.0, steps=1) for copy in trained]
+    )
     for stage in (re_evaluate, compare, conclude):
         stage.main("tiny")
     return repair_verdict("tiny")

@@ -52,10 +52,9 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         scratch: folder of the ledgers.
 
     Returns:
-        A table with `copy_of`, `training`, `dose`, `share`, `steps`, `published` (the
-        repair and the control that are handed on), `part`, `item`, `weight`, `valid` and `value`: 1 for a failure and 0
-        otherwise, or the clean quality in the part `clean`. Empty if the plan repairs nothing, or
-        there is neither a control nor a second training.
+        A table with `copy_of`, `training`, `dose`, `share`, `steps`, `published` (the repair and the control that are
+        handed on), `part`, `item`, `weight`, `valid` and `value`: 1 for a failure and 0 otherwise, or the clean quality
+        in the part `clean`. Empty if the plan repairs nothing, or there is neither a control nor a second training.
     """
     trainings = here.restructure.trainings
     trained, targets = trainings.models, here.collect_feedback.plan.targets

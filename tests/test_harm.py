@@ -1,0 +1,66 @@
+"""How far a repair goes within its budget of harm."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.landscape.harm import HeldOutAnswers, choose_share, harm_at, how_far
+from stages.params.repair import HarmConfig
+
+SHARES = [k / 10 for k in range(1, 11)]
+ITEMS = np.ones(10)
+
+
+def answers(failed, clean=1.0, weights=None) -> HeldOutAnswers:
+    failed = np.asarray(failed, dtype=bool)
+    return HeldOutAnswers(failed, np.ones(len(failed)) if weights is None else np.asarray(weights), clean * ITEMS)
+
+
+def chosen(newly, lost, budget):
+    """The share that is chosen if these tenths of the way break so much: pairs newly failing of 1,000, quality lost."""
+    before = answers(np.zeros(1000))
+
+    def ask(share: float) -> HeldOutAnswers:
+        at = round(10 * share) - 1
+        return answers(np.arange(1000) < newly[at], 1.0 - lost[at])
+
+    return choose_share(before, ask, budget)
+
+
+harms = st.lists(st.integers(0, 50), min_size=10, max_size=10)
+
+
+@given(newly=harms, lost=harms, budget=st.floats(0, 0.05))
+def test_what_is_chosen_was_measured_within_the_budget(newly, lost, budget):
+    found = chosen(newly, [x / 1000 for x in lost], HarmConfig(newly_failing=budget, clean=budget))
+    assert found.share in {0.0, *SHARES} and len(found.tried) <= 5
+    if found.share:
+        at = round(10 * found.share) - 1
+        assert newly[at] / 1000 <= budget and lost[at] / 1000 <= budget + 1e-12
+    assert found.share == max((one.share for one in found.tried if one.allowed), default=0.0)
+
+
+@given(newly=harms, budget=st.integers(0, 50))
+def test_where_harm_grows_with_the_way_it_goes_as_far_as_it_may(newly, budget):
+    rising = sorted(newly)
+    allowed = sum(one <= budget for one in rising)
+    found = chosen(rising, [0.0] * 10, HarmConfig(newly_failing=budget / 1000, clean=0.0))
+    assert round(10 * found.share) == allowed
+
+
+def test_harm_counts_what_passed_before_by_how_common_it_is():
+    before = answers([1, 0, 0, 0], weights=[5, 1, 2, 1])
+    after = answers([1, 1, 0, 0], clean=0.9, weights=[5, 1, 2, 1])
+    one = harm_at(0.5, before, after, HarmConfig(newly_failing=0.25, clean=0.2))
+    assert one.newly_failing == pytest.approx(0.25) and one.clean == pytest.approx(0.1) and one.allowed
+    assert not harm_at(0.5, before, after, HarmConfig(newly_failing=0.24, clean=0.2)).allowed
+    assert not harm_at(0.5, before, after, HarmConfig(newly_failing=0.25, clean=0.05)).allowed
+    assert harm_at(0.5, answers([1, 1]), answers([1, 1]), HarmConfig()).newly_failing == 0.0  # nothing passed
+
+
+def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
+    found = chosen([500] * 10, [0.0] * 10, HarmConfig())
+    assert found.share == 0 and not any(one.allowed for one in found.tried)
+    assert "stays the model under test" in how_far("repaired", found)
+    assert "goes 100% of the way" in how_far("repaired", chosen([0] * 10, [0.0] * 10, HarmConfig()))
