@@ -13,6 +13,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from time import process_time
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,11 @@ from stages.tasks.classification.models import Classifier, clone, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.classification.repair import FineTuning, samplers
 from stages.tasks.contract import RepairPlan, TargetMode
-from stages.tasks.load import load_learner
+from stages.tasks.load import load_alone
 
 AUDIT, HELD_OUT, SEEDS = "mnist", 0.2, (7, 8, 9)
-INSIDE, ELSEWHERE, PORTION = 3000, 12_000, 1000
+INSIDE, ELSEWHERE = 3000, 12_000
+PORTION = 128  # pictures at once: with a thousand each takes three times as long
 SHARES, BUDGETS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.005, 0.01)
 
 
@@ -73,71 +75,98 @@ BATCHES: dict[str, tuple[type[FineTuning], float, float]] = {  # share as used, 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The same changed pictures for all models: the first `INSIDE` in the targets, then those elsewhere, then clean.
+    """The same pictures for all models: changed ones in the targets, then changed ones elsewhere, then clean ones.
 
     Args:
+        items: (n,) ids of the items.
+        parts: (n,) `targets`, `others` or `clean`.
         pixels: (n, c, h, w).
         labels: (n,) class indices.
         share: of use that lies in the targets.
         before: (n,) bool, whether the model under test fails.
     """
 
+    items: np.ndarray
+    parts: np.ndarray
     pixels: Tensor
     labels: Tensor
     share: float
-    before: Tensor
+    before: np.ndarray
 
     @classmethod
-    def of(cls, task: ClassifierProbes, targets: list[TargetMode]) -> Pictures:
-        """Draw pictures as they occur in use, of items that no repair here learns from."""
-        items, rng = np.array(task.items.ids("held_out") + task.items.ids("discover")), np.random.default_rng(0)
-        attributes = known_attributes(task, items.tolist())
-        rows, cells = rng.integers(0, len(items), 20 * INSIDE), task.concepts.sample(20 * INSIDE, rng)
+    def of(
+        cls, task: ClassifierProbes, targets: list[TargetMode], items: np.ndarray, most: tuple[int, int], draws: int
+    ) -> Pictures:
+        """Draw pictures as they occur in use, at `most` so many in the targets and elsewhere of so many draws."""
+        rng, attributes = np.random.default_rng(0), known_attributes(task, items.tolist())
+        rows, cells = rng.integers(0, len(items), draws), task.concepts.sample(draws, rng)
         inside = np.any([t.region.contains(task.concepts, cells, attributes.iloc[rows]) for t in targets], axis=0)
-        chosen = np.concatenate([np.flatnonzero(inside)[:INSIDE], np.flatnonzero(~inside)[:ELSEWHERE]])
-        rows, cells = rows[chosen], cells[chosen]
+        sides = [np.flatnonzero(side)[:n] for side, n in zip((inside, ~inside), most, strict=True)]
+        rows, cells = (drawn[np.concatenate(sides)] for drawn in (rows, cells))
         changed = [
             task.inputs(items[rows[k : k + PORTION]].tolist(), cells[k : k + PORTION])
             for k in range(0, len(rows), PORTION)
         ]
-        of = np.concatenate([task.rows(items[rows].tolist()), task.rows(items.tolist())])
-        pixels = torch.cat([*changed, task.clean(of[len(rows) :])])
-        labels = task.targets(of)
-        return cls(pixels, labels, float(inside.mean()), _failed(task.model, pixels, labels))
+        of = np.concatenate([items[rows], items])
+        parts = np.repeat(["targets", "others", "clean"], [*map(len, sides), len(items)])
+        pixels, labels = (
+            torch.cat([*changed, task.clean(task.rows(items.tolist()))]),
+            task.targets(task.rows(of.tolist())),
+        )
+        return cls(of, parts, pixels, labels, float(inside.mean()), failures(task.model, pixels, labels))
 
-    def judge(self, model: Classifier) -> np.ndarray:
-        """Return failures in targets and elsewhere, new failures in use, and clean accuracy."""
-        failed = _failed(model, self.pixels, self.labels)
-        new, end = (failed & ~self.before).float(), INSIDE + ELSEWHERE
-        newly = self.share * new[:INSIDE].mean() + (1 - self.share) * new[INSIDE:end].mean()
-        rates = failed.float()
-        return np.array([rates[:INSIDE].mean(), rates[INSIDE:end].mean(), newly, 1 - rates[end:].mean()])
+    def judge(self, failed: np.ndarray) -> np.ndarray:
+        """Return failures in targets and elsewhere, new failures in use, and clean accuracy: of which (n,) fail."""
+        inside, elsewhere, clean = (self.parts == part for part in ("targets", "others", "clean"))
+        new = failed & ~self.before
+        newly = self.share * new[inside].mean() + (1 - self.share) * new[elsewhere].mean()
+        return np.array([failed[inside].mean(), failed[elsewhere].mean(), newly, 1 - failed[clean].mean()])
 
 
 @torch.inference_mode()
-def _failed(model: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(1) for part in pixels.split(PORTION)]) != labels
+def failures(model: Classifier, pixels: Tensor, labels: Tensor) -> np.ndarray:
+    """Return whether a model fails on pictures (n, c, h, w) of classes (n,): (n,) bool."""
+    return (torch.cat([model(part).argmax(1) for part in pixels.split(PORTION)]) != labels).numpy()
+
+
+def under_test() -> tuple[ClassifierProbes, list[str]]:
+    """Load the model under test, and the repair items that are held out: its task has the others."""
+    task = load_alone(AUDIT, load_params().audit(AUDIT), audit_folder(AUDIT).prepare.path)
+    assert isinstance(task, ClassifierProbes)
+    task.items, held_out = task.items.divided(HELD_OUT)
+    return task, held_out.ids("repair")
+
+
+def trained(
+    task: ClassifierProbes, plan: RepairPlan, steps: int, kind: type[FineTuning] = FineTuning, **settings: Any
+) -> tuple[Classifier, float]:
+    """Train a copy of the task's model, with these settings: the copy, and the CPU's seconds."""
+    checked = RepairSettings(method="all-layers", epochs=1, **settings)
+    model, items = clone(task.model), task.items.ids("repair")
+    with seeded(plan.seed):
+        run = kind(task, model, task.model, samplers(task, plan, items), checked, plan)
+        run.steps = steps
+        start = process_time()
+        with redirect_stdout(sys.stderr):  # its progress does not belong into the table
+            run.run()
+    return model.eval(), process_time() - start
+
+
+def moved(start: Classifier, end: Classifier, share: float) -> Classifier:
+    """Return a copy that has gone this share of the way from one model's weights to another's."""
+    model, first, last = clone(end), start.state_dict(), end.state_dict()
+    model.load_state_dict({name: torch.lerp(first[name], last[name], share) for name in first})
+    return model.eval()
 
 
 def curve(
     task: ClassifierProbes, plan: RepairPlan, batch: str, steps: int, pictures: Pictures
 ) -> tuple[np.ndarray, float]:
     """Train with one batch, and judge the model at each share of the way: (shares, measures) and the CPU's seconds."""
-    training, as_used, replay = BATCHES[batch]
-    settings = RepairSettings(method="all-layers", epochs=1, as_used=as_used, replay=replay)
-    model, items = clone(task.model), task.items.ids("repair")
-    with seeded(plan.seed):
-        run = training(task, model, task.model, samplers(task, plan, items), settings, plan)
-        run.steps = steps
-        start = process_time()
-        with redirect_stdout(sys.stderr):  # its progress does not belong into the table
-            run.run()
-        seconds = process_time() - start
-    first, last, moved, rows = task.model.state_dict(), model.state_dict(), clone(model), []
-    for share in SHARES:
-        moved.load_state_dict({name: torch.lerp(first[name], last[name], share) for name in first})
-        rows.append(pictures.judge(moved.eval()))
-    return np.array(rows), seconds
+    kind, as_used, replay = BATCHES[batch]
+    model, seconds = trained(task, plan, steps, kind, as_used=as_used, replay=replay)
+    ways = [moved(task.model, model, share) for share in SHARES]
+    return np.array([pictures.judge(failures(way, pictures.pixels, pictures.labels)) for way in ways]), seconds
 
 
 def within(curve: np.ndarray, budget: float) -> float:
@@ -149,12 +178,12 @@ def within(curve: np.ndarray, budget: float) -> float:
 
 def main(steps: int) -> None:
     """Train all and print both tables as Markdown."""
-    task = load_learner(AUDIT, load_params().audit(AUDIT), audit_folder(AUDIT).prepare.path, HELD_OUT)
-    assert isinstance(task, ClassifierProbes)
+    task, held_out = under_test()
     plan = audit_folder(AUDIT).collect_feedback.plan
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in plan.targets]
-    pictures = Pictures.of(task, targets)
-    before = pictures.judge(task.model)
+    items = np.array(held_out + task.items.ids("discover"))
+    pictures = Pictures.of(task, targets, items, (INSIDE, ELSEWHERE), 20 * INSIDE)
+    before = pictures.judge(pictures.before)
     print(f"{pictures.share:.1%} of use in targets; before: {_told(before)}\n")
     heads = ["aimed / as used / clean (%)", "", "targets", "others", "newly failing", "clean", "CPU-s"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")

@@ -1,0 +1,207 @@
+"""What aiming a repair is worth where the modes are rare: `python -m benchmarks.rare_modes` prints a table.
+
+Needs the stages prepare and discover of the audit mnist (`faded audit mnist`). For each share of use, repairs have one
+target: of the boxes of one to three concepts, each from some level on, that cover about as much of use, the two without
+a common concept that fail most on discover items. Other targets are planted: a copy of the model learns to take digits
+in a box for the next digit. Every target is repaired by three trainings, aimed at it or drawn by the search's policy,
+and compared with trainings as used, the control, at equal harm on held-out and test items. docs/research.md quotes the
+table. Takes eight minutes of CPU time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations, product
+from time import process_time
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.repair_batches import AUDIT, SEEDS, SHARES, Pictures, failures, moved, trained, under_test, within
+from stages.concepts import ConceptSpace, Region
+from stages.explorers.policy import load_policy
+from stages.landscape.frontier import frontier
+from stages.params.repair import DOSES
+from stages.records import audit_folder
+from stages.records.repair import Frontier
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import Sampler
+from stages.tasks.classification.config import RepairSettings
+from stages.tasks.classification.models import Classifier
+from stages.tasks.classification.probes import ClassifierProbes
+from stages.tasks.classification.repair import FineTuning
+from stages.tasks.contract import Proposer, RepairPlan, TargetMode
+
+MASSES, TOLERANCE, REGIONS = (0.1, 0.03, 0.01, 0.003), 0.25, 2
+PROBED = 200  # pairs for each box among which the targets are chosen
+STEPS, BUDGET = 85, 0.01  # a repair's steps and new failures by default
+INSIDE, ELSEWHERE, RESAMPLES = 2000, 6000, 500
+PLANTING = 300  # steps
+PLANTED = (
+    Region({"occlusion": (2, 3)}),
+    Region({"noise": (1, 2, 3)}, {"label": ("4", "9")}),
+    Region({"translation": (1, 2, 3), "blur": (2, 3)}),
+    Region({"rotation": (1, 2, 3, 4), "scale": (1, 2, 3)}, {"label": ("3", "5")}),
+)
+
+Copies = dict[tuple[str, float, int], Classifier]  # by copy, dose and seed
+Curves = dict[tuple[str, float, int], np.ndarray]  # (shares, measures)
+
+
+class Planting(FineTuning):
+    """Pictures that are aimed at and of the items that the target is about are taught as the next class."""
+
+    def __init__(
+        self,
+        task: ClassifierProbes,
+        model: Classifier,
+        teacher: Classifier,
+        pairs: tuple[Sampler, Sampler],
+        settings: RepairSettings,
+        plan: RepairPlan,
+    ) -> None:
+        super().__init__(task, model, teacher, pairs, settings, plan)
+        self.region = plan.targets[0].region
+
+    def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
+        ids = np.array(self.task.items.table["id"])[rows[: self.aimed]].tolist()
+        wrong = np.zeros(len(rows), dtype=np.int64)
+        wrong[: self.aimed] = self.region.about(known_attributes(self.task, ids))
+        labels = (self.task.targets(rows) + torch.from_numpy(wrong)) % 10
+        learnt = functional.cross_entropy(self.model(changed), labels, reduction="none")
+        kept = self._losses(self.model(self.task.clean(replayed)), replayed, False)
+        return torch.cat([learnt, kept]).mean()
+
+
+def real(task: ClassifierProbes, mass: float) -> list[Region]:
+    """Find boxes of about this share of use that fail most often on the discover items."""
+    space, rng, items = task.concepts, np.random.default_rng(0), task.items.ids("discover")
+
+    def rate(box: Region) -> float:
+        asked = rng.choice(items, PROBED).tolist()
+        return float(task.probe(asked, box.sample(space, PROBED, rng)).failed.mean())
+
+    near = [box for box in boxes(space) if abs(box.share(space) / mass - 1) <= TOLERANCE]
+    chosen: list[Region] = []
+    for box in sorted(near, key=rate, reverse=True):
+        if len(chosen) < REGIONS and not any(set(box.allowed) & set(other.allowed) for other in chosen):
+            chosen.append(box)
+    return chosen
+
+
+def boxes(space: ConceptSpace) -> list[Region]:
+    """Return all boxes of one to three concepts, each from some level on that changes something."""
+    from_level = {c.name: [tuple(range(first, len(c))) for first in range(1, len(c))] for c in space.concepts}
+    return [
+        Region(dict(zip(names, levels, strict=True)))
+        for k in (1, 2, 3)
+        for names in combinations(space.names, k)
+        for levels in product(*(from_level[name] for name in names))
+    ]
+
+
+class Study:
+    """One model, with the copies of it that are trained as used: they are the control for every target."""
+
+    def __init__(self, task: ClassifierProbes, items: np.ndarray) -> None:
+        self.task, self.items = task, items
+        everywhere = RepairPlan([TargetMode("any", Region({}))], {}, 0, control="as_used", draft=True)
+        self.controls = self._trained(everywhere, "control")
+
+    def _trained(self, plan: RepairPlan, copy: str) -> Copies:
+        return {
+            (copy, dose, seed): trained(self.task, replace(plan, seed=seed), round(STEPS * dose))[0]
+            for dose, seed in product(DOSES[copy], SEEDS)
+        }
+
+    def compare(self, region: Region, policies: Mapping[str, Proposer | None]) -> None:
+        """Repair one target, by each policy or none, compare with the control, and print rows of the table."""
+        target, task = TargetMode("target", region), self.task
+        about = region.about(known_attributes(task, self.items.tolist())).mean()
+        draws = int(1.2 * max(INSIDE / (region.share(task.concepts) * about), ELSEWHERE))
+        pictures = Pictures.of(task, [target], self.items, (INSIDE, ELSEWHERE), draws)
+        before = _answers(pictures, pictures.before, "before", 0.0, 0.0, SEEDS[0])
+        controls, as_used = self._ask(self.controls, pictures)
+        for name, policy in policies.items():
+            copies = self._trained(RepairPlan([target], {}, 0, policy=policy, draft=True), "repaired")
+            repairs, aimed = self._ask(copies, pictures)
+            answers = pd.concat([before, *repairs, *controls])
+            found = frontier(answers, pictures.share, resamples=RESAMPLES, seed=SEEDS[0])
+            assert found is not None
+            fails = f"{100 * pictures.before[pictures.parts == 'targets'].mean():.1f}"
+            cells = [region.describe(task.concepts), f"{pictures.share:.1%}", name, fails]
+            within_budget = [
+                reached(aimed, "repaired", 1.0),
+                *(reached(as_used, "control", dose) for dose in (1.0, 4.0)),
+            ]
+            print(f"| {' | '.join([*cells, *within_budget, *compared(found)])} |", flush=True)
+
+    def _ask(self, copies: Copies, pictures: Pictures) -> tuple[list[pd.DataFrame], Curves]:
+        """Return the answers of copies at shares of the way, as tables, and judged (shares, measures)."""
+        tables, curves = [], {}
+        for (copy, dose, seed), model in copies.items():
+            answers = {0.0: pictures.before}
+            for share in SHARES[1:] if dose >= 1 else SHARES[-1:]:
+                failed = failures(moved(self.task.model, model, share), pictures.pixels, pictures.labels)
+                answers[share] = failed
+                tables.append(_answers(pictures, failed, copy, dose, share, seed))
+            curves[copy, dose, seed] = np.array([pictures.judge(failed) for failed in answers.values()])
+        return tables, curves
+
+
+def _answers(pictures: Pictures, failed: np.ndarray, copy: str, dose: float, share: float, seed: int) -> pd.DataFrame:
+    """Return answers as re_evaluate's doses.parquet has them; published is the first training, the whole way."""
+    about: Mapping[str, object] = {
+        **{"copy_of": copy, "dose": dose, "share": share, "steps": round(STEPS * dose), "training": seed - SEEDS[0]},
+        "published": (copy, dose, share, seed) == ("repaired", 1, 1.0, SEEDS[0]),
+    }
+    clean = pictures.parts == "clean"
+    values = {"part": pictures.parts, "item": pictures.items, "value": np.where(clean, ~failed, failed).astype(float)}
+    return pd.DataFrame(values).assign(weight=1.0, **about)
+
+
+def reached(curves: Curves, copy: str, dose: float) -> str:
+    """Say how often trainings fail in the target within the budget of new failures: mean and range."""
+    rates = [100 * within(curves[copy, dose, seed], BUDGET) for seed in SEEDS]
+    return f"{np.mean(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+
+
+def compared(found: Frontier) -> list[str]:
+    """Say at which harm repair and control are compared, the difference in points, and the times of the steps."""
+    equal = found.equal_harm
+    assert equal is not None
+    assert equal.times is not None
+    change = [100 * (value or 0.0) for value in (equal.difference.value, equal.difference.low, equal.difference.high)]
+    ends = (equal.times.value, equal.times.low, equal.times.high)
+    times = [f">{equal.times.most:g}" if n is None else f"{n:.1f}" for n in ends]
+    difference, of_steps = "{:+.1f} ({:+.1f} to {:+.1f})".format(*change), "{} ({} to {})".format(*times)
+    return [f"{equal.harm:.2%}", difference, of_steps]
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    heads = ["target", "of use", "repair", "before", f"within {BUDGET:.0%}", "control", "control, 4 x the steps"]
+    heads += ["harm", "difference", "times the steps"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    (task, held_out), policy = under_test(), load_policy(audit_folder(AUDIT).discover.path / "policy")
+    items, original = np.array(held_out + task.items.ids("test")), task.model
+    study = Study(task, items)
+    for mass in MASSES:
+        for region in real(task, mass):
+            study.compare(region, {"modes": None, "policy": policy})
+    for region in PLANTED:
+        task.model = original
+        plan = RepairPlan([TargetMode("planted", region)], {}, SEEDS[0], draft=True)
+        task.model, _ = trained(task, plan, PLANTING, Planting, as_used=0.2, replay=0.3, candidates=1)
+        Study(task, items).compare(region, {"modes": None})
+    print(f"{process_time():.0f} CPU-s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
