@@ -19,6 +19,7 @@ from stages.records import RateRecord
 from stages.records.repair import AtEqualHarm, Frontier, FrontierPoint, Times
 
 PROBED = ("targets", "others")
+LEVELS = np.arange(1, 11) / 10  # of harm, as shares of the largest, at which copies are compared
 _TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
@@ -37,7 +38,7 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
     """Compute the frontier of a repair and of its control, if there is one; None without answers.
 
     A copy's failures at some harm are interpolated between its points, of which those that mend less and break more
-    than another do not count. This favours the copy with more points, which is the control.
+    than another do not count.
 
     Args:
         answers: as in re_evaluate's doses.parquet; for each part every model has the same rows in the same order.
@@ -115,30 +116,31 @@ def _at_equal_harm(
     resampler: Resampler,
     seed: int,
 ) -> AtEqualHarm:
-    """Compare the frontiers of both copies after as many steps, at the harm of the published repair if both reach it.
+    """Compare the frontiers of both copies after as many steps, on average up to a harm that both reach.
+
+    How much a model breaks is known less well than how much it mends, as little breaks; so where frontiers are steep,
+    their difference at a single harm is known badly.
 
     Args:
         points: of both copies.
-        published: the repair whose harm it is.
+        published: the repair, up to whose harm they are compared.
         before: (pairs,) failures of the model under test.
         targets: (pairs,) weights of the pairs in the targets, others 0.
         passed: (pairs,) weights of the pairs that passed before, others 0.
         resampler: of the items.
         seed: of the trainings, which are resampled too, as another training would differ.
     """
-    rng = np.random.default_rng([seed, 3])
     seeds = len(points[0].failed)
     start, harm = _means([before], targets, resampler), _means(published.failed, passed, resampler)
     sampled: dict[str, dict[float, list[_Sampled]]] = {"repaired": {}, "control": {}}
-    for copy, by_dose in sampled.items():
-        chosen = rng.integers(seeds, size=(len(start) - 1, seeds))  # the same trainings at all points of a copy
-        for point in points:
-            if point.copy_of == copy:
-                both = (_means(point.failed, weights, resampler, chosen) for weights in (passed, targets))
-                by_dose.setdefault(point.dose, []).append(_Sampled(*both))
+    chosen = np.random.default_rng([seed, 3]).integers(seeds, size=(len(start) - 1, seeds))
+    for point in points:
+        both = (_means(point.failed, weights, resampler, chosen) for weights in (passed, targets))
+        sampled[point.copy_of].setdefault(point.dose, []).append(_Sampled(*both))
     repaired, control = ([p for dose, of in doses.items() if dose <= 1 for p in of] for doses in sampled.values())
     harm = np.minimum(harm, np.max([point.harm for point in control], axis=0))
-    difference = _failing(repaired, start, harm) - _failing(control, start, harm)
+    apart = [_failing(repaired, start, level * harm) - _failing(control, start, level * harm) for level in LEVELS]
+    difference = np.mean(apart, axis=0)
     low, high = np.quantile(difference[1:], _TAILS)
     value, doses = float(difference[0]), sampled["control"]
     rate = Rate(value, min(low, value), max(high, value), int((targets > 0).sum()))
@@ -214,10 +216,10 @@ def at_equal_harm(found: AtEqualHarm) -> str:
     rate = found.difference.rate
     sure = "" if rate.low > 0 or rate.high < 0 else ", which may be chance"
     said = (
-        f"After as many steps and at equal harm ({found.harm:.1%} of what passed newly fails), failures in the target"
-        f" modes are {change_in_points(rate)} against the control{sure}"
+        f"After as many steps and at equal harm (up to {found.harm:.1%} of what passed newly fails), failures in the"
+        f" target modes are {change_in_points(rate)} against the control{sure}"
     )
-    return said + (f"; for the same it needs {times_the_steps(found.times)}." if found.times else ".")
+    return said + (f"; for the same at most harm it needs {times_the_steps(found.times)}." if found.times else ".")
 
 
 def times_the_steps(found: Times) -> str:

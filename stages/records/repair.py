@@ -390,8 +390,8 @@ class AtEqualHarm(Record):
 
     Args:
         harm: newly failing share of the published repair, or the largest of the control if that is smaller.
-        difference: with an interval over items and trainings.
-        times: None if trainings have one length.
+        difference: mean over harms up to this, with an interval over items and trainings.
+        times: at this harm; None if trainings have one length.
     """
 
     harm: float
