@@ -362,16 +362,16 @@ def frontier_chart(found: Frontier) -> Markup:
     """Draw failures in the target modes against what newly fails; a ring is the repair that is handed on."""
     origin = Point(0, found.before.value or 0.0, f"before: {with_interval(found.before)}")
     drawn = []
-    for copy, name, colour, dash in (("repaired", "repair", AFTER, ""), ("control", "control", CONTROL, DASHED)):
-        points = [_on_frontier(point, name) for point in found.points if point.copy_of == copy]
-        if not points:
-            continue
-        edge, lowest = [origin], origin.y
+    kinds = (("repaired", False, "repair", AFTER, ""), ("control", False, "control", CONTROL, DASHED))
+    for copy, longer, name, colour, dash in (*kinds, ("control", True, "control, more steps", CONTROL, DOTTED)):
+        of = [point for point in found.points if point.copy_of == copy and (point.dose > 1) == longer]
+        points, edge = [_on_frontier(point, name) for point in of], [origin]
         for point in sorted(points):
-            if point.y < lowest:
-                edge, lowest = [*edge, point], point.y
-        drawn.append(Line(name, colour, edge, dash))
-        drawn.append(Line("", colour, [point for point in points if point not in edge], None))
+            if point.y < edge[-1].y:
+                edge.append(point)
+        if points:
+            drawn.append(Line(name, colour, edge, dash))
+            drawn.append(Line("", colour, [point for point in points if point not in edge], None))
     handed_on = _on_frontier(found.published, "the repair")._replace(radius=8, hollow=True)
     drawn.append(Line("", AFTER, [handed_on], None))
     points = [point for line in drawn for point in line.points]
