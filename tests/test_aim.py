@@ -315,6 +315,12 @@ def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs
     params["repairs"]["stripes"] = block(trainings=3)
     with pytest.raises(UsageError, match="trainings: method all-layers of this task does not train in steps"):
         check_audits(Params.model_validate(params), ["stripes"])
+    monkeypatch.setattr(ImageClassification, "movable", ("last-layer",))
+    params["repairs"]["stripes"] = block(harm={"newly_failing": 0.1})
+    with pytest.raises(
+        UsageError, match=r"harm: method all-layers of this task cannot go part.* null, or method last-la"
+    ):
+        check_audits(Params.model_validate(params), ["stripes"])
     params["repairs"]["stripes"] = block(aim="policy")
     monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
     with pytest.raises(UsageError, match="all-layers of this task follows no policy; expected last-layer"):
