@@ -17,7 +17,7 @@ def answers(failed, clean=1.0, weights=None) -> HeldOutAnswers:
     return HeldOutAnswers(failed, np.ones(len(failed)) if weights is None else np.asarray(weights), clean * ITEMS)
 
 
-def chosen(newly, lost, budget):
+def chosen(newly, lost, budget, noise=0.0):
     """The share that is chosen if these tenths of the way break so much: pairs newly failing of 1,000, quality lost."""
     before = answers(np.zeros(1000))
 
@@ -25,7 +25,7 @@ def chosen(newly, lost, budget):
         at = round(10 * share) - 1
         return answers(np.arange(1000) < newly[at], 1.0 - lost[at])
 
-    return choose_share(before, ask, budget)
+    return choose_share(before, ask, budget, lambda: noise)
 
 
 harms = st.lists(st.integers(0, 50), min_size=10, max_size=10)
@@ -47,6 +47,14 @@ def test_where_harm_grows_with_the_way_it_goes_as_far_as_it_may(newly, budget):
     allowed = sum(one <= budget for one in rising)
     found = chosen(rising, [0.0] * 10, HarmConfig(newly_failing=budget / 1000, clean=0.0))
     assert round(10 * found.share) == allowed
+
+
+@given(newly=harms, noise=st.integers(0, 50))
+def test_what_the_model_itself_breaks_when_asked_again_is_allowed_beside_the_budget(newly, noise):
+    budget = HarmConfig(newly_failing=0.01, clean=0.0)
+    found = chosen(newly, [0.0] * 10, budget, noise / 1000)
+    assert all(one.allowed == (one.newly_failing <= 0.01 + (found.noise or 0.0)) for one in found.tried)
+    assert (found.noise is None) == (newly[9] <= 10 or noise == 0), "asked only if the whole way breaks too much"
 
 
 def test_harm_counts_what_passed_before_by_how_common_it_is():

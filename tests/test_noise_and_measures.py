@@ -17,8 +17,8 @@ from stages.landscape.compare import PairedAnswers, against_noise, compare_measu
 from stages.landscape.describe import invalid_probes, invalid_share
 from stages.records import Difference
 from stages.records.repair import Measures
-from stages.tasks.base import offers
-from stages.tasks.contract import Items
+from stages.tasks.base import LoadedTask, offers
+from stages.tasks.contract import Items, Quality, Split
 from tests.landscapes import planted, uniform
 from tests.planted_texts import PlantedTexts
 from tests.test_re_evaluate import TARGET, audited, repaired
@@ -124,9 +124,18 @@ def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
-    """Ledgers outlive a run: the answers of all models, also of the second request, are read from them."""
-    asked = []
-    monkeypatch.setattr(sys.modules["planted_texts"].PlantedTexts, "probe", lambda *_: asked.append(1))
+    """Ledgers outlive a run: the answers of all models, also of the second request, are read from them.
+
+    Clean quality is in none.
+    """
+    asked, task = [], sys.modules["planted_texts"].PlantedTexts
+    monkeypatch.setattr(task, "probe", lambda *_: asked.append(1))
+
+    def known(self: LoadedTask, split: Split) -> Quality:
+        ids = self.items.ids(split)
+        return Quality("clean", np.ones(len(ids)), ids)
+
+    monkeypatch.setattr(task, "clean_quality", known)
     monkeypatch.setattr(re_evaluate, "_one_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         re_evaluate.main("tiny")

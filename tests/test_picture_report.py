@@ -13,7 +13,7 @@ import pytest
 from stages import compare, conclude, re_evaluate
 from stages.core.files import read_json, stage_dir
 from stages.records import audit_folder
-from stages.records.repair import Trainings
+from stages.records.repair import Training, Trainings
 from tests.picture_samples import picture_comparison, picture_landscape
 from tests.planted_pictures import png as grey
 from tests.report_samples import charts, comparison_html, landscape_html, section
@@ -82,7 +82,9 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     folder.mkdir(parents=True)
     model = {"regions": [], "noise": 0.03, "shares": {"cat": 0.5, "dog": 0.1}}
     (folder / "config.json").write_text(json.dumps(model))
-    audit_folder("tiny").restructure.trainings = Trainings(models=[])
+    audit_folder("tiny").restructure.trainings = Trainings(
+        models=[Training(folder="repaired", copy_of="repaired", training=0, dose=1.0, steps=1)]
+    )
     for stage in (re_evaluate, compare, conclude):
         stage.main("tiny")
     out = stage_dir("tiny", "conclude")

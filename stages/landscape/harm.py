@@ -81,6 +81,8 @@ def how_far(copy: str, harm: Harm) -> str:
     chosen = next((one for one in harm.tried if one.share == harm.share), harm.tried[-1])
     broke = f"{chosen.newly_failing:.1%} newly fail and clean quality loses {chosen.clean:.1%}"
     on = f"on {harm.items:,} held-out items"
+    if harm.noise:
+        broke += f" (the model under test, queried again: {harm.noise:.1%})"
     if harm.share == 0:
         return f"{copy}: stays the model under test, as {chosen.share:.0%} of the way breaks too much: {on}, {broke}"
     return f"{copy}: goes {harm.share:.0%} of the way to what it learnt: {on}, {broke}"
@@ -119,15 +121,24 @@ class HeldOut(NamedTuple):
             learner.move(trained, share, folder)
             return self.ask(folder)
 
-        return choose_share(before, ask, self.budget)
+        return choose_share(before, ask, self.budget, lambda: self._noise(before))
 
     def ask(self, model: Path) -> HeldOutAnswers:
         """Query a model, a folder, with pairs of held-out items and cells as they occur in use, and unchanged items."""
+        return self._ask(self._load(model), model.name)
+
+    def _noise(self, before: HeldOutAnswers) -> float:
+        again = self._load(self.prepared / "model").again()
+        return 0.0 if again is None else newly_failing(before, self._ask(again, "noise"))
+
+    def _load(self, model: Path) -> LoadedTask:
         task = load_alone(self.name, self.audit, self.prepared, model)
         task.items = task.items.divided(self.budget.held_out)[1]
-        judged = rated(task, self.name, self.audit)
+        return rated(task, self.name, self.audit)
+
+    def _ask(self, task: LoadedTask, name: str) -> HeldOutAnswers:
         compute = task_context(self.name, self.audit, self.prepared).compute
-        return ask_held_out(judged, self.budget, self.audit.seed, compute, self.scratch / f"{model.name}.jsonl")
+        return ask_held_out(task, self.budget, self.audit.seed, compute, self.scratch / f"{name}.jsonl")
 
 
 def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compute, ledger: Path) -> HeldOutAnswers:
@@ -144,7 +155,9 @@ def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compu
     return HeldOutAnswers(failed, weights, task.clean_quality("repair").values.astype(float))
 
 
-def choose_share(before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers], budget: HarmConfig) -> Harm:
+def choose_share(
+    before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers], budget: HarmConfig, noise: Callable[[], float]
+) -> Harm:
     """Find the largest share of the way, in tenths, that breaks no more than the budget.
 
     Harm is assumed to grow with the share, so few shares are tried: the whole way, and otherwise by bisection. What is
@@ -155,26 +168,34 @@ def choose_share(before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers],
         before: the answers of the model under test.
         ask: returns the answers of the model at a share of the way.
         budget: the most that it may break.
+        noise: returns how much of what passed the model under test itself fails if queried again, which is allowed
+            beside the budget: any other answer, however good, is as likely to fail. Only asked if the whole way breaks
+            more than the budget.
     """
-    tried: dict[int, HarmAtShare] = {}
-
-    def allowed(part: int) -> bool:
-        tried[part] = harm_at(part / PARTS, before, ask(part / PARTS), budget)
-        return tried[part].allowed
-
-    if allowed(PARTS):
-        return Harm(share=1.0, items=len(before.clean), tried=list(tried.values()))
-    low, high = 0, PARTS
+    whole = ask(1.0)
+    tried = [harm_at(1.0, before, whole, budget)]
+    floor = 0.0 if tried[0].allowed else noise()
+    if floor:
+        tried = [harm_at(1.0, before, whole, budget, floor)]
+    low, high = (PARTS - 1, PARTS) if tried[0].allowed else (0, PARTS)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if allowed(middle) else (low, middle)
-    return Harm(share=low / PARTS, items=len(before.clean), tried=list(tried.values()))
+        tried.append(harm_at(middle / PARTS, before, ask(middle / PARTS), budget, floor))
+        low, high = (middle, high) if tried[-1].allowed else (low, middle)
+    share = 1.0 if tried[0].allowed else low / PARTS
+    return Harm(share=share, items=len(before.clean), tried=tried).having(noise=floor or None)
 
 
-def harm_at(share: float, before: HeldOutAnswers, after: HeldOutAnswers, budget: HarmConfig) -> HarmAtShare:
+def harm_at(
+    share: float, before: HeldOutAnswers, after: HeldOutAnswers, budget: HarmConfig, noise: float = 0.0
+) -> HarmAtShare:
     """Return what a model breaks, given its answers and those of the model under test to the same pairs and items."""
-    passed = before.weights * ~before.failed
-    newly = float((passed * after.failed).sum() / passed.sum()) if passed.any() else 0.0
-    lost = float((before.clean - after.clean).mean())
-    allowed = newly <= budget.newly_failing and lost <= budget.clean
+    newly, lost = newly_failing(before, after), float((before.clean - after.clean).mean())
+    allowed = newly <= budget.newly_failing + noise and lost <= budget.clean
     return HarmAtShare(share=share, newly_failing=newly, clean=lost, allowed=allowed)
+
+
+def newly_failing(before: HeldOutAnswers, after: HeldOutAnswers) -> float:
+    """Return the share of what passed before that fails after, by how common it is; 0 if nothing passed."""
+    passed = before.weights * ~before.failed
+    return float((passed * after.failed).sum() / passed.sum()) if passed.any() else 0.0

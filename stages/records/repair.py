@@ -118,12 +118,14 @@ class HarmAtShare(Record):
 class Harm(Record):
     """How far a model went to what was learnt, where 0 is the model under test itself, and the shares tried.
 
-    `items` is the number of repair items that were held out of its training to find this.
+    `items` is the number of repair items that were held out of its training to find this; `noise` the newly failing
+    share of the model under test, queried again, if that was needed.
     """
 
     share: float
     items: int
     tried: Listed[HarmAtShare]
+    noise: float | None = None
 
 
 class Trainings(JsonRecord):
