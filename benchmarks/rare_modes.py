@@ -30,8 +30,6 @@ from stages.params.repair import DOSES
 from stages.records import audit_folder
 from stages.records.repair import Frontier
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import Sampler
-from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.classification.repair import FineTuning
@@ -56,17 +54,9 @@ Curves = dict[tuple[str, float, int], np.ndarray]  # (shares, measures)
 class Planting(FineTuning):
     """Pictures that are aimed at and of the items that the target is about are taught as the next class."""
 
-    def __init__(
-        self,
-        task: ClassifierProbes,
-        model: Classifier,
-        teacher: Classifier,
-        pairs: tuple[Sampler, Sampler],
-        settings: RepairSettings,
-        plan: RepairPlan,
-    ) -> None:
-        super().__init__(task, model, teacher, pairs, settings, plan)
-        self.region = plan.targets[0].region
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.region = given[-1].targets[0].region
 
     def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
         ids = np.array(self.task.items.table["id"])[rows[: self.aimed]].tolist()

@@ -138,7 +138,7 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
 
 def test_the_page_shows_both_copies_and_what_is_handed_on():
     view = frontier_view(found(both(REPAIR, CONTROL)))
-    assert "at equal harm" in view.said
+    assert "the same harm" in view.said
     assert "100 steps, 50% of the way" in view.picture.svg and "the repair, 100 steps" in view.picture.svg
 
 

@@ -67,9 +67,7 @@ class PairedAnswers:
     ) -> None:
         self.cells, self.inside = cells, inside
         self.failed = {model: values.astype(float) for model, values in failed.items()}
-        each = np.ones(len(inside)) if use is None else use
-        sums = {side: float(each[inside == side].sum()) or 1.0 for side in (True, False)}
-        self.weight = each * np.where(inside, share / sums[True], (1 - share) / sums[False])
+        self.weight = in_strata(np.ones(len(inside)) if use is None else use, inside, share)
         error = partial(usage.error_of_mean, cells) if usage else None
         self._resampler = Resampler(items, resamples, seed, groups, error)
 
@@ -129,6 +127,12 @@ class PairedAnswers:
             "newly_failing": self.share_among(self.failed, 1 - before),
             "fixed": self.share_among(passing, before),
         }
+
+
+def in_strata(use: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
+    """Return weights (n,) of pairs in use, given those within each stratum and the share that the targets cover."""
+    sums = {side: float(use[inside == side].sum()) or 1.0 for side in (True, False)}
+    return use * np.where(inside, share / sums[True], (1 - share) / sums[False])
 
 
 def failure_differences(failed: PairedAnswers, not_passing: PairedAnswers) -> dict[str, Difference]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.intervals import LEVEL, SHARE, Rate, Resampler
-from stages.landscape.compare import change_in_points, value_bounds
+from stages.landscape.compare import change_in_points, in_strata, value_bounds
 from stages.records import RateRecord
 from stages.records.repair import AtEqualHarm, Frontier, FrontierPoint, Times
 
@@ -54,7 +54,7 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
     resampler = Resampler(probed["item"], resamples, seed, probed.get("group"))
     unchanged = clean["value"].to_numpy(dtype=float)
     of_clean = Resampler(clean["item"], resamples, seed, clean.get("group"))
-    weights = _weights(probed["weight"].to_numpy(dtype=float), inside, share)
+    weights = in_strata(probed["weight"].to_numpy(dtype=float), inside, share)
     passed = weights * (1 - failed)  # under which the mean of failures is the newly failing share
     points, published = _points(answers)
 
@@ -79,12 +79,6 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
         trainings=len(points[0].failed),
         equal_harm=equal,
     )
-
-
-def _weights(use: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
-    """Return weights (n,) of pairs in use, of which the targets cover a share."""
-    sums = {side: float(use[inside == side].sum()) or 1.0 for side in (True, False)}
-    return use * np.where(inside, share / sums[True], (1 - share) / sums[False])
 
 
 def _points(answers: pd.DataFrame) -> tuple[list[_Point], _Point]:
@@ -216,10 +210,12 @@ def at_equal_harm(found: AtEqualHarm) -> str:
     rate = found.difference.rate
     sure = "" if rate.low > 0 or rate.high < 0 else ", which may be chance"
     said = (
-        f"After as many steps and at equal harm (up to {found.harm:.1%} of what passed newly fails), failures in the"
-        f" target modes are {change_in_points(rate)} against the control{sure}"
+        f"For the same number of steps and the same harm (up to {found.harm:.1%} of what passed newly fails), the"
+        f" repair's failures in the target modes differ from the control's by {change_in_points(rate)}{sure}"
     )
-    return said + (f"; for the same at most harm it needs {times_the_steps(found.times)}." if found.times else ".")
+    if found.times is None:
+        return f"{said}."
+    return f"{said}; to match the repair at the largest such harm, the control needs {times_the_steps(found.times)}."
 
 
 def times_the_steps(found: Times) -> str:
