@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations, product
 from time import process_time
+from typing import Any
 
 import numpy as np
 import pandas as pd
