@@ -117,3 +117,43 @@ def own(tmp_path) -> Workspace:
     workspace = make_audited(make_repository(tmp_path / "repository"))
     commit(workspace.path)
     return workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """A copy of the finished audits of `finished.py`."""
+    from tests.finished import finished_audits
+
+    return finished_audits().copy(tmp_path_factory.mktemp("finished") / "ws")
+
+
+@pytest.fixture(scope="module")
+def bundle(workspace) -> Path:
+    """Its evidence on the audit "tiny"."""
+    from tests.bundles import bundle_of
+
+    return bundle_of(workspace)
+
+
+@pytest.fixture(scope="module")
+def members(bundle) -> dict[str, bytes]:
+    """What that holds."""
+    from flows.evidence import read_bundle
+
+    return dict(read_bundle(bundle).members)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A workspace with a landscape to review, as the current folder."""
+    from tests.review_samples import make_review
+
+    return make_review(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def ada(place) -> Any:
+    """A reviewer's browser."""
+    from tests.review_samples import reviewers
+
+    return reviewers()[0]

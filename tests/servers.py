@@ -91,9 +91,7 @@ class Came(NamedTuple):
 
 
 @contextlib.contextmanager
-def http_server(
-    answer: Callable[[str], tuple[int, dict[str, str], bytes]],
-) -> Iterator[tuple[int, queue.Queue[Came]]]:
+def http_server(answer: Callable[[str], tuple[int, dict[str, str], bytes]]) -> Iterator[tuple[int, queue.Queue[Came]]]:
     """Another program on loopback: its port, and the requests that came; `answer` has the response to a path."""
     came: queue.Queue[Came] = queue.Queue()
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from markupsafe import escape
 
 from stages.decisions import RecordedDecision, merge_decisions
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.decisions.merge import ceiling
-from stages.records import Plan
-from tests.report_samples import FOUR, make_comparison, write_comparison
 
-# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A and C.
 MEG_OWEN = ("0100000010", "1110010000")
-BEN_GERRY = ("aabbdcccedda", "babbbccceddd")
 WITH_GAPS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
 
 
@@ -27,12 +22,7 @@ def units(observers: tuple[str, ...]) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("observers", "metric", "alpha"),
-    [
-        (MEG_OWEN, "nominal", 0.095),
-        (BEN_GERRY, "nominal", 0.692),
-        (WITH_GAPS, "nominal", 0.743),
-        (WITH_GAPS, "interval", 0.849),
-    ],
+    [(MEG_OWEN, "nominal", 0.095), (WITH_GAPS, "nominal", 0.743), (WITH_GAPS, "interval", 0.849)],
 )
 def test_alpha_is_as_published(observers: tuple[str, ...], metric: Any, alpha: float) -> None:
     assert krippendorff_alpha(units(observers), metric) == pytest.approx(alpha, abs=5e-4)
@@ -110,15 +100,3 @@ def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:
     assert found.statement.startswith("2 reviewers agree in 100%")
     here, there = decided("Ada", "r", {"M1.1": 2}), decided("Ben", "r", {"M1.1": 9}, landscape="1" * 16)
     assert agreement([here, there]) is None, "examples of two landscapes are two things"
-
-
-def test_the_report_repeats_what_the_plan_says(tmp_path: Path) -> None:
-    report = make_comparison(*FOUR[:1])
-    said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
-    assert said is not None
-    plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
-    kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said.to_json()}).dump(), "plan.json").agreement
-    assert kept is not None and kept == said
-    write_comparison(tmp_path / "page.html", **report | {"verdict": report["verdict"] | {"agreement": said.to_json()}})
-    assert said.statement.startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")
-    assert escape(said.statement) in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -6,27 +6,26 @@ import contextlib
 import fcntl
 import io
 import os
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flows.people.approval import decide, expire, settle, wake
-from flows.people.draft import DecisionDraft, DraftError, ModeDraft
+from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
 from flows.views.endings import how_it_ended, keep_evidence
 from flows.workspace import exclusive
 from stages.core.errors import Exit, InfrastructureError
 from stages.core.files import write_state
-from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
+from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
 from stages.params import Params, load_params
 from stages.records import Landscape, RepairVerdict
 from tests import finished
@@ -67,15 +66,9 @@ def show(name: str = "first") -> None:
     (folder / "landscape.parquet").write_text(name)
 
 
-def drafted(landscape: str = "0" * 16, reviewer: str = "Ada", approve: bool = True, **actions: str) -> Decision:
-    """The decision that follows from actions with their reasons, such as `repair seen`."""
-    words = {mode: text.partition(" ") for mode, text in actions.items()}
-    modes = {mode: ModeDraft(action=action, reason=reason) for mode, (action, _, reason) in words.items()}
-    return DecisionDraft(reviewer=reviewer, approve=approve, modes=modes).decision(landscape, MODES)
-
-
 def made(reviewer: str = "Ada") -> Decision:
-    return drafted(landscape_hash("tiny"), reviewer, **{mode.id: "repair seen" for mode in MODES})
+    modes = {mode.id: ModeDraft(action="repair", reason="seen") for mode in MODES}
+    return DecisionDraft(reviewer=reviewer, approve=True, modes=modes).decision(landscape_hash("tiny"), MODES)
 
 
 def let_time_pass(hours: float) -> None:
@@ -134,20 +127,6 @@ def test_a_limit_that_was_changed_while_it_waits_counts(params):
     assert "within 1 hours" in expire(params, "tiny").reason
 
 
-def test_who_comes_too_late_is_told_and_may_revise(params):
-    params = with_feedback(timeout_hours=1, reviewers=2)
-    open_request(params, "tiny")
-    let_time_pass(hours=2)
-    with pytest.raises(AlreadyDecided, match=r"nobody rejected landscape .* \(time-out\), so a second decision is ref"):
-        decide(params, "tiny", made(), "page")
-    decide(params, "tiny", made(), "page", revise=True)
-    assert standing(params, "tiny").missing == 1  # open again, with a new limit once it is asked again
-    assert settle(params, "tiny") == [] and deadline("tiny") is None
-    assert open_request(params, "tiny").expires > datetime.now(UTC)
-    decide(params, "tiny", made("Bob"), "page")
-    assert read_request("tiny") is None
-
-
 def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
     monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
     assert wake(params, "tiny") == []
@@ -157,24 +136,23 @@ def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
             two = with_feedback(reviewers=2 + number)
             assert decide(two, "tiny", made(f"R{number}"), "page").resumed == []
             assert read_request("tiny").landscape is not None
-            for _ in range(2):
-                [told] = settle(with_feedback(), "tiny")
-                assert f"{api} could not be notified" in told and "resumes with the next run of tiny" in told
+            [told] = settle(with_feedback(), "tiny")
+            assert f"{api} could not be notified" in told and "resumes with the next run of tiny" in told
             # The run is still recorded, but nothing expires any more.
             request = read_request("tiny")
             assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [api])
 
 
 def test_a_run_added_while_the_limit_changes_is_kept(params):
-    limits = [with_feedback(timeout_hours=hours) for hours in range(1, 25)]
+    limits = [with_feedback(timeout_hours=hours) for hours in range(1, 9)]
 
     def look(n: int) -> None:
         open_request(params, "tiny", (f"run-{n}", GONE))
         expire(limits[n], "tiny")
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(look, range(24)))
-    assert len(read_request("tiny").runs) == 24
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(8)))
+    assert len(read_request("tiny").runs) == 8
     assert settle(with_feedback(policy="top-k"), "tiny")  # a rule decides: nothing waits any more
     assert read_request("tiny").landscape is None
 
@@ -199,22 +177,6 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     run_stage(stage, print)
     assert found == [held]
     record_decision(params, "tiny", made(), "page")  # allowed afterwards
-
-
-def test_an_approval_chooses_for_every_mode_and_gives_reasons():
-    made = drafted(M3="repair  seen ", M2="accept rare", M1="ignore")
-    assert [f"{mode.action} {mode.reason}" for mode in made.modes] == ["ignore ", "accept rare", "repair seen"]
-    assert [mode.id for mode in drafted(approve=False, M2="repair").modes] == ["M2"]
-    for given, problem in (
-        ({}, "M1, M2, M3: nothing was chosen, expected repair, accept or ignore"),
-        ({"M1": "repair  ", "M2": "accept", "M3": "ignore"}, "M1, M2: a reason is required to repair or accept"),
-        ({"M4": "repair seen", "X": "accept rare"}, "unknown mode(s) M4, X; the landscape has M1, M2, M3"),
-    ):
-        with pytest.raises(DraftError, match=re.escape(problem)):
-            drafted(**given)
-    with pytest.raises(DraftError) as error:
-        DecisionDraft().decision("0" * 16, MODES)
-    assert len(error.value.problems) == 2  # all at once: no name, neither approved nor rejected
 
 
 @pytest.fixture
@@ -253,27 +215,21 @@ def test_approve_shows_what_was_recorded_and_where(faded):
     with_feedback(reviewers=2)
     code, told = faded(*ALL, "--revise")
     assert code == 0 and "tiny needs 1 more reviewer." in told and "continues from here" not in told
-    code, told = faded(*ALL, "--reviewer", "Ada Téster")
-    assert code == 2 and "'Ada Téster' looks like 'Ada Tester', who decided before" in told
     with_feedback(policy="top-k")
     code, told = faded(*ALL, "--revise")
     assert code == 0 and "A rule decides for tiny (repairs.tiny.feedback.policy)" in told
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_what_is_incomplete_or_about_another_landscape_is_no_decision(faded):
+    for given, message in (
         ([], "M1, M2, M3: a choice is needed"),
         (["--repair", "M1,M2", "--ignore", "M3"], "M1, M2: a reason is needed"),
-        (["--repair", "M1=a", "--repair", "M1=b", "--ignore", "M2"], "mode M1 is named twice"),
         (["--repair", "M1=a", "--ignore", "M1,M2"], "mode M1 is named twice"),
         ([*ALL[2:], "--reviewer", " "], "--reviewer NAME"),
         ([*ALL[2:], "--landscape", "0" * 16], ", not 0000"),
-    ],
-)
-def test_what_is_incomplete_or_about_another_landscape_is_no_decision(faded, given, message):
-    code, told = faded("approve", "tiny", *given)
-    assert code == 2 and message in told and read_chain("tiny") == []
+    ):
+        code, told = faded("approve", "tiny", *given)
+        assert code == 2 and message in told and read_chain("tiny") == []
 
 
 def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
@@ -312,10 +268,8 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("results", "kind", "text"),
     [
-        ([("prepare", "ran"), ("summarize", "failed", "no data", Exit.USAGE)], "broken", "no data"),
         ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "rejected", "Ada said no"),
         ([("summarize", "not reached")], "broken", "a stage it depends on failed"),
-        ([], "done", "nothing changed; last verdict: pass (decided by Ada), report /"),
         ([("conclude", "ran")], "done", "tiny: pass (decided by Ada), report /"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from markdown_it import MarkdownIt
 
 from flows.people.artifacts import _row, verdict_markdown
@@ -14,6 +13,7 @@ from flows.results import LastVerdict
 from stages.decisions import RecordedDecision, Standing
 from stages.decisions.files import DecisionFile
 from stages.records import Gate
+from tests.workspace import Workspace, audit_params, repair_params
 
 LINK = "[sign in](https://evil)"
 TEXTS = [
@@ -32,24 +32,25 @@ def shown(text: str) -> str:
     return MarkdownIt("commonmark").enable("table").render(text)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
-    monkeypatch.chdir(toys.path)
-    said = {"reviewer": text, "reason": text, "via": "page", "approve": False}
-    by = RecordedDecision.model_construct(**said)  # without validation
-    gate = Gate(gate="slices.label.max", bound=0.1, value=0.2, low=None, high=None, passed=False, slice=text)
-    now = Standing("0" * 16, (DecisionFile(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
-    for markdown in (
-        code(text),
-        prose(text),
-        _row(code(text), prose(text)),
-        decided_markdown([by]),
-        describe("tiny", now, [], problem=text),
-        verdict_markdown(LastVerdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
-    ):
-        page = shown(markdown)
-        assert "<a " not in page and "<b>" not in page and "<h1>" not in page, markdown
-        assert "evil" in page or "<b>" in text
+def test_texts_of_people_are_read_and_never_followed(tmp_path, monkeypatch):
+    Workspace(tmp_path).write_params({"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}})
+    monkeypatch.chdir(tmp_path)
+    for text in TEXTS:
+        said = {"reviewer": text, "reason": text, "via": "page", "approve": False}
+        by = RecordedDecision.model_construct(**said)  # without validation
+        gate = Gate(gate="slices.label.max", bound=0.1, value=0.2, low=None, high=None, passed=False, slice=text)
+        now = Standing("0" * 16, (DecisionFile(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
+        for markdown in (
+            code(text),
+            prose(text),
+            _row(code(text), prose(text)),
+            decided_markdown([by]),
+            describe("tiny", now, [], problem=text),
+            verdict_markdown(LastVerdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
+        ):
+            page = shown(markdown)
+            assert "<a " not in page and "<b>" not in page and "<h1>" not in page, markdown
+            assert "evil" in page or "<b>" in text
 
 
 def test_a_row_has_as_many_cells_whatever_is_in_them():

@@ -50,7 +50,7 @@ def test_a_drift_that_stays_is_seen_though_no_single_result_shows_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "probes"), [(0.05, 300), (0.14, 300), (0.05, 1000), (0.14, 1000), (0.14, 3600)])
+@pytest.mark.parametrize(("rate", "probes"), [(0.05, 300), (0.14, 3600)])
 def test_of_a_thousand_schedules_of_a_year_few_show_a_drift_that_is_none(rate: float, probes: int) -> None:
     """5% of 1,000 is above 6.6% in one of 100 cases."""
     assert np.mean([bool(alarm(rate, probes, seed)) for seed in range(1000)]) <= 0.066
@@ -59,6 +59,6 @@ def test_of_a_thousand_schedules_of_a_year_few_show_a_drift_that_is_none(rate: f
 @pytest.mark.slow
 @pytest.mark.parametrize(("probes", "least"), [(1000, 0.8), (3600, 0.99)])
 def test_three_points_more_are_seen_within_six_weeks(probes: int, least: float) -> None:
-    starts = np.random.default_rng(0).integers(8, 45, 300)
+    starts = np.random.default_rng(0).integers(8, 45, 150)
     looks = [alarm(0.14, probes, seed, start=int(start), by=0.03) for seed, start in enumerate(starts)]
     assert np.mean([bool(seen) and seen[-1] >= start for seen, start in zip(looks, starts, strict=True)]) >= least

@@ -16,21 +16,16 @@ from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import stage_dir
 from stages.pages import model_card
 from stages.params import load_params
-from stages.records import audit_folder
-from tests.finished import faded, finished_audits, inside, run_stages
+from stages.records import Gate, audit_folder
+from tests.finished import faded, inside
 from tests.report_samples import records_of
-from tests.workspace import STAGES, Workspace, repair_verdict
+from tests.workspace import Workspace, repair_verdict
 
 
 def card_of(workspace: Workspace, readme: str | None = None, loader: str | None = None, plan=None, **verdict) -> str:
     with inside(workspace):
         found, decided = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
     return model_card(readme, *records_of({**found, **verdict}), decided.model_copy(update=plan or {}), loader)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Workspace:
-    return finished_audits().copy(tmp_path_factory.mktemp("export") / "ws")
 
 
 @pytest.fixture
@@ -98,37 +93,17 @@ def test_an_empty_folder_will_do_and_what_cannot_be_exported_is_refused(here, tm
     assert code == 2 and "found 3 names: tiny, other, x" in told
 
 
-@pytest.fixture(scope="module")
-def failed(workspace, tmp_path_factory) -> Workspace:
-    """The same audit with a verdict that did not pass."""
-    failed = workspace.copy(tmp_path_factory.mktemp("failed") / "ws")
-    params = failed.params()
-    params["repairs"]["tiny"]["gates"] = {"target_failure_rate": {"max": 0.0}}
-    failed.write_params(params)
-    run_stages(failed, "tiny", STAGES[6:])
-    return failed
-
-
-@pytest.mark.slow
-def test_a_failed_verdict_is_not_exported_unless_forced(failed, tmp_path):
-    with inside(failed):
-        with pytest.raises(NotPassedError, match=r"tiny: FAIL.*target_failure_rate\.max \(no\)"):
-            export_model(load_params(), "tiny", tmp_path / "deploy")
-        assert not (tmp_path / "deploy").exists()
-    assert faded(failed, "export", "tiny", tmp_path / "deploy")[0] == 1
-    code, told = faded(failed, "export", "tiny", tmp_path / "deploy", "--force")
-    assert code == 0, told
-    assert "Failed: target\\_failure\\_rate.max" in (tmp_path / "deploy/README.md").read_text()
-
-
-def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, monkeypatch):
+def test_what_did_not_pass_is_not_exported_unless_forced(here, tmp_path, monkeypatch):
     verdict = flows.evidence.export.read_verdict
-    monkeypatch.setattr(flows.evidence.export, "read_verdict", lambda *a: replace(verdict(*a), passed=None, gates=[]))
-    with pytest.raises(
-        NotPassedError, match=r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"
+    missed = Gate(gate="target_failure_rate.max", bound=0.0, value=0.2, low=0.1, high=0.3, passed=False)
+    for judged, told in (
+        ({"passed": False, "gates": [missed]}, r"tiny: FAIL.*target_failure_rate\.max \(no\)"),
+        ({"passed": None, "gates": []}, r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"),
     ):
-        export_model(load_params(), "tiny", tmp_path / "deploy")
-    assert not (tmp_path / "deploy").exists()
+        monkeypatch.setattr(flows.evidence.export, "read_verdict", lambda *a, j=judged: replace(verdict(*a), **j))
+        with pytest.raises(NotPassedError, match=told) as refused:
+            export_model(load_params(), "tiny", tmp_path / "deploy")
+        assert refused.value.exit_code == 1 and not (tmp_path / "deploy").exists()
     export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
 
 
@@ -142,6 +117,7 @@ def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
     stale = workspace.copy(tmp_path / "ws")
     with inside(stale):

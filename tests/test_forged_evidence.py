@@ -26,22 +26,11 @@ from stages.core.errors import UsageError
 from stages.core.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, problems, resealed, written
 from tests.cases import scaled
-from tests.finished import faded, finished_audits
-from tests.workspace import Workspace
+from tests.finished import faded
 
 REPORT = f"{DATA}/conclude/report.html"
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 OWN_KEY = Ed25519PrivateKey.generate()  # the forger's
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Workspace:
-    return finished_audits().copy(tmp_path_factory.mktemp("evidence") / "ws")
-
-
-@pytest.fixture(scope="module")
-def members(workspace) -> Members:
-    return dict(read_bundle(bundle_of(workspace)).members)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +73,12 @@ def own_signature(members: Members) -> Members:
 # A changed file, with manifest and statement made to fit; test_verify.py has more changes, and what is said of them
 
 
-@pytest.mark.parametrize("name", [VERDICT, PLAN, REPORT])
-def test_a_change_shows_however_it_is_sealed(members, signed, key, tmp_path, name):
-    sealed = dict(read_bundle(resealed(tmp_path / "x.zip", {**members, name: members[name] + b" "})).members)
-    assert refused(written(tmp_path / "own.zip", own_signature(sealed)), key[1])
-    assert refused(written(tmp_path / "kept.zip", {**sealed, ENVELOPE: signed[ENVELOPE]}), key[1])
+def test_a_change_shows_however_it_is_sealed(members, signed, key, tmp_path):
+    for name in (VERDICT, PLAN, REPORT):
+        sealed = dict(read_bundle(resealed(tmp_path / "x.zip", {**members, name: members[name] + b" "})).members)
+        assert refused(written(tmp_path / "own.zip", own_signature(sealed)), key[1])
+        told = refused(written(tmp_path / "kept.zip", {**sealed, ENVELOPE: signed[ENVELOPE]}), key[1])
+        assert "is not the statement of this bundle" in told
 
 
 # Files that a bundle has only by hash
@@ -141,21 +131,51 @@ def test_a_signature_that_is_missing_or_the_forgers_own_improves_nothing(members
         assert [check.word for check in verify_bundle(path) if check.name == "signature"] == [word]
 
 
-def test_nothing_unsigned_travels_with_a_signature(signed, key, tmp_path):
-    def changed(change: Callable[[dict[str, Any]], object]) -> str:
-        envelope = json.loads(signed[ENVELOPE])
-        change(envelope)
-        return refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
+def signed_later(envelope: dict[str, Any]) -> None:
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"] = "2999-01-01T00:00:00Z"
+    envelope["payload"] = base64.b64encode(dump_json(payload)).decode()
 
-    for change in (
-        lambda envelope: envelope.update(note="approved by Ada"),
-        lambda envelope: envelope["signatures"][0].update(note="approved by Ada"),
-        lambda envelope: envelope["signatures"][0].update(publicKey="Ada\n" + envelope["signatures"][0]["publicKey"]),
-        lambda envelope: envelope.update(payload="!" + envelope["payload"]),
-        lambda envelope: envelope.pop("payload"),
-    ):
-        told = changed(change)
-        assert "is not as Faded writes it" in told and "Error" not in told
+
+def first(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda envelope: envelope["signatures"][0].update(changes)
+
+
+NOT_AS_WRITTEN, NOT_VALID = "is not as Faded writes it", "is not valid"
+ENVELOPES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a note": (lambda envelope: envelope.update(note="approved by Ada"), NOT_AS_WRITTEN),
+    "a note in the signature": (first(note="approved by Ada"), NOT_AS_WRITTEN),
+    "a key with a name": (
+        lambda envelope: first(publicKey="Ada\n" + envelope["signatures"][0]["publicKey"])(envelope),
+        NOT_AS_WRITTEN,
+    ),
+    "a payload with more": (lambda envelope: envelope.update(payload="!" + envelope["payload"]), NOT_AS_WRITTEN),
+    "no payload": (lambda envelope: envelope.pop("payload"), NOT_AS_WRITTEN),
+    "another type": (lambda envelope: envelope.update(payloadType="text/plain"), "envelope"),
+    "another time": (signed_later, NOT_VALID),
+    "a signature of nothing": (first(sig=base64.b64encode(bytes(64)).decode()), NOT_VALID),
+    "the name of no key": (first(keyid="0" * 64), NOT_VALID),
+    "the forger's key": (first(publicKey=public_pem(OWN_KEY)), NOT_VALID),
+    "no signature": (lambda envelope: envelope.update(signatures=[]), "it has no signature"),
+}
+
+
+@pytest.mark.parametrize("change", ENVELOPES)
+def test_an_altered_envelope_is_refused(signed, key, tmp_path, change):
+    envelope = json.loads(signed[ENVELOPE])
+    edit, problem = ENVELOPES[change]
+    edit(envelope)
+    told = refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
+    assert problem in told and "Error" not in told
+
+
+def test_an_envelope_that_is_none_and_the_name_of_a_known_key_are_worth_nothing(members, key, tmp_path):
+    for broken in (b"{}", b"[]", b"nothing"):
+        assert "envelope" in refused(written(tmp_path / "x.zip", {**members, ENVELOPE: broken}), key[1])
+    envelope = json.loads(own_signature(members)[ENVELOPE])
+    [known] = known_keys([key[1]])
+    envelope["signatures"][0].update(keyid=known)
+    assert NOT_VALID in refused(written(tmp_path / "x.zip", {**members, ENVELOPE: dump_json(envelope)}), key[1])
 
 
 @pytest.mark.parametrize("year", [2020, 2999])
@@ -294,21 +314,6 @@ def test_changed_json_inside_a_bundle_that_was_sealed_again_never_holds(members,
     target[last] = data.draw(json_values)
     if content != json.loads(members[name]):
         assert problems(resealed(tmp_path / "x.zip", {**members, name: dump_json(content)}))
-
-
-def test_another_time_under_a_signature_breaks_it(signed, key, tmp_path):
-    envelope = json.loads(signed[ENVELOPE])
-    payload = json.loads(base64.b64decode(envelope["payload"]))
-    payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"] = "2999-01-01T00:00:00Z"
-    envelope["payload"] = base64.b64encode(dump_json(payload)).decode()
-    assert "is not valid" in refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
-
-
-def test_the_name_of_a_known_key_without_its_signature_is_worth_nothing(members, key, tmp_path):
-    envelope = json.loads(own_signature(members)[ENVELOPE])
-    [known] = known_keys([key[1]])
-    envelope["signatures"][0].update(keyid=known)
-    assert "is not valid" in refused(written(tmp_path / "x.zip", {**members, ENVELOPE: dump_json(envelope)}), key[1])
 
 
 def test_the_unrepaired_model_is_not_what_a_repair_was_judged_by(workspace, signed, key, tmp_path):

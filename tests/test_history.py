@@ -91,11 +91,7 @@ def test_each_result_says_what_changed_before_it():
     assert results[0].verdict.revision == "workspace" and len(results) == 4
     assert [one.verdict.word for one in results] == ["no verdict", "FAIL", "pass", "pass"]
     assert [one.failure_rate.value for one in results] == [0.5, 0.12, 0.11, 0.1]
-    assert [one.changed for one in results[1:]] == [
-        ("params: discover.budget", "code: discover"),
-        ("model",),
-        None,
-    ]
+    assert [one.changed for one in results[1:]] == [("params: discover.budget", "code: discover"), ("model",), None]
     assert history_of("other", 5).results == []
     assert len(history_of("tiny", 2).results) == 2
     # The result before the shown ones is still used.

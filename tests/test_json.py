@@ -21,17 +21,12 @@ from flows.run import EndedRun
 from flows.run_stage import StageResult
 from flows.shipment import ShipmentResult
 from stages.core.errors import FadedError, InfrastructureError
-from tests.finished import commit, finished_audits, inside
+from tests.finished import commit, inside
 from tests.workspace import FADED, ROOT, Workspace
 
 DOCUMENTED = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/json.md").read_text()))
 # Names that belong to the audit, not to the schema: numbers of a repair, audits and versions by name.
 OPEN = {"evidence", "machine", "published"}
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Workspace:
-    return finished_audits().copy(tmp_path_factory.mktemp("json") / "ws")
 
 
 def told(workspace: Workspace, *command: object) -> tuple[int, dict[str, Any], str]:
@@ -125,6 +120,7 @@ def test_an_unknown_option_is_an_error_of_usage(workspace):
     assert code == error["exit_code"] == 2 and "--nosuch" in error["message"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_error_for_people_on_standard_error(workspace, tmp_path):
     command = [FADED, "plan", "nosuch", "--json"]
     done = subprocess.run(command, cwd=workspace.path, env=workspace.env, capture_output=True, text=True, check=False)
@@ -155,6 +151,7 @@ def test_the_first_result_is_judged_by_its_own_gates(workspace, tmp_path):
     assert code == 0 and gate["against"] is not None and len(gate["rows"]) == 3
 
 
+@pytest.mark.slow
 def test_bytes_that_a_named_revision_lacks_are_no_first_result(workspace, tmp_path):
     clone = workspace.copy(tmp_path / "ws")
     lock = clone.path / "dvc.lock"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,26 +28,27 @@ def fill(pictures: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Workspace:
-    """A workspace of toys whose first stage ran on a linked folder."""
+def prepared(tmp_path_factory) -> Linked:
+    """A workspace of toys whose first stage ran on a linked folder, and that folder."""
     home = tmp_path_factory.mktemp("linked")
     toys = make_workspace(home / "toys", toys=True)
     (toys.path / "data/tiny/inputs/pictures").symlink_to(fill(home / "pictures"))
     assert stale(toys) == ("never ran",)
     done = toys.run(["dvc", "repro", "--single-item", "prepare@tiny"])
     assert done.returncode == 0, done.stdout
-    return toys
+    return toys, home / "pictures"
 
 
 @pytest.fixture
-def linked(prepared, tmp_path) -> Iterator[Linked]:
-    """A copy of it, with its own folder of pictures; nothing is stale yet."""
-    toys = prepared.copy(tmp_path / "toys")
-    link, pictures = toys.path / "data/tiny/inputs/pictures", fill(tmp_path / "pictures")
-    link.unlink()
+def linked(prepared) -> Linked:
+    """The same as it was then; nothing is stale."""
+    toys, pictures = prepared
+    fill(pictures)
+    link = toys.path / "data/tiny/inputs/pictures"
+    link.unlink(missing_ok=True)
     link.symlink_to(pictures)
     assert stale(toys) == ()
-    yield toys, pictures
+    return prepared
 
 
 def stale(toys: Workspace) -> tuple[str, ...]:
@@ -114,6 +115,7 @@ def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
         stale(toys)
 
 
+@pytest.mark.slow
 def test_inputs_that_may_only_be_read(tmp_path):
     toys = make_workspace(tmp_path / "toys", toys=True)
     inputs = toys.path / "data/tiny/inputs"

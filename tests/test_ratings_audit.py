@@ -27,8 +27,8 @@ from stages.decisions import Decision, ExampleRating, landscape_hash, record_dec
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.fit import gather
-from tests.finished import faded, inside, run_stages
-from tests.workspace import ROOT, STAGES, audit_params, make_workspace, repair_params
+from tests.finished import faded, finished_audits, inside
+from tests.workspace import ROOT, audit_params, repair_params
 
 
 @pytest.fixture(scope="module")
@@ -205,23 +205,24 @@ def test_ratings_that_were_revised_or_of_another_scale_do_not_count(place):
         learn(write=True)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda: Path("data/x/ratings.json").unlink(), "cannot be read"),
+def test_what_does_not_fit_is_refused_before_anything_runs(place):
+    rate("Ada", strict)
+    learn(write=True)
+    ratings, params = Path("data/x/ratings.json"), Path("params.yaml")
+    written = {path: path.read_text() for path in (ratings, params)}
+    for spoil, message in (
+        (ratings.unlink, "cannot be read"),
         (lambda: _edit("data/x/ratings.json", '"y"', '"z"'), "has sha256 .* params.yaml names"),
         (lambda: _edit("params.yaml", "noise: 0.1", "noise: 0.2"), "was learnt on another scale"),
         (lambda: _edit("params.yaml", "fails_below", "fails_above"), "for which the bound is fails_below"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_runs(place, spoil, message):
-    rate("Ada", strict)
-    learn(write=True)
-    spoil()
-    with pytest.raises(UsageError, match=message):
-        check_audits(load_params(), ["x"])
-    with pytest.raises(UsageError, match=message):
-        discover.main("x")
+    ):
+        spoil()
+        with pytest.raises(UsageError, match=message):
+            check_audits(load_params(), ["x"])
+        with pytest.raises(UsageError, match=message):
+            discover.main("x")
+        for path, text in written.items():
+            path.write_text(text)
 
 
 def _edit(path: str, old: str, new: str) -> None:
@@ -231,27 +232,20 @@ def _edit(path: str, old: str, new: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_from_ratings_to_the_next_landscape(tmp_path):
-    repair = repair_params(feedback={"policy": "wait"})
-    workspace = make_workspace(tmp_path / "w", {"x": audit_params()}, {"x": repair})
-    run_stages(workspace, "x", STAGES[:4])
-    summary = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
-    examples = [
-        {"id": e["id"], "rating": int(np.clip(round(strict(e["discrepancy"])), 1, 10))}
-        for mode in summary["modes"]
-        for e in mode["examples"]
-    ]
-    modes = [{"id": m["id"], "action": "repair", "reason": "seen"} for m in summary["modes"]]
+def test_the_command_makes_the_next_search_stale(tmp_path):
+    workspace = finished_audits().copy(tmp_path / "w")
     with inside(workspace):
-        decision = Decision(landscape=landscape_hash("x"), reviewer="Ada", approve=True, modes=modes, examples=examples)
-        record_decision(load_params(), "x", decision, "file")
-        assert standing(load_params(), "x").complete
-    code, told = faded(workspace, "ratings", "x", "--write")
+        landscape = read_json(Path("data/tiny/summarize/landscape.json"))
+        examples = [
+            {"id": e["id"], "rating": int(np.clip(round(strict(e["discrepancy"])), 1, 10))}
+            for mode in landscape["modes"]
+            for e in mode["examples"]
+        ]
+        modes = [{"id": m["id"], "action": "repair", "reason": "seen"} for m in landscape["modes"]]
+        said = {"landscape": landscape_hash("tiny"), "reviewer": "Ada", "approve": True, "modes": modes}
+        record_decision(load_params(), "tiny", Decision(**said, examples=examples), "file", revise=True)
+        assert standing(load_params(), "tiny").complete
+    code, told = faded(workspace, "ratings", "tiny", "--write")
     assert code == 0, told
-    _, plan = faded(workspace, "plan", "x")
+    _, plan = faded(workspace, "plan", "tiny")
     assert "discover" in plan and "summarize" in plan and "prepare" not in plan
-    run_stages(workspace, "x", STAGES[1:4])
-    with inside(workspace):
-        assert not standing(load_params(), "x").complete  # another landscape waits for a decision of its own
-    later = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
-    assert later["overall"]["value"] < later["ratings"]["automatic"]["overall"]["value"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +14,6 @@ from stages import collect_feedback
 from stages.core.files import read_json, stage_dir
 from stages.decisions import read_chain
 from tests.review_samples import also_review, change_landscape, kept, make_review
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make_review(tmp_path, monkeypatch)
 
 
 class Window:
@@ -72,10 +66,10 @@ def window(browser: Any, **context: Any) -> Iterator[Window]:
         opened.context.close()
 
 
-@pytest.mark.parametrize("javascript", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(browser, tmp_path, monkeypatch, javascript):
+@pytest.mark.slow  # as filled in by test_review_page.py
+def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(browser, tmp_path, monkeypatch):
     make_review(tmp_path, monkeypatch, "texts")
-    with window(browser, java_script_enabled=javascript) as w:
+    with window(browser) as w:
         page = w.page
         assert "token" not in page.url
         w.choose("M2", "Ignore")
@@ -91,11 +85,7 @@ def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(browser, tmp_path
         assert "Grace Hopper approved the repair of x." in page.inner_text("main")
         assert w.errors == []
     [made] = kept()
-    assert [(m.id, m.action, m.severity, m.reason) for m in made.modes] == [
-        ("M1", "repair", 1.0, "seen"),
-        ("M2", "ignore", 1.0, "nobody writes like this"),
-        ("M3", "repair", 2.0, "seen"),
-    ]
+    assert [m.reason for m in made.modes] == ["seen", "nobody writes like this", "seen"]
     collect_feedback.main("x")
     plan = read_json(stage_dir("x", "collect_feedback") / "plan.json")
     assert plan["statement"] == "decided by Grace Hopper (name typed, not verified)"
@@ -156,15 +146,18 @@ def test_it_works_by_keyboard_alone(browser, place):
     assert (made.modes[1].reason, made.reason, made.reviewer) == ("jar", "by keys", "Ada Lovelace")
 
 
-@pytest.mark.parametrize("kind", ["texts", *(pytest.param(k, marks=pytest.mark.slow) for k in ("digits", "pictures"))])
-def test_a_phone_needs_no_sideways_scrolling(browser, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["texts", pytest.param("pictures", marks=pytest.mark.slow)])
+def test_a_phone_needs_no_sideways_scrolling_and_hostile_text_does_nothing(browser, tmp_path, monkeypatch, kind):
     make_review(tmp_path, monkeypatch, kind, hostile=True)
     with window(browser, width=380, has_touch=True) as w:
-        assert w.page.evaluate("document.documentElement.scrollWidth") == 380
         for details in w.page.locator("details").all():
+            assert w.page.evaluate("document.documentElement.scrollWidth") == 380
             details.evaluate("(d) => (d.open = true)")
         assert w.page.evaluate("document.documentElement.scrollWidth") == 380
-        assert w.page.get_by_role("button", name="Reject").is_visible()
+        assert "<script>alert(1)</script>" in w.page.locator("#mode-1-title").inner_text()
+        w.page.get_by_label("Your name").fill("<script>alert(2)</script>")
+        w.save()
+        assert "<script>alert(2)</script> approved" in w.page.inner_text("main")
         assert w.errors == []
 
 
@@ -194,6 +187,7 @@ def test_a_draft_outlives_a_crash_until_it_is_recorded_thrown_away_or_about_anot
     assert (made.approve, made.modes[0].action, made.examples[0].rating) == (False, "accept", 4)
 
 
+@pytest.mark.slow
 def test_a_problem_is_shown_where_the_reviewer_looks(browser, place):
     with window(browser) as w:
         w.page.get_by_label("Why?").nth(0).fill("kept")
@@ -214,13 +208,3 @@ def test_a_problem_is_shown_where_the_reviewer_looks(browser, place):
         w.save("Reject")
     first, second = kept()
     assert (first.approve, second.approve, len(second.revises)) == (True, False, 1)
-
-
-def test_hostile_text_does_nothing_in_a_browser(browser, tmp_path, monkeypatch):
-    make_review(tmp_path, monkeypatch, "texts", hostile=True)
-    with window(browser) as w:
-        assert "<script>alert(1)</script>" in w.page.locator("#mode-1-title").inner_text()
-        w.page.get_by_label("Your name").fill("<script>alert(2)</script>")
-        w.save()
-        assert "<script>alert(2)</script> approved" in w.page.inner_text("main")
-        assert w.errors == []

@@ -90,16 +90,16 @@ def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(pla
 
 
 WRONG = (
-    "a.org ftp://a.org https:// https://a.org/a https://[x https://ada:pw@a.org https://ada@a.org https://a.org:65536"
+    "a.org ftp://a.org https:// https://a.org/a https://[x https://ada:pw@a.org https://a.org:65536 https://a.org?a=b"
 )
 
 
-@pytest.mark.parametrize("url", [*WRONG.split(), "https://a.org:http", "https://a.org?a=b", "https://a.org?", 8711])
-def test_what_is_no_address_of_a_proxy_is_refused(place, url):
-    Path("prefect.yaml").write_text(f"public_url: {url}\ndeployments: []\n")
-    with pytest.raises(UsageError, match=r"prefect\.yaml: public_url: expected an address like https://aud") as refused:
-        public_url()
-    assert "pw" not in str(refused.value)
+def test_what_is_no_address_of_a_proxy_is_refused(place):
+    for url in (*WRONG.split(), 8711):
+        Path("prefect.yaml").write_text(f"public_url: {url}\ndeployments: []\n")
+        with pytest.raises(UsageError, match=r"prefect\.yaml: public_url: expected an address like https") as refused:
+            public_url()
+        assert "pw" not in str(refused.value)
 
 
 @pytest.mark.slow
@@ -141,24 +141,15 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
         number = taken.getsockname()[1]
         with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], port=number):
             pass
-    with serve_review(["x"], port=0) as server:
-        for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
-            with pytest.raises(OSError, match="in use"):
-                socket.create_server((host, reached(server)), family=family)
-
-
-def test_no_two_servers_have_the_same_name(place):
-    """A program that took the port of an ended server could leave a script in its origin, which browsers would run."""
-    hosts = set()
-    for _ in range(2):
-        with serve_review(["x"], port=0) as server:
-            hosts.add(httpx.URL(server.one_time_link("x")).host)
-    assert len(hosts) == 2
-
-
-def test_pages_are_shown_on_no_other_loopback_address(place):
     with pytest.raises(UsageError, match=r"127\.0\.0\.1 and ::1 alone"), serve_review(["x"], "127.0.0.5"):
         pass
-    for host in ("localhost", "::1"):
-        with serve_review(["x"], host, 0) as server:
+    names = set()
+    for given in ("localhost", "::1"):
+        with serve_review(["x"], given, 0) as server:
             assert server.url.startswith("http://127.0.0.1:") and reached(server) != PORT
+            names.add(httpx.URL(server.one_time_link("x")).host)
+            for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+                with pytest.raises(OSError, match="in use"):
+                    socket.create_server((host, reached(server)), family=family)
+    # A program that took the port of an ended server could leave a script in its origin, which browsers would run.
+    assert len(names) == 2, "each server has a name of its own"

@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import time
-from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -21,7 +20,7 @@ from flows.people.review import server as server_module
 from flows.people.review.server import serve_review, warning
 from flows.people.review.view import report_policy
 from flows.server import security
-from flows.server.security import PAGE_POLICY, Keys, ServerRecord, knows_host, same_origin
+from flows.server.security import PAGE_POLICY, ServerRecord, knows_host, same_origin
 from stages.core.errors import UsageError
 from tests.cases import scaled
 from tests.report_samples import HOSTILE
@@ -29,7 +28,6 @@ from tests.review_samples import (
     HOST,
     URL,
     Loopback,
-    Reviewer,
     also_review,
     change_landscape,
     form_of,
@@ -37,16 +35,6 @@ from tests.review_samples import (
     make_review,
     reviewers,
 )
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make_review(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def ada(place: Path) -> Reviewer:
-    return reviewers()[0]
 
 
 def follow(link: str) -> httpx.Response:
@@ -119,26 +107,26 @@ def test_without_a_session_nothing_is_shown_or_written(place):
     assert kept() == []
 
 
-@pytest.mark.parametrize("host", ["evil.example:8711", "127.0.0.1.evil.example", "", "10.0.0.1", "["])
-def test_a_name_that_only_resolves_to_us_is_refused(ada, host):
+def test_a_name_that_only_resolves_to_us_is_refused(ada):
     ada.enter()
-    answer = ada.client.get("/review/x", headers={"Host": host})
-    assert answer.status_code == 421 and "M1" not in answer.text
+    for host in ("evil.example:8711", "127.0.0.1.evil.example", "", "10.0.0.1", "["):
+        answer = ada.client.get("/review/x", headers={"Host": host})
+        assert answer.status_code == 421 and "M1" not in answer.text
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8711", "localhost:9000", "[::1]:8711", "127.0.0.1"])
-def test_a_name_that_every_port_shares_shows_nothing_but_how_to_get_a_link(ada, host):
+def test_a_name_that_every_port_shares_shows_nothing_but_how_to_get_a_link(ada):
     fields = form_of(ada.enter()) | {"decision": "approve"}
     ada.client.headers["Cookie"] = "; ".join(f"{k}={v}" for k, v in ada.client.cookies.items())
     link = ada.served.link("x").removeprefix(URL)
-    for answer in (
-        *(ada.client.get(path, headers={"Host": host}) for path in ("/", "/review/x", "/static/review.css", link)),
-        ada.send(fields, Host=host, Origin=f"http://{host}"),
-    ):
-        assert answer.status_code == 421 and "faded review AUDIT --link" in answer.text
-        assert "set-cookie" not in answer.headers and HOST not in answer.text + str(answer.headers)
+    for host in ("127.0.0.1:8711", "localhost:9000", "[::1]:8711"):
+        for answer in (
+            *(ada.client.get(path, headers={"Host": host}) for path in ("/", "/review/x", "/static/review.css", link)),
+            ada.send(fields, Host=host, Origin=f"http://{host}"),
+        ):
+            assert answer.status_code == 421 and "faded review AUDIT --link" in answer.text
+            assert "set-cookie" not in answer.headers and HOST not in answer.text + str(answer.headers)
+        assert ada.client.get("/links", headers={"Host": host}).status_code == 404
     assert kept() == []
-    assert ada.client.get("/links", headers={"Host": host}).status_code == 404
     assert ada.client.get(link).status_code == 303  # it was not used up
 
 
@@ -154,12 +142,12 @@ def test_who_listens_on_the_network_answers_to_addresses_and_its_own_name():
 OTHERS = ("http://evil.example", "null", f"http://{HOST}:8712", "http://127.0.0.1:8711", "http://localhost:8711")
 
 
-@pytest.mark.parametrize("origin", [*OTHERS, "", f"file://{HOST}:8711", "http://["])
-def test_a_form_of_another_page_is_refused(ada, origin):
+def test_a_form_of_another_page_is_refused(ada):
     sent = form_of(ada.enter()) | {"decision": "approve", "reason": "typed this"}
-    answer = ada.send(sent, Origin=origin, Referer=f"{URL}/review/x")
-    assert answer.status_code == 403 and "did not come from this page" in answer.text
-    assert "typed this" in answer.text and kept() == []
+    for origin in (*OTHERS, "", f"file://{HOST}:8711", "http://["):
+        answer = ada.send(sent, Origin=origin, Referer=f"{URL}/review/x")
+        assert answer.status_code == 403 and "did not come from this page" in answer.text
+        assert "typed this" in answer.text and kept() == []
     ours = {"host": f"{HOST}:8711", "referer": f"{URL}/review/x"}
     assert same_origin(ours) and same_origin(ours | {"origin": URL})  # without an origin, the referrer counts
     assert not same_origin({"host": ours["host"]})
@@ -231,7 +219,7 @@ def test_a_report_keeps_its_own_policy_and_acts_for_nobody(ada):
     assert "script-src" not in report_policy("<html>a report without a policy")
 
 
-@pytest.mark.parametrize("kind", ["digits", "texts", "pictures"])
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
 def test_what_models_and_data_say_is_shown_as_text(tmp_path, monkeypatch, kind):
     make_review(tmp_path, monkeypatch, kind, hostile=True)
     [ada] = reviewers()
@@ -270,22 +258,19 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada):
     assert ada.client.get("/links", headers=known).json() == {"audits": ["x"]}
 
 
-@pytest.mark.parametrize(("path", "status"), [("/links?audit=x", 404), ("/review/x", 403)])
-def test_who_may_not_is_told_so_before_anything_is_read(place, path, status):
+def test_who_may_not_is_told_so_before_anything_is_read(place):
     with serve_review(["x"], port=0) as server:
         link = httpx.URL(server.one_time_link("x"))
-        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: 300000000\r\n\r\n".encode())
-            assert connection.recv(12) == b"HTTP/1.1 %d" % status
+        for path, status in (("/links?audit=x", 404), ("/review/x", 403)):
+            with socket.create_connection(("127.0.0.1", link.port), timeout=30) as connection:
+                head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: 300000000\r\n\r\n".encode())
+                assert connection.recv(12) == b"HTTP/1.1 %d" % status
 
 
 @pytest.mark.parametrize(
     "sent",
-    [
-        "POST /rev",
-        "POST /review/x HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\nContent-Length: 9000\r\n\r\ncsrf=",
-    ],
+    ["POST /rev", "POST /review/x HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\nContent-Length: 9000\r\n\r\ncsrf="],
 )
 def test_requests_that_never_become_whole_end_and_keep_nobody_out(place, monkeypatch, capfd, sent):
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 1.0)
@@ -372,24 +357,13 @@ def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place):
         links.one_time_link("x")
 
 
-def test_another_servers_record_is_left_alone_and_a_broken_one_is_none(place):
+def test_another_servers_record_is_left_alone(place):
     with serve_review(["x"], port=0) as server:
         other = ServerRecord(url="http://127.0.0.1:1", pid=1, started=1.0, secret="s")
         other.write(links.RECORD)
         with pytest.raises(UsageError, match=r"--port \d+: cannot listen there"):  # it is taken
             serve_review(["x"], port=int(server.url.rpartition(":")[2])).__enter__()
     assert ServerRecord.model_validate_json(links.RECORD.read_text()) == other
-    for text in ("", "{", "[]", '{"url": 1}'):
-        links.RECORD.write_text(text)
-        assert links.running() is None
-
-
-def test_tokens_are_kept_as_digests():
-    keys = Keys()
-    token = keys.make_token("x")
-    assert token not in repr(vars(keys))
-    assert keys.redeem(token, "another audit") is None  # where it opens nothing, it is not used up
-    assert keys.redeem(token, "x") is not None and keys.redeem(token, "x") is None
 
 
 def test_a_browser_that_asked_for_nothing_has_to_come_in_anew(ada):

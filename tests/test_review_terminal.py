@@ -95,14 +95,6 @@ def test_answers_outlive_somebody_who_was_quicker_or_changed_the_landscape(place
     assert [d.reviewer for d in kept()] == ["Grace", "Ada"] * revised
 
 
-def test_a_revision_replaces_what_was_shown_alone(place, monkeypatch):
-    review(monkeypatch, *MODE, "Ada", "", "y", "y")
-    first(monkeypatch, lambda: review(monkeypatch, *MODE, "Cy", "", "n", "y", revise=True))
-    with pytest.raises(AlreadyDecided, match="Cy rejected"):
-        review(monkeypatch, *MODE, "Bob", "", "y", "y", revise=True)
-    assert [d.reviewer for d in kept()] == ["Ada", "Cy"]
-
-
 def test_a_review_that_is_broken_off_writes_nothing(place, monkeypatch):
     with pytest.raises(UsageError, match="was cancelled; no decision was written"):
         review(monkeypatch, *MODE, "Ada")

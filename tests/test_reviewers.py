@@ -85,23 +85,19 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path):
     assert key.exists()  # it may be needed again, and is the user's
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_what_cannot_be_listed_is_refused_and_changes_nothing():
+    faded("reviewers", "add", "Ada Lovelace")
+    before = Path("params.yaml").read_bytes()
+    for given, message in (
         (["add"], "needs the NAME of a reviewer"),
         (["add", "Bob", "--public-key", "nowhere.pub"], "expected a file or a line `ssh-ed25519 AAAA...`"),
         (["add", "ada lovelace"], "lists a key of 'Ada Lovelace' already"),
-        (["add", "Bob", "--public-key", "her key"], "has the same key as another reviewer"),
+        (["add", "Bob", "--public-key", keys()["Ada Lovelace"]], "has the same key as another reviewer"),
         (["add", "nobody"], "cannot be told from 'nobody'"),
         (["remove", "Bob"], "no key of 'Bob' is listed for x, other, found: Ada Lovelace"),
-        (["forget", "Bob"], "forget"),
-    ],
-)
-def test_what_cannot_be_listed_is_refused_and_changes_nothing(given, message):
-    faded("reviewers", "add", "Ada Lovelace")
-    before = Path("params.yaml").read_bytes()
-    code, told = faded("reviewers", *(keys()["Ada Lovelace"] if word == "her key" else word for word in given))
-    assert code == 2 and message in told and Path("params.yaml").read_bytes() == before
+    ):
+        code, told = faded("reviewers", *given)
+        assert code == 2 and message in told and Path("params.yaml").read_bytes() == before
 
 
 def test_who_has_the_key_signs_and_nobody_else_decides():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import io
 import threading
@@ -31,7 +30,6 @@ from flows.recur.runs import (
     resume_interrupted,
     run_name,
     superseded,
-    worker_name,
 )
 from flows.recur.schedule import Entry
 from flows.request import open_request, read_request
@@ -102,7 +100,7 @@ def test_no_suspended_run_is_taken_for_dead_though_its_heartbeats_come_late(pool
 
     began = datetime.now(UTC)
     dead, alive = pool.run(Running()), pool.run(Running())
-    runs = [pool.run(Running()) for _ in range(50)]
+    runs = [pool.run(Running()) for _ in range(12)]
     silence, ended = timedelta(seconds=15), threading.Event()  # the server stores events every 5 s
 
     def look_all_the_time() -> None:
@@ -175,47 +173,6 @@ def one_look(monkeypatch, pool: str) -> str:
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=time.monotonic, sleep=stop))
         flows.serve._watch(console, flows.serve._News(console), None, None, pool)
     return said.getvalue()
-
-
-@pytest.mark.slow
-def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool, monkeypatch):
-    from prefect.states import Completed, Running, Scheduled
-
-    now, steps, started = 0.0, 0, []
-    run = pool.client.create_flow_run_from_deployment(pool.deployment, state=Running()).id
-    ends = iter([(Running(), 9), (Completed(), 0)])
-
-    @contextlib.contextmanager
-    def start() -> Iterator[Any]:
-        """A worker that fetches the due run, and ends at once: first killed, then with code 0."""
-        [due] = pool.client.get_scheduled_flow_runs_for_work_pool(pool.name)
-        state, code = next(ends)
-        pool.put(due.flow_run.id, state)
-        started.append(due.flow_run.id)
-        yield SimpleNamespace(poll=lambda: code)
-
-    def sleep(_seconds: float) -> None:
-        nonlocal now, steps
-        now, steps = now + 10, steps + 1
-        if steps == 3:
-            assert started == []  # a run that another process of ours works on is not due
-            pool.put(run, Scheduled())
-        if steps == 12:
-            raise KeyboardInterrupt
-
-    said = io.StringIO()
-    console = Console(file=said, width=200)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-        worker = flows.serve.Child("worker", start)
-        flows.serve._watch(console, flows.serve._News(console), None, worker, pool.name)
-    assert started == [run, run]
-    assert pool.state(run) == "Completed"
-    first, second = said.getvalue().splitlines()
-    assert first == "the worker ended (exit code 9): restarting it"
-    assert second.endswith("was interrupted and resumes")
-    [told] = [one.name for one in pool.client.read_workers_for_work_pool(pool.name)]
-    assert told == worker_name()
 
 
 @pytest.fixture
