@@ -16,13 +16,14 @@ from flows.graph import Graph, Stage
 from flows.results import LastVerdict, read_verdict
 from flows.results.glance import Glance, Status, read_status
 from flows.views import show_status
-from flows.views.board import trend_of, write_board
-from flows.views.history import History, RevisionResult, read_history
+from flows.views.board import write_board
+from flows.views.history import read_history
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
 from tests.workspace import audit_params
 
+IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
 STAGES = ("prepare", "discover", "summarize", "report")
 
 
@@ -51,8 +52,7 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
     git("init")
     put("old", passed=False, rate=0.2)
     git("add", "data")
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    assert git(*identity, "commit", "-m", "old") is not None
+    assert git(*IDENTITY, "commit", "-m", "old") is not None
     put("mine", passed=True, rate=0.1)
     state = graph(old=(), mine=("code changed",), new=("never ran",), half=("never ran",))
     found = read_status(params, state, ["old", "mine", "new", "half"], ["half"])
@@ -71,7 +71,6 @@ def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
 
 def test_status_and_history_name_the_same_verdict_wherever_its_files_are(params):
     git("init")
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
 
     def newest() -> LastVerdict:
         told = read_verdict(params, "old")
@@ -83,7 +82,7 @@ def test_status_and_history_name_the_same_verdict_wherever_its_files_are(params)
     headline.write_text(json.dumps({"passed": True, "failure_rate": 20}))
     assert (newest().word, newest().revision) == ("pass", "workspace")
     git("add", str(headline))
-    git(*identity, "commit", "-m", "old")
+    git(*IDENTITY, "commit", "-m", "old")
     assert newest().revision not in ("workspace", None) and newest().whole
     # A clone has only what is in git; a failed stage has removed its headline, too.
     verdict.unlink()
@@ -120,7 +119,6 @@ def test_it_fits_80_columns_without_breaking_a_word():
 
 def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_path):
     git("init")
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     for rate in (0.1, 0.2):
         shutil.rmtree("data", ignore_errors=True)
         put("old", passed=True, rate=rate)
@@ -129,7 +127,7 @@ def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_pa
         verdict.write_text(json.dumps(json.loads(verdict.read_text()) | {"light": "amber", "concerns": ["<b>"]}))
         Path("data/old/report/report.html").write_text("the report")
         git("add", "data")
-        git(*identity, "commit", "-m", str(rate))
+        git(*IDENTITY, "commit", "-m", str(rate))
     status = read_status(
         params, graph(old=(), mine=("code changed",), new=("never ran",), half=()), ["old", "mine", "new"]
     )
@@ -138,11 +136,3 @@ def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_pa
     assert "<script" not in page and "script-src 'none'" in page and len(page) < 100_000
     assert page.count("<polyline") == 2 and 'class="lamp amber"' in page and "faded audit mine" in page
     assert 'href="../data/old/report/report.html"' in page and "Never run: new" in page and "<b>" not in page
-
-
-def test_a_trend_is_drawn_on_one_scale_from_zero():
-    verdict = LastVerdict("a", True, [], None, True)
-    rates = [Rate(0.4, nan, nan, 9), NO_RATE, Rate(0.2, 0.1, 0.3, 9)]  # newest first
-    old, new = trend_of(History("a", [RevisionResult(verdict, rate, None, None, None) for rate in rates], ""))
-    assert old.x < new.x and new.y < old.y == pytest.approx((old.top + old.bottom) / 2, abs=0.1)
-    assert new.y == new.top == new.bottom  # without an interval, and the highest

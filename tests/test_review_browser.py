@@ -1,4 +1,4 @@
-"""The review page in a real browser: what a reviewer enters there is what the pipeline uses."""
+"""The review page in a real browser: by keyboard, on a phone, from a file, and what it keeps of a draft."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import pytest
 
 from flows.people.review.links import write_way_in
 from flows.people.review.server import ReviewServer, serve_review
-from stages import collect_feedback
-from stages.core.files import read_json, stage_dir
 from stages.decisions import read_chain
 from tests.review_samples import also_review, change_landscape, kept, make_review
 
@@ -64,39 +62,6 @@ def window(browser: Any, **context: Any) -> Iterator[Window]:
         opened = Window(browser, server, **context)
         yield opened
         opened.context.close()
-
-
-@pytest.mark.slow  # as filled in by test_review_page.py
-def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(browser, tmp_path, monkeypatch):
-    make_review(tmp_path, monkeypatch, "texts")
-    with window(browser) as w:
-        page = w.page
-        assert "token" not in page.url
-        w.choose("M2", "Ignore")
-        w.choose("M3", "Repair")
-        w.choose("M3", "High")
-        page.get_by_label("Why?").nth(1).fill("nobody writes like this")
-        page.get_by_label("What should M3.1 have been?").fill("Fires still burn <b>&amp;</b> in\nNew South Wales.")
-        page.get_by_label("M3.1: quality").select_option("2")
-        page.get_by_label("M1.2: I cannot read this myself").check()
-        page.get_by_label("Your name").fill("Grace Hopper")
-        page.get_by_label("Reason for the decision").fill("for the release")
-        w.save()
-        assert "Grace Hopper approved the repair of x." in page.inner_text("main")
-        assert w.errors == []
-    [made] = kept()
-    assert [m.reason for m in made.modes] == ["seen", "nobody writes like this", "seen"]
-    collect_feedback.main("x")
-    plan = read_json(stage_dir("x", "collect_feedback") / "plan.json")
-    assert plan["statement"] == "decided by Grace Hopper (name typed, not verified)"
-    assert [(m["id"], m["action"], m["severity"]) for m in plan["modes"]] == [
-        ("M1", "repair", 1.0),
-        ("M2", "ignore", 1.0),
-        ("M3", "repair", 2.0),
-    ]
-    assert [e.id for e in made.examples if e.unreadable] == ["M1.2"]
-    said = [(e["id"], e["rating"], e["bias"], e["corrected"]) for e in plan["examples"]]
-    assert said == [("M3.1", 2, None, "Fires still burn <b>&amp;</b> in\nNew South Wales.")]
 
 
 @pytest.mark.slow
@@ -185,26 +150,3 @@ def test_a_draft_outlives_a_crash_until_it_is_recorded_thrown_away_or_about_anot
         assert w.errors == []
     [made] = kept()
     assert (made.approve, made.modes[0].action, made.examples[0].rating) == (False, "accept", 4)
-
-
-@pytest.mark.slow
-def test_a_problem_is_shown_where_the_reviewer_looks(browser, place):
-    with window(browser) as w:
-        w.page.get_by_label("Why?").nth(0).fill("kept")
-        w.page.evaluate("document.getElementById('form').noValidate = true")
-        w.page.get_by_label("Your name").fill("")
-        w.page.get_by_role("button", name="Approve the repair").click()
-        alert = w.page.get_by_role("alert")
-        assert "A decision needs the reviewer's name" in alert.inner_text()
-        # A browser focuses elements with autofocus when it first draws the page, which may be after loading.
-        w.page.locator("#problems:focus").wait_for()
-        assert w.page.get_by_label("Why?").nth(0).input_value() == "kept"
-        w.page.get_by_label("Your name").fill("Ada")
-        w.save()
-        w.page.goto(f"{w.server.one_time_link('x')}&again=yes")
-        w.press("Reject")  # the browser requires the tick first
-        assert w.page.locator("[name=revise]").evaluate("(box) => box.matches(':invalid:focus')")
-        w.page.get_by_label("My decision replaces Ada’s").check()
-        w.save("Reject")
-    first, second = kept()
-    assert (first.approve, second.approve, len(second.revises)) == (True, False, 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,41 +22,11 @@ from flows.people.review.server import ReviewServer, serve_review
 from stages.core.errors import UsageError
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain
 from tests.review_samples import Loopback, also_review, form_of, kept
-from tests.workspace import FADED, ROOT, Workspace
 
 
 def faded(*arguments: str) -> Result:
     """`faded review x ARGUMENTS...` in this process."""
     return CliRunner().invoke(app, ["review", "x", *arguments])
-
-
-@pytest.mark.slow
-def test_the_command_ends_when_the_decision_is_recorded(place):
-    env = Workspace(place).env | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
-    command = [FADED, "review", "x", "--no-open", "--port", "0"]
-    it = subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        told = line = ""
-        while "waiting for a decision" not in line and (line := it.stdout.readline()):
-            told += line
-        found = re.search(r"http://\S+token=\S+", told)
-        assert found is not None, told
-        second = faded("--no-open")  # makes the running server show it, and ends
-        assert second.exit_code == 0 and f"process {it.pid}" in second.stdout, second.output
-        link = faded("--link").stdout.strip()
-        assert link not in told and link.partition("?")[0] == found.group(0).partition("?")[0]
-        base = link.partition("/review")[0]
-        with httpx.Client(transport=Loopback(), base_url=base, follow_redirects=True, timeout=60) as client:
-            fields = form_of(client.get(link).text) | {"decision": "approve"}
-            answer = client.post("/review/x", data=fields, headers={"Origin": base})
-        assert answer.status_code == 200 and "Recorded" in answer.text
-        rest, _ = it.communicate(timeout=60)
-    finally:
-        it.kill()
-    assert it.returncode == 0, rest
-    [made] = read_chain("x")
-    assert "approved the repair of x" in rest and "faded audit x" in rest and str(made.path) in rest
-    assert not RECORD.exists()
 
 
 @contextlib.contextmanager
@@ -89,12 +59,15 @@ class Browser:
 def test_it_ends_by_a_decision_on_its_own_audit_when_nobody_decides_on_another(place):
     also_review()
     with serving() as it:
-        other, own = (Browser(one_time_link(name)) for name in ("other", "x"))
+        second = faded("--no-open")  # makes the running server show it, and ends
+        assert second.exit_code == 0 and f"process {os.getpid()}" in second.stdout, second.output
+        other, own = Browser(one_time_link("other")), Browser(faded("--link").stdout.strip())
         own.decide(decision="approve")
         assert running() is not None and not it.done()
         other.decide(decision="reject")
-    told = "repair of x.*1 other browser has a page open.*repair of other"
-    assert re.search(told, it.result().stdout, re.S)
+    told, [made] = it.result(), read_chain("x")
+    assert told.exit_code == 0 and str(made.path) in told.stdout and not RECORD.exists()
+    assert re.search("approved the repair of x.*1 other browser has a page open.*repair of other", told.stdout, re.S)
 
 
 def test_a_host_that_does_not_count_is_told(place):

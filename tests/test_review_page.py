@@ -130,7 +130,7 @@ def test_a_decided_landscape_asks_nothing_more(ada):
     assert "replaces Ada Lovelace’s; what it replaces stays in the record" in again
     fields = form_of(again)
     assert (fields["reason.M1"], fields["severity.M1"]) == ("seen in the field", "high")
-    assert "revise" not in fields  # the tick is the reviewer's
+    assert "revise" not in fields and 'name="revise" value="yes" required' in again  # the tick is the reviewer's
     assert ada.send(fields | {"decision": "reject", "revise": "yes"}).status_code == 200
     assert [d.approve for d in kept()] == [True, False]
 
@@ -147,6 +147,7 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(ada):
     ):
         answer = ada.send(fields | changed)
         assert answer.status_code == 400 and problem in answer.text and "Nothing was saved" in answer.text
+        assert 'id="problems" autofocus' in answer.text  # where the reviewer looks
         assert form_of(answer.text)["reason.M1"] == "kept this"
         assert kept() == ada.reported == []
 

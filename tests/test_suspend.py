@@ -37,7 +37,7 @@ from flows.request import REQUESTS, Request, read_modes, read_request
 from flows.run import run_audits, show_audits
 from flows.views.labels import shown_before
 from stages.core.files import write_state
-from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
+from stages.decisions import Decision, landscape_hash, read_chain, record_decision
 from stages.params import load_params
 from tests.servers import until
 from tests.workspace import ROOT, STAGES, Workspace, audit_params
@@ -323,32 +323,6 @@ def test_a_decision_made_while_the_run_is_being_suspended_is_not_missed(deployme
     monkeypatch.setattr(notify, lambda *_: record_decision(load_params(), "tiny", made(), "page"))
     run = deployment.run()
     assert run.state.is_scheduled(), run.state
-
-
-@pytest.mark.slow
-def test_time_out_is_a_rejection_that_can_be_revised(deployment):
-    ask_a_person(deployment.toys, timeout_hours=2)
-    first = deployment.run()
-    request = read_request("tiny")
-    assert request.expires - request.asked == timedelta(hours=2)
-    assert abs(first.state.state_details.pause_timeout - request.expires) < timedelta(minutes=2)
-
-    let_the_time_pass()
-    with pytest.raises(AlreadyDecided, match=r"nobody rejected landscape .* \(time-out\)"):
-        decide(load_params(), "tiny", made(), "command")
-    [kept] = read_chain("tiny")
-    assert (kept.decision.via, kept.decision.approve) == ("time-out", False)
-    assert "nobody decided within 2 hours" in kept.decision.reason
-    deployment.toys.toy(collect_feedback__tiny={"exit": 1})  # as the real one does
-    run = deployment.execute(first.id)  # resumed by the rejection
-    assert run.state.is_failed() and run.state.name == "Rejected"
-    assert run.state.message.startswith("tiny: rejected by nobody: nobody decided within 2 hours")
-    assert "tiny-verdict" not in deployment.artifacts(run)
-    assert "collect_feedback@tiny Rejected" in deployment.tasks(run)
-    assert deployment.told[-1][0] == "rejected"
-
-    decide(load_params(), "tiny", made(), "page", revise=True)
-    assert standing(load_params(), "tiny").rejection is None
 
 
 @pytest.mark.slow

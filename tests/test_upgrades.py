@@ -109,20 +109,6 @@ def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_
     assert not any("tasks_of_mine" in reason for reason in stage.reasons), stage.reasons
 
 
-@pytest.mark.slow
-def test_in_a_clone_too_it_gets_folders_that_git_keeps(toys, monkeypatch):
-    params = toys.params()
-    toys.edit_params({f"{part}.mine": params[part]["tiny"] for part in ("audits", "repairs")})
-    monkeypatch.chdir(toys.path)
-    made = ["data/mine/shards/.gitignore", "data/mine/inputs/.gitkeep", "data/mine/decisions/.gitkeep"]
-    assert make_folders() == [f"faded wrote {', '.join(made)}"] and make_folders() == [] and not outdated()
-    listed = toys.run(["git", "status", "--short", "--untracked-files=all", "data/mine"]).stdout
-    assert {line.split()[1] for line in listed.splitlines()} == {*made}
-    (Path("data/mine/inputs/regions.json")).write_text("[]")
-    done = toys.run(["dvc", "repro", "collect_feedback@mine"])  # it reads all three
-    assert done.returncode == 0, done.stdout
-
-
 def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, monkeypatch, capsys):
     monkeypatch.chdir(own.path)
     with audit_running(own):
