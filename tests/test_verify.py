@@ -121,101 +121,59 @@ def repaired_in(entry: Any) -> Any:
 
 WEAKER = {"change_min": -0.9}
 OTHER_GATES = in_yaml(PARAMS, lambda p: p["repairs"]["tiny"]["gates"].update(clean_quality=WEAKER))
+GATES_IN_LOCK = lock_of("conclude", lambda s: s["params"][PARAMS]["repairs.tiny"]["gates"].update(clean_quality=WEAKER))
 NOT_PASSED = [in_json(name, lambda record: record.update(passed=False)) for name in (VERDICT, METRICS, MANIFEST)]
 CHANGES: dict[str, tuple[Change, dict[str, str]]] = {
-    "failed gate": (
-        in_json(VERDICT, lambda v: v["gates"][0].update(passed=False)),
-        {"verdict": "gates[0].passed: expected True, found False", "dvc.lock": VERDICT},
-    ),
-    "1 for true": (
-        in_json(VERDICT, lambda v: v["gates"][0].update(passed=1)),
-        {"provenance": "gates[0].passed: expected True, found 1"},
-    ),
+    "failed gate": (in_json(VERDICT, lambda v: v["gates"][0].update(passed=False)),
+        {"verdict": "gates[0].passed: expected True, found False", "dvc.lock": VERDICT}),
+    "1 for true": (in_json(VERDICT, lambda v: v["gates"][0].update(passed=1)),
+        {"provenance": "gates[0].passed: expected True, found 1"}),
     "better value": (in_json(VERDICT, lambda v: v["gates"][0].update(high=-0.9)), {"verdict": "gates[0].high"}),
     "no gates": (in_json(VERDICT, lambda v: v["gates"].clear()), {"verdict": "gates: "}),
-    "better difference": (
-        in_json(COMPARISON, lambda c: c["differences"]["target_failure_rate"].update(after=0.0)),
-        {"verdict": "target_failure_rate_after", "dvc.lock": COMPARISON},
-    ),
-    "another reviewer": (
-        in_json(VERDICT, lambda v: v.update(reviewer="Eve")),
-        {"verdict": "reviewer: expected 'Bob, Ada', found 'Eve'"},
-    ),
+    "better difference": (in_json(COMPARISON, lambda c: c["differences"]["target_failure_rate"].update(after=0.0)),
+        {"verdict": "target_failure_rate_after", "dvc.lock": COMPARISON}),
+    "another reviewer": (in_json(VERDICT, lambda v: v.update(reviewer="Eve")),
+        {"verdict": "reviewer: expected 'Bob, Ada', found 'Eve'"}),
     "alike in all places": (all_of(*NOT_PASSED), {"verdict": f"{VERDICT}: passed: expected True, found False"}),
-    "a key twice": (
-        in_text(VERDICT, b'"passed": true', b'"passed": false,\n "passed": true'),
-        {"verdict": "it has the key 'passed' twice"},
-    ),
+    "a key twice": (in_text(VERDICT, b'"passed": true', b'"passed": false,\n "passed": true'),
+        {"verdict": "it has the key 'passed' twice"}),
     "report": (in_text(REPORT, b"</body>", b"<p>all is well</p></body>"), {"dvc.lock": REPORT}),
     "gates": (OTHER_GATES, {"parameters": "repairs.tiny", "verdict": "expected -0.9"}),
-    "gates in the lock": (
-        all_of(
-            OTHER_GATES,
-            lock_of("conclude", lambda s: s["params"][PARAMS]["repairs.tiny"]["gates"].update(clean_quality=WEAKER)),
-        ),
-        {"verdict": "expected -0.9"},
-    ),
+    "gates in the lock": (all_of(OTHER_GATES, GATES_IN_LOCK), {"verdict": "expected -0.9"}),
     "no parameters in the lock": (
         all_of(OTHER_GATES, in_yaml(LOCK, lambda lock: [s.pop("params") for s in lock["stages"].values()])),
-        {"verdict": "expected -0.9"},
-    ),
-    "without the repaired model": (
-        lock_of("re_evaluate", lambda s: s["deps"].remove(repaired_in(s))),
-        {"dvc.lock": "re_evaluate@tiny did not read data/tiny/restructure/models"},
-    ),
-    "other repaired model": (
-        lock_of("re_evaluate", lambda s: repaired_in(s).update(md5="0" * 32 + ".dir")),
-        {"dvc.lock": "re_evaluate@tiny read data/tiny/restructure/models"},
-    ),
-    "stages in another order": (
-        in_yaml(LOCK, lambda lock: {**lock, "stages": dict(reversed(lock["stages"].items()))}),
-        {"dvc.lock": "stages"},
-    ),
-    "a stage left out": (
-        in_yaml(LOCK, lambda lock: [lock["stages"].pop("re_evaluate@tiny"), None][1]),
-        {"dvc.lock": f"{VERDICT}: no stage in dvc.lock wrote it"},
-    ),
-    "landscape": (
-        in_json(LANDSCAPE, lambda landscape: landscape["overall"].update(value=0.01)),
-        {"landscape": PLAN, "dvc.lock": LANDSCAPE, "plan": "found: nobody decided"},
-    ),
-    "a record that fills memory": (
-        in_json(LANDSCAPE, lambda landscape: landscape.update(modes=[{}] * 60_000)),
-        dict.fromkeys(("plan", "provenance"), "values, expected 100,000 at most"),
-    ),
-    "plan": (
-        in_json(PLAN, lambda plan: plan["modes"][0].update(action="ignore")),
-        {"plan": "modes[0].action: expected 'repair', found 'ignore'", "provenance": "hashes.plan"},
-    ),
-    "plan by rule": (
-        in_yaml(PARAMS, lambda p: p["repairs"]["tiny"].update(feedback={"policy": "top-k", "modes": 1})),
-        {"plan": f"{PLAN}: decided_by: expected 'policy', found 'human'"},
-    ),
-    "plan without its decisions": (
-        in_json(PLANNED, lambda record: record.pop("decisions")),
-        {"plan": f"{PLANNED}: decisions"},
-    ),
-    "look-alike reviewer": (
-        in_decisions(b"reviewer: Bob", "reviewer: B\u043eb".encode(), slice(None)),
-        {"decisions": ""},
-    ),
+        {"verdict": "expected -0.9"}),
+    "without the repaired model": (lock_of("re_evaluate", lambda s: s["deps"].remove(repaired_in(s))),
+        {"dvc.lock": "re_evaluate@tiny did not read data/tiny/restructure/models"}),
+    "other repaired model": (lock_of("re_evaluate", lambda s: repaired_in(s).update(md5="0" * 32 + ".dir")),
+        {"dvc.lock": "re_evaluate@tiny read data/tiny/restructure/models"}),
+    "stages in another order": (in_yaml(LOCK, lambda lock: {**lock, "stages": dict(reversed(lock["stages"].items()))}),
+        {"dvc.lock": "stages"}),
+    "a stage left out": (in_yaml(LOCK, lambda lock: [lock["stages"].pop("re_evaluate@tiny"), None][1]),
+        {"dvc.lock": f"{VERDICT}: no stage in dvc.lock wrote it"}),
+    "landscape": (in_json(LANDSCAPE, lambda landscape: landscape["overall"].update(value=0.01)),
+        {"landscape": PLAN, "dvc.lock": LANDSCAPE, "plan": "found: nobody decided"}),
+    "a record that fills memory": (in_json(LANDSCAPE, lambda landscape: landscape.update(modes=[{}] * 60_000)),
+        dict.fromkeys(("plan", "provenance"), "values, expected 100,000 at most")),
+    "plan": (in_json(PLAN, lambda plan: plan["modes"][0].update(action="ignore")),
+        {"plan": "modes[0].action: expected 'repair', found 'ignore'", "provenance": "hashes.plan"}),
+    "plan by rule": (in_yaml(PARAMS, lambda p: p["repairs"]["tiny"].update(feedback={"policy": "top-k", "modes": 1})),
+        {"plan": f"{PLAN}: decided_by: expected 'policy', found 'human'"}),
+    "plan without its decisions": (in_json(PLANNED, lambda record: record.pop("decisions")),
+        {"plan": f"{PLANNED}: decisions"}),
+    "look-alike reviewer": (in_decisions(b"reviewer: Bob", "reviewer: B\u043eb".encode(), slice(None)),
+        {"decisions": ""}),
     "zero-width reviewer": (in_decisions(b"reviewer: Bob", b'reviewer: "A\\u200Bda"', slice(None)), {"decisions": ""}),
-    "decision with a key twice": (
-        in_decisions(b"approve: true", b"approve: true\napprove: true", slice(2, 3)),
-        {"decisions": ""},
-    ),
+    "decision with a key twice": (in_decisions(b"approve: true", b"approve: true\napprove: true", slice(2, 3)),
+        {"decisions": ""}),
     **{f"decision {n} dropped": (without_decision(n), {"decisions": "missing"}) for n in range(3)},
-    "other origins and seed": (
-        in_json(RESTRUCTURED, lambda record: record.update(model="0" * 16, seed=4)),
-        {"provenance": "seed: expected 3, found 4"},
-    ),
-    "dirty": (
-        in_json(f"{DATA}/re_evaluate/provenance.json", lambda record: record["git"].update(dirty=True)),
-        {"dvc.lock": "re_evaluate"},
-    ),
+    "other origins and seed": (in_json(RESTRUCTURED, lambda record: record.update(model="0" * 16, seed=4)),
+        {"provenance": "seed: expected 3, found 4"}),
+    "dirty": (in_json(f"{DATA}/re_evaluate/provenance.json", lambda record: record["git"].update(dirty=True)),
+        {"dvc.lock": "re_evaluate"}),
     "records of no files": (records_of_no_files, {"provenance": "does not name what the stage read and wrote"}),
     "card": (in_text(CARD, b"| 100.0% |", b"| 99.0% |"), {"model card": CARD}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
