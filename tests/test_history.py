@@ -28,33 +28,16 @@ def history_of(audit: str, last: int) -> History:
 def commit(rate: float | None = None, *, width: float | None = 0.01, passed: bool | None = None, **lock: Any) -> None:
     """Commit numbers of an audit, with a dvc.lock of what they were made from."""
     put(rate, width=width, passed=passed)
-    made = {
-        "model": "m1",
-        "items": "i1",
-        "code": "c1",
-        "concepts": {"tilt": [0, 1]},
-        "usage": {},
-        "budget": 100,
-        "metrics": b"",
-        **lock,
-    }
+    made = {"model": "m1", "items": "i1", "code": "c1", "concepts": {"tilt": [0, 1]}, "usage": {}, "budget": 100}
+    made |= {"metrics": b"", **lock}
+    outs = {"model": made["model"], "items.parquet": made["items"]}
     prepare = {
         "deps": [{"path": "data/tiny/inputs", "md5": "x"}],
-        "outs": [
-            {"path": "data/tiny/prepare/model", "md5": made["model"]},
-            {"path": "data/tiny/prepare/items.parquet", "md5": made["items"]},
-        ],
+        "outs": [{"path": f"data/tiny/prepare/{name}", "md5": md5} for name, md5 in outs.items()],
     }
-    discover = {
-        "params": {
-            "data/tiny/code.json": {"discover": made["code"]},
-            "params.yaml": {
-                "audits.tiny.concepts": made["concepts"],
-                "audits.tiny.discrepancy": {},
-                "audits.tiny.discover": {"budget": made["budget"]},
-            },
-        }
-    }
+    settings = {"concepts": made["concepts"], "discrepancy": {}, "discover": {"budget": made["budget"]}}
+    named = {f"audits.tiny.{name}": value for name, value in settings.items()}
+    discover = {"params": {"data/tiny/code.json": {"discover": made["code"]}, "params.yaml": named}}
     summarize = {"params": {"data/tiny/code.json": {"usage": made["usage"]}}}
     md5 = hashlib.md5(made["metrics"], usedforsecurity=False).hexdigest()
     report = {"outs": [{"path": "data/tiny/report/metrics.json", "md5": md5}]}
