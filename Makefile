@@ -60,7 +60,7 @@ format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff format .
 
 benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote (half an hour)
-	@for name in $(filter-out gpu proeval size,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))); do \
+	@for name in $(filter-out gpu proeval serve_memory size,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
 
 size: .venv/.dev ## Count files and lines by folder

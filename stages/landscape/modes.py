@@ -6,7 +6,7 @@ give all boxes at once. Only for concepts with many categories it does not try a
 `stages.landscape.confirm` then queries the model in each candidate, and confirmed ones are failure modes.
 
 Comparable libraries do not limit the overlap of regions, so the first six regions of pysubgroup or sliceline are six
-times the same place: `benchmarks/modes_libraries.py` compares them.
+times the same place.
 """
 
 from __future__ import annotations
