@@ -302,11 +302,6 @@ def cells_of(page: str, name: str, row: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", found.group(1), re.S)]
 
 
-def title_of(figure: str) -> str:
-    found = re.search(r"<h3>(.*?)</h3>", figure)
-    return found.group(1) if found else ""
-
-
 def charts(page: str) -> dict[str, str]:
     """The charts of a page or section by their titles."""
     return dict(

@@ -54,10 +54,10 @@ class Wordy(PlantedTask):
         return any(words.items() <= prompt.items() for words in self._sets[item])
 
 
-def explore(task: Wordy, each: int, method: str = "beam", seed: int = 0, **settings: object) -> RobustnessResult:
+def explore(task: Wordy, each: int, method: str = "beam") -> RobustnessResult:
     items = task.items.ids("discover")
-    steps = MicroscopicConfig.model_validate({"method": method, "items": 25, "budget": each * 25, **settings})
-    return measure_robustness(task, items, DiscoverConfig(budget=10, microscopic=steps), seed=seed)
+    steps = MicroscopicConfig.model_validate({"method": method, "items": 25, "budget": each * 25})
+    return measure_robustness(task, items, DiscoverConfig(budget=10, microscopic=steps), seed=0)
 
 
 def assert_minimal(task: Wordy, table: pd.DataFrame) -> None:
@@ -70,10 +70,9 @@ def assert_minimal(task: Wordy, table: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize(("method", "each"), [("beam", 30), ("exact", 30), ("rl", 120)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_planted_pairs_of_words_are_found_exactly(method: str, each: int, seed: int) -> None:
+def test_planted_pairs_of_words_are_found_exactly(method: str, each: int) -> None:
     task = Wordy([FOUR_ON_BLACK, SMALL_THREE], items=40 if method == "rl" else 25)
-    found = explore(task, each, method, seed)
+    found = explore(task, each, method)
     assert (found.table["status"] == "found").all() and found.metrics["probes"] <= 25 * each
     assert all(said(row) in (FOUR_ON_BLACK, SMALL_THREE) for _, row in found.table.iterrows())
     assert_minimal(task, found.table)

@@ -19,7 +19,6 @@ from stages.pages.sentences import verdict_text
 from stages.records import Gate, Verdict
 from stages.tasks.contract import Exhibit
 from tests.finished import faded, finished_audits
-from tests.firefox import firefox
 from tests.picture_samples import picture_landscape
 from tests.report_samples import (
     FOUR,
@@ -329,13 +328,6 @@ def test_a_link_unfolds_what_it_leads_to(browser: Any, paths: dict[str, Path]) -
         page.locator(place).first.wait_for(state="visible")
     assert errors == []
     page.context.close()
-
-
-@pytest.mark.slow
-def test_firefox_shows_every_chart_too(paths: dict[str, Path], tmp_path: Path) -> None:
-    with firefox(tmp_path / "profile", javascript=False) as fox:
-        fox.go(paths["comparison"].as_uri())
-        assert len(fox.find(".chart svg")) == len(fox.find(".chart")) > 3
 
 
 def test_hostile_text_does_not_run(browser: Any, tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
             " In the target modes, failures fell from 30.0% to 20.0%."
             " Counting invalid probes as failures: +8.0 points (+4.0 to +12.0).",
         ),
-        (said(difference(ROSE)), "No gate failed, but: In the target modes, failures rose from 30.0% to 38.0%."),
         (
             said(difference(FELL), clean=FELL),
             "No gate failed, but: On clean inputs, clean accuracy fell from 0.980 to 0.880."
@@ -78,10 +77,6 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
             said(difference(FELL), others=ROSE, gates=(FAILED,)),
             "Failed: g. Outside the target modes, failures rose from 10.0% to 18.0%."
             " In the target modes, failures fell from 30.0% to 20.0%.",
-        ),
-        (
-            said(difference(FELL), gates=()),
-            "No gates were set. In the target modes, failures fell from 30.0% to 20.0%.",
         ),
         (
             said(difference(SAME), repaired=False),
@@ -97,34 +92,19 @@ def test_words_of_the_verdict(told, wanted):
     assert told == wanted
 
 
-NO_BETTER = "no better than the control in the target modes (−1.0 points (−4.0 to +2.0))"
-GAINED_NOTHING = f"In the target modes, the repair was {NO_BETTER.replace(' in the target modes', '')}: aiming the"
-GAINED_NOTHING += " repair gained nothing measurable."
-
-
 @pytest.mark.parametrize(
-    ("change", "control", "minus", "short", "wanted"),
+    ("change", "control", "minus", "helped", "wanted"),
     [
-        (
-            *(FELL, FELL, SAME, f"{NO_BETTER}: what improved there improved in general"),
-            f"{GAINED_NOTHING} The control improved these modes too.",
-        ),
-        (FELL, SAME, SAME, NO_BETTER, GAINED_NOTHING),
-        (
-            *(SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points (+4.0 to +12.0)"),
-            "Aiming the repair did worse than the control in the target modes: +8.0 points (+4.0 to +12.0).",
-        ),
-        (
-            *(FELL, SAME, FELL),
-            "aiming the repair helped: −10.0 points (−14.0 to −6.0) against the control in the target modes",
-            "Aiming the repair helped: −10.0 points (−14.0 to −6.0) against the control in the target modes.",
-        ),
+        (FELL, FELL, SAME, False, "gained nothing measurable. The control improved these modes too."),
+        (FELL, SAME, SAME, False, "gained nothing measurable."),
+        (SAME, FELL, ROSE, False, "did worse than the control in the target modes: +8.0 points (+4.0 to +12.0)."),
+        (FELL, SAME, FELL, True, "helped: −10.0 points (−14.0 to −6.0) against the control in the target modes."),
     ],
 )
-def test_the_verdict_says_what_aiming_did(change, control, minus, short, wanted):
+def test_the_verdict_says_what_aiming_did(change, control, minus, helped, wanted):
     found = difference(change, control=against(control, minus))
-    assert targeting(found).statement == short
-    assert said(found).endswith(f" {wanted}")
+    assert targeting(found).helped is helped
+    assert said(found).endswith(f"iming the repair {wanted}")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +112,6 @@ def test_the_verdict_says_what_aiming_did(change, control, minus, short, wanted)
     [
         (FELL, FELL, "exceeds the noise floor: the unchanged"),
         (FELL, SAME, "is within the noise floor: the unchanged"),
-        (SAME, SAME, "is not significant: its interval includes zero; the unchanged"),
     ],
 )
 def test_the_verdict_says_what_is_noise(change, minus, wanted):
