@@ -26,7 +26,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests with two threads each slow each other down
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # and so do processes
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # each further process imports torch, for seconds
 set_defaults()  # before numpy: what tests compute in this process is then what stages compute in theirs
 os.environ |= {
     "DO_NOT_TRACK": "1",

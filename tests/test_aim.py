@@ -283,7 +283,6 @@ def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as
 
     monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
     monkeypatch.setattr(ImageClassification, "repair", watched)
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     run(place, harm=None)
     assert asked == {(None, False), ("as_used", False)}
     asked.clear()
@@ -366,7 +365,6 @@ def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, mon
     def heedless(self, plan, out):
         return task_repair(self, dataclasses.replace(plan, dose=1.0), out)
 
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     monkeypatch.setattr(ImageClassification, "repair", heedless)
     with pytest.raises(
         UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"

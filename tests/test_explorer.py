@@ -36,7 +36,7 @@ from tests.report_samples import (
 )
 from tests.review_samples import make_review
 from tests.test_report import unfold
-from tests.text_samples import make_text_comparison, make_text_inputs
+from tests.text_samples import make_text_comparison
 
 
 def comparison() -> dict[str, Any]:
@@ -219,8 +219,6 @@ class TestInABrowser:
 
 PAGES: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
     "landscape": (write_landscape, lambda: with_examples(make_inputs(*FOUR))),
-    "comparison": (write_comparison, comparison),
-    "landscape of texts": (write_landscape, make_text_inputs),
     "comparison of texts": (write_comparison, make_text_comparison),
     "landscape of pictures": (write_landscape, picture_landscape),
     "comparison of pictures": (write_comparison, picture_comparison),
@@ -243,7 +241,7 @@ def looked_at(page: Any) -> Iterator[int]:
         yield width
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "comparison" else SLOW) for k in PAGES])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "comparison of texts" else SLOW) for k in PAGES])
 def test_reports_are_open_to_everybody_and_no_control_leads_off_the_page(
     browser: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -275,7 +273,8 @@ def test_reports_are_open_to_everybody_and_no_control_leads_off_the_page(
     context.close()
 
 
-@pytest.mark.parametrize("kind", ["digits", *(pytest.param(k, marks=SLOW) for k in ("texts", "pictures"))])
+@SLOW
+@pytest.mark.parametrize("kind", ["digits", "texts"])
 def test_the_review_page_is_open_to_everybody(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

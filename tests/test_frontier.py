@@ -1,6 +1,5 @@
 """The frontier: what is concluded on repairs that are, or are not, better than their control at equal harm."""
 
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,6 +89,13 @@ def found(points, **how) -> Frontier:
 
 def test_a_repair_is_compared_where_both_break_as_much():
     one = found(both(REPAIR, CONTROL))
+    assert len(one.points) == len(REPAIR) + len(CONTROL)
+    for point in one.points:
+        rates = (point.newly_failing, point.targets, point.others, point.clean)
+        assert all(rate.low <= rate.value <= rate.high for rate in rates)
+    view = frontier_view(one)
+    assert "the same harm" in view.said
+    assert "100 steps, 50% of the way" in view.picture.svg and "the repair, 100 steps" in view.picture.svg
     assert one.trainings == 3 and one.before.value == pytest.approx(0.4, abs=0.01)
     assert [(p.copy_of, p.dose, p.share, p.steps) for p in one.points][:2] == [
         ("control", 0.25, 1.0, 25),
@@ -136,12 +142,6 @@ def test_without_a_control_there_is_a_curve_and_no_claim():
     assert frontier(answers(both(REPAIR, CONTROL)).head(0), SHARE, resamples=200, seed=0) is None
 
 
-def test_the_page_shows_both_copies_and_what_is_handed_on():
-    view = frontier_view(found(both(REPAIR, CONTROL)))
-    assert "the same harm" in view.said
-    assert "100 steps, 50% of the way" in view.picture.svg and "the repair, 100 steps" in view.picture.svg
-
-
 def test_between_two_numbers_of_steps_it_is_interpolated_by_their_logarithms():
     doses, falling = np.array([0.25, 1.0, 4.0]), np.array([0.4, 0.3, 0.2])
     assert _crossing(doses, falling, 0.25) == pytest.approx(2.0)
@@ -166,16 +166,16 @@ def test_common_pairs_count_for_more():
 
 @pytest.mark.slow
 def test_null_repairs_claim_nothing_and_intervals_cover():
-    """Of 200 repairs that are controls few are called better, and intervals of planted differences hold."""
+    """Of 100 repairs that are controls few are called better, and intervals of planted differences hold."""
     same = {(0.25, 1.0): (0.01, 0.33), (1.0, 0.5): (0.012, 0.31), (1.0, 1.0): (0.03, 0.25)}
     better = worse = covered = 0
-    for seed in range(200):
+    for seed in range(100):
         null = found(both(same, same), items=100, pairs=2, seed=seed, spread=0.05).equal_harm.difference
         better, worse = better + (null.high < 0), worse + (null.low > 0)
         planted = found(both(REPAIR, CONTROL), items=100, pairs=2, seed=seed, spread=0.05).equal_harm.difference
         covered += planted.low <= apart(REPAIR, CONTROL) <= planted.high
-    assert better <= 10 and worse <= 10, (better, worse)  # 5 are expected at each end
-    assert covered >= 184, covered  # 95% are 190
+    assert better <= 6 and worse <= 6, (better, worse)  # 2.5 are expected at each end; more occur in 1% of cases
+    assert covered >= 90, covered  # 95 are expected; fewer occur in 1% of cases
 
 
 GATES = {
@@ -211,10 +211,3 @@ def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     assert offered(bias={"max": 0.5}) is None  # not measured
     assert offered(slices={"label": {"max": 0.9}}) is None
     assert checkpoints(answers(both(REPAIR, CONTROL)).head(0), SHARE, resamples=200, seed=0) == []
-
-
-def test_every_point_of_the_frontier_has_its_interval():
-    for point in found(both(REPAIR, CONTROL)).points:
-        rates = (point.newly_failing, point.targets, point.others, point.clean)
-        assert all(low <= value <= high for low, value, high in ((r.low, r.value, r.high) for r in rates))
-    assert len(list(itertools.chain(REPAIR, CONTROL))) == len(found(both(REPAIR, CONTROL)).points)

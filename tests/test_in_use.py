@@ -281,7 +281,7 @@ def test_rates_of_another_usage_than_the_one_drawn_for_are_unbiased() -> None:
     weighted = usage_of(GRID, UsageConfig(levels={"rotation": {10: 1, 20: 1, 80: 8}}))
     others = [weighted, space.usage.times(0.5), space.usage.times(2)]
     off: list[list[float]] = [[] for _ in others]
-    for drawn in simulations(scenario, 60):
+    for drawn in simulations(scenario, 36):
         failed = drawn.probes["failed"].to_numpy(dtype=bool)
         for errors, usage in zip(off, others, strict=True):
             errors.append(rate_in_use(drawn.space, failed, drawn.probes, usage=usage).rate.value - drawn.rate(usage))
@@ -349,16 +349,20 @@ def test_groups_widen_the_interval() -> None:
     assert other.high - other.low > 1.5 * (one.high - one.low)
 
 
+# Left to the benchmark: what differs from another one only in its rates.
+KINDS = [SCENARIOS[k] for k in range(len(SCENARIOS)) if k not in (0, 2, 5, 14)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", KINDS, ids=lambda scenario: scenario.name)
 def test_intervals_contain_the_rate_in_use(scenario: Scenario) -> None:
-    """300 simulations of 95% are below 92% in one of 100 cases; `benchmarks/usage_coverage.py` makes 2,000.
+    """150 simulations of 95% are below 90.6% in one of 100 cases; `benchmarks/usage_coverage.py` makes 2,000.
 
     Where only a few rare cells fail, as in the last scenario, the interval under another usage holds in 91%.
     """
-    one, twice = coverage(scenario, 300)
-    assert one.coverage >= 0.92 and twice.coverage >= (0.89 if scenario is SCENARIOS[-1] else 0.92)
-    assert abs(one.bias) < 4 * one.deviation / np.sqrt(300)
+    one, twice = coverage(scenario, 150)
+    assert one.coverage >= 0.906 and twice.coverage >= (0.86 if scenario is SCENARIOS[-1] else 0.906)
+    assert abs(one.bias) < 4 * one.deviation / np.sqrt(150)
 
 
 CORNER = Region({"rotation": (4, 5, 6, 7, 8), "fog": (3, 4, 5), "noise": (2, 3)})
@@ -414,13 +418,14 @@ def test_the_items_that_named_no_mode_bound_what_an_enumerated_grid_did_not_show
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scenario", "modes"), [(SCENARIOS[0], 2), (SCENARIOS[1], 2), (SCENARIOS[1], 0), (SCENARIOS[-1], 2)]
-)
+@pytest.mark.parametrize(("scenario", "modes"), [(SCENARIOS[0], 2), (SCENARIOS[1], 0), (SCENARIOS[-1], 2)])
 def test_the_bound_on_what_was_not_shown_holds_for_the_worst_choice_of_modes(scenario: Scenario, modes: int) -> None:
-    """400 simulations of 95% are below 92.5% in one of 100 cases; `benchmarks/usage_coverage.py` makes more."""
-    holds, mean, true = unshown_coverage(scenario, 400, modes)
-    assert holds >= 0.925 and mean < true + 0.04
+    """150 simulations of 95% are below 90.6% in one of 100 cases; `benchmarks/usage_coverage.py` makes more."""
+    holds, mean, true = unshown_coverage(scenario, 150, modes)
+    assert holds >= 0.906 and mean < true + 0.04
+
+
+CODE = Code()
 
 
 def audit(**usage: Any) -> AuditConfig:
@@ -428,7 +433,7 @@ def audit(**usage: Any) -> AuditConfig:
 
 
 def written(config: AuditConfig) -> dict[str, Any]:
-    found = json.loads(Code().written(config))
+    found = json.loads(CODE.written(config))
     assert isinstance(found, dict)
     return found
 
@@ -478,7 +483,7 @@ def test_a_search_for_another_usage_asks_no_known_probe_again() -> None:
 def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
     """Whatever changes three concepts fails; for half of the items that is not valid, so half of 10% is left out."""
     rates, inside = [], 0
-    for drawn in simulations(SCENARIOS[0], 60):
+    for drawn in simulations(SCENARIOS[0], 40):
         assert drawn.space.usage is not None
         failed = drawn.space.usage.number_of_changes(drawn.probes[drawn.space.names].to_numpy(dtype=np.int64)) == 3
         valid = ~failed | drawn.probes["item"].str[1:].astype(int).mod(2).eq(0).to_numpy()
@@ -494,7 +499,7 @@ def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
     """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
     scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
     plain, rates = [], []
-    for drawn in simulations(scenario, 20):
+    for drawn in simulations(scenario, 8):
         failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
         naive = drawn.space.density(cells) / drawn.space.even.density(cells)
         plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
@@ -517,7 +522,7 @@ def test_a_region_is_measured_by_the_probes_within_it() -> None:
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == "three concepts together")
     region = Region({"rotation": (4, 5, 6, 7, 8), "noise": (2, 3)})
     off = []
-    for drawn in simulations(scenario, 100):
+    for drawn in simulations(scenario, 49):
         inside = region.in_box(drawn.space, drawn.probes[drawn.space.names].to_numpy())
         some = drawn.probes[inside].reset_index(drop=True)
         rate = rate_in_use(drawn.space, some["failed"].to_numpy(dtype=bool), some, within=region).rate
@@ -526,10 +531,10 @@ def test_a_region_is_measured_by_the_probes_within_it() -> None:
         true = float(drawn.answers.mean(axis=0) @ use / use.sum())
         off.append(rate.value - true)
         assert rate.n == inside.sum()
-    assert abs(np.mean(off)) < 4 * np.std(off) / 10
+    assert abs(np.mean(off)) < 4 * np.std(off) / 7
 
 
-@pytest.mark.parametrize("explorer", ["random", "auto", "model_based", "epsilon_greedy"])
+@pytest.mark.parametrize("explorer", ["random", "model_based"])
 def test_a_search_draws_the_same_for_other_weights_of_levels(explorer: str) -> None:
     asked = []
     for weight in (1, 9):

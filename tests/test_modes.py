@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.modes_of_items import judged
-from benchmarks.planted_shapes import BUDGET, Planted, score
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, draw_inside, worse_items, worse_probes
@@ -372,14 +370,6 @@ def test_a_single_cell_that_rises_above_all_else_is_named(modes):
     assert alone in found and len(found) <= modes
     larger = regions_of(space, cells, rates, SummarizeConfig(modes=modes, min_support=0.001))
     assert alone not in larger, "smaller than a mode may be"
-
-
-@pytest.mark.slow
-def test_a_single_cell_is_named_from_a_search():
-    """One of the models of `benchmarks.planted_shapes`."""
-    task = Planted("one cell, a slope to it", 0)
-    found = score(task, *judged(task, 0, BUDGET))
-    assert (found.jaccard, found.modes, found.rates) == (1.0, 1, 1.0)
 
 
 def test_noise_makes_no_peak():

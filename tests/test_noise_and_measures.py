@@ -118,7 +118,6 @@ def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
     assert rows["target_not_passing"]["after"] == rows["target_failure_rate"]["after"]
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
     """Ledgers outlive a run: the answers of all models, also of the second request, are read from them.
 

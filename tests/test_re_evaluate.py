@@ -15,6 +15,7 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json, stage_dir, write_json
 from stages.core.intervals import Rate
+from stages.landscape import estimators
 from stages.landscape.compare import PairedAnswers, compare_quality, risen, targeting
 from stages.landscape.gates import all_passed, cheapest, judge, judge_landscape, judge_repair
 from stages.landscape.pairs import draw_pairs
@@ -236,6 +237,8 @@ def audited(
     patch.chdir(path)
     patch.syspath_prepend(str(path))
     patch.delitem(sys.modules, module, raising=False)
+    patch.setitem(estimators.TREES, "max_iter", 30)  # a third of the time, and the modes are clear
+    patch.setattr("stages.landscape.before_after.SPLITS", 2)
     for run in (prepare.main, discover.main, summarize.main, report.main, collect_feedback.main):
         run("tiny")
     return path
