@@ -1,6 +1,5 @@
 """A repair's training data: what the search's policy draws, besides people's choices; and the number of trainings."""
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -359,15 +358,3 @@ def test_a_share_that_holds_out_nothing_is_refused_before_training(place):
 def test_policy_is_refused_where_none_was_learnt(place):
     with pytest.raises(UsageError, match=r"restructure\.aim: policy needs a search that learns one.*aim: modes"):
         run(place, aim="policy")
-
-
-def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, monkeypatch):
-    def heedless(self, plan, out):
-        return task_repair(self, dataclasses.replace(plan, dose=1.0), out)
-
-    monkeypatch.setattr(ImageClassification, "repair", heedless)
-    with pytest.raises(
-        UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"
-    ):
-        run(place, trainings=2, harm=None)
-    assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"

@@ -15,11 +15,9 @@ import pandas as pd
 import pytest
 
 from flows.people.review.server import serve_review
-from stages.concepts import Concept, ConceptSpace, Region
+from stages.concepts import ConceptSpace, Region
 from stages.pages.figures import CHANGE_SCALE, POLICY_SCALE, RATE_SCALE, Scale, colour_at, ink_on
-from stages.pages.maps import outline, worst_first
 from stages.pages.page import pack_probes
-from stages.pages.words import GLOSSARY
 from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit
 from tests.picture_samples import picture_comparison, picture_landscape
@@ -111,24 +109,6 @@ def test_numbers_on_maps_are_read_on_any_colour(scale: Scale) -> None:
         assert (bright + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_modes_are_outlined_where_they_lie() -> None:
-    row, column = Concept("a", (0, 1, 2)), Concept("b", (0, 1, 2, 3))
-    for region, boxes in (
-        (Region({"a": (2,)}), [(2, 2, 0, 3, False)]),
-        (Region({"a": (0, 1), "b": (3,), "c": (1,)}), [(0, 1, 3, 3, True)]),
-        (Region({"c": (1,)}), []),
-        (Region({"b": (0, 2)}), [(0, 2, 0, 0, False), (0, 2, 2, 2, False)]),
-    ):
-        assert outline(region, row, column) == boxes
-
-
-def test_the_pair_with_the_worst_field_comes_first() -> None:
-    space = ConceptSpace(tuple(Concept(name, (0, 1)) for name in "abc"))
-    cells = pd.DataFrame(space.cells(), columns=space.names).assign(use=1 / 8)
-    cells["rate"] = ((cells["b"] == 1) & (cells["c"] == 1)).astype(float)
-    assert worst_first(cells, space, space.names, "rate") == [("b", "c"), ("a", "b"), ("a", "c")]
-
-
 def test_probes_that_do_not_fit_are_sampled() -> None:
     space = ConceptSpace(FOUR[:2])
     rng = np.random.default_rng(0)
@@ -197,24 +177,6 @@ class TestInABrowser:
         shown.locator("#M3\\.2").wait_for(state="visible")
         assert shown.evaluate("document.activeElement.id") == "M3.2"
         assert self.choice(shown, "mode").input_value() == ""
-
-    @pytest.mark.slow
-    def test_a_word_explains_itself_to_mouse_and_keyboard(self, browser: Any, page: Path) -> None:
-        shown = browser.new_page()  # a new page, as one that still scrolls moves the word away from the mouse
-        shown.goto(page.as_uri())
-        tip, word = shown.get_by_role("tooltip"), shown.locator("#modes .term").first
-        word.scroll_into_view_if_needed()
-        shown.mouse.move(0, 0)  # a page that scrolls under the mouse hides what it explained
-        word.hover()
-        assert tip.inner_text() == GLOSSARY["grid"]
-        shown.mouse.move(0, 0)
-        assert not tip.is_visible()
-        word.focus()
-        assert tip.is_visible()
-        shown.keyboard.press("Escape")
-        assert not tip.is_visible()
-        assert shown.locator(f"#{word.get_attribute('aria-describedby')}").text_content() == GLOSSARY["grid"]
-        shown.close()
 
 
 PAGES: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {

@@ -31,7 +31,6 @@ from tests.report_samples import (
     picture,
     plan_of,
     records_of,
-    uniform,
     write_landscape,
 )
 
@@ -232,25 +231,6 @@ def test_the_rate_is_that_in_use_and_says_by_which_usage() -> None:
         page = repaired(verdict)
         assert page.tiles[0].text.startswith(f"of what the model will meet fails, {said} (")
         assert page.usage.startswith(f"Usage {whence}: nothing changes in 30% of inputs")
-
-
-def test_a_uniform_usage_is_said_as_such() -> None:
-    inputs = uniform(make_inputs(*FOUR) | {"verdict": {"audit": "mnist", "passed": None, "gates": []}})
-    page = page_of(inputs)
-    assert any(tile.text.startswith("of probes drawn uniformly over all 2,401 combinations") for tile in page.tiles)
-    assert page.usage == "" and page.tested.endswith(", alone and together; nothing is known beyond.")
-    assert page.over_grid
-    verdict = passing() | {"usage": None}
-    assert not [tile for tile in repaired(verdict).tiles if "will meet" in tile.text]
-
-
-def test_the_light_stands_beside_what_was_tested() -> None:
-    page = page_of(make_inputs(*FOUR))
-    said = (
-        "rotation up to 60°, darkening up to 0.9, blur up to 2.4 px, noise up to 0.48, alone and up to three together"
-    )
-    assert page.tested == f"Tested: {said}; nothing is known beyond."
-    assert repaired(passing()).tested == page.tested
 
 
 CASE = Concept("case", ("as_is", "upper"), ordered=False, neutral="as_is")

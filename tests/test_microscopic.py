@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
-from gymnasium.utils.env_checker import check_env as gymnasium_check
 from pydantic import ValidationError
-from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import InfrastructureError
@@ -16,7 +13,6 @@ from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober, torch_threads
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.env import ENV_ID
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.microscopic.settings import WalkerSettings
@@ -190,14 +186,6 @@ def test_bad_settings_are_told(settings: dict, message: str) -> None:
 
 
 # --- the agent
-
-
-@pytest.mark.filterwarnings("error")
-def test_both_checkers_accept_the_environment() -> None:
-    task = Sloped()
-    env = gym.make(ENV_ID, prober=Prober(task, task.items.ids("discover"), 10_000), disable_env_checker=True)
-    gymnasium_check(env.unwrapped, skip_render_check=True)
-    sb3_check(env.unwrapped)
 
 
 def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:

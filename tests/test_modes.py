@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks.planted_shapes import SHAPES
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, draw_inside, worse_items, worse_probes
@@ -325,24 +326,11 @@ def test_support_and_number_are_limits():
     assert regions_of(task.concepts, cells, np.full(len(cells), 0.2), SummarizeConfig(modes=3, max_conditions=2)) == []
 
 
-SHAPES = {  # levels (4, n) of four concepts -> which cells fail
-    "a box": lambda a, b, c, d: (a >= 5) & (b >= 5),
-    "three conditions": lambda a, b, c, d: (a >= 5) & (b >= 5) & (c >= 5),
-    "an L": lambda a, b, c, d: ((a >= 5) & (b >= 2)) | ((a >= 2) & (b >= 5)),
-    "XOR": lambda a, b, c, d: ((a <= 2) & (b <= 2)) | ((a >= 5) & (b >= 5)),
-    "a union": lambda a, b, c, d: ((a >= 5) & (b >= 5)) | ((c <= 1) & (d <= 1)),
-    "a diagonal": lambda a, b, c, d: a == b,
-    "a diagonal band": lambda a, b, c, d: abs(a - b) <= 1,
-    "a triangle": lambda a, b, c, d: a + b >= 9,
-    "one cell in three hundred": lambda a, b, c, d: (a == 3) & (b == 3) & (c == 3),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["three-way box", "L", "XOR", "union", "difference of 1"])
 def test_whatever_shape_fails_is_covered_by_regions(shape):
     space = ConceptSpace(tuple(Concept(name, tuple(range(7))) for name in "abcd"))
     cells = space.cells()
-    failing = SHAPES[shape](*cells.T)
+    failing = SHAPES[shape](cells.T, np.zeros(len(cells), dtype=int))
     rates = np.where(failing, 0.8, 0.1) + np.random.default_rng(0).normal(0, 0.02, len(cells))
     named = np.zeros(len(cells), dtype=bool)
     for region in regions_of(space, cells, rates, SummarizeConfig()):
@@ -452,16 +440,6 @@ def test_combinations_with_too_many_ranges_are_told(monkeypatch):
     assert skipped_combinations(space, 2) == []
 
 
-def test_a_concept_of_one_level_takes_no_part():
-    space = ConceptSpace((Concept("lens", ("wide",)), Concept("fog", tuple(range(5)))))
-    cells = space.cells()
-    limits = SummarizeConfig(modes=2, max_conditions=2, min_support=0.02)
-    assert regions_of(space, cells, np.where(cells[:, 1] >= 3, 0.9, 0.1), limits) == [Region({"fog": (3, 4)})]
-    assert skipped_combinations(space, 2) == []
-    alone = ConceptSpace((Concept("lens", ("wide",), ordered=False),))
-    assert regions_of(alone, alone.cells(), np.array([0.4]), limits) == []
-
-
 def test_a_peak_among_few_levels_is_one_cell():
     space = ConceptSpace(tuple(Concept(name, (0, 1), neutral=0) for name in "abcd"))
     cells = space.cells(np.arange(space.n_cells))
@@ -474,13 +452,3 @@ def test_of_a_sample_of_a_grid_no_peak_is_told():
     half = np.random.default_rng(0).random(len(cells)) < 0.5
     half |= rates > 0.5
     assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
-
-
-@pytest.mark.slow
-def test_conjunctions_of_four_are_found_on_a_sample_of_a_large_grid():
-    space = ConceptSpace(tuple(Concept(f"c{j}", tuple(range(7))) for j in range(8)))
-    cells = space.cells(np.sort(np.random.default_rng(0).choice(space.n_cells, 20_000, replace=False)))
-    wanted = Region({"c0": (5, 6), "c2": (2, 3, 4), "c5": (0, 1), "c7": (4, 5, 6)})
-    rates = np.where(wanted.contains(space, cells), 0.9, 0.15)
-    (first, *_) = regions_of(space, cells, rates, SummarizeConfig(modes=1, max_conditions=4, min_support=0.005))
-    assert jaccard(space, first, wanted) > 0.7

@@ -12,13 +12,12 @@ import pytest
 from benchmarks.modes_of_items import OneClass, classes, named
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import UsageError
-from stages.landscape.again import jaccard
 from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import Kind, Rates
 from stages.landscape.modes import _merge, find_regions
-from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
+from stages.landscape.pairs import covered_shares, draw_pairs
 from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
 from stages.records import audit_folder
@@ -247,24 +246,3 @@ def test_no_mode_is_about_what_items_of_another_split_do_not_have():
 def table(values: list[str]) -> pd.DataFrame:
     """Items with a distinguishing column."""
     return pd.DataFrame({"kind": values}, dtype=object)
-
-
-def test_a_region_about_items_has_one_concept_less():
-    regions = find_regions(known(failing(CORNER)), SummarizeConfig(max_conditions=2))
-    assert all(len(region.allowed) + len(region.items) <= 2 for region in regions) and regions
-
-
-def test_regions_are_compared_by_pairs():
-    assert jaccard(SPACE, CORNER, CORNER, LABELS) == 1
-    assert jaccard(SPACE, CORNER, Region(CORNER.allowed), LABELS) == 0.25
-    assert jaccard(SPACE, CORNER, Region(CORNER.allowed, {"label": ("3",)}), LABELS) == 0
-    probes = pd.DataFrame({"item": ["i02", "i03"], "tilt": 4, "fog": 4})
-    assert probes_inside(SPACE, CORNER, probes, LABELS).tolist() == [True, False]
-
-
-def test_pairs_are_uniform_over_regions_that_overlap():
-    wide = Region({"tilt": (3, 4)})
-    items, cells = draw_pairs(SPACE, LABELS, [CORNER, wide], 200, seed=1)
-    inside = wide.contains(SPACE, cells)
-    both = CORNER.contains(SPACE, cells, LABELS.iloc[items])
-    assert both[inside].mean() == pytest.approx(40 / 400, abs=0.05)

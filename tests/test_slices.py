@@ -253,15 +253,6 @@ def test_a_gate_by_slice_is_not_judged_if_a_value_was_not_probed():
     assert of_gates(found, max=0.3).passed is False, "a failure stays one"
 
 
-def test_a_gate_on_an_attribute_the_items_do_not_have_is_a_usage_error(nine):
-    gates = LandscapeGates.model_validate({"slices": {"labels": {"max": 0.3}}})
-    with pytest.raises(UsageError, match=r"audits\.x\.gates\.slices\.labels: .*did you mean.*label.*they have label"):
-        landscape_gates(gates, landscape(nine))
-    before = Landscape.from_json(landscape_file([]), "landscape.json")
-    with pytest.raises(UsageError, match="they have none"):
-        landscape_gates(gates, before)
-
-
 def test_gates_of_a_repair_judge_value_and_change():
     after = np.full(10, 0.2)
     after[3] = 0.5
@@ -500,20 +491,6 @@ def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
     assert of.loc["5.png", ["label", "meta:group", "meta:scanner", "meta:age"]].tolist() == ["b", "y", "GE", 35]
     assert pd.isna(of.loc["4.png", "meta:scanner"])
     assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
-
-
-def test_columns_of_data_sets_reach_the_items():
-    datasets = pytest.importorskip("datasets")
-    from stages.tasks.classification.own_data import _details
-
-    kinds = {
-        "image": datasets.Value("binary"), "label": datasets.Value("string"), "age": datasets.Value("int32"),
-        "sex": datasets.ClassLabel(names=["f", "m"]), "box": datasets.Sequence(datasets.Value("int32")),
-    }  # fmt: skip
-    rows = {"image": [b"", b""], "label": ["a", "b"], "age": [61, None], "sex": [1, -1], "box": [[1], [2]]}
-    part = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-    assert _details(part, ("image", "label")) == [{"age": 61, "sex": "m"}, {}]
-    assert _details(part.select_columns(["image", "label"]), ("image", "label")) == [{}, {}]
 
 
 def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
