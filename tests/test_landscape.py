@@ -386,22 +386,3 @@ def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
     assert landscape.sampled
     assert len(landscape.table) == 100
     assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08
-
-
-def test_features_reproduce_the_kernel_at_full_rank():
-    """All eigenfunctions together are the kernel: only cut-off ones are lost."""
-    task = planted(items=5, levels=2)
-    hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
-    embeddings = task.embed(task.items.table["id"].tolist())
-    features = kernel.Features(task.concepts, kernel.ItemFactor(embeddings), hyper, rank=5 * 16)
-    rng = np.random.default_rng(0)
-    items, cells = rng.integers(0, 5, 30), task.concepts.sample(30, rng)
-    phi = features.of_probes(items, cells)
-    ours = (phi * features.prior) @ phi.T
-    x = task.concepts.coordinates(cells) / np.array(hyper.scales)
-    direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
-    points = kernel.standardised(embeddings)
-    apart = ((points[:, None] - points[None]) ** 2).sum(-1)
-    of_items = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(apart[apart > 0])) + hyper.own * np.eye(5)
-    direct *= of_items[np.ix_(items, items)]
-    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)

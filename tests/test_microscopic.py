@@ -150,26 +150,20 @@ def test_a_budget_is_kept_exactly_and_a_seed_decides_everything(method: str) -> 
     assert runs[0].table["item"].tolist() != runs[2].table["item"].tolist()
 
 
-@pytest.mark.parametrize("method", ["beam", "rl"])
-def test_a_resumed_exploration_equals_an_uninterrupted_one(method: str, tmp_path) -> None:
-    settings = {"settings": {"n_envs": 8, "n_steps": 8}} if method == "rl" else {}
-
-    def run(task: Sloped, ledger: Ledger | None = None) -> RobustnessResult:
-        return explore(task, ledger, method=method, items=12, budget=500, **settings)
-
+def test_a_resumed_exploration_equals_an_uninterrupted_one(tmp_path) -> None:
     class Killed(Sloped):
         def probe(self, *args, **kwargs):
             if self.queries > 200:
                 raise InfrastructureError("killed")
             return super().probe(*args, **kwargs)
 
-    whole, killed = run(Sloped()), Killed()
+    settings, killed, path = {"method": "beam", "items": 12, "budget": 500}, Killed(), tmp_path / "ledger.jsonl"
+    whole = explore(Sloped(), **settings)
     with pytest.raises(InfrastructureError):
-        run(killed, Ledger(tmp_path / "ledger.jsonl"))
-    ledger, task = Ledger(tmp_path / "ledger.jsonl"), Sloped()
+        explore(killed, Ledger(path), **settings)
+    ledger, task = Ledger(path), Sloped()
     assert 0 < ledger.resumed == killed.queries
-    resumed = run(task, ledger)
-    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    pd.testing.assert_frame_equal(explore(task, ledger, **settings).table, whole.table)
     assert task.queries == whole.metrics["probes"] - killed.queries  # nothing was probed twice
 
 
@@ -188,6 +182,7 @@ def test_bad_settings_are_told(settings: dict, message: str) -> None:
 # --- the agent
 
 
+@pytest.mark.slow
 def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
     space = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in "abcd"))
 
