@@ -1,11 +1,14 @@
-"""Outputs of summarize besides the landscape: the policy's view, and examples of each mode."""
+"""Outputs of summarize besides the landscape: the policy's view, and examples of each mode, also as a file."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages.concepts import Region
+from stages.core.errors import UsageError
 from stages.core.intervals import Rate
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
@@ -16,10 +19,14 @@ from stages.landscape.summary import (
     summarize,
 )
 from stages.microscopic.search import measure_robustness
+from stages.pages import Gallery
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal
+from stages.records.tables import read_exhibits, write_exhibits
+from stages.tasks.contract import Exhibit
 from tests.landscapes import fresh, planted, uniform
+from tests.report_samples import shelf
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -70,3 +77,38 @@ def test_a_landscape_needs_no_files(probed):
     assert measured.sum() == first.probes > 0
     assert summary.landscape.robustness is None
     assert len(summary.cells) == task.concepts.n_cells
+
+
+GALLERIES = {
+    "M1": Gallery(
+        [Exhibit("M1.1 - a digit", image=b"\x89PNG\r\n\x1a\n\x00\xff"), Exhibit("M1.2", image=b"1", drawn=b"2")],
+        [Exhibit("M1.3 - <script>", text="new\n", original="", answers={"summary": "Ümlaut", "of what?": ""})],
+        ids=["M1.1", "M1.2", "M1.3"],
+    ),
+    "M2": Gallery([Exhibit("M2.1", words=(("a ", ""), ("red", "colour")))], [], ids=["M2.1"]),
+    "M3": Gallery([], []),
+}
+SHELVES = {mode: shelf(gallery) for mode, gallery in GALLERIES.items()}
+
+
+def test_examples_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "exhibits.parquet"
+    write_exhibits(path, {})
+    assert read_exhibits(path, "") == {}
+    write_exhibits(path, SHELVES)
+    shown = read_exhibits(path, str(path))
+    assert list(shown) == ["M1", "M2"]
+    assert [(e.id, e.failed) for e in shown["M1"]] == [("M1.1", True), ("M1.2", True), ("M1.3", False)]
+    for mode, examples in shown.items():
+        assert [e.exhibit for e in examples] == [*GALLERIES[mode].failing, *GALLERIES[mode].passing]
+    write_exhibits(tmp_path / "again.parquet", SHELVES)
+    assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
+
+
+def test_what_is_no_such_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "exhibits.parquet"
+    with pytest.raises(UsageError, match=r"exhibits.parquet is missing"):
+        read_exhibits(path, str(path))
+    path.write_text("no parquet")
+    with pytest.raises(UsageError, match="cannot be read as a parquet file"):
+        read_exhibits(path, str(path))
