@@ -1,6 +1,4 @@
-"""Wall and CPU time of the default audit by stage, and what the flow adds to a run in which nothing is stale.
-
-    .venv/bin/python benchmarks/audit_time.py [--rounds 5]
+"""Wall and CPU time of the default audits mnist and imagenet, from nothing: `python -m benchmarks.audit_time`.
 
 Works in a fresh clone of the committed state, in a temporary folder, with this interpreter. Prints JSON, and writes
 benchmarks/timings.json, from which `faded plan` estimates the first run of the default audits.
@@ -8,13 +6,10 @@ benchmarks/timings.json, from which `faded plan` estimates the first run of the 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import resource
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,10 +21,6 @@ from flows.results import REFERENCE, TIMINGS, Took
 from stages.core.files import read_state
 
 ROOT = Path(__file__).parents[1]
-STAGES = (
-    *("prepare", "discover", "summarize", "report"),
-    *("collect_feedback", "restructure", "re_evaluate", "compare", "conclude"),
-)
 
 
 class Cost(NamedTuple):
@@ -54,39 +45,15 @@ def cost(command: list[str], folder: Path) -> Cost:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="cached runs of each kind, in turns")
-    rounds = parser.parse_args().rounds
-    dvc, faded = [sys.executable, "-m", "dvc"], [sys.executable, "-m", "flows.cli"]
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-        whole = cost([*faded, "audit", "mnist"], clone)
-        imagenet = cost([*faded, "audit", "imagenet"], clone)
+        audits = ("mnist", "imagenet")
+        took = {name: cost([sys.executable, "-m", "flows.cli", "audit", name], clone)._asdict() for name in audits}
         with contextlib.chdir(clone):
             taken = read_state(TIMINGS, dict[str, Took]) or {}
-        (ROOT / REFERENCE).write_text(json.dumps({s: took.model_dump() for s, took in taken.items()}, indent=1))
-
-        cached: dict[str, list[Cost]] = {"faded audit": [], "dvc repro": []}
-        targets = [f"{stage}@mnist" for stage in STAGES]
-        for _ in range(rounds):
-            cached["dvc repro"].append(cost([*dvc, "repro", "-q", *targets], clone))
-            cached["faded audit"].append(cost([*faded, "audit", "mnist"], clone))
-
-        stages = {}
-        for stage in STAGES:  # one after the other, without run-cache and scratch, so that each really computes
-            shutil.rmtree(clone / ".faded" / "scratch", ignore_errors=True)
-            stages[stage] = cost([*dvc, "repro", "-q", "-f", "--no-run-cache", "-s", f"{stage}@mnist"], clone)
-
-    medians = {name: statistics.median(c.wall for c in costs) for name, costs in cached.items()}
-    result = {
-        "make audit, after set-up": whole._asdict(),
-        "audit of imagenet": imagenet._asdict(),
-        "by stage, with DVC's own time": {name: c._asdict() for name, c in stages.items()},
-        "nothing stale, median wall": medians,
-        "flow adds": medians["faded audit"] - medians["dvc repro"],
-    }
-    print(json.dumps(result, indent=1, default=lambda x: round(x, 2)))
+    (ROOT / REFERENCE).write_text(json.dumps({stage: one.model_dump() for stage, one in taken.items()}, indent=1))
+    print(json.dumps(took, indent=1, default=lambda x: round(x, 2)))
 
 
 if __name__ == "__main__":
