@@ -28,7 +28,7 @@ from tests.workspace import ROOT
 
 DOCS = (ROOT / "docs" / "explorers.md").read_text()
 FACTORED = ("ppo", "a2c", "trpo")
-SMALL = {"first": 40, "batch": 30, "candidates": 600, "final_generations": 10}  # settings of model-based search
+MODEL_BASED = ("model_based", "pool", "local_search")  # see test_model_based.py
 LEARNERS = ("epsilon_greedy", "thompson", "ucb", "bayesian", "map_elites")
 WITHOUT_NETWORK = ("sobol", "latin_hypercube", *LEARNERS, "threshold_search")
 REGION = {"a": [3, 4], "b": [2, 3, 4]}
@@ -105,7 +105,11 @@ def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path
 
 
 def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
-    config = DiscoverConfig(explorer="model_based", budget=200, settings=SMALL)
+    config = DiscoverConfig(
+        explorer="model_based",
+        budget=200,
+        settings={"first": 40, "batch": 30, "candidates": 600, "final_generations": 10},
+    )
     whole = search(make_task(), ids(make_task()), config, seed=3)
 
     class KilledTask(PlantedTask):
@@ -158,11 +162,9 @@ def test_both_checkers_accept_the_environment(flat: bool) -> None:
 # --- agents and baselines, one contract
 
 
-@pytest.mark.parametrize("name", [name for name in EXPLORERS if name not in ("auto", *WITHOUT_NETWORK)])
+@pytest.mark.parametrize("name", [n for n in EXPLORERS if n not in ("auto", *MODEL_BASED, *WITHOUT_NETWORK)])
 def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
-    known = explorer_class(name).Settings.model_fields
-    small = {key: value for key, value in SMALL.items() if key in known and "first" in known}
-    config = DiscoverConfig(explorer=name, budget=330, settings=small)
+    config = DiscoverConfig(explorer=name, budget=330)
     runs = [search(make_task(), ids(make_task()), config, seed=s) for s in (1, 1, 2)]
     for run in runs:
         agent = run.probes[run.probes["role"] == "agent"]

@@ -17,14 +17,15 @@ from stages.explorers import kernel
 from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import main_effects, overall_rate
 from stages.landscape.estimate import as_data, drawn_evenly, estimate_landscape
-from stages.landscape.estimators import Average, Link, Logistic, ProcessEstimator, Trees
+from stages.landscape.estimators import TREES, Average, Link, Logistic, ProcessEstimator, Trees
 from tests.landscapes import ask, every_pair, landscape_of, planted, truth, uniform
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """A second thread spins more than it computes."""
-    with threadpool_limits(1):
+def quick():
+    """Fewer trees, where how well they fit does not matter; and a second thread spins more than it computes."""
+    with threadpool_limits(1), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TREES, "max_iter", 50)
         yield
 
 
@@ -358,8 +359,9 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     ]
 
 
-def test_boxes_with_sharp_edges_need_trees():
+def test_boxes_with_sharp_edges_need_trees(monkeypatch):
     """Smoothness is wrong there, and held-out probes show it; intervals contain the truth all the same."""
+    monkeypatch.setitem(TREES, "max_iter", 120)
     task = Planted(5, 100, searched=30, unseen=0)
     ids, rng = task.items.ids("discover"), np.random.default_rng(0)
     probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")

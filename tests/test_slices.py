@@ -105,9 +105,9 @@ def test_rates_inside_modes_are_of_probes_there(nine):
 
 def test_items_that_differ_make_no_label_worse(monkeypatch):
     """Items fail with rates of 0 to 1 and labels are random: probes of an item are not independent evidence."""
-    monkeypatch.setattr(slices, "DRAWS", 1999)
+    monkeypatch.setattr(slices, "DRAWS", 999)
     marked = by_probes = 0
-    for seed in range(60):
+    for seed in range(40):
         rate = np.random.default_rng(1000 + seed).beta(0.3, 0.9, 40)
         table = probes(rate, n=400, seed=seed)
         labels = np.arange(40) % 5
@@ -117,7 +117,7 @@ def test_items_that_differ_make_no_label_worse(monkeypatch):
         of, failed = labels[pd.Index(ITEMS).get_indexer(table["item"])], table["failed"].to_numpy()
         by_probes += holm(np.array([_fisher(failed, of == label) for label in range(5)])).min() < 0.05
     assert marked <= 3
-    assert by_probes > 20, "else items do not differ enough: Fisher's test on probes is fooled by such items"
+    assert by_probes > 13, "else items do not differ enough: Fisher's test on probes is fooled by such items"
 
 
 def _fisher(failed: np.ndarray, inside: np.ndarray) -> float:
