@@ -111,9 +111,9 @@ def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = F
     return landscape, modes_of(task, landscape, probes, seed, budget)
 
 
-def named(task: ToldApart, seed: int) -> list[Mode]:
+def named(task: ToldApart, seed: int, budget: int = BUDGET) -> list[Mode]:
     """Return the failure modes from searches with one seed."""
-    return [mode for mode in judged(task, seed)[1] if mode.confirmed]
+    return [mode for mode in judged(task, seed, budget)[1] if mode.confirmed]
 
 
 def classes(modes: Sequence[Mode]) -> set[str]:

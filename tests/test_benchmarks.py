@@ -133,5 +133,5 @@ def test_init_and_audit_name_the_class_that_was_never_rotated():
 
 @pytest.mark.slow
 def test_an_audit_from_python_names_the_topic_that_fails_in_capitals():
-    found = planted_models.run(5)
+    found = planted_models.run(5, budget=1000)
     assert found["named"]["modes"], found["said"]

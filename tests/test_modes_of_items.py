@@ -174,8 +174,8 @@ def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
 def test_a_planted_class_is_named_and_none_where_all_fail_alike():
     """Two of the twenty models of `benchmarks.modes_of_items`."""
     task = OneClass(8)
-    assert classes(named(task, 8)) == set(task.region.items["label"])
-    assert not classes(named(OneClass(8, planted=False), 8))
+    assert classes(named(task, 8, 700)) == set(task.region.items["label"])
+    assert not classes(named(OneClass(8, planted=False), 8, 700))
 
 
 def test_common_pairs_lie_on_the_right_side_and_strata_are_weighed_by_items():
