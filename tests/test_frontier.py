@@ -46,24 +46,25 @@ def answers(points, *, items=400, pairs=4, trainings=3, seed=0, spread=0.0, went
         np.tile(np.repeat(rng.normal(0, 0.5, items), pairs), 2) + rng.normal(0, 1, len(item)) for _ in "ab"
     )
     before = _hardest(fails, np.where(part == "targets", BEFORE["targets"], BEFORE["others"]), 0.0, rng)
-    about = {"item": item, "part": part, "weight": 1.0, "valid": True}
-    clean = {"item": np.unique(ids), "part": "clean", "weight": 1.0, "valid": True}
-    tables = []
-
-    def add(failed: np.ndarray, copy: str, dose: float, share: float, training: int) -> None:
-        model = {"copy_of": copy, "dose": dose, "share": share, "training": training, "steps": round(100 * dose)}
-        model["published"] = copy == "control" or (training == 0 and (dose, share) == went)
-        tables.append(pd.DataFrame(about | {"value": failed.astype(float)}).assign(**model))
-        tables.append(pd.DataFrame(clean | {"value": 0.9}).assign(**model))
-
-    add(before, "before", 0.0, 0.0, 0)
+    said: list[tuple[np.ndarray, str, float, float, int]] = [(before, "before", 0.0, 0.0, 0)]
     for (copy, dose, share), (harm, failing) in points.items():
         for training in range(trainings):
             off = 1 + spread * rng.normal(size=2)
             left = (failing * off[1] - (1 - BEFORE["targets"]) * harm * off[0]) / BEFORE["targets"]
             chance = np.where(before, np.where(part == "targets", left, 0.8), harm * off[0])
-            add(_hardest(breaks, chance, 0.5, rng), copy, dose, share, training)
-    return pd.concat(tables, ignore_index=True)
+            said.append((_hardest(breaks, chance, 0.5, rng), copy, dose, share, training))
+    clean = np.unique(ids)
+    table = {
+        "item": np.tile(np.concatenate([item, clean]), len(said)),
+        "part": np.tile(np.concatenate([part, ["clean"] * len(clean)]), len(said)),
+        "value": np.concatenate([np.append(failed, np.full(len(clean), 0.9)) for failed, *_ in said]),
+    }
+    model = pd.DataFrame([one[1:] for one in said], columns=["copy_of", "dose", "share", "training"])
+    handed_on = (model["training"] == 0) & (model["dose"] == went[0]) & (model["share"] == went[1])
+    model["published"] = (model["copy_of"] == "control") | ((model["copy_of"] == "repaired") & handed_on)
+    model["steps"] = (100 * model["dose"]).round().astype(int)
+    repeated = model.loc[model.index.repeat(len(item) + len(clean))].reset_index(drop=True)
+    return pd.DataFrame(table | {"weight": 1.0, "valid": True}).join(repeated)
 
 
 def _hardest(hard: np.ndarray, chance: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
