@@ -222,7 +222,7 @@ def _repair(questions: Questions, kind: str, seen: Seen) -> bool:
     )
     if not kinds()[kind].method:
         why = f"a model for {kind} is searched, not repaired"
-    elif seen.model.black_box:
+    elif seen.model.black_box and kinds()[kind].needs_weights:
         why = "a model whose weights are not seen cannot be repaired"
     elif data.items is not None and kinds()[kind].limited and min(splits) < FEWEST:
         why = f"a repair needs {FEWEST} items for each of discover, repair and test"

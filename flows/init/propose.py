@@ -205,7 +205,7 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
     few = items["test"] < _FEW
     return {
         "feedback": {"policy": "top-k", "modes": 3},
-        "restructure": {"method": init.method, "control": init.control, "settings": {}},
+        "restructure": {"method": init.method, "control": init.control, **init.restructure, "settings": {}},
         "re_evaluate": {"paired_probes": pairs(budget)},
         "gates": {
             "failure_rate": {"max": _MOST_FAILURES},

@@ -14,17 +14,24 @@ from typing import NamedTuple
 
 from flows.workspace import stage_environment
 from stages.params import Params, load_params
-from stages.tasks.base import offers
+from stages.tasks.base import Task, offers
 from stages.tasks.load import task_class
+
+MOST_SHARES = 5  # the whole way, and four by bisection of tenths; see stages.landscape.harm
 
 
 class Abilities(NamedTuple):
-    """Optional methods that a task has, and the methods of repair that learn from rated examples."""
+    """Optional methods that a task has, the methods of repair that learn from rated examples, and what a repair asks.
+
+    `repair_probes` is the largest number of probes that the audit's repair, its control and further trainings ask, the
+    budget of harm included; None if they train, or there is no repair.
+    """
 
     again: bool
     measure: bool
     tallies: bool
     learns_from_examples: list[str]
+    repair_probes: int | None
 
 
 def abilities_of(params: Params, audit: str) -> Abilities:
@@ -36,11 +43,13 @@ def abilities_of(params: Params, audit: str) -> Abilities:
     config = params.audit(audit)
     if {"torch", config.task.partition(":")[0]} & set(sys.modules):
         return _looked_up(params, audit)
-    return _asked(Path.cwd(), audit, config.task, frozenset(config.concepts)) or _looked_up(params, audit)
+    repair = params.repairs[audit].restructure.model_dump_json() if audit in params.repairs else ""
+    concepts, items = frozenset(config.concepts), repr(config.prepare.get("items"))
+    return _asked(Path.cwd(), audit, config.task, concepts, repair + items) or _looked_up(params, audit)
 
 
 @lru_cache
-def _asked(_workspace: Path, audit: str, _task: str, _concepts: frozenset[str]) -> Abilities | None:
+def _asked(_workspace: Path, audit: str, _task: str, _concepts: frozenset[str], _repair: str) -> Abilities | None:
     command = [sys.executable, "-P", "-m", "flows.results.abilities", audit]
     done = subprocess.run(command, env=stage_environment(), capture_output=True, text=True, check=False)
     return None if done.returncode else Abilities(*json.loads(done.stdout.splitlines()[-1]))
@@ -49,7 +58,26 @@ def _asked(_workspace: Path, audit: str, _task: str, _concepts: frozenset[str]) 
 def _looked_up(params: Params, audit: str) -> Abilities:
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
-    return Abilities(again, measure, tallies, list(task.learns_from_examples))
+    return Abilities(again, measure, tallies, list(task.learns_from_examples), _repair_probes(params, audit, task))
+
+
+def _repair_probes(params: Params, audit: str, task: type[Task]) -> int | None:
+    if audit not in params.repairs:
+        return None
+    repair, items = params.repairs[audit].restructure, params.audits[audit].prepare.get("items")
+    settings = {"method": repair.method, **repair.settings}
+    copies = ("repaired",) if repair.control == "none" else ("repaired", "control")
+    doses = [dose for copy in copies for dose in repair.doses.get(copy, (1.0,))]
+    asked = [task.repair_probes(settings, dose) for dose in doses]
+    if None in asked:
+        return None
+    harm = 0
+    if repair.harm is not None and repair.method in task.movable and isinstance(items, dict):
+        # The model under test, and the shares of the way that are tried of each copy.
+        harm = (1 + MOST_SHARES * len(copies)) * (
+            repair.harm.pairs + round(repair.harm.held_out * items.get("repair", 0))
+        )
+    return repair.trainings * sum(filter(None, asked)) + harm
 
 
 if __name__ == "__main__":

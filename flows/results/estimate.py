@@ -308,17 +308,24 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         return (0 if divided(params, stage) else search) + audit.discover.microscopic_budget
     if stage.kind == "summarize":
         return fresh  # to confirm modes
-    if stage.kind == "re_evaluate" and stage.audit in params.repairs:
-        repair = params.repairs[stage.audit]
-        models = 2 if repair.restructure.control == "none" else 3
-        pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
-        can = abilities_of(params, stage.audit)
-        models += can.again  # the model before
-        if can.measure:
-            items = audit.prepare.get("items")  # defined by the task, so not necessarily counts by split
-            clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
-        # The models before and after are both searched. Every model answers the pairs inside and outside the target
-        # modes, and all trainings fewer of both, the whole way and half-way.
-        trained = repair.restructure.judged_models
-        return 2 * search + models * (pairs + clean) + 2 * trained * repair.re_evaluate.dose_pairs
-    return None
+    if stage.kind == "restructure" and stage.audit in params.repairs:
+        return abilities_of(params, stage.audit).repair_probes
+    return _probes_to_judge(params, stage.audit, search) if stage.kind == "re_evaluate" else None
+
+
+def _probes_to_judge(params: Params, audit: str, search: int) -> int | None:
+    """Unique probes of re_evaluate, which searches before and after the repair; None without a repair."""
+    if audit not in params.repairs:
+        return None
+    repair = params.repairs[audit]
+    models = 2 if repair.restructure.control == "none" else 3
+    pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
+    can = abilities_of(params, audit)
+    models += can.again  # the model before
+    if can.measure:
+        items = params.audits[audit].prepare.get("items")  # defined by the task, so not necessarily counts by split
+        clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
+    # Every model answers the pairs inside and outside the target modes, and all trainings fewer of both, the whole way
+    # and half-way.
+    trained = repair.restructure.judged_models
+    return 2 * search + models * (pairs + clean) + 2 * trained * repair.re_evaluate.dose_pairs

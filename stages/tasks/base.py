@@ -390,6 +390,16 @@ class Task(LoadedTask):
         return []
 
     @classmethod
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> int | None:
+        """Return how many probes a repair asks at most; None: it trains, and what it asks is not worth a mention.
+
+        Args:
+            settings: its method and the method's settings.
+            dose: share of the configured steps.
+        """
+        return None
+
+    @classmethod
     def require_valid(cls, context: TaskContext) -> None:
         """Raise an error if `check` finds any.
 

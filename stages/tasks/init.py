@@ -220,7 +220,9 @@ class Init(ABC):
         discrepancy: the audit's block.
         meaning: what the discrepancy means, for people.
         method: method of the repair; "" if there is none.
+        needs_weights: whether it needs a model whose weights are seen.
         control: control of the repair.
+        restructure: further keys of the repair's `restructure`.
         trying: what the model is tried on, for people; "" if there is no trial.
         trial_of_service: how many requests a trial makes to a service, which may cost money.
     """
@@ -235,7 +237,9 @@ class Init(ABC):
     discrepancy: ClassVar[Mapping[str, Any]]
     meaning: ClassVar[str]
     method: ClassVar[str]
+    needs_weights: ClassVar[bool] = True
     control: ClassVar[str] = "as_used"
+    restructure: ClassVar[Mapping[str, Any]] = {}
     trying: ClassVar[str] = ""
     trial_of_service: ClassVar[str] = ""
 

@@ -1,4 +1,4 @@
-"""The `prepare:` and `discrepancy:` blocks of an audit of a chat model."""
+"""The `prepare:` and `discrepancy:` blocks of an audit of a chat model, and the settings of its repair."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from stages.params import Strict
 from stages.tasks.judging.verdicts import Near
+from stages.tasks.language.normalise import NORMALISATIONS
 from stages.tasks.sources import ItemCounts
 
 CONTEXT, QUESTION = "{context}", "{question}"
@@ -72,3 +73,34 @@ class ChatDiscrepancy(Strict):
     validity: float = Field(
         0.5, ge=-1, lt=1, description="changed questions less similar to their original are not held against the model"
     )
+
+
+class ChatRepair(Strict):
+    """How a chat model is repaired: by what is added to its prompts. `candidates` x `pairs` bounds what is asked."""
+
+    method: Literal["prompt"] = Field(description="see repair.py")
+    candidates: int = Field(
+        40, ge=1, le=100_000, description="configurations that are tried, the one to improve on counted in every round"
+    )
+    pairs: int = Field(
+        40, ge=4, le=100_000, description="pairs of item and cell that all configurations of a round answer"
+    )
+    instructions: tuple[str, ...] = Field((), strict=False, description="yours, which are tried beside general ones")
+    examples: int = Field(4, ge=0, le=100, description="questions with their right answers that are tried as examples")
+    normalise: tuple[str, ...] = Field(
+        tuple(NORMALISATIONS), strict=False, description="changes that are tried to undo in questions, see normalise.py"
+    )
+
+    @field_validator("normalise")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in NORMALISATIONS]:
+            raise ValueError(f"expected some of {', '.join(NORMALISATIONS)}; found {', '.join(unknown)}")
+        return names
+
+    @field_validator("instructions")
+    @classmethod
+    def _say_something(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(str.strip, texts)):
+            raise ValueError("expected sentences, found an empty one")
+        return texts

