@@ -163,7 +163,7 @@ class PromptTrial:
             )
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
         undone = [Normalisation(normalise=name) for name in settings.normalise if _finds_questions(task, items)]
-        pool = dict.fromkeys([*own, *shown, *undone])
+        pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *undone])
         fits = [piece for piece in pool if not _with(task, task.configuration.plus(piece)).too_long()]
         for piece in pool:
             if piece not in fits:
