@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,12 +36,10 @@ from stages.tasks.chat.configuration import (
     question_in,
     save_configuration,
 )
+from stages.tasks.chat.probes import ChatProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
 from stages.tasks.training import write_card, write_loader
-
-if TYPE_CHECKING:
-    from stages.tasks.chat.task import Chat
 
 GOOD = 8  # rating from which an answer is shown as it was given
 COLUMNS = ("step", "loss", "round", "piece", "kept")
@@ -74,7 +72,7 @@ class Selection(NamedTuple):
     requests: int
 
 
-def repair(task: Chat, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+def repair(task: ChatProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Choose a configuration and write it with its card and a proxy that applies it.
 
     Raises:
@@ -133,7 +131,7 @@ class PromptTrial:
         asked: what the model was given.
     """
 
-    task: Chat
+    task: ChatProbes
     plan: RepairPlan
     settings: ChatRepair
     items: Sequence[str]
@@ -142,7 +140,7 @@ class PromptTrial:
     asked: set[Any]
 
     @classmethod
-    def of(cls, task: Chat, plan: RepairPlan, settings: ChatRepair) -> PromptTrial:
+    def of(cls, task: ChatProbes, plan: RepairPlan, settings: ChatRepair) -> PromptTrial:
         """Collect the pieces, and the items left to answer.
 
         Raises:
@@ -225,14 +223,14 @@ def select(trial: PromptTrial, limit: int, what: str) -> Selection:
     return Selection(chosen, gained, pd.DataFrame(rows, columns=COLUMNS), len(trial.asked))
 
 
-def _with(task: Chat, configuration: Configuration) -> Chat:
+def _with(task: ChatProbes, configuration: Configuration) -> ChatProbes:
     """Return the task with another configuration and the same answers: each input is asked once."""
     other = copy.copy(task)
     other.configuration = configuration
     return other
 
 
-def _rated(task: Chat, plan: RepairPlan) -> list[AnsweredExample]:
+def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
     """Return examples that people judged, with the corrected or the praised answer; those of a control in its cells."""
     told = [(one, one.corrected or (one.output if (one.rating or 0) >= GOOD else "")) for one in plan.examples]
     told = [(one, answer) for one, answer in told if answer]
@@ -245,7 +243,7 @@ def _rated(task: Chat, plan: RepairPlan) -> list[AnsweredExample]:
     return [AnsweredExample(example=one.item, said=turn.said, answer=answer) for (one, answer), turn in shown]
 
 
-def _answered(task: Chat, plan: RepairPlan, items: Sequence[str], most: int) -> list[AnsweredExample]:
+def _answered(task: ChatProbes, plan: RepairPlan, items: Sequence[str], most: int) -> list[AnsweredExample]:
     """Return up to `most` repair items with their expected answers, each in a cell of the plan."""
     rows, cells = sampler(task, plan, items).draw(DRAWN * most, np.random.default_rng([plan.seed, 11]))
     found = dict[str, AnsweredExample]()
@@ -257,7 +255,7 @@ def _answered(task: Chat, plan: RepairPlan, items: Sequence[str], most: int) -> 
     return list(found.values())
 
 
-def _finds_questions(task: Chat, items: Sequence[str]) -> bool:
+def _finds_questions(task: ChatProbes, items: Sequence[str]) -> bool:
     """Whether the questions are found in what the user says: changes can be undone in no others."""
     rows = task.rows(items)
     for row, turn in zip(rows, task.unchanged(rows), strict=True):
