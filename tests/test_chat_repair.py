@@ -23,8 +23,8 @@ from flows.results.abilities import abilities_of
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json
-from stages.params import Params, UsageConfig
-from stages.params.usage import in_use
+from stages.params import Params
+from stages.params.usage import UsageConfig, in_use
 from stages.tasks.chat import Chat
 from stages.tasks.chat.config import ChatPrepare, ChatRepair
 from stages.tasks.chat.configuration import CONFIGURATION, Configuration, Normalisation, question_in, read_configuration
@@ -155,12 +155,10 @@ def test_undoing_a_change_is_a_piece_and_texts_are_left_alone(inputs, tmp_path):
     task.repair(plan(), tmp_path)
     assert chosen(tmp_path) == ["undone in the question: letter_case"]
     found = read_configuration(tmp_path, "weak")
-    turn = Turn(
-        "",
-        "IN CAPITALS, THIS PASSAGE STAYS AS IT IS.\n\nQuestion: OF ALL THE NAMES, WHICH IS TOLD FIRST?\nAnswer:",
-    )
-    given = found.applied(turn)
-    assert given.said.startswith("IN CAPITALS, THIS") and "Of all the names, which is told first?" in given.said
+    asked = "OF ALL THE NAMES, WHICH IS TOLD FIRST IN THE TEXT OF ARTICLE 5?"
+    given = found.applied(Turn("", f"IN CAPITALS THIS STAYS.\n\nQuestion: {asked}\nAnswer:"))
+    assert given.said.startswith("IN CAPITALS THIS STAYS.\n\nQuestion: ") and asked not in given.said
+    assert asked in given.said.upper()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ class Configuration(Strict):
     def normalised(self, said: str) -> str:
         """Undo changes in the question of a user's message."""
         names = [piece.normalise for piece in self.pieces if isinstance(piece, Normalisation)]
+        if not names:
+            return said
         start, end = question_in(said, self.prompt)
         return said[:start] + normaliser(names)(said[start:end]) + said[end:]
 
