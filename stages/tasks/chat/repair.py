@@ -25,7 +25,7 @@ from stages.core.errors import UsageError
 from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
 from stages.params import checked
-from stages.tasks.cells import sampler
+from stages.tasks.cells import Sampler, sampler
 from stages.tasks.chat.config import CONTEXT, ChatRepair
 from stages.tasks.chat.configuration import (
     AnsweredExample,
@@ -123,9 +123,10 @@ class PromptTrial:
 
     Args:
         task: the model under test.
-        plan: draws the pairs; answers are kept in its scratch folder.
-        settings: the repair's settings.
+        plan: its seed, and the scratch folder in which results are kept.
         items: ids of the items to answer.
+        size: pairs of a round.
+        draws: draws them.
         pool: the pieces to choose from, in the order in which they are tried.
         known: which pairs failed, by configuration and round, from an earlier run that was killed.
         asked: what the model was given.
@@ -133,8 +134,9 @@ class PromptTrial:
 
     task: ChatProbes
     plan: RepairPlan
-    settings: ChatRepair
     items: Sequence[str]
+    size: int
+    draws: Sampler
     pool: Sequence[Piece]
     known: dict[str, list[bool]]
     asked: set[Any]
@@ -160,19 +162,20 @@ class PromptTrial:
                 f" {len(shown)} examples; expected more items, or fewer examples (restructure.settings.examples)"
             )
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
-        undone = [Normalisation(normalise=name) for name in settings.normalise if _finds_questions(task, items)]
-        pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *undone])
+        undone = settings.normalise if _finds_questions(task, items) else ()
+        pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *(Normalisation(normalise=name) for name in undone)])
         fits = [piece for piece in pool if not _with(task, task.configuration.plus(piece)).too_long()]
         for piece in pool:
             if piece not in fits:
                 print(f"note: the model has no room for this piece, which is not tried ({piece})")
         order = np.random.default_rng([plan.seed, 13]).permutation(len(fits))
-        return cls(task, plan, settings, left, [fits[k] for k in order], _read(plan.scratch), set())
+        draws, ordered = sampler(task, plan, left), [fits[k] for k in order]
+        return cls(task, plan, left, settings.pairs, draws, ordered, _read(plan.scratch), set())
 
     def pairs(self, number: int) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Draw the pairs of a round: items, cells (n, concepts) and repeats (n,)."""
         rng = np.random.default_rng([self.plan.seed, 12, number])
-        rows, cells = sampler(self.task, self.plan, self.items).draw(self.settings.pairs, rng)
+        rows, cells = self.draws.draw(self.size, rng)
         return [self.items[row] for row in rows.tolist()], cells, np.full(len(cells), number)
 
     def failing(self, configuration: Configuration, number: int) -> np.ndarray:
