@@ -8,31 +8,36 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stages.code import is_own_workspace
 from stages.core.environment import is_alike
 from stages.core.files import content_hash, write_json
-from stages.core.git import git
 from stages.core.plugins import distributions
-from stages.params import DATA, AuditConfig
+from stages.params import AuditConfig
 from stages.params.network import is_served
 from stages.tasks.contract import ASSETS
 from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
 
-PACKAGES = (
-    "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
-    "timm", "torchvision", "transformers", "datasets", "pillow", "onnxruntime", "openvino", "dvc", "prefect",
-)  # fmt: skip
+# Packages that can change a result, and the modules by which they are imported.
+PACKAGES = {
+    **{name: name for name in ("torch", "numpy", "pandas", "scipy", "gymnasium", "timm", "torchvision")},
+    **{name: name for name in ("transformers", "datasets", "onnxruntime", "openvino")},
+    **{"faded": "stages", "scikit-learn": "sklearn", "stable-baselines3": "stable_baselines3"},
+    **{"pot": "ot", "pillow": "PIL"},
+}
 
 
 def provenance(
     audit: str, config: AuditConfig, prepared: Path | None = None, *, computes: bool = True
 ) -> dict[str, Any]:
-    """Collect seed, versions, git revision, hashes, device and batch size.
+    """Collect seed, versions, hashes, device and batch size.
+
+    Nothing in it says when or at which commit the stage ran: the same results, made by the same code with the same
+    packages, are the same bytes. The code is in dvc.lock, as the hash of all that the stage can reach.
 
     Args:
         audit: the audit's name.
@@ -47,7 +52,6 @@ def provenance(
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
-        "git": git_state(audit),
     }
     if computes:
         record |= {
@@ -70,6 +74,8 @@ def provenance(
 def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] = ()) -> None:
     """Write provenance.json as the last of a stage's outputs.
 
+    Of the installed packages only those count that the stage has imported by then.
+
     Args:
         out: the folder with all its other outputs.
         record: the result of `provenance`, and the stage's own additions.
@@ -77,7 +83,8 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
     """
     inputs = {path.relative_to(out.parent).as_posix(): sha256_of(path) for path in read}
     outputs = {path.name: sha256_of(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
-    write_json(out / "provenance.json", {**record, "read": inputs, "wrote": outputs})
+    used = {package: at for package, at in record["versions"].items() if PACKAGES[package] in sys.modules}
+    write_json(out / "provenance.json", {**record, "versions": used, "read": inputs, "wrote": outputs})
 
 
 def prepared_files(prepared: Path) -> list[Path]:
@@ -151,19 +158,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def git_state(audit: str) -> dict[str, Any]:
-    """Return the revision, and whether the audit's code or parameters differ from it; stage outputs do not count."""
-    revision = git("rev-parse", "HEAD")
-    if revision is None:
-        return {"revision": None, "dirty": None}
-    # In a user's own workspace, folders of these names are the user's.
-    cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
-    watched = [
-        p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()
-    ]
-    return {"revision": revision, "dirty": bool(git("status", "--porcelain", "--", *watched))}
 
 
 def device_name(name: str) -> str:

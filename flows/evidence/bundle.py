@@ -43,7 +43,7 @@ WHOLE = {
 # Keys that the manifest takes from the provenance of the last stage.
 MADE = (
     *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
-    *("python", "platform", "versions", "git"),
+    *("python", "platform", "versions"),
 )
 _WHOLE = "|".join(rf"{stage}/(?:{'|'.join(map(re.escape, names))})" for stage, names in WHOLE.items())
 _MEMBER = re.compile(

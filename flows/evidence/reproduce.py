@@ -39,7 +39,7 @@ _DECIDED = "collect_feedback"
 _NOT_SHARED = {DATA.name, WORK.name, PARAMS, LOCK}
 _TAIL = 15  # lines of a stage's output shown with an error
 _MOST_NAMED = 50  # deviations in the statement
-_MACHINE = ("platform", "python", "device", "backend", "dtype", "versions", "plugins", "git")
+_MACHINE = ("platform", "python", "device", "backend", "dtype", "versions", "plugins")
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,16 @@ from flows.graph.digests import Hashes, files_below, sha256, signature_of
 from flows.graph.intact import DamagedError, check_intact
 from flows.graph.lock import read_lock
 from flows.results import last_stage
-from stages.code import RECORD
+from stages.code import CODE, RECORD, is_own_workspace
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, UsageError
 from stages.core.files import read_state, replace_file, stage_dir, write_state
+from stages.core.git import git
 from stages.decisions import decisions_dir, landscape_hash
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 from stages.records import audit_folder
-from stages.records.provenance import Manifest, ManifestFile, Parts
+from stages.records.provenance import Manifest, ManifestFile, Parts, Revision
 
 NO_SIGN = "FADED_NO_SIGN"
 
@@ -211,13 +212,28 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
         "landscape": landscape_hash(audit),
         "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
         **{key: getattr(made, key) for key in MADE},
-        "git": {"revision": made.git.revision, "dirty": made.git.dirty},
+        "git": _revision(audit),
         "parts": parts,
     }
     hashes.save()
     members[MANIFEST] = dump_json(manifest)
     members[STATEMENT] = dump_json(make_statement(cast(Manifest, manifest), digest_of(members), block))
     return members
+
+
+def _revision(audit: str) -> Revision:
+    """The last commit that changed the audit's code or parameters, and whether they differ from it.
+
+    Commits of results count for nothing, so that the same result has the same bundle after them.
+    """
+    # In a user's own workspace, folders of these names are the user's.
+    cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
+    named = (PARAMS, "dvc.yaml", str(RECORD), *cloned, str(DATA / audit / CODE))
+    watched = [path for path in named if Path(path).exists()]
+    revision = git("log", "-1", "--format=%H", "--", *watched)
+    return Revision(
+        revision=revision or None, dirty=bool(git("status", "--porcelain", "--", *watched)) if revision else None
+    )
 
 
 def _files(audit: str, lock: Mapping[str, Any]) -> list[str]:

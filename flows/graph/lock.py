@@ -37,8 +37,8 @@ def md5_in(stages: Mapping[str, Mapping[str, Any]], key: str, path: str) -> str 
 def as_published(audit: str) -> str | None:
     """Whether an audit's results are those that the dvc.lock of git's last commit names: "yes", or what differs first.
 
-    Reports and provenance say when they were made and from which revision, so they do not count. None if there are no
-    such results, or they were made by other code, with other parameters or from other inputs.
+    Provenance names the versions of packages, and reports repeat them, so they do not count. None if there are no such
+    results, or they were made by other code, with other parameters or from other inputs.
     """
     committed = git("show", f"HEAD:./{LOCK}")
     if committed is None or not LOCK.is_file():

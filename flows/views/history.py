@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
 from flows.graph.lock import md5_in
-from flows.results import LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
+from flows.results import WORKSPACE, LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
 from flows.results.drift import drift_of
 from flows.terminal import first_of
 from stages.code import CODE
@@ -222,28 +222,37 @@ def _bundles(audit: str) -> dict[str, Path]:
 
 
 def since(history: History) -> str:
-    """What changed since the result before, in sentences; empty if there is none."""
-    if len(history.results) < 2:
+    """When the result was made, and what changed since the one before, in sentences; empty if there is no result."""
+    if not history.results:
         return ""
-    now, then = history.results[:2]
+    now = history.results[0]
+    dated = f"Result of {now.verdict.when:%Y-%m-%d}, {_at(now.verdict)}."
+    if len(history.results) < 2:
+        return dated
+    then = history.results[1]
     verdict = then.verdict
     decided = f", decided by {verdict.decider}" if verdict.decider else ""
     targets = [result.target_change for result in (then, now)]
     sentences = [
+        dated,
         f"Result before: {verdict.revision} of {verdict.when:%Y-%m-%d}, {verdict.word}{decided}.",
         f"Failure rate of the model: {history.drift}.",
         f"Changed: {'; '.join(now.changed or ()) or 'nothing that dvc.lock names'}.",
     ]
     if None not in targets:
         moved = " → ".join(f"{100 * target:+.1f}" for target in targets if target is not None)
-        sentences.insert(2, f"Change by the repair in its target modes: {moved} points.")
+        sentences.insert(3, f"Change by the repair in its target modes: {moved} points.")
     return " ".join(sentences)
 
 
-def with_since(page: Path, said: str) -> Path:
-    """Return a copy of a report that also says what changed since the result before; itself if there is nothing to say.
+def _at(verdict: LastVerdict) -> str:
+    return "not committed" if verdict.revision == WORKSPACE else f"commit {verdict.revision}"
 
-    The report is an output of a stage, which knows nothing of results in git.
+
+def with_since(page: Path, said: str) -> Path:
+    """Return a copy of a report that also says `since`; the report itself if there is nothing to say.
+
+    The report is an output of a stage, which knows neither dates nor results in git.
     """
     place, text = '<p id="since" hidden></p>', page.read_text(encoding="utf-8")
     if not said or place not in text:

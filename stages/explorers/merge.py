@@ -33,7 +33,7 @@ OPTIONAL = (*RATED, "group")  # the last if items belong to groups
 CURVE_POINTS = 1000  # most points of a merged curve
 SHOWN = 10  # most shares listed in a message
 # Packages whose versions change no answer, because `origin` covers Faded's code and the items.
-NOT_OF_ANSWERS = frozenset({"faded", "dvc", "prefect", "datasets"})
+NOT_OF_ANSWERS = frozenset({"faded", "datasets"})
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,14 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
         folder: the empty folder.
         part: number of the share, from 1.
         result: its results.
-        record: its provenance with `origin`. Entries that no answer depends on, such as the commit, are left out, so
-            that the same share run again gives the same files.
+        record: its provenance with `origin`. Versions that no answer depends on are left out: the same share run again
+            gives the same files.
     """
     result.probes.to_parquet(folder / "probes.parquet", index=False)
     save_policy(result.policy, folder / "policy")
     write_json(folder / "metrics.json", dict(result.metrics), schema=False)
     versions = {name: told for name, told in record["versions"].items() if name not in NOT_OF_ANSWERS}
-    told = {key: value for key, value in record.items() if key != "git"}
-    write_json(folder / "share.json", {**told, "versions": versions, "part": part})
+    write_json(folder / "share.json", {**record, "versions": versions, "part": part})
 
 
 def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[ShareResult]:

@@ -5,10 +5,8 @@ It is for readers with two minutes, and prints as one or two pages; the rest of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -54,14 +52,12 @@ class About(NamedTuple):
     Args:
         model: origin of the model.
         data: origin of the data.
-        date: the day of the report, as 2026-11-28.
         clean: how often the model is right on unchanged items of the search; None if unknown.
         workspace: whether it is an audit of a workspace, to which commands apply, or one from Python.
     """
 
     model: str = ""
     data: str = ""
-    date: str = ""
     clean: RateRecord | None = None
     workspace: bool = True
 
@@ -75,13 +71,8 @@ def known_of(here: AuditFolder) -> PrepareMetrics:
 
 
 def about(here: AuditFolder) -> About:
-    """Return model, data and date of an audit.
-
-    SOURCE_DATE_EPOCH (seconds) overrides the date, so that a report can be reproduced byte for byte.
-    """
-    at = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.fromtimestamp(int(at), UTC) if at else datetime.now(UTC)
-    return About(*known_of(here).origins, f"{now:%Y-%m-%d}", workspace=here.prepare.has("metrics"))
+    """Return model and data of an audit. A report has no date: the same results give the same bytes on any day."""
+    return About(*known_of(here).origins, workspace=here.prepare.has("metrics"))
 
 
 class Tile(NamedTuple):
@@ -295,7 +286,7 @@ def _clearest(
 
 
 def _facts(about: About) -> list[tuple[str, str]]:
-    facts = [("Model", about.model), ("Data", about.data), ("Date", about.date)]
+    facts = [("Model", about.model), ("Data", about.data)]
     return [(name, value) for name, value in facts if value]
 
 

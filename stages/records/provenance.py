@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from pydantic import Field
 
-from stages.records.base import FlatMetrics, JsonRecord, Record
+from stages.records.base import FlatMetrics, JsonRecord
 from stages.records.landscape import RatingsBound
 
 
@@ -32,13 +32,6 @@ class PrepareMetrics(FlatMetrics):
         return str(origin.get("model", "")), str(origin.get("data", ""))
 
 
-class Git(Record):
-    """The revision, and whether code or parameters differed from it."""
-
-    revision: str | None
-    dirty: bool | None
-
-
 class Provenance(JsonRecord):
     """provenance.json, without entries that are unknown or unused by the stage."""
 
@@ -48,7 +41,7 @@ class Provenance(JsonRecord):
     python: str
     platform: str
     versions: dict[str, str]
-    git: Git
+    git: dict[str, Any] | None = None  # of runs by Faded 0.2.0 and before; now dvc.lock names the code
     device: str | None = None
     backend: str | None = None
     backend_auto: str | None = None  # of prepare: why `auto` means this backend
@@ -90,7 +83,7 @@ class ManifestFile(TypedDict):
 
 
 class Revision(TypedDict):
-    """The git revision, and whether code or parameters differed from it."""
+    """The git revision of the bundle, and whether code or parameters differed from it."""
 
     revision: str | None
     dirty: bool | None

@@ -16,7 +16,7 @@ from stages.provenance import versions
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
-_OF_NO_RESULT = ("faded", "dvc", "prefect")  # their code is compared by content
+_OF_NO_RESULT = ("faded",)  # its code is compared by content
 _TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
 
 
