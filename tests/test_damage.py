@@ -90,6 +90,7 @@ KINDS = "cut, emptied, overwritten, removed, zeros, one bit, one digit, a line t
 DAMAGE = st.sampled_from(KINDS.split(", "))
 
 
+@settings(max_examples=scaled(40))
 @given(st.lists(DAMAGE, min_size=1, max_size=3), st.integers(0, 2**32))
 def test_a_damaged_ledger_ends_in_the_same_result(undisturbed: Any, kinds: list[str], seed: int) -> None:
     table, batches, data = undisturbed
@@ -107,22 +108,13 @@ def test_a_damaged_ledger_ends_in_the_same_result(undisturbed: Any, kinds: list[
         assert not asked  # the second time all answers are stored
 
 
-def _changed(change: dict[str, Any]) -> Any:
-    return lambda line: {**line, **change}
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        lambda line: [line],
         lambda line: None,
         lambda line: {**line, "failed": line["failed"][1:]},
-        lambda line: {key: value for key, value in line.items() if key != "outputs"},
-        _changed({"discrepancy": [float("nan")] * 8}),
-        _changed({"failed": [1] * 8}),
-        _changed({"cells": [True] * 8}),
-        _changed({"items": ["i0"] * 8, "cells": [0] * 8}),
-        _changed({"more": 1}),
+        lambda line: {**line, "cells": [True] * 8},
+        lambda line: {**line, "items": ["i0"] * 8, "cells": [0] * 8},
     ],
 )
 def test_an_impossible_line_is_asked_again(undisturbed: Any, tmp_path: Path, capsys: Any, change: Any) -> None:
@@ -151,16 +143,13 @@ def test_lines_of_another_ledger_do_not_fit(undisturbed: Any, tmp_path: Path) ->
 
 STATES: list[tuple[Any, Any]] = [
     ({"discover@tiny": Took(seconds=3.0, when="2026-01-01")}, dict[str, Took]),
-    (0.25, float),
-    (["a", "b"], list[str]),
     (Unfinished("tiny", {"model": "a.onnx", "yes": True}, (({"seed": 1}, None),), None, 150), Unfinished),
 ]
 
 
-@pytest.mark.parametrize(("state", "kind"), STATES)
-@given(kinds=st.lists(DAMAGE, min_size=1, max_size=2), seed=st.integers(0, 2**32))
-def test_damaged_state_is_none(state: Any, kind: Any, kinds: list[str], seed: int) -> None:
-    rng = random.Random(seed)
+@given(of=st.sampled_from(STATES), kinds=st.lists(DAMAGE, min_size=1, max_size=2), seed=st.integers(0, 2**32))
+def test_damaged_state_is_none(of: tuple[Any, Any], kinds: list[str], seed: int) -> None:
+    (state, kind), rng = of, random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ".faded" / "state.json"
         write_state(path, state)
@@ -174,16 +163,18 @@ def test_damaged_state_is_none(state: Any, kind: Any, kinds: list[str], seed: in
         assert path.exists() is same and path.with_name("state.json.damaged").exists() is not same
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b"[" * 100_000, b"\xff\xfe\0", b'{"a": ' * 5_000, b"0" * (9 << 20)]
-)
-@pytest.mark.parametrize("kind", [dict[str, Took], Unfinished])
-def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, data: bytes, kind: Any) -> None:
+def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    for sealed in (False, True):
-        replace_file(path, seal(path, data) if sealed else data)
-        found = read_state(path, kind)
-        assert found is None or (sealed and found == {})
+    for data in (b"", b"[]", b"[" * 100_000, b"\xff\xfe\0", b"0" * (9 << 20)):
+        for written in (data, seal(path, data)):
+            replace_file(path, written)
+            assert read_state(path, Unfinished) is None
+    for _ in range(2):  # a folder in its place
+        path.unlink(missing_ok=True)
+        (path / "more").mkdir(parents=True)
+        assert read_state(path, float) is None
+        write_state(path, 0.5)
+        assert read_state(path, float) == 0.5
 
 
 def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, int, list[float]]:
@@ -204,6 +195,7 @@ def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, in
     return trained, optimizer, done, losses
 
 
+@settings(max_examples=scaled(40))
 @given(kind=DAMAGE, seed=st.integers(0, 2**32))
 def test_training_from_a_damaged_checkpoint_starts_anew(kind: str, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -218,14 +210,13 @@ def test_training_from_a_damaged_checkpoint_starts_anew(kind: str, seed: int) ->
     assert all(torch.equal(again[0][name], whole[0][name]) for name in "ab")
 
 
-@given(kind=st.sampled_from(["cut", "emptied", "zeros"]), seed=st.integers(0, 2**32))
-def test_a_cut_table_is_one_clear_error(kind: str, seed: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "items.parquet"
-        pd.DataFrame({"id": ["a", "b"], "n": [1, 2]}).to_parquet(path)
-        path.write_bytes(damaged(path.read_bytes(), kind, random.Random(seed)))
-        with pytest.raises(UsageError, match=r"items\.parquet cannot be read as a parquet file"):
-            read_table(path)
+@pytest.mark.parametrize("kind", ["cut", "emptied", "zeros"])
+def test_a_cut_table_is_one_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pd.DataFrame({"id": ["a", "b"], "n": [1, 2]}).to_parquet(path)
+    path.write_bytes(damaged(path.read_bytes(), kind, random.Random(0)))
+    with pytest.raises(UsageError, match=r"items\.parquet cannot be read as a parquet file"):
+        read_table(path)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
@@ -264,13 +255,3 @@ def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append([Key("i0", 0)], np.zeros(1), np.zeros(1, bool), ["so \ud83d"])
     assert Ledger(tmp_path / "ledger.jsonl")[Key("i0", 0)] == ledger[Key("i0", 0)]
-
-
-def test_a_folder_in_the_place_of_state_is_put_aside(tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    for _ in range(2):
-        (path / "more").mkdir(parents=True)
-        assert read_state(path, float) is None
-        write_state(path, 0.5)
-        assert read_state(path, float) == 0.5
-        path.unlink()

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from flows import reference
-from stages.params import AuditConfig, RepairConfig, load_params
+from stages.params import AuditConfig, RepairConfig
 from tests.notebooks import NOTEBOOKS, as_page, executed, page_of, read
 
 ROOT = Path(__file__).parents[1]
@@ -88,19 +88,6 @@ def test_every_parameter_is_in_docs_params_with_its_default(model, heading):
         assert free or key in known, key
         if isinstance(value := defaults.get(key), int | float | str):
             assert default in {str(value), f"`{value}`"}, key
-
-
-USAGES = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "usage.md").read_text(encoding="utf-8"), re.M | re.S)
-
-
-@pytest.mark.parametrize("example", USAGES)
-def test_examples_of_usage_fit_the_audits_they_name(example, tmp_path):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for name, block in yaml.safe_load(example)["audits"].items():
-        params["audits"][name]["usage"] = block["usage"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    read = load_params(tmp_path / "params.yaml").audits["mnist"].usage
-    assert (read if isinstance(read, str) else read.model_dump(exclude_unset=True)) == block["usage"]
 
 
 # Wording: the table of phrases in CONTRIBUTING.md

@@ -36,6 +36,10 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     covered = (landscape.table["low"] <= model.truth) & (model.truth <= landscape.table["high"])
     assert covered.mean() > 0.9
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
+    mean = landscape.mean_rate()  # all cells share the sample of items, so its error does not average out
+    assert mean.low <= model.truth.mean() <= mean.high
+    told = _trust(recorded(model, items=MANY, items_averaged=SOME), landscape.table)
+    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told)
 
 
 @pytest.mark.slow
@@ -78,31 +82,6 @@ def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: Non
     np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
-    """All cells share the sample, so its error does not average out: the interval has to include it."""
-    held = []
-    for seed in range(4):
-        model = Smooth(items=MANY)
-        order = np.random.default_rng(seed).permutation(MANY)  # other items are landmarks
-        model.hard, model.margin, model.embeddings = model.hard[order], model.margin[order], model.embeddings[order]
-        landscape = model.landscape(model.probes(1200, greedy=False, seed=seed))
-        mean = landscape.mean_rate()
-        held.append(mean.low <= model.truth.mean() <= mean.high)
-    assert sum(held) >= 3
-
-
-def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package names a function like the module.
-    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_PROBES", 800)
-    model = Smooth()
-    probes = model.probes(3000, greedy=False)
-    landscape = model.landscape(probes)
-    assert landscape.diagnostics["held_out_probes"] == 800
-    assert landscape.table["probes"].sum() == len(probes)
-    assert np.abs(landscape.rates - model.truth).mean() < 0.05
-
-
 def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
     few_landmarks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,17 +100,10 @@ def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_fro
     some = kernel.landmarks(MANY)
     (data,) = learnt
     theirs = as_data(probes, model.ids, model.concepts, 0.0)
-    assert len(data) == 800
+    assert len(data) == landscape.diagnostics["held_out_probes"] == 800
+    assert landscape.table["probes"].sum() == len(probes)
     assert np.isin(data.items, some).sum() == np.isin(theirs.items, some).sum()
     assert np.abs(landscape.rates - model.truth).mean() < 0.06
-
-
-def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
-    model = Smooth(items=MANY)
-    probes = model.probes(800, greedy=False)
-    landscape = model.landscape(probes)
-    told = _trust(recorded(model, items=MANY, items_averaged=SOME), landscape.table)
-    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told)
 
 
 def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(

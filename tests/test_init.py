@@ -1,28 +1,42 @@
-"""`faded init`: what it writes and when, and that a kill leaves nothing half-written."""
+"""`faded init`: what it asks, checks and writes; a refusal leaves nothing, and a kill nothing half-written."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shlex
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from rich.console import Console
+from rich.prompt import Confirm, Prompt
+from rich.text import Text
 
 import flows.init.run
-from flows.init.propose import search_budget
-from flows.init.run import Options
+from flows.choosing.screen import Swept
+from flows.init.answers import ask_questions
+from flows.init.propose import Wanted, search_budget
+from flows.init.run import Options, init_audit
 from flows.init.state import unmeasured
 from flows.workspace.block import AuditDraft, with_draft
+from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.intervals import wilson
 from stages.params import load_params
 from stages.screening.sweep import Worst
-from tests.finished import faded
-from tests.own_model import SIDE, WEIGHTS, init, options, swept
-from tests.workspace import ROOT, Workspace, audit_params, make_workspace
+from stages.tasks.classification.init.trial import Order
+from tests.finished import faded, run_stages
+from tests.news import articles
+from tests.own_model import SIDE, WEIGHTS, init, options, questions, swept
+from tests.tiny_models import tiny_causal
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -31,15 +45,17 @@ pytest_plugins = ("tests.own_repository",)
 
 
 @pytest.mark.slow
-def test_a_model_and_pictures_become_an_audit_that_plan_accepts(repository):
+def test_a_model_and_pictures_become_an_audit_that_runs_to_its_verdict(repository):
+    """In a repository without a commit, which is not required."""
     here = Workspace(repository)
-    code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")
+    shutil.rmtree(repository / ".git")
+    here.run(["git", "init", "--quiet"])
+    code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "100", "--yes")
     assert code == 0, told
     assert "test_resnet of timm, 3 classes, 3 channels" in told
     assert "60 pictures in 3 classes, most of them 32x32, 3 channels" in told
-    assert "faded audit shapes" in told
     assert "guessed: architecture: test_resnet, name: shapes, size: 32; options say otherwise" in told
-    assert "DVC" not in told
+    assert "faded audit shapes" in told and "DVC" not in told
     text = (repository / "params.yaml").read_text()
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.prepare["model"] == {"timm": "test_resnet", "weights": WEIGHTS}
@@ -50,24 +66,13 @@ def test_a_model_and_pictures_become_an_audit_that_plan_accepts(repository):
     code, planned = faded(here, "plan", "shapes")
     assert code == 0, planned
     assert "prepare@shapes" not in planned  # it ran for the sweep, and is not run again
-
-
-@pytest.mark.slow
-def test_an_audit_of_ones_own_model_runs_to_its_verdict(repository):
-    """In a repository without a commit, which is not required."""
-    here = Workspace(repository)
-    shutil.rmtree(repository / ".git")
-    here.run(["git", "init", "--quiet"])
-    told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "100", "--yes")
-    assert told.returncode == 0, told.stdout
-    audited = here.faded("audit", "shapes")
-    assert audited.returncode in (0, 1), audited.stdout  # with so few probes the gates may fail
+    run_stages(here, "shapes", STAGES[1:])
     for report in ("report/report.html", "conclude/report.html"):
-        assert (repository / "data/shapes" / report).exists(), audited.stdout
+        assert (repository / "data/shapes" / report).exists()
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_params_are_whole_in_between(repository):
+def test_killed_at_any_moment_it_resumes_and_params_are_whole_in_between(repository):
     here = Workspace(repository)
     command = ("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")
     process = here.start(*command)
@@ -76,9 +81,9 @@ def test_killed_at_any_moment_it_goes_on_and_params_are_whole_in_between(reposit
     process.wait()
     if (repository / "params.yaml").exists():
         yaml.safe_load((repository / "params.yaml").read_text())
-    told = here.faded(*command)
-    finished = "already has an audit of that name" in told.stdout  # the kill came too late
-    assert told.returncode == 0 or finished, told.stdout
+    code, told = faded(here, *command)
+    finished = "already has an audit of that name" in told  # the kill came too late
+    assert code == 0 or finished, told
     text = (repository / "params.yaml").read_text()
     assert text.count("  shapes:") == 1
     assert "Not measured" not in text
@@ -189,11 +194,6 @@ def test_in_a_clone_of_faded_an_audit_is_added_to_those_there_are(tmp_path, shap
     assert {name: (clone / name).read_bytes() for name in before} == before
 
 
-def test_a_folder_in_no_git_repository_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="git init"):
-        init(tmp_path)
-
-
 # Text of params.yaml
 
 
@@ -215,3 +215,180 @@ def test_an_audit_finds_its_place_in_any_layout(text):
     whole = yaml.safe_load(with_draft(text, draft))
     assert whole["audits"]["a"] == {"x": 1e-7}
     assert whole["repairs"] == {"a": {"gpus": 0}}
+
+
+# Proposals
+
+
+@pytest.fixture
+def checked(monkeypatch) -> None:
+    """Replace the sweep by the checks of `faded plan`."""
+
+    def measure(params: Any, name: str, *_more: object) -> Swept:
+        check_audits(params, [name])
+        raise InfrastructureError("checked")
+
+    monkeypatch.setattr(flows.init.run, "sweep_concepts", measure)
+
+
+def test_an_audit_of_a_summarizer_is_accepted_and_an_option_names_its_column(repository, checked):
+    tiny_causal(repository / "chat")
+    rows = [{"article": "Short.", "boddy": text, "highlights": "A summary."} for text in articles(40)]
+    (repository / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"model": "chat", "data": "news.jsonl"}
+    with pytest.raises(UsageError, match="--text body: the data have no such column, did you mean 'boddy'"):
+        init(given=options(answers={**given, "text": "body"}))
+    with pytest.raises(InfrastructureError, match="checked"):
+        init(given=options(answers={**given, "text": "boddy"}))
+    prepare = load_params(repository / "params.yaml").audit("news").prepare
+    assert prepare["data"] == {"jsonl": "news.jsonl", "text": "boddy", "summary": "highlights"}
+    assert prepare["items"] == {"discover": 13, "repair": 13, "test": 14}
+
+
+# Questions
+
+
+def test_without_a_terminal_a_missing_answer_names_its_option():
+    with pytest.raises(UsageError, match="--model"):
+        questions({}).text("model", "The model")
+    with pytest.raises(UsageError, match="--name, or --yes to accept the guess: pets"):
+        questions({}).text("name", "Name", "pets")
+    with pytest.raises(UsageError, match="--repair or --no-repair"):
+        questions({}).confirm("repair", "Repair", True)
+    assert questions({}, yes=True).text("name", "Name", "pets") == "pets"
+    with pytest.raises(UsageError, match="did you mean 'summarization'"):
+        questions({"kind": "sumarization"}).choice("kind", "Kind", ["summarization", "text-to-image"])
+
+
+def test_on_a_terminal_it_asks_again_until_the_answer_will_do_and_shows_names_as_they_are(monkeypatch):
+    """A folder or a column may have a name that looks like markup."""
+    typed, shown = iter(["", "nothing", "pets"]), []
+    monkeypatch.setattr(
+        Prompt, "ask", lambda question, **_: shown.append(Text.from_markup(question).plain) or next(typed)
+    )
+    monkeypatch.setattr(Confirm, "ask", lambda question, **_: bool(shown.append(Text.from_markup(question).plain)))
+
+    def check(answer: str) -> None:
+        if answer == "nothing":
+            raise UsageError("there is no such file")
+
+    assert questions({}, asks=True).text("data", "Data ([/bold], [red]a)", check=check) == "pets"
+    assert questions({}, asks=True).confirm("repair", "Repair [/bold]", True) is False
+    assert shown == 3 * ["Data ([/bold], [red]a)"] + ["Repair [/bold]"]
+
+
+def asked(repository: Path, **given: Any) -> Wanted:
+    answers = {"model": WEIGHTS, "data": "shapes", **given}
+    return ask_questions(questions(answers, yes=True), repository, [], None)
+
+
+def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, monkeypatch):
+    url = {"kind": "image-classification", "model": "https://models.example.com/classify"}
+    monkeypatch.setenv("MY_KEY", "secret")
+    found = asked(repository, **url, **{"key-env": "MY_KEY"})
+    assert found.model["key_env"] == "MY_KEY"
+    assert "key_env" not in asked(repository, **url).model
+    for given, said in (
+        ({**url, "key-env": "NO_SUCH_KEY"}, "--key-env: the environment variable NO_SUCH_KEY is not set"),
+        ({**url, "key-env": "sk-secret"}, "expected the name of an environment variable"),
+        ({**url, "model": "http://models.example.com/", "key-env": "MY_KEY"}, "plain http"),
+        ({"key-env": "MY_KEY"}, "behind a URL"),
+        ({**url, "model": "https://ada:secret@models.example.com/"}, "--model: .*holds a user name or a password"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            asked(repository, **given)
+
+
+def left(repository: Path) -> set[str]:
+    """All files except git's own and the remembered answers."""
+    held = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if ".git/" not in str(path)}
+    return {name for name in held if not name.startswith(".faded")}
+
+
+# Order of the classes
+
+
+def order(counts: list[list[int]]) -> Order:
+    return Order([chr(ord("a") + i) for i in range(len(counts))], np.array(counts))
+
+
+@pytest.mark.parametrize(
+    ("counts", "proposed", "sure"),
+    [
+        ([[18, 1, 1], [2, 17, 1], [0, 3, 17]], "abc", False),  # in the order of the names
+        ([[1, 18, 1], [1, 2, 17], [17, 0, 3]], "cab", True),
+        ([[0, 2, 0], [0, 0, 2], [2, 0, 0]], "cab", False),  # likely, but from two pictures each
+        ([[0, 20, 0], [0, 20, 0], [0, 0, 20]], "abc", False),  # one class is classified as another: that is a failure
+        ([[0, 20, 0], [0, 0, 20], [0, 0, 0]], "cab", True),  # there are no pictures of c
+    ],
+)
+def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_if_it_is(counts, proposed, sure):
+    found = order(counts)
+    assert ("".join(found.proposed), found.sure) == (proposed, sure)
+
+
+def test_classes_in_another_order_are_refused_with_the_order_to_type_before_anything_is_written(repository):
+    before = left(repository)
+    with pytest.raises(UsageError) as told:
+        init(given=options(answers={"classes": "upright,flat,slanted", "repair": False}))
+    assert "0% of 60 unchanged pictures are right" in str(told.value)
+    assert "Say --classes flat,slanted,upright" in str(told.value)
+    assert left(repository) == before
+
+
+def test_two_swapped_classes_are_seen_and_the_right_order_is_offered(repository, measured, monkeypatch):
+    answers = {"classes": "flat,upright,slanted", "repair": False, "name": "a", "size": "32"}
+    given = options(answers={**answers, "architecture": "test_resnet"}, yes=False)
+    asked = []
+    monkeypatch.setattr(Confirm, "ask", lambda question, **_: asked.append(question) or True)
+    out = io.StringIO()
+    init_audit(Path(), given, Console(file=out, width=200), asks=True)
+    assert asked == ["Take the classes in that order", "Write this audit and measure each concept"]
+    assert "upright" in out.getvalue() and "slanted (" in out.getvalue()
+    model = load_params(repository / "params.yaml").audit("a").prepare["model"]
+    assert model["classes"] == ["flat", "slanted", "upright"]
+
+
+# Names and counts of classes
+
+
+def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(repository):
+    for picture in (repository / "shapes/slanted").iterdir():
+        picture.unlink()
+    with pytest.raises(UsageError) as told:
+        init(given=options(answers={"repair": False}))
+    assert (
+        "the model has 3 outputs, and the data 2 classes: flat (20), upright (20); without a picture: slanted"
+        in str(told.value)
+    )
+    assert "say --classes flat,slanted,upright" in str(told.value)
+    (repository / "shapes/slanted").rmdir()
+    with pytest.raises(UsageError, match=r"1 more is of the model alone: .* --classes flat,upright,NAME1"):
+        init(given=options(answers={"repair": False}))
+    for name in ("slanted", "won't do"):
+        shutil.copytree(repository / "shapes/flat", repository / "shapes" / name)
+    (repository / "shapes/won't do/000.png").unlink()
+    with pytest.raises(UsageError) as told:
+        init(given=options(answers={"repair": False}))
+    assert "4 classes: flat (20), slanted (20), upright (20), won't do (19)" in str(told.value)
+    assert "--classes flat,slanted,upright" in str(told.value)
+    assert shlex.split(str(told.value).partition("--label ")[2]) == ["won't do=CLASS"]  # as a shell reads it
+    assert not (repository / "params.yaml").exists()
+
+
+# Refusals leave nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"probes": 50}, "--probes 50: too few for 9 concepts, expected 100 or more"),
+        ({"budget": 10**7}, "--budget 10000000: more than there are pairs"),
+        ({"answers": {"architecture": "resnet18"}}, "weights"),
+    ],
+)
+def test_what_would_be_refused_later_is_refused_before_anything_is_written(repository, given, said):
+    before = left(repository)
+    with pytest.raises(UsageError, match=said):
+        init(given=options(**given))
+    assert left(repository) == before

@@ -1,9 +1,10 @@
-"""kill -9 and Ctrl-C: the same command resumes, ends like an undisturbed run, and leaves no orphan."""
+"""kill -9, Ctrl-C and SIGTERM: the same command resumes and leaves no orphan.
+
+That it ends like an undisturbed run: test_sharded_audit.py, and test_faults.py for each stage.
+"""
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import subprocess
 import time
@@ -12,25 +13,7 @@ import psutil
 import pytest
 
 from tests.finished import faded
-from tests.workspace import Workspace, audit_params, make_workspace
-
-pytestmark = pytest.mark.slow
-
-RESULTS = (
-    "tiny/discover/probes.parquet",
-    "tiny/discover/robustness.parquet",
-    "tiny/discover/policy/*",
-    "tiny/*/landscape*.parquet",
-    "tiny/*/verdict.json",
-    "tiny/*/plan.json",
-    "tiny/restructure/models/**/*",
-)
-SLOW = 0.1  # seconds per model call, so that a kill mostly hits the search
-
-
-@pytest.fixture
-def server(prefect_server):
-    return {"PREFECT_API_URL": prefect_server}
+from tests.workspace import Workspace
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -62,105 +45,39 @@ def all_gone(processes: list[psutil.Process]) -> bool:
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server):
+@pytest.mark.slow
+def test_however_a_run_is_ended_nothing_is_left_and_the_same_command_resumes(toys, prefect_server):
+    """Killed, interrupted and terminated, the first two with a server of their own; then DVC is killed under it."""
     toys.write_params({**toys.params(), "repairs": {}})
     toys.toy(discover__tiny={"sleep": 600})
-    process = toys.start("audit")  # with its own server, which must not be orphaned either
-    running("-m stages.discover", toys)
-    relatives = family(process)
-    assert len(relatives) >= 3  # the server, dvc and the stage
-    process.kill()
-    process.wait()
-    assert all_gone(relatives)
+    log, told = toys.path / ".faded-test.log", ""
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 3)):
+        server = {"PREFECT_API_URL": prefect_server} if number == signal.SIGTERM else {}
+        process = toys.start("audit", **server)
+        running("-m stages.discover", toys)
+        relatives = family(process)
+        assert len(relatives) >= 2 + (not server)  # the server, dvc and the stage
+        process.send_signal(number)
+        assert process.wait(timeout=120) == code
+        assert all_gone(relatives)
+        # Finished stages are not run again, and the one that was ended is not retried.
+        assert toys.executed() == [*["prepare@tiny"] * (number == signal.SIGKILL), "discover@tiny"]
+        before, told = told, log.read_text()
+        said = told.removeprefix(before)
+        assert "Traceback" not in said and "connection" not in said.lower()
+        assert ("the same command resumes from here" in said) is (code > 0)
+        assert code < 0 or list((toys.path / ".faded/run").iterdir()) == []
+    assert (toys.path / ".faded/prefect/prefect.db").exists()
 
-    toys.toy()
-    code, told = faded(toys, "audit")
-    assert code == 0, told
-    assert toys.executed().count("prepare@tiny") == 1  # finished stages are not run again
-
-
-def test_status_and_plan_of_a_stage_that_runs_now(toys):
-    toys.toy(prepare__tiny={"until": "go"})
-    process = subprocess.Popen(["dvc", "repro", "--quiet", "prepare@tiny"], cwd=toys.path, env=toys.env)
-    running("-m stages.prepare", toys)
+    process = toys.start("audit", PREFECT_API_URL=prefect_server)
+    stage = running("-m stages.discover", toys)
     for command in (("status", "--stages"), ("plan",)):
-        code, told = faded(toys, *command)
-        assert code == 0, told
-        _, _, after = told.partition("prepare@tiny")
-        assert "runs now" in after.partition("discover@tiny")[0]
-        assert told.count("runs now") == 1  # later stages wait
-    (toys.path / "go").touch()
-    assert process.wait(timeout=300) == 0
-
-
-def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
-    params = toys.params()
-    toys.write_params({**params, "repairs": {}})
-    toys.toy(prepare__tiny={"sleep": 600})
-    process = toys.start("audit")
-    stage = running("-m stages.prepare", toys)
+        code, shown = faded(toys, *command)
+        assert code == 0, shown
+        assert "runs now" in shown.partition("discover@tiny")[2].partition("summarize@tiny")[0]
+        assert shown.count("runs now") == 1  # later stages wait
     toys.toy()
-    running("--single-item prepare@tiny", toys).kill()
+    running("--single-item discover@tiny", toys).kill()
     assert all_gone([stage])
     assert process.wait(timeout=300) == 0
-    assert toys.executed().count("prepare@tiny") == 2
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
-def test_a_signal_ends_the_stage_and_its_server_and_is_told_in_a_line(toys, number, code):
-    toys.toy(prepare__tiny={"sleep": 600})
-    process = toys.start("audit")
-    running("-m stages.prepare", toys)
-    relatives = family(process)
-    process.send_signal(number)
-    assert process.wait(timeout=120) == code
-    assert all_gone(relatives)
-    assert toys.executed() == ["prepare@tiny"]  # not retried
-    told = (toys.path / ".faded-test.log").read_text()
-    assert "Traceback" not in told and "the same command resumes from here" in told
-    assert "connection" not in told.lower()
-    assert list((toys.path / ".faded/run").iterdir()) == [] and (toys.path / ".faded/prefect/prefect.db").exists()
-
-
-def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server):
-    audit = audit_params()
-    audit["prepare"]["delay"] = SLOW
-    undisturbed = make_workspace(tmp_path / "undisturbed", {"tiny": audit})
-    started = time.monotonic()
-    done = undisturbed.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
-    duration = time.monotonic() - started
-
-    disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit})
-    rng = random.Random(7)
-    seen: list[psutil.Process] = []
-    for what in ("dvc", "flow"):
-        process = disturbed.start("audit", **server)
-        time.sleep(rng.uniform(0.1, 0.6) * duration)
-        relatives = family(process)
-        seen += relatives
-        victims = {
-            "flow": [process.pid],
-            "dvc": [p.pid for p in relatives if "flows.child" in " ".join(_line(p))],
-        }[what]
-        for pid in victims[:1]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        if what != "flow":
-            process.wait(timeout=400)
-        process.kill()
-        process.wait()
-    assert all_gone(seen)
-    last = disturbed.faded("audit", **server)
-    assert last.returncode == 0, last.stdout
-    assert disturbed.digests(*RESULTS) == undisturbed.digests(*RESULTS)
-    assert all(undisturbed.digests(pattern) for pattern in RESULTS)
-
-
-def _line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    assert toys.executed() == ["discover@tiny", "discover@tiny", "summarize@tiny", "report@tiny"]

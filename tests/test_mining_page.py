@@ -25,9 +25,9 @@ AUDIT = AuditConfig.model_validate(audit_params(task="chat"))
 @pytest.fixture(scope="module")
 def mining() -> Mining:
     """The mining of a model with ten weaknesses, plus a candidate for each of two further verdicts."""
-    items = texts(240, 0)
-    model = Planted(items, hide(items, 0, put_in=5, said=3, attributes=2))
-    found = mine(items, SPACE, model, MineSettings(probes=1000), seed=0)
+    items = texts(150, 0)
+    model = Planted(items, hide(items, 0, put_in=3, said=2, attributes=2))
+    found = mine(items, SPACE, model, MineSettings(probes=600), seed=0)
     last = found.findings[-1]
     untested = {"verdict": "no probes left", "fails": None, "without": [], "examples": [], "probes": 0}
     more = [last.model_copy(update=change) for change in ({"verdict": "not confirmed", "probes": 0}, untested)]

@@ -16,9 +16,8 @@ import yaml
 from stages.core.errors import UsageError
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
-from tests.finished import faded
 from tests.images import image_context, write_images
-from tests.workspace import ROOT, Workspace, make_workspace
+from tests.workspace import ROOT
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.M | re.S)
 
@@ -84,21 +83,6 @@ def test_the_repair_of_the_docs_mends_what_it_aims_at(digits: tuple[Any, TaskCon
     ids = task.items.ids("test")
     cells = shifted.sample(task.concepts, len(ids), np.random.default_rng(2))
     assert repaired.probe(ids, cells).failed.mean() < task.probe(ids, cells).failed.mean() - 0.2
-
-
-def test_the_parameters_of_the_docs_are_accepted_with_their_task(tmp_path: Path) -> None:
-    workspace = workspace_of_the_docs(tmp_path)
-    code, told = faded(workspace, "plan", "mine")
-    assert code == 0, told
-    assert "discover@mine" in told
-
-
-def workspace_of_the_docs(path: Path) -> Workspace:
-    params = yaml.safe_load(blocks("own-task.md", "yaml")[1])
-    workspace = make_workspace(path, params["audits"], params["repairs"])
-    (path / "my_task.py").write_text(blocks("own-task.md", "python")[2])
-    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: the package faded needs it beside itself
-    return workspace
 
 
 # The concepts of docs/own-task.md

@@ -19,8 +19,9 @@ from stages.tasks import endpoint as module
 from stages.tasks.language.articles import DATA_LOADERS
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.language.models import load_summarizer
-from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.sources import parse_source
 from stages.tasks.summarization import Summarization
+from stages.tasks.summarization.config import SummaryPrepare
 from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.endpoints import said, served
 from tests.hubs import in_cache
@@ -117,12 +118,6 @@ def ledgers():
     return list(Path(".faded/scratch/remote/discover").glob("*/ledger.jsonl"))
 
 
-def context_generation(inputs, url):
-    from stages.tasks.summarization.config import SummaryPrepare
-
-    return SummaryPrepare.model_validate(dict(context_of(inputs, url).config)).generation
-
-
 def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):
     context = context_of(inputs, "https://m.example/")
     (line,) = Summarization.check_repair(context, {"method": "lora"})
@@ -137,7 +132,7 @@ def test_a_summarizer_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkey
     commit = in_cache(monkeypatch, tmp_path / "hub", "org/tiny", tiny_causal(tmp_path / "made"))
     source = parse_source({"transformers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
     assert source.errors(inputs) == []
-    generation = context_generation(inputs, "https://m.example/")
+    generation = SummaryPrepare.model_validate(dict(context_of(inputs, "https://m.example/").config)).generation
     source.build(inputs, tmp_path / "model", generation)
     form = load_summarizer(tmp_path / "model", news_context(inputs).compute).form
     assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
@@ -154,20 +149,3 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(input
     for block, loaders, use in blocks:
         with pytest.raises(UsageError, match=told):
             use(parse_source(block, loaders, "prepare"))
-
-
-# A user's own files
-
-
-@pytest.mark.parametrize(
-    ("block", "told"),
-    [
-        ({"files": ["*.py"]}, r"prepare\.data\.files: not fetched from a hub: \*\.py"),
-        ({"datasets": "../news"}, "datasets"),
-        ({"datasets": "embedder", "files": ["*.json"]}, "embedder is a folder, of which nothing is fetched"),
-    ],
-)
-def test_wrong_files_of_a_data_set_are_told(inputs, block, told):
-    block = {"datasets": "org/news", "split": "train", "text": "body", **block}
-    with pytest.raises(UsageError, match=told):
-        raise UsageError("\n".join(source_errors(block, DATA_LOADERS, "prepare.data", inputs)))

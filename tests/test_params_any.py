@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from stages.check import check_audits
@@ -22,6 +22,7 @@ from stages.core.errors import UsageError
 from stages.explorers.registry import make_explorer
 from stages.params import Params, load_params, parse_yaml
 from stages.tasks.load import task_class
+from tests.cases import scaled
 from tests.test_params import AUDIT, REPAIR, write
 
 VALID: dict[str, Any] = {
@@ -37,30 +38,20 @@ HOSTILE = {
     "empty": b"",
     "binary": bytes(range(256)),
     "Latin-1": "audits: {ö: 1}".encode("latin-1"),
-    "UTF-16": "audits: {}".encode("utf-16"),
-    "a byte order mark": b"\xef\xbb\xbfaudits: {}",
     "a number that is none": b"audits: !!float oops",
-    "a whole number that is none": b'audits: !!int ""',
     "a date that is none": b"audits: 2026-13-45",
-    "a date": b"audits: 2026-01-01",
-    "deep nesting": b"[" * 3000 + b"]" * 3000,
     "deeper nesting": b"{a: " * 100_000,
     "deep nesting by aliases": b"a0: &a0 {}\n" + b"".join(b"a%d: &a%d [*a%d]\n" % (n, n, n - 1) for n in range(1, 999)),
-    "an alias bomb": BOMB.encode(),
     "an alias bomb in a field": BOMB.encode() + b"audits: {x: {seed: *a39}}",
     "merges that explode": MERGES.encode(),
     "a value within itself": b"audits: &a {x: *a}",
     "an alias of nothing": b"audits: *" + b"a" * 100_000,
     "a tag of Python": b"audits: !!python/object/apply:os.system [touch hacked]",
-    "a tag of a set": b"audits: !!set {a, b}",
     "a key twice": b"audits: {}\naudits: {}",
     "a key that is a list": b"? [a, b]\n: 1",
-    "a key that is yes": b"audits: {on: 1}",
     "no number": b"audits: {x: {seed: .nan}}",
-    "no end": b"audits: {x: {seed: .inf}}",
     "very many digits": b"audits: {x: {seed: " + b"9" * 100_000 + b"}}",
     "65 bits": b"audits: {x: {seed: 36893488147419103232}}",
-    "two documents": b"audits: {}\n---\naudits: {}",
     "a control character": b'audits: {"x\\e[31m": 1}',
     "half a character": b'audits: {"\\ud800": 1}',
     "a long key": b"audits: {}\n" + b"k" * 1000 + b": 1",
@@ -102,6 +93,7 @@ def test_what_is_no_file_or_may_not_be_read_is_told(tmp_path: Path) -> None:
     assert "permission denied" in str(refusal(path))
 
 
+@settings(max_examples=scaled(50))
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "random.yaml"
@@ -109,6 +101,7 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data
     assert refusal(path) is not None
 
 
+@settings(max_examples=scaled(50))
 @given(st.data())
 def test_damaged_bytes_of_a_valid_file_are_refused_or_valid(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -191,7 +184,7 @@ def is_sound(params: Params) -> None:
                 assert low <= bound < high if key.endswith("max") else low < bound <= high, (measure, gate)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=scaled(60))
 @given(mutated())
 def test_mutated_structures_are_refused_or_sound(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]

@@ -38,10 +38,8 @@ def change(power: Power, drop: float, seed: int) -> Rate:
 @pytest.mark.parametrize(
     "power",
     [
-        Power(0.2, 300, 900, 0.5),
         Power(0.5, 60, 300, 0.3, churn=APART),
         Power(0.3, 100, 1000, 0.5),
-        Power(0.6, 20, 1000, 0.4),
     ],
     ids=lambda power: f"{power.items} items",
 )
@@ -149,10 +147,9 @@ def test_margins_against_a_control_that_items_cannot_show_are_named(searched):
 def decided(here: AuditFolder, *actions: Any) -> None:
     here.collect_feedback.path.mkdir()
     here.summarize.where("cells").touch()
-    modes = here.summarize.landscape.modes
     chosen = [
         PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
-        for m, action in zip(modes, actions, strict=True)
+        for m, action in zip(here.summarize.landscape.modes, actions, strict=True)
     ]
     here.collect_feedback.plan = Plan(
         landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
@@ -199,16 +196,7 @@ def test_items_are_as_alike_as_they_were_made():
 
 def test_planned_modes_are_meant_and_groups_are_named(searched):
     here = audit_folder("tiny")
-    here.collect_feedback.path.mkdir()
-    here.summarize.where("cells").touch()
-    modes = here.summarize.landscape.modes
-    chosen = [
-        PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
-        for m, action in zip(modes, ("ignore", "repair"), strict=True)
-    ]
-    here.collect_feedback.plan = Plan(
-        landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
-    )
+    decided(here, "ignore", "repair")
     items = pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60, "group": [f"g{k % 20}" for k in range(110)]})
     items.to_parquet(here.prepare.path / "items.parquet")
     [line] = searched("wait")

@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
         restructure={
             "method": "all-layers",
             "control": "as_used",
-            "settings": {"epochs": 2, "batch_size": 30, "replay": 0.5},
+            "settings": {"epochs": 1, "batch_size": 30, "replay": 0.5},
         }
     )
     (tmp_path / "params.yaml").write_text(
@@ -48,12 +48,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name_code("stripes")  # as before any other stage
     return tmp_path
-
-
-def stage(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"stages.{name}", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 def write_plan(place, action="repair"):
@@ -77,9 +71,9 @@ def test_prepare_and_restructure(place, capsys):
         files = {p.name for p in (out / "restructure" / "models" / model).iterdir()}
         assert files == {"faded.json", "model.safetensors", "README.md", "load.py"}
     steps = pd.read_csv(out / "restructure" / "curve.csv")["step"]
-    assert list(steps) == list(range(1, 29)), "a fifth of the repair items is held out"
+    assert list(steps) == list(range(1, 15)), "a fifth of the repair items is held out"
     metrics = json.loads((out / "restructure" / "metrics.json").read_text())
-    assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 28
+    assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 14
     assert "Ada" in (out / "restructure" / "models" / "repaired" / "README.md").read_text()
 
     write_plan(place, action="accept")
@@ -91,10 +85,9 @@ def test_prepare_and_restructure(place, capsys):
 
 
 def test_bad_input_ends_with_2_and_leaves_nothing(place):
-    asked = stage("prepare")
-    assert asked.returncode == 2 and "usage: python -m stages.prepare AUDIT" in asked.stderr
     (place / "data" / "stripes" / "inputs" / "images.parquet").write_bytes(b"junk")
-    done = stage("prepare", "stripes")
+    command = [sys.executable, "-m", "stages.prepare", "stripes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: prepare.data.parquet:")
     assert "Traceback" not in done.stderr

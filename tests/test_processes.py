@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,14 +18,8 @@ from stages.core import processes
 from stages.core.errors import UsageError
 from stages.core.processes import Crew
 from stages.params import Params
-from stages.tasks.base import Task
 from stages.tasks.classification import ImageClassification
-from stages.tasks.contract import TaskContext
-from stages.tasks.summarization import Summarization
-from stages.tasks.text_to_image import TextToImage
-from tests.boxes import boxes
 from tests.images import image_context, write_images
-from tests.news import news_context, write_news
 from tests.workspace import audit_params
 
 
@@ -66,26 +59,17 @@ def roomy(monkeypatch):
 
 
 @pytest.mark.slow
-def test_functions_and_methods_are_called_by_all_and_answer_in_order():
-    for do, crew, wanted in (
+def test_functions_and_methods_are_called_by_all_and_answer_in_order_once_the_work_is_worth_it():
+    assert Crew(2).ask(square, [(5,)]) == [(25, os.getpid())], "one piece is nobody else's"
+    crew = Crew(2, partial(Doubler, 3), after=0.3)
+    assert {who for _, who in crew.ask(Doubler(3).times, [(1,), (2,)])} == {os.getpid()}
+    for do, by, wanted in (
         (square, Crew(2), [k**2 for k in range(6)]),
-        (Doubler(3).times, Crew(2, partial(Doubler, 3)), [3 * k for k in range(6)]),
+        (Doubler(3).times, crew, [3 * k for k in range(6)]),
     ):
-        found = crew.ask(do, [(k,) for k in range(6)])
+        found = by.ask(do, [(k,) for k in range(6)])
         assert [value for value, _ in found] == wanted
         assert len({who for _, who in found}) == 2
-
-
-@pytest.mark.slow
-def test_others_start_only_when_the_work_is_worth_it():
-    crew = Crew(2, partial(Doubler, 2), after=0.3)
-    alone = [crew.ask(Doubler(2).times, [(1,), (2,)]) for _ in range(2)]
-    assert {who for found in alone[:1] for _, who in found} == {os.getpid()}
-    assert len({who for _, who in crew.ask(Doubler(2).times, [(k,) for k in range(8)])}) == 2
-
-
-def test_one_piece_is_nobody_elses():
-    assert Crew(2).ask(square, [(5,)]) == [(25, os.getpid())]
 
 
 @pytest.mark.slow
@@ -98,14 +82,10 @@ def test_what_a_dead_process_had_begun_is_done_here(capsys):
 
 
 @pytest.mark.slow
-def test_a_copy_that_cannot_be_loaded_is_no_loss():
-    assert Crew(2, partial(Doubler)).ask(Doubler(2).refuses, [(2,), (4,), (6,)]) == [2, 4, 6]  # its copies lack `by`
-
-
-@pytest.mark.slow
-def test_errors_are_those_of_one_process():
+def test_errors_are_those_of_one_process_and_a_copy_that_cannot_be_loaded_is_no_loss():
     with pytest.raises(UsageError, match="3 is odd"):
         Crew(2, partial(Doubler, 2)).ask(Doubler(2).refuses, [(2,), (3,), (4,), (6,)])
+    assert Crew(2, partial(Doubler)).ask(Doubler(2).refuses, [(2,), (4,), (6,)]) == [2, 4, 6]  # its copies lack `by`
 
 
 def test_memory_that_a_container_may_use_bounds_the_copies(monkeypatch, tmp_path):
@@ -137,28 +117,14 @@ def test_others_end_with_a_stage_that_is_killed():
     assert psutil.wait_procs(others, timeout=20)[1] == []
 
 
-def classifier(folder: Path) -> tuple[type[Task], TaskContext]:
-    write_images(folder / "inputs/images.parquet")
-    return ImageClassification, image_context(folder / "inputs")
-
-
-def summarizer(folder: Path) -> tuple[type[Task], TaskContext]:
-    return Summarization, news_context(write_news(folder / "inputs"))
-
-
-def painter(folder: Path) -> tuple[type[Task], TaskContext]:
-    return TextToImage, boxes(folder / "inputs", images=8)
-
-
-@pytest.mark.parametrize(
-    "kind", [classifier, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (summarizer, painter))]
-)
-def test_every_kind_of_model_answers_alike_to_the_last_bit(kind, tmp_path):
-    cls, context = kind(tmp_path)
+def test_a_model_answers_alike_to_the_last_bit(tmp_path):
+    """Every kind of model is shared by the same function of `LoadedTask`."""
+    write_images(tmp_path / "inputs/images.parquet")
+    context = image_context(tmp_path / "inputs")
     context = replace(context, compute=replace(context.compute, processes=2))
     (tmp_path / "prepare").mkdir()
-    cls.prepare(context, tmp_path / "prepare")
-    load = partial(cls.load, context, tmp_path / "prepare")
+    ImageClassification.prepare(context, tmp_path / "prepare")
+    load = partial(ImageClassification.load, context, tmp_path / "prepare")
     alone, shared = load(), load()
     shared.crew = Crew(2, load)
     rng = np.random.default_rng(0)

@@ -141,16 +141,12 @@ def test_what_is_wrong_is_told_in_one_message(tmp_path):
         assert "proposer.modle: unknown key, did you mean 'model'?" in refused(
             proposer={**params["proposer"], "modle": "x"}
         )
-        assert faded(workspace, "propose", "none")[0] == 2
         planted = {"tiny": params["audits"]["tiny"] | {"task": "planted:PlantedTask"}}
         assert "audits.tiny.task: PlantedTask has no catalogue of concepts" in refused(audits=planted)
-    missing = said({"error": "model 'tiny' not found"}, 404)
-    with served(Scripted(""), lambda number: missing, whole=True) as model:
-        told = refused(proposer={"openai": f"{model.url}/v1", "model": "tiny", "retries": 0})
-        assert "(model 'tiny' not found): expected its base URL in openai" in told and len(model.requests) == 1
     long = said({"error": {"message": "too long", "code": "context_length_exceeded"}}, 400)
     with served(Scripted(""), lambda number: long, whole=True) as model:
         told = refused(proposer={"openai": f"{model.url}/v1", "model": "tiny", "retries": 0})
+        assert len(model.requests) == 1
         assert "or lower proposer.items or proposer.pictures" in told and "prepare" not in told
     assert not (workspace.path / ".faded/propose/tiny.json").exists()
 
@@ -158,25 +154,18 @@ def test_what_is_wrong_is_told_in_one_message(tmp_path):
 # Answers
 
 
-def config_of(url, **changes):
-    return checked(ProposerConfig, {"openai": f"{url}/v1", "model": "tiny", "retries": 0, **changes}, "proposer")
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("Fog, I think.", "expected a JSON object"),
         (answer_of(MALFORMED), "malformed: concept: Input should be a valid string"),
         (answer_of({"concept": "fog\x1b[31m", "levels": [1]}), "expected printable text"),
-        (answer_of({"concept": "fog", "levels": list(range(9))}), "malformed: levels"),
     ],
 )
 def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why):
-    with (
-        served(Scripted(text), whole=True) as model,
-        pytest.raises(UsageError, match=f"none of {TRIES} answers holds proposals that can be read.*{why}"),
-    ):
-        ask_proposer(config_of(model.url), Account(), "What?")
+    with served(Scripted(text), whole=True) as model:
+        config = checked(ProposerConfig, {"openai": f"{model.url}/v1", "model": "tiny", "retries": 0}, "proposer")
+        with pytest.raises(UsageError, match=f"none of {TRIES} answers holds proposals that can be read.*{why}"):
+            ask_proposer(config, Account(), "What?")
     assert len(model.requests) == TRIES
 
 
@@ -276,7 +265,7 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
     new = {**{f"dull {k}": [0, 1, 2, 3] for k in range(5)}, "tone": ["a", "b", "c"], "glare": [0, 1, 2, 3]}
     weights = {"haze": 0.15, "tilt": 0.014, "glare": 0.2}
     entered = []
-    for seed in range(8):
+    for seed in range(4):
         levels = own | new
         found = sweep(
             lambda levels, seed=seed: Weighted(levels, weights, noise=0.05, seed=seed), levels, 400, seed=seed, only=new
@@ -285,11 +274,8 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
         for one in found.concepts:
             made = Made(ProposedConcept(concept=one.name, levels=new[one.name]), new[one.name][1:])
             entered += [one.name] if judged(made, one).enters else []
-    assert entered.count("glare") == 8
-    assert len(entered) - 8 <= 6  # of 48
-
-
-# The report, and the page
+    assert entered.count("glare") == 4
+    assert len(entered) - 4 <= 4  # of 24
 
 
 # The command, and the example of its page

@@ -24,7 +24,7 @@ from stages.explorers.merge import ledger_answers, origin
 from stages.params import load_params
 from tests.clusters import until
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
-from tests.workspace import Workspace, audit_params, make_workspace
+from tests.workspace import Workspace, make_workspace
 
 # --- params.yaml
 
@@ -58,8 +58,10 @@ def test_shares_are_written_and_every_other_byte_stays() -> None:
     assert "        items: 3\n      shards: 1000\n\n    summarize" in both
     assert with_shards(both, "b", 1, None) == alone
     assert yaml.safe_load(with_shards(both, "b", 3, 2))["audits"]["b"]["compute"] == {"gpus": 2}
-    crlf = with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, None)
-    assert crlf == one.replace("\n", "\r\n")
+    assert with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, None) == one.replace("\n", "\r\n")
+    told = r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"  # c would get it, too
+    with pytest.raises(UsageError, match=told):
+        with_shards(LAYOUT, "b", 2, 0)
 
 
 # --- the stages
@@ -108,21 +110,12 @@ def test_a_divided_search_ends_in_one_landscape(halves) -> None:
         curve = pd.read_csv(data / f"discover/live/plots/metrics/{role}/failures.tsv", sep="\t")
         assert curve["step"].iloc[-1] == 256 and curve["failures"].iloc[-1] == found[role]["failures"]
     assert stale(halves) == {}
-
-
-def test_small_steps_are_answered_from_the_shares_first(halves, tmp_path) -> None:
-    workspace = halves.copy(tmp_path / "again")
-    with inside(workspace):
-        shutil.rmtree(".faded")
-        discover.main("tiny")
-        [path] = Path(".faded/scratch/tiny/discover").glob("*/ledger.jsonl")
-        ledger = Ledger(path)
-        merged = pd.read_parquet("data/tiny/discover/probes.parquet")
-        table = pd.read_parquet("data/tiny/discover/robustness.parquet")
-        space = ConceptSpace((Concept("tilt", (0, 1, 2, 3)), Concept("fog", (0, 1, 2, 3))))
-        known = {key for key, _ in ledger_answers(merged, space)}
+    # Small steps are answered from the shares first.
+    [path] = (halves.path / ".faded/scratch/tiny/discover").glob("*/ledger.jsonl")
+    ledger, table = Ledger(path), pd.read_parquet(data / "discover" / "robustness.parquet")
+    space = ConceptSpace((Concept("tilt", (0, 1, 2, 3)), Concept("fog", (0, 1, 2, 3))))
     assert 0 < len(ledger) < table["queries"].sum()
-    assert not [key for key in known if key in ledger]
+    assert not [key for key, _ in ledger_answers(probes, space) if key in ledger]
 
 
 def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
@@ -233,57 +226,34 @@ def test_shares_are_of_this_search_only_while_nothing_they_depend_on_changes(hal
 
 
 @pytest.mark.slow
-def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_path, prefect_server) -> None:
-    server = {"PREFECT_API_URL": prefect_server}
-    audit = audit_params(discover=SEARCH)
+def test_a_divided_audit_resumes_after_a_share_was_killed_and_ends_alike(halves, tmp_path, prefect_server) -> None:
+    """And the flow, too, at some moment of the search."""
+    audit = quick_audit(discover=SEARCH)
     audit["prepare"]["delay"] = 0.15  # seconds a model call takes, so that there is a search to be killed in
-    undisturbed = make_workspace(tmp_path / "undisturbed", {"tiny": audit}, {})
-    assert undisturbed.faded("shard", "tiny", "2").returncode == 0
-    disturbed = undisturbed.copy(tmp_path / "disturbed")
-
-    done = undisturbed.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
-    lines = done.stdout.splitlines()
-    began = [n for n, line in enumerate(lines) if "unique probes a search" in line]
-    ended = [n for n, line in enumerate(lines) if "explore@tiny-" in line and "ran in" in line]
-    assert len(began) == 2 and max(began) < min(ended)  # side by side
-    assert "nothing to do" in undisturbed.faded("audit", **server).stdout
-
-    process = disturbed.start("audit", **server)
-    ledgers = disturbed.path / ".faded/scratch/tiny/explore-1"
-    until(lambda: any(path.read_bytes() for path in ledgers.glob("*/ledger.jsonl")))
-    [ledger] = ledgers.glob("*/ledger.jsonl")
+    disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit}, {})
+    assert faded(disturbed, "shard", "tiny", "2")[0] == 0
+    process = disturbed.start("audit", PREFECT_API_URL=prefect_server)
+    scratch = disturbed.path / ".faded/scratch/tiny"
+    for part in ("explore-1", "explore-2"):  # side by side
+        until(lambda part=part: any(path.read_bytes() for path in (scratch / part).glob("*/ledger.jsonl")))
+    [ledger] = (scratch / "explore-1").glob("*/ledger.jsonl")
     stage = next(p for p in psutil.process_iter(["cmdline", "cwd"]) if is_share(p, disturbed))
     process.send_signal(signal.SIGSTOP)  # the flow does not retry before it is killed itself
     os.kill(stage.pid, signal.SIGKILL)
     process.kill()
     process.wait()
     assert 0 < len(Ledger(ledger)) < 300
-    last = disturbed.faded("audit", **server)
-    assert last.returncode == 0, last.stdout
-    assert "resuming:" in last.stdout
-    results = (
-        "tiny/shards/*/probes.parquet",
-        "tiny/discover/*.parquet",
-        "tiny/discover/policy/**/*",
-        "*/*/landscape.*",
-    )
-    assert disturbed.digests(*results) == undisturbed.digests(*results)
-    assert all(undisturbed.digests(pattern) for pattern in results)
+    code, told = faded(disturbed, "audit", PREFECT_API_URL=prefect_server)
+    assert code == 0 and "resuming:" in told, told
+    results = ("tiny/shards/*/probes.parquet", "tiny/discover/*.parquet", "tiny/discover/policy/**/*")
+    results = (*results, "*/summarize/landscape.parquet")
+    assert disturbed.digests(*results) == halves.digests(*results)
+    assert all(halves.digests(pattern) for pattern in results)
 
 
 def is_share(process: psutil.Process, workspace: Workspace) -> bool:
     command = " ".join(process.info["cmdline"] or [])
     return "-m stages.explore tiny 1" in command and process.info["cwd"] == str(workspace.path)
-
-
-def test_shares_that_another_audit_would_get_too_are_not_written() -> None:
-    with pytest.raises(
-        UsageError, match=r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"
-    ):
-        with_shards(LAYOUT, "b", 2, 0)
-    with pytest.raises(UsageError, match=r"write audits\.c\.discover\.shards: 2 there"):
-        with_shards(LAYOUT, "c", 2, None)
 
 
 def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halves, tmp_path) -> None:

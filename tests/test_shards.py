@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tests.test_explorers import ids, make_task
 
 @pytest.mark.parametrize(
     ("items", "cells", "budget", "shards"),
-    [(200, 2401, 4000, 4), (7, 6, 20, 3), (10, 4, 39, 3), (10, 4, 40, 3), (10, 4, 900, 7), (5, 100, 5, 5)],
+    [(200, 2401, 4000, 4), (7, 6, 20, 3), (10, 4, 40, 3), (5, 100, 5, 5)],
 )
 def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, budget: int, shards: int) -> None:
     names = [f"i{n}" for n in range(items)]
@@ -65,7 +64,7 @@ def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() 
     task = make_task(levels=2, concepts="ab", items=7)  # 7 items in 3 shares: 2, 2 and 3 of them
     shares = divide(ids(task), 4, budget=14, shards=3, seed=0)
     assert {len(share.item_ids) for share in shares} == {2, 3}
-    config, runs = DiscoverConfig(explorer="random", budget=14, shards=3), 100
+    config, runs = DiscoverConfig(explorer="random", budget=14, shards=3), 60
     drawn = np.zeros((7, 4))
     for run in range(runs):
         for share in shares:
@@ -144,16 +143,13 @@ def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
     assert len(result.probes.drop_duplicates(["item", "a", "b"])) == 63 == len(result.probes)
 
 
-@pytest.mark.slow
-def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
-    config = DiscoverConfig(explorer="ppo", budget=900, shards=2)
-    task = make_task()
-    whole = merge_shares(found_by(task, config), task.concepts).probes
-    first = divide(ids(task), task.concepts.n_cells, 900, 2, seed=3)[0]
+def test_a_share_that_was_killed_ends_as_it_would_have(parts, tmp_path) -> None:
+    task, config = make_task(), DiscoverConfig(explorer="local_search", budget=601, shards=3)
+    first = divide(ids(task), task.concepts.n_cells, 601, 3, seed=3)[0]
 
     class Killed(type(task)):
         def probe(self, *arguments, **more):
-            if self.queries > 300:
+            if self.queries > 100:
                 raise KeyboardInterrupt
             return super().probe(*arguments, **more)
 
@@ -162,7 +158,7 @@ def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
         search_share(killed, first, config, ledger=Ledger(tmp_path / "1.jsonl"))
     known = len(Ledger(tmp_path / "1.jsonl"))
     assert 0 < known < first.budget
-    again = make_task()
+    again, whole = make_task(), merge_shares(parts, task.concepts).probes
     pd.testing.assert_frame_equal(merge_shares(found_by(again, config, tmp_path), task.concepts).probes, whole)
     asked_once = {Key(*key) for key, _ in ledger_answers(whole, task.concepts)}
     assert again.queries == len(asked_once) - known
@@ -217,15 +213,6 @@ def rewrite(folder: Path, how) -> None:
     how(pd.read_parquet(folder / "probes.parquet")).to_parquet(folder / "probes.parquet", index=False)
 
 
-def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
-    space, written = make_task().concepts, set()
-    for n, order in enumerate(itertools.permutations(parts)):
-        result = merge_shares(order, space)
-        result.probes.to_parquet(tmp_path / f"{n}.parquet", index=False)
-        written.add(((tmp_path / f"{n}.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
-    assert len(written) == 1 and n == 5
-
-
 def test_a_probe_in_two_shares_counts_once(parts) -> None:
     space = make_task().concepts
     twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
@@ -238,14 +225,13 @@ def test_a_probe_in_two_shares_counts_once(parts) -> None:
         merge_shares([lying, *parts[1:]], space)
 
 
-def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None:
-    space = make_task().concepts
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.know(ledger_answers(merge_shares(parts, space).probes, space))
-    row = parts[1].probes.iloc[7]
-    answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
-    assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
-    assert (tmp_path / "ledger.jsonl").read_text() == ""
+def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
+    written = set()
+    for order in (parts, parts[::-1]):
+        result = merge_shares(order, make_task().concepts)
+        result.probes.to_parquet(tmp_path / "probes.parquet", index=False)
+        written.add(((tmp_path / "probes.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
+    assert len(written) == 1
 
 
 def test_parts_are_read_as_they_were_written(written, parts) -> None:
@@ -253,13 +239,10 @@ def test_parts_are_read_as_they_were_written(written, parts) -> None:
         pd.testing.assert_frame_equal(was.probes, now.probes)
         assert now.part == was.part and now.policy is None
     shutil.copytree(written / "1", written / "4")  # from another division: not declared, so not read
-    assert len(read(written)) == 3
-
-
-def test_what_no_answer_depends_on_is_no_part_of_a_share(written, tmp_path) -> None:
-    [part, *_] = read(written)
-    result = merge_shares([part], make_task().concepts)
+    [part, *more] = read(written)
+    assert len(more) == 2
+    # What no answer depends on is no part of a share.
     versions = {**part.record["versions"], "faded": "0.2", "datasets": "5"}
-    (tmp_path / "again").mkdir()
-    write_part(tmp_path / "again", 1, result, {**part.record, "versions": versions})
-    assert (tmp_path / "again" / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()
+    (again := written / "again").mkdir()
+    write_part(again, 1, merge_shares([part], make_task().concepts), {**part.record, "versions": versions})
+    assert (again / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()
