@@ -129,6 +129,19 @@ def run_toys(workspace: Workspace) -> None:
         dvc_commit([stage.name for stage in stages])
 
 
+def finished_toys() -> Workspace:
+    """One workspace of toys per session, to be copied: "tiny" with its repair, and "other"; all has run."""
+    return Workspace(once("finished-toys", _finish_toys))
+
+
+def _finish_toys(path: Path) -> None:
+    audits = {"tiny": audit_params(), "other": audit_params()}
+    workspace = make_workspace(path, audits, {"tiny": repair_params()}, toys=True)
+    run_toys(workspace)
+    assert len(workspace.executed()) == 13
+    packed(workspace)
+
+
 def dvc_commit(names: Sequence[str]) -> None:
     """`dvc commit --force` that reads and writes dvc.lock only once."""
     with Repo() as repo, repo.lock:

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,18 +21,16 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS
-from flows.results.compare import Run, check_alike, differences, paired_difference, read_run
+from flows.results.compare import differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.core.files import record_probe_seconds, seal
 from stages.params import Params
-from stages.records import Landscape, Provenance, Verdict
-from stages.records.landscape import ConceptRecord
 from tests.finished import audit_running, commit, faded, finished_audits, inside, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
-from tests.workspace import FADED, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
 MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] <= 1) |")  # an edit of planted.py
 
@@ -59,15 +56,6 @@ def edit_task(workspace: Workspace) -> None:
     code = workspace.path / "planted.py"
     assert MORE_FAILURES[0] in code.read_text()
     code.write_text(code.read_text().replace(*MORE_FAILURES))
-
-
-@pytest.mark.slow
-def test_changed_code_makes_new_results_the_same_as_in_a_fresh_workspace(finished, tmp_path):
-    fresh = make_workspace(tmp_path, {"other": finished.params()["audits"]["other"]}, {})
-    edit_task(fresh)
-    run_stages(fresh, "other", STAGES[:2])
-    probes = "other/discover/probes.parquet"
-    assert finished.digests(probes) == fresh.digests(probes) != finished_audits().digests(probes)
 
 
 def test_help_is_quick_to_import_and_has_examples(tmp_path):
@@ -202,15 +190,6 @@ def test_an_unknown_audit_names_the_known_ones(toys):
         assert "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
 
 
-@pytest.mark.slow
-def test_a_limit_on_the_size_of_files_is_told_in_a_line(toys):
-    # Too small for DVC's database; Python would leave half of its byte code.
-    done = toys.run(["sh", "-c", f"ulimit -f 50; exec {FADED} plan"], PYTHONDONTWRITEBYTECODE="1")
-    assert done.returncode == 3, done.stdout
-    assert done.stdout.count("error:") == 1 and "the size of files limited" in done.stdout
-    assert "Traceback" not in done.stdout
-
-
 def test_a_plan_tells_cost_before_anything_runs(toys):
     done = run_here(toys, "plan")
     assert done.returncode == 0
@@ -239,13 +218,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     monkeypatch.setattr("flows.results.abilities._asked", lambda *_: None)
     for module in ("estimate", "abilities"):
         monkeypatch.setattr(f"flows.results.{module}.task_class", lambda *_: PlantedTask)
-    measured = tmp_path / ".faded/probe_seconds/tiny.json"
-    measured.parent.mkdir(parents=True)
     searching = ("discover", "re_evaluate")
-    for unusable in ({"items": 3}, {"seconds": 0.0}, {"seconds": "slow"}):
-        measured.write_text(json.dumps({"schema": 1, **unusable}))
-        assert estimated(*searching).time == "time unknown, 2 stage(s) never ran here"
-
+    assert estimated(*searching).time == "time unknown, 2 stage(s) never ran here"
     record_probe_seconds("tiny", 0.3)
     found = {e.stage.kind: (e.probes, e.seconds, e.source) for e in estimated(*searching, "summarize", "report").stages}
     assert found["discover"] == (420, pytest.approx(126), "probes")
@@ -259,13 +233,9 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     # Three trainings of two doses, the whole one half-way too: half as many pairs of two parts, and the model before.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
     assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 2 * 50 * (1 + 3 * 3)]
-    several["restructure"]["control"] = "as_used"
-    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 2 * 50 * (1 + 3 * 8)]
-    said = "about 7 min 18 s (from the time per probe in prepare); 1 stage(s) never ran here"
-    assert estimated(*searching, "report").time == said
-    assert estimated(*searching, "restructure").time == f"{said}, including the repair's training, which may" + (
-        " take longer than everything else"
-    )
+    said = "about 7 min 18 s (from the time per probe in prepare)"
+    told = estimated(*searching, "restructure").time
+    assert told.startswith(f"{said}; 1 stage(s) never ran here, including the repair's training")
 
     # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
     assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
@@ -276,9 +246,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     said = "about 6 min 2 s (from the last run here, from the time per probe in prepare)"
     assert estimated(*searching).time == said
     (tmp_path / ".faded/timings.json").unlink()
-    assert (
-        estimated("prepare", *searching).time == "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"
-    )
+    said = "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"
+    assert estimated("prepare", *searching).time == said
 
 
 @pytest.fixture
@@ -303,7 +272,6 @@ def test_a_preset_is_an_audit_beside_another_and_one_that_is_not_there_names_tho
     for command, told in (
         (("audit", "tiny", "--preset", "qick"), "no preset 'qick' (tiny-qick in params.yaml), found: quick, slow"),
         (("plan", "tiny", "other", "--preset", "quick"), "audit 'other' has no preset 'quick'"),
-        (("report", "other", "--preset", "quick"), "(other-quick in params.yaml), found: none"),
         (("review", "tinny", "--preset", "quick"), "did you mean 'tiny'"),
         (("audit", "--all", "--preset", "quick"), "with --preset, name the audits"),
     ):
@@ -340,31 +308,6 @@ def test_two_revisions_are_compared_on_common_probes(finished):
         first = read_run("first", "other")
     same = paired_difference(first.probes, first.probes, first.landscape.space)
     assert same is not None and same.difference.value == 0 and differences(first, first) == []
-
-
-TILT = ConceptRecord(name="tilt", levels=[0, 10], unit="", ordered=True, neutral=0)
-
-
-def run(revision: str, concepts: Sequence[ConceptRecord] = (), **made: Any) -> Run:
-    landscape = Landscape.model_construct(concepts=concepts, threshold=0.0)
-    provenance = Provenance.model_construct(**{"seed": 3, "task": "x:Task", "versions": {}, **made})
-    return Run(revision, landscape, Verdict.model_construct(), provenance, pd.DataFrame())
-
-
-def test_unlike_runs_are_refused_with_every_difference():
-    a = run("a", [TILT], device="cpu", dtype="float32", data="x")
-    b = run("b", [], device="cuda", dtype="float32", data="y")
-    with pytest.raises(UsageError) as error:
-        check_alike(a, b)
-    told = str(error.value)
-    assert (
-        'concepts: [{"name": "tilt"' in told
-        and "}] against []" in told
-        and 'device: "cpu" against "cuda"' in told
-        and "data:" in told
-    )
-    assert "threshold" not in told and "dtype" not in told
-    check_alike(a, a)
 
 
 TILTED = ConceptSpace((Concept("tilt", (0, 1)),))

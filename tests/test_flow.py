@@ -17,8 +17,6 @@ from types import SimpleNamespace
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
-    ArtifactCollectionFilter,
-    ArtifactCollectionFilterKey,
     FlowRunFilter,
     FlowRunFilterId,
     LogFilter,
@@ -43,7 +41,7 @@ from stages.core.errors import (
     UsageError,
 )
 from stages.params import load_params
-from tests.finished import faded, run_toys
+from tests.finished import faded, finished_toys
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -92,15 +90,6 @@ def test_a_whole_audit_runs_once_and_then_not_again(first, monkeypatch):
     assert toys.executed() == []
     [row] = [line for line in faded(toys, "status")[1].splitlines() if line.split()[:1] == ["tiny"]]
     assert "pass" in row and "policy, no" in row and "faded audit" not in row
-
-
-def test_what_came_out_is_published_as_artifacts(first):
-    with get_client(sync_client=True) as client:
-        for what, said in (("failure-modes", "| M1 | `tilt = 1` | 50.0% | 40.0–60.0% |"), ("verdict", "# tiny: pass")):
-            wanted = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=[f"tiny-{what}"]))
-            [found] = client.read_latest_artifacts(artifact_filter=wanted)
-            assert found.type == "markdown" and said in str(found.data)
-            assert "file:" not in str(found.data) and "`faded report tiny`" in str(found.data)
 
 
 def last_run() -> tuple[FlowRun, dict[str, TaskRun]]:
@@ -169,9 +158,8 @@ def logs_of(run: FlowRun) -> list[Log]:
 
 @pytest.mark.slow
 def test_bad_input_is_not_retried_and_an_audit_without_repairs_goes_on_to_its_landscape(tmp_path, audit_here):
-    toys = make_workspace(tmp_path, {"tiny": audit_params(), "other": audit_params()}, {}, toys=True)
-    run_toys(toys)
-    toys.executed()
+    toys = finished_toys().copy(tmp_path / "toys")
+    toys.write_params({"audits": toys.params()["audits"], "repairs": {}})
     toys.edit_params({"audits.tiny.discover.budget": 100, "audits.other.summarize.modes": 3})
     toys.toy(discover__tiny={"exit": 2})
     code, told = audit_here(toys, "tiny", "other")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import compileall
 import json
 import os
-import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +19,13 @@ from flows.processes import child
 from stages.core.errors import UsageError
 from stages.core.files import write_state
 from tests.clusters import until
-from tests.finished import run_toys
-from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.finished import finished_toys
+from tests.workspace import STAGES, Workspace
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Workspace:
-    """A workspace of toys whose audits have run: "tiny" with its repair, and "other"."""
-    audits = {"tiny": audit_params(), "other": audit_params()}
-    workspace = make_workspace(tmp_path_factory.mktemp("graph"), audits, {"tiny": repair_params()}, toys=True)
-    run_toys(workspace)
-    assert len(workspace.executed()) == 13
-    return workspace
+    return finished_toys().copy(tmp_path_factory.mktemp("graph") / "ws")
 
 
 @pytest.fixture
@@ -152,21 +145,20 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     lock = inside.path / "dvc.lock"
     whole = lock.read_bytes()
     half_a_hash = whole.index(b"md5: ", len(whole) // 2) + 5 + 4
-    ends = [m.end() for m in re.finditer(rb"\n", whole)]
-    rng = random.Random(11)
-    cuts = [0, half_a_hash, rng.randrange(len(whole)), rng.choice(ends), len(whole)]
-    healed = {}
+    # DVC's schema accepts a number in place of half a hash, its code does not.
+    cuts = {
+        "nothing": b"",
+        "a hash": whole[: half_a_hash - 4] + b"4345",
+        "a line": whole[: whole.rindex(b"\n", 0, 900)],
+    }
     try:
-        for cut in cuts:
-            # DVC's schema accepts a number in place of half a hash, its code does not.
-            content = whole[: cut - 4] + b"4345" if cut == half_a_hash else whole[:cut]
+        for cut, content in cuts.items():
             lock.write_bytes(content)
-            healed[cut] = bool(heal())
-            assert lock.exists() is not healed[cut]
+            healed = bool(heal())
+            assert lock.exists() is not healed and (healed or cut == "a line")
             assert read_graph()
     finally:
         lock.write_bytes(whole)
-    assert healed[0] and healed[half_a_hash] and not healed[len(whole)]
 
 
 @pytest.mark.slow

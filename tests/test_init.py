@@ -36,7 +36,7 @@ from tests.finished import faded, run_stages
 from tests.news import articles
 from tests.own_model import SIDE, WEIGHTS, init, options, questions, swept
 from tests.tiny_models import tiny_causal
-from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace
+from tests.workspace import ROOT, STAGES, Workspace, audit_params
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -179,19 +179,6 @@ def test_a_name_that_is_taken_is_refused_and_another_one_is_added(repository, me
     (repository / "below").mkdir()
     init(repository / "below")  # in the same workspace; its name is guessed from the data
     assert list(load_params(repository / "params.yaml").audits) == ["shapes", "shapes-2"]
-
-
-def test_in_a_clone_of_faded_an_audit_is_added_to_those_there_are(tmp_path, shapes, measured, monkeypatch):
-    clone = make_workspace(tmp_path / "clone").path
-    before = {name: (clone / name).read_bytes() for name in ("dvc.yaml", ".gitignore")}
-    params = (clone / "params.yaml").read_text()
-    monkeypatch.chdir(clone)
-    init(given=options(answers={"model": str(shapes / WEIGHTS), "data": str(shapes / "shapes"), "repair": False}))
-    audits = load_params(clone / "params.yaml").audits
-    assert list(audits) == ["tiny", "shapes"]
-    assert audits["shapes"].task == "image-classification"
-    assert all(line in (clone / "params.yaml").read_text().splitlines() for line in params.splitlines())
-    assert {name: (clone / name).read_bytes() for name in before} == before
 
 
 # Text of params.yaml

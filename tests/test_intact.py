@@ -20,8 +20,8 @@ from flows.graph.digests import CACHE, Hashes
 from flows.graph.intact import DamagedError, check_intact, check_recorded, find_damage, mend, stages_of
 from flows.graph.lock import read_lock
 from stages.core.errors import Exit, UsageError
-from tests.finished import dvc_commit, faded, finished_audits, inside, run_toys
-from tests.workspace import ROOT, STAGES, Workspace, make_workspace
+from tests.finished import dvc_commit, faded, finished_audits, finished_toys, inside
+from tests.workspace import ROOT, STAGES, Workspace
 
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 IN_GIT = ("headline.json",)
@@ -103,17 +103,16 @@ def test_each_swapped_output_is_told_by_its_name(here, where):
     check_intact("tiny")
 
 
-@pytest.mark.parametrize(
-    ("command", "output"), zip(COMMANDS, (WEIGHTS, VERDICT, PROBES), strict=True), ids=lambda one: one[0]
-)
-def test_no_command_concludes_anything_from_a_swapped_output(workspace, command, output):
+def test_no_command_concludes_anything_from_a_swapped_output(workspace):
+    for command, output in zip(COMMANDS, (WEIGHTS, VERDICT, PROBES), strict=True):
+        with inside(workspace):
+            undo = flip(a_file(output))
+        code, told = faded(workspace, *command)
+        with inside(workspace):
+            assert code == Exit.INFRASTRUCTURE and str(a_file(output)) in told, told
+            assert not Path("deploy").exists()
+            undo()
     with inside(workspace):
-        undo = flip(a_file(output))
-    code, told = faded(workspace, *command)
-    with inside(workspace):
-        assert code == Exit.INFRASTRUCTURE and str(a_file(output)) in told, told
-        assert not Path("deploy").exists()
-        undo()
         check_intact("tiny")
 
 
@@ -187,6 +186,12 @@ def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_th
         dvc_commit(["discover@tiny", "summarize@tiny"])
         [damage] = find_damage(stages_of(["tiny"]))
         assert (damage.stage, damage.path) == ("summarize@tiny", probes)
+    with inside(workspace.copy(tmp_path / "stripped")):
+        record = Path("data/tiny/summarize/provenance.json")
+        record.write_text(json.dumps({**json.loads(record.read_text()), "read": {}}))
+        dvc_commit(["summarize@tiny"])
+        with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
+            check_intact("tiny")
 
 
 def test_a_dependency_that_a_stage_does_not_record_is_refused_and_leaves_no_record_of_the_run(workspace, tmp_path):
@@ -222,6 +227,11 @@ def test_a_list_of_files_that_is_not_dvcs_names_nothing_outside_the_cache(worksp
     precious = tmp_path / "precious"
     precious.write_text("x")
     with inside(copy):
+        with Path(".dvcignore").open("a") as ignored:
+            ignored.write("\n.DS_Store\n")
+        (Path(WEIGHTS) / ".DS_Store").write_text("")  # which is no damage
+        assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where != "record"]
+        (Path(WEIGHTS) / ".DS_Store").unlink()
         listing = object_of(WEIGHTS)
         listing.chmod(0o644)
         outside = {"../../x": f"/{precious}", "y": "../../../../params.yaml"}
@@ -251,17 +261,9 @@ def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, mon
     assert Hashes().of(file) == before, "a damaged cache is an empty one"
 
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory) -> Workspace:
-    toys = make_workspace(tmp_path_factory.mktemp("toys") / "ws", toys=True)
-    run_toys(toys)
-    toys.executed()
-    return toys
-
-
 @pytest.mark.parametrize("place", [pytest.param(place, marks=pytest.mark.slow) for place in ("committed", "both")])
-def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, tmp_path, place):
-    copy = toys.copy(tmp_path / "ws")
+def test_an_audit_restores_or_recomputes_what_was_swapped(prefect_server, tmp_path, place):
+    copy = finished_toys().copy(tmp_path / "ws")
     good = copy.digests("tiny/*/*", "tiny/*/*/*")
     with inside(copy):
         if place == "committed":
@@ -321,23 +323,3 @@ def test_a_stage_that_is_stale_contradicts_nobody(workspace, tmp_path):
         dvc_commit(["discover@tiny"])
         check_intact("tiny")
     assert faded(copy, "gate", "tiny", "--against", "first")[0] == Exit.USAGE, "summarize is stale"
-
-
-def test_a_record_that_was_stripped_is_told(workspace, tmp_path):
-    with inside(workspace.copy(tmp_path / "ws")):
-        record = Path("data/tiny/summarize/provenance.json")
-        whole = json.loads(record.read_text())
-        for key in ("read", "wrote"):
-            record.write_text(json.dumps({**whole, key: {}}))
-            dvc_commit(["summarize@tiny"])
-            with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
-                check_intact("tiny")
-
-
-def test_files_that_dvcignore_names_are_no_damage(workspace, tmp_path):
-    copy = workspace.copy(tmp_path / "ws")
-    with inside(copy):
-        with Path(".dvcignore").open("a") as ignored:
-            ignored.write("\n.DS_Store\n")
-        (Path(WEIGHTS) / ".DS_Store").write_text("")
-        assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where != "record"]

@@ -14,8 +14,8 @@ import yaml
 import flows.graph.known_graph
 from flows.graph import RUNS_NOW, read_graph
 from flows.graph.known_graph import KNOWN, Memory
-from tests.finished import inside, run_toys
-from tests.workspace import Workspace, audit_params, make_workspace, repair_params
+from tests.finished import finished_toys, inside
+from tests.workspace import Workspace
 
 
 class Asked(Exception):
@@ -24,10 +24,7 @@ class Asked(Exception):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Workspace:
-    workspace = make_workspace(
-        tmp_path_factory.mktemp("known"), {"tiny": audit_params()}, {"tiny": repair_params()}, toys=True
-    )
-    run_toys(workspace)
+    workspace = finished_toys().copy(tmp_path_factory.mktemp("known") / "ws")
     with inside(workspace):
         read_graph()  # records what DVC does not have yet
     return workspace
@@ -183,21 +180,6 @@ def test_nothing_is_kept_where_a_stage_reads_what_lies_elsewhere(known):
     read_graph(looks=True)
     path.write_text(before)
     assert not Path(KNOWN).exists()
-
-
-def test_a_folder_that_is_gone_or_closed_once_it_is_looked_into_has_another_mark(tmp_path, monkeypatch):
-    memory, folder = Memory(tmp_path, tmp_path), tmp_path / "inputs"
-    folder.mkdir()
-    before = memory.mark([str(folder)])
-    scandir = os.scandir
-
-    def closed(path: str) -> object:
-        if path == str(folder):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
-    assert memory.mark([str(folder)])[0] != before[0]
 
 
 def test_a_damaged_memory_is_put_aside(known):

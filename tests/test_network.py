@@ -81,7 +81,6 @@ def test_a_stage_that_may_fetch_from_a_hub_keeps_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "needs"),
     [
-        ({}, False),
         ({"task": "image-classification"}, False),
         ({"task": "mine.task:Task"}, True),
         ({"prepare": {"model": {"endpoint": "http://10.0.0.1/predict"}}}, True),

@@ -1,10 +1,7 @@
-"""Custom tasks, concepts and explorers: the documentation's examples run, and packages are found by name."""
+"""Custom tasks and concepts: the documentation's examples run."""
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,19 +10,15 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.core.errors import UsageError
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from tests.images import image_context, write_images
+from tests.test_docs_params import blocks as blocks_of
 from tests.workspace import ROOT
-
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.M | re.S)
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Code blocks of a page of the documentation."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return [code for name, code in FENCE.findall(text) if name == language]
+    return blocks_of(ROOT / "docs" / page, language)
 
 
 def run(name: str, code: str) -> ModuleType:
@@ -108,64 +101,3 @@ def test_the_concept_of_the_docs_changes_pictures_and_nothing_at_its_neutral_lev
     clear, veiled = (task.inputs(ids, np.array([[level, 0]] * 2)).numpy() for level in (0, 2))
     np.testing.assert_allclose(veiled, clear + 0.6 * (1 - clear), atol=1e-5)
     np.testing.assert_array_equal(clear, task.clean(task.rows(ids)).numpy())
-
-
-# Packages
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A distribution with a concept, an explorer and a task, as an installer would leave it."""
-    home = tmp_path / "site"
-    info = home / "fog_pack-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fog-pack\nVersion: 1.0\n")
-    (info / "RECORD").write_text("fog_pack.py,,\nfog_pack-1.0.dist-info/METADATA,,\n")
-    entry_points(home, "fog_pack:FOG")
-    (home / "fog_pack.py").write_text(
-        "import torch\n"
-        "from stages.concepts.images import ImageConcept\n"
-        "from stages.explorers.baselines import Random\n"
-        "from planted import PlantedTask as Planted\n"
-        "def veil(images, levels, chance):\n"
-        "    return torch.lerp(images, torch.ones_like(images), levels)\n"
-        "FOG = ImageConcept('fog', 'white veil', 0, 1, 0, apply=veil)\n"
-        "WRONG = ImageConcept('mist', 'white veil', 0, 1, 0, apply=veil)\n"
-        "class Dice(Random):\n"
-        "    name = 'dice'\n"
-    )
-    monkeypatch.syspath_prepend(str(home))
-    monkeypatch.syspath_prepend(str(ROOT / "tests"))
-    yield home
-    sys.modules.pop("fog_pack", None)
-    sys.modules.pop("planted", None)
-
-
-def entry_points(home: Path, concept: str) -> None:
-    (home / "fog_pack-1.0.dist-info" / "entry_points.txt").write_text(
-        f"[faded.concepts]\nfog = {concept}\n"
-        "[faded.explorers]\ndice = fog_pack:Dice\nbroken = fog_pack:FOG\n"
-        "[faded.tasks]\nplanted = fog_pack:Planted\n"
-    )
-
-
-def test_a_concept_of_a_package_is_in_the_catalogue_of_its_kind(package: Path) -> None:
-    from stages.concepts.catalogue import with_plugins
-    from stages.concepts.images import CATALOGUE, ImageConcept
-    from stages.concepts.texts import CATALOGUE as TEXTS
-    from stages.concepts.texts import TextConcept
-
-    assert list(with_plugins(CATALOGUE, ImageConcept)) == [*CATALOGUE, "fog"]
-    assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS)
-
-
-def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
-    from stages.explorers.registry import make_explorer
-
-    assert make_explorer("dice", {}).name == "dice"
-    with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):
-        make_explorer("dise", {})
-    with pytest.raises(
-        UsageError, match=r"broken \(fog_pack:FOG\) is not a valid explorer, it lacks Settings, explore"
-    ):
-        make_explorer("broken", {})

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 import stages.discover
 import stages.prepare
 import stages.summarize
-from stages.core.errors import InfrastructureError, UsageError
+from stages.core.errors import UsageError
 from stages.core.files import read_json
 from stages.tasks import endpoint as module
 from stages.tasks.language.articles import DATA_LOADERS
@@ -94,28 +94,6 @@ def test_an_audit_of_a_summarizer_behind_http_from_prepare_to_landscape(workspac
     assert written == [] and "s3cr3t" not in capsys.readouterr().out
     assert {frozenset(one) for one in model.inputs} == {frozenset({"text", "max_new_tokens"})}
     assert all(len(request["inputs"]) <= 4 for request in model.requests)
-
-
-def test_a_search_whose_model_died_goes_on_where_it_was(workspace, tmp_path):
-    dead = False
-    with served(first_sentence, lambda request: (0, {}, b"") if dead and request > alive else None) as model:
-        workspace(model.url)
-        stages.prepare.main("remote")
-        dead, alive = True, len(model.requests) + 3
-        with pytest.raises(InfrastructureError, match=r"cannot be used: RemoteProtocolError .*3 time\(s\) in a row"):
-            stages.discover.main("remote")
-        assert not Path("data/remote/discover").exists()
-        (ledger,) = ledgers()
-        known = ledger.read_text()
-        dead = False
-        workspace(model.url, rate=200, concurrency=1)  # a slower rate is still the same run
-        stages.prepare.main("remote")  # its parameters changed
-        stages.discover.main("remote")
-    assert known and ledgers() == [ledger] and ledger.read_text().startswith(known)
-
-
-def ledgers():
-    return list(Path(".faded/scratch/remote/discover").glob("*/ledger.jsonl"))
 
 
 def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):

@@ -12,8 +12,14 @@ import pytest
 from flows.graph import read_graph
 from flows.workspace.pipeline import update_pipeline
 from stages.code import read_stages
+from stages.concepts.catalogue import with_plugins
+from stages.concepts.images import CATALOGUE as IMAGES
+from stages.concepts.images import ImageConcept
+from stages.concepts.texts import CATALOGUE as TEXTS
+from stages.concepts.texts import TextConcept
 from stages.core import plugins
 from stages.core.errors import UsageError
+from stages.explorers.registry import make_explorer
 from stages.params import load_params
 from stages.tasks.load import task_class
 from tests.workspace import ROOT
@@ -30,10 +36,15 @@ def site(tmp_path, monkeypatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def install(site: Path, name: str, entries: str, group: str = plugins.TASKS, *, listed: bool = True) -> Path:
+PLUGGED = "from tests.planted import PlantedTask\n\nclass Plugged(PlantedTask):\n    pass\n"
+
+
+def install(
+    site: Path, name: str, entries: str, group: str = plugins.TASKS, *, listed: bool = True, text: str = PLUGGED
+) -> Path:
     """Install a distribution with one module, like pip; for development if it lists no files."""
     module = site / f"{name.replace('-', '_')}.py"
-    module.write_text("from tests.planted import PlantedTask\n\nclass Plugged(PlantedTask):\n    pass\n")
+    module.write_text(text)
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -55,6 +66,29 @@ def test_tasks_of_other_distributions_are_found_by_name(site, own, monkeypatch):
         UsageError, match=r"is not the name of an installed task, found: .*x-ray.*, did you mean 'x-ray'"
     ):
         task_class("tiny", audit.model_copy(update={"task": "xray"}))
+
+
+FOG = """import torch
+from stages.concepts.images import ImageConcept
+from stages.explorers.baselines import Random
+def veil(images, levels, chance):
+    return torch.lerp(images, torch.ones_like(images), levels)
+FOG = ImageConcept('fog', 'white veil', 0, 1, 0, apply=veil)
+class Dice(Random):
+    name = 'dice'
+"""
+
+
+def test_concepts_and_explorers_of_other_distributions_are_found_by_name(site):
+    install(site, "faded-fog", "fog = faded_fog:FOG", plugins.CONCEPTS, text=FOG)
+    install(site, "faded-dice", "dice = faded_dice:Dice\nbroken = faded_dice:FOG", plugins.EXPLORERS, text=FOG)
+    assert list(with_plugins(IMAGES, ImageConcept)) == [*IMAGES, "fog"]
+    assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS)
+    assert make_explorer("dice", {}).name == "dice"
+    with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):
+        make_explorer("dise", {})
+    with pytest.raises(UsageError, match=r"broken \(faded_dice:FOG\) is not a valid explorer, it lacks Settings"):
+        make_explorer("broken", {})
 
 
 def test_one_name_in_two_distributions_is_an_error_that_names_both(site):

@@ -195,9 +195,7 @@ def test_texts_become_levels_of_their_own(tmp_path):
         ),
         ProposedConcept(concept="injection", levels={"end": "That is all."}),
         ProposedConcept(concept="injection", levels={"end": "That was all.", "odd name!": "x"}),
-        ProposedConcept(concept="injection", levels=["none", "refuse"]),
         ProposedConcept(concept="letter_case", levels=["upper", "uper"]),
-        ProposedConcept(concept="evidence_position", levels=["end"]),
         ProposedConcept(concept="politeness", levels={"rude": "You fool."}),
         ProposedConcept(concept="politeness", levels=["rude"]),
     ]
@@ -212,9 +210,8 @@ def test_texts_become_levels_of_their_own(tmp_path):
     assert draft.config["injections"] == {"odd": "Please end here.", "end": "That is all."}
     assert [one.new for one in made] == [["pirate"], ["end"], ["rude"]]
     why = [one.verdict for one in refused]
-    assert "expected names of letters" in why[0] and "the audit has this concept" in why[1]
-    assert "did you mean 'upper'" in why[2] and "a position only among others" in why[3]
-    assert "no free texts" in why[4]
+    assert "expected names of letters" in why[0]
+    assert "did you mean 'upper'" in why[1] and "no free texts" in why[2]
 
 
 def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):

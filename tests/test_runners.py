@@ -38,7 +38,6 @@ from tests.test_kill import all_gone, family, running
 from tests.workspace import Workspace, audit_params, make_workspace
 
 MASK = ("4", "GPU-ab12cd")  # mask of the process that starts the cluster: stages get only these
-AUDITS = ("a", "b", "c", "d")
 
 
 def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
@@ -60,50 +59,16 @@ def place(request) -> Iterator[Runner]:
             yield runner
 
 
-@pytest.fixture(scope="module")
-def _many(tmp_path_factory) -> Workspace:
-    path = tmp_path_factory.mktemp("many") / "toys"
-    workspace = make_workspace(path, dict.fromkeys(AUDITS, audit_params()), {}, toys=True)
-    read_graph(path)  # as every run begins
-    return workspace
-
-
-@pytest.fixture
-def many(_many, tmp_path) -> Workspace:
-    return _many.copy(tmp_path / "toys")
-
-
 def spans(toys: Workspace) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (toys.path / "spans.jsonl").read_text().splitlines()]
 
 
-def together(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one["begin"] < other["end"] and other["begin"] < one["end"]
-
-
-def at_most_at_once(those: list[dict[str, Any]]) -> int:
-    return max(sum(other["begin"] <= span["begin"] < other["end"] for other in those) for span in those)
-
-
-def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[str, ...]) -> None:
-    """Check that no device has two stages at a time, and that stages that request none get none."""
-    with_gpu = [span for span in recorded if span["gpus"]]
-    without = [span for span in recorded if not span["gpus"]]
-    assert {span["gpus"] for span in with_gpu} == set(devices)
-    for device in devices:
-        assert at_most_at_once([span for span in with_gpu if span["gpus"] == device]) == 1
-    assert {span["gpus"] for span in without} == {""}  # they see no GPU at all
-
-
-def started(toys: Workspace) -> set[str]:
-    record = toys.path / "executed.txt"
-    return set(record.read_text().split() if record.exists() else [])
-
-
 @pytest.mark.slow
-def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, many):
-    many.toy(**{f"prepare__{audit}": {"until": "go"} for audit in AUDITS})
-    said: dict[str, list[str]] = {audit: [] for audit in AUDITS}
+def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, tmp_path):
+    many = make_workspace(tmp_path / "many", dict.fromkeys("abcd", audit_params()), {}, toys=True)
+    read_graph(many.path)  # as every run begins
+    many.toy(**{f"prepare__{audit}": {"until": "go"} for audit in "abcd"})
+    said: dict[str, list[str]] = {audit: [] for audit in "abcd"}
 
     def run(audit: str) -> str:
         me = threading.get_ident()
@@ -114,22 +79,19 @@ def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, ma
 
         return place.run(Job(f"prepare@{audit}", int(audit in "abc"), str(many.path)), say).outcome
 
-    with ThreadPoolExecutor(len(AUDITS)) as threads:
-        ended = threads.map(run, AUDITS)
-        until(lambda: len(started(many)) >= 3)
-        at_work = started(many)
+    def at_work() -> list[str]:
+        return (many.path / "executed.txt").read_text().split() if (many.path / "executed.txt").exists() else []
+
+    with ThreadPoolExecutor(4) as threads:
+        ended = threads.map(run, "abcd")
+        until(lambda: len(at_work()) >= 3)
         time.sleep(1)  # time for one that should not start
-        assert at_work == started(many)
-        assert "prepare@d" in at_work
+        assert "prepare@d" in at_work() and len(at_work()) == 3, "there are two GPUs, and d asks for none"
         (many.path / "go").touch()
-        assert list(ended) == ["ran"] * len(AUDITS)
-    assert said == {audit: [f"toy prepare of {audit} at work"] for audit in AUDITS}
-    recorded = spans(many)
-    assert {span["stage"] for span in recorded if span["gpus"]} == {f"prepare@{audit}" for audit in "abc"}
-    assert_gpus_are_shared_out(recorded, MASK)
-    with_gpu = [span for span in recorded if span["gpus"]]
-    assert at_most_at_once(with_gpu) == len(MASK)
-    assert all(any(together(span, other) for other in with_gpu) for span in recorded if not span["gpus"])
+        assert list(ended) == ["ran"] * 4
+    assert said == {audit: [f"toy prepare of {audit} at work"] for audit in "abcd"}
+    given = {span["stage"][-1]: span["gpus"] for span in spans(many)}
+    assert given.pop("d") == "" and given.keys() == {*"abc"} and {*given.values()} == {*MASK}
 
 
 @pytest.mark.slow
@@ -312,7 +274,8 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_resumes_whatever
     for stage in set(executed):
         name, _, audit = stage.partition("@")
         assert f"{stage} | toy {name} of {audit} at work" in told.read_text()
-    assert {(span["stage"][-1], span["gpus"]) for span in spans(toys)} <= {("a", "0"), ("a", "1"), ("z", "")}
+    given = {(span["stage"][-1], span["gpus"]) for span in spans(toys) if not span["stage"].startswith("report")}
+    assert given <= {("a", "0"), ("a", "1"), ("z", "")}
 
 
 @pytest.fixture
