@@ -20,7 +20,7 @@ from stages.params import AuditConfig
 from stages.provenance import device_name
 from stages.tasks.load import task_class
 from tests.images import write_images
-from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import FEW_PAIRS, ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 needs_avx2 = pytest.mark.skipif(not ALIKE, reason="this CPU has no AVX2, or is no x86-64")
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 (Debian: qemu-user)")
@@ -41,7 +41,7 @@ def stripes(path: Path, explorer: str = "auto") -> Workspace:
         concepts={"rotation": [0, 15, 30], "darkening": [0, 0.4, 0.8], "noise": [0, 0.1, 0.2], "blur": [0, 1.0]},
         discover={"explorer": explorer, "baseline": "random", "budget": 200, "microscopic": {"items": 5, "budget": 50}},
     )
-    restructure = {"method": "all-layers", "control": "as_used", "settings": {"epochs": 1}}
+    restructure = {"method": "all-layers", "control": "as_used", "settings": {"epochs": 1}, "harm": FEW_PAIRS}
     repair = repair_params(restructure=restructure, gates={"target_failure_rate": {"change_max": 0.0}})
     workspace = make_workspace(path, {"stripes": audit}, {"stripes": repair})
     write_images(

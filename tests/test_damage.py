@@ -169,12 +169,13 @@ def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path) -> None:
         for written in (data, seal(path, data)):
             replace_file(path, written)
             assert read_state(path, Unfinished) is None
-    for _ in range(2):  # a folder in its place
-        path.unlink(missing_ok=True)
+    path = tmp_path / "folder.json"
+    for _ in range(2):
         (path / "more").mkdir(parents=True)
         assert read_state(path, float) is None
         write_state(path, 0.5)
         assert read_state(path, float) == 0.5
+        path.unlink()
 
 
 def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, int, list[float]]:

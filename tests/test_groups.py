@@ -13,9 +13,7 @@ from stages.landscape.confirm import _known
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.pairs import half_of
 from stages.landscape.slices import worse_values
-from stages.tasks.classification.pool import Decoded, Pool, choose_items
 from stages.tasks.contract import Items
-from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image.items import FEWEST
 from tests.planted import PlantedTask
 
@@ -74,17 +72,6 @@ def test_probes_say_to_which_group_their_item_belongs():
     table = whole(["g", "g", "h", "i"])
     assert table.groupby("item")["group"].first().tolist() == ["g", "g", "h", "i"]
     assert "group" not in whole(None)
-
-
-def test_crops_of_a_photo_are_a_group():
-    pictures = Decoded(np.zeros((6, 1, 4, 4), dtype=np.uint8))
-    ids, photos = [f"{n}" for n in range(6)], ["a", "a", "b", "b", "c", "c"]
-    counts = ItemCounts(discover=4)
-    found = [
-        choose_items(Pool(pictures, np.zeros(6, dtype=np.int64), ids, groups), counts, ["cat"], 0, (1, 4, 4))
-        for groups in (photos, ids)
-    ]
-    assert found[0]["group"].value_counts().tolist() == [2, 2] and "group" not in found[1]
 
 
 def test_an_enumerated_grid_is_as_certain_as_it_has_groups():

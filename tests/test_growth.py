@@ -65,23 +65,6 @@ def recorded(model: Smooth, **changes: Any) -> Landscape:
     return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
 
 
-def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
-    """At full rank, Nyström's method gives the kernel itself between a landmark and any item."""
-    model = Smooth(items=MANY)
-    hyper = kernel.Hyper(scales=(0.7, 0.7, 0.7), own=0.5)
-    features = kernel.Features(model.concepts, kernel.ItemFactor(model.embeddings), hyper, rank=SOME * 216)
-    some, cell = features.averaged, np.zeros((1, 3), dtype=np.int64)
-    others = np.setdiff1d(np.arange(MANY), some)[:20]
-    phi_some = features.of_probes(some, cell.repeat(len(some), 0))
-    phi_others = features.of_probes(others, cell.repeat(len(others), 0))
-    ours = (phi_others * features.prior) @ phi_some.T
-    points = kernel.standardised(model.embeddings)
-    apart = ((points[others][:, None] - points[some][None]) ** 2).sum(-1)
-    between = ((points[some][:, None] - points[some][None]) ** 2).sum(-1)
-    direct = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(between[between > 0]))
-    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], rtol=1e-6)
-
-
 def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
     few_landmarks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

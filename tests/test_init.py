@@ -366,16 +366,13 @@ def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(rep
 # Refusals leave nothing
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_what_would_be_refused_later_is_refused_before_anything_is_written(repository):
+    before = left(repository)
+    for given, said in (
         ({"probes": 50}, "--probes 50: too few for 9 concepts, expected 100 or more"),
         ({"budget": 10**7}, "--budget 10000000: more than there are pairs"),
         ({"answers": {"architecture": "resnet18"}}, "weights"),
-    ],
-)
-def test_what_would_be_refused_later_is_refused_before_anything_is_written(repository, given, said):
-    before = left(repository)
-    with pytest.raises(UsageError, match=said):
-        init(given=options(**given))
-    assert left(repository) == before
+    ):
+        with pytest.raises(UsageError, match=said):
+            init(given=options(**given))
+        assert left(repository) == before

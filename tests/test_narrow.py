@@ -9,8 +9,6 @@ import yaml
 from rich.console import Console
 
 from flows.graph import Stage
-from flows.recur.overview import ScheduleRow, show_schedules
-from flows.recur.schedule import Entry
 from flows.results import LastVerdict
 from flows.results.estimate import Estimate, StageEstimate
 from flows.results.glance import StageState, Status
@@ -58,14 +56,4 @@ def test_a_history():
     result = RevisionResult(VERDICT, Rate(0.1234, 0.1012, 0.1543, 9), -0.248, ("model",), None)
     text = shown(show_history, Histories([History(LONGEST, [result], "one result")]))
     for whole in ("workspace", "2026-11-28", "no gates set", "12.3% (10.1 to 15.4)", "-24.8", "Lovelace", LONGEST):
-        assert whole in text, text
-
-
-def test_schedules():
-    entry = Entry(LONGEST, LONGEST, "faded", "0 3 * * 1", "Europe/Berlin", True)
-    row = ScheduleRow(
-        entry, LATE, "2026-11-28 23:59 completed", "no verdict yet", "your decision until 2026-12-01 08:00"
-    )
-    text = shown(show_schedules, [row])
-    for whole in (LONGEST, "0 3 * * 1", "Europe/Berlin", "Sat 2026-11-28", "23:59 UTC", "completed", "your decision"):
         assert whole in text, text

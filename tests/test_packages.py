@@ -73,11 +73,12 @@ def test_crops_and_weights_arrive(package, tmp_path):
         assert torch.allclose(task.model(pixels), reference(pixels), atol=1e-5)
 
 
-def test_crops_of_a_photo_stay_in_one_split(package, tmp_path):
+def test_crops_of_a_photo_are_a_group_and_stay_in_one_split(package, tmp_path):
     context, _ = run(tmp_path, items={"discover": 10, "repair": 5, "test": 5})
     table = ImageClassification.load(context, tmp_path).items.table
     photos = table["id"].str.rsplit("-", n=1).str[0]
-    assert (table.groupby(photos)["split"].nunique() == 1).all()
+    assert (table.groupby(photos)[["split", "group"]].nunique() == 1).all(axis=None)
+    assert table["group"].nunique() == photos.nunique()
     assert table["split"].value_counts().to_dict() == {"discover": 10, "repair": 5, "test": 5}
 
 

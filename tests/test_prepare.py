@@ -18,7 +18,7 @@ from stages.code import main as name_code
 from stages.core.files import write_json
 from stages.explorers.policy import save_policy
 from tests.images import image_context, write_images
-from tests.workspace import audit_params, repair_params
+from tests.workspace import FEW_PAIRS, audit_params, repair_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +36,7 @@ def place(tmp_path, monkeypatch):
         restructure={
             "method": "all-layers",
             "control": "as_used",
+            "harm": FEW_PAIRS,
             "settings": {"epochs": 1, "batch_size": 30, "replay": 0.5},
         }
     )

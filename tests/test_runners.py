@@ -50,7 +50,7 @@ def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
     ]
 
 
-@pytest.fixture(scope="module", params=clusters())
+@pytest.fixture(scope="module", params=clusters(pytest.mark.nightly))
 def place(request) -> Iterator[Runner]:
     """A cluster on this machine with two GPUs and slots for two stages without."""
     with pytest.MonkeyPatch.context() as patch:

@@ -37,9 +37,9 @@ class Labelled(LoadedTask):
                 for name, values in levels.items()
             )
         )
-        ids = [f"item-{i:03d}" for i in range(items)]
-        kinds = [KINDS[i % len(KINDS)] for i in range(items)]
-        self.items = Items(pd.DataFrame({"id": ids, "split": "discover", "label": kinds}))
+        numbers = range(items)
+        table = {"id": [f"item-{i:03d}" for i in numbers], "label": [KINDS[i % len(KINDS)] for i in numbers]}
+        self.items = Items(pd.DataFrame({**table, "split": "discover"}))
         self.asked: list[tuple[str, tuple[Any, ...]]] = []
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
@@ -52,9 +52,9 @@ class Labelled(LoadedTask):
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         found = []
         for item, cell in zip(item_ids, cells, strict=True):
-            levels = [c.levels[i] for c, i in zip(self.concepts.concepts, cell, strict=True)]
-            self.asked.append((item, tuple(levels)))
-            found.append(self.discrepancy(int(item[-3:]), dict(zip(self.concepts.names, levels, strict=True))))
+            levels = {c.name: c.levels[i] for c, i in zip(self.concepts.concepts, cell, strict=True)}
+            self.asked.append((item, tuple(levels.values())))
+            found.append(self.discrepancy(int(item[-3:]), levels))
         values = np.array(found, dtype=np.float32)
         return ProbeBatch(values, values > self.threshold, [""] * len(values))
 

@@ -38,6 +38,10 @@ _FOREIGN = (
 )
 
 
+# More than a few held-out items have is sought for in 200 rounds, for seconds per model.
+FEW_PAIRS = {"pairs": 40}
+
+
 def audit_params(**changes: Any) -> dict[str, Any]:
     """Parameters of one tiny audit: two concepts of four levels, failures planted in one corner."""
     return {
@@ -63,7 +67,7 @@ def repair_params(**changes: Any) -> dict[str, Any]:
     return {
         "gpus": 0,
         "feedback": {"policy": "top-k", "modes": 1},
-        "restructure": {"method": "planted", "control": "none"},
+        "restructure": {"method": "planted", "control": "none", "harm": FEW_PAIRS},
         "re_evaluate": {"paired_probes": 100, "bootstrap": 200},
         "gates": {"target_failure_rate": {"change_max": -0.01}},
         **changes,
