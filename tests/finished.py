@@ -27,7 +27,7 @@ from stages.params import DATA, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import Interval, Ratings
 from tests.shared import once
-from tests.workspace import FEW_PAIRS, STAGES, Workspace, audit_params, make_workspace, packed, repair_params
+from tests.workspace import STAGES, Workspace, audit_params, make_workspace, packed, repair_params
 
 SEARCH = {"explorer": "random", "baseline": "random", "budget": 160, "microscopic": {"method": "none"}}
 GATES = {"target_failure_rate": {"change_max": -0.01}, "clean_quality": {"change_min": -0.3}}
@@ -41,7 +41,7 @@ def quick_audit(**changes: Any) -> dict[str, Any]:
 def quick_repair(**changes: Any) -> dict[str, Any]:
     """Its repair, which two people decide on, with a control."""
     wait = {"policy": "wait", "reviewers": 2}
-    restructure = {"method": "planted", "control": "as_used", "harm": FEW_PAIRS}
+    restructure = {"method": "planted", "control": "as_used"}
     return repair_params(**{"feedback": wait, "restructure": restructure, "gates": GATES, **changes})
 
 

@@ -38,7 +38,7 @@ _FOREIGN = (
 )
 
 
-# More than a few held-out items have is sought for in 200 rounds, for seconds per model.
+# For repairs that may go part of the way: what few held-out items do not have is sought for in 200 rounds per model.
 FEW_PAIRS = {"pairs": 40}
 
 
@@ -67,7 +67,7 @@ def repair_params(**changes: Any) -> dict[str, Any]:
     return {
         "gpus": 0,
         "feedback": {"policy": "top-k", "modes": 1},
-        "restructure": {"method": "planted", "control": "none", "harm": FEW_PAIRS},
+        "restructure": {"method": "planted", "control": "none"},
         "re_evaluate": {"paired_probes": 100, "bootstrap": 200},
         "gates": {"target_failure_rate": {"change_max": -0.01}},
         **changes,
