@@ -116,6 +116,7 @@ def test_an_answer_that_a_spreadsheet_would_compute_stands_behind_an_apostrophe(
     assert parse_spot_check(path.read_bytes(), path)["answer"].tolist() == [answer]
 
 
+@pytest.mark.slow
 def test_people_judge_a_table_and_the_next_verdict_has_the_corrected_rate(tmp_path: Path) -> None:
     workspace = finished_audits().copy(tmp_path / "ws")
     with inside(workspace):

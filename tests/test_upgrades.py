@@ -92,6 +92,7 @@ def test_metrics_that_git_kept_are_given_to_dvc(own, monkeypatch):
     assert not outdated() and update_pipeline() == []
 
 
+@pytest.mark.slow
 def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_compiled(own, monkeypatch):
     code = own.path / "tasks_of_mine"
     code.mkdir()
