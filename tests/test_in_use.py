@@ -495,6 +495,19 @@ def test_rates_among_some_probes_leave_out_the_use_of_the_others() -> None:
     assert inside >= 0.93 * len(rates)
 
 
+def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
+    """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
+    scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
+    plain, rates = [], []
+    for drawn in simulations(scenario, 6):
+        failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
+        naive = drawn.space.density(cells) / drawn.space.even.density(cells)
+        plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
+        rates.append(rate_in_use(drawn.space, failed, drawn.probes).rate.value - drawn.rate())
+    assert abs(np.mean(plain)) > 0.03, "without a correction this would not test anything"
+    assert abs(np.mean(rates)) < 0.005
+
+
 @pytest.mark.parametrize("chance", [chance_in_turn, chance_at_random])
 def test_chances_of_draws_of_tiny_shares(chance: Callable[[np.ndarray, float], np.ndarray]) -> None:
     shares = np.array([1e-30, 1e-17, 0.3, 1.0])
