@@ -499,7 +499,7 @@ def test_conditions_whose_pairs_run_out_keep_their_share() -> None:
     """`grey` has one level, so 20 items are soon all probed with it, and it counts no less for that."""
     scenario = next(scenario for scenario in SCENARIOS if scenario.items == 20)
     plain, rates = [], []
-    for drawn in simulations(scenario, 6):
+    for drawn in simulations(scenario, 20):
         failed, cells = drawn.probes["failed"].to_numpy(dtype=bool), drawn.probes[drawn.space.names].to_numpy()
         naive = drawn.space.density(cells) / drawn.space.even.density(cells)
         plain.append(float(np.average(failed, weights=naive)) - drawn.rate())
