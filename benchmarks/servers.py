@@ -21,10 +21,10 @@ from typing import Any
 
 import httpx
 
+from benchmarks.llama_cpp import llama_cpp, missing
 from stages.core.errors import FadedError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint
-from tests.llama_cpp import llama_cpp, missing
 
 QUESTIONS = Path("data/questions/inputs/questions.jsonl")
 SHORT = 24  # maximum number of tokens of an answer

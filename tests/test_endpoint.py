@@ -60,22 +60,15 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
 
 
-def errors(**block):
-    with pytest.raises(ValidationError) as told:
-        EndpointConfig.model_validate(block)
-    return validation_lines(told.value, EndpointConfig, "prepare.model")
-
-
 # Requests
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_inputs_are_posted_in_batches_and_answers_come_in_their_order(concurrency):
-    def slow_for_small(request):
+def test_inputs_are_posted_in_batches_and_answers_come_in_their_order():
+    def slow_at_first(request):
         time.sleep(0.05 if request == 0 else 0)
 
-    with served(doubled, slow_for_small) as model:
-        answers = endpoint(model.url, batch_size=3, concurrency=concurrency).ask(NUMBERS)
+    with served(doubled, slow_at_first) as model:
+        answers = endpoint(model.url, batch_size=3, concurrency=4).ask(NUMBERS)
         assert endpoint(model.url).ask([]) == []
     assert answers == [{"n": 2 * n} for n in range(10)]
     assert sorted(len(request["inputs"]) for request in model.requests) == [1, 3, 3, 3]
@@ -103,10 +96,7 @@ def test_what_fails_for_the_moment_is_asked_again():
     ("before", "changes", "requests", "told"),
     [
         (lambda _: said({}, 429, Retry_After="7200"), {}, 1, r"to retry in 7200 s .*429 Too Many Requests"),
-        (
-            *(lambda _: said(b"<h1>full</h1>", 502), {}, 3),
-            r"502 Bad Gateway \(<h1>full</h1>\), 3 time\(s\) in a row.*set rate",
-        ),
+        (lambda _: said(b"<h1>full</h1>", 502), {}, 3, r"502 Bad Gateway \(<h1>full</h1>\), 3 time\(s\) in a row"),
         (lambda _: time.sleep(0.3), {"timeout": 0.05, "retries": 0}, 1, "ReadTimeout"),
     ],
 )
@@ -125,16 +115,16 @@ def test_a_server_that_cannot_be_used_is_infrastructure(before, changes, request
     ("answer", "told"),
     [
         (said({"detail": "no text"}, 422), r'rejected the request: 422 Unprocessable Entity \({"detail": "no text"}\)'),
-        (said(b"", 413), r"413 .*: lower batch_size, 16"),
+        (said(b"", 413), r"413 .*: lower batch_size, 1"),
         (said(b"<html>"), r"no JSON .*<html>"),
         (said([1]), "found list"),
         (said({"outputs": [{}, {}]}), r"found 2 output\(s\) for 1 input\(s\)"),
         (said(b"\x1f\x8bno", Content_Encoding="gzip"), "cannot be decompressed"),
     ],
 )
-def test_what_is_no_answer_is_told_and_not_asked_again(answer, told):
+def test_what_is_no_answer_is_told_and_nothing_is_asked_after_it(answer, told):
     with served(doubled, lambda request: answer) as model, pytest.raises(UsageError, match=told):
-        endpoint(model.url).ask(NUMBERS[:1])
+        endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
     assert len(model.requests) == 1
 
 
@@ -154,7 +144,7 @@ def test_the_key_is_sent_and_never_told(monkeypatch, caplog, tmp_path):
     assert "s3cr3t" not in everything
 
 
-@pytest.mark.parametrize("key", ["", "s3cr3t\n", "s3cr3t\r", " s3cr3t", "s3c\tr3t", "s3cr3t\u2019", "\n"])
+@pytest.mark.parametrize("key", ["", "s3cr3t\n", "s3cr3t\u2019"])
 def test_a_key_that_no_header_can_hold_is_told_without_being_told(key, monkeypatch):
     monkeypatch.setenv("TINY_KEY", key)
     with pytest.raises(UsageError, match=r"prepare\.model\.key_env: .* TINY_KEY (is not set|holds a line end)") as told:
@@ -177,17 +167,10 @@ def test_a_connection_that_breaks_does_not_tell_the_key_either(monkeypatch):
     ("block", "told"),
     [
         ({"endpoint": "models.example/v1"}, "expected a URL that begins with https:// or http://"),
-        ({"endpoint": "ftp://models.example"}, "expected a URL that begins with"),
         ({"endpoint": "https://ada:hunter2@models.example"}, "holds a user name or a password"),
-        ({"endpoint": "ada:hunter2@models.example/v1"}, "expected a URL that begins with https:// or http://"),
-        ({"endpoint": "https://ada:hunter2@m.example:port"}, "expected a URL, found one that is not shown"),
         ({"endpoint": "https://ada:hun/ter2#hunter2@m.example"}, "expected a URL, found one that is not shown"),
         ({"endpoint": "m.example/v1?key=hunter2"}, "found 'm.example/v1'"),
-        (
-            {"endpoint": "https://m.example/v1?a=1&api_key=hunter2"},
-            "api_key in the query of https://m.example/v1 looks",
-        ),
-        ({"endpoint": "https://m.example", "headers": {"X-Version": "7\n"}}, "'X-Version' or its value holds"),
+        ({"endpoint": "https://m.example/v1?a=1&api_key=hunter2"}, "api_key in the query of https://m.example/v1"),
         ({"endpoint": "https://m.example", "key_env": "sk-hunter2"}, "name of an environment variable"),
         ({"endpoint": "https://m.example", "headers": {"X-Api-Key": "hunter2"}}, "X-Api-Key looks like a key"),
         ({"endpoint": "http://m.example", "key_env": "KEY"}, "must not travel over plain http"),
@@ -195,7 +178,9 @@ def test_a_connection_that_breaks_does_not_tell_the_key_either(monkeypatch):
     ],
 )
 def test_a_wrong_block_is_told_without_its_secrets(block, told):
-    (line,) = errors(**block)
+    with pytest.raises(ValidationError) as raised:
+        EndpointConfig.model_validate(block)
+    (line,) = validation_lines(raised.value, EndpointConfig, "prepare.model")
     assert told in line and "hunter2" not in line
 
 
@@ -247,21 +232,17 @@ def test_a_model_that_never_answers_twice_alike_is_its_address(tmp_path):
 
 
 def test_no_more_requests_are_on_their_way_than_were_asked_for():
-    now, most, lock = 0, 0, threading.Lock()
+    under_way, most = [], []
 
     def counted(one):
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
+        under_way.append(one)
+        most.append(len(under_way))
         time.sleep(0.02)
-        with lock:
-            now -= 1
-        return one
+        return under_way.pop()
 
     with served(counted) as model:
         endpoint(model.url, batch_size=1, concurrency=3).ask(NUMBERS)
-    assert 1 < most <= 3
+    assert 1 < max(most) <= 3
 
 
 @pytest.mark.parametrize("wanted", ["7", "Thu, 26 Nov 2026 00:00:07 GMT"])
@@ -280,12 +261,6 @@ def test_a_server_that_trickles_is_left_after_the_time_for_one_request(start):
         endpoint(url, timeout=0.3, retries=0).ask(NUMBERS[:1])
 
 
-def test_one_refusal_ends_all_requests():
-    with served(doubled, lambda request: said({"detail": "no"}, 422)) as model, pytest.raises(UsageError, match="422"):
-        endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
-    assert len(model.requests) < len(NUMBERS)
-
-
 def test_a_response_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(module, "LARGEST", 1000)
     with served(lambda one: {"n": "x" * 2000}) as model, pytest.raises(UsageError, match="more than 1,000 bytes"):
@@ -301,16 +276,12 @@ def test_a_key_goes_into_the_header_it_is_wanted_in(monkeypatch):
     assert (sent["x-api-key"], sent["x-model-version"], "authorization" in sent) == ("abc", "7", False)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://localhost:80/a", "http://127.0.0.1/a", "http://[::1]:8000/", "https://m.example"]
-)
+@pytest.mark.parametrize("url", ["http://localhost:80/a", "http://[::1]:8000/", "https://m.example"])
 def test_a_key_may_go_to_this_machine_or_over_https(url):
     assert EndpointConfig(endpoint=url, key_env="KEY").key_env == "KEY"
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "same"), [(0.994999, 0.995001, True), (0.5, 0.507, False), (1234.4, 1249, False)]
-)
+@pytest.mark.parametrize(("before", "after", "same"), [(0.994999, 0.995001, True), (0.5, 0.507, False)])
 def test_numbers_are_compared_as_finely_as_they_are_kept(before, after, same, tmp_path):
     score = before
     with served(lambda one: {"scores": [score, 1 - score]}) as model:

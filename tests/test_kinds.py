@@ -33,25 +33,13 @@ def test_a_kind_is_named_by_the_item_nearest_to_its_centre():
     assert (again.centres == kinds.centres).all()
 
 
-def audit_with(clusters: int, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        items = {"discover": 60, "repair": 30, "test": 90}
-        yield audited(
-            tmp_path_factory.mktemp("audit"), patch, "planted_kinds:PlantedKinds", regions=[PLANTED], items=items,
-            budget=1500, clusters=clusters,
-        )  # fmt: skip
-    sys.modules.pop("planted_kinds", None)
-
-
 @pytest.fixture
-def with_kinds(tmp_path_factory):
+def with_kinds(tmp_path, monkeypatch):
     """An audit of a model that fails on one kind of items if they are tilted."""
-    yield from audit_with(3, tmp_path_factory)
-
-
-@pytest.fixture
-def without_kinds(tmp_path_factory):
-    yield from audit_with(0, tmp_path_factory)
+    items = {"discover": 60, "repair": 30, "test": 90}
+    task, searched = "planted_kinds:PlantedKinds", {"budget": 1500, "clusters": 3}
+    yield audited(tmp_path, monkeypatch, task, regions=[PLANTED], items=items, **searched)
+    sys.modules.pop("planted_kinds", None)
 
 
 def secrets(split: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -84,13 +72,3 @@ def test_from_search_to_verdict_a_kind_that_no_label_tells_is_named(with_kinds):
     embedded = audit_folder("tiny").re_evaluate.embedded
     assert embedded.attributes["kind"].tolist() == known["kind"].tolist()
     assert (embedded.attributes["kind"] == name).tolist() == (secret == "b").tolist()
-
-
-@pytest.mark.slow
-def test_without_kinds_nothing_is_about_them(without_kinds):
-    landscape = audit_folder("tiny").summarize.landscape
-    assert [of.attribute for of in landscape.slices.attributes] == ["label"]
-    assert {key for mode in landscape.modes for key in mode.region} <= {"tilt", "label"}
-    assert max(mode.rate for mode in landscape.modes) < 0.6, "two of three items do not fail there"
-    assert audit_folder("tiny").summarize.extremes.get("kinds") is None
-    assert "What the kinds look like" not in (without_kinds / "data/tiny/report/report.html").read_text()

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,6 @@ import httpx
 import pytest
 import yaml
 
-from stages.params.network import needs_network
 from stages.tasks.known_answers import ANSWERS
 
 pytest.importorskip("transformers")
@@ -30,16 +27,16 @@ from stages.tasks import endpoint as module
 from stages.tasks.account import Account, Price, RecordedAnswer
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import GenerationConfig
-from stages.tasks.load import load_task, task_context
+from stages.tasks.load import load_task
 from stages.tasks.openai_chat import ChatEndpoint
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization.served import KNOWN, MODEL_LOADERS
 from tests.endpoints import completion, said, served
-from tests.finished import faded, run_stages
-from tests.news import articles, news_audit, news_context, write_news
+from tests.finished import faded, inside, run_stages
+from tests.news import news_audit, news_context, write_news
 from tests.servers import free_port
-from tests.workspace import ROOT, audit_params, make_workspace
+from tests.workspace import audit_params, make_workspace
 
 PRICE = {"prompt": 1.0, "completion": 2.0}
 GENERATION = {"prompt": "Shorten this: {article}", "max_new_tokens": 30}
@@ -113,16 +110,11 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
         chat = endpoint(model.url)
         (answer,) = asked(chat, "One.")
     assert answer["text"] == text and told in str(chat.account.bill)
-    assert chat.account.was_cut(text) == ("cut" in told)
 
 
 @pytest.mark.parametrize(
     ("response", "told"),
     [
-        (
-            said({"choices": [{"finish_reason": "error", "error": {"message": "gone", "code": 410}, "message": {}}]}),
-            r"410 Gone \(gone; code 410\)",
-        ),
         (
             said({"error": {"message": "no seed", "param": "seed"}}, 400),
             r"\(no seed; field seed\): a field .* can be left out.*settings: {seed: null",
@@ -130,7 +122,6 @@ def test_what_a_model_says_of_one_input_is_its_answer(response, text, told):
         (said({"detail": "Not Found"}, 404), r"expected its base URL in openai, such as http://localhost:8000/v1"),
         (said({"error": {"message": "out of credits", "code": 402}}), r"402 Payment Required \(out of credits"),
         (said({"outputs": []}), r'expected a chat completion.*found {"outputs": \[\]}'),
-        (said({"choices": ["A"]}), 'found "A"'),
     ],
 )
 def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_again(response, told):
@@ -139,7 +130,7 @@ def test_what_is_no_answer_is_told_in_the_words_of_the_server_and_not_asked_agai
     assert len(model.requests) == 1
 
 
-# Complete responses of servers, by name and version: recorded, except Ollama's, which follow its code.
+# Complete responses of servers, by name and version: recorded, except Ollama's, which follows its code.
 LONG = r": the request is too long, so start the server with a longer context, or lower prepare\.data\.max_words"
 UNKNOWN = r": expected its base URL in openai, .* and in model a name that GET http.*/v1/models lists"
 LLAMA_CPP = {
@@ -154,14 +145,6 @@ OLLAMA = {"param": None, "code": None}
     ("error", "status", "told"),
     [
         pytest.param(LLAMA_CPP, 400, LONG, id="llama.cpp b11549, too long"),
-        pytest.param(
-            {
-                **{"message": "The model `tiny` does not exist. Valid aliases: smollm2.", "param": "model"},
-                **{"type": "NotFoundError", "code": 404},
-            },
-            *(404, UNKNOWN),
-            id="vLLM 0.32.0, unknown model",
-        ),
         pytest.param(
             LITELLM
             | {
@@ -207,9 +190,7 @@ def test_what_fails_for_the_moment_is_asked_again_and_paid_once():
     ("changes", "told"),
     [
         ({"max_cost": 1.0}, r"max_cost needs price"),
-        ({"batch_size": 4}, r"prepare\.model\.batch_size"),
         ({"openai": "models.example"}, r"prepare\.model\.openai: expected a URL"),
-        ({"price": {"prompt": -1.0, "completion": 0.0}}, r"price\.prompt"),
     ],
 )
 def test_a_wrong_block_is_told_before_anything_runs(inputs, changes, told):
@@ -269,7 +250,7 @@ def workspace(inputs, tmp_path, monkeypatch):
 
     def write(url, **model):
         config = {"model": block(url, price=PRICE, **model), "generation": GENERATION}
-        audit = news_audit(news_context(inputs, config={**news_context(inputs).config, **config}), 40)
+        audit = news_audit(news_context(inputs, config={**news_context(inputs).config, **config}), 20)
         Path("params.yaml").write_text(yaml.safe_dump({"audits": {"chat": audit}, "repairs": {}}))
 
     return write
@@ -297,7 +278,7 @@ def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace)
             stages.prepare.main("chat")
         assert "raise max_cost and run the audit again" in str(told.value) and not Path("data/chat/prepare").exists()
         stopped = len(model.requests)
-        workspace(model.url, max_cost=0.0028)
+        workspace(model.url, max_cost=0.0024)
         stages.prepare.main("chat")
         with pytest.raises(UsageError, match="is reached"):
             stages.discover.main("chat")
@@ -306,7 +287,7 @@ def test_max_cost_stops_a_stage_and_once_raised_nothing_is_paid_twice(workspace)
         stages.prepare.main("chat")
         stages.discover.main("chat")
     assert len(texts(model)) == len(set(texts(model)))
-    assert bill().requests == len(model.requests) and 0.0028 < cost() < 1
+    assert bill().requests == len(model.requests) and 0.0024 < cost() < 1
     assert bill().completion == sum(
         len(first_sentence(one)["choices"][0]["message"]["content"].split()) for one in model.requests
     )
@@ -327,35 +308,16 @@ def test_the_plan_says_tokens_and_money_before_and_after_anything_was_asked(work
         guess = line("prepare", "discover")
         probes = probes_of(load_params(), SimpleNamespace(kind="discover", name="discover@chat", audit="chat"))
         summaries = 10 + 6 + 5 + 2 * (10 + 6)  # of all splits, and two for each calibration item
-        assert (
-            f"about {summaries + 3 * len(KNOWN) + probes} requests" in guess
-            and "a guess from the length of the texts), cost about" in guess
-        )
+        assert f"about {summaries + 3 * len(KNOWN) + probes} requests" in guess
+        assert "a guess from the length of the texts), cost about" in guess
         assert "0 of max_cost 0.001 is spent, and this may reach it" in guess
         assert model.requests == []  # a plan sends no request
         workspace(model.url, max_cost=1.0)
         stages.prepare.main("chat")
         after = line("discover")
         assert f"(by {bill().requests} so far; what was already answered" in after
-        assert f"requests, {probes * bill().prompt / bill().requests:,.0f} prompt" in after and after.endswith(
-            "is spent"
-        )
+        assert f"requests, {probes * bill().prompt / bill().requests:,.0f} prompt" in after
         assert f". So far: {bill()}. {cost():.2g} of max_cost 1 is spent" in after
-
-
-def test_the_example_of_the_docs_can_be_audited(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "summarization.md").read_text(encoding="utf-8")
-    example = page.partition("\n## Models behind an API\n")[2].partition("\n    audits:\n")[2].partition("\n\n**")[0]
-    monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(textwrap.dedent(f"    audits:\n{example}\n"))
-    params = load_params()
-    context = task_context("gists", params.audit("gists"))
-    context.inputs.mkdir(parents=True)
-    lines = [json.dumps({"body": text}) + "\n" for text in articles(110)]
-    (context.inputs / "articles.jsonl").write_text("".join(lines))
-    assert Summarization.check(context) == []
-    expected = Summarization.expected_requests(context)
-    assert expected is not None and (expected.max_cost, expected.measured) == (5, 0)
 
 
 # A real server
@@ -382,7 +344,7 @@ def serving(folder, log):
 
 
 @pytest.mark.slow
-def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
+def test_an_audit_of_a_model_that_transformers_serves(tmp_path):
     """From the plan to the report. The bill must equal the counts of the server and the model's own tokenizer."""
     pytest.importorskip("openai", reason="transformers serve needs it")
     from transformers import AutoTokenizer
@@ -407,8 +369,8 @@ def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
         write(0.004)
         code, plan = faded(chat, "plan", "chat")
         assert code == 0 and "a guess from the length of the texts), cost about" in plan
-        stopped = chat.faded("audit", "chat", PREFECT_API_URL=prefect_server)
-        assert stopped.returncode == 2 and "max_cost: 0.004 is reached" in stopped.stdout, stopped.stdout
+        with inside(chat), pytest.raises(UsageError, match=r"max_cost: 0\.004 is reached"):
+            stages.prepare.main("chat")
         paid = len(replies)
         write(1.0)
         run_stages(chat, "chat")
@@ -432,7 +394,6 @@ def test_an_audit_of_a_model_that_transformers_serves(tmp_path, prefect_server):
 @pytest.mark.parametrize(
     ("given", "posted"),
     [
-        ("http://localhost:1/v1/", "http://localhost:1/v1/chat/completions"),
         ("http://localhost:1/v1/chat/completions", "http://localhost:1/v1/chat/completions"),
         ("https://m.example/openai?api-version=1", "https://m.example/openai/chat/completions?api-version=1"),
     ],
@@ -493,25 +454,14 @@ def test_answers_are_given_again_until_a_preparation_begins_afresh(tmp_path):
     assert Account(tmp_path / "bill.jsonl").bill.requests == 5
 
 
-@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": 0, "completion_tokens": 0}}])
-def test_a_cost_that_nobody_can_count_is_not_promised(usage):
-    silent = {"choices": [{"message": {"content": "A gist."}}], **usage}
+def test_a_cost_that_nobody_can_count_is_not_promised():
+    silent = {"choices": [{"message": {"content": "A gist."}}]}
     with (
         served(lambda request: silent, whole=True) as model,
         pytest.raises(UsageError, match=r"came without a count of their tokens .*remove prepare\.model\.max_cost"),
     ):
         asked(endpoint(model.url, price=PRICE, max_cost=1.0, concurrency=1), "One.", "Two.")
     assert len(model.requests) == 1
-
-
-def test_a_preparation_by_force_asks_anew(workspace):
-    with served(first_sentence, whole=True) as model:
-        workspace(model.url)
-        stages.prepare.main("chat")
-        first = texts(model)
-        loaded()
-        stages.prepare.main("chat")
-        assert sorted(texts(model)) == sorted(2 * first)
 
 
 def test_a_model_that_varies_is_asked_again_by_later_stages_alone(workspace):
@@ -525,10 +475,3 @@ def test_a_model_that_varies_is_asked_again_by_later_stages_alone(workspace):
         changed = next(text for text in prepared if "  " in text)
         loaded().query([changed])
     assert texts(model) == [*prepared, changed]
-
-
-def test_stages_of_a_chat_model_have_a_network_and_no_copies(workspace):
-    workspace("http://localhost:1")
-    params = load_params()
-    assert needs_network("discover", "chat", params) and not needs_network("report", "chat", params)
-    assert task_context("chat", params.audit("chat")).compute.processes == 1

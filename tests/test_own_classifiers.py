@@ -1,21 +1,25 @@
-"""A user's own classifiers without code: of timm, torchvision and transformers."""
+"""A user's own classifiers: of timm, torchvision and transformers, in ONNX and behind HTTP."""
 
+import base64
+import io
 import json
 import re
-import sys
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from stages.concepts import Region
-from stages.core.errors import InfrastructureError, UsageError
+from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.classification.models import load_model
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.sources import parse_source
+from tests.endpoints import served
 from tests.images import CLASSES
 from tests.own_pictures import (
     COMMIT,
@@ -25,6 +29,7 @@ from tests.own_pictures import (
     check_search,
     fails,
     normalised,
+    onnx_network,
     own_context,
     prepared,
     timm_folder,
@@ -32,7 +37,7 @@ from tests.own_pictures import (
     tiny_vit,
     write_folder,
 )
-from tests.workspace import ROOT, Workspace, audit_params
+from tests.workspace import ROOT
 
 METHOD = {"method": "all-layers", "epochs": 1, "batch_size": 4}
 
@@ -49,13 +54,12 @@ def inputs(tmp_path):
 # timm
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "checkpoint.pth"])
-def test_weights_of_ones_own_for_timm(inputs, file):
-    net = timm_weights(inputs / file)
-    task = prepared(inputs, {"timm": "resnet10t", "weights": file, "classes": CLASSES})
+def test_weights_of_ones_own_for_timm(inputs):
+    net = timm_weights(inputs / "w.pth")
+    task = prepared(inputs, {"timm": "resnet10t", "weights": "w.pth", "classes": CLASSES})
     form = task.model.form
     assert (form.shape, form.mean, form.std) == ((3, 32, 32), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert f"{file}, content " in form.origin
+    assert "w.pth, content " in form.origin
     assert "mean and std as timm has them" in form.origin
     pixels, logits = answers(task)
     with torch.inference_mode():
@@ -88,9 +92,6 @@ def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, 
 
 def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
     context = own_context(inputs, {"timm": "ada/mine"}, {"datasets": "ada/bars", "split": "train", "revision": "v1"})
-    with pytest.raises(UsageError, match=r"prepare\.model\.timm: ada/mine has to be downloaded, and HF_HUB_OFFLINE=1"):
-        ImageClassification.prefetch(context)
-
     asked = []
 
     def download(name, **options):
@@ -103,19 +104,11 @@ def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     lines = ImageClassification.prefetch(context)
-    assert [line.split(";")[0] for line in lines] == [
-        "model ada/mine at 0a1b2c: 3.0 MB", "dataset ada/bars at 0a1b2c: 3.0 MB",
-    ]  # fmt: skip
+    fetched = [line.split(";")[0] for line in lines]
+    assert fetched == ["model ada/mine at 0a1b2c: 3.0 MB", "dataset ada/bars at 0a1b2c: 3.0 MB"]
     assert [one[:3] for one in asked] == [("ada/mine", None, "model"), ("ada/bars", "v1", "dataset")]
     unsafe = (".bin", ".pt", ".pth", ".pkl", ".py", ".ckpt", ".npz", "*")
     assert not [pattern for one in asked for pattern in one[3] if pattern.endswith(unsafe)]
-
-    def lost(name, **options):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
-    with pytest.raises(InfrastructureError, match="ada/mine could not be fetched: no route"):
-        ImageClassification.prefetch(context)
 
     local = own_context(inputs, {"timm": "resnet10t", "weights": "w.safetensors"}, FOLDER)
     timm_weights(inputs / "w.safetensors")
@@ -159,7 +152,6 @@ def test_a_folder_of_transformers(inputs):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", None, "has no config.json"),
         ("config.json", {"num_hidden_layers": 2}, "the weights do not fit: vit"),
         ("preprocessor_config.json", {"size": {"longest": 3}}, "is not understood"),
         ("model.safetensors", b"junk", "cannot be read"),
@@ -169,11 +161,7 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
     tiny_vit(inputs / "vit")
     (inputs / "vit" / "evil.py").write_text(f"open({str(inputs / 'ran')!r}, 'w')\nclass C: pass")
     path = inputs / "vit" / file
-    if change is None:
-        path.unlink()
-    elif isinstance(change, str):
-        path.rename(path.with_name(change))
-    elif isinstance(change, bytes):
+    if isinstance(change, bytes):
         path.write_bytes(change)
     else:
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -187,11 +175,9 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"timm": "resnet10t", "weights": "no.pth"}, "prepare.model.weights: no"),
         ({"timm": "resnet10t", "weights": "../w.pth"}, "put the file or a link to it there"),
         ({"timm": "resnet10t", "weights": "w.pth", "args": {"checkpoint_path": "x"}}, "checkpoint_path cannot be set"),
         ({"transformers": "photos"}, "has no config.json"),
-        ({"onnx": "no.onnx", "outputs": "logits"}, "prepare.model.onnx: no"),
         ({"endpoint": "ftp://x", "classes": ["a", "b"]}, "begins with https:// or http://"),
     ],
 )  # fmt: skip
@@ -224,34 +210,6 @@ def test_a_network_of_ones_own_is_repaired(inputs):
     assert repaired.model.form == task.model.form
 
 
-@pytest.mark.slow
-def test_an_audit_of_ones_own_through_the_stages(tmp_path):
-    audit = audit_params(
-        task="stages.tasks.classification:ImageClassification",
-        prepare={
-            "model": {"timm": "resnet10t", "weights": "w.safetensors", "classes": CLASSES},
-            "data": {"imagefolder": "photos", "size": 32},
-            "items": {"discover": 12},
-        },
-        concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8]},
-        discover={"explorer": "random", "baseline": "random", "budget": 60, "microscopic": {"method": "none"}},
-    )
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"own": audit}, "repairs": {}}))
-    (tmp_path / "stages").symlink_to(ROOT / "stages")
-    inputs = tmp_path / "data" / "own" / "inputs"
-    inputs.mkdir(parents=True)
-    write_folder(inputs / "photos", 9)
-    timm_weights(inputs / "w.safetensors")
-    out = tmp_path / "data" / "own"
-    for stage in ("code", "prepare", "discover"):
-        done = Workspace(tmp_path).run([sys.executable, "-m", f"stages.{stage}", "own"])
-        assert done.returncode == 0, done.stdout
-    assert json.loads((out / "prepare" / "metrics.json").read_text())["items"] == {"discover": 12}
-    probes = pd.read_parquet(out / "discover" / "probes.parquet")
-    assert set(probes["item"]) <= set(pd.read_parquet(out / "prepare" / "items.parquet")["id"])
-    assert len(probes) >= 60
-
-
 def test_every_source_is_in_the_documentation():
     page = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     part = page.partition("## Image classifiers")[2].partition("## A model behind HTTP")[0]
@@ -261,3 +219,136 @@ def test_every_source_is_in_the_documentation():
         named.add(type(parse_source(yaml.safe_load(source), loaders[key], "docs")))
     shipped = {MODEL_LOADERS["package"], DATA_LOADERS["package"], DATA_LOADERS["parquet"]}
     assert named == {*MODEL_LOADERS.values(), *DATA_LOADERS.values()} - shipped
+
+
+# ONNX
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ({"batch": 4}, {"outputs": "logits"}),
+        ({"side": None}, {"outputs": "logits", "size": 16}),
+        ({"probabilities": True}, {"outputs": "probabilities"}),
+    ],
+)
+def test_a_network_in_onnx(inputs, made, named):
+    net = onnx_network(inputs / "net.onnx", **made)
+    named = {"onnx": "net.onnx", "classes": CLASSES, "mean": 0.5, "std": 0.25, **named}
+    task = prepared(inputs, named, FOLDER)
+    model = inputs.parent / "prepare" / "model"
+    assert {path.name for path in model.iterdir()} == {"faded.json", "model.onnx"}
+    pixels, logits = answers(task, 7)
+    with torch.inference_mode():
+        wanted = net((pixels - 0.5) / 0.25)
+    wanted = wanted.log_softmax(1) if made.get("probabilities") else wanted
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    check_search(task)
+
+
+@pytest.mark.parametrize(
+    ("made", "named", "message"),
+    [
+        ({}, {"outputs": "logits", "classes": ["a", "b"]}, "2 names, the model has 3 classes"),
+        ({}, {"outputs": "probabilities"}, "expected probabilities from 0 to 1"),
+        ({}, {"outputs": "logits", "output": "logit"}, r"has no output 'logit', did you mean 'logits'\?"),
+        ({"side": None}, {"outputs": "logits"}, "prepare.data.size: missing; neither model nor data say"),
+        (None, {"outputs": "logits"}, "is not a network that ONNX Runtime can read"),
+    ],
+)
+def test_a_file_of_onnx_that_cannot_be_used(inputs, made, named, message):
+    if made is None:
+        (inputs / "net.onnx").write_bytes(b"junk")
+    else:
+        onnx_network(inputs / "net.onnx", **made)
+    fails(inputs, {"onnx": "net.onnx", **named}, message, FOLDER)
+
+
+# Behind HTTP
+
+
+def brightness(form="list"):
+    """A model behind HTTP: the brighter the picture, the more probable is class 0."""
+
+    def answer(one):
+        share = float(np.asarray(Image.open(io.BytesIO(base64.b64decode(one["image"])))).mean()) / 255
+        scores = {"flat": share, "upright": (1 - share) * 0.75, "slanted": (1 - share) * 0.25}
+        if form == "best two":
+            del scores["slanted"]
+        return {"scores": list(scores.values()) if form == "list" else scores}
+
+    return answer
+
+
+@pytest.mark.parametrize("form", ["list", "best two"])
+def test_a_classifier_behind_http(inputs, form):
+    says = [brightness(form)]
+
+    def answer(one):
+        return says[-1](one)
+
+    with served(answer) as model:
+        named = {"endpoint": model.url, "classes": CLASSES, "size": 20, "batch_size": 5}
+        task = prepared(inputs, named, FOLDER)
+        pixels, logits = answers(task)
+        share = pixels.mean((1, 2, 3))
+        rest = [(1 - share) * 0.75, (1 - share) * 0.25 if form == "list" else torch.full_like(share, 1e-12)]
+        assert torch.allclose(logits, torch.stack([share, *rest], 1).log(), atol=0.02)
+        check_search(task)
+        assert {path.name for path in (inputs.parent / "prepare" / "model").iterdir()} == {"faded.json", "answers.json"}
+        says.append(lambda one: {"scores": [0.2, 0.3, 0.5]})
+        with pytest.raises(UsageError, match="answers differently than when prepared"):
+            ImageClassification.load(task.context, inputs.parent / "prepare")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"scores": {"flat": 1.0, "sideways": 0.0}}, "scores a class 'sideways'"),
+        ({"scores": [0.5, 0.5]}, "for each of the 3 classes, by name or in their order; found 2 scores"),
+        ({"label": "flat"}, "found the keys label"),
+        ({"scores": [2, 0, 0]}, r"gives scores from 0 to 2, expected probabilities from 0 to 1"),
+    ],
+)
+def test_an_endpoint_that_answers_something_else(inputs, answer, told):
+    with served(lambda one: answer) as model:
+        fails(inputs, {"endpoint": model.url, "classes": CLASSES, "size": 20}, told, FOLDER)
+
+
+def test_a_key_is_asked_for_where_the_model_is_asked(inputs, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    named = {"endpoint": "http://127.0.0.1:9/x", "classes": CLASSES, "size": 20, "key_env": "NO_SUCH_KEY"}
+    context = own_context(inputs, named, FOLDER)
+    assert ImageClassification.check(context) == [] and ImageClassification.prefetch(context) == []
+    fails(inputs, named, "NO_SUCH_KEY is not set", FOLDER)
+    del named["size"], named["key_env"]
+    fails(inputs, named, r"prepare\.data\.size: missing", FOLDER)
+
+
+def test_what_only_answers_is_not_repaired_and_says_so(inputs):
+    config = {"data": FOLDER, "items": dict.fromkeys(("discover", "repair", "test"), 5)}
+    for model in (
+        {"onnx": "net.onnx", "outputs": "logits"},
+        {"endpoint": "http://127.0.0.1:9/x", "classes": CLASSES, "size": 20},
+    ):
+        context = own_context(inputs, {}, {}, config={**config, "model": model})
+        (error,) = ImageClassification.check_repair(context, METHOD)
+        assert "cannot be repaired (no weights)" in error
+    trained = own_context(inputs, {}, {}, config={**config, "model": {"train": "small_cnn"}})
+    assert ImageClassification.check_repair(trained, METHOD) == []
+
+
+def test_weights_beside_a_file_of_onnx_are_kept_in_it(inputs):
+    import onnx
+
+    net = onnx_network(inputs / "plain.onnx")
+    onnx.save_model(
+        onnx.load(str(inputs / "plain.onnx")), str(inputs / "net.onnx"),
+        save_as_external_data=True, location="net.data", size_threshold=0,
+    )  # fmt: skip
+    task = prepared(inputs, {"onnx": "net.onnx", "outputs": "logits", "classes": CLASSES}, FOLDER)
+    (inputs / "net.data").unlink()
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(load_model(inputs.parent / "prepare" / "model")(pixels), logits)
+        assert torch.allclose(logits, net(pixels), atol=1e-4)

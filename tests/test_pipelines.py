@@ -85,22 +85,16 @@ def _gone(path):
     ("change", "told"),
     [
         (lambda tiny: _gone(tiny / "model_index.json"), r"has no model_index\.json.*found scheduler, text_encoder"),
-        (
-            lambda tiny: edit(tiny / "model_index.json", _class_name="StableDiffusionInpaintPipeline"),
-            "InpaintPipeline; ex",
-        ),
+        (lambda tiny: edit(tiny / "model_index.json", _class_name="StableDiffusionInpaintPipeline"), "InpaintPipeline"),
         (lambda tiny: (tiny / "unet" / "diffusers.py").touch(), r"unet contains its own code, diffusers\.py"),
-        (lambda tiny: _gone(tiny / "tokenizer"), "no folder tokenizer"),
         (lambda tiny: _gone(tiny / "text_encoder" / "model.safetensors"), r"text_encoder has no weights"),
-        (lambda tiny: edit(tiny / "model_index.json", unet=[]), r"says unet is \[\]; expected \[library, class\]"),
         (lambda tiny: edit(tiny / "unet" / "config.json", in_channels=9), "takes 9 channels where pictures have 4"),
     ],
 )
 def test_what_a_folder_lacks_is_one_line_before_anything_runs(inputs, change, told):
     change(inputs / "tiny")
     (line,) = errors(inputs)
-    with pytest.raises(UsageError, match=told):
-        raise UsageError(line)
+    assert re.search(told, line)
     with pytest.raises(UsageError, match=told):
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
 
@@ -109,15 +103,12 @@ def test_what_a_folder_lacks_is_one_line_before_anything_runs(inputs, change, to
     ("source", "told"),
     [
         ({"diffusers": "not/there/at_all"}, "no .*at_all; found there: tiny"),
-        ({"diffusers": "there"}, "no .*there; found there: tiny"),
         ({"diffusers": "../tiny"}, r"prepare\.model\.diffusers"),
         ({"revision": "main"}, r"prepare\.model\.revision: .* is a folder"),
-        ({"custom_pipeline": "mine"}, "unknown key"),
     ],
 )
 def test_a_wrong_block_is_told_before_anything_runs(home, source, told):
-    with pytest.raises(UsageError, match=told):
-        raise UsageError("\n".join(errors(home / "inputs", **source)))
+    assert re.search(told, "\n".join(errors(home / "inputs", **source)))
 
 
 def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatch):
@@ -132,13 +123,12 @@ def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatc
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_weights_that_are_missing_are_not_made_up(inputs, part):
-    (path,) = (inputs / "tiny" / part).glob("*.safetensors")
+def test_weights_that_are_missing_are_not_made_up(inputs):
+    (path,) = (inputs / "tiny" / "unet").glob("*.safetensors")
     state = load_file(path)
     del state[next(name for name in sorted(state) if "bias" in name)]
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=rf"the weights of {part} do not fit: .*bias"):
+    with pytest.raises(UsageError, match=r"the weights of unet do not fit: .*bias"):
         DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"^prepare\.model\.diffusers: .* cannot be read[^\n]*$"):
@@ -153,10 +143,7 @@ def test_weights_that_are_missing_are_not_made_up(inputs, part):
     [
         ("DDIMSchedulr", {}, "no scheduler DDIMSchedulr; did you mean .*DDIMScheduler", True),
         ("DDIMScheduler", {"karras": 1}, "DDIMScheduler knows no karras; it has num", True),
-        *[
-            (name, {}, f"{name} does not fit the model, whose own is DDIMScheduler", False)
-            for name in ("DDIMInverseScheduler", "FlowMatchEulerDiscreteScheduler", "RePaintScheduler")
-        ],
+        ("RePaintScheduler", {}, "RePaintScheduler does not fit the model, whose own is DDIMScheduler", False),
         (None, {"beta_schedule": "steep"}, "DDIMScheduler refuses them: .*steep", False),
     ],
 )
@@ -197,34 +184,23 @@ def test_a_repair_is_merged_has_a_hash_of_its_own_and_changes_pictures_the_same_
     assert Painter(pipeline, QUICK, COMPUTE).hash not in ("", model_hash(home / "model"))
 
 
-def _with_tensors(folder, change):
+def _elsewhere(folder):
+    state = {name.replace("unet.", "unet.nowhere."): tensor for name, tensor in load_file(folder / LORA).items()}
+    save_file(state, folder / LORA, metadata={"format": "pt"})
+
+
+def _with_nan(folder):
     state = load_file(folder / LORA)
-    save_file(change(state), folder / LORA, metadata={"format": "pt"})
-
-
-def _with_more(name):
-    def change(state):
-        first = next(iter(sorted(state)))
-        second = first.replace("lora_A", "lora_B")
-        return state | {name: state[first].clone(), name.replace("lora_A", "lora_B"): state[second].clone()}
-
-    return lambda folder: _with_tensors(folder, change)
-
-
-def _with_nan(state):
     next(iter(state.values()))[0, 0] = float("nan")
-    return state
+    save_file(state, folder / LORA, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (
-            lambda folder: write_json(folder / "faded.json", {"base": "0" * 16}),
-            "is a repair of the model 0000000000000000; the model at hand is",
-        ),
-        (_with_more("unet.nowhere.to_q.lora_A.weight"), r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"),
-        (lambda folder: _with_tensors(folder, _with_nan), "1 of its tensors hold values that are not finite"),
+        (lambda folder: write_json(folder / "faded.json", {"base": "0" * 16}), "is a repair of the model 0{16}; the"),
+        (_elsewhere, r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"),
+        (_with_nan, "1 of its tensors hold values that are not finite"),
     ],
 )
 def test_a_repair_that_does_not_fit_is_refused(home, lora, tmp_path, damage, told):

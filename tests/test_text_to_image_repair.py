@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import re
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
@@ -39,7 +37,7 @@ from stages.tasks.text_to_image.repair import pixels, verify
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.training import AdapterTraining, DpoTraining, LoraTraining, check_trainable
 from tests.alone import load_alone
-from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
+from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned, prepared_boxes
 from tests.tiny_pipelines import tiny_pipeline
 
 RED_ON_BLACK = TargetMode("M1", Region({"colour": (1,), "background": (1,)}))
@@ -61,10 +59,7 @@ def tiny(prediction="epsilon", channels=4):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("boxes")
-    (home / "prepare").mkdir()
-    TextToImage.prepare(boxes(home / "inputs"), home / "prepare")
-    return home
+    return shutil.copytree(prepared_boxes(), tmp_path_factory.mktemp("boxes") / "home")
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +98,13 @@ def shown(album, words, lesson):
     ("region", "colour", "background", "strictly", "inside"),
     [
         ({"colour": (1,)}, 0, 1, True, True),
-        ({"colour": (1, 2)}, 1, 1, True, True),
         ({"colour": (1,), "background": (1,)}, 0, 1, True, False),
         ({"colour": (1,)}, 0, NOT_SHOWN, False, True),
-        ({"colour": (1,)}, 1, NOT_SHOWN, False, False),
     ],
 )
 def test_a_picture_belongs_to_a_region_whose_words_are_true_of_it(region, colour, background, strictly, inside):
     words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
     assert words.inside(Region(region), np.array([[colour, background]]), strictly=strictly).tolist() == [inside]
-
-
-def test_a_caption_keeps_what_is_unsaid_and_exchanges_what_is_not_true():
-    words = PictureWords(prompt_space(LEVELS), ATTRIBUTES)
-    assert words.words_for(np.array([1, 0]), np.array([2, 0])).tolist() == [3, 0]
-    assert words.words_for(np.array([1, 0]), np.array([2, NOT_SHOWN])) is None
 
 
 # The lessons
@@ -232,29 +219,18 @@ def repaired(loaded, tmp_path_factory):
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_back.subprocess, "run", in_this_process)
-        record = task.repair(plan(steps=30, learning_rate=3e-2, rank=8), out)
+        record = task.repair(plan(steps=20, learning_rate=3e-2, rank=8), out)
     return task, out, record, before
 
 
 def test_the_loss_falls_and_the_model_under_test_stays_as_it_was(repaired):
     task, _, record, before = repaired
-    assert (record.method, record.steps) == ("lora", 30)
-    assert list(record.curve["step"]) == list(range(1, 31))
+    assert (record.method, record.steps) == ("lora", 20)
+    assert list(record.curve["step"]) == list(range(1, 21))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
     after = task.painter.pipeline.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_the_same_adapter_is_the_same_bytes(tmp_path):
-    training = training_of(tiny())
-    written = set()
-    for n in range(8):  # the library writes the file's metadata in random order
-        training.save(tmp_path / str(n))
-        written.add((tmp_path / str(n) / LORA).read_bytes())
-    assert len(written) == 1
-    with safe_open(tmp_path / "0" / LORA, framework="pt") as file:
-        assert {"format", "lora_adapter_metadata"} <= set(file.metadata())
 
 
 def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, home):
@@ -268,7 +244,28 @@ def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, h
     np.testing.assert_allclose(*drawn, atol=1)  # merged weights may differ in the last bit
 
 
-@pytest.mark.slow
+def test_a_repaired_model_goes_part_of_the_way(repaired, home, tmp_path):
+    task, learnt, _, _ = repaired
+    states = torch.randn(5, 2, 16).transpose(0, 1)  # not in order, which torch multiplies with in several ways
+
+    def drawn(folder):
+        painter = TextToImage.load(task.context, home / "prepare", folder).painter
+        with torch.inference_mode():
+            predicted = painter.pipeline.unet(torch.ones(2, 4, 8, 8), 5, states).sample
+        return pixels(painter, ["a red box", "a blue box"], [1, 2]).astype(int), predicted
+
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        task.move(learnt, share, out := tmp_path / str(share))
+        assert {path.name for path in out.iterdir()} == {path.name for path in learnt.iterdir()}
+        found[share], predicted = drawn(out)
+        if share == 0.0:
+            before = drawn(None)
+            assert np.array_equal(found[0.0], before[0]) and torch.allclose(predicted, before[1], atol=1e-5)
+    assert (tmp_path / "1.0" / LORA).read_bytes() == (learnt / LORA).read_bytes()
+    assert 0 < np.abs(found[0.5] - found[0.0]).sum() < np.abs(found[1.0] - found[0.0]).sum()
+
+
 def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_path):
     task, out, _, _ = repaired
     prompts = ["a red box", "a blue box on a black background"]
@@ -279,17 +276,15 @@ def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_
     assert np.abs(found - pixels(task.painter, prompts, [1, 2])).max() > 5
 
 
-@pytest.mark.parametrize("layers", ["attention", "all"])
-def test_all_trained_layers_are_written_and_read_back(layers, tmp_path):
+def test_all_trained_layers_are_written_and_read_back(tmp_path):
     pipeline = tiny()
-    training = trained(pipeline, layers=layers, learning_rate=1e-2, alpha=4)
+    training = trained(pipeline, layers="all", learning_rate=1e-2, alpha=4)
     training.save(tmp_path)
     pipeline.load_lora_weights(tmp_path)
     noisy, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, states).sample, training.unet(noisy, 5, states).sample)
-    convolutions = any("conv" in name for name in load_file(tmp_path / LORA))
-    assert convolutions == (layers == "all")
+    assert any("conv" in name for name in load_file(tmp_path / LORA))
 
 
 def training_of(pipeline, checkpoint=None, prediction=None, **settings):
@@ -367,16 +362,15 @@ def test_pictures_get_more_like_the_better_ones():
     assert (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
 
 
-@pytest.mark.parametrize("training_for", [training_of, pytest.param(dpo_training, marks=pytest.mark.slow)])
-def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch, training_for):
+def test_a_killed_repair_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(AdapterTraining, "save_every", 2)
-    whole, broken = training_for(tiny(), steps=5), training_for(tiny(), tmp_path / "unfinished.safetensors", steps=5)
+    whole, broken = training_of(tiny(), steps=5), training_of(tiny(), tmp_path / "unfinished.safetensors", steps=5)
     losses = whole.run("test")["loss"].tolist()
     stepped = broken.backward
     monkeypatch.setattr(broken, "backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         broken.run("test")
-    resumed = training_for(tiny(), tmp_path / "unfinished.safetensors", steps=5)
+    resumed = training_of(tiny(), tmp_path / "unfinished.safetensors", steps=5)
     monkeypatch.setattr(resumed, "backward", counted := Mock(side_effect=resumed.backward))
     assert resumed.run("test")["loss"].tolist() == losses
     assert [call.args for call in counted.call_args_list] == [(2,), (3,), (4,)]
@@ -408,34 +402,17 @@ def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_alre
     assert training.backward(0) > 0.1
 
 
-def tiny_xl():
-    """A Stable Diffusion XL pipeline around the parts of the tiny one."""
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModelWithProjection
-
-    parts = tiny()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(
-            parts.unet.config, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 16,
-        )  # fmt: skip
-        second = CLIPTextModelWithProjection(parts.text_encoder.config)
-    return StableDiffusionXLPipeline(
-        vae=parts.vae, text_encoder=parts.text_encoder, text_encoder_2=second.eval(), tokenizer=parts.tokenizer,
-        tokenizer_2=parts.tokenizer, unet=unet.eval(), scheduler=parts.scheduler, add_watermarker=False,
-    )  # fmt: skip
-
-
 def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_back(tmp_path):
-    pipeline = tiny_xl()
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_pipeline(tmp_path / "xl", kind="sdxl"))
     training = trained(pipeline, learning_rate=1e-2)
     asked = training.conditions(["a red box", ""])
     assert asked["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     assert asked["encoder_hidden_states"][1].abs().max() == 0  # as SDXL is called without a prompt
     assert asked["added_cond_kwargs"]["text_embeds"].abs().amax(1).gt(0).tolist() == [True, False]
-    training.save(tmp_path)
-    pipeline.load_lora_weights(tmp_path)
+    training.save(tmp_path / "lora")
+    pipeline.load_lora_weights(tmp_path / "lora")
     noisy = torch.randn(2, 4, 8, 8)
     with torch.inference_mode():
         assert torch.equal(pipeline.unet(noisy, 5, **asked).sample, training.unet(noisy, 5, **asked).sample)
@@ -487,16 +464,9 @@ def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
         ({"sources": {"folder": 1}}, "needs `folder:`"),
         ({"beta": 9.0}, "beta: no effect with the method lora"),
         ({"prior": 0.5, "replay": 0.0}, "an effect on replayed pictures only"),
-        ({"ranks": 3}, "ranks"),
     ],
 )
 def test_settings_without_effect_or_sense_are_told(settings, told, tmp_path):
-    where = SimpleNamespace(inputs=tmp_path)
-    try:
-        errors = TextToImage.repair_conflicts(
-            where, checked(TextToImageRepair, {"method": "lora", **settings}, "restructure.settings")
-        )
-    except UsageError as error:
-        errors = [str(error)]
-    assert errors
-    assert re.search(told, "\n".join(errors)), errors
+    with pytest.raises(UsageError, match=told):
+        asked = checked(TextToImageRepair, {"method": "lora", **settings}, "restructure.settings")
+        raise UsageError("\n".join(TextToImage.repair_conflicts(SimpleNamespace(inputs=tmp_path), asked)))

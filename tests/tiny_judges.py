@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,25 @@ def noisy(count: int, side: int = 16, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
 
 
-def tiny_judge(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A judge of `ATTRIBUTES` with random weights; keyword arguments replace parts of its form."""
+def tiny_judge(folder: Path, attributes: Mapping[str, tuple[str, ...]] = ATTRIBUTES, **changes: Any) -> Path:
+    """A judge of attributes with random weights; keyword arguments replace parts of its form."""
     parts: dict[str, Any] = {
-        "attributes": ATTRIBUTES,
+        "attributes": attributes,
         "size": 16,
         "widths": (4, 4, 4),
         "features": 8,
-        "temperatures": dict.fromkeys(ATTRIBUTES, 1.0),
-        "thresholds": dict.fromkeys(ATTRIBUTES, 0.0),
+        "temperatures": dict.fromkeys(attributes, 1.0),
+        "thresholds": dict.fromkeys(attributes, 0.0),
         "note": {"pictures": 12},
     }
     form = JudgeForm(**(parts | changes))
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         save_judge(form, make_net(form), folder)
     return folder
 
 
-def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
+def tiny_clip(folder: Path) -> Path:
     """A CLIP model for 32 x 32 pixels with random weights, as written by transformers."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -66,7 +67,7 @@ def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
         initializer_factor=20.0,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = CLIPModel(config).eval()
     model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
