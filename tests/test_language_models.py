@@ -17,11 +17,7 @@ from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")
 
-KINDS = {
-    "causal": tiny_causal,
-    "bart": tiny_seq2seq,
-    "t5": lambda folder: tiny_seq2seq(folder, family="t5"),
-}
+KINDS = {"causal": tiny_causal, "bart": tiny_seq2seq, "t5": lambda folder: tiny_seq2seq(folder, family="t5")}
 SHORT, DTYPE = GenerationConfig(max_new_tokens=10), "bfloat16"
 SENTENCES = TEXT.split(". ")
 # 14 different articles of 4 to 300 tokens

@@ -79,13 +79,7 @@ def test_a_library_alone_answers_as_faded_does(family, tmp_path):
     assert lines[:3] == [f"{path}: {CLASSES[k]}" for path, k in zip(paths, known.argmax(1), strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "view"),
-    [
-        ((3, 64, 64), View(resize=80)),
-        ((1, 96, 96), None),
-    ],
-)
+@pytest.mark.parametrize(("shape", "view"), [((3, 64, 64), View(resize=80)), ((1, 96, 96), None)])
 def test_timm_reads_the_sizes_and_the_classes_of_a_model(shape, view, tmp_path):
     import timm
     from timm.data import create_transform, resolve_model_data_config

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.concepts.prompts import (
-    check_slots,
-    check_templates,
-    fill,
-    prompt_space,
-    read_templates,
-)
+from stages.concepts.prompts import check_slots, check_templates, fill, prompt_space, read_templates
 
 ROOT = Path(__file__).parents[1]
 SLOTS = ["size", "animal", "setting"]

@@ -42,10 +42,7 @@ def test_json_lines_with_references_and_splits(tmp_path):
         split="part",
     )
     assert skipped == []
-    assert taken == [
-        Article("news-1", first, "Short one.", "test"),
-        Article("news-2", second, "", "discover"),
-    ]
+    assert taken == [Article("news-1", first, "Short one.", "test"), Article("news-2", second, "", "discover")]
 
 
 @pytest.mark.parametrize(

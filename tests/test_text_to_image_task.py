@@ -272,17 +272,9 @@ def test_wrong_settings_are_told_before_anything_runs(home, changes, told):
     [
         ({"bias": BIAS | {"attribute": "gender"}}, {}, "the judge does not read 'gender', it reads: colour, backgr"),
         ({"bias": BIAS | {"reference": {"red": 0.5, "blue": 0.5}}}, {}, "expected a share for each"),
-        (
-            {"templates": [f"{word} {{animal}}" for word in LETTERS]},
-            {"animal": ["cat", "dog"]},
-            "can check nothing",
-        ),
+        ({"templates": [f"{word} {{animal}}" for word in LETTERS]}, {"animal": ["cat", "dog"]}, "can check nothing"),
         ({"templates": [f"{word}bc " * 9 + "{colour} {background}" for word in LETTERS]}, {}, "the model reads 24: it"),
-        (
-            {"sampling": {"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9}},
-            {},
-            "negative_prompt: ",
-        ),
+        ({"sampling": {"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9}}, {}, "negative_prompt: "),
     ],
 )
 def test_prompts_that_do_not_fit_the_judge_or_the_model_are_told(home, tmp_path, config, concepts, told):
