@@ -27,13 +27,13 @@ def striped(target: int, rng: np.random.Generator, *, width: int = 40, height: i
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def write_folder(root: Path, n: int, *, classes: list[str] = CLASSES, seed: int = 0, suffix: str = "png") -> Path:
+def write_folder(root: Path, n: int, *, classes: list[str] = CLASSES, seed: int = 0) -> Path:
     """One folder per class, with n pictures each."""
     rng = np.random.default_rng(seed)
     for target, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(n):
-            striped(target % 3, rng).save(root / name / f"{i:03d}.{suffix}")
+            striped(target % 3, rng).save(root / name / f"{i:03d}.png")
     return root
 
 
@@ -51,13 +51,13 @@ def own_context(inputs: Path, model: dict[str, Any], data: dict[str, Any], **cha
     return TaskContext(**{**parts, **changes})
 
 
-def timm_weights(path: Path, name: str = "resnet10t", n: int = 3, channels: int = 3, seed: int = 0) -> Any:
-    """Save random weights of a timm network as people save them; return the network."""
+def timm_weights(path: Path, n: int = 3) -> Any:
+    """Save random weights of timm's resnet10t as people save them; return the network."""
     import timm
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = timm.create_model(name, pretrained=False, num_classes=n, in_chans=channels).eval()
+        torch.manual_seed(0)
+        net = timm.create_model("resnet10t", pretrained=False, num_classes=n).eval()
     if path.suffix == ".safetensors":
         save_file(net.state_dict(), path)
     else:
@@ -65,14 +65,14 @@ def timm_weights(path: Path, name: str = "resnet10t", n: int = 3, channels: int 
     return net
 
 
-def timm_folder(folder: Path, name: str = "resnet10t", *, labels: list[str] | None = None, **config: Any) -> Any:
+def timm_folder(folder: Path, *, labels: list[str], **config: Any) -> Any:
     """Write the folder that timm's save_for_hf writes for a network; return the network."""
     folder.mkdir(parents=True)
-    net = timm_weights(folder / "model.safetensors", name)
+    net = timm_weights(folder / "model.safetensors")
     pretrained = {**net.pretrained_cfg, "num_classes": 3, **config}
     pretrained = {key: value for key, value in pretrained.items() if key not in ("url", "hf_hub_id", "file")}
-    told = {"architecture": name, "num_classes": 3, "pretrained_cfg": pretrained}
-    (folder / "config.json").write_text(json.dumps({**told, **({"label_names": labels} if labels else {})}))
+    told = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": pretrained, "label_names": labels}
+    (folder / "config.json").write_text(json.dumps(told))
     return net
 
 
@@ -87,7 +87,7 @@ def cached_repository(cache: Path, name: str) -> Path:
     return cache / name / "snapshots" / COMMIT
 
 
-def tiny_vit(folder: Path, *, seed: int = 0, **preprocessor: Any) -> Any:
+def tiny_vit(folder: Path) -> Any:
     """A ViT of transformers with its preprocessor_config.json, as save_pretrained() writes them."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -103,7 +103,7 @@ def tiny_vit(folder: Path, *, seed: int = 0, **preprocessor: Any) -> Any:
         label2id={name: i for i, name in enumerate(CLASSES)},
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = ViTForImageClassification(config).eval()
     model.save_pretrained(folder)
     told = {
@@ -114,7 +114,6 @@ def tiny_vit(folder: Path, *, seed: int = 0, **preprocessor: Any) -> Any:
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.2, 0.3, 0.4],
         "resample": 3,
-        **preprocessor,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
     return model

@@ -54,16 +54,16 @@ def test_what_chance_gives_is_as_enumeration_says(reference):
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.6, 0.25, 0.15]])
 def test_the_interval_holds_the_truth(shares):
     rng, truth = np.random.default_rng(5), np.abs(np.array(shares) - 1 / len(shares)).sum() / 2
-    rates = [Skew(tally(rng.multinomial(48, shares).tolist()), [i]).rate for i in range(24)]
+    rates = [Skew(tally(rng.multinomial(48, shares).tolist()), [i]).rate for i in range(16)]
     held = sum(rate.low - 1e-6 <= truth <= rate.high + 1e-6 for rate in rates)
-    assert held >= 21, "of 24 that hold in 95% fewer than 21 come once in 40 times"
+    assert held >= 14, "of 16 that hold in 95% fewer than 14 come once in 20 times"
     assert np.mean([rate.high - rate.low for rate in rates]) < 0.3
 
 
 def test_a_mean_change_holds_the_truth_both_ways():
     rng, fair, skewed = np.random.default_rng(3), [0.5, 0.5], [0.8, 0.2]
     held = {"better": 0, "worse": 0}
-    for i in range(8):
+    for i in range(5):
         a, b = (
             [Skew(tally(rng.multinomial(48, p).tolist()), [i, k, s]) for s in range(4)]
             for k, p in enumerate((fair, skewed))
@@ -71,15 +71,14 @@ def test_a_mean_change_holds_the_truth_both_ways():
         better, worse = mean_change(b, a), mean_change(a, b)
         held["better"] += better.low <= -0.3 <= better.high
         held["worse"] += worse.low <= 0.3 <= worse.high
-    assert min(held.values()) >= 6, held
+    assert min(held.values()) >= 4, held
 
 
 def test_of_many_fair_subjects_none_is_called_biased():
     fair = [tally([32, 16] if i == 7 else [25, 23], subject=f"s{i}") for i in range(30)]
-    entries = measure_bias(fair, seed=0)
+    *entries, skewed = measure_bias([*fair, tally([46, 2])], seed=0)
     assert min(entry.p for entry in entries) < 0.05, "one is beyond its own 95% point"
-    assert not any(entry.beyond_noise for entry in entries)
-    assert measure_bias([*fair, tally([46, 2])], seed=0)[-1].beyond_noise
+    assert skewed.beyond_noise and not any(entry.beyond_noise for entry in entries)
 
 
 @pytest.mark.parametrize(

