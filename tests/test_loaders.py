@@ -64,7 +64,7 @@ def pictures(folder: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("family", FORMS)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=() if f == "small_cnn" else pytest.mark.slow) for f in FORMS])
 def test_a_library_alone_answers_as_faded_does(family, tmp_path):
     model = written(tmp_path / "a model #1", family, **FORMS[family])
     paths = pictures(tmp_path / "pictures")

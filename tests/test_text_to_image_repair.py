@@ -269,6 +269,7 @@ def test_a_repaired_model_goes_part_of_the_way(repaired, home, tmp_path):
     assert 0 < np.abs(half[0] - start[0]).sum() < np.abs(end[0] - start[0]).sum()
 
 
+@pytest.mark.slow
 def test_a_repaired_model_is_loaded_and_asked_without_faded(repaired, home, tmp_path):
     task, out, _, _ = repaired
     prompts = ["a red box", "a blue box on a black background"]
