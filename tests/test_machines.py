@@ -139,18 +139,20 @@ def test_a_clone_with_other_code_or_inputs_is_refused_and_what_a_stage_says_of_i
         with pytest.raises(InfrastructureError, match=told):
             ship(driver, worker, "prepare@tiny")
 
-    inputs = worker.path / "data/tiny/inputs"
-    (inputs / "regions.json").write_text("[ ]")
-    refused("bytes under data/tiny/inputs")
-    shutil.rmtree(inputs)
-    refused("bytes under data/tiny/inputs")
-    run(worker, "git", "checkout", "--quiet", "data")
     for machine, text in ((driver, "one"), (worker, "two")):  # a link to a folder that holds something else
         (machine.path / "pictures").mkdir()
         (machine.path / "pictures/1.png").write_text(text)
         (machine.path / "data/tiny/inputs/pictures").symlink_to("../../../pictures")
     refused("bytes under data/tiny/inputs")
     (worker.path / "pictures/1.png").write_text("one")
+    inputs, aside = worker.path / "data/tiny/inputs", tmp_path / "aside"
+    inputs.rename(aside)
+    refused("bytes under data/tiny/inputs")
+    shutil.rmtree(inputs)  # which now has what faded keeps there
+    aside.rename(inputs)
+    (inputs / "regions.json").write_text("[ ]")
+    refused("bytes under data/tiny/inputs")
+    run(worker, "git", "checkout", "--quiet", "data")
     code = worker.path / "stages/prepare.py"
     code.write_text(code.read_text().replace("sleep(0.05)", "sleep(0.06)"))
     refused("code for prepare@tiny")
