@@ -213,7 +213,7 @@ def test_a_stage_started_ahead_waits_for_its_turn(toys, monkeypatch, meanwhile):
     run_stage("prepare@tiny", print, ahead=["discover@tiny"])
     [record] = Path(".faded/run").iterdir()
     begun = psutil.Process(json.loads(record.read_text())[0])
-    until(lambda: begun.children())
+    until(begun.children)
     [waiting] = begun.children()
     until(lambda: "stages.discover" in waiting.cmdline())
     if meanwhile == "died":
