@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 from stages.core.environment import TURN
@@ -41,7 +42,7 @@ class _Started:
 
     def __init__(self, command: list[str], **given: Any) -> None:
         waits, self._turn = os.pipe()
-        given["env"] = {**given["env"], TURN: str(waits)}
+        given["env"] = {**given["env"], TURN: f"{waits} {time.time()}"}
         self._process = subprocess.Popen(command, pass_fds=[waits], **given)
         os.close(waits)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,18 +37,16 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
     run_as_command(checked)
 
 
-_BEGAN = time.time()
-
-
 def wait_for_turn() -> None:
     """Wait until DVC runs this stage, if it was started ahead; start again if a module has changed meanwhile."""
     if (turn := os.environ.pop(TURN, None)) is None:
         return
-    if not os.read(int(turn), 1):  # DVC ended without it
+    pipe, began = turn.split()
+    if not os.read(int(pipe), 1):  # DVC ended without it
         raise SystemExit
-    os.close(int(turn))
+    os.close(int(pipe))
     files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
-    if any(file.stat().st_mtime > _BEGAN for file in files if file.exists()):
+    if any(file.stat().st_mtime > float(began) for file in files if file.exists()):
         os.execv(sys.executable, sys.orig_argv)
 
 

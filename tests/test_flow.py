@@ -44,6 +44,7 @@ from stages.core.errors import (
     UnavailableError,
     UsageError,
 )
+from stages.core.files import read_state
 from stages.params import load_params
 from tests.finished import faded, finished_toys
 from tests.servers import until
@@ -212,7 +213,8 @@ def test_a_stage_started_ahead_waits_for_its_turn(toys, monkeypatch, meanwhile):
     read_graph()
     run_stage("prepare@tiny", print, ahead=["discover@tiny"])
     [record] = Path(".faded/run").iterdir()
-    begun = psutil.Process(json.loads(record.read_text())[0])
+    number, _token = read_state(record, tuple[int, str]) or (0, "")
+    begun = psutil.Process(number)
     until(begun.children)
     [waiting] = begun.children()
     until(lambda: "stages.discover" in waiting.cmdline())
