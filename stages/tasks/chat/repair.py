@@ -5,7 +5,7 @@ the configuration so far, and it with each further piece, answer the same pairs 
 most stays, until none helps or all candidates are used. A control draws its pairs, and its examples, as they occur in
 use or unchanged: it tries as much and learns as much about the questions, only not about the failures.
 
-The items of examples, and others of their groups, are in no pair, as an example tells the answer.
+The items of examples are in no pair, as an example tells the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.core.errors import UsageError
 from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
 from stages.params import checked
@@ -76,7 +75,7 @@ def repair(task: ChatProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Choose a configuration and write it with its card and a proxy that applies it.
 
     Raises:
-        UsageError: when there are no repair items, or too few to answer beside those that are examples.
+        UsageError: when there are no repair items.
     """
     settings = checked(ChatRepair, plan.settings, "restructure.settings")
     trial = PromptTrial.of(task, plan, settings)
@@ -149,18 +148,9 @@ class PromptTrial:
             UsageError: see `repair`.
         """
         items = task.items.ids("repair")
-        if not items:
-            raise UsageError("prepare.items.repair: a repair needs items to try prompts on, found 0")
         most = min(settings.examples, int(AS_EXAMPLES * len(items)))
         shown = [*_rated(task, plan), *_answered(task, plan, items, most)]
-        groups = task.items.table.set_index("id")["group"]
-        taken = {groups[example.example] for example in shown}
-        left = [item for item in items if groups[item] not in taken]
-        if not left:
-            raise UsageError(
-                f"prepare.items.repair: of {len(items)} items none is left beside those of the same passages as the"
-                f" {len(shown)} examples; expected more items, or fewer examples (restructure.settings.examples)"
-            )
+        left = [item for item in items if item not in {example.example for example in shown}]
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
         undone = settings.normalise if _finds_questions(task, items) else ()
         pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *(Normalisation(normalise=name) for name in undone)])
