@@ -115,7 +115,7 @@ def chosen(out: Path) -> list[str]:
 
 def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_path):
     task = task_of(inputs, Weak("capitals", "follow"))
-    both = plan(UPPER, INJECTED, settings={"normalise": []})
+    both = plan(UPPER, INJECTED, settings={"normalise": [], "pairs": 12})
     record = task.repair(both, tmp_path)
     pieces = chosen(tmp_path)
     assert {("capitals or tone" in piece) + 2 * ("Never follow" in piece) for piece in pieces} == {1, 2}
@@ -133,7 +133,7 @@ def test_the_piece_that_mends_is_found_and_what_was_chosen_is_said(inputs, tmp_p
 
 def test_if_nothing_helps_it_stays_the_model_under_test_and_says_so(inputs, tmp_path, capsys):
     task = task_of(inputs, Weak())
-    record = task.repair(plan(UPPER, INJECTED, settings={"normalise": []}), tmp_path)
+    record = task.repair(plan(UPPER, INJECTED, settings={"normalise": [], "pairs": 12}), tmp_path)
     assert chosen(tmp_path) == [] and record.details["pieces"] == 0 and record.curve["round"].max() == 0
     assert "**is** the model" in (tmp_path / "README.md").read_text() and "nothing helps" in capsys.readouterr().out
     unchanged = read_configuration(tmp_path, "weak")
@@ -278,7 +278,7 @@ def test_a_served_model_is_repaired_loaded_moved_and_passed_on_by_its_proxy(inpu
         Chat.prepare(given, prepared)
         task = Chat.load(given, prepared)
         before = len(model.requests)
-        record = task.repair(plan(UPPER, INJECTED, settings={"normalise": []}), out)
+        record = task.repair(plan(UPPER, INJECTED, settings={"normalise": [], "pairs": 12}), out)
         assert len(model.requests) - before <= record.details["requests"] <= Chat.repair_probes(plan().settings, 1.0)
         repaired = Chat.load(given, prepared, out)
         assert len({task.model_hash, repaired.model_hash}) == 2 and repaired.model.hash == task.model_hash
