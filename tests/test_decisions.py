@@ -166,7 +166,7 @@ def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypa
         return merge(*given)
 
     monkeypatch.setattr(feedback, "load_params", params)
-    monkeypatch.setattr(feedback, "provenance", lambda *_, **__: {})
+    monkeypatch.setattr(feedback, "provenance", lambda *_, **__: {"versions": {}})
     monkeypatch.setattr(feedback, "merge_decisions", meanwhile)
     feedback.main("x")
     assert read_json(Path("data/x/collect_feedback/plan.json"))["reviewer"] == "Ada"
