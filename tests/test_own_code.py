@@ -78,6 +78,29 @@ def test_the_repair_of_the_docs_mends_what_it_aims_at(digits: tuple[Any, TaskCon
     assert repaired.probe(ids, cells).failed.mean() < task.probe(ids, cells).failed.mean() - 0.2
 
 
+# The task of docs/ocr.md
+
+
+def test_the_ocr_engine_of_the_docs_is_mended_by_straightening_lines(tmp_path: Path) -> None:
+    for package in ("rapidocr", "fonts.ttf"):
+        pytest.importorskip(package, reason="docs/ocr.md says what to install")
+    audit = yaml.safe_load(blocks("ocr.md", "yaml")[0])["audits"]["ocr"]
+    config = {"items": {"discover": 4, "repair": 4, "test": 4}}
+    context = TaskContext("ocr", 1, config, audit["concepts"], {}, tmp_path, Compute())
+    cls = run("ocr", blocks("ocr.md", "python")[0]).ReadsText
+    assert cls.check(context) == []
+    cls.prepare(context, tmp_path)
+    task = cls.load(context, tmp_path)
+    assert task.clean_quality("test").values.mean() == 1
+    turned = type(task.concepts.neutral_region())({"size": (2,), "rotation": (2,)})
+    plan = RepairPlan([TargetMode("M1", turned)], {"method": "before"}, seed=1)
+    record = task.repair(plan, tmp_path / "repaired")
+    repaired, ids = cls.load(context, tmp_path, tmp_path / "repaired"), task.items.ids("test")
+    cells = turned.sample(task.concepts, len(ids), np.random.default_rng(2))
+    assert record.details["straight"] < record.details["nothing"]
+    assert repaired.before != "nothing" and len(repaired.exhibit(ids[:1], cells[:1])[0].image) > 100
+
+
 # The concepts of docs/own-task.md
 
 
