@@ -170,6 +170,8 @@ def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path) -> None:
             replace_file(path, written)
             assert read_state(path, Unfinished) is None
     path = tmp_path / "folder.json"
+    replace_file(path, b"")
+    assert read_state(path, float) is None, "so that there is a file at the place for what is put aside"
     for _ in range(2):
         (path / "more").mkdir(parents=True)
         assert read_state(path, float) is None

@@ -241,6 +241,8 @@ def put_aside(path: Path) -> None:
     with contextlib.suppress(OSError):  # in a read-only workspace it stays
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)  # a folder replaces no file
         path.replace(aside)
         print(f"{path} was damaged: set aside as {aside.name}, recreated", file=sys.stderr)
 
