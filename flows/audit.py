@@ -286,11 +286,10 @@ def _run_stale(
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     fresh = [stage for stage in graph.of(audits) if stage.name not in stale | shown]
-    ahead = _ahead(params, graph, todo)
     with open_runner(runner, max(stage.gpus for stage in todo)) if todo else nullcontext() as place, _threads() as pool:
 
         def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
-            what = job(runner, stage.name, stage.gpus, ahead[stage.name]) if stage.name in stale else None
+            what = job(runner, stage.name, stage.gpus) if stage.name in stale else None
             task = reproduce.with_options(name=stage.name)  # its name until it starts
             return pool.submit(task, {"stage": stage.name, "what": what, "runner": place}, wait_for)
 
@@ -302,17 +301,6 @@ def _run_stale(
     shown.update(cached, (result.stage for result in results if result.outcome in ("ran", "restored", "unchanged")))
     record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
     return results
-
-
-def _ahead(params: Params, graph: Graph, todo: list[Stage]) -> dict[str, list[str]]:
-    """Which stages are started ahead while one runs: those that wait for it last, and for no person or GPU."""
-    found: dict[str, list[str]] = {stage.name: [] for stage in todo}
-    held = {stage.name for stages in gated(params, graph, todo).values() for stage in stages}
-    for stage in todo:
-        before = [name for name in found if name in stage.upstream]
-        if before and stage.name not in held and not stage.gpus:
-            found[before[-1]].append(stage.name)
-    return found
 
 
 def _threads() -> ThreadPoolTaskRunner[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -100,9 +100,6 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         if wanted := graph.to_do(active):
             if where.address is None:  # workers elsewhere have their own environment
                 check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
-            from flows.server import start_prefect_api
-
-            prefect_api = start_prefect_api()  # it takes seconds to start
             cost = estimate_cost(params, graph, audits)
             console.print(
                 f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
@@ -111,7 +108,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             for audit in active:
                 if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
                     print_plain(console, f"{audit}: {few}", style="yellow")
-            return _run_flow(params, graph, audits, runner, console, prefect_api)
+            return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             open_request(params, audit)
         return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
@@ -123,17 +120,14 @@ def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
     return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
 
-def _run_flow(
-    params: Params,
-    graph: Graph,
-    audits: list[str],
-    runner: str | None,
-    console: Console,
-    prefect_api: Callable[[], AbstractContextManager[Any]],
-) -> EndedRun:
-    started = time.monotonic()
-    # While the server starts:
+def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> EndedRun:
     import httpx
+
+    from flows.server import start_prefect_api
+
+    started = time.monotonic()
+    prefect_api = start_prefect_api()
+    # While the server starts:
     from prefect import tags
 
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit

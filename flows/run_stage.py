@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal
 
 from pydantic import BaseModel
 
@@ -67,11 +65,7 @@ class StageResult(BaseModel):
 
 
 def run_stage(
-    stage: str,
-    say: Callable[[str], None],
-    extra_env: Mapping[str, str] | None = None,
-    project: Path = Path(),
-    ahead: Iterable[str] = (),
+    stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None, project: Path = Path()
 ) -> StageResult:
     """Let DVC bring one stage up to date.
 
@@ -79,7 +73,6 @@ def run_stage(
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
         extra_env: variables that the runner adds to its environment.
         project: the folder with dvc.yaml.
-        ahead: stages that will run after it, whose processes start now; see `end_ahead`.
 
     Raises:
         UsageError: if the stage reports invalid input (exit code 2): another run would not help.
@@ -90,14 +83,12 @@ def run_stage(
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
-    path = LOGS / f"{child_name(stage)}.log"
-    with (
-        _undisturbed(stage),
-        path.open("w", encoding="utf-8") as log,
-        _in_turn(stage, extra_env or {}, project) as process,
-    ):
-        for name in set(ahead) - set(_ahead):
-            _ahead[name] = _start(name, {}, project)
+    name = child_name(stage)
+    path = LOGS / f"{name}.log"
+    env = {**stage_environment(), **(extra_env or {})}
+    # --wait-for-lock: parallel stages commit one after the other instead of failing.
+    command = ["dvc", "--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
+    with _undisturbed(stage), path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()
@@ -121,49 +112,6 @@ def run_stage(
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 
 
-class _Process(NamedTuple):
-    """A stage's process, which waits for its turn (flows/repro.py)."""
-
-    process: subprocess.Popen[str]
-    turn: int
-    opened: contextlib.ExitStack
-
-
-_ahead: dict[str, _Process] = {}  # started ahead
-
-
-def _start(stage: str, extra_env: Mapping[str, str], project: Path) -> _Process:
-    # --wait-for-lock: parallel stages commit one after the other instead of failing.
-    command = ["--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
-    waits, turn = os.pipe()
-    with contextlib.ExitStack() as opened:
-        opened.callback(os.close, turn)
-        opened.callback(os.close, waits)
-        env = {**stage_environment(), **extra_env}
-        begun = child(child_name(stage), ["flows.repro", str(waits), *command], env, pass_fds=[waits])
-        return _Process(opened.enter_context(begun), turn, opened.pop_all())
-    raise AssertionError
-
-
-@contextlib.contextmanager
-def _in_turn(stage: str, extra_env: Mapping[str, str], project: Path) -> Iterator[subprocess.Popen[str]]:
-    """Tell the stage's process that it is its turn; start it if it was not started ahead, or died since."""
-    found = _ahead.pop(stage, None)
-    if found is not None and (extra_env or found.process.poll() is not None):
-        found.opened.close()
-        found = None
-    process, turn, opened = found or _start(stage, extra_env, project)
-    with opened:
-        os.write(turn, b".")
-        yield process
-
-
-def end_ahead() -> None:
-    """End the processes of stages whose turn has not come."""
-    while _ahead:
-        _ahead.popitem()[1].opened.close()
-
-
 def level_of(line: str) -> int:
     """The severity of a line, by the prefixes that DVC and our own stages use."""
     return next((level for word, level in _LEVELS.items() if line.startswith(word)), logging.INFO)
@@ -174,11 +122,11 @@ def child_name(stage: str) -> str:
     return stage.replace("/", ".")  # stages of other pipelines are named by their file
 
 
-def _undisturbed(stage: str) -> contextlib.AbstractContextManager[None]:
+def _undisturbed(stage: str) -> AbstractContextManager[None]:
     """Lock decisions while their stage runs: DVC hashes inputs at the end, so a new decision would count as used."""
     kind, _, audit = stage.partition("@")
     if kind != GATED:
-        return contextlib.nullcontext()
+        return nullcontext()
     from stages.decisions.files import decisions_lock
 
     return decisions_lock(audit)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from stages.code import check_code, read_stages
-from stages.core.environment import TURN, die_with_parent, start_alike
+from stages.core.environment import die_with_parent, start_alike
 from stages.core.errors import Exit, run_as_command
 
 
@@ -28,26 +27,12 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
         raise SystemExit(int(Exit.USAGE))
 
     def checked() -> None:
-        wait_for_turn()
         if stage in read_stages():
             check_code(stage, given[0])
             _without_network_unless_needed(stage, given[0])
         run(*given)
 
     run_as_command(checked)
-
-
-def wait_for_turn() -> None:
-    """Wait until DVC runs this stage, if it was started ahead; start again if a module has changed meanwhile."""
-    if (turn := os.environ.pop(TURN, None)) is None:
-        return
-    pipe, began = turn.split()
-    if not os.read(int(pipe), 1):  # DVC ended without it
-        raise SystemExit
-    os.close(int(pipe))
-    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
-    if any(file.stat().st_mtime > float(began) for file in files if file.exists()):
-        os.execv(sys.executable, sys.orig_argv)
 
 
 def _without_network_unless_needed(stage: str, audit: str) -> None:

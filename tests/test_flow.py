@@ -6,17 +6,14 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -30,12 +27,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
 
 import flows.audit
-from flows.graph import read_graph
 from flows.people.artifacts import verdict_markdown
 from flows.places.runners.devices import Slots
 from flows.results import read_verdict
 from flows.run import EndedRun, show_audits
-from flows.run_stage import _stream, end_ahead, run_stage
+from flows.run_stage import _stream, run_stage
 from stages.core.errors import (
     BugError,
     Exit,
@@ -44,10 +40,8 @@ from stages.core.errors import (
     UnavailableError,
     UsageError,
 )
-from stages.core.files import read_state
 from stages.params import load_params
 from tests.finished import faded, finished_toys
-from tests.servers import until
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -196,7 +190,7 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(tmp_path, monkeypatch, stage
     printed = f"error: toy {stage} was told to exit\nERROR: failed to reproduce '{stage}@tiny': {run}\n"
 
     @contextlib.contextmanager
-    def child(*_: object, pass_fds: object) -> Iterator[SimpleNamespace]:
+    def child(*_: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(stdout=io.StringIO(printed), wait=lambda: 255)
 
     monkeypatch.setattr("flows.run_stage.child", child)
@@ -204,33 +198,6 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(tmp_path, monkeypatch, stage
     with pytest.raises(error, match=rf"(?s)^{stage}@tiny.*{told}.*was told to exit"):
         run_stage(f"{stage}@tiny", said.append)
     assert said == [printed.splitlines()[0]]  # without how DVC puts it
-
-
-@pytest.mark.parametrize("meanwhile", ["nothing", "died", "edited", "not needed"])
-def test_a_stage_started_ahead_waits_for_its_turn(toys, monkeypatch, meanwhile):
-    monkeypatch.chdir(toys.path)
-    toys.toy(discover__tiny={"sleep": 1})
-    read_graph()
-    run_stage("prepare@tiny", print, ahead=["discover@tiny"])
-    [record] = Path(".faded/run").iterdir()
-    number, _token = read_state(record, tuple[int, str]) or (0, "")
-    begun = psutil.Process(number)
-    until(begun.children)
-    [waiting] = begun.children()
-    until(lambda: "stages.discover" in waiting.cmdline())
-    if meanwhile == "died":
-        waiting.kill()
-    elif meanwhile == "edited":
-        os.utime("stages/discover.py", (2**32, 2**32))
-    assert toys.executed() == ["prepare@tiny"]
-    if meanwhile != "not needed":
-        seen: set[int] = set()
-        result = run_stage("discover@tiny", lambda _: seen.update(process.pid for process in begun.children()))
-        assert result.outcome == "ran" and (waiting.pid in seen) == (meanwhile != "died")
-        assert toys.executed() == ["discover@tiny"]
-    end_ahead()
-    assert not (waiting.is_running() and waiting.status() != psutil.STATUS_ZOMBIE)
-    assert list(Path(".faded/run").iterdir()) == []
 
 
 def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypatch):
@@ -241,7 +208,7 @@ def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypa
     }
     tried = []
 
-    def run_stage(stage: str, *_: object, ahead: object) -> None:
+    def run_stage(stage: str, *_: object) -> None:
         tried.append(stage)
         raise errors[stage.removeprefix("prepare@")]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 DATA = Path("data")  # one folder per audit
 WORK = Path(".faded")  # scratch, logs and records of a workspace
-TURN = "FADED_TURN"  # the pipe at which a stage waits that was started ahead, and when that was (flows/repro.py)
 
 # Libraries choose their code by the CPU, and round differently in each choice. These make them choose what every x86-64
 # CPU with AVX2 has, so that results are equal to the byte there. MKL still takes torch's square roots by the CPU; so

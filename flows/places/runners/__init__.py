@@ -40,14 +40,12 @@ class Job:
         gpus: number of GPUs it needs.
         workspace: absolute path of the workspace on the worker.
         shipment: what the stage needs, if that workspace is the worker's own clone.
-        ahead: stages that will run after it, which a runner on this machine may start meanwhile.
     """
 
     stage: str
     gpus: int
     workspace: str
     shipment: Shipment | None = None
-    ahead: tuple[str, ...] = ()
 
 
 class Runner(Protocol):
@@ -131,9 +129,9 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
         yield runner if config.workspace is None else import_module("flows.places.runners.apart").Apart(runner, config)
 
 
-def job(config: RunnerConfig, stage: str, gpus: int, ahead: Iterable[str] = ()) -> Job:
+def job(config: RunnerConfig, stage: str, gpus: int) -> Job:
     """The job for a stage of the current workspace."""
-    return Job(stage, gpus, config.workspace or str(Path.cwd()), ahead=tuple(ahead))
+    return Job(stage, gpus, config.workspace or str(Path.cwd()))
 
 
 def reach(kind: str, address: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from flows.places.runners import Job, Say, too_few_gpus
 from flows.places.runners.devices import MASK, Slots, visible_gpus
 from flows.processes import stopping
-from flows.run_stage import StageResult, end_ahead, run_stage
+from flows.run_stage import StageResult, run_stage
 from stages.core.errors import InfrastructureError
 from stages.params.file import RunnerConfig
 
@@ -31,7 +31,7 @@ class Threads:
             if stopping():
                 raise InfrastructureError(f"{job.stage} was not started: the run is being stopped")
             # A stage that requests none sees all GPUs of this process: with `compute.device: auto` it uses one.
-            return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {}, ahead=job.ahead)
+            return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {})
 
 
 @contextlib.contextmanager
@@ -40,7 +40,4 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Threads]:
     slots = Slots(config.workers or stages_at_once(), visible_gpus(config.gpus) if gpus else ())
     if gpus > len(slots.gpus):
         raise too_few_gpus(gpus, f"this machine has {len(slots.gpus)}")
-    try:
-        yield Threads(slots)
-    finally:
-        end_ahead()
+    yield Threads(slots)
