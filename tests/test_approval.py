@@ -163,7 +163,7 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     found = []
 
     @contextlib.contextmanager
-    def stage_process(*_: object, pass_fds: object) -> Iterator[SimpleNamespace]:
+    def stage_process(*_: object) -> Iterator[SimpleNamespace]:
         with Path(".faded/decisions-tiny.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

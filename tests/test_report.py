@@ -54,14 +54,15 @@ def pages(paths: dict[str, Path]) -> dict[str, str]:
 
 def test_the_terminal_says_so_too(tmp_path: Path) -> None:
     workspace = finished_audits().copy(tmp_path / "ws")
-    report = workspace.path / "data/other/report/report.html"
-    assert faded(workspace, "report", "other", "--no-open") == (0, f"{report}\n")
+    copy = workspace.path / ".faded/reports/other/report.html"  # which says of when the result is
+    assert faded(workspace, "report", "other", "--no-open")[1].endswith(f"\n{copy}\n")
     landscape = workspace.path / "data/other/summarize/landscape.json"
     known = json.loads(landscape.read_text()) | {"unchanged": UNCHANGED}
     landscape.unlink()  # a link into the cache
     landscape.write_text(json.dumps(known))
     said = "other: 15 of 20 unchanged items fail already, 75.0%, 95% interval 53.0% to 88.0%"
-    assert faded(workspace, "report", "other", "--no-open") == (0, f"{said}\n{report}\n")
+    code, told = faded(workspace, "report", "other", "--no-open")
+    assert code == 0 and told.startswith(f"{said}\nother: Result of ") and told.endswith(f"\n{copy}\n")
 
 
 @pytest.mark.parametrize("name", ["landscape", "comparison"])
