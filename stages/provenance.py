@@ -37,7 +37,8 @@ def provenance(
     """Collect seed, versions, hashes, device and batch size.
 
     Nothing in it says when or at which commit the stage ran: the same results, made by the same code with the same
-    packages, are the same bytes. The code is in dvc.lock, as the hash of all that the stage can reach.
+    packages, are the same bytes. The code is in dvc.lock, as the hash of all that the stage can reach. Of the installed
+    packages only those count that are imported by now.
 
     Args:
         audit: the audit's name.
@@ -51,7 +52,7 @@ def provenance(
         "task": config.task,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
+        "versions": {package: at for package, at in versions().items() if PACKAGES[package] in sys.modules},
     }
     if computes:
         record |= {
@@ -74,8 +75,6 @@ def provenance(
 def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] = ()) -> None:
     """Write provenance.json as the last of a stage's outputs.
 
-    Of the installed packages only those count that the stage has imported by then.
-
     Args:
         out: the folder with all its other outputs.
         record: the result of `provenance`, and the stage's own additions.
@@ -83,8 +82,7 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
     """
     inputs = {path.relative_to(out.parent).as_posix(): sha256_of(path) for path in read}
     outputs = {path.name: sha256_of(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
-    used = {package: at for package, at in record["versions"].items() if PACKAGES[package] in sys.modules}
-    write_json(out / "provenance.json", {**record, "versions": used, "read": inputs, "wrote": outputs})
+    write_json(out / "provenance.json", {**record, "read": inputs, "wrote": outputs})
 
 
 def prepared_files(prepared: Path) -> list[Path]:

@@ -65,7 +65,7 @@ class Provenance(JsonRecord):
 
     def of_model(self) -> dict[str, Any]:
         """Return the entries on model, data and computation, for stages that do not run the model themselves."""
-        told = ("device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
+        told = ("versions", "device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
         return {key: value for key, value in self.to_json().items() if key in told}
 
 
