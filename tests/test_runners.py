@@ -267,11 +267,12 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_resumes_whatever
     worker_of(stage).kill()
     assert process.wait(timeout=400) == 0, told.read_text()
     assert "the worker that ran it died" in told.read_text()
-    executed = [*before, *toys.executed()]
+    again = toys.executed()
+    executed = [*before, *again]
     twice = {stage: executed.count(stage) for stage in executed if executed.count(stage) > 1}
     assert len(set(executed)) == 8 and twice.pop("discover@a") == 3
     assert not [stage for stage in twice if stage.endswith("@a")]  # of z, a stage may have been at work, too
-    for stage in set(executed):
+    for stage in set(again):
         name, _, audit = stage.partition("@")
         assert f"{stage} | toy {name} of {audit} at work" in told.read_text()
     given = {(span["stage"][-1], span["gpus"]) for span in spans(toys) if not span["stage"].startswith("report")}
