@@ -52,7 +52,7 @@ def provenance(
         "task": config.task,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {package: at for package, at in versions().items() if PACKAGES[package] in sys.modules},
+        "versions": _imported(),
     }
     if computes:
         record |= {
@@ -82,7 +82,9 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
     """
     inputs = {path.relative_to(out.parent).as_posix(): sha256_of(path) for path in read}
     outputs = {path.name: sha256_of(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
-    write_json(out / "provenance.json", {**record, "read": inputs, "wrote": outputs})
+    used = {**_imported(), **record["versions"]}  # some packages are imported only to write the outputs
+    ordered = {package: used[package] for package in PACKAGES if package in used}
+    write_json(out / "provenance.json", {**record, "versions": ordered, "read": inputs, "wrote": outputs})
 
 
 def prepared_files(prepared: Path) -> list[Path]:
@@ -156,6 +158,10 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _imported() -> dict[str, str]:
+    return {package: at for package, at in versions().items() if PACKAGES[package] in sys.modules}
 
 
 def device_name(name: str) -> str:
