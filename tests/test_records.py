@@ -11,7 +11,10 @@ import pytest
 
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, publishing
+from stages.params import load_params
+from stages.provenance import provenance, write_provenance
 from stages.records import audit_folder
+from tests.workspace import ROOT
 
 GATE = {"gate": "max_failure_rate", "bound": 0.5, "value": 0.2, "low": 0.1, "high": 0.3, "passed": True}
 VERDICT = {"schema": 1, "audit": "tiny", "passed": True, "gates": [GATE]}
@@ -61,6 +64,19 @@ def test_reading_records_imports_no_torch():
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_provenance_is_the_same_at_any_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, found = load_params(ROOT / "params.yaml").audit("mnist"), []
+    (tmp_path / "out").mkdir()
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    for message in ("one", "two"):
+        author = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+        subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "--message", message], check=True)
+        write_provenance(tmp_path / "out", provenance("mnist", config, computes=False))
+        found.append((tmp_path / "out/provenance.json").read_bytes())
+    assert found[0] == found[1] and b'"numpy"' in found[0]
 
 
 def test_outputs_take_the_place_of_the_old_ones_as_a_whole(workspace) -> None:
