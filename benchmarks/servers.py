@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.llama_cpp import llama_cpp, missing
+from benchmarks._llama_cpp import llama_cpp, missing
 from stages.core.errors import FadedError
 from stages.tasks.account import Account
 from stages.tasks.openai_chat import ChatConfig, ChatEndpoint

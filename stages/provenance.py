@@ -24,11 +24,11 @@ from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
 
 # Packages that can change a result, and the modules by which they are imported.
 PACKAGES = {
-    **{name: name for name in ("torch", "numpy", "pandas", "scipy", "gymnasium", "timm", "torchvision")},
-    **{name: name for name in ("transformers", "datasets", "onnxruntime", "openvino")},
-    **{"faded": "stages", "scikit-learn": "sklearn", "stable-baselines3": "stable_baselines3"},
-    **{"pot": "ot", "pillow": "PIL"},
-}
+    "torch": "torch", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy", "gymnasium": "gymnasium", "timm": "timm",
+    "torchvision": "torchvision", "transformers": "transformers", "datasets": "datasets", "onnxruntime": "onnxruntime",
+    "openvino": "openvino", "faded": "stages", "scikit-learn": "sklearn", "stable-baselines3": "stable_baselines3",
+    "pot": "ot", "pillow": "PIL",
+}  # fmt: skip
 
 
 def provenance(

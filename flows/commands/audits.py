@@ -155,10 +155,10 @@ def report(
         bool, typer.Option("--browse", help="Page through every probe instead, on a local server, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Open the report of an audit, and say of when its result is and what changed since the one before.
+    """Open the report of an audit, and say when its result was made and what changed since the one before.
 
-    Its first page says so, too: it is a copy in .faded/reports. The report itself has no date, so that the same results
-    are the same bytes.
+    What opens is a copy in .faded/reports whose first page says so, too. The report itself has no date, so that the
+    same results are the same bytes.
 
     With --browse: what the model was given in each probe of the audit's searches, before and after a repair, what was
     expected, and what it answered; to be filtered and sorted. It queries no model, and opens from a link that works

@@ -231,9 +231,9 @@ def _revision(audit: str) -> Revision:
     named = (PARAMS, "dvc.yaml", str(RECORD), *cloned, str(DATA / audit / CODE))
     watched = [path for path in named if Path(path).exists()]
     revision = git("log", "-1", "--format=%H", "--", *watched)
-    return Revision(
-        revision=revision or None, dirty=bool(git("status", "--porcelain", "--", *watched)) if revision else None
-    )
+    if not revision:
+        return Revision(revision=None, dirty=None)
+    return Revision(revision=revision, dirty=bool(git("status", "--porcelain", "--", *watched)))
 
 
 def _files(audit: str, lock: Mapping[str, Any]) -> list[str]:
