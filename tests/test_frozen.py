@@ -93,6 +93,12 @@ def test_a_stage_needs_only_what_the_graph_says_it_reads(tmp_path):
         assert [digest(home / name) for name in names] == [digest(whole / name) for name in names], kind
 
 
+def test_dvc_lock_has_the_code_as_it_is():
+    """So that `make audit` in a fresh clone leaves git's tree clean."""
+    found = subprocess.run(["dvc", "status", "code@mnist"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "up to date" in found.stdout, f"run `faded audit mnist` and commit dvc.lock: {found.stdout}"
+
+
 def locked(root: Path, audit: str) -> dict[str, str]:
     """MD5s of what an audit handed on, by dvc.lock."""
     stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
