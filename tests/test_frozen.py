@@ -95,7 +95,8 @@ def test_a_stage_needs_only_what_the_graph_says_it_reads(tmp_path):
 
 def test_dvc_lock_has_the_code_as_it_is():
     """So that `make audit` in a fresh clone leaves git's tree clean."""
-    found = subprocess.run(["dvc", "status", "code@mnist"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "dvc", "status", "code@mnist"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "up to date" in found.stdout, f"run `faded audit mnist` and commit dvc.lock: {found.stdout}"
 
 
