@@ -66,7 +66,7 @@ benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote 
 size: .venv/.dev ## Count files and lines by folder
 	@$(BIN)/python -m benchmarks.size
 
-study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/study.md (an hour or two)
+study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/research.md (an hour or two)
 	@$(BIN)/faded study
 
 # Versions are those of .venv, which the tests ran with. Of PyTorch each machine has its own build, so no hash.

@@ -4,7 +4,7 @@ Landscapes are planted and used as audits assume: 30% of inputs unchanged, 40% w
 with two, 10% with three. Half of the concepts raise the failure rate by themselves; on top there are four weaknesses:
 of a concept's strong levels, of one label under one concept, of a pair of concepts, and of one label under a pair.
 Every explorer has the same budget of unique probes, is joined by the same control, and goes through the whole pipeline
-up to confirmed modes. docs/study.md quotes the table. Takes a quarter of an hour on two cores.
+up to confirmed modes. docs/research.md quotes the table. Takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations

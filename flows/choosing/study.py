@@ -44,7 +44,7 @@ def run_study(explorers: Sequence[str], console: Console) -> None:
             result = run_stage(stage, lambda line: print_plain(console, line), project=STUDY)
             record_timings([result])
             console.print(f"{stage}: {result.outcome}, {duration(result.seconds)}", highlight=False)
-    console.print(f"table and figure: {Path('docs/study.md').resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"table and figure: {Path('docs/research.md').resolve()}", soft_wrap=True, highlight=False)
 
 
 def _stages(explorers: Sequence[str]) -> list[str]:

@@ -214,7 +214,7 @@ def study(
         typer.Argument(metavar="[EXPLORER]...", help="Run only these, if stale; all by default."),
     ] = None,
 ) -> None:
-    """Compare all explorers on landscapes with known truth, and write docs/study.md.
+    """Compare all explorers on landscapes with known truth, and write docs/research.md.
 
     Every explorer gets the same budgets and seeds. Results are tracked by DVC (benchmarks/study/dvc.yaml): only stale
     stages run, and an interrupted run resumes.
