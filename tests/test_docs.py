@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from flows import reference
 from stages.params import AuditConfig, RepairConfig
-from tests.notebooks import NOTEBOOKS, as_page, executed, page_of, read
+from tests.notebooks import NOTEBOOKS, executed, read
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -209,11 +209,6 @@ def test_the_map_names_everything_at_the_top_of(folder):
 # Notebooks
 
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
-def test_a_notebook_is_shown_as_it_is(notebook):
-    assert page_of(notebook).read_text(encoding="utf-8") == as_page(read(notebook)), "run `python -m tests.notebooks`"
 
 
 @pytest.mark.slow
