@@ -211,8 +211,8 @@ def test_a_network_of_ones_own_is_repaired(inputs):
 
 
 def test_every_source_is_in_the_documentation():
-    page = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
-    part = page.partition("## Image classifiers")[2].partition("## A model behind HTTP")[0]
+    page = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
+    part = page.partition("## Your own model and images")[2].partition("## What a probe is")[0]
     loaders = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
     named = set()
     for key, source in re.findall(r"^\|.*\| `(model|data): (\{.*\})` \|$", part, re.MULTILINE):
