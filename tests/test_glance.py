@@ -15,12 +15,13 @@ from rich.console import Console
 from flows.graph import Graph, Stage
 from flows.results import LastVerdict, read_verdict
 from flows.results.glance import Glance, Status, read_status
-from flows.views import show_status
+from flows.views import show_status, show_verdict
 from flows.views.board import write_board
 from flows.views.history import read_history
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params
+from stages.records import Gate
 from tests.workspace import audit_params
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
@@ -115,6 +116,22 @@ def test_it_fits_80_columns_without_breaking_a_word():
     for whole in ("12.3% (10.0 to 15.0)", "2026-11-28", "never run: c, d", "images-scenes", "policy, no"):
         assert whole in text
     assert "next: faded audit images-scenes e" in text and "50.0%" in text and "nan" not in text
+
+
+def test_gates_are_shown_in_the_units_of_reports_one_a_line():
+    gates = [
+        Gate(
+            gate="other_failure_rate.minus_control_max", bound=0.02, value=0.00133, low=-0.005, high=0.008, passed=True
+        ),
+        Gate(gate="failure_rate.max", bound=0.1, value=0.1234, low=0.11, high=0.14, passed=False),
+    ]
+    console = Console(width=80, record=True)
+    show_verdict(console, LastVerdict("mine", False, gates, None, True))
+    rows = [line.split() for line in console.export_text().splitlines() if "_max" in line or ".max" in line]
+    assert rows == [
+        ["other_failure_rate.minus_control_max", "+2.0", "+0.1", "−0.5", "to", "+0.8", "yes"],
+        ["failure_rate.max", "10.0%", "12.3%", "11.0–14.0%", "no"],
+    ]
 
 
 def test_a_page_shows_every_audit_with_its_light_trend_and_report(params, tmp_path):

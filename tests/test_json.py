@@ -63,7 +63,7 @@ def test_status_and_history_have_the_same_verdict(workspace):
 
 def test_a_plan_and_an_audit_with_nothing_to_do(workspace):
     code, plan, _ = told(workspace, "plan", "tiny")
-    assert (code, plan["stages"], plan["probes"]) == (0, [], 0) and plan["free"] > 0
+    assert (code, plan["stages"], plan["probes"], plan["time"]) == (0, [], 0, "nothing to run") and plan["free"] > 0
     code, audit, _ = told(workspace, "audit", "--all")
     assert code == audit["exit_code"] == 0 and audit["stages"] == [] and audit["error"] is None
     assert [verdict["word"] for verdict in audit["verdicts"]] == ["pass", "pass"]

@@ -85,6 +85,8 @@ class Estimate:
         known = [e for e in self.stages if e.seconds is not None]
         count = sum(e.stage.kind == SHARE for e in self.stages)
         shares = f"; the {count} shares may run side by side" if count > 1 else ""
+        if not self.stages:
+            return "nothing to run"
         if not known:
             before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
             return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"

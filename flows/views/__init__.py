@@ -49,13 +49,15 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
 def show_verdict(console: Console, verdict: LastVerdict) -> None:
     """Print the verdict of an audit with its gates, and where its report is."""
     if verdict.gates:
-        table = new_table("gate", "bound", "value", "95% interval", "passed", right=("bound", "value"))
-        table.columns[0].no_wrap = True
+        from stages.pages.sentences import gate_view  # brings pandas, which takes long to import
+
+        table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
-            interval = f"{_number(gate.low)} to {_number(gate.high)}" if None not in (gate.low, gate.high) else ""
-            passed = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            table.add_row(escape(gate.named), _number(gate.bound), _number(gate.value), interval, passed)
+            view, holds = gate_view(gate), f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
+            bound, value = (text.lstrip("≤≥ ").removesuffix(" points") for text in (view.bound, view.value))
+            table.add_row(escape(gate.named), bound, value, view.interval, holds)
         console.print(table)
+        console.print("numbers without % are in points", highlight=False)
     console.print(_verdict_line(verdict), highlight=False)
     if verdict.statement:
         console.print(verdict.statement, markup=False, highlight=False)
@@ -71,10 +73,6 @@ def _verdict_line(verdict: LastVerdict) -> str:
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(before)}{verdict.word}[/]"
-
-
-def _number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
 def show_plan(console: Console, plan: Estimate) -> None:
