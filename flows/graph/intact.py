@@ -156,13 +156,15 @@ def _refill(stage: Any) -> None:
 
 def _forget(repo: Repo, stage: Any) -> None:
     """Remove a result from dvc.lock and from DVC's run-cache, from which it would be restored."""
-    from dvc.stage.cache import _get_cache_hash, _get_stage_hash
+    from dvc.stage.cache import _get_stage_hash
     from dvc.stage.serialize import to_single_stage_lockfile
 
-    with contextlib.suppress(FileNotFoundError):  # an input of the stage is missing
-        key = _get_stage_hash(stage)
+    with contextlib.suppress(FileNotFoundError):  # an input of the stage is missing, or there is no such run
+        key, wrong = _get_stage_hash(stage), _hashed(to_single_stage_lockfile(stage), "outs")
         runs = Path(repo.stage_cache.cache_dir, key[:2], key)
-        (runs / _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
+        for run in list(runs.iterdir()):  # compared by outputs, as somebody may have edited a run under its old name
+            if _hashed(repo.stage_cache._load_cache(key, run.name) or {}, "outs") == wrong:
+                run.unlink()
         with contextlib.suppress(OSError):  # the folder has other runs
             runs.rmdir()  # DVC assumes that a folder has a record
     stage.dvcfile._lockfile.remove_stage(stage)
