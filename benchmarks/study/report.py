@@ -194,13 +194,14 @@ def write(results: pd.DataFrame, study: Mapping[str, Any], docs: Path) -> None:
     figure(results, order, docs / "study.png")
     path = docs / "research.md"
     above = path.read_text().split(MARKER)[0].rstrip() if path.exists() else "# Research"
+    in_tables = results[~results["explorer"].str.endswith("_alone")]  # model_based with one generator: in the figure
     seeds = study["seeds"]
     parts = [above, "", MARKER, "", "![Failures and coverage against unique probes, mean over seeds](study.png)", ""]
     parts += [f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}), ± their standard deviation. {NOTE}", ""]
     if missing := [name for name in study["explorers"] if name not in order]:
         parts += [f"Not run: {', '.join(missing)}.", ""]
     for landscape in (name for name in TABLES if name in set(results["landscape"])):
-        parts += [f"### {TITLES[landscape]}", "", markdown(results, landscape, order), ""]
+        parts += [f"### {TITLES[landscape]}", "", markdown(in_tables, landscape, order), ""]
         if "constant_mae" in results and any(column.measure == "mae" for column in TABLES[landscape]):
             constant = results.loc[results["landscape"] == landscape, "constant_mae"].mean()
             parts += [f"A constant at the true mean rate has a landscape MAE of {constant:.3f}.", ""]
