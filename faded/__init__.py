@@ -360,7 +360,7 @@ class Result:
         rate, n = self.landscape.overall.rate, len(self.modes)
         of_modes = f"{n} failure mode{'s' if n != 1 else ''}" if n else "no failure mode was found"
         where = "of the grid" if self.landscape.usage is None else "in use"
-        return f"fails on {rate.value:.1%} {where} [{rate.low:.1%}, {rate.high:.1%}], {of_modes}"
+        return f"fails on {rate.value:.1%} {where} ({rate.low:.1%} to {rate.high:.1%}), {of_modes}"
 
     @property
     def landscape(self) -> Landscape:
@@ -607,4 +607,4 @@ def _example(exhibit: Exhibit | None, shrinker: Shrinker) -> str:
 
 
 def _rate(mode: ModeRecord) -> str:
-    return f"{mode.rate:.0%} [{mode.low:.0%}, {mode.high:.0%}]"
+    return f"{mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
