@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from benchmarks.study.run import make_landscape, truth_path
-from stages.concepts import ConceptSpace, Region
 from stages.core.errors import UsageError, run_as_command
-from stages.landscape.again import found_again
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -59,7 +55,6 @@ TABLES: dict[str, list[Column]] = {
         Column("coverage", 500, "coverage at 500", form=".2f"),
         Column("failures", 2000, "failures at 2,000"),
         Column("mae", 500, "landscape MAE at 500", "low", ".3f"),
-        Column("named_again", 2000, "modes another seed names too, at 2,000", form=".2f"),
         Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f"),
         Column("cpu_ms", 2000, "own CPU-ms a query, to 2,000", "low", ".2f"),
     ],
@@ -77,22 +72,6 @@ TABLES: dict[str, list[Column]] = {
         Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f"),
     ],
 }
-
-
-def with_named_again(results: pd.DataFrame, spaces: Mapping[str, ConceptSpace]) -> pd.DataFrame:
-    """Add `named_again`: the mean share of the modes of a seed that each other seed names too.
-
-    Only for landscapes with the same truth for all seeds, whose concept space is in `spaces`; NaN for others.
-    """
-    again = pd.Series(np.nan, index=results.index)
-    for (landscape, _, _), rows in results.dropna(subset=["named"]).groupby(["landscape", "explorer", "budget"]):
-        if landscape not in spaces or len(rows) < 2:
-            continue
-        named = [[Region.from_json(region) for region in json.loads(text)] for text in rows["named"]]
-        for k, row in enumerate(rows.index):
-            shares = [found_again(named[k], other, spaces[landscape]).share for n, other in enumerate(named) if n != k]
-            again[row] = np.mean(shares)
-    return results.assign(named_again=again)
 
 
 def values(results: pd.DataFrame, landscape: str, column: Column) -> pd.DataFrame:
@@ -216,8 +195,7 @@ def main() -> None:
     if not found:
         raise UsageError(f"no results in {HERE / 'results'}: run `faded study`")
     results = pd.concat(found, ignore_index=True)
-    spaces = {name: make_landscape(name, 0).concepts for name in study["landscapes"] if truth_path(name).exists()}
-    write(with_named_again(results, spaces) if "named" in results else results, study, DOCS)
+    write(results, study, DOCS)
 
 
 if __name__ == "__main__":
