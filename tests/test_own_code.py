@@ -78,7 +78,7 @@ def test_the_repair_of_the_docs_mends_what_it_aims_at(digits: tuple[Any, TaskCon
     assert repaired.probe(ids, cells).failed.mean() < task.probe(ids, cells).failed.mean() - 0.2
 
 
-# The OCR engine of docs/own-task.md
+# The OCR engine of docs/examples/ocr.py
 
 
 def test_the_ocr_engine_of_the_docs_is_mended_by_straightening_lines(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_ocr_engine_of_the_docs_is_mended_by_straightening_lines(tmp_path: P
     audit = yaml.safe_load(blocks("own-task.md", "yaml")[2])["audits"]["ocr"]
     config = {"items": {"discover": 4, "repair": 4, "test": 4}}
     context = TaskContext("ocr", 1, config, audit["concepts"], {}, tmp_path, Compute())
-    cls = run("ocr", blocks("own-task.md", "python")[3]).ReadsText
+    cls = run("ocr", (ROOT / "docs/examples/ocr.py").read_text()).ReadsText
     assert cls.check(context) == []
     cls.prepare(context, tmp_path)
     task = cls.load(context, tmp_path)
