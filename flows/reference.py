@@ -119,6 +119,7 @@ def _section(command: Command) -> str:
     words = [parameter.usage.replace(" ", "\0") for parameter in command.parameters]  # an option stays on one line
     first = f"faded {command.name} "
     usage = textwrap.fill(" ".join(words), 100, initial_indent=first, subsequent_indent=4 * " ", break_on_hyphens=False)
+    usage = usage or first.rstrip()  # nothing to fill in
     return f"## faded {command.name}\n\n{command.about}\n\n```text\n{usage}\n```\n".replace("\0", " ")
 
 
