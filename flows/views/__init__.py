@@ -207,7 +207,7 @@ def _show_revisions(console: Console, together: SideBySide) -> None:
     table = new_table("failure rate", one, other, title=f"{together.revisions_of}: {one} against {other}")
     for what, rates in together.rates:
         if what != "worst failure mode":
-            table.add_row(escape(what), _rate(rates[0]), _rate(rates[-1]))
+            table.add_row(escape(what), short_rate(rates[0]), short_rate(rates[-1]))
     console.print(table)
     _show_notes(console, together.notes)
     if (paired := together.difference) is None:
@@ -216,8 +216,8 @@ def _show_revisions(console: Console, together: SideBySide) -> None:
     d = paired.difference
     sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
     console.print(
-        f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one} "
-        f"{d.value:+.4f} (95% interval {d.low:+.4f} to {d.high:+.4f}): {sure}",
+        f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one}"
+        f" {_difference(d)}: {sure}",
         highlight=False,
         soft_wrap=True,
     )
@@ -235,7 +235,7 @@ def _show_side_by_side(console: Console, together: SideBySide) -> None:
         table.add_row(escape(what), *map(_value, found))
     table.add_section()
     for what, rates in together.rates:
-        table.add_row(escape(f"failure rate, {what}"), *(_rate(rate) if rate.n else "-" for rate in rates))
+        table.add_row(escape(f"failure rate, {what}"), *(short_rate(rate) or "-" for rate in rates))
     table.add_section()
     for what, made_with in together.differs:
         table.add_row(escape(f"differs: {what.replace('_', ' ')}"), *map(_value, made_with))
@@ -248,23 +248,20 @@ def _show_side_by_side(console: Console, together: SideBySide) -> None:
 def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
     """Print the models' rates on their common probes, and in the failure modes of each."""
     table = new_table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
-    table.add_row("fails", *map(_rate, paired.rates))
-    behind = (
-        "best" if more is None else f"{100 * more.value:+.1f} points ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
-        for more in paired.behind
-    )
+    table.add_row("fails", *map(short_rate, paired.rates))
+    behind = ("best" if more is None else _difference(more) for more in paired.behind)
     table.add_row("fails more often than the best by", *behind)
-    table.add_row("passes where it and another differ", *map(_rate, paired.wins))
-    table.add_row("fails alone", *map(_rate, paired.alone))
+    table.add_row("passes where it and another differ", *map(short_rate, paired.wins))
+    table.add_row("fails alone", *map(short_rate, paired.alone))
     table.add_section()
     for mode in paired.modes:
         table.add_row(
-            escape(f"{', '.join(mode.models)}: {mode.text}"), *(_rate(rate) if rate.n else "-" for rate in mode.rates)
+            escape(f"{', '.join(mode.models)}: {mode.text}"), *(short_rate(rate) or "-" for rate in mode.rates)
         )
     console.print(table)
     console.print(
-        f"all fail on {_rate(paired.all_fail)} of these; if their failures were independent, it would be"
-        f" {_rate(paired.independent)}",
+        f"all fail on {short_rate(paired.all_fail)} of these; if their failures were independent, it would be"
+        f" {short_rate(paired.independent)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -282,8 +279,8 @@ def short_rate(rate: Rate) -> str:
     return f"{100 * rate.value:.1f}%{interval}"
 
 
-def _rate(rate: Rate) -> str:
-    return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+def _difference(rate: Rate) -> str:
+    return f"{100 * rate.value:+.1f} points ({100 * rate.low:+.1f} to {100 * rate.high:+.1f})"
 
 
 def show_usage(console: Console, u: UsageInForce) -> None:
