@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 from pydantic import ValidationError
 
 from stages.core.errors import UsageError
@@ -101,7 +102,9 @@ def errors_of(name: str, params: Params, *, whole: bool) -> list[str]:
 def test_an_example_is_valid_and_some_task_takes_it(code, monkeypatch):
     monkeypatch.chdir(ROOT)
     refused = []
-    block = yaml.safe_load(SHORT_HASH.sub(lambda found: 16 * found[1], code))
+    code = SHORT_HASH.sub(lambda found: 16 * found[1], code)
+    block = yaml.safe_load(code)
+    assert parse_yaml(code, "params.yaml") == block, "DVC reads it, too: within braces it wants URLs in quotes"
     for raw, changed in completed(block):
         try:
             params = Params.model_validate(raw)
