@@ -102,7 +102,7 @@ def run_stage(
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
         raise UsageError(f"{stage} rejected its input:\n{told}")
     if stage_code == Exit.GATE_FAILED and stage.startswith(f"{GATED}@") and "Traceback" not in text:
-        raise RejectedError(f"{stage}:\n{told}")
+        raise RejectedError("\n".join(line.removeprefix("error: ") for line in tail[-_TAIL:]) or stage)
     # Python itself also exits with 1, if a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
         raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
