@@ -1,9 +1,10 @@
 """Memory of `faded serve` while it is idle, shows pages and runs audits: `python -m benchmarks.serve_memory AUDIT`.
 
 Serves this workspace, opens the first page and the review page of an audit, starts the audit's deployment, and looks
-at all processes twice a second until the run ends. Measures PSS, which divides shared memory equally among the
-processes that share it, so the sum is what all of them use. What the audit's stages themselves take (DVC and what it
-starts) is left out. Linux only. Run it where no other `faded serve` runs.
+at all processes twice a second until the run ends: the median is what they take while it waits for its stages (make
+one stale first), the most is at its end. Measures PSS, which divides shared memory equally among the processes that
+share it, so the sum is what all of them use. What the audit's stages themselves take (DVC and what it starts) is left
+out. Linux only. Run it where no other `faded serve` runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ import psutil
 from flows.server import served_api, talking_to
 
 # Parts of a command line that identify a process, in this order; None for what is left out.
-_NAMES = {" dvc ": None, "stages.": None, "flows.engine": "run", "flows.worker": "run"}
+_NAMES = {
+    **{" dvc ": None, "stages.": None, "flows.engine": "run", "flows.worker": "run"},
+    **dict.fromkeys(("flows.aside", "flows.results.abilities"), "for seconds"),
+}
 
 
 def memory(process: psutil.Process) -> Counter[str]:
@@ -51,19 +55,19 @@ def open_pages(audit: str) -> None:
             browser.get(path).raise_for_status()
 
 
-def during_a_run(audit: str, process: psutil.Process) -> tuple[Counter[str], str]:
-    """Start an audit, and return the most that everything took until it ended, and how it ended."""
+def during_a_run(audit: str, process: psutil.Process) -> tuple[list[Counter[str]], str]:
+    """Start an audit, and return what everything took until it ended, the least first, and how it ended."""
     from prefect.client.orchestration import get_client
 
-    api, most = served_api(), Counter[str]()
+    api, looks = served_api(), []
     assert api is not None
     with talking_to(api), get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(f"audit/{audit}")
         run = client.create_flow_run_from_deployment(deployment.id)
         while (state := client.read_flow_run(run.id).state) is None or not (state.is_final() or state.is_paused()):
-            most = max(most, memory(process), key=lambda found: sum(found.values()))
+            looks.append(memory(process))
             time.sleep(0.5)
-    return most, f"{state.name}: {state.message}"
+    return sorted(looks, key=lambda found: sum(found.values())), f"{state.name}: {state.message}"
 
 
 def main() -> None:
@@ -71,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("audit")
     parser.add_argument("--seconds", type=float, default=60, help="before each look")
+    parser.add_argument("--no-pages", action="store_true", help="open no page")
     given = parser.parse_args()
     served = subprocess.Popen(
         [sys.executable, "-P", "-m", "flows.cli", "serve"], stdout=subprocess.PIPE, text=True,
@@ -83,10 +88,12 @@ def main() -> None:
             raise SystemExit(f"faded serve ended with {served.wait()}")
         time.sleep(given.seconds)
         found = {"idle": memory(process)}
-        open_pages(given.audit)
-        time.sleep(given.seconds)
-        found["pages opened"] = memory(process)
-        found["while a run works"], ended = during_a_run(given.audit, process)
+        if not given.no_pages:
+            open_pages(given.audit)
+            time.sleep(given.seconds)
+            found["pages opened"] = memory(process)
+        looks, ended = during_a_run(given.audit, process)
+        found |= {"while a run works": looks[len(looks) // 2], "at most": looks[-1]}
         time.sleep(given.seconds)
         found["afterwards"] = memory(process)
     finally:

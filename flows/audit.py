@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from contextvars import ContextVar
 from itertools import chain
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -19,29 +20,27 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
+from flows.aside import aside
 from flows.engine import foreign_parameters
-from flows.graph import Graph, Stage, read_graph
-from flows.graph.heal import heal
-from flows.graph.intact import check_recorded, mend, stages_of
+from flows.graph import Graph, Stage
+from flows.graph.intact import check_recorded
 from flows.people.approval import settle
-from flows.people.artifacts import publish_artifacts
-from flows.people.suspend import wait_for_decision
 from flows.people.waiting import deployed_run, waiting_elsewhere
-from flows.places.check import check_in_a_process
 from flows.places.runners import Job, Runner, chosen_runner, job, open_runner
 from flows.processes import stopping, stopping_on_signals
 from flows.recur.runs import superseded
-from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
-from flows.results import record_timings
-from flows.results.estimate import work_of
+from flows.request import GATED, how_to_decide, open_request, waits_for_person
 from flows.run_stage import StageResult, level_of
-from flows.views.endings import Ending, finished, how_it_ended, keep_evidence
-from flows.views.labels import current_run_name, done, last_state, refused, shown_before, tag_run, up_to_date
+from flows.views.endings import Ending, how_it_ended
+from flows.views.labels import current_run_name, done, last_state, publish, refused, shown_before, tag_run, up_to_date
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
 from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
+
+if TYPE_CHECKING:
+    from flows.views.endings import Conclusion
 
 # Lines that stages print, for any handler that shows them; each record has the stage's name as `stage`.
 STAGE_LOG = logging.getLogger("faded.stages")
@@ -106,9 +105,7 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
             STAGE_LOG.log(level, line, extra={"stage": stage})
 
     if stage.startswith("restructure@"):  # its training costs the most
-        from flows.results.power import what_can_be_shown
-
-        for line in what_can_be_shown(load_params(), stage.partition("@")[2]):
+        for line in _aside("flows.results.power:what_can_be_shown", load_params(), stage.partition("@")[2]):
             say(line)
     try:
         result = _whole(runner.run(what, say), what, runner, say)
@@ -140,14 +137,24 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
     """
     if result.outcome == "ran":
         check_recorded(what.stage)
-    if result.outcome == "unchanged" or not (damaged := mend([what.stage])):
+    if result.outcome == "unchanged" or not (damaged := _mend(what.stage)):
         return result
     for line in damaged:
         say(line)
     again = runner.run(what, say)
-    if damaged := mend([what.stage]):
+    if damaged := _mend(what.stage):
         raise InfrastructureError(f"{what.stage} is damaged right after it ended: {damaged[0]}")
     return again
+
+
+def _mend(stage: str) -> list[str]:
+    damaged: list[str] = _aside("flows.graph.intact:mend", [stage])
+    return damaged
+
+
+def _aside(function: str, *given: object) -> Any:
+    """Call a function; in a deployed run in a process of its own, as runs wait for hours (`flows.aside`)."""
+    return aside(function, *given) if deployed_run() is not None else resolve_name(function)(*given)
 
 
 @flow(name="audit", description=__doc__, flow_run_name=current_run_name, persist_result=False)
@@ -175,8 +182,10 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
         params, graph = ALREADY_READ.get() or _read(audits)
         results = _run_stale(params, graph, audits, chosen_runner(params, runner), set())
         endings = [how_it_ended(params, name, results) for name in audits]
+    from flows.people.artifacts import artifacts_of
+
     for ending in endings:
-        publish_artifacts(params, ending, results)
+        publish(artifacts_of(params, ending, results))
     state = last_state(endings)
     state.data = AuditFailed(results, state.message) if state.is_failed() else results
     return state
@@ -217,7 +226,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
 
 def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
     """Why the audit is not run, if another run of it waits for a person."""
-    if needs_decision(params, audit) is None or (other := waiting_elsewhere(params, audit, run)) is None:
+    if not _needs_decision(params, audit) or (other := waiting_elsewhere(audit, run)) is None:
         return None
     since = f"{other.state.timestamp:%Y-%m-%d %H:%M} UTC" if other.state is not None else "some time ago"
     return f"skipped: {audit} waits for a decision since {since} (flow run {other.name}): `faded review {audit}`"
@@ -230,29 +239,32 @@ def _run_to_the_end(
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
-            check_in_a_process(audits, runner)
+            _aside("flows.places.runners:check_stages", params, audits, runner)
         results |= {result.stage: result for result in _run_stale(params, graph, audits, runner, shown)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]
         if not audits:
             return list(results.values())
         # Only here, with all futures collected and outside any task runner: a resumed flow starts again from the top.
+        from flows.people.suspend import wait_for_decision
+
         for name in audits:
             wait_for_decision(params, name)
-        graph = read_graph()
+        graph = _aside("flows.graph:read_graph")
 
 
 def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
-    ending = how_it_ended(params, audit, results)
-    publish_artifacts(params, ending, results)
-    if finished(audit, results):
-        bundle, problem = keep_evidence(params, audit)
-        if problem is not None:
-            get_run_logger().warning(problem)
-        if bundle is not None:
-            get_run_logger().info("evidence: %s", bundle.resolve())
-    _tell_of_drift(params, ending)
-    return ending
+    from flows.recur.notify import notify
+
+    done: Conclusion = _aside("flows.people.artifacts:conclude", params, audit, results)
+    publish(done.artifacts)
+    if done.problem is not None:
+        get_run_logger().warning(done.problem)
+    if done.evidence is not None:
+        get_run_logger().info("evidence: %s", done.evidence.resolve())
+    if done.drift is not None:
+        notify("drift", audit, done.drift)
+    return done.ending
 
 
 def _tell(ending: Ending) -> None:
@@ -262,17 +274,6 @@ def _tell(ending: Ending) -> None:
         forget_notice(ending.audit)
     elif ending.kind != "waiting":
         notify(ending.kind, ending.audit, ending.text, ending.result)
-
-
-def _tell_of_drift(params: Params, ending: Ending) -> None:
-    """Notify people if a new result shows more failures than those before."""
-    from flows.recur.notify import notify
-    from flows.views.history import read_history
-
-    if ending.anew and ending.kind in ("done", "gate failed"):
-        history = read_history(params, ending.audit, 1)
-        if history.shown > 0:
-            notify("drift", ending.audit, f"{ending.audit}: {history.drift}")
 
 
 def _run_stale(
@@ -299,7 +300,8 @@ def _run_stale(
         for future in cached.values():
             future.wait()
     shown.update(cached, (result.stage for result in results if result.outcome in ("ran", "restored", "unchanged")))
-    record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
+    if any(result.outcome == "ran" for result in results):
+        _aside("flows.results.estimate:record_run", params, todo, results)
     return results
 
 
@@ -309,9 +311,10 @@ def _threads() -> ThreadPoolTaskRunner[Any]:
 
 
 def _read(audits: list[str]) -> tuple[Params, Graph]:
-    for line in [*heal(), *mend(stages_of(audits))]:
+    lines, params, graph = _aside("flows.graph.heal:read_healed", audits)
+    for line in lines:
         get_run_logger().warning(line)
-    return load_params(), read_graph()
+    return params, graph
 
 
 def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list[Stage]]:
@@ -333,7 +336,7 @@ def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached
     coming = (landscapes[future] for future in as_completed(list(landscapes)) if _is_complete(future))
     waiting: list[StageResult] = []
     for name in chain(at_hand, coming):
-        if needs_decision(params, name):
+        if _needs_decision(params, name):
             open_request(params, name)
             told = how_to_decide(name)
             STAGE_LOG.warning(told, extra={"stage": f"{GATED}@{name}"})
@@ -342,6 +345,10 @@ def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached
             _submit(submit, behind_gate[name], futures)
     results = {result.stage: result for result in [*_collect(futures), *waiting]}
     return [results.get(stage.name, StageResult(stage=stage.name, outcome="not reached")) for stage in todo]
+
+
+def _needs_decision(params: Params, audit: str) -> bool:
+    return waits_for_person(params, audit) and _aside("flows.request:needs_decision", params, audit) is not None
 
 
 def _is_complete(future: PrefectFuture[StageResult]) -> bool:

@@ -7,7 +7,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
@@ -88,7 +87,10 @@ def run_stage(
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: parallel stages commit one after the other instead of failing.
     command = ["dvc", "--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
-    with _undisturbed(stage), path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
+    kind, _, audit = stage.partition("@")
+    if kind == GATED:
+        command = ["flows.undisturbed", audit, *command]
+    with path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()
@@ -101,7 +103,7 @@ def run_stage(
     told = "\n".join(f"  {line}" for line in tail[-_TAIL:])
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
         raise UsageError(f"{stage} rejected its input:\n{told}")
-    if stage_code == Exit.GATE_FAILED and stage.startswith(f"{GATED}@") and "Traceback" not in text:
+    if stage_code == Exit.GATE_FAILED and kind == GATED and "Traceback" not in text:
         raise RejectedError("\n".join(line.removeprefix("error: ") for line in tail[-_TAIL:]) or stage)
     # Python itself also exits with 1, if a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
@@ -120,16 +122,6 @@ def level_of(line: str) -> int:
 def child_name(stage: str) -> str:
     """The name of a stage's process, see `flows.processes.child`."""
     return stage.replace("/", ".")  # stages of other pipelines are named by their file
-
-
-def _undisturbed(stage: str) -> AbstractContextManager[None]:
-    """Lock decisions while their stage runs: DVC hashes inputs at the end, so a new decision would count as used."""
-    kind, _, audit = stage.partition("@")
-    if kind != GATED:
-        return nullcontext()
-    from stages.decisions.files import decisions_lock
-
-    return decisions_lock(audit)
 
 
 def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[str]:

@@ -75,6 +75,15 @@ def test_help_is_quick_to_import_and_has_examples(tmp_path):
         assert f"faded {command}" in done.output.split("Example")[-1], done.output
 
 
+def test_the_process_of_a_run_imports_neither_pandas_nor_what_else_takes_its_memory_for_hours(tmp_path):
+    script = (
+        "import sys, flows.worker, flows.engine, flows.audit\n"
+        "heavy = {'torch', 'dvc', 'pandas', 'pyarrow', 'scipy', 'sklearn', 'networkx', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
 def test_the_workspace_is_found_from_a_folder_inside_it_and_told_from_what_is_none(toys, tmp_path):
     done = run_here(Workspace(toys.path / "data/tiny"), "plan")
     assert done.returncode == 0 and "prepare@tiny" in done.stdout and "never ran" in done.stdout, done.stdout

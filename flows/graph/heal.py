@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import psutil
 from pydantic import BaseModel, Field, ValidationError
 
+from flows.graph import Graph, read_graph
+from flows.graph.intact import mend, stages_of
 from flows.graph.lock import LOCK
 from flows.processes import end_leftovers
 from flows.workspace.pipeline import dvc_root, update_pipeline
 from stages.core.environment import WORK
 from stages.core.files import put_aside, replace_file
 from stages.core.git import file_at
+from stages.params import Params, load_params
 
 
 class _Holder(BaseModel):
@@ -33,6 +37,12 @@ class _Locks(BaseModel):
 
     write: dict[str, _Holder] = {}
     read: dict[str, list[_Holder]] = {}
+
+
+def read_healed(audits: Collection[str]) -> tuple[list[str], Params, Graph]:
+    """Repair the workspace and audits' outputs; return lines about what was wrong, the parameters and the graph."""
+    lines = [*heal(), *mend(stages_of(audits))]
+    return lines, load_params(), read_graph()
 
 
 def heal() -> list[str]:

@@ -22,7 +22,6 @@ from flows.graph.lock import LOCK, read_lock
 from flows.workspace.pipeline import dvc_root
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import DATA
-from stages.provenance import sha256_of_folder
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -330,6 +329,8 @@ def _md5(path: Path, hashes: Hashes) -> str | None:
 def _sha256(path: Path, hashes: Hashes) -> str:
     if path.is_file():
         return hashes.sha256(path)
+    from stages.provenance import sha256_of_folder
+
     return sha256_of_folder({file.relative_to(path).as_posix(): hashes.sha256(file) for file in _files(path)})
 
 

@@ -14,15 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact
-
 from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import report_urls, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult
-from flows.views.endings import Ending
-from flows.views.labels import key
+from flows.views.endings import Artifact, Conclusion, Ending, finished, how_it_ended, keep_evidence
+from flows.views.history import read_history
 from stages.core.errors import UsageError
 from stages.decisions import standing
 from stages.pages.sentences import by_usage, gate_view
@@ -37,8 +35,25 @@ _HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
 _LETTERS = 90  # of a caption
 
 
-def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageResult]) -> None:
-    """Publish this run's results for an audit.
+def conclude(params: Params, audit: str, results: Sequence[StageResult]) -> Conclusion:
+    """Determine how an audit ended in a deployed run, describe it, and keep its evidence if it is finished.
+
+    Args:
+        params: the workspace's parameters.
+        audit: its name.
+        results: results of this run's stages.
+    """
+    ending = how_it_ended(params, audit, results)
+    evidence, problem = keep_evidence(params, audit) if finished(audit, results) else (None, None)
+    drift = None
+    if ending.anew and ending.kind in ("done", "gate failed"):
+        history = read_history(params, audit, 1)
+        drift = f"{audit}: {history.drift}" if history.shown > 0 else None
+    return Conclusion(ending, artifacts_of(params, ending, results), evidence, problem, drift)
+
+
+def artifacts_of(params: Params, ending: Ending, results: Sequence[StageResult]) -> list[Artifact]:
+    """Describe this run's results for an audit.
 
     Args:
         params: the workspace's parameters.
@@ -48,36 +63,31 @@ def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageRes
     audit = ending.audit
     decided = {r.stage for r in results if r.outcome in ("ran", "restored", "failed")}
     unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
+    made = []
     if f"summarize@{audit}" not in unfinished:
-        publish_modes(audit)
+        made += modes_of(audit)
     if ending.kind == "waiting":
-        publish(audit, "decision", "Your decision is needed", lambda: f"{ending.text}\n\n{where(audit)}")
+        made += artifact(audit, "decision", "Your decision is needed", lambda: f"{ending.text}\n\n{where(audit)}")
     elif f"{GATED}@{audit}" in decided and waits_for_person(params, audit):
-        publish(audit, "decision", DECIDED, lambda: decided_markdown(standing(params, audit).decisions))
+        made += artifact(audit, "decision", DECIDED, lambda: decided_markdown(standing(params, audit).decisions))
     if ending.result and not unfinished:
         verdict = read_verdict(params, audit)
-        publish(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
+        made += artifact(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
+    return made
 
 
-def publish_modes(audit: str) -> None:
-    """Publish the failure modes of the audit's current landscape."""
-    publish(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
+def modes_of(audit: str) -> list[Artifact]:
+    """The failure modes of the audit's current landscape."""
+    return artifact(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
 
 
-def publish(audit: str, what: str, title: str, text: Callable[[], str]) -> None:
-    """Publish an artifact in the current flow run; a failure to publish is logged and does not fail the audit.
-
-    Args:
-        audit: the audit it belongs to.
-        what: the end of its key.
-        title: its heading, which people also see before they open it.
-        text: returns its body, as markdown.
-    """
+def artifact(audit: str, what: str, title: str, text: Callable[[], str]) -> list[Artifact]:
+    """An artifact, see `Artifact`; none if its text cannot be written, which is logged and does not fail the audit."""
     try:
-        heading = f"{audit}: {title}"
-        create_markdown_artifact(f"# {heading}\n\n{text()}", key=key(audit, what), description=heading)
+        return [Artifact(audit, what, title, text())]
     except Exception:
-        logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
+        logging.getLogger(__name__).warning("artifact %s of %s was not written", what, audit, exc_info=True)
+        return []
 
 
 def verdict_markdown(verdict: LastVerdict, *, anew: bool = True) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from stages.decisions import RecordedDecision
+if TYPE_CHECKING:
+    from stages.decisions import RecordedDecision
 
 DECIDED = "Decided"  # title of the artifact that asked, once somebody decided
 _MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # begins markdown or an automatic link

@@ -26,12 +26,13 @@ from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from flows.people.approval import expire
-from flows.people.artifacts import publish, publish_modes
+from flows.people.artifacts import artifact, modes_of
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
+from flows.views.labels import publish
 from stages.core.errors import UsageError
 from stages.decisions import Standing, listed_keys, record_decision, standing
 from stages.decisions.names import same_person
@@ -80,7 +81,7 @@ def wait_for_decision(params: Params, audit: str) -> None:
                 logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
             close_request(audit)
             if run.empirical_policy.pause_keys:  # this run asked, and its page must not ask any more
-                publish(audit, "decision", DECIDED, partial(decided_markdown, now.decisions))
+                publish(artifact(audit, "decision", DECIDED, partial(decided_markdown, now.decisions)))
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
         modes = read_modes(audit)
@@ -88,8 +89,8 @@ def wait_for_decision(params: Params, audit: str) -> None:
         this = pause_key(audit, now.landscape, attempt)
         # Notify before suspending, as the process may be killed at any moment: rather twice than never.
         if this not in (run.empirical_policy.pause_keys or ()):
-            publish_modes(audit)
-            publish(audit, "decision", "Your decision is needed", partial(describe, audit, now, modes, problem))
+            text = partial(describe, audit, now, modes, problem)
+            publish([*modes_of(audit), *artifact(audit, "decision", "Your decision is needed", text)])
             logger.warning(how_to_answer(audit))
             notify("needs decision", audit, _where_to_decide(audit), this)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
@@ -17,10 +18,11 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Scheduled
 
 from flows.people.markdown import DECIDED, decided_markdown, prose
-from flows.request import read_request
+from flows.request import present, read_request
 from flows.views.labels import key
-from stages.decisions import ModeDecision, Standing, standing
-from stages.params import Params
+
+if TYPE_CHECKING:
+    from stages.decisions import ModeDecision, Standing
 
 _SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was suspended
 
@@ -32,7 +34,7 @@ def deployed_run() -> FlowRun | None:
     return run if run is not None and run.deployment_id is not None else None
 
 
-def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
+def waiting_elsewhere(audit: str, run: FlowRun) -> FlowRun | None:
     """Another flow run that is suspended on the audit's current landscape, which makes a second one useless.
 
     Runs that are suspended on an earlier landscape are cancelled, as nobody can decide on it any more.
@@ -40,11 +42,11 @@ def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | Non
     request = read_request(audit)
     if request is None:
         return None
-    present = standing(params, audit).landscape
+    now = present(audit)
     with get_client(sync_client=True) as client:
         for other in _known(client, [name for name in request.runs if name != str(run.id)]):
             landscape = _asks_about(audit, other)
-            if landscape == present:
+            if landscape == now:
                 return other
             if landscape is not None:
                 _cancel(client, other, _outdated(audit, landscape))
@@ -64,8 +66,8 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
         Sentences about what was done, and the runs whose server could not be reached.
     """
     ended: list[str] = []
-    present, left = _present_api(), dict(runs)
-    for url in dict.fromkeys([*([present] if present else []), *runs.values()]):
+    here, left = _present_api(), dict(runs)
+    for url in dict.fromkeys([*([here] if here else []), *runs.values()]):
         try:
             with _api(url) as client:
                 for run in _known(client, list(left)):

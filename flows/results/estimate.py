@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
-from flows.results import REFERENCE, TIMINGS, Took, read_took
+from flows.results import REFERENCE, TIMINGS, Took, read_took, record_timings
 from flows.results.abilities import abilities_of
 from flows.terminal import bytes_in_words
 from stages.core.files import probe_seconds
@@ -22,6 +22,7 @@ from stages.records import audit_folder
 from stages.tasks.load import task_class, task_context
 
 if TYPE_CHECKING:
+    from flows.run_stage import StageResult
     from stages.tasks.account import Expected
 
 Source = Literal["here", "probes", "reference"]
@@ -183,6 +184,11 @@ def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
     both = [(took, reference[name]) for name, took in timings.items() if name in reference]
     paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
     return median(paces) if paces else 1.0
+
+
+def record_run(params: Params, todo: Sequence[Stage], results: Sequence[StageResult]) -> None:
+    """Store how long the stages of a run took, and how much they had to do."""
+    record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
 
 
 def work_of(params: Params, stage: Stage) -> float | None:

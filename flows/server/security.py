@@ -17,7 +17,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class ServerRecord(BaseModel):
         started: start time of the process, as process ids are reused.
         secret: what it demands from programs.
         host: the host name under which browsers see its pages; empty if only its links contain it.
+        audits: audits whose pages it shows from the start.
     """
 
     url: str
@@ -68,10 +69,12 @@ class ServerRecord(BaseModel):
     started: float
     secret: str
     host: str = ""
+    audits: list[str] = []
 
     @classmethod
-    def of(cls, pid: int, url: str, secret: str, host: str = "") -> ServerRecord:
-        return cls(url=url, pid=pid, started=psutil.Process(pid).create_time(), secret=secret, host=host)
+    def of(cls, pid: int, url: str, secret: str, host: str = "", audits: Sequence[str] = ()) -> ServerRecord:
+        started = psutil.Process(pid).create_time()
+        return cls(url=url, pid=pid, started=started, secret=secret, host=host, audits=list(audits))
 
     @classmethod
     def read(cls, path: Path) -> ServerRecord | None:

@@ -13,7 +13,6 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.graph import RUNS_NOW, audit_of
-from flows.results import gate_word
 from flows.terminal import bytes_in_words, first_of, narrow_table, new_table, print_plain
 from stages.core.errors import Exit
 
@@ -48,6 +47,8 @@ def show_run(console: Console, results: Sequence[StageResult], total: float) -> 
 
 def show_verdict(console: Console, verdict: LastVerdict) -> None:
     """Print the verdict of an audit with its gates, and where its report is."""
+    from flows.results import gate_word
+
     if verdict.gates:
         from stages.pages.sentences import gate_view  # brings pandas, which takes long to import
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flows.graph.digests import sha256
 from flows.request import waits_for_person
-from flows.results import last_stage, read_verdict
 from stages.core.errors import Exit
 from stages.core.files import stage_dir
-from stages.decisions import standing
 from stages.params import Params
 
 if TYPE_CHECKING:
@@ -41,12 +39,47 @@ class Ending:
     anew: bool = True
 
 
+class Artifact(NamedTuple):
+    """A page in Prefect.
+
+    Args:
+        audit: the audit it belongs to.
+        what: the end of its key.
+        title: its heading, which people also see before they open it.
+        text: its body, as markdown.
+    """
+
+    audit: str
+    what: str
+    title: str
+    text: str
+
+
+class Conclusion(NamedTuple):
+    """What a deployed run leaves of an audit.
+
+    Args:
+        artifacts: to be published.
+        evidence: its bundle; None unless the audit is finished.
+        problem: what is missing of the evidence, if anything is.
+        drift: the message about a new result that shows more failures than those before; None if it does not.
+    """
+
+    ending: Ending
+    artifacts: list[Artifact]
+    evidence: Path | None
+    problem: str | None
+    drift: str | None
+
+
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:
     """Determine how an audit ended, from the results of its stages and its verdict.
 
     Args:
         results: results of this run's stages, including those of other audits.
     """
+    from flows.results import last_stage, read_verdict
+
     own = [result for result in results if result.stage.endswith(f"@{audit}")]
     if failed := [result for result in own if result.outcome == "failed"]:
         text = "; ".join(" ".join(result.message.split()) for result in failed)
@@ -69,6 +102,8 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
 
 def _rejected(params: Params, audit: str, text: str) -> Ending:
     """A rejection in the reviewer's words; in those of the stage if the landscape's decision has changed since."""
+    from stages.decisions import standing
+
     no = standing(params, audit).rejection if waits_for_person(params, audit) else None
     if no is None:
         return Ending(audit, "rejected", text)

@@ -5,10 +5,12 @@ How an audit ended is a named state, returned rather than raised: a verdict is n
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
@@ -17,8 +19,10 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.recur import runs
 from flows.run_stage import StageResult
-from flows.views.endings import Ending
 from stages.core.errors import FadedError, RejectedError
+
+if TYPE_CHECKING:
+    from flows.views.endings import Artifact, Ending
 
 FROM_TERMINAL, SCHEDULED, BY_HAND = "from terminal", "scheduled", "started by hand"
 GATE_FAILED, REJECTED = "Gate failed", "Rejected"  # names of states that automations match
@@ -45,6 +49,16 @@ def tag_run(run: FlowRun, audits: Sequence[str]) -> None:
 def key(audit: str, what: str) -> str:
     """A key that Prefect accepts: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", f"{audit}-{what}".lower()).strip("-")
+
+
+def publish(artifacts: Iterable[Artifact]) -> None:
+    """Publish artifacts in the current flow run; a failure to publish is logged and does not fail the audit."""
+    for audit, what, title, text in artifacts:
+        try:
+            heading = f"{audit}: {title}"
+            create_markdown_artifact(f"# {heading}\n\n{text}", key=key(audit, what), description=heading)
+        except Exception:
+            logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
 
 
 def shown_before(run: FlowRun) -> set[str]:

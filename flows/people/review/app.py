@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import pyarrow
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from markupsafe import Markup
@@ -42,6 +43,7 @@ class Refused(Exception):
 
 def make_app(served: Served, pages: APIRouter | None = None) -> FastAPI:
     """The application that serves pages to browsers with a link: the review pages unless others are given."""
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # its own pool keeps what tables took, for weeks
     app = FastAPI(title="Faded", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = served
     app.include_router(assets)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from flows.server.security import EVERY, Keys, ServerRecord, Session
 from stages.core.environment import WORK
@@ -111,7 +113,7 @@ def review_url(audit: str) -> str | None:
     if (public := public_url()) is not None:
         return public + page_path(audit)
     record = ServerRecord.read(RECORD)
-    if record is None or audit not in (_audits_of(record) or ()):
+    if record is None or not (_listens(record) if audit in record.audits else audit in (_audits_of(record) or ())):
         return None
     return record.url + page_path(audit)
 
@@ -143,6 +145,15 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
             f"the review server (process {record.pid}, {record.url}) gave no link: start it again"
         )
     return str(answer["link"])
+
+
+def _listens(record: ServerRecord) -> bool:
+    """Whether a server accepts connections; a request would make it import its pages, at the end of every run."""
+    there = urlsplit(record.url)
+    with contextlib.suppress(OSError):
+        socket.create_connection((there.hostname or "", there.port or 0), _PATIENCE).close()
+        return True
+    return False
 
 
 def _audits_of(record: ServerRecord) -> list[str] | None:

@@ -91,7 +91,7 @@ def serve_review(
 
     outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
     with serve_pages(make, audits, host, port, public, report=outcomes.put, prepared=prepared) as (url, served):
-        record = ServerRecord.of(os.getpid(), url, served.keys.secret)
+        record = ServerRecord.of(os.getpid(), url, served.keys.secret, audits=audits)
         try:
             record.write(RECORD)
             yield ReviewServer(url, served, outcomes)

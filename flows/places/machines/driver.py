@@ -11,7 +11,6 @@ from flows.shipment import Entry, Shipment, ShipmentResult
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import git
 from stages.params import Params, RunnerConfig, load_params
-from stages.provenance import versions
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
@@ -119,6 +118,8 @@ def other_packages(made: ShipmentResult) -> str:
     DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
     drivers often have no GPU.
     """
+    from stages.provenance import versions
+
     here = versions()
     differing = [
         f"{name} {there} (here {here[name]})"

@@ -1,0 +1,24 @@
+"""`python -m flows.undisturbed AUDIT MODULE ARGS...` runs a module while nobody can record a decision on an audit.
+
+DVC hashes inputs at the end of a stage, so a decision made meanwhile would count as used. The lock is held here, as
+what it imports would stay in the process of the run.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from stages.decisions.files import decisions_lock
+
+
+def main() -> None:
+    """Run the module named on the command line as `python -m` would."""
+    audit, module, *arguments = sys.argv[1:]
+    sys.argv = [module, *arguments]
+    with decisions_lock(audit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
