@@ -67,7 +67,7 @@ size: .venv/.dev ## Count files and lines by folder
 	@$(BIN)/python -m benchmarks.size
 
 study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/research.md (an hour or two)
-	@$(BIN)/faded study
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc --cd benchmarks/study repro
 
 # Versions are those of .venv, which the tests ran with. Of PyTorch each machine has its own build, so no hash.
 constraints: .venv/.dev ## Write constraints.txt: the tested version of every package, with hashes

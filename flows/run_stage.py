@@ -7,7 +7,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import BaseModel
@@ -63,15 +62,12 @@ class StageResult(BaseModel):
     made: ShipmentResult | None = None
 
 
-def run_stage(
-    stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None, project: Path = Path()
-) -> StageResult:
+def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
     """Let DVC bring one stage up to date.
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
         extra_env: variables that the runner adds to its environment.
-        project: the folder with dvc.yaml.
 
     Raises:
         UsageError: if the stage reports invalid input (exit code 2): another run would not help.
@@ -86,7 +82,7 @@ def run_stage(
     path = LOGS / f"{name}.log"
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: parallel stages commit one after the other instead of failing.
-    command = ["dvc", "--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     kind, _, audit = stage.partition("@")
     if kind == GATED:
         command = ["flows.undisturbed", audit, *command]

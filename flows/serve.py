@@ -261,7 +261,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
     # In a separate process, as the modules that read results take as much memory as everything else from here on.
-    subprocess.run([sys.executable, "-P", "-m", "flows.cli", "schedules"], check=False)
+    subprocess.run([sys.executable, "-P", "-m", "flows.cli", "schedule"], check=False)
     console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
 

@@ -7,18 +7,15 @@ import re
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 
 from benchmarks import planted_models
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace
 from benchmarks.study import report, run
-from flows.choosing.study import run_study
 from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.params import load_params
 from tests.finished import finished_audits
-from tests.workspace import ROOT
 
 TORCHVISION = ("alexnet", "resnet50", "efficientnet")
 
@@ -112,15 +109,6 @@ def test_the_best_is_bold_and_so_is_what_ties_it_but_nothing_worse():
     text = report.markdown(table, "mnist", ["one", "two", "three"])
     assert "| one | **110 ±10**" in text
     assert "| three | 11 ±1 |" in text
-
-
-def test_what_cannot_be_studied_is_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="runs in a clone of Faded's repository"):
-        run_study([], Console())
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(UsageError, match=r"no explorer nope in .*, found: random, "):
-        run_study(["nope"], Console())
 
 
 @pytest.mark.nightly

@@ -183,7 +183,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     second = served.ended(served.run())
     assert second.name == "Completed" and "nothing changed; last verdict: pass" in second.message
     assert here.executed() == []
-    assert "completed" in here.faded("schedules").stdout
+    assert "completed" in here.faded("schedule").stdout
 
     # A worker lives only for one run; what it has to report to the server still arrives.
     until(lambda: served.workers() == [], 60, served.log)

@@ -131,9 +131,6 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
     where = run(environment, workspace, "python", "-P", "-c", "import stages; print(stages.__file__)")
     assert where.stdout.strip().startswith(str(environment)), where.stdout
 
-    done = run(environment, workspace, "faded", "study")
-    assert done.returncode == 2 and "clone of Faded's repository" in done.stdout, done.stdout
-
 
 def test_a_built_in_task_is_found_by_its_name(environment, tmp_path):
     show = "from stages.core import plugins as p; print(*sorted(p.entry_points_of(p.TASKS)), p.distributions())"

@@ -16,7 +16,7 @@ from stages.core.errors import UsageError, run_as_command
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-MARKER = "<!-- below: written by `faded study` -->"
+MARKER = "<!-- below: written by `make study` -->"
 NOTE = (
     "Bold: the best of the column, and what a paired t-test over seeds (5%, unadjusted) does not distinguish from it."
     " Seeds of a real landscape share its truth; a planted landscape is another one for every seed."
@@ -188,7 +188,7 @@ def main() -> None:
     files = [HERE / "results" / f"{name}.parquet" for name in study["explorers"]]
     found = [pd.read_parquet(file) for file in files if file.exists()]
     if not found:
-        raise UsageError(f"no results in {HERE / 'results'}: run `faded study`")
+        raise UsageError(f"no results in {HERE / 'results'}: run `make study`")
     results = pd.concat(found, ignore_index=True)
     write(results, study, DOCS)
 

@@ -205,22 +205,3 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
         lines = lines or ["nothing to download: everything it needs is on this machine"]
         for line in lines:
             console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command(epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
-def study(
-    explorers: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[EXPLORER]...", help="Run only these, if stale; all by default."),
-    ] = None,
-) -> None:
-    """Compare all explorers on landscapes with known truth, and write docs/research.md.
-
-    Every explorer gets the same budgets and seeds. Results are tracked by DVC (benchmarks/study/dvc.yaml): only stale
-    stages run, and an interrupted run resumes.
-    """
-    from flows.choosing.study import run_study
-    from flows.workspace import enter_workspace
-
-    enter_workspace()
-    run_study(explorers or [], console)

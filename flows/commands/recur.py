@@ -14,10 +14,12 @@ _URL = "Use - to read the address from standard input and keep it out of the she
 
 @app.command(
     epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
-    "   [cyan]faded schedule mnist --off[/]",
+    "   [cyan]faded schedule mnist --off[/]   [cyan]faded schedule[/]",
 )
 def schedule(
-    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
+    audit: Annotated[
+        str | None, typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; without, all are listed.")
+    ] = None,
     cron: Annotated[
         str | None, typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week.")
     ] = None,
@@ -27,13 +29,19 @@ def schedule(
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
 ) -> None:
-    """Schedule an audit: written to prefect.yaml, and applied at once if a server is running.
+    """Schedule an audit, or list what is scheduled: next start, last result, and what each audit waits for.
 
-    `faded serve`, or your own Prefect worker, has to be running to start it.
+    A schedule is written to prefect.yaml, and applied at once if a server is running. Audits start while `faded serve`
+    runs, or a Prefect worker of yours.
     """
     from flows.recur.schedule import EXAMPLE, FILE, set_schedule
     from stages.core.errors import UsageError
 
+    if audit is None:
+        if cron is not None or timezone is not None or off:
+            raise UsageError(f"which audit? `faded schedule AUDIT` with --cron or --off; {EXAMPLE}")
+        _list_schedules()
+        return
     params, [name] = open_workspace([audit], False)
     if (cron is None) != off:
         raise UsageError(f"use either --cron or --off; for --cron, {EXAMPLE}")
@@ -42,24 +50,6 @@ def schedule(
     when = "its schedule is off" if start is None else f"it starts next on {start:%a %Y-%m-%d at %H:%M %Z}"
     say(f"{name}: {when}, written to {FILE}")
     _apply()
-
-
-@app.command(epilog="Example:  [cyan]faded schedules[/]")
-def schedules() -> None:
-    """List scheduled audits: next start, last result, and what each waits for."""
-    from flows.recur.overview import overview, show_schedules
-    from flows.recur.schedule import FILE, read_entries
-    from flows.server import configured_api, responds
-
-    params, _ = open_workspace(None, True)
-    with working("asking for the last runs"):
-        entries = read_entries()
-        api = configured_api()
-        rows = overview(params, entries, api if api is not None and responds(api) else None)
-    if not rows:
-        say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
-        return
-    show_schedules(console, rows)
 
 
 @app.command(epilog="Example:  [cyan]faded serve[/]")
@@ -146,6 +136,22 @@ def notify(
             if test:
                 send_test()
     console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was accepted" if test else ""))
+
+
+def _list_schedules() -> None:
+    from flows.recur.overview import overview, show_schedules
+    from flows.recur.schedule import FILE, read_entries
+    from flows.server import configured_api, responds
+
+    params, _ = open_workspace(None, True)
+    with working("asking for the last runs"):
+        entries = read_entries()
+        api = configured_api()
+        rows = overview(params, entries, api if api is not None and responds(api) else None)
+    if not rows:
+        say(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`")
+        return
+    show_schedules(console, rows)
 
 
 def _apply() -> None:

@@ -48,13 +48,8 @@ def read_healed(audits: Collection[str]) -> tuple[list[str], Params, Graph]:
 def heal() -> list[str]:
     """Repair the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
-    return [*healed, *heal_project(), *update_pipeline()]
-
-
-def heal_project(project: Path = Path()) -> list[str]:
-    """Repair DVC's files for the folder of a dvc.yaml; return one line for each thing that was wrong."""
-    rwlock = dvc_root(project) / ".dvc" / "tmp" / "rwlock"
-    return [*_heal_lock_file(project / LOCK), *_heal_rwlock(rwlock)]
+    rwlock = dvc_root() / ".dvc" / "tmp" / "rwlock"
+    return [*healed, *_heal_lock_file(LOCK), *_heal_rwlock(rwlock), *update_pipeline()]
 
 
 def _heal_lock_file(path: Path) -> list[str]:
