@@ -1,4 +1,4 @@
-"""Benchmarks that docs quote: the paper's experiments as audits, the study of explorers, and planted weaknesses."""
+"""Benchmarks that docs quote: the paper's experiments as audits, and the study of explorers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmarks import planted_models
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace
 from benchmarks.study import report, run
@@ -109,17 +108,3 @@ def test_the_best_is_bold_and_so_is_what_ties_it_but_nothing_worse():
     text = report.markdown(table, "mnist", ["one", "two", "three"])
     assert "| one | **110 ±10**" in text
     assert "| three | 11 ±1 |" in text
-
-
-@pytest.mark.nightly
-def test_init_and_audit_name_the_class_that_was_never_rotated():
-    found = planted_models.run(1, budget=1500)
-    assert found["named"]["sweep"], found["said"]
-    # With the default budget it is a confirmed mode (docs/results.md); 1,500 probes are too few to be sure of that.
-    assert found["named"]["modes"] or found["named"]["suspected"], found["said"]
-
-
-@pytest.mark.slow
-def test_an_audit_from_python_names_the_topic_that_fails_in_capitals():
-    found = planted_models.run(5, budget=1000)
-    assert found["named"]["modes"], found["said"]
