@@ -256,7 +256,7 @@ def _run_to_the_end(
 def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
     from flows.recur.notify import notify
 
-    done: Conclusion = _aside("flows.people.artifacts:conclude", params, audit, results)
+    done: Conclusion = _aside("flows.people.artifacts:conclusion_of", params, audit, results)
     publish(done.artifacts)
     if done.problem is not None:
         get_run_logger().warning(done.problem)

@@ -35,7 +35,7 @@ _HEIGHT, _GAP = 84, 8  # in pixels: height of a picture, and gap between two
 _LETTERS = 90  # of a caption
 
 
-def conclude(params: Params, audit: str, results: Sequence[StageResult]) -> Conclusion:
+def conclusion_of(params: Params, audit: str, results: Sequence[StageResult]) -> Conclusion:
     """Determine how an audit ended in a deployed run, describe it, and keep its evidence if it is finished.
 
     Args:
