@@ -127,9 +127,9 @@ def test_a_good_judge_may_decide_and_its_calibration_is_shown(prepare, inputs):
     ("says", "pairwise", "named"),
     [
         (always_yes, False, "Cohen's kappa 0.00 .* it rejects 0% .* of the wrong answers and accepts 100%"),
-        (prefers_long, False, r"length: it accepts long wrong answers more often than short ones by \+100 \[\+6\d, "),
-        (lambda parts: "maybe", False, r"it abstains from 100% \[7\d%, 100%\] of 64 labelled answers"),
-        (always_first, True, r"position: in 100% \[7\d%, 100%\] of the pairs its verdict follows the position"),
+        (prefers_long, False, r"length: it accepts long wrong answers more often than short ones by \+100 \(\+6\d to "),
+        (lambda parts: "maybe", False, r"it abstains from 100% \(7\d% to 100%\) of 64 labelled answers"),
+        (always_first, True, r"position: in 100% \(7\d% to 100%\) of the pairs its verdict follows the position"),
     ],
 )
 def test_a_bad_judge_is_refused_with_numbers(prepare, says, pairwise, named):
@@ -138,6 +138,25 @@ def test_a_bad_judge_is_refused_with_numbers(prepare, says, pairwise, named):
         pytest.raises(UsageError, match=f"(?s)wise behind .* cannot be used as a judge:.*{named}"),
     ):
         prepare({**block, "pairwise": pairwise})
+
+
+def test_a_judge_that_may_change_its_mind_is_asked_twice(prepare):
+    read = set()
+
+    def fickle(parts):
+        again = parts["answer"] in read and len(parts["answer"]) % 4 == 0
+        read.add(parts["answer"])
+        return always_yes(parts) if again else good(parts)
+
+    with judging(fickle) as (block, model):
+        given, out, metrics = prepare({**block, "deterministic": False})
+        asked = len(model.requests)
+        prepare({**block, "deterministic": False})
+        assert len(model.requests) == asked + 3, "only what tells whether it is the same"
+        assert "Asked again, it gives the same verdict for" in " ".join(Chat.load(given, out).notes())
+    found = metrics["judge"]
+    assert found["kappa"]["value"] == 1 and 0.6 < found["itself"]["value"] < 1
+    assert asked == 3 + 2 * 64 + found["decided"]
 
 
 def test_a_refused_judge_that_is_accepted_all_the_same_is_named_in_every_report(prepare):
@@ -291,6 +310,10 @@ def test_the_plan_counts_what_the_judge_is_asked(inputs, tmp_path, monkeypatch):
     todo = [SimpleNamespace(kind="prepare", name="prepare@q", audit="q")]
     told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
     assert told.startswith(f"q, judge: about {9 + 2 * (6 + 40)} requests") and ", cost about" in told
+    audit["prepare"]["judge"]["deterministic"] = False
+    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
+    told = requests_line(load_params(), SimpleNamespace(to_do=lambda names: todo), "q")
+    assert told.startswith(f"q, judge: about {9 + 2 * (6 + 2 * 40)} requests"), "it is calibrated twice"
     assert needs_network("discover", "q", load_params())
     audit["prepare"]["judge"] = {"transformers": "other"}
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"q": audit}}))
@@ -395,7 +418,7 @@ def test_people_and_the_judge_stand_in_one_table(tmp_path):
     assert shares == {("judge", "ann"): 1, ("judge", "bob"): 21 / 24, ("ann", "bob"): 21 / 24}
     [of_ann, *_] = json.loads(json.dumps(found.to_json(), allow_nan=False))["table"]
     assert of_ann["raters"] == ["judge", "ann"] and of_ann["share"]["value"] == 1
-    assert "judge and ann 1.00 [" in found.sentences()[-1]
+    assert "judge and ann 1.00 (" in found.sentences()[-1]
 
 
 @pytest.mark.parametrize(

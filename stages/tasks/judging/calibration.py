@@ -81,6 +81,7 @@ class JudgeCalibration:
         by_length: how much more often it accepts long answers than short ones, by their label; a long one has more
             words than the median of its label. NO_RATE if none is longer.
         by_place: share of pairs in which the verdict follows the position; NO_RATE if it does not judge pairs.
+        itself: share of answers that get the same verdict when it is asked again; NO_RATE if its answers cannot vary.
         kinds: share of verdicts that match the label, by kind of answer.
         table: pairwise agreement of the judge and everyone who gave labels.
     """
@@ -93,6 +94,7 @@ class JudgeCalibration:
     abstains: Rate
     by_length: Mapping[str, Rate]
     by_place: Rate = NO_RATE
+    itself: Rate = NO_RATE
     kinds: Mapping[str, Rate] = field(default_factory=dict)
     table: Sequence[RaterAgreement] = ()
 
@@ -144,9 +146,11 @@ class JudgeCalibration:
         )
         if self.by_place.n:
             found.append(f"In {_percent(self.by_place)} of the pairs its verdict follows the position of the answers.")
+        if self.itself.n:
+            found.append(f"Asked again, it gives the same verdict for {_percent(self.itself)}.")
         if self.table:
             pairs = (f"{' and '.join(a.raters)} {_number(a.kappa)}, {_percent(a.share)} alike" for a in self.table)
-            found.append(f"RaterAgreement of the judge and of people, Cohen's kappa: {'; '.join(pairs)}.")
+            found.append(f"Agreement of the judge and of people, Cohen's kappa: {'; '.join(pairs)}.")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -154,8 +158,13 @@ class JudgeCalibration:
         return dict(_plain(asdict(self)))
 
 
-def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer]) -> JudgeCalibration:
+def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer], again: Judge | None = None) -> JudgeCalibration:
     """Calibrate a judge on labelled answers.
+
+    Args:
+        judge: the judge.
+        labelled: the answers.
+        again: the same judge, if its verdicts may vary; it is asked for all of them once more.
 
     Raises:
         UsageError: when all have the same label.
@@ -176,19 +185,23 @@ def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer]) -> JudgeCalibrat
     def share(which: np.ndarray, of: np.ndarray) -> Rate:
         return _share(items, which, of)
 
+    everything = np.ones(len(labelled), dtype=bool)
     by_place = np.array([verdict.by_place for verdict in verdicts], dtype=bool)
+    repeated = verdicts if again is None else again.verdicts([one.trial for one in labelled])
+    same = np.array([one.acceptable == other.acceptable for one, other in zip(verdicts, repeated, strict=True)])
     return JudgeCalibration(
         answers=len(labelled),
         agrees=share(said == label, judged),
         kappa=_kappa(items[judged], said[judged], label[judged]),
         rejects_wrong=share(~said, judged & ~label),
         accepts_right=share(said, judged & label),
-        abstains=share(~judged, np.ones(len(labelled), dtype=bool)),
+        abstains=share(~judged, everything),
         by_length={
             name: _by_length(items[judged & of], said[judged & of], words[judged & of])
             for name, of in (("wrong", ~label), ("right", label))
         },
-        by_place=share(by_place, np.ones(len(labelled), dtype=bool)) if judge.settings.pairwise else NO_RATE,
+        by_place=share(by_place, everything) if judge.settings.pairwise else NO_RATE,
+        itself=share(same, everything) if again is not None else NO_RATE,
         kinds={str(kind): share(said == label, judged & (kinds == kind)) for kind in np.unique(kinds) if kind},
         table=_table(labelled, verdicts),
     )
@@ -313,15 +326,15 @@ def _pairs(
 
 
 def _percent(rate: Rate) -> str:
-    return "an unknown share" if not rate.n else f"{rate.value:.0%} [{rate.low:.0%}, {rate.high:.0%}]"
+    return "an unknown share" if not rate.n else f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
 
 
 def _number(rate: Rate) -> str:
-    return "unknown" if not rate.n else f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+    return "unknown" if not rate.n else f"{rate.value:.2f} ({rate.low:.2f} to {rate.high:.2f})"
 
 
 def _points(rate: Rate) -> str:
-    return f"{100 * rate.value:+.0f} [{100 * rate.low:+.0f}, {100 * rate.high:+.0f}]"
+    return f"{100 * rate.value:+.0f} ({100 * rate.low:+.0f} to {100 * rate.high:+.0f})"
 
 
 def _plain(value: Any) -> Any:

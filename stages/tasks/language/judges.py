@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.params.network import is_served
-from stages.tasks.account import Account, Expected
+from stages.tasks.account import Account, Expected, request_key
 from stages.tasks.contract import ASSETS, Compute, TaskContext
 from stages.tasks.judging.calibration import About, JudgeCalibration, LabelledAnswer, calibrate, read_labelled
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Asks, Judge, JudgeSettings
-from stages.tasks.language.chats import OpenAIChat, generation_of
+from stages.tasks.language.chats import OpenAIChat, ServedChat, generation_of
 from stages.tasks.language.form import GenerationConfig
 from stages.tasks.language.generate import Turn
 from stages.tasks.language.models import ChatSource, PackageModel, TransformersModel
-from stages.tasks.openai_chat import CHARACTERS, ChatConfig, expected_requests
+from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint, expected_requests
 from stages.tasks.rows import count_lines
 from stages.tasks.source import collect
 from stages.tasks.sources import parse_source
@@ -137,8 +137,10 @@ def prepare_judge(
         if (weights := _weights(folder)) is not None and weights == _weights(out_dir / "model"):
             raise UsageError(_same("both have the same weights"))
     asks = source.asks(folder, context.compute, account)
-    judge = Judge(lambda: asks, source, rubric)
-    found = calibrate(judge, labelled)
+    judge, again = Judge(lambda: asks, source, rubric), None
+    if isinstance(source, OpenAIJudge) and not source.deterministic:
+        again = Judge(lambda: _asked_again(source, folder, account), source, rubric)
+    found = calibrate(judge, labelled, again)
     if (refusals := found.refusals()) and not source.accept_uncalibrated:
         listed = "".join(f"\n- {refusal}" for refusal in refusals)
         raise UsageError(
@@ -147,6 +149,24 @@ def prepare_judge(
         )
     write_json(folder / CALIBRATION, {"said": found.sentences(), "refusals": refusals})
     return judge, found
+
+
+class _Again(ChatEndpoint):
+    """A served model that is asked the same once more; its second answers are recorded beside the first."""
+
+    def _key_of(self, request: Mapping[str, Any]) -> str:
+        return request_key(super()._key_of(request), "again")
+
+
+def _asked_again(source: OpenAIJudge, folder: Path, account: Account) -> Asks:
+    _, form, content = source.opened(folder, None, account)
+    chat = ServedChat(_Again(source, account), form, content)
+
+    def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
+        with _named():
+            return [*chat.answer([Turn(*turn) for turn in turns])]
+
+    return asks
 
 
 def _labelled(
@@ -270,7 +290,8 @@ def expected_judgements(
         frame = sum(map(len, Judge(lambda: _never, source, rubric).turns(_KNOWN[0])[0]))
         return (frame + length()) / CHARACTERS, source.max_new_tokens
 
-    preparing = 3 * len(_KNOWN) + source.times * (answers + labelled)
+    passes = 1 if source.deterministic else 2  # over the labelled answers
+    preparing = 3 * len(_KNOWN) + source.times * (answers + passes * labelled)
     expected = expected_requests(source, f"{context.audit}.judge", preparing, guess)
     return replace(expected, by_probe=source.times)
 
