@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.concepts import Concept
     from stages.core.intervals import Rate
     from stages.landscape.head_to_head import HeadToHead
+    from stages.records import Gate
     from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
@@ -50,13 +51,14 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
     from flows.results import gate_word
 
     if verdict.gates:
-        from stages.pages.sentences import gate_view  # brings pandas, which takes long to import
-
         table = new_table("gate", "bound", "value", "95% interval", "holds", right=("bound", "value"))
         for gate in verdict.gates:
-            view, holds = gate_view(gate), f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            bound, value = (text.lstrip("≤≥ ").removesuffix(" points") for text in (view.bound, view.value))
-            table.add_row(escape(gate.named), bound, value, view.interval, holds)
+            holds = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
+            bound, value, low, high = (_in_its_unit(gate, x) for x in (gate.bound, gate.value, gate.low, gate.high))
+            interval = f"{low[:-1]}–{high}" if low.endswith("%") else f"{low} to {high}"
+            table.add_row(
+                escape(gate.named), bound, value, "–" if gate.low is None or gate.high is None else interval, holds
+            )
         console.print(table)
         console.print("numbers without % are in points", highlight=False)
     console.print(_verdict_line(verdict), highlight=False)
@@ -74,6 +76,15 @@ def _verdict_line(verdict: LastVerdict) -> str:
 def _styled_word(verdict: LastVerdict, before: str = "") -> str:
     style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
     return f"[{style}]{escape(before)}{verdict.word}[/]"
+
+
+def _in_its_unit(gate: Gate, value: float | None) -> str:
+    """A number of a gate: a share in percent, a difference in points; as in reports, whose code imports too much."""
+    if value is None:
+        return "–"
+    if re.search(r"\.(change|minus_control)_", gate.gate):
+        return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:.1f}%"
 
 
 def show_plan(console: Console, plan: Estimate) -> None:
