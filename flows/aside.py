@@ -1,6 +1,7 @@
 """Functions called in a process of their own: the libraries they import end with it, and so does the data they read.
 
-The process of a deployed run stays small in this way while it waits for its stages.
+The process of a deployed run stays small in this way while it waits for its stages. What is pickled goes through pipes
+between this process and the one it starts; nobody else can write to them.
 """
 
 from __future__ import annotations
