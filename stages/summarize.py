@@ -147,7 +147,7 @@ def _print_summary(landscape: Landscape) -> None:
     if landscape.slices and (worst := landscape.slices.worst):
         print(f"who fails most: {worst_slice(*worst)}")
     for mode in landscape.modes:
-        measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes"
+        measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%} to {mode.high:.0%}, {mode.probes} probes"
         print(f"{mode.id}: {mode.text}: {measured}")
         if answers := landscape.confused(mode, 1):
             print(f"    most often {answers}")

@@ -349,7 +349,8 @@ class Inputs:
     def __init__(self, space: ConceptSpace, embeddings: np.ndarray) -> None:
         self.space, self.n_items = space, len(embeddings)
         size = min(ITEM_FEATURES, *np.shape(embeddings))
-        components = PCA(size, svd_solver="full").fit_transform(embeddings)
+        with np.errstate(invalid="ignore"):  # if all items are alike, it divides by a variance of 0
+            components = PCA(size, svd_solver="full").fit_transform(embeddings)
         self.items = components / max(float(components.std(axis=0).max()), 1e-9)
         self.averaged = self.items[landmarks(len(embeddings))]
         self.levels = [concept.coordinates for concept in space.concepts]

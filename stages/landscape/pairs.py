@@ -44,8 +44,9 @@ def draw_pairs(
     rng = np.random.default_rng([seed, 1])
     everywhere = [Region({})]
     sides: list[np.ndarray] = []
-    for regions in (list(targets), everywhere):
-        chosen: dict[tuple[int, int], np.ndarray] = {}
+    existing = _existing(space, targets, attributes)
+    for regions, most in zip((list(targets), everywhere), existing, strict=True):
+        wanted, chosen = min(n, most), dict[tuple[int, int], np.ndarray]()
         about = [np.flatnonzero(region.about(attributes)) for region in regions]
         sizes = np.array(
             [float(len(items)) * region.share(space) for items, region in zip(about, regions, strict=True)]
@@ -61,14 +62,23 @@ def draw_pairs(
             else:  # pairs in two regions are drawn for both
                 kept = rng.random(len(items)) * hits < 1
             for row in rng.permutation(np.flatnonzero(kept)):
-                if len(chosen) < n:
+                if len(chosen) < wanted:
                     pair = (int(items[row]), int(space.flat(cells[row : row + 1])[0]))
                     chosen.setdefault(pair, np.array([items[row], *cells[row]]))
-            if len(chosen) == n:
+            if len(chosen) == wanted:
                 break
         sides += chosen.values()
     pairs = np.array(sides, dtype=np.int64).reshape(-1, 1 + len(space))
     return pairs[:, 0], pairs[:, 1:]
+
+
+def _existing(space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame) -> tuple[float, float]:
+    """Return how many pairs of an item and a cell in use are in any region, and how many in none; infinite if huge."""
+    if space.n_used > MOST_CELLS:
+        return np.inf, np.inf
+    covered, which = _covered(space, regions, attributes, _cells_in_use(space, 0)[0])
+    inside = int(covered.sum(axis=1)[which].sum())
+    return inside, len(attributes) * space.n_used - inside
 
 
 def inside_any(

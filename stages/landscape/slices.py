@@ -295,10 +295,10 @@ def _rates(asked: _Asked, codes: np.ndarray, values: Sequence[str]) -> list[Slic
 
 
 def worst_slice(attribute: str, one: Slice) -> str:
-    """Describe the worst slice: "label 9: 48% fail, 95% interval 39%-59%, all others 23%"."""
+    """Describe the worst slice: "label 9: 48% fail, 95% interval 39% to 59%, all others 23%"."""
     others = "" if one.rest is None else f", all others {one.rest:.0%}"
     note = "" if one.worse else " (not significantly more than the others)"
-    return f"{attribute} {one.value}: {one.rate:.0%} fail, 95% interval {one.low:.0%}-{one.high:.0%}{others}{note}"
+    return f"{attribute} {one.value}: {one.rate:.0%} fail, 95% interval {one.low:.0%} to {one.high:.0%}{others}{note}"
 
 
 def joint_level(values: int) -> float:
