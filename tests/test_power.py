@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flows.results.abilities import Abilities
 from flows.results.power import what_can_be_shown
 from stages.core.intervals import CHANGE, Rate, Resampler
 from stages.decisions import landscape_hash
@@ -22,6 +23,7 @@ from tests.landscapes import landscape_file, planted
 from tests.workspace import Workspace, audit_params, repair_params
 
 REPAIRS = 100
+NOTHING = Abilities(False, False, False, [], False, None)
 
 
 def change(power: Power, drop: float, seed: int) -> Rate:
@@ -74,6 +76,7 @@ def test_of_groups_few_are_enough_where_their_items_are_hardly_alike():
 def searched(tmp_path, monkeypatch):
     """An audit with a landscape of two modes and 60 test items; returns the sentences for the gates of its repair."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.results.power.abilities_of", lambda *_: NOTHING)
     rng = np.random.default_rng(0)
     found = landscape_file(
         (
@@ -85,7 +88,8 @@ def searched(tmp_path, monkeypatch):
     here = audit_folder("tiny")
     for part in (here.prepare, here.discover, here.summarize):
         part.path.mkdir(parents=True)
-    pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60}).to_parquet(here.prepare.path / "items.parquet")
+    items = pd.DataFrame({"split": ["discover"] * 50 + ["repair"] * 60 + ["test"] * 60})
+    items.assign(id=[f"i{k}" for k in items.index]).to_parquet(here.prepare.path / "items.parquet")
     here.summarize.landscape = Landscape.from_json(found, "landscape.json")
     space = here.summarize.landscape.space
     ids = np.array([f"i{k}" for k in range(50)])
@@ -105,6 +109,18 @@ def searched(tmp_path, monkeypatch):
         return what_can_be_shown(load_params(), "tiny")
 
     return said
+
+
+def test_a_budget_of_harm_smaller_than_one_held_out_item_is_named(searched, monkeypatch):
+    [_] = searched()  # a task that keeps no budget
+    monkeypatch.setattr("flows.results.power.abilities_of", lambda *_: NOTHING._replace(budgeted=True))
+    assert "12 held-out repair items: if none fails, up to 24% of others" in searched()[1]
+    table = pd.read_parquet("data/tiny/prepare/items.parquet")
+    table.assign(group=table.index % 10).to_parquet("data/tiny/prepare/items.parquet")
+    assert "2 held-out groups of repair items" in searched()[1]
+    more = [table.assign(id=table["id"] + str(k)) for k in range(9)]
+    pd.concat(more).to_parquet("data/tiny/prepare/items.parquet")
+    assert len(searched()) == 1
 
 
 def test_gates_for_which_items_are_too_few_are_named(searched):

@@ -23,14 +23,15 @@ MOST_SHARES = 5  # the whole way, and four by bisection of tenths; see stages.la
 class Abilities(NamedTuple):
     """Optional methods that a task has, the methods of repair that learn from rated examples, and what a repair asks.
 
-    `repair_probes` is the largest number of probes that the audit's repair, its control and further trainings ask, the
-    budget of harm included; None if they train, or there is no repair.
+    `budgeted` is whether the audit's repair keeps a budget of harm. `repair_probes` is the largest number of probes
+    that the repair, its control and further trainings ask, that budget included; None if they train, or there is none.
     """
 
     again: bool
     measure: bool
     tallies: bool
     learns_from_examples: list[str]
+    budgeted: bool
     repair_probes: int | None
 
 
@@ -58,7 +59,13 @@ def _asked(_workspace: Path, audit: str, _task: str, _concepts: frozenset[str], 
 def _looked_up(params: Params, audit: str) -> Abilities:
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
-    return Abilities(again, measure, tallies, list(task.learns_from_examples), _repair_probes(params, audit, task))
+    examples, budgeted = list(task.learns_from_examples), _keeps_budget(params, audit, task)
+    return Abilities(again, measure, tallies, examples, budgeted, _repair_probes(params, audit, task))
+
+
+def _keeps_budget(params: Params, audit: str, task: type[Task]) -> bool:
+    repair = params.repairs[audit].restructure if audit in params.repairs else None
+    return repair is not None and repair.harm is not None and repair.method in task.movable
 
 
 def _repair_probes(params: Params, audit: str, task: type[Task]) -> int | None:
@@ -72,7 +79,7 @@ def _repair_probes(params: Params, audit: str, task: type[Task]) -> int | None:
     if None in asked:
         return None
     harm = 0
-    if repair.harm is not None and repair.method in task.movable and isinstance(items, dict):
+    if repair.harm is not None and _keeps_budget(params, audit, task) and isinstance(items, dict):
         # The model under test, and the shares of the way that are tried of each copy.
         harm = (1 + MOST_SHARES * len(copies)) * (
             repair.harm.pairs + round(repair.harm.held_out * items.get("repair", 0))

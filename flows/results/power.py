@@ -8,8 +8,10 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
+from flows.results.abilities import abilities_of
 from stages.core.errors import UsageError
 from stages.core.files import read_table
+from stages.core.intervals import wilson
 from stages.decisions import landscape_hash
 from stages.landscape.light import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
@@ -29,7 +31,8 @@ def what_can_be_shown(params: Params, audit: str) -> list[str]:
         return []
     # Stages that need these files report what is wrong with them; a search may be newer than the landscape.
     with suppress(UsageError, KeyError):
-        return [f"{audit}: {line}" for line in _said(params.repairs[audit], here)]
+        said = _said(params.repairs[audit], here)
+        return [f"{audit}: {line}" for line in said + _harm_unseen(params, audit, here)]
     return []
 
 
@@ -71,6 +74,21 @@ def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
             if bound is not None and (f"{measure}.{key}", bound) not in passed:
                 said += say(measure, bound, power)
     return said
+
+
+def _harm_unseen(params: Params, audit: str, here: AuditFolder) -> list[str]:
+    """At most one sentence: that one held-out item is more than the whole budget of harm, so little can be promised."""
+    harm, table = params.repairs[audit].restructure.harm, read_table(here.prepare.path / "items.parquet")
+    learnt = table[table["split"] == "repair"]
+    held_out = round(harm.held_out * learnt["group" if "group" in table else "id"].nunique()) if harm else 0
+    if not (harm and held_out and held_out * harm.newly_failing < 1 and abilities_of(params, audit).budgeted):
+        return []
+    unseen = wilson(0, held_out).high
+    judges = f"{held_out} held-out {'groups of ' if 'group' in table else ''}repair items"
+    return [
+        f"restructure.harm keeps what newly fails within {harm.newly_failing:.1%} on {judges}: if none fails, up to"
+        f" {unseen:.0%} of others still may. prepare.items.repair gives more"
+    ]
 
 
 def _passed(here: AuditFolder) -> set[tuple[str, float]]:
