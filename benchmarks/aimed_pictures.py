@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.aimed_pictures [--audit images] [--seeds 3] [--steps 40 120 480] [--pictures 160]
 
-Needs the audit's stages up to collect_feedback (run `faded audit images` once): it uses the audit's model, plan and
-search policy. Every model draws the same single pictures for the templates of the split `test`, with noise that no
-audit uses, half of them inside the target modes. A picture is wrong if the judge does not find everything its prompt
-names. Each answer is a line of the file `--answers`, and answers in it are not measured again. Prints a Markdown table.
+Needs the audit's stages up to collect_feedback (run `faded audit images` once): it uses the audit's model and plan.
+Every model draws the same single pictures for the templates of the split `test`, with noise that no audit uses, half of
+them inside the target modes. A picture is wrong if the judge does not find everything its prompt names. Each
+answer is a line of the file `--answers`, and answers in it are not measured again. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from stages.core.intervals import Resampler
-from stages.explorers.policy import load_policy
 from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.base import LoadedTask
@@ -29,7 +28,7 @@ from stages.tasks.load import load_alone
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import PictureOrder
 
-AIMS = ("as_used", "modes", "policy")
+AIMS = ("as_used", "modes")
 SEED = 20260301  # determines the pictures that all models draw
 
 
@@ -49,7 +48,7 @@ def main() -> None:
     audit, here = load_params().audit(args.audit), audit_folder(args.audit)
     task = load_alone(args.audit, audit, here.prepare.path)
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in here.collect_feedback.plan.targets]
-    plan = RepairPlan(targets, {}, audit.seed, policy=load_policy(here.discover.path / "policy"), draft=True)
+    plan = RepairPlan(targets, {}, audit.seed, draft=True)
     asked = orders(task, targets, args.pictures)
     args.answers.parent.mkdir(parents=True, exist_ok=True)
     todo = [("before", "", 0, 0)]
@@ -69,9 +68,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if steps:
                 settings = {**args.settings, "method": method, "steps": steps}
-                asked_for = replace(plan, settings=settings, seed=audit.seed + seed)
-                if aim != "policy":
-                    asked_for = replace(asked_for, policy=None, control="as_used" if aim == "as_used" else None)
+                control = "as_used" if aim == "as_used" else None
+                asked_for = replace(plan, settings=settings, seed=audit.seed + seed, control=control)
                 task.repair(asked_for, Path(folder))
                 model = load_alone(args.audit, audit, here.prepare.path, Path(folder))
             found = {part: looked(model, parts) for part, parts in asked.items()}

@@ -1,11 +1,10 @@
 """What aiming a repair is worth where the modes are rare: `python -m benchmarks.rare_modes` prints a table.
 
-Needs the stages prepare and discover of the audit mnist (`faded audit mnist`). For each share of use, repairs have one
-target: of the boxes of one to three concepts, each from some level on, that cover about as much of use, the two without
-a common concept that fail most on discover items. Other targets are planted: a copy of the model learns to take digits
-in a box for the next digit. Every target is repaired by three trainings, aimed at it or drawn by the search's policy,
-and compared with trainings as used, the control, at equal harm on held-out and test items. docs/research.md quotes the
-table. Takes eight minutes of CPU time.
+Needs the stage prepare of the audit mnist (`faded audit mnist`). For each share of use, repairs have one target: of
+the boxes of one to three concepts, each from some level on, that cover about as much of use, the two without a common
+concept that fail most on discover items. Other targets are planted: a copy of the model learns to take digits
+in a box for the next digit. Every target is repaired by three trainings that are aimed at it, and compared with
+trainings as used, the control, at equal harm on held-out and test items. docs/research.md quotes the table.
 """
 
 from __future__ import annotations
@@ -23,18 +22,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.repair_batches import AUDIT, SEEDS, SHARES, Pictures, failures, moved, trained, under_test, within
+from benchmarks.repair_batches import SEEDS, SHARES, Pictures, failures, moved, trained, under_test, within
 from stages.concepts import ConceptSpace, Region
-from stages.explorers.policy import load_policy
 from stages.landscape.frontier import frontier
 from stages.params.repair import DOSES
-from stages.records import audit_folder
 from stages.records.repair import Frontier
 from stages.tasks.base import known_attributes
 from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.classification.repair import FineTuning
-from stages.tasks.contract import Proposer, RepairPlan, TargetMode
+from stages.tasks.contract import RepairPlan, TargetMode
 
 MASSES, TOLERANCE, REGIONS = (0.1, 0.03, 0.01, 0.003), 0.25, 2
 PROBED = 200  # pairs for each box among which the targets are chosen
@@ -110,27 +107,26 @@ class Study:
             for dose, seed in product(DOSES[copy], SEEDS)
         }
 
-    def compare(self, region: Region, policies: Mapping[str, Proposer | None]) -> None:
-        """Repair one target, by each policy or none, compare with the control, and print rows of the table."""
+    def compare(self, region: Region) -> None:
+        """Repair one target, compare with the control, and print a row of the table."""
         target, task = TargetMode("target", region), self.task
         about = region.about(known_attributes(task, self.items.tolist())).mean()
         draws = int(1.2 * max(INSIDE / (region.share(task.concepts) * about), ELSEWHERE))
         pictures = Pictures.of(task, [target], self.items, (INSIDE, ELSEWHERE), draws)
         before = _answers(pictures, pictures.before, "before", 0.0, 0.0, SEEDS[0])
         controls, as_used = self._ask(self.controls, pictures)
-        for name, policy in policies.items():
-            copies = self._trained(RepairPlan([target], {}, 0, policy=policy, draft=True), "repaired")
-            repairs, aimed = self._ask(copies, pictures)
-            answers = pd.concat([before, *repairs, *controls])
-            found = frontier(answers, pictures.share, resamples=RESAMPLES, seed=SEEDS[0])
-            assert found is not None
-            fails = f"{100 * pictures.before[pictures.parts == 'targets'].mean():.1f}"
-            cells = [region.describe(task.concepts), f"{pictures.share:.1%}", name, fails]
-            within_budget = [
-                reached(aimed, "repaired", 1.0),
-                *(reached(as_used, "control", dose) for dose in (1.0, 4.0)),
-            ]
-            print(f"| {' | '.join([*cells, *within_budget, *compared(found)])} |", flush=True)
+        copies = self._trained(RepairPlan([target], {}, 0, draft=True), "repaired")
+        repairs, aimed = self._ask(copies, pictures)
+        answers = pd.concat([before, *repairs, *controls])
+        found = frontier(answers, pictures.share, resamples=RESAMPLES, seed=SEEDS[0])
+        assert found is not None
+        fails = f"{100 * pictures.before[pictures.parts == 'targets'].mean():.1f}"
+        cells = [region.describe(task.concepts), f"{pictures.share:.1%}", fails]
+        within_budget = [
+            reached(aimed, "repaired", 1.0),
+            *(reached(as_used, "control", dose) for dose in (1.0, 4.0)),
+        ]
+        print(f"| {' | '.join([*cells, *within_budget, *compared(found)])} |", flush=True)
 
     def _ask(self, copies: Copies, pictures: Pictures) -> tuple[list[pd.DataFrame], Curves]:
         """Return the answers of copies at shares of the way, as tables, and judged (shares, measures)."""
@@ -177,20 +173,20 @@ def compared(found: Frontier) -> list[str]:
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    heads = ["target", "of use", "repair", "before", f"within {BUDGET:.0%}", "control", "control, 4 x the steps"]
+    heads = ["target", "of use", "before", f"within {BUDGET:.0%}", "control", "control, 4 x the steps"]
     heads += ["harm", "difference", "times the steps"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    (task, held_out), policy = under_test(), load_policy(audit_folder(AUDIT).discover.path / "policy")
+    task, held_out = under_test()
     items, original = np.array(held_out + task.items.ids("test")), task.model
     study = Study(task, items)
     for mass in MASSES:
         for region in real(task, mass):
-            study.compare(region, {"modes": None, "policy": policy})
+            study.compare(region)
     for region in PLANTED:
         task.model = original
         plan = RepairPlan([TargetMode("planted", region)], {}, SEEDS[0], draft=True)
         task.model, _ = trained(task, plan, PLANTING, Planting, as_used=0.2, replay=0.3, candidates=1)
-        Study(task, items).compare(region, {"modes": None})
+        Study(task, items).compare(region)
     print(f"{process_time():.0f} CPU-s", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -30,9 +30,6 @@ from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
 from stages.tasks.load import load_learner, task_class
 
-if TYPE_CHECKING:
-    from stages.explorers.policy import Policy
-
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
@@ -41,10 +38,9 @@ def main(name: str) -> None:
     budget = config.harm if config.method in task_class(name, audit).movable else None
     load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0)
     task = load()
-    policy = _policy(task, config, here.discover.path / "policy")
     settings = config.model_dump(mode="json"), usage_json(audit.usage)
     with run.resumed_scratch(here.restructure.inputs, *settings) as work:
-        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, policy, work)
+        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
         record = run.model_provenance() | {"plan": content_hash([here.collect_feedback.where("plan")])}
         with here.restructure.publish(record) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
@@ -64,28 +60,7 @@ def main(name: str) -> None:
         shutil.rmtree(work)  # published: nothing left to resume
 
 
-def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | None:
-    """Return the policy that the repair follows; None if it draws from the modes alone.
-
-    Raises:
-        UsageError: if it has to follow a policy and the search learnt none.
-    """
-    from stages.explorers.policy import load_policy
-
-    if config.aim != "policy" or config.method not in task.follows_policy:
-        return None
-    policy = load_policy(folder)
-    if policy is None:
-        raise UsageError(
-            "restructure.aim: policy needs a search that learns one, and this one learnt none; expected an explorer"
-            " that does (docs/explorers.md), or aim: modes"
-        )
-    return policy
-
-
-def _plans(
-    decision: Plan, config: RestructureConfig, seed: int, task: Task, policy: Policy | None, work: Path
-) -> dict[str, RepairPlan]:
+def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, work: Path) -> dict[str, RepairPlan]:
     """Return the plans of the repair, its control and further trainings, by their folder under models.
 
     Args:
@@ -93,7 +68,6 @@ def _plans(
         config: the settings of the repair.
         seed: the audit's seed.
         task: the model under test.
-        policy: the policy that the repair follows, if any.
         work: the scratch folder.
     """
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
@@ -111,13 +85,10 @@ def _plans(
             "reviewer": decision.by or decision.reviewer,
         },
         examples=examples,
-        policy=policy,
-        spared=[mode.cells for mode in decision.modes if mode.action != "repair"],
     )
     alike = {"repaired": whole}
     if control is not None:
-        # A clean control may train on the same items as the repair, which the policy may have drawn.
-        alike["control"] = replace(whole, control=control, policy=policy if control == "clean" else None)
+        alike["control"] = replace(whole, control=control)
     plans = dict(alike)
     for training in range(config.trainings if targets else 0):
         for copy, shares in config.doses.items():

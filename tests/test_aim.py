@@ -1,4 +1,4 @@
-"""A repair's training data: what the search's policy draws, besides people's choices; and the number of trainings."""
+"""A repair's training data, aimed at what people chose, and the number of its trainings."""
 
 import json
 import shutil
@@ -6,95 +6,20 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from stages import prepare, restructure
 from stages.check import check_audits
 from stages.code import main as name_code
-from stages.concepts import Concept, ConceptSpace, Region
+from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import write_json
-from stages.explorers.policy import save_policy
-from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.params import Params
 from stages.records import audit_folder
-from stages.tasks.cells import FOCUS, PairSampler, PolicySampler, sampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import RepairPlan, TargetMode
 from tests.images import image_context, write_images
 from tests.workspace import audit_params, repair_params
-
-SPACE = ConceptSpace(tuple(Concept(name, (0, 1, 2, 3), neutral=0) for name in "abcd"))
-ITEMS = pd.DataFrame({"label": ["9" if k % 10 == 9 else str(k % 9) for k in range(50)]})
-
-
-class Looks:
-    """A policy that draws for each item from its own cells: (items, k, concepts)."""
-
-    def __init__(self, cells):
-        self.cells = cells
-
-    def sample(self, embedding, k, seed):
-        rng = np.random.default_rng(seed)
-        return np.stack([own[rng.integers(len(own), size=k)] for own in self.cells])
-
-
-def looks_at(region, share, seed=0):
-    """Draws for 50 items of which this share is in the region."""
-    rng = np.random.default_rng(seed)
-    inside, outside = region.sample(SPACE, 20, rng), SPACE.sample(400, rng)
-    outside = outside[~region.in_box(SPACE, outside)]
-    mixed = [inside[rng.integers(20)] if n < 64 * share else outside[n] for n in range(64)]
-    return np.stack([np.array(mixed)] * 50)
-
-
-def inside(target, rows, cells):
-    return target.region.contains(SPACE, cells, ITEMS.iloc[rows])
-
-
-def test_what_the_policy_draws_for_an_item_is_learnt_with_this_item():
-    drawn = np.zeros((50, 8, 4), dtype=np.int64)
-    drawn[:, :, 0], drawn[:, :, 1] = (np.arange(50) % 4)[:, None], np.arange(8) % 4
-    pairs = PolicySampler(PairSampler(SPACE, [TargetMode("M1", Region({"a": (1,)}))], ITEMS), drawn)
-    rows, cells = pairs.draw(400, np.random.default_rng(0))
-    assert np.array_equal(cells[:, 0], rows % 4)
-    assert set(np.unique(cells[:, 1])) == {0, 1, 2, 3}
-    assert np.ptp(np.bincount(rows)) <= 1, "every item as often as any other"
-
-
-@pytest.mark.parametrize(("own", "wanted"), [(0.5, 0.5), (0.125, FOCUS), (0.0, FOCUS)])
-def test_a_target_where_the_policy_looks_seldom_still_gets_its_share(own, wanted):
-    target = TargetMode("M1", Region({"a": (3,), "b": (3,)}))
-    pairs = PolicySampler(PairSampler(SPACE, [target], ITEMS), looks_at(target.region, own))
-    share = inside(target, *pairs.draw(4000, np.random.default_rng(1))).mean()
-    # The aimed share is in addition to the rest's own draws inside.
-    rest = 1 - max(0.0, FOCUS - own)
-    assert share == pytest.approx(max(0.0, FOCUS - own) + rest * own, abs=0.03)
-    assert share > wanted - 0.04
-
-
-def test_of_several_targets_the_severe_one_gets_more():
-    targets = [TargetMode("M1", Region({"a": (3,)}), 3.0), TargetMode("M2", Region({"b": (3,)}))]
-    drawn = np.zeros((50, 8, 4), dtype=np.int64)  # the policy draws neither
-    _, cells = PolicySampler(PairSampler(SPACE, targets, ITEMS), drawn).draw(4000, np.random.default_rng(1))
-    first, second = ((cells[:, k] == 3).mean() for k in (0, 1))
-    assert first == pytest.approx(FOCUS * (0.75 + 0.25 / 4), abs=0.03)
-    assert second == pytest.approx(FOCUS * (0.25 + 0.75 / 4), abs=0.03)
-    assert (cells == 0).all(axis=1).mean() == pytest.approx(1 - FOCUS, abs=0.03)
-
-
-def test_what_people_spared_is_not_learnt_but_where_a_target_overlaps_it():
-    target, spared = TargetMode("M1", Region({"a": (3,), "b": (3,)})), Region({"b": (3,)})
-    rng = np.random.default_rng(0)
-    drawn = np.stack([SPACE.sample(64, rng) for _ in range(50)])
-    drawn[:, :32, 1] = 3  # the policy mostly draws what was left out
-    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn, [spared]).draw(4000, rng)
-    there = spared.in_box(SPACE, cells)
-    assert there.any() and inside(target, rows, cells)[there].all()
-    assert inside(target, rows, cells).mean() > FOCUS - 0.03
-    assert set(np.unique(cells[~there][:, 1])) == {0, 1, 2}
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +38,6 @@ def task(home):
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
 SETTINGS = {"method": "all-layers", "epochs": 2, "batch_size": 30, "as_used": 0.0, "replay": 0.5}
-
-
-def test_a_plan_with_a_policy_draws_by_it(task):
-    items = task.items.ids("repair")
-    policy = Looks([np.array([[n % 3, 0, 0]]) for n in range(len(items))])
-    pairs = sampler(task, RepairPlan([TARGET], SETTINGS, 1, policy=policy), items)
-    assert isinstance(pairs, PolicySampler)
-    rows, cells = pairs.draw(600, np.random.default_rng(0))
-    assert (cells[cells[:, 1] == 0, 0] == rows[cells[:, 1] == 0] % 3).all()
-    assert isinstance(sampler(task, RepairPlan([TARGET], SETTINGS, 1), items), PairSampler)
 
 
 def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
@@ -183,13 +98,12 @@ def test_a_dose_is_a_share_of_the_steps(task, tmp_path, dose, steps):
 
 
 @pytest.mark.slow
-def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at_as_many_steps(home):
-    """One level of 22 breaks the model in a grid of 1,152 cells: 7% fail. The policy is from 400 probes."""
+def test_where_failures_are_rare_an_aimed_repair_beats_its_control_at_as_many_steps(home):
+    """One level of 22 breaks the model in a grid of 1,152 cells: 7% fail."""
     grid = {"rotation": [0, 1, 2, 3, 4, 5, 6, 30], "darkening": [0, 0.05, 0.1, 0.15, 0.2, 0.25]}
     grid |= {"contrast": [1, 0.98, 0.96, 0.94], "noise": [0, 0.01, 0.02, 0.03]}
     context = image_context(home / "inputs", concepts=grid)
     task = ImageClassification.load(context, home / "prepare")
-    policy = make_explorer("model_based", {}).explore(Prober(task, task.items.ids("discover"), 400), 1).policy
     target, rng = TargetMode("M1", Region({"rotation": (7,)})), np.random.default_rng(0)
     asked = rng.choice(task.items.ids("test"), 1000).tolist()
     everywhere, inside = task.concepts.sample(1000, rng), target.region.sample(task.concepts, 1000, rng)
@@ -206,7 +120,7 @@ def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at
                 found.append(failing(ImageClassification.load(context, home / "prepare", Path(folder))))
         return np.mean(found, axis=0)
 
-    before, aimed, control = failing(task), after(policy=policy), after(control="as_used")
+    before, aimed, control = failing(task), after(), after(control="as_used")
     assert before[0] > 0.5 and before[1] < 0.1
     assert (aimed < control * 0.8).all(), (before, aimed, control)
 
@@ -216,7 +130,7 @@ def test_where_failures_are_rare_a_repair_aimed_by_a_search_beats_its_control_at
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A prepared audit of striped squares, a decision on it, and a search without a policy."""
+    """A prepared audit of striped squares, and a decision on it."""
     place = tmp_path_factory.mktemp("workspace")
     context = image_context(place)
     audit = audit_params(
@@ -229,7 +143,6 @@ def workspace(tmp_path_factory):
     mode |= {"severity": 1.0, "reason": "seen"}
     plan = {"landscape": "abc", "decided_by": "human", "statement": "s", "reviewer": "Ada", "reason": "r"}
     write_json(folder / "collect_feedback" / "plan.json", {**plan, "modes": [mode]})
-    save_policy(None, folder / "discover" / "policy")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         name_code("stripes")
@@ -272,36 +185,11 @@ def test_trainings_differ_in_seed_and_steps(place):
     assert len(set(weights)) == len(weights), "each is another model"
 
 
-@pytest.mark.slow
-def test_the_policy_reaches_the_repair_if_asked_for_and_no_control_that_draws_as_used(place, monkeypatch):
-    looks, asked = Looks([np.array([[2, 1, 0]])] * 150), set()
-
-    def watched(self, plan, out):
-        asked.add((plan.control, plan.policy is looks))
-        return task_repair(self, plan, out)
-
-    monkeypatch.setattr("stages.explorers.policy.load_policy", lambda folder: looks)
-    monkeypatch.setattr(ImageClassification, "repair", watched)
-    run(place, harm=None)
-    assert asked == {(None, False), ("as_used", False)}
-    asked.clear()
-    run(place, aim="policy", trainings=2, harm=None)
-    assert asked == {(None, True), ("as_used", False)}
-    asked.clear()
-    run(place, aim="policy", control="clean", harm=None)
-    assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
-
-
-task_repair = ImageClassification.repair
-
-
-def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs(place, monkeypatch):
+def test_what_a_method_cannot_do_is_refused_before_anything_runs(place, monkeypatch):
     params = json.loads((place / "params.yaml").read_text())
-    params["repairs"]["stripes"] = block(aim="policy")
-
+    params["repairs"]["stripes"] = block(trainings=3)
     check_audits(Params.model_validate(params), ["stripes"])
     monkeypatch.setattr(ImageClassification, "heeds_dose", ("last-layer",))
-    params["repairs"]["stripes"] = block(trainings=3)
     with pytest.raises(UsageError, match="trainings: method all-layers of this task does not train in steps"):
         check_audits(Params.model_validate(params), ["stripes"])
     monkeypatch.setattr(ImageClassification, "movable", ("last-layer",))
@@ -310,21 +198,6 @@ def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs
         UsageError, match=r"harm: method all-layers of this task cannot go part.* null, or method last-la"
     ):
         check_audits(Params.model_validate(params), ["stripes"])
-    params["repairs"]["stripes"] = block(aim="policy")
-    monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
-    with pytest.raises(UsageError, match="all-layers of this task follows no policy; expected last-layer"):
-        check_audits(Params.model_validate(params), ["stripes"])
-
-
-def test_a_target_about_some_items_is_learnt_of_these_where_the_policy_looks_there():
-    target = TargetMode("M1", Region({"a": (3,)}, {"label": ("9",)}))
-    drawn = np.zeros((50, 64, 4), dtype=np.int64)
-    drawn[:, 0, 0] = 3  # one draw in 64, for every item
-    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn).draw(4000, np.random.default_rng(1))
-    there = inside(target, rows, cells)
-    assert there.mean() == pytest.approx(FOCUS, abs=0.03)
-    nines = ITEMS["label"].to_numpy()[rows] == "9"
-    assert (cells[~nines, 0] == 3).mean() < 0.05, "the others are learnt where the policy looks for them"
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.99])
@@ -353,8 +226,3 @@ def test_repair_and_control_go_as_far_as_their_budget_of_harm(place, budget):
 def test_a_share_that_holds_out_nothing_is_refused_before_training(place):
     with pytest.raises(UsageError, match=r"harm\.held_out: 0\.001 of 150 repair items is none"):
         run(place, harm={"held_out": 0.001})
-
-
-def test_policy_is_refused_where_none_was_learnt(place):
-    with pytest.raises(UsageError, match=r"restructure\.aim: policy needs a search that learns one.*aim: modes"):
-        run(place, aim="policy")

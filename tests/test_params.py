@@ -90,6 +90,10 @@ def test_the_projects_own_params_are_valid() -> None:
             r"repairs\.x\.gates\.clean_quality: expected at least one of max, min",
         ),
         (with_audit(prepare={"data": {"dataset": "a"}}), r"prepare\.data\.dataset is now prepare\.data\.datasets"),
+        (
+            {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "restructure": {"aim": "policy"}}}},
+            r"repairs\.x: restructure\.aim is always modes now: remove this line",
+        ),
         (with_audit(discover={"budget": 9, "control": "random"}), r"discover\.control is now discover\.baseline"),
         ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),
     ],

@@ -16,7 +16,6 @@ import stages.prepare
 import stages.restructure
 from stages.code import main as name_code
 from stages.core.files import write_json
-from stages.explorers.policy import save_policy
 from tests.images import image_context, write_images
 from tests.workspace import FEW_PAIRS, audit_params, repair_params
 
@@ -65,7 +64,6 @@ def test_prepare_and_restructure(place, capsys):
         "model", "assets", "items.parquet", "fingerprint.json", "metrics.json", "provenance.json",
     }  # fmt: skip
     write_plan(place)
-    save_policy(None, out / "discover" / "policy")
     stages.restructure.main("stripes")
     for model in ("repaired", "control"):
         files = {p.name for p in (out / "restructure" / "models" / model).iterdir()}

@@ -14,7 +14,6 @@ from stages import collect_feedback, decisions, prepare, restructure
 from stages.concepts import Region
 from stages.core.files import read_json, write_json
 from stages.core.intervals import Rate
-from stages.explorers.policy import save_policy
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
 from stages.landscape.summary import MOST_EXAMPLES, pick_examples
@@ -63,7 +62,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     modes[0]["examples"] += [{**example, "id": "M1.2", "output": "right", "failed": False}]
     concepts = planted().concepts.to_json()[:2]
     write_json(tmp_path / "data/x/summarize/landscape.json", landscape_file(modes, concepts=concepts))
-    save_policy(None, tmp_path / "data/x/discover/policy")
     return tmp_path
 
 

@@ -342,23 +342,6 @@ def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
     assert lessons(task, plan(replay=0.25), steps=6) == given
 
 
-def test_the_policy_aims_what_is_learnt(task):
-    class Policy:
-        """Draws only shuffled words, whatever the modes."""
-
-        def sample(self, embeddings, n, seed):
-            return np.tile([0, 1], (len(embeddings), n, 1))
-
-    asked = dataclasses.replace(plan(replay=0.0), policy=Policy())
-    given = lessons(task, asked, steps=20)
-    shouted = np.mean([lesson.article.isupper() for lesson in given])
-    assert 0.1 < shouted < 0.4, "a quarter is in the target"
-    clean = lessons(task, dataclasses.replace(asked, control="clean"), steps=20)
-    assert [lesson.summary for lesson in clean] == [lesson.summary for lesson in given]
-    uniform = lessons(task, dataclasses.replace(asked, control="as_used"), steps=20)
-    assert np.mean([lesson.article.isupper() for lesson in uniform]) > 0.4, "it follows no policy"
-
-
 def test_people_teach_corrected_and_praised_answers(task):
     said = [example(task, corrected="A bridge opens in March.")]
     said += [example(task, rating=rating) for rating in (8, 7, None)]

@@ -26,7 +26,6 @@ pytest.importorskip("peft")
 
 from stages.params import checked
 from stages.tasks import read_back
-from stages.tasks.cells import FOCUS
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
@@ -141,24 +140,6 @@ def test_severity_weights_the_targets_and_a_control_learns_as_many_pictures_of_e
     control, album, words = lessons(task, plan(control="as_used"))
     assert len(control) == len(learnt)
     assert {tuple(shown(album, words, lesson)) for lesson in control} == {(c, g) for c in COLOURS for g in GROUNDS}
-
-
-class Looks:
-    """A policy that draws one cell for every item."""
-
-    def __init__(self, *cell):
-        self.cell = cell
-
-    def sample(self, embedding, k, seed):
-        return np.tile(self.cell, (len(embedding), k, 1))
-
-
-def test_the_policy_says_what_is_learnt_and_each_target_still_gets_its_share(task):
-    aimed = dataclasses.replace(plan(replay=0.0), policy=Looks(2, 2))
-    learnt, album, words = lessons(task, aimed, steps=100)
-    seen = [tuple(shown(album, words, lesson)) for lesson in learnt]
-    assert set(seen) == {("green", "white"), ("red", "black")}
-    assert np.mean([pair == ("red", "black") for pair in seen]) == pytest.approx(FOCUS, abs=0.06)
 
 
 def test_what_nobody_can_learn_is_an_error(task):

@@ -58,11 +58,6 @@ class RestructureConfig(Strict):
     control: Literal["as_used", "clean", "none"] = Field(
         "none", description="also repair a copy on cells as they occur in use, or unchanged inputs, with as many steps"
     )
-    aim: Literal["modes", "policy"] = Field(
-        "modes",
-        description="where to look for what is learnt: in the modes, as they occur in use, or where the search's policy"
-        " looks for these items",
-    )
     trainings: int = Field(
         1,
         ge=1,
@@ -110,7 +105,7 @@ class ReEvaluateConfig(Strict):
 
     @property
     def dose_pairs(self) -> int:
-        """Pairs in each part for all trainings: target modes, elsewhere, and a policy's draws."""
+        """Pairs in each part for all trainings: target modes, and elsewhere."""
         return min(-(-self.paired_probes // 2), MOST_PAIRS)
 
 

@@ -30,7 +30,10 @@ OLD_KEYS_OF_AUDIT = {
     "prepare.generation.dtype": "is now compute.dtype",
     "prepare.model.dtype": "is now compute.dtype",
 }
-OLD_KEYS_OF_REPAIR = {"restructure.settings.folder.dataset": "is now restructure.settings.folder.datasets"}
+OLD_KEYS_OF_REPAIR = {
+    "restructure.aim": "is always modes now: remove this line",
+    "restructure.settings.folder.dataset": "is now restructure.settings.folder.datasets",
+}
 
 
 class Strict(BaseModel):

@@ -289,7 +289,6 @@ class Task(LoadedTask):
         alike: whether torch has to compute the same bytes on every x86-64 CPU with AVX2. A transformer takes twice as
             long with it (on a CPU with AVX-512 up to seven times), a convolutional network 1.0 to 1.5 times.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
-        follows_policy: methods of repair that can sample training data from the search's policy (`RepairPlan.policy`).
         heeds_dose: methods of repair that train for the number of steps requested (`RepairPlan.steps`).
         movable: methods of repair whose result `move` can take part of the way.
         init, mining, proposing, usage: names of classes for `faded init`, `faded mine`, `faded propose` and
@@ -305,7 +304,6 @@ class Task(LoadedTask):
     gpu_dtype: ClassVar[str] = "float32"
     alike: ClassVar[bool] = True
     learns_from_examples: ClassVar[Collection[str]] = ()
-    follows_policy: ClassVar[Collection[str]] = ()
     heeds_dose: ClassVar[Collection[str]] = ()
     movable = tuple[str, ...]()
 

@@ -262,14 +262,6 @@ class RatedExample:
     bias: int | None = None
 
 
-class Proposer(Protocol):
-    """What a search has learnt: where a model is likely to fail, per item, without querying it."""
-
-    def sample(self, embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
-        """Draw k cells for each item, with replacement: embeddings (n, d) -> (n, k, concepts) level indices."""
-        ...
-
-
 @dataclass(frozen=True)
 class RepairPlan:
     """What a repair has to do: its target modes or its control, and the number of steps.
@@ -282,9 +274,6 @@ class RepairPlan:
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
         examples: rated examples, for the methods in the task's `learns_from_examples`.
         scratch: folder for unfinished work, so that a killed repair resumes; None stores nothing.
-        policy: the policy of the search, for the methods in the task's `follows_policy`; None for a control as used.
-            A clean control may get it to draw the same items, unchanged.
-        spared: modes that people accept or ignore; pairs the policy draws there are not used.
         dose: share of the configured steps to train for.
         draft: the model is only measured once and then dropped: it needs no model card and no figures but its steps.
     """
@@ -296,8 +285,6 @@ class RepairPlan:
     decision: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[RatedExample] = ()
     scratch: Path | None = None
-    policy: Proposer | None = None
-    spared: Sequence[Region] = ()
     dose: float = 1.0
     draft: bool = False
 

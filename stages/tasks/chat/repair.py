@@ -24,7 +24,7 @@ import pandas as pd
 from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
 from stages.params import checked
-from stages.tasks.cells import Sampler, sampler
+from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.chat.config import CONTEXT, ChatRepair
 from stages.tasks.chat.configuration import (
     AnsweredExample,
@@ -135,7 +135,7 @@ class PromptTrial:
     plan: RepairPlan
     items: Sequence[str]
     size: int
-    draws: Sampler
+    draws: PairSampler
     pool: Sequence[Piece]
     known: dict[str, list[bool]]
     asked: set[Any]

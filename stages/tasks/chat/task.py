@@ -16,7 +16,7 @@ from stages.tasks.contract import RepairPlan, RepairRecord
 class Chat(ChatProbes):
     """A chat model under test with its questions, which can be repaired."""
 
-    learns_from_examples = follows_policy = heeds_dose = movable = ("prompt",)
+    learns_from_examples = heeds_dose = movable = ("prompt",)
 
     @classmethod
     def repair_probes(cls, settings: Mapping[str, Any], dose: float) -> int | None:

@@ -71,7 +71,7 @@ class ClassifierProbes(Task):
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig
     repair_block = RepairSettings
-    follows_policy = heeds_dose = ("all-layers", "self-distilled", "last-layer")
+    heeds_dose = ("all-layers", "self-distilled", "last-layer")
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "reference": REFERENCE_LOADERS,

@@ -33,8 +33,7 @@ from torch.nn import functional
 from stages.core.errors import UsageError
 from stages.core.progress import progress
 from stages.params import checked
-from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler, Sampler, sampler
+from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.families import loading
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
@@ -69,7 +68,6 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
             form=task.model.form,
             settings=settings.model_dump(),
             steps=len(curve),
-            policy=plan.policy is not None and plan.control is None,
             space=task.concepts,
             numbers=numbers,
         )
@@ -77,15 +75,14 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
-def samplers(task: ClassifierProbes, plan: RepairPlan, items: Sequence[str]) -> tuple[Sampler, Sampler]:
+def samplers(task: ClassifierProbes, plan: RepairPlan, items: Sequence[str]) -> tuple[PairSampler, PairSampler]:
     """Return what draws the aimed pairs and the pairs as used; a control draws both alike."""
     return sampler(task, plan, items), sampler(task, replace(plan, control=plan.control or "as_used"), items)
 
 
 def _numbers(task: ClassifierProbes, model: Classifier, plan: RepairPlan, items: list[str]) -> dict[str, float]:
     """Return rates before and after on the items it learnt from, in the targets and unchanged."""
-    boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
-    rows, cells = boxes.draw(LOOKED_AT, np.random.default_rng([plan.seed, 4]))
+    rows, cells = sampler(task, plan, items).draw(LOOKED_AT, np.random.default_rng([plan.seed, 4]))
     asked, under_test = np.array(items)[rows].tolist(), task.model
     numbers: dict[str, float] = {"items": len(items)}
     try:
@@ -115,7 +112,7 @@ class FineTuning:
         task: ClassifierProbes,
         model: Classifier,
         teacher: Classifier,
-        pairs: tuple[Sampler, Sampler],
+        pairs: tuple[PairSampler, PairSampler],
         settings: RepairSettings,
         plan: RepairPlan,
     ) -> None:

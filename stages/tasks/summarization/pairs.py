@@ -1,7 +1,7 @@
 """What a repair learns: the summary to give of a changed article and, with method dpo, the one to reject.
 
-Changed articles are the repair items under cells of the target modes, or under cells that the search's policy prefers;
-the summaries to give are good ones of the same articles unchanged. Examples that people judged are added: a corrected
+Changed articles are the repair items under cells of the target modes; the summaries to give are good ones of the same
+articles unchanged. Examples that people judged are added: a corrected
 answer is learnt instead of the model's, and an answer rated `GOOD` or better is learnt unchanged.
 """
 
@@ -21,7 +21,7 @@ from stages.concepts.texts import sentences
 from stages.core.errors import UsageError
 from stages.core.files import put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
-from stages.tasks.cells import Sampler, sampler
+from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article
 from stages.tasks.language.generate import with_weights
@@ -130,7 +130,7 @@ def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Training
     ]
 
 
-def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> Sampler:
+def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[TrainingPair]) -> PairSampler:
     """Return the sampler of pairs and cells; that of a clean control is the repair's, for unchanged articles."""
     aimed = replace(plan, control=None) if plan.control == "clean" else plan
     return sampler(task, aimed, [pair.item for pair in pairs])

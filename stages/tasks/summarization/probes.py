@@ -88,7 +88,7 @@ class SummarizerProbes(JudgedTexts):
     }
     rubric = RUBRIC
     dtypes = ("float32", "bfloat16")
-    learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo", "full")
+    learns_from_examples = heeds_dose = ("lora", "dpo", "full")
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class PictureLessons:
 
     Args:
         task: has the prompts and their templates.
-        plan: target modes, or what the control trains on; the policy to aim by; seed.
+        plan: target modes, or what the control trains on; seed.
         settings: batch size, replay, sources, balance.
         album: the pictures.
         words: what cells and pictures show.
@@ -148,7 +148,7 @@ class PicturePairs:
 
     Args:
         task: the model, its judge, and captioned pictures.
-        plan: target modes, or what the control trains on; the policy to aim by; seed.
+        plan: target modes, or what the control trains on; seed.
         settings: how many pictures to draw, and pictures per step.
         words: what cells and pictures show.
 

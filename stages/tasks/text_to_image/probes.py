@@ -68,7 +68,7 @@ class PainterProbes(Task):
     gpu_dtype = "float16"
     alike = False
     learns_from_examples = ("lora",)
-    follows_policy = heeds_dose = ("lora", "dpo")
+    heeds_dose = ("lora", "dpo")
     not_valid = "left pictures that cannot be read where it matters, or that a safety checker blanked"
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
