@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -97,7 +96,7 @@ def main() -> None:
         time.sleep(given.seconds)
         found["afterwards"] = memory(process)
     finally:
-        served.send_signal(signal.SIGINT)
+        served.terminate()
         served.wait()
     print(ended)
     names = list(dict.fromkeys(name for sizes in found.values() for name in sizes))

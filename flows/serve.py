@@ -239,14 +239,14 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
 
     public, last = public_url(), _last_port(_REVIEW_PORT, PORT)
     try:
-        server = life.enter_context(serve_review(audits, port=last, public=public, prepared=False))
+        server = life.enter_context(serve_review(audits, port=last, public=public))
     except UsageError:
         if public is not None:
             raise UsageError(
                 f"the proxy of {public} (public_url in prefect.yaml) leads to port {last}, which {_holder(last)} holds:"
                 f" free it, or write another one into {_REVIEW_PORT} and have the proxy lead there"
             ) from None
-        server = life.enter_context(serve_review(audits, public=public, prepared=False))
+        server = life.enter_context(serve_review(audits, public=public))
     _keep_port(_REVIEW_PORT, int(server.url.rpartition(":")[2]))
     return public or server.url
 

@@ -11,7 +11,7 @@ import pytest
 
 from stages.concepts import Concept
 from stages.landscape.bias import compare_bias, measure_bias
-from stages.pages import Gallery, PicturedCell
+from stages.pages.gallery import Gallery, PicturedCell
 from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit, Sheet, Tally
 from tests.report_samples import HOSTILE, make_comparison, make_inputs

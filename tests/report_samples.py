@@ -15,7 +15,9 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
-from stages.pages import Gallery, write_comparison_report, write_landscape_report
+from stages.pages.comparison_report import write_comparison_report
+from stages.pages.gallery import Gallery
+from stages.pages.landscape_report import write_landscape_report
 from stages.params.usage import UsageConfig, in_use
 from stages.records import Comparison, Landscape, PairedProbe, Plan, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics

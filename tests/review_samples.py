@@ -25,7 +25,7 @@ from flows.people.review.terminal import review_landscape
 from flows.people.review.view import report_path
 from stages.core.files import stage_dir, write_json
 from stages.decisions import RecordedDecision, read_chain
-from stages.pages import Gallery
+from stages.pages.gallery import Gallery
 from stages.params import load_params
 from stages.records.tables import ShownExample, write_exhibits
 from stages.tasks.contract import Exhibit

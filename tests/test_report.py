@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.pages import Gallery
+from stages.pages.gallery import Gallery
 from stages.pages.maps import marginal
 from stages.tasks.contract import Exhibit
 from tests.finished import faded, finished_audits

@@ -70,7 +70,7 @@ def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(pla
     Path("prefect.yaml").write_text("public_url: https://audits.example.org/\ndeployments: []\n")
     public = public_url()
     assert review_url("x") == "https://audits.example.org/review/x"  # even while no server runs
-    with serve_review(["x"], port=0, public=public, prepared=False) as server:
+    with serve_review(["x"], port=0, public=public) as server:
         assert review_url("x") == "https://audits.example.org/review/x"
         link = httpx.URL(server.one_time_link("x"))
         assert str(link).startswith("https://audits.example.org/review/x?token=")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,6 +67,28 @@ def test_what_is_saved_is_what_was_filled_in(ada):
     [outcome] = ada.reported
     assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
     assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
+
+
+def test_pages_and_decisions_import_nothing_that_takes_a_servers_memory_for_weeks(ada):
+    script = """
+import re, sys
+from fastapi.testclient import TestClient
+from flows.people.review.app import make_app
+from flows.people.review.links import Served
+from flows.server.security import EVERY
+
+served = Served(["x"], "faded.localhost", "http://faded.localhost:8711", "faded")
+client = TestClient(make_app(served), base_url=served.url)
+assert "/review/x" in client.get(served.link(EVERY)).text
+html = client.get(served.link("x")).raise_for_status().text
+fields = dict(re.findall(r'name="(csrf|landscape)" value="(.*?)"', html))
+fields |= {"reviewer": "Ada", "reason": "no", "decision": "reject"}
+client.post("/review/x", data=fields, headers={"Origin": served.url}).raise_for_status()
+heavy = {"pandas", "pyarrow", "scipy", "PIL", "torch", "dvc"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert [made.reason for made in kept()] == ["no"]
 
 
 def test_a_stale_page_is_refused_and_what_was_typed_is_kept(ada):

@@ -19,7 +19,7 @@ from stages.landscape.summary import (
     summarize,
 )
 from stages.microscopic.search import measure_robustness
-from stages.pages import Gallery
+from stages.pages.gallery import Gallery
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.concepts import Concept
 from stages.core.intervals import Rate, wilson
-from stages.pages import Gallery
+from stages.pages.gallery import Gallery
 from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit
 from tests.report_samples import HOSTILE, difference, make_comparison, make_inputs

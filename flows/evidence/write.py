@@ -42,7 +42,6 @@ from stages.core.files import read_state, replace_file, stage_dir, write_state
 from stages.core.git import git
 from stages.decisions import decisions_dir, landscape_hash
 from stages.params import DATA, Params
-from stages.ratings import read_ratings
 from stages.records import audit_folder
 from stages.records.provenance import Manifest, ManifestFile, Parts, Revision
 
@@ -193,6 +192,8 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     block = {kind: {audit: raw[kind][audit]} for kind in kinds}
     members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
     if (ratings := params.audit(audit).ratings) is not None:
+        from stages.ratings import read_ratings
+
         read_ratings(audit, params.audit(audit))  # checks it: DVC tracks only its hash in the parameters
         members[ratings_member(audit)] = Path(ratings.file).read_bytes()
     files = _files(audit, lock)

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flows.workspace import stage_environment
 from stages.params import Params, load_params
-from stages.tasks.base import Task, offers
 from stages.tasks.load import task_class
+
+if TYPE_CHECKING:
+    from stages.tasks.base import Task
 
 MOST_SHARES = 5  # the whole way, and four by bisection of tenths; see stages.landscape.harm
 
@@ -57,6 +59,8 @@ def _asked(_workspace: Path, audit: str, _task: str, _concepts: frozenset[str], 
 
 
 def _looked_up(params: Params, audit: str) -> Abilities:
+    from stages.tasks.base import offers
+
     task = task_class(audit, params.audit(audit))
     again, measure, tallies = (offers(task, name) for name in ("again", "measure", "tallies"))
     examples, budgeted = list(task.learns_from_examples), _keeps_budget(params, audit, task)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
 from stages.concepts import ConceptSpace, Region
@@ -17,11 +16,12 @@ from stages.records import ModeRecord, PairedProbe
 from stages.records.landscape import Example
 from stages.tasks.contract import Exhibit
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LABEL = "label"  # attribute with the expected answer, if items have one
 _MOST_VALUES = 30  # maximum number of values of an attribute offered as a filter
 OUTCOMES = {"fixed": "F", "newly_failing": "N"}  # outcomes of a repair, with the prefix of their examples' ids
-
-NOTHING_KNOWN = pd.DataFrame()  # no attributes
 _OWN = frozenset({"id", "mode", "outcome", "item", "answer", "discrepancy", "before", "after"})  # columns of rows
 
 Cell = str | float | None

@@ -17,13 +17,14 @@ from stages.core.intervals import COUNTED, wilson
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
-from stages.pages.examples import NOTHING_KNOWN, ExampleSource, explore_modes
+from stages.pages.examples import ExampleSource, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
 from stages.pages.gallery import ExhibitView, Gallery, PicturedCell, Shrinker, show_sheets, strips
 from stages.pages.maps import label_of, marginal, pair_of, policy_map, rate_maps, shown_concepts, top_rate, views
 from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
 from stages.pages.searches import search_view
 from stages.pages.sections import (
+    NOTHING_KNOWN,
     corruption_sentences,
     limits_of_steps,
     ratings_view,

@@ -21,6 +21,7 @@ from stages.ratings.apply import MOST_UNFOUNDED
 from stages.records import Comparison, Landscape, Robustness
 from stages.records.landscape import Mean, RatingsInForce, Within
 
+NOTHING_KNOWN = pd.DataFrame()  # no attributes of items
 _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
 _METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
 

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, get_type_hints, overload
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_type_hints, overload
 
 from stages.code import read_stages
 from stages.core.files import publishing
@@ -36,6 +34,9 @@ from stages.records.tables import (
     write_sheets,
 )
 from stages.tasks.contract import Sheet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 R = TypeVar("R", bound=JsonRecord)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.records.base import JsonRecord, Listed
 from stages.tasks.contract import Exhibit, Sheet, Tally
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROBES = ("role", "item", "repeat", "discrepancy", "failed", "output")  # and one column per concept
 _EXHIBIT = ("caption", "image", "text", "original", "answers", "drawn", "words")
@@ -56,7 +58,7 @@ class Embedded(NamedTuple):
 
     item_ids: list[str]
     vectors: np.ndarray
-    attributes: pd.DataFrame = pd.DataFrame()
+    attributes: pd.DataFrame
 
     @property
     def told_apart(self) -> pd.DataFrame:
@@ -103,6 +105,7 @@ def check_table(table: pd.DataFrame, where: str, columns: Iterable[str]) -> None
 
 
 def _write(path: Path, rows: list[dict[str, object]], columns: Sequence[str], **kinds: object) -> None:
+    import pandas as pd
     import pyarrow as pa
 
     types = {name: pa.binary() for name in _BYTES} | kinds

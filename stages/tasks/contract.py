@@ -7,13 +7,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
-import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
@@ -112,6 +114,7 @@ class Items:
     def divided(self, share: float) -> tuple[Self, Self]:
         """Divide the repair items, in whole groups: the set with those to learn from, and that with a share held out.
 
+        >>> import pandas as pd
         >>> some = Items(pd.DataFrame({"id": list("abcdef"), "split": "repair", "label": "cat"}))
         >>> [part.ids("repair") for part in some.divided(0.5)]
         [['a', 'c', 'f'], ['b', 'd', 'e']]
@@ -128,6 +131,7 @@ class Items:
     def with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
         """Add the group of each item to a table with a column `item`; unchanged if there are no groups.
 
+        >>> import pandas as pd
         >>> some = Items(pd.DataFrame({"id": ["a-1"], "split": "test", "label": "cat", "group": ["a"]}))
         >>> some.with_groups(pd.DataFrame({"item": ["a-1"]}))["group"].tolist()
         ['a']
@@ -307,6 +311,12 @@ class RepairPlan:
         return max(1, round(whole * self.dose))
 
 
+def _no_curve() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame()
+
+
 @dataclass(frozen=True)
 class RepairRecord:
     """Result of a repair: numbers for the model card and the learning curve (one row per step or epoch)."""
@@ -314,7 +324,7 @@ class RepairRecord:
     method: str
     steps: int
     details: Mapping[str, Any] = field(default_factory=dict)
-    curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curve: pd.DataFrame = field(default_factory=_no_curve)
 
 
 class Probed(Protocol):

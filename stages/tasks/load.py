@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stages.code import is_own_workspace
 from stages.concepts.grids import APPLIED_BY
@@ -19,8 +19,10 @@ from stages.core.files import read_json
 from stages.params.audit import AuditConfig
 from stages.params.network import is_served
 from stages.params.usage import in_use
-from stages.tasks.base import Task
 from stages.tasks.contract import Compute, TaskContext
+
+if TYPE_CHECKING:
+    from stages.tasks.base import Task
 
 
 def resolve_device(name: str) -> str:
@@ -139,6 +141,8 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     Raises:
         UsageError: if it cannot be imported, or is not a task.
     """
+    from stages.tasks.base import Task
+
     where = f"audits.{name}.task: {audit.task}"
     module_name, class_name = _target(where, audit.task)
     cls = _imported(where, module_name, class_name)

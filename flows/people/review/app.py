@@ -6,11 +6,9 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import pyarrow
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from markupsafe import Markup
@@ -30,6 +28,7 @@ from flows.views.board import board_html
 from stages.core.errors import FadedError, UsageError
 from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash, listed_keys
 from stages.decisions.names import same_person
+from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
 from stages.params import Params, load_params
 
 
@@ -43,7 +42,6 @@ class Refused(Exception):
 
 def make_app(served: Served, pages: APIRouter | None = None) -> FastAPI:
     """The application that serves pages to browsers with a link: the review pages unless others are given."""
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # its own pool keeps what tables took, for weeks
     app = FastAPI(title="Faded", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = served
     app.include_router(assets)
@@ -357,32 +355,15 @@ def message(
     return HTMLResponse(html, status, {"Content-Security-Policy": policy}, background=background)
 
 
-def prepare() -> None:
-    """Import everything that pages need. This takes seconds, in which a running server would not respond."""
-    for module in (
-        "PIL.Image",
-        "pyarrow.parquet",
-        "stages.landscape.extremes",
-        "stages.pages.examples",
-        "stages.records",
-    ):
-        import_module(module)
-    review_templates()
-
-
 @cache
 def style() -> str:
     """The style sheet: the report's and the review page's."""
-    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
-
     return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
 
 
 @cache
 def script() -> str:
     """The script of the page: the report's for examples, and the review page's."""
-    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
-
     return (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8") + static("review.js")
 
 

@@ -62,12 +62,7 @@ class ReviewServer:
 
 @contextlib.contextmanager
 def serve_review(
-    audits: Sequence[str],
-    host: str = HOST,
-    port: int | None = None,
-    public: str | None = None,
-    *,
-    prepared: bool = True,
+    audits: Sequence[str], host: str = HOST, port: int | None = None, public: str | None = None
 ) -> Iterator[ReviewServer]:
     """Serve the review pages of these audits in a background thread while the block runs.
 
@@ -76,8 +71,6 @@ def serve_review(
         host: name or address to listen on.
         port: port to listen on; 0 for any free one, by default PORT if it is free.
         public: address of a proxy in front of it, if there is one; pages are then served under that address only.
-        prepared: whether to import the pages at once; otherwise the first takes seconds longer, and memory is saved
-            until then.
 
     Raises:
         UsageError: if it cannot listen on host and port.
@@ -90,7 +83,7 @@ def serve_review(
         return make_app(served)
 
     outcomes: queue.Queue[DecisionOutcome] = queue.Queue()
-    with serve_pages(make, audits, host, port, public, report=outcomes.put, prepared=prepared) as (url, served):
+    with serve_pages(make, audits, host, port, public, report=outcomes.put) as (url, served):
         record = ServerRecord.of(os.getpid(), url, served.keys.secret, audits=audits)
         try:
             record.write(RECORD)
@@ -106,8 +99,6 @@ def serve_pages(
     host: str = HOST,
     port: int | None = None,
     public: str | None = None,
-    *,
-    prepared: bool = True,
     **served_with: Any,
 ) -> Iterator[tuple[str, Served]]:
     """Serve pages of these audits in a background thread while the block runs; see `serve_review`.
@@ -128,10 +119,6 @@ def serve_pages(
             name, pages = urlsplit(public).hostname or "", public
         cookie = f"faded-review-{number}"
         served = Served(list(audits), name, pages, cookie, behind_proxy=public is not None, **served_with)
-        if prepared:
-            from flows.people.review.app import prepare
-
-            prepare()
         config = uvicorn.Config(
             _Later(make, served),
             http=Impatient,

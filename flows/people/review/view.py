@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
+from flows.aside import aside
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
 from flows.people.review.form import SCORES, Fields, fields_of
@@ -21,15 +22,16 @@ from stages.core.errors import UsageError
 from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
-from stages.params import Params
+from stages.pages import page
+from stages.pages.sentences import by_usage
+from stages.params import Params, load_params
 from stages.records import audit_folder
 
 if TYPE_CHECKING:
     from stages.pages.examples import ExampleSet
 
-# The report's modules take seconds to import, so this is done with the first page, while a browser starts.
-
 TEMPLATES = Path(__file__).parent / "templates"
+FromTables = tuple["ExampleSet | None", str, list[str]]
 
 ACTION_MEANS: dict[Action, str] = {
     "repair": "fine-tune a copy of the model to fix it",
@@ -49,8 +51,6 @@ WAYS: dict[Via, str] = {
 @cache
 def review_templates() -> Environment:
     """Templates of the report and the review page, with escaping on; undefined names are errors."""
-    from stages.pages import page
-
     loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
     env: Environment = page.environment().overlay(loader=loader)
     env.filters["moment"] = moment
@@ -94,13 +94,10 @@ def review_view(
     Raises:
         UsageError: if there is no landscape, or no repair to decide on.
     """
-    from flows.results.power import what_can_be_shown
-    from stages.pages.sentences import by_usage
-
     repair = params.repair(audit)
     now = standing(params, audit)
     found = audit_folder(audit).summarize.landscape
-    explorer, without = _examples(audit)
+    explorer, without, shown = _from_tables(params, audit)
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
@@ -133,7 +130,7 @@ def review_view(
         "rule": RULE if now.needed > 1 else "",
         "deadline": deadline(audit),
         "takes": how_long(params, audit),
-        "shown": [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(params, audit)],
+        "shown": shown,
         "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
         "actions": ACTION_MEANS,
         "severities": list(SEVERITIES),
@@ -142,28 +139,43 @@ def review_view(
     }
 
 
-def _examples(audit: str) -> tuple[ExampleSet | None, str]:
-    """Examples by mode, or why there are none; a landscape can be decided on without them."""
-    here = audit_folder(audit)
-    read = [here.discover.where("embedded"), *map(here.summarize.where, ("landscape", "exhibits", "extremes"))]
-    written = [path.stat().st_mtime_ns for path in read if path.exists()]
-    try:
-        return _read_examples(audit, Path.cwd(), tuple(written)), ""
-    except UsageError as error:
-        return None, str(error)
+def _from_tables(params: Params, audit: str) -> FromTables:
+    """What `read_tables` returns, from memory while the audit's records and its repair's parameters stay the same."""
+    records = [part.where(name) for part in audit_folder(audit).stages.values() for name in part.files()]
+    written = tuple(path.stat().st_mtime_ns for path in records if path.exists())
+    return _read_aside(audit, Path.cwd(), params.repair(audit).model_dump_json(), written)
 
 
 @lru_cache(maxsize=4)
-def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> ExampleSet:
-    """Examples as the page shows them, created once per landscape, as scaling down large pictures takes a while."""
+def _read_aside(audit: str, _root: Path, _repair: str, _written: tuple[int, ...]) -> FromTables:
+    """Read the tables in another process: pandas and scipy would stay in this one, which may serve for weeks."""
+    found: FromTables = aside(f"{__name__}:read_tables", audit)
+    return found
+
+
+def read_tables(audit: str) -> FromTables:
+    """Examples by mode, or why there are none, as a landscape can be decided on without; and what a repair can show."""
+    from flows.results.power import what_can_be_shown
+
+    shown = [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(load_params(), audit)]
+    try:
+        return _read_examples(audit), "", shown
+    except UsageError as error:
+        return None, str(error), shown
+
+
+def _read_examples(audit: str) -> ExampleSet:
+    """Examples as the page shows them, with large pictures scaled down."""
+    import pandas as pd
+
     from stages.landscape.extremes import UNCHANGED
-    from stages.pages.examples import NOTHING_KNOWN, ExampleSource, explore_modes
+    from stages.pages.examples import ExampleSource, explore_modes
     from stages.pages.gallery import Gallery, Shrinker
 
     here = audit_folder(audit)
     galleries = {mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()}
     known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
-    attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else NOTHING_KNOWN
+    attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else pd.DataFrame()
     shown = [*(e for g in galleries.values() for e in (*g.failing, *g.passing)), *(one.exhibit for one in known)]
     landscape = here.summarize.landscape
     source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
