@@ -6,12 +6,14 @@ import contextlib
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,8 +29,13 @@ from stages.core.errors import UsageError
 from stages.core.files import read_state, read_table, replace_file, seal, unseal, write_state
 from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
+from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.contract import Compute, Items, ProbeBatch
+from stages.tasks.tabular.data import read_frame
+from stages.tasks.text_to_image.init import look_at_captions
+from stages.tasks.text_to_image.pictures import ParquetPictures
 from stages.tasks.training import resume, save_checkpoint
+from stages.usage.readers import read_table_file
 from tests.cases import scaled
 from tests.planted import PlantedTask
 
@@ -220,6 +227,23 @@ def test_a_cut_table_is_one_clear_error(kind: str, tmp_path: Path) -> None:
     path.write_bytes(damaged(path.read_bytes(), kind, random.Random(0)))
     with pytest.raises(UsageError, match=r"items\.parquet cannot be read as a parquet file"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_table_file,
+        lambda path: read_frame(path, "--data"),
+        lambda path: look_at_pictures(path, path.name),
+        lambda path: look_at_captions(path, path.name),
+        lambda path: ParquetPictures(parquet=path.name).load(path.parent),
+    ],
+)
+def test_a_table_larger_than_memory_is_refused_before_it_is_read(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "many.parquet"
+    pq.write_table(pa.table({"text": pa.nulls(100_000_001)}), path)  # 171 kB
+    with pytest.raises(UsageError, match=r"many\.parquet has 100,000,001 values in .* expected 100,000,000 at most"):
+        read(path)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)

@@ -1,6 +1,7 @@
 """Language models of all makes: answers, prompts, room, training batches, folders, adapters; errors are one line."""
 
 import shutil
+from struct import pack
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from stages.core.errors import UsageError
 from stages.core.files import read_json, write_json
 from stages.tasks.contract import Compute
 from stages.tasks.language.form import FORM, GenerationConfig
-from stages.tasks.language.models import TransformersModel, load_summarizer, model_hash
+from stages.tasks.language.models import PackageModel, TransformersModel, load_summarizer, model_hash
 from stages.tasks.sources import source_errors
 from stages.tasks.summarization.served import MODEL_LOADERS
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
@@ -189,6 +190,48 @@ def test_a_model_the_cache_does_not_hold_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"nobody/no-such-model at 0+ .*Run `faded prefetch .*` where") as told:
         source.build(tmp_path, tmp_path / "model", SHORT)
     assert "\n" not in str(told.value)
+
+
+LLAMA = pack("<Q20sIQ5s", 20, b"general.architecture", 8, 5, b"llama")
+
+
+@pytest.mark.parametrize(
+    ("counts", "rest", "told"),
+    [
+        ((2**60, 1), LLAMA, "buffer"),
+        ((0, 2**60), LLAMA, "buffer"),
+        ((0, 1), pack("<Q20s", 2**60, b"general.architecture"), "buffer"),
+        ((0, 1), pack("<Q1sIIQ", 1, b"a", 9, 4, 2**60), "buffer"),
+        (
+            (1, 1),
+            LLAMA + pack("<Q1sIQIQ", 1, b"w", 1, 2**60, 0, 0),
+            r"w ends at byte 4,[\d,]+, but the file has 102 bytes",
+        ),
+        (
+            (1, 1),
+            LLAMA + pack("<Q1sIQIQ", 1, b"w", 1, 8, 0, 2**60),
+            r"w ends at byte 1,[\d,]+, but the file has 102 bytes",
+        ),
+    ],
+    ids=["tensors", "keys", "letters", "elements", "values", "offset"],
+)
+def test_a_header_that_lies_is_one_line(tmp_path, monkeypatch, counts, rest, told):
+    """A number in it is 2**60, which nothing may count or allocate."""
+    (tmp_path / "boastful").mkdir()
+    (tmp_path / "boastful/__init__.py").touch()
+    (tmp_path / "boastful/m.gguf").write_bytes(pack("<4sIQQ", b"GGUF", 3, *counts) + rest)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=f"m.gguf: its header .*{told}") as error:
+        PackageModel(package="boastful", file="m.gguf").build(tmp_path, tmp_path / "model", SHORT)
+    assert "\n" not in str(error.value)
+
+
+def test_more_layers_than_any_model_has_are_not_made(tmp_path):
+    folder = tiny_causal(tmp_path / "inputs" / "deep")
+    config = read_json(folder / "config.json") | {"num_hidden_layers": 2**31}
+    write_json(folder / "config.json", config, schema=False)
+    with pytest.raises(UsageError, match="num_hidden_layers: found 2,147,483,648, expected 1,000 at most"):
+        TransformersModel(transformers="deep").build(tmp_path / "inputs", tmp_path / "model", SHORT)
 
 
 def test_code_of_the_repository_does_not_run(tmp_path):

@@ -23,12 +23,14 @@ from stages.core.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow.parquet as pq
     from typing_extensions import Buffer
 
 T = TypeVar("T")
 
 SCHEMA = 1
 _LARGEST_STATE = 64 << 20  # bytes; Faded writes no larger file
+_MOST_VALUES = 100_000_000  # of a table from outside; read, they take about 2 GB
 
 
 def stage_dir(audit: str, stage: str) -> Path:
@@ -297,6 +299,32 @@ def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
             f"{where} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
             " it again, or restore it with `dvc checkout`"
         ) from None
+
+
+def parquet_metadata(path: Path, where: str) -> pq.FileMetaData:
+    """Read the metadata of a parquet file from outside, before its values: equal ones take no space in the file.
+
+    Args:
+        path: the file.
+        where: the option or block that names it, for messages.
+
+    Raises:
+        UsageError: if it is not a parquet file, or has more than 100 million values.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_metadata(path)
+    except (OSError, ValueError) as error:  # pyarrow.ArrowException
+        raise UsageError(f"{where}: {path} is not a readable parquet file: {error}") from None
+    groups = [found.row_group(i) for i in range(found.num_row_groups)]
+    values = sum(max(one.num_rows, one.column(i).num_values) for one in groups for i in range(one.num_columns))
+    if values > _MOST_VALUES:
+        raise UsageError(
+            f"{where}: {path} has {values:,} values in {found.num_rows:,} rows, expected {_MOST_VALUES:,} at most; draw"
+            " some rows at random"
+        )
+    return found
 
 
 def record_probe_seconds(audit: str, seconds: float) -> None:

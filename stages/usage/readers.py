@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import parquet_metadata
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, FEWEST, Shares, estimate_usage, spread_usage
 
@@ -171,6 +172,8 @@ def read_table_file(path: Path) -> pd.DataFrame:
         raise UsageError(f"{path} is not a file")
     if path.suffix not in readers:
         raise UsageError(f"{path.name}: expected a file that ends in .txt, {', '.join(readers)}")
+    if path.suffix == ".parquet":
+        parquet_metadata(path, "--from")
     try:
         return readers[path.suffix](path).rename(columns=str)
     except (ValueError, OSError) as error:

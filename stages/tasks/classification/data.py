@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from stages.core.errors import UsageError
-from stages.core.files import local_file
+from stages.core.files import local_file, parquet_metadata
 from stages.tasks.attributes import details
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import DataSource, Decoded, Pool, tolerate
@@ -49,10 +49,7 @@ class ParquetImages(DataSource):
     def _form(self, inputs: Path) -> tuple[Path, list[int], list[str]]:
         """Check the schema; return the file, the shape of the images and the classes."""
         path = local_file(inputs, self.parquet, "prepare.data.parquet")
-        try:
-            file = pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
+        file = parquet_metadata(path, "prepare.data.parquet")
         columns = file.schema.to_arrow_schema().names
         try:
             meta = json.loads((file.metadata or {}).get(b"images", b"{}"))

@@ -32,6 +32,7 @@ from stages.tasks.sources import package_file
 WHERE = "prepare.model"
 # Files fetched from a hub repository: no pickles, no code, no weights for other libraries.
 _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
+_MOST_LAYERS = 1000  # the deepest models have fewer than 200
 # Some chat templates contain today's date (Llama 3.2), so tomorrow's audit would send other prompts. A template's own
 # definitions take precedence over those of transformers; the + keeps the white space that follows.
 _FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
@@ -140,6 +141,7 @@ class PackageModel(WeightsModel):
     def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
         path = package_file(inputs, self.package, self.file, "prepare.model")
         with _readable(f"prepare.model.file: {path}"):
+            _check_header(path)
             from transformers import GgufConfig
 
             options = {"gguf_file": path.name}
@@ -225,8 +227,12 @@ def _convert(
     weights: Mapping[str, Any],
 ) -> None:
     """Read a model with transformers and write the model folder; checks that need no weights come first."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+    # transformers makes a module, or a list, of as many layers as the file says.
+    for name, value in PretrainedConfig.get_config_dict(source, local_files_only=True, **options)[0].items():
+        if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
+            raise UsageError(f"{name}: found {value:,}, expected {_MOST_LAYERS:,} at most")
     config = AutoConfig.from_pretrained(source, local_files_only=True, **options)
     kind: Kind = "seq2seq" if config.is_encoder_decoder else "causal"
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
@@ -241,6 +247,21 @@ def _convert(
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
     save_form(form, out_dir)
+
+
+def _check_header(path: Path) -> None:
+    """Check that a GGUF file holds what its header says."""
+    from transformers.integrations.gguf.reader import GgufHeader
+
+    try:
+        header = GgufHeader.from_file(str(path))
+    except Exception as error:
+        raise UsageError(f"its header cannot be read: {error}") from None
+    for tensor in header.tensors:
+        if (end := header.data_start + tensor.offset + tensor.nbytes) > (size := path.stat().st_size):
+            raise UsageError(
+                f"its header says that {tensor.name} ends at byte {end:,}, but the file has {size:,} bytes"
+            )
 
 
 def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -> Any:
@@ -318,7 +339,6 @@ def _readable(where: str) -> Iterator[None]:
     for module, extra in (("transformers", "text"), ("gguf", "text"), ("peft", "text")):
         if importlib.util.find_spec(module) is None:
             raise UsageError(f"{where}: the library {module} is not installed: pip install 'faded[{extra}]'")
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -329,5 +349,7 @@ def _readable(where: str) -> Iterator[None]:
     except UsageError as error:
         told = str(error)
         raise UsageError(told if told.startswith("prepare.") else f"{where}: {told}") from None
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a library's own, or whatever a wrong number in a file leads to
         raise UsageError(f"{where} cannot be read: {' '.join(str(error).split())[:400]}") from None

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from stages.concepts.rows import Kind
 from stages.core.errors import UsageError, did_you_mean
-from stages.core.files import local_file
+from stages.core.files import local_file, parquet_metadata
 from stages.tasks.labels import spelled
 from stages.tasks.source import Source, collect
 
@@ -164,6 +164,8 @@ def read_frame(path: Path, where: str) -> pd.DataFrame:
     Raises:
         UsageError: if it is not a readable table.
     """
+    if path.suffix == ".parquet":
+        parquet_metadata(path, where)
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError, UnicodeDecodeError) as error:

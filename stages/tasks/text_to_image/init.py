@@ -10,6 +10,7 @@ from string import Formatter
 from typing import Any, ClassVar
 
 from stages.core.errors import UsageError, did_you_mean
+from stages.core.files import parquet_metadata
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, existing, json_lines, read_config
 
 _FEW = 30  # values that a column of words has at most
@@ -104,8 +105,9 @@ def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = parquet_metadata(path, "--data").schema.to_arrow_schema()
     try:
-        names = [name for name in pq.read_schema(path).names if name != "image"]
+        names = [name for name in schema.names if name != "image"]
         rows: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"--data {given} is not a readable parquet file: {error}") from None

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from stages.core.errors import UsageError
-from stages.core.files import local_file
+from stages.core.files import local_file, parquet_metadata
 from stages.tasks.rows import HubDataSource, check_lines_file, lines_file, row_file
 from stages.tasks.source import Source, collect
 
@@ -282,10 +282,7 @@ class ParquetPictures(PictureSource):
 
     def _open(self, inputs: Path) -> pq.ParquetFile:
         path = local_file(inputs, self.parquet, "prepare.data.parquet")
-        try:
-            return pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
+        return pq.ParquetFile(path, metadata=parquet_metadata(path, "prepare.data.parquet"))
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         self.require(inputs)
