@@ -68,9 +68,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if steps:
                 settings = {**args.settings, "method": method, "steps": steps}
-                control = "as_used" if aim == "as_used" else None
-                asked_for = replace(plan, settings=settings, seed=audit.seed + seed, control=control)
-                task.repair(asked_for, Path(folder))
+                asked_for = replace(plan, settings=settings, seed=audit.seed + seed)
+                task.repair(replace(asked_for, control="as_used" if aim == "as_used" else None), Path(folder))
                 model = load_alone(args.audit, audit, here.prepare.path, Path(folder))
             found = {part: looked(model, parts) for part, parts in asked.items()}
         with args.answers.open("a") as file:
