@@ -121,11 +121,11 @@ def test_without_gates_the_comparison_counts_only_where_there_never_were_any(wor
 
 
 def test_by_default_it_is_the_last_that_passed(workspace, worse, tmp_path):
-    first, second = (worse.run(["git", "rev-parse", tag]).stdout[:12] for tag in ("first", "second"))
+    head, second = (worse.run(["git", "rev-parse", tag]).stdout[:12] for tag in ("HEAD", "second"))
     own = worse.copy(tmp_path / "ws")
     with inside(own):
         assert last_passed(load_params(), "other") == (second, True)
-        assert last_passed(load_params(), "tiny") == (first, True)
+        assert last_passed(load_params(), "tiny") == (head, True), "nothing has changed it since it passed"
     result = judged(worse, "other", None)
     assert result.passed and result.notes == [
         f"{second} is the last that passed, and has this same result; use --against for another"

@@ -206,7 +206,9 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
     """
     stage = last_stage(params, audit)
     path, metrics = (stage_dir(audit, stage) / name for name in (HEADLINE, "metrics.json"))
-    for commit in (git("log", "--format=%H", start, "--", path.as_posix()) or "").split():
+    commits = (git("log", "--format=%H", start, "--", path.as_posix()) or "").split()
+    newest = [git("rev-parse", f"{start}^{{commit}}") or ""] if commits else []  # a fresh clone has its outputs alone
+    for commit in [*newest, *commits]:
         headline = headline_at(commit, audit, stage)
         if headline is not None and headline.passed is True:
             then, now = (md5_in(lock_at(one), "outs", metrics.as_posix()) for one in (commit, WORKSPACE))
