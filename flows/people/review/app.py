@@ -6,7 +6,6 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -16,15 +15,14 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from flows.aside import aside
 from flows.people.approval import decide, expire, sentence
 from flows.people.draft import DraftError
 from flows.people.review.form import Fields, draft_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
 from flows.request import moment, read_modes
-from flows.results.glance import Glance, read_status
 from flows.server.security import EVERY, HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
-from flows.views.board import board_html
 from stages.core.errors import FadedError, UsageError
 from stages.decisions import AlreadyDecided, RecordedDecision, landscape_hash, listed_keys
 from stages.decisions.names import same_person
@@ -129,16 +127,10 @@ def start(request: Request, token: str | None = None) -> Response:
     """Show the audits whose links this browser opened: how each stands, and what waits; or redeem a token for all."""
     if token is not None:
         return enter(request, EVERY, token)
-    session, params = signed_in(request), load_params()
-    names = [name for name in params.audits if session.sees(name)]
-
-    def links(row: Glance) -> list[tuple[str, str]]:
-        at, audit = page_path(row.verdict.audit), row.verdict.audit
-        reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
-        here = [("decide" if row.waits else "review", at)] if audit in params.repairs else []
-        return [*here, *reports]
-
-    page = board_html(params, read_status(params, None, names), links, Path.cwd().name)
+    session = signed_in(request)
+    page: str = aside(
+        "flows.people.review.view:first_page", [name for name in load_params().audits if session.sees(name)]
+    )
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return HTMLResponse(page, headers={"Content-Security-Policy": f"{policy}; frame-ancestors 'none'"})
 

@@ -14,7 +14,7 @@ from flows.aside import aside
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
 from flows.people.review.form import SCORES, Fields, fields_of
-from flows.people.review.links import REPORTS, report_path
+from flows.people.review.links import REPORTS, page_path, report_path
 from flows.request import GATED, deadline, moment
 from flows.results.abilities import abilities_of
 from flows.results.estimate import estimate_cost
@@ -28,6 +28,7 @@ from stages.params import Params, load_params
 from stages.records import audit_folder
 
 if TYPE_CHECKING:
+    from flows.results.glance import Glance
     from stages.pages.examples import ExampleSet
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,6 +69,22 @@ def own_link(audit: str, keys: Iterable[str]) -> str:
         f"Decisions on {audit} are signed, so each reviewer ({', '.join(keys)}) needs a link of their own:"
         f" faded review {audit} --link --reviewer NAME"
     )
+
+
+def first_page(audits: Sequence[str]) -> str:
+    """The page of all these audits: how each stands, and what waits."""
+    from flows.results.glance import read_status
+    from flows.views.board import board_html
+
+    params = load_params()
+
+    def links(row: Glance) -> list[tuple[str, str]]:
+        at, audit = page_path(row.verdict.audit), row.verdict.audit
+        reports = [(text, f"{at}/{name}") for name, (_, text) in REPORTS.items() if report_path(audit, name).is_file()]
+        here = [("decide" if row.waits else "review", at)] if audit in params.repairs else []
+        return [*here, *reports]
+
+    return board_html(params, read_status(params, None, audits), links, Path.cwd().name)
 
 
 def review_view(
