@@ -247,12 +247,22 @@ class OwnServer:
         # Prefect must not know of the credential, see `_guarded`.
         with settings.temporary_settings(levels, defaults, {settings.PREFECT_SERVER_API_AUTH_STRING}):
             try:
+                self._create_tables(settings.PREFECT_API_DATABASE_CONNECTION_URL.value(), log)
                 with contextlib.redirect_stderr(log):  # loggers keep the stderr that they find
                     application = _guarded(self.credential, self.host)
                     self._uvicorn = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
                 self._uvicorn.run([self._listening])
             except Exception:
                 traceback.print_exc(file=log)
+
+    def _create_tables(self, url: str, log: IO[str]) -> None:
+        """Create a new database in another process: 30 MB that it takes would stay in this one until the next start."""
+        database = HOME.resolve() / "prefect.db"
+        if url.endswith(str(database)) and not database.exists():
+            upgrade = ["flows.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
+            env = {**self._defaults(), **os.environ}
+            # If it fails, the server tries again when it starts, and says why.
+            subprocess.run([sys.executable, "-P", "-m", *upgrade], env=env, stdout=log, stderr=log, check=False)
 
     def keep(self) -> None:
         """Restart it whenever it dies, until it is closed."""
