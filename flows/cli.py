@@ -20,7 +20,7 @@ import flows.commands.ratings
 import flows.commands.recur
 import flows.commands.reviewers  # noqa: F401
 from flows.commands import app, console, errors
-from stages.core.errors import Exit, FadedError, Terminated, escape_controls, machine_failure, stop_code
+from stages.core.errors import Exit, FadedError, Terminated, machine_failure, stop_code
 
 FIRST = ("init", "plan", "audit", "status", "report", "review", "gate", "export", "serve", "schedule")  # in `--help`
 
@@ -75,8 +75,7 @@ def _terminate(_number: int, _frame: object) -> None:
 
 def _tell(message: str) -> None:
     errors.print("[bold red]error:[/]", end=" ")
-    lines = map(escape_controls, message.split("\n"))  # it may repeat an argument, or a file's name
-    errors.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+# Characters that a terminal obeys, or that reverse the order of letters
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Escape what controls a terminal in text of a model, a server or a file."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def print_plain(console: Console, *lines: str, style: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sqlite3
@@ -13,16 +14,21 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 import torch
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup as Group
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.commands import _Console
 from flows.graph import Graph, Stage
+from flows.people.markdown import code
 from flows.results import TIMINGS
 from flows.results.compare import differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost
+from flows.terminal import print_plain
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.core.files import record_probe_seconds, seal
@@ -347,6 +353,20 @@ def test_one_audit_at_a_time(toys):
 
 
 @pytest.mark.slow
+def test_only_rich_controls_the_terminal():
+    """Names of columns, classes and models are printed by many commands, each as it was found."""
+    out, hostile = io.StringIO(), "a\x1b]0;t\x9b2J\u202e\u00a0b"
+    screen = _Console(file=out, force_terminal=True, width=80)
+    table = Table(hostile)
+    table.add_row(f"[bold]{hostile}[/]")
+    screen.print(table, Text(hostile))
+    print_plain(screen, hostile)
+    shown = r"a\x1b]0;t\x9b2J\u202e" + "\u00a0b"
+    assert out.getvalue().count(shown) == 2 and "\x1b[1m" in out.getvalue()
+    assert not set("\x9b\u202e") & set(out.getvalue()) and "\x1b]" not in out.getvalue()
+    assert code(hostile) == f"`{shown.replace(chr(160), ' ')}`"
+
+
 def test_where_nobody_reads_on_the_exit_code_is_not_that_of_a_failed_gate(toys):
     done = toys.run(["bash", "-c", 'faded status | true; exit "${PIPESTATUS[0]}"'])
     assert done.returncode == Exit.INFRASTRUCTURE, done.stdout

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from typer.core import TyperGroup
 
-from flows.terminal import print_plain
+from flows.terminal import harmless, print_plain
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -71,6 +72,11 @@ app = typer.Typer(
 
 
 class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render as rich does; only rich itself controls the terminal, not what is printed."""
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=harmless(one.text))
+
     def on_broken_pipe(self) -> None:
         """End as rich does if the pipe is closed, but not with the exit code of a failed gate."""
         from stages.core.errors import Exit

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flows.terminal import harmless
+
 if TYPE_CHECKING:
     from stages.decisions import RecordedDecision
 
@@ -24,8 +26,8 @@ def prose(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text without line breaks: a blank line would end the markup around it."""
-    return " ".join(text.split())
+    """Text without line breaks, as a blank line would end the markup around it, and without control characters."""
+    return harmless(" ".join(text.split()))
 
 
 def decided_markdown(decisions: Sequence[RecordedDecision]) -> str:
