@@ -103,13 +103,17 @@ def test_a_server_that_is_not_there_or_does_not_start_is_told(here):
     assert Path(".faded/logs/prefect-server.log").read_text()
 
 
-def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
+def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server, monkeypatch):
     RECORD.parent.mkdir(exist_ok=True)
     assert served_api() is None
     good = ServerRecord.of(os.getpid(), prefect_server, "faded:x", "x.localhost")
     good.write(RECORD)
     assert RECORD.stat().st_mode & 0o077 == 0
     assert served_api() == prefect_server
+    with monkeypatch.context() as clock:  # it is set forward by a day
+        began = psutil.boot_time()
+        clock.setattr(psutil._psplatform, "boot_time", lambda: began + 86_400)
+        assert served_api() == prefect_server
     for change in ({"started": good.started - 1}, {"pid": 2**22 - 1}, {"url": "http://127.0.0.1:9/api"}, {"pid": True}):
         RECORD.write_text(json.dumps(good.model_dump() | change))
         assert served_api() is None

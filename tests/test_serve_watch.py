@@ -21,6 +21,7 @@ import flows.serve
 from flows.recur.overview import overview, troubles
 from flows.recur.runs import (
     STOPPED,
+    _last_signs,
     cancel_unscheduled,
     crash_silent,
     in_state,
@@ -91,6 +92,18 @@ def beat(client: Any, run: UUID, when: datetime) -> None:
     event = {"id": str(uuid4()), "occurred": when.isoformat(), "event": "prefect.flow-run.heartbeat"}
     event |= {"resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}, "related": [], "payload": {}}
     client.request("POST", "/events", json=[event]).raise_for_status()
+
+
+def test_a_clock_that_jumps_makes_no_run_dead(pool, prefect_server):
+    from prefect.states import Running
+
+    run = pool.run(Running(timestamp=datetime.now(UTC) - timedelta(days=1)))
+    beat(pool.client, run, datetime.now(UTC) - timedelta(days=1))
+    with talking_to(prefect_server):
+        until(lambda: crash_silent(pool.name) or run in _last_signs)
+        assert pool.state(run) == "Running"
+        crash_silent(pool.name, timedelta(0))
+        assert pool.state(run) == "Crashed"
 
 
 @pytest.mark.slow

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
@@ -23,6 +26,7 @@ _DIED = "its process died; it resumes where it was"
 _DEATHS = 5  # of one run; a run that takes down its machine must not do so for ever
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _WITH_PROCESS = ("RUNNING", "CANCELLING")  # types of states in which a run's process lives
+_last_signs: dict[UUID, tuple[datetime, float]] = {}  # of a run's life: when it was given, and first seen here
 
 
 def of_pool(pool: str) -> dict[str, Any]:
@@ -112,9 +116,12 @@ def superseded(run: FlowRun) -> str | None:
 def crash_silent(pool: str, silence: timedelta = SILENCE) -> None:
     """Mark runs as crashed that should have a process and send no heartbeats: theirs, or its machine, died.
 
+    The time is measured here, by a clock that nobody sets and that stands still while this machine sleeps: those of
+    other machines differ.
+
     Args:
         pool: the workspace's work pool.
-        silence: time without a heartbeat after which a run counts as dead.
+        silence: time without a new heartbeat after which a run counts as dead.
     """
     from prefect.client.orchestration import get_client
     from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
@@ -124,11 +131,13 @@ def crash_silent(pool: str, silence: timedelta = SILENCE) -> None:
         beats = EventFilter(
             event=EventNameFilter(name=[_HEARTBEAT]), resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
         )
-        # A run that never sent one may not be set to send any.
-        return run.state is not None and any(
-            datetime.now(UTC) - max(last.occurred, run.state.timestamp) > silence
-            for last in client.read_events(beats, limit=1).events
-        )
+        last = client.read_events(beats, limit=1).events
+        if run.state is None or not last:  # a run that never sent one may not be set to send any
+            return False
+        sign = max(last[0].occurred, run.state.timestamp)
+        if _last_signs.get(run.id, (None, 0.0))[0] != sign:
+            _last_signs[run.id] = sign, time.monotonic()
+        return time.monotonic() - _last_signs[run.id][1] > silence.total_seconds()
 
     died = f"no heartbeat for {silence.total_seconds():.0f} s: its process or its machine died"
     with get_client(sync_client=True) as client:

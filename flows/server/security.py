@@ -58,7 +58,7 @@ class ServerRecord(BaseModel):
     Args:
         url: where programs on this machine reach it. Its pages have another host.
         pid: its process id.
-        started: start time of the process, as process ids are reused.
+        started: when the process started, in seconds since the machine did, as process ids are reused.
         secret: what it demands from programs.
         host: the host name under which browsers see its pages; empty if only its links contain it.
         audits: audits whose pages it shows from the start.
@@ -73,15 +73,14 @@ class ServerRecord(BaseModel):
 
     @classmethod
     def of(cls, pid: int, url: str, secret: str, host: str = "", audits: Sequence[str] = ()) -> ServerRecord:
-        started = psutil.Process(pid).create_time()
-        return cls(url=url, pid=pid, started=started, secret=secret, host=host, audits=list(audits))
+        return cls(url=url, pid=pid, started=_started(pid), secret=secret, host=host, audits=list(audits))
 
     @classmethod
     def read(cls, path: Path) -> ServerRecord | None:
         """The record in a file, if its process lives: then nobody else has its port, and receives the secret."""
         with contextlib.suppress(OSError, ValidationError, psutil.Error):
             record = cls.model_validate_json(path.read_bytes())
-            if psutil.Process(record.pid).create_time() == record.started:
+            if _started(record.pid) == record.started:
                 return record
         return None
 
@@ -93,6 +92,11 @@ class ServerRecord(BaseModel):
         with contextlib.suppress(OSError, ValidationError):
             if ServerRecord.model_validate_json(path.read_bytes()) == self:
                 path.unlink()
+
+
+def _started(pid: int) -> float:
+    # Its time of day would change whenever the system's clock is set.
+    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
 
 
 def new_host() -> str:
