@@ -1,7 +1,8 @@
 """Functions called in a process of their own: the libraries they import end with it, and so does the data they read.
 
-The process of a deployed run stays small in this way while it waits for its stages. What is pickled goes through pipes
-between this process and the one it starts; nobody else can write to them.
+The process of a deployed run stays small in this way while it waits for its stages, and so does `faded serve`, which
+shows pages for weeks. What is pickled goes through pipes between this process and the one it starts; nobody else can
+write to them.
 """
 
 from __future__ import annotations
