@@ -1,6 +1,6 @@
 """What a command found, as JSON for programs: the dataclasses that it prints as text, field by field.
 
-docs/json.md describes them. A field that is renamed or removed makes a new version of its command's schema.
+docs/commands.md describes them. A field that is renamed or removed makes a new version of its command's schema.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from stages.core.errors import FadedError, InfrastructureError
 from tests.finished import commit, inside
 from tests.workspace import FADED, ROOT, Workspace
 
-DOCUMENTED = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/json.md").read_text()))
+PAGE = (ROOT / "docs/commands.md").read_text().partition("## JSON for programs\n")[2].partition("<!--")[0]
+DOCUMENTED = set(re.findall(r"`([a-z_]+)`", PAGE))
 # Names that belong to the audit, not to the schema: numbers of a repair, audits and versions by name.
 OPEN = {"evidence", "machine", "published"}
 

@@ -109,7 +109,7 @@ def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> 
         show(console, found)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md), and everything else to standard error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/commands.md), and everything else to standard error.")]
 Audits = Annotated[
     list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
