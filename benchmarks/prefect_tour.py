@@ -135,7 +135,6 @@ def _edit(old: str, new: str) -> None:
 def walk(on: Tour) -> None:
     """Take all pictures, in the workspace in the current folder."""
     run = on.run()
-    on.picture("waits", f"/runs/flow-run/{run}", tab="Artifacts", height=860)
     on.picture("form", f"/runs/flow-run/{run}", button="Resume")
     modes = ",".join(mode.id for mode in audit_folder(AUDIT).summarize.landscape.modes)
     _faded("approve", AUDIT, "--reviewer", "Ada Lovelace", "--repair", f"{modes}=seen in the field")
@@ -147,7 +146,6 @@ def walk(on: Tour) -> None:
     on.run()
     _faded("reject", AUDIT, "--reviewer", "Ada Lovelace", "--revise", "--reason", "the labels of M1 are wrong")
     on.run()
-    on.picture("runs", "/runs")
 
 
 def main() -> None:

@@ -278,6 +278,15 @@ def test_what_has_an_effect_enters_and_hardly_anything_else():
 # The command, and the example of its page
 
 PAGE = (ROOT / "docs" / "choosing-concepts.md").read_text(encoding="utf-8").partition("## Mine texts")[0]
+SYSTEMS = {"brief": "Answer in one word.", "pirate": "You are a pirate. Answer as one."}
+REASONS = [
+    ("letter_case", ["as_is", "upper"], "angry customers write in capitals"),
+    ("system", SYSTEMS, "deployments have instructions of their own"),
+    ("drop_stop_words", [0, 0.3, 0.6], "people type as into a search engine"),
+    ("typos", [0, 0.5], "people type on phones"),
+    ("emoji", [0, 1, 2], "younger customers use them"),
+]
+PROPOSED = {"proposals": [dict(zip(("concept", "levels", "reason"), row, strict=True)) for row in REASONS]}
 
 
 def customers(request):
@@ -296,8 +305,7 @@ def test_the_example_of_the_page(tmp_path):
 
     block = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
     audit, proposer = block["audits"]["support"], block["proposer"]
-    answer = re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1]
-    with served(customers, whole=True) as under_test, served(Scripted(answer), whole=True) as model:
+    with served(customers, whole=True) as under_test, served(Scripted(json.dumps(PROPOSED)), whole=True) as model:
         audit["prepare"] |= {"embedder": {"transformers": "embedder"}}
         audit["prepare"]["model"] |= {"openai": f"{under_test.url}/v1"}
         audit["discrepancy"] |= {"validity": -1}  # the tiny encoder finds no texts similar
