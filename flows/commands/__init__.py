@@ -109,7 +109,9 @@ def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> 
         show(console, found)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/commands.md), and everything else to standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, and everything else to standard error (docs/commands.md).")
+]
 Audits = Annotated[
     list[str] | None,
     typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
