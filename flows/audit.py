@@ -89,7 +89,6 @@ def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]
 
     Args:
         what: the stage's job; None for a stage that is up to date and is only shown.
-        runner: where it runs.
     """
     if what is None or runner is None:
         return up_to_date(stage)
@@ -165,7 +164,6 @@ def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     state whose message reports how it ended.
 
     Args:
-        audits: names under `audits:` in params.yaml.
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
 
     Returns:

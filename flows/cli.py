@@ -20,6 +20,7 @@ import flows.commands.ratings
 import flows.commands.recur
 import flows.commands.reviewers  # noqa: F401
 from flows.commands import app, console, errors
+from flows.terminal import print_plain
 from stages.core.errors import Exit, FadedError, Terminated, machine_failure, stop_code
 
 FIRST = ("init", "plan", "audit", "status", "report", "review", "gate", "export", "serve", "schedule")  # in `--help`
@@ -75,12 +76,12 @@ def _terminate(_number: int, _frame: object) -> None:
 
 def _tell(message: str) -> None:
     errors.print("[bold red]error:[/]", end=" ")
-    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    print_plain(errors, message)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"faded {version('faded')}", highlight=False)
+        console.print(f"faded {version('faded')}")
         raise typer.Exit
 
 

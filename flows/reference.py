@@ -34,7 +34,6 @@ class Parameter:
     Args:
         names: the spellings of an option (`--open`, `--no-open`), or the placeholder of an argument (`[AUDIT]`).
         value: the placeholder of an option's value; empty for a switch or an argument.
-        required: whether it must be given.
     """
 
     names: tuple[str, ...]
@@ -106,11 +105,7 @@ def _metavar(kinds: list[Any]) -> str:
 
 
 def reference(order: list[str]) -> str:
-    """All commands as Markdown.
-
-    Args:
-        order: names of commands that come first, in this order.
-    """
+    """All commands as Markdown."""
     place = {name: n for n, name in enumerate(order)}
     return "\n".join(map(_section, sorted(commands(), key=lambda c: place.get(c.name, len(place)))))
 

@@ -82,7 +82,6 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
 
     Args:
         params: the workspace's parameters; a changed `timeout_hours` takes effect.
-        audit: the audit that waits.
         run: id and API URL of a flow run that is going to be suspended on it.
     """
     from stages.decisions import landscape_hash

@@ -45,13 +45,9 @@ class EndedRun:
 
     Args:
         results: how each stage ended; empty if none was stale.
-        seconds: wall time of all stages.
-        verdicts: those of audits that are up to date.
-        evidence: their bundles, by audit.
         published: whether their results are those of git's last commit, by audit: "yes", or what differs first.
         problems: what is wrong with evidence, in sentences.
         waiting: what audits wait for, in sentences.
-        failure: why a stage failed.
     """
 
     results: list[StageResult] = field(default_factory=list, metadata=TEXT_ONLY)
@@ -89,8 +85,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     """
     where = chosen_runner(params, runner)  # refuse a wrong one at once, not only when something is stale
     with exclusive():
-        for line in [*heal(), *mend(stages_of(audits))]:
-            console.print(f"healed: {line}", highlight=False)
+        print_plain(console, *(f"healed: {line}" for line in [*heal(), *mend(stages_of(audits))]))
         for audit in audits:
             print_plain(console, *settle(params, audit))
         graph = read_graph()
@@ -101,10 +96,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
             if where.address is None:  # workers elsewhere have their own environment
                 check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
             cost = estimate_cost(params, graph, audits)
-            console.print(
-                f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
-                highlight=False,
-            )
+            console.print(f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}")
             for audit in active:
                 if (few := few_items(params.audits[audit].prepare.get("items"))) is not None:
                     print_plain(console, f"{audit}: {few}", style="yellow")
@@ -200,7 +192,7 @@ class _Lines(logging.Handler):
         colour = self._colours.setdefault(stage, _COLOURS[len(self._colours) % len(_COLOURS)])
         style = "bold" if hasattr(record, "result") else "yellow" if record.levelno >= logging.WARNING else "default"
         text = f"[{colour}]{escape(stage)}[/] [dim]|[/] [{style}]{escape(record.getMessage())}[/]"
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        self._progress.console.print(text, soft_wrap=True)
         if hasattr(record, "result"):
             self._progress.advance(self._bar)
 

@@ -67,7 +67,6 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
-        extra_env: variables that the runner adds to its environment.
 
     Raises:
         UsageError: if the stage reports invalid input (exit code 2): another run would not help.

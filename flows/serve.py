@@ -28,6 +28,7 @@ from flows.recur.runs import STOPPED, crash_silent, in_state, name_runs, of_pool
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, prefect_link, responds, served_api, ui_url
 from flows.server.security import client_environment
+from flows.terminal import print_plain
 from flows.workspace import LOGS, stage_environment
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, InfrastructureError, UsageError
@@ -51,10 +52,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
     """Serve the workspace until Ctrl-C or SIGTERM.
 
     Args:
-        params: the workspace's parameters.
-        console: where to print what is running.
         port: port of our own Prefect server; by default the last one, 4200 at first, or another if that is taken.
-        review: whether to serve the review pages, too.
 
     Raises:
         UsageError: if `faded serve` is already running here, or the work pool belongs to another workspace.
@@ -62,7 +60,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
     """
     with _alone(), _ended_by_signals(), ExitStack() as life:
         for name in end_leftovers(RECORDS):
-            console.print(f"ended {name}, left over by a `faded serve` that was killed", highlight=False)
+            console.print(f"ended {name}, left over by a `faded serve` that was killed")
         with console.status("starting the Prefect server ..."):
             api, server = _api(life, port)
         # Before anything is started that would have to be interrupted if their port is taken.
@@ -82,7 +80,7 @@ def serve_pool(pool: str) -> None:
     if (api := get_current_settings().api.url) is None:
         raise UsageError("a worker needs the address of a Prefect server in PREFECT_API_URL")
     with _ended_by_signals():
-        _work(Console(), None, pool, api)
+        _work(Console(highlight=False), None, pool, api)
 
 
 def _work(console: Console, server: OwnServer | None, pool: str, api: str) -> None:
@@ -97,12 +95,7 @@ def _work(console: Console, server: OwnServer | None, pool: str, api: str) -> No
 
 
 class Child:
-    """A child that is restarted when it ends, after a growing delay while it keeps dying (with a code other than 0).
-
-    Args:
-        name: its name for people.
-        start: returns a context that runs its process.
-    """
+    """A child that is restarted when it ends, after a growing delay while it keeps dying (with a code other than 0)."""
 
     def __init__(self, name: str, start: Callable[[], AbstractContextManager[subprocess.Popen[str]]]) -> None:
         self.name, self._start = name, start
@@ -257,8 +250,7 @@ def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[
     lines += [f"Audits:         {pages}  (sign in with `faded serve --link`)"] if pages is not None else []
     lines += [f"Runs and logs:  {ui_url(api)}" + ("  (the same)" if own else "")]
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *lines)
     console.file.flush()
     # In a separate process, as the modules that read results take as much memory as everything else from here on.
     subprocess.run([sys.executable, "-P", "-m", "flows.cli", "schedule"], check=False)
@@ -333,19 +325,13 @@ class _News:
 
     @contextlib.contextmanager
     def __call__(self, what: str) -> Iterator[list[str]]:
-        """Print the lines that the block appends to the yielded list, or its error, unless they were printed last time.
-
-        Args:
-            what: the subject of the lines.
-        """
+        """Print the lines that the block appends to the yielded list, or its error, unless printed last time."""
         lines: list[str] = []
         try:
             yield lines
         except Exception as error:
             lines.append(str(error) if isinstance(error, FadedError) else f"{what}: {type(error).__name__}: {error}")
-        for line in lines:
-            if line not in self._last.get(what, []):
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_plain(self._console, *(line for line in lines if line not in self._last.get(what, [])))
         self._last[what] = lines
 
 

@@ -41,10 +41,6 @@ class RunCommand(NamedTuple):
 def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | None:
     """Why a flow run is not one of those in prefect.yaml; None if it is.
 
-    Args:
-        run: the run as the server describes it.
-        deployment: its deployment as the server describes it.
-
     Raises:
         UsageError: if prefect.yaml cannot be read.
     """

@@ -21,6 +21,7 @@ from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream, write_
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
+from flows.terminal import print_plain
 from flows.workspace import exclusive
 from flows.workspace.edit_params import as_level, with_proposed
 from flows.workspace.yaml_edit import as_text, dumped, in_one_line
@@ -52,14 +53,11 @@ class ProposingRecord(BaseModel):
     """Proposals as stored in .faded/propose/AUDIT.json.
 
     Args:
-        audit: name of the audit.
         when: seconds since 1970.
         model: the model that proposed, as named in params.yaml.
         named: the name that the model gives itself.
         malformed: why answers could not be read.
-        outcomes: the outcome of each proposal.
         probes: unique probes spent on the possible proposals.
-        items: number of items probed.
         lines: lines of YAML that would add the proposals that enter to the audit; empty if none does.
     """
 
@@ -99,12 +97,12 @@ def propose_concepts(params: Params, name: str, probes: int | None, write: bool,
         path = RECORDS / f"{name}.json"
         replace_file(path, record.model_dump_json(indent=1).encode() + b"\n")
         show_proposals(console, record)
-        console.print(f"record: {path}", highlight=False, soft_wrap=True)
+        print_plain(console, f"record: {path}")
         if not record.lines:
-            console.print("none of the proposals enters; the table says why", highlight=False)
+            console.print("none of the proposals enters; the table says why")
         elif not write:
             console.print(f"\nto add these to {PARAMS}, run: faded propose {name} --write")
-            console.print(record.lines, markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, record.lines)
         else:
             write_params(name, audit, lambda text: with_proposed(text, name, **change), console)
     return record
@@ -244,7 +242,7 @@ class _Proposing:
         return {"concepts": {name: draft.concepts[name] for name in draft.new}, "prepare": prepare, "proposed": marks}
 
     def _say(self, line: str) -> None:
-        self.console.print(escape_controls(line), markup=False, highlight=False, soft_wrap=True)
+        print_plain(self.console, escape_controls(line))
 
 
 def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], proposed: Mapping[str, str]) -> str:
@@ -280,4 +278,4 @@ def show_proposals(console: Console, record: ProposingRecord) -> None:
         told.append(f"{record.probes:,} unique probes spent, on {record.items:,} items")
     entered = sum(bool(one.enters) for one in record.outcomes)
     told.append(f"{entered} of {len(record.outcomes)} proposals enter")
-    console.print("; ".join(told), highlight=False, soft_wrap=True)
+    print_plain(console, "; ".join(told))

@@ -26,8 +26,7 @@ def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
     Raises:
         UsageError: if params.yaml has errors that a stage would find later.
     """
-    for line in heal():
-        console.print(f"healed: {line}", highlight=False)
+    print_plain(console, *(f"healed: {line}" for line in heal()))
     check_audits(params, [name])
     check_api_keys(params, [name])
     return params.audit(name)
@@ -39,7 +38,7 @@ def run_with_upstream(graph: Graph, name: str, console: Console) -> None:
         raise UsageError(f"dvc.yaml has no stage {name}")
     wanted = graph.upstream([name])
     for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
-        console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
+        console.print(f"{stage.name} is not up to date, so it runs first")
         record_timings([run_stage(stage.name, lambda line: print_plain(console, line))])
 
 
@@ -54,4 +53,4 @@ def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], co
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
     edit_file(PARAMS, change, console)
-    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
+    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`")

@@ -18,7 +18,7 @@ from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
-from flows.terminal import new_table
+from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.concepts import Level
@@ -43,12 +43,7 @@ _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "ye
 
 @dataclass(frozen=True)
 class Swept:
-    """The result of a sweep.
-
-    Args:
-        sweep: all measurements.
-        seconds: duration of a probe.
-    """
+    """The result of a sweep."""
 
     sweep: Sweep
     seconds: float
@@ -64,17 +59,14 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
     with exclusive():
         found = sweep_concepts(params, name, probes, console).sweep
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
-    console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items", highlight=False)
+    console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items")
 
 
 def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> Swept:
     """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
 
     Args:
-        params: params.yaml, including the audit.
-        name: the audit.
         probes: largest number of unique probes; None to derive it from the duration of a probe.
-        console: where progress is printed.
 
     Raises:
         UsageError: if there are too few probes for the concepts.
@@ -87,8 +79,7 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))
         console.print(
             f"each concept alone: {most:,} probes at most, about {duration(most * seconds)}, as a probe takes"
-            f" {said_of_probe(seconds)}",
-            highlight=False,
+            f" {said_of_probe(seconds)}"
         )
         found = _sweep(name, audit, most)
     return Swept(found, seconds)
@@ -143,14 +134,7 @@ def said_of_probe(seconds: float) -> str:
 
 
 def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
-    """Print the failures with each concept alone, and write the table as a page.
-
-    Args:
-        console: where to print.
-        name: the audit.
-        found: the sweep's result.
-        page: where to write the page.
-    """
+    """Print the failures with each concept alone, and write the table as a page."""
     title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
     shown = new_table("concept", "level: failures", "change of the discrepancy", "fails clearly more", title=title)
     for concept in found.concepts:
@@ -166,11 +150,11 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
     for concept in found.concepts:
         if concept.finer:
             told = f"{concept.name}: finer levels, because its weakest one broke nearly everything"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, told, style="yellow")
     wide = Console(record=True, width=180, file=io.StringIO())
     wide.print(shown)
     replace_file(page, wide.export_html().encode())
-    console.print(f"the same as a page: {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, f"the same as a page: {page}", style="dim")
 
 
 def _bar(rate: float) -> str:

@@ -87,8 +87,8 @@ class _Console(Console):
             raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
 
 
-console = _Console()
-errors = _Console(stderr=True)
+console = _Console(highlight=False)
+errors = _Console(stderr=True, highlight=False)
 
 
 def say(*lines: str, style: str | None = None) -> None:

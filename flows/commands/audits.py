@@ -187,7 +187,7 @@ def report(
 
         print_summary(path, pdf)
         path = pdf
-    console.print(str(path.resolve()), soft_wrap=True, highlight=False)
+    say(str(path.resolve()))
     if open_ and pdf is None:
         webbrowser.open(path.resolve().as_uri())
 

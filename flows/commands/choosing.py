@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace
+from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace, say
 
 
 @app.command(
@@ -201,7 +201,7 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
         # The machine that downloads need not have the GPU or backend of the one that audits.
         anywhere = {"device": "cpu", "backend": "eager", "dtype": "auto"}
         here = audit.model_copy(update={"compute": audit.compute.model_copy(update=anywhere)})
-        lines = task_class(name, audit).prefetch(task_context(name, here))
-        lines = lines or ["nothing to download: everything it needs is on this machine"]
-        for line in lines:
-            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
+        lines = task_class(name, audit).prefetch(task_context(name, here)) or [
+            "nothing to download: everything it needs is on this machine"
+        ]
+        say(*(f"{name}: {line}" for line in lines))

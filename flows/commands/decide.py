@@ -114,7 +114,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
 
     open_standing(params, name, revise)
     if (server := running()) is not None:
-        console.print(f"a review server is already running here (process {server.pid}) and shows it", highlight=False)
+        console.print(f"a review server is already running here (process {server.pid}) and shows it")
         if host is not None or port is not None:
             _warn(f"it listens at {server.url}: --host and --port do not change that")
         _show(name, one_time_link(name, by), open_, revise)
@@ -126,12 +126,12 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
     try:
         with serve_review([name], host, port) as page:
             _show(name, page.one_time_link(name, by), open_, revise)
-            console.print(f"waiting for a decision on {name}; Ctrl-C ends it", highlight=False)
+            console.print(f"waiting for a decision on {name}; Ctrl-C ends it")
             # Other commands may show their audits here, so do not cut off their reviewers.
             while not decided or (others := page.undecided()):
                 if decided:
                     browsers = "browser has" if others == 1 else "browsers have"
-                    console.print(f"{others} other {browsers} a page open; Ctrl-C ends it", highlight=False)
+                    console.print(f"{others} other {browsers} a page open; Ctrl-C ends it")
                 outcome = page.next_outcome()
                 _show_outcome(outcome)
                 decided = decided or outcome.audit == name
@@ -142,7 +142,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
 
 
 def _warn(text: str) -> None:
-    errors.print(f"[bold yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold yellow]warning:[/] {text}", soft_wrap=True)
 
 
 def _show(name: str, link: str, open_: bool, revise: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
+from flows.terminal import print_plain
 
 SigningKey = Annotated[
     Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
@@ -47,13 +48,13 @@ def evidence(
             path = evidence_of(params, name, sign=False)
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
-            console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
+            say(f"signed by key id {sign_bundle(path, key)}")
         bundle = read_bundle(path)
         show_bundle(console, bundle)
         signer = key if key is not None or no_sign else usual_key()[0]
         say(*(f"beside it: {file.name}" for file in write_beside(bundle, signer)))
     if unsigned is not None and key is None:
-        errors.print(f"not signed: {unsigned}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        print_plain(errors, f"not signed: {unsigned}", style="yellow")
 
 
 def _passphrase() -> str:
@@ -239,5 +240,5 @@ def gate(
     tell("gate", result, show_gate)
     if not result.passed:
         than = f" at least as good as {result.against}" if result.against else " good enough"
-        errors.print(f"[bold red]{name}: could not confirm it is{than}[/]", highlight=False)
+        errors.print(f"[bold red]{name}: could not confirm it is{than}[/]")
         raise typer.Exit(1)

@@ -47,10 +47,6 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
 
     Sizes are limited twice: by what headers declare before anything is unpacked, and while it is unpacked.
 
-    Args:
-        path: the zip file.
-        allowed: whether a member may have this name.
-
     Raises:
         UsageError: if it cannot be read, is damaged or too large, or contains anything that no bundle has.
     """

@@ -133,7 +133,6 @@ def write_beside(bundle: Bundle, private_key: Any) -> list[Path]:
     """Write what others read of a bundle beside it: the sign-off sheet, and if it is signed, its other formats.
 
     Args:
-        bundle: the bundle.
         private_key: the key that signs the statements; None for no statements.
 
     Returns:
@@ -156,7 +155,6 @@ def check_statements(bundle: Bundle, known: Mapping[str, str]) -> list[Check]:
     """Check the statements beside a bundle, each by itself; none of them is needed for the bundle to hold.
 
     Args:
-        bundle: the bundle.
         known: names of known keys, by id.
     """
     path = beside(bundle.path)

@@ -61,7 +61,6 @@ class Check:
         found: a short summary of what was found, shown if everything matches.
         problems: the mismatches, each with the expected and the found value.
         word: what the table shows if everything matches; other than "yes" if not everything could be checked.
-        name: what was checked.
     """
 
     found: str
@@ -402,13 +401,7 @@ def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
 
 
 def unlike(where: str, expected: Any, found: Any) -> list[str]:
-    """Describe where two documents differ, for at most `MOST_SHOWN` places.
-
-    Args:
-        where: name of the document that was found.
-        expected: its expected content.
-        found: its content.
-    """
+    """Describe where two documents differ, for at most `MOST_SHOWN` places."""
     differing = list(_differing("", expected, found))
     lines = [f"{where}{place}: expected {_short(a)}, found {_short(b)}" for place, a, b in differing[:MOST_SHOWN]]
     return (

@@ -27,9 +27,6 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     An adapter is exported as an adapter; its card names the base it needs.
 
     Args:
-        params: the workspace's parameters.
-        audit: name of the audit.
-        folder: a new or empty folder.
         force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
         key: a private key that signs the folder for tools of others, see `sign_model`.
 

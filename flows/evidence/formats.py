@@ -31,13 +31,7 @@ _MORE_IS_BETTER = ("fixed", "clean_quality")
 
 @dataclass(frozen=True)
 class Measured:
-    """One number about the model that the verdict is about.
-
-    Args:
-        measure: "failure_rate".
-        name: the same in words.
-        rate: its value with its interval.
-    """
+    """One number about the model that the verdict is about."""
 
     measure: str
     name: str

@@ -49,11 +49,7 @@ class GateRow:
     """One measure, then and now.
 
     Args:
-        what: its name in words.
-        then: its value at the revision.
-        now: its value in the workspace.
         worse: by how much it is worse now, with its 95% interval; without observations if there was nothing to pair.
-        passed: whether the whole interval is below the tolerance.
     """
 
     what: str
@@ -68,12 +64,8 @@ class GateResult:
     """The result of the gate.
 
     Args:
-        audit: its name.
         against: the revision; None if there is nothing to compare with, and none was required.
         tolerance: how much worse still counts as no worse.
-        then: the revision's own verdict.
-        now: the workspace's own verdict.
-        rows: the measures.
         notes: other differences between the runs.
         looks: how many results since the revision have been compared with it, with this one.
     """
@@ -103,8 +95,6 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float, 
     """Compare the workspace's result with that of a revision.
 
     Args:
-        params: the workspace's parameters.
-        audit: its name.
         against: a git revision at which the audit did not fail; None takes the newest commit in which it passed,
             whoever decided there.
         tolerance: for failure rates and clean quality, as a share.
@@ -195,11 +185,6 @@ def _without_gates(against: str, then: LastVerdict, now: LastVerdict) -> str:
 
 def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:
     """Find the newest commit in which the audit passed, and whether its numbers are the workspace's own.
-
-    Args:
-        params: the workspace's parameters.
-        audit: its name.
-        start: the revision whose history is searched.
 
     Raises:
         NoResults: if there is none.

@@ -38,7 +38,6 @@ class Deviation:
     """A value that is not the same in both results; None where one of them lacks it.
 
     Args:
-        where: its file and place.
         ours: the value that was to be reproduced.
         theirs: the other one.
         noise: by how much the two may differ in this direction.

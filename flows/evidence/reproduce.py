@@ -47,8 +47,6 @@ class Reproduced:
     """A bundle's audit, run again.
 
     Args:
-        bundle: its file.
-        reproduction: what is signed.
         deviations: the numbers and verdicts that are not the same.
         results: the folder of the new results if they do not agree.
         statement: the file with the signed statement, once there is one.
@@ -67,7 +65,6 @@ def reproduce_bundle(path: Path, say: Callable[[str], None]) -> Reproduced:
     The current folder is the workspace. A killed run resumes after the last stage that it finished.
 
     Args:
-        path: the bundle.
         say: called with each line of what the stages print.
 
     Raises:

@@ -84,7 +84,6 @@ def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
     """The sheet as a page of HTML without scripts.
 
     Args:
-        bundle: a bundle whose checks hold.
         known: names of known keys, by id.
     """
     rows, of = list(_rows(bundle)), bundle.records

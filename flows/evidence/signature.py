@@ -28,12 +28,7 @@ PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
 
 @dataclass(frozen=True)
 class Signed:
-    """Contents of an envelope whose signatures are all valid.
-
-    Args:
-        when: the time that was signed with the statement.
-        key_ids: ids of the keys that signed.
-    """
+    """Contents of an envelope whose signatures are all valid."""
 
     when: datetime
     key_ids: tuple[str, ...]
@@ -79,7 +74,6 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
     """Read a private key from a PEM file.
 
     Args:
-        path: the file.
         passphrase: called only if the key is encrypted.
 
     Raises:
@@ -139,8 +133,6 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
     """Sign a statement.
 
     Args:
-        statement: the bundle's statement.
-        private_key: a private key of `cryptography`.
         earlier: a valid envelope. Its signatures are kept, and so is its time if that is not in the future: another
             signature does not make evidence newer.
 

@@ -25,9 +25,7 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
     The subject is the repaired model, or the model under test if there is none.
 
     Args:
-        manifest: the bundle's manifest.
         manifest_sha256: its hash, which makes the statement cover everything else.
-        params: the audit's blocks of params.yaml.
     """
     parts = manifest["parts"]
     subject = _subject(manifest)

@@ -52,9 +52,6 @@ class Demands:
     """What a bundle has to be besides consistent.
 
     Args:
-        signed: signed by a known key.
-        repaired: about a repaired model.
-        passed: with a passing verdict.
         max_age: largest number of days since a known key signed it.
     """
 
@@ -86,11 +83,9 @@ def verify_bundle(
     """Check a bundle's contents against each other, and against keys and a model folder if they are given.
 
     Args:
-        path: the bundle.
         keys: files of public keys (PEM). With them, a signature by one of these is required; without, only the result
             distinguishes keys that this user knows from others.
         model: a folder that has to contain the model that the verdict is about.
-        demands: further requirements.
 
     Raises:
         UsageError: if it is not a bundle, or a key or the folder cannot be read.
@@ -114,7 +109,6 @@ def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands:
     """Check that a bundle is as it was written, and who signed it.
 
     Args:
-        bundle: the bundle as read.
         known: names of known keys, by id.
         demands: requirements; only those on the signature matter here.
     """

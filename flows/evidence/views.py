@@ -55,7 +55,7 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(table)
     problems = [(check.name, problem) for check in checks for problem in check.problems]
     for name, problem in problems:
-        console.print(f"[red]{_shown(name)}:[/] {_shown(problem)}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{_shown(name)}:[/] {_shown(problem)}", soft_wrap=True)
     if problems:
         console.print(f"[bold red]{len(problems)} thing(s) do not match[/]")
         return
@@ -65,7 +65,7 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     for word, caution in ((UNKNOWN_KEY, _UNKNOWN_KEY), (UNSIGNED, _UNSIGNED)):
         summary = f"[bold yellow]{caution}[/]" if word in words else summary
     rest = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
-    console.print(f"{summary}{rest}", highlight=False, soft_wrap=True)
+    console.print(f"{summary}{rest}", soft_wrap=True)
 
 
 def show_reproduction(console: Console, found: Reproduced) -> None:
@@ -79,10 +79,10 @@ def show_reproduction(console: Console, found: Reproduced) -> None:
             table.add_row(_shown(one.where), ours, theirs, noise, "[red]NO[/]" if one.beyond else "[green]yes[/]")
         console.print(table)
     word = "[bold green]agrees[/]" if found.reproduction.agrees else "[bold red]differs by more than noise explains[/]"
-    console.print(f"{word}: {_shown(found.reproduction.summary)}", highlight=False, soft_wrap=True)
+    console.print(f"{word}: {_shown(found.reproduction.summary)}", soft_wrap=True)
     for what, path in (("signed statement", found.statement), ("the new results", found.results)):
         if path is not None:
-            console.print(f"{what}: {path.absolute()}", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, f"{what}: {path.absolute()}")
 
 
 _MOST_ROWS = 40
@@ -105,11 +105,11 @@ def show_gate(console: Console, result: GateResult) -> None:
         if verdict is not None:
             style = "yellow" if verdict.word == NO_GATES else "green" if verdict.passed is True else "red"
             told = f"[{style}]{verdict.word}[/]; {_shown(verdict.decided or UNDECIDED)}"
-            console.print(f"{_shown(whose)} own verdict: {told}", highlight=False, soft_wrap=True)
+            console.print(f"{_shown(whose)} own verdict: {told}", soft_wrap=True)
     if result.rows:
         _show_measures(console, result)
     for note in result.notes:
-        console.print(f"[yellow]note:[/] {_shown(note)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {_shown(note)}", soft_wrap=True)
 
 
 def _show_measures(console: Console, result: GateResult) -> None:
@@ -126,6 +126,5 @@ def _show_measures(console: Console, result: GateResult) -> None:
         table.add_row(_shown(row.what), *rates, *numbers, f"[{style}]{'yes' if row.passed else 'no'}[/]")
     console.print(table)
     console.print(
-        f"worse by: in points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
-        highlight=False,
+        f"worse by: in points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}"
     )

@@ -112,10 +112,6 @@ def _is_intact(path: Path) -> bool:
 def sign_bundle(path: Path, private_key: Any) -> str:
     """Add a signature of the statement to a bundle, beside those of other keys.
 
-    Args:
-        path: the bundle.
-        private_key: a key from `read_private_key`.
-
     Returns:
         The key's id, as `faded verify` shows it.
 

@@ -40,8 +40,6 @@ class Stage:
         name: "discover@mnist".
         kind: "discover", the module under stages/.
         audit: "mnist", also for its share "explore@mnist-2"; empty for a stage that belongs to no audit.
-        gpus: number of GPUs to request from the runner.
-        upstream: names of the stages it depends on directly.
         size: bytes of its outputs when it last ran, None if it never did.
         reasons: why it is stale; empty if it is up to date.
     """

@@ -179,11 +179,7 @@ def _locked() -> dict[str, dict[str, Any]]:
 
 
 def find_damage(stages: Collection[str]) -> list[Damage]:
-    """Find differences between dvc.lock, outputs in the workspace, their copies in DVC's cache, and stages' records.
-
-    Args:
-        stages: names in dvc.lock; others are ignored.
-    """
+    """Find differences between dvc.lock, outputs in the workspace, their copies in DVC's cache, and stages' records."""
     locked = {name: entry for name, entry in _locked().items() if name in stages}
     hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
     if cache is None:
@@ -335,11 +331,7 @@ def _sha256(path: Path, hashes: Hashes) -> str:
 
 
 class CacheFolder:
-    """DVC's cache of outputs: objects named by their MD5.
-
-    Args:
-        folder: contains the objects in folders named by the first two digits of their hash.
-    """
+    """DVC's cache of outputs: objects named by their MD5."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

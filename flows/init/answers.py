@@ -26,12 +26,6 @@ _NONE = "none"
 def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Wanted:
     """Ask the questions that options leave open, and inspect the model and the data.
 
-    Args:
-        questions: asks questions, or takes options.
-        workspace: root folder of the audit's workspace.
-        audits: names that are taken.
-        budget: budget of the search, if it was given.
-
     Raises:
         UsageError: if an answer is missing or unusable.
     """
@@ -81,7 +75,6 @@ def look_at_model(given: str, questions: Questions) -> tuple[str | None, Model]:
 
     Args:
         given: a file, a folder, ORG/NAME of a hub, a URL, or a name that some kind defines.
-        questions: asks what the files do not show.
 
     Raises:
         UsageError: if there is nothing of that name, or it is not a model that Faded reads.

@@ -21,7 +21,6 @@ class Placed:
 
     Args:
         name: its name under data/AUDIT/inputs, as params.yaml uses it.
-        source: where it is.
         beside: files that it names, relative to its folder; then `name` is a folder that contains it and them.
     """
 
@@ -73,12 +72,6 @@ class PlacedInputs:
 def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> list[str]:
     """Put files where the audit looks for them; copies that are there already are kept.
 
-    Args:
-        workspace: folder of params.yaml.
-        audit: its name.
-        placed: the files, with their names.
-        copy: whether to copy instead of link.
-
     Returns:
         One line per file for people.
 
@@ -118,9 +111,7 @@ def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
     """Fill an empty folder with what an audit will find under its inputs, for a trial.
 
     Args:
-        inputs: the folder.
         others: the audit's real inputs, which may already have files.
-        placed: what is going to be placed there.
     """
     for one in placed:
         _place(inputs, inputs, one, inputs, copy=False)

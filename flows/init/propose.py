@@ -74,15 +74,8 @@ class Wanted:
     """Everything an audit is made from.
 
     Args:
-        name: name of the audit.
-        kind: name of the kind of task.
         seen: the model and the data as recognised, with a line for people about each finding.
-        model: `prepare.model`.
-        data: `prepare.data`.
-        proposal: the kind's proposal.
-        repair: whether a repair follows.
         budget: unique probes of the search; None to derive it from the duration of a probe.
-        placed: files to be placed under inputs.
     """
 
     name: str
@@ -108,9 +101,6 @@ class Wanted:
 
 def propose_audit(wanted: Wanted) -> AuditDraft:
     """A complete and valid audit, before anything is measured.
-
-    Args:
-        wanted: the requested audit.
 
     Raises:
         UsageError: if there are too few items.
@@ -221,8 +211,6 @@ def measured(draft: AuditDraft, found: Swept, *, budget: int | None) -> AuditDra
     """The audit with what was seen of its concepts, and a budget that fits the model.
 
     Args:
-        draft: the audit as written.
-        found: the sweep's result.
         budget: the budget a person asked for; None to derive it from the duration of a probe.
     """
     seconds, seen = found.seconds, found.sweep
@@ -260,11 +248,6 @@ def _said_items(wanted: Wanted) -> str:
 
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:
     """Refuse a sweep that is too short for its concepts, and a budget larger than the number of pairs.
-
-    Args:
-        draft: the audit.
-        budget: budget of its search from the command line; None if it was not given.
-        probes: probes of its sweep from the command line; None if they were not given.
 
     Raises:
         UsageError: with the number that is expected.

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
+from flows.terminal import print_plain
 from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Answer, Ask, Check
 
@@ -18,7 +19,6 @@ class Questions(Ask):
     An answer is, in this order: the option; what is typed, if there is a terminal; the guess, with `--yes`.
 
     Args:
-        console: where to ask.
         options: answers on the command line, by name; None for an option that was not given.
         asks: whether there is a terminal to ask in.
         yes: whether guesses are accepted without asking.
@@ -101,7 +101,7 @@ class Questions(Ask):
                     raise UsageError("an answer is required")
                 check(typed)
             except UsageError as error:
-                self._console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+                print_plain(self._console, str(error), style="yellow")
             else:
                 return typed
 

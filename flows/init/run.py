@@ -24,6 +24,7 @@ from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propos
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished, written_blocks
 from flows.results.estimate import duration, few_items
+from flows.terminal import print_plain
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.block import AuditDraft, with_draft
 from flows.workspace.new import add_folders, check_folder, write_workspace
@@ -44,11 +45,8 @@ class Options:
     """The command line.
 
     Args:
-        answers: answers to questions, by name; None for an option that was not given.
-        copy: whether files are copied instead of linked.
         budget: unique probes of the search; None to derive it from the duration of a probe.
         probes: probes of the sweep; None to derive them from the duration of a probe.
-        yes: whether guesses are accepted without asking.
     """
 
     answers: Mapping[str, Answer | None]
@@ -63,9 +61,6 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
 
     Args:
         folder: a folder in a git repository; if it, or one above it, has audits, the new one is added there.
-        options: the command line.
-        console: where to ask and print.
-        asks: whether there is a terminal to ask in.
 
     Raises:
         UsageError: if an answer is missing or unusable; params.yaml is unchanged then.
@@ -97,13 +92,11 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         draft = propose_audit(wanted)
     if not questions.go_on("Write this audit and measure each concept"):
         raise UsageError("stopped: nothing was written")
-    for path in write_workspace(workspace):
-        console.print(f"wrote {path}", markup=False, highlight=False)
+    print_plain(console, *(f"wrote {path}" for path in write_workspace(workspace)))
     os.chdir(workspace)
     enter_workspace()
     with exclusive():
-        for line in place(Path(), draft.name, wanted.placed, copy=options.copy):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, *place(Path(), draft.name, wanted.placed, copy=options.copy))
         add_folders(Path(), draft.name, repair=draft.repair is not None)
         _write_and_sweep(draft, questions, options, console, absent=wanted.absent)
 
@@ -113,8 +106,6 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
 
     Args:
         folder: a folder in a git repository; an existing params.yaml with audits is kept.
-        options: the command line, which may not describe an audit.
-        console: where to print.
 
     Raises:
         UsageError: if an audit is described, or the folder cannot become a workspace.
@@ -124,10 +115,9 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
     if given:
         raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(given)}")
     written = write_workspace(folder)
-    for path in written:
-        console.print(f"wrote {path}", markup=False, highlight=False)
+    print_plain(console, *(f"wrote {path}" for path in written))
     told = "an audit is yours to write into" if written else "it is already a workspace; audits are in"
-    console.print(f"{told} {folder / PARAMS}; `faded plan` checks it", markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, f"{told} {folder / PARAMS}; `faded plan` checks it")
 
 
 def _write_and_sweep(
@@ -178,7 +168,7 @@ def _tried(wanted: Wanted, draft: AuditDraft, questions: Questions, workspace: P
         return wanted
     if not questions.asked(trial.option) and questions.said(trial.option) is None:
         raise UsageError(f"{trial.doubt}. {trial.advice}")
-    console.print(trial.doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, trial.doubt, style="yellow")
     change = trial.change
     if change is None or not questions.confirm(trial.option, change.question, change.likely):
         return wanted
@@ -237,13 +227,12 @@ def _earlier(earlier: Sequence[Unfinished], options: Options, console: Console) 
 
 def show_seen(console: Console, said: Sequence[str], draft: AuditDraft, workspace: Path) -> None:
     """Print what was recognised about the model and the data, and how many items the audit takes."""
-    for line in said:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *said)
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
-    console.print(f"items: {items}", highlight=False)
+    console.print(f"items: {items}")
     if (few := few_items(draft.audit["prepare"]["items"])) is not None:
-        console.print(few, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, few, style="yellow")
+    print_plain(console, f"audit: {draft.name}, in {workspace}")
 
 
 def show_trial(console: Console, trial: Trial) -> None:
@@ -256,19 +245,14 @@ def show_trial(console: Console, trial: Trial) -> None:
     for row in rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
-    for line in trial.told:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *trial.told)
 
 
 def show_search(console: Console, draft: AuditDraft, *, aimed: bool) -> None:
     """Print the budget of the search; `aimed`: it was derived from the duration of a probe."""
     budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
     aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
-    console.print(
-        f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_plain(console, f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}")
 
 
 def show_absent(console: Console, name: str) -> None:
@@ -276,13 +260,13 @@ def show_absent(console: Console, name: str) -> None:
     console.print(
         f"{name} is written to params.yaml, but not measured: not everything it needs is here", style="yellow"
     )
-    console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network", highlight=False)
-    console.print("      then run this command again, which continues", highlight=False)
+    console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network")
+    console.print("      then run this command again, which continues")
 
 
 def show_next(console: Console, draft: AuditDraft) -> None:
     """Print what to do next."""
     name = draft.name
-    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes", highlight=False)
-    console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
-    console.print("      git add --all && git commit   commit what was written", style="dim", highlight=False)
+    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
+    console.print(f"      [bold]faded audit {name}[/]   run it")
+    console.print("      git add --all && git commit   commit what was written", style="dim")

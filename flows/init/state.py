@@ -27,12 +27,8 @@ class Unfinished:
     """An audit that was written but is not measured yet.
 
     Args:
-        name: name of the audit.
-        answers: the person's answers.
         written: the blocks that params.yaml may have of it: one of these, as a kill may have come before or after the
             last change; none if it was refused and removed again.
-        budget: budget of the search from the command line; None if it was not given.
-        probes: probes of the sweep from the command line; None if they were not given.
     """
 
     name: str

@@ -36,10 +36,6 @@ class DecisionOutcome(NamedTuple):
     """A recorded decision.
 
     Args:
-        audit: its audit.
-        path: its file.
-        reviewer: name of the reviewer.
-        approve: whether they approved.
         resumed: sentences about the flow runs that waited for it.
         next_steps: sentences about what happens next, with those.
     """
@@ -144,10 +140,6 @@ def decide(
     """Record a decision, signed if the audit lists keys, resume the runs that wait for it, and say what comes next.
 
     Args:
-        params: the workspace's parameters.
-        audit: the audit whose landscape is decided on.
-        decision: the person's decision.
-        via: how it was entered.
         revise: whether it replaces an earlier decision.
         seen: SHA-256 of the decisions that the person was shown, if any; see `record_decision`.
 

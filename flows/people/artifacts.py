@@ -36,13 +36,7 @@ _LETTERS = 90  # of a caption
 
 
 def conclusion_of(params: Params, audit: str, results: Sequence[StageResult]) -> Conclusion:
-    """Determine how an audit ended in a deployed run, describe it, and keep its evidence if it is finished.
-
-    Args:
-        params: the workspace's parameters.
-        audit: its name.
-        results: results of this run's stages.
-    """
+    """Determine how an audit ended in a deployed run, describe it, and keep its evidence if it is finished."""
     ending = how_it_ended(params, audit, results)
     evidence, problem = keep_evidence(params, audit) if finished(audit, results) else (None, None)
     drift = None
@@ -53,13 +47,7 @@ def conclusion_of(params: Params, audit: str, results: Sequence[StageResult]) ->
 
 
 def artifacts_of(params: Params, ending: Ending, results: Sequence[StageResult]) -> list[Artifact]:
-    """Describe this run's results for an audit.
-
-    Args:
-        params: the workspace's parameters.
-        ending: how the audit ended in this run.
-        results: results of this run's stages.
-    """
+    """Describe this run's results for an audit."""
     audit = ending.audit
     decided = {r.stage for r in results if r.outcome in ("ran", "restored", "failed")}
     unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
@@ -94,7 +82,6 @@ def verdict_markdown(verdict: LastVerdict, *, anew: bool = True) -> str:
     """The verdict with its gates, as markdown, in the units of the report.
 
     Args:
-        verdict: the audit's verdict.
         anew: whether this run reached it; otherwise an earlier run did, and it still holds.
     """
     lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]

@@ -45,8 +45,6 @@ class ShownProbes:
     """Probes as people see them: inputs are changed again by the audit's task, answers are those that were recorded.
 
     Args:
-        here: the audit's records.
-        table: its probes.
         task: the audit's task; None if it cannot be loaded, and only answers are shown.
         without: why it cannot.
     """

@@ -34,11 +34,7 @@ class DecisionDraft(Strict):
     """What a person has entered so far.
 
     Args:
-        reviewer: the person's name, as typed.
         approve: whether the repair is approved; None before that is chosen.
-        reason: the reason for the decision as a whole.
-        modes: the choices, by mode.
-        examples: ratings of examples.
     """
 
     reviewer: str = ""
@@ -62,10 +58,6 @@ class DecisionDraft(Strict):
 
     def decision(self, landscape: str, modes: Sequence[ModeRecord]) -> Decision:
         """The decision on a landscape; a rejection may leave out modes and reasons.
-
-        Args:
-            landscape: its hash.
-            modes: its failure modes.
 
         Raises:
             DraftError: if anything is missing or wrong.

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from flows.terminal import new_table
+from flows.terminal import new_table, print_plain
 from flows.workspace.edit_params import with_file
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
@@ -35,8 +35,6 @@ class RatingsLesson:
     """What the scores of an audit teach.
 
     Args:
-        target: what was scored.
-        evidence: the scores.
         bound: {fails_below or fails_above: rating} in force, or proposed.
         fit: the map; None if there are too few scores.
         ratings: the map for the file; None if it predicts no better than a constant.
@@ -72,9 +70,9 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
         effect = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
         if control is not None:
             effect = _change(control, learnt.ratings, learnt.threshold)
-        console.print(effect, highlight=False, soft_wrap=True)
+        print_plain(console, effect)
     if learnt.refusal:
-        console.print(f"[yellow]cannot be enabled:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]cannot be enabled:[/] {learnt.refusal}", soft_wrap=True)
     return learnt
 
 
@@ -94,14 +92,14 @@ def write_ratings(name: str, learnt: RatingsLesson, console: Console) -> None:
     edit_file(PARAMS, lambda _: after, console)
     audits = load_params(PARAMS).audits
     if sharing:
-        console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
+        console.print(f"{', '.join(sharing)} share these settings, so they change too")
     if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
         why = (
             "measured on another scale, so these ratings are refused there; give each of them a discrepancy of its own"
         )
-        console.print(f"[yellow]{', '.join(others)}: {why}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]{', '.join(others)}: {why}[/]", soft_wrap=True)
     next_step = f"commit both, and see what is now stale with `faded plan {name}`"
-    console.print(f"written to {path} and {PARAMS}; {next_step}", highlight=False, soft_wrap=True)
+    print_plain(console, f"written to {path} and {PARAMS}; {next_step}")
 
 
 def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
@@ -130,7 +128,7 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
     replace_file(path, "".join(lines))
     side = "more" if target == "quality" else "less"
     meaning = f"acceptable is a rating of {bound:g} or {side}"
-    console.print(f"{len(lines)} labels written to {path}; {meaning}", highlight=False, soft_wrap=True)
+    print_plain(console, f"{len(lines)} labels written to {path}; {meaning}")
 
 
 def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
@@ -220,17 +218,15 @@ def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
         f"{len(evidence.scored)} ratings of {learnt.target} of {items} items of {name}, by {by}; in"
         f" {len(evidence.decisions)} decision(s) on {landscapes} landscape(s)",
         markup=False,
-        highlight=False,
     )
     if evidence.of_another_scale:
         console.print(
             f"{evidence.of_another_scale} more are of another scale (task, discrepancy or prepare have changed since)"
-            " and are ignored",
-            highlight=False,
+            " and are ignored"
         )
     agreed = agreement([kept.decision for kept in evidence.decisions])
     unknown = "no example was rated by two reviewers, so their agreement is unknown"
-    console.print(agreed.statement if agreed else unknown, markup=False, highlight=False)
+    console.print(agreed.statement if agreed else unknown, markup=False)
 
 
 def _show_fit(fit: Fit, console: Console) -> None:

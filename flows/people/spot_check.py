@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from flows.terminal import new_table
+from flows.terminal import new_table, print_plain
 from flows.workspace.edit_params import with_file
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
@@ -59,11 +59,10 @@ def draw_spot_check(name: str, path: Path, draws: int, seed: int, console: Conso
     texts = ["item", "where", "input", "expected", "answer"]
     table[texts] = table[texts].astype(str).map(behind_apostrophe)
     replace_file(path, table.to_csv(index=False))
-    console.print(
+    print_plain(
+        console,
         f"{len(table)} probes ({draws} draws, as they occur in use) written to {path}: write yes or no into the column"
         f" `fails` of each, then run the same command again",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -110,12 +109,12 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
         table.add_row(what, f"{rate.value:.1%}", f"{rate.low:.1%} to {rate.high:.1%}")
     console.print(table)
     wrong = f"{corrected.only_automatic} only the measure, {corrected.only_people} only people found a failure in"
-    console.print(f"of {corrected.overall.n} draws: {wrong}", highlight=False)
+    console.print(f"of {corrected.overall.n} draws: {wrong}")
     if write:
         entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data).hexdigest()}
         after, _ = with_file(PARAMS.read_bytes().decode("utf-8"), name, ("summarize", "spot_check"), entry)
         edit_file(PARAMS, lambda _: after, console)
-        console.print(f"named in {PARAMS}: commit {path}, and run `faded audit {name}`", highlight=False)
+        console.print(f"named in {PARAMS}: commit {path}, and run `faded audit {name}`")
 
 
 def _search(name: str) -> Discover:

@@ -127,14 +127,7 @@ def _state_message(message: str) -> Iterator[None]:
 
 
 def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> type[DecisionForm]:
-    """The form for one landscape.
-
-    Args:
-        audit: name of the audit.
-        now: the decisions on the landscape so far.
-        modes: its modes.
-        problem: why the last answer was refused.
-    """
+    """The form for one landscape."""
     # Prefect's page hides the text above a form that is longer than the window, so fields describe what must be read.
     refusal = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
     what = f"{_where_to_decide(audit)}.{refusal} {_REJECT}"

@@ -57,7 +57,6 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
     """Resume those of these flow runs that are suspended on the audit's landscape, and cancel those on another one.
 
     Args:
-        audit: name of the audit.
         now: the decisions, which are entered in the form, as a run cannot be resumed without. None if nobody is asked
             any more, so that all are cancelled.
         runs: the URL of the API on which each run was suspended, by id.

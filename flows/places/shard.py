@@ -25,9 +25,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     """Set how many shares the search of an audit has; 1 leaves it undivided.
 
     Args:
-        shards: number of independent searches that the budget is divided among.
         gpus: GPUs that each share, and the audit's other stages, request; None to keep the current number.
-        console: where to print what was done, and what it means.
 
     Raises:
         UsageError: if a share would have no probe, or no item once prepare has written the items, or params.yaml's
@@ -42,18 +40,17 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     before = PARAMS.read_bytes().decode("utf-8")
     after = with_shards(before, name, shards, gpus)
     if after == before:
-        console.print(f"nothing to write: {name} {_words(shards)} already", highlight=False)
+        console.print(f"nothing to write: {name} {_words(shards)} already")
         return
     with exclusive():
         replace_file(PARAMS, after)
         load_params(PARAMS)  # checks the new text
         update_pipeline()  # writes the shares to faded.json for DVC
-    console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs", highlight=False)
+    console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs")
     if shards > 1 and (each := (budget - audit.discover.kept_back) // shards) < FEW:
         console.print(
             f"[yellow]each share has {each:,} probes: with fewer than {FEW} an explorer draws most of them"
             " at random and finds less (docs/scaling.md)[/]",
-            highlight=False,
             soft_wrap=True,
         )
 

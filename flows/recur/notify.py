@@ -33,9 +33,6 @@ def notify(event: Event, audit: str, text: str, result: str = "") -> None:
     """Notify people if a block is set; errors are logged and otherwise ignored.
 
     Args:
-        event: what happened.
-        audit: the audit it happened to.
-        text: the message, with links.
         result: identifies the event, so that nobody is notified twice in a row of the same. Empty if every one is new.
     """
     sent = f"{event} {result}" if result else ""
@@ -73,7 +70,6 @@ def set_url(kind: Kind, url: str) -> str:
     """Save an address for notifications as a block on the server of the current settings, and use it from now on.
 
     Args:
-        kind: kind of the address.
         url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
             the mail server, in Apprise's format.
 

@@ -31,10 +31,8 @@ class ScheduleRow:
     """One audit with a deployment.
 
     Args:
-        entry: its deployment.
         next_start: in local time; None if its schedule is off.
         last: when it ran last and how that ended, in words.
-        verdict: its last verdict, in words.
         waits: what it waits for, or what is wrong with its decisions, in words; empty for nothing.
     """
 
@@ -49,7 +47,6 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
     """Read the overview; without a server, the time of the last verdict stands for the last run.
 
     Args:
-        params: the workspace's parameters.
         entries: deployments of prefect.yaml; those of removed audits are left out.
         api: URL of a Prefect server that responds, None for none.
     """
@@ -81,7 +78,6 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
     """Problems with the runs of a work pool on the server of the current settings.
 
     Args:
-        pool: the workspace's work pool.
         since: crashes before this time are ignored.
         late: how long a run may wait for its start.
 

@@ -118,10 +118,6 @@ def crash_silent(pool: str, silence: timedelta = SILENCE) -> None:
 
     The time is measured here, by a clock that nobody sets and that stands still while this machine sleeps: those of
     other machines differ.
-
-    Args:
-        pool: the workspace's work pool.
-        silence: time without a new heartbeat after which a run counts as dead.
     """
     from prefect.client.orchestration import get_client
     from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
@@ -153,10 +149,6 @@ def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
 
     Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
     distinguished from dead ones, which the automation on heartbeats then finds.
-
-    Args:
-        pool: the workspace's work pool.
-        why: message of their states.
 
     Returns:
         Sentences about what was done.

@@ -47,11 +47,8 @@ class Entry:
     """One deployment of prefect.yaml that runs one audit.
 
     Args:
-        name: the deployment's name.
         audit: name under audits: in params.yaml.
-        pool: its work pool.
         cron: when it starts, None if it has no cron schedule.
-        timezone: the time zone of `cron`.
         active: whether that schedule is on.
     """
 
@@ -77,8 +74,6 @@ class Launch:
     """How the runs of a deployment are started, according to prefect.yaml.
 
     Args:
-        entrypoint: entrypoint of the flow.
-        job_variables: command and environment.
         pull_steps: pull steps, as `prefect deploy` sends them to a server.
         parameters: allowed parameters of a run: the deployment's, or those of one of its schedules.
     """
@@ -172,8 +167,6 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
     """Write an audit's schedule to prefect.yaml; nothing else in the file is changed.
 
     Args:
-        params: the workspace's parameters.
-        audit: name under audits:.
         cron: five fields; None turns the schedule off and keeps it for later.
         timezone: IANA name; by default the schedule's current one.
 

@@ -52,9 +52,7 @@ class LastVerdict:
     Args:
         passed: None if no gate is set, none failed but some could not be judged, or there is no verdict.
         report: the report of this verdict, if it exists.
-        found: whether there is a verdict at all.
         decided: who decided what was repaired, in words; None if there was nothing to decide.
-        statement: the verdict in sentences, if its stage wrote any.
         light: whether a careful person would deploy: green, amber or red; None if the stage did not say.
         concerns: what speaks against it although no gate failed, in sentences.
         revision: the commit with the audit's last numbers, or `WORKSPACE`; None if there are none.

@@ -42,7 +42,6 @@ class StageEstimate:
     Args:
         stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
         probes: upper bound of its unique probes; None for a stage without probes.
-        calls: batched model calls for them.
         seconds: its duration, None if nothing is known about it.
         source: where `seconds` is from: the stage's last run here, else its probes times the duration of one in
             `prepare`, else its run on the machine of the benchmarks.
@@ -212,11 +211,7 @@ def work_of(params: Params, stage: Stage) -> float | None:
 
 
 def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
-    """The backend of an audit's network, and why; None if `compute.backend: auto` does not have to choose.
-
-    Args:
-        here: whether stages run on this machine.
-    """
+    """The backend of an audit's network, and why; None if `compute.backend: auto` does not have to choose."""
     audit = params.audit(name)
     if audit.compute.backend != "auto":
         return None
@@ -276,11 +271,7 @@ def processes_line(params: Params, graph: Graph, name: str) -> str | None:
 
 
 def plan_run(params: Params, graph: Graph, audits: Sequence[str], *, here: bool) -> Estimate:
-    """The cost of running audits now, with notes: backends, paid requests, processes, and what items can show.
-
-    Args:
-        here: whether stages run on this machine.
-    """
+    """The cost of running audits now, with notes: backends, paid requests, processes, and what items can show."""
     from flows.results.power import what_can_be_shown, what_gates_leave_open
 
     notes: list[Note] = []

@@ -60,10 +60,10 @@ def show_verdict(console: Console, verdict: LastVerdict) -> None:
                 escape(gate.named), bound, value, "–" if gate.low is None or gate.high is None else interval, holds
             )
         console.print(table)
-        console.print("numbers without % are in points", highlight=False)
-    console.print(_verdict_line(verdict), highlight=False)
+        console.print("numbers without % are in points")
+    console.print(_verdict_line(verdict))
     if verdict.statement:
-        console.print(verdict.statement, markup=False, highlight=False)
+        console.print(verdict.statement, markup=False)
     if verdict.report is not None:
         print_plain(console, f"report: {verdict.report.resolve()}")
 
@@ -102,14 +102,14 @@ def show_plan(console: Console, plan: Estimate) -> None:
                 bytes_in_words(e.size) if e.size is not None else "?",
             )
         console.print(table)
-        console.print(f"{plan.probes:,} unique probes at most; {plan.time}", highlight=False)
+        console.print(f"{plan.probes:,} unique probes at most; {plan.time}")
         disk = sum(e.size or 0 for e in plan.stages)
         about = (
             f"about {bytes_in_words(disk)} of outputs, as in the last run"
             if disk
             else "size of outputs unknown before the first run"
         )
-        console.print(f"disk: {about}, {bytes_in_words(plan.free)} free", highlight=False)
+        console.print(f"disk: {about}, {bytes_in_words(plan.free)} free")
     else:
         console.print("nothing to do: no stage is stale")
     for note in plan.notes:
@@ -130,9 +130,7 @@ _STATE_STYLE = {"fresh": "green", RUNS_NOW: "cyan"}
 def show_status(console: Console, status: Status) -> None:
     """Print one row per audit, or the state of every stage if asked for, and what to do next."""
     if status.running is not None:
-        console.print(
-            f"[yellow]an audit is running (process {status.running}), so this will change[/]", highlight=False
-        )
+        console.print(f"[yellow]an audit is running (process {status.running}), so this will change[/]")
     if status.stages is not None:
         table = narrow_table("stage", "state", whole=("state",))
         for one in status.stages:
@@ -155,7 +153,7 @@ def show_status(console: Console, status: Status) -> None:
     if status.stages is not None:
         for row in status.audits:
             note = " [dim](from an earlier run: stages are stale)[/]" if row.outdated else ""
-            console.print(_verdict_line(row.verdict) + note, highlight=False)
+            console.print(_verdict_line(row.verdict) + note)
     _show_next(console, status)
 
 
@@ -185,7 +183,7 @@ def show_history(console: Console, found: Histories) -> None:
     for history in found.audits:
         if not history.results:
             continue
-        console.print(f"[bold]{escape(history.audit)}[/]: {history.drift}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{escape(history.audit)}[/]: {history.drift}", soft_wrap=True)
         whole = ("result", "date", "verdict", "failure rate", "targets")
         table = narrow_table(*whole, "decided by", whole=whole)
         for result in history.results:
@@ -227,17 +225,16 @@ def _show_revisions(console: Console, together: SideBySide) -> None:
         return
     d = paired.difference
     sure = "no difference shown" if d.low <= 0 <= d.high else "more failures" if d.low > 0 else "fewer failures"
-    console.print(
+    print_plain(
+        console,
         f"paired on {d.n:,} common control probes of {paired.items} items: {other} minus {one}"
         f" {_difference(d)}: {sure}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 def _show_notes(console: Console, notes: Sequence[str]) -> None:
     for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def _show_side_by_side(console: Console, together: SideBySide) -> None:
@@ -271,11 +268,10 @@ def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -
             escape(f"{', '.join(mode.models)}: {mode.text}"), *(short_rate(rate) or "-" for rate in mode.rates)
         )
     console.print(table)
-    console.print(
+    print_plain(
+        console,
         f"all fail on {short_rate(paired.all_fail)} of these; if their failures were independent, it would be"
         f" {short_rate(paired.independent)}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -43,10 +43,7 @@ class Artifact(NamedTuple):
     """A page in Prefect.
 
     Args:
-        audit: the audit it belongs to.
         what: the end of its key.
-        title: its heading, which people also see before they open it.
-        text: its body, as markdown.
     """
 
     audit: str
@@ -59,7 +56,6 @@ class Conclusion(NamedTuple):
     """What a deployed run leaves of an audit.
 
     Args:
-        artifacts: to be published.
         evidence: its bundle; None unless the audit is finished.
         problem: what is missing of the evidence, if anything is.
         drift: the message about a new result that shows more failures than those before; None if it does not.

@@ -48,7 +48,6 @@ class RevisionResult:
     """The result of an audit at one revision, which its verdict names with its date.
 
     Args:
-        verdict: the verdict then.
         failure_rate: of the model under test in use.
         target_change: change of the failure rate in the target modes by the repair; None without a repair.
         changed: the differences from the result before, in words; None for the first known result.

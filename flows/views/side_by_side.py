@@ -69,10 +69,8 @@ class SideBySide:
 
     Args:
         found: what their searches found.
-        rates: rates with intervals.
         differs: settings in which the results differ.
         paired: the models on their common probes; None if grids differ or there are no common probes.
-        notes: hints for reading all this.
         revisions_of: the audit, if these are two revisions of one; then `difference` pairs them.
         difference: the second minus the first on common probes of the control; None if there are none.
         page: the page with the curves of all searches.
@@ -96,10 +94,6 @@ class SideBySide:
 
 def chosen_results(words: Sequence[str], audits: Collection[str], default: str) -> list[tuple[str, str]]:
     """The requested results as (revision, audit): every named audit in every named revision.
-
-    Args:
-        words: names of audits, and revisions.
-        default: the audit if none is named.
 
     Raises:
         UsageError: if a word is neither, or only one result is requested.

@@ -22,7 +22,6 @@ class AuditDraft:
     """An audit that is to be written, with comments.
 
     Args:
-        name: the audit's name.
         audit: its block, as in `AuditConfig`.
         repair: the block of its repair, as in `RepairConfig`; None for no repair.
         notes: comments by key: "prepare.items", "concepts.blur", "repair.gates".
@@ -80,10 +79,6 @@ def _flow(value: Any) -> Any:
 
 def with_draft(text: str, draft: AuditDraft) -> str:
     """The text of params.yaml with an audit and its repair, in place of those of that name; other lines stay.
-
-    Args:
-        text: the text of params.yaml.
-        draft: what to write.
 
     Raises:
         UsageError: if the file's layout does not allow this without changing other lines.

@@ -57,10 +57,6 @@ def with_usage(text: str, audit: str, levels: Mapping[str, Mapping[Level, float]
 
     Levels of other concepts and named combinations stay. The number of changes goes, as it now follows from the shares.
 
-    Args:
-        levels: shares by concept and level.
-        measured: what they were measured on.
-
     Raises:
         UsageError: if the file's layout does not allow this without changing other lines.
     """
@@ -155,8 +151,6 @@ def with_file(text: str, audit: str, place: tuple[str, str], entry: Mapping[str,
     """The text of params.yaml with a file of people's opinions, and other audits that share it through an alias.
 
     Args:
-        text: params.yaml.
-        audit: the audit.
         place: block and key of the entry: `discrepancy.ratings`, `summarize.spot_check`.
         entry: the file, its hash, and what else there is to say.
 

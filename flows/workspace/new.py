@@ -63,9 +63,6 @@ def write_workspace(folder: Path) -> list[Path]:
     dvc.yaml makes it a workspace, so it is written last: a kill leaves nothing that DVC reads, and a new call resumes.
     A clone of Faded's repository is left unchanged, and so are other pipelines of the repository.
 
-    Args:
-        folder: a folder in a git repository; created if it is missing.
-
     Returns:
         What was written; empty if it already is a workspace.
 

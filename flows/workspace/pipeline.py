@@ -109,7 +109,6 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
     """The missing files that keep the folders of an audit in git and its outputs out of it.
 
     Args:
-        repair: whether the audit has a repair, which people may decide on.
         own: whether it is a custom workspace; a clone's root folder has the ignore files for all audits.
 
     Returns:
@@ -137,11 +136,7 @@ def plot_templates(folder: Path) -> dict[Path, str]:
 
 
 def installation_record(folder: Path, *, own: bool) -> str:
-    """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself.
-
-    Args:
-        own: whether it is a custom workspace.
-    """
+    """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself."""
     try:
         shares: Any = load_params(folder / PARAMS).shares
     except UsageError:

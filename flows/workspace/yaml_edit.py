@@ -64,7 +64,7 @@ def edit_file(path: Path, change: Callable[[str], str], console: Console | None 
         lines = before.splitlines(), after.splitlines()
         for line in difflib.unified_diff(*lines, str(path), str(path), n=1, lineterm=""):
             colour = {"+": "green", "-": "red"}.get(line[0], "dim")
-            console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
+            console.print(f"[{colour}]{escape(line)}[/]", soft_wrap=True)
     replace_file(path, after)
 
 

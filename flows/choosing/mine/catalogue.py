@@ -48,10 +48,7 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
     """Render the mining results of an audit as one self-contained page that needs no network.
 
     Args:
-        name: name of the audit.
-        audit: its block of params.yaml.
         when: time of mining, in seconds since 1970.
-        mining: the results.
     """
     settings = mining.settings
     shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}

@@ -20,6 +20,7 @@ import stages.mining
 from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
+from flows.terminal import print_plain
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.core.environment import WORK
@@ -41,10 +42,8 @@ class MiningRecord(BaseModel):
     """Mining results as stored in .faded/mine/AUDIT.json.
 
     Args:
-        audit: name of the audit.
         when: seconds since 1970.
         proposed: lines of YAML that would add the findings to the audit; empty if nothing is proposed.
-        mining: the results.
     """
 
     audit: str
@@ -72,7 +71,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
 
             form = texts_of(task_class(name, audit), name)  # before prepare, which may take long
             run_with_upstream(read_graph(), f"prepare@{name}", console)
-            console.print(f"mining {name}: {settings.probes:,} unique probes at most", highlight=False)
+            console.print(f"mining {name}: {settings.probes:,} unique probes at most")
             mining = _mine(name, audit, settings, form)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))
         proposed = proposed_lines(name, audit, mining, form, items)
@@ -81,9 +80,9 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
         replace_file(page, catalogue(name, audit, record.when, mining).encode())
         show_mining(console, name, mining)
         if record.proposed:
-            console.print("\nto audit the findings, add to params.yaml:", highlight=False)
-            console.print(record.proposed, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"record: {path}\npage: {page}", markup=False, highlight=False, soft_wrap=True)
+            console.print("\nto audit the findings, add to params.yaml:")
+            print_plain(console, record.proposed)
+        print_plain(console, f"record: {path}\npage: {page}")
     return record
 
 
@@ -122,23 +121,21 @@ def show_mining(console: Console, audit: str, mining: Mining) -> None:
     if m.findings:
         console.print(table)
     counted = f"{m.slices:,} sets of {m.facts:,} facts" + (" (more than may be counted)" if m.cut else "")
-    console.print(
+    print_plain(
+        console,
         f"{len(m.confirmed)} of {len(m.findings)} candidates confirmed; {counted}; {m.probes:,} of"
         f" {m.settings.probes:,} unique probes spent",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(
+    print_plain(
+        console,
         f"{m.items[0]:,} items proposed, {m.items[1]:,} others confirmed; of these {_rate(m.now)} of {m.now.n} fail"
         " unchanged",
-        highlight=False,
-        soft_wrap=True,
     )
     for told in (
         "without: the same items with other words or levels, or else other items; a line for each part of a finding",
         "p, adjusted: of the weakest of these comparisons, for the number of candidates (Holm 1979)",
     ):
-        console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]{told}[/]", soft_wrap=True)
 
 
 def _rate(rate: Rate) -> str:
@@ -152,10 +149,6 @@ def proposed_lines(name: str, audit: AuditConfig, mining: Mining, form: MinedTex
     """Return lines of params.yaml that would add the findings to an audit; empty if there are none.
 
     Args:
-        name: name of the audit.
-        audit: its block of params.yaml.
-        mining: the results.
-        form: what the kind of task says about its texts.
         path: where to write the file of items, if the lines refer to one; removed if they do not.
     """
     items = read_table(stage_dir(name, "prepare") / "items.parquet")

@@ -54,7 +54,7 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
     now = task_context(name, audit, stage_dir(name, "prepare")).compute
     changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(now, key)}
     if not changed:
-        console.print("nothing to write: it is already set", highlight=False)
+        console.print("nothing to write: it is already set")
         return
     write_params(name, audit, lambda text: with_compute(text, name, changed), console)
 

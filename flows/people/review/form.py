@@ -58,10 +58,6 @@ def read_fields(body: bytes) -> Fields:
 def draft_of(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> DecisionDraft:
     """What was filled in.
 
-    Args:
-        fields: the form's fields.
-        modes: the landscape's modes.
-
     Raises:
         DraftError: if a field has a value that the page does not offer.
     """

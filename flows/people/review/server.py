@@ -67,8 +67,6 @@ def serve_review(
     """Serve the review pages of these audits in a background thread while the block runs.
 
     Args:
-        audits: names under audits: in params.yaml.
-        host: name or address to listen on.
         port: port to listen on; 0 for any free one, by default PORT if it is free.
         public: address of a proxy in front of it, if there is one; pages are then served under that address only.
 

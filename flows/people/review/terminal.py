@@ -18,7 +18,7 @@ from flows.people.approval import decide, git_user, open_standing
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
 from flows.results.abilities import abilities_of
-from flows.terminal import new_table
+from flows.terminal import new_table, print_plain
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
@@ -38,10 +38,6 @@ def review_landscape(
     """Ask for a decision on the audit's current landscape and write it.
 
     Args:
-        params: the workspace's parameters.
-        audit: name of the audit.
-        console: where to ask.
-        revise: whether to replace an earlier decision.
         reviewer: who decides; asked for if it is None.
 
     Raises:
@@ -50,26 +46,21 @@ def review_landscape(
     """
     from flows.results.power import what_can_be_shown
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     params.repair(audit)
     hashed = landscape_hash(audit)
     landscape = audit_folder(audit).summarize.landscape
     _show(console, audit, hashed, landscape)
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
-    for line in what_can_be_shown(params, audit):
-        say(line)
+        console.print(f"[yellow]note:[/] {note}")
+    print_plain(console, *what_can_be_shown(params, audit))
     now = open_standing(params, audit, revise)
-    for line in _standing_lines(now, audit):
-        say(line)
+    print_plain(console, *_standing_lines(now, audit))
     try:
         dialogue = _Dialogue(console, landscape, params.audit(audit).summarize.examples, *_questions(params, audit))
         decision = dialogue.draft(reviewer).decision(hashed, landscape.modes)
         if not dialogue.confirm("Write this decision?"):
-            say("nothing written")
+            console.print("nothing written")
             return
     except EOFError:
         raise UsageError("the review was cancelled; no decision was written") from None
@@ -78,10 +69,9 @@ def review_landscape(
     except UsageError as error:  # somebody was quicker, or the landscape has changed
         path = _keep_draft(audit, decision)
         again = f"; `faded review {audit} --from {path} --revise` records them all the same"
-        say(f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}")
+        print_plain(console, f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}")
         raise
-    for line in outcome.next_steps:
-        say(line)
+    print_plain(console, *outcome.next_steps)
 
 
 def _keep_draft(audit: str, decision: Decision) -> Path:
@@ -117,15 +107,7 @@ def _questions(params: Params, audit: str) -> tuple[bool, bool]:
 
 
 class _Dialogue:
-    """The questions about a landscape.
-
-    Args:
-        console: where to ask.
-        landscape: the landscape.
-        examples: number of failing, and of passing, examples of a mode that the report shows.
-        learns: whether the repair learns from corrected answers.
-        biased: whether to ask for ratings of the bias.
-    """
+    """The questions about a landscape."""
 
     def __init__(self, console: Console, landscape: Landscape, examples: int, learns: bool, biased: bool) -> None:
         self._console, self._landscape, self._examples = console, landscape, examples
@@ -134,7 +116,7 @@ class _Dialogue:
     def draft(self, reviewer: str | None) -> DecisionDraft:
         modes, examples = {}, []
         for mode in self._landscape.modes:
-            self._console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}", highlight=False)
+            self._console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}")
             # There is no default.
             action = Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=self._console)
             choice = {"action": action}
@@ -143,7 +125,7 @@ class _Dialogue:
                     "  how severe is it?", choices=list(SEVERITIES), default="medium", console=self._console
                 )
             while not (reason := self._text("  why?")) and action != "ignore":
-                self._console.print(f"  [red]a reason is required to {action} it[/]", highlight=False)
+                self._console.print(f"  [red]a reason is required to {action} it[/]")
             modes[mode.id] = ModeDraft.model_validate({**choice, "reason": reason})
             examples += self._ratings(mode, self._learns and action == "repair")
         self._console.print()
@@ -151,7 +133,7 @@ class _Dialogue:
             try:
                 reviewer = clean_name(self._text("Reviewer", git_user()))
             except UsageError as error:
-                self._console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+                self._console.print(f"[red]{escape(str(error))}[/]")
         reason = self._text("Reason for the whole decision")
         approve = self.confirm("Approve the repair? (no ends the audit here)")
         return DecisionDraft(reviewer=reviewer, approve=approve, reason=reason, modes=modes, examples=examples)
@@ -183,7 +165,7 @@ class _Dialogue:
     def _rating(self, example: Example, used: bool) -> ExampleRating | None:
         about = f"{_printable(example.item)}, {escape(self._landscape.space.describe(example.cell))}"
         for line in (f"\n  [bold]{escape(example.id)}[/]  {about}", f"  [dim]answer:[/] {_printable(example.output)}"):
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, soft_wrap=True)
         question = f"rating of the answer, 1 (useless) to 10 (perfect), or {UNREADABLE} if you cannot read the input"
         rating = self._score(question, UNREADABLE)
         if rating == UNREADABLE:
@@ -225,4 +207,4 @@ def _show(console: Console, audit: str, hashed: str, landscape: Landscape) -> No
             f"{mode.share:.0%}",
         )
     console.print(table)
-    console.print(f"landscape {hashed}, report: {audit_folder(audit).report.where('page')}", highlight=False)
+    console.print(f"landscape {hashed}, report: {audit_folder(audit).report.where('page')}")

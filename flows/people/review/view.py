@@ -100,11 +100,7 @@ def review_view(
     """Everything that an audit's page shows.
 
     Args:
-        params: the workspace's parameters.
-        audit: its name.
         fields: entries so far; by default those of the reviewer's own decision if it is revised, else none.
-        problems: why the entries were not saved.
-        revise: whether an earlier decision is to be replaced.
         known: the name under which this browser decided before; empty if it did not.
         bound: the reviewer whose own link opened the page, if it was one.
 
@@ -232,9 +228,6 @@ def report_policy(head: str) -> str:
     """The content security policy sent with a report: the report's own, no frames, and an opaque origin.
 
     A report runs its own scripts; without an origin, they cannot act in the reviewer's name.
-
-    Args:
-        head: the beginning of the report.
     """
     own = _POLICY.search(head)
     policy = (

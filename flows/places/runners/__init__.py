@@ -36,8 +36,6 @@ class Job:
     """What is sent to a worker.
 
     Args:
-        stage: name in dvc.yaml.
-        gpus: number of GPUs it needs.
         workspace: absolute path of the workspace on the worker.
         shipment: what the stage needs, if that workspace is the worker's own clone.
     """
@@ -112,7 +110,6 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     """Start or find a place for stages; when the block ends, everything that was started for it is stopped.
 
     Args:
-        config: the runner, see `chosen`.
         gpus: the largest number of GPUs that a stage of this run requests.
 
     Raises:

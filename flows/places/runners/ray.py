@@ -34,11 +34,7 @@ _SETTINGS = {  # read by Ray when it is imported
 
 
 class _Head:
-    """The head of a cluster. Its death is not reported: calls just wait.
-
-    Args:
-        address: HOST:PORT.
-    """
+    """The head of a cluster. Its death is not reported: calls just wait."""
 
     def __init__(self, address: str) -> None:
         self._address = address
