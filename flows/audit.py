@@ -128,11 +128,8 @@ def _warn(stage: str, error: FadedError) -> None:
 def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], None]) -> StageResult:
     """Check a stage's outputs before the next stage reads them, and run it again if they are damaged.
 
-    DVC restores any bytes that its cache has under a hash.
-
-    Raises:
-        UsageError: if the stage does not record all files that dvc.yaml makes it read, so no check is possible.
-        InfrastructureError: if the outputs are damaged again after a second run.
+    DVC restores any bytes that its cache has under a hash. Without a record of all that dvc.yaml makes a stage read, no
+    check is possible.
     """
     if result.outcome == "ran":
         check_recorded(what.stage)
@@ -285,7 +282,9 @@ def _run_stale(
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     fresh = [stage for stage in graph.of(audits) if stage.name not in stale | shown]
-    with open_runner(runner, max(stage.gpus for stage in todo)) if todo else nullcontext() as place, _threads() as pool:
+    where = open_runner(runner, max(stage.gpus for stage in todo)) if todo else nullcontext()
+    # Threads without limit, as they only wait: for stages before their own, or for its end.
+    with where as place, ThreadPoolTaskRunner[Any]() as pool:
 
         def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
             what = job(runner, stage.name, stage.gpus) if stage.name in stale else None
@@ -301,11 +300,6 @@ def _run_stale(
     if any(result.outcome == "ran" for result in results):
         _aside("flows.results.estimate:record_run", params, todo, results)
     return results
-
-
-def _threads() -> ThreadPoolTaskRunner[Any]:
-    """Threads without limit: they only wait for upstream stages or for the end of their own."""
-    return ThreadPoolTaskRunner()
 
 
 def _read(audits: list[str]) -> tuple[Params, Graph]:

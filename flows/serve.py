@@ -58,7 +58,11 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         UsageError: if `faded serve` is already running here, or the work pool belongs to another workspace.
         InfrastructureError: if the Prefect server cannot be reached or started.
     """
-    with _alone(), _ended_by_signals(), ExitStack() as life:
+
+    def refuse(process: str) -> None:
+        raise UsageError(f"faded serve is running in {Path.cwd()} already (process {process}): one is enough")
+
+    with locked(LOCK, refuse), _ended_by_signals(), ExitStack() as life:
         for name in end_leftovers(RECORDS):
             console.print(f"ended {name}, left over by a `faded serve` that was killed")
         with console.status("starting the Prefect server ..."):
@@ -131,15 +135,6 @@ class Child:
         """Kill it: a flow run does not survive its worker, and is resumed instead of reported as crashed."""
         self._life.close()
         self._process = None
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    def refuse(process: str) -> None:
-        raise UsageError(f"faded serve is running in {Path.cwd()} already (process {process}): one is enough")
-
-    with locked(LOCK, refuse):
-        yield
 
 
 @contextlib.contextmanager
@@ -223,11 +218,7 @@ def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _review_pages(life: ExitStack, audits: list[str]) -> str:
-    """Serve the review pages at their last port if it is free, so that links that were sent keep working.
-
-    Raises:
-        UsageError: if it is taken, and a proxy forwards to it.
-    """
+    """Serve the review pages at their last port if it is free, so that links that were sent keep working."""
     from flows.people.review.server import PORT, serve_review
 
     public, last = public_url(), _last_port(_REVIEW_PORT, PORT)

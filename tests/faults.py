@@ -50,7 +50,7 @@ def state() -> Work:
     from flows.graph.heal import heal
     from flows.init.state import Unfinished, remember, unfinished
     from flows.request import Request, read_request
-    from flows.results import StageResult, read_timings, record_timings
+    from flows.results import StageResult, read_took, record_timings
     from stages.core.files import probe_seconds, publishing, record_probe_seconds, write_state
 
     def run() -> None:
@@ -62,7 +62,8 @@ def state() -> Work:
         record_probe_seconds(AUDIT, 0.5)
         remember(Path(), Unfinished(AUDIT, {"yes": True}))
         write_state(Path(".faded/requests/tiny.json"), Request(landscape=None, asked="2026-01-01T00:00:00Z"))
-        told = [read_timings(), probe_seconds(AUDIT), list(unfinished(Path(), "")), read_request(AUDIT)]
+        took = {stage: took.seconds for stage, took in read_took().items()}  # without the time of day
+        told = [took, probe_seconds(AUDIT), list(unfinished(Path(), "")), read_request(AUDIT)]
         with publishing(Path("told")) as out:
             (out / "told").write_text(repr(told))
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import stages.proposing
 import stages.screening
@@ -21,7 +20,7 @@ from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream, write_
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
-from flows.terminal import print_plain
+from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
 from flows.workspace.edit_params import as_level, with_proposed
 from flows.workspace.yaml_edit import as_text, dumped, in_one_line
@@ -112,17 +111,11 @@ class _Proposing:
     """One run of the command."""
 
     def __init__(
-        self,
-        name: str,
-        audit: AuditConfig,
-        config: ProposerConfig,
-        probes: int | None,
-        console: Console,
+        self, name: str, audit: AuditConfig, config: ProposerConfig, probes: int | None, console: Console
     ) -> None:
         from stages.proposing.ask import vocabulary_of
 
-        self.name, self.audit, self.config, self.console = name, audit, config, console
-        self.probes = probes
+        self.name, self.audit, self.config, self.probes, self.console = name, audit, config, probes, console
         self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
@@ -132,19 +125,16 @@ class _Proposing:
         from stages.tasks.choosing import Draft
 
         asked = self.ask()
-        refused, found, outcomes = asked.refused, None, list[Outcome]()
+        found, outcomes = None, list[Outcome]()
         draft, made, others = make(self.vocabulary, asked.proposals)
         if made:
-            key = run_key(
-                self.audit,
-                [
-                    *prepared_files(self.prepared),
-                    *_CODE,
-                    *(Path(getfile(cls)) for cls in (Draft, type(self.vocabulary))),
-                ],
-                code_of(self.audit, "discover"),
-                [one.model_dump() for one in asked.proposals],
-            )
+            files = [
+                *prepared_files(self.prepared),
+                *_CODE,
+                *(Path(getfile(of)) for of in (Draft, type(self.vocabulary))),
+            ]
+            proposals = [one.model_dump() for one in asked.proposals]
+            key = run_key(self.audit, files, code_of(self.audit, "discover"), proposals)
             with scratch(self.name, "propose", key) as folder:
                 try:
                     self.load(draft, folder)
@@ -161,7 +151,7 @@ class _Proposing:
             model=self.config.model,
             named=escape_controls(asked.name),
             malformed=asked.malformed,
-            outcomes=[*outcomes, *others, *refused],
+            outcomes=[*outcomes, *others, *asked.refused],
             probes=found.probes if found else 0,
             items=found.items if found else 0,
             lines=_lines(self.name, **change) if change["concepts"] else "",
@@ -259,9 +249,8 @@ def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], p
 
 def show_proposals(console: Console, record: ProposingRecord) -> None:
     """Print the proposals for an audit and their outcomes; all texts come from the model."""
-    table = Table(title=f"Proposed for {record.audit} by {escape(escape_controls(record.model))}", title_justify="left")
-    for column in ("concept", "levels", "why", "screening"):
-        table.add_column(column, overflow="fold")
+    title = f"Proposed for {record.audit} by {escape(escape_controls(record.model))}"
+    table = new_table("concept", "levels", "why", "screening", title=title)
     for one in record.outcomes:
         levels, enters = (
             ", ".join(f"{level:g}" if isinstance(level, int | float) else level or '""' for level in some)

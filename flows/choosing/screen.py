@@ -30,12 +30,13 @@ from stages.core.progress import progress
 from stages.params import AuditConfig, Params
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
-from stages.screening.sweep import ConceptSweep, Sweep, Verdict, Worst, sweep
+from stages.screening.sweep import ConceptSweep, Sweep, Verdict, sweep
 from stages.tasks.base import LoadedTask
 from stages.tasks.load import load_alone, task_class, task_context
 
 PROBES = (500, 4000)  # as many as take about SECONDS, within these bounds
 SECONDS = 60.0
+_BARS = "▁▂▃▄▅▆▇█"
 _WARM, _TIMED = 1, 2  # batches
 _CODE = Path(stages.screening.__file__).parent
 _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "yellow", "not known": "dim"}
@@ -138,14 +139,16 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
     title = f"Failures of {name} with one concept changed; {found.clean.value:.0%} of unchanged items fail"
     shown = new_table("concept", "level: failures", "change of the discrepancy", "fails clearly more", title=title)
     for concept in found.concepts:
-        levels = [(concept.labels[i], concept.rates[i]) for i in concept.others]
+        levels = [(escape(concept.labels[i]), concept.rates[i]) for i in concept.others]
         curve = "  ".join(
-            f"{escape(label)}: {rate.value:.0%} {_bar(rate.value)}" if rate.n else f"{escape(label)}: not probed"
+            f"{label}: {rate.value:.0%} {_BARS[min(7, int(8 * rate.value))]}" if rate.n else f"{label}: not probed"
             for label, rate in levels
         )
-        shown.add_row(
-            escape(concept.name), curve, _effect(concept), escape(escape_controls(_said_worst(concept.worst)))
-        )
+        worst = ""
+        if (one := concept.worst) is not None:
+            worst = f"{one.attribute} {one.value} at {one.level}: {one.rate.value:.0%} of {one.rate.n}"
+            worst += f", others {one.others.value:.0%}"
+        shown.add_row(escape(concept.name), curve, _effect(concept), escape(escape_controls(worst)))
     console.print(shown)
     for concept in found.concepts:
         if concept.finer:
@@ -157,25 +160,13 @@ def show_sweep(console: Console, name: str, found: Sweep, page: Path) -> None:
     print_plain(console, f"the same as a page: {page}", style="dim")
 
 
-def _bar(rate: float) -> str:
-    return "▁▂▃▄▅▆▇█"[min(7, int(8 * rate))]
-
-
 def _effect(concept: ConceptSweep) -> str:
     """The verdict on a concept, with its largest change of the discrepancy if that is certain."""
-    verdict = concept.verdict
-    style = _VERDICT_STYLE[verdict]
-    if verdict != "effect":
-        return f"[{style}]{verdict}[/]"
+    style = _VERDICT_STYLE[concept.verdict]
+    if concept.verdict != "effect":
+        return f"[{style}]{concept.verdict}[/]"
     certain = [i for i in concept.others if concept.changes[i].low > 0 or concept.changes[i].high < 0]
     at = max(certain, key=lambda i: abs(concept.changes[i].value))
     change = concept.changes[at]
     text = f"{change.value:+.2g} ({change.low:+.2g} to {change.high:+.2g}) at {concept.labels[at]}"
     return f"[{style}]{escape(text)}[/]"
-
-
-def _said_worst(worst: Worst | None) -> str:
-    if worst is None:
-        return ""
-    r, others = worst.rate, worst.others
-    return f"{worst.attribute} {worst.value} at {worst.level}: {r.value:.0%} of {r.n}, others {others.value:.0%}"

@@ -77,17 +77,13 @@ def review(
 
 
 def _who(params: Params, name: str, reviewer: str | None) -> str:
-    """Return the reviewer whose page or dialogue it is; empty if reviewers enter their name there.
-
-    Raises:
-        UsageError: if decisions must be signed, and this machine cannot sign for the reviewer.
-    """
+    """Return the reviewer whose page or dialogue it is; empty if reviewers enter their name there."""
     from flows.people.approval import git_user, signer
     from stages.decisions import listed_keys
 
     if reviewer is None and not listed_keys(params, name):
         return ""
-    return signer(params, name, git_user() if reviewer is None else reviewer).name
+    return signer(params, name, git_user() if reviewer is None else reviewer)[0]
 
 
 def _has_screen() -> bool:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from flows.commands import Audit, Preset, app, console, open_workspace
-
-if TYPE_CHECKING:
-    from stages.ratings.apply import Target
-
-
-class RatedTarget(StrEnum):
-    """The aspect of an answer that people rate."""
-
-    quality = "quality"
-    bias = "bias"
 
 
 @app.command(epilog="Examples:  [cyan]faded ratings news[/]   [cyan]faded ratings news --write[/]")
@@ -26,8 +15,8 @@ def ratings(
     audit: Audit = None,
     preset: Preset = None,
     target: Annotated[
-        RatedTarget, typer.Option("--target", help="Which of the two ratings to use.")
-    ] = RatedTarget.quality,
+        Literal["quality", "bias"], typer.Option("--target", help="Which of the two ratings to use.")
+    ] = "quality",
     write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
     labels: Annotated[
         Path | None,
@@ -54,7 +43,6 @@ def ratings(
     from flows.people.ratings import show_ratings, write_labels, write_ratings
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    of: Target = "bias" if target is RatedTarget.bias else "quality"
     if spot_check is not None:
         from flows.people.spot_check import draw_spot_check, show_spot_check
 
@@ -64,8 +52,8 @@ def ratings(
             draw_spot_check(name, spot_check, draws, params.audit(name).seed, console)
         return
     if labels is not None:
-        write_labels(params, name, of, labels, console)
+        write_labels(params, name, target, labels, console)
         return
-    learnt = show_ratings(params, name, of, console)
+    learnt = show_ratings(params, name, target, console)
     if write:
         write_ratings(name, learnt, console)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,20 +15,12 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 
-class What(StrEnum):
-    """The actions of `faded reviewers`."""
-
-    list = "list"
-    add = "add"
-    remove = "remove"
-
-
 @app.command(
     epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
     "   [cyan]faded reviewers list[/]",
 )
 def reviewers(
-    what: Annotated[What, typer.Argument(metavar="WHAT", help="list, add or remove.")],
+    what: Annotated[Literal["list", "add", "remove"], typer.Argument(metavar="WHAT", help="list, add or remove.")],
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The reviewer to add or remove.")] = None,
     public_key: Annotated[
         str | None,
@@ -57,7 +48,7 @@ def reviewers(
 
     key = None if public_key is None else _text(public_key)  # before the folder changes
     params, _ = open_workspace(audit, all_=audit is None)
-    if what is What.list:
+    if what == "list":
         if name is not None or key is not None:
             raise UsageError("`faded reviewers list` takes neither a name nor a key")
         _list(params, audit)
@@ -69,7 +60,7 @@ def reviewers(
         raise UsageError("no audit asks people to decide: set repairs.AUDIT.feedback.policy to wait first")
     for one in audits:
         params.repair(one)
-    if what is What.add:
+    if what == "add":
         _add(params, audits, name, key)
     elif key is not None:
         raise UsageError("`faded reviewers remove` takes a name and no key")

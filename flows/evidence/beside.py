@@ -92,11 +92,7 @@ def reproduction_statement(bundle: Bundle, found: Reproduction) -> dict[str, Any
 
 
 def add_statements(bundle: Path, made: Iterable[Mapping[str, Any]], private_key: Any) -> Path:
-    """Sign statements, and write each beside the bundle unless this key has signed the very same one.
-
-    Returns:
-        Their file.
-    """
+    """Sign statements, write each beside the bundle unless this key has signed the very same one, return their file."""
     path = beside(bundle)
     lines = path.read_bytes().splitlines() if path.is_file() else []
     there = {_signed_by(line) for line in lines}
@@ -134,9 +130,6 @@ def write_beside(bundle: Bundle, private_key: Any) -> list[Path]:
 
     Args:
         private_key: the key that signs the statements; None for no statements.
-
-    Returns:
-        The files, in the order of the formats.
     """
     from flows.evidence.sign_off import sign_off_sheet  # brings pandas, which takes long to import
 

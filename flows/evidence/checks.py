@@ -194,26 +194,30 @@ def landscape_of(bundle: Bundle) -> str:
     return content_hash_of((name, bundle.member(bundle.name("summarize", name))) for name in names)
 
 
+def decided(bundle: Bundle) -> list[tuple[str, str, str]]:
+    """Who decided, what, and when, for each decision in order; one that does not count says so."""
+    repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
+    keys = {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
+    found = []
+    for kept in bundle.chain:
+        who = identity_of(kept.decision, keys, bundle.audit)
+        word = "approved" if kept.decision.approve else "rejected"
+        counts = "" if who.problem is None else " (does not count)"
+        found.append((who.statement, word + counts, str(kept.decision.time)))
+    return found
+
+
 def check_decisions(bundle: Bundle) -> Check:
     """Check that each decision follows the unchanged ones before it, and that the plan was made from these."""
-    chain = bundle.chain
-    used = _used(bundle)
-    here = {kept.path.name: kept.sha256 for kept in chain}
+    here = {kept.path.name: kept.sha256 for kept in bundle.chain}
     problems = [
         f"decision {name}: the plan was made from SHA-256 {digest}, "
         + (f"found {here[name]}" if name in here else "which is missing")
-        for name, digest in used.items()
+        for name, digest in _used(bundle).items()
         if here.get(name) != digest
     ]
-    repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
-    keys = {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
-    decided = []
-    for kept in chain:
-        who = identity_of(kept.decision, keys, bundle.audit)
-        word = "approved" if kept.decision.approve else "rejected"
-        decided.append(f"{who.statement} {word}" + (" (does not count)" if who.problem is not None else ""))
-    summary = f"{len(chain)} in their order: {', '.join(decided)}" if decided else "none: no human decided"
-    return Check(summary, problems)
+    said = [f"{who} {what}" for who, what, _ in decided(bundle)]
+    return Check(f"{len(said)} in their order: {', '.join(said)}" if said else "none: no human decided", problems)
 
 
 def _used(bundle: Bundle) -> dict[str, str]:
@@ -239,15 +243,16 @@ def check_plan(bundle: Bundle) -> Check:
 
     chain, present = bundle.chain, landscape_of(bundle)
     kept = [k for k in valid_decisions(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
-    decided = [k.decision for k in kept]
-    if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
-        who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
+    decisions = [k.decision for k in kept]
+    if len(decisions) < feedback.reviewers or not all(decision.approve for decision in decisions):
+        each = [f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decisions]
+        who = ", ".join(each) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
         return Check("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
-    problems = unlike(name, merge_decisions(decided, landscape.modes).to_json(), content)
+    problems = unlike(name, merge_decisions(decisions, landscape.modes).to_json(), content)
     record = bundle.name("collect_feedback", "provenance.json")
     problems += unlike(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
-    return Check(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)
+    return Check(f"follows from {len(decisions)} decision(s), by {plan.reviewer}", problems)
 
 
 def check_ratings(bundle: Bundle) -> Check:
@@ -291,7 +296,7 @@ def check_verdict(bundle: Bundle) -> Check:
 
     stage = bundle.last_stage
     name, of = bundle.name(stage, "verdict.json"), bundle.records
-    last, gates = (of.conclude, _repair_gates(bundle)) if stage == "conclude" else (of.report, _landscape_gates(bundle))
+    last, gates = of.conclude if stage == "conclude" else of.report, _gates(bundle)
     verdict, metrics = last.verdict, last.metrics
     problems = unlike(f"{name}: gates", [g.to_json() for g in gates], [g.to_json() for g in verdict.gates])
     problems += unlike(f"{name}: passed", all_passed(gates), verdict.passed)
@@ -316,21 +321,16 @@ def _same_numbers(bundle: Bundle, verdict: RepairVerdict) -> list[str]:
     return problems
 
 
-def _landscape_gates(bundle: Bundle) -> list[Gate]:
-    from stages.landscape.gates import landscape_gates
-    from stages.params import LandscapeGates
+def _gates(bundle: Bundle) -> list[Gate]:
+    """The gates as they follow from the parameters and the numbers."""
+    from stages.landscape.gates import landscape_gates, repair_gates
+    from stages.params import Gates, LandscapeGates
 
-    set_ = bundle.yaml(PARAMS)["audits"][bundle.audit].get("gates")
-    gates = None if set_ is None else LandscapeGates.model_validate(set_)
-    return landscape_gates(gates, bundle.records.summarize.landscape)
-
-
-def _repair_gates(bundle: Bundle) -> list[Gate]:
-    from stages.landscape.gates import repair_gates
-    from stages.params import Gates
-
-    gates = Gates.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["gates"])
-    return repair_gates(gates, bundle.records.compare.comparison)
+    params, of = bundle.yaml(PARAMS), bundle.records
+    if bundle.last_stage == "conclude":
+        return repair_gates(Gates.model_validate(params["repairs"][bundle.audit]["gates"]), of.compare.comparison)
+    stated = params["audits"][bundle.audit].get("gates")
+    return landscape_gates(None if stated is None else LandscapeGates.model_validate(stated), of.summarize.landscape)
 
 
 def check_card(bundle: Bundle) -> Check:

@@ -24,14 +24,11 @@ class NotPassedError(FadedError, RuntimeError):
 def export_model(params: Params, audit: str, folder: Path, *, force: bool = False, key: Path | None = None) -> Path:
     """Write the repaired model of a finished audit to a folder, which appears whole or not at all.
 
-    An adapter is exported as an adapter; its card names the base it needs.
+    An adapter is exported as an adapter; its card names the base it needs. Returns the bundle that was put beside it.
 
     Args:
         force: export it also if it did not pass: a gate failed, could not be judged, or none is set.
         key: a private key that signs the folder for tools of others, see `sign_model`.
-
-    Returns:
-        The bundle that was put beside the model.
 
     Raises:
         UsageError: if the folder is not empty, the audit has no repair, or it is not finished.

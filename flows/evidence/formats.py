@@ -97,7 +97,9 @@ def statements(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _test_result(bundle: Bundle, gates: list[Gate]) -> dict[str, Any]:
-    names = {passed: [_claimed(gate) for gate in gates if gate.passed is passed] for passed in (True, None, False)}
+    names: dict[bool | None, list[str]] = {True: [], None: [], False: []}
+    for gate in gates:
+        names[gate.passed].append(f"{gate.named} {comparator(gate)} {_decimal(gate.bound)}")
     return {
         "result": {True: "PASSED", None: "WARNED", False: "FAILED"}[bundle.manifest["passed"]],
         "configuration": [{"name": PARAMS, "digest": {"sha256": sha256(bundle.member(PARAMS))}}],
@@ -105,10 +107,6 @@ def _test_result(bundle: Bundle, gates: list[Gate]) -> dict[str, Any]:
         "warnedTests": names[None],  # could not be judged
         "failedTests": names[False],
     }
-
-
-def _claimed(gate: Gate) -> str:
-    return f"{gate.named} {comparator(gate)} {_decimal(gate.bound)}"
 
 
 def _decimal(number: float) -> str:

@@ -119,7 +119,12 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float, 
         then = read_run(against, audit, repaired=repaired)
     except NoResults as none:
         if not first or (named and none.named):
-            raise NoResults(f"{none}\n{_how_to_begin(audit)}", named=none.named) from None
+            raise NoResults(
+                f"{none}\nIf this is the first result here, commit dvc.lock, data/*/code.json and"
+                " data/*/*/headline.json, and run `dvc push`: later results are compared with it. By its own gates"
+                f" alone it is judged by `faded gate {audit} --first`",
+                named=none.named,
+            ) from None
         gates = "no gates are set, so nothing was judged" if own.word == NO_GATES else "only its own gates were judged"
         return GateResult(audit, None, tolerance, None, own, [], [f"nothing to compare with, {gates}: {none}"])
     before = verdict_of(audit, (then.evaluation or then).verdict)
@@ -156,14 +161,6 @@ def looks_since(params: Params, audit: str, against: str) -> int:
     path = stage_dir(audit, last_stage(params, audit)) / HEADLINE
     commits = (git("log", "--format=%H", f"{against}..HEAD", "--", path.as_posix()) or "").split()
     return max(1, len(commits) + (path.exists() and file_at("HEAD", path) != path.read_bytes()))
-
-
-def _how_to_begin(audit: str) -> str:
-    return (
-        "If this is the first result here, commit dvc.lock, data/*/code.json and data/*/*/headline.json, and run"
-        " `dvc push`: later results are compared with it. By its own gates alone it is judged by"
-        f" `faded gate {audit} --first`"
-    )
 
 
 def _no_baseline(params: Params, audit: str, against: str, verdict: LastVerdict) -> str:
@@ -232,9 +229,13 @@ def _same(then: str | None, now: str | None) -> bool:
 def _row(what: str, paired: PairedFailures | None, same: bool, tolerance: float) -> GateRow:
     if paired is None:
         return GateRow(what, None, None, NO_RATE, False)
-    # The same model is no worse than itself, however few items it was probed on.
-    worse = Rate(0.0, 0.0, 0.0, paired.difference.n) if same else paired.difference
-    return GateRow(what, paired.a, paired.b, worse, worse.high < tolerance or (same and tolerance == 0))
+    return _judged(GateRow(what, paired.a, paired.b, paired.difference, False), same, tolerance)
+
+
+def _judged(row: GateRow, same: bool, tolerance: float) -> GateRow:
+    """The same model is no worse than itself, however few items it was probed on."""
+    worse = Rate(0.0, 0.0, 0.0, row.worse.n) if same else row.worse
+    return replace(row, worse=worse, passed=worse.high < tolerance or (same and tolerance == 0))
 
 
 def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) -> GateRow:
@@ -251,5 +252,4 @@ def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) ->
     value = a.value - b.value
     low = value - hypot(a.value - a.low, b.high - b.value)
     high = value + hypot(a.high - a.value, b.value - b.low)
-    worse = Rate(0.0, 0.0, 0.0, b.n) if same else Rate(value, low, high, b.n)
-    return GateRow(what, was.after, now_is.after, worse, worse.high < tolerance or (same and tolerance == 0))
+    return _judged(GateRow(what, was.after, now_is.after, Rate(value, low, high, b.n), False), same, tolerance)

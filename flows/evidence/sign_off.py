@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 
 from flows.evidence.bundle import ENVELOPE, PARAMS, STATEMENT, Bundle, digest_of
+from flows.evidence.checks import decided
 from flows.evidence.formats import gates_of, items_of, model_digest, shown_measures
 from flows.evidence.signature import check_envelope
 from stages.decisions import NO_HUMAN
-from stages.decisions.identity import identity_of
 from stages.pages.page import environment
 from stages.pages.sentences import gate_view, verdict_text
 from stages.pages.words import percent, with_interval
-from stages.params import FeedbackConfig
 from stages.records import RateRecord
 
 MOST, MOST_ROWS = 4, 20  # modes, decisions and signatures, and numbers: what two pages hold
@@ -88,6 +87,7 @@ def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
     """
     rows, of = list(_rows(bundle)), bundle.records
     repaired = bundle.last_stage == "conclude"
+    by_rule = bundle.audit in bundle.yaml(PARAMS).get("repairs", {})  # if no person decided
     verdict = (of.conclude if repaired else of.report).verdict
     template = _templates().get_template("sign_off.html.j2")
     return template.render(
@@ -103,7 +103,7 @@ def sign_off_sheet(bundle: Bundle, known: Mapping[str, str]) -> str:
         usage_stated=(usage := of.summarize.landscape.usage) is not None and usage.stated,
         rows=rows[:MOST_ROWS],
         left_out=len(rows) - MOST_ROWS,
-        decided=_decided(bundle),
+        decided=decided(bundle) or [(NO_HUMAN if by_rule else "nobody: the audit ends with its landscape", "", "")],
         decided_under=DECIDED,
         evidence_under=EVIDENCE,
         plan=of.collect_feedback.plan.modes if repaired else [],
@@ -141,19 +141,6 @@ def _rows(bundle: Bundle) -> Iterator[SignOffRow]:
             yield SignOffRow(
                 f"fails most by {of.attribute}: {worst.value}", with_interval(rate), "", provision_of("slice")
             )
-
-
-def _decided(bundle: Bundle) -> list[tuple[str, str, str]]:
-    """Who decided, what, and when: people, a rule, or nobody."""
-    repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
-    keys = {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
-    decided = []
-    for kept in bundle.chain:
-        who = identity_of(kept.decision, keys, bundle.audit)
-        word = "approved" if kept.decision.approve else "rejected"
-        counts = "" if who.problem is None else " (does not count)"
-        decided.append((who.statement, word + counts, str(kept.decision.time)))
-    return decided or [(NO_HUMAN if repair is not None else "nobody: the audit ends with its landscape", "", "")]
 
 
 def _signed(bundle: Bundle, known: Mapping[str, str]) -> list[tuple[str, str, str]]:

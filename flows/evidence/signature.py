@@ -130,14 +130,11 @@ def _pem(path: Path) -> bytes:
 
 
 def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = None) -> tuple[dict[str, Any], str]:
-    """Sign a statement.
+    """Sign a statement; return the envelope as plain data, and the key's id.
 
     Args:
         earlier: a valid envelope. Its signatures are kept, and so is its time if that is not in the future: another
             signature does not make evidence newer.
-
-    Returns:
-        The envelope as plain data, and the key's id.
 
     Raises:
         UsageError: if the key's kind is not one of `KINDS`.
@@ -154,10 +151,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
 
 
 def sign_statement(statement: Mapping[str, Any], private_key: Any) -> dict[str, Any]:
-    """Sign another statement as it is.
-
-    Returns:
-        The envelope as plain data.
+    """Sign another statement as it is; return the envelope as plain data.
 
     Raises:
         UsageError: if the key's kind is not one of `KINDS`.

@@ -33,7 +33,7 @@ from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
 from flows.graph.digests import Hashes, files_below, sha256, signature_of
 from flows.graph.intact import DamagedError, check_intact
-from flows.graph.lock import read_lock
+from flows.graph.lock import locked_stages
 from flows.results import last_stage
 from stages.code import CODE, RECORD, is_own_workspace
 from stages.core.environment import WORK
@@ -110,10 +110,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def sign_bundle(path: Path, private_key: Any) -> str:
-    """Add a signature of the statement to a bundle, beside those of other keys.
-
-    Returns:
-        The key's id, as `faded verify` shows it.
+    """Add a signature of the statement to a bundle, beside those of other keys; return the key's id.
 
     Raises:
         UsageError: if the bundle does not hold, as nobody should vouch for it then.
@@ -128,10 +125,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
 
 
 def sign_by_default(path: Path) -> str | None:
-    """Sign a bundle with this user's own key, unless somebody has signed it or FADED_NO_SIGN is set.
-
-    Returns:
-        Why it is not signed; None if it is.
+    """Sign a bundle with this user's own key, unless it is signed; return why it is not then, as by FADED_NO_SIGN.
 
     Raises:
         UsageError: if the bundle does not hold.
@@ -156,10 +150,7 @@ def usual_key() -> tuple[Any, str | None]:
 
 def _lock(params: Params, audit: str) -> dict[str, Any]:
     """The entries of the audit's stages in dvc.lock, in the order of the pipeline."""
-    try:
-        stages = read_lock(Path(LOCK).read_bytes())
-    except FileNotFoundError:
-        return {}
+    stages = locked_stages()
     names = [f"{kind}@{audit}" for kind in stages_until(last_stage(params, audit))]
     return {name: stages[name] for name in names if name in stages}
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.graph import audit_of, believe_only_bytes
 from flows.graph.digests import Hashes, directory_md5
-from flows.graph.lock import LOCK, read_lock
+from flows.graph.lock import LOCK, locked_stages
 from flows.workspace.pipeline import dvc_root
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import DATA
@@ -89,16 +89,13 @@ def _few(lines: list[str]) -> list[str]:
 
 
 def mend(stages: Collection[str]) -> list[str]:
-    """Make DVC notice damaged outputs of stages, so that it restores them or runs the stage again.
+    """Make DVC notice damaged outputs of stages, so that it restores or redoes them; return what was wrong in lines.
 
     Damaged copies in DVC's cache are removed. Results that contradict their own stage's record are removed from
     dvc.lock and the run-cache.
 
     Args:
         stages: names in dvc.lock; others are ignored.
-
-    Returns:
-        A few lines about what was wrong.
 
     Raises:
         InfrastructureError: if the cache cannot be written.
@@ -122,7 +119,7 @@ def mend(stages: Collection[str]) -> list[str]:
                     if name in contradicted:
                         _forget(repo, stage)
                     else:
-                        _refill(stage)
+                        refill(stage.outs)
     except DvcException as error:
         raise InfrastructureError(f"DVC: {error}") from None
     hashes.save()
@@ -146,9 +143,9 @@ def remove_damaged(path: Path) -> None:
         ) from None
 
 
-def _refill(stage: Any) -> None:
-    """Add correct outputs of the workspace that DVC's cache lacks, or the stage would have to run again."""
-    for out in stage.outs:
+def refill(outs: Iterable[Any]) -> None:
+    """Add correct outputs of the workspace that DVC's cache lacks, or their stage would have to run again."""
+    for out in outs:
         if out.use_cache and out.changed_cache() and out.exists and not out.changed_checksum():
             out.commit(relink=False)
 
@@ -171,16 +168,12 @@ def _forget(repo: Repo, stage: Any) -> None:
 
 def stages_of(audits: Collection[str]) -> list[str]:
     """Names of the audits' stages in dvc.lock, including shares of a search."""
-    return [name for name in _locked() if audit_of(name) in audits]
-
-
-def _locked() -> dict[str, dict[str, Any]]:
-    return read_lock(LOCK.read_bytes()) if LOCK.exists() else {}
+    return [name for name in locked_stages() if audit_of(name) in audits]
 
 
 def find_damage(stages: Collection[str]) -> list[Damage]:
     """Find differences between dvc.lock, outputs in the workspace, their copies in DVC's cache, and stages' records."""
-    locked = {name: entry for name, entry in _locked().items() if name in stages}
+    locked = {name: entry for name, entry in locked_stages().items() if name in stages}
     hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
     if cache is None:
         return []
@@ -288,7 +281,7 @@ def check_recorded(stage: str) -> None:
     told = _read_record(record) if record.exists() else None
     if not told:
         return
-    inside = [dep for dep in _hashed(_locked().get(stage, {}), "deps") if home in dep.parents]
+    inside = [dep for dep in _hashed(locked_stages().get(stage, {}), "deps") if home in dep.parents]
     if unread := [dep for dep in _of_stages(inside, home) if dep.relative_to(home).as_posix() not in told["read"]]:
         raise UsageError(
             f"dvc.yaml has {stage} depend on {', '.join(map(str, unread))}, which {record} does not name among what the"

@@ -25,6 +25,11 @@ def read_lock(data: bytes) -> dict[str, dict[str, Any]]:
     return {str(name): entry for name, entry in whole.items() if isinstance(entry, dict)}
 
 
+def locked_stages() -> dict[str, dict[str, Any]]:
+    """The stages in the workspace's dvc.lock; none if there is no such file."""
+    return read_lock(LOCK.read_bytes()) if LOCK.exists() else {}
+
+
 def md5_in(stages: Mapping[str, Mapping[str, Any]], key: str, path: str) -> str | None:
     """The MD5 of an output ("outs") or a dependency ("deps") of these stages; None if they do not have it."""
     for entry in stages.values():
@@ -43,7 +48,7 @@ def as_published(audit: str) -> str | None:
     committed = git("show", f"HEAD:./{LOCK}")
     if committed is None or not LOCK.is_file():
         return None
-    published, here = read_lock(committed.encode()), read_lock(LOCK.read_bytes())
+    published, here = read_lock(committed.encode()), locked_stages()
     names = [name for kind in read_stages() if (name := f"{kind}@{audit}") in published]
     if not names or any(_made_from(published[name]) != _made_from(here.get(name, {})) for name in names):
         return None

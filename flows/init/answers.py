@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import yaml
@@ -15,7 +17,7 @@ from flows.init.propose import FEWEST, Wanted, kinds
 from flows.init.questions import Questions
 from stages.core.errors import UsageError, did_you_mean
 from stages.params import validation_lines
-from stages.tasks.init import Check, Data, Init, Model, Seen, cached, existing
+from stages.tasks.init import Data, Init, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
@@ -36,7 +38,8 @@ def ask_questions(questions: Questions, workspace: Path, audits: Sequence[str], 
     if idle := [f"--{name}" for name in others if questions.said(name) is not None]:  # they would be ignored
         raise UsageError(f"{', '.join(idle)}: not of a model for {kind}")
     data = _data(questions, init)
-    name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
+    guess = _guess_name(model, data, audits)
+    name = questions.text("name", "Name of the audit", guess, partial(_check_name, audits=audits))
     files = PlacedInputs(workspace, name)
     source = model.named(files.add(model.path, "--model", model.beside) if model.path else None)
     if model.absent:
@@ -181,23 +184,17 @@ def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
         path = path.resolve().parent
     stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "") or "audit"
     stem = stem if _is_text(stem) else f"audit-{stem}"
-    name, n = stem, 1
-    while name in audits:
-        n += 1
-        name = f"{stem}-{n}"
-    return name
+    names = (f"{stem}-{n}" if n > 1 else stem for n in count(1))
+    return next(name for name in names if name not in audits)
 
 
-def _name_check(audits: Sequence[str]) -> Check:
-    def check(name: str) -> None:
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"--name {name}: expected letters, digits, - and _")
-        if not _is_text(name):
-            raise UsageError(f"--name {name}: YAML does not read that as text but as {yaml.safe_load(name)!r}")
-        if name in audits:
-            raise UsageError(f"--name {name}: params.yaml already has an audit of that name; choose another")
-
-    return check
+def _check_name(name: str, audits: Sequence[str]) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: expected letters, digits, - and _")
+    if not _is_text(name):
+        raise UsageError(f"--name {name}: YAML does not read that as text but as {yaml.safe_load(name)!r}")
+    if name in audits:
+        raise UsageError(f"--name {name}: params.yaml already has an audit of that name; choose another")
 
 
 def _is_text(name: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from flows.workspace.pipeline import remove
 from stages.core.errors import UsageError
 from stages.core.git import git_root
 from stages.params import DATA
@@ -56,24 +57,17 @@ class PlacedInputs:
                 " all of it would be linked or copied; put what the audit is to read into a folder of its own"
             )
         known = next((one.name for one in self.placed if one.source == path), None)
-        name = known or self._free(path.with_suffix("") if beside else path)
+        stem = re.sub(r"[^\w.-]+", "-", path.stem if beside else path.name).strip(".-") or "files"
+        taken = {one.name for one in self.placed}
+        names = (f"{n}-{stem}" if n > 1 else stem for n in count(1))
+        name = known or next(name for name in names if name not in taken)
         if known is None:
             self.placed.append(Placed(name, path, tuple(beside)))
         return f"{name}/{path.name}" if beside else name
 
-    def _free(self, path: Path) -> str:
-        """A name that no other file has: its own, reduced to letters, digits, `.`, `_` and `-`."""
-        stem = re.sub(r"[^\w.-]+", "-", path.name).strip(".-") or "files"
-        taken = {one.name for one in self.placed}
-        names = (f"{n}-{stem}" if n > 1 else stem for n in count(1))
-        return next(name for name in names if name not in taken)
-
 
 def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> list[str]:
-    """Put files where the audit looks for them; copies that are there already are kept.
-
-    Returns:
-        One line per file for people.
+    """Put files where the audit looks for them, keep copies that are there, and return a line for people on each.
 
     Raises:
         UsageError: if something else has the name.
@@ -86,11 +80,7 @@ def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) 
 
 
 def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> None:
-    """Refuse to place files under names that something else has.
-
-    Raises:
-        UsageError: if something else has one of their names.
-    """
+    """Refuse, by a UsageError, to place files under names that something else has."""
     for one in placed:
         shown = Path(DATA, audit, "inputs", one.name)
         target, source = workspace / shown, one.source.resolve()
@@ -138,7 +128,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
         kinds = ((len(beside) - files, "folder"), (files, "file"))
         counted = " and ".join(f"{n:,} {kind}(s)" for n, kind in kinds if n)
     partial = inputs / f".{one.name}.partial"
-    _remove(partial)
+    remove(partial)
     for name in names:
         path, to = (folder / name).resolve() if name else source, partial / name
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +138,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
             to.symlink_to(
                 os.path.relpath(path, (target / name).parent.resolve()) if path.is_relative_to(root) else path
             )
-    _remove(target)  # links of an earlier run, which may be fewer
+    remove(target)  # links of an earlier run, which may be fewer
     partial.replace(target)
     verb = "links to" if not copy else "holds copies of" if one.beside else "is a copy of"
     told = f"{shown} {verb} {near}" + (f", and {'of' if copy else 'to'} {counted} it names" if counted else "")
@@ -171,10 +161,3 @@ def _to_link(folder: Path, names: Sequence[str], inputs: Path) -> list[str]:
         if small and not inside:
             chosen[parent.as_posix()] = None
     return [*chosen, *dict.fromkeys(name for name in names if not linked[Path(name).parent])]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -107,7 +107,8 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
     """
     items = count_items(wanted)
     init, proposal = wanted.init, wanted.proposal
-    url = is_served(wanted.model)
+    available = wanted.seen.data.items
+    of = f"of {available:,}; " if available is not None and init.limited else ""
     audit = {
         "seed": SEED,
         "task": wanted.kind,
@@ -126,8 +127,9 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
     }
     notes = {
         "compute": "auto takes a GPU, if there is one",
-        **({} if url else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
-        "prepare.items": _said_items(wanted),
+        **({} if is_served(wanted.model) else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
+        "prepare.items": of
+        + ("no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"),
         "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
         "discrepancy": init.meaning,
         "discover": "unique probes for each of the two",
@@ -237,13 +239,6 @@ def measured(draft: AuditDraft, found: Swept, *, budget: int | None) -> AuditDra
 def pairs(budget: int) -> int:
     """Common probes of both models, inside and outside the target modes, for a search with that budget."""
     return max(100, min(2000, budget // 2))
-
-
-def _said_items(wanted: Wanted) -> str:
-    items = wanted.seen.data.items
-    of = f"of {items:,}; " if items is not None and wanted.init.limited else ""
-    splits = "no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"
-    return of + splits
 
 
 def refuse_idle_numbers(draft: AuditDraft, budget: int | None, probes: int | None) -> None:

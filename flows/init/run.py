@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.choosing.screen import show_sweep, sweep_concepts
 from flows.init.answers import ask_questions
@@ -24,7 +22,7 @@ from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propos
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished, written_blocks
 from flows.results.estimate import duration, few_items
-from flows.terminal import print_plain
+from flows.terminal import new_table, print_plain
 from flows.workspace import enter_workspace, exclusive, has_audits
 from flows.workspace.block import AuditDraft, with_draft
 from flows.workspace.new import add_folders, check_folder, write_workspace
@@ -70,15 +68,22 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     check_folder(workspace)
     before = _text(workspace)
     earlier = list(unfinished(workspace, before))
-    offered = _earlier(earlier, options, console)
+    # The one with the wanted name, otherwise the last one.
+    offered = next((one for one in earlier if options.answers.get("name") in (None, one.name)), None)
     if offered is not None:
+        console.print(f"an earlier run for {offered.name} did not finish; its answers are offered", style="yellow")
         options = replace(options, budget=options.budget or offered.budget, probes=options.probes or offered.probes)
     questions = Questions(
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
-    taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
+    raw = parse_yaml(before.encode(), str(PARAMS))
+    audits = raw.get("audits") if isinstance(raw, dict) else None
+    again = {one.name for one in earlier if one.written}
+    taken = [name for name in (audits if isinstance(audits, dict) else ()) if name not in again]
     wanted = ask_questions(questions, workspace, taken, options.budget)
-    questions.answers.update(_from_anywhere(questions.answers))
+    # The command may be resumed in another folder.
+    paths = {key: Path(str(questions.answers[key])).expanduser() for key in _PATHS if key in questions.answers}
+    questions.answers.update({key: str(path.absolute()) for key, path in paths.items() if path.exists()})
     draft = propose_audit(wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, wanted.placed, copy=options.copy)
@@ -135,7 +140,11 @@ def _write_and_sweep(
     if first != text:
         replace_file(PARAMS, first)
     if absent:
-        show_absent(console, name)
+        console.print(
+            f"{name} is written to params.yaml, but not measured: not everything it needs is here", style="yellow"
+        )
+        console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network")
+        console.print("      then run this command again, which continues")
         return
     found = sweep_concepts(load_params(PARAMS), name, options.probes, console)
     final = measured(draft, found, budget=options.budget)
@@ -147,15 +156,13 @@ def _write_and_sweep(
         forget(here, one)
     show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
     show_search(console, final, aimed=options.budget is None)
-    show_next(console, final)
+    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
+    console.print(f"      [bold]faded audit {name}[/]   run it")
+    console.print("      git add --all && git commit   commit what was written", style="dim")
 
 
 def _tried(wanted: Wanted, draft: AuditDraft, questions: Questions, workspace: Path, console: Console) -> Wanted:
-    """Try the audit before anything is written; return what is wanted, with changes to the model by the trial.
-
-    Raises:
-        UsageError: if it could not run, or something seems wrong and nobody can be asked about it.
-    """
+    """Try the audit before anything is written; return what is wanted, with changes to the model by the trial."""
     init = wanted.init
     with tried(draft, wanted.placed, workspace) as params:
         if init.trying:
@@ -176,18 +183,8 @@ def _tried(wanted: Wanted, draft: AuditDraft, questions: Questions, workspace: P
     return replace(wanted, model={**wanted.model, **change.model})
 
 
-def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:
-    """Answers that are paths, made absolute: the command may be resumed in another folder."""
-    paths = {name: Path(str(answers[name])).expanduser() for name in _PATHS if name in answers}
-    return {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
-
-
 def _workspace(folder: Path) -> Path:
-    """The folder itself, or the workspace that it is in.
-
-    Raises:
-        UsageError: if it is not a folder, or not in a git repository.
-    """
+    """The folder itself, or the workspace that it is in."""
     here = folder.resolve()
     if here.exists() and not here.is_dir():
         raise UsageError(f"{folder} is a file, expected a folder in a git repository")
@@ -205,26 +202,6 @@ def _text(workspace: Path) -> str:
     return data.decode()
 
 
-def _audits(text: str) -> list[str]:
-    """Names of the audits in params.yaml.
-
-    Raises:
-        UsageError: if it is not valid YAML.
-    """
-    raw = parse_yaml(text.encode(), str(PARAMS))
-    audits = raw.get("audits") if isinstance(raw, dict) else None
-    return list(audits) if isinstance(audits, dict) else []
-
-
-def _earlier(earlier: Sequence[Unfinished], options: Options, console: Console) -> Unfinished | None:
-    """The unfinished run whose answers are offered: the one with the wanted name, otherwise the last one."""
-    name = options.answers.get("name")
-    found = next((one for one in earlier if name in (None, one.name)), None)
-    if found is not None:
-        console.print(f"an earlier run for {found.name} did not finish; its answers are offered", style="yellow")
-    return found
-
-
 def show_seen(console: Console, said: Sequence[str], draft: AuditDraft, workspace: Path) -> None:
     """Print what was recognised about the model and the data, and how many items the audit takes."""
     print_plain(console, *said)
@@ -238,10 +215,9 @@ def show_seen(console: Console, said: Sequence[str], draft: AuditDraft, workspac
 def show_trial(console: Console, trial: Trial) -> None:
     """Print what the model does on unchanged items, with numbers right-aligned."""
     head, *rows = trial.rows
-    shown = Table(title=trial.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for n, column in enumerate(head):
-        numbers = all(row[n].replace(",", "").rstrip("%").isdigit() for row in rows)
-        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    columns = zip(head, zip(*rows, strict=True), strict=True) if rows else ()
+    right = tuple(name for name, cells in columns if all(c.replace(",", "").rstrip("%").isdigit() for c in cells))
+    shown = new_table(*head, title=trial.title, right=right)
     for row in rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
@@ -253,20 +229,3 @@ def show_search(console: Console, draft: AuditDraft, *, aimed: bool) -> None:
     budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
     aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
     print_plain(console, f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}")
-
-
-def show_absent(console: Console, name: str) -> None:
-    """Print that nothing can be measured before the hub's model or data have been downloaded."""
-    console.print(
-        f"{name} is written to params.yaml, but not measured: not everything it needs is here", style="yellow"
-    )
-    console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network")
-    console.print("      then run this command again, which continues")
-
-
-def show_next(console: Console, draft: AuditDraft) -> None:
-    """Print what to do next."""
-    name = draft.name
-    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
-    console.print(f"      [bold]faded audit {name}[/]   run it")
-    console.print("      git add --all && git commit   commit what was written", style="dim")

@@ -37,10 +37,6 @@ class Unfinished:
     budget: int | None = None
     probes: int | None = None
 
-    def is_in(self, params: str) -> bool:
-        """Whether the text of params.yaml has it, as it was written."""
-        return written_blocks(params, self.name) in self.written
-
 
 def remember(workspace: Path, unfinished: Unfinished) -> None:
     """Store it, atomically."""
@@ -57,7 +53,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
     folder = workspace / WORK / "init"
     for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
         one = read_state(path, Unfinished)
-        if one is not None and (not one.written or one.is_in(params)):
+        if one is not None and (not one.written or written_blocks(params, one.name) in one.written):
             yield one
 
 

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from stages.decisions import Decision, RecordedDecision, Standing, Via
 
 
-class Signer(NamedTuple):
-    """The person who decides.
-
-    Args:
-        name: the name as listed, or as typed if no keys are listed.
-        key: the private key that signs; None if no keys are listed.
-    """
-
-    name: str
-    key: Any
-
-
 class DecisionOutcome(NamedTuple):
     """A recorded decision.
 
@@ -49,12 +37,9 @@ class DecisionOutcome(NamedTuple):
 
 
 def expire(params: Params, audit: str) -> RecordedDecision | None:
-    """Record a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
+    """Record and return a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
 
     No timer runs in the background: the next process that looks records the rejection and sends the notification.
-
-    Returns:
-        The recorded decision, None if nothing had to be recorded.
     """
     request = read_request(audit)
     if request is None or request.landscape is None:
@@ -96,8 +81,8 @@ def key_name(reviewer: str) -> str:
     return f"reviewer {reviewer}"
 
 
-def signer(params: Params, audit: str, reviewer: str) -> Signer:
-    """The person who decides under a name, with the key that signs for them.
+def signer(params: Params, audit: str, reviewer: str) -> tuple[str, Any]:
+    """The name of who decides as it is listed, and the private key that signs for them; None if no keys are listed.
 
     Raises:
         UsageError: if the name is invalid; if keys are listed, also if none is listed for it, or this machine does not
@@ -113,7 +98,7 @@ def signer(params: Params, audit: str, reviewer: str) -> Signer:
     name, keys = clean_name(reviewer), listed_keys(params, audit)
     if not keys:
         refuse_alike(name, read_chain(audit), keys)
-        return Signer(name, None)
+        return name, None
     listed = next((known for known in keys if same_person(known, name)), None)
     if listed is None:
         raise UsageError(
@@ -131,7 +116,7 @@ def signer(params: Params, audit: str, reviewer: str) -> Signer:
             f"the key of {listed!r} on this machine is {key_id_of(line)}, params.yaml lists {key_id_of(keys[listed])}:"
             f" decide where that one is, or list this one: `faded reviewers remove '{listed}'`, then `add`"
         )
-    return Signer(listed, key)
+    return listed, key
 
 
 def decide(
@@ -175,11 +160,8 @@ def sentence(text: str) -> str:
 def wake(params: Params, audit: str) -> list[str]:
     """Resume flow runs that are suspended on the audit if its landscape is decided now; called after any decision.
 
-    Runs that are suspended on an earlier landscape, or on an audit that no longer asks anybody, are cancelled.
-
-    Returns:
-        Sentences about what was done; empty if no run waits. An error is reported as a sentence, not raised: the
-        decision is recorded, so the next run of the audit continues from it.
+    Runs that are suspended on an earlier landscape, or on an audit that no longer asks anybody, are cancelled. Returns
+    sentences about what was done. An error is one of them: the decision is recorded, so the next run continues from it.
     """
     try:
         return _wake(params, audit)
@@ -211,8 +193,7 @@ def _wake(params: Params, audit: str) -> list[str]:
 def settle(params: Params, audit: str) -> list[str]:
     """Do what every run of an audit starts with: record a time-out, and wake runs that missed an earlier decision.
 
-    Returns:
-        Sentences about what was done. Each names the audit, as people read them among those of other audits.
+    Returns sentences about what was done. Each names the audit, as people read them among those of other audits.
     """
     lines = []
     if (no := expire(params, audit)) is not None:

@@ -54,7 +54,8 @@ class DecisionDraft(Strict):
             raise DraftError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
         chosen = {name: self.modes.get(name, ModeDraft()) for name in known}
         undecided = [name for name, choice in chosen.items() if choice.action is None]
-        return undecided, [name for name, choice in chosen.items() if _needs_reason(choice)]
+        needing = [name for name, choice in chosen.items() if choice.action in ("repair", "accept")]
+        return undecided, [name for name in needing if not chosen[name].reason.strip()]
 
     def decision(self, landscape: str, modes: Sequence[ModeRecord]) -> Decision:
         """The decision on a landscape; a rejection may leave out modes and reasons.
@@ -84,10 +85,6 @@ class DecisionDraft(Strict):
             modes=[_decided(mode.id, self.modes[mode.id]) for mode in modes if mode.id not in undecided],
             examples=self.examples,
         )
-
-
-def _needs_reason(choice: ModeDraft) -> bool:
-    return choice.action in ("repair", "accept") and not choice.reason.strip()
 
 
 def _decided(name: str, choice: ModeDraft) -> ModeDecision:

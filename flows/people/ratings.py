@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -165,11 +165,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
 
 
 def _check_modes(name: str) -> None:
-    """Refuse to send people to a review without examples to rate.
-
-    Raises:
-        UsageError: if the audit's landscape has no failure mode.
-    """
+    """Refuse to send people to a review without examples to rate, as a landscape without a failure mode has none."""
     found = audit_folder(name).summarize
     if found.has("landscape") and not (landscape := found.landscape).modes:
         suspected = f" ({len(landscape.suspected)} only suspected)" if landscape.suspected else ""
@@ -194,17 +190,14 @@ def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, f
             "items": len({scored.item for scored in evidence.scored}),
             "reviewers": evidence.reviewers,
             "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
-            "error": _interval(fit.error),
-            "constant": _interval(fit.constant),
-            "gain": _interval(fit.gain),
+            **{
+                name: Interval(value=rate.value, low=rate.low, high=rate.high)
+                for name, rate in (("error", fit.error), ("constant", fit.constant), ("gain", fit.gain))
+            },
             "agreement": agreement([kept.decision for kept in evidence.decisions]),
             "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
         }
     )
-
-
-def _interval(rate: Any) -> Interval:
-    return Interval(value=rate.value, low=rate.low, high=rate.high)
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:

@@ -7,10 +7,9 @@ form. A decision made in another way is found in its file, and the form is ignor
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +93,9 @@ def wait_for_decision(params: Params, audit: str) -> None:
             logger.warning(how_to_answer(audit))
             notify("needs decision", audit, _where_to_decide(audit), this)
         try:
-            with _state_message(how_to_answer(audit)):
+            # Prefect's function has no argument for the message beside the state.
+            suspended = partial(Suspended, message=how_to_answer(audit))
+            with patch.object(flow_runs, "Suspended", suspended):
                 answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
         except Pause:
             if (now := standing(params, audit)).complete:  # decided before there was a suspended run to resume
@@ -119,13 +120,6 @@ def _where_to_decide(audit: str) -> str:
     return how_to_decide(audit) + (f" or {url}" if url is not None else "")
 
 
-@contextlib.contextmanager
-def _state_message(message: str) -> Iterator[None]:
-    """Set the message of a suspended run's state, for which Prefect's function has no argument."""
-    with patch.object(flow_runs, "Suspended", partial(Suspended, message=message)):
-        yield
-
-
 def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> type[DecisionForm]:
     """The form for one landscape."""
     # Prefect's page hides the text above a form that is longer than the window, so fields describe what must be read.
@@ -145,7 +139,8 @@ def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: st
     lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
     if (url := review_url(audit)) is not None:
         lines.append(f"The failure modes with examples: [review page]({url})")
-    lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
+    shown = [f"- {mode.id}: {code(mode.text)}, {_fails(mode)}" for mode in modes]
+    lines.append("\n".join(shown) or "No failure mode was found.")
     if now.needed > 1:
         so_far = ", ".join(code(decision.reviewer) for decision in now.decisions) or "nobody yet"
         lines.append(f"{now.needed} reviewers are needed, approved so far: {so_far}")
@@ -153,10 +148,6 @@ def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: st
     if problem is not None:
         lines.append(f"**The last answer was not accepted:** {prose(problem)}")
     return "\n\n".join([*lines, f"Landscape {now.landscape}"])
-
-
-def _mode_line(mode: ModeRecord) -> str:
-    return f"- {mode.id}: {code(mode.text)}, {_fails(mode)}"
 
 
 def _fails(mode: ModeRecord) -> str:

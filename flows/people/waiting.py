@@ -56,13 +56,12 @@ def waiting_elsewhere(audit: str, run: FlowRun) -> FlowRun | None:
 def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Resume those of these flow runs that are suspended on the audit's landscape, and cancel those on another one.
 
+    Returns sentences about what was done, and the runs whose server could not be reached.
+
     Args:
         now: the decisions, which are entered in the form, as a run cannot be resumed without. None if nobody is asked
             any more, so that all are cancelled.
         runs: the URL of the API on which each run was suspended, by id.
-
-    Returns:
-        Sentences about what was done, and the runs whose server could not be reached.
     """
     ended: list[str] = []
     here, left = _present_api(), dict(runs)

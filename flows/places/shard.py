@@ -35,8 +35,10 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     budget = audit.discover.budget
     if shards > budget:
         raise UsageError(f"the budget of {budget:,} probes (audits.{name}.discover) is too small for {shards:,} shares")
-    if shards > 1 and _is_prepared(name):
-        check_division(name, audit, shards)
+    if shards > 1 and (stage_dir(name, "prepare") / "items.parquet").exists():
+        prepare = read_graph().stages.get(f"prepare@{name}")
+        if prepare is not None and not prepare.stale:
+            check_division(name, audit, shards)
     before = PARAMS.read_bytes().decode("utf-8")
     after = with_shards(before, name, shards, gpus)
     if after == before:
@@ -61,18 +63,9 @@ def check_division(name: str, audit: AuditConfig, shards: int) -> None:
     Raises:
         UsageError: if a share would have no item or no probe.
     """
-    items = Items(read_table(_items(name)))
+    items = Items(read_table(stage_dir(name, "prepare") / "items.parquet"))
     ids, cells = items.ids("discover"), prod(len(levels) for levels in audit.concepts.values())
     divide(ids, cells, audit.discover.searched(len(ids) * cells), shards, audit.seed)
-
-
-def _items(name: str) -> Path:
-    return stage_dir(name, "prepare") / "items.parquet"
-
-
-def _is_prepared(name: str) -> bool:
-    """Whether the items of an audit are known."""
-    return _items(name).exists() and any(stage.name == f"prepare@{name}" and not stage.stale for stage in read_graph())
 
 
 def _words(shards: int) -> str:

@@ -27,10 +27,7 @@ LATE = timedelta(hours=1)
 
 
 def apply(entries: Sequence[Entry]) -> list[str]:
-    """Update the server of the current settings to match prefect.yaml: work pool, deployments, automations.
-
-    Returns:
-        Sentences that a person should read.
+    """Update the server to match prefect.yaml: work pool, deployments, automations; return sentences for people.
 
     Raises:
         UsageError: if the work pool or a deployment belongs to another workspace.

@@ -67,14 +67,11 @@ def _notify(subject: str, text: str) -> bool:
 
 
 def set_url(kind: Kind, url: str) -> str:
-    """Save an address for notifications as a block on the server of the current settings, and use it from now on.
+    """Save an address for notifications as a block on the server, use it from now on, and return its name there.
 
     Args:
         url: an incoming webhook of Slack; any URL to which JSON is posted (text, subject, body); or mailtos://... with
             the mail server, in Apprise's format.
-
-    Returns:
-        The block's name, "slack-webhook/faded".
 
     Raises:
         UsageError: if the URL does not fit its kind.

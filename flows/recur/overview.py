@@ -75,14 +75,11 @@ def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
 
 
 def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
-    """Problems with the runs of a work pool on the server of the current settings.
+    """A sentence for each run of a work pool that crashed or did not start.
 
     Args:
         since: crashes before this time are ignored.
         late: how long a run may wait for its start.
-
-    Returns:
-        A sentence for each run that crashed or did not start.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import FlowRunSort
@@ -116,9 +113,12 @@ def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Sche
     late = _first_run(client, entry, "EXPECTED_START_TIME_ASC", name=["Late"]) if client is not None else None
     if late is not None and late.expected_start_time is not None:
         waits.append(f"a worker or its turn, since {late.expected_start_time.astimezone():%Y-%m-%d %H:%M}")
-    last = _last_run(entry, client) if client is not None else None
-    told = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
-    return ScheduleRow(entry, entry.next_start(), last or told, verdict.word, "; ".join(waits))
+    last = f"{verdict.when:%Y-%m-%d %H:%M}" if verdict.when is not None else "never"
+    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED) if client is not None else None
+    # A run has no start time if its process died before it reported that it was running.
+    if run is not None and run.state is not None and (began := run.start_time or run.expected_start_time) is not None:
+        last = f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"
+    return ScheduleRow(entry, entry.next_start(), last, verdict.word, "; ".join(waits))
 
 
 def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Sequence[str]) -> FlowRun | None:
@@ -128,11 +128,3 @@ def _first_run(client: SyncPrefectClient, entry: Entry, sort: str, **states: Seq
     deployment = DeploymentFilter.model_validate({"name": {"any_": [entry.name]}})
     runs = client.read_flow_runs(deployment_filter=deployment, **in_state(**states), sort=FlowRunSort(sort), limit=1)
     return runs[0] if runs else None
-
-
-def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:
-    run = _first_run(client, entry, "START_TIME_DESC", type=_STARTED)
-    # A run has no start time if its process died before it reported that it was running.
-    if run is None or (began := run.start_time or run.expected_start_time) is None or run.state is None:
-        return None
-    return f"{began.astimezone():%Y-%m-%d %H:%M} {str(run.state.name).lower()}"

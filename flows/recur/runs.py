@@ -62,11 +62,7 @@ def worker_name() -> str:
 
 
 def cancel_unscheduled(client: SyncPrefectClient, pool: str) -> list[str]:
-    """Cancel runs that a schedule made before it was turned off: Prefect itself keeps those that are late.
-
-    Returns:
-        A sentence for each deployment that had such runs.
-    """
+    """Cancel runs that a schedule made before it was turned off, as Prefect keeps late ones; return a line on each."""
     from prefect.states import Cancelled
 
     on = {
@@ -148,10 +144,7 @@ def resume_interrupted(pool: str, why: str = _DIED) -> list[str]:
     """Reschedule runs that were cut off when their worker ended; DVC resumes them. Runs that keep dying are given up.
 
     Called while no worker of this workspace is running. If another worker polls the same pool, its runs cannot be
-    distinguished from dead ones, which the automation on heartbeats then finds.
-
-    Returns:
-        Sentences about what was done.
+    distinguished from dead ones, which the automation on heartbeats then finds. Returns sentences about what was done.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import WorkerFilter

@@ -151,13 +151,10 @@ def public_url() -> str | None:
 
 
 def add_missing(params: Params) -> list[str]:
-    """Add a deployment, with its schedule off, for each audit without one, except presets of other audits.
-
-    Returns:
-        Names of the audits that were added.
-    """
+    """Add a deployment, with its schedule off, for each audit without one, except presets; return their names."""
     known = {_audit_of(data) for data in _read()["deployments"]}
-    missing = [name for name in params.audits if name not in known and not _is_preset(params, name)]
+    own = [name for name in params.audits if not any(name.startswith(f"{other}-") for other in params.audits)]
+    missing = [name for name in own if name not in known]
     if missing:
         _edit(lambda document: [_add(document, name) for name in missing])
     return missing
@@ -203,7 +200,6 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
 
 def _check(cron: str, timezone: str, where: str) -> None:
     from prefect.client.schemas.schedules import CronSchedule
-    from pydantic import ValidationError
 
     try:
         CronSchedule(cron=cron)
@@ -218,10 +214,6 @@ def _check(cron: str, timezone: str, where: str) -> None:
         raise UsageError(
             f"{where}timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
         ) from None
-
-
-def _is_preset(params: Params, name: str) -> bool:
-    return any(name.startswith(f"{other}-") for other in params.audits)
 
 
 def _text() -> str:

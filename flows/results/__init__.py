@@ -197,34 +197,25 @@ def gate_word(passed: bool | None) -> str:
     return {True: "yes", False: "no", None: "not judged"}[passed]
 
 
-def read_timings(path: Path = TIMINGS) -> dict[str, float]:
-    """Seconds that each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
-    return {stage: took.seconds for stage, took in read_took(path).items()}
+def read_took() -> dict[str, Took]:
+    """How long each stage took when it last ran in this workspace."""
+    return read_state(TIMINGS, dict[str, Took]) or {}
 
 
-def read_took(path: Path = TIMINGS) -> dict[str, Took]:
-    """The same, with when it ran and how much it had to do."""
-    return (_read_reference() if path == REFERENCE else read_state(path, dict[str, Took])) or {}
-
-
-def _read_reference() -> dict[str, Took] | None:
-    """The timings in the repository, which are not sealed, as anybody may write them."""
+def read_reference() -> dict[str, Took]:
+    """The same on the machine of the benchmarks: a file of the repository, which is not sealed."""
     try:
         return TypeAdapter(dict[str, Took]).validate_json(REFERENCE.read_bytes())
     except (OSError, ValidationError):
-        return None
+        return {}
 
 
 def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | None = None) -> None:
-    """Store how long the stages that ran took.
-
-    Args:
-        work: how much each stage had to do, from `flows.results.estimate.work_of`.
-    """
+    """Store how long the stages that ran took, and how much each had to do (`flows.results.estimate.work_of`)."""
     when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}
     ran = {
         r.stage: Took(seconds=round(r.seconds, 2), when=when, work=known.get(r.stage))
         for r in results
         if r.outcome == "ran"
     }
-    write_state(TIMINGS, (read_state(TIMINGS, dict[str, Took]) or {}) | ran)
+    write_state(TIMINGS, read_took() | ran)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
-from flows.results import REFERENCE, TIMINGS, Took, read_took, record_timings
+from flows.results import Took, read_reference, read_took, record_timings
 from flows.results.abilities import abilities_of
 from flows.terminal import bytes_in_words
 from stages.core.files import probe_seconds
@@ -112,7 +112,7 @@ def estimate_cost(params: Params, graph: Graph, audits: Collection[str]) -> Esti
     Raises:
         UsageError: if a search is to be divided into more shares than its items or probes allow.
     """
-    timings, reference = read_took(TIMINGS), read_took(REFERENCE)
+    timings, reference = read_took(), read_reference()
     pace = _pace(timings, reference)
     paced = {name: pace * took.seconds for name, took in reference.items()}
     todo = graph.to_do(audits)

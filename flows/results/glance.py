@@ -72,8 +72,10 @@ def read_status(
     rows, never = [], []
     for name in audits:
         stages = [stage for stage in graph.of([name]) if stage.audit == name] if graph is not None else []
-        verdict, rate = read_verdict(params, name), _rate(name)
-        if not verdict.found and not rate.n and name not in unmeasured and graph is not None and _never_ran(stages):
+        headline = headline_at(WORKSPACE, name, "report") or headline_at("HEAD", name, "report")
+        verdict, rate = read_verdict(params, name), NO_RATE if headline is None else rate_in(headline)
+        ran = graph is None or any(stage.size or not stage.stale for stage in stages)
+        if not (verdict.found or rate.n or name in unmeasured or ran):
             never.append(name)
             continue
         waits = how_to_decide(name) if needs_decision(params, name) is not None else None
@@ -97,16 +99,6 @@ def states_of(stages: Sequence[Stage]) -> Iterator[StageState]:
             yield StageState(stage.name, "missing" if missing else "stale", stage.reasons)
         else:
             yield StageState(stage.name, "behind" if after else "fresh", ("depends on a stale stage",) * after)
-
-
-def _rate(audit: str) -> Rate:
-    """Failure rate of the model under test, from the headline of the last landscape."""
-    headline = headline_at(WORKSPACE, audit, "report") or headline_at("HEAD", audit, "report")
-    return NO_RATE if headline is None else rate_in(headline)
-
-
-def _never_ran(stages: Sequence[Stage]) -> bool:
-    return all(stage.stale for stage in stages) and not any(stage.size for stage in stages)
 
 
 def _next(verdict: LastVerdict, stages: Sequence[Stage], waits: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -79,11 +79,10 @@ def trend_of(history: History) -> list[TrendPoint]:
     """The failure rates of an audit from its oldest result to its newest, on a scale that begins at zero."""
     rates = [result.failure_rate for result in reversed(history.results) if result.failure_rate.n]
     top = max((rate.value if isnan(rate.high) else rate.high for rate in rates), default=0.0) or 1.0
-    return [_point(k / max(1, len(rates) - 1), [one / top for one in rate[:3]]) for k, rate in enumerate(rates)]
-
-
-def _point(along: float, rate: Sequence[float]) -> TrendPoint:
-    value, *bounds = rate
-    low, high = (value if isnan(bound) else bound for bound in bounds)
-    y, bottom, top = (round(_HEIGHT - _EDGE - one * (_HEIGHT - 2 * _EDGE), 1) for one in (value, low, high))
-    return TrendPoint(round(_EDGE + along * (_WIDTH - 2 * _EDGE), 1), y, top, bottom)
+    points = []
+    for k, rate in enumerate(rates):
+        ends = (rate.value if isnan(one) else one for one in (rate.value, rate.low, rate.high))
+        y, low, high = (round(_HEIGHT - _EDGE - one / top * (_HEIGHT - 2 * _EDGE), 1) for one in ends)
+        x = _EDGE + k / max(1, len(rates) - 1) * (_WIDTH - 2 * _EDGE)
+        points.append(TrendPoint(round(x, 1), y, high, low))
+    return points

@@ -11,7 +11,7 @@ import yaml
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
-from flows.workspace.yaml_edit import dumped, in_one_line
+from flows.workspace.yaml_edit import dumped, in_one_line, unshared
 from stages.core.errors import UsageError
 
 _COMMENT_AT = 58  # column of comments, unless the line is longer
@@ -37,9 +37,9 @@ class AuditDraft:
     def text(self) -> dict[str, str]:
         """Return its lines under `audits:` and, if there is a repair, under `repairs:`."""
         blocks = {"audits": _entry(self, self.audit, ("prepare", "concepts"), "")}
-        return (
-            blocks if self.repair is None else {**blocks, "repairs": _entry(self, self.repair, ("gates",), "repair.")}
-        )
+        if self.repair is not None:
+            blocks["repairs"] = _entry(self, self.repair, ("gates",), "repair.")
+        return blocks
 
 
 def _entry(draft: AuditDraft, block: Mapping[str, Any], spread: Sequence[str], prefix: str) -> str:
@@ -81,7 +81,7 @@ def with_draft(text: str, draft: AuditDraft) -> str:
     """The text of params.yaml with an audit and its repair, in place of those of that name; other lines stay.
 
     Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
+        UsageError: if the file's layout does not allow this.
     """
     expected, after, lines = yaml.safe_load(text) or {}, text, draft.text()
     for key, block in (("audits", draft.audit), ("repairs", draft.repair)):
@@ -89,7 +89,7 @@ def with_draft(text: str, draft: AuditDraft) -> str:
         if draft.name in (expected.get(key) or {}):
             after, expected[key] = _without(after, key, draft.name), others
         if block is not None:
-            after, expected[key] = _inserted(after, key, lines[key]), {**others, draft.name: _plain(block)}
+            after, expected[key] = _inserted(after, key, lines[key]), {**others, draft.name: unshared(block)}
     with contextlib.suppress(yaml.YAMLError):
         if yaml.safe_load(after) == expected:
             return after
@@ -97,12 +97,6 @@ def with_draft(text: str, draft: AuditDraft) -> str:
         f"params.yaml is laid out so that nothing can be added without touching more of it; write there yourself"
         f"\n\naudits:\n{lines['audits']}\nrepairs:\n{lines.get('repairs', '  {}')}"
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _pair(node: Any, key: str) -> tuple[Any, Any] | None:
@@ -143,11 +137,9 @@ def _inserted(text: str, key: str, lines: str) -> str:
 
 def _last(node: Any) -> int:
     """Where a node's content ends; the end mark of a block is after the comments that follow."""
-    if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
-        return _last(node.value[-1][1])
-    if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
-        return _last(node.value[-1])
-    return int(node.end_mark.index)
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    return _last(node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1])
 
 
 def _line_end(text: str, index: int) -> int:

@@ -1,4 +1,7 @@
-"""Changes to params.yaml by commands: levels, shares, compute, ratings and keys of an audit, and nothing else."""
+"""Changes to params.yaml by commands: levels, shares, compute, ratings and keys of an audit, and nothing else.
+
+Each raises a UsageError if the file's layout does not allow it without changing other lines.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,6 @@ def with_proposed(
         concepts: all levels of concepts that are new, or have new levels behind their own.
         prepare: keys of `prepare:`, lists or mappings of texts that are new or longer.
         proposed: by concept, who proposed it.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -56,9 +56,6 @@ def with_usage(text: str, audit: str, levels: Mapping[str, Mapping[Level, float]
     """The text of params.yaml with measured shares of levels under `usage:` of an audit.
 
     Levels of other concepts and named combinations stay. The number of changes goes, as it now follows from the shares.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -89,9 +86,6 @@ def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
     Args:
         shards: its new `discover.shards`.
         gpus: its new `compute.gpus`; None leaves it unchanged.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -108,11 +102,7 @@ def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
 
 
 def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str:
-    """The text of params.yaml with new values in the `compute:` of an audit; missing keys are added.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
-    """
+    """The text of params.yaml with new values in the `compute:` of an audit; missing keys are added."""
     wanted = ", ".join(f"{name}: {value}" for name, value in changes.items())
     return _edited(
         text,
@@ -127,9 +117,6 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
 
     Args:
         keys: by audit, all its keys by reviewer; names are only added or removed.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
     """
 
     def change(params: Any) -> None:
@@ -153,9 +140,6 @@ def with_file(text: str, audit: str, place: tuple[str, str], entry: Mapping[str,
     Args:
         place: block and key of the entry: `discrepancy.ratings`, `summarize.spot_check`.
         entry: the file, its hash, and what else there is to say.
-
-    Raises:
-        UsageError: if the file's layout does not allow this without changing other lines.
     """
     name, key = place
 

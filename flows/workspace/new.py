@@ -58,13 +58,10 @@ def check_folder(folder: Path) -> None:
 
 
 def write_workspace(folder: Path) -> list[Path]:
-    """Make a folder of a git repository a custom workspace, without audits so far.
+    """Make a folder of a git repository a custom workspace without audits so far; return what was written.
 
     dvc.yaml makes it a workspace, so it is written last: a kill leaves nothing that DVC reads, and a new call resumes.
     A clone of Faded's repository is left unchanged, and so are other pipelines of the repository.
-
-    Returns:
-        What was written; empty if it already is a workspace.
 
     Raises:
         UsageError: if it is not in a git repository, has the user's own pipeline, or git ignores its data.

@@ -6,6 +6,7 @@ In a clone of Faded, stages also depend on plugins, so faded.json is kept up to 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,7 @@ def outdated(folder: Path = Path()) -> bool:
 
 
 def make_folders(folder: Path = Path()) -> list[str]:
-    """Create the missing folders of audits that were written to params.yaml by hand; running audits are not disturbed.
-
-    Returns:
-        One line for people about what was written; empty if nothing was.
-    """
+    """Create missing folders of audits that people wrote to params.yaml; return a line about them if there were any."""
     if not _is_workspace(folder) or not _for_audits(folder):
         return []
     with locked(folder / WORK / "folders.lock"):
@@ -87,12 +84,9 @@ def make_folders(folder: Path = Path()) -> list[str]:
 
 
 def update_pipeline(folder: Path = Path()) -> list[str]:
-    """Rewrite outdated files, and create folders; the caller holds the workspace's lock.
+    """Rewrite outdated files, and create folders; return lines for people about what changed.
 
-    These are faded.json and, in a custom workspace, dvc.yaml and its templates.
-
-    Returns:
-        A line or two for people about what changed; empty if nothing did.
+    These are faded.json and, in a custom workspace, dvc.yaml and its templates. The caller holds the workspace's lock.
     """
     made = make_folders(folder)
     wanted = _wanted(folder)
@@ -110,9 +104,6 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
 
     Args:
         own: whether it is a custom workspace; a clone's root folder has the ignore files for all audits.
-
-    Returns:
-        Their texts, by path.
     """
     home = folder / DATA / name
     files = {home / ".gitignore": _GIT_IGNORES, home / ".dvcignore": _DVC_IGNORES} if own else {}
@@ -149,6 +140,14 @@ def with_lines(text: str, lines: Iterable[str], why: str) -> str:
     missing = [line for line in lines if line not in text.splitlines()]
     gap = "\n" if text and not text.endswith("\n") else ""
     return text + gap + "\n".join([f"# {why}", *missing, ""]) if missing else text
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def text_of(path: Path) -> str:
@@ -203,11 +202,9 @@ def _for_audits(folder: Path) -> dict[Path, str]:
         params = load_params(folder / PARAMS)
     except UsageError:
         return {}  # reading params.yaml reports what is wrong; until then nothing is created
-    files: dict[Path, str] = {}
     own = is_own(folder)
-    for name in params.audits:
-        files |= folders_of(folder, name, repair=name in params.repairs, own=own)
-    return files
+    each = (folders_of(folder, name, repair=name in params.repairs, own=own) for name in params.audits)
+    return {path: text for files in each for path, text in files.items()}
 
 
 def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[Path]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, zip_longest
 from pathlib import Path
@@ -47,7 +47,7 @@ def edited(
     """
     try:
         expected = yaml.safe_load(text) or {}
-        change(expected := expected if shared else _unshared(expected))
+        change(expected := expected if shared else unshared(expected))
         after = _edited(text, change, written)
         if yaml.safe_load(after) == expected:
             return after
@@ -112,11 +112,11 @@ class _Representer(RoundTripRepresenter):
 _Representer.add_representer(float, _Representer.represent_float)
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which content shared by an alias is duplicated."""
-    if isinstance(value, dict):
-        return {key: _unshared(inner) for key, inner in value.items()}
-    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+def unshared(value: Any) -> Any:
+    """A copy as plain data, in which content shared by an alias is duplicated."""
+    if isinstance(value, Mapping):
+        return {key: unshared(inner) for key, inner in value.items()}
+    return [unshared(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _edited(text: str, change: Callable[[Any], object], written: Callable[[str], str]) -> str:

@@ -45,11 +45,7 @@ class Candidate(NamedTuple):
 
 
 def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
-    """Render the mining results of an audit as one self-contained page that needs no network.
-
-    Args:
-        when: time of mining, in seconds since 1970.
-    """
+    """Render the results, mined `when` seconds after 1970, as one self-contained page that needs no network."""
     settings = mining.settings
     shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}
     shrinker = Shrinker(_exhibit(example) for examples in shown.values() for example in examples)

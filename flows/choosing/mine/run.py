@@ -14,13 +14,12 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import stages.mining
 from flows.choosing.ready import healed_audit, run_with_upstream
 from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.terminal import print_plain
+from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
 from stages.code import code_of
 from stages.core.environment import WORK
@@ -104,9 +103,8 @@ def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedText
 def show_mining(console: Console, audit: str, mining: Mining) -> None:
     """Print the findings of an audit as a table."""
     m = mining
-    table = Table(title=f"Mined of {audit}", title_justify="left")
-    for column in ("finding", "fails", "without", "p, adjusted", "items", "verdict"):
-        table.add_column(column)
+    columns = ("finding", "fails", "without", "p, adjusted", "items", "verdict")
+    table = new_table(*columns, title=f"Mined of {audit}")
     for one in m.findings:
         told = "\n".join([one.told, *([f"({', '.join(one.replaced[:3])})"] if one.replaced else [])])
         style = "green" if one.verdict == "confirmed" else "dim"
@@ -125,17 +123,15 @@ def show_mining(console: Console, audit: str, mining: Mining) -> None:
         console,
         f"{len(m.confirmed)} of {len(m.findings)} candidates confirmed; {counted}; {m.probes:,} of"
         f" {m.settings.probes:,} unique probes spent",
-    )
-    print_plain(
-        console,
         f"{m.items[0]:,} items proposed, {m.items[1]:,} others confirmed; of these {_rate(m.now)} of {m.now.n} fail"
         " unchanged",
     )
-    for told in (
+    print_plain(
+        console,
         "without: the same items with other words or levels, or else other items; a line for each part of a finding",
         "p, adjusted: of the weakest of these comparisons, for the number of candidates (Holm 1979)",
-    ):
-        console.print(f"[dim]{told}[/]", soft_wrap=True)
+        style="dim",
+    )
 
 
 def _rate(rate: Rate) -> str:
@@ -170,7 +166,7 @@ def proposed_lines(name: str, audit: AuditConfig, mining: Mining, form: MinedTex
 
 
 def _marks(told: Mapping[str, str]) -> str:
-    """Return the line that marks these fields or slots as proposed, for reports."""
+    """The line that marks fields or slots as proposed, for reports."""
     return f"    proposed: {json.dumps(told, ensure_ascii=False)}"
 
 

@@ -133,8 +133,7 @@ def measure_choices(name: str, audit: AuditConfig, settings: Settings, tell: Cal
         except UsageError as error:
             impossible[f"{backend} {dtype}"] = str(error)
 
-    others = [choice for choice in found if choice.compute != now.compute]
-    choices = [now, *others]
+    choices = [now, *(choice for choice in found if choice.compute != now.compute)]
     for choice in choices:
         choice.passes.clear()
         bench.open(choice)

@@ -28,7 +28,11 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
         FadedError: if the model under test cannot be prepared.
     """
     audit = params.audit(name)
-    _refuse_endpoint(name, audit)
+    if is_served(audit.prepare.get("model")):  # perhaps paid for, and nothing about this machine
+        raise UsageError(
+            f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"
+            " prepare.model.batch_size, concurrency and rate instead"
+        )
     with exclusive():
         healed_audit(params, name, console)
         with stopping_on_signals():
@@ -40,23 +44,13 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
             _write(name, audit, best.compute, console)
 
 
-def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
-    """Refuse a model behind HTTP: thousands of requests, perhaps paid for, would show nothing about this machine."""
-    if is_served(audit.prepare.get("model")):
-        raise UsageError(
-            f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"
-            " prepare.model.batch_size, concurrency and rate instead"
-        )
-
-
 def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
     keys = ("backend", "dtype", "batch_size")
     now = task_context(name, audit, stage_dir(name, "prepare")).compute
-    changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(now, key)}
-    if not changed:
+    if changed := {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(now, key)}:
+        write_params(name, audit, lambda text: with_compute(text, name, changed), console)
+    else:
         console.print("nothing to write: it is already set")
-        return
-    write_params(name, audit, lambda text: with_compute(text, name, changed), console)
 
 
 def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings) -> None:
@@ -84,10 +78,10 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
             sizes = ", ".join(f"{n}: {speed:.1f}" for n, speed in choice.tried.items())
             print_plain(console, f"probes/s of {choice.name} by batch size: {sizes}")
     best = tuning.best(settings.allow_bfloat16)
-    if best is now:
-        said = "stays as it is: nothing allowed is more than 5% faster"
-    else:
-        said = f"{_words(best.compute)} is {best.speed / now.speed:.1f} times as fast"
+    said = "stays as it is: nothing allowed is more than 5% faster"
+    if best is not now:
+        to = f"{{backend: {best.compute.backend}, dtype: {best.compute.dtype}, batch_size: {best.compute.batch_size}}}"
+        said = f"{to} is {best.speed / now.speed:.1f} times as fast"
     print_plain(console, f"{name}: {said}")
     if best.compute.dtype != now.compute.dtype:
         print_plain(
@@ -103,7 +97,3 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
             f"{faster.name} is {faster.speed / best.speed:.1f} times as fast as that, but changes answers:"
             f" {faster.changed} of {tuning.compared} probes change between pass and fail; see --allow-bfloat16",
         )
-
-
-def _words(compute: Compute) -> str:
-    return f"{{backend: {compute.backend}, dtype: {compute.dtype}, batch_size: {compute.batch_size}}}"

@@ -153,11 +153,12 @@ def enter(request: Request, audit: str, token: str, query: str = "") -> Response
     # Keep an existing session, so that forms in other tabs stay valid.
     session = served.keys.redeem(token, audit, request.cookies.get(served.cookie)) or served.session(request)
     if session is None or not session.sees(audit):
+        command = "faded serve --link" if audit == EVERY else served.command.replace("AUDIT", audit)
         raise Refused(
             403,
             "This link was already used",
             "Each link opens the page once, in one browser, within an hour.",
-            f"Ask for another one in the workspace: {served.command_for(audit)}",
+            f"Ask for another one in the workspace: {command}",
         )
     response = RedirectResponse(served.page(audit) + query, 303)
     # Not strict, as the file or message with the link is from another site. Viewing changes nothing, and forms are

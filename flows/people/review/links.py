@@ -78,10 +78,6 @@ class Served:
         """The path of what a link to an audit opens."""
         return "/" if audit == EVERY else self.path(audit)
 
-    def command_for(self, audit: str) -> str:
-        """The command that prints another link to an audit."""
-        return "faded serve --link" if audit == EVERY else self.command.replace("AUDIT", audit)
-
     def session(self, request: Request) -> Session | None:
         return self.keys.session(request.cookies.get(self.cookie))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from flows.places.machines.worker import Failure, here
 from flows.run_stage import StageResult, run_stage
 from flows.shipment import Shipment, ShipmentResult
 from flows.workspace import exclusive, running_audit
+from flows.workspace.pipeline import remove
 from stages.code import CODE
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, InfrastructureError, UsageError
@@ -91,7 +91,7 @@ def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
     folders = [Path(path) for path in shipment.hashes]
     for path in _brought() - wanted:
         if any(folder in Path(path).parents for folder in folders):  # several stages write to this folder
-            _remove(Path(path))
+            remove(Path(path))
     _note(wanted)
     store.checkout(shipment.inputs)
 
@@ -119,14 +119,6 @@ def _nobodys_else(host: str) -> Iterator[None]:
         raise UsageError(f"an audit runs in {host} (process {process}): expected a clone that is the worker's own")
     with exclusive():
         yield
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

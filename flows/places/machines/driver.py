@@ -10,7 +10,7 @@ from flows.request import GATED
 from flows.shipment import Entry, Shipment, ShipmentResult
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import git
-from stages.params import Params, RunnerConfig, load_params
+from stages.params import RunnerConfig, load_params
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
@@ -48,10 +48,8 @@ def travels(stage: str) -> bool:
 def pack(stage: str, config: RunnerConfig) -> Shipment | None:
     """Push a stage's inputs to the remote, and describe everything else that a worker needs.
 
-    Everything the stage depends on is up to date in this workspace.
-
-    Returns:
-        None if this clone already has the outputs, so that DVC has nothing to execute here.
+    Everything the stage depends on is up to date in this workspace. None if this clone already has the outputs, so that
+    DVC has nothing to execute here.
 
     Raises:
         InfrastructureError: if the remote fails, or an input is missing.
@@ -61,19 +59,21 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
     assert config.workspace is not None
     with open_store(config.remote) as store:
         with lock_repo(store.repo):
-            if not store.repo.stage.collect(stage)[0].status():
+            known = store.repo.stage.collect(stage)[0]
+            if not known.status():
                 return None
             reads = store.stage(stage)
             if store.recall(reads, here_only=True):
                 return None
             inputs = _inputs(store, reads)
-            lock = _lock_entry(store, stage)
-            files = {path: Path(path).read_text(encoding="utf-8") for path in _texts(load_params())}
+            ratings = (audit.ratings.file for audit in load_params().audits.values() if audit.ratings is not None)
+            texts = [path for path in dict.fromkeys([*_TEXTS, *ratings]) if Path(path).is_file()]
+            files = {path: Path(path).read_text(encoding="utf-8") for path in texts}
         store.push(inputs)
     return Shipment(
         stage=stage,
         files=files,
-        lock=lock,
+        lock=known.dvcfile.lockfile_contents.get("stages", {}).get(stage),
         inputs=inputs,
         hashes=hashes(reads),
         revision=git("rev-parse", "--short", "HEAD"),
@@ -173,16 +173,6 @@ def _inputs(store: Store, stage: PipelineStage) -> list[Entry]:
         if related and out.hash_info and here in path.parents:
             outs[path] = entry_of(out)
     return list(outs.values())
-
-
-def _lock_entry(store: Store, stage: str) -> Entry | None:
-    found: Entry = store.repo.stage.collect(stage)[0].dvcfile.lockfile_contents.get("stages", {})
-    return found.get(stage)
-
-
-def _texts(params: Params) -> list[str]:
-    ratings = [audit.ratings.file for audit in params.audits.values() if audit.ratings is not None]
-    return [path for path in dict.fromkeys([*_TEXTS, *ratings]) if Path(path).is_file()]
 
 
 def within_repository(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.graph.digests import Hashes
-from flows.graph.intact import CacheFolder, remove_damaged
+from flows.graph.intact import CacheFolder, refill, remove_damaged
 from flows.shipment import Entry
 from stages.core.errors import FadedError, InfrastructureError, UsageError, did_you_mean
 
@@ -93,10 +93,7 @@ class Store:
             InfrastructureError: if one is neither here nor there, or the remote does not accept it.
         """
         outputs = self.outputs(entries)
-        for out in outputs:
-            # For a metric that came into this clone through git, or the user's own `dvc repro --no-commit`.
-            if out.changed_cache() and out.exists and not out.changed_checksum():
-                out.commit(relink=False)
+        refill(outputs)  # a metric may have come through git, another output from the user's `dvc repro --no-commit`
         failed = self._each(outputs, lambda objects: self.repo.cloud.push(objects, remote=self.remote).failed)
         if failed:
             raise InfrastructureError(f"the DVC remote {self.name} did not accept {', '.join(failed)}")

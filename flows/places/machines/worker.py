@@ -34,13 +34,10 @@ class Failure(BaseModel):
 
 
 def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageResult:
-    """Bring one stage up to date in this worker's clone, and push its outputs to the remote.
+    """Bring one stage up to date in this worker's clone, and push its outputs, which `made` of the result names.
 
     It runs in its own process, because a worker's threads share one current folder. The process ends with the worker,
     even on kill -9.
-
-    Returns:
-        The result with `made`, which tells the driver the outputs.
 
     Raises:
         UsageError: if there is no clone here, or the stage refuses its input.

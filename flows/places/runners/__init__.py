@@ -147,6 +147,18 @@ def reach(kind: str, address: str) -> None:
         raise InfrastructureError(f"runner {kind}: nothing answers at {address} ({error})") from None
 
 
+def gpus_here(config: RunnerConfig, most: int) -> list[str]:
+    """Ids of this machine's GPUs for a cluster that is started here.
+
+    Raises:
+        UsageError: if they are fewer than a stage requests.
+    """
+    ids = visible_gpus(config.gpus) if most or config.gpus else []
+    if most > len(ids):
+        raise too_few_gpus(most, f"this machine has {len(ids)}")
+    return ids
+
+
 def too_few_gpus(gpus: int, found: str) -> UsageError:
     """The error if no worker has as many GPUs as a stage requests."""
     return UsageError(f"a stage requests {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")

@@ -16,7 +16,7 @@ import distributed
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.security import Security
 
-from flows.places.runners import POLL, Job, Say, too_few_gpus
+from flows.places.runners import POLL, Job, Say, gpus_here, too_few_gpus
 from flows.places.runners.devices import MASK, Slots, visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once
@@ -74,7 +74,8 @@ class Dask:
 
     def _submit(self, job: Job, name: str) -> distributed.Future:
         # A stage without GPUs leaves workers with GPUs to other stages if there are workers without.
-        without = [] if job.gpus else self._without_gpus()
+        workers = {} if job.gpus else _workers(self._client)
+        without = [address for address, worker in workers.items() if not worker["resources"].get(GPU)]
         return self._client.submit(
             _on_worker,
             job,
@@ -101,9 +102,6 @@ class Dask:
     def _check(self, job: Job) -> None:
         if self._client.status in ("closed", "closing"):
             raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone")
-
-    def _without_gpus(self) -> list[str]:
-        return [address for address, worker in _workers(self._client).items() if not worker["resources"].get(GPU)]
 
 
 def _workers(client: Client) -> dict[str, Any]:
@@ -146,9 +144,7 @@ def _local(config: RunnerConfig, most: int) -> Iterator[SpecCluster]:
 
     GPUs are assigned to separate workers, each with as many as the largest stage requests.
     """
-    ids = visible_gpus(config.gpus) if most or config.gpus else []
-    if most > len(ids):
-        raise too_few_gpus(most, f"this machine has {len(ids)}")
+    ids = gpus_here(config, most)
     security = Security.temporary()
     common = {"nthreads": 1, "memory_limit": 0, "security": security, **_LOOPBACK}
     common["silence_logs"] = logging.CRITICAL

@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flows.places.runners import POLL, Job, Say, reach, too_few_gpus
-from flows.places.runners.devices import visible_gpus
+from flows.places.runners import POLL, Job, Say, gpus_here, reach, too_few_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once
 from flows.places.runners.work import work
@@ -158,9 +157,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
 
 
 def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:
-    ids = visible_gpus(config.gpus) if most or config.gpus else []
-    if most > len(ids):
-        raise too_few_gpus(most, f"this machine has {len(ids)}")
+    ids = gpus_here(config, most)
     scratch = life.enter_context(reaped_folder("faded-ray-"))
     import ray
 

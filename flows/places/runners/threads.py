@@ -6,8 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from flows.places.runners import Job, Say, too_few_gpus
-from flows.places.runners.devices import MASK, Slots, visible_gpus
+from flows.places.runners import Job, Say, gpus_here
+from flows.places.runners.devices import MASK, Slots
 from flows.processes import stopping
 from flows.run_stage import StageResult, run_stage
 from stages.core.errors import InfrastructureError
@@ -37,7 +37,4 @@ class Threads:
 @contextlib.contextmanager
 def opened(config: RunnerConfig, gpus: int) -> Iterator[Threads]:
     """See `flows.places.runners.open_runner`."""
-    slots = Slots(config.workers or stages_at_once(), visible_gpus(config.gpus) if gpus else ())
-    if gpus > len(slots.gpus):
-        raise too_few_gpus(gpus, f"this machine has {len(slots.gpus)}")
-    yield Threads(slots)
+    yield Threads(Slots(config.workers or stages_at_once(), gpus_here(config, gpus) if gpus else ()))
