@@ -45,7 +45,7 @@ class Request(BaseModel):
     @property
     def seconds_left(self) -> int | None:
         """Whole seconds until it expires, at least one; None for no limit."""
-        return None if self.expires is None else max(1, math.ceil((self.expires - _now()).total_seconds()))
+        return None if self.expires is None else max(1, math.ceil((self.expires - datetime.now(UTC)).total_seconds()))
 
 
 def waits_for_person(params: Params, audit: str) -> bool:
@@ -89,7 +89,7 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
 
     with decisions_lock(audit):  # two processes may add a run and check the time at once
         now, before = landscape_hash(audit), read_request(audit)
-        asked = before.asked if before is not None and before.landscape == now else _now()
+        asked = before.asked if before is not None and before.landscape == now else datetime.now(UTC)
         hours = params.repair(audit).feedback.timeout_hours
         request = Request(
             landscape=now,
@@ -106,7 +106,7 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
 def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
     """Remove the request, except for runs that were not resumed or ended yet."""
     if runs:
-        write_state(_path(audit), Request(landscape=None, asked=_now(), runs=dict(runs)))
+        write_state(_path(audit), Request(landscape=None, asked=datetime.now(UTC), runs=dict(runs)))
     else:
         _path(audit).unlink(missing_ok=True)
 
@@ -141,10 +141,6 @@ def present(audit: str) -> str | None:
 
 def _path(audit: str) -> Path:
     return REQUESTS / f"{audit}.json"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def minutes(when: datetime) -> str:

@@ -1,10 +1,9 @@
-"""What all output in the terminal has in common: plain lines, tables, and numbers of bytes."""
+"""What all output in the terminal has in common: plain lines and tables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -37,23 +36,13 @@ def narrow_table(
     *columns: str, title: str | None = None, whole: tuple[str, ...] = (), right: tuple[str, ...] = ()
 ) -> Table:
     """The same with little space between columns, for 80 of a terminal; those in `whole` never break."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(column, overflow="fold", no_wrap=column in whole, justify=justify)
+    table = new_table(*columns, title=title, right=right)
+    table.padding = (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap = column.header in whole
     return table
 
 
-def first_of(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def bytes_in_words(n_bytes: float) -> str:
-    """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
+def first_of(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -16,7 +16,7 @@ import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flows.engine import ALLOWED
 from flows.recur.schedule import FILE, Launch, read_launches
@@ -31,11 +31,8 @@ if TYPE_CHECKING:
 _COMMAND = "python -P -m flows.engine"  # default if prefect.yaml has none
 
 
-class RunCommand(NamedTuple):
-    """What a flow run executes, and its own environment variables; None removes one."""
-
-    command: list[str]
-    env: dict[str, str | None]
+# What a flow run executes, and its own environment variables; None removes one.
+RunCommand = tuple[list[str], dict[str, str | None]]
 
 
 def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | None:
@@ -49,20 +46,17 @@ def why_foreign(run: FlowRun, deployment: DeploymentResponse | None) -> str | No
     ours = read_launches().get(deployment.name)
     if ours is None:
         return f"deployment {deployment.name!r} is not in {FILE}"
+    given = {name: value for name, value in run.parameters.items() if value is not None}  # forms send all parameters
     for what, found, expected in (
         ("entrypoint", deployment.entrypoint, [ours.entrypoint]),
         ("pull steps", deployment.pull_steps, [ours.pull_steps]),
         ("job variables", deployment.job_variables, [ours.job_variables]),
         ("job variables of the run", run.job_variables or {}, [{}]),
-        ("parameters", _given(run.parameters), ours.parameters),
+        ("parameters", given, ours.parameters),
     ):
         if found not in expected:
             return f"{what}: {FILE} says {expected[0]!r:.200}, the server {found!r:.200}"
     return None
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}  # forms send all parameters
 
 
 def command_of(run: FlowRun, launch: Launch) -> RunCommand:
@@ -75,7 +69,7 @@ def command_of(run: FlowRun, launch: Launch) -> RunCommand:
         "PREFECT__FLOW_ENTRYPOINT": launch.entrypoint,
         ALLOWED: json.dumps(launch.parameters),
     }
-    return RunCommand(shlex.split(variables.get("command") or _COMMAND), {**own, **ours})
+    return shlex.split(variables.get("command") or _COMMAND), {**own, **ours}
 
 
 def claim(client: SyncPrefectClient, pool: str) -> RunCommand | None:
@@ -127,8 +121,9 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         claimed = claim(client, given.pool)
     if claimed is not None:
-        env = {name: value for name, value in {**os.environ, **claimed.env}.items() if value is not None}
-        os.execvpe(claimed.command[0], claimed.command, env)
+        command, own = claimed
+        env = {name: value for name, value in {**os.environ, **own}.items() if value is not None}
+        os.execvpe(command[0], command, env)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from rich.markup import escape
 
 import stages.proposing
 import stages.screening
-from flows.choosing.ready import PARAMS, healed_audit, run_with_upstream, write_params
-from flows.graph import read_graph
+from flows.choosing.ready import PARAMS, healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
@@ -90,7 +89,7 @@ def propose_concepts(params: Params, name: str, probes: int | None, write: bool,
         with stopping_on_signals():
             # Before prepare, which may take long.
             vocabulary_of(task_class(name, audit), task_context(name, audit), audit)
-            run_with_upstream(read_graph(), f"prepare@{name}", console)
+            run_prepare(name, console)
             found = _Proposing(name, audit, config, probes, console)
             record, change = found.run()
         path = RECORDS / f"{name}.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.graph import Graph
+from flows.graph import read_graph
 from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
@@ -32,8 +32,9 @@ def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
     return params.audit(name)
 
 
-def run_with_upstream(graph: Graph, name: str, console: Console) -> None:
-    """Run a stage and its upstream stages if they are stale."""
+def run_prepare(audit: str, console: Console) -> None:
+    """Run `prepare` of an audit, and what it depends on, if they are stale."""
+    graph, name = read_graph(), f"prepare@{audit}"
     if name not in graph.stages:
         raise UsageError(f"dvc.yaml has no stage {name}")
     wanted = graph.upstream([name])

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import stages.screening
-from flows.choosing.ready import healed_audit, run_with_upstream
-from flows.graph import read_graph
+from flows.choosing.ready import healed_audit, run_prepare
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
@@ -75,7 +74,7 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
     """
     audit = healed_audit(params, name, console)
     with stopping_on_signals():
-        run_with_upstream(read_graph(), f"prepare@{name}", console)
+        run_prepare(name, console)
         seconds = _seconds_of_probe(name, audit)
         most = probes or int(np.clip(SECONDS / seconds, *PROBES))
         console.print(

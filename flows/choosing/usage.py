@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flows.choosing.ready import healed_audit, run_with_upstream, write_params
-from flows.graph import read_graph
+from flows.choosing.ready import healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage
@@ -48,7 +47,7 @@ def show_or_measure(
             from stages.tasks.load import load_alone, task_class
 
             reader = None if source is None else _reader_of(task_class(name, audit), name)  # before prepare
-            run_with_upstream(read_graph(), f"prepare@{name}", console)
+            run_prepare(name, console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))
             in_force = UsageInForce.of(name, task.concepts, audit.usage)
             if source is None or reader is None:

@@ -45,7 +45,7 @@ def evidence(
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
     with exclusive():
         with working("checking the state of the stages, and hashing new files"):
-            path = evidence_of(params, name, sign=False)
+            path = evidence_of(params, name)
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
             say(f"signed by key id {sign_bundle(path, key)}")

@@ -265,8 +265,8 @@ def _entry(name: str, data: bytes | None, hashes: Hashes) -> ManifestFile:
     return {"size": size, "md5": path_md5, "sha256": hashes.sha256(path), "whole": False}
 
 
-def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
-    """The bundle of a finished audit, written if it is missing, and signed with this user's key if possible.
+def evidence_of(params: Params, audit: str) -> Path:
+    """The bundle of a finished audit, written if it is missing.
 
     Raises:
         UsageError: if the audit is not finished.
@@ -279,19 +279,19 @@ def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
     check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
         raise UsageError(why_unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
-    if sign:
-        sign_by_default(path)
     return path
 
 
 def proven_evidence(params: Params, audit: str) -> Path:
-    """The bundle of a finished audit, after all the checks of `faded verify`: before anything is concluded from it.
+    """The bundle of a finished audit, signed if possible, after all the checks of `faded verify`.
+
+    It comes before anything is concluded from the audit.
 
     Raises:
         UsageError: if the audit is not finished.
         DamagedError: if outputs differ from what its stages wrote, or the bundle does not hold.
     """
-    path = evidence_of(params, audit, sign=False)
+    path = evidence_of(params, audit)
     if problems := problems_of(path):
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise DamagedError(f"the evidence of {audit!r} does not hold: {problems[0]}{more}; `faded verify {path}`")

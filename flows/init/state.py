@@ -50,8 +50,8 @@ def forget(workspace: Path, name: str) -> None:
 
 def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
     """Unfinished audits that are still in the text of params.yaml, or were refused, the last one first."""
-    folder = workspace / WORK / "init"
-    for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
+    written = (workspace / WORK / "init").glob("*.json")
+    for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True):
         one = read_state(path, Unfinished)
         if one is not None and (not one.written or written_blocks(params, one.name) in one.written):
             yield one

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 _OWNED = "Audits of "  # start of the description of Faded's work pools
-LATE = timedelta(hours=1)
+LATE = timedelta(hours=1)  # that a run may wait for its start before people are notified
 
 
 def apply(entries: Sequence[Entry]) -> list[str]:
@@ -122,16 +122,13 @@ def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
     return {deployment.name: deployment.id for deployment in client.read_deployments(**of_pool(pool))}
 
 
-def make_automations(
-    pool: str, deployments: Sequence[UUID], block: UUID | None, late: timedelta = LATE
-) -> list[AutomationCore]:
+def make_automations(pool: str, deployments: Sequence[UUID], block: UUID | None) -> list[AutomationCore]:
     """The automations of a workspace: what people are told about runs whose processes can tell nothing.
 
     Args:
         pool: its work pool; the automations' names begin with it.
         deployments: the deployments whose runs they watch; others on the server are ignored.
         block: where notifications go; None for nowhere.
-        late: how long a run may wait for its start before people are notified.
     """
     if block is None:
         return []
@@ -157,7 +154,7 @@ def make_automations(
 
     automations = []
     crashed = trigger(Posture.Reactive, set(), _events("Crashed"), timedelta(0))
-    waiting = trigger(Posture.Proactive, _events("Late"), _events("Pending", "Running", "Cancelled"), late)
+    waiting = trigger(Posture.Proactive, _events("Late"), _events("Pending", "Running", "Cancelled"), LATE)
     no_start = "should have started an hour ago; no worker is running, or another audit is"
     for what, when, subject, body in (
         ("tell of dead runs", crashed, "broken", "crashed: {{ flow_run.state.message }}"),

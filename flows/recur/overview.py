@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -74,13 +74,8 @@ def show_schedules(console: Console, rows: Sequence[ScheduleRow]) -> None:
     print_plain(console, *(f"{row.entry.audit} waits for {row.waits}" for row in rows if row.waits), style="yellow")
 
 
-def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
-    """A sentence for each run of a work pool that crashed or did not start.
-
-    Args:
-        since: crashes before this time are ignored.
-        late: how long a run may wait for its start.
-    """
+def troubles(pool: str, since: datetime) -> list[str]:
+    """A sentence for each run of a work pool that crashed since then, or did not start in time."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import FlowRunSort
 
@@ -91,7 +86,7 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
             due, state = run.expected_start_time, run.state
             if state is not None and state.is_crashed() and state.timestamp >= since:
                 lines.append(f"{run_label(run)} crashed: {state.message}")
-            elif state is not None and state.is_scheduled() and due and datetime.now(UTC) - due > late:
+            elif state is not None and state.is_scheduled() and due and datetime.now(UTC) - due > LATE:
                 lines.append(
                     f"{run_label(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker is "
                     "running, or another audit is"

@@ -182,14 +182,14 @@ def _made(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
 
-def verdict_of(audit: str, record: Record, report: Path | None = None) -> LastVerdict:
+def verdict_of(audit: str, record: Record) -> LastVerdict:
     """The verdict in a verdict.json."""
     decided = statement = None
     if isinstance(record, RepairVerdict):
         decided = NO_HUMAN if record.decided_by == "policy" else f"decided by {record.reviewer}"
         statement = record.statement
     light, concerns = record.light, tuple(record.concerns)
-    return LastVerdict(audit, record.passed, record.gates, report, True, decided, statement, light, concerns)
+    return LastVerdict(audit, record.passed, record.gates, None, True, decided, statement, light, concerns)
 
 
 def gate_word(passed: bool | None) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
+from rich.filesize import decimal
+
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import Took, read_reference, read_took, record_timings
 from flows.results.abilities import abilities_of
-from flows.terminal import bytes_in_words
 from stages.core.files import probe_seconds
 from stages.core.intervals import wilson
 from stages.params import Params
@@ -266,7 +267,7 @@ def processes_line(params: Params, graph: Graph, name: str) -> str | None:
     prepared = audit_folder(name).prepare.path
     processes = task_context(name, params.audit(name), prepared).compute.processes
     size = sum(path.stat().st_size for path in (prepared / "model").rglob("*") if path.is_file())
-    each = f"each with a copy of the model ({bytes_in_words(size)} on disk)"
+    each = f"each with a copy of the model ({decimal(size)} on disk)"
     return f"{name}: up to {processes} processes answer probes at once, {each}" if processes > 1 else None
 
 

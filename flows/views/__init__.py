@@ -8,12 +8,13 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
 from flows.graph import RUNS_NOW, audit_of
-from flows.terminal import bytes_in_words, first_of, narrow_table, new_table, print_plain
+from flows.terminal import first_of, narrow_table, new_table, print_plain
 from stages.core.errors import Exit
 
 if TYPE_CHECKING:
@@ -99,17 +100,17 @@ def show_plan(console: Console, plan: Estimate) -> None:
                 f"{e.probes:,}" if e.probes else "",
                 f"{e.calls:,}" if e.calls else "",
                 f"{e.seconds:.1f}" if e.seconds is not None else "?",
-                bytes_in_words(e.size) if e.size is not None else "?",
+                decimal(e.size) if e.size is not None else "?",
             )
         console.print(table)
         console.print(f"{plan.probes:,} unique probes at most; {plan.time}")
         disk = sum(e.size or 0 for e in plan.stages)
         about = (
-            f"about {bytes_in_words(disk)} of outputs, as in the last run"
+            f"about {decimal(disk)} of outputs, as in the last run"
             if disk
             else "size of outputs unknown before the first run"
         )
-        console.print(f"disk: {about}, {bytes_in_words(plan.free)} free")
+        console.print(f"disk: {about}, {decimal(plan.free)} free")
     else:
         console.print("nothing to do: no stage is stale")
     for note in plan.notes:

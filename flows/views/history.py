@@ -225,7 +225,8 @@ def since(history: History) -> str:
     if not history.results:
         return ""
     now = history.results[0]
-    dated = f"Result of {now.verdict.when:%Y-%m-%d}, {_at(now.verdict)}."
+    at = "not committed" if now.verdict.revision == WORKSPACE else f"commit {now.verdict.revision}"
+    dated = f"Result of {now.verdict.when:%Y-%m-%d}, {at}."
     if len(history.results) < 2:
         return dated
     then = history.results[1]
@@ -242,10 +243,6 @@ def since(history: History) -> str:
         moved = " → ".join(f"{100 * target:+.1f}" for target in targets if target is not None)
         sentences.insert(3, f"Change by the repair in its target modes: {moved} points.")
     return " ".join(sentences)
-
-
-def _at(verdict: LastVerdict) -> str:
-    return "not committed" if verdict.revision == WORKSPACE else f"commit {verdict.revision}"
 
 
 def with_since(page: Path, said: str) -> Path:

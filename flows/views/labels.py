@@ -92,19 +92,14 @@ def refused(error: FadedError) -> State[Any]:
     return Failed(name=REJECTED if isinstance(error, RejectedError) else "Failed", message=str(error), data=error)
 
 
-def last_state(endings: Sequence[Ending], skipped: Sequence[str] = (), data: Any = None) -> State[Any]:
-    """The last state of a flow run, given by its worst ending.
-
-    Args:
-        skipped: messages about audits that it left to another run.
-        data: what the flow returns, or raises if it failed.
-    """
+def last_state(endings: Sequence[Ending], skipped: Sequence[str] = ()) -> State[Any]:
+    """The last state of a flow run, given by its worst ending, with messages on audits it left to another run."""
     told = "; ".join([*(ending.text for ending in endings), *skipped])
     kinds = {ending.kind for ending in endings}
     for kind, name in (("broken", "Failed"), ("gate failed", GATE_FAILED), ("rejected", REJECTED)):
         if kind in kinds:
             worst = "; ".join(ending.text for ending in endings if ending.kind not in ("done", "waiting"))
-            return Failed(name=name, message=f"broken: {worst}" if kind == "broken" else worst, data=data)
+            return Failed(name=name, message=f"broken: {worst}" if kind == "broken" else worst)
     if kinds <= {"waiting"} and endings:
-        return Completed(name="Waiting", message=told, data=data)
-    return Completed(name=None if endings else "Skipped", message=told, data=data)
+        return Completed(name="Waiting", message=told)
+    return Completed(name=None if endings else "Skipped", message=told)

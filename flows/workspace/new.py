@@ -20,7 +20,6 @@ from flows.workspace.pipeline import (
     pipeline,
     plot_templates,
     text_of,
-    with_lines,
 )
 from stages.code import RECORD, read_record
 from stages.core.environment import WORK
@@ -145,11 +144,13 @@ def _refuse_foreign(folder: Path) -> None:
 def _put_lines(path: Path, folder: Path, root: Path) -> bool:
     """Append the missing lines to .gitignore or .dvcignore; return whether there were any."""
     lines = _git_ignores(folder, root) if path.name == ".gitignore" else [f"/{WORK}"]
-    before = text_of(path)
-    after = with_lines(before, lines, "Files that `faded` keeps for itself, and files that it keeps in git.")
-    if after != before:
-        replace_file(path, after)
-    return after != before
+    text = text_of(path)
+    missing = [line for line in lines if line not in text.splitlines()]
+    if missing:
+        gap = "\n" if text and not text.endswith("\n") else ""
+        why = "# Files that `faded` keeps for itself, and files that it keeps in git."
+        replace_file(path, text + gap + "\n".join([why, *missing, ""]))
+    return bool(missing)
 
 
 def _git_ignores(folder: Path, root: Path) -> list[str]:

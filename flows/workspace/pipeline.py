@@ -135,13 +135,6 @@ def installation_record(folder: Path, *, own: bool) -> str:
     return json.dumps({**installation(own=own), "shards": shares}, indent=1) + "\n"
 
 
-def with_lines(text: str, lines: Iterable[str], why: str) -> str:
-    """The text of an ignore file with those of these lines that it lacks added at the end."""
-    missing = [line for line in lines if line not in text.splitlines()]
-    gap = "\n" if text and not text.endswith("\n") else ""
-    return text + gap + "\n".join([f"# {why}", *missing, ""]) if missing else text
-
-
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import stages.mining
-from flows.choosing.ready import healed_audit, run_with_upstream
-from flows.graph import read_graph
+from flows.choosing.ready import healed_audit, run_prepare
 from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
@@ -69,7 +68,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
             from stages.mining.texts import texts_of
 
             form = texts_of(task_class(name, audit), name)  # before prepare, which may take long
-            run_with_upstream(read_graph(), f"prepare@{name}", console)
+            run_prepare(name, console)
             console.print(f"mining {name}: {settings.probes:,} unique probes at most")
             mining = _mine(name, audit, settings, form)
         path, page, items = (RECORDS / f"{name}.{kind}" for kind in ("json", "html", "jsonl"))

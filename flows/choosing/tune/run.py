@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 
-from flows.choosing.ready import healed_audit, run_with_upstream, write_params
+from flows.choosing.ready import healed_audit, run_prepare, write_params
 from flows.choosing.tune.measure import Settings, Tuning, measure_choices
-from flows.graph import read_graph
 from flows.processes import stopping_on_signals
-from flows.terminal import bytes_in_words, new_table, print_plain
+from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_compute
 from stages.core.errors import UsageError
@@ -36,7 +36,7 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
     with exclusive():
         healed_audit(params, name, console)
         with stopping_on_signals():
-            run_with_upstream(read_graph(), f"prepare@{name}", console)
+            run_prepare(name, console)
             tuning = measure_choices(name, audit, settings, lambda line: print_plain(console, line))
         show_tuning(console, name, tuning, settings)
         best = tuning.best(settings.allow_bfloat16)
@@ -66,7 +66,7 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
             f"{choice.speed / now.speed:.2f}",
             f"{choice.cpu:.1f}",
             f"{choice.cpu / now.cpu:.2f}",
-            bytes_in_words(choice.memory),
+            decimal(choice.memory),
             f"{choice.far:.1g}",
             f"{choice.changed} of {tuning.compared}",
         )
