@@ -91,7 +91,9 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         code = process.wait()
     text = "\n".join(lines)
     if code == 0:
-        return StageResult(stage=stage, outcome=_outcome(text), seconds=time.monotonic() - started)
+        unchanged: Outcome = "unchanged" if "didn't change, skipping" in text else "ran"
+        outcome = "restored" if "is cached - skipping run" in text else unchanged
+        return StageResult(stage=stage, outcome=outcome, seconds=time.monotonic() - started)
     match = _EXITED.search(text)
     stage_code = int(match[1]) if match else None
     tail = [line for line in lines if not _DVC.match(line)]
@@ -130,9 +132,3 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
         if not _DVC.match(line):
             say(line)
     return lines
-
-
-def _outcome(text: str) -> Outcome:
-    if "is cached - skipping run" in text:
-        return "restored"
-    return "unchanged" if "didn't change, skipping" in text else "ran"

@@ -8,7 +8,6 @@ from pathlib import Path
 from flows.evidence import read_bundle
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, SIGNATURE, check_model
 from flows.evidence.write import proven_evidence
-from flows.graph.digests import files_below
 from flows.results import NO_GATES, LastVerdict, gate_word, read_verdict
 from stages.core.errors import Exit, FadedError, InfrastructureError, UsageError
 from stages.core.files import stage_dir
@@ -45,9 +44,11 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     scratch = folder.absolute().with_name(f".{folder.absolute().name}.partial")
     partial = scratch / folder.absolute().name  # the name that its signature states
     shutil.rmtree(scratch, ignore_errors=True)
-    partial.mkdir(parents=True)
+    scratch.mkdir(parents=True)
     try:
-        _copy(stage_dir(audit, "restructure") / "models" / "repaired", partial)
+        # Bytes only, as DVC's files are read-only or links into its cache.
+        repaired = stage_dir(audit, "restructure") / "models" / "repaired"
+        shutil.copytree(repaired, partial, copy_function=shutil.copyfile)
         shutil.copyfile(stage_dir(audit, "conclude") / "model_card.md", partial / CARD)
         shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
         if problems := check_model(read_bundle(bundle), partial).problems:
@@ -87,11 +88,3 @@ def _refusal(verdict: LastVerdict) -> str:
     gates = [f"{gate.named} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
     what = f"{verdict.audit}: {verdict.word}, so its model must not be deployed, as its card also says"
     return f"{what}; passed? {', '.join(gates)}"
-
-
-def _copy(model: Path, target: Path) -> None:
-    """Copy bytes only, as DVC's files are read-only or links into its cache."""
-    for file in files_below(model):
-        to = target / file.relative_to(model)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, to)

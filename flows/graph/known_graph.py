@@ -81,10 +81,14 @@ class Memory:
 
     def mark(self, paths: Iterable[str]) -> tuple[str, int]:
         """A mark of these paths, DVC's own files and the code that reads them, and when any changed last (ns)."""
+        from dvc.dirs import global_config_dir, system_config_dir
+
         digest, newest = hashlib.sha256(), 0
         told = {name: value for name, value in os.environ.items() if name.startswith("DVC_")}
         digest.update(json.dumps(told, sort_keys=True).encode())
-        for path in (*_settings(self._dvc), *_files_of_dvc(self._dvc), str(self._root / PARAMS), *_SOURCES, *paths):
+        places = (f"{self._dvc}/.dvc", global_config_dir(), system_config_dir())
+        settings = [f"{self._dvc}/.dvc/config.local", *(f"{place}/config" for place in places)]
+        for path in (*settings, *_files_of_dvc(self._dvc), str(self._root / PARAMS), *_SOURCES, *paths):
             for name, status in _below(path, _status(Path(path)), frozenset()):
                 times = (status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0)
                 text = f"{status.st_ino} {status.st_size} {times}" if status else "missing"
@@ -154,16 +158,6 @@ def _files_of_dvc(dvc: Path) -> Iterator[str]:
         for name in sorted(files):
             if name in ("dvc.yaml", "dvc.lock", ".dvcignore") or name.endswith(".dvc"):
                 yield f"{here}/{name}"
-
-
-def _settings(dvc: Path) -> Iterator[str]:
-    """DVC's settings of the repository, the clone, the user and the system."""
-    from dvc.dirs import global_config_dir, system_config_dir
-
-    for folder, name in ((dvc / ".dvc", "config"), (dvc / ".dvc", "config.local")):
-        yield f"{folder}/{name}"
-    for place in (global_config_dir(), system_config_dir()):
-        yield f"{place}/config"
 
 
 def _code_is_named(root: Path) -> bool:

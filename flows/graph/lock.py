@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.core.git import git
 LOCK = Path("dvc.lock")
 
 
+@lru_cache(maxsize=8)
 def read_lock(data: bytes) -> dict[str, dict[str, Any]]:
     """The stages in the bytes of a dvc.lock; none if they are not YAML, as after a kill."""
     try:

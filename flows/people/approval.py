@@ -60,20 +60,15 @@ def expire(params: Params, audit: str) -> RecordedDecision | None:
         kept = record_decision(params, audit, no, "time-out")
     except AlreadyDecided:  # by somebody else, just now
         return None
-    _notify(
-        audit, f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`", kept.decision
-    )
-    wake(params, audit)
-    return kept.decision
-
-
-def _notify(audit: str, text: str, no: RecordedDecision) -> None:
     from flows.people.waiting import deployed_run
     from flows.recur.notify import notify
     from flows.views.endings import rejection_result
 
     if deployed_run() is None:  # a deployed run sends its own notification when it ends
-        notify("rejected", audit, text, rejection_result(no))
+        told = f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`"
+        notify("rejected", audit, told, rejection_result(kept.decision))
+    wake(params, audit)
+    return kept.decision
 
 
 def key_name(reviewer: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.graph.digests import Hashes
 from flows.graph.intact import CacheFolder
-from flows.graph.lock import LOCK, md5_in, read_lock
+from flows.graph.lock import LOCK, locked_stages, md5_in, read_lock
 from flows.run_stage import StageResult
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, UsageError
@@ -166,16 +165,9 @@ def rate_in(headline: FlatMetrics) -> Rate:
     return NO_RATE if isnan(value) else Rate(value, low, high, 1)
 
 
-@lru_cache(maxsize=8)
-def _parsed_lock(data: bytes) -> dict[str, dict[str, Any]]:
-    return read_lock(data)
-
-
 def lock_at(revision: str) -> dict[str, dict[str, Any]]:
     """The stages in a revision's dvc.lock."""
-    if revision == WORKSPACE:
-        return _parsed_lock(LOCK.read_bytes()) if LOCK.exists() else {}
-    return _parsed_lock(file_at(revision, LOCK) or b"")
+    return locked_stages() if revision == WORKSPACE else read_lock(file_at(revision, LOCK) or b"")
 
 
 def _made(path: Path) -> datetime:

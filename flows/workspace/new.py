@@ -15,6 +15,7 @@ from flows.workspace.pipeline import (
     PARAMS,
     PLOTS,
     folders_of,
+    has_pipeline,
     installation_record,
     is_own,
     pipeline,
@@ -27,9 +28,6 @@ from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.core.git import git, git_root
 from stages.params import DATA
-
-WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)
-"""Files of a workspace, besides .dvc and the folders of its audits."""
 
 _NO_AUDITS = """\
 # What is audited (audits:) and what is done about it (repairs:). An audit without an entry under repairs: ends after
@@ -50,7 +48,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: if the folder has the user's own pipeline, or git ignores its data.
     """
-    if not folder.is_dir() or (RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder)):
+    if not folder.is_dir() or (has_pipeline(folder) and not is_own(folder)):
         return
     _refuse_foreign(folder)
     _git_ignores(folder, git_root(folder.resolve()))
@@ -67,7 +65,7 @@ def write_workspace(folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     root = git_root(folder.resolve())
-    if RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder):
+    if has_pipeline(folder) and not is_own(folder):
         return []  # a clone
     _refuse_foreign(folder)
     written = [path for path in (folder / ".gitignore", folder / ".dvcignore") if _put_lines(path, folder, root)]

@@ -67,36 +67,30 @@ def is_own(folder: Path = Path()) -> bool:
     return text_of(folder / DVC_YAML).startswith(HEADER.partition("\n")[0])
 
 
-def outdated(folder: Path = Path()) -> bool:
-    """Whether faded.json, or in a custom workspace dvc.yaml or its templates, is of another version."""
-    return bool(_wanted(folder))
-
-
-def make_folders(folder: Path = Path()) -> list[str]:
+def make_folders() -> list[str]:
     """Create missing folders of audits that people wrote to params.yaml; return a line about them if there were any."""
-    if not _is_workspace(folder) or not _for_audits(folder):
+    if not has_pipeline(Path()) or not _for_audits():
         return []
-    with locked(folder / WORK / "folders.lock"):
-        missing = _for_audits(folder)
+    with locked(WORK / "folders.lock"):
+        missing = _for_audits()
         for path, text in missing.items():
             replace_file(path, text)
-    return [_wrote(path.relative_to(folder) for path in missing)] if missing else []
+    return [_wrote(missing)] if missing else []
 
 
-def update_pipeline(folder: Path = Path()) -> list[str]:
+def update_pipeline() -> list[str]:
     """Rewrite outdated files, and create folders; return lines for people about what changed.
 
     These are faded.json and, in a custom workspace, dvc.yaml and its templates. The caller holds the workspace's lock.
     """
-    made = make_folders(folder)
-    wanted = _wanted(folder)
+    made, wanted = make_folders(), outdated()
     if not wanted:
         return made
-    before, released = read_record(folder), _released(folder)
+    before, released = read_record(Path()), _released()
     # faded.json last: until it is written, stages refuse to run, whatever dvc.yaml already contains.
     for path, text in wanted.items():
         replace_file(path, text)
-    return [*made, *released, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
+    return [*made, *released, _told(before, read_record(Path()), wanted)]
 
 
 def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
@@ -157,46 +151,44 @@ def text_of(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {str(error.strerror).lower()}") from None
 
 
-def _wanted(folder: Path) -> dict[Path, str]:
-    """Files whose text is outdated, with their new text; faded.json last."""
-    own = is_own(folder)
-    if not _is_workspace(folder):
+def outdated() -> dict[Path, str]:
+    """Files of another version with their new text: in a custom workspace dvc.yaml and templates, and faded.json last."""
+    own, here = is_own(), Path()
+    if not has_pipeline(here):
         return {}
-    files = {**plot_templates(folder), folder / DVC_YAML: pipeline()} if own else {}
-    files[folder / RECORD] = installation_record(folder, own=own)
+    files = {**plot_templates(here), DVC_YAML: pipeline()} if own else {}
+    files[RECORD] = installation_record(here, own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
 
 
-def _released(folder: Path) -> list[str]:
+def _released() -> list[str]:
     """Make DVC keep the metrics that earlier versions kept in git, as DVC refuses them otherwise; a line for people."""
-    tracked = (
-        (git("ls-files", "--", f"{DATA}/*/*/metrics.json", folder=folder) or "").splitlines() if is_own(folder) else []
-    )
+    tracked = (git("ls-files", "--", f"{DATA}/*/*/metrics.json") or "").splitlines() if is_own() else []
     if not tracked:
         return []
-    for path in (folder / DATA).glob("*/.gitignore"):
+    for path in DATA.glob("*/.gitignore"):
         if "!/*/metrics.json\n" in (text := text_of(path)):
             replace_file(path, text.replace("!/*/metrics.json\n", "!/*/headline.json\n", 1))
     # Last: after a kill, the next call does all of this as long as git has these files.
-    git("rm", "--cached", "--quiet", "--", *tracked, folder=folder)
+    git("rm", "--cached", "--quiet", "--", *tracked)
     return [
         "faded took data/*/*/metrics.json out of git's index, as DVC keeps these now: commit that, and headline.json"
     ]
 
 
-def _is_workspace(folder: Path) -> bool:
+def has_pipeline(folder: Path) -> bool:
     """Whether stages there depend on faded.json: in a custom workspace, and in a clone."""
     return RECORD.name in text_of(folder / DVC_YAML)
 
 
-def _for_audits(folder: Path) -> dict[Path, str]:
+def _for_audits() -> dict[Path, str]:
     """Missing files of audits that were written to params.yaml by hand."""
     try:
-        params = load_params(folder / PARAMS)
+        params = load_params(PARAMS)
     except UsageError:
         return {}  # reading params.yaml reports what is wrong; until then nothing is created
-    own = is_own(folder)
-    each = (folders_of(folder, name, repair=name in params.repairs, own=own) for name in params.audits)
+    own = is_own()
+    each = (folders_of(Path(), name, repair=name in params.repairs, own=own) for name in params.audits)
     return {path: text for files in each for path, text in files.items()}
 
 
