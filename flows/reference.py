@@ -64,20 +64,16 @@ def commands() -> list[Command]:
 
 def _command(info: Any) -> Command:
     callback: Callable[..., Any] = info.callback
+    of_tasks = get_params_from_function(of_kinds()) if info.cls is InitCommand else {}
     return Command(
         info.name or callback.__name__.replace("_", "-"),
         Text.from_markup(inspect.cleandoc(info.help or inspect.getdoc(callback) or "")).plain.partition("\n\n")[0],
         tuple(
             _parameter(name, given.annotation, given.default)
-            for name, given in {**get_params_from_function(callback), **_of_kinds(info)}.items()
+            for name, given in {**get_params_from_function(callback), **of_tasks}.items()
             if isinstance(given.default, ArgumentInfo | OptionInfo) and not given.default.hidden  # others are typer's
         ),
     )
-
-
-def _of_kinds(info: Any) -> dict[str, Any]:
-    """Options that a command gets from installed tasks."""
-    return get_params_from_function(of_kinds()) if info.cls is InitCommand else {}
 
 
 def _parameter(name: str, hint: Any, info: ArgumentInfo | OptionInfo) -> Parameter:

@@ -68,11 +68,9 @@ def why_unfinished(params: Params, audit: str) -> str | None:
 def write_bundle(params: Params, audit: str) -> Path | None:
     """Write the evidence of a finished audit to data/<audit>/evidence; equal results give equal files.
 
-    The bundle appears whole or not at all, and is written again only if it is missing or damaged. DVC is queried only
-    if a file that the audit read or wrote has changed, so that repeated calls cost next to nothing.
-
-    Returns:
-        The bundle; None if there is no current verdict, or something changed meanwhile.
+    None if there is no current verdict, or something changed meanwhile. The bundle appears whole or not at all, and is
+    written again only if it is missing or damaged. DVC is queried only if a file that the audit read or wrote has
+    changed, so that repeated calls cost next to nothing.
 
     Raises:
         UsageError: if the ratings file in force is not the one that params.yaml names.
@@ -283,9 +281,7 @@ def evidence_of(params: Params, audit: str) -> Path:
 
 
 def proven_evidence(params: Params, audit: str) -> Path:
-    """The bundle of a finished audit, signed if possible, after all the checks of `faded verify`.
-
-    It comes before anything is concluded from the audit.
+    """The bundle of a finished audit after all the checks of `faded verify`, signed if possible.
 
     Raises:
         UsageError: if the audit is not finished.

@@ -155,7 +155,10 @@ def _write_and_sweep(
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
     show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
-    show_search(console, final, aimed=options.budget is None)
+    low, high = BUDGETS
+    aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}"
+    aim, budget = aim if options.budget is None else "as you said", final.audit["discover"]["budget"]
+    print_plain(console, f"search: {budget:,} probes for each explorer ({aim}): {final.notes['discover']}")
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
     console.print(f"      [bold]faded audit {name}[/]   run it")
     console.print("      git add --all && git commit   commit what was written", style="dim")
@@ -222,10 +225,3 @@ def show_trial(console: Console, trial: Trial) -> None:
         shown.add_row(*map(escape, row))
     console.print(shown)
     print_plain(console, *trial.told)
-
-
-def show_search(console: Console, draft: AuditDraft, *, aimed: bool) -> None:
-    """Print the budget of the search; `aimed`: it was derived from the duration of a probe."""
-    budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
-    aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
-    print_plain(console, f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}")

@@ -14,7 +14,7 @@ from flows.workspace.edit_params import with_file
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
-from stages.core.intervals import Rate, wilson
+from stages.core.intervals import wilson
 from stages.landscape.rates import rate_in_use
 from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, parse_spot_check
 from stages.params import Params
@@ -84,8 +84,6 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     Raises:
         UsageError: if a verdict is missing or on another answer, or params.yaml's layout does not allow this.
     """
-    from stages.concepts import ConceptSpace
-
     found = _search(name)
     try:
         data = path.read_bytes()
@@ -95,12 +93,12 @@ def show_spot_check(params: Params, name: str, path: Path, console: Console, *, 
     folder = audit_folder(name).summarize
     if not folder.has("landscape"):
         raise UsageError(f"audit {name!r} has no landscape to correct yet: run `faded audit {name}`")
-    space: ConceptSpace = folder.landscape.space
+    space = folder.landscape.space
     control = found.probes[found.probes["role"] == "control"]
     corrected = correct(space, control, judged, params.audit(name).seed)
     alone = wilson(int(judged["draws"] @ judged["fails"]), corrected.overall.n)
     table = new_table("failure rate in use", "", "95% interval", right=("", "95% interval"))
-    rates: list[tuple[str, Rate]] = [
+    rates = [
         ("by the automatic measure", rate_in_use(space, control["failed"].to_numpy(dtype=bool), control).rate),
         ("by people's verdicts alone", alone),
         ("corrected by both", corrected.overall.rate),

@@ -152,7 +152,7 @@ def text_of(path: Path) -> str:
 
 
 def outdated() -> dict[Path, str]:
-    """Files of another version with their new text: in a custom workspace dvc.yaml and templates, and faded.json last."""
+    """Files of another version, with their new text: in a custom workspace dvc.yaml and templates; last faded.json."""
     own, here = is_own(), Path()
     if not has_pipeline(here):
         return {}

@@ -5,24 +5,22 @@ If the landscape has examples, they may be rated, and corrected if the repair le
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
-from ruamel.yaml import YAML
 
 from flows.people.approval import decide, git_user, open_standing
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
 from flows.results.abilities import abilities_of
 from flows.terminal import new_table, print_plain
+from flows.workspace.yaml_edit import dumped
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
-from stages.decisions import SEVERITIES, Action, AlreadyDecided, Decision, ExampleRating, Standing, landscape_hash
+from stages.decisions import SEVERITIES, Action, AlreadyDecided, ExampleRating, Standing, landscape_hash
 from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
 from stages.params import Params
@@ -67,19 +65,12 @@ def review_landscape(
     try:
         outcome = decide(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
     except UsageError as error:  # somebody was quicker, or the landscape has changed
-        path = _keep_draft(audit, decision)
+        path = WORK / f"draft-{audit}.yaml"
+        replace_file(path, dumped({"schema": SCHEMA, **decision.model_dump(exclude_none=True)}))
         again = f"; `faded review {audit} --from {path} --revise` records them all the same"
         print_plain(console, f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}")
         raise
     print_plain(console, *outcome.next_steps)
-
-
-def _keep_draft(audit: str, decision: Decision) -> Path:
-    text = io.StringIO()
-    YAML().dump({"schema": SCHEMA, **decision.model_dump(exclude_none=True)}, text)
-    path = WORK / f"draft-{audit}.yaml"
-    replace_file(path, text.getvalue())
-    return path
 
 
 def _standing_lines(now: Standing, audit: str) -> list[str]:
