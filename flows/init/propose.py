@@ -109,6 +109,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
     init, proposal = wanted.init, wanted.proposal
     available = wanted.seen.data.items
     of = f"of {available:,}; " if available is not None and init.limited else ""
+    splits = "no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"
     audit = {
         "seed": SEED,
         "task": wanted.kind,
@@ -128,8 +129,7 @@ def propose_audit(wanted: Wanted) -> AuditDraft:
     notes = {
         "compute": "auto takes a GPU, if there is one",
         **({} if is_served(wanted.model) else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
-        "prepare.items": of
-        + ("no item is in two of them" if wanted.repair else "an audit that ends with its landscape needs no others"),
+        "prepare.items": of + splits,
         "concepts": "The unchanged level first. Not measured yet: `faded init` did not finish; run it again to resume.",
         "discrepancy": init.meaning,
         "discover": "unique probes for each of the two",

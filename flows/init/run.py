@@ -155,10 +155,11 @@ def _write_and_sweep(
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
     show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
-    low, high = BUDGETS
-    aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}"
-    aim, budget = aim if options.budget is None else "as you said", final.audit["discover"]["budget"]
-    print_plain(console, f"search: {budget:,} probes for each explorer ({aim}): {final.notes['discover']}")
+    aim = "as you said"
+    if options.budget is None:
+        aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"
+    each = f"{final.audit['discover']['budget']:,} probes for each explorer"
+    print_plain(console, f"search: {each} ({aim}): {final.notes['discover']}")
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes")
     console.print(f"      [bold]faded audit {name}[/]   run it")
     console.print("      git add --all && git commit   commit what was written", style="dim")

@@ -17,6 +17,7 @@ from flows.workspace.edit_params import with_file
 from flows.workspace.yaml_edit import edit_file
 from stages.core.errors import UsageError
 from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
+from stages.core.intervals import Rate
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target
@@ -190,14 +191,17 @@ def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, f
             "items": len({scored.item for scored in evidence.scored}),
             "reviewers": evidence.reviewers,
             "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
-            **{
-                name: Interval(value=rate.value, low=rate.low, high=rate.high)
-                for name, rate in (("error", fit.error), ("constant", fit.constant), ("gain", fit.gain))
-            },
+            "error": _interval(fit.error),
+            "constant": _interval(fit.constant),
+            "gain": _interval(fit.gain),
             "agreement": agreement([kept.decision for kept in evidence.decisions]),
             "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
         }
     )
+
+
+def _interval(rate: Rate) -> Interval:
+    return Interval(value=rate.value, low=rate.low, high=rate.high)
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
