@@ -104,16 +104,11 @@ def _interrupt(number: signal.Signals) -> None:
         _signal_group(group, number)
 
 
-def end_child(name: str) -> None:
-    """Kill the child of this process with that name, if there is one."""
-    for group in [group for group, named in list(_names.items()) if named == name]:
-        _signal_group(group, signal.SIGKILL)
-
-
-def end_all() -> None:
-    """Kill all children of this process."""
-    for group in list(_groups):
-        _signal_group(group, signal.SIGKILL)
+def end_children(name: str | None = None) -> None:
+    """Kill the children of this process, or only those with that name."""
+    for group, named in list(_names.items()):
+        if name in (None, named):
+            _signal_group(group, signal.SIGKILL)
 
 
 def stopping() -> bool:

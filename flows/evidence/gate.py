@@ -6,6 +6,7 @@ Results measured under different conditions are not compared at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import hypot, isnan
 from statistics import NormalDist
@@ -35,7 +36,6 @@ from flows.results.compare import (
     read_run,
 )
 from flows.results.drift import spent
-from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.core.git import file_at, git
@@ -133,10 +133,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float, 
     if NO_GATES in (before.word, own.word):
         notes.append(_without_gates(against, before, own))
     check_alike(then, now, more=("seed",))
-    space = now.landscape.space
-    rows = [_landscape(then, now, space, tolerance)]
-    if then.evaluation and now.evaluation:
-        rows += _evaluation(then.evaluation, now.evaluation, space, tolerance)
+    rows = list(_rows(then, now, tolerance))
     notes += differences(then, now)
     if (looks := looks_since(params, audit, against)) > 1:
         level = 1 - 2 * (1 - LEVEL) * spent(looks)
@@ -202,16 +199,15 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
     )
 
 
-def _landscape(then: Run, now: Run, space: ConceptSpace, tolerance: float) -> GateRow:
+def _rows(then: Run, now: Run, tolerance: float) -> Iterator[GateRow]:
+    space = now.landscape.space
     same = _same(then.provenance.model, now.provenance.model) and then.probes.equals(now.probes)
-    paired = paired_difference(then.probes, now.probes, space)
-    return _row("model under test: failures", paired, same, tolerance)
-
-
-def _evaluation(then: Evaluation, now: Evaluation, space: ConceptSpace, tolerance: float) -> list[GateRow]:
-    same = _same(then.provenance.repaired, now.provenance.repaired) and then.probes.equals(now.probes)
-    paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), space)
-    return [_row("repaired model: failures", paired, same, tolerance), _quality(then, now, same, tolerance)]
+    yield _row("model under test: failures", paired_difference(then.probes, now.probes, space), same, tolerance)
+    if (was := then.evaluation) and (repaired := now.evaluation):
+        same = _same(was.provenance.repaired, repaired.provenance.repaired) and was.probes.equals(repaired.probes)
+        paired = paired_difference(_search_of_the_repaired(was), _search_of_the_repaired(repaired), space)
+        yield _row("repaired model: failures", paired, same, tolerance)
+        yield _quality(was, repaired, same, tolerance)
 
 
 def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from flows.processes import RECORDS, child, end_all
+from flows.processes import RECORDS, child, end_children
 from flows.server.security import ServerRecord, authorization, client_settings, new_credential, new_host
 from flows.workspace import LOGS
 from stages.core.environment import WORK
@@ -322,7 +322,7 @@ def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
 
 def _give_up(why: str) -> NoReturn:
     """Kill the command: without a server, Prefect's clients retry for minutes, with long messages."""
-    end_all()
+    end_children()
     sys.stdout.flush()
     print(f"error: the local Prefect server {why}; the same command resumes from here", file=sys.stderr)
     sys.stderr.flush()

@@ -21,7 +21,7 @@ from flows.places.runners.devices import MASK, Slots, visible_gpus
 from flows.places.runners.reaper import reaped_folder
 from flows.places.runners.threads import stages_at_once
 from flows.places.runners.work import work
-from flows.processes import end_child, stopping
+from flows.processes import end_children, stopping
 from flows.run_stage import StageResult, child_name
 from stages.core.errors import FadedError, InfrastructureError
 from stages.params.file import RunnerConfig
@@ -201,7 +201,7 @@ def _ended_when_unwanted(worker: distributed.Worker, key: str, job: Job) -> Iter
         while not done.wait(POLL):
             task = worker.state.tasks.get(key)
             if task is None or task.state in ("cancelled", "released", "forgotten"):
-                end_child(child_name(job.stage))
+                end_children(child_name(job.stage))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
