@@ -108,10 +108,11 @@ def test_what_did_not_pass_is_not_exported_unless_forced(here, tmp_path, monkeyp
 
 
 def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch):
-    def cut_short(model, target):
+    def cut_short(model, target, **_):
+        target.mkdir()
         (target / "config.json").write_bytes(b"{")
 
-    monkeypatch.setattr(flows.evidence.export, "_copy", cut_short)
+    monkeypatch.setattr(flows.evidence.export.shutil, "copytree", cut_short)
     with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert list(tmp_path.iterdir()) == []
