@@ -94,9 +94,6 @@ def mend(stages: Collection[str]) -> list[str]:
     Damaged copies in DVC's cache are removed. Results that contradict their own stage's record are removed from
     dvc.lock and the run-cache.
 
-    Args:
-        stages: names in dvc.lock; others are ignored.
-
     Raises:
         InfrastructureError: if the cache cannot be written.
     """

@@ -32,11 +32,7 @@ PACKAGES = ("torch", "numpy")
 
 
 class NoResults(UsageError):
-    """A revision has no results here.
-
-    Args:
-        named: whether its dvc.lock names some, so that only their bytes are missing.
-    """
+    """A revision has no results here; if they are `named` by its dvc.lock, only their bytes are missing."""
 
     def __init__(self, message: str, *, named: bool) -> None:
         super().__init__(message)

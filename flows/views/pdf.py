@@ -16,10 +16,7 @@ SECONDS = 120
 
 
 def print_summary(page: Path, out: Path) -> None:
-    """Print the first page of a report.
-
-    Args:
-        out: the PDF, which appears whole or not at all.
+    """Print the first page of a report as a PDF, which appears whole or not at all.
 
     Raises:
         UsageError: if no browser is found.

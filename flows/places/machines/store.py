@@ -188,8 +188,7 @@ class Store:
         """Fetch the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage.
 
         Args:
-            stage: a stage with the hashes of its inputs, from `stage`.
-            here_only: whether to look only in this clone, not in the remote.
+                here_only: whether to look only in this clone, not in the remote.
         """
         if (folder := self._runs(stage)) is None:
             return False
