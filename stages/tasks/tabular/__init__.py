@@ -11,7 +11,14 @@ from stages.tasks.tabular.probes import RowProbes
 class TabularClassification(RowProbes):
     """A classifier of rows with its rows, which can be refitted."""
 
+    movable = ("threshold",)
+
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         from stages.tasks.tabular.repair import repair
 
         return repair(self, plan, out_dir)
+
+    def move(self, folder: Path, share: float, out_dir: Path) -> None:
+        from stages.tasks.tabular.repair import move
+
+        move(folder, share, out_dir)

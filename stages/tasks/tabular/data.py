@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,11 +36,13 @@ class Table:
         rows: one column per feature, with the types and gaps of the file, see `kind_of`.
         labels: the class of each row, as people write it.
         skipped: {file, reason} of rows that were left out.
+        protected: columns from which an estimator does not learn.
     """
 
     rows: pd.DataFrame
     labels: np.ndarray
     skipped: list[dict[str, str]]
+    protected: Sequence[str] = ()
 
 
 def column_kind(column: pd.Series) -> Kind:
@@ -103,6 +105,9 @@ class SklearnSet(_Rows):
 class _File(_Rows):
     target: str = Field(description="column with what is to be told")
     dates: list[str] = Field(default_factory=list, description="columns of text that are read as dates")
+    protected: list[str] = Field(
+        default_factory=list, description="columns with groups of people: who fails, and is not to be learnt from"
+    )
     key: ClassVar[str]
 
     def load(self, inputs: Path) -> Table:
@@ -117,9 +122,11 @@ class _File(_Rows):
         rows = frame.drop(columns=[self.target])
         for column in self.dates:
             rows[column] = _dates(rows, column)
+        for column in self.protected:
+            _require_groups(rows, column)
         if not len(rows) or all(column_kind(rows[column]) != "measurement" for column in rows):
             raise UsageError(f"{where}: {name} has no rows with a label and a number")
-        return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped)
+        return Table(rows, np.array([spelled(label) for label in frame[self.target]]), skipped, self.protected)
 
     def origin(self, inputs: Path) -> str:
         return str(getattr(self, self.key))
@@ -140,6 +147,14 @@ class ParquetFile(_File):
 
 
 DATA_LOADERS: Mapping[str, type[Source]] = {"sklearn": SklearnSet, "csv": CsvFile, "parquet": ParquetFile}
+
+
+def _require_groups(rows: pd.DataFrame, column: str) -> None:
+    where = f"prepare.data.protected: {column}"
+    if column not in rows:
+        raise UsageError(f"{where}: no such column{did_you_mean(column, list(rows))}; found {', '.join(rows)}")
+    if column_kind(rows[column]) != "category":
+        raise UsageError(f"{where}: expected a column of names; write groups into one, such as '25 to 45'")
 
 
 def _dates(rows: pd.DataFrame, column: str) -> pd.Series:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 from sklearn import __version__
-from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -76,7 +76,8 @@ class Estimator(Source):
             UsageError: if it cannot be fitted.
         """
         rows = table.rows.iloc[fitted_on].reset_index(drop=True)
-        model = RowModel.fit(self.estimator, self.settings, seed, rows, table.labels[fitted_on])
+        labels = table.labels[fitted_on]
+        model = RowModel.fit(self.estimator, self.settings, seed, rows, labels, table.protected)
         model.save(folder)
         return model
 
@@ -100,6 +101,8 @@ class RowModel:
         rows: (n, d) features.
         labels: (n,) their labels.
         fitted: the fitted scikit-learn pipeline.
+        protected: columns that it was not fitted on.
+        shifts: what is added to the log probability of each class, by protected column and group: thresholds by group.
     """
 
     estimator: str
@@ -108,17 +111,26 @@ class RowModel:
     rows: pd.DataFrame
     labels: np.ndarray
     fitted: Any
+    protected: Sequence[str] = ()
+    shifts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     shares: ClassVar[bool] = True
     gaps: ClassVar[bool] = False
 
     @classmethod
     def fit(
-        cls, estimator: str, settings: Mapping[str, Any], seed: int, rows: pd.DataFrame, labels: np.ndarray
+        cls,
+        estimator: str,
+        settings: Mapping[str, Any],
+        seed: int,
+        rows: pd.DataFrame,
+        labels: np.ndarray,
+        protected: Sequence[str] = (),
     ) -> RowModel:
         """Fit an estimator to standardised numbers and one-hot encoded categories."""
+        learnt = rows.drop(columns=list(protected))
         features = make_column_transformer(
-            (StandardScaler(), make_column_selector(dtype_include="float")),
-            (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_exclude="float")),
+            (StandardScaler(), list(learnt.select_dtypes("float"))),
+            (OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(learnt.select_dtypes(exclude="float"))),
         )
         own = arguments(estimator, settings, seed)
         try:
@@ -127,7 +139,7 @@ class RowModel:
                 fitted = make_pipeline(features, ESTIMATORS[estimator](**own)).fit(rows, labels)
         except (ValueError, TypeError) as error:
             raise UsageError(f"prepare.model: {estimator} cannot be fitted: {error}") from None
-        return cls(estimator, settings, seed, rows, labels, fitted)
+        return cls(estimator, settings, seed, rows, labels, fitted, protected)
 
     @property
     def classes(self) -> list[str]:
@@ -136,12 +148,19 @@ class RowModel:
 
     def log_odds(self, rows: pd.DataFrame) -> np.ndarray:
         """Return log probabilities of n rows: (n, classes), rounded so that they do not depend on the batch."""
-        return np.log(np.clip(self.fitted.predict_proba(rows), 1e-12, 1)).round(9)
+        found = np.log(np.clip(self.fitted.predict_proba(rows), 1e-12, 1))
+        for column, groups in self.shifts.items():
+            for group, by_class in groups.items():
+                found[(rows[column] == group).to_numpy()] += by_class
+        if self.shifts:
+            found -= np.logaddexp.reduce(found, axis=1, keepdims=True)
+        return found.round(9)
 
     def refit(self, rows: pd.DataFrame, labels: np.ndarray) -> RowModel:
         """Fit the same estimator on its own rows and more."""
         more = pd.concat([self.rows, rows], ignore_index=True)
-        return RowModel.fit(self.estimator, self.settings, self.seed, more, np.concatenate([self.labels, labels]))
+        labels = np.concatenate([self.labels, labels])
+        return RowModel.fit(self.estimator, self.settings, self.seed, more, labels, self.protected)
 
     def loading(self) -> dict[str, Any]:
         """Return the values for templates/load.py.j2, which fits it as `fit` does."""
@@ -151,6 +170,8 @@ class RowModel:
             "estimator": made.__name__,
             "settings": arguments(self.estimator, self.settings, self.seed),
             "label": LABEL,
+            "protected": list(self.protected),
+            "shifts": self.shifts,
             "version": __version__,
         }
 
@@ -162,6 +183,8 @@ class RowModel:
             "estimator": self.estimator,
             "settings": json.loads(json.dumps(dict(self.settings))),
             "seed": self.seed,
+            **({"protected": list(self.protected)} if self.protected else {}),
+            **({"shifts": self.shifts} if self.shifts else {}),
             "scikit-learn": __version__,
             "known": self.log_odds(self.rows[:_KNOWN]).tolist(),
         }
@@ -176,7 +199,8 @@ class RowModel:
         """
         about, rows = read_json(folder / "model.json"), read_table(folder / "rows.parquet")
         labels = rows.pop(LABEL).to_numpy()
-        model = cls.fit(about["estimator"], about["settings"], about["seed"], rows, labels)
+        model = cls.fit(about["estimator"], about["settings"], about["seed"], rows, labels, about.get("protected", ()))
+        model = replace(model, shifts=about.get("shifts", {}))
         known = np.array(about["known"])
         found = model.log_odds(rows[:_KNOWN])
         if found.shape != known.shape or not np.allclose(found, known, atol=_TOLERANCE):

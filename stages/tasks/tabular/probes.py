@@ -35,6 +35,7 @@ from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, column_kind, wi
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
 
+AND_LABEL = " and label"  # after a protected column: the attribute "race and label" has values such as "Black, high"
 _X = "x "  # prefix of features in the table of items
 
 
@@ -57,10 +58,12 @@ class DiscrepancyConfig(Strict):
 
 
 class RepairSettings(Strict):
-    """How the model is refitted: on its own rows, those of the split repair, and changed copies of the latter."""
+    """How the model is repaired."""
 
-    method: Literal["risk-weighted"] = Field(description="cells drawn in proportion to severity x failure risk")
-    copies: int = Field(4, ge=1, le=1000, description="changed copies of each repair row")
+    method: Literal["risk-weighted", "threshold"] = Field(
+        description="fitted again, also on changed rows; or with another threshold for each group that fails"
+    )
+    copies: int = Field(4, ge=1, le=1000, description="risk-weighted: changed copies of each repair row")
 
 
 class RowProbes(Task):
@@ -82,6 +85,7 @@ class RowProbes(Task):
         self.context, self.model, self.model_hash = context, model, model_hash
         settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         self.threshold, self._scale = settings.threshold, settings.scale
+        self.protected: list[str] = context.config["data"].get("protected", [])
         features = [name for name in items if name.startswith(_X)]
         self.items = Items(items.drop(columns=features))
         frame = items[features].rename(columns=lambda name: name.removeprefix(_X))
@@ -111,6 +115,13 @@ class RowProbes(Task):
             return []
         rows = without_gaps(rows) if "estimator" in prepare.model else rows
         return idle_concepts(context.concepts, catalogue, {str(name): column_kind(rows[name]) for name in rows})
+
+    @classmethod
+    def repair_conflicts(cls, context: TaskContext, asked: Any) -> list[str]:
+        """See Task: also whether there are groups that can have thresholds."""
+        if asked.method != "threshold" or context.config["data"].get("protected"):
+            return []
+        return ["restructure.method: threshold needs columns with groups, expected prepare.data.protected"]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -178,15 +189,18 @@ class RowProbes(Task):
         if not len(item_ids):
             return ProbeBatch(np.empty(0, np.float32), np.empty(0, bool), [])
         at, rows = self.changed(item_ids, cells, repeats)
-        answers, each = self.model.log_odds(rows), np.arange(len(at))
-        others = answers.copy()
-        others[each, self._targets[at]] = -np.inf
-        margin = others.max(1) - answers[each, self._targets[at]]
-        discrepancy = np.tanh(margin / self._scale).astype(np.float32)
+        answers = self.model.log_odds(rows)
+        discrepancy = np.tanh(self.margins(at, answers) / self._scale).astype(np.float32)
         best = answers.argmax(1)
         shares = [f" ({np.exp(answers[i, k]):.0%})" * self.model.shares for i, k in enumerate(best)]
         outputs = [f"{self.model.classes[k]}{share}" for k, share in zip(best, shares, strict=True)]
         return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+
+    def margins(self, at: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Return log(best other probability / true probability) of n rows at positions `at`: (n,)."""
+        each, others = np.arange(len(at)), answers.copy()
+        others[each, self._targets[at]] = -np.inf
+        return others.max(1) - answers[each, self._targets[at]]
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: 1 if the unchanged row is classified correctly."""
@@ -202,8 +216,10 @@ class RowProbes(Task):
         return ((measured - mean) / spread).fillna(0.0).to_numpy(dtype=float)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: the label and the columns of the rows, as they were before any change."""
-        return self._told_apart(pd.concat([self.items.table[["label"]], self.table.about()], axis=1), item_ids)
+        """See Task: the label, it with each protected column, and the columns of the rows before any change."""
+        labels = self.items.table["label"]
+        both = {f"{name}{AND_LABEL}": self.rows[name].astype("string") + ", " + labels for name in self.protected}
+        return self._told_apart(pd.concat([labels, pd.DataFrame(both), self.table.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the row as a table, with the previous value of each measurement."""
