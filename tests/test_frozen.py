@@ -40,7 +40,7 @@ HANDED_ON = (
     "conclude/headline.json",
     "conclude/modes.csv",
 )
-ALIKE = ("mnist", "fashion", "imagenet", "questions")  # the others ran last when provenance still named a commit
+ALIKE = ("mnist", "fashion", "imagenet", "questions")  # pictures and long texts differ with the CPU
 DIGITS = 9  # of floats: libraries for other CPUs differ in the last bits
 
 
