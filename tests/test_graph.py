@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from flows.graph import audit_of, read_graph
 from flows.graph.heal import heal
+from flows.graph.lock import read_lock
 from flows.processes import child
 from stages.core.errors import UsageError
 from stages.core.files import write_state
@@ -246,3 +248,9 @@ def test_a_child_takes_along_what_it_started_when_it_dies(inside, tmp_path):
         assert process.stdout.read() == ""  # the pipe closes only when the grandchild is gone too
     until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
     assert not (inside.path / ".faded/run/test.json").exists()
+
+
+def test_words_that_were_booleans_in_yaml_1_1_stay_words_in_dvc_lock():
+    classes = ["no", "yes", "off", "12:30"]
+    lock = dumps_yaml({"stages": {"prepare@tiny": {"params": {"params.yaml": {"classes": classes}}}}})
+    assert read_lock(lock.encode())["prepare@tiny"]["params"]["params.yaml"]["classes"] == classes

@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.code import read_stages
 from stages.core.git import git
@@ -19,8 +20,8 @@ LOCK = Path("dvc.lock")
 def read_lock(data: bytes) -> dict[str, dict[str, Any]]:
     """The stages in the bytes of a dvc.lock; none if they are not YAML, as after a kill."""
     try:
-        content = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        content = YAML(typ="safe").load(data)  # YAML 1.2, as DVC writes it: in 1.1 the class `no` is false
+    except YAMLError:
         return {}
     stages = content.get("stages") if isinstance(content, dict) else None
     whole = stages if isinstance(stages, dict) else {}
