@@ -12,7 +12,7 @@ SHARED = {
     "kind of model": {
         "DiscrepancyConfig", "EndpointModel", "HubDataset", "ImageFolder", "JsonLines", "JudgeSource", "ModelSource",
         "PrepareConfig", "RepairSettings", "TransformersModel", "about", "check_concepts", "choose_items", "conflicts",
-        "discrepancy", "known", "loading", "made", "model_hash", "repair", "verify", "weighted",
+        "discrepancy", "known", "loading", "made", "model_hash", "move", "repair", "verify", "weighted",
     },
     "stage": {"headline_of", "main", "metrics_of", "write"},
     "runner": {"opened"},

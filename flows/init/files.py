@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from flows.workspace.pipeline import remove
+from flows.workspace.pipeline import remove_path
 from stages.core.errors import UsageError
 from stages.core.git import git_root
 from stages.params import DATA
@@ -128,7 +128,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
         kinds = ((len(beside) - files, "folder"), (files, "file"))
         counted = " and ".join(f"{n:,} {kind}(s)" for n, kind in kinds if n)
     partial = inputs / f".{one.name}.partial"
-    remove(partial)
+    remove_path(partial)
     for name in names:
         path, to = (folder / name).resolve() if name else source, partial / name
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
             to.symlink_to(
                 os.path.relpath(path, (target / name).parent.resolve()) if path.is_relative_to(root) else path
             )
-    remove(target)  # links of an earlier run, which may be fewer
+    remove_path(target)  # links of an earlier run, which may be fewer
     partial.replace(target)
     verb = "links to" if not copy else "holds copies of" if one.beside else "is a copy of"
     told = f"{shown} {verb} {near}" + (f", and {'of' if copy else 'to'} {counted} it names" if counted else "")

@@ -129,7 +129,7 @@ def installation_record(folder: Path, *, own: bool) -> str:
     return json.dumps({**installation(own=own), "shards": shares}, indent=1) + "\n"
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -20,7 +20,7 @@ from flows.places.machines.worker import Failure, here
 from flows.run_stage import StageResult, run_stage
 from flows.shipment import Shipment, ShipmentResult
 from flows.workspace import exclusive, running_audit
-from flows.workspace.pipeline import remove
+from flows.workspace.pipeline import remove_path
 from stages.code import CODE
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, InfrastructureError, UsageError
@@ -91,7 +91,7 @@ def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
     folders = [Path(path) for path in shipment.hashes]
     for path in _brought() - wanted:
         if any(folder in Path(path).parents for folder in folders):  # several stages write to this folder
-            remove(Path(path))
+            remove_path(Path(path))
     _note(wanted)
     store.checkout(shipment.inputs)
 
