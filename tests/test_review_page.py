@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from stages.decisions.merge import merge_decisions
 from stages.params import load_params
 from tests.landscapes import SUSPECTED
 from tests.review_samples import change_landscape, change_params, form_of, kept, make_review, reviewers, untouched
+from tests.workspace import ROOT
 
 
 def let_it_expire() -> None:
@@ -80,7 +82,9 @@ from flows.server.security import EVERY
 served = Served(["x"], "faded.localhost", "http://faded.localhost:8711", "faded")
 client = TestClient(make_app(served), base_url=served.url)
 assert "/review/x" in client.get(served.link(EVERY)).text
-html = client.get(served.link("x")).raise_for_status().text
+answer = client.get(served.link("x"))
+assert answer.status_code == 200, answer.text
+html = answer.text
 fields = dict(re.findall(r'name="(csrf|landscape)" value="(.*?)"', html))
 fields |= {"reviewer": "Ada", "reason": "no", "decision": "reject"}
 answer = client.post("/review/x", data=fields, headers={"Origin": served.url})
@@ -88,7 +92,7 @@ assert answer.status_code == 200, answer.text
 heavy = {"pandas", "pyarrow", "scipy", "PIL", "torch", "dvc"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert [made.reason for made in kept()] == ["no"]
 
 
