@@ -142,10 +142,12 @@ def test_a_run_that_is_taken_is_started_as_prefect_yaml_says(server, place):
         deployment = client.read_deployment_by_name("audit/tiny")
         run = client.create_flow_run_from_deployment(deployment.id)
         taken = claim(client, "faded")
-        assert taken is not None and taken.command == ["python", "-P", "-m", "flows.engine"]
-        assert taken.env["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
-        assert taken.env["PREFECT__FLOW_RUN_ID"] == str(run.id)
-        assert taken.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+        assert taken is not None
+        command, environment = taken
+        assert command == ["python", "-P", "-m", "flows.engine"]
+        assert environment["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
+        assert environment["PREFECT__FLOW_RUN_ID"] == str(run.id)
+        assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
         assert client.read_flow_run(run.id).state.is_pending()
         # Another of the same audit waits for it.
         client.create_flow_run_from_deployment(deployment.id)
