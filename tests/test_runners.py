@@ -249,6 +249,8 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_resumes_whatever
     toys.toy(discover__a={"sleep": 600})
     process = toys.start("audit", "--all", **server)
     running("-m stages.discover a", toys)
+    executed_so_far = toys.path / "executed.txt"
+    until(lambda: "discover@a" in executed_so_far.read_text())  # its process is there before it says so
     relatives = family(process)
     if ending == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -263,6 +265,7 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_resumes_whatever
     before = toys.executed()
     process = toys.start("audit", "--all", **server)
     stage = running("-m stages.discover a", toys)
+    until(lambda: executed_so_far.exists() and "discover@a" in executed_so_far.read_text())
     toys.toy()
     worker_of(stage).kill()
     assert process.wait(timeout=400) == 0, told.read_text()
