@@ -67,22 +67,15 @@ SIZES = {
     "german": {"rows": 300, "discover": 200, "repair": 200, "test": 300},
     "adult": {"rows": 6000, "discover": 3000, "repair": 3000, "test": 12000},
 }
-ADULT = ["age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship"]
-ADULT += ["race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income"]
+ADULT = [
+    "age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship",
+    "race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income",
+]  # fmt: skip
 GERMAN = [
-    "status",
-    "duration",
-    "history",
-    "purpose",
-    "amount",
-    "savings",
-    "employment",
-    "rate",
-    "status_sex",
-    "debtors",
-]
-GERMAN += ["residence", "property", "age", "plans", "housing", "credits", "job", "liable", "telephone", "foreign"]
-GERMAN += ["credit"]
+    "status", "duration", "history", "purpose", "amount", "savings", "employment", "rate", "status_sex", "debtors",
+    "residence", "property", "age", "plans", "housing", "credits", "job", "liable", "telephone", "foreign",
+    "credit",
+]  # fmt: skip
 
 
 def tables(wheel: Path) -> dict[str, pd.DataFrame]:
