@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -51,3 +52,4 @@ def _make_prefect_home(home: Path) -> None:
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     env = {**os.environ, "PREFECT_HOME": str(home)}
     subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
+    (home / "made-by").write_text(version("prefect"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import json
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -69,6 +73,32 @@ def as_nobody(ask: list[tuple[str, str, dict[str, str]]], port: int) -> list[int
         text = answers.read()
     assert os.waitpid(child, 0)[1] == 0
     return json.loads(text)
+
+
+def test_tables_are_made_in_another_process_once_for_each_version_of_prefect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    home, code, runs = tmp_path / ".faded/prefect", 1, []
+
+    def upgrade(command, **_):
+        runs.append(command)
+        (home / "prefect.db").touch()
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(subprocess, "run", upgrade)
+    home.mkdir(parents=True)
+    ours, log = f"sqlite+aiosqlite:///{home}/prefect.db", io.StringIO()
+    with contextlib.closing(OwnServer(0)) as server:
+        assert not server._tables_ready("postgresql://elsewhere/prefect", log), "somebody else's database"
+        assert not runs
+        assert not server._tables_ready(ours, log), "the upgrade failed, so the server has to say why"
+        code = 0
+        assert server._tables_ready(ours, log)
+        assert server._tables_ready(ours, log)
+        assert len(runs) == 2, "a finished database needs nothing"
+        (home / "made-by").write_text("2.0")
+        assert server._tables_ready(ours, log)
+    assert len(runs) == 3
+    assert (home / "made-by").read_text() == version("prefect")
 
 
 @pytest.mark.slow

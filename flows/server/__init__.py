@@ -30,6 +30,7 @@ from flows.server.security import ServerRecord, authorization, client_settings, 
 from flows.workspace import LOGS
 from stages.core.environment import WORK
 from stages.core.errors import Exit, InfrastructureError, UsageError
+from stages.core.files import replace_file
 
 if TYPE_CHECKING:
     import uvicorn
@@ -247,22 +248,36 @@ class OwnServer:
         # Prefect must not know of the credential, see `_guarded`.
         with settings.temporary_settings(levels, defaults, {settings.PREFECT_SERVER_API_AUTH_STRING}):
             try:
-                self._create_tables(settings.PREFECT_API_DATABASE_CONNECTION_URL.value(), log)
+                ready = self._tables_ready(settings.PREFECT_API_DATABASE_CONNECTION_URL.value(), log)
                 with contextlib.redirect_stderr(log):  # loggers keep the stderr that they find
                     application = _guarded(self.credential, self.host)
                     self._uvicorn = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
-                self._uvicorn.run([self._listening])
+                with settings.temporary_settings(
+                    {settings.PREFECT_API_DATABASE_MIGRATE_ON_START: False} if ready else {}
+                ):
+                    self._uvicorn.run([self._listening])
             except Exception:
                 traceback.print_exc(file=log)
 
-    def _create_tables(self, url: str, log: IO[str]) -> None:
-        """Create a new database in another process: 30 MB that it takes would stay in this one until the next start."""
+    def _tables_ready(self, url: str, log: IO[str]) -> bool:
+        """Bring our own database up to date in another process; False if the server has to, or will say why it fails.
+
+        This process would keep the 30 MB that a new database takes, or 7 for any other, until it ends.
+        """
+        import prefect
+
         database = HOME.resolve() / "prefect.db"
-        if url.endswith(str(database)) and not database.exists():
-            upgrade = ["flows.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
-            env = {**self._defaults(), **os.environ}
-            # If it fails, the server tries again when it starts, and says why.
-            subprocess.run([sys.executable, "-P", "-m", *upgrade], env=env, stdout=log, stderr=log, check=False)
+        made_by = database.with_name("made-by")  # the version of Prefect that the database is of
+        if not url.endswith(str(database)):
+            return False
+        if database.exists() and made_by.exists() and made_by.read_text() == prefect.__version__:
+            return True
+        upgrade = ["flows.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
+        env = {**self._defaults(), **os.environ}
+        done = subprocess.run([sys.executable, "-P", "-m", *upgrade], env=env, stdout=log, stderr=log, check=False)
+        if done.returncode == 0:
+            replace_file(made_by, prefect.__version__)
+        return done.returncode == 0
 
     def keep(self) -> None:
         """Restart it whenever it dies, until it is closed."""
