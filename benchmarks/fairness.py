@@ -34,11 +34,11 @@ from stages.concepts import Region
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import load_params
 from stages.params.repair import HarmConfig
+from stages.records.slices import AND_LABEL
 from stages.tasks.contract import SPLITS, RepairPlan, TargetMode
 from stages.tasks.load import load_learner, task_context
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
-from stages.tasks.tabular.probes import AND_LABEL
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 SEEDS = (1, 2, 3)

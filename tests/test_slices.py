@@ -82,6 +82,21 @@ def test_a_planted_class_that_fails_is_named_with_its_rate(nine):
     assert sum(one.probes for one in by_label.values) == 2000, "the agent's probes look for failures: none counts"
 
 
+def test_a_group_by_label_is_compared_with_the_others_of_its_label():
+    # Half of the items are of label "high", which fails more often than "low"; group a fails more often than b in both.
+    label, group = np.array(["high", "low"])[np.arange(100) % 2], np.array(["a", "b"])[np.arange(100) // 2 % 2]
+    rate = np.where(label == "high", 0.5, 0.1) + np.where(group == "a", 0.1, -0.1)
+    both = [f"{one}, {of}" for one, of in zip(group, label, strict=True)]
+    found = measured(probes(rate, 6000), {"label": label, "group and label": both, "group again": both})
+    by_name = {of.attribute: {one.value: one for one in of.values} for of in found.attributes}
+    within, among_all = by_name["group and label"], by_name["group again"]
+    assert {value for value, one in within.items() if one.worse} == {"a, high", "a, low"}
+    assert within["a, low"].rest == pytest.approx(0, abs=0.01)
+    assert within["a, high"].rest == pytest.approx(0.4, abs=0.05)
+    assert not among_all["a, low"].worse
+    assert within["a, low"].rate == among_all["a, low"].rate
+
+
 def test_joint_intervals_are_those_of_bonferroni(nine):
     for one in nine.attributes[0].values:
         assert (one.joint.low, one.joint.high) == wilson(one.failures, one.probes, 0.995)[1:3]
@@ -338,9 +353,9 @@ def test_the_report_begins_with_who_fails_most(nine):
         return [tile.text for tile in page.tiles if tile.text.startswith("of label")]
 
     rest = f"{nine.attributes[0].values[0].rest:.1%}"
-    assert [
-        one.startswith("of label 9 fail (") and one.endswith(f", {rest} of all other items") for one in said(nine)
-    ] == [True]
+    assert [one.startswith("of label 9 fail (") and one.endswith(f", {rest} of all others") for one in said(nine)] == [
+        True
+    ]
     assert said(measured(probes(np.full(100, 0.2)))) == []
 
 

@@ -1,7 +1,8 @@
 """Failure rates by the values of item attributes, and confusions between classes.
 
 A landscape shows at which changes a model fails; this module shows on which items. A *slice* is all items with one
-value of an attribute ("label 9").
+value of an attribute ("label 9"). What fails in a group of people with one label ("race and label Black, high") are
+false positives or false negatives, so such a group is compared with the others of its label.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from stages.landscape.compare import MIN_PAIRS, PairedAnswers
 from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
-from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
+from stages.records.slices import (
+    AND_LABEL,
+    AttributeRates,
+    AttributeSlices,
+    Bounds,
+    Confusion,
+    Slice,
+    SliceRate,
+    Slices,
+    others_than,
+)
 from stages.tasks.attributes import LABEL
 
 SIGNIFICANT = 0.05
@@ -101,7 +112,7 @@ def measure_slices(
 
     On either grid, the test of a value against all other items is about items, see `worse_values`. A value is marked as
     worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval is above the overall
-    rate.
+    rate. A group by label is compared with the items of its label alone.
 
     Inside a mode, its fresh probes and all of the control's count, including those that helped to find it: all rates
     there may be equally too high. Compare them with each other. Confusions there come from the probes of its rate.
@@ -128,6 +139,10 @@ def measure_slices(
     coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
     weights, codes_of = asked.weights, [codes for codes, _ in coded.values()]
     p_values = worse_values(asked.failed, row, codes_of, seed, control.get("group"), weights)
+    alike = {name: coded[LABEL][0] for name in coded if name.endswith(AND_LABEL) and LABEL in coded}
+    for number, name in enumerate(coded):
+        if name in alike:
+            p_values[number] = _worse_within(asked, codes_of[number], alike[name])
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
     cells = control[space.names].to_numpy(dtype=np.int64)
     inside, behind = {}, {}
@@ -144,7 +159,9 @@ def measure_slices(
         mode_confusions = {mode: _confusions(probes, labels) for mode, probes in behind.items()}
     return Slices(
         attributes=[
-            AttributeSlices(attribute=name, missing=int((codes < 0).sum()), values=_slices(asked, codes, values, p))
+            AttributeSlices(
+                attribute=name, missing=int((codes < 0).sum()), values=_slices(asked, codes, values, p, alike.get(name))
+            )
             for (name, (codes, values)), p in zip(coded.items(), adjusted, strict=True)
         ],
         modes={
@@ -229,6 +246,17 @@ def _worse_by_group(
     return found
 
 
+def _worse_within(asked: _Asked, codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Compute the p-values of `worse_values` for one attribute, each value among the items (items,) of its label."""
+    found = np.ones(int(codes.max(initial=-1)) + 1)
+    for label in np.unique(labels[asked.row]):
+        some, values = asked.some(labels[asked.row] == label), np.unique(codes[(labels == label) & (codes >= 0)])
+        groups = some.probes.get("group")
+        [p_values] = worse_values(some.failed, some.row, [codes], asked.seed, groups, some.weights)
+        found[values] = p_values[values]
+    return found
+
+
 def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> float:
     """Compute the p-value of one value among very many items: its sum against that of as many drawn items.
 
@@ -265,13 +293,19 @@ class _Groups(NamedTuple):
         return running[:, self.ends] - running[:, self.starts]
 
 
-def _slices(asked: _Asked, codes: np.ndarray, values: Sequence[str], p_values: np.ndarray) -> list[Slice]:
+def _slices(
+    asked: _Asked, codes: np.ndarray, values: Sequence[str], p_values: np.ndarray, labels: np.ndarray | None
+) -> list[Slice]:
     overall = asked.rate().value
     found = []
     for rate, of, p in zip(_rates(asked, codes, values), range(len(values)), p_values.tolist(), strict=True):
         has = codes[asked.row] == of
         joint = asked.some(has).rate(joint_level(len(values)))
-        rest = None if has.all() else asked.some(~has).rate().value
+        others = ~has
+        if labels is not None:
+            others &= labels[asked.row] == labels[codes == of][0]
+            overall = asked.some(others | has).rate().value
+        rest = asked.some(others).rate().value if others.any() else None
         tested = rate.probes > 0 and rest is not None
         found.append(
             Slice(
@@ -296,7 +330,7 @@ def _rates(asked: _Asked, codes: np.ndarray, values: Sequence[str]) -> list[Slic
 
 def worst_slice(attribute: str, one: Slice) -> str:
     """Describe the worst slice: "label 9: 48% fail, 95% interval 39% to 59%, all others 23%"."""
-    others = "" if one.rest is None else f", all others {one.rest:.0%}"
+    others = "" if one.rest is None else f", {others_than(attribute)} {one.rest:.0%}"
     note = "" if one.worse else " (not significantly more than the others)"
     return f"{attribute} {one.value}: {one.rate:.0%} fail, 95% interval {one.low:.0%} to {one.high:.0%}{others}{note}"
 

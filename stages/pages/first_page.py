@@ -33,6 +33,7 @@ from stages.records import (
 )
 from stages.records.landscape import Example, Light
 from stages.records.provenance import PrepareMetrics
+from stages.records.slices import others_than
 from stages.tasks.contract import Exhibit
 
 MODES = 3  # number of modes on the page
@@ -369,7 +370,9 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
     if landscape.slices and landscape.slices.worse:
         attribute, one = landscape.slices.worse[0]
         spread, rest = interval(one.low, one.high), percent(one.rest)
-        tiles.append(Tile(percent(one.rate), f"of {attribute} {one.value} fail ({spread}), {rest} of all other items"))
+        tiles.append(
+            Tile(percent(one.rate), f"of {attribute} {one.value} fail ({spread}), {rest} of {others_than(attribute)}")
+        )
     return tiles
 
 

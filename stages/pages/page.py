@@ -22,6 +22,7 @@ from markupsafe import Markup
 from stages.concepts import ConceptSpace
 from stages.pages import words
 from stages.pages.sentences import decided_by, gate_view, verdict_text
+from stages.records.slices import others_than
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +77,7 @@ def environment() -> Environment:
         "score_digits": words.score_digits,
         "is_number": words.is_number,
         "last_titles": LAST_TITLES,
+        "others_than": others_than,
         "glossary": {words.anchor(word): (word, meaning) for word, meaning in words.GLOSSARY.items()},
         "term": words.term,
     }

@@ -47,17 +47,17 @@ def corruption_sentences(errors: CorruptionErrors | TooFew) -> list[str]:
 
 
 def worse_slices(landscape: Landscape) -> str:
-    """State which values of attributes fail more often than all other items, or that none does."""
+    """State which values of attributes fail more often than all others, or that none does."""
     assert landscape.slices is not None
     worse = [f"{attribute} {one.value}" for attribute, one in landscape.slices.worse]
     tests = sum(one.p is not None for of in landscape.slices.attributes for one in of.values)
     if not worse:
         return (
-            f"Of {number(tests)} values tested, none fails significantly more often than all other items. Where a value"
-            " has few items, only large differences show."
+            f"Of {number(tests)} values tested, none fails significantly more often than all others. Where a value has"
+            " few items, only large differences show."
         )
     named = f"{', '.join(worse[:-1])} and {worse[-1]} fail" if len(worse) > 1 else f"{worse[0]} fails"
-    return f"Of {number(tests)} values tested, {named} significantly more often than all other items."
+    return f"Of {number(tests)} values tested, {named} significantly more often than all others."
 
 
 def risen_slices(comparison: Comparison) -> str:

@@ -6,6 +6,13 @@ from pydantic import Field
 
 from stages.records.base import Listed, RateRecord, Record
 
+AND_LABEL = " and label"  # ends the names of attributes such as "race and label", with values such as "Black, high"
+
+
+def others_than(attribute: str) -> str:
+    """Name the items that a value of an attribute is compared with."""
+    return "all others with its label" if attribute.endswith(AND_LABEL) else "all others"
+
 
 class Bounds(Record):
     """An interval that is simultaneous for all values of the attribute."""
@@ -31,7 +38,7 @@ class SliceRate(Record):
 
 
 class Slice(SliceRate):
-    """The same in use, with all other items (`rest`).
+    """The same in use, with all other items (`rest`), for a group by label those of its label.
 
     `p` is adjusted for all values of all attributes (Holm); `worse` is whether this value fails significantly more.
     """

@@ -18,6 +18,7 @@ from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_grou
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.params import Strict
+from stages.records.slices import AND_LABEL
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
@@ -35,7 +36,6 @@ from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, column_kind, wi
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
 
-AND_LABEL = " and label"  # after a protected column: the attribute "race and label" has values such as "Black, high"
 _X = "x "  # prefix of features in the table of items
 
 
