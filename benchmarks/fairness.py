@@ -34,8 +34,7 @@ from stages.concepts import Region
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import load_params
 from stages.params.repair import HarmConfig
-from stages.records.slices import AND_LABEL
-from stages.tasks.contract import SPLITS, RepairPlan, TargetMode
+from stages.tasks.contract import AND_LABEL, SPLITS, RepairPlan, TargetMode
 from stages.tasks.load import load_learner, task_context
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.audit_time import ROOT, cost
-from flows.choosing.tune.measure import DTYPES, FEWEST, Bench, ComputeChoice, Settings
+from flows.choosing.tune import DTYPES, FEWEST, Bench, ComputeChoice, Settings
 from stages.core.errors import UsageError, run_as_command
 from stages.params import load_params
 from stages.records import audit_folder

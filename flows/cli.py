@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from typer.models import CommandInfo
 
-# Importing these modules adds their commands to `app`.
-import flows.commands.approve
 import flows.commands.audits
+
+# Importing these modules adds their commands to `app`.
 import flows.commands.decide
 import flows.commands.evidence
 import flows.commands.init

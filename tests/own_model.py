@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows.choosing.screen import Swept
-from flows.init.questions import Questions
+from flows.init.answers import Questions
 from flows.init.run import Options, init_audit
 from stages.core.intervals import wilson
 from stages.screening.sweep import ConceptSweep, Sweep, Worst

@@ -25,7 +25,7 @@ from flows.init.answers import ask_questions
 from flows.init.propose import Wanted, search_budget
 from flows.init.run import Options, init_audit
 from flows.init.state import unmeasured
-from flows.workspace.block import AuditDraft, with_draft
+from flows.workspace.new import AuditDraft, with_draft
 from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.intervals import wilson

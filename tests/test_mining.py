@@ -16,7 +16,7 @@ import yaml
 pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
-from flows.choosing.mine.catalogue import EXAMPLES, catalogue
+from flows.choosing.mine import EXAMPLES, catalogue
 from stages.mining import MinedExample, MineSettings, Mining
 from stages.mining.mine import mine
 from stages.mining.sets import level_wise

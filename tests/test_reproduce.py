@@ -15,7 +15,7 @@ import pytest
 import flows.evidence.reproduce
 from flows.evidence import read_bundle
 from flows.evidence.beside import REPRODUCTION, add_statements, beside
-from flows.evidence.numbers import compare_results
+from flows.evidence.reproduce import compare_results
 from flows.evidence.signature import machine_key
 from flows.graph.digests import files_below, sha256
 from stages.core.errors import InfrastructureError

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import yaml
 
-from flows.choosing.tune.measure import Bench, ComputeChoice, Settings, Tuning, measure_choices
+from flows.choosing.tune import Bench, ComputeChoice, Settings, Tuning, measure_choices
 from flows.workspace.edit_params import with_compute
 from stages.core.errors import UsageError
 from stages.params import AuditConfig, load_params
@@ -108,7 +108,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run_and_what_cannot_run_is_t
     monkeypatch.chdir(home)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "compile"))
-    monkeypatch.setattr("flows.choosing.tune.measure.MOST", 16)
+    monkeypatch.setattr("flows.choosing.tune.MOST", 16)
     tuning = measure_choices("stripes", audit, QUICK, lambda _: None)
     by_name = {c.name: c for c in tuning.choices}
     assert set(by_name) == {"eager float32", "eager bfloat16"}
@@ -135,9 +135,9 @@ def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
     # A planted task is equally fast in any batch, so the largest is chosen.
-    monkeypatch.setattr("flows.choosing.tune.measure.GROWTH", 0.0)
-    monkeypatch.setattr("flows.choosing.tune.measure.MOST", 64)
-    monkeypatch.setattr("flows.choosing.tune.measure.Settings", partial(Settings, rounds=1, seconds=0.001))
+    monkeypatch.setattr("flows.choosing.tune.GROWTH", 0.0)
+    monkeypatch.setattr("flows.choosing.tune.MOST", 64)
+    monkeypatch.setattr("flows.choosing.tune.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")

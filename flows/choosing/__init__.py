@@ -1,1 +1,57 @@
-"""What helps to choose an audit's settings: concepts, usage, explorer, compute."""
+"""An audit made ready for a command that probes its model: healed, valid, and prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.graph import read_graph
+from flows.graph.heal import heal
+from flows.results import record_timings
+from flows.run_stage import run_stage
+from flows.terminal import print_plain
+from flows.workspace.yaml_edit import edit_file
+from stages.check import check_api_keys, check_audits
+from stages.core.errors import UsageError
+from stages.params import AuditConfig, Params, load_params
+
+PARAMS = Path("params.yaml")
+
+
+def healed_audit(params: Params, name: str, console: Console) -> AuditConfig:
+    """Heal the workspace, print what was healed, and return a valid audit; the caller has to hold the workspace lock.
+
+    Raises:
+        UsageError: if params.yaml has errors that a stage would find later.
+    """
+    print_plain(console, *(f"healed: {line}" for line in heal()))
+    check_audits(params, [name])
+    check_api_keys(params, [name])
+    return params.audit(name)
+
+
+def run_prepare(audit: str, console: Console) -> None:
+    """Run `prepare` of an audit, and what it depends on, if they are stale."""
+    graph, name = read_graph(), f"prepare@{audit}"
+    if name not in graph.stages:
+        raise UsageError(f"dvc.yaml has no stage {name}")
+    wanted = graph.upstream([name])
+    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
+        console.print(f"{stage.name} is not up to date, so it runs first")
+        record_timings([run_stage(stage.name, lambda line: print_plain(console, line))])
+
+
+def write_params(name: str, audit: AuditConfig, change: Callable[[str], str], console: Console) -> None:
+    """Change the text of params.yaml, print the changed lines, and what to do next.
+
+    Raises:
+        UsageError: if the audit is no longer what was measured, or cannot be edited.
+    """
+    if load_params(PARAMS).audit(name) != audit:
+        raise UsageError(
+            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+        )
+    edit_file(PARAMS, change, console)
+    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`")

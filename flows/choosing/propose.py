@@ -16,7 +16,7 @@ from rich.markup import escape
 
 import stages.proposing
 import stages.screening
-from flows.choosing.ready import PARAMS, healed_audit, run_prepare, write_params
+from flows.choosing import PARAMS, healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain

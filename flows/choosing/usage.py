@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flows.choosing.ready import healed_audit, run_prepare, write_params
+from flows.choosing import healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage

@@ -91,7 +91,7 @@ def mine(
     For chat, summarization and text-to-image. Writes a record and a page, .faded/mine/AUDIT.json and AUDIT.html. Run
     the same command again, or after a kill, and earlier answers are reused.
     """
-    from flows.choosing.mine.run import mine_audit
+    from flows.choosing.mine import mine_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
     mine_audit(params, name, probes, console)
@@ -141,8 +141,7 @@ def tune(
     Runs real probes on the prepared model (prepare runs first if it is stale). All choices are measured in turn, in
     one run. Writes nothing but compute.backend, dtype and batch_size, and only with --write.
     """
-    from flows.choosing.tune.measure import Settings
-    from flows.choosing.tune.run import tune_audit
+    from flows.choosing.tune import Settings, tune_audit
     from stages.core.errors import stop_code
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)

@@ -222,8 +222,7 @@ def gate(
     """
     out = junit and Path.cwd() / junit
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    from flows.evidence.gate import run_gate
-    from flows.evidence.junit import write_junit
+    from flows.evidence.gate import run_gate, write_junit
     from flows.evidence.views import show_gate
     from flows.workspace import exclusive
     from stages.core.errors import FadedError

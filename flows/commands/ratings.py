@@ -44,7 +44,7 @@ def ratings(
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     if spot_check is not None:
-        from flows.people.spot_check import draw_spot_check, show_spot_check
+        from flows.people.ratings import draw_spot_check, show_spot_check
 
         if spot_check.exists():
             show_spot_check(params, name, spot_check, console, write=write)

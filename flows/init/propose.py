@@ -17,7 +17,7 @@ from typing import Any
 from flows.choosing.screen import Swept, said_of_probe
 from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
-from flows.workspace.block import AuditDraft, with_draft
+from flows.workspace.new import AuditDraft, with_draft
 from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core import plugins

@@ -16,16 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.choosing.screen import show_sweep, sweep_concepts
-from flows.init.answers import ask_questions
+from flows.init.answers import Questions, ask_questions
 from flows.init.files import place, refuse_taken
 from flows.init.propose import BUDGETS, SEARCH_SECONDS, Wanted, measured, propose_audit, refuse_idle_numbers, tried
-from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished, written_blocks
 from flows.results.estimate import duration, few_items
 from flows.terminal import new_table, print_plain
 from flows.workspace import enter_workspace, exclusive, has_audits
-from flows.workspace.block import AuditDraft, with_draft
-from flows.workspace.new import add_folders, check_folder, write_workspace
+from flows.workspace.new import AuditDraft, add_folders, check_folder, with_draft, write_workspace
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file

@@ -23,7 +23,6 @@ from stages.landscape.rates import rate_in_use
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
 from stages.records.slices import (
-    AND_LABEL,
     AttributeRates,
     AttributeSlices,
     Bounds,
@@ -34,6 +33,7 @@ from stages.records.slices import (
     others_than,
 )
 from stages.tasks.attributes import LABEL
+from stages.tasks.contract import AND_LABEL
 
 SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value below 0.05 after adjustment for 600 tests

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.records.base import Listed, RateRecord, Record
-
-AND_LABEL = " and label"  # ends the names of attributes such as "race and label", with values such as "Black, high"
+from stages.tasks.contract import AND_LABEL
 
 
 def others_than(attribute: str) -> str:

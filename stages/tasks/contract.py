@@ -23,6 +23,7 @@ SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
 ASSETS = "assets"
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels
 NOT_VALID = "changed the input so much that no model could be blamed"
+AND_LABEL = " and label"  # ends the names of attributes such as "race and label", with values such as "Black, high"
 
 
 @dataclass(frozen=True)

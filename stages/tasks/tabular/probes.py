@@ -18,9 +18,9 @@ from stages.concepts.rows import CATALOGUE, RowChanges, idle_concepts, with_grou
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.params import Strict
-from stages.records.slices import AND_LABEL
 from stages.tasks.base import Task
 from stages.tasks.contract import (
+    AND_LABEL,
     SPLITS,
     Exhibit,
     Items,

@@ -19,10 +19,9 @@ import pandas as pd
 
 from stages.core.errors import UsageError
 from stages.params import checked
-from stages.records.slices import AND_LABEL
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
-from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.contract import AND_LABEL, RepairPlan, RepairRecord
 from stages.tasks.tabular.models import RowModel
 from stages.tasks.tabular.probes import RepairSettings, RowProbes
 from stages.tasks.training import write_card, write_loader
