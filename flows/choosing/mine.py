@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import stages.mining
-from flows.choosing.ready import healed_audit, run_prepare
+from flows.choosing import healed_audit, run_prepare
 from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive

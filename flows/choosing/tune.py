@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 
-from flows.choosing.ready import healed_audit, run_prepare, write_params
+from flows.choosing import healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
