@@ -215,7 +215,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     assert {"80", "3"} <= set(rows["summarize@tiny"])
     assert {"1,040", "33"} <= set(rows["re_evaluate@tiny"])
     assert "1,540 unique probes at most" in done.stdout
-    assert "time unknown before prepare ran, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
+    assert "time unknown until prepare has run, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
     few = "tiny: 20 discover items and 20 test items support no claim about others: 20% of 20 has a 95% interval from"
     assert f"{few} 8% to 42%; 30 or more are expected" in done.stdout
     assert toys.executed() == []
@@ -253,7 +253,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert told.startswith(f"{said}; 1 stage(s) never ran here, including the repair's training")
 
     # With prepare stale, it was another model. The stage's own last run here counts more, the benchmarks least.
-    assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
+    assert estimated("prepare", *searching).time == "time unknown until prepare has run, 3 stage(s) never ran here"
     for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
         (tmp_path / folder).mkdir(exist_ok=True)
         took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()

@@ -89,7 +89,7 @@ class Estimate:
         if not self.stages:
             return "nothing to run"
         if not known:
-            before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
+            before = " until prepare has run" if any(e.stage.kind == "prepare" for e in self.stages) else ""
             return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"
         unknown = len(self.stages) - len(known)
         sources = {e.source for e in known}
