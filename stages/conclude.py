@@ -40,9 +40,6 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
     """Write the verdict on a repair, its report, and the card of the repaired model.
 
     Args:
-        out: the folder to write to.
-        here: the audit's records.
-        verdict: the verdict on the repair.
         record: its provenance, for readers of the report.
     """
     comparison, readme = here.compare.comparison, _models(here) / "repaired" / "README.md"
@@ -90,7 +87,6 @@ def broken(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
 
     Args:
         probes: as in re_evaluate's probes.parquet.
-        space: the grid.
 
     Returns:
         Columns `item`, one for each concept with its level as people read it, and the answers `before` and `after`.

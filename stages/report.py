@@ -22,7 +22,7 @@ from stages.landscape.light import landscape_concerns, light_of
 from stages.landscape.spot_check import correct, read_spot_check
 from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.pages.first_page import About, about, known_of
-from stages.pages.gallery import Gallery, PicturedCell
+from stages.pages.gallery import PicturedCell
 from stages.pages.landscape_report import write_landscape_report
 from stages.pages.maps import marginal, shown_concepts
 from stages.params import AuditConfig, load_params
@@ -49,8 +49,6 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
     """Write the verdict on a landscape, and its report.
 
     Args:
-        out: the folder to write to.
-        here: the audit's records.
         audit: its configuration, including the gates.
         record: its provenance, for readers of the report.
     """
@@ -65,8 +63,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         concerns=concerns,
     ).having(unshown=_unshown(here, landscape, probes, audit.seed), corrected=_corrected(here, audit, probes))
     errors = corruption_errors(landscape, probes, of_imagenet=_asks_what_imagenet_asks(here, landscape))
-    metrics = metrics_of(landscape, verdict, errors)
-    out.verdict, out.metrics = verdict, metrics
+    out.verdict, out.metrics = verdict, metrics_of(landscape, verdict, errors)
     out.headline = headline_of(landscape, verdict.passed)
     search_plot(probes).to_csv(out.path / "search.csv", index=False)
     pair_plot(cells, landscape.space).to_csv(out.path / "pair.csv", index=False)
@@ -76,7 +73,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         cells=cells,
         verdict=verdict,
         probes=probes,
-        galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
+        galleries=here.summarize.exhibits,
         unchanged={one.id: one.exhibit for one in here.summarize.extremes.get(UNCHANGED, ())},
         corruptions=errors,
         attributes=here.discover.embedded.told_apart,
@@ -87,7 +84,6 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         about=_about(here),
         proposed=audit.proposed,
         provenance=record,
-        metrics=metrics,
         skipped=skipped_items(here.prepare.path),
     )
     return verdict
@@ -108,7 +104,6 @@ def pair_plot(cells: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
 
     Args:
         cells: the landscape, one row per cell.
-        space: its concepts.
 
     Returns:
         Columns `x` and `y`, each a concept with its level, and `failure_rate`; no rows if there is only one concept.

@@ -11,10 +11,10 @@ import pytest
 
 from stages.concepts import Concept
 from stages.landscape.bias import compare_bias, measure_bias
-from stages.pages.gallery import Gallery, PicturedCell
+from stages.pages.gallery import PicturedCell
 from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit, Sheet, Tally
-from tests.report_samples import HOSTILE, make_comparison, make_inputs
+from tests.report_samples import HOSTILE, make_comparison, make_inputs, shelf
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220)}
 THIRDS = dict.fromkeys(COLOURS, 1 / 3)
@@ -72,7 +72,7 @@ def picture_landscape(*, hostile: bool = False) -> dict[str, Any]:
     """Arguments of `write_landscape` for a model that draws."""
     inputs = make_inputs(*SLOTS, images=False)
     said = HOSTILE if hostile else "expected red four"
-    inputs["galleries"] = {f"M{i}": Gallery([exhibit(k, said) for k in range(3)], [exhibit(3)]) for i in (1, 2, 3)}
+    inputs["galleries"] = {m: shelf(m, [exhibit(k, said) for k in range(3)], [exhibit(3)]) for m in ("M1", "M2", "M3")}
     inputs["summary"]["bias"] = [entry.to_json() for entry in measure_bias(tallies(), seed=1)]
     if hostile:
         named = Tally(HOSTILE, HOSTILE, 1.0, {HOSTILE: 9, "b": 1}, {HOSTILE: 0.5, "b": 0.5})
@@ -90,8 +90,8 @@ def picture_comparison() -> dict[str, Any]:
     bias = compare_bias(models, seed=1)
     assert bias is not None
     inputs["verdict"]["bias"] = bias.to_json()
-    shown = [
-        PairedProbe(exhibit(k), "read as red, seven", "read as red, four", png("red", "red", "red")) for k in range(3)
-    ]
+    before, after = ("read as red, seven", "read as red, four")
+    drawn, cell = png("red", "red", "red"), (0,) * len(SLOTS)
+    shown = [PairedProbe(exhibit(k), before, after, drawn, f"item-{k}", cell) for k in range(3)]
     inputs |= {"galleries": {"fixed": shown}, "sheets": {"before": [sheet()], "after": [sheet()]}}
     return inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,9 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
 from stages.pages.comparison_report import write_comparison_report
-from stages.pages.gallery import Gallery
 from stages.pages.landscape_report import write_landscape_report
 from stages.params.usage import UsageConfig, in_use
 from stages.records import Comparison, Landscape, PairedProbe, Plan, RepairVerdict, ShownExample, Verdict
-from stages.records.base import FlatMetrics
 from stages.records.landscape import usage_record
 from stages.records.repair import PlannedMode
 from stages.records.search import Walks
@@ -47,11 +46,9 @@ def gate(name: str, bound: float, value: float, low: float, high: float, passed:
     return {"gate": name, "bound": bound, "value": value, "low": low, "high": high, "passed": passed}
 
 
-def shelf(gallery: Gallery) -> list[ShownExample]:
-    """A gallery in the format of exhibits.parquet."""
-    exhibits = [*gallery.failing, *gallery.passing]
-    failed = [True] * len(gallery.failing) + [False] * len(gallery.passing)
-    return [ShownExample(*one) for one in zip(gallery.ids, failed, exhibits, strict=True)]
+def shelf(mode: str, failing: Sequence[Exhibit], passing: Sequence[Exhibit]) -> list[ShownExample]:
+    """The examples of a mode as in exhibits.parquet."""
+    return [ShownExample(f"{mode}.{n}", n <= len(failing), shown) for n, shown in enumerate([*failing, *passing], 1)]
 
 
 def picture(seed: int, side: int = 28) -> bytes:
@@ -156,7 +153,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
             else Exhibit(f"item-{k}", text=f"Text {k}: {said}")
             for k in range(6)
         ]
-        galleries[mode_id] = Gallery(shown[:4], shown[4:])
+        galleries[mode_id] = shelf(mode_id, shown[:4], shown[4:])
     suspected = [
         {
             "id": f"S{i}", "region": region.to_json(), "text": region.describe(space), "probes": 40 * asked,
@@ -242,12 +239,11 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         },
         "probes": probes,
         "galleries": galleries,
-        "nearest": galleries["M1"].failing[:3],
+        "nearest": [one.exhibit for one in galleries["M1"][:3]],
         "provenance": {
             "schema": 1, "seed": 7, "device": "cpu", "dtype": "float32", "batch_size": 64, "git": "8c1f0d2",
             "versions": {"python": "3.11.9", "torch": "2.5.1"}, "model": "4f1c22b9",
         },
-        "metrics": {"modes": 3, "overall": overall},
         "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }  # fmt: skip
 
@@ -268,7 +264,7 @@ def uniform(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def write_landscape(out: Path, *, summary: dict[str, Any], landscape: pd.DataFrame, **inputs: Any) -> None:
     """Write the report on plain data: `summary` as in landscape.json, `landscape` as in landscape.parquet."""
-    inputs |= {"verdict": Verdict.from_json(inputs["verdict"], ""), "metrics": FlatMetrics(**inputs["metrics"])}
+    inputs["verdict"] = Verdict.from_json(inputs["verdict"], "")
     write_landscape_report(out, landscape=Landscape.from_json(summary, "a sample"), cells=landscape, **inputs)
 
 
@@ -400,8 +396,12 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         ],
         "invalid": {part: measured(0.0, 0.0, 0.01, 1000) for part in ("targets", "others")},
         "search": {
-            "before": {"enumerated": False, "agent": one | {"failing_cells": 77}},
-            "after": {"enumerated": False, "agent": one | {"failing_cells": 31}},
+            model: {
+                "enumerated": False,
+                "agent": one | {"failing_cells": cells},
+                "control": one | {"explorer": "random", "failing_cells": 20},
+            }
+            for model, cells in (("before", 77), ("after", 31))
         },
         "policy": [
             {
@@ -446,12 +446,13 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "items": 50,
     }
     said = HOSTILE if hostile else "7"
-    shown = [PairedProbe(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
+    at = {"item": "item-0", "cell": (0,) * len(space)}
+    shown = [PairedProbe(Exhibit(f"item-{k}", image=picture(k)), said, "1", **at) for k in range(4)]
     return {
         "verdict": verdict,
         "landscapes": both,
         "probes": probes,
-        "galleries": {"fixed": shown, "newly_failing": [PairedProbe(Exhibit("a text", text=said), "1", said)]},
+        "galleries": {"fixed": shown, "newly_failing": [PairedProbe(Exhibit("a text", text=said), "1", said, **at)]},
         "provenance": {"seed": 7, "device": "cpu"},
         "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }
@@ -463,13 +464,11 @@ def with_examples(inputs: dict[str, Any]) -> dict[str, Any]:
     rng, items = np.random.default_rng(2), [f"item-{k}" for k in range(6)]
     for mode in inputs["summary"]["modes"]:
         gallery = inputs["galleries"][mode["id"]]
-        ids = [f"{mode['id']}.{k + 1}" for k in range(6)]
-        shown = [*gallery.failing, *gallery.passing]
-        said = [
-            replace(e, caption=f"{i} - label {k} → predicted 7 (5{k}%)")
-            for k, (i, e) in enumerate(zip(ids, shown, strict=True))
+        ids = [one.id for one in gallery]
+        inputs["galleries"][mode["id"]] = [
+            one._replace(exhibit=replace(one.exhibit, caption=f"{one.id} - label {k} → predicted 7 (5{k}%)"))
+            for k, one in enumerate(gallery)
         ]
-        inputs["galleries"][mode["id"]] = Gallery(said[:4], said[4:], ids)
         cells = Region.from_json(mode["region"]).sample(space, 6, rng)
         cells[0] = np.where(space.names == np.array([*mode["region"]])[:1], cells[0], space.start)
         mode["examples"] = [

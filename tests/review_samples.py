@@ -25,7 +25,6 @@ from flows.people.review.terminal import review_landscape
 from flows.people.review.view import report_path
 from stages.core.files import stage_dir, write_json
 from stages.decisions import RecordedDecision, read_chain
-from stages.pages.gallery import Gallery
 from stages.params import load_params
 from stages.records.tables import ShownExample, write_exhibits
 from stages.tasks.contract import Exhibit
@@ -86,7 +85,7 @@ def make_review(
         ids = [f"M{n}.{k}" for k in range(1, len(shown) + 1)]
         captions = [f"{i} - {e.caption.partition(' - ')[2] or e.caption}" for i, e in zip(ids, shown, strict=True)]
         named = [replace(e, caption=caption) for e, caption in zip(shown, captions, strict=True)]
-        galleries[f"M{n}"] = Gallery(named[:7], named[7:], ids)
+        galleries[f"M{n}"] = shelf(f"M{n}", named[:7], named[7:])
         same = {"item": "discover-0001", "output": "said"}
         examples = [
             {**same, "id": i, "cell": [n, k % 4], "failed": k < 7, "discrepancy": 0.1 * k} for k, i in enumerate(ids)
@@ -96,7 +95,7 @@ def make_review(
         numbers |= {"lift": 2.0, "share": 0.1}
         named_ = {"id": f"M{n}", "text": HOSTILE if hostile else text, "region": {"tilt": [n]}}
         modes.append({**named_, **numbers, "examples": examples})
-    write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
+    write_exhibits(folder / "exhibits.parquet", galleries)
     overall = {"value": 0.254, "low": 0.241, "high": 0.268, "n": 2000}
     unchanged = [ShownExample("discover-0001", False, shown[0])]
     write_exhibits(folder / "extremes.parquet", {"unchanged": unchanged})

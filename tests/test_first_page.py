@@ -168,9 +168,6 @@ def test_modes_come_by_the_failures_they_hold_each_with_the_item_as_it_was() -> 
     example = {"item": "item-0", "cell": [0] * 4, "output": "7", "failed": True, "discrepancy": 1.0}
     for mode in modes:
         mode["examples"] = [{"id": f"{mode['id']}.1", **example}]
-        gallery = inputs["galleries"].get(mode["id"])
-        if gallery is not None:
-            inputs["galleries"][mode["id"]] = gallery._replace(ids=[f"{mode['id']}.1"])
     page = page_of(inputs, unchanged={"item-0": Exhibit("as it was", image=picture(40))})
     held = {mode["id"]: mode["rate"] * mode["share"] for mode in modes}
     assert [card.id for card in page.modes] == sorted(held, key=held.__getitem__, reverse=True)[:MODES]

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.pages.gallery import Gallery
 from stages.pages.maps import marginal
 from stages.tasks.contract import Exhibit
 from tests.finished import faded, finished_audits
@@ -30,6 +29,7 @@ from tests.report_samples import (
     make_inputs,
     picture,
     section,
+    shelf,
     write_comparison,
     write_landscape,
 )
@@ -75,7 +75,7 @@ def test_large_images_do_not_make_a_large_file(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2])
     noisy = [Exhibit(f"crop {k}", image=picture(k, side=300)) for k in range(8)]
     assert sum(len(e.image or b"") for e in noisy) * 3 > 1_000_000
-    inputs["galleries"] = {f"M{i}": Gallery(noisy, noisy) for i in (1, 2, 3)}
+    inputs["galleries"] = {m: shelf(m, noisy, noisy) for m in ("M1", "M2", "M3")}
     page = landscape_html(tmp_path, **inputs)
     assert len(page) < 3_000_000
     assert page.count("data:image/jpeg;base64,") == 48 + 3, "those of the first page are there twice"
@@ -134,12 +134,13 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
         "summary": inputs["summary"] | {"effects": [], "modes": [], "robustness": None, "search": {}},
         "landscape": inputs["landscape"].assign(policy_mean=np.nan, policy_std=np.nan),
         "verdict": {"audit": "mnist", "passed": None, "gates": []},
-        "provenance": {}, "metrics": {}, "skipped": [], "nearest": [],
+        "provenance": {}, "skipped": [], "nearest": [],
     })  # fmt: skip
     for name in ("gates", "effects", "robustness", "search", "policy", "skipped", "provenance"):
         assert f'<section id="{name}"' in full and f'<section id="{name}"' not in page
     moved = {"failures_moved": {"found": False, "regions": []}}
     bare = comparison["verdict"] | {"passed": None, "gates": [], "modes": [], "search": {}, **moved}
+    nothing["probes"] = comparison["probes"].iloc[:0]
     page = comparison_html(tmp_path, **comparison | nothing | {"verdict": bare})
     assert not [name for name in ("gates", "search", "examples") if f'<section id="{name}"' in page]
     assert "No region was found in which the repaired model fails" in page

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.pages.gallery import Gallery, Shrinker
+from stages.pages.gallery import Shrinker
 from stages.pages.texts import MarkedText, mark_changes
 from stages.tasks.contract import Exhibit
-from tests.report_samples import comparison_html, landscape_html
+from tests.report_samples import comparison_html, landscape_html, shelf
 from tests.text_samples import ARTICLES, make_text_comparison, make_text_inputs
 
 
@@ -39,7 +39,7 @@ def test_a_report_of_many_long_texts_stays_small(tmp_path: Path) -> None:
     inputs = make_text_inputs()
     article = " ".join(ARTICLES * 20)
     shown = [Exhibit("long", text=article.replace("e ", "x "), original=article, answers={"summary": article})] * 10
-    inputs["galleries"] = {f"M{k}": Gallery(shown, shown) for k in (1, 2, 3)}
+    inputs["galleries"] = {m: shelf(m, shown, shown) for m in ("M1", "M2", "M3")}
     assert len(landscape_html(tmp_path, **inputs).encode()) < 5_000_000
 
 

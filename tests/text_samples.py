@@ -6,10 +6,9 @@ from typing import Any
 
 from stages.concepts import Concept
 from stages.core.intervals import Rate, wilson
-from stages.pages.gallery import Gallery
 from stages.records import PairedProbe
 from stages.tasks.contract import Exhibit
-from tests.report_samples import HOSTILE, difference, make_comparison, make_inputs
+from tests.report_samples import HOSTILE, difference, make_comparison, make_inputs, shelf
 
 TEXT_CONCEPTS = (
     Concept("typos", (0, 5, 15, 30), "%", neutral=0),
@@ -64,7 +63,7 @@ def make_text_inputs(hostile: bool = False) -> dict[str, Any]:
     """Inputs of the landscape report of a summarizer, with probes that left nothing of the article."""
     inputs = make_inputs(*TEXT_CONCEPTS, images=False)
     shown = text_exhibits(hostile)
-    inputs["galleries"] = {mode: Gallery(shown[:7], shown[7:]) for mode in inputs["galleries"]}
+    inputs["galleries"] = {mode: shelf(mode, shown[:7], shown[7:]) for mode in inputs["galleries"]}
     inputs["nearest"] = shown[:3]
     where = {"concept": "nouns dropped", "level": 3, "label": "100%", "invalid": 60}
     few = {"level": 2, "label": "50%", "invalid": 2, **wilson(2, 300).to_json()}
@@ -105,5 +104,6 @@ def make_text_comparison(hostile: bool = False) -> dict[str, Any]:
         for part in ("clean", "targets", "others")
     }
     said = HOSTILE if hostile else "Fires are still burning in New South Wales."
-    shown = [PairedProbe(e, e.answers["summary of the changed text"], said) for e in text_exhibits(hostile)]
+    at = {"item": "item-0", "cell": (0,) * len(TEXT_CONCEPTS)}
+    shown = [PairedProbe(e, e.answers["summary of the changed text"], said, **at) for e in text_exhibits(hostile)]
     return inputs | {"verdict": verdict, "galleries": {"fixed": shown[:8], "newly_failing": shown[8:]}}

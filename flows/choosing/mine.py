@@ -266,7 +266,6 @@ def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str
             limits=[line.format(level=settings.level) for line in LIMITS],
             skipped=[],
             provenance=told,
-            metrics={},
             style=Markup((page.TEMPLATES / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode('ascii')}'"),

@@ -50,15 +50,15 @@ def board_html(
     Args:
         links: the addresses of an audit's report and of whatever waits.
     """
-    from stages.pages.page import static_html_of
+    from stages.pages.page import html_of
 
     histories = [read_history(params, row.verdict.audit, _RESULTS) for row in status.audits]
     rows = [
         BoardRow(glance, history, trend_of(history), links(glance))
         for glance, history in zip(status.audits, histories, strict=True)
     ]
-    return static_html_of(
-        "board.html.j2", title=title, rows=rows, status=status, size=(_WIDTH, _HEIGHT), limits=LIMITS,
+    return html_of(
+        "board.html.j2", scripts=False, title=title, rows=rows, status=status, size=(_WIDTH, _HEIGHT), limits=LIMITS,
         skipped=[], provenance=[],
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -73,15 +73,7 @@ TITLES = {  # of the sections, in order; the table of contents uses the same wor
 }
 
 
-ChangeRow = tuple[str, str, Difference]  # key, name, and what changed
-
-
-class FrontierView(NamedTuple):
-    """What a report shows of a frontier: a picture, what it says of equal harm, and the points of both copies."""
-
-    picture: Picture
-    said: str
-    found: records.Frontier
+ChangeRow = tuple[str, Difference]  # name, and what changed
 
 
 def write_comparison_report(
@@ -103,25 +95,20 @@ def write_comparison_report(
 
     Args:
         out: the page; the same inputs give the same bytes.
-        comparison: the comparison.
-        verdict: the verdict on it.
         landscapes: one row per cell with rate_before, low_before, ..., rate_after, ....
         probes: as in re_evaluate's probes.parquet.
-        plan: what was repaired.
         galleries: examples by kind ("fixed", "newly_failing"), and their items "unchanged".
-        provenance: as in provenance.json.
         attributes: attributes of the test items, one row per item id.
-        about: what was audited.
         sheets: contact sheets by model ("before", "after").
         skipped: files that could not be used, as {file, reason}.
     """
     space = comparison.space
     names = shown_concepts(landscapes, space, "rate_before")
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences: list[ChangeRow] = [(k, e.name or _NAMES[k], e) for k, e in comparison.shown_differences.items()]
+    differences: list[ChangeRow] = [(e.name or _NAMES[k], e) for k, e in comparison.shown_differences.items()]
     for key, entry in (comparison.automatic or {}).items():
-        differences.append((f"automatic_{key}", _NAMES[f"automatic_{key}"], entry))
-    modes: list[ChangeRow] = [(mode.id, f"{mode.id}: {listed(mode.text)}", mode) for mode in comparison.modes]
+        differences.append((_NAMES[f"automatic_{key}"], entry))
+    modes: list[ChangeRow] = [(f"{mode.id}: {listed(mode.text)}", mode) for mode in comparison.modes]
     examples = [row for kind in OUTCOMES for row in galleries.get(kind, ())]
     unchanged = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
     beside = [shown.image for row in examples if (shown := unchanged.get(row.item)) and shown.image is not None]
@@ -134,16 +121,17 @@ def write_comparison_report(
         for key, title in _PARTS.items()
         if (part := (comparison.measures or {}).get(key)) and part.measures
     }
+    frontier = comparison.frontier
     parts = {
         "differences": differences,
-        "frontier": None if comparison.frontier is None else frontier_view(comparison.frontier),
+        "frontier": frontier,
         "bias": changed_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
         "measures": measures,
         "landscape": rate_maps(landscapes, space, names, top, SIDES, regions),
         "modes": modes,
         "slices": [of for of in comparison.slices or () if of.values],
-        "moved": [("", listed(region.text), region) for region in comparison.failures_moved.regions],
+        "moved": [(listed(region.text), region) for region in comparison.failures_moved.regions],
         "search": compare_searches(probes, comparison.search),
         "shift": comparison.shift,
         "policy": _policy(comparison),
@@ -158,6 +146,8 @@ def write_comparison_report(
         control=_CONTROLS[comparison.control or "as_used"],
         baselined=any(entry.baselines for part in measures.values() for entry in part.measures.values()),
         invalid=comparison.invalid,
+        frontier_picture=frontier_picture(frontier) if frontier else None,
+        equal_harm=at_equal_harm(frontier.equal_harm) if frontier and frontier.equal_harm else "",
         risen_slices=risen_slices(comparison),
         titles=TITLES,
         contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
@@ -169,7 +159,6 @@ def write_comparison_report(
         names=names,
         skipped=skipped,
         provenance=provenance,
-        metrics={"items": comparison.items, "estimator": comparison.estimator.to_json()},
         bias_how=HOW,
         bias_models=MODELS,
         limits=LIMITS,
@@ -177,15 +166,14 @@ def write_comparison_report(
     )
 
 
-def frontier_view(found: records.Frontier) -> FrontierView:
-    """Return what a report shows of a frontier."""
+def frontier_picture(found: records.Frontier) -> Picture:
+    """Draw a frontier."""
     published = found.published
     told = (
         f"Failures in the target modes against what newly fails. The repair: {percent(published.targets.value)} fail,"
         f" {percent(published.newly_failing.value)} newly fail; before: {percent(found.before.value)} fail."
     )
-    said = at_equal_harm(found.equal_harm) if found.equal_harm else ""
-    return FrontierView(Picture(told, figures.frontier_chart(found), ""), said, found)
+    return Picture(told, figures.frontier_chart(found))
 
 
 def _policy(comparison: Comparison) -> list[tuple[records.PolicyShift, str, str]]:

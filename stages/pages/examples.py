@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from stages.concepts import ConceptSpace, Region
-from stages.pages.gallery import ExhibitView, Gallery, Shrinker
+from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.page import json_block
 from stages.pages.words import number
-from stages.records import ModeRecord, PairedProbe
+from stages.records import ModeRecord, PairedProbe, ShownExample
 from stages.records.landscape import Example
 from stages.tasks.contract import Exhibit
 
@@ -62,7 +62,6 @@ class ExampleSet(NamedTuple):
 
     Args:
         groups: examples by the mode or outcome under which they are shown.
-        facets: the available filters.
         rows: of all examples, for the page's script.
         sortable: name of the column of discrepancies; None if there is none.
     """
@@ -86,8 +85,6 @@ class ExampleSource(NamedTuple):
     """The data from which examples are made.
 
     Args:
-        space: the grid.
-        shrinker: distributes the budget of bytes.
         unchanged: unchanged items, by id.
         attributes: attributes of the items, one row per item id.
     """
@@ -107,29 +104,19 @@ class ExampleSource(NamedTuple):
         return {concept.name: concept.label(level) for concept, level in zip(self.space.concepts, cell, strict=True)}
 
 
-def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery], source: ExampleSource) -> ExampleSet:
-    """Return the examples of failure modes, each beside its unchanged item.
-
-    Args:
-        modes: modes of the landscape.
-        galleries: galleries of the modes, by id.
-        source: the data from which examples are made.
-    """
+def explore_modes(
+    modes: Iterable[ModeRecord], galleries: Mapping[str, Sequence[ShownExample]], source: ExampleSource
+) -> ExampleSet:
+    """Return the examples of failure modes, which `galleries` has by mode, each beside its unchanged item."""
     groups = {}
     for mode in modes:
-        failing, passing, ids = galleries.get(mode.id, Gallery([], []))
         known = {one.id: one for one in mode.examples}
-        names = ids or [f"{mode.id}.{n}" for n in range(1, len(failing) + len(passing) + 1)]
-        groups[mode.id] = [
-            _of_mode(mode.id, name, n < len(failing), exhibit, known.get(name), source)
-            for n, (name, exhibit) in enumerate(zip(names, (*failing, *passing), strict=True))
-        ]
+        groups[mode.id] = [_of_mode(mode.id, one, known.get(one.id), source) for one in galleries.get(mode.id, ())]
     return _explorer(groups, source)
 
 
-def _of_mode(
-    mode: str, name: str, failed: bool, exhibit: Exhibit, known: Example | None, source: ExampleSource
-) -> Case:
+def _of_mode(mode: str, example: ShownExample, known: Example | None, source: ExampleSource) -> Case:
+    name, failed, exhibit = example
     outcome = "failed" if failed else "passed"
     shown = source.shrinker.show(exhibit, unchanged=source.unchanged.get(known.item) if known else None)
     shown = shown._replace(caption=shown.caption.removeprefix(f"{name} - "))
@@ -148,13 +135,7 @@ def _of_mode(
 def explore_changes(
     galleries: Mapping[str, Sequence[PairedProbe]], source: ExampleSource, modes: Mapping[str, Region]
 ) -> ExampleSet:
-    """Return the examples of what a repair changed, each beside its unchanged item.
-
-    Args:
-        galleries: examples by outcome.
-        source: the data from which examples are made.
-        modes: modes of the plan, by id.
-    """
+    """Return the examples of what a repair changed, by outcome, each beside its unchanged item."""
     groups = {
         outcome: [_of_change(outcome, f"{letter}{n}", one, source, modes) for n, one in enumerate(shelf, 1)]
         for outcome, letter in OUTCOMES.items()
@@ -171,8 +152,6 @@ def _of_change(outcome: str, name: str, one: PairedProbe, source: ExampleSource,
         facts = [("expected", label), ("before the repair", one.before), ("after the repair", one.after)]
         shown = shown._replace(caption=_rest(shown.caption, label, one.before), answers=())
     row: dict[str, Cell] = {"id": name, "outcome": words}
-    if not one.cell:  # written by an earlier version, which did not store the cell
-        return Case(name, words, good, shown, [], facts, row | {"before": one.before, "after": one.after})
     row |= {"mode": _holding(modes, one.cell, details, source.space), "item": one.item, **_columns(details)}
     row |= _columns(source.levels(one.cell)) | {"before": one.before, "after": one.after}
     return Case(name, words, good, shown, changed_levels(source.space, one.cell), facts, row)

@@ -79,10 +79,10 @@ def value_colours(values: Sequence[str]) -> dict[str, str]:
     return {value: VALUE_COLOURS[k % len(VALUE_COLOURS)] for k, value in enumerate(values)}
 
 
-def nice_ceiling(values: pd.Series | np.ndarray, least: float = 0.1) -> float:
+def nice_ceiling(values: pd.Series | np.ndarray) -> float:
     """Return the next tenth above the largest value, as the end of a colour scale that several pictures share."""
     highest = float(np.nanmax(np.asarray(values, dtype=float), initial=0.0))
-    return min(1.0, max(least, math.ceil(highest * 10 - 1e-9) / 10))
+    return min(1.0, max(0.1, math.ceil(highest * 10 - 1e-9) / 10))
 
 
 def short(text: str, limit: int) -> str:
@@ -160,9 +160,9 @@ def legend(names: Sequence[tuple[str, str, str | None]], width: float) -> tuple[
     return parts, y + 8 if names else 6.0
 
 
-def shares_axis(title: str, values: Iterable[float | None], most: float = 1.0) -> ChartAxis:
-    """Return an axis of percentages from 0 to just above the largest value, which is at most `most`."""
-    return numbers_axis(title, values, lambda value: f"{100 * value:g}%", most)
+def shares_axis(title: str, values: Iterable[float | None]) -> ChartAxis:
+    """Return an axis of percentages from 0 to just above the largest value, at most 100%."""
+    return numbers_axis(title, values, lambda value: f"{100 * value:g}%", 1.0)
 
 
 def numbers_axis(
@@ -239,30 +239,26 @@ def tiles(
     said: Callable[[int, int], str],
     colours: tuple[Scale, float, float],
     label: Callable[[float], str],
-    outlines: Mapping[str, Sequence[tuple[int, int, int, int, bool]]] = MappingProxyType({}),
-    width: float = SMALL,
+    outlines: Mapping[str, Sequence[tuple[int, int, int, int, bool]]],
 ) -> Markup:
     """Draw values over two axes as tiles, each with its number if there is room.
 
     Args:
         row: the axis upwards, with a label for each row of values.
-        column: the axis to the right.
         values: row by row, from the bottom; NaN for a gap.
         said: what a tile says to a mouse, by row and column.
         colours: the scale, and the values at its ends.
-        label: a value as text.
         outlines: rectangles by name, as (first row, last row, first column, last column, whether dashed).
-        width: of the drawing.
     """
     rows, columns = len(values), len(values[0])
     left = 26 + room(short(text, 20) for _, text in row.ticks)
-    high, wide = (30 if rows <= 6 else 22 if rows <= 12 else 12), (width - left - 6) / columns
+    high, wide = (30 if rows <= 6 else 22 if rows <= 12 else 12), (SMALL - left - 6) / columns
     top, readable = 12.0, rows <= 12 and wide >= 28
     scale, low, end = colours
-    parts = _key(colours, label, width) if not readable else []
+    parts = _key(colours, label) if not readable else []
     top += 22 if parts else 0
     bottom = top + rows * high
-    labels, total = _x_labels(column._replace(low=-0.5, high=columns - 0.5), left, width - 6, bottom)
+    labels, total = _x_labels(column._replace(low=-0.5, high=columns - 0.5), left, SMALL - 6, bottom)
     parts += [*labels, write(-(top + bottom) / 2, 12, row.title, more=' transform="rotate(-90)"')]
     for i, row_values in enumerate(values):
         y = bottom - (i + 1) * high
@@ -291,15 +287,15 @@ def tiles(
         y, long = bottom - (last + 1) * high - 1, room([name]) + 8
         names.append(f'<rect x="{x:.4g}" y="{y - 8:.4g}" width="{long:g}" height="16" fill="#000" stroke="#fff"/>')
         names.append(write(x + long / 2, y + 4, name, more=' fill="#fff" class="in"'))
-    return svg(width, total, [*parts, *names])
+    return svg(SMALL, total, [*parts, *names])
 
 
-def _key(colours: tuple[Scale, float, float], label: Callable[[float], str], width: float) -> list[str]:
+def _key(colours: tuple[Scale, float, float], label: Callable[[float], str]) -> list[str]:
     """Return five colours of a scale with their values, for tiles too small for numbers."""
     scale, low, high = colours
     parts = []
     for k in range(5):
-        share, x = k / 4, 4 + k * (width - 8) / 5
+        share, x = k / 4, 4 + k * (SMALL - 8) / 5
         parts.append(f'<rect x="{x:.4g}" y="2" width="11" height="11" fill="rgb{colour_at(scale, share)}"/>')
         parts.append(write(x + 15, 12, label(low + share * (high - low)), "start"))
     return parts
@@ -315,7 +311,6 @@ def effect_view(
     """Draw the failure rate of each level of one concept with its interval; ordered levels are joined.
 
     Args:
-        concept: the concept whose levels are shown.
         rates: one row per level, with rate, low and high.
         top: the rate at the end of the colour scale.
         highest: minimum end of the axis, so that two pictures are comparable.
@@ -384,21 +379,3 @@ def _on_frontier(point: FrontierPoint, name: str) -> Point:
     way = f"{point.steps:,} steps, {point.share:.0%} of the way"
     said = f"{name}, {way}: {with_interval(mended)} fail, {with_interval(broken)} newly fail"
     return Point(broken.value or 0.0, mended.value or 0.0, said, mended.low, mended.high)
-
-
-def calibration(bins: pd.DataFrame) -> Markup:
-    """Draw observed against estimated failure rates; columns estimated, observed, low, high, probes."""
-    seen = [
-        Point(
-            row.estimated,
-            row.observed,
-            f"{percent(row.observed)} of {row.probes:,} probes failed, estimated {percent(row.estimated)}",
-            row.low,
-            row.high,
-            f"rgb{shade(row.estimated, 1)}",
-        )
-        for row in bins.itertuples()
-    ]
-    lines = [Line("", GREY, [Point(0, 0), Point(1, 1)], DOTTED, dots=False), Line("", GREY, seen, None)]
-    x, y = (shares_axis(title, [1.0]) for title in ("estimated rate of the cell", "probes that failed"))
-    return chart(lines, x, y, height=200)

@@ -15,7 +15,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages.examples import changed_levels
-from stages.pages.gallery import ExhibitView, Gallery, Shrinker
+from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.sentences import by_usage, decided_by, fails, gate_view, how_common, how_sure, what_was_tested
 from stages.pages.words import counted, interval, listed, number, p_value, percent, points, points_interval
 from stages.records import (
@@ -29,6 +29,7 @@ from stages.records import (
     Plan,
     RateRecord,
     RepairVerdict,
+    ShownExample,
     Verdict,
 )
 from stages.records.landscape import Example, Light
@@ -51,8 +52,6 @@ class About(NamedTuple):
     """What was audited, by names for people.
 
     Args:
-        model: origin of the model.
-        data: origin of the data.
         clean: how often the model is right on unchanged items of the search; None if unknown.
         workspace: whether it is an audit of a workspace, to which commands apply, or one from Python.
     """
@@ -136,31 +135,22 @@ def landscape_page(
     landscape: Landscape,
     verdict: Verdict,
     about: About,
-    galleries: Mapping[str, Gallery],
+    galleries: Mapping[str, Sequence[ShownExample]],
     unchanged: Mapping[str, Exhibit],
     shrinker: Shrinker,
 ) -> FirstPage:
-    """Return the first page of the report on a landscape.
-
-    Args:
-        landscape: the record.
-        verdict: the verdict on it.
-        about: what was audited.
-        galleries: examples by the id of their mode.
-        unchanged: the unchanged items of examples, by id.
-        shrinker: makes pictures small.
-    """
+    """Return the first page of the report on a landscape, with examples by mode and their unchanged items by id."""
     modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
     cards, used = [], set[str]()
     for mode in modes[:MODES]:
-        gallery, known = galleries.get(mode.id), {example.id: example for example in mode.examples}
-        pair = None
-        if gallery and gallery.failing:
-            shown = [known.get(name) for name in gallery.ids[: len(gallery.failing)]] or [None]
-            at = _clearest(shown, mode.cells, landscape.space, used)
-            one, exhibit = shown[at], gallery.failing[at]
-            exhibit = replace(exhibit, caption=exhibit.caption.removeprefix(f"{one.id} - " if one else ""))
-            pair = shrinker.brief(exhibit, unchanged.get(one.item) if one else None)
+        failing, pair = [one for one in galleries.get(mode.id, ()) if one.failed], None
+        if failing:
+            known = {example.id: example for example in mode.examples}
+            probes = [known.get(one.id) for one in failing]
+            at = _clearest(probes, mode.cells, landscape.space, used)
+            (name, _, exhibit), probe = failing[at], probes[at]
+            exhibit = replace(exhibit, caption=exhibit.caption.removeprefix(f"{name} - "))
+            pair = shrinker.brief(exhibit, unchanged.get(probe.item) if probe else None)
         link, text = f"mode-{1 + landscape.modes.index(mode)}", listed(mode.text)
         spread = (mode.rate, mode.low, mode.high)
         cards.append(Card(mode.id, link, text, *spread, None, _about_mode(landscape, mode), pair))
@@ -188,17 +178,7 @@ def comparison_page(
     attributes: pd.DataFrame,
     shrinker: Shrinker,
 ) -> FirstPage:
-    """Return the first page of the report on a repair.
-
-    Args:
-        comparison: the comparison before and after.
-        verdict: the verdict on it.
-        plan: what was repaired.
-        about: what was audited.
-        galleries: examples by kind ("fixed", "newly_failing", "unchanged").
-        attributes: attributes of the items, by their ids.
-        shrinker: makes pictures small.
-    """
+    """Return the first page of the report on a repair, with examples by kind, and attributes of items by their ids."""
     what = "The repaired model" if plan.targets else "The unchanged model"
     found = "no rise in failures beyond chance was found in the target modes, elsewhere or for any kind of item"
     severity = {mode.id: mode.severity for mode in plan.modes}
@@ -254,16 +234,14 @@ def _example_of_each(
     comparison: Comparison, plan: Plan, fixed: Sequence[PairedProbe], attributes: pd.DataFrame
 ) -> dict[str, PairedProbe]:
     """Return one failure that the repair fixed for each mode that has any, of another item for each if possible."""
-    rows = [one for one in fixed if one.cell]
-    if not rows:
+    if not fixed:
         return {}
-    cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])
+    cells, attributes = np.array([one.cell for one in fixed]), attributes.reindex([one.item for one in fixed])
     shown, used = {}, set[str]()
     for mode in plan.modes:
-        inside = np.flatnonzero(mode.cells.contains(comparison.space, cells, attributes))
-        if len(inside):
-            at = _clearest([rows[k] for k in inside], mode.cells, comparison.space, used)
-            shown[mode.id] = rows[inside[at]]
+        inside = mode.cells.contains(comparison.space, cells, attributes)
+        if rows := [one for one, held in zip(fixed, inside, strict=True) if held]:
+            shown[mode.id] = rows[_clearest(rows, mode.cells, comparison.space, used)]
     return shown
 
 
@@ -341,9 +319,6 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
         wrong = percent(1 - clean.value) if clean.value is not None else percent(None)
         low, high = (None if bound is None else 1 - bound for bound in (clean.high, clean.low))
         tiles.append(Tile(wrong, f"of {number(clean.n)} unchanged inputs are answered wrongly ({interval(low, high)})"))
-    elif (walked := landscape.robustness) and walked.items and walked.start == "neutral":
-        text = f"of {number(walked.items)} items fail unchanged"
-        tiles.append(Tile(number(walked.fail_unchanged), text))
     if landscape.usage:
         text = f"of what this model will meet fails, {by_usage(landscape.usage)}"
     else:

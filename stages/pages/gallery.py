@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from stages.pages.texts import FoldedText, MarkedText, Piece, excerpt, fold, folded, mark_changes
-from stages.records.tables import PairedProbe, ShownExample
+from stages.records.tables import PairedProbe
 from stages.tasks.contract import Exhibit, Sheet
 
 IMAGE_BYTES = 800_000  # of all images of a report together, before base64
@@ -19,23 +19,6 @@ MAX_TEXT = 6_000  # of one text
 EXCERPT = 260  # characters of a text if there is little room
 SMALL = 96  # maximum height in pixels of an image that is enlarged so that its pixels are visible
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Gallery(NamedTuple):
-    """Examples of one failure mode: failing probes and, from the same region, passing ones.
-
-    `ids`, in the same order, are those by which a decision refers to them.
-    """
-
-    failing: list[Exhibit]
-    passing: list[Exhibit]
-    ids: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, shelf: Sequence[ShownExample]) -> Gallery:
-        """Make the gallery of one mode from exhibits.parquet."""
-        failing, passing = ([one.exhibit for one in shelf if one.failed is failed] for failed in (True, False))
-        return cls(failing, passing, [one.id for one in shelf])
 
 
 class PicturedCell(NamedTuple):
@@ -125,7 +108,6 @@ class Shrinker:
         """Prepare one exhibit for the page.
 
         Args:
-            exhibit: the exhibit.
             before: the output before a repair.
             after: the output after it.
             drawn: the picture drawn by the model after it.
@@ -152,7 +134,6 @@ class Shrinker:
         """Prepare one exhibit for a card: the changed beside the unchanged image, or an excerpt of the changed text.
 
         Args:
-            exhibit: the probe.
             unchanged: its unchanged item, if known.
             after: outputs of both models.
         """
@@ -286,7 +267,6 @@ def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> li
 
     Args:
         sheets: by model ("before", "after"), the same sheets in the same order; those of a single model get no labels.
-        shrinker: distributes the budget of bytes.
     """
     shown = []
     for versions in zip(*sheets.values(), strict=True):

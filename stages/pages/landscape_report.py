@@ -8,19 +8,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from stages.concepts import ConceptSpace
 from stages.concepts.grids import UNCHANGED
-from stages.core.intervals import COUNTED, wilson
+from stages.core.intervals import COUNTED
 from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
 from stages.pages.examples import ExampleSource, explore_modes
 from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
-from stages.pages.gallery import ExhibitView, Gallery, PicturedCell, Shrinker, show_sheets, strips
-from stages.pages.maps import label_of, marginal, pair_of, policy_map, rate_maps, shown_concepts, top_rate, views
+from stages.pages.gallery import ExhibitView, PicturedCell, Shrinker, show_sheets, strips
+from stages.pages.maps import policy_maps, rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
 from stages.pages.searches import search_view
 from stages.pages.sections import (
@@ -35,7 +33,6 @@ from stages.pages.sections import (
 from stages.pages.sentences import unshown_said
 from stages.pages.words import interval, marked, number, percent
 from stages.records import Effect, Landscape, Verdict
-from stages.records.base import FlatMetrics
 from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
@@ -80,7 +77,6 @@ class EffectPart(NamedTuple):
     """One concept: its picture, and the rates of its levels.
 
     Args:
-        name: of the concept.
         picture: of the rates alone if they are known, else of the averages.
         levels: averaged over everything else in use.
         alone: with everything else unchanged; empty if too few were probed so.
@@ -101,9 +97,8 @@ def write_landscape_report(
     cells: pd.DataFrame,
     verdict: Verdict,
     probes: pd.DataFrame,
-    galleries: Mapping[str, Gallery],
+    galleries: Mapping[str, Sequence[ShownExample]],
     provenance: Mapping[str, Any],
-    metrics: FlatMetrics,
     corruptions: CorruptionErrors | TooFew | None = None,
     unchanged: Mapping[str, Exhibit] = MappingProxyType({}),
     attributes: pd.DataFrame = NOTHING_KNOWN,
@@ -119,52 +114,49 @@ def write_landscape_report(
 
     Args:
         out: the page; the same inputs give the same bytes.
-        landscape: the record.
         cells: one row per cell, as in landscape.parquet.
-        verdict: the verdict on it.
         probes: as in discover's probes.parquet.
         galleries: examples by the id of their mode.
-        provenance: as in provenance.json.
-        metrics: the stage's metrics.
         corruptions: error by corruption, if the grid has one corruption at a time.
         unchanged: the unchanged items of the examples, by id.
         attributes: attributes of the items, one row per item id.
         nearest: the smallest failing changes.
         kinds: unchanged items of each kind, with its name as their id.
         extremes: the cells that fail most ("worst") and least ("best"), for tasks whose outputs are pictures.
-        sheets: contact sheets.
-        about: what was audited.
         proposed: who proposed a concept or an attribute, by its name.
         skipped: files that could not be used, as {file, reason}.
     """
     space = landscape.space
-    names = shown_concepts(cells, space)
-    top = top_rate(cells, space, names)
+    concepts = shown_concepts(cells, space)
+    top = top_rate(cells, space, concepts)
     search = search_view(probes, landscape.search)
-    shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
+    shown = [one.exhibit for gallery in galleries.values() for one in gallery]
     items = {one.id: one.item for mode in landscape.modes for one in mode.examples}
-    beside = [unchanged[items[i]] for gallery in galleries.values() for i in gallery.ids if items.get(i) in unchanged]
+    names = [one.id for gallery in galleries.values() for one in gallery]
+    beside = [unchanged[items[name]] for name in names if items.get(name) in unchanged]
     picked = [cell.exhibit for side in (extremes or {}).values() for cell in side if cell.exhibit]
     typical = [one.exhibit for one in kinds]
     more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
     shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
     source = ExampleSource(space, shrinker, unchanged, attributes)
     slices, robustness, invalid = landscape.slices, landscape.robustness, landscape.invalid
-    parts = {
-        "landscape": rate_maps(cells, space, names, top, {"": ""}, {mode.id: mode.cells for mode in landscape.modes}),
+    parts: dict[str, Any] = {
+        "landscape": rate_maps(
+            cells, space, concepts, top, {"": ""}, {mode.id: mode.cells for mode in landscape.modes}
+        ),
         "corruptions": corruptions,
         "effects": _effects(landscape, top, proposed),
         "modes": landscape.modes,
         "slices": slices if slices and any(of.values for of in slices.attributes) else None,
         "bias": landscape_bias(landscape.bias or []),
-        "ratings": ratings_view(landscape, cells, names),
+        "ratings": ratings_view(landscape, cells, concepts),
         "extremes": _extremes(extremes or {}, shrinker),
         "sheets": show_sheets({"": sheets}, shrinker),
         "invalid": invalid if invalid.count else None,
         "robustness": robustness,
         "search": search,
         "trust": _trust(landscape, cells),
-        "policy": _policy(cells, space, names),
+        "policy": policy_maps(cells, space, concepts),
     }
     ends = {"gates": verdict.gates, "modes": True, "skipped": skipped, "provenance": provenance}
     page = partial(
@@ -185,11 +177,10 @@ def write_landscape_report(
         limits_of_steps=limits_of_steps(robustness) if robustness else "",
         steps_picture=steps_picture(robustness.within) if robustness else None,
         invalid_levels=_invalid_levels(invalid),
-        calibration=_calibration(cells, space, probes),
         estimator={key: value for key, value in landscape.estimator.to_json().items() if key not in _INNER},
         certain=float(cells["use"] @ cells["certain"]),
         proposed=proposed,
-        names=names,
+        names=concepts,
         exact=landscape.exact,
         usage=landscape.usage is not None,
         alone=_known_alone(landscape),
@@ -199,7 +190,6 @@ def write_landscape_report(
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
         skipped=skipped,
         provenance=provenance,
-        metrics=metrics.to_json(),
         nearest=shrinker.show_all(nearest),
         kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
         bias_how=HOW,
@@ -336,36 +326,3 @@ def _false_alarms(landscape: Landscape) -> list[str]:
         f" (discrepancy above {number(threshold)}{', by the automatic measure' if ratings else ''})."
         for change, alarm in landscape.false_alarms.items()
     ]
-
-
-def _calibration(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> Picture | None:
-    """Draw the control's probes in ten bins by estimated rate; the agent's would be biased towards failures."""
-    control = probes[probes["role"] == "control"]
-    rates = pd.Series(cells["rate"].to_numpy(), index=space.flat(cells[space.names].to_numpy()))
-    estimated = rates.reindex(space.flat(control[space.names].to_numpy())).to_numpy()
-    seen = np.isfinite(estimated)
-    if not seen.any():
-        return None
-    table = pd.DataFrame({"estimated": estimated[seen], "failed": control["failed"].to_numpy()[seen].astype(int)})
-    groups = table.groupby((table["estimated"] * 10).clip(0, 9.999).astype(int))
-    bins = groups.agg(
-        estimated=("estimated", "mean"), failures=("failed", "sum"), probes=("failed", "size")
-    ).reset_index(drop=True)
-    observed = [wilson(int(k), int(n)) for k, n in zip(bins["failures"], bins["probes"], strict=True)]
-    bins = bins.assign(**pd.DataFrame(observed, columns=["observed", "low", "high", "n"]))
-    alt = "Observed against estimated failure rate: " + "; ".join(
-        f"estimated {percent(row.estimated)}, observed {percent(row.observed)} of {row.probes} probes"
-        for row in bins.itertuples()
-    )
-    return Picture(alt, figures.calibration(bins), "Estimated against counted")
-
-
-def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[list[Picture]]:
-    """Draw where the agent looks; how much that depends on the item is said by each tile."""
-    if cells["policy_mean"].isna().all() or len(names) < 2:
-        return []
-    maps = []
-    for view in views(names, 2):
-        said = f"How often the policy probes each combination of {label_of(view)}, relative to chance."
-        maps.append([Picture(said, policy_map(*pair_of(space, view), marginal(cells, space, view)), label_of(view))])
-    return maps

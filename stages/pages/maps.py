@@ -40,7 +40,6 @@ def marginal(table: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> 
 
     Args:
         table: one row per cell, one column per concept (level index) besides the numbers, among them `use`.
-        space: the concepts of the table.
         names: the concepts to keep.
 
     Returns:
@@ -52,7 +51,7 @@ def marginal(table: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> 
     numbers[averaged] = numbers[averaged].mul(table["use"], axis=0)
     grouped = numbers.groupby(keys, sort=True).sum(min_count=1)
     grouped[averaged] = grouped[averaged].div(grouped["use"], axis=0)
-    levels = [range(len(space.concepts[space.names.index(name)])) for name in names]
+    levels = [range(len(concept)) for concept in _concepts(space, names)]
     if len(names) == 1:
         return grouped.reindex(pd.Index(levels[0], name=names[0])).reset_index()
     return grouped.reindex(pd.MultiIndex.from_product(levels, names=names)).reset_index()
@@ -76,9 +75,6 @@ def views(names: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return list(combinations(names, min(size, len(names))))
 
 
-View = tuple[str, ...]
-
-
 def top_rate(
     landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], columns: Sequence[str] = ("rate",)
 ) -> float:
@@ -88,29 +84,12 @@ def top_rate(
     return nice_ceiling(np.concatenate(values)) if values else 1.0
 
 
-def label_of(view: Sequence[str]) -> str:
-    """Return the title of a map."""
+def _concepts(space: ConceptSpace, names: Sequence[str]) -> list[Concept]:
+    return [space.concepts[space.names.index(name)] for name in names]
+
+
+def _label_of(view: Sequence[str]) -> str:
     return " × ".join(view)
-
-
-def subspace(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
-    """Return the space of the named concepts only."""
-    return ConceptSpace(tuple(space.concepts[space.names.index(name)] for name in names))
-
-
-def pair_of(space: ConceptSpace, view: View) -> tuple[Concept, Concept]:
-    """Return the concepts of the rows and of the columns of a map."""
-    row, column = subspace(space, view).concepts
-    return row, column
-
-
-def worst_first(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], column: str) -> list[View]:
-    """Return all pairs of concepts (or the only concept), the pair with the worst tile first."""
-    return sorted(views(names, 2), key=lambda view: -_highest(marginal(landscape, space, view)[column]))
-
-
-def _highest(rates: pd.Series) -> float:
-    return -1.0 if rates.isna().all() else float(rates.max())
 
 
 def rate_maps(
@@ -125,7 +104,6 @@ def rate_maps(
 
     Args:
         landscape: one row per cell, with rate, low and high (each + suffix).
-        space: the concepts of the table.
         names: the concepts to show.
         top: the end of the colour scale, from `top_rate`.
         sides: names of the pictures by the suffix of their columns: "" alone, or "_before" and "_after"; with these,
@@ -138,18 +116,18 @@ def rate_maps(
     columns = [f"rate{suffix}" for suffix in sides]
     if any(column not in landscape or landscape[column].isna().all() for column in columns):
         return []
-    choices = worst_first(landscape, space, names, columns[0])
-    tables = {view: marginal(landscape, space, view) for view in choices}
+    tables = {view: marginal(landscape, space, view) for view in views(names, 2)}
     moved = {"rate_before", "rate_after"} <= {*columns} and len(names) > 1
     changes = [rates["rate_after"] - rates["rate_before"] for rates in tables.values()] if moved else []
     largest = nice_ceiling(pd.concat([change.abs() for change in changes])) if moved else 0.0
     maps = []
-    for view, rates in tables.items():
+    for view, rates in sorted(tables.items(), key=lambda table: -table[1][columns[0]].max()):
         pictures = []
         for suffix, side in sides.items():
             one = rates.rename(columns={f"{c}{suffix}": c for c in ("rate", "low", "high")})
-            title = ", ".join(filter(None, (label_of(view), side)))
-            pictures.append(Picture(_seen(one, space, view), landscape_view(one, space, view, top, modes), title))
+            title = ", ".join(filter(None, (_label_of(view), side)))
+            drawn = _rate_map(_concepts(space, view), one, top, modes)
+            pictures.append(Picture(_seen(one, space, view), drawn, title))
         if moved:
             pictures.append(_change(rates, space, view, largest))
         pictures[0] = pictures[0]._replace(said=_about_view(view, modes))
@@ -157,14 +135,20 @@ def rate_maps(
     return maps
 
 
-def _change(rates: pd.DataFrame, space: ConceptSpace, view: View, top: float) -> Picture:
+def _change(rates: pd.DataFrame, space: ConceptSpace, view: Sequence[str], top: float) -> Picture:
+    """Draw rate after minus rate before over two concepts, in points; `top` is the share at the scale's end."""
     change = rates["rate_after"] - rates["rate_before"]
     ends = f"{points(change.min())} to {points(change.max())} points"
-    alt = f"Change of the failure rate over {label_of(view)}: {ends}."
-    return Picture(alt, change_map(*pair_of(space, view), rates, top), f"{label_of(view)}, change")
+    alt = f"Change of the failure rate over {_label_of(view)}: {ends}."
+    said = [
+        f"{points(after - before)} points, from {percent(before)} to {percent(after)}"
+        for before, after in zip(rates["rate_before"], rates["rate_after"], strict=True)
+    ]
+    drawn = _map(_concepts(space, view), change, said, (CHANGE_SCALE, -top, top), whole_points)
+    return Picture(alt, drawn, f"{_label_of(view)}, change")
 
 
-def _about_view(view: View, modes: Mapping[str, Region]) -> str:
+def _about_view(view: Sequence[str], modes: Mapping[str, Region]) -> str:
     """State which modes have further conditions than a map shows, and which are not on it."""
     away = [name for name, region in modes.items() if not set(view) & set(region.allowed)]
     more = [
@@ -178,57 +162,43 @@ def _about_view(view: View, modes: Mapping[str, Region]) -> str:
     return " ".join(sentences)
 
 
-def _seen(rates: pd.DataFrame, space: ConceptSpace, view: View) -> str:
+def _seen(rates: pd.DataFrame, space: ConceptSpace, view: Sequence[str]) -> str:
     """Describe a map for readers who cannot see it."""
     worst = rates.loc[rates["rate"].idxmax()]
-    place = subspace(space, view).describe([int(worst[name]) for name in view])
+    place = ConceptSpace(tuple(_concepts(space, view))).describe([int(worst[name]) for name in view])
     return (
-        f"Estimated failure rate over {label_of(view)}: from {percent(rates['rate'].min())} "
+        f"Estimated failure rate over {_label_of(view)}: from {percent(rates['rate'].min())} "
         f"to {percent(rates['rate'].max())}, highest at {place}."
     )
 
 
-def landscape_view(
-    rates: pd.DataFrame,
-    space: ConceptSpace,
-    names: Sequence[str],
-    top: float,
-    regions: Mapping[str, Region] = MappingProxyType({}),
-) -> Markup:
-    """Draw rates over one or two concepts, with regions outlined; `top` is the rate at the end of the scale."""
-    concepts = [space.concepts[space.names.index(name)] for name in names]
-    if len(names) == 1:
-        highest = max((float(rates[c].max()) for c in rates.columns if c.startswith("high_")), default=0.0)
-        return effect_view(concepts[0], rates, top, highest)
-    return heat_map(concepts[0], concepts[1], rates, top, regions)
-
-
-def heat_map(
-    row: Concept, column: Concept, rates: pd.DataFrame, top: float, regions: Mapping[str, Region] = MappingProxyType({})
-) -> Markup:
-    """Draw the failure rate over two concepts.
+def _rate_map(concepts: Sequence[Concept], rates: pd.DataFrame, top: float, regions: Mapping[str, Region]) -> Markup:
+    """Draw the failure rate over one or two concepts.
 
     Args:
-        row: the concept whose levels are rows.
-        column: the concept whose levels are columns.
-        rates: as `marginal` returns it for both.
+        concepts: the one of the rows first.
+        rates: as `marginal` returns it for these.
         top: the rate at the end of the colour scale.
         regions: outlined with their names if they have a condition on one of the two, dashed if they have others too.
     """
+    if len(concepts) == 1:
+        highest = max((float(rates[c].max()) for c in rates.columns if c.startswith("high_")), default=0.0)
+        return effect_view(concepts[0], rates, top, highest)
     said = [
         f"{percent(rate)} fail ({interval(low, high)}, bounds averaged over cells)"
         for rate, low, high in rates[["rate", "low", "high"]].to_numpy(dtype=float).tolist()
     ]
-    outlines = {name: boxes for name, region in regions.items() if (boxes := outline(region, row, column))}
-    return _map(row, column, rates["rate"], said, (RATE_SCALE, 0, top), partial(percent, digits=0), outlines)
+    outlines = {name: boxes for name, region in regions.items() if (boxes := _outline(region, concepts))}
+    return _map(concepts, rates["rate"], said, (RATE_SCALE, 0, top), partial(percent, digits=0), outlines)
 
 
-def outline(region: Region, row: Concept, column: Concept) -> list[tuple[int, int, int, int, bool]]:
+def _outline(region: Region, concepts: Sequence[Concept]) -> list[tuple[int, int, int, int, bool]]:
     """Return a region on a map, as `tiles` draws it, by ranges of levels without gaps; empty if it is not on it."""
-    if not {row.name, column.name} & set(region.allowed):
+    names = {concept.name for concept in concepts}
+    if not names & set(region.allowed):
         return []
-    narrower = bool(region.items or set(region.allowed) - {row.name, column.name})
-    ranges = [list(_ranges(region.allowed.get(one.name, range(len(one))))) for one in (row, column)]
+    narrower = bool(region.items or set(region.allowed) - names)
+    ranges = [_ranges(region.allowed.get(concept.name, range(len(concept)))) for concept in concepts]
     return [(*upright, *along, narrower) for upright in ranges[0] for along in ranges[1]]
 
 
@@ -243,24 +213,20 @@ def _ranges(levels: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> Markup:
-    """Draw rate after minus rate before over two concepts, in points; `top` is the share at the scale's end."""
-    change = rates["rate_after"] - rates["rate_before"]
-    said = [
-        f"{points(after - before)} points, from {percent(before)} to {percent(after)}"
-        for before, after in zip(rates["rate_before"], rates["rate_after"], strict=True)
-    ]
-    return _map(row, column, change, said, (CHANGE_SCALE, -top, top), whole_points)
+def policy_maps(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[list[Picture]]:
+    """Draw where the agent looks; how much that depends on the item is said by each tile. Empty without a policy."""
+    if cells["policy_mean"].isna().all() or len(names) < 2:
+        return []
+    maps = []
+    for view in views(names, 2):
+        alt = f"How often the policy probes each combination of {_label_of(view)}, relative to chance."
+        drawn = _policy_map(_concepts(space, view), marginal(cells, space, view))
+        maps.append([Picture(alt, drawn, _label_of(view))])
+    return maps
 
 
-def policy_map(row: Concept, column: Concept, policy: pd.DataFrame) -> Markup:
-    """Draw how often the trained policy would probe each pair of levels, relative to its share of use (1).
-
-    Args:
-        row: the concept whose levels are rows.
-        column: the concept whose levels are columns.
-        policy: one row per pair of levels, in row-major order.
-    """
+def _policy_map(concepts: Sequence[Concept], policy: pd.DataFrame) -> Markup:
+    """Draw how often the trained policy would probe each pair of levels, relative to its share of use (1)."""
     unit = policy["use"] * (policy["policy_mean"].sum() / policy["use"].sum())
     mean, spread = policy["policy_mean"] / unit, policy["policy_std"] / unit
     said = [
@@ -268,18 +234,19 @@ def policy_map(row: Concept, column: Concept, policy: pd.DataFrame) -> Markup:
         for a, b in zip(mean, spread, strict=True)
     ]
     top = max(2.0, math.ceil(float(np.nanmax(mean.to_numpy(dtype=float), initial=0.0))))
-    return _map(row, column, mean, said, (POLICY_SCALE, 0, top), "{:.1f}".format)
+    return _map(concepts, mean, said, (POLICY_SCALE, 0, top), "{:.1f}".format)
 
 
 def _map(
-    row: Concept,
-    column: Concept,
+    concepts: Sequence[Concept],
     values: pd.Series,
     said: Sequence[str],
     colours: tuple[Scale, float, float],
     label: Callable[[float], str],
     outlines: Mapping[str, Sequence[tuple[int, int, int, int, bool]]] = MappingProxyType({}),
 ) -> Markup:
+    row, column = concepts
+
     def all_said(i: int, j: int) -> str:
         return f"{row.name} {row.label(i)}, {column.name} {column.label(j)}: {said[i * len(column) + j]}"
 

@@ -25,9 +25,6 @@ def model_card(
 
     Args:
         readme: the README of the repair, which for an adapter names its base model; None if there is none.
-        comparison: the comparison before and after.
-        verdict: the verdict on it.
-        plan: what was repaired.
         loader: load.py of the repaired model's folder; None if there is none.
     """
     text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"

@@ -97,17 +97,8 @@ def contents_of(titles: Mapping[str, str], parts: Mapping[str, Any]) -> list[tup
     return [(key, titles[key]) for key in titles if parts.get(key, key in ("glossary", "limits"))]
 
 
-def html_of(template: str, **context: Any) -> str:
-    """Render a template of this package as a page, with its scripts."""
-    return _html_of(template, True, context)
-
-
-def static_html_of(template: str, **context: Any) -> str:
-    """Render a template of this package as a page that runs nothing."""
-    return _html_of(template, False, context)
-
-
-def _html_of(template: str, scripts: bool, context: Mapping[str, Any]) -> str:
+def html_of(template: str, *, scripts: bool = True, **context: Any) -> str:
+    """Render a template of this package as a page; without `scripts` it runs nothing."""
     names = ("report.js", "explorer.js") if scripts else ()
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -164,7 +155,6 @@ def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> PackedT
 
     Args:
         probes: as in discover's probes.parquet.
-        space: the grid.
         room: bytes available in the page.
     """
     before = [name for name in ("role", "item", "repeat") if name in probes]

@@ -23,7 +23,6 @@ _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
 class SearchRun(NamedTuple):
     """One search by one explorer: its title, how its line is drawn, its curve (may be empty) and its final numbers."""
 
-    role: str
     title: str
     colour: str
     dash: str
@@ -48,13 +47,9 @@ def search_view(probes: pd.DataFrame, search: Searches) -> SearchView | None:
 
 def compare_searches(probes: pd.DataFrame, search: Mapping[str, ModelSearches]) -> SearchView | None:
     """Return the same search on each model in one picture; `probes` has the columns model and purpose."""
-    rows = probes[probes["purpose"] == "search"] if "purpose" in probes else probes
-    looks = {"before": BEFORE, "after": AFTER, "control": CONTROL}
-    parts = {
-        model: (rows[rows["model"] == model] if "model" in rows else rows.iloc[:0], search.get(model, Searches()))
-        for model in looks
-    }
-    return _together(parts, looks, str.capitalize)
+    rows = probes[probes["purpose"] == "search"]
+    parts = {model: (rows[rows["model"] == model], found) for model, found in search.items()}
+    return _together(parts, {"before": BEFORE, "after": AFTER}, str.capitalize)
 
 
 def searches_of(results: Mapping[str, tuple[pd.DataFrame, Searches]]) -> SearchView | None:
@@ -80,27 +75,20 @@ def _runs(
     prefix: str = "",
     colours: tuple[str, str] = (AGENT, CONTROL),
 ) -> list[SearchRun]:
-    runs = []
-    for role, colour, dash in (("agent", colours[0], ""), ("control", colours[1], DASHED)):
-        rows = probes[probes["role"] == role] if {"role", "failed"} <= set(probes.columns) else probes.iloc[:0]
-        known = search.roles.get(role)
-        if not len(rows) and known is None:
-            continue
-        explorer = known.explorer if known else rows["explorer"].iloc[0] if "explorer" in rows else role
-        numbers = known.to_json() if known else {}
+    runs, looks = [], {"agent": (colours[0], ""), "control": (colours[1], DASHED)}
+    for role, known in search.roles.items():
+        curve, numbers = _curve(probes[probes["role"] == role]), known.to_json()
         totals = {k: v for k, v in numbers.items() if k not in _IN_WORDS and not isinstance(v, list | dict)}
-        curve = _curve(rows) if len(rows) else pd.DataFrame({"probes": [], "failures": []})
-        if len(rows):
+        if len(curve):
             totals |= {"probes": len(curve), "failures": int(curve["failures"].iloc[-1])}
-        runs.append(SearchRun(role, f"{prefix}{role} ({explorer})", colour, dash, curve, totals))
+        runs.append(SearchRun(f"{prefix}{role} ({known.explorer})", *looks[role], curve, totals))
     return runs
 
 
 def _curve(probes: pd.DataFrame) -> pd.DataFrame:
     """Return failures against unique probes of one search, in the order of queries: columns probes, failures."""
-    ordered = probes.sort_values("order") if "order" in probes else probes
-    failures = ordered["failed"].astype(int).cumsum()
-    return pd.DataFrame({"probes": np.arange(1, len(ordered) + 1), "failures": failures.to_numpy()})
+    failures = probes.sort_values("order")["failed"].astype(int).cumsum()
+    return pd.DataFrame({"probes": np.arange(1, len(failures) + 1), "failures": failures.to_numpy()})
 
 
 def _view(sentences: list[str], runs: Sequence[SearchRun]) -> SearchView:
@@ -133,19 +121,15 @@ def _who_chose(agent: Search | None) -> str:
 
 def _who_found_more(runs: Sequence[SearchRun]) -> str:
     """State which search found more, as plainly if the agent loses as if it wins."""
-    by_role = {run.role: run.totals for run in runs}
-    names = {run.role: run.title.rpartition(": ")[2] for run in runs}
-    a, c = (by_role.get(role, {}) for role in ("agent", "control"))
-    if not (is_number(a.get("failures")) and is_number(c.get("failures"))):
-        role = "control" if is_number(c.get("failures")) else runs[0].role
-        total = by_role[role]
-        found = f"{number(total.get('failures'))} failures in {number(total.get('probes'))} unique probes"
-        return f"The {names[role]} found {found}."
-    agent, control = int(a["failures"]), int(c["failures"])
-    budget = f"With {number(a.get('probes'))} unique probes each"
-    if a.get("probes") != c.get("probes"):
-        budget = f"With {number(a.get('probes'))} and {number(c.get('probes'))} unique probes"
-    counts = f"the {names['agent']} found {agent:,} failures and the {names['control']} {control:,}"
+    names = [run.title.rpartition(": ")[2] for run in runs]
+    found, probes = ([run.totals[key] for run in runs] for key in ("failures", "probes"))
+    if len(runs) == 1:
+        return f"The {names[0]} found {number(found[0])} failures in {number(probes[0])} unique probes."
+    agent, control = found
+    budget = f"With {number(probes[0])} unique probes each"
+    if probes[0] != probes[1]:
+        budget = f"With {number(probes[0])} and {number(probes[1])} unique probes"
+    counts = f"the {names[0]} found {agent:,} failures and the {names[1]} {control:,}"
     if control > agent:
         return f"{budget}, {counts}: the control found more, so the agent did not pay off here."
     if agent < 1.05 * control or agent == control:

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
 
 HEAD = 500  # characters of a text shown before it is folded
+LEAD = 60  # characters of an excerpt before its first change
 MAX_TOKENS = 2_000  # maximum number of tokens of a text that are compared
 MAX_WORD = 40  # maximum number of extra characters to avoid cutting within a word
 BESIDE = 0.35  # share of removed or added words above which two texts side by side are easier to read than marks
@@ -89,12 +90,12 @@ def folded(text: str, limit: int) -> FoldedText:
     return fold([Piece("same", text)], limit)
 
 
-def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> FoldedText:
-    """Return a text around its first change, with about `lead` characters before it; without marks its beginning."""
+def excerpt(pieces: Sequence[Piece], limit: int) -> FoldedText:
+    """Return a text around its first change, with about `LEAD` characters before it; without marks its beginning."""
     first = next((n for n, piece in enumerate(pieces) if piece.kind != "same"), 0)
     before = "".join(piece.text for piece in pieces[:first])
-    if len(before) > 2 * lead:
-        before = "… " + before[-lead:].partition(" ")[2]
+    if len(before) > 2 * LEAD:
+        before = "… " + before[-LEAD:].partition(" ")[2]
     head, tail = _split(_merged([Piece("same", before), *pieces[first:]]), limit)
     return FoldedText(head, [], sum(len(piece.text) for piece in tail))
 

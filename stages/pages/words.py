@@ -42,9 +42,9 @@ def percent(value: Any, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%" if is_number(value) else "–"
 
 
-def interval(low: Any, high: Any, digits: int = 1) -> str:
+def interval(low: Any, high: Any) -> str:
     """Format the bounds of an interval of shares: "64.0–77.0%"; a dash if there is none."""
-    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}%" if is_number(low) and is_number(high) else "–"
+    return f"{100 * low:.1f}–{100 * high:.1f}%" if is_number(low) and is_number(high) else "–"
 
 
 def with_interval(rate: RateRecord | Rate | Within) -> str:
@@ -134,9 +134,6 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield name, ", ".join(f"{package} {version}" for package, version in value.items())
         elif isinstance(value, Mapping):
             yield from flatten(value, f"{name}.")
-        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            for i, item in enumerate(value, 1):
-                yield from flatten(item if isinstance(item, Mapping) else {"": item}, f"{name}.{i}.")
         elif isinstance(value, list | tuple):
             yield name, ", ".join(number(item) for item in value) or "none"
         else:
@@ -179,7 +176,6 @@ def term(word: str, shown: str = "") -> Markup:
     """Return a word as a link to its glossary entry, which the page's script shows as a tooltip.
 
     Args:
-        word: a word of the glossary.
         shown: the form used in the sentence, if different.
 
     Raises:

@@ -183,13 +183,13 @@ def _read_examples(audit: str) -> ExampleSet:
 
     from stages.landscape.extremes import UNCHANGED
     from stages.pages.examples import ExampleSource, explore_modes
-    from stages.pages.gallery import Gallery, Shrinker
+    from stages.pages.gallery import Shrinker
 
     here = audit_folder(audit)
-    galleries = {mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()}
+    galleries = here.summarize.exhibits
     known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
     attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else pd.DataFrame()
-    shown = [*(e for g in galleries.values() for e in (*g.failing, *g.passing)), *(one.exhibit for one in known)]
+    shown = [one.exhibit for gallery in (*galleries.values(), known) for one in gallery]
     landscape = here.summarize.landscape
     source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
     return explore_modes(landscape.modes, galleries, source)
