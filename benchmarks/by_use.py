@@ -107,7 +107,7 @@ def judge(name: str, seed: int) -> dict[str, float | str]:
         landscape = estimate_landscape(everything, ids, task.embed(ids), space, threshold=0.0, seed=seed, spread=False)
     known, modes = task.attributes.loc[ids], modes_of(task, landscape, everything, seed, BUDGET)
     confirmed = [mode.region for mode in modes if mode.confirmed]
-    again = found_again(list(task.planted.values()), confirmed, space, attributes=known).again
+    again = found_again(list(task.planted.values()), confirmed, space, known)
     row: dict[str, float | str] = {
         "explorer": name,
         "failures": len(failing),

@@ -61,9 +61,7 @@ def main() -> None:
     found = {seed: named(seed, known) for seed in SEEDS}
     for clusters, told_apart in known.items():
         regions = {seed: of[clusters] for seed, of in found.items()}
-        again = [
-            found_again(regions[a], regions[b], space, attributes=told_apart).share for a, b in permutations(SEEDS, 2)
-        ]
+        again = [found_again(regions[a], regions[b], space, told_apart).mean() for a, b in permutations(SEEDS, 2)]
         inside = [
             np.any([np.outer(region.about(told_apart), region.in_box(space, cells)) for region in of], axis=0)
             for of in regions.values()

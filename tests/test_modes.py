@@ -398,7 +398,7 @@ def test_regions_that_together_say_the_same_are_merged():
     assert len(regions_of(space, cells, apart, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))) == 2
 
 
-def test_found_again_is_the_share_another_run_names_alike():
+def test_found_again_is_what_another_run_names_alike():
     space = space_of_three()
     region, cells = Region({"tilt": (3, 4, 5), "fog": (0, 1)}), space.cells()
     for other in (region, Region({"tilt": (4, 5)}), Region({"dust": (0,)}), Region({"fog": (5,)}), Region({})):
@@ -406,13 +406,9 @@ def test_found_again_is_the_share_another_run_names_alike():
         assert jaccard(space, region, other) == pytest.approx((a & b).sum() / (a | b).sum())
     named = [Region({"tilt": (4, 5)}), Region({"fog": (0,), "dust": (0, 1)})]
     other = [Region({"tilt": (3, 4, 5)}), Region({"fog": (0,)})]
-    result = found_again(named, other, space, rates=[0.9, 0.6])
-    assert result.again.tolist() == [True, False]
-    assert result.best.tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert result.share == 0.5
-    assert result.weighted == pytest.approx(0.9 * 72 / (0.9 * 72 + 0.6 * 12))
-    assert found_again(named, [], space).share == 0.0
-    assert np.isnan(found_again([], named, space).share)
+    assert [jaccard(space, *pair) for pair in zip(named, other, strict=True)] == pytest.approx([2 / 3, 1 / 3])
+    assert found_again(named, other, space).tolist() == [True, False]
+    assert found_again(named, [], space).tolist() == [False, False]
 
 
 def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_noise(named):
@@ -424,7 +420,7 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     for seed in range(3):
         limits, about = SummarizeConfig(modes=2), pd.DataFrame(index=ids)
         halves = name_in_halves(landscape, *arguments, limits, threshold=0.0, seed=seed, attributes=about)
-        shares += [found_again(planted_modes, half, task.concepts).share for half in halves]
+        shares += [found_again(planted_modes, half, task.concepts).mean() for half in halves]
         story = reproducibility(task.concepts, modes, halves)
         assert story.named == 2 and story.in_halves[modes[0].id] == 2  # half of the probes may be too few for the other
         assert story.again == sum(one == 2 for one in story.in_halves.values())
@@ -432,7 +428,7 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     rng = np.random.default_rng(0)
     cells = task.concepts.cells()
     noise = [regions_of(task.concepts, cells, rng.random(len(cells)), SummarizeConfig(modes=4)) for _ in range(2)]
-    assert found_again(*noise, task.concepts).share < 0.5
+    assert found_again(*noise, task.concepts).mean() < 0.5
 
 
 def test_combinations_with_too_many_ranges_are_told(monkeypatch):

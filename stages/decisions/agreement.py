@@ -40,16 +40,13 @@ def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float 
         counts = np.bincount([number[value] for value in unit], minlength=len(values)).astype(float)
         together += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     margin = together.sum(axis=1)
-    apart = _distances(values, metric)
+    if metric == "nominal":
+        apart = 1.0 - np.eye(len(values))
+    else:
+        place = np.array(values, dtype=float)
+        apart = np.subtract.outer(place, place) ** 2
     expected = (np.outer(margin, margin) * apart).sum() / (margin.sum() - 1)
     return float(1 - (together * apart).sum() / expected)
-
-
-def _distances(values: Sequence[Any], metric: Metric) -> np.ndarray:
-    if metric == "nominal":
-        return 1.0 - np.eye(len(values))
-    place = np.array(values, dtype=float)
-    return np.asarray((place[:, None] - place[None, :]) ** 2)
 
 
 def agreement(decisions: Sequence[RecordedDecision]) -> Agreement | None:

@@ -54,7 +54,6 @@ class Standing:
     """The decisions on one landscape so far.
 
     Args:
-        landscape: its hash.
         kept: the decisions that count, in the order they were made, see `valid_decisions`.
         needed: number of reviewers who have to approve (`feedback.reviewers`).
         problems: why other decisions on it do not count, one sentence each.
@@ -126,9 +125,7 @@ def record_decision(
 
     Args:
         params: the workspace's parameters, with the number of reviewers needed.
-        audit: the audit whose landscape it is on.
         decision: the person's decision.
-        via: how it was made.
         revise: whether it replaces the reviewer's own decision on this landscape and a time-out, or all decisions on it
             if there is neither.
         seen: SHA-256 of the decisions on it that the reviewer was shown; a revision replaces no others.
@@ -189,7 +186,6 @@ def refuse_alike(reviewer: str, chain: Sequence[DecisionFile], keys: Mapping[str
     """Refuse a name that people could mistake for another reviewer's.
 
     Args:
-        reviewer: the name.
         chain: the audit's decisions so far.
         keys: listed keys, by reviewer.
 
@@ -287,7 +283,6 @@ def valid_decisions(chain: Sequence[DecisionFile], keys: Mapping[str, str], audi
     Args:
         chain: the decisions of one audit in order.
         keys: `repairs.AUDIT.feedback.keys`; if there are any, only decisions signed with them count.
-        audit: the audit.
     """
     out = {kept.path for kept, _ in invalid_decisions(chain, keys, audit)}
     valid = [kept for kept in chain if kept.path not in out]

@@ -30,7 +30,6 @@ class Identity:
     Args:
         name: the reviewer's name.
         key_id: id of the listed key that signed it; None for an unverified name.
-        signed: whether the signature is valid.
         problem: why the decision does not count, with what was found and expected, in one sentence; None if it counts.
     """
 

@@ -99,7 +99,6 @@ class RecordedDecision(Decision):
     Args:
         time: when it was recorded, UTC (ISO 8601).
         tool: name and version of the program that recorded it.
-        via: how it was made.
         scale: hash of the definition of the landscape's discrepancies: ratings on two scales cannot be combined.
         previous: SHA-256 of this audit's decision files that no other followed before, which reveals changes to earlier
             ones. More than one after branches were merged.
@@ -123,7 +122,6 @@ class AlreadyDecided(UsageError):
     """A second decision on the same landscape, refused so that nobody's decision is silently overwritten.
 
     Args:
-        message: for people.
         said: the earlier decision.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,26 +19,6 @@ from stages.records.landscape import NamedAgain
 ALIKE = 0.5  # smallest Jaccard index at which two regions count as the same mode
 
 
-@dataclass(frozen=True)
-class FoundAgain:
-    """Which regions of one run another run also finds.
-
-    Args:
-        best: (regions,) the largest Jaccard index of each with a region of the other run.
-        again: (regions,) whether that index makes them the same mode.
-        weighted: share of the failures in the regions that is in those found again; NaN without regions.
-    """
-
-    best: np.ndarray
-    again: np.ndarray
-    weighted: float
-
-    @property
-    def share(self) -> float:
-        """Share of the regions found again; NaN without regions."""
-        return float(self.again.mean()) if len(self.again) else float("nan")
-
-
 def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
     """Share of use in both regions over that in either (Jaccard 1912): 1 if identical, 0 if disjoint."""
     both = shared(space, a, b, attributes)
@@ -48,35 +27,15 @@ def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame 
 
 
 def found_again(
-    regions: Sequence[Region],
-    others: Sequence[Region],
-    space: ConceptSpace,
-    *,
-    rates: Sequence[float] | None = None,
-    alike: float = ALIKE,
-    attributes: pd.DataFrame = UNKNOWN,
-) -> FoundAgain:
-    """Find the regions of one run that another run, with another seed or other items, also names.
+    regions: Sequence[Region], others: Sequence[Region], space: ConceptSpace, attributes: pd.DataFrame = UNKNOWN
+) -> np.ndarray:
+    """Return which regions of one run another run, with another seed or other items, also names: (regions,) bool.
 
-    A region is found again if its Jaccard index with a region of the other run is at least `alike`, as for the
-    recurrence of clusters (Hennig 2007, "Cluster-wise assessment of cluster stability"). At 0.5 a range may be off by a
-    level or two, but a region with one condition more or less, which at least halves it, is another mode.
-
-    Args:
-        regions: the regions of one run.
-        others: the regions of the other.
-        space: the grid, the same for both.
-        rates: failure rate in each region, for the weighted share: regions weigh rate * share of use, or that share.
-        alike: smallest Jaccard index of two regions that count as the same mode.
-        attributes: attributes of the items, one row each.
+    A region is found again if its Jaccard index with a region of the other run is at least 0.5, as for the recurrence
+    of clusters (Hennig 2007, "Cluster-wise assessment of cluster stability"). A range may then be off by a level or
+    two, but a region with one condition more or less, which at least halves it, is another mode.
     """
-    best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
-    again = best >= alike
-    weights = np.array([region_size(space, region, attributes) for region in regions])
-    if rates is not None:
-        weights = weights * np.asarray(rates, dtype=float)
-    total = float(weights.sum())
-    return FoundAgain(best, again, float(weights[again].sum()) / total if total > 0 else float("nan"))
+    return np.array([any(jaccard(space, r, other, attributes) >= ALIKE for other in others) for r in regions], bool)
 
 
 def name_in_halves(
@@ -124,10 +83,9 @@ def reproducibility(
         for each mode by its id, how many of the two halves name it. Each half has half of the probes, so both
         understate how well modes from all probes are found again.
     """
-    found = [found_again([m.region for m in modes], half, space, attributes=attributes).again for half in halves]
-    between = found_again(*halves, space, attributes=attributes)
+    found = [found_again([m.region for m in modes], half, space, attributes) for half in halves]
     return NamedAgain(
         named=len(halves[0]),
-        again=between.again.sum(),
+        again=found_again(*halves, space, attributes).sum(),
         in_halves={mode.id: sum(int(again[k]) for again in found) for k, mode in enumerate(modes)},
     )

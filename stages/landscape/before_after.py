@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -31,55 +30,14 @@ from stages.landscape.pairs import covered_shares, half_of, inside_any, use_of_p
 from stages.landscape.shift import policy_shift, shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
-from stages.records import Comparison, Plan, RateRecord
-from stages.records.landscape import ConceptRecord, EstimatorRecord, RatingsBound, UsageRecord
+from stages.records import AuditFolder, Comparison, Landscape, RateRecord
+from stages.records.landscape import ConceptRecord, EstimatorRecord
 from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
-from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded
-from stages.tasks.contract import Tally
 
 SPLITS = 5  # random splits of the items, for the noise floor of the shift
 SHIFTED = 5000  # most cells for the shift, which reduces them to half as many blocks
 FEW = 1000  # probes below which landscapes are fitted faster than another process starts
-
-
-@dataclass(frozen=True)
-class AskedAgain:
-    """Answers of the models before and after a repair, of the control, and of the model before queried again (noise).
-
-    Args:
-        audit: the audit's name.
-        space: the grid.
-        threshold: discrepancies above it are failures.
-        embedded: the test items with their embeddings by the model *before*.
-        searches: model -> the probes of its search.
-        answers: model -> its answers to the common pairs, in the same order.
-        clean: model -> its answers to unchanged items; empty for a task without measures.
-        found: metrics of the searches.
-        quality: clean quality of every model, as in quality.parquet.
-        measures: the task's own measures, as in measures.parquet.
-        policies: cells drawn from the learnt policies, as in policies.parquet.
-        tallies: tallies by model; empty for a task without tallies.
-        doses: answers of further trainings, as in doses.parquet.
-        usage: the record of the grid's usage; None if all cells are equally common.
-        ratings: the ratings in force, if any.
-    """
-
-    audit: str
-    space: ConceptSpace
-    threshold: float
-    embedded: Embedded
-    searches: Mapping[str, pd.DataFrame]
-    answers: Mapping[str, pd.DataFrame]
-    clean: Mapping[str, pd.DataFrame]
-    found: ReEvaluateMetrics
-    quality: pd.DataFrame
-    measures: pd.DataFrame
-    policies: pd.DataFrame
-    tallies: Mapping[str, Sequence[Tally]]
-    doses: pd.DataFrame
-    usage: UsageRecord | None = None
-    ratings: RatingsBound | None = None
 
 
 def by_purpose(probes: pd.DataFrame, purpose: str) -> dict[str, pd.DataFrame]:
@@ -88,23 +46,28 @@ def by_purpose(probes: pd.DataFrame, purpose: str) -> dict[str, pd.DataFrame]:
     return {model: table.reset_index(drop=True) for model, table in rows.groupby("model", sort=False)}
 
 
-@dataclass(frozen=True)
-class BeforeAfter:
-    """The comparison of before and after, and both landscapes as in landscapes.parquet."""
-
-    comparison: Comparison
-    cells: pd.DataFrame
-
-
 def compare_models(
-    asked: AskedAgain, plan: Plan, limits: SummarizeConfig, control: str, *, resamples: int, seed: int
-) -> BeforeAfter:
-    """Compare the models; `limits` are those of regions to which failures may have moved."""
-    space, answers = asked.space, asked.answers
+    here: AuditFolder, limits: SummarizeConfig, control: str, *, resamples: int, seed: int
+) -> tuple[Comparison, pd.DataFrame]:
+    """Compare the models by the records of an audit.
+
+    Args:
+        here: the records up to those of re_evaluate.
+        limits: of regions to which failures may have moved.
+        control: what the control was trained on.
+        resamples: number of resamples of the items, for the intervals.
+        seed: of the resampling and of both landscapes.
+
+    Returns:
+        The comparison, and both landscapes as in landscapes.parquet.
+    """
+    found, landscape, plan = here.re_evaluate, here.summarize.landscape, here.collect_feedback.plan
+    space, embedded = landscape.space, found.embedded
+    answers = by_purpose(found.probes, "paired")  # of each model to the same pairs, in the same order
     targets = [mode.cells for mode in plan.targets]
     pairs = answers["before"]
     cells = pairs[space.names].to_numpy(dtype=np.int64)
-    known = asked.embedded.told_apart
+    known = embedded.told_apart
     of_pairs, shares = known.loc[pairs["item"]], covered_shares(space, targets, known, seed)
     inside, share = inside_any(space, targets, cells, of_pairs), float(shares.mean())
 
@@ -122,7 +85,7 @@ def compare_models(
     not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
     valid = pairs["valid"].to_numpy(dtype=bool)
     differences = failure_differences(paired, not_passing)
-    quality = dict(iter(asked.quality.groupby("model", sort=False)))
+    quality = dict(iter(found.quality.groupby("model", sort=False)))
     differences["clean_quality"] = compare_quality(
         {model: rows["value"].to_numpy() for model, rows in quality.items()},
         quality["before"]["item"].tolist(),
@@ -130,15 +93,16 @@ def compare_models(
         resamples=resamples,
         seed=seed,
     )[0].having(name=quality["before"]["name"].iloc[0])
-    bias = compare_bias(asked.tallies, seed) if asked.tallies else None
-    before, after, splits = _landscapes(asked, seed)
+    tallies = found.tallies.models
+    bias = compare_bias(tallies, seed) if tallies else None
+    before, after, splits = _landscapes(landscape, embedded, by_purpose(found.probes, "search"), seed)
     every = _every(before)
     moved = risen(paired, space, _rising_regions(space, before, after, limits))
     used = control if "control" in answers else None
     comparison = Comparison(
-        audit=asked.audit,
+        audit=here.path.name,
         concepts=[ConceptRecord(**concept) for concept in space.to_json()],
-        usage=asked.usage,
+        usage=landscape.usage,
         control=used,
         differences=differences,
         modes=[
@@ -157,19 +121,19 @@ def compare_models(
         ),
         failures_moved=Moved(found=bool(moved), regions=moved),
         reduced_failures=reduced_failures(paired),
-        search={"before": asked.found.before, "after": asked.found.after},
+        search={"before": found.metrics.before, "after": found.metrics.after},
         shift=shift(space, before.table.iloc[::every], after.table.iloc[::every], splits),
         estimator=BothEstimators(before=_estimator(before), after=_estimator(after)),
-        items=len(asked.embedded.item_ids),
+        items=len(embedded.item_ids),
     ).having(
         bias=bias,
-        frontier=frontier(asked.doses, share, resamples=resamples, seed=seed),
-        checkpoints=checkpoints(asked.doses, share, resamples=resamples, seed=seed) or None,
-        policy=policy_shift(space, asked.policies, seed) or None,
-        ratings=asked.ratings,
+        frontier=frontier(found.doses, share, resamples=resamples, seed=seed),
+        checkpoints=checkpoints(found.doses, share, resamples=resamples, seed=seed) or None,
+        policy=policy_shift(space, found.policies, seed) or None,
+        ratings=landscape.ratings.bound if landscape.ratings else None,
         slices=compare_slices(
-            asked.embedded.attributes,
-            asked.embedded.item_ids,
+            embedded.attributes,
+            embedded.item_ids,
             items,
             cells,
             inside,
@@ -188,33 +152,35 @@ def compare_models(
         comparison = comparison.having(automatic={key: own[key] for key in rates})
     if "noise" in answers:
         sides = (("targets", paired.inside), ("others", ~paired.inside))
-        parts = {"clean": asked.clean, **{side: {m: t[mask] for m, t in answers.items()} for side, mask in sides}}
+        clean = by_purpose(found.probes, "clean")  # empty for a task without measures
+        parts = {"clean": clean, **{side: {m: t[mask] for m, t in answers.items()} for side, mask in sides}}
         measures = {
             part: compare_measures(
-                tables, asked.measures[asked.measures["part"] == part], resamples=resamples, seed=seed
+                tables, found.measures[found.measures["part"] == part], resamples=resamples, seed=seed
             )
             for part, tables in parts.items()
             if tables
         }
         noise = against_noise(differences["target_failure_rate"])
         comparison = comparison.model_copy(update={"noise": noise, "measures": measures})
-    return BeforeAfter(comparison, _side_by_side(space, before, after))
+    return comparison, _side_by_side(space, before, after)
 
 
 def _estimator(landscape: CellRates) -> EstimatorRecord:
     return EstimatorRecord.computed({"name": "exact enumeration", **landscape.diagnostics})
 
 
-def _landscapes(asked: AskedAgain, seed: int) -> tuple[CellRates, CellRates, list[tuple[pd.DataFrame, pd.DataFrame]]]:
+def _landscapes(
+    landscape: Landscape, embedded: Embedded, searches: Mapping[str, pd.DataFrame], seed: int
+) -> tuple[CellRates, CellRates, list[tuple[pd.DataFrame, pd.DataFrame]]]:
     """Estimate both landscapes, and landscapes of the model before from several splits of the items into halves.
 
     Items are embedded by the model *before* in all of them, so that they are estimated from the same description.
     """
-    space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
-    probes = asked.searches["before"]
+    probes, (item_ids, embeddings) = searches["before"], embedded[:2]
     crew = Crew(cores() if len(probes) > FEW else 1)
-    whole = partial(estimate_landscape, space=space, threshold=threshold, seed=seed)
-    before, after = crew.ask(whole, [(asked.searches[model], item_ids, embeddings) for model in ("before", "after")])
+    whole = partial(estimate_landscape, space=landscape.space, threshold=landscape.threshold, seed=seed)
+    before, after = crew.ask(whole, [(searches[model], item_ids, embeddings) for model in ("before", "after")])
 
     def part(mask: np.ndarray) -> tuple[pd.DataFrame, list[str], np.ndarray]:
         ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]

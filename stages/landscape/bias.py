@@ -46,7 +46,6 @@ class Skew:
 
     Args:
         tally: a tally with at least one readable answer.
-        seed: seed of the draws.
     """
 
     def __init__(self, tally: Tally, seed: Sequence[int]) -> None:
@@ -261,12 +260,11 @@ def _changes(
     skews_after: Sequence[Skew | None],
     seed: int,
 ) -> list[BiasChange]:
-    p_values: list[float] = []
-    rates: list[Rate] = []
+    p_values, rates = [1.0] * len(before), [NO_RATE] * len(before)
     for i, (one, other) in enumerate(zip(skews_before, skews_after, strict=True)):
-        known = one is not None and other is not None
-        rates.append(mean_change([one], [other]) if one is not None and other is not None else NO_RATE)
-        p_values.append(_permuted(before[i], after[i], [seed, i]) if known else 1.0)
+        if one is not None and other is not None:
+            rates[i] = mean_change([one], [other])
+            p_values[i] = _permuted(before[i], after[i], [seed, i])
     adjusted = _holm_by_guidance(before, p_values)
     return [
         BiasChange(**rate.to_json(), p=p if rate.n else None, p_holm=q if rate.n else None)

@@ -115,12 +115,9 @@ class CalibrationProbes:
     """Probes from which estimators are fitted and judged.
 
     Args:
-        data: n probes.
         weights: (n,) weights under which they represent use.
         fold: (n,) fold number of each.
-        space: the grid.
         embeddings: (items, d).
-        seed: seed of the fits.
     """
 
     data: ProbeArrays

@@ -16,7 +16,6 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
         answers: as in re_evaluate's doses.parquet.
         share: share of use that the targets cover.
         resamples: number of resamples of the items, for the intervals.
-        seed: seed of the resampling.
     """
     first = answers[answers["training"] == 0]
     before, found = first[first["copy_of"] == "before"], []

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,27 +80,14 @@ class Mode:
     confirmed: bool
 
 
-class RegionMeasurement(NamedTuple):
-    """The measurements of a region."""
-
-    region: Region
-    rate: Rate
-    failures: int
-    estimate: float
-    confirmed: bool
-
-
 def draw_inside(
     space: ConceptSpace, region: Region, items: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw distinct pairs of item and cell in a region as they occur in use, at most all of them.
 
     Args:
-        space: the grid.
-        region: its cells.
         items: (items,) item numbers to draw from.
         n: number of pairs.
-        rng: random generator of the draws.
 
     Returns:
         Items (n,) and cells (n, concepts).
@@ -141,8 +127,6 @@ def confirm(
         rates: the rates by which the search named regions.
         regions: the regions it named, the most striking first.
         control: the control's probes, to compare regions with.
-        fresh: the fresh probes.
-        seed: seed of their draws.
 
     Returns:
         Failure modes, then suspected ones; and the fresh probes with the id of their region as `mode` and their purpose
@@ -182,9 +166,8 @@ def confirm(
     for k, region in enumerate(regions):
         behind = measured.get(k, tests.get(k, no_fresh(control)))
         rate = rate_inside(space, region, attributes, behind).rate
-        confirmed = k in measured and rate.low > _rest(overall, rate, _share(space, region, about[k]))
-        found.append(RegionMeasurement(region, rate, int(_failed(behind).sum()), rates.rate(region), confirmed))
-    modes = _ordered(space, found, overall, attributes)
+        found.append(_mode(rates, region, about[k], rate, int(_failed(behind).sum()), overall, k in measured))
+    modes = _ordered(found)
     for role, answers in (("test", tests), ("others", others), ("measure", measured)):
         for k, table in answers.items():
             name = next(mode.id for mode in modes if mode.region == regions[k])
@@ -284,8 +267,7 @@ def confirm_exactly(
     Args:
         rates: the rates by which the search named regions, of the items that named them.
         regions: the regions it named.
-        landscape: the landscape of all items.
-        others: probes of the other items.
+        others: probes of the items that did not name the regions.
         attributes: attributes of all items, indexed by id.
     """
     space, overall = rates.space, landscape.mean_rate().value
@@ -294,9 +276,8 @@ def confirm_exactly(
     for region, p_value in zip(regions, adjusted, strict=True):
         about = region.about(attributes)
         rate, failures = _known(landscape, region.in_box(space, landscape.cells(space)), about)
-        confirmed = p_value < 1 - LEVEL and rate.low > _rest(overall, rate, _share(space, region, about))
-        found.append(RegionMeasurement(region, rate, failures, rates.rate(region), confirmed))
-    return _ordered(space, found, overall, attributes)
+        found.append(_mode(rates, region, about, rate, failures, overall, p_value < 1 - LEVEL))
+    return _ordered(found)
 
 
 def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame) -> float:
@@ -312,26 +293,19 @@ def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, at
     return max(p_values, default=1.0)
 
 
-def _share(space: ConceptSpace, region: Region, about: np.ndarray) -> float:
-    """Share of use that is in a region and about some items (mask)."""
-    return float(about.mean()) * region.share(space)
+def _mode(
+    rates: Rates, region: Region, about: np.ndarray, rate: Rate, failures: int, overall: float, passed: bool
+) -> Mode:
+    """Return a region about some items (mask) as a mode, confirmed if it `passed` its test and fails above the rest."""
+    estimate, share = rates.rate(region), float(about.mean()) * region.share(rates.space)
+    lift = (rate.value if rate.n else estimate) / max(overall, 1e-9)
+    rest = max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
+    return Mode("", region, rate, failures, estimate, lift, share, bool(passed and rate.low > rest))
 
 
-def _rest(overall: float, rate: Rate, share: float) -> float:
-    """Failure rate outside a region, from the overall rate, the region's own and its share of use."""
-    return max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
-
-
-def _ordered(
-    space: ConceptSpace, found: Sequence[RegionMeasurement], overall: float, attributes: pd.DataFrame
-) -> list[Mode]:
+def _ordered(found: Sequence[Mode]) -> list[Mode]:
     """Order failure modes by excess failures, then suspected ones in the same way, and number them."""
-    modes = []
-    for one in found:
-        lift = (one.rate.value if one.rate.n else one.estimate) / max(overall, 1e-9)
-        share = _share(space, one.region, one.region.about(attributes))
-        modes.append(Mode("", one.region, one.rate, one.failures, one.estimate, lift, share, bool(one.confirmed)))
-    modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
+    modes = sorted(found, key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
     count = sum(m.confirmed for m in modes)
     ids = [f"M{i + 1}" if i < count else f"S{i + 1 - count}" for i in range(len(modes))]
     return [replace(mode, id=name) for mode, name in zip(modes, ids, strict=True)]

@@ -179,7 +179,6 @@ def name_modes(
         probes: probes of agent and control, as in probes.parquet.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
-        space: the grid.
         config: the number of regions, of their conditions, and their support.
         threshold: discrepancies above it are failures.
         seed: seed of the draws, or of the halves and of the estimate from one of them.

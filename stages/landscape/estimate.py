@@ -145,7 +145,6 @@ def estimate_landscape(
             control, or true in a column `uniform`); with fewer than 50, on all, weighted to represent use.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
-        space: the grid.
         threshold: discrepancies above it are failures.
         seed: seed of folds, fits, draws and, on large grids, of the sample of cells.
         like: landscape whose estimator, hyperparameters and calibration to use instead of choosing them.

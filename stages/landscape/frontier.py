@@ -44,7 +44,6 @@ def frontier(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) 
         answers: as in re_evaluate's doses.parquet; for each part every model has the same rows in the same order.
         share: share of use that the targets cover.
         resamples: number of resamples of the items, and of the trainings, for the intervals.
-        seed: seed of the resampling.
     """
     if answers.empty:
         return None

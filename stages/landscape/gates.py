@@ -21,7 +21,6 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
 
     Args:
         name: for example "target_failure_rate.change_max".
-        bound: the gate's bound.
         rate: the measurement; if it is None or NaN, nothing is judged (`passed` is null).
         upper: whether the interval has to be at or below the bound, otherwise at or above it.
     """
@@ -95,7 +94,6 @@ def judge_landscape(
     """Judge a landscape. Without a failure mode, the worst region with evidence is all of use.
 
     Args:
-        gates: the bounds.
         overall: failure rate in use.
         modes: failure rates of the failure modes.
         bias: bias of the subject with the highest upper bound; None for a task without tallies.
@@ -115,7 +113,6 @@ def judge_repair(gates: Gates, measured: Mapping[str, Mapping[str, Rate]]) -> li
     """Judge a repair.
 
     Args:
-        gates: the bounds.
         measured: measure -> what a bound's name begins with: "" for the value after the repair, "change" for that minus
             before, "minus_control" for that minus after the control.
     """

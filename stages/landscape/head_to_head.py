@@ -34,7 +34,6 @@ class HeadToHead:
     """Models on their common probes; lists have one entry per model, in their order.
 
     Args:
-        probes: number of common probes.
         items: number of items among them.
         rates: failure rate of each model.
         behind: excess of each failure rate over the lowest; None for the model with the lowest. The intervals are
@@ -43,7 +42,6 @@ class HeadToHead:
         alone: rate at which it fails and no other model does.
         all_fail: rate at which all models fail.
         independent: rate at which all would fail if their failures were independent.
-        modes: the failure modes of all models.
     """
 
     probes: int
@@ -68,8 +66,6 @@ def head_to_head(
     Args:
         probes: by model, its control's probes: columns item, repeat, failed, one per concept, and group if items have
             one.
-        space: the concepts, the same for all.
-        modes: the failure modes of each model.
         attributes: by model, the attributes of its items, one row per item.
     """
     common = _common(probes, space.names)

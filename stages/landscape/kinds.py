@@ -49,7 +49,6 @@ class Rates:
     """Failure rates of cells, for all items together and for each kind of item.
 
     Args:
-        space: the grid.
         cells: (n, concepts) level indices, all that occur in use or a sample.
         use: (n,) share of use of each, or of what it stands for.
         attributes: attributes of the items, one row each.
@@ -107,7 +106,7 @@ class Rates:
         return 1.0 - (kind.having @ alike / kind.having.sum(axis=1, keepdims=True)) @ held
 
 
-def region_size(space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
+def region_size(space: ConceptSpace, region: Region, attributes: pd.DataFrame) -> float:
     """Share of use in a region's cells, times the number of items it covers; they count as one if nothing is known."""
     return int(region.about(attributes).sum()) * region.share(space)
 

@@ -52,7 +52,6 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     is and however many conditions it needs, see `_peak`; it replaces the last region at the maximum number.
 
     Args:
-        known: rates of cells.
         limits: the number of regions, of their conditions, and their share of use; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
@@ -83,7 +82,6 @@ def _level(kind: Kind, use: np.ndarray, free: np.ndarray | None = None) -> float
     would shrink, and its edges would be named as further regions of single kinds.
 
     Args:
-        kind: the rates.
         use: (cells,) share of use of each cell.
         free: (values, cells) share of the items in no region so far. With it the level is half-way to that of what is
             left, or one strong weakness would mask all others.
@@ -105,8 +103,6 @@ def _core(known: Rates, region: Region, seen: Sequence[Region], limits: Summariz
     so the region includes everything around the corner. The level within the region separates the two.
 
     Args:
-        known: rates of cells.
-        region: the region to search in.
         seen: regions whose failures are not counted again.
         limits: as for `find_regions`.
     """

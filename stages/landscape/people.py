@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -21,22 +20,6 @@ from stages.records.landscape import Automatic
 ITEM_RESAMPLES = 200  # resamples of items for the rank correlation on an enumerated grid
 
 
-@dataclass(frozen=True)
-class AutomaticMeasure:
-    """The results of the automatic measure.
-
-    Args:
-        summary: `threshold`, `overall`, `effects` as for the landscape itself; the shares of the control's probes that
-            both measures judge alike (`agree`), that fail by one alone (`only_people`, `only_automatic`), that are
-            outside the rated range (`outside`), and whose verdict no rating supports (`unfounded`); and
-            `rank_correlation` of the cells' rates (Spearman), null if a measure has the same rate everywhere.
-        rates: columns for landscape.parquet, (cells,) each.
-    """
-
-    summary: Automatic
-    rates: dict[str, np.ndarray]
-
-
 def against_automatic(
     people: CellRates,
     probes: pd.DataFrame,
@@ -46,8 +29,8 @@ def against_automatic(
     *,
     threshold: float,
     seed: int,
-    ratings: Ratings | None = None,
-) -> AutomaticMeasure:
+    ratings: Ratings,
+) -> tuple[Automatic, dict[str, np.ndarray]]:
     """Estimate the automatic measure's landscape from the same probes, and compare.
 
     Args:
@@ -55,15 +38,20 @@ def against_automatic(
         probes: as in probes.parquet, with `automatic` and `automatic_failed`.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
-        space: the grid.
         threshold: threshold of the automatic measure.
-        seed: seed of the estimate.
-        ratings: those in force; without them `outside` and `unfounded` are left out.
+
+    Returns:
+        The results of the automatic measure, and its columns for landscape.parquet, (cells,) each. Results are
+        `threshold`, `overall`, `effects` as for the landscape itself; the shares of the control's probes that both
+        measures judge alike (`agree`), that fail by one alone (`only_people`, `only_automatic`), that are outside the
+        rated range (`outside`), and whose verdict no rating supports (`unfounded`); and `rank_correlation` of the
+        cells' rates (Spearman), null if a measure has the same rate everywhere.
     """
     own = probes.assign(discrepancy=probes["automatic"], failed=probes["automatic_failed"])
     automatic = estimate_landscape(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
     control = probes[probes["role"] == "control"]
     failed, failed_too = (control[c].to_numpy(dtype=bool) for c in ("failed", "automatic_failed"))
+    found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
 
     def of_control(which: np.ndarray) -> RateRecord:
         if not people.exact:
@@ -80,15 +68,11 @@ def against_automatic(
         only_people=of_control(failed & ~failed_too),
         only_automatic=of_control(~failed & failed_too),
         rank_correlation=rank_correlation(people, automatic, seed),
+        outside=of_control(ratings.outside(found) & valid),
+        unfounded=of_control(ratings.unfounded(found, failed) & valid),
     )
-    if ratings is not None:
-        found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
-        summary = summary.having(
-            outside=of_control(ratings.outside(found) & valid),
-            unfounded=of_control(ratings.unfounded(found, failed) & valid),
-        )
     rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
-    return AutomaticMeasure(summary, rates)
+    return summary, rates
 
 
 def rank_correlation(a: CellRates, b: CellRates, seed: int) -> RateRecord | None:

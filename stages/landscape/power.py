@@ -26,7 +26,6 @@ class Power(NamedTuple):
 
     Args:
         rate: share of the pairs that fail before the repair.
-        items: number of test items.
         pairs: number of pairs of these items and cells.
         alike: intraclass correlation of the failures of one item or group; that of changes is at most as high.
         groups: number of groups resampled together; None if items are resampled individually.

@@ -93,18 +93,13 @@ def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
     return pd.concat([changed[~again], changed[again]]).head(n).sort_values("radius", kind="stable")
 
 
-def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
-    """Describe how a cell (concepts,) differs from the start: "rotation 10°, blur 0.6"."""
-    start = space.start
-    return ", ".join(
-        f"{c.name} {c.label(int(i))}" for c, i, at in zip(space.concepts, cell, start, strict=True) if i != at
-    )
-
-
 def describe_steps(space: ConceptSpace, cell: Sequence[int], steps: int) -> str:
     """Describe a change and its size: "2 steps: rotation 10°, blur 0.6"; for prompts "1 thing said: digit four"."""
     noun, said = ("thing", " said") if space.adds_words else ("step", "")
-    return f"{steps} {noun}{'' if steps == 1 else 's'}{said}: {describe_change(space, cell)}"
+    changes = [
+        f"{c.name} {c.label(int(i))}" for c, i, at in zip(space.concepts, cell, space.start, strict=True) if i != at
+    ]
+    return f"{steps} {noun}{'' if steps == 1 else 's'}{said}: {', '.join(changes)}"
 
 
 def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndarray) -> list[tuple[str, ...]]:

@@ -116,8 +116,6 @@ def shift(
     """Measure how far a landscape moved.
 
     Args:
-        space: the grid.
-        before: the landscape before.
         after: the landscape after, over the same cells.
         splits: for each of several splits, two landscapes of the model before from disjoint halves of its items and
             probes. Their distances are the noise floor, which they overstate, as each has half of the items.
@@ -165,7 +163,6 @@ def policy_shift(space: ConceptSpace, drawn: pd.DataFrame, seed: int) -> list[Po
     level to any other, so the distance is the total variation.
 
     Args:
-        space: the grid.
         drawn: as in re_evaluate's policies.parquet, with the same number of rows per item.
         seed: seed of the splits. The noise floor is the distance of the policy before to itself on two halves of the
             items, which overstates noise, as each has half of the items. Another training may differ by more.

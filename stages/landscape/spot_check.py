@@ -90,10 +90,7 @@ def correct(space: ConceptSpace, control: pd.DataFrame, judged: pd.DataFrame, se
     number of probes taken into account. Groups of items are not resampled.
 
     Args:
-        space: the grid.
-        control: the control's probes.
         judged: verdicts, as read by `parse_spot_check`.
-        seed: seed of the interval's draws.
 
     Raises:
         UsageError: if a verdict is on an answer that the control did not get, or there are fewer than 20.

@@ -67,8 +67,6 @@ class LandscapeInput:
     """The probes of a model, and everything else the landscape is made from.
 
     Args:
-        audit: the audit's name.
-        space: the grid.
         threshold: discrepancies above it are failures.
         item_ids: the items that rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
@@ -276,7 +274,7 @@ def _by_people(
 ) -> tuple[records.RatingsInForce, dict[str, np.ndarray]]:
     """Compare people's ratings with the automatic measure, and return that measure's rates of cells."""
     evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)
-    against = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
+    automatic, rates = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
     bound = people.bound.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
     learnt = people.ratings.model_dump(exclude={"scale", "decisions"})
-    return records.RatingsInForce(**bound, **learnt, automatic=against.summary), against.rates
+    return records.RatingsInForce(**bound, **learnt, automatic=automatic), rates

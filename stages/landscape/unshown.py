@@ -50,10 +50,8 @@ def bound_unshown(
     modes are counted, and the bound is for other items like these.
 
     Args:
-        space: the grid.
         probes: as in probes.parquet; only the control's count.
         fresh: as in fresh.parquet; only those that measure a mode count.
-        modes: the failure modes.
         attributes: attributes that modes may be about, indexed by item.
         exact: whether all pairs were probed.
         seed: seed by which the modes of an enumerated grid were named.
