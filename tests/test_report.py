@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.concepts import Concept, ConceptSpace
-from stages.pages.maps import marginal
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.pages.maps import _about_view, marginal
 from stages.tasks.contract import Exhibit
 from tests.finished import faded, finished_audits
 from tests.picture_samples import picture_landscape
@@ -50,6 +50,15 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def pages(paths: dict[str, Path]) -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+
+
+def test_a_map_names_the_modes_that_are_not_on_it_but_not_those_about_items_alone():
+    modes = {
+        "M1": Region({}, {"label": ("9",)}),
+        "M2": Region({"fog": (1,)}),
+        "M3": Region({"tilt": (1,), "fog": (0,)}),
+    }
+    assert _about_view(["tilt"], modes) == "Dashed: M3 has further conditions. Not on this map: M2."
 
 
 def test_the_terminal_says_so_too(tmp_path: Path) -> None:

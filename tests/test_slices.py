@@ -350,12 +350,12 @@ def test_the_report_begins_with_who_fails_most(nine):
     def said(found):
         known = landscape_file([], slices=found.to_json(), concepts=planted().concepts.to_json())
         page = landscape_page(Landscape.from_json(known, ""), verdict, ABOUT_NOTHING, {}, {}, Shrinker([]))
-        return [tile.text for tile in page.tiles if tile.text.startswith("of label")]
+        return [tile.text for tile in page.tiles if tile.text.startswith("of items with label")]
 
     rest = f"{nine.attributes[0].values[0].rest:.1%}"
-    assert [one.startswith("of label 9 fail (") and one.endswith(f", {rest} of all others") for one in said(nine)] == [
-        True
-    ]
+    assert [
+        one.startswith("of items with label 9 fail (") and one.endswith(f", {rest} of all others") for one in said(nine)
+    ] == [True]
     assert said(measured(probes(np.full(100, 0.2)))) == []
 
 

@@ -346,7 +346,10 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
         attribute, one = landscape.slices.worse[0]
         spread, rest = interval(one.low, one.high), percent(one.rest)
         tiles.append(
-            Tile(percent(one.rate), f"of {attribute} {one.value} fail ({spread}), {rest} of {others_than(attribute)}")
+            Tile(
+                percent(one.rate),
+                f"of items with {attribute} {one.value} fail ({spread}), {rest} of {others_than(attribute)}",
+            )
         )
     return tiles
 

@@ -149,7 +149,11 @@ def _change(rates: pd.DataFrame, space: ConceptSpace, view: Sequence[str], top: 
 
 
 def _about_view(view: Sequence[str], modes: Mapping[str, Region]) -> str:
-    """State which modes have further conditions than a map shows, and which are not on it."""
+    """State which modes have further conditions than a map shows, and which are not on it.
+
+    A mode about items alone concerns every place of every map, so it is not mentioned.
+    """
+    modes = {name: region for name, region in modes.items() if region.allowed}
     away = [name for name, region in modes.items() if not set(view) & set(region.allowed)]
     more = [
         name for name, region in modes.items() if name not in away and (set(region.allowed) - set(view) or region.items)
