@@ -24,7 +24,7 @@ from stages.landscape.gates import landscape_gates, repair_gates
 from stages.landscape.slices import compare_slices, measure_slices, worse_values
 from stages.pages.first_page import ABOUT_NOTHING, landscape_page
 from stages.pages.gallery import Shrinker
-from stages.pages.sections import risen_slices
+from stages.pages.sections import risen_slices, worse_slices
 from stages.params import Gates, LandscapeGates, Params
 from stages.records import Comparison, Landscape, Verdict
 from stages.records.tables import Embedded, read_embedded, write_embedded
@@ -95,6 +95,9 @@ def test_a_group_by_label_is_compared_with_the_others_of_its_label():
     assert within["a, high"].rest == pytest.approx(0.4, abs=0.05)
     assert not among_all["a, low"].worse
     assert within["a, low"].rate == among_all["a, low"].rate
+    said = worse_slices(Landscape.from_json(landscape_file([], slices=found.to_json(), concepts=SPACE.to_json()), ""))
+    assert "; group again a, high; label high and group and label a, low fail" in said
+    assert said.endswith("significantly more often than all others, or all others with its label.")
 
 
 def test_joint_intervals_are_those_of_bonferroni(nine):

@@ -20,6 +20,7 @@ from stages.pages.words import counted, number, percent, points, points_interval
 from stages.ratings.apply import MOST_UNFOUNDED
 from stages.records import Comparison, Landscape, Robustness
 from stages.records.landscape import Mean, RatingsInForce, Within
+from stages.records.slices import others_than
 
 NOTHING_KNOWN = pd.DataFrame()  # no attributes of items
 _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
@@ -56,8 +57,10 @@ def worse_slices(landscape: Landscape) -> str:
             f"Of {number(tests)} values tested, none fails significantly more often than all others. Where a value has"
             " few items, only large differences show."
         )
-    named = f"{', '.join(worse[:-1])} and {worse[-1]} fail" if len(worse) > 1 else f"{worse[0]} fails"
-    return f"Of {number(tests)} values tested, {named} significantly more often than all others."
+    comma = "; " if any("," in one for one in worse) else ", "
+    named = f"{comma.join(worse[:-1])} and {worse[-1]} fail" if len(worse) > 1 else f"{worse[0]} fails"
+    than = ", or ".join(sorted({others_than(attribute) for attribute, _ in landscape.slices.worse}))
+    return f"Of {number(tests)} values tested, {named} significantly more often than {than}."
 
 
 def risen_slices(comparison: Comparison) -> str:
