@@ -381,7 +381,7 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     assert mode.text == "label is low and shift = 2"
     page = result.report(tmp_path / "page.html").read_text()
     said = f"label low answered as high: {mode.failures} of {mode.failures} failures (100%)"
-    assert f"Most often: {said}." in page and "of label low fail (" in page
+    assert f"Most often: {said}." in page and "of items with label low fail (" in page
     assert '<section id="slices">' in page and '<a href="#slices">Which items fail</a>' in page
 
 
