@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 from typer.models import CommandInfo
 
-import flows.commands.audits
-
 # Importing these modules adds their commands to `app`.
+import flows.commands.audits
 import flows.commands.decide
 import flows.commands.evidence
 import flows.commands.init

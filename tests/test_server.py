@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -81,7 +82,9 @@ def test_tables_are_made_in_another_process_once_for_each_version_of_prefect(tmp
 
     def upgrade(command, **_):
         runs.append(command)
-        (home / "prefect.db").touch()
+        (home / "prefect.db").unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database, database:
+            database.execute("CREATE TABLE alembic_version AS SELECT 'newest' AS version_num")
         return SimpleNamespace(returncode=code)
 
     monkeypatch.setattr(subprocess, "run", upgrade)
@@ -97,7 +100,9 @@ def test_tables_are_made_in_another_process_once_for_each_version_of_prefect(tmp
         assert len(runs) == 2, "a finished database needs nothing"
         (home / "made-by").write_text("2.0")
         assert server._tables_ready(ours, log)
-    assert len(runs) == 3
+        (home / "prefect.db").write_text("no database")
+        assert server._tables_ready(ours, log)
+    assert len(runs) == 4
     assert (home / "made-by").read_text() == version("prefect")
 
 

@@ -1,4 +1,4 @@
-"""Review a landscape and record a decision."""
+"""Review a landscape and record a decision, on a page, in the terminal, or by options for scripts."""
 
 from __future__ import annotations
 

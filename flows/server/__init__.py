@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -270,7 +271,7 @@ class OwnServer:
         made_by = database.with_name("made-by")  # the version of Prefect that the database is of
         if not url.endswith(str(database)):
             return False
-        if database.exists() and made_by.exists() and made_by.read_text() == prefect.__version__:
+        if _has_tables(database) and made_by.exists() and made_by.read_text() == prefect.__version__:
             return True
         upgrade = ["flows.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
         env = {**self._defaults(), **os.environ}
@@ -307,6 +308,15 @@ class OwnServer:
         self._listening.close()
         if self._held is not None:
             self._held.close()
+
+
+def _has_tables(database: Path) -> bool:
+    """Whether a SQLite file has Prefect's tables; of one that is damaged, the server would wait in vain for minutes."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
