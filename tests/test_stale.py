@@ -106,6 +106,21 @@ def test_what_changes_no_result_makes_nothing_stale(tree: Path) -> None:
             file.write_bytes(text)
 
 
+def test_code_that_moves_to_another_module_makes_nothing_stale(tree: Path) -> None:
+    _, before = as_it_was(tree)
+    kept = {file: file.read_text(encoding="utf-8") for file in tree.rglob("*.py")}
+    gone, new = tree / "stages/landscape/extremes.py", tree / "stages/landscape/outermost.py"
+    try:
+        for file, text in kept.items():
+            file.write_text(text.replace("stages.landscape.extremes", "stages.landscape.outermost"), encoding="utf-8")
+        gone.rename(new)
+        assert digests(Code(tree / "stages", tree)) == before
+    finally:
+        new.unlink()
+        for file, text in kept.items():
+            file.write_text(text, encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "name", ["core/errors", "core/progress", "command", "params/network", "provenance", "params/strict"]
 )

@@ -2,7 +2,8 @@
 
 Code is followed definition by definition. A function reaches whatever it names. A class reaches its bases, and those of
 its methods and attributes whose names occur in reached code or templates; methods that a library may call always count.
-What changes no result is left out: comments, docstrings, annotations of functions, printed text, and error messages.
+What changes no result is left out: comments, docstrings, annotations of functions, printed text, error messages, and in
+which of our modules a definition is.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _CALLED_BY_NAME = frozenset(
 _CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
 _PRINTS = frozenset({"print", "warnings.warn"})
 _READ_BY_PYDANTIC = "model_config"
+_ENTRY = re.compile(r"stages(\.\w+)+:\w+")  # "module:Class", which is followed
 _ATTRIBUTES = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
 
 
@@ -99,6 +101,8 @@ class _Reader:
                 if isinstance(child, ast.AST):
                     self._read(child)
                 else:
+                    if isinstance(child, str) and _ENTRY.fullmatch(child):
+                        child = child.partition(":")[2]
                     written.append(f":{type(child).__name__}{child!r};")
             written.append(")")
 
@@ -131,6 +135,8 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
         left_out.add("returns")
     elif isinstance(node, ast.arg):
         left_out.add("annotation")
+    elif isinstance(node, ast.ImportFrom):
+        left_out |= {"module", "level"}  # what it imports is followed, or named if it is a library's
     elif isinstance(node, ast.Call) and _dotted(node.func) == "Field":
         left_out.add("keywords")
         yield "keywords", [keyword for keyword in node.keywords if keyword.arg != "description"]
