@@ -101,9 +101,8 @@ class _Reader:
                 if isinstance(child, ast.AST):
                     self._read(child)
                 else:
-                    if isinstance(child, str) and _ENTRY.fullmatch(child):
-                        child = child.partition(":")[2]
-                    written.append(f":{type(child).__name__}{child!r};")
+                    text = child.partition(":")[2] if isinstance(child, str) and _ENTRY.fullmatch(child) else child
+                    written.append(f":{type(child).__name__}{text!r};")
             written.append(")")
 
     def _note(self, node: ast.AST) -> None:
