@@ -13,6 +13,7 @@ from stages.concepts.catalogue import Change
 from stages.core.errors import UsageError
 from stages.tasks.chat.concepts import catalogue_of
 from stages.tasks.chat.config import ChatPrepare
+from stages.tasks.chat.conversation import as_text, event_concepts
 from stages.tasks.choosing import Draft, MinedTexts, Vocabulary, change_in_words
 from stages.usage.readers import WordReader
 
@@ -27,8 +28,7 @@ class QuestionTexts(MinedTexts):
     fields = ("question", "context", "answers", "pattern")
 
     def given(self, task: Chat, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
-        turns = task.changed(item_ids, cells)
-        return [f"[{turn.system}]\n\n{turn.said}" if turn.system else turn.said for turn in turns]
+        return list(map(as_text, task.changed(item_ids, cells)))
 
     def expected(self, items: pd.DataFrame) -> list[str]:
         rows = zip(items["answers"], items["pattern"], strict=True)
@@ -48,7 +48,7 @@ class ChatVocabulary(Vocabulary):
         return catalogue_of(ChatPrepare.model_validate(self.audit.prepare))
 
     def lines(self) -> list[str]:
-        used = {*self.audit.concepts, *self._FREE}
+        used = {*self.audit.concepts, *self._FREE, *event_concepts(())}
         free = [
             f'{name}: {self.known[name].doc}; levels are texts of your own, {{"NAME": "TEXT"}}: {what}'
             for name, (_, what) in self._FREE.items()

@@ -20,8 +20,8 @@ from stages.concepts.catalogue import Change, check_levels, with_plugins
 from stages.concepts.texts import CATALOGUE, ArticleDraws, TextConcept, TextTransforms, check_text_concepts, sentences
 from stages.core.errors import UsageError
 from stages.tasks.chat.config import CONTEXT, QUESTION, ChatPrepare
+from stages.tasks.chat.conversation import Conversation, Given, event_concepts
 from stages.tasks.chat.data import Question
-from stages.tasks.chat.measures import holds, matches
 from stages.tasks.language.generate import Turn
 
 TONES: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +68,7 @@ def catalogue_of(config: ChatPrepare | None) -> dict[str, Change]:
         known = AROUND[name]
         choices = tuple(dict.fromkeys((*known.choices, *own)))
         found[name] = Change(name, known.doc, neutral=known.neutral, choices=choices)
-    return found
+    return {**found, **event_concepts(found["injection"].choices[1:])}
 
 
 def check_concepts(levels: Mapping[str, Sequence[Level]], config: ChatPrepare | None) -> list[str]:
@@ -100,18 +100,13 @@ class Others:
     def passages(self) -> list[str]:
         """Distinct contexts of other groups."""
         others = (one.context for one in self.all if one.group != self.item.group and one.context)
-        return [context for context in dict.fromkeys(others) if not self._answers(context)]
+        return [context for context in dict.fromkeys(others) if not self.item.is_answered_in(context)]
 
     @cached_property
     def sentences(self) -> list[str]:
         """Distinct sentences of these contexts."""
         each = dict.fromkeys(sentence for passage in self.passages for sentence in sentences(passage))
         return [sentence for sentence in each if len(sentence.split()) >= _SHORTEST]
-
-    def _answers(self, text: str) -> bool:
-        if self.item.pattern:
-            return matches(self.item.pattern, text)
-        return any(holds(text, answer) for answer in self.item.answers)
 
 
 class Asking:
@@ -134,6 +129,10 @@ class Asking:
         self._systems = {"default": config.system, **config.systems}
         self.others = {one.id: Others(one, questions) for one in questions}
         self._check_contexts(questions)
+        for concept in (one for one in space.concepts if one.name in event_concepts(())):
+            for item in questions:
+                if lacking := (item.conversation or Conversation()).lacks(concept.name, concept.levels):
+                    raise UsageError(f"concepts.{concept.name}: {item.id} needs {lacking}")
 
     def _check_contexts(self, questions: Sequence[Question]) -> None:
         used = [c.name for c in self._space.concepts if c.name in _OF_CONTEXT]
@@ -165,20 +164,34 @@ class Asking:
             asked = self._chance(item, "politeness", repeat, 1).choose(TONES[tone], 0).replace(QUESTION, asked)
         return asked
 
-    def __call__(self, item: Question, cell: np.ndarray, repeat: int = 0) -> Turn:
+    def __call__(self, item: Question, cell: np.ndarray, repeat: int = 0) -> Given:
         """Return the model's input of one probe; at the neutral cell it equals `unchanged`."""
         levels, asked = self._chosen(cell), self.in_tone(item, cell, repeat)
-        return self._turn(str(levels.get("system", "default")), asked, self._context(item, levels, repeat))
+        last = self._turn(str(levels.get("system", "default")), asked, self._context(item, levels, repeat))
+        return self._script(item, levels, last, repeat)
+
+    def version(self, item: Question, cell: np.ndarray) -> str:
+        """Return which of the item's `versions` says what is right in a cell; "" for the item itself."""
+        return item.conversation.version(self._chosen(cell)) if item.conversation else ""
+
+    def _script(self, item: Question, levels: Mapping[str, Level], last: Turn, repeat: int) -> Given:
+        def choose(name: str, texts: Sequence[str]) -> str:
+            return self._chance(item, name, repeat, 1).choose(texts, 0)
+
+        return item.conversation.script(levels, last, self._injections, choose) if item.conversation else last
 
     def _chosen(self, cell: np.ndarray) -> dict[str, Level]:
         return {c.name: c.levels[int(i)] for c, i in zip(self._space.concepts, cell, strict=True)}
 
-    def unchanged(self, item: Question) -> Turn:
+    def unchanged(self, item: Question) -> Given:
         """Fill the prompt with the unchanged item, whether or not the grid has such a cell."""
-        return self._turn("default", item.question, item.context)
+        return self._script(item, {}, self._turn("default", item.question, item.context), 0)
 
     def longest(self, item: Question) -> Turn:
-        """Return an input as long as the longest of the grid, apart from changes to the question's words."""
+        """Return an input as long as the longest of the grid, apart from changes to the question's words.
+
+        Of a conversation this is the last turn: what is played is checked as it is played.
+        """
         passages, beside = (
             nlargest(count, getattr(self.others[item.id], kind), key=len) if (count := self._most(name)) else []
             for name, kind in _DRAWN.items()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from stages.params import Strict
+from stages.tasks.chat.conversation import EVENTS, TOOLS
 from stages.tasks.judging.verdicts import Near
 from stages.tasks.language.normalise import NORMALISATIONS
 from stages.tasks.sources import ItemCounts
@@ -59,6 +60,8 @@ class ChatPrepare(Strict):
     def _named_texts(cls, texts: dict[str, str]) -> dict[str, str]:
         if odd := [name for name in texts if not re.fullmatch(r"\w[\w -]*", name)]:
             raise ValueError(f"expected names of letters, digits, _ and -, found {odd[0]!r}")
+        if taken := [name for name in texts if name in {*EVENTS, *TOOLS}]:
+            raise ValueError(f"{taken[0]!r} is the name of an event, choose another")
         return texts
 
 

@@ -19,7 +19,7 @@ from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.chat.config import CONTEXT, QUESTION
-from stages.tasks.language.generate import Turn
+from stages.tasks.chat.conversation import Given, Script
 from stages.tasks.language.normalise import normaliser
 
 CONFIGURATION = "configuration.json"
@@ -104,12 +104,16 @@ class Configuration(Strict):
         count = math.ceil(round(share * len(self.pieces), 6))
         return self.model_copy(update={"pieces": self.pieces[:count]})
 
-    def applied(self, turn: Turn) -> Turn:
-        """Return what the model is given in place of a turn."""
-        said = self.normalised(turn.said)
+    def applied(self, turn: Given) -> Given:
+        """Return what the model is given in place of a turn or a conversation."""
+        turn = turn._replace(said=self.normalised(turn.said))
         if not self.text:
-            return Turn(turn.system, said)
-        return Turn(f"{turn.system}\n\n{self.text}", said) if turn.system else Turn("", f"{self.text}\n\n{said}")
+            return turn
+        if turn.system:
+            return turn._replace(system=f"{turn.system}\n\n{self.text}")
+        if isinstance(turn, Script) and turn.before:
+            return turn._replace(before=(f"{self.text}\n\n{turn.before[0]}", *turn.before[1:]))
+        return turn._replace(said=f"{self.text}\n\n{turn.said}")
 
     def normalised(self, said: str) -> str:
         """Undo changes in the question of a user's message."""

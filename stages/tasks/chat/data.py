@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from pydantic import Field
 
 from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
+from stages.tasks.chat.conversation import CHANGED, FIELDS, WITHOUT_TOOLS, Conversation, Right, read_conversation
 from stages.tasks.chat.measures import compared_words, pattern_error
 from stages.tasks.contract import SPLITS
 from stages.tasks.language.articles import DATA_LOADERS as ARTICLE_LOADERS
 from stages.tasks.language.articles import ArticleSource
-from stages.tasks.rows import HubDataSource, JsonLinesSource
-from stages.tasks.source import Source
+from stages.tasks.rows import HubDataSource, JsonLinesSource, check_lines_file
+from stages.tasks.source import Source, collect
 from stages.tasks.sources import ItemCounts, check_excluded, parse_source, source_errors
 
 ARTICLES = "prepare.data.articles"
+TURNS = "turns"  # field of a conversation in place of the question
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class Question:
 
     Args:
         id: unique.
-        question: the question's text.
+        question: the question's text; of a conversation, what the user says last.
         context: the passage it is about; "" for none.
         answers: right answers; empty if there is a pattern.
         pattern: a regular expression that is found in right answers; "" if there are answers.
         group: the id of its article, if it has one.
         details: the source's other fields, by name.
+        conversation: what precedes the question, and tools; None if there are neither.
     """
 
     id: str
@@ -46,6 +49,20 @@ class Question:
     pattern: str
     group: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    conversation: Conversation | None = None
+
+    def is_answered_in(self, text: str) -> bool:
+        """Whether a text gives a right answer away."""
+        return any(
+            Right(answers=one.answers, pattern=one.pattern).is_in(text) for one in (self, *self.versions().values())
+        )
+
+    def versions(self) -> dict[str, Question]:
+        """Return the question with other right answers, by the field of the conversation that says them."""
+        found = {name: getattr(self.conversation, name, None) for name in (CHANGED, WITHOUT_TOOLS)}
+        return {
+            name: replace(self, answers=right.answers, pattern=right.pattern) for name, right in found.items() if right
+        }
 
 
 class QuestionSource(Source):
@@ -100,6 +117,11 @@ class QuestionSource(Source):
         if not isinstance(row, dict):
             raise ValueError(row if isinstance(row, str) else f"found {type(row).__name__}, expected an object")
         question, context = (row.get(name) or "" for name in (self.question, self.context))
+        before = list[str]()
+        if (turns := row.get(TURNS)) is not None:
+            if question or not isinstance(turns, list) or len(turns) < 2 or not all(map(_is_text, turns)):
+                raise ValueError(f"expected {TURNS}, two texts or more, or a {self.question}")
+            *before, question = turns
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"no text in the field {self.question!r}")
         if not isinstance(context, str):
@@ -107,22 +129,35 @@ class QuestionSource(Source):
         article = row.get("article") if self.articles is not None else None
         if article is not None and str(article) not in articles:
             raise ValueError(f"there is no article {str(article)!r}")
-        answers, pattern = _texts(row.get(self.answers)), row.get(self.pattern) or ""
-        if bool(answers) == bool(pattern):
-            raise ValueError(f"expected either {self.answers} or {self.pattern}")
-        if lacking := next((answer for answer in answers if not compared_words(answer)), None):
-            raise ValueError(f"the answer {lacking!r} has no words")
-        if not isinstance(pattern, str) or (error := pattern_error(pattern)):
-            raise ValueError(error if isinstance(pattern, str) else f"the field {self.pattern!r} holds no text")
-        name, own = str(row.get("id", where)), {"id", "article", self.question, self.context, self.answers}
+        right = _right(row, self.answers, self.pattern)
+        others = {name: row[name] for name in (CHANGED, WITHOUT_TOOLS) if isinstance(row.get(name), dict)}
+        others = {name: {**one, **_right(one, "answers", "pattern").model_dump()} for name, one in others.items()}
+        conversation = read_conversation({**row, **others}, before, right)
+        name, own = str(row.get("id", where)), {"id", "article", self.question, self.context, self.answers, *FIELDS}
         context = articles[str(article)] if article is not None else context.strip()
         group = str(article) if article is not None else ""
         more = details(row, own | {self.pattern})
-        return Question(name, " ".join(question.split()), context, answers, pattern, group, more)
+        question = " ".join(question.split())
+        return Question(name, question, context, right.answers, right.pattern, group, more, conversation)
 
     def prefetch(self, inputs: Path) -> list[str]:
         """See Source: the articles."""
         return parse_source(self.articles, ARTICLE_LOADERS, ARTICLES).prefetch(inputs) if self.articles else []
+
+
+def _right(row: Mapping[str, Any], answers_field: str, pattern_field: str) -> Right:
+    answers, pattern = _texts(row.get(answers_field)), row.get(pattern_field) or ""
+    if bool(answers) == bool(pattern):
+        raise ValueError(f"expected either {answers_field} or {pattern_field}")
+    if lacking := next((answer for answer in answers if not compared_words(answer)), None):
+        raise ValueError(f"the answer {lacking!r} has no words")
+    if not isinstance(pattern, str) or (error := pattern_error(pattern)):
+        raise ValueError(error if isinstance(pattern, str) else f"the field {pattern_field!r} holds no text")
+    return Right(answers=answers, pattern=pattern)
+
+
+def _is_text(found: Any) -> bool:
+    return isinstance(found, str) and bool(found.strip())
 
 
 def _texts(found: Any) -> tuple[str, ...]:
@@ -145,7 +180,8 @@ class JsonQuestions(JsonLinesSource, QuestionSource):
         return {"question": self.question}
 
     def errors(self, inputs: Path) -> list[str]:
-        return super().errors(inputs) + self.article_errors(inputs)
+        no_turns = collect(lambda: check_lines_file(inputs, self.jsonl, {TURNS: TURNS}, "prepare.data"))
+        return (super().errors(inputs) if no_turns else []) + self.article_errors(inputs)
 
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
         for stem, number, row in self.numbered(inputs):
@@ -203,4 +239,18 @@ def choose_items(questions: list[Question], counts: ItemCounts, seed: int) -> pd
             "pattern": [one.pattern for one in chosen],
         }
     )
+    if any(one.conversation for one in chosen):
+        table["conversation"] = [one.conversation.model_dump_json() if one.conversation else "" for one in chosen]
     return table.assign(**detail_columns([one.details for one in chosen]))
+
+
+def questions_of(items: pd.DataFrame) -> list[Question]:
+    """Return the questions of a table that `choose_items` made."""
+    talks = items.get("conversation", [""] * len(items))
+    return [
+        Question(
+            *(row.id, row.question, row.context, tuple(row.answers), row.pattern, row.group),
+            conversation=Conversation.model_validate_json(talk) if talk else None,
+        )
+        for row, talk in zip(items.itertuples(), talks, strict=True)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,9 +51,10 @@ _CONTEXT: Mapping[str, Sequence[float | str]] = {
 
 @dataclass(frozen=True)
 class _Questions(Data):
-    """The questions found, and whether all of them have a context."""
+    """The questions found, whether all of them have a context, and what may happen in all of them."""
 
     contexts: bool = False
+    events: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class QuestionsInit(Init):
@@ -76,6 +77,7 @@ class QuestionsInit(Init):
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """See Init: fields are recognised by their names; an option can name that of the question."""
+        from stages.tasks.chat.conversation import Conversation, possible_events
         from stages.tasks.chat.data import DATA_LOADERS
 
         if path.suffix != ".jsonl":
@@ -86,7 +88,10 @@ class QuestionsInit(Init):
         parts = [f"{len(questions):,} questions in {block.get('question', 'question')!r}"]
         parts += ["each with a context"] if contexts else []
         parts += [f"{len(skipped)} that cannot be used ({skipped[0]['reason']})"] if skipped else []
-        return _Questions(", ".join(parts), block, path, "jsonl", items=len(questions), contexts=contexts)
+        events = possible_events([one.conversation or Conversation() for one in questions])
+        return _Questions(
+            ", ".join(parts), block, path, "jsonl", items=len(questions), contexts=contexts, events=events
+        )
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: changes of the context only if all questions have one."""
@@ -94,8 +99,11 @@ class QuestionsInit(Init):
 
         if "endpoint" not in seen.model.block and seen.ask.said("model-name") is not None:
             raise UsageError(f"--model-name is for a model behind a URL; found {seen.model.said}")
-        concepts = {**_QUESTION, **(_CONTEXT if _Questions.of(seen.data).contexts else {})}
-        return Proposal(concepts, {name: catalogue_of(None)[name].doc for name in concepts}, batch_size=32)
+        data = _Questions.of(seen.data)
+        concepts = {**(data.events or _QUESTION), **(_CONTEXT if data.contexts else {})}
+        prepare = {"prompt": "{question}"} if data.events and not data.contexts else {}
+        notes = {name: catalogue_of(None)[name].doc for name in concepts}
+        return Proposal(concepts, notes, prepare=prepare, batch_size=32)
 
     def served(self, block: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
         """See Init: a chat completions API, which is asked a question at once."""
@@ -179,7 +187,7 @@ def _fields(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
     # Passages rather than their ids.
     if named["context"] and not any(len(str(row.get(named["context"]) or "").split()) > 1 for row in rows):
         named["context"] = None
-    if named["question"] is None or ask.said("question") is not None:
+    if (named["question"] is None and "turns" not in found) or ask.said("question") is not None:
         asked = f"Which field holds the questions ({', '.join(found)})"
         named["question"] = ask.text("question", asked, None, one_of("question", found, "field"))
     return {key: name for key, name in named.items() if name not in (None, key)}
@@ -196,4 +204,4 @@ def _are_questions(data: object) -> bool:
         row = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and "question" in row
+    return isinstance(row, dict) and not row.keys().isdisjoint(("question", "turns"))

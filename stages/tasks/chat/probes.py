@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,11 +24,13 @@ from stages.tasks.attributes import META, ranges_of
 from stages.tasks.chat.concepts import TEXTS, Asking, catalogue_of, check_concepts
 from stages.tasks.chat.config import ChatDiscrepancy, ChatPrepare, ChatRepair
 from stages.tasks.chat.configuration import CONFIGURATION, Configuration, read_configuration
-from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items
+from stages.tasks.chat.conversation import CALLS, Given, Script, as_text
+from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items, questions_of
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.contract import SPLITS, Exhibit, Items, TaskContext
-from stages.tasks.judging.verdicts import JUDGE, Judge, Parts
+from stages.tasks.chat.playing import Player, answer_in, calls_in
+from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
+from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
 from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
 from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
 from stages.tasks.language.generate import Chats, Turn
@@ -88,8 +91,13 @@ class ChatProbes(JudgedTexts):
         config = ChatPrepare.model_validate(dict(context.config))
         self.configuration = configuration or Configuration(base=model.hash, prompt=config.prompt)
         self.concepts = span(context.concepts, catalogue_of(config))
-        self.questions = _questions(items)
+        self.questions = questions_of(items)
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
+        # A question with other right answers in some cells is also there with these, under names that no item has.
+        for one in self.questions[:]:
+            for name, version in one.versions().items():
+                self._rows[_id_of(one.id, name)] = len(self.questions)
+                self.questions.append(version)
         if problem := self.too_long():
             raise UsageError(problem)
         answers = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
@@ -101,7 +109,7 @@ class ChatProbes(JudgedTexts):
             return ""
         for item in self.questions:
             given = self.configuration.applied(self._asking.longest(item))
-            most = self.model.tokens(given) + _LARGEST * len(item.question.encode())
+            most = self.model.tokens(Turn(given.system, given.said)) + _LARGEST * len(item.question.encode())
             if most > room:
                 return (
                     f"concepts: the question {item.id} may take {most} tokens with its answer, and the model has room"
@@ -128,20 +136,22 @@ class ChatProbes(JudgedTexts):
             return None
 
         data: QuestionSource = cls.source(context, "data")
-        questions = _questions(choose_items(data.load(context.inputs)[0], config.items, context.seed))
+        questions = questions_of(choose_items(data.load(context.inputs)[0], config.items, context.seed))
         rng = np.random.default_rng(0)
         space = span(context.concepts, catalogue_of(config))
         asking = Asking(space, context.seed, config, questions)
         drawn = [questions[k] for k in rng.integers(len(questions), size=GUESSED)]
         turns = [asking(one, cell, 0) for one, cell in zip(drawn, space.sample(GUESSED, rng), strict=True)]
-        prompt = float(np.mean([len(turn.system) + len(turn.said) for turn in turns])) / CHARACTERS
+        prompt = float(np.mean([len(as_text(turn)) for turn in turns])) / CHARACTERS
+        talks = [one.conversation for one in questions if one.conversation]
+        each = max((len(one.before) + 1 + (CALLS if one.tools else 0) for one in talks), default=1)
         # Every unchanged item, and the questions that identify the model: asked, kept and checked.
-        preparing = sum(config.items.model_dump().values()) + 3 * len(KNOWN)
+        preparing = each * sum(config.items.model_dump().values()) + 3 * len(KNOWN)
         expected = expected_requests(
             source, context.audit, preparing, lambda: (prompt, config.generation.max_new_tokens)
         )
         # Requests of prepare are of unchanged questions, which are shorter than most of the grid.
-        return replace(expected, prompt=max(expected.prompt, prompt))
+        return replace(expected, prompt=max(expected.prompt, prompt), by_probe=each)
 
     # Preparation
 
@@ -159,7 +169,9 @@ class ChatProbes(JudgedTexts):
         source: ChatSource = cls.source(context, "model")
         questions, skipped = data.load(context.inputs)
         items = choose_items(questions, config.items, context.seed)
-        Items(items)  # fails now, not after all questions, if they are not valid items
+        # These fail now, not after all questions, if the items are not valid, or do not fit the concepts.
+        Items(items)
+        Asking(span(context.concepts, catalogue_of(config)), context.seed, config, questions_of(items))
         embedder = cls._embedder(context)
         generation = generation_of(config.system, **config.generation.model_dump())
         blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
@@ -201,7 +213,16 @@ class ChatProbes(JudgedTexts):
 
     # Probing
 
-    def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Turn]:
+    def _versions(self, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        """Return n items with what is right in their cells, by their names in `rows`."""
+        asked = [self.questions[row] for row in self.rows(item_ids)]
+        return [_id_of(one.id, self._asking.version(one, cell)) for one, cell in zip(asked, cells, strict=True)]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See JudgedTexts; of a conversation, outputs are what the model and the tools said."""
+        return super().probe(self._versions(item_ids, cells), cells, repeats)
+
+    def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Given]:
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), repeats.tolist(), strict=True)
         return [self.configuration.applied(self._asking(self.questions[row], cell, n)) for row, cell, n in probes]
@@ -211,17 +232,24 @@ class ChatProbes(JudgedTexts):
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), strict=True)
         return [self._asking.in_tone(self.questions[row], cell) for row, cell in probes]
 
-    def query(self, inputs: Sequence[Turn]) -> list[str]:
-        return self.model.answer(inputs)
+    def query(self, inputs: Sequence[Given]) -> list[str]:
+        turns = [one for one in inputs if isinstance(one, Turn)]
+        if len(turns) == len(inputs):
+            return self.model.answer(turns)
+        return self._player.play([Script(*one) for one in inputs])
 
-    def unchanged(self, rows: Sequence[int]) -> list[Turn]:
+    @cached_property
+    def _player(self) -> Player:
+        return Player(self.model)
+
+    def unchanged(self, rows: Sequence[int]) -> list[Given]:
         """Return what the model under test is given of n unchanged questions."""
         return [self._asking.unchanged(self.questions[row]) for row in rows]
 
     def clean(self, rows: Sequence[int]) -> list[str]:
         return self.answers(self.unchanged(rows))
 
-    def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: Turn) -> bool:
+    def is_valid(self, row: int, cell: np.ndarray, repeat: int, given: Given) -> bool:
         """See JudgedTexts: only the words of the question count, not what the prompt adds."""
         item = self.questions[row]
         words = self._asking.question(item, cell, repeat)
@@ -229,7 +257,7 @@ class ChatProbes(JudgedTexts):
 
     def measured(self, row: int, output: str) -> float:
         """See JudgedTexts: from the nearest expected answer, from 0 to 1."""
-        item = self.questions[row]
+        item, output = self.questions[row], self._judged(row, output)
         if item.pattern:
             return float(not matches(item.pattern, output))
         if self.settings.measure == JUDGE:
@@ -237,6 +265,16 @@ class ChatProbes(JudgedTexts):
         if self.settings.measure == "embedding":
             return min(float(np.clip(1 - self.embedder.cosine(output, answer), 0, 1)) for answer in item.answers)
         return min(MEASURES[self.settings.measure](output, answer) for answer in item.answers)
+
+    def _judged(self, row: int, output: str) -> str:
+        return answer_in(output) if self.questions[row].conversation else output
+
+    def _trials(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, dict[int, AnswerToJudge]]:
+        found, trials = super()._trials(rows, outputs)
+        for n, trial in trials.items():
+            answer, baseline = (self._judged(rows[n], text) for text in (trial.answer, trial.baseline))
+            trials[n] = trial._replace(answer=answer, baseline=baseline)
+        return found, trials
 
     def is_plain(self, row: int, output: str) -> bool:
         """See JudgedTexts: a pattern decides alone."""
@@ -262,12 +300,13 @@ class ChatProbes(JudgedTexts):
         """See Task: what is asked for, the lengths of question and context, and the data's own fields."""
         items = self.items.table
         about = items[[name for name in items if name.startswith(META)]]
-        found = [_ASKS.search(one.question) for one in self.questions]
+        questions = self.questions[: len(items)]
+        found = [_ASKS.search(one.question) for one in questions]
         lengths = {
             name: pd.Series(ranges_of([len(text.split()) for text in texts], "words"), items.index)
             for name, texts in (
-                ("question length", [one.question for one in self.questions]),
-                ("length of its context", [one.context for one in self.questions]),
+                ("question length", [one.question for one in questions]),
+                ("length of its context", [one.context for one in questions]),
             )
         }
         asks = [" ".join(match[0].lower().split()) if match else "other" for match in found]
@@ -275,7 +314,8 @@ class ChatProbes(JudgedTexts):
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the model's input before and after the change, with both answers."""
-        answer, turns, rows = self.probe(item_ids, cells), self.changed(item_ids, cells), self.rows(item_ids)
+        answer, turns = self.probe(item_ids, cells), self.changed(item_ids, cells)
+        rows = self.rows(self._versions(item_ids, cells))
         assert answer.valid is not None
         shown = []
         for n, (row, first, verdict) in enumerate(
@@ -288,8 +328,8 @@ class ChatProbes(JudgedTexts):
             if not answer.valid[n] and (verdict is None or verdict.acceptable is not None):
                 caption = "the change left too little of the question, so it is not held against the model"
             answers = {"answer to the original": first, "answer to the changed text": answer.outputs[n]}
-            original = _shown(self._asking.unchanged(item))
-            shown.append(Exhibit(caption, text=_shown(turns[n]), original=original, answers=answers))
+            original = as_text(self._asking.unchanged(item))
+            shown.append(Exhibit(caption, text=as_text(turns[n]), original=original, answers=answers))
         return shown
 
     def notes(self) -> Sequence[str]:
@@ -298,17 +338,12 @@ class ChatProbes(JudgedTexts):
         told = [f"{wrong.sum()} of {len(wrong)} unchanged questions are answered wrongly; the search finds these, too."]
         if self.settings.measure == "contains":
             told.append("An answer that holds the expected words counts as right, whatever else it says.")
+        talks = [one.conversation for one in self.questions[: len(self.items.table)]]
+        tools = [row for row, one in enumerate(talks) if one and one.tools]
+        if tools and (silent := sum(not calls_in(text) for text in self.clean(tools))):
+            told.append(f"In {silent} of {len(tools)} unchanged conversations with tools the model calls none.")
         return [*told, *self._about_judge]
 
 
-def _questions(items: pd.DataFrame) -> list[Question]:
-    """The questions of a table of items."""
-    return [
-        Question(row.id, row.question, row.context, tuple(row.answers), row.pattern, row.group)
-        for row in items.itertuples()
-    ]
-
-
-def _shown(turn: Turn) -> str:
-    """Format a question for people."""
-    return f"[{turn.system}]\n\n{turn.said}" if turn.system else turn.said
+def _id_of(item: str, version: str) -> str:
+    return f"{item}\0{version}" if version else item

@@ -149,10 +149,11 @@ class PromptTrial:
         """
         items = task.items.ids("repair")
         most = min(settings.examples, int(AS_EXAMPLES * len(items)))
-        shown = [*_rated(task, plan), *_answered(task, plan, items, most)]
+        talks = any(one.conversation for one in task.questions)  # which fit into no example
+        shown = [] if talks else [*_rated(task, plan), *_answered(task, plan, items, most)]
         left = [item for item in items if item not in {example.example for example in shown}]
         own = instructions(CONTEXT in task.configuration.prompt, settings.instructions)
-        undone = settings.normalise if _finds_questions(task, items) else ()
+        undone = settings.normalise if not talks and _finds_questions(task, items) else ()
         pool: dict[Piece, None] = dict.fromkeys([*own, *shown, *(Normalisation(normalise=name) for name in undone)])
         fits = [piece for piece in pool if not _with(task, task.configuration.plus(piece)).too_long()]
         for piece in pool:

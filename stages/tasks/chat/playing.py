@@ -1,0 +1,179 @@
+"""Plays conversations with a model: its own replies become part of the history, and scripted tools answer its calls.
+
+A reply is a text. It calls a tool by `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`, as Qwen, Hermes and
+SmolLM write it; calls that a server returns apart are written so, too, and sent back apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from stages.core.errors import UsageError
+from stages.tasks.chat.conversation import CALLS, Script
+from stages.tasks.language.chats import ServedChat
+from stages.tasks.language.generate import Chats, LanguageModel
+from stages.tasks.openai_chat import ChatEndpoint
+
+if TYPE_CHECKING:
+    import httpx
+
+MARK = "<tool_call>"
+_CALL = re.compile(rf"{MARK}\s*(\{{.*?\}})\s*</tool_call>", re.DOTALL)
+_ANSWER = "\n[answer] "
+
+
+class Asked(NamedTuple):
+    """What the model replies to: messages, each a role and a text, and the tools it may call, each as JSON."""
+
+    history: tuple[tuple[str, str], ...]
+    tools: tuple[str, ...]
+
+
+class Player:
+    """Plays with one model, and asks nothing twice."""
+
+    def __init__(self, model: Chats) -> None:
+        self._replies = _Served(model).replies if isinstance(model, ServedChat) else _Local(model).replies
+        self._known: dict[Asked, str] = {}
+
+    def play(self, scripts: Sequence[Script]) -> list[str]:
+        """Play n conversations and return what the model and the tools said in each, see `answer_in`.
+
+        Raises:
+            UsageError: if there are tools and the model cannot call any.
+        """
+        games, told = [_game(script) for script in scripts], [""] * len(scripts)
+        waiting = {n: next(game) for n, game in enumerate(games)}
+        while waiting:
+            if new := [asked for asked in dict.fromkeys(waiting.values()) if asked not in self._known]:
+                self._known.update(zip(new, self._replies(new), strict=True))
+            for n, asked in list(waiting.items()):
+                try:
+                    waiting[n] = games[n].send(self._known[asked])
+                except StopIteration as ended:
+                    told[n] = ended.value
+                    del waiting[n]
+        return told
+
+
+def _game(script: Script) -> Generator[Asked, str, str]:
+    """Yield what the model has to reply to, is sent its replies, and returns the transcript."""
+    specs, tools = tuple(tool.spec for tool in script.tools), {tool.name: tool.answers for tool in script.tools}
+    history, lines, calls = [("system", script.system)] if script.system else [], list[str](), Counter[str]()
+    for number, said in enumerate((*script.before, script.said), start=1):
+        message, found = ("user", said), ["..."]
+        history.append(message)
+        while found:
+            reply = yield Asked(tuple(history), specs)
+            found = [call["name"] for call in calls_in(reply)] if specs and calls.total() < CALLS else []
+            history.append(("assistant", reply))
+            lines.append(f"[turn {number}] {reply}")
+            for name in found:
+                answers = tools.get(name, (f"Error: there is no tool {name}.",))
+                history.append(("tool", answers[min(calls[name], len(answers) - 1)]))
+                calls[name] += 1
+                lines.append(f"[{name}] {history[-1][1]}")
+    *earlier, _ = lines
+    return "\n".join(earlier) + (_ANSWER if earlier else "") + reply.replace(_ANSWER, " ")
+
+
+def answer_in(transcript: str) -> str:
+    """Return the model's reply to the last turn, which is judged."""
+    return transcript.rpartition(_ANSWER)[2]
+
+
+def calls_in(reply: str) -> list[dict[str, Any]]:
+    """Return the calls of tools in a reply; what is not valid is mere text."""
+    found = []
+    for text in _CALL.findall(reply):
+        try:
+            call = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(call.get("name"), str):
+            found.append(call)
+    return found
+
+
+class _Local:
+    """A model whose weights are here."""
+
+    def __init__(self, model: Chats) -> None:
+        assert isinstance(model, LanguageModel)
+        self._model = model
+        if not (model.form.generation.chat and model.tokenizer.chat_template):
+            raise UsageError("prepare.generation.chat: conversations and tools need the model's chat template")
+
+    def replies(self, asked: Sequence[Asked]) -> list[str]:
+        given = [self._model.encode(self._prompt(one)) for one in asked]
+        room, most = self._model.room, max(map(len, given)) + self._model.form.generation.max_new_tokens
+        if room is not None and most > room:
+            raise UsageError(f"prepare.model: a conversation takes {most} tokens, and the model has room for {room}")
+        return self._model.complete(given)
+
+    def _prompt(self, asked: Asked) -> str:
+        from jinja2 import TemplateError
+
+        tokenizer, tools = self._model.tokenizer, [json.loads(tool) for tool in asked.tools]
+        messages = [{"role": role, "content": text} for role, text in asked.history]
+        options = {"add_generation_prompt": True, "enable_thinking": False}
+        if tools and MARK not in tokenizer.get_chat_template(tools=tools):
+            raise UsageError(f"prepare.model: the data have tools, but the model's chat template has no {MARK}")
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **options)
+        except TemplateError as error:
+            raise UsageError(
+                f"prepare.model: its chat template refuses a conversation: {error}; if it knows no system message, set"
+                ' system: ""'
+            ) from None
+        return text
+
+
+class _Served:
+    """A model behind chat completions."""
+
+    def __init__(self, model: ServedChat) -> None:
+        self._model = model
+        self._endpoint = _ToolEndpoint(model.endpoint.config, model.endpoint.account)
+
+    def replies(self, asked: Sequence[Asked]) -> list[str]:
+        answers = self._endpoint.answers(list(map(self._request, asked)))
+        return [self._endpoint.text_of(answer, self._model.form.revision) for answer in answers]
+
+    def _request(self, asked: Asked) -> dict[str, Any]:
+        messages, waiting = list[dict[str, Any]](), list[dict[str, Any]]()  # calls without an answer
+        for number, (role, text) in enumerate(asked.history):
+            messages.append({"role": role, "content": text})
+            if role == "tool":
+                messages[-1]["tool_call_id"] = waiting.pop(0)["id"]
+            elif asked.history[number + 1 : number + 2] and asked.history[number + 1][0] == "tool":
+                waiting = [_sent(f"call_{number}_{k}", **call) for k, call in enumerate(calls_in(text))]
+                messages[-1] |= {"content": _CALL.sub("", text).strip(), "tool_calls": list(waiting)}
+        body = self._endpoint.request("", "", self._model.form.generation.max_new_tokens) | {"messages": messages}
+        return body | ({"tools": [json.loads(tool) for tool in asked.tools]} if asked.tools else {})
+
+
+def _sent(call: str, name: str, arguments: Any = "{}", **_: Any) -> dict[str, Any]:
+    given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": call, "type": "function", "function": {"name": name, "arguments": given}}
+
+
+class _ToolEndpoint(ChatEndpoint):
+    """An endpoint whose answers hold the calls of tools in their texts."""
+
+    def _read(self, content: bytes, n: int) -> list[dict[str, Any]]:
+        [answer] = super()._read(content, n)
+        for choice in json.loads(content)["choices"][:1]:
+            for call in choice["message"].get("tool_calls") or ():
+                told = {name: call["function"].get(name) for name in ("name", "arguments")}
+                answer["text"] = f"{answer['text']}\n{MARK}{json.dumps(told)}</tool_call>".strip()
+        return [answer]
+
+    def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
+        if b"tool" in content.lower():
+            raise UsageError(f"{self.name} cannot call tools, which the data have: {self._said(status, content)}")
+        super()._refused(status, headers, content)
