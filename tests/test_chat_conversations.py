@@ -272,6 +272,7 @@ def test_init_proposes_what_may_happen_in_all_conversations():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"turns": []}, "no text in the field 'question'"),
         ({"turns": ["On which day is the meeting?"]}, "expected turns, two texts or more, or a question"),
         ({"turns": ["Hello.", " "]}, "expected turns, two texts or more"),
         ({"question": "When?"}, "expected turns, two texts or more, or a question"),
@@ -288,6 +289,12 @@ def test_init_proposes_what_may_happen_in_all_conversations():
 def test_a_line_that_cannot_be_played_says_why(changes, said):
     with pytest.raises(ValueError, match=said):
         JsonQuestions(jsonl="none")._question("1", {**meetings()[0], **changes}, {})
+
+
+def test_a_mere_question_may_have_fields_of_these_names():
+    row = {"question": "Why?", "answers": ["So"], "turns": 3, "fact": "some", "change": "none"}
+    found = JsonQuestions(jsonl="none")._question("1", row, {})
+    assert found.conversation is None and found.details == {"turns": 3, "fact": "some", "change": "none"}
 
 
 @pytest.mark.parametrize(
@@ -317,6 +324,10 @@ def test_a_model_that_cannot_call_tools_is_named(inputs, tmp_path):
     def answer(request):
         return refuses if "tools" in request else completion("Hello.")
 
+    odd = completion("", tool_calls=[{"name": "rooms"}])
+    answers = lambda request: odd if "tools" in request else completion("Hello.")  # noqa: E731
+    with served(answers, whole=True) as model, pytest.raises(UsageError, match="expected a chat completion"):
+        loaded(context(inputs, model), tmp_path / "odd")
     with served(answer, whole=True) as model, pytest.raises(UsageError, match=r"cannot call tools.*requires --jinja"):
         loaded(context(inputs, model), tmp_path / "other")
     own = context(inputs, injections={"slow": "Be slow."})

@@ -173,8 +173,8 @@ class Conversation(Strict):
 FIELDS = tuple(name for name in Conversation.model_fields if name != "before")
 
 
-def read_conversation(row: Mapping[str, Any], before: Sequence[str], right: Right) -> Conversation | None:
-    """Return the conversation of a row of the data; None if it is a mere question.
+def read_conversation(row: Mapping[str, Any], before: Sequence[str], right: Right) -> Conversation:
+    """Return the conversation of a row of the data.
 
     Args:
         row: the row.
@@ -185,8 +185,6 @@ def read_conversation(row: Mapping[str, Any], before: Sequence[str], right: Righ
         ValueError: when it cannot be used, or what is right would not be certain.
     """
     given = {name: row[name] for name in FIELDS if row.get(name)}
-    if not (before or given):
-        return None
     try:
         found = Conversation.model_validate_json(json.dumps({**given, "before": before}))
     except ValidationError as error:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
-from stages.tasks.chat.conversation import CHANGED, FIELDS, WITHOUT_TOOLS, Conversation, Right, read_conversation
+from stages.tasks.chat.conversation import FIELDS, VERSIONS, Conversation, Right, read_conversation
 from stages.tasks.chat.measures import compared_words, pattern_error
 from stages.tasks.contract import SPLITS
 from stages.tasks.language.articles import DATA_LOADERS as ARTICLE_LOADERS
@@ -59,7 +59,7 @@ class Question:
 
     def versions(self) -> dict[str, Question]:
         """Return the question with other right answers, by the field of the conversation that says them."""
-        found = {name: getattr(self.conversation, name, None) for name in (CHANGED, WITHOUT_TOOLS)}
+        found = {name: getattr(self.conversation, name, None) for name in VERSIONS}
         return {
             name: replace(self, answers=right.answers, pattern=right.pattern) for name, right in found.items() if right
         }
@@ -117,8 +117,8 @@ class QuestionSource(Source):
         if not isinstance(row, dict):
             raise ValueError(row if isinstance(row, str) else f"found {type(row).__name__}, expected an object")
         question, context = (row.get(name) or "" for name in (self.question, self.context))
-        before = list[str]()
-        if (turns := row.get(TURNS)) is not None:
+        before, talks = list[str](), any(isinstance(row.get(name), list) for name in (TURNS, "tools"))
+        if talks and (turns := row.get(TURNS)):
             if question or not isinstance(turns, list) or len(turns) < 2 or not all(map(_is_text, turns)):
                 raise ValueError(f"expected {TURNS}, two texts or more, or a {self.question}")
             *before, question = turns
@@ -130,10 +130,11 @@ class QuestionSource(Source):
         if article is not None and str(article) not in articles:
             raise ValueError(f"there is no article {str(article)!r}")
         right = _right(row, self.answers, self.pattern)
-        others = {name: row[name] for name in (CHANGED, WITHOUT_TOOLS) if isinstance(row.get(name), dict)}
+        others = {name: row[name] for name in VERSIONS if isinstance(row.get(name), dict)}
         others = {name: {**one, **_right(one, "answers", "pattern").model_dump()} for name, one in others.items()}
-        conversation = read_conversation({**row, **others}, before, right)
-        name, own = str(row.get("id", where)), {"id", "article", self.question, self.context, self.answers, *FIELDS}
+        conversation = read_conversation({**row, **others}, before, right) if talks else None
+        name, own = str(row.get("id", where)), {"id", "article", self.question, self.context, self.answers}
+        own |= set(FIELDS) if talks else set()
         context = articles[str(article)] if article is not None else context.strip()
         group = str(article) if article is not None else ""
         more = details(row, own | {self.pattern})

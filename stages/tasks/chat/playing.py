@@ -61,18 +61,18 @@ class Player:
 
 
 def _game(script: Script) -> Generator[Asked, str, str]:
-    """Yield what the model has to reply to, is sent its replies, and returns the transcript."""
+    """Yield what the model has to reply to, receive its replies, and return the transcript."""
     specs, tools = tuple(tool.spec for tool in script.tools), {tool.name: tool.answers for tool in script.tools}
     history, lines, calls = [("system", script.system)] if script.system else [], list[str](), Counter[str]()
     for number, said in enumerate((*script.before, script.said), start=1):
-        message, found = ("user", said), ["..."]
-        history.append(message)
-        while found:
+        history.append(("user", said))
+        called = True
+        while called:
             reply = yield Asked(tuple(history), specs)
-            found = [call["name"] for call in calls_in(reply)] if specs and calls.total() < CALLS else []
+            called = bool(specs) and calls.total() < CALLS and bool(calls_in(reply))
             history.append(("assistant", reply))
             lines.append(f"[turn {number}] {reply}")
-            for name in found:
+            for name in (call["name"] for call in calls_in(reply) if called):
                 answers = tools.get(name, (f"Error: there is no tool {name}.",))
                 history.append(("tool", answers[min(calls[name], len(answers) - 1)]))
                 calls[name] += 1
@@ -167,11 +167,15 @@ class _ToolEndpoint(ChatEndpoint):
 
     def _read(self, content: bytes, n: int) -> list[dict[str, Any]]:
         [answer] = super()._read(content, n)
-        for choice in json.loads(content)["choices"][:1]:
-            for call in choice["message"].get("tool_calls") or ():
-                told = {name: call["function"].get(name) for name in ("name", "arguments")}
-                answer["text"] = f"{answer['text']}\n{MARK}{json.dumps(told)}</tool_call>".strip()
-        return [answer]
+        try:
+            calls = [
+                call for one in json.loads(content)["choices"][:1] for call in one["message"].get("tool_calls") or ()
+            ]
+            told = [{name: call["function"][name] for name in ("name", "arguments")} for call in calls]
+        except (LookupError, TypeError):
+            self._wrong(self.quoted(content))
+        marked = [f"{MARK}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in told]
+        return [answer | {"text": "\n".join(filter(None, [answer["text"], *marked]))}]
 
     def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
         if b"tool" in content.lower():
