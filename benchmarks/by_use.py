@@ -23,9 +23,9 @@ from benchmarks.study.landscapes import normal_noise
 from benchmarks.study.measure import Clock
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.environment import torch_threads
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
-from stages.landscape.again import found_again
+from stages.landscape.confirm import found_again
 from stages.landscape.estimate import estimate_landscape
 from stages.params import DiscoverConfig
 from stages.params.usage import UsageConfig, in_use

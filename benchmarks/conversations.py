@@ -28,8 +28,8 @@ import pandas as pd
 
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.params.usage import UsageConfig, in_use
 from stages.tasks.chat import Chat
 from stages.tasks.contract import Compute, TaskContext

@@ -18,8 +18,8 @@ import torch
 from scipy import stats
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.landscape.estimate import estimate_landscape
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"

@@ -15,9 +15,17 @@ import torch
 from benchmarks.study.landscapes import Enumerated
 from stages.explorers.prober import Prober
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.moves import Moves
 from stages.microscopic.settings import WalkerSettings
-from stages.microscopic.walks import NEVER, WalkState, reduce_strongest, search_layers, try_alone, walk_back, widths
+from stages.microscopic.walks import (
+    NEVER,
+    Moves,
+    WalkState,
+    reduce_strongest,
+    search_layers,
+    try_alone,
+    walk_back,
+    widths,
+)
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)

@@ -16,12 +16,12 @@ import pandas as pd
 from benchmarks.modes_of_items import searched
 from benchmarks.study.run import make_landscape
 from stages.concepts import Region
-from stages.landscape.again import found_again
+from stages.landscape.confirm import found_again
 from stages.landscape.estimate import estimate_landscape
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
-from stages.tasks.kinds import KIND, Kinds
+from stages.tasks.attributes import KIND, Kinds
 
 SEEDS = range(10, 24)
 BUDGET = 2000

@@ -14,8 +14,8 @@ import pandas as pd
 
 from benchmarks.study.landscapes import KnownLandscape, normal_noise
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import CellRates, estimate_landscape

@@ -24,8 +24,8 @@ from flows.server import served_api, talking_to
 
 # Parts of a command line that identify a process, in this order; None for what is left out.
 _NAMES = {
-    **{" dvc ": None, "stages.": None, "flows.engine": "run", "flows.worker": "run"},
-    **dict.fromkeys(("flows.aside", "flows.results.abilities"), "for seconds"),
+    **{" dvc ": None, "stages.": None, "flows.start.engine": "run", "flows.worker": "run"},
+    **dict.fromkeys(("flows.processes", "flows.results.abilities"), "for seconds"),
 }
 
 

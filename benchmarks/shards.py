@@ -19,9 +19,8 @@ import torch
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Truth, landscape_quality, search_quality
-from stages.explorers.merge import ShareResult, merge_shares
 from stages.explorers.model_based import choose_explorer
-from stages.explorers.shards import divide, search_share
+from stages.explorers.shards import ShareResult, divide, merge_shares, search_share
 from stages.params import DiscoverConfig
 
 TRUTHS = Path(__file__).parent / "study" / "truths"

@@ -205,7 +205,7 @@ def audit(
     """
     from pydantic import ValidationError
 
-    from stages.explorers.registry import make_explorer
+    from stages.explorers.contract import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
     from stages.params.usage import in_use, usage_error
     from stages.tasks.functions.answers import (

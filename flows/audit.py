@@ -20,19 +20,28 @@ from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from flows.aside import aside
-from flows.engine import foreign_parameters
 from flows.graph import Graph, Stage
 from flows.graph.intact import check_recorded
 from flows.people.approval import settle
 from flows.people.waiting import deployed_run, waiting_elsewhere
 from flows.places.runners import Job, Runner, chosen_runner, job, open_runner
-from flows.processes import stopping, stopping_on_signals
+from flows.processes import aside, stopping, stopping_on_signals
 from flows.recur.runs import superseded
 from flows.request import GATED, how_to_decide, open_request, waits_for_person
 from flows.run_stage import StageResult, level_of
-from flows.views.endings import Ending, how_it_ended
-from flows.views.labels import current_run_name, done, last_state, publish, refused, shown_before, tag_run, up_to_date
+from flows.start.engine import foreign_parameters
+from flows.views.labels import (
+    Ending,
+    current_run_name,
+    done,
+    how_it_ended,
+    last_state,
+    publish,
+    refused,
+    shown_before,
+    tag_run,
+    up_to_date,
+)
 from flows.workspace import exclusive
 from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
@@ -40,7 +49,7 @@ from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
 
 if TYPE_CHECKING:
-    from flows.views.endings import Conclusion
+    from flows.views.labels import Conclusion
 
 # Lines that stages print, for any handler that shows them; each record has the stage's name as `stage`.
 STAGE_LOG = logging.getLogger("faded.stages")
@@ -149,7 +158,7 @@ def _mend(stage: str) -> list[str]:
 
 
 def _aside(function: str, *given: object) -> Any:
-    """Call a function; in a deployed run in a process of its own, as runs wait for hours (`flows.aside`)."""
+    """Call a function; in a deployed run in a process of its own, as runs wait for hours (`flows.processes`)."""
     return aside(function, *given) if deployed_run() is not None else resolve_name(function)(*given)
 
 

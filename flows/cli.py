@@ -15,9 +15,8 @@ import flows.commands.audits
 import flows.commands.decide
 import flows.commands.evidence
 import flows.commands.init
-import flows.commands.ratings
-import flows.commands.recur
-import flows.commands.reviewers  # noqa: F401
+import flows.commands.people
+import flows.commands.recur  # noqa: F401
 from flows.commands import app, console, errors
 from flows.terminal import print_plain
 from stages.core.errors import Exit, FadedError, Terminated, machine_failure, stop_code

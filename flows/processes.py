@@ -1,9 +1,16 @@
-"""Child processes of the flow, each in its own process group, so that none outlives a killed or interrupted run."""
+"""Child processes of the flow, each in its own process group, so that none outlives a killed or interrupted run.
+
+A function can be called in a process of its own: the libraries it imports end with it, and so does the data it reads.
+The process of a deployed run stays small in this way while it waits for its stages, and so does `faded serve`, which
+shows pages for weeks. What is pickled goes through pipes between this process and the one it starts; nobody else can
+write to them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,12 +18,14 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from pkgutil import resolve_name
+from typing import IO, Any, NamedTuple
 
 import psutil
 
+from flows.workspace import stage_environment
 from stages.core.environment import WORK
-from stages.core.errors import Terminated
+from stages.core.errors import FadedError, InfrastructureError, Terminated
 from stages.core.files import read_state, write_state
 
 RECORDS = WORK / "run"
@@ -60,7 +69,7 @@ def child(
     """
     token = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "flows.child", str(os.getpid()), *command],
+        [sys.executable, "-P", "-m", "flows.start.child", str(os.getpid()), *command],
         env={**env, TOKEN: token},
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -167,3 +176,48 @@ def _end_group(group: int, token: str) -> bool:
                 members.append(process)
     psutil.wait_procs(members, timeout=10)
     return bool(members)
+
+
+def aside(function: str, *given: object) -> Any:
+    """Call a function in another process, which dies with this one.
+
+    Args:
+        function: its name, "module:function", as importing the module would take the memory.
+        given: its arguments; as its result, they are pickled.
+
+    Raises:
+        FadedError: as the function does.
+        InfrastructureError: if it raises anything else, or the process is killed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.start.child", str(os.getpid()), "flows.processes"],
+        input=pickle.dumps((function, given)),
+        env=stage_environment(),
+        capture_output=True,
+        check=False,
+    )
+    told = done.stderr.decode(errors="replace")
+    if done.returncode:
+        raise InfrastructureError(f"{function} broke (exit code {done.returncode}):\n{told.strip()[-2000:]}")
+    sys.stderr.write(told)
+    result = pickle.loads(done.stdout)
+    if isinstance(result, FadedError):
+        raise result
+    return result
+
+
+def main() -> None:
+    """Call the function that stdin names, and write its result to stdout."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever the function prints is not its result
+    function, given = pickle.load(sys.stdin.buffer)
+    try:
+        result = resolve_name(function)(*given)
+    except FadedError as error:
+        result = error
+    with answer:
+        pickle.dump(result, answer)
+
+
+if __name__ == "__main__":
+    main()

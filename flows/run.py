@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.facts import TEXT_ONLY
 from flows.graph import Graph, Stage, read_graph
 from flows.graph.heal import heal
 from flows.graph.intact import mend, stages_of
@@ -24,9 +23,9 @@ from flows.places.runners import check_stages, chosen_runner
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import LastVerdict, read_verdict
 from flows.results.estimate import estimate_cost, few_items
-from flows.terminal import print_plain
+from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
-from flows.views.endings import finished, keep_evidence
+from flows.views.labels import finished, keep_evidence
 from flows.workspace import exclusive
 from stages.check import check_api_keys
 from stages.core.errors import Exit, FadedError, InfrastructureError

@@ -23,8 +23,7 @@ import psutil
 from rich.console import Console
 
 from flows.processes import child, end_leftovers
-from flows.recur.deploy import apply
-from flows.recur.overview import troubles
+from flows.recur.deploy import apply, troubles
 from flows.recur.runs import STOPPED, crash_silent, in_state, name_runs, of_pool, resume_interrupted, worker_name
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, prefect_link, responds, served_api, ui_url

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.engine import ALLOWED
 from flows.recur.schedule import FILE, Launch, read_launches
+from flows.start.engine import ALLOWED
 from flows.workspace import enter_workspace
 from stages.core.errors import FadedError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse
 
-_COMMAND = "python -P -m flows.engine"  # default if prefect.yaml has none
+_COMMAND = "python -P -m flows.start.engine"  # default if prefect.yaml has none
 
 
 # What a flow run executes, and its own environment variables; None removes one.

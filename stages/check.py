@@ -11,7 +11,7 @@ from functools import partial
 import psutil
 
 from stages.core.errors import UsageError
-from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.explorers.contract import EXPLORERS, make_explorer
 from stages.microscopic.settings import agent_settings
 from stages.params import DATA, AuditConfig, Params, errors_in
 from stages.params.network import is_served
@@ -20,7 +20,7 @@ from stages.tasks.base import Task
 from stages.tasks.contract import TaskContext
 from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.load import task_class, task_context
-from stages.tasks.source import collect
+from stages.tasks.sources import collect
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".gguf")
 

@@ -44,7 +44,6 @@ PASSED_OVER = {
     "stages.core.plugins": "finds code of others, which is named by itself",
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
-    "stages.params.yaml_file": "refuses what is wrong there",
     "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
     "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
     **{
@@ -156,7 +155,7 @@ def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
         "stages.tasks.load:task_class": (plugins.TASKS, [audit.task, *applied_by]),
         "stages.tasks.load:own_function": (plugins.TASKS, [name for name in (model_function(audit),) if name]),
         "stages.concepts.catalogue:with_plugins": (plugins.CONCEPTS, list(audit.concepts)),
-        "stages.explorers.registry:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
+        "stages.explorers.contract:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
     }
 
 

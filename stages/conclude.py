@@ -15,8 +15,7 @@ from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.first_page import about
-from stages.pages.model_card import model_card
-from stages.pages.page import not_computed
+from stages.pages.page import model_card, not_computed
 from stages.params import load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder

@@ -19,9 +19,9 @@ from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.core.ledger import Ledger, open_ledger
 from stages.core.progress import progress
-from stages.explorers.merge import ShareResult, ledger_answers, merge_shares, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, ShowProgress, search
+from stages.explorers.shards import ShareResult, ledger_answers, merge_shares, origin, read_parts, remove_undeclared
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.params import AuditConfig
 from stages.records import DiscoverMetrics, audit_folder

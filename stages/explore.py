@@ -12,8 +12,7 @@ from stages.core.errors import UsageError
 from stages.core.files import publishing, scratch, stage_dir
 from stages.core.ledger import open_ledger
 from stages.core.progress import progress
-from stages.explorers.merge import origin, write_part
-from stages.explorers.shards import divide, search_share
+from stages.explorers.shards import divide, origin, search_share, write_part
 from stages.params import AuditConfig
 from stages.params.audit import MicroscopicConfig
 from stages.provenance import prepared_files, run_key

@@ -23,8 +23,7 @@ from stages.core.progress import progress
 from stages.explorers.prober import Prober
 from stages.explorers.search import SearchResult, search
 from stages.landscape.compare import measure_answers
-from stages.landscape.pairs import draw_pairs, inside_any
-from stages.landscape.trainings import ask_trainings
+from stages.landscape.pairs import ask_trainings, draw_pairs, inside_any
 from stages.params import AuditConfig
 from stages.records import PairedProbe, audit_folder
 from stages.records.folder import ReEvaluate

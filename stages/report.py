@@ -17,9 +17,8 @@ from stages.core.intervals import wilson
 from stages.landscape.bias import at_highest_guidance, largest_bias
 from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
 from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
-from stages.landscape.gates import all_passed, landscape_gates
-from stages.landscape.light import landscape_concerns, light_of
-from stages.landscape.spot_check import correct, read_spot_check
+from stages.landscape.gates import all_passed, landscape_concerns, landscape_gates, light_of
+from stages.landscape.rates import correct, read_spot_check
 from stages.landscape.unshown import ShownMode, bound_unshown
 from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import PicturedCell

@@ -13,10 +13,10 @@ from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.core.ledger import Ledger, open_ledger
 from stages.core.progress import progress
-from stages.explorers.merge import ledger_answers
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
+from stages.explorers.shards import ledger_answers
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice

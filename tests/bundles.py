@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from flows.evidence import Bundle, Demands, read_bundle, verify_bundle, write_bundle
-from flows.evidence.archive import zip_entry
-from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_strict_json
+from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_strict_json, zip_entry
+from flows.evidence.formats import make_statement
 from flows.evidence.signature import known_keys
-from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals
-from flows.graph.digests import sha256
+from flows.graph.lock import sha256
 from stages.params import load_params
 from tests.finished import inside
 from tests.workspace import Workspace

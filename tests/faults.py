@@ -48,7 +48,7 @@ def stage(kind: str) -> Work:
 def state() -> Work:
     """The state that commands keep under .faded, and its repair."""
     from flows.graph.heal import heal
-    from flows.init.state import Unfinished, remember, unfinished
+    from flows.init.run import Unfinished, remember, unfinished
     from flows.request import Request, read_request
     from flows.results import StageResult, read_took, record_timings
     from stages.core.files import probe_seconds, publishing, record_probe_seconds, write_state

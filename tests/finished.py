@@ -19,7 +19,7 @@ import flows.cli
 from flows.commands import console, errors
 from flows.evidence import write_bundle
 from flows.graph import read_graph
-from flows.graph.digests import sha256
+from flows.graph.lock import sha256
 from stages.core.errors import FadedError
 from stages.core.files import SCHEMA, read_json, stage_dir
 from stages.decisions import Decision, decisions_dir, landscape_hash, record_decision, standing

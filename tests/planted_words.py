@@ -9,8 +9,8 @@ from hashlib import sha256
 import numpy as np
 
 from stages.concepts import Concept, ConceptSpace
+from stages.mining.facts import facts, replaced, synonyms_by_word
 from stages.mining.mine import Answered, MinableTexts, WordProbe
-from stages.mining.wordings import facts, replaced, synonyms_by_word
 
 
 def _words(said: str) -> list[str]:

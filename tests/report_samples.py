@@ -15,7 +15,7 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
-from stages.microscopic.moves import Moves
+from stages.microscopic.walks import Moves
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.landscape_report import write_landscape_report
 from stages.params.usage import UsageConfig, in_use

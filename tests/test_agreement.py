@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from stages.decisions import RecordedDecision, merge_decisions
-from stages.decisions.agreement import agreement, krippendorff_alpha
-from stages.decisions.merge import ceiling
+from stages.decisions.merge import agreement, ceiling, krippendorff_alpha
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A and C.
 MEG_OWEN = ("0100000010", "1110010000")

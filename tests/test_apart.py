@@ -18,7 +18,7 @@ APART = (  # files, and folders with all that is in them
     "stages/tasks/classification/init/",
     "stages/tasks/functions/",
     "stages/tasks/tabular/",
-    *(f"stages/explorers/{rival}.py" for rival in ("agents", "bandits", "bayesian", "quality_diversity", "reward")),
+    *(f"stages/explorers/{rival}.py" for rival in ("agents", "rivals")),
 )
 
 

@@ -20,7 +20,7 @@ from flows.people.approval import decide, expire, settle, wake
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
-from flows.views.endings import how_it_ended, keep_evidence
+from flows.views.labels import how_it_ended, keep_evidence
 from flows.workspace import exclusive
 from stages.core.errors import Exit, InfrastructureError
 from stages.core.files import write_state

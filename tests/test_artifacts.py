@@ -7,9 +7,9 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from flows.people.artifacts import _row, verdict_markdown
-from flows.people.markdown import code, decided_markdown, prose
 from flows.people.suspend import describe
 from flows.results import LastVerdict
+from flows.views.labels import code, decided_markdown, prose
 from stages.decisions import RecordedDecision, Standing
 from stages.decisions.files import DecisionFile
 from stages.records import Gate

@@ -11,13 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
 from stages.core.errors import UsageError
-from stages.tasks.cells import PairSampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, load_model, save_model
 from stages.tasks.classification.repair import FineTuning
 from stages.tasks.contract import RepairPlan, TargetMode
-from stages.tasks.training import rate
+from stages.tasks.training import PairSampler, rate
 from tests.images import CLASSES, image_context, stripes, write_images
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))

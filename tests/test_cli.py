@@ -24,11 +24,11 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.commands import _Console
 from flows.graph import Graph, Stage
-from flows.people.markdown import code
 from flows.results import TIMINGS
 from flows.results.compare import differences, paired_difference, read_run
 from flows.results.estimate import Estimate, estimate_cost
 from flows.terminal import print_plain
+from flows.views.labels import code
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.core.files import record_probe_seconds, seal
@@ -83,7 +83,7 @@ def test_help_is_quick_to_import_and_has_examples(tmp_path):
 
 def test_the_process_of_a_run_imports_neither_pandas_nor_what_else_takes_its_memory_for_hours(tmp_path):
     script = (
-        "import sys, flows.worker, flows.engine, flows.audit\n"
+        "import sys, flows.worker, flows.start.engine, flows.audit\n"
         "heavy = {'torch', 'dvc', 'pandas', 'pyarrow', 'scipy', 'sklearn', 'networkx', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.graph.heal import _heal_rwlock, _Locks
-from flows.init.state import Unfinished
+from flows.init.run import Unfinished
 from flows.recur.schedule import read_entries
 from flows.results import Took
 from stages.code import RECORD, read_record
@@ -35,7 +35,7 @@ from stages.tasks.tabular.data import read_frame
 from stages.tasks.text_to_image.init import look_at_captions
 from stages.tasks.text_to_image.pictures import ParquetPictures
 from stages.tasks.training import resume, save_checkpoint
-from stages.usage.readers import read_table_file
+from stages.usage.measures import read_table_file
 from tests.cases import scaled
 from tests.planted import PlantedTask
 

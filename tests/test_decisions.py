@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.workspace.yaml_edit import dumped
+from flows.workspace.edit_params import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
 from stages.core.errors import DecisionNeeded, RejectedError, UsageError

@@ -7,7 +7,7 @@ from math import isnan
 import numpy as np
 import pytest
 
-from flows.results.drift import drift_of, spent
+from flows.results.glance import drift_of, spent
 from stages.core.intervals import NO_RATE, Rate, wilson
 
 WEEKS = 53  # 52 looks

@@ -29,9 +29,9 @@ from flows.evidence import (
 )
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_yaml
 from flows.evidence.checks import landscape_of
-from flows.evidence.statement import make_statement
-from flows.graph.digests import content_hash_of, sha256
-from flows.views.endings import keep_evidence
+from flows.evidence.formats import make_statement
+from flows.graph.lock import content_hash_of, sha256
+from flows.views.labels import keep_evidence
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, stage_dir
 from stages.params import load_params

@@ -15,11 +15,10 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import InfrastructureError, NoLearningError, UsageError
 from stages.core.ledger import Key, Ledger
-from stages.explorers.contract import ExplorerResult
+from stages.explorers.contract import EXPLORERS, ExplorerResult, explorer_class, make_explorer
 from stages.explorers.env import ENV_ID
 from stages.explorers.model_based import FEW, Auto, AutoSettings, ModelBased
 from stages.explorers.prober import Prober
-from stages.explorers.registry import EXPLORERS, explorer_class, make_explorer
 from stages.explorers.search import search
 from stages.params import DiscoverConfig
 from stages.tasks.contract import Items, ProbeBatch

@@ -14,7 +14,7 @@ from flows.evidence import verify_bundle, write_bundle
 from flows.evidence.export import NotPassedError, export_model
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import stage_dir
-from stages.pages.model_card import model_card
+from stages.pages.page import model_card
 from stages.params import load_params
 from stages.records import Gate, audit_folder
 from tests.finished import faded, inside

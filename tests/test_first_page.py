@@ -15,7 +15,7 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.core.errors import InfrastructureError, UsageError
 from stages.pages.first_page import ABOUT_NOTHING, MODES, About, FirstPage, comparison_page, landscape_page
 from stages.pages.gallery import Shrinker
-from stages.pages.sentences import how_common, what_was_tested
+from stages.pages.words import how_common, what_was_tested
 from stages.params.usage import UsageConfig, in_use
 from stages.records import Landscape, PairedProbe, RateRecord, Verdict
 from stages.records.landscape import usage_record

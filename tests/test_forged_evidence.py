@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import flows.evidence.signature as signatures
 from flows.evidence import Bundle, Demands, checks, read_bundle, sign_bundle, verify_bundle
 from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json
+from flows.evidence.formats import make_statement
 from flows.evidence.signature import known_keys, make_envelope
-from flows.evidence.statement import make_statement
-from flows.graph.digests import sha256
+from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from stages.core.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, problems, resealed, written

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from stages.landscape.checkpoints import checkpoints
+from stages.landscape.before_after import checkpoints
 from stages.landscape.frontier import LEVELS, _crossing, at_equal_harm, frontier
 from stages.landscape.gates import cheapest
 from stages.pages.comparison_report import frontier_picture

@@ -17,8 +17,7 @@ import pytest
 from rich.console import Console
 
 import flows.evidence.gate
-from flows.evidence.gate import GateResult, last_passed, looks_since, run_gate
-from flows.evidence.views import show_gate
+from flows.evidence.gate import GateResult, last_passed, looks_since, run_gate, show_gate
 from flows.results import WORKSPACE
 from flows.results.compare import Evaluation, NoResults, Run, read_run
 from stages.core.errors import UsageError

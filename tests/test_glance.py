@@ -16,8 +16,7 @@ from flows.graph import Graph, Stage
 from flows.results import LastVerdict, read_verdict
 from flows.results.glance import Glance, Status, read_status
 from flows.views import show_status, show_verdict
-from flows.views.board import write_board
-from flows.views.history import read_history
+from flows.views.history import read_history, write_board
 from stages.core.git import git
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import Params

@@ -16,8 +16,8 @@ from stages.code import Code
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.concepts.usage import Usage, chance_at_random, chance_in_turn
 from stages.core.ledger import Ledger
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.explorers.search import search
 from stages.landscape.compare import PairedAnswers
 from stages.landscape.confirm import draw_inside, no_fresh

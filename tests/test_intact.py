@@ -16,9 +16,8 @@ import yaml
 from dvc.exceptions import CheckoutError
 from dvc.repo import Repo
 
-from flows.graph.digests import CACHE, Hashes
 from flows.graph.intact import DamagedError, check_intact, check_recorded, find_damage, mend, stages_of
-from flows.graph.lock import read_lock
+from flows.graph.lock import CACHE, Hashes, read_lock
 from stages.core.errors import Exit, UsageError
 from tests.finished import dvc_commit, faded, finished_audits, finished_toys, inside
 from tests.workspace import ROOT, STAGES, Workspace
@@ -246,12 +245,12 @@ def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "weights"
     file.write_bytes(b"good")
-    monkeypatch.setattr("flows.graph.digests._SETTLED_NS", 0)
+    monkeypatch.setattr("flows.graph.lock._SETTLED_NS", 0)
     good, read = Hashes(), []
     before = good.of(file)
     good.save()
     assert CACHE.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr("flows.graph.digests.digests_of", lambda path: read.append(path) or before)
+    monkeypatch.setattr("flows.graph.lock.digests_of", lambda path: read.append(path) or before)
     assert Hashes().of(file) == before and read == []
     flip(file)
     Hashes().of(file)

@@ -14,12 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import flows.cli
-from flows.facts import VERSIONS, as_json
 from flows.graph import Stage
 from flows.results.estimate import Estimate, Note, StageEstimate
 from flows.run import EndedRun
-from flows.run_stage import StageResult
-from flows.shipment import ShipmentResult
+from flows.run_stage import ShipmentResult, StageResult
+from flows.terminal import VERSIONS, as_json
 from stages.core.errors import FadedError, InfrastructureError
 from tests.finished import commit, inside
 from tests.workspace import FADED, ROOT, Workspace

@@ -10,11 +10,11 @@ import pytest
 
 from stages.params import load_params
 from stages.records import audit_folder
+from stages.tasks.attributes import Kinds
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
 from stages.tasks.contract import TargetMode
-from stages.tasks.kinds import Kinds
 from stages.tasks.load import load_alone
+from stages.tasks.training import PairSampler
 from tests.test_re_evaluate import audited, repaired
 
 PLANTED = {"tilt": [3, 4], "secret": ["b"]}

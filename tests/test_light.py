@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.landscape.light import landscape_concerns, light_of
+from stages.landscape.gates import landscape_concerns, light_of
 from stages.landscape.verdict import conclude
 from stages.params import Gates, LandscapeGates
 from stages.records import Gate, Landscape, RepairVerdict

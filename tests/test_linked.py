@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import flows.graph.before_dvc
+import flows.graph.known_graph
 from flows.graph import read_graph
-from flows.graph.before_dvc import NOTE
+from flows.graph.known_graph import NOTE
 from stages.core.errors import UsageError
 from tests.finished import inside
 from tests.workspace import FADED, Workspace, make_workspace
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
     def denied(*_arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(flows.graph.before_dvc, "_held", denied)
+    monkeypatch.setattr(flows.graph.known_graph, "_held", denied)
     with pytest.raises(UsageError, match=f"data/tiny/inputs links to a folder.*{NOTE}.*Permission denied; copy"):
         stale(toys)
 

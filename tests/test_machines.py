@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from flows.graph import read_graph
 from flows.places.machines import Shipment, ShipmentResult, check_machines, pack, run_there, take_back, travels
 from flows.places.runners import Job
-from flows.places.runners.apart import Apart
+from flows.places.runners.work import Apart
 from flows.run_stage import StageResult
 from flows.workspace import exclusive
 from stages.core.errors import InfrastructureError, UsageError

@@ -16,10 +16,9 @@ from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober, torch_threads
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.moves import Moves
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.microscopic.settings import WalkerSettings
-from stages.microscopic.walks import WalkState, reduce_strongest, try_alone
+from stages.microscopic.walks import Moves, WalkState, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.records.landscape import Minimal
 from stages.records.search import Walks

@@ -18,9 +18,8 @@ pytest.importorskip("lemminflect")
 
 from flows.choosing.mine import EXAMPLES, catalogue
 from stages.mining import MinedExample, MineSettings, Mining
+from stages.mining.facts import facts, level_wise
 from stages.mining.mine import mine
-from stages.mining.sets import level_wise
-from stages.mining.wordings import facts
 from stages.pages.words import interval, percent
 from stages.params import AuditConfig
 from tests.endpoints import completion, served

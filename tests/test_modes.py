@@ -11,8 +11,19 @@ from scipy import stats
 
 from benchmarks.planted_shapes import SHAPES
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
-from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, draw_inside, worse_items, worse_probes
+from stages.landscape.confirm import (
+    Fresh,
+    Mode,
+    confirm,
+    confirm_exactly,
+    draw_inside,
+    found_again,
+    jaccard,
+    name_in_halves,
+    reproducibility,
+    worse_items,
+    worse_probes,
+)
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.kinds import Rates

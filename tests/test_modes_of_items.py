@@ -23,8 +23,8 @@ from stages.params import SummarizeConfig
 from stages.records import audit_folder
 from stages.records.landscape import RegionRecord
 from stages.summarize import conditions
-from stages.tasks.cells import PairSampler
 from stages.tasks.contract import TargetMode
+from stages.tasks.training import PairSampler
 from tests.test_re_evaluate import audited, repaired
 
 SPACE = ConceptSpace((Concept("tilt", tuple(range(5)), neutral=0), Concept("fog", tuple(range(5)), neutral=0)))

@@ -10,8 +10,7 @@ from PIL import Image
 from stages.core.errors import UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.data import DATA_LOADERS
-from stages.tasks.classification.pictures import UnreadablePicture, View, decode
-from stages.tasks.classification.pool import choose_items
+from stages.tasks.classification.pictures import UnreadablePicture, View, choose_items, decode
 from stages.tasks.sources import ItemCounts, parse_source
 from tests.images import CLASSES
 from tests.own_pictures import COMMIT, cached_repository, own_context, striped, write_folder

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stages.check import check_audits
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
-from stages.explorers.registry import make_explorer
+from stages.explorers.contract import make_explorer
 from stages.params import Params, load_params, parse_yaml
 from stages.tasks.load import task_class
 from tests.cases import scaled

@@ -19,7 +19,7 @@ from stages.concepts.texts import CATALOGUE as TEXTS
 from stages.concepts.texts import TextConcept
 from stages.core import plugins
 from stages.core.errors import UsageError
-from stages.explorers.registry import make_explorer
+from stages.explorers.contract import make_explorer
 from stages.params import load_params
 from stages.tasks.load import task_class
 from tests.workspace import ROOT

@@ -8,9 +8,9 @@ import torch
 
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
+from stages.explorers.contract import EXPLORERS, explorer_class
 from stages.explorers.env import Normaliser
 from stages.explorers.policy import KINDS, Mixture, Policy, load_policy, save_policy
-from stages.explorers.registry import EXPLORERS, explorer_class
 
 SPACE = ConceptSpace(
     (Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False), Concept("c", (0, 1, 2, 3, 4))),

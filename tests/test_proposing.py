@@ -14,9 +14,7 @@ import yaml
 from stages.concepts import Concept
 from stages.core.errors import UsageError
 from stages.params import AuditConfig, checked
-from stages.proposing.ask import TRIES, ProposerConfig, ask_proposer, vocabulary_of
-from stages.proposing.enter import Made, judged
-from stages.proposing.record import ProposedConcept
+from stages.proposing.proposals import TRIES, Made, ProposedConcept, ProposerConfig, ask_proposer, judged, vocabulary_of
 from stages.screening.sweep import sweep
 from stages.tasks.account import Account
 from tests.endpoints import completion, said, served
@@ -174,7 +172,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_a_few_times(text, why)
 
 def test_texts_become_levels_of_their_own(tmp_path):
     pytest.importorskip("transformers")
-    from stages.proposing.enter import make
+    from stages.proposing.proposals import make
     from stages.tasks.chat import Chat
     from tests.test_chat import PREPARE, context, lines, write
     from tests.tiny_models import tiny_causal, tiny_embedder
@@ -217,7 +215,7 @@ def test_texts_become_levels_of_their_own(tmp_path):
 def test_a_new_slot_is_put_at_the_end_of_every_template(tmp_path):
     pytest.importorskip("diffusers")
     from stages.core.files import read_table
-    from stages.proposing.enter import make
+    from stages.proposing.proposals import make
     from stages.tasks.text_to_image import TextToImage
     from tests.boxes import boxes
 

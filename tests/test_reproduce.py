@@ -17,7 +17,7 @@ from flows.evidence import read_bundle
 from flows.evidence.beside import REPRODUCTION, add_statements, beside
 from flows.evidence.reproduce import compare_results
 from flows.evidence.signature import machine_key
-from flows.graph.digests import files_below, sha256
+from flows.graph.lock import files_below, sha256
 from stages.core.errors import InfrastructureError
 from tests.bundles import bundle_of, edited, resealed
 from tests.finished import faded, inside

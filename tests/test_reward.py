@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
+from stages.explorers.env import Reward, RewardConfig
 from stages.explorers.prober import Answers
-from stages.explorers.reward import Reward, RewardConfig
 
 SPACE = ConceptSpace(
     (Concept("a", (0, 1, 2, 3, 4)), Concept("b", ("x", "y", "z"), ordered=False)),

@@ -110,7 +110,7 @@ def test_what_is_wrong_there_comes_back_as_itself(place, toys, tmp_path):
 
 def above(stage: psutil.Process) -> list[psutil.Process]:
     """The processes that we started to run a stage, the nearest first: DVC."""
-    return [process for process in stage.parents() if "flows.child" in " ".join(process.cmdline())]
+    return [process for process in stage.parents() if "flows.start.child" in " ".join(process.cmdline())]
 
 
 def worker_of(stage: psutil.Process) -> psutil.Process:

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 import flows.recur.schedule
 from flows.cli import app
-from flows.recur.deploy import apply, ensure_automations
-from flows.recur.overview import overview
+from flows.recur.deploy import apply, ensure_automations, overview
 from flows.recur.schedule import add_missing, read_entries, set_schedule
 from stages.core.errors import UsageError
 from stages.decisions import landscape_hash

@@ -163,7 +163,7 @@ class Served:
         found = []
         for process in self.everyone():
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [process] if {"flows.worker", "flows.engine"} & set(process.cmdline()) else []
+                found += [process] if {"flows.worker", "flows.start.engine"} & set(process.cmdline()) else []
         return found
 
 

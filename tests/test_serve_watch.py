@@ -18,7 +18,7 @@ from rich.console import Console
 
 import flows.people.waiting
 import flows.serve
-from flows.recur.overview import overview, troubles
+from flows.recur.deploy import overview, troubles
 from flows.recur.runs import (
     STOPPED,
     _last_signs,

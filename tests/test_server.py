@@ -179,7 +179,7 @@ def test_a_run_that_is_taken_is_started_as_prefect_yaml_says(server, place):
         taken = claim(client, "faded")
         assert taken is not None
         command, environment = taken
-        assert command == ["python", "-P", "-m", "flows.engine"]
+        assert command == ["python", "-P", "-m", "flows.start.engine"]
         assert environment["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
         assert environment["PREFECT__FLOW_RUN_ID"] == str(run.id)
         assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
@@ -227,7 +227,7 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
 
 
 def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkeypatch):
-    from flows.engine import ALLOWED, foreign_parameters
+    from flows.start.engine import ALLOWED, foreign_parameters
 
     assert foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9") is None  # set by another worker
     monkeypatch.setenv(ALLOWED, json.dumps([{"audits": ["tiny"]}]))

@@ -20,7 +20,7 @@ from stages import discover, explore
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.ledger import Ledger
-from stages.explorers.merge import ledger_answers, origin
+from stages.explorers.shards import ledger_answers, origin
 from stages.params import load_params
 from tests.clusters import until
 from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages

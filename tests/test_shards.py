@@ -13,9 +13,16 @@ import pytest
 
 from stages.core.errors import UsageError
 from stages.core.ledger import Key, Ledger
-from stages.explorers.merge import ShareResult, ledger_answers, merge_shares, read_parts, write_part
 from stages.explorers.search import search
-from stages.explorers.shards import divide, search_share
+from stages.explorers.shards import (
+    ShareResult,
+    divide,
+    ledger_answers,
+    merge_shares,
+    read_parts,
+    search_share,
+    write_part,
+)
 from stages.params import DiscoverConfig
 from tests.test_explorers import ids, make_task
 

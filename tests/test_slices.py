@@ -492,8 +492,7 @@ def test_details_of_the_users_data_become_columns():
 def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
     image = pytest.importorskip("PIL.Image")
     from stages.tasks.classification.own_data import JsonLines
-    from stages.tasks.classification.pictures import View
-    from stages.tasks.classification.pool import choose_items
+    from stages.tasks.classification.pictures import View, choose_items
     from stages.tasks.sources import ItemCounts
 
     lines = []

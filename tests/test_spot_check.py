@@ -13,8 +13,7 @@ from benchmarks.usage_coverage import SCENARIOS, simulations
 from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import wilson
-from stages.landscape.rates import rate_in_use
-from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, parse_spot_check, read_spot_check
+from stages.landscape.rates import behind_apostrophe, correct, draw_uses, parse_spot_check, rate_in_use, read_spot_check
 from stages.params import SpotCheckConfig, load_params
 from stages.records import audit_folder
 from tests.finished import faded, finished_audits, inside, run_stages

@@ -131,7 +131,7 @@ def test_what_only_reports_or_guards_makes_nothing_stale(tree: Path, name: str) 
 
 def test_an_explorer_makes_stale_what_searches_with_it(tree: Path) -> None:
     assert audits_of(edited(tree, "stages/explorers/agents.py", "gamma=0.0", "gamma=0.5")) == {"ppo"}
-    assert edited(tree, "stages/explorers/bayesian.py", "import optuna", "import optuna as optuna") == set()
+    assert edited(tree, "stages/explorers/rivals.py", "import optuna", "import optuna as optuna") == set()
     auto = edited(tree, "stages/explorers/model_based.py", "FEW = 200", "FEW = 201")
     assert audits_of({stage for stage in auto if stage.startswith("discover")}) == {*DEFAULT}
     assert not {"prepare", "collect_feedback", "restructure"} & kinds_of(auto)
@@ -170,7 +170,7 @@ def test_of_a_users_module_everything_counts(tree: Path) -> None:
 
 
 def test_no_explorer_of_others_and_nothing_that_only_commands_use_makes_anything_stale(tree: Path) -> None:
-    for path in ("explorers/bandits", "explorers/quality_diversity", "screening/sweep", "usage/estimate"):
+    for path in ("explorers/rivals", "screening/sweep", "usage/estimate"):
         text = (tree / "stages" / f"{path}.py").read_text()
         assert changed(tree, f"stages/{path}.py", text.replace("return ", "return 1 and ")) == set(), path
     for kind in KINDS:

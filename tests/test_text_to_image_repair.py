@@ -25,7 +25,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from stages.params import checked
-from stages.tasks import read_back
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import repair as repair_module
 from stages.tasks.text_to_image.album import NOT_SHOWN, PictureWords, build_album, vocabulary
@@ -205,7 +204,7 @@ def repaired(loaded, tmp_path_factory):
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_back.subprocess, "run", in_this_process)
+        patch.setattr("stages.tasks.training.subprocess.run", in_this_process)
         record = task.repair(plan(steps=20, learning_rate=3e-2, rank=8), out)
     return task, out, record, before
 
@@ -424,7 +423,7 @@ def in_this_process(command, **_):
 
 
 def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
-    monkeypatch.setattr(read_back.subprocess, "run", in_this_process)
+    monkeypatch.setattr("stages.tasks.training.subprocess.run", in_this_process)
     task, out, _, _ = repaired
     pipeline = tiny()
     pipeline.load_lora_weights(out)

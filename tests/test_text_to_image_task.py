@@ -15,10 +15,9 @@ from PIL import Image
 from stages.core.errors import UsageError
 from stages.tasks.sources import ItemCounts
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.calibrate import HALVES, PictureCalibration, share_out
 from stages.tasks.text_to_image.items import choose_items
 from stages.tasks.text_to_image.sample import Drawing
-from stages.tasks.text_to_image.studio import Judged, discrepancy
+from stages.tasks.text_to_image.studio import HALVES, Judged, PictureCalibration, discrepancy, share_out
 from tests.boxes import COLOURS, GROUNDS, boxes, captioned, prepared_boxes
 
 LETTERS = "abcdefghijklmnop"

@@ -27,11 +27,11 @@ from stages.landscape.compare import PairedAnswers
 from stages.landscape.rates import rate_in_use
 from stages.params.usage import MeasuredConfig
 from stages.tasks.chat.choosing import QuestionReader
-from stages.tasks.tabular.choosing import RowReader
-from stages.tasks.text_to_image.choosing import PromptReader
+from stages.tasks.tabular.init import RowReader
+from stages.tasks.text_to_image.init import PromptReader
 from stages.usage import measures
 from stages.usage.estimate import DRAWS, Shares, estimate_usage, spread_usage
-from stages.usage.readers import read_texts
+from stages.usage.measures import read_texts
 from tests.finished import faded, quick_audit, run_stages
 from tests.images import draw, write_images
 from tests.news import articles

@@ -18,11 +18,21 @@ import yaml
 from rich.console import Console
 
 from flows.evidence import Bundle, Check, read_bundle, verify_bundle
-from flows.evidence.archive import zip_entry
-from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SCHEMA, STATEMENT, dump_json, dump_yaml, md5
-from flows.evidence.statement import make_statement
-from flows.evidence.views import show_bundle, show_checks
-from flows.graph.digests import sha256
+from flows.evidence.bundle import (
+    ENVELOPE,
+    LOCK,
+    MANIFEST,
+    PARAMS,
+    SCHEMA,
+    STATEMENT,
+    dump_json,
+    dump_yaml,
+    md5,
+    zip_entry,
+)
+from flows.evidence.formats import make_statement
+from flows.evidence.gate import show_bundle, show_checks
+from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from tests.bundles import (
     COMPARISON,
@@ -343,12 +353,12 @@ def test_damage_and_other_compressions_are_refused(bundle, members, tmp_path):
 
 
 def test_a_zip_bomb_is_refused_by_what_comes_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.evidence.archive.LARGEST", 1000)
-    monkeypatch.setattr("flows.evidence.archive.LARGEST_SUM", 1500)
+    monkeypatch.setattr("flows.evidence.bundle.LARGEST", 1000)
+    monkeypatch.setattr("flows.evidence.bundle.LARGEST_SUM", 1500)
     for contents in ({VERDICT: bytes(1001)}, {VERDICT: bytes(900), PLAN: bytes(900)}):
         with pytest.raises(UsageError, match="larger than"):
             read_bundle(written(tmp_path / "bomb.zip", {MANIFEST: b"{}", **contents}))
-    monkeypatch.setattr("flows.evidence.archive.MOST_MEMBERS", 1)
+    monkeypatch.setattr("flows.evidence.bundle.MOST_MEMBERS", 1)
     with pytest.raises(UsageError, match="2 members, expected 1 at most"):
         read_bundle(written(tmp_path / "many.zip", {VERDICT: b"", PLAN: b""}))
 

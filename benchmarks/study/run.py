@@ -21,8 +21,8 @@ from stages.core.environment import die_with_parent, set_defaults, torch_threads
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, scratch
 from stages.core.progress import progress
+from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.provenance import versions
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from flows.graph.heal import heal
 from flows.results import record_timings
 from flows.run_stage import run_stage
 from flows.terminal import print_plain
-from flows.workspace.yaml_edit import edit_file
+from flows.workspace.edit_params import edit_file
 from stages.check import check_api_keys, check_audits
 from stages.core.errors import UsageError
 from stages.params import AuditConfig, Params, load_params

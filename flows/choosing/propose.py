@@ -21,8 +21,7 @@ from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
-from flows.workspace.edit_params import as_level, with_proposed
-from flows.workspace.yaml_edit import as_text, dumped, in_one_line
+from flows.workspace.edit_params import as_level, as_text, dumped, in_one_line, with_proposed
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
@@ -39,7 +38,7 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
 
 if TYPE_CHECKING:
-    from stages.proposing.ask import ProposerAnswer, ProposerConfig
+    from stages.proposing.proposals import ProposerAnswer, ProposerConfig
     from stages.tasks.choosing import Draft
 
 RECORDS = WORK / "propose"
@@ -77,7 +76,7 @@ def propose_concepts(params: Params, name: str, probes: int | None, write: bool,
         UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
         FadedError: if the model under test cannot be prepared, or the model that proposes cannot be reached.
     """
-    from stages.proposing.ask import WHERE, ProposerConfig, vocabulary_of
+    from stages.proposing.proposals import WHERE, ProposerConfig, vocabulary_of
 
     if params.proposer is None:
         raise UsageError(
@@ -112,7 +111,7 @@ class _Proposing:
     def __init__(
         self, name: str, audit: AuditConfig, config: ProposerConfig, probes: int | None, console: Console
     ) -> None:
-        from stages.proposing.ask import vocabulary_of
+        from stages.proposing.proposals import vocabulary_of
 
         self.name, self.audit, self.config, self.probes, self.console = name, audit, config, probes, console
         self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
@@ -120,7 +119,7 @@ class _Proposing:
 
     def run(self) -> tuple[ProposingRecord, dict[str, Any]]:
         """Return the record and the changes to params.yaml."""
-        from stages.proposing.enter import final, judged, make
+        from stages.proposing.proposals import final, judged, make
         from stages.tasks.choosing import Draft
 
         asked = self.ask()
@@ -159,7 +158,7 @@ class _Proposing:
 
     def ask(self) -> ProposerAnswer:
         """Ask the model that proposes, and print the expected and the actual cost."""
-        from stages.proposing.ask import TRIES, ask_proposer, drawn_items, expected_tokens, question
+        from stages.proposing.proposals import TRIES, ask_proposer, drawn_items, expected_tokens, question
         from stages.tasks.account import Account, money
 
         config, vocabulary = self.config, self.vocabulary

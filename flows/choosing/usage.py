@@ -21,7 +21,7 @@ from stages.usage.estimate import MeasuredUsage, UsageInForce
 if TYPE_CHECKING:
     from stages.tasks.base import Task
     from stages.usage.estimate import Shares
-    from stages.usage.readers import Reader
+    from stages.usage.measures import Reader
 
 _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which would remove the level from the audit
 

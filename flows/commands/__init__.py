@@ -54,7 +54,7 @@ class _Group(TyperGroup):
 
 def _error_as_json(command: str, message: str, exit_code: int) -> None:
     if console.stderr:
-        from flows.facts import error_as_json
+        from flows.terminal import error_as_json
 
         sys.stdout.write(error_as_json(command, message, exit_code) + "\n")
 
@@ -102,7 +102,7 @@ Found = TypeVar("Found")
 def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> None:
     """Print what a command found: with --json as JSON on standard output, otherwise as text by `show`."""
     if console.stderr:
-        from flows.facts import as_json
+        from flows.terminal import as_json
 
         sys.stdout.write(as_json(command, found) + "\n")
     else:

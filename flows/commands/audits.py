@@ -89,11 +89,11 @@ def status(
 ) -> None:
     """Show the current verdict of every audit, its failure rate and date, and what to do next."""
     from flows.graph import read_graph
-    from flows.init.state import unmeasured
+    from flows.init.run import unmeasured
     from flows.people.approval import expire
     from flows.results.glance import read_status, states_of
     from flows.views import show_status
-    from flows.views.board import write_board
+    from flows.views.history import write_board
     from flows.workspace import running_audit
 
     out = html and Path.cwd() / html

@@ -38,7 +38,7 @@ def evidence(
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle, sign_by_default
     from flows.evidence.beside import write_beside
-    from flows.evidence.views import show_bundle
+    from flows.evidence.gate import show_bundle
     from flows.evidence.write import usual_key
     from flows.workspace import exclusive
 
@@ -99,9 +99,9 @@ def verify(
     """
     from flows.evidence import Demands, read_bundle, verify_bundle
     from flows.evidence.beside import check_statements
+    from flows.evidence.gate import show_checks
     from flows.evidence.signature import known_keys
     from flows.evidence.verify import Verified
-    from flows.evidence.views import show_checks
 
     demands = Demands(require_signed, require_repaired, require_passed, max_age)
     checks = verify_bundle(bundle, key or (), model, demands)
@@ -131,9 +131,9 @@ def reproduce(
     from flows.evidence import read_private_key
     from flows.evidence.beside import add_statements, reproduction_statement
     from flows.evidence.bundle import read_bundle
+    from flows.evidence.gate import show_reproduction
     from flows.evidence.reproduce import reproduce_bundle
     from flows.evidence.signature import machine_key
-    from flows.evidence.views import show_reproduction
     from flows.workspace import enter_workspace, exclusive
     from stages.core.errors import UsageError
 
@@ -222,8 +222,7 @@ def gate(
     """
     out = junit and Path.cwd() / junit
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    from flows.evidence.gate import run_gate, write_junit
-    from flows.evidence.views import show_gate
+    from flows.evidence.gate import run_gate, show_gate, write_junit
     from flows.workspace import exclusive
     from stages.core.errors import FadedError
 

@@ -139,7 +139,7 @@ def notify(
 
 
 def _list_schedules() -> None:
-    from flows.recur.overview import overview, show_schedules
+    from flows.recur.deploy import overview, show_schedules
     from flows.recur.schedule import FILE, read_entries
     from flows.server import configured_api, responds
 

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from flows.evidence.bundle import ENVELOPE, MANIFEST, Bundle, digest_of, dump_json, parse_strict_json
 from flows.evidence.checks import Check
-from flows.evidence.formats import EVAL_RESULT, TEST_RESULT, every_eval_ever, statements
+from flows.evidence.formats import EVAL_RESULT, STATEMENT_TYPE, TEST_RESULT, every_eval_ever, statements
 from flows.evidence.signature import PUBLIC_KEY, TIME, known_keys, read_envelope, sign_statement, signers
-from flows.evidence.statement import STATEMENT_TYPE
 from flows.evidence.verify import run_check
 from stages.core.errors import UsageError
 from stages.core.files import replace_file

@@ -24,8 +24,8 @@ from flows.evidence.bundle import (
     parse_strict_json,
     stages_until,
 )
-from flows.evidence.statement import make_statement
-from flows.graph.digests import content_hash_of, directory_md5, sha256
+from flows.evidence.formats import make_statement
+from flows.graph.lock import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge_decisions
@@ -335,7 +335,7 @@ def _gates(bundle: Bundle) -> list[Gate]:
 
 def check_card(bundle: Bundle) -> Check:
     """Check the card's table by generating it again from the verdict, if this version wrote the card."""
-    from stages.pages.model_card import evaluation_section
+    from stages.pages.page import evaluation_section
 
     if not bundle.has("conclude", "model_card.md"):
         return Check("none: there is no repaired model", [])

@@ -29,7 +29,7 @@ from flows.evidence.beside import Reproduction
 from flows.evidence.bundle import LOCK, PARAMS, Bundle, digest_of, read_bundle, stages_until
 from flows.evidence.signature import TIME
 from flows.evidence.write import problems_of
-from flows.graph.digests import digests_of, files_below
+from flows.graph.lock import digests_of, files_below
 from flows.workspace import stage_environment
 from stages.code import CODE, Code
 from stages.core.environment import WORK

@@ -19,8 +19,7 @@ from flows.evidence.formats import gates_of, items_of, model_digest, shown_measu
 from flows.evidence.signature import check_envelope
 from stages.decisions import NO_HUMAN
 from stages.pages.page import environment
-from stages.pages.sentences import gate_view, verdict_text
-from stages.pages.words import percent, with_interval
+from stages.pages.words import gate_view, percent, verdict_text, with_interval
 from stages.records import RateRecord
 
 MOST, MOST_ROWS = 4, 20  # modes, decisions and signatures, and numbers: what two pages hold

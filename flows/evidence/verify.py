@@ -13,7 +13,7 @@ from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Check
 from flows.evidence.signature import check_envelope, known_keys
-from flows.graph.digests import Digests, digests_of, sha256
+from flows.graph.lock import Digests, digests_of, sha256
 from stages.core.environment import set_defaults
 from stages.core.errors import UsageError
 from stages.records.provenance import ManifestFile

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import yaml
 
-from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
+    LARGEST,
     LOCK,
     MADE,
     MANIFEST,
@@ -27,13 +27,13 @@ from flows.evidence.bundle import (
     ratings_member,
     read_bundle,
     stages_until,
+    zip_members,
 )
+from flows.evidence.formats import make_statement
 from flows.evidence.signature import machine_key, make_envelope
-from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
-from flows.graph.digests import Hashes, files_below, sha256, signature_of
 from flows.graph.intact import DamagedError, check_intact
-from flows.graph.lock import locked_stages
+from flows.graph.lock import Hashes, files_below, locked_stages, sha256, signature_of
 from flows.results import last_stage
 from stages.code import CODE, RECORD, is_own_workspace
 from stages.core.environment import WORK

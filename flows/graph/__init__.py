@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from flows.graph.before_dvc import name_code, note_linked_folders, stage_kind
-from flows.graph.digests import Hashes
-from flows.graph.known_graph import Known, Memory, all_local, paths_of
+from flows.graph.known_graph import Known, Memory, all_local, name_code, note_linked_folders, paths_of, stage_kind
+from flows.graph.lock import Hashes
 from flows.workspace.pipeline import PARAMS, dvc_root, is_own
 from stages.code import CODE, STAGE
 from stages.core.errors import InfrastructureError, UsageError

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.graph import audit_of, believe_only_bytes
-from flows.graph.digests import Hashes, directory_md5
-from flows.graph.lock import LOCK, locked_stages
+from flows.graph.lock import LOCK, Hashes, directory_md5, locked_stages
 from flows.workspace.pipeline import dvc_root
 from stages.core.errors import InfrastructureError, UsageError
 from stages.params import DATA

@@ -1,17 +1,166 @@
-"""Reads dvc.lock: the stages that ran, and the hashes of their inputs and outputs."""
+"""Reads dvc.lock, the stages that ran and the hashes of their inputs and outputs, and hashes files from their bytes.
+
+DVC trusts inode, time and size, and in its cache an object's name. All of these can be forged or simply wrong. Here a
+hash is remembered only while a file's inode, size and both times stay the same. The system sets the time of the last
+change (ctime), and programs cannot.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.code import read_stages
+from stages.core.environment import WORK
+from stages.core.files import content_hash, unseal, write_state
 from stages.core.git import git
+
+CACHE = WORK / "bytes.json"
+# A file that changed less than this before it was hashed may change again within the resolution of its timestamps.
+_SETTLED_NS = 2_000_000_000
+_BLOCK = 1 << 20
+_WORTH_THREADS = 1 << 22  # bytes
+
+
+class Digests(NamedTuple):
+    """Hashes of one file, in hex."""
+
+    md5: str
+    sha256: str
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, following links as DVC does; the path itself if it is a file."""
+    if folder.is_file():
+        return [folder]
+    return sorted(Path(here) / name for here, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def signature_of(paths: Iterable[Path]) -> str:
+    """A hash of the names, inodes, sizes and times of files: while it is the same, the files are unchanged."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0{_mark(path.stat())}\n".encode())
+    return digest.hexdigest()
+
+
+def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """The same hash as `stages.core.files.content_hash`, for files given as (name, bytes)."""
+    digest = hashlib.sha256()
+    for name, data in files:
+        digest.update(name.encode() + b"\0" + data)
+    digest.update(json.dumps(()).encode())
+    return digest.hexdigest()[:16]
+
+
+def directory_md5(files: Iterable[tuple[str, str]]) -> str:
+    """DVC's hash of a folder, from the path within it and the MD5 of each of its files."""
+    listed = [{"md5": md5, "relpath": path} for path, md5 in sorted(files)]
+    return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _mark(stat: os.stat_result) -> list[int]:
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+class Hashes:
+    """Hashes of files and folders; earlier results are kept in `CACHE` in the workspace."""
+
+    def __init__(self, root: Path = Path()) -> None:
+        self._path = root / CACHE
+        self._known: dict[str, list[int | str]] = _read(self._path)
+        self._changed = False
+
+    def of(self, path: Path) -> Digests:
+        """The hashes of a file."""
+        name, mark = str(path.absolute()), _mark(path.stat())
+        known = self._known.get(name)
+        if known is not None and known[:-2] == mark:
+            return Digests(str(known[-2]), str(known[-1]))
+        found = digests_of(path)
+        if mark == _mark(path.stat()) and time.time_ns() - max(mark[-2:]) > _SETTLED_NS:
+            self._known[name], self._changed = [*mark, *found], True
+        return found
+
+    def learn(self, paths: Iterable[Path]) -> None:
+        """Hash those of these files that are not known, in parallel if they are large."""
+        unknown = {}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                known = self._known.get(str(path.absolute()))
+                if known is None or known[:-2] != _mark(stat):
+                    unknown[path] = stat.st_size
+        if sum(unknown.values()) > _WORTH_THREADS:
+            with ThreadPoolExecutor() as threads:
+                list(threads.map(self.of, unknown))
+
+    def md5(self, path: Path) -> str:
+        """MD5 of a file."""
+        return self.of(path).md5
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of a file."""
+        return self.of(path).sha256
+
+    def content(self, path: Path) -> str:
+        """The `stages.core.files.content_hash` of a file or folder, as stages write it to provenance.json."""
+        files = files_below(path)
+        key, signature = f"content {path.absolute()}", signature_of(files)
+        known = self._known.get(key)
+        if known is not None and known[0] == signature:
+            return str(known[1])
+        value = content_hash([path])
+        newest = max((file.stat().st_ctime_ns for file in files), default=0)
+        if signature == signature_of(files) and time.time_ns() - newest > _SETTLED_NS:
+            self._known[key], self._changed = [signature, value], True
+        return value
+
+    def save(self) -> None:
+        """Write the computed hashes; if that fails, they are computed again next time."""
+        if not self._changed:
+            return
+        known = {name: entry for name, entry in self._known.items() if Path(name.removeprefix("content ")).exists()}
+        with contextlib.suppress(OSError):
+            write_state(self._path, known)
+            self._changed = False
+
+
+def _read(path: Path) -> dict[str, list[int | str]]:
+    """The stored hashes. Their size has no limit: each data file has an entry."""
+    with contextlib.suppress(OSError, ValueError):
+        if (data := unseal(path, path.read_bytes())) is not None:
+            known: dict[str, list[int | str]] = json.loads(data)
+            return known
+    return {}
+
+
+def digests_of(path: Path) -> Digests:
+    """The hashes of a file, from one read."""
+    md5, sha = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        buffer = memoryview(bytearray(_BLOCK))
+        while n := stream.readinto(buffer):
+            md5.update(buffer[:n])
+            sha.update(buffer[:n])
+    return Digests(md5.hexdigest(), sha.hexdigest())
+
 
 LOCK = Path("dvc.lock")
 

@@ -62,7 +62,7 @@ def expire(params: Params, audit: str) -> RecordedDecision | None:
         return None
     from flows.people.waiting import deployed_run
     from flows.recur.notify import notify
-    from flows.views.endings import rejection_result
+    from flows.views.labels import rejection_result
 
     if deployed_run() is None:  # a deployed run sends its own notification when it ends
         told = f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`"

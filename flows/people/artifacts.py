@@ -14,17 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import report_urls, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
 from flows.run_stage import StageResult
-from flows.views.endings import Artifact, Conclusion, Ending, finished, how_it_ended, keep_evidence
 from flows.views.history import read_history
+from flows.views.labels import (
+    DECIDED,
+    Artifact,
+    Conclusion,
+    Ending,
+    code,
+    decided_markdown,
+    finished,
+    how_it_ended,
+    keep_evidence,
+    prose,
+)
 from stages.core.errors import UsageError
 from stages.decisions import standing
-from stages.pages.sentences import by_usage, gate_view
-from stages.pages.words import interval, percent
+from stages.pages.words import by_usage, gate_view, interval, percent
 from stages.params import Params, load_params
 from stages.records import audit_folder
 from stages.records.landscape import ModeRecord

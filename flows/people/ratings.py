@@ -16,13 +16,11 @@ import pandas as pd
 from rich.console import Console
 
 from flows.terminal import new_table, print_plain
-from flows.workspace.edit_params import with_file
-from flows.workspace.yaml_edit import edit_file
+from flows.workspace.edit_params import edit_file, with_file
 from stages.core.errors import UsageError
 from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
 from stages.core.intervals import Rate, wilson
-from stages.landscape.rates import rate_in_use
-from stages.landscape.spot_check import behind_apostrophe, correct, draw_uses, parse_spot_check
+from stages.landscape.rates import behind_apostrophe, correct, draw_uses, parse_spot_check, rate_in_use
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target
@@ -186,7 +184,7 @@ def _check_modes(name: str) -> None:
 
 
 def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, fit: Fit) -> Ratings:
-    from stages.decisions.agreement import agreement
+    from stages.decisions.merge import agreement
 
     return Ratings.model_validate(
         {
@@ -213,7 +211,7 @@ def _interval(rate: Rate) -> Interval:
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
-    from stages.decisions.agreement import agreement
+    from stages.decisions.merge import agreement
 
     evidence = learnt.evidence
     items = len({scored.item for scored in evidence.scored})

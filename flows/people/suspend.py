@@ -27,11 +27,10 @@ from pydantic import Field, ValidationError, create_model
 from flows.people.approval import expire
 from flows.people.artifacts import artifact, modes_of
 from flows.people.draft import DecisionDraft, ModeDraft
-from flows.people.markdown import DECIDED, code, decided_markdown, prose
 from flows.people.review.links import review_url
 from flows.people.waiting import actions, deployed_run, end_wait, pause_key, why_field
 from flows.request import close_request, how_to_decide, open_request, read_modes
-from flows.views.labels import publish
+from flows.views.labels import DECIDED, code, decided_markdown, prose, publish
 from stages.core.errors import UsageError
 from stages.decisions import Standing, listed_keys, record_decision, standing
 from stages.decisions.names import same_person

@@ -17,9 +17,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Scheduled
 
-from flows.people.markdown import DECIDED, decided_markdown, prose
 from flows.request import present, read_request
-from flows.views.labels import key
+from flows.views.labels import DECIDED, decided_markdown, key, prose
 
 if TYPE_CHECKING:
     from stages.decisions import ModeDecision, Standing

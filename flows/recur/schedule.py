@@ -19,7 +19,7 @@ from pydantic import HttpUrl, TypeAdapter, ValidationError
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.params import Params
-from stages.params.yaml_file import parse_yaml, read_bytes
+from stages.params.strict import parse_yaml, read_bytes
 
 FILE = Path("prefect.yaml")
 EXAMPLE = '"0 3 * * 1" is Mondays at 3:00, "0 3 * * *" every night, "0 */6 * * *" every six hours'
@@ -36,7 +36,7 @@ definitions:
     concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
     work_pool:
       name: faded
-      job_variables: {command: python -P -m flows.engine, env: {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"}}
+      job_variables: {command: python -P -m flows.start.engine, env: {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"}}
 
 deployments: []
 """
@@ -182,7 +182,7 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
     def change(document: Any) -> None:
         from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-        from flows.workspace.yaml_edit import in_one_line
+        from flows.workspace.edit_params import in_one_line
 
         data = _deployment(document, audit)
         data = _add(document, audit) if data is None else data
@@ -224,7 +224,7 @@ def _text() -> str:
 
 
 def _read() -> Any:
-    from flows.workspace.yaml_edit import round_trip
+    from flows.workspace.edit_params import round_trip
 
     document = round_trip().load(_text())
     listed = document.get("deployments") if isinstance(document, dict) else None
@@ -251,7 +251,7 @@ def _check_shape(data: Any) -> None:
 
 
 def _edit(change: Callable[[Any], object]) -> None:
-    from flows.workspace.yaml_edit import LayoutError, edited
+    from flows.workspace.edit_params import LayoutError, edited
 
     try:
         after = edited(_text(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
@@ -295,7 +295,7 @@ def _add(document: Any, audit: str) -> Any:
     import yaml
     from ruamel.yaml.comments import CommentedMap
 
-    from flows.workspace.yaml_edit import in_one_line
+    from flows.workspace.edit_params import in_one_line
 
     common = (document.get("definitions") or {}).get("common")
     if common is None:

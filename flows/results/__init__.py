@@ -13,9 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from flows.graph.digests import Hashes
 from flows.graph.intact import CacheFolder
-from flows.graph.lock import LOCK, locked_stages, md5_in, read_lock
+from flows.graph.lock import LOCK, Hashes, locked_stages, md5_in, read_lock
 from flows.run_stage import StageResult
 from stages.core.environment import WORK
 from stages.core.errors import FadedError, UsageError

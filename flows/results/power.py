@@ -13,7 +13,7 @@ from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.core.intervals import wilson
 from stages.decisions import landscape_hash
-from stages.landscape.light import unbounded_landscape, unbounded_repair
+from stages.landscape.gates import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import APART, CHURN, Power, alike
 from stages.params import Params, RepairConfig

@@ -4,8 +4,8 @@ A local server is our own child rather than Prefect's ephemeral one, for three r
 configuration is being checked, it dies with us even on kill -9, and it keeps its database in the workspace
 (.faded/prefect), separate from that of other tools, so that it is migrated only once.
 
-It answers no request without its credential (flows/server/guard.py). If it dies, it is restarted at the same address:
-clients wait for a moment, and nothing is lost, as its database is in the workspace.
+It answers no request without its credential (flows/server/security.py). If it dies, it is restarted at the same
+address: clients wait for a moment, and nothing is lost, as its database is in the workspace.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def prefect_link() -> str:
     """
     import httpx
 
-    from flows.server.guard import LINKS
+    from flows.server.security import LINKS
 
     if (record := _served()) is None:
         raise UsageError("no Prefect server of `faded serve` is running in this workspace")
@@ -273,7 +273,7 @@ class OwnServer:
             return False
         if _has_tables(database) and made_by.exists() and made_by.read_text() == prefect.__version__:
             return True
-        upgrade = ["flows.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
+        upgrade = ["flows.start.child", str(os.getpid()), "prefect", "server", "database", "upgrade", "--yes"]
         env = {**self._defaults(), **os.environ}
         done = subprocess.run([sys.executable, "-P", "-m", *upgrade], env=env, stdout=log, stderr=log, check=False)
         if done.returncode == 0:
@@ -396,6 +396,6 @@ def _guarded(credential: str, host: str | None) -> Any:
     """
     from prefect.server.api.server import create_app
 
-    from flows.server.guard import Guard
+    from flows.server.security import Guard
 
     return Guard(create_app(ephemeral=host is None, final=True), credential, host)

@@ -1,9 +1,13 @@
-"""The last results of audits and the changes between them, from git and DVC's cache, and a page of them."""
+"""The last results of audits and the changes between them, from git and DVC's cache, and two pages of them.
+
+One is an audit's history, the other is over all audits: light, verdict, failure rate, trend, and what waits for whom.
+"""
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,6 +15,7 @@ from itertools import cycle, pairwise, takewhile
 from math import isnan
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
@@ -18,7 +23,7 @@ from flows.evidence.bundle import md5
 from flows.graph import SETTINGS
 from flows.graph.lock import md5_in
 from flows.results import WORKSPACE, LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
-from flows.results.drift import drift_of
+from flows.results.glance import Glance, Status, drift_of
 from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
@@ -31,7 +36,7 @@ PAGE = WORK / "history.html"
 REPORTS = WORK / "reports"
 _YEAR = 53  # results with 52 looks
 _GRID = ("concepts", "discrepancy")  # failure rates with other values of these are not comparable
-LIMITS = (
+LIMITS_OF_HISTORY = (
     "The failure rate is that of the model under test in use, as its audit states or assumes it, with its 95% "
     "interval. Audits with other concepts or usages have other rates: compare each audit with itself.",
     "The drift compares the last one, two or four results with all before, on the same grid, usage and data. Its "
@@ -266,7 +271,9 @@ def write_history_page(out: Path, histories: Sequence[History]) -> None:
 
     newest = "; ".join(f"{one.audit}: {percent(one.results[0].failure_rate.value)}" for one in histories)
     picture = Picture(f"Failure rates by date, the last ones: {newest}.", _chart(histories))
-    render("history.html.j2", out, lines=histories, picture=picture, skipped=[], provenance=[], limits=LIMITS)
+    render(
+        "history.html.j2", out, lines=histories, picture=picture, skipped=[], provenance=[], limits=LIMITS_OF_HISTORY
+    )
 
 
 def _chart(histories: Sequence[History]) -> Markup:
@@ -291,3 +298,78 @@ def _chart(histories: Sequence[History]) -> Markup:
     edge = 0.06 * (last - first) or 1.0
     x = ChartAxis("", first - edge, last + edge, ticks if first < last else ticks[:1])
     return chart(lines, x, shares_axis("failure rate", [point.high for point in points]), 2 * WIDE, 220)
+
+
+_WIDTH, _HEIGHT, _EDGE = 120, 36, 4  # of a trend, in its own units
+_RESULTS = 10  # of a trend
+LIMITS = (
+    "The light is that of the last verdict; it says nothing about stages that became stale since.",
+    "The failure rate is that of the model under test in use, before any repair, with its 95% interval. A trend has the"
+    " last results in git: one that changed grid, usage or data is not comparable with the one before.",
+)
+
+
+@dataclass(frozen=True)
+class TrendPoint:
+    """One result in the drawing of a trend: its place, and the ends of its interval."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """One audit on the page, with addresses as (text, address)."""
+
+    glance: Glance
+    history: History
+    trend: list[TrendPoint]
+    links: list[tuple[str, str]]
+
+
+def board_html(
+    params: Params, status: Status, links: Callable[[Glance], list[tuple[str, str]]], title: str = "Audits"
+) -> str:
+    """The page, which needs no script and loads nothing.
+
+    Args:
+        links: the addresses of an audit's report and of whatever waits.
+    """
+    from stages.pages.page import html_of
+
+    histories = [read_history(params, row.verdict.audit, _RESULTS) for row in status.audits]
+    rows = [
+        BoardRow(glance, history, trend_of(history), links(glance))
+        for glance, history in zip(status.audits, histories, strict=True)
+    ]
+    return html_of(
+        "board.html.j2", scripts=False, title=title, rows=rows, status=status, size=(_WIDTH, _HEIGHT), limits=LIMITS,
+        skipped=[], provenance=[],
+    )  # fmt: skip
+
+
+def write_board(params: Params, status: Status, out: Path) -> None:
+    """Write the page, with addresses relative to it."""
+    from stages.pages.page import save
+
+    def links(glance: Glance) -> list[tuple[str, str]]:
+        if (report := glance.verdict.report) is None:
+            return []
+        return [("report", quote(Path(os.path.relpath(report, out.parent)).as_posix()))]
+
+    save(out, board_html(params, status, links, Path.cwd().name))
+
+
+def trend_of(history: History) -> list[TrendPoint]:
+    """The failure rates of an audit from its oldest result to its newest, on a scale that begins at zero."""
+    rates = [result.failure_rate for result in reversed(history.results) if result.failure_rate.n]
+    top = max((rate.value if isnan(rate.high) else rate.high for rate in rates), default=0.0) or 1.0
+    points = []
+    for k, rate in enumerate(rates):
+        ends = (rate.value if isnan(one) else one for one in (rate.value, rate.low, rate.high))
+        y, low, high = (round(_HEIGHT - _EDGE - one / top * (_HEIGHT - 2 * _EDGE), 1) for one in ends)
+        x = _EDGE + k / max(1, len(rates) - 1) * (_WIDTH - 2 * _EDGE)
+        points.append(TrendPoint(round(x, 1), y, high, low))
+    return points

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.facts import TEXT_ONLY
 from flows.results import WORKSPACE
 from flows.results.compare import (
     ALIKE,
@@ -29,6 +28,7 @@ from flows.results.compare import (
     read_run,
     usage_of,
 )
+from flows.terminal import TEXT_ONLY
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.git import git
@@ -139,7 +139,7 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
 def write_comparison_page(out: Path, shown: SideBySide) -> None:
     """Write the comparison as one self-contained page, with the curves of all searches."""
     from stages.pages.page import render
-    from stages.pages.searches import searches_of
+    from stages.pages.sections import searches_of
 
     render(
         "side_by_side.html.j2",

@@ -18,6 +18,7 @@ import yaml
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
+from flows.workspace.edit_params import dumped, in_one_line, unshared
 from flows.workspace.pipeline import (
     DVC_YAML,
     PARAMS,
@@ -30,7 +31,6 @@ from flows.workspace.pipeline import (
     plot_templates,
     text_of,
 )
-from flows.workspace.yaml_edit import dumped, in_one_line, unshared
 from stages.code import RECORD, read_record
 from stages.core.environment import WORK
 from stages.core.errors import UsageError

@@ -36,7 +36,7 @@ _CALLED_BY_NAME = frozenset(
 _CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
 _PRINTS = frozenset({"print", "warnings.warn"})
 _READ_BY_PYDANTIC = "model_config"
-_ENTRY = re.compile(r"stages(\.\w+)+:\w+")  # "module:Class", which is followed
+_ENTRY = re.compile(r"(stages)?(\.\w+)+:\w+")  # "module:Class", which is followed where stages use it
 _ATTRIBUTES = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
 
 

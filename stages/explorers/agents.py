@@ -21,10 +21,9 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from stages.core.errors import NoLearningError, UsageError
 from stages.explorers.baselines import Random
 from stages.explorers.contract import Configured, ExplorerResult
-from stages.explorers.env import Arena, ConceptVecEnv, StopWhenSpent
+from stages.explorers.env import Arena, ConceptVecEnv, Reward, RewardConfig, StopWhenSpent
 from stages.explorers.policy import FactoredPolicy, ValuePolicy
 from stages.explorers.prober import Prober
-from stages.explorers.reward import Reward, RewardConfig
 from stages.params import Strict
 
 PATIENCE = 20  # steps per unique probe of the budget after which an agent is considered stuck
@@ -34,7 +33,7 @@ class AgentSettings(Strict):
     """Settings that all agents share."""
 
     n_envs: int = Field(64, ge=1, le=1_000_000, description="items probed in one step")
-    reward: RewardConfig = Field(RewardConfig(), description="what the agent is paid for, see stages/explorers/reward")
+    reward: RewardConfig = Field(RewardConfig(), description="what the agent is paid for, see stages/explorers/env")
     hidden: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
         max_length=8, default=[64, 64], description="units of the hidden layers"
     )

@@ -9,8 +9,16 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from stages.explorers.ask_tell import AskTell, NextProbes, Strategy, Turns, evenly
-from stages.explorers.contract import Configured, ExplorerResult, NoSettings
+from stages.explorers.contract import (
+    AskTell,
+    Configured,
+    ExplorerResult,
+    NextProbes,
+    NoSettings,
+    Strategy,
+    Turns,
+    evenly,
+)
 from stages.explorers.prober import Prober
 from stages.params import Strict
 

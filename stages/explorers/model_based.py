@@ -18,16 +18,13 @@ from pydantic import Field, field_validator
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from stages.explorers.acquisition import Acquisition, Weights, commonness
-from stages.explorers.ask_tell import Turns
 from stages.explorers.baselines import Random
-from stages.explorers.candidates import ON_GRID, EvenDraws, Generator, LearntDraws, Portfolio
-from stages.explorers.contract import Configured, Explorer, ExplorerResult
+from stages.explorers.candidates import ON_GRID, EvenDraws, Generator, LearntDraws, Portfolio, Trainer
+from stages.explorers.contract import Configured, Explorer, ExplorerResult, Turns
 from stages.explorers.env import Normaliser
 from stages.explorers.kernel import ProbeArrays
 from stages.explorers.prober import Prober
-from stages.explorers.proposer import Trainer
-from stages.explorers.surrogate import Learner, failure_probability
+from stages.explorers.surrogate import Acquisition, Learner, Weights, commonness, failure_probability
 from stages.params import Strict
 
 FEW = 200  # probes from which `auto` learns; half of them are even in any search that learns from its probes

@@ -14,10 +14,9 @@ import pandas as pd
 from stages.core.environment import torch_threads
 from stages.core.ledger import Ledger
 from stages.explorers.baselines import Exhaustive
-from stages.explorers.contract import Explorer, ExplorerResult
+from stages.explorers.contract import Explorer, ExplorerResult, make_explorer
 from stages.explorers.policy import Policy
 from stages.explorers.prober import Prober
-from stages.explorers.registry import make_explorer
 from stages.params import DiscoverConfig
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute

@@ -1,4 +1,4 @@
-"""Compare the models before and after a repair."""
+"""Compare the models before and after a repair, and after fewer steps, to find the cheapest training that passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.processes import Crew, cores
 from stages.landscape.bias import compare_bias
-from stages.landscape.checkpoints import checkpoints
 from stages.landscape.compare import (
     PairedAnswers,
     against_noise,
@@ -32,8 +31,54 @@ from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
 from stages.records import AuditFolder, Comparison, Landscape, RateRecord
 from stages.records.landscape import ConceptRecord, EstimatorRecord
-from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
+from stages.records.repair import BothEstimators, Checkpoint, InvalidPairs, ModeDifference, Moved, Training
 from stages.records.tables import Embedded
+
+
+def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) -> list[Checkpoint]:
+    """Compare failures and clean quality after fewer steps of the repair's own training.
+
+    Args:
+        answers: as in re_evaluate's doses.parquet.
+        share: share of use that the targets cover.
+        resamples: number of resamples of the items, for the intervals.
+    """
+    first = answers[answers["training"] == 0]
+    before, found = first[first["copy_of"] == "before"], []
+    fewer = first[(first["copy_of"] == "repaired") & (first["dose"] < 1) & (first["share"] == 1)]
+    for (steps, dose), after in fewer.groupby(["steps", "dose"], sort=True):
+        probed, clean = (before["part"].isin(parts).to_numpy() for parts in (("targets", "others"), ("clean",)))
+        asked, items = before[probed], before[clean]
+        values, valid = (
+            {model: table[column].to_numpy() for model, table in (("before", before), ("after", after))}
+            for column in ("value", "valid")
+        )
+        differences = failure_differences(
+            *(
+                PairedAnswers(
+                    asked["item"].to_numpy(dtype=str),
+                    np.empty((len(asked), 0), dtype=np.int64),
+                    asked["part"].to_numpy() == "targets",
+                    share,
+                    counted,
+                    asked.get("group"),
+                    asked["weight"].to_numpy(),
+                    resamples=resamples,
+                    seed=seed,
+                )
+                for counted in (
+                    {model: value[probed] > 0 for model, value in values.items()},
+                    {model: ((value > 0) | ~valid[model].astype(bool))[probed] for model, value in values.items()},
+                )
+            )
+        )
+        of_clean = {model: value[clean] for model, value in values.items()}
+        names, groups = items["item"].tolist(), items.get("group")
+        differences["clean_quality"] = compare_quality(of_clean, names, groups, resamples=resamples, seed=seed)[0]
+        folder = Training.folder_of("repaired", dose, 0)
+        found.append(Checkpoint(folder=folder, steps=int(steps), differences=differences))
+    return found
+
 
 SPLITS = 5  # random splits of the items, for the noise floor of the shift
 SHIFTED = 5000  # most cells for the shift, which reduces them to half as many blocks

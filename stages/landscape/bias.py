@@ -17,7 +17,7 @@ from scipy import optimize, special
 from stages.core.errors import UsageError
 from stages.core.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
 from stages.records.base import RateRecord
-from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, ChanceVariation, ValueShare
+from stages.records.slices import Bias, BiasChange, BiasComparison, BiasSubject, ChanceVariation, ValueShare
 from stages.tasks.contract import Tally
 
 T = TypeVar("T", Bias, BiasSubject)

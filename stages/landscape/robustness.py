@@ -11,8 +11,8 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.intervals import median, wilson
 from stages.landscape.pairs import UNKNOWN, probes_inside
-from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
+from stages.microscopic.walks import Moves
 from stages.records import RateRecord, Robustness
 from stages.records.landscape import AtEpsilon, Attack, Direction, Minimal, Together, Within
 from stages.records.search import Gradient, Walks

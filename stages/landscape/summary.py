@@ -13,10 +13,10 @@ from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import wilson
 from stages.explorers.kernel import landmarks
-from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
-from stages.landscape.confirm import Fresh, Mode
+from stages.landscape.confirm import Fresh, Mode, name_in_halves, reproducibility
 from stages.landscape.describe import (
+    against_automatic,
     alone,
     invalid_probes,
     invalid_share,
@@ -28,7 +28,6 @@ from stages.landscape.describe import (
 from stages.landscape.estimate import CellRates, estimate_landscape
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.pairs import UNKNOWN, probes_inside
-from stages.landscape.people import against_automatic
 from stages.landscape.rates import rate_under
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from stages.landscape.compare import change_in_points
 from stages.landscape.frontier import at_equal_harm
-from stages.landscape.gates import all_passed, cheapest, repair_gates
-from stages.landscape.light import light_of, repair_concerns, worsened
+from stages.landscape.gates import all_passed, cheapest, light_of, repair_concerns, repair_gates, worsened
 from stages.params import Gates
 from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
 from stages.records.repair import Cheapest

@@ -16,10 +16,10 @@ from stages.core.ledger import Ledger
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, show_failures, silent
 from stages.microscopic.agent import train_and_walk
-from stages.microscopic.moves import Moves
 from stages.microscopic.settings import agent_settings
 from stages.microscopic.walks import (
     NEVER,
+    Moves,
     WalkState,
     reduce_drawn,
     reduce_strongest,

@@ -23,9 +23,8 @@ import numpy as np
 from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import RESAMPLES, SHARE, Rate, Resampler, holm
+from stages.mining.facts import Counted, level_wise, replaced
 from stages.mining.record import Contrast, Finding, Kind, MinedExample, MineSettings, Mining, Verdict
-from stages.mining.sets import Counted, level_wise
-from stages.mining.wordings import replaced
 
 _FEWEST_GROUPS = 15  # with fewer, no candidate can be confirmed
 _FIRST = 1 / 3  # share of the groups that propose

@@ -18,7 +18,7 @@ from stages.core.errors import UsageError
 from stages.core.files import content_hash, read_table
 from stages.core.ledger import Key, Ledger
 from stages.explorers.prober import Prober
-from stages.mining import wordings
+from stages.mining import facts
 from stages.mining.mine import Answered, MinableTexts, WordProbe
 from stages.tasks.base import LoadedTask, Task
 from stages.tasks.choosing import ITEMS, MinedTexts, part_of, with_items
@@ -64,7 +64,7 @@ class TextProber:
         if not self.form.may_add_levels(self.task.load(context, self.prepared)):
             return context
         for name, own in dict(context.concepts).items():
-            others = [other for level in own if level for other in wordings.other_levels(str(level))]
+            others = [other for level in own if level for other in facts.other_levels(str(level))]
             new = [other for other in dict.fromkeys(others) if other not in own][:_MOST_LEVELS]
             wider = replace(context, concepts={**context.concepts, name: [*own, *new]})
             context = context if self.task.check(wider) else wider
@@ -80,8 +80,8 @@ class TextProber:
             given=self.originals,
             expected=self.form.expected(self.own),
             groups=groups.astype(str).tolist(),
-            options=list(map(wordings.alternatives if self.form.templates else wordings.synonyms_by_word, texts)),
-            facts=wordings.facts,
+            options=list(map(facts.alternatives if self.form.templates else facts.synonyms_by_word, texts)),
+            facts=facts.facts,
         )
 
     def __call__(self, asks: Sequence[WordProbe]) -> list[Answered]:
@@ -115,7 +115,7 @@ class TextProber:
             item = self.own.iloc[ask.item]
             ids.append(item["id"] + "".join(f"~{new} for {old}" for old, new in ask.words))
             if ask.words:
-                text = wordings.replaced(item[column], dict(ask.words))
+                text = facts.replaced(item[column], dict(ask.words))
                 added[ids[-1]] = {**item, "id": ids[-1], column: text}
         new = pd.DataFrame(added.values(), columns=self.items.columns).astype(self.items.dtypes)
         # Stored answers to unchanged questions do not apply to changed ones.

@@ -16,8 +16,7 @@ from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
 from stages.pages.gallery import Shrinker, show_sheets, strips
 from stages.pages.maps import rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, Picture, contents_of, render
-from stages.pages.searches import compare_searches
-from stages.pages.sections import NOTHING_KNOWN, risen_slices
+from stages.pages.sections import NOTHING_KNOWN, compare_searches, risen_slices
 from stages.pages.words import listed, number, percent
 from stages.records import Comparison, Difference, PairedProbe, Plan, RepairVerdict
 from stages.records import repair as records

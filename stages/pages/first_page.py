@@ -16,8 +16,23 @@ from stages.concepts import ConceptSpace, Region
 from stages.landscape.verdict import beside_control, beside_noise
 from stages.pages.examples import changed_levels
 from stages.pages.gallery import ExhibitView, Shrinker
-from stages.pages.sentences import by_usage, decided_by, fails, gate_view, how_common, how_sure, what_was_tested
-from stages.pages.words import counted, interval, listed, number, p_value, percent, points, points_interval
+from stages.pages.words import (
+    by_usage,
+    counted,
+    decided_by,
+    fails,
+    gate_view,
+    how_common,
+    how_sure,
+    interval,
+    listed,
+    number,
+    p_value,
+    percent,
+    points,
+    points_interval,
+    what_was_tested,
+)
 from stages.records import (
     AuditFolder,
     Comparison,

@@ -20,18 +20,17 @@ from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
 from stages.pages.gallery import ExhibitView, PicturedCell, Shrinker, show_sheets, strips
 from stages.pages.maps import policy_maps, rate_maps, shown_concepts, top_rate
 from stages.pages.page import LAST_TITLES, PAGE_BYTES, PackedTable, Picture, contents_of, html_of, pack_probes, save
-from stages.pages.searches import search_view
 from stages.pages.sections import (
     NOTHING_KNOWN,
     corruption_sentences,
     limits_of_steps,
     ratings_view,
+    search_view,
     smallest_changes,
     steps_picture,
     worse_slices,
 )
-from stages.pages.sentences import unshown_said
-from stages.pages.words import interval, marked, number, percent
+from stages.pages.words import interval, marked, number, percent, unshown_said
 from stages.records import Effect, Landscape, Verdict
 from stages.records.landscape import Invalid, InvalidLevel, LevelAlone
 from stages.records.tables import ShownExample

@@ -2,6 +2,8 @@
 
 The page must open from file:// without a network, years from now, and must not run anything contained in a model's
 output. So its content security policy allows only our script, by its hash.
+
+The card of a repaired model is one too: the README of the repair, followed by its evaluation before and after.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from markupsafe import Markup
 
 from stages.concepts import ConceptSpace
 from stages.pages import words
-from stages.pages.sentences import decided_by, gate_view, verdict_text
+from stages.pages.words import decided_by, gate_view, verdict_text
+from stages.records import Comparison, Plan, RepairVerdict
 from stages.records.slices import others_than
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_BYTES = 5_000_000  # of a whole page
@@ -169,3 +173,42 @@ def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> PackedT
         kept = table.sample(int(0.95 * len(kept) * room / len(data)), random_state=0).sort_index()
         data = packed(kept.to_csv(index=False).encode())
     return PackedTable(data, len(kept), len(table))
+
+
+_NAMES = {
+    "target_failure_rate": "failures in the target modes",
+    "other_failure_rate": "failures in all other cells",
+    "failure_rate": "failures overall",
+    "target_not_passing": "failing or invalid in the target modes",
+    "other_not_passing": "failing or invalid in all other cells",
+    "newly_failing": "newly failing (passed before, fails now)",
+    "fixed": "fixed (failed before, passes now)",
+}
+
+
+def model_card(
+    readme: str | None, comparison: Comparison, verdict: RepairVerdict, plan: Plan, loader: str | None = None
+) -> str:
+    """Return the whole card.
+
+    Args:
+        readme: the README of the repair, which for an adapter names its base model; None if there is none.
+        loader: load.py of the repaired model's folder; None if there is none.
+    """
+    text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"
+    shown = f"## How to load it\n\n`load.py` in this folder:\n\n```python\n{loader.rstrip()}\n```\n\n" if loader else ""
+    return f"{text}\n\n{shown}{evaluation_section(comparison, verdict, plan)}"
+
+
+def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
+    """Return the comparison as Markdown: the table, the gates, who decided on which landscape, and the limits."""
+    markdown = environment().overlay(autoescape=False)
+    markdown.filters = markdown.filters | {"line": _line}
+    template = markdown.get_template("model_card.md.j2")
+    return template.render(comparison=comparison, verdict=verdict, plan=plan, names=_NAMES).lstrip() + "\n"
+
+
+def _line(text: str) -> str:
+    """Put a user's text on one line of a table and escape it, so that none of its Markdown or HTML takes effect."""
+    plain = " ".join(str(text).split()).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`\[\]*_])", r"\\\1", plain)

@@ -19,8 +19,7 @@ from stages.params.audit import (
 )
 from stages.params.file import Params, RunnerConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, GateConfig, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
-from stages.params.strict import Strict, checked, errors_in, validation_lines
-from stages.params.yaml_file import parse_yaml, read_bytes
+from stages.params.strict import Strict, checked, errors_in, parse_yaml, read_bytes, validation_lines
 
 __all__ = [
     "DATA",

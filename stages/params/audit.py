@@ -132,7 +132,7 @@ class LandscapeGates(Strict):
 
 
 class SpotCheckConfig(Strict):
-    """People's verdicts on randomly drawn probes, see stages/landscape/spot_check.py."""
+    """People's verdicts on randomly drawn probes, see stages/landscape/rates.py."""
 
     file: str = Field(description="what `faded ratings --spot-check` drew and people filled in")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of that file, so that another one makes results stale")

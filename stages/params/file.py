@@ -14,9 +14,17 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes
-from stages.params.strict import OLD_KEYS, Strict, errors_in, refuse_old_keys, short_value, validation_lines
+from stages.params.strict import (
+    OLD_KEYS,
+    Strict,
+    errors_in,
+    parse_yaml,
+    read_bytes,
+    refuse_old_keys,
+    short_value,
+    validation_lines,
+)
 from stages.params.usage import usage_error
-from stages.params.yaml_file import parse_yaml, read_bytes
 
 # Audits become names of folders, stages and files, on every system on which people share them.
 _NAME = re.compile(rf"(?!-)[A-Za-z0-9_-]{{1,{MAX_NAME}}}")

@@ -5,6 +5,6 @@ decides which proposals enter. See docs/choosing-concepts.md. Importing the reco
 queries or measures models.
 """
 
-from stages.proposing.record import Outcome, ProposedConcept
+from stages.proposing.proposals import Outcome, ProposedConcept
 
 __all__ = ["Outcome", "ProposedConcept"]

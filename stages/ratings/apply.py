@@ -48,7 +48,7 @@ class Ratings(Strict):
         reviewers: number of scores by reviewer.
         decisions: SHA-256 of the decision files with the scores, by name.
         error, constant, gain: errors on held-out items, see `stages.ratings.fit.Fit`.
-        agreement: agreement of the reviewers, see `stages.decisions.agreement`; None if there is only one.
+        agreement: agreement of the reviewers, see `stages.decisions.merge`; None if there is only one.
         points: the training data, (automatic discrepancy, score) each.
     """
 

@@ -27,12 +27,12 @@ Reading imports no torch.
 
 from stages.core.intervals import NO_RATE, Rate
 from stages.records.base import JsonRecord, RateRecord, Record
-from stages.records.bias import Bias, BiasComparison, BiasSubject
 from stages.records.folder import AuditFolder, StageFolder, audit_folder
 from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
 from stages.records.provenance import Provenance
 from stages.records.repair import Ceiling, Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
 from stages.records.search import DiscoverMetrics, Search, Searches
+from stages.records.slices import Bias, BiasComparison, BiasSubject
 from stages.records.tables import PairedProbe, ShownExample
 
 __all__ = [

@@ -12,9 +12,8 @@ from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.concepts.usage import Usage
 from stages.params.usage import AnyUsage
 from stages.records.base import JsonRecord, Listed, OpenRecord, RateRecord, Record
-from stages.records.bias import Bias
 from stages.records.search import Searches
-from stages.records.slices import Slices
+from stages.records.slices import Bias, Slices
 from stages.tasks.contract import NOT_VALID
 
 
@@ -291,7 +290,7 @@ class Agreement(Record):
 
 
 class Automatic(Record):
-    """The results of the automatic measure on the same probes, see `stages.landscape.people`."""
+    """The results of the automatic measure on the same probes, see `stages.landscape.describe`."""
 
     threshold: float
     overall: RateRecord
@@ -336,7 +335,7 @@ class RatingsInForce(RatingsBound):
 
 
 class Corrected(Record):
-    """The failure rate in use corrected by people's verdicts on random probes, see `stages.landscape.spot_check`.
+    """The failure rate in use corrected by people's verdicts on random probes, see `stages.landscape.rates`.
 
     `overall.n` is the number of draws, of `probes` different probes; in `only_people` of them only people, and in
     `only_automatic` only the measure in force found a failure.

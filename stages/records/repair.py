@@ -9,10 +9,9 @@ from pydantic import Field
 from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.core.intervals import Rate
 from stages.records.base import JsonRecord, Listed, RateRecord, Record
-from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, EstimatorRecord, RatingsBound, UsageRecord, Verdict
 from stages.records.search import ModelSearches
-from stages.records.slices import Bounds
+from stages.records.slices import BiasComparison, Bounds
 
 Action = Literal["repair", "accept", "ignore"]
 

@@ -1,9 +1,14 @@
-"""Attributes by which people distinguish items: the label, and every column that sorts items into a few groups."""
+"""Attributes by which people distinguish items: the label, and every column that sorts items into a few groups.
+
+Where they have none, clusters of their embeddings are unnamed kinds. Explorers see features of items, on a few axes of
+comparable scale.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -185,3 +190,98 @@ def _said(value: object) -> str:
 def _plain(value: float, digits: int = 6) -> str:
     """Format a number without a needless fraction or exponent."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
+
+
+DIMENSIONS = 64  # more dimensions cost an explorer time and add little
+
+
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """Standardised features on at most `DIMENSIONS` principal axes, with unit variance on average.
+
+    Args:
+        mean: (d,) mean of the features that the axes were computed from.
+        std: (d,) their standard deviation.
+        axes: (d, k).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> PrincipalAxes:
+        """Compute the axes of n feature vectors (n, d); if d <= `DIMENSIONS`, features are only standardised."""
+        mean, std = features.mean(0), features.std(0)
+        std = np.where(std > 1e-6, std, 1.0)  # a constant feature stays at 0
+        scaled = (features - mean) / std
+        if scaled.shape[1] <= DIMENSIONS:
+            return cls(mean, std, np.eye(scaled.shape[1]))
+        _, _, axes = np.linalg.svd(scaled, full_matrices=False)
+        axes = axes[:DIMENSIONS]
+        # The sign of an axis is arbitrary; fix it, or the same model could give mirrored vectors.
+        axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+        spread = (scaled @ axes.T).std() or 1.0
+        return cls(mean, std, axes.T / spread)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Project features (n, d) onto the axes: (n, k) float32."""
+        return ((features - self.mean) / self.std @ self.axes).astype(np.float32)
+
+
+KIND = "kind"  # the name of the attribute
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Clusters of items by k-means (Lloyd 1982).
+
+    Args:
+        centres: (k, d).
+        names: name of each kind, after the item nearest to its centre: "like item 17 (label 9)".
+        nearest: by name of a kind, its items, those nearest to the centre first.
+    """
+
+    centres: np.ndarray
+    names: list[str]
+    nearest: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, item_ids: Sequence[str], vectors: np.ndarray, labels: Sequence[str | None], count: int) -> Kinds:
+        """Find `count` kinds; the result depends only on the items, not on the seed of the audit.
+
+        Args:
+            item_ids: n ids.
+            vectors: (n, d) what explorers see of them.
+            labels: n labels, None for an item without one.
+            count: number of kinds.
+
+        Raises:
+            UsageError: if the items do not differ enough.
+        """
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        vectors = vectors.astype(float)
+        if (distinct := len(np.unique(vectors, axis=0))) < count:
+            raise UsageError(
+                f"summarize.clusters: found {count} kinds to sort the discover items into, whose embeddings take"
+                f" {distinct} different value{'s' if distinct != 1 else ''}; expected as many at least (0 for no kinds)"
+            )
+        with threadpool_limits(1):  # so that sums do not depend on the number of cores
+            found = KMeans(count, n_init=10, random_state=0).fit(vectors)
+            distances = found.transform(vectors)
+        names, nearest = [], {}
+        for kind in range(count):
+            order = np.argsort(distances[:, kind], kind="stable")
+            members = order[distances[order].argmin(axis=1) == kind]
+            label = labels[members[0]]
+            names.append(f"like item {item_ids[members[0]]}" + ("" if label is None else f" (label {label})"))
+            nearest[names[-1]] = [item_ids[member] for member in members]
+        return cls(found.cluster_centers_, names, nearest)
+
+    def __call__(self, vectors: np.ndarray) -> list[str]:
+        """Return the kind of n items of any split, the one with the centre nearest to each vector (n, d)."""
+        from sklearn.metrics import pairwise_distances_argmin
+
+        return [self.names[kind] for kind in pairwise_distances_argmin(vectors.astype(float), self.centres)]

@@ -23,7 +23,7 @@ from stages.core.errors import UsageError
 from stages.core.processes import Crew
 from stages.params import Strict, validation_lines
 from stages.params.network import is_served
-from stages.tasks.attributes import LABEL, attributes_of, check_attributes, free_name
+from stages.tasks.attributes import KIND, LABEL, Kinds, PrincipalAxes, attributes_of, check_attributes, free_name
 from stages.tasks.contract import (
     NOT_VALID,
     Exhibit,
@@ -37,10 +37,7 @@ from stages.tasks.contract import (
     Tally,
     TaskContext,
 )
-from stages.tasks.features import PrincipalAxes
-from stages.tasks.kinds import KIND, Kinds
-from stages.tasks.source import Source
-from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
+from stages.tasks.sources import Source, data_errors, missing_splits, parse_source, source_errors
 
 if TYPE_CHECKING:
     from stages.tasks.account import Expected

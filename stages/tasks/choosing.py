@@ -1,9 +1,9 @@
 """What a kind of task tells the commands that help to choose an audit's settings.
 
 A task names its classes: `init` (see `stages.tasks.init`) for `faded init`, `mining` for `faded mine`, `proposing` for
-`faded propose`, and `usage` (see `stages.usage.readers`) for `faded usage --from`. Each is "module:Class", and a module
-that begins with a dot is relative to that of the task. These are names rather than imports, so that no stage depends on
-code that only helps to choose.
+`faded propose`, and `usage` (see `stages.usage.measures`) for `faded usage --from`. Each is "module:Class", and a
+module that begins with a dot is relative to that of the task. These are names rather than imports, so that no stage
+depends on code that only helps to choose.
 """
 
 from __future__ import annotations

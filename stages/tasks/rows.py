@@ -19,7 +19,7 @@ from pydantic import Field
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import content_hash, local_file
 from stages.tasks.hub import DATASET_FILES, Repository, local_folder, remedy
-from stages.tasks.source import Source, collect
+from stages.tasks.sources import Source, collect
 
 _DATASETS = "prepare.data.datasets"
 

@@ -1,12 +1,22 @@
-"""What all repairs share: a learning-rate schedule, checkpoints, part of the way to what was learnt, the model card."""
+"""What all repairs share: training pairs, rates, checkpoints, part of the way to what was learnt, card and check.
+
+A sampler draws pairs (item, cell) from the target modes. In the end a fresh process reads the written repair as any
+user would, and compares it with the model in memory. Otherwise `re_evaluate` would judge a wrongly written model as if
+it were the repair. A task has a module whose `main` reads a folder, queries the model as `compare_in_fresh_process` was
+told, and calls `compare`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
+import subprocess
+import sys
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,13 +28,85 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.core.errors import UsageError
+from stages.concepts import ConceptSpace
+from stages.core.errors import BugError, UsageError, run_as_command
 from stages.core.files import checksum, put_aside
 from stages.core.progress import progress
-from stages.tasks.contract import LOADER, RepairPlan
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import LOADER, RepairPlan, TargetMode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+CANDIDATES = 8  # cells drawn for each one that is trained on
+
+
+def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> PairSampler:
+    """Return the sampler that a plan asks for: pairs of these items and cells.
+
+    Raises:
+        UsageError: see `RepairPlan.regions` and `PairSampler`.
+    """
+    return PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
+
+
+class PairSampler:
+    """Draws training pairs from the targets: rows of items, each with a cell of a target.
+
+    If a target is about only some items, every other row is one of the remaining items, in the same cells: a model that
+    sees only one class in these cells learns to always answer that class.
+
+    Args:
+        space: the grid.
+        targets: where to draw, in proportion to severity.
+        attributes: attributes of the items, one row each.
+        risk: cells (n, d) -> (n,) failure risk by which cells are weighted; None weights all alike.
+
+    Raises:
+        UsageError: if a target is about none of the items.
+    """
+
+    def __init__(
+        self,
+        space: ConceptSpace,
+        targets: Sequence[TargetMode],
+        attributes: pd.DataFrame,
+        risk: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.space, self.targets, self.risk, self._items = space, targets, risk, np.arange(len(attributes))
+        self.rows = [np.flatnonzero(target.region.about(attributes)) for target in targets]
+        if none := [t for t, rows in zip(targets, self.rows, strict=True) if not len(rows)]:
+            raise UsageError(
+                f"{none[0].id} ({none[0].region.describe(space)}) is about none of the {len(attributes)} items that the"
+                " repair learns from: add items (prepare.items.repair), or choose other modes"
+            )
+        severity = np.array([t.severity for t in targets], dtype=float)
+        self.share = severity / severity.sum()
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n pairs: rows of items (n,) and cells (n, d) int64."""
+        counts = rng.multinomial(n, self.share)
+        parts = [(self._rows(number, k, rng), self._cells(number, k, rng)) for number, k in enumerate(counts)]
+        rows, cells = (np.concatenate(side) for side in zip(*parts, strict=True))
+        order = rng.permutation(len(rows))
+        return rows[order], cells[order]
+
+    def _rows(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        rows = self.rows[number]
+        others = np.setdiff1d(self._items, rows)
+        half = n // 2 if len(others) else 0
+        sides = (np.resize(rng.permutation(side), count) for side, count in ((rows, n - half), (others, half)))
+        return rng.permutation(np.concatenate([*sides]))
+
+    def _cells(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        region = self.targets[number].region
+        if self.risk is None or n == 0:
+            return region.sample(self.space, n, rng)
+        candidates = region.sample(self.space, CANDIDATES * n, rng)
+        weights = self.risk(candidates)
+        return candidates[rng.choice(len(candidates), size=n, replace=False, p=weights / weights.sum())]
+
 
 CLIP = 1.0  # maximum norm of the gradient
 
@@ -259,3 +341,57 @@ def _template(module: str, name: str, **options: Any) -> jinja2.Template:
     made = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, **options)
     made.filters["repr"] = repr
     return made.get_template(name)
+
+
+# Another process may compute other last bits (threads, kernels), which is far less than what the repair changed.
+TOLERANCE = 0.02
+
+
+def compare_in_fresh_process(
+    module: str, folder: Path, base: Path, known: Mapping[str, Tensor], question: Mapping[str, Any]
+) -> None:
+    """Run a task's module, which compares the answers of the repair in a folder with known ones.
+
+    Args:
+        module: run as `python -m module FOLDER BASE TENSORS ASKED`, see `command_line`.
+        folder: the repair.
+        base: the model folder it was made for.
+        known: answers of the models in memory before and after the repair.
+        question: the query, as plain data.
+
+    Raises:
+        BugError: if the module fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors, asked = Path(scratch) / "known.safetensors", Path(scratch) / "asked.json"
+        save_file(dict(known), tensors)
+        asked.write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
+        safe = ["-P"] if sys.flags.safe_path else []  # as this stage was started
+        command = [sys.executable, *safe, "-m", module, folder, base, tensors, asked]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.rpartition("error: ")[2].strip()  # libraries print warnings before it
+        raise BugError(f"the repaired model could not be read back from {folder}: {told}")
+
+
+def compare_answers(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
+    """Compare answers read back with those `before` and `after` the repair.
+
+    Raises:
+        BugError: if they differ from `after` by more than a small part of what the repair changed.
+    """
+    before, after = known["before"].float(), known["after"].float()
+    changed, off = float((after - before).norm()), float((found.float() - after).norm())
+    if not off <= TOLERANCE * changed:
+        raise BugError(
+            f"its {what} differ by {off:.3g} from those in memory, where the repair changed them by {changed:.3g}"
+        )
+
+
+def command_line(doc: str | None, main: Callable[[Path, Path, Path, Path], None]) -> None:
+    """Run a module's `main` with the four paths of its command."""
+    parser = argparse.ArgumentParser(description=doc)
+    for name in ("folder", "base", "tensors", "asked"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    run_as_command(lambda: main(arguments.folder, arguments.base, arguments.tensors, arguments.asked))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stages.tasks.choosing import MinedTexts, Vocabulary
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen
-from stages.usage.readers import WordReader
+from stages.usage.measures import WordReader
 
 
 class WordListInit(Init):

@@ -15,12 +15,11 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from flows.aside import aside
 from flows.people.approval import decide, expire, sentence
-from flows.people.draft import DraftError
-from flows.people.review.form import Fields, draft_of, read_fields, typed
+from flows.people.draft import DraftError, Fields, draft_of, read_fields, typed
 from flows.people.review.links import REPORTS, Served, page_path, report_path
 from flows.people.review.view import TEMPLATES, draft_key, own_link, report_policy, review_templates, review_view
+from flows.processes import aside
 from flows.request import moment, read_modes
 from flows.server.security import EVERY, HEADERS, MAX_BODY, Session, host_of, is_loopback, knows_host, same, same_origin
 from stages.core.errors import FadedError, UsageError

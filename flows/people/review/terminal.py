@@ -16,7 +16,7 @@ from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
 from flows.results.abilities import abilities_of
 from flows.terminal import new_table, print_plain
-from flows.workspace.yaml_edit import dumped
+from flows.workspace.edit_params import dumped
 from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
-from flows.aside import aside
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.people.approval import git_user
-from flows.people.review.form import SCORES, Fields, fields_of
+from flows.people.draft import SCORES, Fields, fields_of
 from flows.people.review.links import REPORTS, page_path, report_path
+from flows.processes import aside
 from flows.request import GATED, deadline, moment
 from flows.results.abilities import abilities_of
 from flows.results.estimate import estimate_cost
@@ -23,7 +23,7 @@ from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standin
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.pages import page
-from stages.pages.sentences import by_usage
+from stages.pages.words import by_usage
 from stages.params import Params, load_params
 from stages.records import audit_folder
 
@@ -74,7 +74,7 @@ def own_link(audit: str, keys: Iterable[str]) -> str:
 def first_page(audits: Sequence[str]) -> str:
     """The page of all these audits: how each stands, and what waits."""
     from flows.results.glance import read_status
-    from flows.views.board import board_html
+    from flows.views.history import board_html
 
     params = load_params()
 

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from flows.places.machines.driver import check_machines, pack, take_back, travels
 from flows.places.machines.worker import run_there
-from flows.shipment import Shipment, ShipmentResult
+from flows.run_stage import Shipment, ShipmentResult
 
 __all__ = ["Shipment", "ShipmentResult", "check_machines", "pack", "run_there", "take_back", "travels"]

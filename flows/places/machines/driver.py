@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.places.machines.store import Store, entry_of, open_store
 from flows.request import GATED
-from flows.shipment import Entry, Shipment, ShipmentResult
+from flows.run_stage import Entry, Shipment, ShipmentResult
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import git
 from stages.params import RunnerConfig, load_params

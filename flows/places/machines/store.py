@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.graph.digests import Hashes
 from flows.graph.intact import CacheFolder, refill, remove_damaged
-from flows.shipment import Entry
+from flows.graph.lock import Hashes
+from flows.run_stage import Entry
 from stages.core.errors import FadedError, InfrastructureError, UsageError, did_you_mean
 
 if TYPE_CHECKING:

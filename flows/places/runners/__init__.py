@@ -19,8 +19,7 @@ from typing import Protocol, get_args
 
 from flows.places.machines import check_machines
 from flows.places.runners.devices import visible_gpus
-from flows.run_stage import StageResult
-from flows.shipment import Shipment
+from flows.run_stage import Shipment, StageResult
 from stages.core.errors import InfrastructureError, UsageError, did_you_mean
 from stages.params import Params
 from stages.params.file import RunnerConfig
@@ -123,7 +122,7 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
     opened = import_module(f"flows.places.runners.{config.kind}").opened  # each imports its own library
     with opened(config, gpus) as runner:
-        yield runner if config.workspace is None else import_module("flows.places.runners.apart").Apart(runner, config)
+        yield runner if config.workspace is None else import_module("flows.places.runners.work").Apart(runner, config)
 
 
 def job(config: RunnerConfig, stage: str, gpus: int) -> Job:

@@ -1,4 +1,7 @@
-"""Runs a stage on a worker of a cluster."""
+"""Where a stage runs: in a thread of the flow's process, on a worker of a cluster, or shipped to a worker elsewhere.
+
+A worker elsewhere has no access to this workspace; another runner takes the stages there.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,45 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flows.places.machines import run_there
-from flows.places.runners import Job, Say
-from flows.places.runners.devices import MASK
+from flows.places.machines.driver import other_packages, pack, take_back, travels
+from flows.places.runners import Job, Runner, Say, gpus_here
+from flows.places.runners.devices import MASK, Slots
+from flows.processes import stopping
 from flows.run_stage import StageResult, run_stage
 from stages.core.environment import set_defaults
 from stages.core.errors import FadedError, InfrastructureError
+from stages.params.file import RunnerConfig
+
+
+def stages_at_once() -> int:
+    """How many stages may run at once: each uses two threads by default, and two should fit on any machine."""
+    return max(2, (os.cpu_count() or 2) // 2)
+
+
+class Threads:
+    """Runs stages as children of this process."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Wait for a free slot and the GPUs, and run the stage."""
+        with self._slots.hold(job.gpus) as taken:
+            if stopping():
+                raise InfrastructureError(f"{job.stage} was not started: the run is being stopped")
+            # A stage that requests none sees all GPUs of this process: with `compute.device: auto` it uses one.
+            return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {})
+
+
+@contextlib.contextmanager
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Threads]:
+    """See `flows.places.runners.open_runner`."""
+    yield Threads(Slots(config.workers or stages_at_once(), gpus_here(config, gpus) if gpus else ()))
+
 
 _threads = 0  # threads of this process that run stages
 _changed = threading.Condition()
@@ -56,3 +90,24 @@ def _inside(workspace: str) -> Iterator[None]:
         with _changed:
             _threads -= 1
             _changed.notify_all()
+
+
+class Apart:
+    """Runs stages in workers' clones, and brings their outputs here."""
+
+    def __init__(self, runner: Runner, config: RunnerConfig) -> None:
+        self._runner, self._config = runner, config
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Run a stage in a worker's clone; here if it needs a person's decision, or its outputs are already here."""
+        shipment = pack(job.stage, self._config) if travels(job.stage) else None
+        if shipment is None:
+            return run_stage(job.stage, say)
+        result = self._runner.run(replace(job, shipment=shipment), say)
+        if result.made is None:
+            raise InfrastructureError(f"{job.stage}: the worker did not say what it made")
+        take_back(shipment, result.made)
+        say(f"from {result.made.host}")
+        if result.outcome == "ran" and (told := other_packages(result.made)):
+            say(told)
+        return result

@@ -15,7 +15,7 @@ from stages.tasks.chat.concepts import catalogue_of
 from stages.tasks.chat.config import ChatPrepare
 from stages.tasks.chat.conversation import as_text, event_concepts
 from stages.tasks.choosing import Draft, MinedTexts, Vocabulary, change_in_words
-from stages.usage.readers import WordReader
+from stages.usage.measures import WordReader
 
 if TYPE_CHECKING:
     from stages.tasks.chat.task import Chat

@@ -20,8 +20,7 @@ from stages.tasks.contract import SPLITS
 from stages.tasks.language.articles import DATA_LOADERS as ARTICLE_LOADERS
 from stages.tasks.language.articles import ArticleSource
 from stages.tasks.rows import HubDataSource, JsonLinesSource, check_lines_file
-from stages.tasks.source import Source, collect
-from stages.tasks.sources import ItemCounts, check_excluded, parse_source, source_errors
+from stages.tasks.sources import ItemCounts, Source, check_excluded, collect, parse_source, source_errors
 
 ARTICLES = "prepare.data.articles"
 TURNS = "turns"  # field of a conversation in place of the question

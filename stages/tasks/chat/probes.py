@@ -38,7 +38,7 @@ from stages.tasks.language.judged import JudgedTexts
 from stages.tasks.language.judges import JUDGE_LOADERS, judge_conflicts, judged_origin, prepare_judge, prepared_judge
 from stages.tasks.language.models import ChatSource
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
-from stages.tasks.source import Source
+from stages.tasks.sources import Source
 
 _ASKS = re.compile(r"\b(how (?:many|much|long|old|far)|who|whose|whom|what|which|when|where|why|how)\b", re.IGNORECASE)
 GUESSED = 64  # questions from whose length the size of a request is estimated

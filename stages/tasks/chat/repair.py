@@ -24,7 +24,6 @@ import pandas as pd
 from stages.core.files import content_hash, put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
 from stages.params import checked
-from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.chat.config import CONTEXT, ChatRepair
 from stages.tasks.chat.configuration import (
     AnsweredExample,
@@ -38,7 +37,7 @@ from stages.tasks.chat.configuration import (
 from stages.tasks.chat.probes import ChatProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
-from stages.tasks.training import write_card, write_loader
+from stages.tasks.training import PairSampler, sampler, write_card, write_loader
 
 GOOD = 8  # rating from which an answer is shown as it was given
 COLUMNS = ("step", "loss", "round", "piece", "kept")

@@ -18,10 +18,9 @@ from stages.core.errors import UsageError
 from stages.core.files import local_file, parquet_metadata
 from stages.tasks.attributes import details
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
-from stages.tasks.classification.pool import DataSource, Decoded, Pool, tolerate
+from stages.tasks.classification.pictures import DataSource, Decoded, Pool, tolerate
 from stages.tasks.contract import SPLITS
-from stages.tasks.source import collect
-from stages.tasks.sources import package_folder
+from stages.tasks.sources import collect, package_folder
 
 _READ = ["id", "split", "label", "image"]
 

@@ -18,14 +18,20 @@ from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.families import FAMILIES, PER_CHANNEL, POSITIVE, Form
 from stages.tasks.classification.imagenet import class_names
-from stages.tasks.classification.models import Classifier, fit_weights, seeded
-from stages.tasks.classification.pictures import Shape
-from stages.tasks.classification.pool import Pool, tolerate
+from stages.tasks.classification.models import (
+    Classifier,
+    Labelled,
+    ModelSource,
+    check_channels,
+    check_scores,
+    fit_weights,
+    read_weights,
+    seeded,
+)
+from stages.tasks.classification.pictures import Pool, Shape, tolerate
 from stages.tasks.classification.pretrained import TimmModel, TorchvisionModel, TransformersModel
-from stages.tasks.classification.sources import Labelled, ModelSource, check_channels, check_scores, read_weights
 from stages.tasks.endpoint import Endpoint, EndpointConfig
-from stages.tasks.source import collect
-from stages.tasks.sources import package_file
+from stages.tasks.sources import collect, package_file
 
 _NO_REPAIR = "which cannot be repaired (no weights). Remove it from repairs:, and the audit ends with its landscape"
 

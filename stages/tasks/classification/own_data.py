@@ -17,12 +17,11 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import local_file
 from stages.tasks.attributes import details
 from stages.tasks.classification.config import Label, class_name
-from stages.tasks.classification.pictures import SUFFIXES
-from stages.tasks.classification.pool import NAMED, DataSource, Encoded, Pool, Sources, tolerate
+from stages.tasks.classification.pictures import NAMED, SUFFIXES, DataSource, Encoded, Pool, Sources, tolerate
 from stages.tasks.contract import SPLITS
 from stages.tasks.hub import NAME
 from stages.tasks.rows import HubDataSource, check_columns, count_lines, json_rows, row_file
-from stages.tasks.source import collect
+from stages.tasks.sources import collect
 
 _READ = ("image", "label", "id", "split", "group")  # fields of a line that are not attributes
 # Common names of splits, and the audit's splits they become: failures are searched on pictures the model has not

@@ -27,13 +27,18 @@ from stages.tasks.classification.families import (
     check_timm,
     torchvision_models,
 )
-from stages.tasks.classification.models import Classifier, fit_weights
-from stages.tasks.classification.pictures import Shape, View
-from stages.tasks.classification.pool import Pool
+from stages.tasks.classification.models import (
+    Classifier,
+    Normalised,
+    check_scores,
+    fit_weights,
+    read_weights,
+    weights_file,
+)
+from stages.tasks.classification.pictures import Pool, Shape, View
 from stages.tasks.classification.preprocessor import PREPROCESSOR, Preprocessor
-from stages.tasks.classification.sources import Normalised, check_scores, read_weights, weights_file
 from stages.tasks.hub import NAME, Repository, local_folder
-from stages.tasks.source import collect
+from stages.tasks.sources import collect
 
 HUB = "hf-hub:"
 # Arguments by which create_model would read other files; a repository's config.json must not set them.

@@ -32,10 +32,9 @@ from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig,
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.gradient import MISSING, has_foolbox, noisy
 from stages.tasks.classification.loaders import MODEL_LOADERS
-from stages.tasks.classification.models import Classifier, load_model, save_model
-from stages.tasks.classification.pool import DataSource, choose_items
+from stages.tasks.classification.models import Classifier, ModelSource, load_model, save_model
+from stages.tasks.classification.pictures import DataSource, choose_items
 from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, LoaderData, Reference, add_readable
-from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (
     SPLITS,
     Chosen,
@@ -47,7 +46,7 @@ from stages.tasks.contract import (
     TaskContext,
     item_numbers,
 )
-from stages.tasks.source import Source
+from stages.tasks.sources import Source
 
 COMPARED = 500  # maximum number of pictures on which the reference and the model under test are compared
 COMPARISON = b"reference"  # seeds the random draws of that comparison
@@ -63,8 +62,8 @@ class ClassifierProbes(Task):
     """
 
     init: ClassVar[str] = ".init:PicturesInit"
-    proposing: ClassVar[str] = ".choosing:PictureVocabulary"
-    usage: ClassVar[str] = ".choosing:PictureReader"
+    proposing: ClassVar[str] = ".init:PictureVocabulary"
+    usage: ClassVar[str] = ".init:PictureReader"
 
     catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
 

@@ -26,10 +26,8 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.families import Form
 from stages.tasks.classification.loaders import MODEL_LOADERS, TrainedHere
-from stages.tasks.classification.models import Classifier
-from stages.tasks.classification.pictures import Shape
-from stages.tasks.classification.pool import NAMED, Decoded, Pool, class_indices
-from stages.tasks.classification.sources import ModelSource
+from stages.tasks.classification.models import Classifier, ModelSource
+from stages.tasks.classification.pictures import NAMED, Decoded, Pool, Shape, class_indices
 from stages.tasks.contract import Compute, TaskContext
 
 READABLE = "readable"  # column of items.parquet: whether the reference classifies the unchanged picture correctly

@@ -33,13 +33,12 @@ from torch.nn import functional
 from stages.core.errors import UsageError
 from stages.core.progress import progress
 from stages.params import checked
-from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.families import loading
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
-from stages.tasks.training import rate, resume, save_checkpoint, write_card, write_loader
+from stages.tasks.training import PairSampler, rate, resume, sampler, save_checkpoint, write_card, write_loader
 
 LOOKED_AT = 2000  # pairs from the targets that are evaluated before and after
 

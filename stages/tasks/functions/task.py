@@ -22,11 +22,10 @@ from stages.concepts import Concept
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.params import Strict
+from stages.tasks.attributes import PrincipalAxes
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
-from stages.tasks.features import PrincipalAxes
-from stages.tasks.functions.answers import AnswerScorer, Measure, ask_all, call_model, check_unchanged, read
-from stages.tasks.functions.doubts import doubts
+from stages.tasks.functions.answers import AnswerScorer, Measure, ask_all, call_model, check_unchanged, doubts, read
 from stages.tasks.functions.items import KINDS, as_concept, check, space_of
 from stages.tasks.labels import LONGEST
 

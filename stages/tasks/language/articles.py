@@ -24,8 +24,7 @@ from stages.core.errors import UsageError
 from stages.tasks.attributes import detail_columns, details
 from stages.tasks.contract import SPLITS
 from stages.tasks.rows import HubDataSource, JsonLinesSource, count_lines
-from stages.tasks.source import Source, collect
-from stages.tasks.sources import ItemCounts, check_excluded, package_file
+from stages.tasks.sources import ItemCounts, Source, check_excluded, collect, package_file
 
 RUN = 5  # words in a row that two articles share only by copying
 NO_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, and surrogates, which UTF-8 cannot encode

@@ -16,8 +16,7 @@ from pydantic import Field
 from stages.core.errors import UsageError
 from stages.core.files import local_file
 from stages.tasks.hub import NAME, Repository
-from stages.tasks.source import Source, collect
-from stages.tasks.sources import package_folder
+from stages.tasks.sources import Source, collect, package_folder
 
 _WHERE = "prepare.embedder"
 WINDOW = 256  # tokens MiniLM was trained to embed at once

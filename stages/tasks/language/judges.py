@@ -26,8 +26,7 @@ from stages.tasks.language.generate import Turn
 from stages.tasks.language.models import ChatSource, PackageModel, TransformersModel
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint, expected_requests
 from stages.tasks.rows import count_lines
-from stages.tasks.source import collect
-from stages.tasks.sources import parse_source
+from stages.tasks.sources import collect, parse_source
 
 WHERE = "prepare.judge"
 NEAR = "discrepancy.near"

@@ -26,8 +26,7 @@ from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy
 from stages.tasks.language.form import ADAPTER, GenerationConfig, Kind, ModelForm, model_hash, read_folder, save_form
 from stages.tasks.language.generate import Chats, LanguageModel, Summarizes, render_prompt, with_normalisations
-from stages.tasks.source import Source, collect
-from stages.tasks.sources import package_file
+from stages.tasks.sources import Source, collect, package_file
 
 WHERE = "prepare.model"
 # Files fetched from a hub repository: no pickles, no code, no weights for other libraries.

@@ -1,13 +1,20 @@
-"""`faded init` for summarization: which column contains the articles."""
+"""`faded init` for summarization: which column contains the articles.
+
+Also what `faded mine` and `faded usage` have to know about articles and their summaries.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
 
 from stages.core.errors import UsageError
+from stages.tasks.choosing import MinedTexts
 from stages.tasks.init import (
     Ask,
     Data,
@@ -21,6 +28,11 @@ from stages.tasks.init import (
     one_of,
     writing_model,
 )
+from stages.usage.measures import WordReader
+
+if TYPE_CHECKING:
+    from stages.tasks.summarization.probes import SummarizerProbes
+
 
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
@@ -129,3 +141,31 @@ def _column(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | No
     """Return the first of these columns that every row has, whatever its capitals."""
     of = {key.lower(): key for key in rows[0]}
     return next((of[name] for name in names if name in of and all(of[name] in row for row in rows)), None)
+
+
+class ArticleTexts(MinedTexts):
+    """Articles for a summarizer: the summary of a changed article is judged against the unchanged one."""
+
+    column = "article"
+    fields = ("article", "reference")
+    before_concepts = True
+
+    def given(self, task: SummarizerProbes, item_ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        return task.changed(item_ids, cells)
+
+    def expected(self, items: pd.DataFrame) -> list[str]:
+        return [f"said of the unchanged article: {summary}" for summary in items["summary"]]
+
+    def source(self, items: pd.DataFrame) -> Mapping[str, str]:
+        summary = {"summary": "reference"} if (items["reference"] != "").all() else {}
+        return {"text": "article", "split": "split", **summary}
+
+
+class ArticleReader(WordReader):
+    """Articles for a summarizer."""
+
+    of, fields = "article", ("article", "text", "document")
+    task: SummarizerProbes
+
+    def changed(self, ids: Sequence[str], cells: np.ndarray) -> list[str]:
+        return self.task.changed(ids, cells)

@@ -21,7 +21,6 @@ from stages.concepts.texts import sentences
 from stages.core.errors import UsageError
 from stages.core.files import put_aside, replace_file, seal, unseal
 from stages.core.progress import progress
-from stages.tasks.cells import PairSampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.language.articles import Article
 from stages.tasks.language.generate import with_weights
@@ -29,6 +28,7 @@ from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.labelled import falsified
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import Lesson
+from stages.tasks.training import PairSampler, sampler
 
 GOOD = 8  # rating from which an answer is learnt unchanged
 TRIED = 2  # changes of each article that are tried for a summary to reject

@@ -35,7 +35,7 @@ from stages.tasks.language.judges import (
 )
 from stages.tasks.language.models import SummarizerSource
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
-from stages.tasks.source import Source
+from stages.tasks.sources import Source
 from stages.tasks.summarization import support
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, NoiseCalibration, measure_noise, space_doubled
 from stages.tasks.summarization.config import (
@@ -72,8 +72,8 @@ class SummarizerProbes(JudgedTexts):
     """
 
     init: ClassVar[str] = ".init:ArticlesInit"
-    mining: ClassVar[str] = ".choosing:ArticleTexts"
-    usage: ClassVar[str] = ".choosing:ArticleReader"
+    mining: ClassVar[str] = ".init:ArticleTexts"
+    usage: ClassVar[str] = ".init:ArticleReader"
 
     catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
     prepare_block = SummaryPrepare

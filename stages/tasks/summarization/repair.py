@@ -31,7 +31,6 @@ from safetensors.torch import load_file
 from stages.core.errors import UsageError
 from stages.params import checked
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
 from stages.tasks.language.form import ADAPTER, ModelForm, save_form
@@ -42,7 +41,7 @@ from stages.tasks.summarization.config import SummaryRepair
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, TrainingPair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.training import SummarizerTraining, verify
-from stages.tasks.training import interpolate, scale_adapter, write_card, write_loader
+from stages.tasks.training import PairSampler, interpolate, scale_adapter, write_card, write_loader
 
 TRIED = 50  # articles of each target mode to try a normalisation on
 MERGED = "merged"  # folder of the whole model, with an adapter

@@ -29,9 +29,8 @@ from stages.core.errors import UsageError
 from stages.tasks.contract import Compute
 from stages.tasks.language.generate import IGNORED, LanguageModel
 from stages.tasks.language.models import load_summarizer
-from stages.tasks.read_back import command_line, compare_answers, compare_in_fresh_process
 from stages.tasks.summarization.config import SummaryRepair
-from stages.tasks.training import StepwiseTraining
+from stages.tasks.training import StepwiseTraining, command_line, compare_answers, compare_in_fresh_process
 
 MICRO_BATCH = 4  # texts that go through the model at once; more would need more padding, as lengths differ more
 

@@ -17,7 +17,7 @@ from stages.concepts.rows import Kind
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import local_file, parquet_metadata
 from stages.tasks.labels import spelled
-from stages.tasks.source import Source, collect
+from stages.tasks.sources import Source, collect
 
 _DAY = pd.Timedelta("1D")
 SETS: Mapping[str, str] = {

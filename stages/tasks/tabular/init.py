@@ -1,4 +1,7 @@
-"""`faded init` for tables: which column contains the labels, and what the other columns are."""
+"""`faded init` for tables: which column contains the labels, and what the other columns are.
+
+Also what `faded usage` has to know about rows.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from stages.concepts.rows import CATALOGUE, Kind
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, one_of
 from stages.tasks.load import own_module_error
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, column_kind, read_frame, without_gaps
 from stages.tasks.tabular.models import ESTIMATORS
 from stages.tasks.tabular.own import FUNCTION, untrusted
+from stages.usage import measures
+from stages.usage.measures import MOST, Reader, read_table_file
+
+if TYPE_CHECKING:
+    from stages.tasks.tabular.probes import RowProbes
+
 
 _FITTED = 0.4  # share of the rows that the model is fitted on
 _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
@@ -171,3 +181,33 @@ def _likely(frame: pd.DataFrame) -> str | None:
     """Return the column with a typical name for labels, or else the last one, if it has few values."""
     named = [name for name in frame if name.lower() in _TARGETS]
     return next((name for name in [*named, frame.columns[-1]] if 2 <= frame[name].nunique() <= _CLASSES), None)
+
+
+class RowReader(Reader):
+    """A table of rows, for tabular classifiers."""
+
+    shown = measures.ROWS
+    task: RowProbes
+
+    def own(self, ids: Sequence[str], cells: np.ndarray) -> pd.DataFrame:
+        _, rows = self.task.changed(ids, cells)
+        return self._measure(rows)
+
+    def _measure(self, rows: pd.DataFrame) -> pd.DataFrame:
+        usual = self._usual()
+        return measures.of_rows(
+            rows[self.task.table.measured].to_numpy(dtype=float),
+            usual.std().replace(0.0, 1.0).to_numpy(),
+            usual.median().to_numpy(),
+        )
+
+    def _usual(self) -> pd.DataFrame:
+        return self.task.rows.loc[self.task.items.table["split"] == "discover", self.task.table.measured]
+
+    def production(self, path: Path, rng: np.random.Generator) -> pd.DataFrame:
+        frame = read_table_file(path)
+        if lacking := [name for name in self.task.table.measured if name not in frame]:
+            raise UsageError(f"{path.name} has no column {lacking[0]!r}{did_you_mean(lacking[0], list(frame))}")
+        rows = frame[self.task.table.measured].apply(pd.to_numeric, errors="coerce")
+        chosen = np.sort(rng.permutation(len(rows))[:MOST])
+        return self._measure(rows.iloc[chosen].fillna(self._usual().median()))

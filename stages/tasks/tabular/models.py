@@ -26,7 +26,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import read_json, read_table, write_json
-from stages.tasks.source import Source
+from stages.tasks.sources import Source
 from stages.tasks.tabular.data import Table
 from stages.tasks.tabular.own import OWN_MODELS
 

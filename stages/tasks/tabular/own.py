@@ -21,7 +21,7 @@ from stages.core.errors import UsageError, did_you_mean
 from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.tasks.labels import ClassOrder, spelled
 from stages.tasks.load import own_function, own_module_error
-from stages.tasks.source import Source, collect
+from stages.tasks.sources import Source, collect
 from stages.tasks.tabular.data import Table, column_kind
 
 Ask = Callable[[pd.DataFrame], Any]

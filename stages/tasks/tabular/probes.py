@@ -30,8 +30,7 @@ from stages.tasks.contract import (
     TaskContext,
     item_numbers,
 )
-from stages.tasks.source import Source
-from stages.tasks.sources import ItemCounts
+from stages.tasks.sources import ItemCounts, Source
 from stages.tasks.tabular.data import DATA_LOADERS, Rows, Table, column_kind, without_gaps
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 from stages.tasks.tabular.own import NO_ANSWER, OwnModel, read_own_model
@@ -73,7 +72,7 @@ class RowProbes(Task):
     """
 
     init: ClassVar[str] = ".init:RowsInit"
-    usage: ClassVar[str] = ".choosing:RowReader"
+    usage: ClassVar[str] = ".init:RowReader"
 
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig

@@ -20,11 +20,10 @@ import pandas as pd
 from stages.core.errors import UsageError
 from stages.params import checked
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
 from stages.tasks.contract import AND_LABEL, RepairPlan, RepairRecord
 from stages.tasks.tabular.models import RowModel
 from stages.tasks.tabular.probes import RepairSettings, RowProbes
-from stages.tasks.training import write_card, write_loader
+from stages.tasks.training import PairSampler, write_card, write_loader
 
 RISK_PROBES = 2000  # enough for a logistic model of a few concepts
 TIE = 1e-6  # beyond a tie of two classes

@@ -16,7 +16,6 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.core.errors import UsageError
 from stages.core.progress import progress
-from stages.tasks.cells import sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.config import TextToImageRepair
@@ -24,6 +23,7 @@ from stages.tasks.text_to_image.judges import expected_values
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import PictureOrder
+from stages.tasks.training import sampler
 
 NOT_SHOWN = -1  # or unknown
 GOOD = 6  # rating from which a drawing is learnt

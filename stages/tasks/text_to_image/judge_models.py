@@ -23,7 +23,7 @@ from stages.core.errors import UsageError
 from stages.core.files import local_file, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.hub import NAME, Repository
-from stages.tasks.source import Source, collect
+from stages.tasks.sources import Source, collect
 from stages.tasks.text_to_image.folders import PICKLES, check_weights, readable
 from stages.tasks.text_to_image.judges import PictureJudge, Reading, Values, attribute_values
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from stages.concepts import Region
 from stages.core.errors import UsageError
-from stages.tasks.cells import sampler
 from stages.tasks.contract import RepairPlan
 from stages.tasks.text_to_image.album import NOT_SHOWN, Album, PictureWords, draw_for, repair_templates
 from stages.tasks.text_to_image.config import TextToImageRepair
 from stages.tasks.text_to_image.probes import PainterProbes
+from stages.tasks.training import sampler
 
 OWN_TEXT = 0.25  # share of captioned pictures that keep their own caption
 

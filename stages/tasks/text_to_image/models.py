@@ -22,7 +22,7 @@ from stages.core.files import content_hash, local_file, read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy
-from stages.tasks.source import collect
+from stages.tasks.sources import collect
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.folders import INDEX, check_weights, folder_errors, networks, quiet, readable
 from stages.tasks.text_to_image.remote import EndpointModel

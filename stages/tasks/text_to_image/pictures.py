@@ -25,7 +25,7 @@ from pydantic import Field
 from stages.core.errors import UsageError
 from stages.core.files import local_file, parquet_metadata
 from stages.tasks.rows import HubDataSource, check_lines_file, lines_file, row_file
-from stages.tasks.source import Source, collect
+from stages.tasks.sources import Source, collect
 
 NAMED = 5  # exclusions an error names
 OWN = ("id", "text", "image", "split")  # columns of the table; others are the source's own

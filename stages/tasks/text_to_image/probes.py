@@ -27,9 +27,7 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
-from stages.tasks.source import Source
-from stages.tasks.sources import source_errors
-from stages.tasks.text_to_image.calibrate import PictureCalibration, calibration_records, share_out
+from stages.tasks.sources import Source, source_errors
 from stages.tasks.text_to_image.config import TextToImageDiscrepancy, TextToImagePrepare, TextToImageRepair, conflicts
 from stages.tasks.text_to_image.items import choose_items, misfits, noise_seed, template_errors, unchecked
 from stages.tasks.text_to_image.judge_models import JUDGE_LOADERS, JudgeSource, load_judge
@@ -37,7 +35,17 @@ from stages.tasks.text_to_image.judges import expected_values, judge_notes, load
 from stages.tasks.text_to_image.models import MODEL_LOADERS, scheduler_errors
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, PictureSource, from_png, strip
 from stages.tasks.text_to_image.sample import ModelSource
-from stages.tasks.text_to_image.studio import Judged, PictureOrder, Studio, discrepancy, measures_of, said
+from stages.tasks.text_to_image.studio import (
+    Judged,
+    PictureCalibration,
+    PictureOrder,
+    Studio,
+    calibration_records,
+    discrepancy,
+    measures_of,
+    said,
+    share_out,
+)
 
 UNREADABLE = {"ignored": "not held against the model", "failure": "wrong"}  # in words
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
@@ -52,9 +60,9 @@ class PainterProbes(Task):
     """
 
     init: ClassVar[str] = ".init:PromptsInit"
-    mining: ClassVar[str] = ".choosing:PromptTexts"
-    proposing: ClassVar[str] = ".choosing:PromptVocabulary"
-    usage: ClassVar[str] = ".choosing:PromptReader"
+    mining: ClassVar[str] = ".init:PromptTexts"
+    proposing: ClassVar[str] = ".init:PromptVocabulary"
+    usage: ClassVar[str] = ".init:PromptReader"
 
     prepare_block = TextToImagePrepare
     discrepancy_block = TextToImageDiscrepancy

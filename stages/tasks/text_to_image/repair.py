@@ -27,10 +27,8 @@ from stages.core.errors import UsageError
 from stages.core.files import write_json
 from stages.params import checked
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
 from stages.tasks.contract import Compute, RepairPlan, RepairRecord
 from stages.tasks.hub import repository_of
-from stages.tasks.read_back import command_line, compare_answers, compare_in_fresh_process
 from stages.tasks.text_to_image.album import GOOD, build_album, orders_for, praised, repair_templates, vocabulary
 from stages.tasks.text_to_image.config import SamplingConfig, TextToImageRepair
 from stages.tasks.text_to_image.lessons import PictureLessons, PicturePairs
@@ -39,7 +37,14 @@ from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.studio import PictureOrder, Studio
 from stages.tasks.text_to_image.training import DpoTraining, LoraTraining, check_trainable
-from stages.tasks.training import write_card, write_loader
+from stages.tasks.training import (
+    PairSampler,
+    command_line,
+    compare_answers,
+    compare_in_fresh_process,
+    write_card,
+    write_loader,
+)
 
 COMPARED = 4  # pictures on which to compare the written pipeline with the one in memory
 LOOKED_AT = 64  # pictures of the targets that are judged before and after

@@ -26,7 +26,7 @@ from torch import Tensor
 from stages.core.errors import UsageError
 from stages.core.progress import progress
 from stages.tasks.contract import Compute
-from stages.tasks.source import Source
+from stages.tasks.sources import Source
 from stages.tasks.text_to_image.config import SamplingConfig
 
 PICTURES = 16  # most pictures at once: 32 and 48 were not faster on a CPU, and a batch that is not full costs less

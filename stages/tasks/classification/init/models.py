@@ -203,7 +203,7 @@ def weight_shapes(path: Path) -> Shapes:
     Raises:
         UsageError: if it contains anything but tensors.
     """
-    from stages.tasks.classification.sources import read_weights
+    from stages.tasks.classification.models import read_weights
 
     if path.suffix != ".safetensors":
         try:

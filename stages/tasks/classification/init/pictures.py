@@ -17,7 +17,7 @@ from stages.tasks.classification.init.models import UNKNOWN, Shape, described
 from stages.tasks.init import Data, load_data
 
 if TYPE_CHECKING:
-    from stages.tasks.classification.pool import Pool
+    from stages.tasks.classification.pictures import Pool
 
 _OPENED = 2000  # maximum number of pictures that are opened; of more than these a sample
 _NAMED = 3
@@ -63,7 +63,7 @@ def look_at_pictures(path: Path, given: str) -> LabelledPictures:
         UsageError: if there are no pictures with labels.
     """
     from stages.tasks.classification.data import DATA_LOADERS
-    from stages.tasks.classification.pool import Encoded
+    from stages.tasks.classification.pictures import Encoded
 
     key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
     if key is None:
@@ -129,7 +129,7 @@ class _Opened:
 def _opened(pool: Pool, given: str) -> _Opened:
     from PIL import Image
 
-    from stages.tasks.classification.pool import Encoded
+    from stages.tasks.classification.pictures import Encoded
 
     if not isinstance(pool.pictures, Encoded):  # all have one shape, and were already read
         return _Opened(pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids))

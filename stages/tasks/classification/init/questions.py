@@ -168,7 +168,7 @@ def ask_labels(
         )
     if not classes or not data.labels:
         return told
-    from stages.tasks.classification.pool import class_indices
+    from stages.tasks.classification.pictures import class_indices
 
     known = class_indices(classes)
     others = [label for label in data.labels if label not in known and label not in told]

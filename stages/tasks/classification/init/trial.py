@@ -136,7 +136,7 @@ def order_of(context: TaskContext, classes: int, available: int | None) -> Order
     from stages.tasks.classification.config import PrepareConfig
     from stages.tasks.classification.data import DATA_LOADERS
     from stages.tasks.classification.loaders import MODEL_LOADERS
-    from stages.tasks.classification.pool import choose_items
+    from stages.tasks.classification.pictures import choose_items
     from stages.tasks.sources import ItemCounts, parse_source
 
     torch.set_num_threads(context.compute.threads)

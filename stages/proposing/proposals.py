@@ -1,4 +1,8 @@
-"""Describe an audit to a language model, ask it for concepts, and parse its answer."""
+"""Proposals of concepts by a language model, and what comes of them, as plain data for display and storage.
+
+An audit is described to the model, and its answer is parsed. Of the proposals that are possible, some enter the audit
+after screening.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,77 @@ import base64
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
+from stages.concepts import Level
 from stages.core.errors import UsageError, escape_controls
 from stages.core.files import read_table
 from stages.params import AuditConfig, validation_lines
-from stages.proposing.record import LONGEST, MOST_LEVELS, Outcome, ProposedConcept
+from stages.screening.sweep import ConceptSweep
 from stages.tasks.account import CUT, Account
 from stages.tasks.base import Task
-from stages.tasks.choosing import ITEMS, Vocabulary, part_of
+from stages.tasks.choosing import ITEMS, Draft, Vocabulary, part_of
 from stages.tasks.contract import TaskContext
 from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint
+
+LONGEST = 300  # characters; longer reasons and verdicts are cut
+MOST_LEVELS = 8
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.replace("\n", "").isprintable():
+        raise ValueError("expected printable text")
+    return text
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+_Phrase = Annotated[str, Field(max_length=100)]
+_Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+_Reason = Annotated[str, BeforeValidator(lambda text: text[:LONGEST] if isinstance(text, str) else text)]
+
+
+class ProposedConcept(BaseModel):
+    """A concept as proposed by a model.
+
+    Args:
+        concept: its name.
+        levels: numbers or names, or texts by name if the levels are free texts.
+        reason: why the model under test may fail there.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    concept: _Name
+    levels: (
+        Annotated[list[FiniteFloat | _Phrase], Field(min_length=1, max_length=MOST_LEVELS)]
+        | Annotated[dict[_Name, _Text], Field(min_length=1, max_length=MOST_LEVELS)]
+    )
+    reason: _Reason = ""
+
+
+class Outcome(BaseModel):
+    """The outcome of a proposal.
+
+    Args:
+        concept: its proposed name.
+        levels: its proposed levels; free texts by their names.
+        reason: its proposed reason.
+        verdict: verdict of the screening, or why there was none.
+        enters: levels that are added to the audit; may be empty.
+    """
+
+    concept: str
+    levels: list[Level]
+    reason: str = ""
+    verdict: str
+    enters: list[Level] = []
+
 
 WHERE = "proposer"
 TRIES = 3  # maximum number of requests until an answer can be read
@@ -208,3 +266,70 @@ def outcome(one: ProposedConcept, verdict: str, enters: Sequence[float | str] = 
     return Outcome(
         concept=one.concept, levels=list(one.levels), reason=one.reason, verdict=verdict, enters=list(enters)
     )
+
+
+class Made(NamedTuple):
+    """A possible proposal, with the levels that it adds."""
+
+    proposal: ProposedConcept
+    new: list[Level]
+
+
+def make(
+    vocabulary: Vocabulary, proposals: Sequence[ProposedConcept], load: Callable[[Draft], object] = lambda draft: None
+) -> tuple[Draft, list[Made], list[Outcome]]:
+    """Return the audit with all possible proposals, these proposals, and the outcomes of the others.
+
+    Args:
+        vocabulary: what may be proposed.
+        proposals: what was proposed.
+        load: loads the task with a draft; raises UsageError if that fails.
+    """
+    draft, made, refused = vocabulary.start, list[Made](), list[Outcome]()
+    for one in proposals:
+        try:
+            more = vocabulary.with_concept(draft, one.concept, one.levels)
+            if errors := vocabulary.errors(more):
+                raise UsageError(errors[0])
+            load(more)
+        except UsageError as error:
+            refused.append(outcome(one, escape_controls(f"refused: {str(error).splitlines()[0]}")[:LONGEST]))
+            continue
+        made.append(Made(one, more.new[one.concept][len(draft.new.get(one.concept, ())) :]))
+        draft = more
+    return draft, made, refused
+
+
+def judged(made: Made, swept: ConceptSweep) -> Outcome:
+    """Decide on a proposal by the sweep of its concept.
+
+    A concept with numbers enters if some level of it certainly raises the discrepancy. Levels without an order are
+    decided one by one.
+    """
+    if swept.verdict != "effect":
+        told = "too few probes" if swept.verdict == "not known" else "alone, on the same items"
+        return outcome(made.proposal, f"{swept.verdict}: {told}")
+    numbers = not any(isinstance(level, str) for level in made.new)
+    harmful = [level for level in swept.harmful if numbers or level in made.new]
+    if not harmful:
+        told = "alone, for the better" if numbers else "of no proposed level"
+        return outcome(made.proposal, f"effect: {told}")
+    named = ", ".join(swept.labels[list(swept.levels).index(level)] for level in harmful)
+    return outcome(made.proposal, f"effect: {named}", list(swept.levels) if numbers else harmful)
+
+
+def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outcome]) -> Draft:
+    """Return the audit with the levels that enter.
+
+    Args:
+        vocabulary: what may be proposed.
+        made: the proposals that were screened.
+        outcomes: the outcome of each.
+    """
+    draft = vocabulary.start
+    for (one, _), found in zip(made, outcomes, strict=True):
+        if found.enters:
+            texts = one.levels if isinstance(one.levels, dict) else None
+            levels = {str(name): texts[str(name)] for name in found.enters} if texts else found.enters
+            draft = vocabulary.with_concept(draft, one.concept, levels)
+    return draft

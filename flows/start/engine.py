@@ -1,4 +1,4 @@
-"""Start of a deployed flow run: `python -m flows.engine` is `python -m prefect.engine` that dies with its worker.
+"""Start of a deployed flow run: `python -m flows.start.engine` is `python -m prefect.engine` that dies with its worker.
 
 Otherwise the run would outlive a killed worker, and a second run of the same audit would start beside it.
 """

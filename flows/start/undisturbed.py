@@ -1,4 +1,4 @@
-"""`python -m flows.undisturbed AUDIT MODULE ARGS...` runs a module while nobody can record a decision on an audit.
+"""`python -m flows.start.undisturbed AUDIT MODULE ARGS...` runs a module while no decision on an audit can be recorded.
 
 DVC hashes inputs at the end of a stage, so a decision made meanwhile would count as used. The lock is held here, as
 what it imports would stay in the process of the run.

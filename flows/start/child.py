@@ -1,4 +1,4 @@
-"""Start of a child of the flow: `python -m flows.child PARENT MODULE ARGS...` runs a module that dies with its parent.
+"""`python -m flows.start.child PARENT MODULE ARGS...` runs a module as a child of the flow that dies with its parent.
 
 Keep this module free of imports, as every stage pays for them. (A `preexec_fn` would be unsafe with threads.)
 """

@@ -1,0 +1,1 @@
+"""How Faded starts other processes: small modules, because everything that they start pays for their imports."""
