@@ -37,6 +37,7 @@ TOOLS: Mapping[str, tuple[str, ...]] = {  # answers to the first call and on; th
     "fails": ("Error: the service is down and will not be back today.",),
     "slow": ("The result is not ready yet. Call the tool again.", "{}"),
 }
+INJECTED = ("{}\n\n{injected}",)
 VERSIONS = CHANGED, WITHOUT_TOOLS = "change", "without_tools"  # fields with other right answers
 _NEEDED = {"fact": "fact", "change": CHANGED, "contradiction": "contradiction", "fails": WITHOUT_TOOLS}  # by levels
 
@@ -163,10 +164,9 @@ class Conversation(Strict):
             )
             first = self.fact if k == 0 and "fact" not in events else ""
             said[k] = " ".join(filter(None, (first, said[k], told)))
-        forms = TOOLS.get(level, (f"{{}}\n\n{injections.get(level, '').replace('{', '{{').replace('}', '}}')}",))
-        tools = (
-            ScriptedTool(one.name, one.spec, tuple(form.format(one.answer) for form in forms)) for one in self.tools
-        )
+        forms, injected = TOOLS.get(level, INJECTED), injections.get(level)
+        answers = [tuple(form.format(one.answer, injected=injected) for form in forms) for one in self.tools]
+        tools = (ScriptedTool(one.name, one.spec, of_it) for one, of_it in zip(self.tools, answers, strict=True))
         return Script(last.system, last.said, tuple(said), tuple(tools))
 
 
