@@ -224,13 +224,13 @@ def main() -> None:
                 show(compare(task, budget, args.seeds or 5, WEAKNESSES), budget)
         return
     url, name = args.real
-    block = {"openai": url, "model": name, "concurrency": 1, "settings": {"cache_prompt": False}}
-    with played(block, 9, 3, 3, EVENTS[:-1]) as task:
+    block = {"openai": url, "model": name, "concurrency": 1}
+    with played(block, 8, 2, 3, EVENTS[:-1]) as task:
         cells, ids = task.concepts.cells(np.arange(task.concepts.n_cells)), task.items.table["id"].tolist()
         for k, item in enumerate(ids, start=1):
             rate = task.probe([item] * len(cells), cells).failed.mean()
             print(f"{k} of {len(ids)}: {item}, {rate:.0%} of schedules fail", flush=True)
-        budget = args.budget or 200
+        budget = args.budget or 160
         show(compare(task, budget, args.seeds or 3, {}), budget)
 
 
