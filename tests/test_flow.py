@@ -214,7 +214,7 @@ def test_only_what_the_machine_did_is_tried_again(tmp_path, audit_here, monkeypa
         tried.append(stage)
         raise errors[stage.removeprefix("prepare@")]
 
-    monkeypatch.setattr("flows.places.runners.work.run_stage", run_stage)
+    monkeypatch.setattr("flows.places.runners.threads.run_stage", run_stage)
     code, told = audit_here(make_workspace(tmp_path, dict.fromkeys(errors, audit_params()), {}, toys=True), *errors)
     assert code == 3, told
     assert sorted(tried) == ["prepare@away", "prepare@bug", *["prepare@disk"] * 3]

@@ -1,7 +1,4 @@
-"""Where a stage runs: in a thread of the flow's process, on a worker of a cluster, or shipped to a worker elsewhere.
-
-A worker elsewhere has no access to this workspace; another runner takes the stages there.
-"""
+"""What runs a stage on a worker of a cluster, in the workspace that it shares, or shipped to its clone (`Apart`)."""
 
 from __future__ import annotations
 
@@ -14,40 +11,12 @@ from pathlib import Path
 
 from flows.places.machines import run_there
 from flows.places.machines.driver import other_packages, pack, take_back, travels
-from flows.places.runners import Job, Runner, Say, gpus_here
-from flows.places.runners.devices import MASK, Slots
-from flows.processes import stopping
+from flows.places.runners import Job, Runner, Say
+from flows.places.runners.devices import MASK
 from flows.run_stage import StageResult, run_stage
 from stages.core.environment import set_defaults
 from stages.core.errors import FadedError, InfrastructureError
 from stages.params.file import RunnerConfig
-
-
-def stages_at_once() -> int:
-    """How many stages may run at once: each uses two threads by default, and two should fit on any machine."""
-    return max(2, (os.cpu_count() or 2) // 2)
-
-
-class Threads:
-    """Runs stages as children of this process."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-
-    def run(self, job: Job, say: Say) -> StageResult:
-        """Wait for a free slot and the GPUs, and run the stage."""
-        with self._slots.hold(job.gpus) as taken:
-            if stopping():
-                raise InfrastructureError(f"{job.stage} was not started: the run is being stopped")
-            # A stage that requests none sees all GPUs of this process: with `compute.device: auto` it uses one.
-            return run_stage(job.stage, say, {MASK: ",".join(taken)} if taken else {})
-
-
-@contextlib.contextmanager
-def opened(config: RunnerConfig, gpus: int) -> Iterator[Threads]:
-    """See `flows.places.runners.open_runner`."""
-    yield Threads(Slots(config.workers or stages_at_once(), gpus_here(config, gpus) if gpus else ()))
-
 
 _threads = 0  # threads of this process that run stages
 _changed = threading.Condition()
