@@ -1,8 +1,9 @@
 """Explorers compared on conversations, where the order of events decides whether a model fails.
 
     python -m benchmarks.conversations                  # a scripted model, behind a server of its own
-    python -m benchmarks.conversations --real URL NAME  # a model behind chat completions, in shorter conversations
+    python -m benchmarks.conversations --real URL NAME --folder FOLDER  # a model behind chat completions
 
+A real model plays shorter conversations, and the folder keeps its answers if the command is stopped and run again.
 The scripted model has five planted weaknesses. Each is a matter of order, such as a change that is lost if small talk
 follows at once, and it also fails 2% of all conversations. Events are used as audits assume: 30% of conversations as
 they are, 40% with one event, 20% with two, 10% with three. Every explorer has the same budget of unique probes, and
@@ -135,8 +136,10 @@ class Played(Chat):
 
 
 @contextlib.contextmanager
-def played(model: dict[str, Any], searched: int, unseen: int, before: int, events: Sequence[str]) -> Iterator[Played]:
-    """Prepare the audit of a model in a folder of its own."""
+def played(
+    model: dict[str, Any], searched: int, unseen: int, before: int, events: Sequence[str], folder: Path | None = None
+) -> Iterator[Played]:
+    """Prepare the audit of a model in a folder, which keeps its answers; by default a temporary one."""
     levels = {f"turn_{k}": [event for event in events if event != "fact" or k > 1] for k in range(1, before + 1)}
     config = {
         "model": model,
@@ -146,11 +149,11 @@ def played(model: dict[str, Any], searched: int, unseen: int, before: int, event
         "generation": {"max_new_tokens": 16},
         "items": {"discover": searched, "test": unseen},
     }
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(folder or temporary):
         rows = map(json.dumps, conversations(searched + unseen, before))
         Path("conversations.jsonl").write_text("\n".join(rows), encoding="utf-8")
         asked = TaskContext("talks", 7, config, levels, {"measure": "contains"}, Path.cwd(), Compute(threads=1))
-        Path("prepare").mkdir()
+        Path("prepare").mkdir(exist_ok=True)
         Played.prepare(asked, Path("prepare"))
         yield Played.load(asked, Path("prepare"))
 
@@ -209,6 +212,8 @@ def main() -> None:
     """Print the table of the scripted model, or of a real one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", nargs=2, metavar=("URL", "NAME"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--items", type=int, default=8, help="conversations with the real model that are searched")
     parser.add_argument("--budget", type=int)
     parser.add_argument("--seeds", type=int)
     args = parser.parse_args()
@@ -225,12 +230,12 @@ def main() -> None:
         return
     url, name = args.real
     block = {"openai": url, "model": name, "concurrency": 1}
-    with played(block, 8, 2, 3, EVENTS[:-1]) as task:
+    with played(block, args.items, max(1, args.items // 4), 3, EVENTS[:-1], args.folder) as task:
         cells, ids = task.concepts.cells(np.arange(task.concepts.n_cells)), task.items.table["id"].tolist()
         for k, item in enumerate(ids, start=1):
             rate = task.probe([item] * len(cells), cells).failed.mean()
             print(f"{k} of {len(ids)}: {item}, {rate:.0%} of schedules fail", flush=True)
-        budget = args.budget or 160
+        budget = args.budget or 20 * args.items
         show(compare(task, budget, args.seeds or 3, {}), budget)
 
 
