@@ -120,8 +120,7 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     if config.address not in (None, "auto"):
         reach(config.kind, str(config.address))
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
-    module = {"threads": "work"}.get(config.kind, config.kind)
-    opened = import_module(f"flows.places.runners.{module}").opened  # each imports its own library
+    opened = import_module(f"flows.places.runners.{config.kind}").opened  # each imports its own library
     with opened(config, gpus) as runner:
         yield runner if config.workspace is None else import_module("flows.places.runners.work").Apart(runner, config)
 
