@@ -188,7 +188,7 @@ def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
     """Whether the classes are ImageNet's thousand; checked only for grids of corruptions, because it takes seconds."""
     if not has_corruptions(landscape.space):
         return False
-    from stages.tasks.classification.imagenet import are_of_imagenet
+    from stages.tasks.labels import are_of_imagenet
 
     labels = pd.read_parquet(here.prepare.path / "items.parquet", columns=["label"])["label"]
     return are_of_imagenet(labels.unique(), known_of(here).classes)

@@ -32,12 +32,14 @@ HANDED_ON = (
     "summarize/landscape.json",
     "report/verdict.json",
     "report/headline.json",
+    "report/report.html",
     "collect_feedback/plan.json",
     "re_evaluate/probes.parquet",
     "re_evaluate/quality.parquet",
     "compare/comparison.json",
     "conclude/verdict.json",
     "conclude/headline.json",
+    "conclude/report.html",
     "conclude/modes.csv",
 )
 ALIKE = ("mnist", "fashion", "imagenet", "questions")  # pictures and long texts differ with the CPU

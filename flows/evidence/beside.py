@@ -75,7 +75,7 @@ def beside(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.intoto.jsonl")
 
 
-def about(bundle: Bundle) -> dict[str, Any]:
+def subject(bundle: Bundle) -> dict[str, Any]:
     """A bundle as the subject of a statement: its manifest, because more signatures change the bytes of the zip."""
     return {"name": f"{MANIFEST} of {bundle.audit}", "digest": {"sha256": digest_of(bundle.members)}}
 
@@ -84,7 +84,7 @@ def reproduction_statement(bundle: Bundle, found: Reproduction) -> dict[str, Any
     """State that a bundle's audit was computed again."""
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [about(bundle)],
+        "subject": [subject(bundle)],
         "predicateType": REPRODUCTION,
         "predicate": found.model_dump(),
     }

@@ -17,7 +17,6 @@ from stages.core.progress import progress
 from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.families import FAMILIES, PER_CHANNEL, POSITIVE, Form
-from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.models import (
     Classifier,
     Labelled,
@@ -31,6 +30,7 @@ from stages.tasks.classification.models import (
 from stages.tasks.classification.pictures import Pool, Shape, tolerate
 from stages.tasks.classification.pretrained import TimmModel, TorchvisionModel, TransformersModel
 from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.labels import class_names
 from stages.tasks.sources import collect, package_file
 
 _NO_REPAIR = "which cannot be repaired (no weights). Remove it from repairs:, and the audit ends with its landscape"

@@ -36,8 +36,8 @@ from stages.tasks.classification.families import (
     library_config,
     stored,
 )
-from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.pictures import Pool, Shape, class_indices
+from stages.tasks.labels import class_names
 from stages.tasks.sources import Source
 
 GLIMPSE = 12  # side of the small picture that explorers see if a model has no features

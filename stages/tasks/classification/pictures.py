@@ -286,7 +286,7 @@ def class_indices(classes: Sequence[str]) -> dict[str, int]:
     borne = Counter(classes)
     known = {name: index for index, name in enumerate(classes) if borne[name] == 1}
     if len(classes) == 1000:
-        from stages.tasks.classification.imagenet import wordnet_ids
+        from stages.tasks.labels import wordnet_ids
 
         known |= wordnet_ids(classes)
     return known

@@ -158,7 +158,7 @@ def ask_labels(
     """
     classes = list(named or model.classes)
     if not classes and model.n_classes == IMAGENET:
-        from stages.tasks.classification.imagenet import class_names
+        from stages.tasks.labels import class_names
 
         classes = class_names()
     told = read_labels(ask.many("label"), data.labels, classes)
