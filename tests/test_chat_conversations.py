@@ -359,13 +359,13 @@ def test_from_init_to_the_report(tmp_path):
         told = here.faded("init", "--kind", "chat", *given)
         assert told.returncode == 0, told.stdout
         audited = here.faded("audit", "questions")
+        audit = yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["questions"]
+        modes = json.loads((here.path / "data/questions/summarize/landscape.json").read_text())["modes"]
+        report = (here.path / "data/questions/report/report.html").read_text()
+        wrong = {**audit, "concepts": {"turn_3": ["none", "change"]}}
+        (here.path / "params.yaml").write_text(yaml.safe_dump({"audits": {"questions": wrong}}))
+        refused = here.faded("audit", "questions")
     assert audited.returncode in (0, 1) and "evidence: " in audited.stdout, audited.stdout
-    audit = yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["questions"]
     assert audit["prepare"]["prompt"] == "{question}" and {"turn_1", "turn_2", "tool"} <= audit["concepts"].keys()
-    modes = json.loads((here.path / "data/questions/summarize/landscape.json").read_text())["modes"]
-    assert modes and "slow" in json.dumps(modes[0])
-    assert "There has been a change" in (here.path / "data/questions/report/report.html").read_text()
-    wrong = {**audit, "concepts": {"turn_3": ["none", "change"]}}
-    (here.path / "params.yaml").write_text(yaml.safe_dump({"audits": {"questions": wrong}}))
-    refused = here.faded("audit", "questions")
+    assert modes and "slow" in json.dumps(modes[0]) and "There has been a change" in report
     assert refused.returncode == 2 and "needs at least 4 turns" in refused.stdout
