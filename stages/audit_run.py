@@ -17,12 +17,7 @@ from stages.tasks.load import load_task, task_context
 
 
 class AuditRun:
-    """One run of a stage of an audit that queries a model.
-
-    Args:
-        name: the audit.
-        stage: the stage.
-    """
+    """One run of a stage of an audit that queries a model."""
 
     def __init__(self, name: str, stage: str) -> None:
         self.name, self.stage = name, stage

@@ -31,8 +31,6 @@ def check_audits(
     """Check the explorers, tasks and repairs of the named audits; params.yaml itself was validated when it was read.
 
     Args:
-        params: the workspace's parameters.
-        names: names of audits.
         elsewhere: whether stages run on other machines, so that a GPU missing on this one is not an error.
         gpus: counts the GPUs of the machine that runs the stages, which takes a moment; None if they are unknown.
 
@@ -62,7 +60,6 @@ def check_api_keys(params: Params, names: Iterable[str]) -> None:
     """Refuse audits of which a served model or judge has no key in this environment, before time is spent on them.
 
     Args:
-        params: the workspace's parameters.
         names: names of audits whose models are about to be queried from here.
 
     Raises:

@@ -71,12 +71,9 @@ def query_model(
     """Search or merge the shares, then look for the smallest changes, which may reuse answers from the search.
 
     Args:
-        task: the model under test.
-        audit: its configuration.
         parts: results of the shares, empty if the search is not divided.
         ledger: answers so far.
         compute: threads and batch size of the model.
-        show: displays the progress.
     """
     item_ids, config = task.items.ids("discover"), audit.discover
     given: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": show}

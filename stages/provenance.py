@@ -41,8 +41,6 @@ def provenance(
     packages only those count that are imported by now.
 
     Args:
-        audit: the audit's name.
-        config: its block of params.yaml.
         prepared: data/<audit>/prepare, to hash the model under test and its items; None before they exist.
         computes: whether the stage runs the model; a stage that does not needs no device.
     """

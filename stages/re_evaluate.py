@@ -80,7 +80,6 @@ def query_models(
 
     Args:
         tasks: the task with each model.
-        audit: the audit's configuration.
         targets: the cells of the target modes.
         pairs: number of pairs of item and cell inside the targets, and as many outside.
         folder: folder of the ledgers.

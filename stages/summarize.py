@@ -55,8 +55,6 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
     """Return the probes that were kept back from the search, to be placed where they are needed.
 
     Args:
-        task: the model under test.
-        count: number of probes.
         ledger: answers so far.
         compute: threads and batch size of the model.
         show: displays the progress in each region.
@@ -78,7 +76,6 @@ def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
     A repair learns from items of one split and is judged on those of another.
 
     Args:
-        task: the model under test.
         attributes: attributes of the discover items, indexed by id.
     """
     splits: list[Split] = ["repair", "test"]
@@ -95,9 +92,6 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
 
     Args:
         out: the folder to write to.
-        task: the model under test.
-        found: the records of discover.
-        audit: the audit's configuration.
         fresh: probes kept back, to confirm failure modes with.
     """
     told_apart = known_attributes(task, found.embedded.item_ids)

@@ -169,7 +169,6 @@ class ComputeChoice:
 
     @property
     def name(self) -> str:
-        """Name for people."""
         return f"{self.compute.backend} {self.compute.dtype}"
 
 

@@ -73,7 +73,6 @@ class Verified:
 
     @property
     def holds(self) -> bool:
-        """Whether all checks hold."""
         return all(check.holds for check in self.checks)
 
 

@@ -360,7 +360,6 @@ class CacheFolder:
         return [path for path in self.objects(md5, files) if not self.is_whole(path, hashes)]
 
     def path(self, name: str) -> Path:
-        """The path of an object."""
         # A list that DVC did not write may name anything, and damaged objects are removed.
         return self._folder / name[:2] / name[2:] if _IS_MD5.fullmatch(name) else self._folder / "none"
 

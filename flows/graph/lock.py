@@ -112,11 +112,9 @@ class Hashes:
                 list(threads.map(self.of, unknown))
 
     def md5(self, path: Path) -> str:
-        """MD5 of a file."""
         return self.of(path).md5
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file."""
         return self.of(path).sha256
 
     def content(self, path: Path) -> str:

@@ -69,7 +69,6 @@ class ServerRecord(BaseModel):
 
     Args:
         url: where programs on this machine reach it. Its pages have another host.
-        pid: its process id.
         started: when the process started, in seconds since the machine did, as process ids are reused.
         secret: what it demands from programs.
         host: the host name under which browsers see its pages; empty if only its links contain it.
@@ -141,7 +140,6 @@ def client_settings(api: str, credential: str | None = None) -> dict[Any, Any]:
     """Settings for Prefect's clients of a server.
 
     Args:
-        api: the server's address.
         credential: the credential of a server that Faded started; None for any other, which must not receive it.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CUSTOM_HEADERS, get_current_settings
@@ -330,8 +328,6 @@ class Guard:
     """An ASGI application that passes on requests with the credential or from a signed-in browser.
 
     Args:
-        app: the application behind it.
-        credential: the server's credential.
         host: the host name under which browsers see its pages; None if it has none, and no cookie is accepted.
     """
 

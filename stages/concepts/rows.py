@@ -30,7 +30,6 @@ class RowConcept(Change):
     """A concept for some columns of a row.
 
     Args:
-        apply: applies it.
         kinds: the kinds of columns it applies to.
         columns: patterns of the column names it applies to.
     """
@@ -159,7 +158,6 @@ class RowChanges:
     """Applies cells to rows.
 
     Args:
-        space: the grid.
         catalogue: how each concept is applied, in this order.
         columns: the kind of each of the d columns, by name.
         spread: (d,) standard deviations of measurements, numbers of values of categories.

@@ -101,7 +101,6 @@ def read_named(path: Path, digest: str, where: str, again: str = "") -> bytes:
     """Read a file that params.yaml names with its SHA-256.
 
     Args:
-        path: the file.
         digest: its SHA-256 by params.yaml.
         where: the block that names it, for messages.
         again: what writes both, for messages.
@@ -145,8 +144,6 @@ def replace_file(path: Path, data: bytes | str, mode: int | None = None) -> None
     Args:
         path: the file. With a mode it is one of Faded's own and is replaced; otherwise it may be a user's link, and the
             link's target is replaced and keeps its mode.
-        data: its content.
-        mode: its permissions.
     """
     path = path.resolve() if mode is None else path
     with _written(path, data, 0o666 if mode is None else mode) as partial:
@@ -258,7 +255,6 @@ def read_state(path: Path, kind: type[T]) -> T | None:
     """Read a file written by `write_state`; a damaged file, or one of another version, is put aside.
 
     Args:
-        path: the file.
         kind: type of the state, for pydantic.
 
     Returns:
@@ -305,7 +301,6 @@ def parquet_metadata(path: Path, where: str) -> pq.FileMetaData:
     """Read the metadata of a parquet file from outside, before its values: equal ones take no space in the file.
 
     Args:
-        path: the file.
         where: the option or block that names it, for messages.
 
     Raises:

@@ -106,8 +106,6 @@ class Resampler:
 
     Args:
         items: (n,) item of each pair.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resampling.
         groups: (n,) group of each pair's item; None if each item is its own group.
         error: by values (n,) and weights (n,), the standard deviation of another error of means, which is added to
             their intervals; None if there is none.

@@ -22,7 +22,6 @@ def progress(description: str, total: int) -> Iterator[Callable[[int, str], None
     printed every 10%, at most every two seconds; the last line is always printed.
 
     Args:
-        description: what the loop does.
         total: value of `completed` at the end.
     """
     console = Console()

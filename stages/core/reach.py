@@ -201,7 +201,6 @@ class _Definitions:
     """The definitions and imports in a module's source.
 
     Args:
-        source: the source.
         package: the package that relative imports start from.
         ours: whether it belongs to Faded.
         has_blocks: whether its classes are blocks of params.yaml, whose fields count only if they are accessed.

@@ -125,7 +125,6 @@ def record_decision(
 
     Args:
         params: the workspace's parameters, with the number of reviewers needed.
-        decision: the person's decision.
         revise: whether it replaces the reviewer's own decision on this landscape and a time-out, or all decisions on it
             if there is neither.
         seen: SHA-256 of the decisions on it that the reviewer was shown; a revision replaces no others.

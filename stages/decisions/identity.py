@@ -28,7 +28,6 @@ class Identity:
     """The author of a decision.
 
     Args:
-        name: the reviewer's name.
         key_id: id of the listed key that signed it; None for an unverified name.
         problem: why the decision does not count, with what was found and expected, in one sentence; None if it counts.
     """

@@ -137,7 +137,6 @@ def merge_decisions(decisions: Sequence[RecordedDecision], modes: Sequence[ModeR
 
     Args:
         decisions: at least one decision that counts, so that signatures are valid; each decides on every mode.
-        modes: the landscape's modes.
     """
     signatures = [decision.signature for decision in decisions]
     by = [Identity(d.reviewer, s.key if s else None, s is not None) for d, s in zip(decisions, signatures, strict=True)]

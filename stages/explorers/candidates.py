@@ -44,7 +44,6 @@ class Trainer:
     (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5). At a fixed one the policy collapses or learns nothing.
 
     Args:
-        space: the grid.
         observations: (items, f) of the training items.
         hidden, learning_rate: of the policy.
         objective: "ppo", the clipped policy gradient (Schulman et al. 2017) with whole cells as actions and the mean
@@ -143,7 +142,6 @@ class Trainer:
         self.temperature = float(np.clip(self.temperature, 1e-3, 10.0))
 
     def policy(self, normaliser: Normaliser) -> AutoregressivePolicy:
-        """Return the trained policy."""
         return AutoregressivePolicy("model_based", self.network, normaliser, self.space, {"hidden": self.hidden})
 
 
@@ -169,8 +167,6 @@ class EvenDraws:
     """Even draws of pairs, and small changes of pairs.
 
     Args:
-        space: the grid.
-        n_items: number of items searched.
         rng: random generator of the draws.
     """
 
@@ -301,7 +297,6 @@ class Portfolio:
     answers: the surrogate's opinion of a candidate earns nothing.
 
     Args:
-        generators: by name.
         size: number of candidates that all generators together name at once.
         rng: random generator of the draws.
     """

@@ -61,9 +61,7 @@ class Reward:
     one category of every other; `coverage` pays its weight for the first probe of a cell.
 
     Args:
-        space: the concept space.
         threshold: the task's threshold for a failure.
-        config: base and weights.
     """
 
     def __init__(self, space: ConceptSpace, threshold: float, config: RewardConfig | None = None) -> None:
@@ -154,7 +152,6 @@ class Arena:
     """The parts that the single and the vectorised environment share: spaces, observations, probing and rewards.
 
     Args:
-        prober: answers within the budget.
         reward: computes the rewards of the answers.
         flat: one Discrete action per cell (DQN), instead of one choice per concept (MultiDiscrete).
     """
@@ -217,7 +214,6 @@ class ConceptVecEnv(VecEnv):
     """Many items at once: one batch of the model is one step of all environments.
 
     Args:
-        arena: spaces, observations and rewards.
         num_envs: probes in one step; a multiple of the task's batch size wastes nothing.
         seed: seed of the draws of items.
     """

@@ -156,7 +156,6 @@ class Posterior:
     """The process conditioned on n discrepancies.
 
     Args:
-        features: its eigenfunctions.
         offset: mean of the discrepancies.
         weights: (rank,) posterior mean.
         cholesky: (rank, rank) lower factor of the posterior precision.

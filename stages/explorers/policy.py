@@ -38,7 +38,6 @@ class Policy(ABC):
     Args:
         algorithm: name of the explorer that learnt it.
         network: the network with its weights.
-        normaliser: converts embeddings to observations.
         space: the concept space it acts on.
         architecture: arguments with which `load_policy` builds the network again.
     """

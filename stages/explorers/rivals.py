@@ -58,7 +58,6 @@ class LinearModel:
     items and the pairs of 8 concepts with 7 levels.
 
     Args:
-        n_items: number of items.
         sizes: number of levels of each concept.
         pairs: whether pairs of levels have their own effects.
         noise, prior: standard deviations of the margin given the effects, and due to them.

@@ -68,7 +68,6 @@ def search(
     the ledger, but budgets are not: each role pays for all of its probes.
 
     Args:
-        task: the model under test.
         item_ids: the items to search on.
         config: explorer, control, budget and settings.
         seed: seed of all randomness here; the two roles use different streams of it.

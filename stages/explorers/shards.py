@@ -66,7 +66,6 @@ def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed
         item_ids: the items of the whole search.
         n_cells: number of cells that occur in use.
         budget: unique probes of the whole search, for each role.
-        shards: number of shares.
         seed: seed of the draw; other seeds divide the items differently.
 
     Raises:
@@ -166,9 +165,7 @@ def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[st
     """Write the results of a share, all of which discover depends on, into an empty folder.
 
     Args:
-        folder: the empty folder.
         part: number of the share, from 1.
-        result: its results.
         record: its provenance with `origin`. Versions that no answer depends on are left out: the same share run again
             gives the same files.
     """

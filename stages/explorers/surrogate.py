@@ -124,7 +124,6 @@ class Learner:
     """Fits surrogates to all probes so far, repeatedly as they grow.
 
     Args:
-        space: the grid.
         embeddings: (items, d) of the items searched.
         kind: kind of surrogate; "auto" chooses by the size of the grid.
     """
@@ -262,11 +261,6 @@ class Acquisition:
 
     Args:
         surrogate: fitted to the probes so far.
-        data: these probes.
-        space: the grid.
-        n_items: number of items searched.
-        weights: its preferences.
-        seed: seed of the regions.
     """
 
     def __init__(

@@ -45,7 +45,6 @@ class EstimateRecipe:
         names: estimators, averaged if there are two.
         rival: estimator of another kind, whose deviation is added to the spread.
         hyper: hyperparameters of the Gaussian process.
-        links: link of each estimator.
         link: link of the final estimator.
     """
 

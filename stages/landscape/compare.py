@@ -347,7 +347,6 @@ def compare_measures(
         answers: model -> the same pairs in the same order, in the format of probes.parquet.
         measured: the result of `measure_answers` for this part.
         resamples: number of resamples of the items, for the intervals.
-        seed: seed of the resampling.
     """
     valid = _valid(answers)
     pairs = answers["before"][valid]

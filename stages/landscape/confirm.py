@@ -61,7 +61,6 @@ class Mode:
 
     Args:
         id: M1, M2, ... for failure modes, worst first, and S1, S2, ... for suspected ones.
-        region: the cells.
         rate: rate of fresh probes with Clopper and Pearson's interval, for querying *these* items in all of the
             region's cells, as the probes are drawn from these as they occur; if items belong to groups, from resampling
             the groups. For a failure mode, only probes that did not decide that it is one count. On an enumerated grid
@@ -92,7 +91,6 @@ def draw_inside(
 
     Args:
         items: (items,) item numbers to draw from.
-        n: number of pairs.
 
     Returns:
         Items (n,) and cells (n, concepts).

@@ -86,7 +86,6 @@ class MarginEstimator(Gridded, Protocol):
     """A fitted estimator of margins over items and cells.
 
     Args:
-        name: its name in reports.
         held_out: (n,) the probes' margins, each predicted by a fit that has not seen its fold.
         scale: (m,) weights of the members: the variance of anything computed from the margins is the sum over members
             of (scale * (its value for the member - its value for the mean))^2.

@@ -143,7 +143,6 @@ def judge_slices(
     """Judge all values of an attribute by the one with the highest upper bound.
 
     Args:
-        gates: the bounds by attribute.
         rates: attribute -> value -> failure rate, with intervals simultaneous for all values, because the same probes
             also select the worst value.
         changes: attribute -> value -> after minus before, also simultaneous; empty if there is no repair.

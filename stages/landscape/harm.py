@@ -53,8 +53,6 @@ def keep_budget(held_out: HeldOut, task: Task, trained: Mapping[str, Path]) -> d
     """Move trained models as far back as the budget demands; the whole way stays among the other trainings.
 
     Args:
-        held_out: what judges them.
-        task: the model under test.
         trained: the folders of the repair and its control, by name.
     """
     harm = held_out.judge(trained)
@@ -92,8 +90,6 @@ class HeldOut(NamedTuple):
     """What judges the models of one audit by the held-out items.
 
     Args:
-        name: the audit's name.
-        audit: its configuration.
         prepared: data/<audit>/prepare.
         budget: the most that a model may break.
         scratch: folder of models and answers.

@@ -133,8 +133,6 @@ def use_of_pairs(
     distinct pairs than in use. The chance of a pair to be among them follows from how many there are.
 
     Args:
-        space: the grid.
-        targets: the regions.
         attributes: attributes of the items that were drawn from, one row each.
         cells: (n, concepts) cells of the pairs.
         inside: (n,) whether each is in the targets.
@@ -205,7 +203,6 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
 
     Args:
         here: the records of the audit.
-        audit: its configuration.
         task: the model before.
         pairs: number of pairs in each part.
         scratch: folder of the ledgers.

@@ -119,11 +119,8 @@ def measure_slices(
 
     Args:
         probes: as in probes.parquet.
-        item_ids: the items.
         attributes: one row per item, in the order of `item_ids`, with columns of strings.
-        space: the grid.
         fresh: probes drawn inside modes, as in fresh.parquet.
-        modes: regions by id.
         exact: whether the grid was enumerated.
         seed: seed of permutations and resamples.
 
@@ -194,7 +191,6 @@ def worse_values(
         failed: (n,) whether each of the control's probes failed.
         row: (n,) the item of each.
         attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
-        seed: seed of the permutations.
         groups: (n,) the group of each probe's item, if items belong to groups.
         weights: (n,) how much each probe counts; by default all alike.
 
@@ -407,7 +403,6 @@ def compare_slices(
 
     Args:
         attributes: one row per item, in the order of `item_ids`, with columns of strings.
-        item_ids: the items.
         items: (n,) item ids of the pairs.
         cells: (n, concepts).
         inside: (n,) whether the pair is in a target mode.
@@ -415,9 +410,7 @@ def compare_slices(
         failed: model -> (n,).
         groups: (n,) groups of the items; None if each item is its own group.
         use: (n,) weights of the pairs, see `use_of_pairs`; None if all count alike.
-        usage: the grid's.
         resamples: minimum number of resamples of the items; joint intervals of many values need more.
-        seed: seed of the resampling.
 
     Returns:
         None if items have no attributes.

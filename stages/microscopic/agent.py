@@ -52,8 +52,6 @@ class Trail:
     """The parts that the single and the vectorised environment share: spaces, observations, steps and rewards.
 
     Args:
-        prober: answers within the budget.
-        moves: the possible steps.
         reward: the reward of a step.
     """
 
@@ -143,7 +141,6 @@ class StepsVecEnv(ConceptVecEnv):
     """Many items at once: one batch of the model is one step of all environments.
 
     Args:
-        trail: spaces, observations and rewards.
         items: positions of the walked items, which do not fail at the start.
         num_envs: probes in one step.
         max_steps: steps after which an episode is truncated.

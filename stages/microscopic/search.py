@@ -78,14 +78,12 @@ def measure_robustness(
     If `microscopic.gradient` is set, the same items are attacked by noise (`smallest_noise`).
 
     Args:
-        task: the model under test.
         item_ids: the items to choose from.
         config: with `microscopic`, and the budget of the search it belongs to.
         seed: seed of all randomness here.
         enumerated: whether the ledger contains all answers.
         ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.
-        show: displays the progress.
     """
     steps = config.microscopic
     moves = Moves(task.concepts, task.concepts.start)
@@ -156,8 +154,6 @@ def smallest_noise(
         task: the model under test, which offers `attacked`.
         item_ids: n items.
         passing: (n,) bool, which of them pass unchanged; the others need no noise, and get 0.
-        config: attacks and epsilons.
-        show: displays the progress.
 
     Returns:
         {attack: (n,) float64 epsilons, inf if no epsilon of the list is enough}.

@@ -24,7 +24,6 @@ class Moves:
     whatever the path, and the number of steps is the size of the change.
 
     Args:
-        space: the grid.
         start: (concepts,) level indices at which all paths start.
     """
 
@@ -117,7 +116,6 @@ class WalkState:
 
     Args:
         prober: answers within the budget; the walked items are its first `items`.
-        moves: the possible steps.
         items: number of items that walk.
         limit: steps after which a search gives up.
 

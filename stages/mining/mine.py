@@ -106,10 +106,7 @@ def mine(texts: MinableTexts, space: ConceptSpace, answer: Answer, settings: Min
     """Mine the items of an audit.
 
     Args:
-        texts: its discover items.
-        space: its concepts.
         answer: runs probes on the model.
-        settings: budget and bounds.
         seed: seed of all random choices.
 
     Raises:
@@ -472,7 +469,6 @@ class _Trial:
     """How a candidate is tested.
 
     Args:
-        facts: facts of the candidate.
         counted: its counts on the items that proposed it.
         whole: probes with all facts.
         without: for each fact the probes with and without it; empty if no probes are left for them.

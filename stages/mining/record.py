@@ -28,12 +28,10 @@ class MinedExample(BaseModel):
     """A probe that failed.
 
     Args:
-        item: id of its item.
         text: text of the item with the probe's words, before concepts are applied.
         given: input of the model.
         original: input of the model for the unchanged item.
         expected: description of the expected answer.
-        answered: the answer.
         holds: facts of all candidates that hold for the text.
     """
 
@@ -67,7 +65,6 @@ class Finding(BaseModel):
 
     Args:
         kind: kind of its fact; "set" if it has several.
-        facts: its facts in words.
         proposed: (failing probes, probes) on the items that proposed it.
         fails: failure rate if all facts hold; interval over groups of items; None if it was not tested.
         without: one contrast for each fact.
@@ -108,7 +105,6 @@ class Mining(BaseModel):
     """The result of mining an audit.
 
     Args:
-        settings: the settings used.
         probes: unique probes spent.
         proposing: how many of these were spent on proposing.
         items: (items that proposed, items that confirmed).

@@ -34,8 +34,6 @@ class TextProber:
 
     Args:
         form: what the kind of task says about its texts.
-        task: class of the task.
-        context: its configuration.
         prepared: the folder that `prepare` wrote.
         folder: keeps answers, so that an interrupted run can resume.
         tell: called with (unique probes asked, their purpose).

@@ -34,7 +34,6 @@ class Case(NamedTuple):
         id: by which links and decisions refer to it.
         outcome: "failed", "passed", "fixed" or "newly failing".
         good: whether the outcome is desirable.
-        shown: its pictures and texts.
         levels: concepts with their levels, except neutral ones.
         facts: expected and actual answers, by name.
         row: the same data for a table.
@@ -85,7 +84,6 @@ class ExampleSource(NamedTuple):
     """The data from which examples are made.
 
     Args:
-        unchanged: unchanged items, by id.
         attributes: attributes of the items, one row per item id.
     """
 

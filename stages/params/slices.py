@@ -35,13 +35,7 @@ class SliceRepairGate(SliceGate):
 
 
 def unknown_attributes(gates: Iterable[str], known: Iterable[Any], where: str) -> list[str]:
-    """Return one line for each attribute that gates name but the items do not have.
-
-    Args:
-        gates: attributes named by gates.
-        known: attributes of the items.
-        where: the block, for messages.
-    """
+    """Return one line for each attribute that gates name but the items do not have."""
     names = [str(name) for name in known]
     there = f"they have {', '.join(names)}" if names else "they have none"
     return [

@@ -244,8 +244,6 @@ def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
     """Validate a block.
 
     Args:
-        model: its model.
-        data: the block.
         where: its key in params.yaml, or its file, for messages.
 
     Raises:
@@ -267,12 +265,7 @@ def short_value(value: Any) -> str:
 
 
 def errors_in(name: str, lines: Sequence[str]) -> UsageError:
-    """Combine all errors of a file into one error of at most a screen.
-
-    Args:
-        name: the file's name.
-        lines: one error each.
-    """
+    """Combine all errors of a file into one error of at most a screen."""
     told, size = [], 0
     for line in lines:
         shown = escape_controls(line[: _MOST_OF_ONE + 1])

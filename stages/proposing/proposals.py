@@ -49,7 +49,6 @@ class ProposedConcept(BaseModel):
     """A concept as proposed by a model.
 
     Args:
-        concept: its name.
         levels: numbers or names, or texts by name if the levels are free texts.
         reason: why the model under test may fail there.
     """
@@ -68,9 +67,7 @@ class Outcome(BaseModel):
     """The outcome of a proposal.
 
     Args:
-        concept: its proposed name.
         levels: its proposed levels; free texts by their names.
-        reason: its proposed reason.
         verdict: verdict of the screening, or why there was none.
         enters: levels that are added to the audit; may be empty.
     """
@@ -148,7 +145,6 @@ def question(config: ProposerConfig, vocabulary: Vocabulary, items: pd.DataFrame
     Args:
         config: how much it may propose.
         vocabulary: the audit, and what may be proposed for it.
-        items: some of its items.
     """
     audit = vocabulary.audit
     has = [
@@ -192,7 +188,6 @@ def ask_proposer(
     """Ask the model until its answer can be read; known answers to the same question are reused.
 
     Args:
-        config: the model.
         account: where answers and their tokens are kept.
         asked: see `question`.
         pictures: PNG.
@@ -281,8 +276,6 @@ def make(
     """Return the audit with all possible proposals, these proposals, and the outcomes of the others.
 
     Args:
-        vocabulary: what may be proposed.
-        proposals: what was proposed.
         load: loads the task with a draft; raises UsageError if that fails.
     """
     draft, made, refused = vocabulary.start, list[Made](), list[Outcome]()
@@ -322,9 +315,7 @@ def final(vocabulary: Vocabulary, made: Sequence[Made], outcomes: Sequence[Outco
     """Return the audit with the levels that enter.
 
     Args:
-        vocabulary: what may be proposed.
         made: the proposals that were screened.
-        outcomes: the outcome of each.
     """
     draft = vocabulary.start
     for (one, _), found in zip(made, outcomes, strict=True):

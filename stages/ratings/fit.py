@@ -42,7 +42,6 @@ class RatedScores:
     """All valid scores of one target.
 
     Args:
-        scored: the scores.
         decisions: the decisions that contain them.
         of_another_scale: number of scores left out because their discrepancies were measured differently.
     """
@@ -131,7 +130,6 @@ def fit_ratings(scored: Sequence[ExampleScore], target: Target) -> Fit:
 
     Args:
         scored: scores of at least three items.
-        target: what was scored.
     """
     scored = sorted(scored, key=lambda s: (s.item, s.discrepancy, s.reviewer, s.score))  # whatever the order of files
     rated = Scores(

@@ -98,7 +98,6 @@ class StageFolder:
     """The folder of one stage.
 
     Args:
-        path: its path.
         reader: returns the bytes of a file; by default files are read from disk.
     """
 
@@ -253,8 +252,6 @@ def audit_folder(name: str, root: Path = Path(), read: Reader | None = None) -> 
     """Return the records of an audit.
 
     Args:
-        name: the audit's name.
-        root: the workspace's root folder.
         read: returns the bytes of a file by its path, to read records from other places (a git revision, a bundle); by
             default files are read from disk.
     """

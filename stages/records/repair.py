@@ -88,7 +88,6 @@ class Training(Record):
         copy_of: the model that was trained; `before` is the model under test, which was not.
         training: 0 with the seed of the audit, 1 with the next one, and so on.
         dose: share of the steps of the settings.
-        steps: number of steps.
         share: of the way from the model under test to what was learnt.
     """
 
@@ -131,7 +130,6 @@ class Trainings(JsonRecord):
     """trainings.json: all trainings, the repair first.
 
     Args:
-        models: the trainings.
         movable: whether models can go part of the way, see `Task.move`.
         harm: of the repair and its control; empty without a budget.
     """

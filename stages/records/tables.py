@@ -84,7 +84,6 @@ def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) ->
     Args:
         data: the file, or its bytes.
         where: its name, for messages.
-        columns: required columns.
 
     Raises:
         UsageError: if it is missing, cannot be read, or lacks a column.

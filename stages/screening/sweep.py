@@ -66,9 +66,7 @@ class ConceptSweep:
     """What happens with one concept changed.
 
     Args:
-        name: its name.
-        levels: its levels.
-        labels: the same for people.
+        labels: the levels for people.
         rates: failure rate at each level.
         base: index of the unchanged level.
         changes: change of the discrepancy of the same items from the unchanged level to each level; intervals hold for
@@ -123,7 +121,6 @@ class Sweep:
 
     Args:
         probes: unique probes spent.
-        items: number of items.
         clean: failure rate of unchanged items.
         concepts: one entry for each concept.
     """
@@ -135,7 +132,6 @@ class Sweep:
 
     @property
     def levels(self) -> dict[str, list[Level]]:
-        """The levels of all concepts."""
         return {concept.name: list(concept.levels) for concept in self.concepts}
 
 

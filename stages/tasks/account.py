@@ -75,14 +75,12 @@ class Bill:
     """Totals over the answered requests.
 
     Args:
-        requests: number of requests.
         prompt: prompt tokens.
         completion: completion tokens.
         cost: total cost, each request at the price in params.yaml at the time.
         uncounted: requests for which the server reported no token counts.
         unpriced: requests among these that had a price.
         cut: answers cut by the limit on tokens.
-        refused: refused answers.
         empty: empty answers that were not refused.
     """
 
@@ -130,7 +128,6 @@ class Expected:
         measured: number of requests these means are taken over; 0 if they are a guess.
         price: price of tokens, if there is one.
         max_cost: limit on the cost of all requests.
-        bill: the bill so far.
         by_probe: requests per probe, at most.
     """
 
@@ -187,8 +184,6 @@ class Account:
 
         Args:
             asked: key of the request.
-            answer: the answer.
-            price: price of its tokens.
         """
         self._append(_AccountLine(asked=asked, answer=answer, price=price))
 

@@ -254,7 +254,6 @@ class Kinds:
             item_ids: n ids.
             vectors: (n, d) what explorers see of them.
             labels: n labels, None for an item without one.
-            count: number of kinds.
 
         Raises:
             UsageError: if the items do not differ enough.

@@ -331,7 +331,6 @@ class Task(LoadedTask):
         """Return further errors in the concepts or between the blocks; a block that is not valid is None.
 
         Args:
-            context: the configuration.
             prepare: the `prepare:` block as `prepare_block`.
             discrepancy: the `discrepancy:` block as `discrepancy_block`.
         """
@@ -457,7 +456,6 @@ class Task(LoadedTask):
         """Write the model under test and the items in the form that `load` reads.
 
         Args:
-            context: the configuration.
             out_dir: receives a folder `model` and `items.parquet`, a table with the columns of `Items`.
 
         Returns:
@@ -475,7 +473,6 @@ class Task(LoadedTask):
         """Load what `prepare` wrote.
 
         Args:
-            context: the configuration.
             prepared: the folder that `prepare` wrote.
             model: a folder that `repair` wrote, loaded in place of the model under test.
         """

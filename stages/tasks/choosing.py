@@ -78,7 +78,6 @@ class Draft:
     """An audit with the proposals so far.
 
     Args:
-        concepts: levels of all concepts.
         config: the `prepare:` block.
         new: by concept, the levels that were proposed.
     """
@@ -97,13 +96,7 @@ class Draft:
 
 
 class Vocabulary:
-    """Concepts that may be proposed for an audit: those of the task's catalogue that it does not use yet.
-
-    Args:
-        task: class of the task.
-        context: its configuration.
-        audit: the block of params.yaml.
-    """
+    """Concepts that may be proposed for an audit: those of the task's catalogue that it does not use yet."""
 
     def __init__(self, task: type[Task], context: TaskContext, audit: AuditConfig) -> None:
         self.task, self.context, self.audit = task, context, audit

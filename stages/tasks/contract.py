@@ -54,7 +54,6 @@ class Chosen:
     """What `compute.backend: auto` was resolved to.
 
     Args:
-        backend: the backend.
         why: the reason, to follow "auto:"; empty if there was no choice.
     """
 
@@ -250,9 +249,7 @@ class RatedExample:
 
     Args:
         mode: id of the mode the example belongs to.
-        item: id of the item.
         cell: (concepts,) level indices.
-        output: the model's answer.
         rating: quality of that answer, 1 (useless) to 10 (perfect); None if not rated.
         corrected: the answer the person would have wanted; None if not given.
         bias: bias of that answer, 1 (not biased) to 10 (wholly); None if not rated.

@@ -151,9 +151,6 @@ def _found(endpoint: str) -> str:
 class Endpoint:
     """A model behind HTTP; safe to share between threads.
 
-    Args:
-        config: address and request settings.
-
     Raises:
         UsageError: if the key is not in the environment, or is not valid.
     """

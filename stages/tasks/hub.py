@@ -58,7 +58,6 @@ class Repository:
         revision: commit, tag or branch; None is the hub's default branch.
         wanted: patterns of files, each ending in a suffix of MODEL_FILES or DATASET_FILES.
         ignored: patterns of files to exclude from these ("*/*" excludes files in subfolders).
-        kind: "model" or "dataset".
     """
 
     name: str

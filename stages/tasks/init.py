@@ -32,7 +32,6 @@ class Option:
 
     Args:
         help: a sentence.
-        metavar: placeholder for its value.
         many: whether it may be given several times.
         switch: whether it is a flag.
     """
@@ -131,8 +130,6 @@ class Seen:
     """What was recognised, and where to get further answers.
 
     Args:
-        model: the model.
-        data: the data.
         ask: source of answers.
         said: lines for people, which may be extended.
         place: places a file of the user, named in an option, and returns its name under the audit's inputs.
@@ -188,7 +185,6 @@ class Trial:
     """The model's results on unchanged items, before anything is written.
 
     Args:
-        title: title of the table.
         rows: rows of the table; the first contains the column names.
         told: lines below the table.
         doubt: what seems wrong; "" if nothing does.

@@ -31,7 +31,6 @@ def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder
     If params.yaml declares that the model is not deterministic, only its address is stored.
 
     Args:
-        endpoint: the model under test.
         inputs: few, because every later stage queries them again.
         folder: folder of the prepared model.
     """
@@ -79,7 +78,6 @@ def _short(value: Any, coarse: bool = False) -> Any:
     """Convert an answer to its stored form: long texts as their hash, keys in order.
 
     Args:
-        value: the answer.
         coarse: whether to round numbers, so that a model whose last bits vary gives the same file whenever it is
             prepared, and nothing that depends on it becomes stale.
     """

@@ -65,8 +65,6 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
     """Make the context of an audit's task.
 
     Args:
-        name: the audit's name.
-        audit: its block of params.yaml.
         prepared: data/<audit>/prepare, which records what "auto" means; None to check or prepare the audit.
     """
     compute = audit.compute
@@ -95,8 +93,6 @@ def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None 
     """Load an audit's task, with further processes if `compute` asks for them; see `Task.load`.
 
     Args:
-        name: the audit's name.
-        audit: its block of params.yaml.
         prepared: data/<audit>/prepare.
         model: a folder that `repair` wrote, loaded in place of the model under test.
     """

@@ -79,7 +79,6 @@ class ChatConfig(EndpointConfig):
 
     @property
     def told(self) -> str:
-        """See EndpointConfig: the name and the address."""
         return f"{self.model} behind {self.base}"
 
     @property
@@ -94,8 +93,6 @@ def expected_requests(
     """Estimate tokens and cost of an audit's requests, from those so far if there are any, else from a guess.
 
     Args:
-        config: the model.
-        audit: name of the audit.
         preparing: maximum number of requests in prepare.
         guess: returns the expected prompt and completion tokens of a request.
     """
@@ -109,7 +106,6 @@ class ChatEndpoint(Endpoint):
     """A model behind chat completions; safe to share between threads.
 
     Args:
-        config: address and request settings.
         account: where its answers and their tokens are recorded.
 
     Raises:
@@ -127,7 +123,6 @@ class ChatEndpoint(Endpoint):
 
         Args:
             system: the system message; "" sends none.
-            user: the user message.
             max_tokens: maximum number of tokens of the answer.
         """
         messages = [{"role": "system", "content": system}] if system else []

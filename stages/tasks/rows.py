@@ -220,7 +220,6 @@ def row_file(folder: Path, name: str) -> Path:
 
     Args:
         folder: folder of the data set.
-        name: the path.
 
     Raises:
         UsageError: if it is neither in that folder nor in the library's cache of unpacked files.

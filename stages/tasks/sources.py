@@ -69,7 +69,6 @@ class Source(Strict):
         """Return why this model or data cannot be repaired; empty if they can.
 
         Args:
-            audit: the audit's name.
             settings: the repair's method and its settings, not checked yet.
         """
         return []

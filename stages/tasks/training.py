@@ -58,7 +58,6 @@ class PairSampler:
     sees only one class in these cells learns to always answer that class.
 
     Args:
-        space: the grid.
         targets: where to draw, in proportion to severity.
         attributes: attributes of the items, one row each.
         risk: cells (n, d) -> (n,) failure risk by which cells are weighted; None weights all alike.
@@ -127,7 +126,6 @@ def save_checkpoint(
     Args:
         path: a safetensors file.
         trained: the trained parameters, by name.
-        optimizer: their optimizer.
         done: progress of the run, in its own units.
         losses: losses of the steps so far.
     """
@@ -189,10 +187,8 @@ class StepwiseTraining(ABC):
 
     Args:
         trained: the trained parameters, by name.
-        steps: number of steps.
         peak: the highest learning rate.
         checkpoint: file for unfinished work; None stores none.
-        device: device of the parameters.
     """
 
     save_every: ClassVar[int]  # maximum number of steps that a kill costs
@@ -354,7 +350,6 @@ def compare_in_fresh_process(
 
     Args:
         module: run as `python -m module FOLDER BASE TENSORS ASKED`, see `command_line`.
-        folder: the repair.
         base: the model folder it was made for.
         known: answers of the models in memory before and after the repair.
         question: the query, as plain data.

@@ -37,7 +37,6 @@ class Shares:
     """How common the levels of a concept are.
 
     Args:
-        concept: its name.
         shares: (levels,) sums to 1.
         low, high: (levels,) 95% interval, by resampling production inputs and items.
         read: number of production inputs that were read.
@@ -99,7 +98,6 @@ def estimate_usage(
     """Estimate how common the levels of some concepts are.
 
     Args:
-        space: the grid.
         cells: (n, d) cells of changed items, drawn by `spread`.
         groups: n names of groups of items that belong together.
         own: (n, m) measures of these changed items.
@@ -144,7 +142,6 @@ class _Read:
     """Levels that a classifier read for concept `at` of the grid.
 
     Args:
-        concept: its name.
         at: its place in the grid.
         tested: (k,) what was read of changed items that it did not learn on.
         counts: (levels,) how often each level was read of production inputs.
@@ -205,8 +202,6 @@ class UsageInForce:
     """The usage of an audit.
 
     Args:
-        audit: its name.
-        space: the grid.
         usage: how often its cells occur.
         said: whether it is assumed, stated or measured.
         stated: whether params.yaml has anything on it.
@@ -248,7 +243,6 @@ class MeasuredUsage:
     Args:
         in_force: the usage so far.
         concepts: those that could be measured.
-        inputs: number of inputs.
         source: where they are from.
         left_out: what could not be read, and why.
     """

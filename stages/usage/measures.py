@@ -110,7 +110,6 @@ def of_texts(texts: Sequence[str], known: Sequence[Container[str]]) -> pd.DataFr
     """Measure n texts: capitals, words that nobody knows, doubled letters, marks, spaces, and courtesy.
 
     Args:
-        texts: the texts.
         known: for each, words in lower case that are known in addition to frequent English ones.
     """
     return pd.DataFrame([_of_text(text, also) for text, also in zip(texts, known, strict=True)], columns=_NAMES)
@@ -158,7 +157,6 @@ def of_prompts(prompts: Sequence[str], slots: Mapping[str, Sequence[str]]) -> pd
     """Measure prompts: for each slot which of its phrases are said first and second, by number; -1 for none.
 
     Args:
-        prompts: n prompts.
         slots: the levels of each slot; "" is not looked for.
     """
     found = {}

@@ -326,9 +326,6 @@ def message(
     """A page with a message. It needs nothing more from the server, which may have exited by then.
 
     Args:
-        status: HTTP status.
-        title: its title.
-        sentences: its text.
         kicker: line above the title.
         links: addresses with their texts.
         typed: the reviewer's entries, to be read and copied.

@@ -47,7 +47,6 @@ class Served:
     Args:
         audits: audits that are shown; holders of the secret may add more.
         host: the only host name under which the pages are shown.
-        url: address of the pages.
         cookie: name of the session's cookie; browsers share cookies between all ports of a host.
         report: called with each decision after its response was sent.
         behind_proxy: whether they are reached through a proxy, and only under its name.

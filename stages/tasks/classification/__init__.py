@@ -14,13 +14,11 @@ class ImageClassification(ClassifierProbes):
     movable = ("all-layers", "self-distilled", "last-layer")
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task; the methods are described in `stages.tasks.classification.repair`."""
         from stages.tasks.classification.repair import repair
 
         return repair(self, plan, out_dir)
 
     def move(self, folder: Path, share: float, out_dir: Path) -> None:
-        """See Task."""
         from stages.tasks.classification.families import stored
         from stages.tasks.training import interpolate
 

@@ -63,7 +63,6 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
     """Return what cannot run here, without running it.
 
     Args:
-        compute: the settings requested.
         black_box: the kind of model ("onnx", "endpoint"), if it runs by itself.
     """
     backend, dtype, gpu = compute.backend, compute.dtype, compute.device != "cpu"

@@ -67,9 +67,6 @@ class OnnxNet(BlackBox):
     """An ONNX network, run by ONNX Runtime on the CPU with as many threads as torch.
 
     Args:
-        path: the file.
-        outputs: the kind of scores.
-        layout: layout of its input.
         output: name of the output with the scores; None: the only one.
 
     Raises:
@@ -152,9 +149,7 @@ class EndpointNet(BlackBox):
     """A classifier behind HTTP: {"image": PNG in base64} -> {"scores": probabilities}.
 
     Args:
-        endpoint: the endpoint to query.
         classes: names of the classes, in the order of the answer.
-        shape: shape of the pictures.
     """
 
     def __init__(self, endpoint: Endpoint, classes: Sequence[str], shape: tuple[int, int, int]) -> None:

@@ -120,7 +120,6 @@ class Logits(nn.Module):
     """A transformers model as a network: (n, c, h, w) -> (n, classes).
 
     Args:
-        model: the transformers model.
         bgr: whether it expects blue first; pictures here have red first.
     """
 

@@ -47,7 +47,6 @@ class Classifier(nn.Module):
     """A network with its normalisation: pixels in [0, 1] -> logits.
 
     Args:
-        form: its description.
         net: the network, (n, c, h, w) normalised -> (n, classes) logits.
     """
 
@@ -147,7 +146,6 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
     """Read what `save_model` wrote, ready for inference.
 
     Args:
-        folder: the model folder.
         named: `prepare.model` of params.yaml, which has the settings for a model behind HTTP.
 
     Raises:
@@ -204,7 +202,6 @@ class Labelled(ModelSource):
         """Return the names of n classes: from the user, the weights, the data if they have as many, or ImageNet.
 
         Args:
-            n: number of classes.
             own: names that come with the weights.
             pool: the data; if their classes are those of ImageNet, their order is not used.
             published: names that come with other weights of the architecture; by default ImageNet's.

@@ -32,7 +32,6 @@ class Preprocessor:
     """Preprocessing of pictures for a transformers model.
 
     Args:
-        shape: shape of its input.
         view: how a picture is resized before its centre is cropped.
         mean: mean of pixels in [0, 1], one number for all channels or one for each.
         std: the same for the standard deviation.
@@ -50,7 +49,6 @@ class Preprocessor:
         """Read it as transformers does, which adds the defaults that old files leave out.
 
         Args:
-            folder: folder of the model.
             told: content of the file in it; None: there is none.
             config: the model's own configuration, which has its channels.
             where: for messages.

@@ -120,12 +120,10 @@ class ClassifierProbes(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
-        """See Task: errors of the concepts."""
         return check_concepts(context.concepts, cls.catalogue)
 
     @classmethod
     def compute_errors(cls, context: TaskContext) -> list[str]:
-        """See Task: settings that this machine, or a model that runs by itself, does not support."""
         return compute_errors(context.compute, _black_box(context))
 
     @classmethod
@@ -134,7 +132,6 @@ class ClassifierProbes(Task):
 
     @classmethod
     def attack_errors(cls, context: TaskContext) -> list[str]:
-        """See Task: a black box has no gradients."""
         if kind := _black_box(context):
             return [f"a model that runs by itself (prepare.model.{kind}) provides no gradients"]
         return [] if has_foolbox() else [MISSING]
@@ -327,7 +324,6 @@ class ClassifierProbes(Task):
         return torch.tanh((best_other - true) / self.settings.scale)
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 if the unchanged image is classified correctly."""
         ids = self.items.ids(split)
         rows = self.rows(ids)
         with torch.inference_mode(), self.backend.threads():

@@ -104,7 +104,6 @@ class Reference:
     """Classifies pictures, restricted to the classes of the model under test.
 
     Args:
-        model: the reference.
         classes: classes of the model under test.
         labels: labels of the items, for all of which the reference must have a class.
         compute: device, threads and batch size; it always runs in eager torch and float32.
@@ -154,10 +153,7 @@ def add_readable(items: pd.DataFrame, source: ModelSource, pool: Pool, form: For
 
     Args:
         items: from `choose_items`; gets an additional column, and an entry "reference" in its `attrs`.
-        source: the reference.
-        pool: all available pictures.
         form: description of the model under test.
-        context: the audit's settings.
 
     Raises:
         UsageError: if the reference cannot be read, or lacks a label of the items.

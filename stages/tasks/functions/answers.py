@@ -331,7 +331,6 @@ def doubts(
     """Return sentences for people, empty if there is nothing to say.
 
     Args:
-        judge: of the answers.
         threshold: discrepancies above it are failures.
         answers: to all n unchanged items.
         labels: n expected answers.

@@ -218,7 +218,6 @@ class Images:
         return pd.DataFrame(index=range(len(self.pixels)))
 
     def features(self) -> np.ndarray:
-        """See Given: the pictures, downsized and grey."""
         grey = torch.from_numpy(self._channels_first(self.pixels).astype(np.float32).mean(1, keepdims=True))
         height, width = (min(SEEN, side) for side in grey.shape[2:])
         return adaptive_avg_pool2d(grey, (height, width)).flatten(1).numpy().astype(np.float64)
@@ -269,11 +268,9 @@ class Texts:
         return table
 
     def about(self) -> pd.DataFrame:
-        """See Given: the number of words."""
         return pd.DataFrame({"length": ranges_of([len(text.split()) for text in self.texts], "words")})
 
     def features(self) -> np.ndarray:
-        """See Given: hashed words and pairs of words."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         return np.asarray(HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(self.texts).todense())

@@ -54,7 +54,6 @@ class FunctionTask(Task):
     """A function under test with items of one kind.
 
     Args:
-        context: as for any task.
         table: columns id, split, label and those of the items, with their form and `doubts` in `attrs`.
         model: the function, or torch module.
         own: the user's own concepts by name.
@@ -88,14 +87,12 @@ class FunctionTask(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
-        """See Task: whether the table of items is there."""
         if prepare is None or (path := context.inputs / prepare.items).exists():
             return []
         return [f"prepare.items: there is no {path}"]
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task: a function has no accessible weights to repair."""
         return [f"a function has no weights to repair: remove {context.audit} from repairs:"]
 
     @classmethod
@@ -162,7 +159,6 @@ class FunctionTask(Task):
         return labels
 
     def notes(self) -> Sequence[str]:
-        """See Task: what was noticed on unchanged items."""
         return self.doubts
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
@@ -187,7 +183,6 @@ class FunctionTask(Task):
         ]
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 if the answer to the unchanged item is not a failure."""
         ids = self.items.ids(split)
         rows = np.array([self._rows[item] for item in ids])
         discrepancy, _ = self.judge(self._unchanged(rows), self._labels(rows))

@@ -38,7 +38,6 @@ class LabelledAnswer:
     Args:
         item: the item it answers; intervals resample items.
         trial: the answer as the judge reads it.
-        acceptable: the label.
         kind: how it was made, for people; "" if a person gave the label.
         by: who gave the label; "" if unknown.
     """
@@ -72,7 +71,6 @@ class JudgeCalibration:
     """How a judge does on labelled answers. All but `answers`, `abstains` and `by_place` are about answers it decided.
 
     Args:
-        answers: number of answers.
         agrees: share of verdicts that match the label.
         kappa: Cohen's kappa of verdicts and labels: 0 is chance, 1 is full agreement.
         rejects_wrong: share of wrong answers that it rejects.
@@ -162,8 +160,6 @@ def calibrate(judge: Judge, labelled: Sequence[LabelledAnswer], again: Judge | N
     """Calibrate a judge on labelled answers.
 
     Args:
-        judge: the judge.
-        labelled: the answers.
         again: the same judge, if its verdicts may vary; it is asked for all of them once more.
 
     Raises:
@@ -211,8 +207,6 @@ def read_labelled(path: Path, about: About, where: str) -> list[LabelledAnswer]:
     """Read answers that people labelled: {"item": ID, "answer": TEXT, "acceptable": true, "by": WHO} per line.
 
     Args:
-        path: the file.
-        about: see `About`.
         where: the key that names the file, for messages.
 
     Raises:

@@ -63,7 +63,6 @@ class AnswerToJudge(NamedTuple):
 
     Args:
         about: what it answers.
-        answer: the answer on trial.
         baseline: in a pair, the answer it is compared with.
     """
 
@@ -107,7 +106,6 @@ class Judge:
 
     Args:
         asks: loads the model when it is first needed, which most stages never do.
-        settings: how it is prompted.
         rubric: the task's rubric, used if the settings have none.
     """
 

@@ -67,8 +67,6 @@ class ServedChat:
     """A chat model behind chat completions, of which only the server knows its size and the length of its context.
 
     Args:
-        endpoint: the model.
-        form: generation settings and origin.
         content: content hash of the folder it was read from.
     """
 

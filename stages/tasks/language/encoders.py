@@ -37,7 +37,6 @@ class EncoderSource(Source):
         """
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source: missing files; nothing is loaded."""
         return collect(lambda: self.whole(self.folder(inputs)[0]))
 
     def origin(self, inputs: Path) -> str:

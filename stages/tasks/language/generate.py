@@ -90,9 +90,6 @@ class LanguageModel:
 
     Args:
         model: a transformers model with `generate`, on its device.
-        tokenizer: its tokenizer.
-        form: kind, generation settings, origin.
-        compute: device and batch size.
         content: content hash of the folders the model was read from.
         preprocess: applied to every article before it is summarized.
 
@@ -242,7 +239,6 @@ class LanguageModel:
 
     @property
     def parameters(self) -> int | None:
-        """Its size."""
         return self.form.parameters
 
     def tokens(self, turn: Turn) -> int:

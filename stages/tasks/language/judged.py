@@ -28,9 +28,7 @@ class JudgedTexts(Task):
     what a judge reads (`about`); this class remembers answers and lets the judge decide those that are left to it.
 
     Args:
-        context: the audit's settings.
         items: the table that `prepare` writes.
-        embedder: measures similarity.
         judge: the language model that judges answers, if there is one.
         about_judge: sentences about it for the report.
     """

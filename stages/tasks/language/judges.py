@@ -115,7 +115,6 @@ def prepare_judge(
     """Write the judge's folder and calibrate it, before it decides anything.
 
     Args:
-        context: the audit's settings.
         out_dir: data/<audit>/prepare, which already contains the model under test.
         rubric: used if the settings have none.
         known: finds the items that people's labelled answers are about.
@@ -182,7 +181,6 @@ def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> tuple[J
     Its model is loaded or queried when the first answer needs it.
 
     Args:
-        context: the audit's settings.
         prepared: data/<audit>/prepare.
         rubric: used if the settings have none.
     """
@@ -208,7 +206,6 @@ def judge_conflicts(context: TaskContext, measure: object, near: object) -> list
     """List conflicts between `prepare.judge` and `discrepancy:`, and whether the judge is the model under test.
 
     Args:
-        context: the audit's settings.
         measure: `discrepancy.measure`.
         near: `discrepancy.near`, or None.
     """
@@ -273,7 +270,6 @@ def expected_judgements(
     """Estimate the requests to the judge; None if it is not served.
 
     Args:
-        context: the audit's settings.
         answers: number of answers that prepare has judged, at most.
         rubric: used if the settings have none.
         length: returns the mean number of characters of what an answer is about.

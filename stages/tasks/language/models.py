@@ -53,8 +53,6 @@ class LanguageModelSource(Source):
         Args:
             inputs: data/<audit>/inputs.
             out_dir: the model folder.
-            generation: how it is queried.
-            dtype: dtype of the weights.
             account: stores the answers and costs of a paid model; by default they are in memory.
 
         Raises:

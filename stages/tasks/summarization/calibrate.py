@@ -132,8 +132,6 @@ def measure_noise(
 
     Args:
         items: columns id, split, article, reference.
-        summarizer: the model under test.
-        embedder: measures similarity.
         benign: (article, item) -> the article after the benign edit.
         articles: number of articles of discover, and of repair, to summarize again, at most.
         unsupported: measures how little an article supports a summary, see `SummaryCase`.

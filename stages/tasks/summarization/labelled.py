@@ -169,7 +169,6 @@ def falsified(summary: str, article: Article, other: Article, rng: Random) -> st
 
     Args:
         summary: a right summary.
-        article: its article.
         other: another article, for names that the first one lacks.
         rng: draws the kind and the place.
     """

@@ -28,7 +28,6 @@ def degenerate(summary: str, unfinished: bool = False) -> str:
     """Return why nobody could use an output as a summary; "" if it can be used.
 
     Args:
-        summary: the output.
         unfinished: whether the limit on tokens ended it. This counts only if no sentence was finished before: a text
             that is cut after a whole sentence can still be read.
 
@@ -127,7 +126,6 @@ class SummaryCase:
     Args:
         article: the original article.
         clean: its summary by the model under test.
-        summary: the summary to judge.
         reference: what a person wrote; "" for none.
         unsupported: (summary, article) -> how likely it is that the former says what the latter does not, in [0, 1].
     """

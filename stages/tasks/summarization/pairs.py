@@ -43,8 +43,6 @@ class TrainingPair:
     """An item, and the summary to give of it, however it is changed.
 
     Args:
-        item: id of the item.
-        summary: the summary to learn.
         faithfulness: cosine of the summary and the unchanged article.
         cell: the only change to learn it for: that of an example people judged, or that under which the model gave the
             rejected summary; None for any of the target modes.
@@ -225,10 +223,7 @@ class Lessons:
     up. A clean control learns the same summaries in the same order, from unchanged articles.
 
     Args:
-        task: changes the articles.
         plan: target modes, or what the control trains on; seed.
-        settings: batch size and replay.
-        pairs: what to learn.
     """
 
     def __init__(

@@ -105,13 +105,7 @@ class SummarizerProbes(JudgedTexts):
         """See JudgedTexts.
 
         Args:
-            context: the audit's settings.
-            items: the table that `prepare` writes.
-            summarizer: the model.
-            embedder: measures similarity.
             unsupported: measures how little an article supports a summary, see `SummaryCase`.
-            judge: the language model that judges summaries, if there is one.
-            about_judge: sentences about it for the report.
             under_test: whether the summaries in `items` are this model's.
         """
         super().__init__(context, items, embedder, judge, about_judge)
@@ -179,7 +173,6 @@ class SummarizerProbes(JudgedTexts):
 
     @classmethod
     def repair_conflicts(cls, context: TaskContext, asked: SummaryRepair) -> list[str]:
-        """See Task: whether the reference summaries to learn exist."""
         data = context.config.get("data", {})
         if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
             return [
@@ -316,7 +309,6 @@ class SummarizerProbes(JudgedTexts):
         return discrepancy(case, self.settings.weights, self.embedder)
 
     def is_plain(self, row: int, output: str) -> bool:
-        """See JudgedTexts: an output that nobody could use."""
         return bool(self.broken(output))
 
     def about(self, row: int) -> Parts:
@@ -360,7 +352,6 @@ class SummarizerProbes(JudgedTexts):
     # What explorers and people see
 
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: sentence embeddings of the clean articles."""
         return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:

@@ -123,8 +123,6 @@ class RemoteSummarizer:
     """See `generate.Summarizes`.
 
     Args:
-        endpoint: the model.
-        form: generation settings and origin.
         compute: batch size of the task; the endpoint has its own.
         content: content hash of the folders it was read from.
         preprocess: applied to every article before it is sent.
@@ -148,7 +146,6 @@ class RemoteSummarizer:
         return self.preprocess(article) if self.preprocess else article
 
     def inputs(self, article: str) -> dict[str, Any]:
-        """See Summarizes: the posted object."""
         sent = self.form.generation.model_dump(include=set(SENT["endpoint"]))
         return {**self.settings, "text": self.text(article), **sent}
 

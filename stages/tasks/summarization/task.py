@@ -14,7 +14,6 @@ class Summarization(SummarizerProbes):
     movable = ("lora", "dpo", "full")
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task; the methods are those of `stages.tasks.summarization.repair`."""
         from stages.tasks.summarization.repair import repair
 
         return repair(self, plan, out_dir)

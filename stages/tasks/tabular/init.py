@@ -48,11 +48,7 @@ _OF_KIND: Mapping[Kind, Mapping[str, Sequence[float | str]]] = {
 
 @dataclass(frozen=True)
 class _Table(Data):
-    """Rows as data of an audit.
-
-    Args:
-        kinds: kind of each column.
-    """
+    """Rows as data of an audit."""
 
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
@@ -75,7 +71,6 @@ class RowsInit(Init):
     method = "risk-weighted"
 
     def model(self, path: Path, ask: Ask) -> Model | None:
-        """See Init: a skops or ONNX file, of which nothing is run."""
         if path.suffix not in self.suffixes:
             return None
         key, block = path.suffix[1:], {}

@@ -95,8 +95,6 @@ class RowModel:
     """An estimator with the rows it was fitted on.
 
     Args:
-        estimator: its name.
-        settings: its settings.
         seed: seed of its random draws.
         rows: (n, d) features.
         labels: (n,) their labels.

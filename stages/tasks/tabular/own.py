@@ -198,8 +198,6 @@ class OwnModel:
 
     Args:
         name: for people.
-        own_classes: names of its classes.
-        ask: the model.
         ordered: whether the classes are in the order of its probabilities.
         shares: whether it answers with probabilities, not labels.
     """
@@ -291,7 +289,6 @@ def read_own_model(folder: Path, rows: pd.DataFrame) -> OwnModel:
     """Read what `OwnModelSource.made` wrote.
 
     Args:
-        folder: where it is.
         rows: the audit's unchanged rows.
 
     Raises:

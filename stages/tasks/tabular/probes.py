@@ -117,7 +117,6 @@ class RowProbes(Task):
 
     @classmethod
     def repair_conflicts(cls, context: TaskContext, asked: Any) -> list[str]:
-        """See Task: also whether there are groups that can have thresholds."""
         if asked.method != "threshold" or context.config["data"].get("protected"):
             return []
         return ["restructure.method: threshold needs columns with groups, expected prepare.data.protected"]
@@ -202,7 +201,6 @@ class RowProbes(Task):
         return others.max(1) - answers[each, self._targets[at]]
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 if the unchanged row is classified correctly."""
         ids = self.items.ids(split)
         at = [self._at[item] for item in ids]
         right = self.model.log_odds(self.rows.iloc[at]).argmax(1) == self._targets[at] if ids else np.empty(0)

@@ -36,7 +36,6 @@ class PictureWords:
 
     Args:
         space: concepts are slots of prompts, levels are the phrases that fill them.
-        attributes: values by attribute.
     """
 
     def __init__(self, space: ConceptSpace, attributes: Mapping[str, Sequence[str]]) -> None:

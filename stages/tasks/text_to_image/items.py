@@ -65,8 +65,6 @@ def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.
     is one of its split's templates, in turn, with its own seed.
 
     Args:
-        templates: prompts with slots.
-        counts: items of each split.
         seed: seed of the order of the templates.
 
     Returns:

@@ -41,7 +41,6 @@ class PictureLessons:
         task: has the prompts and their templates.
         plan: target modes, or what the control trains on; seed.
         settings: batch size, replay, sources, balance.
-        album: the pictures.
         words: what cells and pictures show.
     """
 
@@ -204,5 +203,4 @@ class PicturePairs:
 
 
 def _region(task: PainterProbes, cell: np.ndarray) -> Region:
-    """Return the region of one cell."""
     return Region({name: (int(level),) for name, level in zip(task.concepts.names, cell, strict=True)})

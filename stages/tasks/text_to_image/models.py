@@ -219,8 +219,6 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
     """Load a model folder that `build` wrote onto the device.
 
     Args:
-        folder: the model folder.
-        compute: device and dtype.
         sampling: names the scheduler.
         lora: folder with pytorch_lora_weights.safetensors, which is merged into the weights, so that a repaired model
             draws as quickly as its base. If its faded.json names a `base`, that must be the hash of `folder`.

@@ -83,7 +83,6 @@ class PainterProbes(Task):
         """See Task.load.
 
         Args:
-            context: the audit's settings.
             items: the table that `prepare` writes.
             studio: the model, with the judges of its pictures.
             pictures: real captioned pictures that repairs can learn from, see `picture_sources.PICTURE_LOADERS`.
@@ -113,7 +112,6 @@ class PainterProbes(Task):
         return {"real captioned pictures in place of drawn ones": found}
 
     def notes(self) -> list[str]:
-        """See Task: what is known about the judge, and what nobody checks."""
         return [
             *judge_notes(self.judge, UNREADABLE[self.settings.unreadable]),
             *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
@@ -138,7 +136,6 @@ class PainterProbes(Task):
 
     @classmethod
     def repair_conflicts(cls, context: TaskContext, asked: TextToImageRepair) -> list[str]:
-        """See Task: errors of the pictures to learn from."""
         if asked.folder is None:
             return []
         return source_errors(asked.folder, PICTURE_LOADERS, "restructure.settings.folder", context.inputs)

@@ -85,7 +85,6 @@ class RemotePainter(PictureModel):
     """A model behind HTTP.
 
     Args:
-        endpoint: the model.
         settings: sent with every prompt.
         sampling: steps, guidance, size; it has no scheduler.
         compute: the task's; the endpoint has its own batch size.

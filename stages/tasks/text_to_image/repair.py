@@ -127,8 +127,6 @@ def loading(form: PipelineForm, painter: Painter, audit: str, variant: str | Non
 
     Args:
         form: faded.json of the pipeline under test.
-        painter: that pipeline.
-        audit: the audit's name.
         variant: of the weights on the hub.
     """
     sampling = painter.sampling

@@ -54,8 +54,6 @@ class PictureModel(ABC):
     """A text-to-image model as the task sees it, with local weights or served.
 
     Args:
-        sampling: steps, guidance, size.
-        compute: device and batch size.
         size: most pictures at once.
     """
 
@@ -122,8 +120,6 @@ class Painter(PictureModel):
 
     Args:
         pipeline: a text-to-image pipeline of diffusers, on its device, see `models.load_pipeline`.
-        sampling: steps, guidance, size.
-        compute: device and batch size.
 
     Raises:
         UsageError: when there is a negative prompt and the pipeline takes none, or its tokenizers state no length
@@ -328,9 +324,6 @@ class ModelSource(Source):
         """Read a model folder that `build` wrote, or a repair of it.
 
         Args:
-            folder: the model folder.
-            compute: device and batch size.
-            sampling: how pictures are drawn.
             repaired: a whole pipeline to read instead, or LoRA weights for the one in `folder`.
 
         Raises:

@@ -81,7 +81,6 @@ def discrepancy(
 
     Args:
         pictures: at least one, none of them blanked.
-        weights: weights of the measures.
         attribute: the attribute whose bias is measured; bias is 0 if the prompt names it.
         reference: share of each of its values that people expect.
     """
@@ -105,7 +104,6 @@ def said(pictures: Sequence[Judged], weights: Mapping[str, float], attribute: st
     """Describe the pictures of a probe in words: "as asked; digit nine; size unreadable".
 
     Args:
-        pictures: pictures of one probe.
         weights: weights of the measures; the description covers what they use.
         attribute: the attribute whose bias is measured.
     """
@@ -175,8 +173,6 @@ class Studio:
     """Draws and judges pictures. Judged pictures are not drawn again; pixels are not kept, as they can be redrawn.
 
     Args:
-        painter: draws.
-        judge: reads attributes and alignment.
         quality: rates a picture by the judge's features, whatever it shows.
         shared: calls `look_anew` for several parts in other processes; None uses this process.
         copies: number of processes.

@@ -87,13 +87,11 @@ class TextToImage(PainterProbes):
         return {str(level): start | {slot: str(level)} for level in concept.levels if level != concept.neutral}
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task; the methods are those of `stages.tasks.text_to_image.repair`."""
         from stages.tasks.text_to_image.repair import repair
 
         return repair(self, plan, out_dir)
 
     def move(self, folder: Path, share: float, out_dir: Path) -> None:
-        """See Task."""
         from stages.tasks.training import scale_adapter
 
         scale_adapter(folder, share, out_dir)

@@ -84,7 +84,6 @@ misses are, too."""
         return look_at_classifier(path, ask)
 
     def hub_model(self, name: str) -> dict[str, Any]:
-        """See Init: networks of timm have their own key."""
         return {"timm" if name.startswith(("timm/", "hf-hub:")) else "transformers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> LabelledPictures:

@@ -147,7 +147,6 @@ def ask_labels(
     """Get the model's class for each label of the data that differs; empty if all are the same.
 
     Args:
-        ask: source of answers.
         model: the model, with the names of its classes if it has any.
         named: classes as named by a person, if any.
         data: the data, with their labels.
@@ -223,7 +222,6 @@ def match_labels(labels: Iterable[str], classes: Sequence[str]) -> dict[str, str
 
     Args:
         labels: labels of the data, none of which is a class.
-        classes: classes of the model.
 
     >>> match_labels(["Dog", "hrse"], ["cat", "dog, hound", "horse"])
     {'Dog': 'dog, hound'}
