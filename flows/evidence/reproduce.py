@@ -206,7 +206,13 @@ def _documents(bundle: Bundle, read: Callable[[str], bytes]) -> dict[str, Any]:
 
 
 def _predicate(bundle: Bundle, ran: list[str], likeness: Likeness, scratch: Path) -> Reproduction:
-    same = {name: same for kind in ran for name, same in _same_files(bundle, kind, scratch)}
+    same: dict[str, bool] = {}
+    for kind in ran:
+        for name, entry in bundle.below(f"{DATA / bundle.audit / kind}").items():
+            # Provenance says where the stage ran, so it may differ.
+            if name != "provenance.json" and "sha256" in entry:
+                file = scratch / DATA / bundle.audit / kind / name
+                same[f"{kind}/{name}"] = file.is_file() and digests_of(file).sha256 == entry["sha256"]
     others = [name for name, equal in same.items() if not equal]
     beyond = [deviation_text(one) for one in likeness.beyond]
     more = [f"and {len(beyond) - _MOST_NAMED} more"] if len(beyond) > _MOST_NAMED else []
@@ -224,14 +230,6 @@ def _predicate(bundle: Bundle, ran: list[str], likeness: Likeness, scratch: Path
         rest=likeness.rest,
         machine={key: made[key] for key in _MACHINE if key in made},
     )
-
-
-def _same_files(bundle: Bundle, kind: str, scratch: Path) -> Iterator[tuple[str, bool]]:
-    """Whether each file of a stage has the bytes it had; provenance says where and when, so it always differs."""
-    for name, entry in bundle.below(f"{DATA / bundle.audit / kind}").items():
-        if name != "provenance.json" and "sha256" in entry:
-            file = scratch / DATA / bundle.audit / kind / name
-            yield f"{kind}/{name}", file.is_file() and digests_of(file).sha256 == entry["sha256"]
 
 
 def deviation_text(deviation: Deviation) -> str:

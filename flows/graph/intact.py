@@ -197,7 +197,8 @@ def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFol
         if found == md5:
             written = present
         elif not _is_as_dvc_hashes(path, md5):
-            for name in _unlike(written, present) if written else ["."]:
+            unlike = [name for name in {*written, *present} if written.get(name) != present.get(name)]
+            for name in sorted(unlike) if written else ["."]:
                 yield Damage(stage, path / name, f"is not what {stage} wrote ({LOCK})", "workspace")
     for file in cache.objects(md5, written):
         if not cache.is_whole(file, hashes):
@@ -217,10 +218,6 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     return sorted(Path(here) / name for here, _, names in os.walk(path) for name in names)
-
-
-def _unlike(written: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in {*written, *present} if written.get(name) != present.get(name))
 
 
 def _is_as_dvc_hashes(path: Path, md5: str) -> bool:

@@ -227,17 +227,11 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, space: ConceptSpace) -> 
     if both.empty:
         return None
     failed_a, failed_b = (both[name].to_numpy(dtype=float) for name in ("failed_a", "failed_b"))
-    resampler = Resampler(both["item"], _RESAMPLES, 0, _groups(a, both["item"]))
+    groups = both["item"].map(a.drop_duplicates("item").set_index("item")["group"]) if "group" in a else None
+    resampler = Resampler(both["item"], _RESAMPLES, 0, groups)
     weights = space.weights(both[space.names].to_numpy(dtype=np.int64), both["item"].nunique())
     difference = resampler.mean(failed_b - failed_a, weights)
     return PairedFailures(both["item"].nunique(), difference, float(weights @ failed_a), float(weights @ failed_b))
-
-
-def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:
-    """The group of each item; None if items are not grouped."""
-    if "group" not in probes:
-        return None
-    return items.map(probes.drop_duplicates("item").set_index("item")["group"])
 
 
 def effect_rates(landscape: Landscape) -> dict[str, Rate]:

@@ -127,18 +127,15 @@ def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFram
     rate = float(np.average([mode.rate for mode in targets], weights=[mode.share for mode in targets]))
 
     def of(share: float, rate: float, probes: pd.DataFrame) -> Power:
-        alike = _alike(probes) if len(probes) else 0.0
+        failed, group = probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str)
+        likeness = alike(failed, group) if len(probes) else 0.0
         groups = max(1, round(share * tests["group"].nunique())) if "group" in tests else None
-        return Power(rate, max(1, round(share * len(tests))), pairs, alike, groups)
+        return Power(rate, max(1, round(share * len(tests))), pairs, likeness, groups)
 
     others = uniform[~within]
     weights = space.weights(cells, uniform["item"].nunique())[~within]
     elsewhere = float(np.average(others["failed"], weights=weights)) if weights.sum() > 0 else 0.0
     return of(about, rate, probed), of(1.0, elsewhere, others)
-
-
-def _alike(probes: pd.DataFrame) -> float:
-    return alike(probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str))
 
 
 def _drop(power: Power, what: str = "drop") -> str:

@@ -84,7 +84,8 @@ class TextProber:
 
     def __call__(self, asks: Sequence[WordProbe]) -> list[Answered]:
         """Run n probes and return their results."""
-        task, ids, cells = self.worded(asks)
+        worded = self._worded_by_concept if self.form.before_concepts else self._worded_items
+        task, ids, cells = worded(asks)
         key = content_hash([], sorted({ask.words for ask in asks}), self.context.concepts)
         row = {item: n for n, item in enumerate(sorted(set(ids)))}
         with closing(Ledger(self.folder / f"{key}.jsonl")) as ledger:
@@ -102,11 +103,8 @@ class TextProber:
         given = self.form.given(task, ids, cells)
         return [Answered(ledger[key].failed, text, ledger[key].output) for key, text in zip(keys, given, strict=True)]
 
-    def worded(self, asks: Sequence[WordProbe]) -> tuple[LoadedTask, list[str], np.ndarray]:
-        """Return a task that has the words of n probes, with their n item ids and cells (n, concepts)."""
-        return self._worded_by_concept(asks) if self.form.before_concepts else self._worded_items(asks)
-
     def _worded_items(self, asks: Sequence[WordProbe]) -> tuple[LoadedTask, list[str], np.ndarray]:
+        """Return a task that has the words of n probes, with their n item ids and cells (n, concepts)."""
         added: dict[str, Mapping[str, Any]] = {}
         ids, column = [], self.form.column
         for ask in asks:

@@ -40,18 +40,15 @@ def needs_network(stage: str, audit: str, params: Params) -> bool:
     block = params.audit(audit)
     repair = params.repairs.get(audit)
     named = [block.prepare, block.discrepancy, repair.restructure.settings if repair is not None else {}]
-    allowed = os.environ.get("HF_HUB_OFFLINE") == "0" or not _is_ours(block.task)
+    entry = None if ":" in block.task else plugins.entry_points_of(plugins.TASKS).get(block.task)
+    module = block.task if entry is None else entry.module
+    allowed = os.environ.get("HF_HUB_OFFLINE") == "0" or not module.startswith("stages.tasks.")
     return allowed or any(_has_endpoint(value) for value in named)
 
 
 def is_served(block: object) -> bool:
     """Whether a block of params.yaml configures a model served over HTTP."""
     return isinstance(block, Mapping) and any(key in block for key in SERVED)
-
-
-def _is_ours(task: str) -> bool:
-    entry = None if ":" in task else plugins.entry_points_of(plugins.TASKS).get(task)
-    return (entry.module if entry is not None else task).startswith("stages.tasks.")
 
 
 def _has_endpoint(value: Any) -> bool:

@@ -198,7 +198,7 @@ def sweep(
     swept = []
     for j, rows, worst in zip(columns, asked, _worst(asked, known, clean), strict=True):
         name, unit = axes[j].concept.name, axes[j].concept.unit
-        labels = [_label(level, unit) for level in grid[name]]
+        labels = [f"{x:g}{unit}" if isinstance(x, int | float) else x or "unsaid" for x in grid[name]]
         here = [rows[rows["level"] == i] for i in range(len(labels))]
         rates = [wilson(int(one["failed"].sum()), len(one)) for one in here]
         rates[axes[j].base] = rate
@@ -349,7 +349,3 @@ def _group(
         if rate.n and others.n and (best is None or rate.value - others.value >= best[0]):
             best = rate.value - others.value, Worst(attribute, value, label, rate, others, p)
     return None if best is None else best[1]
-
-
-def _label(level: Level, unit: str) -> str:
-    return f"{level:g}{unit}" if isinstance(level, int | float) else level or "unsaid"

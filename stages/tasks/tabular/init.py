@@ -108,7 +108,9 @@ class RowsInit(Init):
         frame = read_frame(path, "--data")
         columns = list(frame)
         asked = f"Which column is to be told ({', '.join(columns)})"
-        target = ask.text("target", asked, _likely(frame), one_of("target", columns))
+        typical = [name for name in columns if name.lower() in _TARGETS]
+        likely = next((name for name in [*typical, columns[-1]] if 2 <= frame[name].nunique() <= _CLASSES), None)
+        target = ask.text("target", asked, likely, one_of("target", columns))
         block: dict[str, Any] = {path.suffix[1:]: path.name, "target": target}
         own = ask.said("model") not in (None, *ESTIMATORS)
         if own and (dates := [name for name in frame if name != target and _is_date(frame[name])]):
@@ -170,12 +172,6 @@ def _classes(ask: Ask) -> dict[str, Any]:
     """Return `classes` of `prepare.model` as said on the command line; {} if they were not."""
     said = ask.said("classes")
     return {"classes": [name.strip() for name in said.split(",")]} if isinstance(said, str) else {}
-
-
-def _likely(frame: pd.DataFrame) -> str | None:
-    """Return the column with a typical name for labels, or else the last one, if it has few values."""
-    named = [name for name in frame if name.lower() in _TARGETS]
-    return next((name for name in [*named, frame.columns[-1]] if 2 <= frame[name].nunique() <= _CLASSES), None)
 
 
 class RowReader(Reader):

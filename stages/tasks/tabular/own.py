@@ -259,9 +259,9 @@ class OwnModel:
         except UsageError:
             raise
         except Exception as error:  # a user's model may fail in any way
+            types = _few([f"{name} ({dtype})" for name, dtype in rows.dtypes.items()])
             raise UsageError(
-                f"prepare.model: {self.name} was given {len(rows):,} rows with {_types(rows)} and ended with"
-                f" {_line(error)}"
+                f"prepare.model: {self.name} was given {len(rows):,} rows with {types} and ended with {_line(error)}"
             ) from None
         n, k = len(rows), len(self.own_classes)
         if answers.shape == (n,):
@@ -378,10 +378,6 @@ def _session(path: Path, name: str) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # exception classes of ONNX Runtime, which depend on its version
         raise UsageError(f"prepare.model.onnx: {name} cannot be read by ONNX Runtime: {_line(error)}") from None
-
-
-def _types(rows: pd.DataFrame) -> str:
-    return _few([f"{name} ({dtype})" for name, dtype in rows.dtypes.items()])
 
 
 def _few(values: Sequence[Any]) -> str:
