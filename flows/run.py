@@ -20,12 +20,13 @@ from flows.graph.intact import mend, stages_of
 from flows.graph.lock import as_published
 from flows.people.approval import settle
 from flows.places.runners import check_stages, chosen_runner
+from flows.processes import stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import LastVerdict, read_verdict
 from flows.results.estimate import estimate_cost, few_items
 from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
-from flows.views.labels import finished, keep_evidence
+from flows.views.labels import FROM_TERMINAL, finished, keep_evidence
 from flows.workspace import exclusive
 from stages.check import check_api_keys
 from stages.core.errors import Exit, FadedError, InfrastructureError
@@ -122,8 +123,6 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     from prefect import tags
 
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
-    from flows.processes import stopping_on_signals
-    from flows.views.labels import FROM_TERMINAL
 
     check_stages(params, audits, chosen_runner(params, runner))
 

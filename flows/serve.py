@@ -24,10 +24,11 @@ from rich.console import Console
 
 from flows.processes import child, end_leftovers
 from flows.recur.deploy import apply, troubles
+from flows.recur.notify import current
 from flows.recur.runs import STOPPED, crash_silent, in_state, name_runs, of_pool, resume_interrupted, worker_name
 from flows.recur.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, prefect_link, responds, served_api, ui_url
-from flows.server.security import client_environment
+from flows.server.security import EVERY, client_environment
 from flows.terminal import print_plain
 from flows.workspace import LOGS, stage_environment
 from stages.core.environment import WORK
@@ -243,8 +244,6 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
 
 
 def _show(console: Console, api: str, own: bool, pages: str | None, lines: list[str]) -> None:
-    from flows.recur.notify import current
-
     lines += [f"Audits:         {pages}  (sign in with `faded serve --link`)"] if pages is not None else []
     lines += [f"Runs and logs:  {ui_url(api)}" + ("  (the same)" if own else "")]
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
@@ -262,7 +261,6 @@ def show_links() -> list[str]:
         UsageError: if no `faded serve` runs here.
     """
     from flows.people.review.links import one_time_link, running
-    from flows.server.security import EVERY
 
     audits = [f"Audits:         {one_time_link(EVERY)}"] if running() is not None else []
     own = [f"Runs and logs:  {prefect_link()}"] if served_api() is not None or not audits else []

@@ -16,6 +16,7 @@ from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.params import AuditConfig, Params
 from stages.params.usage import MeasuredConfig
+from stages.tasks.load import load_alone, task_class
 from stages.usage.estimate import MeasuredUsage, UsageInForce
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ def show_or_measure(
     with exclusive():
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
-            from stages.tasks.load import load_alone, task_class
-
             reader = None if source is None else _reader_of(task_class(name, audit), name)  # before prepare
             run_prepare(name, console)
             task = load_alone(name, audit, stage_dir(name, "prepare"))

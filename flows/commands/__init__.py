@@ -16,7 +16,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from typer.core import TyperGroup
 
-from flows.terminal import harmless, print_plain
+from flows.terminal import as_json, error_as_json, harmless, print_plain
+from stages.core.errors import Exit, FadedError, UsageError, machine_failure, stop_code
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -34,8 +35,6 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        from stages.core.errors import FadedError, machine_failure, stop_code
-
         command = ctx.meta["command"]
         try:
             return super().invoke(ctx)
@@ -54,8 +53,6 @@ class _Group(TyperGroup):
 
 def _error_as_json(command: str, message: str, exit_code: int) -> None:
     if console.stderr:
-        from flows.terminal import error_as_json
-
         sys.stdout.write(error_as_json(command, message, exit_code) + "\n")
 
 
@@ -79,8 +76,6 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         """End as rich does if the pipe is closed, but not with the exit code of a failed gate."""
-        from stages.core.errors import Exit
-
         try:
             super().on_broken_pipe()
         except SystemExit:
@@ -102,8 +97,6 @@ Found = TypeVar("Found")
 def tell(command: str, found: Found, show: Callable[[Console, Found], None]) -> None:
     """Print what a command found: with --json as JSON on standard output, otherwise as text by `show`."""
     if console.stderr:
-        from flows.terminal import as_json
-
         sys.stdout.write(as_json(command, found) + "\n")
     else:
         show(console, found)
@@ -138,7 +131,6 @@ def open_workspace(
         UsageError: if there is no such audit or preset, or a preset is combined with all audits.
     """
     from flows.workspace import bring_up_to_date, enter_workspace
-    from stages.core.errors import UsageError
     from stages.params import DATA, load_params
 
     enter_workspace(update=not to_run)
@@ -160,8 +152,6 @@ def open_workspace(
 
 def _preset(params: Params, name: str, preset: str) -> str:
     """Return the name of the audit that is this preset of another."""
-    from stages.core.errors import UsageError
-
     if (wanted := f"{name}-{preset}") not in params.audits:
         known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]
         found = ", ".join(known) or "none"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import All, Audit, Audits, Json, Preset, app, console, open_workspace, say, tell, working
+from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from stages.params import Params
@@ -166,7 +167,6 @@ def report(
     """
     from flows.results import read_verdict
     from flows.views.history import read_history, since, with_since
-    from stages.core.errors import UsageError
     from stages.records import audit_folder
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace, say
+from stages.core.errors import stop_code
 
 
 @app.command(
@@ -142,7 +143,6 @@ def tune(
     one run. Writes nothing but compute.backend, dtype and batch_size, and only with --write.
     """
     from flows.choosing.tune import Settings, tune_audit
-    from stages.core.errors import stop_code
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands import Audit, Preset, app, console, errors, open_workspace, say
+from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from flows.people.approval import DecisionOutcome
@@ -193,11 +195,8 @@ def approve(
     Every failure mode needs a choice, and one to repair or accept needs a reason. --repair, --accept and --ignore are
     repeatable.
     """
-    import shlex
-
     from flows.people.draft import DecisionDraft
     from flows.request import read_modes
-    from stages.core.errors import UsageError
 
     name, present = _open(audit, landscape)
     modes = read_modes(name)
@@ -245,7 +244,6 @@ def reject(
 
 def _open(audit: str, landscape: str | None) -> tuple[str, str]:
     """Return the audit's name and the hash of its current landscape."""
-    from stages.core.errors import UsageError
     from stages.decisions import landscape_hash
 
     params, [name] = open_workspace([audit], False)
@@ -260,7 +258,6 @@ def _open(audit: str, landscape: str | None) -> tuple[str, str]:
 
 def _name(reviewer: str | None) -> str:
     from flows.people.approval import git_user
-    from stages.core.errors import UsageError
 
     name = reviewer if reviewer is not None else git_user()
     if not name.strip():
@@ -271,7 +268,6 @@ def _name(reviewer: str | None) -> str:
 def _choices(options: Mapping[Action, Sequence[str]]) -> dict[str, ModeDraft]:
     """Return the choices by mode from options such as `--repair M1,M3='seen in the field'`."""
     from flows.people.draft import ModeDraft
-    from stages.core.errors import UsageError
 
     chosen: dict[str, ModeDraft] = {}
     for action, text in ((action, text) for action, texts in options.items() for text in texts):

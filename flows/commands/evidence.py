@@ -11,6 +11,7 @@ import typer
 
 from flows.commands import Audit, Json, Preset, app, console, errors, open_workspace, say, tell, working
 from flows.terminal import print_plain
+from stages.core.errors import FadedError, UsageError
 
 SigningKey = Annotated[
     Path | None, typer.Option("--sign", metavar="KEY.pem", help="Sign with this private key (Ed25519, ECDSA or RSA).")
@@ -135,7 +136,6 @@ def reproduce(
     from flows.evidence.reproduce import reproduce_bundle
     from flows.evidence.signature import machine_key
     from flows.workspace import enter_workspace, exclusive
-    from stages.core.errors import UsageError
 
     path = bundle.absolute()
     # What could fail at the end is tried before hours of work.
@@ -178,7 +178,6 @@ def export(
     """
     from flows.evidence.export import export_model
     from flows.workspace import exclusive
-    from stages.core.errors import UsageError
 
     *audits, folder = where
     if len(audits) > 1:
@@ -224,7 +223,6 @@ def gate(
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence.gate import run_gate, show_gate, write_junit
     from flows.workspace import exclusive
-    from stages.core.errors import FadedError
 
     try:
         with exclusive(), working("checking every byte and comparing"):

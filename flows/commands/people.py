@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.commands import Audit, Preset, app, console, open_workspace, say
+from stages.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +45,6 @@ def reviewers(
     signs decisions in that name. The public key goes to repairs.AUDIT.feedback.keys in params.yaml, which belongs in
     git. A reviewer who decides on another machine adds their name there, and sends the line that `list` shows.
     """
-    from stages.core.errors import UsageError
-
     key = None if public_key is None else _text(public_key)  # before the folder changes
     params, _ = open_workspace(audit, all_=audit is None)
     if what == "list":
@@ -87,7 +86,6 @@ def _list(params: Params, audits: list[str] | None) -> None:
 
 def _add(params: Params, audits: list[str], name: str, public_key: str | None) -> None:
     from flows.people.approval import key_name
-    from stages.core.errors import UsageError
     from stages.core.keys import key_path, private_key
     from stages.decisions import read_chain
     from stages.decisions.files import refuse_alike
@@ -117,8 +115,6 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
 
 
 def _remove(params: Params, audits: list[str], name: str) -> None:
-    from stages.core.errors import UsageError
-
     before = {audit: params.repairs[audit].feedback.keys for audit in audits}
     after = {audit: {n: line for n, line in keys.items() if n != name} for audit, keys in before.items()}
     changed = {audit: keys for audit, keys in after.items() if keys != before[audit]}
@@ -133,8 +129,6 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
 
 def _text(public_key: str) -> str:
     """Return the given key, or the content of the file of that name."""
-    from stages.core.errors import UsageError
-
     if public_key.startswith(("ssh-", "-----")):
         return public_key
     try:

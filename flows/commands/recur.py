@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands import app, console, open_workspace, say, working
+from stages.core.errors import UsageError
 
 _URL = "Use - to read the address from standard input and keep it out of the shell history."
 
@@ -35,7 +36,6 @@ def schedule(
     runs, or a Prefect worker of yours.
     """
     from flows.recur.schedule import EXAMPLE, FILE, set_schedule
-    from stages.core.errors import UsageError
 
     if audit is None:
         if cron is not None or timezone is not None or off:
@@ -115,7 +115,6 @@ def notify(
     from flows.recur.notify import current, send_test, set_block, set_url
     from flows.serve import RECORDS
     from flows.server import start_prefect_api
-    from stages.core.errors import UsageError
 
     open_workspace(None, True)
     given = {"slack": slack, "webhook": webhook, "email": email}

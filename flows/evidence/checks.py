@@ -29,7 +29,7 @@ from flows.graph.lock import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge_decisions
-from stages.params import FeedbackConfig
+from stages.params import FeedbackConfig, Gates, LandscapeGates, RatingsConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
 from stages.records.provenance import ManifestFile
@@ -257,7 +257,6 @@ def check_plan(bundle: Bundle) -> Check:
 
 def check_ratings(bundle: Bundle) -> Check:
     """Check that ratings that define a failure are those of the parameters, and that the results agree with them."""
-    from stages.params import RatingsConfig
     from stages.ratings.apply import parse_ratings
 
     in_force = bundle.yaml(PARAMS)["audits"][bundle.audit]["discrepancy"].get("ratings")
@@ -324,7 +323,6 @@ def _same_numbers(bundle: Bundle, verdict: RepairVerdict) -> list[str]:
 def _gates(bundle: Bundle) -> list[Gate]:
     """The gates as they follow from the parameters and the numbers."""
     from stages.landscape.gates import landscape_gates, repair_gates
-    from stages.params import Gates, LandscapeGates
 
     params, of = bundle.yaml(PARAMS), bundle.records
     if bundle.last_stage == "conclude":

@@ -32,6 +32,7 @@ from flows.evidence.bundle import (
 from flows.evidence.formats import make_statement
 from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.verify import check_seals, verify_bundle
+from flows.graph import read_graph
 from flows.graph.intact import DamagedError, check_intact
 from flows.graph.lock import Hashes, files_below, locked_stages, sha256, signature_of
 from flows.results import last_stage
@@ -55,8 +56,6 @@ def bundles_dir(audit: str) -> Path:
 
 def why_unfinished(params: Params, audit: str) -> str | None:
     """Why the audit has no current verdict, according to DVC; None if it has one."""
-    from flows.graph import read_graph
-
     params.audit(audit)
     stale = [stage.name for stage in read_graph().to_do([audit])]
     if not stale and (stage_dir(audit, last_stage(params, audit)) / "verdict.json").exists():
@@ -270,8 +269,6 @@ def evidence_of(params: Params, audit: str) -> Path:
         UsageError: if the audit is not finished.
         DamagedError: if outputs differ from what its stages wrote.
     """
-    from flows.graph import read_graph
-
     params.audit(audit)
     read_graph()  # records custom tasks' code, which no file that DVC watches covers
     check_intact(audit)

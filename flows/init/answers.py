@@ -23,6 +23,7 @@ from flows.init.propose import FEWEST, Wanted, kinds
 from flows.terminal import print_plain
 from stages.core.errors import UsageError, did_you_mean
 from stages.params import validation_lines
+from stages.tasks.endpoint import EndpointConfig
 from stages.tasks.init import Answer, Ask, Check, Data, Init, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -237,8 +238,6 @@ def _likely(questions: Questions) -> list[tuple[str, Init]]:
 
 def _behind(url: str) -> Model:
     """A model behind HTTP; a URL that contains a secret is refused before it is written anywhere."""
-    from stages.tasks.endpoint import EndpointConfig
-
     try:
         config = EndpointConfig(endpoint=url)
     except ValidationError as error:
@@ -248,7 +247,6 @@ def _behind(url: str) -> Model:
 
 def _key(questions: Questions, url: str) -> dict[str, str]:
     """The environment variable with the key of a model behind a URL; {} if it needs none."""
-    from stages.tasks.endpoint import EndpointConfig
 
     def check(answer: str) -> None:
         if answer == _NONE:

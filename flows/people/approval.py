@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.request import close_request, minutes, needs_decision, open_request, present, read_request, waits_for_person
+from stages.core.errors import UsageError
 from stages.core.git import git
 from stages.params import Params
 
@@ -83,7 +84,6 @@ def signer(params: Params, audit: str, reviewer: str) -> tuple[str, Any]:
         UsageError: if the name is invalid; if keys are listed, also if none is listed for it, or this machine does not
             have the private key.
     """
-    from stages.core.errors import UsageError
     from stages.core.keys import has_key, key_path, private_key
     from stages.decisions import listed_keys, read_chain
     from stages.decisions.files import refuse_alike

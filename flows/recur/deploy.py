@@ -23,6 +23,7 @@ from flows.recur.notify import block_id
 from flows.recur.runs import cancel_unscheduled, in_state, of_pool, run_label
 from flows.recur.schedule import FILE, Entry, read_entries, work_pool
 from flows.request import deadline, needs_decision
+from flows.server import talking_to
 from flows.server.security import client_environment
 from flows.terminal import narrow_table, print_plain
 from flows.workspace import stage_environment
@@ -229,8 +230,6 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
         api: URL of a Prefect server that responds, None for none.
     """
     from prefect.client.orchestration import get_client
-
-    from flows.server import talking_to
 
     with contextlib.ExitStack() as life:
         client = None

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from stages.core.errors import UsageError
@@ -292,7 +293,6 @@ def _deployment(document: Any, audit: str) -> Any:
 
 def _add(document: Any, audit: str) -> Any:
     """Add a deployment with the settings that all share."""
-    import yaml
     from ruamel.yaml.comments import CommentedMap
 
     from flows.workspace.edit_params import in_one_line

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from flows.processes import RECORDS, child, end_children
-from flows.server.security import ServerRecord, authorization, client_settings, new_credential, new_host
+from flows.server.security import LINKS, Guard, ServerRecord, authorization, client_settings, new_credential, new_host
 from flows.workspace import LOGS
 from stages.core.environment import WORK
 from stages.core.errors import Exit, InfrastructureError, UsageError
@@ -78,8 +78,6 @@ def prefect_link() -> str:
         InfrastructureError: if it returns no link.
     """
     import httpx
-
-    from flows.server.security import LINKS
 
     if (record := _served()) is None:
         raise UsageError("no Prefect server of `faded serve` is running in this workspace")
@@ -395,7 +393,5 @@ def _guarded(credential: str, host: str | None) -> Any:
     know of the credential: it would exempt some routes, and make its pages ask for a password.
     """
     from prefect.server.api.server import create_app
-
-    from flows.server.security import Guard
 
     return Guard(create_app(ephemeral=host is None, final=True), credential, host)

@@ -36,7 +36,7 @@ from stages.core.environment import WORK
 from stages.core.errors import UsageError
 from stages.core.files import replace_file
 from stages.core.git import git, git_root
-from stages.params import DATA
+from stages.params import DATA, load_params, name_error, parse_yaml, read_bytes
 
 _NO_AUDITS = """\
 # What is audited (audits:) and what is done about it (repairs:). An audit without an entry under repairs: ends after
@@ -111,8 +111,6 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     Raises:
         UsageError: if the name is taken, the blocks are invalid, or params.yaml's layout cannot take them.
     """
-    from stages.params import load_params, name_error, parse_yaml, read_bytes
-
     path, partial = folder / PARAMS, folder / f".{PARAMS}.new"
     text = text_of(path)
     if error := name_error(name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.places.machines.store import Store, entry_of, open_store
 from flows.request import GATED
@@ -11,6 +11,7 @@ from flows.run_stage import Entry, Shipment, ShipmentResult
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.git import git
 from stages.params import RunnerConfig, load_params
+from stages.provenance import versions
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
@@ -107,8 +108,11 @@ def take_back(shipment: Shipment, made: ShipmentResult) -> None:
             stage.dump(update_pipeline=False)
             store.repo.stage_cache.save(stage)
             if stale := store.repo.stage.collect(shipment.stage)[0].status():
+                changes = [entry for entries in stale.values() for entry in entries]
+                groups = [group for entry in changes if isinstance(entry, dict) for group in entry.values()]
+                told = ", ".join(path for group in groups for path in group) or changes
                 raise InfrastructureError(
-                    f"{shipment.stage} ran on {made.host}, but this workspace changed meanwhile: {_told(stale)}"
+                    f"{shipment.stage} ran on {made.host}, but this workspace changed meanwhile: {told}"
                 )
 
 
@@ -118,8 +122,6 @@ def other_packages(made: ShipmentResult) -> str:
     DVC compares code and data, not packages. Packages that one side lacks are ignored, and so are builds ("+cu128"), as
     drivers often have no GPU.
     """
-    from stages.provenance import versions
-
     here = versions()
     differing = [
         f"{name} {there} (here {here[name]})"
@@ -179,9 +181,3 @@ def within_repository(folder: Path) -> str | None:
     """A folder's path in its git repository, "." for the root; None if it is not in one."""
     prefix = git("rev-parse", "--show-prefix", folder=folder)
     return None if prefix is None else prefix.rstrip("/") or "."
-
-
-def _told(status: dict[str, list[Any]]) -> str:
-    changes = [entry for entries in status.values() for entry in entries]
-    paths = [path for entry in changes if isinstance(entry, dict) for group in entry.values() for path in group]
-    return ", ".join(paths) or str(changes)

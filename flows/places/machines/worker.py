@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from pydantic import BaseModel
 
 from flows.graph import audit_of
@@ -25,7 +26,7 @@ from flows.graph.lock import read_lock
 from flows.places.machines.driver import differs, hashes, within_repository
 from flows.places.machines.store import Store, open_store
 from flows.processes import child
-from flows.run_stage import Shipment, ShipmentResult, StageResult, run_stage
+from flows.run_stage import Shipment, ShipmentResult, StageResult, child_name, run_stage
 from flows.workspace import exclusive, running_audit
 from flows.workspace.pipeline import remove_path
 from stages.code import CODE, RECORD
@@ -62,8 +63,6 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
         BugError: if the stage fails in an unforeseen way.
         InfrastructureError: if the clone differs from the driver's, the remote fails, or the process is killed.
     """
-    from flows.run_stage import StageResult, child_name
-
     workspace = find_clone(shipment)
     with tempfile.TemporaryDirectory(prefix="faded-") as folder:
         order, answer = Path(folder, "shipment.json"), Path(folder, "answer.json")
@@ -165,8 +164,6 @@ def run_shipment(shipment: Shipment, host: str) -> StageResult:
 
 
 def _write_texts(shipment: Shipment) -> None:
-    import yaml
-
     stages = {shipment.stage: shipment.lock} if shipment.lock else {}
     texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
     for name, text in texts.items():
