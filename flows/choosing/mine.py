@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from jinja2 import ChoiceLoader, FileSystemLoader
@@ -225,22 +225,13 @@ def _prompts(name: str, audit: AuditConfig, found: Sequence[Finding]) -> str:
     return "\n".join(["audits:", f"  {name}:", *lines]) if lines else ""
 
 
-class Candidate(NamedTuple):
-    """A candidate on the page: its id, the finding, and examples of failures."""
-
-    id: str
-    finding: Finding
-    examples: Sequence[ExhibitView]
-
-
 def catalogue(name: str, audit: AuditConfig, when: float, mining: Mining) -> str:
     """Render the results, mined `when` seconds after 1970, as one self-contained page that needs no network."""
     settings = mining.settings
     shown = {n: one.examples[:EXAMPLES] for n, one in enumerate(mining.findings, 1)}
     shrinker = Shrinker(_exhibit(example) for examples in shown.values() for example in examples)
     candidates = [
-        Candidate(f"C{n}", one, [_shown(example, shrinker) for example in shown[n]])
-        for n, one in enumerate(mining.findings, 1)
+        (f"C{n}", one, [_shown(example, shrinker) for example in shown[n]]) for n, one in enumerate(mining.findings, 1)
     ]
     scripts = (page.TEMPLATES / "report.js", page.TEMPLATES / "explorer.js", TEMPLATES / "catalogue.js")
     script = "".join(path.read_text(encoding="utf-8") for path in scripts)

@@ -190,12 +190,19 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     here = audit_folder(audit)
     judged = here.conclude if audit in params.repairs else here.report
     made = judged.provenance
+    # What stages name in provenance.json by content hash.
+    hashed = {
+        "model": here.prepare.path / "model",
+        "data": here.prepare.path / "items.parquet",
+        "plan": here.collect_feedback.where("plan"),
+        "repaired": here.restructure.path / "models",
+    }
     manifest = {
         "schema": SCHEMA,
         "audit": audit,
         "passed": judged.verdict.passed,
         "landscape": landscape_hash(audit),
-        "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
+        "hashes": {name: hashes.content(path) for name, path in hashed.items() if path.exists()},
         **{key: getattr(made, key) for key in MADE},
         "git": _revision(audit),
         "parts": parts,
@@ -239,16 +246,6 @@ def _is_whole(path: Path, audit: str) -> bool:
         return path.suffix == ".yaml"
     whole = path.parent.parent == DATA / audit and path.name in WHOLE.get(path.parent.name, ())
     return whole and (path.suffix != ".html" or path.stat().st_size <= LARGEST)
-
-
-def _hashed_by_stages(audit: str) -> dict[str, Path]:
-    """Files that stages name in provenance.json by content hash."""
-    return {
-        "model": stage_dir(audit, "prepare") / "model",
-        "data": stage_dir(audit, "prepare") / "items.parquet",
-        "plan": stage_dir(audit, "collect_feedback") / "plan.json",
-        "repaired": stage_dir(audit, "restructure") / "models",
-    }
 
 
 def _entry(name: str, data: bytes | None, hashes: Hashes) -> ManifestFile:
