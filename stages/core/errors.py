@@ -18,8 +18,6 @@ from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
 from io import IOBase
 from typing import Any
 
-_LONGEST = 500  # characters kept of a library's message
-
 
 class Exit(IntEnum):
     """Exit codes of `faded` (up to 3) and of every stage."""
@@ -127,14 +125,14 @@ def machine_failure(error: BaseException) -> str | None:
     torch = sys.modules.get("torch")
     memory = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
     if isinstance(error, (MemoryError, *memory)):
-        return f"out of memory: {_line(error) or 'no more could be had'}"
+        return f"out of memory: {one_line(error) or 'no more could be had'}"
     if isinstance(error, OSError):
-        return f"{_line(error)}{_file_of(error)}{_RESUMES * (error.errno in (EDQUOT, EFBIG, EIO, ENOSPC, EROFS))}"
+        return f"{one_line(error)}{_file_of(error)}{_RESUMES * (error.errno in (EDQUOT, EFBIG, EIO, ENOSPC, EROFS))}"
     cause: BaseException | None = error
     while cause is not None:
         if any(words in str(cause) for words in _OF_THE_MACHINE):
             why = "is the disk full, or the size of files limited?"
-            return f"a file could not be written ({why}): {_line(cause)}{_RESUMES}"
+            return f"a file could not be written ({why}): {one_line(cause)}{_RESUMES}"
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -152,5 +150,6 @@ def _file_of(error: OSError) -> str:
     return f": {names[0]}" if names else ""
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_LONGEST]
+def one_line(error: BaseException) -> str:
+    """Return the message of a library's error in one line of at most 500 characters."""
+    return " ".join(str(error).split())[:500]

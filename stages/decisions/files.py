@@ -25,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from stages.core.environment import WORK
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.core.files import content_hash, locked, new_file
 from stages.decisions.identity import check_keys, identity_of, sign, signed_bytes
 from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, RecordedDecision, Via
@@ -396,7 +396,7 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
         raw = yaml.load(data.decode("utf-8"))
     # A scalar whose tag or form makes it a Python date or number may fail in any of these ways.
     except (YAMLError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())[:500]}") from None
+        raise UsageError(f"{path} is not readable as YAML: {one_line(error)}") from None
     except RecursionError:
         raise UsageError(f"{path} is not readable as YAML: it is nested too deeply") from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):

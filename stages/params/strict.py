@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.core.errors import InfrastructureError, UsageError, did_you_mean, escape_controls
+from stages.core.errors import InfrastructureError, UsageError, did_you_mean, escape_controls, one_line
 
 MAX_BYTES = 2 * 2**20  # a search of 10,000 shares takes half a megabyte
 MAX_VALUES = 200_000  # with aliases expanded
@@ -74,7 +74,7 @@ def parse_yaml(data: bytes, name: str) -> Any:
         _check_depth(text, name)
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.YAMLError as error:
-        raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        raise UsageError(f"{name} is not valid YAML: {one_line(error)}") from None
     return None if root is None else _Document(name).built(root)
 
 
@@ -102,7 +102,7 @@ class _Document:
         try:
             return self._constructor.construct_document(root)
         except yaml.YAMLError as error:  # a merge with something other than a mapping
-            raise UsageError(f"{self._name} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
+            raise UsageError(f"{self._name} is not valid YAML: {one_line(error)}") from None
 
     def _error(self, node: yaml.Node, what: str) -> UsageError:
         return UsageError(f"{self._name}, line {node.start_mark.line + 1}: {what}")

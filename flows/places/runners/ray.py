@@ -19,7 +19,7 @@ from flows.places.runners.threads import stages_at_once
 from flows.places.runners.work import work
 from flows.processes import stopping
 from flows.run_stage import StageResult
-from stages.core.errors import FadedError, InfrastructureError, UsageError
+from stages.core.errors import FadedError, InfrastructureError, UsageError, one_line
 from stages.params.file import RunnerConfig
 
 _STORE = 100_000_000  # bytes of shared memory: only lines travel through it
@@ -89,8 +89,7 @@ class Ray:
         except RayTaskError as error:
             raise InfrastructureError(f"{job.stage}: Ray: {error.cause}") from error
         except RayError as error:
-            why = " ".join(str(error).split())[:300]
-            raise InfrastructureError(f"{job.stage}: the worker that ran it died ({why})") from None
+            raise InfrastructureError(f"{job.stage}: the worker that ran it died ({one_line(error)})") from None
         raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
 
     def _items(self, stream: Any, job: Job) -> Iterator[Any]:

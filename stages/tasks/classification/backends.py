@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.environment import WORK, torch_threads
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.tasks.classification.models import Classifier
 from stages.tasks.contract import Chosen, Compute
 
@@ -170,7 +170,7 @@ def _compiled(model: Classifier, compute: Compute) -> _Run:
                 return network(pixels).float().cpu()
         except torch._dynamo.exc.TorchDynamoException as error:
             raise UsageError(
-                f"compute.backend: torch.compile cannot compile {model.form.architecture} here: {_line(error)}"
+                f"compute.backend: torch.compile cannot compile {model.form.architecture} here: {one_line(error)}"
             ) from None
 
     return run
@@ -197,7 +197,7 @@ def _openvino(model: Classifier, compute: Compute) -> _Run:
         compiled = openvino.Core().compile_model(converted, "CPU", settings)
     except Exception as error:  # tracing may raise anything, depending on the network
         raise UsageError(
-            f"compute.backend: openvino cannot run {model.form.architecture}: {_line(error)}; use eager"
+            f"compute.backend: openvino cannot run {model.form.architecture}: {one_line(error)}; use eager"
         ) from None
     if (found := compiled.get_property(hint.inference_precision)) != wanted:
         raise UsageError(f"compute.dtype: OpenVINO computes in {found} on this CPU, expected {wanted}; use float32")
@@ -281,7 +281,3 @@ def _seconds(backend: Backend, pixels: Tensor) -> float:
         start = time.perf_counter()
         backend(pixels)
         return time.perf_counter() - start
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.core.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean, one_line
 from stages.tasks.classification.families import Form
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class OnnxNet(BlackBox):
         try:
             answer: np.ndarray = self._open().run([self.output], {self.input: filled})[0]
         except Exception as error:  # exception classes of ONNX Runtime, which depend on its version
-            raise UsageError(f"{self.path}: ONNX Runtime cannot run it: {_line(error)}") from None
+            raise UsageError(f"{self.path}: ONNX Runtime cannot run it: {one_line(error)}") from None
         if answer.ndim != 2 or len(answer) != size:
             raise UsageError(
                 f"{self.path}: output {self.output} has shape {answer.shape} for {size} picture(s), expected"
@@ -142,7 +142,7 @@ class OnnxNet(BlackBox):
         try:
             onnx.save_model(onnx.load(str(self.path)), str(folder / FILE))
         except ValueError as error:  # protobuf's limit of 2 GB
-            raise UsageError(f"{self.path} cannot be kept as one file: {_line(error)}") from None
+            raise UsageError(f"{self.path} cannot be kept as one file: {one_line(error)}") from None
 
 
 class EndpointNet(BlackBox):
@@ -226,7 +226,7 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # exception classes of ONNX Runtime, which depend on its version
-        raise UsageError(f"{path} is not a network that ONNX Runtime can read: {_line(error)}") from None
+        raise UsageError(f"{path} is not a network that ONNX Runtime can read: {one_line(error)}") from None
 
 
 def _png(picture: np.ndarray) -> str:
@@ -241,7 +241,3 @@ def _png(picture: np.ndarray) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

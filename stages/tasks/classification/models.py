@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.core.errors import FadedError, UsageError
+from stages.core.errors import FadedError, UsageError, one_line
 from stages.core.files import local_file, read_json, write_json
 from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
@@ -320,7 +320,7 @@ def check_scores(model: Classifier, where: str) -> Classifier:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
-            f"{where}: it does not accept pictures of shape {model.form.shape}: {' '.join(str(error).split())[:300]}"
+            f"{where}: it does not accept pictures of shape {model.form.shape}: {one_line(error)}"
         ) from None
     if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.core.files import content_hash
 from stages.tasks.classification.families import (
     CONFIG,
@@ -337,7 +337,7 @@ def _converted(form: Form, state: Mapping[str, Any], args: Mapping[str, Any], wh
             **args,
         )
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where}: the weights do not fit: {' '.join(str(error).split())[:400]}") from None
+        raise UsageError(f"{where}: the weights do not fit: {one_line(error)}") from None
     return net
 
 
@@ -361,7 +361,7 @@ def _transformers(folder: Path, where: str) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UsageError(f"{where}: {folder} cannot be read: {' '.join(str(error).split())[:400]}") from None
+        raise UsageError(f"{where}: {folder} cannot be read: {one_line(error)}") from None
     model, told = read
     # transformers initialises missing weights at random and only warns.
     if missing := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
@@ -405,6 +405,4 @@ def _built(form: Form, where: str) -> Classifier:
         told = str(error)
         raise UsageError(told if told.startswith("prepare.") else f"{where}: {told}") from None
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError) as error:
-        raise UsageError(
-            f"{where}: {form.architecture} cannot be built: {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise UsageError(f"{where}: {form.architecture} cannot be built: {one_line(error)}") from None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.core.files import local_file
 from stages.tasks.hub import NAME, Repository
 from stages.tasks.sources import Source, collect, package_folder
@@ -105,7 +105,7 @@ def read_encoder(folder: Path, kind: Any, where: str, unused: tuple[str, ...] = 
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **mine
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{where}: {folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from None
+        raise UsageError(f"{where}: {folder} cannot be loaded: {one_line(error)}") from None
     if lost := sorted(name for name in told["missing_keys"] if not name.startswith(unused)):
         raise UsageError(
             f"{where}: {folder}/model.safetensors does not fit config.json: {len(lost)} weights are missing,"

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.core.files import content_hash
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
@@ -349,4 +349,4 @@ def _readable(where: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # a library's own, or whatever a wrong number in a file leads to
-        raise UsageError(f"{where} cannot be read: {' '.join(str(error).split())[:400]}") from None
+        raise UsageError(f"{where} cannot be read: {one_line(error)}") from None

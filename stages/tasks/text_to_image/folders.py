@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 
 INDEX = "model_index.json"
 # What most models are. Listing them avoids the import of diffusers, which would slow down `faded plan` by seconds.
@@ -192,4 +192,4 @@ def readable(where: str) -> Iterator[None]:
         ImportError,
         SafetensorError,
     ) as error:
-        raise UsageError(f"{where} cannot be read: {' '.join(str(error).split())[:400]}") from None
+        raise UsageError(f"{where} cannot be read: {one_line(error)}") from None

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, one_line
 from stages.core.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.sources import Source
@@ -168,7 +168,7 @@ class Painter(PictureModel):
             names = (
                 f"{type(self.pipeline).__name__} refuses these settings with {type(self.pipeline.scheduler).__name__}"
             )
-            raise UsageError(f"prepare.sampling: {names}: {' '.join(str(error).split())[:300]}") from error
+            raise UsageError(f"prepare.sampling: {names}: {one_line(error)}") from error
         if not all(map(torch.equal, noise, _random_states(self.compute.device))):
             name = type(self.pipeline.scheduler).__name__
             raise UsageError(
