@@ -63,7 +63,9 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
     def refuse(process: str) -> None:
         raise UsageError(f"faded serve is running in {Path.cwd()} already (process {process}): one is enough")
 
-    _share_heap()
+    # All threads allocate from one heap: glibc would give each its own, and these take 10 MB more.
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX in malloc.h
     with locked(LOCK, refuse), _ended_by_signals(), ExitStack() as life:
         for name in end_leftovers(RECORDS):
             console.print(f"ended {name}, left over by a `faded serve` that was killed")
@@ -77,12 +79,6 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         _show(console, api, server is not None, pages, lines)
         _work(console, server, work_pool(entries), api)
         console.print("stopped; interrupted audits resume at the next `faded serve`")
-
-
-def _share_heap() -> None:
-    """Let all threads allocate from one heap: glibc would give each its own, and these take 10 MB more."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX in malloc.h
 
 
 def serve_pool(pool: str) -> None:

@@ -162,17 +162,16 @@ def _check(bundle: Bundle, line: bytes, known: Mapping[str, str]) -> Check:
     envelope = _envelope(line)
     key_ids, statement = signers(envelope), parse_strict_json(envelope.payload, "what is signed")
     kind = statement["predicateType"]
-    found, word = _reproduced(bundle, statement) if kind == REPRODUCTION else _follows(bundle, statement)
+    if kind == REPRODUCTION:
+        found, word = _reproduced(bundle, statement)
+    elif statement in statements(bundle):
+        found, word = "follows from the bundle", "yes"
+    else:
+        raise UsageError("it does not follow from this bundle")
     own = read_envelope(bundle.members[ENVELOPE]).signatures if ENVELOPE in bundle.members else {}
     by = [known.get(key, "an unknown key") + " (who signed the bundle)" * (key in own) for key in key_ids]
     word = word if known.keys() & set(key_ids) else UNKNOWN_SIGNER
     return Check(f"{_NAMES[kind]} by {', '.join(by)}: {found}", [], word)
-
-
-def _follows(bundle: Bundle, statement: Mapping[str, Any]) -> tuple[str, str]:
-    if statement not in statements(bundle):
-        raise UsageError("it does not follow from this bundle")
-    return "follows from the bundle", "yes"
 
 
 def _reproduced(bundle: Bundle, statement: Mapping[str, Any]) -> tuple[str, str]:

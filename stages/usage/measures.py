@@ -101,11 +101,6 @@ _RUDE = re.compile(
 _SHORTEST = 3  # letters of a word that can be unknown
 
 
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in order, without numbers and marks."""
-    return _WORD.findall(text)
-
-
 def of_texts(texts: Sequence[str], known: Sequence[Container[str]]) -> pd.DataFrame:
     """Measure n texts: capitals, words that nobody knows, doubled letters, marks, spaces, and courtesy.
 
@@ -124,7 +119,7 @@ _NAMES = (
 def _of_text(text: str, known: Container[str]) -> list[float]:
     from stages.concepts.texts.lexicon import is_stop_word
 
-    words = words_of(text)
+    words = _WORD.findall(text)
     lower = [word.lower() for word in words]
     letters = [letter for word in words for letter in word if letter.isalpha()]
     long = [word for word in lower if len(word) >= _SHORTEST]
@@ -279,7 +274,7 @@ class WordReader(TextReader):
         self._group = dict(zip(table["id"], table.get("group", table["id"]), strict=True))
         self._seen: dict[str, str | None] = {}  # the group whose texts have a word; None for several
         for item, text in zip(table["id"], table[self.of], strict=True):
-            for word in {word.lower() for word in words_of(text)}:
+            for word in {word.lower() for word in _WORD.findall(text)}:
                 group = self._group[item]
                 self._seen[word] = group if self._seen.get(word, group) == group else None
 

@@ -19,7 +19,7 @@ from flows.request import GATED, deadline, moment
 from flows.results.abilities import abilities_of
 from flows.results.estimate import estimate_cost
 from stages.core.errors import UsageError
-from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Standing, Via, listed_keys, standing
+from stages.decisions import RULE, SEVERITIES, Action, RecordedDecision, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.pages import page
@@ -114,8 +114,9 @@ def review_view(
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
+    own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
     # While others still have to judge independently, git's name does not prove who looks: the server may be shared.
-    earlier = _own(now, reviewer) if revise and (known or now.complete) else None
+    earlier = own[-1] if own and revise and (known or now.complete) else None
     can = abilities_of(params, audit) if explorer else None
     return {
         "audit": audit,
@@ -193,12 +194,6 @@ def _read_examples(audit: str) -> ExampleSet:
     landscape = here.summarize.landscape
     source = ExampleSource(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
     return explore_modes(landscape.modes, galleries, source)
-
-
-def _own(now: Standing, reviewer: str) -> RecordedDecision | None:
-    """The reviewer's own decision; others' decisions and time-outs are not offered for revision."""
-    own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
-    return own[-1] if own else None
 
 
 def _replaces(decisions: Sequence[RecordedDecision]) -> str:

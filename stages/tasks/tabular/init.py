@@ -129,7 +129,9 @@ class RowsInit(Init):
         notes = {name: CATALOGUE[name].doc for name in concepts}
         fitted = "estimator" in seen.model.block
         rows = round((seen.data.items or 0) / (1 - _FITTED) * _FITTED)
-        return Proposal(concepts, notes, {"rows": rows} if fitted else _classes(seen.ask), batch_size=256)
+        said = seen.ask.said("classes")
+        classes = {"classes": [name.strip() for name in said.split(",")]} if isinstance(said, str) else {}
+        return Proposal(concepts, notes, {"rows": rows} if fitted else classes, batch_size=256)
 
 
 def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None, *, fitted: bool = True) -> Data:
@@ -166,12 +168,6 @@ def _is_date(column: pd.Series) -> bool:
     texts = column.dropna().astype(str)
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce")
     return bool((texts.str.contains("-") & dates.notna()).all())
-
-
-def _classes(ask: Ask) -> dict[str, Any]:
-    """Return `classes` of `prepare.model` as said on the command line; {} if they were not."""
-    said = ask.said("classes")
-    return {"classes": [name.strip() for name in said.split(",")]} if isinstance(said, str) else {}
 
 
 class RowReader(Reader):
