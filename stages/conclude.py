@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -41,7 +40,7 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
     Args:
         record: its provenance, for readers of the report.
     """
-    comparison, readme = here.compare.comparison, _models(here) / "repaired" / "README.md"
+    comparison, readme = here.compare.comparison, here.restructure.path / "models" / "repaired" / "README.md"
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
     out.headline = headline_of(comparison, verdict.passed)
     modes_plot(comparison).to_csv(out.path / "modes.csv", index=False)
@@ -97,10 +96,6 @@ def broken(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
         found[concept.name] = [concept.label(level) for level in before.loc[rows, concept.name]]
     found = found.assign(before=before.loc[rows, "output"], after=after.loc[rows, "output"])
     return not_computed(found, found.columns)
-
-
-def _models(here: AuditFolder) -> Path:
-    return here.restructure.path / "models"
 
 
 def headline_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:

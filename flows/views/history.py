@@ -309,26 +309,6 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class TrendPoint:
-    """One result in the drawing of a trend: its place, and the ends of its interval."""
-
-    x: float
-    y: float
-    top: float
-    bottom: float
-
-
-@dataclass(frozen=True)
-class BoardRow:
-    """One audit on the page, with addresses as (text, address)."""
-
-    glance: Glance
-    history: History
-    trend: list[TrendPoint]
-    links: list[tuple[str, str]]
-
-
 def board_html(
     params: Params, status: Status, links: Callable[[Glance], list[tuple[str, str]]], title: str = "Audits"
 ) -> str:
@@ -340,10 +320,7 @@ def board_html(
     from stages.pages.page import html_of
 
     histories = [read_history(params, row.verdict.audit, _RESULTS) for row in status.audits]
-    rows = [
-        BoardRow(glance, history, trend_of(history), links(glance))
-        for glance, history in zip(status.audits, histories, strict=True)
-    ]
+    rows = [(one, past, trend_of(past), links(one)) for one, past in zip(status.audits, histories, strict=True)]
     return html_of(
         "board.html.j2", scripts=False, title=title, rows=rows, status=status, size=(_WIDTH, _HEIGHT), limits=LIMITS,
         skipped=[], provenance=[],
@@ -362,8 +339,11 @@ def write_board(params: Params, status: Status, out: Path) -> None:
     save(out, board_html(params, status, links, Path.cwd().name))
 
 
-def trend_of(history: History) -> list[TrendPoint]:
-    """The failure rates of an audit from its oldest result to its newest, on a scale that begins at zero."""
+def trend_of(history: History) -> list[tuple[float, float, float, float]]:
+    """The failure rates of an audit from its oldest result to its newest, on a scale that begins at zero.
+
+    Each is (x, y, top, bottom) of the drawing: its place, and the ends of its interval.
+    """
     rates = [result.failure_rate for result in reversed(history.results) if result.failure_rate.n]
     top = max((rate.value if isnan(rate.high) else rate.high for rate in rates), default=0.0) or 1.0
     points = []
@@ -371,5 +351,5 @@ def trend_of(history: History) -> list[TrendPoint]:
         ends = (rate.value if isnan(one) else one for one in (rate.value, rate.low, rate.high))
         y, low, high = (round(_HEIGHT - _EDGE - one / top * (_HEIGHT - 2 * _EDGE), 1) for one in ends)
         x = _EDGE + k / max(1, len(rates) - 1) * (_WIDTH - 2 * _EDGE)
-        points.append(TrendPoint(round(x, 1), y, high, low))
+        points.append((round(x, 1), y, high, low))
     return points

@@ -437,7 +437,9 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
         raise UsageError(f"{where}: {what}; the landscape has {', '.join(known) or 'none'}")
     shown = shown_examples(modes)
     if strange := [e.id for e in decision.examples if e.id not in shown]:
-        raise UsageError(f"{where}: unknown example(s) {', '.join(strange)}; the landscape has {_ranges(modes)}")
+        # They are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9".
+        ranges = ", ".join(f"{m.examples[0].id} to {m.examples[-1].id}" for m in modes if m.examples) or "none"
+        raise UsageError(f"{where}: unknown example(s) {', '.join(strange)}; the landscape has {ranges}")
 
 
 def check_said(decision: Decision) -> None:
@@ -460,9 +462,3 @@ def _modes(audit: str) -> list[ModeRecord]:
 def shown_examples(modes: Sequence[ModeRecord]) -> dict[str, tuple[ModeRecord, Example]]:
     """Return the report's examples by id, with their modes; empty if an older version made the landscape."""
     return {example.id: (mode, example) for mode in modes for example in mode.examples}
-
-
-def _ranges(modes: Sequence[ModeRecord]) -> str:
-    """Format the ids of all examples, which are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9"."""
-    shown = [mode.examples for mode in modes if mode.examples]
-    return ", ".join(f"{examples[0].id} to {examples[-1].id}" for examples in shown) or "none"

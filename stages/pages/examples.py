@@ -48,25 +48,18 @@ class Case(NamedTuple):
     row: dict[str, Cell]
 
 
-class Facet(NamedTuple):
-    """A filter of examples: a column of the rows, and its values."""
-
-    column: int
-    name: str
-    values: list[str]
-
-
 class ExampleSet(NamedTuple):
     """All examples of a page.
 
     Args:
         groups: examples by the mode or outcome under which they are shown.
+        facets: filters: the number of a column of the rows, its name, and its values.
         rows: of all examples, for the page's script.
         sortable: name of the column of discrepancies; None if there is none.
     """
 
     groups: dict[str, list[Case]]
-    facets: list[Facet]
+    facets: list[tuple[int, str, list[str]]]
     rows: Markup
     sortable: int | None
 
@@ -184,7 +177,7 @@ def _explorer(groups: Mapping[str, list[Case]], source: ExampleSource) -> Exampl
     for name in ("mode", "outcome", *_columns(dict.fromkeys(map(str, source.attributes)))):
         values = {str(row[name]) for row in rows if row.get(name) is not None}
         if 1 < len(values) <= _MOST_VALUES:
-            facets.append(Facet(columns.index(name), name, sorted(values, key=lambda v: (len(v), v))))
+            facets.append((columns.index(name), name, sorted(values, key=lambda v: (len(v), v))))
     sortable = columns.index("discrepancy") if "discrepancy" in columns else None
     table = [[row.get(name) for name in columns] for row in rows]
     return ExampleSet(dict(groups), facets, json_block({"columns": columns, "rows": table}), sortable)

@@ -291,14 +291,11 @@ def _failed(gates: Sequence[Gate]) -> str:
     return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate requires {failed[0].bound}{more}"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _reason(verdict: Verdict, what: str, found: str) -> str:
     """Say why the light is what it is: the gate that failed, what speaks against deploying, or what the gates allow."""
     if any(gate.passed is False for gate in verdict.gates):
-        return f"{_capital(_failed(verdict.gates))}."
+        failed = _failed(verdict.gates)
+        return f"{failed[:1].upper()}{failed[1:]}."
     concerns = " ".join(listed(concern) for concern in verdict.concerns)
     if not verdict.passed:
         return concerns

@@ -241,19 +241,12 @@ def _shrink(image: bytes, limit: float, tiles: int = 1) -> bytes | None:
     return None
 
 
-class SheetRow(NamedTuple):
-    """A row of a sheet: the strips that the models drew for it."""
-
-    label: str
-    strips: list[PageImage]
-
-
 class SheetView(NamedTuple):
-    """A sheet ready for the page; `tile` is the width of one of its pictures in pixels of the page."""
+    """A sheet ready for the page: rows with the strips that the models drew, and the width of a picture in pixels."""
 
     title: str
     columns: list[str]
-    rows: list[SheetRow]
+    rows: list[tuple[str, list[PageImage]]]
     tile: int
 
 
@@ -272,7 +265,7 @@ def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> li
     for versions in zip(*sheets.values(), strict=True):
         first = versions[0]
         rows = [
-            SheetRow(
+            (
                 drawn[0][0],
                 [
                     shrinker.image(image, model if len(sheets) > 1 else "")
@@ -281,7 +274,7 @@ def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> li
             )
             for drawn in zip(*(sheet.rows for sheet in versions), strict=True)
         ]
-        wide = max((image.width for row in rows for image in row.strips), default=0)
+        wide = max((image.width for _, strips in rows for image in strips), default=0)
         tile = max(68, min(88, wide // max(1, len(first.columns))))
         shown.append(SheetView(first.title, list(first.columns), rows, tile))
     return shown

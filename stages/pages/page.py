@@ -45,10 +45,6 @@ class Picture(NamedTuple):
     said: str = ""
 
 
-def _source_hash(text: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") + "'"
-
-
 @cache
 def environment() -> Environment:
     """Return the templates of this package, with the filters and functions they use."""
@@ -106,13 +102,14 @@ def html_of(template: str, *, scripts: bool = True, **context: Any) -> str:
     names = ("report.js", "explorer.js") if scripts else ()
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return (
         environment()
         .get_template(template)
         .render(
             script=Markup(script),
             style=Markup(style),
-            script_hash=Markup(_source_hash(script) if scripts else "'none'"),
+            script_hash=Markup(f"'sha256-{digest}'" if scripts else "'none'"),
             **context,
         )
     )

@@ -102,18 +102,13 @@ def _runs(
 ) -> list[SearchRun]:
     runs, looks = [], {"agent": (colours[0], ""), "control": (colours[1], DASHED)}
     for role, known in search.roles.items():
-        curve, numbers = _curve(probes[probes["role"] == role]), known.to_json()
-        totals = {k: v for k, v in numbers.items() if k not in _IN_WORDS and not isinstance(v, list | dict)}
+        failures = probes[probes["role"] == role].sort_values("order")["failed"].astype(int).cumsum().to_numpy()
+        curve = pd.DataFrame({"probes": np.arange(1, len(failures) + 1), "failures": failures})
+        totals = {k: v for k, v in known.to_json().items() if k not in _IN_WORDS and not isinstance(v, list | dict)}
         if len(curve):
             totals |= {"probes": len(curve), "failures": int(curve["failures"].iloc[-1])}
         runs.append(SearchRun(f"{prefix}{role} ({known.explorer})", *looks[role], curve, totals))
     return runs
-
-
-def _curve(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return failures against unique probes of one search, in the order of queries: columns probes, failures."""
-    failures = probes.sort_values("order")["failed"].astype(int).cumsum()
-    return pd.DataFrame({"probes": np.arange(1, len(failures) + 1), "failures": failures.to_numpy()})
 
 
 def _view(sentences: list[str], runs: Sequence[SearchRun]) -> SearchView:

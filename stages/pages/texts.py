@@ -58,7 +58,8 @@ def mark_changes(original: str, changed: str) -> MarkedText:
     if original == changed or not (old and new):
         return MarkedText([Piece("same", changed)], "unchanged" if original == changed else "")
     long = max(len(old), len(new)) > MAX_TOKENS
-    blocks = _blocks(old[:MAX_TOKENS], new[:MAX_TOKENS])
+    before, after = ([word.casefold() for word, _ in tokens[:MAX_TOKENS]] for tokens in (old, new))
+    blocks = list(SequenceMatcher(None, before, after, autojunk=False).get_opcodes())
     if long and len(blocks) > 1 and blocks[-1][0] != "equal":
         blocks.pop()  # the end of the compared part need not be a change
     same = [pair for block in blocks if block[0] == "equal" for pair in _pairs(block)]
@@ -107,11 +108,6 @@ Token = tuple[str, str]  # a word or mark, and the space after it
 def _pairs(block: Block) -> Iterator[tuple[int, int]]:
     _, i1, i2, j1, j2 = block
     return zip(range(i1, i2), range(j1, j2), strict=True)
-
-
-def _blocks(old: Sequence[Token], new: Sequence[Token]) -> list[Block]:
-    before, after = ([word.casefold() for word, _ in tokens] for tokens in (old, new))
-    return list(SequenceMatcher(None, before, after, autojunk=False).get_opcodes())
 
 
 def _pieces(old: Sequence[Token], new: Sequence[Token], blocks: Sequence[Block], case: bool) -> Iterator[Piece]:
