@@ -79,7 +79,6 @@ def query_models(
     """Search with the models before and after, and query all models with the same pairs.
 
     Args:
-        tasks: the task with each model.
         targets: the cells of the target modes.
         pairs: number of pairs of item and cell inside the targets, and as many outside.
         folder: folder of the ledgers.

@@ -65,7 +65,6 @@ def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, wor
 
     Args:
         decision: the plan made by people or a rule.
-        config: the settings of the repair.
         work: the scratch folder.
     """
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]

@@ -91,7 +91,6 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
     """Write the landscape, and examples as people would see them.
 
     Args:
-        out: the folder to write to.
         fresh: probes kept back, to confirm failure modes with.
     """
     told_apart = known_attributes(task, found.embedded.item_ids)

@@ -188,7 +188,6 @@ class Usage:
         """Draw n cells as they occur in use, with replacement: (n, d) int64.
 
         Args:
-            rng: random generator of the draws.
             allowed: levels of concepts to draw within, which must occur in use.
         """
         inside = {} if allowed is None else allowed

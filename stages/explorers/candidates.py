@@ -164,11 +164,7 @@ class Generator(Protocol):
 
 
 class EvenDraws:
-    """Even draws of pairs, and small changes of pairs.
-
-    Args:
-        rng: random generator of the draws.
-    """
+    """Even draws of pairs, and small changes of pairs."""
 
     def __init__(self, space: ConceptSpace, n_items: int, rng: np.random.Generator) -> None:
         self.space, self.n_items, self.rng = space, n_items, rng
@@ -298,7 +294,6 @@ class Portfolio:
 
     Args:
         size: number of candidates that all generators together name at once.
-        rng: random generator of the draws.
     """
 
     BLOCKS = 12  # number of blocks of the pool

@@ -59,9 +59,6 @@ class Reward:
     Bonuses are count-based (Bellemare et al. 2016): `novelty` pays weight / sqrt(1 + n) for a failure in a cell with n
     failures so far; `region` pays the same for the region of the cell, which is one half of every ordered concept and
     one category of every other; `coverage` pays its weight for the first probe of a cell.
-
-    Args:
-        threshold: the task's threshold for a failure.
     """
 
     def __init__(self, space: ConceptSpace, threshold: float, config: RewardConfig | None = None) -> None:
@@ -152,7 +149,6 @@ class Arena:
     """The parts that the single and the vectorised environment share: spaces, observations, probing and rewards.
 
     Args:
-        reward: computes the rewards of the answers.
         flat: one Discrete action per cell (DQN), instead of one choice per concept (MultiDiscrete).
     """
 

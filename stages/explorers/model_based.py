@@ -266,7 +266,6 @@ class Auto(Configured[AutoSettings]):
     """Chooses an explorer by `choose_explorer` and runs it.
 
     Args:
-        settings: the goal of the search.
         budget: unique probes to choose by; by default the prober's. Shares of one search use that of the whole search.
     """
 

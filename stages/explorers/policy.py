@@ -37,8 +37,6 @@ class Policy(ABC):
 
     Args:
         algorithm: name of the explorer that learnt it.
-        network: the network with its weights.
-        space: the concept space it acts on.
         architecture: arguments with which `load_policy` builds the network again.
     """
 

@@ -68,12 +68,9 @@ def search(
     the ledger, but budgets are not: each role pays for all of its probes.
 
     Args:
-        item_ids: the items to search on.
-        config: explorer, control, budget and settings.
         seed: seed of all randomness here; the two roles use different streams of it.
         ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.
-        show: displays the progress of each role.
         label: shown before the role.
     """
     pairs = len(item_ids) * task.concepts.n_used

@@ -258,9 +258,6 @@ class Acquisition:
     On a grid small enough to predict every cell's rate, the place is the cell. On a large one, where hardly any cell is
     probed twice, it is the cell's regions and the item: an item that fails everywhere, where others hardly ever do,
     would take most of the probes and reveal nothing about the grid.
-
-    Args:
-        surrogate: fitted to the probes so far.
     """
 
     def __init__(

@@ -44,7 +44,6 @@ class EstimateRecipe:
     Args:
         names: estimators, averaged if there are two.
         rival: estimator of another kind, whose deviation is added to the spread.
-        hyper: hyperparameters of the Gaussian process.
         link: link of the final estimator.
     """
 

@@ -259,7 +259,6 @@ def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -
     Args:
         excess: (items,), with mean 0.
         inside: (items,) whether each item has the value.
-        rng: random generator of the draws.
     """
     n, k = len(excess), int(inside.sum())
     observed = float(excess[inside].sum()) - 1e-9

@@ -49,11 +49,7 @@ class Stepped(NamedTuple):
 
 
 class Trail:
-    """The parts that the single and the vectorised environment share: spaces, observations, steps and rewards.
-
-    Args:
-        reward: the reward of a step.
-    """
+    """The parts that the single and the vectorised environment share: spaces, observations, steps and rewards."""
 
     def __init__(self, prober: Prober, moves: Moves, reward: StepReward) -> None:
         self.prober, self.moves, self.reward = prober, moves, reward

@@ -78,9 +78,7 @@ def measure_robustness(
     If `microscopic.gradient` is set, the same items are attacked by noise (`smallest_noise`).
 
     Args:
-        item_ids: the items to choose from.
         config: with `microscopic`, and the budget of the search it belongs to.
-        seed: seed of all randomness here.
         enumerated: whether the ledger contains all answers.
         ledger: answers so far; if it has a file, the search can be resumed.
         compute: threads and batch size of the model.

@@ -266,7 +266,6 @@ def _bisect(
     """Find by bisection the fewest steps of one move (n,) each that make an item fail, with the rest of its cell fixed.
 
     Args:
-        walks: the state of the exploration.
         items: (n,) positions.
         cells: (n, concepts) the rest of each cell.
         lines: (n,) the move.

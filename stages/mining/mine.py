@@ -107,7 +107,6 @@ def mine(texts: MinableTexts, space: ConceptSpace, answer: Answer, settings: Min
 
     Args:
         answer: runs probes on the model.
-        seed: seed of all random choices.
 
     Raises:
         UsageError: if there are too few groups of items to divide.

@@ -152,7 +152,6 @@ class RatedTask(LoadedTask):
     Repairs and captions use only the automatic measure.
 
     Args:
-        ratings: the map learnt from people's scores.
         threshold: the badness above which a probe fails.
     """
 

@@ -38,7 +38,6 @@ class PairedProbe(NamedTuple):
         before: the output before the repair.
         after: the output after the repair.
         drawn: the picture (PNG) after the repair, if the answer is one.
-        item: the id of the item.
         cell: a level of each concept.
     """
 

@@ -122,7 +122,6 @@ class Sweep:
     Args:
         probes: unique probes spent.
         clean: failure rate of unchanged items.
-        concepts: one entry for each concept.
     """
 
     probes: int

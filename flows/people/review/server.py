@@ -40,7 +40,6 @@ class ReviewServer:
 
     Args:
         url: its address for other commands; links have another, secret host.
-        served: its audits, keys and sessions.
         outcomes: decisions that were recorded and answered.
     """
 

@@ -149,7 +149,6 @@ def ask_labels(
     Args:
         model: the model, with the names of its classes if it has any.
         named: classes as named by a person, if any.
-        data: the data, with their labels.
         said: lines for people; one is added.
 
     Raises:
