@@ -56,11 +56,6 @@ def narrow_table(
     return table
 
 
-def first_of(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 VERSIONS = dict.fromkeys(("audit", "compare", "error", "gate", "history", "plan", "reproduce", "status", "verify"), 1)
 TEXT_ONLY = {"text only": True}  # the metadata of a dataclass field that is left out
 _KINDS = {Exit.GATE_FAILED: "failed", Exit.USAGE: "usage", 130: "stopped"}

@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.graph import RUNS_NOW, audit_of
-from flows.terminal import first_of, narrow_table, new_table, print_plain
-from stages.core.errors import Exit
+from flows.terminal import narrow_table, new_table, print_plain
+from stages.core.errors import Exit, first_of
 
 if TYPE_CHECKING:
     from flows.results import LastVerdict

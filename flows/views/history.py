@@ -24,10 +24,9 @@ from flows.graph import SETTINGS
 from flows.graph.lock import md5_in
 from flows.results import WORKSPACE, LastVerdict, headline_at, lock_at, rate_in, read_verdict, revisions, verdict_at
 from flows.results.glance import Glance, Status, drift_of
-from flows.terminal import first_of
 from stages.code import CODE
 from stages.core.environment import WORK
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_of
 from stages.core.files import replace_file, stage_dir
 from stages.core.intervals import NO_RATE, Rate
 from stages.params import DATA, Params

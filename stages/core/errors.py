@@ -12,7 +12,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
 from io import IOBase
@@ -79,6 +79,11 @@ def did_you_mean(word: Any, known: Iterable[Any]) -> str:
     """Return the end of a message about an unknown word: the most similar known word, if any."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def run_as_command(stage: Callable[[], None]) -> None:

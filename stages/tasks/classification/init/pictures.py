@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_of
 from stages.tasks.classification.init.models import UNKNOWN, Shape, described
 from stages.tasks.init import Data, load_data
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from stages.tasks.classification.pictures import Pool
 
 _OPENED = 2000  # maximum number of pictures that are opened; of more than these a sample
-_NAMED = 3
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow
 _ORIENTATION = 0x0112  # tag of EXIF
 _COARSE = 20.0  # mean of JPEG's luminance table: 20 is about quality 65, 58 is quality 50, 12 is quality 90
@@ -84,8 +83,7 @@ def look_at_pictures(path: Path, given: str) -> LabelledPictures:
         parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
     if unreadable:
         of = f" of {opened.count:,} opened" if opened.count < total else ""
-        more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-        parts.append(f"{len(unreadable)}{of} unreadable ({', '.join(unreadable[:_NAMED])}{more})")
+        parts.append(f"{len(unreadable)}{of} unreadable ({first_of(unreadable)})")
     beside, empty = list[str](), list[str]()
     if key == "jsonl":
         assert isinstance(pool.pictures, Encoded)

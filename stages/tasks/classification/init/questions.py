@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stages.core.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean, first_of
 from stages.tasks.classification.init.models import RecognisedClassifier, Shape
 from stages.tasks.classification.init.pictures import LabelledPictures
 from stages.tasks.init import Ask, Check
@@ -51,8 +51,8 @@ def ask_classes(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -
 def class_counts(data: LabelledPictures) -> str:
     """Describe the classes of the data with the number of pictures of each: "2 classes: cat (20), dog (3)"."""
     named = [f"{label} ({count:,})" for label, count in sorted(data.labels.items())]
-    told = f"{len(named):,} classes: {_some(named)}"
-    return f"{told}; without a picture: {_some(data.empty)}" if data.empty else told
+    told = f"{len(named):,} classes: {first_of(named, _NAMED)}"
+    return f"{told}; without a picture: {first_of(data.empty, _NAMED)}" if data.empty else told
 
 
 def _to_type(n: int, folders: Sequence[str], data: LabelledPictures) -> str:
@@ -80,10 +80,6 @@ def _to_type(n: int, folders: Sequence[str], data: LabelledPictures) -> str:
 
 def _option(names: Sequence[str]) -> str:
     return f"--classes {shlex.quote(','.join(names))}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
 def ask_classifier(ask: Ask, model: RecognisedClassifier, data: LabelledPictures) -> dict[str, Any]:

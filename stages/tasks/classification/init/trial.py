@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stages.core.errors import first_of
 from stages.tasks.classification.init.models import RecognisedClassifier
 from stages.tasks.classification.init.pictures import LabelledPictures
 from stages.tasks.contract import TaskContext
@@ -64,11 +65,8 @@ class Order(ClassOrder):
             return told + (
                 f". Nothing tells where {belong} belong: the data have no pictures of them" if belong else ""
             )
-        names = ", ".join(repr(self.classes[i]) for i in self.doubtful[:5])
-        more = f" and {len(self.doubtful) - 5} more" if len(self.doubtful) > 5 else ""
-        return (
-            f"{told}. That is not sure: there are too few pictures of {names}{more}, or they are mistaken for several"
-        )
+        names = first_of([repr(self.classes[i]) for i in self.doubtful], 5)
+        return f"{told}. That is not sure: there are too few pictures of {names}, or they are mistaken for several"
 
     @property
     def advice(self) -> str:
