@@ -3,11 +3,11 @@
     python -m benchmarks.conversations                  # a scripted model, behind a server of its own
     python -m benchmarks.conversations --real URL NAME --folder FOLDER  # a model behind chat completions
 
-A real model plays shorter conversations, and the folder keeps its answers if the command is stopped and run again.
+A real model plays shorter conversations, and the folder keeps its answers if the command is stopped too early.
 The scripted model has five planted weaknesses. Each is a matter of order, such as a change that is lost if small talk
 follows at once, and it also fails 2% of all conversations. Events are used as audits assume: 30% of conversations as
 they are, 40% with one event, 20% with two, 10% with three. Every explorer has the same budget of unique probes, and
-five seeds (three of a real model, whose whole grid is asked first). docs/research.md quotes the tables.
+five seeds. Of a real model the whole grid is asked first. docs/research.md quotes the table of the scripted one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pandas as pd
 
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
+from stages.core.errors import NoLearningError
 from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
 from stages.params.usage import UsageConfig, in_use
@@ -165,8 +166,12 @@ def compare(task: Played, budget: int, seeds: int, weaknesses: dict[str, Rule]) 
     for name, (explorer, settings) in EXPLORERS.items():
         for seed in range(seeds):
             clock, prober = Clock(task), Prober(task, ids, budget)  # type: ignore[arg-type]
-            with torch_threads(1), clock.running():
-                policy = make_explorer(explorer, settings).explore(prober, seed).policy
+            try:
+                with torch_threads(1), clock.running():
+                    policy = make_explorer(explorer, settings).explore(prober, seed).policy
+            except NoLearningError as error:
+                print(f"{name}: {error}")
+                continue
             table = prober.table()
             failing = table[table["failed"]]
             cells = failing[space.names].to_numpy(dtype=np.int64)
@@ -235,8 +240,8 @@ def main() -> None:
         for k, item in enumerate(ids, start=1):
             rate = task.probe([item] * len(cells), cells).failed.mean()
             print(f"{k} of {len(ids)}: {item}, {rate:.0%} of schedules fail", flush=True)
-        budget = args.budget or 20 * args.items
-        show(compare(task, budget, args.seeds or 3, {}), budget)
+        budget = args.budget or 30 * args.items
+        show(compare(task, budget, args.seeds or 5, {}), budget)
 
 
 if __name__ == "__main__":
