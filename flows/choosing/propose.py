@@ -21,7 +21,7 @@ from flows.processes import stopping_on_signals
 from flows.results.estimate import duration
 from flows.terminal import new_table, print_plain
 from flows.workspace import exclusive
-from flows.workspace.edit_params import as_level, as_text, dumped, in_one_line, with_proposed
+from flows.workspace.edit_params import as_level, dumped, in_one_line, in_quotes, with_proposed
 from stages.code import code_of
 from stages.concepts import Level
 from stages.core.environment import WORK
@@ -240,7 +240,7 @@ def _lines(name: str, concepts: Mapping[str, Any], prepare: Mapping[str, Any], p
         "concepts": {
             concept: in_one_line([as_level(level) for level in levels]) for concept, levels in concepts.items()
         },
-        "proposed": {concept: as_text(told) for concept, told in proposed.items()},
+        "proposed": {concept: in_quotes(told) for concept, told in proposed.items()},
     }
     return dumped({"audits": {name: block}}).rstrip()
 

@@ -81,7 +81,7 @@ def in_one_line(values: dict[str, Any] | list[Any]) -> Any:
     return flow
 
 
-def as_text(value: str) -> str:
+def in_quotes(value: str) -> str:
     """Text, quoted if YAML 1.1, which Prefect, DVC and Faded read, would not read it as text."""
     try:
         plain = yaml.safe_load(value) == value
@@ -216,15 +216,17 @@ def with_proposed(
         if isinstance(block["concepts"], str):
             raise LayoutError(f"concepts: {block['concepts']} is the name of a grid")
         for name, levels in concepts.items():
-            there = block["concepts"].setdefault(as_text(name), in_one_line([]))
+            there = block["concepts"].setdefault(in_quotes(name), in_one_line([]))
             there.extend(map(as_level, levels[len(there) :]))
         for key, new in prepare.items():
             if isinstance(new, Mapping):
-                block["prepare"].setdefault(key, {}).update({as_text(name): as_text(one) for name, one in new.items()})
+                block["prepare"].setdefault(key, {}).update(
+                    {in_quotes(name): in_quotes(one) for name, one in new.items()}
+                )
             else:
-                block["prepare"][key] = [as_text(one) for one in new]
+                block["prepare"][key] = [in_quotes(one) for one in new]
         block.setdefault("proposed", in_one_line({})).update(
-            {as_text(name): as_text(told) for name, told in proposed.items()}
+            {in_quotes(name): in_quotes(told) for name, told in proposed.items()}
         )
 
     wanted = f"there:\n  concepts: {dict(concepts)}\n  prepare: {dict(prepare)}\n  proposed: {dict(proposed)}"
@@ -246,12 +248,12 @@ def with_usage(text: str, audit: str, levels: Mapping[str, Mapping[Level, float]
         there = usage.setdefault("levels", {})
         for name, shares in levels.items():
             row: dict[Any, float] = {as_level(level): share for level, share in shares.items()}
-            there[as_text(name)] = in_one_line(row)
+            there[in_quotes(name)] = in_one_line(row)
         usage["measured"] = in_one_line(
             {
                 "inputs": measured.inputs,
-                "source": as_text(measured.source),
-                "worth": {as_text(name): as_level(n) for name, n in measured.worth.items()},
+                "source": in_quotes(measured.source),
+                "worth": {in_quotes(name): as_level(n) for name, n in measured.worth.items()},
             }
         )
 
@@ -307,7 +309,7 @@ def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
             there = feedback.setdefault("keys", {})
             for name in [name for name in there if name not in listed]:
                 del there[name]
-            there.update({as_text(name): line for name, line in listed.items() if name not in there})
+            there.update({in_quotes(name): line for name, line in listed.items() if name not in there})
 
     wanted = "\n".join(f"  repairs.{audit}.feedback.keys: {_one_line(listed)}" for audit, listed in keys.items())
     return _changed(text, change, "the keys", f"there:\n{wanted}")
@@ -345,7 +347,7 @@ def _changed(text: str, change: Callable[[Any], object], what: str, wanted: str,
 def as_level(level: Level) -> Level:
     """A level as people would write it."""
     if isinstance(level, str):
-        return as_text(level)
+        return in_quotes(level)
     return int(level) if level == int(level) else level
 
 
