@@ -39,7 +39,7 @@ test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random mom
 test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each, and a fault at every write (hours)
 	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m "hypothesis or nightly" --numprocesses $(JOBS) --dist load
 
-mutants: .venv/.dev ## Break a hundred chosen lines, one at a time, and count how many the tests notice (ten minutes)
+mutants: .venv/.dev ## Break chosen lines, one at a time, and count how many the tests notice (ten minutes)
 	@$(BIN)/python -m tests.mutants
 
 check: .venv/.dev ## Check format, lint, types, imports, spelling, wording, and that the docs build with every link
