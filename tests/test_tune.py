@@ -134,8 +134,7 @@ def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
 @pytest.mark.slow
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
-    # A planted task is equally fast in any batch, so the largest is chosen.
-    monkeypatch.setattr("flows.choosing.tune.GROWTH", 0.0)
+    monkeypatch.setattr(ComputeChoice, "speed", property(lambda self: float(self.compute.batch_size)))
     monkeypatch.setattr("flows.choosing.tune.MOST", 64)
     monkeypatch.setattr("flows.choosing.tune.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):
@@ -146,5 +145,5 @@ def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     assert "eager float32 (now)" in said
     after = yaml.safe_load((workspace.path / "params.yaml").read_text())["audits"]["tiny"]["compute"]
     assert set(after) == {"device", "threads", "batch_size", "gpus"}
-    assert after["batch_size"] != before.batch_size
+    assert after["batch_size"] == 64 > before.batch_size
     assert "written to params.yaml" in said
