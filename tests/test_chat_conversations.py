@@ -340,6 +340,19 @@ def test_events_that_an_item_cannot_have_are_named(lacking, levels, said):
         asked(row, levels)
 
 
+def test_a_call_that_a_served_model_writes_as_text_may_have_any_keys(inputs, tmp_path):
+    odd = '<tool_call>{"name": "rooms", "call": 1, "arguments": null}</tool_call>'
+
+    def answer(request):
+        told = understands(request)
+        return completion(odd) if told["choices"][0]["message"].get("tool_calls") else told
+
+    with served(answer, whole=True) as model:
+        loaded(context(inputs, model), tmp_path / "prepare")
+    sent = [one for request in model.requests for one in request["messages"] if "tool_calls" in one]
+    assert sent[0]["tool_calls"][0]["function"] == {"name": "rooms", "arguments": "{}"}
+
+
 def test_a_model_that_cannot_call_tools_is_named(inputs, tmp_path):
     plain = {"question": "Where?", "answers": ["Here"], "tools": [{**TOOL, "answer": "Here."}]}
     folder = write(tmp_path / "inputs", [{**plain, "id": f"p{k}"} for k in range(6)])

@@ -157,8 +157,9 @@ class _Served:
         return body | ({"tools": [json.loads(tool) for tool in asked.tools]} if asked.tools else {})
 
 
-def _sent(call: str, name: str, arguments: Any = "{}", **_: Any) -> dict[str, Any]:
-    given = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+def _sent(call: str, /, name: str, arguments: Any = None, **_: Any) -> dict[str, Any]:
+    """Return a call as it is sent back; a model may write any other keys, too."""
+    given = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
     return {"id": call, "type": "function", "function": {"name": name, "arguments": given}}
 
 
