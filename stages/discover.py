@@ -17,14 +17,14 @@ from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.core.errors import UsageError
 from stages.core.files import stage_dir
-from stages.core.ledger import Ledger, open_ledger
+from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, ShowProgress, search
 from stages.explorers.shards import ShareResult, ledger_answers, merge_shares, origin, read_parts, remove_undeclared
 from stages.microscopic.search import RobustnessResult, measure_robustness
 from stages.params import AuditConfig
-from stages.records import DiscoverMetrics, audit_folder
+from stages.records import DiscoverMetrics
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
 from stages.tasks.base import LoadedTask, known_attributes, offers, own_attributes
@@ -35,20 +35,18 @@ CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    run, here = AuditRun(name, "discover"), audit_folder(name)
-    audit, task, shares = run.audit, run.judged_task(), stage_dir(name, "shards")
-    if not task.items.ids("discover"):
-        raise UsageError(
-            f"{run.prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
-        )
-    run.params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
-    parts = _parts(shares, audit, run.prepared, task)
-    with run.resumed_scratch([*here.discover.inputs, *([shares] if parts else [])]) as folder:
-        ledger = open_ledger(folder)
-        result, robustness = query_model(task, audit, parts, ledger, run.context.compute)
-        ledger.close()
-    with here.discover.publish(run.model_provenance(), [shares / str(part.part) for part in parts]) as out:
-        write(out, task, result, robustness)
+    with AuditRun(name, "discover") as run:
+        audit, task, shares = run.audit, run.judged_task(), stage_dir(name, "shards")
+        if not task.items.ids("discover"):
+            raise UsageError(
+                f"{run.prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
+            )
+        run.params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
+        parts = _parts(shares, audit, run.prepared, task)
+        ledger = run.ledger(run.scratch(more=[shares] if parts else []))
+        result, robustness = query_model(task, audit, parts, ledger, run.compute)
+        with run.here.discover.publish(run.provenance(), [shares / str(part.part) for part in parts]) as out:
+            write(out, task, result, robustness)
     _print_summary(audit, result, robustness)
 
 

@@ -5,6 +5,8 @@ Shares are independent and may run anywhere; discover merges them.
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from stages.audit_run import AuditRun
 from stages.code import code_of
 from stages.command import stage_main
@@ -33,13 +35,10 @@ def main(name: str, number: str) -> None:
     share = divide(item_ids, task.concepts.n_used, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     key = run_key(_of_shares(audit), prepared_files(run.prepared), part, code_of(audit, "explore"))
-    with scratch(name, f"explore-{part}", key) as folder:
-        ledger = open_ledger(folder)
-        result = search_share(task, share, audit.discover, ledger=ledger, compute=run.context.compute, show=progress)
-        ledger.close()
-    record = run.model_provenance() | {"origin": origin(audit, run.prepared)}
+    with scratch(name, f"explore-{part}", key) as folder, closing(open_ledger(folder)) as ledger:
+        result = search_share(task, share, audit.discover, ledger=ledger, compute=run.compute, show=progress)
     with publishing(stage_dir(name, "shards") / str(part)) as out:
-        write_part(out, part, result, record)
+        write_part(out, part, result, run.provenance(origin=origin(audit, run.prepared)))
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes"

@@ -25,7 +25,7 @@ from stages.explorers.search import SearchResult, search
 from stages.landscape.compare import measure_answers
 from stages.landscape.pairs import ask_trainings, draw_pairs, inside_any
 from stages.params import AuditConfig
-from stages.records import PairedProbe, audit_folder
+from stages.records import PairedProbe
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
@@ -52,20 +52,22 @@ class ModelAnswers(NamedTuple):
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    run, here = AuditRun(name, "re_evaluate"), audit_folder(name)
-    audit, config = run.audit, run.params.repair(name).re_evaluate
-    models = here.restructure.path / "models"
-    targets = [mode.cells for mode in here.collect_feedback.plan.targets]
-    tasks = _load_models(run, models)
-    if not tasks["before"].items.ids("test"):
-        raise UsageError(f"{run.prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
-    with run.resumed_scratch(here.re_evaluate.inputs, config.model_dump()) as folder:
-        found = query_models(tasks, audit, targets, config.paired_probes, folder, run.context.compute)
+    with AuditRun(name, "re_evaluate") as run:
+        audit, here, config = run.audit, run.here, run.params.repair(name).re_evaluate
+        models = here.restructure.path / "models"
+        targets = [mode.cells for mode in here.collect_feedback.plan.targets]
+        tasks = _load_models(run, models)
+        if not tasks["before"].items.ids("test"):
+            raise UsageError(
+                f"{run.prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged"
+            )
+        folder = run.scratch(config.model_dump())
+        found = query_models(tasks, audit, targets, config.paired_probes, folder, run.compute)
         doses = ask_trainings(here, audit, tasks["before"], config.dose_pairs, folder)
-    repaired = content_hash([models]) if models.exists() else None
-    with here.re_evaluate.publish(run.model_provenance() | {"repaired": repaired}) as out:
-        out.doses = doses
-        write(out, tasks, targets, found, audit.seed)
+        repaired = content_hash([models]) if models.exists() else None
+        with here.re_evaluate.publish(run.provenance(repaired=repaired)) as out:
+            out.doses = doses
+            write(out, tasks, targets, found, audit.seed)
 
 
 def query_models(

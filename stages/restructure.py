@@ -23,7 +23,7 @@ from stages.core.files import content_hash
 from stages.core.processes import Crew
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import RestructureConfig
-from stages.records import Plan, PlannedExample, audit_folder
+from stages.records import Plan, PlannedExample
 from stages.records.base import FlatMetrics
 from stages.records.repair import Harm, Training, Trainings
 from stages.tasks.base import Task
@@ -33,20 +33,19 @@ from stages.tasks.load import load_learner, task_class
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
-    run, here = AuditRun(name, "restructure"), audit_folder(name)
-    audit, prepared, config = run.audit, run.prepared, run.params.repair(name).restructure
-    budget = config.harm if config.method in task_class(name, audit).movable else None
-    load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0)
-    task = load()
-    settings = config.model_dump(mode="json"), usage_json(audit.usage)
-    with run.resumed_scratch(here.restructure.inputs, *settings) as work:
+    with AuditRun(name, "restructure") as run:
+        here, audit, prepared, config = run.here, run.audit, run.prepared, run.params.repair(name).restructure
+        budget = config.harm if config.method in task_class(name, audit).movable else None
+        load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0)
+        task = load()
+        work = run.scratch(config.model_dump(mode="json"), usage_json(audit.usage))
         plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
-        record = run.model_provenance() | {"plan": content_hash([here.collect_feedback.where("plan")])}
+        record = run.provenance(plan=content_hash([here.collect_feedback.where("plan")]))
         with here.restructure.publish(record) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
             harm: dict[str, Harm] = {}
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
-                found = Crew(run.context.compute.processes, load).ask(task.repair, todo)
+                found = Crew(run.compute.processes, load).ask(task.repair, todo)
                 if budget is not None:
                     trained = {copy: out.path / "models" / copy for copy in plans if copy in ("repaired", "control")}
                     harm = keep_budget(HeldOut(name, audit, prepared, budget, work), task, trained)

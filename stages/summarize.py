@@ -11,7 +11,7 @@ import pandas as pd
 
 from stages.audit_run import AuditRun
 from stages.command import stage_main
-from stages.core.ledger import Ledger, open_ledger
+from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
@@ -23,7 +23,7 @@ from stages.landscape.slices import worst_slice
 from stages.landscape.summary import LandscapeInput, People, summarize
 from stages.params import AuditConfig
 from stages.ratings import RatedTask
-from stages.records import Landscape, audit_folder
+from stages.records import Landscape
 from stages.records.folder import Discover, Summarize
 from stages.records.landscape import usage_record
 from stages.tasks.base import LoadedTask, known_attributes
@@ -32,15 +32,12 @@ from stages.tasks.contract import Compute, Split
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    run, here = AuditRun(name, "summarize"), audit_folder(name)
-    audit, task, found = run.audit, run.judged_task(), here.discover
-    with run.resumed_scratch(here.summarize.inputs) as folder:
-        ledger = open_ledger(folder)
+    with AuditRun(name, "summarize") as run:
+        audit, task, found, ledger = run.audit, run.judged_task(), run.here.discover, run.ledger(run.scratch())
         ledger.know(ledger_answers(found.probes, task.concepts))
-        fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, run.context.compute, progress)
-        with here.summarize.publish(run.model_provenance()) as out:
+        fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, run.compute, progress)
+        with run.here.summarize.publish(run.provenance()) as out:
             landscape = write(out, task, found, audit, fresh)
-        ledger.close()
     _print_summary(landscape)
 
 
