@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.params import Strict
 from stages.tasks.chat.conversation import EVENTS, TOOLS
@@ -18,11 +18,19 @@ Measure = Literal["contains", "exact", "f1", "embedding", "judge"]
 
 
 class AnswerConfig(Strict):
-    """How an answer is generated: greedily, so that the same question always has the same answer."""
+    """How an answer is generated: greedily by default, so that the same question always has the same answer."""
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000, description="tokens of an answer at most; it is cut there")
     chat: bool = Field(True, description="false sends system message and prompt as they are, without chat template")
     rows: int = Field(16, ge=1, le=1_000_000, description="answers generated at once")
+    temperature: float = Field(0.0, ge=0, le=10, description="answers are drawn from softmax(logits / temperature)")
+    draws: int = Field(1, ge=1, le=64, description="answers drawn in each probe, see `discrepancy.fails_if`")
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> AnswerConfig:
+        if self.draws > 1 and not self.temperature:
+            raise ValueError("draws: at temperature 0 all answers are the same; expected a temperature above 0")
+        return self
 
 
 class ChatPrepare(Strict):
@@ -70,6 +78,9 @@ class ChatDiscrepancy(Strict):
 
     measure: Measure = Field("contains", description="of items with answers; those with a pattern are judged by it")
     threshold: float = Field(0.5, ge=0, lt=1, description="discrepancies above it are failures")
+    fails_if: Literal["any", "all"] = Field(
+        "any", description="a probe with several draws fails if any of its answers does (pass^k), or all do (pass@k)"
+    )
     near: Near | None = Field(
         None, description="[LOW, HIGH]: the judge decides answers whose discrepancy by the measure is from LOW to HIGH"
     )

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import numpy as np
+
 from stages.core.errors import UsageError
 from stages.tasks.chat.conversation import CALLS, Script
 from stages.tasks.language.chats import ServedChat
@@ -24,29 +26,55 @@ if TYPE_CHECKING:
 MARK = "<tool_call>"
 _CALL = re.compile(rf"{MARK}\s*(\{{.*?\}})\s*</tool_call>", re.DOTALL)
 _ANSWER = "\n[answer] "
+_DRAW = "\n[again] "
 
 
 class Asked(NamedTuple):
-    """What the model replies to: messages, each a role and a text, and the tools it may call, each as JSON."""
+    """What the model replies to: messages, each a role and a text, and the tools it may call, each as JSON.
+
+    Replies to the same messages differ between draws, unless they are greedy.
+    """
 
     history: tuple[tuple[str, str], ...]
     tools: tuple[str, ...]
+    draw: int = 0
+
+
+class Draws(NamedTuple):
+    """How replies are drawn: greedily at temperature 0, else `number` times, always the same for one seed."""
+
+    temperature: float = 0.0
+    number: int = 1
+    seed: int = 0
+
+    def seed_of(self, *numbers: int) -> int:
+        """Return a seed of 31 bits."""
+        return int(np.random.SeedSequence([self.seed, *numbers]).generate_state(1)[0] >> 1)
 
 
 class Player:
     """Plays with one model, and asks nothing twice."""
 
-    def __init__(self, model: Chats) -> None:
-        self._replies = _Served(model).replies if isinstance(model, ServedChat) else _Local(model).replies
+    def __init__(self, model: Chats, draws: Draws) -> None:
+        plays = _Served(model, draws) if isinstance(model, ServedChat) else _Local(model, draws)
+        self._replies, self._draws = plays.replies, draws.number
         self._known: dict[Asked, str] = {}
 
     def play(self, scripts: Sequence[Script]) -> list[str]:
-        """Play n conversations and return what the model and the tools said in each, see `answer_in`.
+        """Play n conversations, each as often as there are draws.
+
+        Returns:
+            What the model and the tools said in each, see `draws_in` and `answer_in`.
 
         Raises:
             UsageError: if there are tools and the model cannot call any.
         """
-        games, told = [_game(script) for script in scripts], [""] * len(scripts)
+        told = self._played([_game(script, draw) for script in scripts for draw in range(self._draws)])
+        each = (told[k : k + self._draws] for k in range(0, len(told), self._draws))
+        return [_DRAW.join(text.replace(_DRAW, " ") for text in texts) for texts in each]
+
+    def _played(self, games: Sequence[Generator[Asked, str, str]]) -> list[str]:
+        told = [""] * len(games)
         waiting = {n: next(game) for n, game in enumerate(games)}
         while waiting:
             if new := [asked for asked in dict.fromkeys(waiting.values()) if asked not in self._known]:
@@ -60,7 +88,7 @@ class Player:
         return told
 
 
-def _game(script: Script) -> Generator[Asked, str, str]:
+def _game(script: Script, draw: int) -> Generator[Asked, str, str]:
     """Yield what the model has to reply to, receive its replies, and return the transcript."""
     specs, tools = tuple(tool.spec for tool in script.tools), {tool.name: tool.answers for tool in script.tools}
     history, lines, calls = [("system", script.system)] if script.system else [], list[str](), Counter[str]()
@@ -68,7 +96,7 @@ def _game(script: Script) -> Generator[Asked, str, str]:
         history.append(("user", said))
         called = True
         while called:
-            reply = yield Asked(tuple(history), specs)
+            reply = yield Asked(tuple(history), specs, draw)
             called = bool(specs) and calls.total() < CALLS and bool(calls_in(reply))
             history.append(("assistant", reply))
             lines.append(f"[turn {number}] {reply}")
@@ -79,6 +107,11 @@ def _game(script: Script) -> Generator[Asked, str, str]:
                 lines.append(f"[{name}] {history[-1][1]}")
     *earlier, _ = lines
     return "\n".join(earlier) + (_ANSWER if earlier else "") + reply.replace(_ANSWER, " ")
+
+
+def draws_in(output: str) -> list[str]:
+    """Return what was said in each draw of a probe."""
+    return output.split(_DRAW)
 
 
 def answer_in(transcript: str) -> str:
@@ -102,9 +135,9 @@ def calls_in(reply: str) -> list[dict[str, Any]]:
 class _Local:
     """A model whose weights are here."""
 
-    def __init__(self, model: Chats) -> None:
+    def __init__(self, model: Chats, draws: Draws) -> None:
         assert isinstance(model, LanguageModel)
-        self._model = model
+        self._model, self._draws = model, draws
         if not (model.form.generation.chat and model.tokenizer.chat_template):
             raise UsageError("prepare.generation.chat: conversations and tools need the model's chat template")
 
@@ -113,7 +146,15 @@ class _Local:
         room, most = self._model.room, max(map(len, given)) + self._model.form.generation.max_new_tokens
         if room is not None and most > room:
             raise UsageError(f"prepare.model: a conversation takes {most} tokens, and the model has room for {room}")
-        return self._model.complete(given)
+        if not self._draws.temperature:
+            return self._model.complete(given)
+        drawn = {tuple(ids): self._drawn(ids) for ids in given}
+        return [drawn[tuple(ids)][one.draw] for ids, one in zip(given, asked, strict=True)]
+
+    def _drawn(self, ids: Sequence[int]) -> list[str]:
+        """Return all draws for a prompt, which is alone, as draws depend on what is generated beside them."""
+        temperature, number, _ = self._draws
+        return self._model.complete([ids], samples=number, temperature=temperature, seed=self._draws.seed_of(*ids))
 
     def _prompt(self, asked: Asked) -> str:
         from jinja2 import TemplateError
@@ -136,8 +177,8 @@ class _Local:
 class _Served:
     """A model behind chat completions."""
 
-    def __init__(self, model: ServedChat) -> None:
-        self._model = model
+    def __init__(self, model: ServedChat, draws: Draws) -> None:
+        self._model, self._draws = model, draws
         self._endpoint = _ToolEndpoint(model.endpoint.config, model.endpoint.account)
 
     def replies(self, asked: Sequence[Asked]) -> list[str]:
@@ -154,6 +195,8 @@ class _Served:
                 waiting = [_sent(f"call_{number}_{k}", **call) for k, call in enumerate(calls_in(text))]
                 messages[-1] |= {"content": _CALL.sub("", text).strip(), "tool_calls": list(waiting)}
         body = self._endpoint.request("", "", self._model.form.generation.max_new_tokens) | {"messages": messages}
+        if self._draws.temperature:
+            body |= {"temperature": self._draws.temperature, "seed": self._draws.seed_of(asked.draw)}
         return body | ({"tools": [json.loads(tool) for tool in asked.tools]} if asked.tools else {})
 
 

@@ -28,7 +28,7 @@ from stages.tasks.chat.conversation import CALLS, Given, Script, as_text
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items, questions_of
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.chat.playing import Player, answer_in, calls_in
+from stages.tasks.chat.playing import Draws, Player, answer_in, calls_in, draws_in
 from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
 from stages.tasks.language.chats import CHAT_LOADERS, KNOWN, OpenAIChat, generation_of
@@ -90,6 +90,7 @@ class ChatProbes(JudgedTexts):
         self.threshold = self.settings.threshold
         config = ChatPrepare.model_validate(dict(context.config))
         self.configuration = configuration or Configuration(base=model.hash, prompt=config.prompt)
+        self._draws = Draws(config.generation.temperature, config.generation.draws, context.seed)
         self.concepts = span(context.concepts, catalogue_of(config))
         self.questions = questions_of(items)
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
@@ -124,6 +125,8 @@ class ChatProbes(JudgedTexts):
         found = check_concepts(context.concepts, prepare)
         if prepare is not None and is_served(prepare.model) and not prepare.generation.chat:
             found.append("prepare.generation.chat: false, but chat completions always have a chat template")
+        if prepare is not None and prepare.generation.temperature:
+            found += _conflicts_of_draws(prepare)
         if discrepancy is not None:
             found += judge_conflicts(context, discrepancy.measure, discrepancy.near)
         return found
@@ -145,6 +148,7 @@ class ChatProbes(JudgedTexts):
         prompt = float(np.mean([len(as_text(turn)) for turn in turns])) / CHARACTERS
         talks = [one.conversation for one in questions if one.conversation]
         each = max((len(one.before) + 1 + (CALLS if one.tools else 0) for one in talks), default=1)
+        each *= config.generation.draws
         # Every unchanged item, and the questions that identify the model: asked, kept and checked.
         preparing = each * sum(config.items.model_dump().values()) + 3 * len(KNOWN)
         expected = expected_requests(
@@ -173,7 +177,7 @@ class ChatProbes(JudgedTexts):
         Items(items)
         Asking(span(context.concepts, catalogue_of(config)), context.seed, config, questions_of(items))
         embedder = cls._embedder(context)
-        generation = generation_of(config.system, **config.generation.model_dump())
+        generation = generation_of(config.system, **config.generation.model_dump(exclude={"temperature", "draws"}))
         blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
         account = Account.of(context.audit, *blocks)
         source.build(context.inputs, out_dir / "model", generation, context.compute.dtype, account)
@@ -192,7 +196,7 @@ class ChatProbes(JudgedTexts):
         return {
             "items": {split: len(task.items.ids(split)) for split in SPLITS if split in right},
             "clean_accuracy": {str(split): float(share) for split, share in right.items()},
-            "clean_words": float(np.mean([len(answer.split()) for answer in answers])),
+            "clean_words": float(np.mean([len(one.split()) for answer in answers for one in draws_in(answer)])),
             "parameters": task.model.parameters,
             "origin": judged_origin(cls.origin(context), judged),
             "skipped": len(skipped),
@@ -234,13 +238,13 @@ class ChatProbes(JudgedTexts):
 
     def query(self, inputs: Sequence[Given]) -> list[str]:
         turns = [one for one in inputs if isinstance(one, Turn)]
-        if len(turns) == len(inputs):
+        if len(turns) == len(inputs) and not self._draws.temperature:
             return self.model.answer(turns)
         return self._player.play([Script(*one) for one in inputs])
 
     @cached_property
     def _player(self) -> Player:
-        return Player(self.model)
+        return Player(self.model, self._draws)
 
     def unchanged(self, rows: Sequence[int]) -> list[Given]:
         """Return what the model under test is given of n unchanged questions."""
@@ -256,8 +260,12 @@ class ChatProbes(JudgedTexts):
         return words == item.question or self.embedder.cosine(words, item.question) >= self.settings.validity
 
     def measured(self, row: int, output: str) -> float:
-        """See JudgedTexts: from the nearest expected answer, from 0 to 1."""
-        item, output = self.questions[row], self._judged(row, output)
+        """See JudgedTexts: from the nearest expected answer, from 0 to 1; of several draws the worst, or the best."""
+        decides = max if self.settings.fails_if == "any" else min
+        return decides(self._measured(row, self._judged(row, one)) for one in draws_in(output))
+
+    def _measured(self, row: int, output: str) -> float:
+        item = self.questions[row]
         if item.pattern:
             return float(not matches(item.pattern, output))
         if self.settings.measure == JUDGE:
@@ -338,11 +346,27 @@ class ChatProbes(JudgedTexts):
         told = [f"{wrong.sum()} of {len(wrong)} unchanged questions are answered wrongly; the search finds these, too."]
         if self.settings.measure == "contains":
             told.append("An answer that holds the expected words counts as right, whatever else it says.")
+        if self._draws.number > 1:
+            decides = {"any": "any of its answers does", "all": "all of its answers do"}[self.settings.fails_if]
+            temperature, number, _ = self._draws
+            told.append(f"A probe is answered {number} times at temperature {temperature:g}, and fails if {decides}.")
         talks = [one.conversation for one in self.questions[: len(self.items.table)]]
         tools = [row for row, one in enumerate(talks) if one and one.tools]
         if tools and (silent := sum(not calls_in(text) for text in self.clean(tools))):
             told.append(f"In {silent} of {len(tools)} unchanged conversations with tools the model calls none.")
         return [*told, *self._about_judge]
+
+
+def _conflicts_of_draws(prepare: ChatPrepare) -> list[str]:
+    """List the settings with which answers cannot be drawn at a temperature, one line each."""
+    where, found = "prepare.generation.temperature", list[str]()
+    if not prepare.generation.chat:
+        found.append(f"{where}: needs the model's chat template, and generation.chat is false")
+    if taken := sorted({"seed", "temperature"} & {*prepare.model.get("settings", ())}):
+        found.append(f"{where}: sets temperature and seed of each request; found {', '.join(taken)} in model.settings")
+    if prepare.judge is not None and prepare.generation.draws > 1:
+        found.append("prepare.generation.draws: a judge decides on single answers; expected one draw, or no judge")
+    return found
 
 
 def _id_of(item: str, version: str) -> str:

@@ -34,6 +34,7 @@ from stages.tasks.chat.configuration import (
     question_in,
     save_configuration,
 )
+from stages.tasks.chat.playing import draws_in
 from stages.tasks.chat.probes import ChatProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.language.chats import OpenAIChat
@@ -225,7 +226,9 @@ def _with(task: ChatProbes, configuration: Configuration) -> ChatProbes:
 
 def _rated(task: ChatProbes, plan: RepairPlan) -> list[AnsweredExample]:
     """Return examples that people judged, with the corrected or the praised answer; those of a control in its cells."""
-    told = [(one, one.corrected or (one.output if (one.rating or 0) >= GOOD else "")) for one in plan.examples]
+    told = [
+        (one, one.corrected or (draws_in(one.output)[0] if (one.rating or 0) >= GOOD else "")) for one in plan.examples
+    ]
     told = [(one, answer) for one, answer in told if answer]
     cells = np.array([one.cell for one, _ in told], dtype=np.int64)
     if told and plan.control is not None:  # which must not know the modes
