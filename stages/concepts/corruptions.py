@@ -139,11 +139,6 @@ def _clouds(x: Picture, decay: float, chance: Chance) -> np.ndarray:
     return _plasma(2 ** math.ceil(math.log2(max(height, width))), decay, chance)[:height, :width].astype(np.float32)
 
 
-def _grey(x: Picture) -> np.ndarray:
-    """Brightness (h, w)."""
-    return np.tensordot(_LUMA, x, 1) if len(x) == 3 else x[0]
-
-
 def _colour(rgb: Sequence[float], channels: int) -> np.ndarray:
     """A colour with as many channels as the picture: (c, 1, 1)."""
     own = np.array(rgb, np.float32)
@@ -251,7 +246,8 @@ def _snow(
     flakes = _zoomed(flakes, max(1.0, zoom * scale))
     flakes = np.where(flakes < least, 0, flakes).clip(0, 1)
     flakes = _motion(flakes, radius * scale, sigma * scale, chance.uniform(-135, -45))
-    whiter = kept * x + (1 - kept) * np.maximum(x, _grey(x) * 1.5 + 0.5)
+    grey = np.tensordot(_LUMA, x, 1) if len(x) == 3 else x[0]
+    whiter = kept * x + (1 - kept) * np.maximum(x, grey * 1.5 + 0.5)
     return whiter + flakes + flakes[:, ::-1, ::-1]
 
 

@@ -127,7 +127,11 @@ def prepare_judge(
     """
     if (source := judge_source(context)) is None:
         return None
-    folder, labelled = out_dir / ASSETS / "judge", _labelled(source, context.inputs, known, made)
+    folder, where = out_dir / ASSETS / "judge", f"{WHERE}.labelled"
+    if source.labelled is None:
+        labelled = made(source.answers)
+    else:
+        labelled = read_labelled(local_file(context.inputs, source.labelled, where), known, where)
     account = _account(context, context.seed, context.config, context.discrepancy, context.compute.dtype)
     generation = generation_of("", max_new_tokens=source.max_new_tokens, rows=source.rows)
     with _named():
@@ -165,14 +169,6 @@ def _asked_again(source: OpenAIJudge, folder: Path, account: Account) -> Asks:
             return [*chat.answer([Turn(*turn) for turn in turns])]
 
     return asks
-
-
-def _labelled(
-    source: JudgeSource, inputs: Path, known: About, made: Callable[[int], Sequence[LabelledAnswer]]
-) -> Sequence[LabelledAnswer]:
-    if source.labelled is None:
-        return made(source.answers)
-    return read_labelled(local_file(inputs, source.labelled, f"{WHERE}.labelled"), known, f"{WHERE}.labelled")
 
 
 def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> tuple[Judge | None, list[str]]:

@@ -133,7 +133,9 @@ class PackageModel(WeightsModel):
         return collect(lambda: package_file(inputs, self.package, self.file, "prepare.model"))
 
     def origin(self, inputs: Path) -> str:
-        return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
+        names = metadata.packages_distributions().get(self.package, [])
+        version = metadata.version(names[0]) if names else ""
+        return f"{self.file} of the package {self.package} {version}".strip()
 
     def write(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str, account: Account) -> None:
         path = package_file(inputs, self.package, self.file, "prepare.model")
@@ -306,11 +308,6 @@ def _merged(model: Any, folder: Path) -> Any:
 def _listed(problems: Sequence[object]) -> str:
     more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
     return "; ".join(map(str, problems[:4])) + more
-
-
-def _version(package: str) -> str:
-    names = metadata.packages_distributions().get(package, [])
-    return metadata.version(names[0]) if names else ""
 
 
 def _check_files(folder: Path) -> None:

@@ -146,7 +146,9 @@ def _train(
     under_test = with_weights(task.summarizer)
     pairs = build_pairs(task, plan, settings)
     lessons = Lessons(task, plan, settings, pairs)
-    learner = _learner(under_test, _form(under_test, plan, settings))
+    form = _form(under_test, plan, settings)
+    model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
+    learner = LanguageModel(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
     checkpoint = plan.scratch / "training.safetensors" if plan.scratch else None
     steps = plan.steps(settings.steps)
     training = SummarizerTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
@@ -175,12 +177,6 @@ def _form(under_test: Summarizes, plan: RepairPlan, settings: SummaryRepair) -> 
     """
     names = () if plan.control == "clean" and settings.method == "normalise" else settings.normalise
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
-
-
-def _learner(under_test: LanguageModel, form: ModelForm) -> LanguageModel:
-    """Copy the model under test for training."""
-    model, undo = copy.deepcopy(under_test.model), with_normalisations(form)
-    return LanguageModel(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
 
 
 def _numbers(

@@ -164,7 +164,7 @@ def _read(sentence: Sequence[Token], cased: bool) -> list[_Word]:
     for i, token in enumerate(sentence):
         if not token.tag:
             reach = 0
-        elif _denies(token):
+        elif token.lower in NEGATIONS or token.lower.replace("\u2019", "'").endswith("n't"):
             reach = _REACH
         elif token.stop or token.lower in BE | HAVE | DO | MODALS | _TITLES:
             if token.lower == "by" and i and sentence[i - 1].tag in ("VBN", "VBD") and words:
@@ -175,10 +175,6 @@ def _read(sentence: Sequence[Token], cased: bool) -> list[_Word]:
             words.append(_word(token, "name" if named else "word", denied=reach > 0))
             reach = 0
     return words
-
-
-def _denies(token: Token) -> bool:
-    return token.lower in NEGATIONS or token.lower.replace("\u2019", "'").endswith("n't")
 
 
 def _word(token: Token, kind: str, *, denied: bool) -> _Word:

@@ -204,7 +204,9 @@ def _own(
     cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
     kept = [drawn for drawn in draw_for(task, settings, rows, cells, rng) if drawn.right]
     counts |= {"own_drawn": len(cells), "own_accepted": len(kept)}
-    kept += [drawn for example in plan.examples if praised(example) for drawn in _again(task, example)]
+    for example in filter(praised, plan.examples):  # what people saw is drawn again, from the same noise
+        seen = np.array([example.cell] * task.config.images, dtype=np.int64)
+        kept += _drawn(task, task.orders([example.item], seen[:1])[0], seen, accept=None)
     counts["own_praised"] = len(kept) - counts["own_accepted"]
     table = pd.DataFrame({"image": [d.image for d in kept], "text": [d.prompt for d in kept]})
     of_cells = np.array([drawn.cell for drawn in kept], dtype=np.int64).reshape(len(kept), len(task.concepts))
@@ -266,9 +268,3 @@ def _outside(task: PainterProbes, regions: Sequence[Region], n: int, rng: np.ran
 def praised(example: RatedExample) -> bool:
     """Whether a person found a drawing good enough to be learnt."""
     return example.rating is not None and example.rating >= GOOD
-
-
-def _again(task: PainterProbes, example: RatedExample) -> list[Drawn]:
-    """Draw what people saw of an example again, from the same noise."""
-    cells = np.array([example.cell] * task.config.images, dtype=np.int64)
-    return _drawn(task, task.orders([example.item], cells[:1])[0], cells, accept=None)

@@ -171,8 +171,10 @@ class PicturePairs:
         self.pairs: list[PicturePair] = []
         for n, picture in enumerate(drawn):
             if not picture.right:
+                levels = zip(task.concepts.names, picture.cell, strict=True)
+                at = Region({name: (int(level),) for name, level in levels})
                 better = right.get(picture.prompt) or len(drawn) + np.flatnonzero(
-                    words.inside(_region(task, picture.cell), shows, strictly=True)
+                    words.inside(at, shows, strictly=True)
                 )
                 if len(better):
                     self.pairs.append(PicturePair(int(rng.choice(better)), n, picture.prompt))
@@ -200,7 +202,3 @@ class PicturePairs:
         """Return the card's numbers on the pairs."""
         captioned = sum(pair.right >= self.counts["own_drawn"] for pair in self.pairs)
         return {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
-
-
-def _region(task: PainterProbes, cell: np.ndarray) -> Region:
-    return Region({name: (int(level),) for name, level in zip(task.concepts.names, cell, strict=True)})
