@@ -86,6 +86,11 @@ def first_of(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def first_problems(problems: Sequence[object], most: int = 4) -> str:
+    """Return the first problems, and how many more there are."""
+    return "; ".join(map(str, problems[:most])) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
+
+
 def run_as_command(stage: Callable[[], None]) -> None:
     """Run a stage and turn its errors into the exit codes above.
 

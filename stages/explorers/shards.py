@@ -24,7 +24,7 @@ import pandas as pd
 
 from stages.code import code_of
 from stages.concepts import ConceptSpace
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_of
 from stages.core.files import content_hash, read_json, read_table, write_json
 from stages.core.ledger import Answer, Key, Ledger
 from stages.explorers.model_based import Auto
@@ -210,7 +210,7 @@ def _unlike(folder: Path, alike: Mapping[str, Sequence[int]]) -> str:
 
 
 def _shares(parts: Sequence[int]) -> str:
-    shown = ", ".join(map(str, parts[:SHOWN])) + (f" and {len(parts) - SHOWN:,} more" if len(parts) > SHOWN else "")
+    shown = first_of([*map(str, parts)], SHOWN)
     return f"share {shown}" if len(parts) == 1 else f"shares {shown}"
 
 

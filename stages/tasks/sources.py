@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_problems
 from stages.params import Strict, checked
 from stages.tasks.contract import TaskContext
 
@@ -161,11 +161,9 @@ def check_excluded(what: str, kept: int, skipped: Sequence[Mapping[str, str]], a
     if total == 0:
         raise UsageError(f"prepare.data: found no {what}")
     if len(skipped) > allowed * total or not kept:
-        named = "; ".join(f"{one['file']} ({one['reason']})" for one in skipped[:_NAMED])
-        more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        named = first_problems([f"{one['file']} ({one['reason']})" for one in skipped], _NAMED)
         raise UsageError(
-            f"prepare.data: {len(skipped)} of {total} {what} cannot be used, max_excluded allows {allowed:.0%}:"
-            f" {named}{more}"
+            f"prepare.data: {len(skipped)} of {total} {what} cannot be used, max_excluded allows {allowed:.0%}: {named}"
         )
 
 

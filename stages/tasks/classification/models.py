@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.core.errors import FadedError, UsageError, one_line
+from stages.core.errors import FadedError, UsageError, first_problems, one_line
 from stages.core.files import local_file, read_json, write_json
 from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
@@ -124,8 +124,7 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None
         if k in state and state[k].shape != own[k].shape
     ]
     if problems:
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UsageError(f"{where}: the weights do not fit: {'; '.join(problems[:4])}{more}")
+        raise UsageError(f"{where}: the weights do not fit: {first_problems(problems)}")
     net.load_state_dict(dict(state))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from stages.core.errors import UsageError, did_you_mean
+from stages.core.errors import UsageError, did_you_mean, first_problems
 from stages.params import Strict
 from stages.tasks.attributes import detail_columns
 from stages.tasks.contract import SPLITS
@@ -310,11 +310,9 @@ def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: floa
         UsageError: if they exceed a share `max_corrupt` of `total`.
     """
     if len(skipped) > max_corrupt * total:
-        named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
-        more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        named = first_problems([f"{s['file']} ({s['reason']})" for s in skipped], NAMED)
         raise UsageError(
-            f"prepare.data: {len(skipped)} of {total} images are corrupt, "
-            f"max_corrupt allows {max_corrupt:.0%}: {named}{more}"
+            f"prepare.data: {len(skipped)} of {total} images are corrupt, max_corrupt allows {max_corrupt:.0%}: {named}"
         )
 
 

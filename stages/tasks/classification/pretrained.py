@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.core.errors import UsageError, one_line
+from stages.core.errors import UsageError, first_problems, one_line
 from stages.core.files import content_hash
 from stages.tasks.classification.families import (
     CONFIG,
@@ -365,8 +365,7 @@ def _transformers(folder: Path, where: str) -> Any:
     model, told = read
     # transformers initialises missing weights at random and only warns.
     if missing := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
-        more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise UsageError(f"{where}: the weights do not fit: {'; '.join(missing[:4])}{more}")
+        raise UsageError(f"{where}: the weights do not fit: {first_problems(missing)}")
     return model
 
 

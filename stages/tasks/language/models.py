@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import io
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stages.core.errors import UsageError, one_line
+from stages.core.errors import UsageError, first_problems, one_line
 from stages.core.files import content_hash
 from stages.tasks.account import Account
 from stages.tasks.contract import Compute
@@ -274,7 +274,7 @@ def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -
     model, told = loaded
     # transformers fills missing weights at random and only warns.
     if told["missing_keys"] or told["mismatched_keys"]:
-        raise UsageError(f"the weights do not fit: {_listed([*told['missing_keys'], *told['mismatched_keys']])}")
+        raise UsageError(f"the weights do not fit: {first_problems([*told['missing_keys'], *told['mismatched_keys']])}")
     return model
 
 
@@ -300,14 +300,11 @@ def _merged(model: Any, folder: Path) -> Any:
         if k in shapes and v.shape != shapes[k].shape
     ]
     if problems:
-        raise UsageError(f"{folder}/adapter_model.safetensors does not fit {folder}/{ADAPTER}: {_listed(problems)}")
+        raise UsageError(
+            f"{folder}/adapter_model.safetensors does not fit {folder}/{ADAPTER}: {first_problems(problems)}"
+        )
     set_peft_model_state_dict(adapted, state)
     return adapted.merge_and_unload()
-
-
-def _listed(problems: Sequence[object]) -> str:
-    more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-    return "; ".join(map(str, problems[:4])) + more
 
 
 def _check_files(folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UsageError, one_line
+from stages.core.errors import UsageError, first_problems, one_line
 
 INDEX = "model_index.json"
 # What most models are. Listing them avoids the import of diffusers, which would slow down `faded plan` by seconds.
@@ -147,8 +147,7 @@ def check_weights(info: Mapping[str, Any], part: str) -> None:
         UsageError: when weights are missing or of another shape.
     """
     if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
-        more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
+        raise UsageError(f"the weights of {part} do not fit: {first_problems(missing)}")
 
 
 @contextlib.contextmanager

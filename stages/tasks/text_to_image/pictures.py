@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_problems
 from stages.core.files import local_file, parquet_metadata
 from stages.tasks.rows import HubDataSource, check_lines_file, lines_file, row_file
 from stages.tasks.sources import Source, collect
@@ -123,11 +123,10 @@ class PictureSource(Source):
         if total == 0:
             raise UsageError(f"prepare.data: no picture found{f' where {self.where}' if self.where else ''}")
         if not table or len(skipped) > self.max_excluded * total:
-            named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
-            more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+            named = first_problems([f"{s['file']} ({s['reason']})" for s in skipped], NAMED)
             raise UsageError(
                 f"prepare.data: {len(skipped)} of {total} pictures cannot be used,"
-                f" max_excluded allows {self.max_excluded:.0%}: {named}{more}"
+                f" max_excluded allows {self.max_excluded:.0%}: {named}"
             )
         frame = pd.DataFrame(_plain(table))
         if frame["id"].duplicated().any():
