@@ -31,6 +31,7 @@ import yaml
 from benchmarks.paper.__main__ import put_workspace
 from stages import prepare
 from stages.concepts import Region
+from stages.core.processes import Crew
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import load_params
 from stages.params.repair import HarmConfig
@@ -184,7 +185,9 @@ def repairs(name: str) -> Iterator[dict[str, Any]]:
                     model = RowModel.read(trained[copy])
                     yield line(f"{method}, {copy}", column, classes[model.log_odds(test).argmax(1)])
                 if method in TabularClassification.movable:
-                    found = keep_budget(HeldOut(name, audit, prepared, BUDGET, Path(scratch)), learner, trained)
+                    found = keep_budget(
+                        HeldOut(name, audit, prepared, BUDGET, Path(scratch)), learner, trained, Crew(1)
+                    )
                     model = RowModel.read(trained["repaired"])
                     answers = classes[model.log_odds(test).argmax(1)]
                     yield line(f"{method}, within the budget", column, answers, share=found["repaired"].share)

@@ -45,10 +45,11 @@ def main(name: str) -> None:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
             harm: dict[str, Harm] = {}
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
-                found = Crew(run.compute.processes, load).ask(task.repair, todo)
+                crew = Crew(run.compute.processes, load)
+                found = crew.ask(task.repair, todo)
                 if budget is not None:
                     trained = {copy: out.path / "models" / copy for copy in plans if copy in ("repaired", "control")}
-                    harm = keep_budget(HeldOut(name, audit, prepared, budget, work), task, trained)
+                    harm = keep_budget(HeldOut(name, audit, prepared, budget, work), task, trained, crew)
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))

@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
+from stages.core.environment import ALIKE
 from stages.core.errors import UsageError
+from stages.params import AuditConfig
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.families import FAMILIES, Form
 from stages.tasks.classification.models import Classifier, load_model, save_model
@@ -18,6 +21,7 @@ from stages.tasks.classification.repair import FineTuning
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.training import PairSampler, rate
 from tests.images import CLASSES, image_context, stripes, write_images
+from tests.workspace import ROOT
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
 
@@ -269,6 +273,30 @@ def test_few_corrupt_images_are_skipped_and_listed(tmp_path):
     assert [s["file"] for s in listed] == [f"images.parquet: test-{i}" for i in (147, 148, 149)]
     task = ImageClassification.load(image_context(tmp_path), tmp_path)
     assert task.items.table.attrs["skipped"] == listed
+
+
+def test_weights_of_an_earlier_training_replace_it(tmp_path):
+    write_images(tmp_path / "images.parquet")
+    prepare(tmp_path, tmp_path)
+    trained = (tmp_path / "model" / "model.safetensors").rename(tmp_path / "trained.safetensors")
+    prepare(tmp_path, tmp_path, model={"train": "small_cnn", "epochs": 1, "weights": trained.name})
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == trained.read_bytes()
+    save_file({"head.weight": torch.zeros(3, 2)}, trained)
+    with pytest.raises(UsageError, match=r"prepare\.model\.weights: the weights do not fit: missing "):
+        prepare(tmp_path, tmp_path, model={"train": "small_cnn", "weights": trained.name})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ALIKE, reason="this CPU trains other weights: it has no AVX2, or is no x86-64")
+def test_shipped_weights_are_what_their_training_gives(tmp_path):
+    audit, inputs = (
+        AuditConfig(**yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["mnist"]),
+        ROOT / "data/mnist/inputs",
+    )
+    config = {**audit.prepare, "model": {**audit.prepare["model"], "weights": None}}
+    context = image_context(inputs, audit="mnist", seed=audit.seed, config=config, concepts=audit.concepts)
+    ImageClassification.prepare(context, tmp_path)
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (inputs / "mnist.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from stages.concepts import ConceptSpace
 
 LANDMARKS = 2000  # up to this number all items are decomposed and averaged over; the cost grows with its cube
 CHUNK = 8192  # items whose similarity to the landmarks, or probes whose features, are in memory at once
+BLOCK = 16  # features multiplied at once, so that they stay in the processor's cache
 KEPT = 4  # item decompositions cached, because a climb may return to them
 
 
@@ -134,7 +135,13 @@ class Features:
         if len(unknown):
             self._items[unknown] = self._factor.placed(unknown, self._alike, self._values, self._vectors)
             self._known[unknown] = True
-        return self._items[items][:, self.item_index] * self.of_cells(cells)[:, self.cell_index]
+        of_items = np.ascontiguousarray(self._items[items].T)
+        of_cells = np.ascontiguousarray(self.of_cells(cells).T)
+        out = np.empty((len(self.item_index), len(items)))
+        for start in range(0, len(out), BLOCK):
+            part = slice(start, start + BLOCK)
+            np.multiply(of_items[self.item_index[part]], of_cells[self.cell_index[part]], out=out[part])
+        return out.T
 
     def at_probes(self, weights: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Return the values of weighted sums of features (m, rank) or (rank,) at n probes: (n, m) or (n,)."""

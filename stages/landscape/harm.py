@@ -49,13 +49,14 @@ _CARD = """
 """
 
 
-def keep_budget(held_out: HeldOut, task: Task, trained: Mapping[str, Path]) -> dict[str, Harm]:
+def keep_budget(held_out: HeldOut, task: Task, trained: Mapping[str, Path], crew: Crew) -> dict[str, Harm]:
     """Move trained models as far back as the budget demands; the whole way stays among the other trainings.
 
     Args:
         trained: the folders of the repair and its control, by name.
+        crew: processes that judge one model each.
     """
-    harm = held_out.judge(trained)
+    harm = held_out.judge(trained, crew)
     for copy, folder in trained.items():
         said = how_far(copy, harm[copy])
         print(said)
@@ -101,9 +102,8 @@ class HeldOut(NamedTuple):
     budget: HarmConfig
     scratch: Path
 
-    def judge(self, models: Mapping[str, Path]) -> dict[str, Harm]:
+    def judge(self, models: Mapping[str, Path], crew: Crew) -> dict[str, Harm]:
         """Find how far each of the trained models, folders by name, goes within the budget."""
-        crew = Crew(task_context(self.name, self.audit, self.prepared).compute.processes)
         before = self.ask(self.prepared / "model")
         found = crew.ask(partial(self._judge, before), [(folder,) for folder in models.values()])
         return dict(zip(models, found, strict=True))

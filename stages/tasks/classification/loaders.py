@@ -26,6 +26,7 @@ from stages.tasks.classification.models import (
     fit_weights,
     read_weights,
     seeded,
+    weights_file,
 )
 from stages.tasks.classification.pictures import Pool, Shape, tolerate
 from stages.tasks.classification.pretrained import TimmModel, TorchvisionModel, TransformersModel
@@ -43,9 +44,11 @@ class TrainedHere(ModelSource):
     epochs: int = Field(4, ge=1, le=10_000)
     batch_size: int = Field(128, ge=2, le=1_000_000)
     learning_rate: float = Field(2e-3, gt=0, lt=1)
+    weights: str | None = Field(None, description="file under inputs: what this training gave, instead of repeating it")
 
     def errors(self, inputs: Path) -> list[str]:
-        return []
+        weights = self.weights
+        return [] if weights is None else collect(lambda: weights_file(inputs, weights, "prepare.model.weights"))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         rows = pool.rows("train")
@@ -69,6 +72,10 @@ class TrainedHere(ModelSource):
             std=round(max(float(pixels.std()), 1e-3), 4),
             origin=f"trained by Faded on {len(read)} images for {self.epochs} epochs",
         )
+        if self.weights is not None:
+            where, model = "prepare.model.weights", Classifier(form, FAMILIES[form.family](form))
+            fit_weights(model.net, read_weights(weights_file(inputs, self.weights, where), where), where)
+            return model.eval().to(device)
         with seeded(seed):
             model = Classifier(form, FAMILIES[form.family](form)).to(device)
             self._fit(model, pixels.to(device), targets.to(device), seed)
