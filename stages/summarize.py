@@ -13,21 +13,18 @@ from stages.audit_run import AuditRun
 from stages.command import stage_main
 from stages.core.ledger import Ledger
 from stages.core.progress import progress
-from stages.explorers.policy import load_policy
 from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.explorers.shards import ledger_answers
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.slices import worst_slice
-from stages.landscape.summary import LandscapeInput, People, summarize
+from stages.landscape.summary import summarize
 from stages.params import AuditConfig
-from stages.ratings import RatedTask
 from stages.records import Landscape
 from stages.records.folder import Discover, Summarize
-from stages.records.landscape import usage_record
-from stages.tasks.base import LoadedTask, known_attributes
-from stages.tasks.contract import Compute, Split
+from stages.tasks.base import LoadedTask
+from stages.tasks.contract import Compute
 
 
 def main(name: str) -> None:
@@ -39,13 +36,6 @@ def main(name: str) -> None:
         with run.here.summarize.publish(run.provenance()) as out:
             landscape = write(out, task, found, audit, fresh)
     _print_summary(landscape)
-
-
-def _people(task: LoadedTask, audit: AuditConfig) -> People | None:
-    """Return people's ratings, if they define what a failure is."""
-    if not isinstance(task, RatedTask) or audit.ratings is None:
-        return None
-    return People(task.ratings, audit.ratings, task.automatic_task.threshold)
 
 
 def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute, show: ShowProgress = silent) -> Fresh:
@@ -67,56 +57,17 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
     return Fresh(count, ask)
 
 
-def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
-    """Keep the attribute values that items of every split have, for use in the conditions of modes.
-
-    A repair learns from items of one split and is judged on those of another.
-
-    Args:
-        attributes: attributes of the discover items, indexed by id.
-    """
-    splits: list[Split] = ["repair", "test"]
-    others = [known_attributes(task, ids) for split in splits if (ids := task.items.ids(split))]
-    shared = attributes.copy()
-    for name in attributes:
-        for other in others:
-            shared.loc[~shared[name].isin(other[name]), name] = None
-    return shared
-
-
 def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig, fresh: Fresh) -> Landscape:
     """Write the landscape, and examples as people would see them.
 
     Args:
         fresh: probes kept back, to confirm failure modes with.
     """
-    told_apart = known_attributes(task, found.embedded.item_ids)
-    asked = LandscapeInput(
-        audit=found.path.parent.name,
-        space=task.concepts,
-        threshold=task.threshold,
-        item_ids=found.embedded.item_ids,
-        embeddings=found.embedded.vectors,
-        probes=found.probes,
-        found=found.metrics,
-        walked=found.robustness,
-        tallies=found.tallies.tallies,
-        policy=load_policy(found.path / "policy"),
-        false_alarms=dict(task.false_alarms()),
-        notes=task.notes(),
-        not_valid=task.not_valid,
-        unchanged=task.fails_unchanged(),
-        people=_people(task, audit),
-        attributes=told_apart,
-        usage=usage_record(task.concepts, audit.usage),
-        conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
-        fresh=fresh,
-    )
-    summary = summarize(asked, audit.summarize, audit.seed)
+    summary = summarize(task, found, fresh, audit)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh
     modes, shown = summary.landscape.modes, audit.summarize.examples
     out.exhibits = exhibits(task, modes, shown)
-    out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, modes, shown)
+    out.extremes = extremes(task, summary.cells, found.probes, found.robustness, modes, shown)
     return summary.landscape
 
 

@@ -19,10 +19,10 @@ from stages.landscape.kinds import Kind, Rates
 from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs
 from stages.landscape.slices import measure_slices
+from stages.landscape.summary import conditions
 from stages.params import SummarizeConfig
 from stages.records import audit_folder
 from stages.records.landscape import RegionRecord
-from stages.summarize import conditions
 from stages.tasks.contract import TargetMode
 from stages.tasks.training import PairSampler
 from tests.test_re_evaluate import audited, repaired

@@ -10,22 +10,21 @@ import pytest
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.intervals import Rate
+from stages.explorers.policy import save_policy
 from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
-from stages.landscape.summary import (
-    LandscapeInput,
-    measure_region,
-    pick_examples,
-    summarize,
-)
+from stages.landscape.summary import measure_region, pick_examples, summarize
 from stages.microscopic.search import measure_robustness
-from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
+from stages.params import AuditConfig, DiscoverConfig, MicroscopicConfig
 from stages.records import DiscoverMetrics, Landscape, ModeRecord
+from stages.records.folder import Discover
 from stages.records.landscape import Minimal
-from stages.records.tables import read_exhibits, write_exhibits
+from stages.records.tables import Embedded, Tallies, read_exhibits, write_exhibits
+from stages.tasks.base import own_attributes
 from stages.tasks.contract import Exhibit
 from tests.landscapes import fresh, planted, uniform
 from tests.report_samples import shelf
+from tests.workspace import audit_params
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -58,15 +57,18 @@ def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
         assert "tilt 3" in one.exhibit.text or "tilt 4" in one.exhibit.text
 
 
-def test_a_landscape_needs_no_files(probed):
+def test_a_landscape_is_made_from_the_answers_of_a_model(probed, tmp_path, monkeypatch):
     task, probes = probed
     ids = task.items.table["id"].tolist()
-    found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
     config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="none"))
-    walked = measure_robustness(task, ids, config, seed=0).table
-    evidence, unchanged = (ids, task.embed(ids), probes, found, walked), np.arange(20) < 15
-    asked = LandscapeInput("tiny", task.concepts, 0.0, *evidence, fresh=fresh(task, 80), unchanged=unchanged)
-    summary = summarize(asked, SummarizeConfig(modes=2), 0)
+    found = Discover(tmp_path / "tiny" / "discover")
+    save_policy(None, found.path / "policy")
+    found.probes, found.robustness = probes, measure_robustness(task, ids, config, seed=0).table
+    found.embedded, found.tallies = Embedded(ids, task.embed(ids), own_attributes(task, ids)), Tallies(tallies=[])
+    found.metrics = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
+    monkeypatch.setattr(task, "fails_unchanged", lambda: np.arange(20) < 15)
+    audit = AuditConfig.model_validate(audit_params(seed=0, summarize={"modes": 2}))
+    summary = summarize(task, found, fresh(task, 80), audit)
     known = summary.landscape
     assert known.unchanged_said == "15 of 20 unchanged items fail already, 75.0%, 95% interval 53.1% to 88.8%"
     assert Landscape.from_json(known.to_json(), "here") == known

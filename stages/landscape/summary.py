@@ -1,10 +1,9 @@
-"""Compute the landscape from a model's probes, in one function that needs no files or parameters."""
+"""Compute the landscape from a model's probes, in one function."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from stages.concepts import ConceptSpace
 from stages.core.errors import UsageError
 from stages.core.intervals import wilson
 from stages.explorers.kernel import landmarks
+from stages.explorers.policy import Policy, load_policy
 from stages.landscape.bias import measure_bias
 from stages.landscape.confirm import Fresh, Mode, name_in_halves, reproducibility
 from stages.landscape.describe import (
@@ -31,80 +31,17 @@ from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.landscape.rates import rate_under
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
-from stages.params import RatingsConfig, SummarizeConfig
+from stages.params import AuditConfig, RatingsConfig
+from stages.ratings import RatedTask
 from stages.records import RateRecord
 from stages.records import landscape as records
-from stages.records.search import DiscoverMetrics
+from stages.records.folder import Discover
 from stages.records.tables import PROBES, check_table
-from stages.tasks.contract import NOT_VALID, Tally
-
-if TYPE_CHECKING:
-    from stages.explorers.policy import Policy
-    from stages.ratings import Ratings
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Split
 
 MOST_EXAMPLES = 24  # per mode, failing and passing: the most that summarize.examples allows
 POLICY_CELLS = 4096  # cells whose policy probabilities for all items are in memory at once
-
-
-@dataclass(frozen=True)
-class People:
-    """People's ratings, if they define what a failure is.
-
-    Args:
-        ratings: the scale learnt from them.
-        bound: the bound beyond which an answer is a failure.
-        threshold: threshold of the automatic measure.
-    """
-
-    ratings: Ratings
-    bound: RatingsConfig
-    threshold: float
-
-
-@dataclass(frozen=True)
-class LandscapeInput:
-    """The probes of a model, and everything else the landscape is made from.
-
-    Args:
-        threshold: discrepancies above it are failures.
-        item_ids: the items that rates are averaged over.
-        embeddings: (items, d), in the order of `item_ids`.
-        probes: as in probes.parquet.
-        found: metrics of the searches, as in discover's metrics.json.
-        walked: the smallest failing changes, as in robustness.parquet.
-        fresh: probes kept back from the search; an enumerated grid needs none.
-        tallies: the task's tallies, if it has any.
-        policy: the agent's policy, if it learns one.
-        false_alarms: how often a passing answer is called a failure, if the threshold was calibrated.
-        notes: sentences by the task for the report.
-        not_valid: description of invalid probes; see `LoadedTask.not_valid`.
-        unchanged: whether each item fails unchanged, if the task knows; see `LoadedTask.fails_unchanged`.
-        people: people's ratings, if they define what a failure is.
-        attributes: attributes by which people distinguish items, one row per item; see `LoadedTask.attributes`.
-        usage: the record of the grid's usage; None if all cells are equally common.
-        conditions: the attributes that a failure mode may be about, indexed by item id, None for values that it may not
-            be about; by default there are none.
-    """
-
-    audit: str
-    space: ConceptSpace
-    threshold: float
-    item_ids: Sequence[str]
-    embeddings: np.ndarray
-    probes: pd.DataFrame
-    found: DiscoverMetrics
-    walked: pd.DataFrame
-    fresh: Fresh
-    tallies: Sequence[Tally] = ()
-    policy: Policy | None = None
-    false_alarms: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    not_valid: str = NOT_VALID
-    unchanged: Sequence[bool] | np.ndarray = ()
-    people: People | None = None
-    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    usage: records.UsageRecord | None = None
-    conditions: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -116,37 +53,43 @@ class Summary:
     fresh: pd.DataFrame
 
 
-def summarize(asked: LandscapeInput, config: SummarizeConfig, seed: int) -> Summary:
+def summarize(task: LoadedTask, found: Discover, fresh: Fresh, audit: AuditConfig) -> Summary:
     """Estimate the landscape and name its failure modes.
+
+    Args:
+        found: the answers of the model under test.
+        fresh: probes kept back from the search; an enumerated grid needs none.
 
     Raises:
         UsageError: if there are no probes, or their table lacks a column.
     """
-    space, probes, ids = asked.space, asked.probes, asked.item_ids
+    space, probes, ids, config, seed = task.concepts, found.probes, found.embedded.item_ids, audit.summarize, audit.seed
     check_table(probes, "the table of probes", [*PROBES, *space.names])
     if probes.empty:
         raise UsageError("there are no probes: there is nothing to summarize")
-    evidence = (probes, ids, asked.embeddings, space)
-    landscape = estimate_landscape(*evidence, threshold=asked.threshold, seed=seed)
-    known = pd.DataFrame(index=ids) if asked.conditions is None else asked.conditions
-    named, fresh = name_modes(
-        landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh, attributes=known
+    evidence = (probes, ids, found.embedded.vectors, space)
+    landscape = estimate_landscape(*evidence, threshold=task.threshold, seed=seed)
+    notes, unchanged, attributes = list(task.notes()), task.fails_unchanged(), known_attributes(task, ids)
+    known = conditions(task, attributes.set_axis(ids))
+    named, measured = name_modes(
+        landscape, *evidence, config, threshold=task.threshold, seed=seed, fresh=fresh, attributes=known
     )
     modes = [mode for mode in named if mode.confirmed]
     parts = shares_of_failures(space, probes, [mode.region for mode in modes], known)
-    halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed, attributes=known)
-    cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
+    halves = name_in_halves(landscape, *evidence, config, threshold=task.threshold, seed=seed, attributes=known)
+    policy = load_policy(found.path / "policy")
+    cells = landscape.table.assign(**policy_view(policy, found.embedded.vectors, landscape, space))
     told = None
-    if asked.people is not None:
-        told, columns = _by_people(asked, asked.people, landscape, seed)
+    if isinstance(task, RatedTask) and audit.ratings is not None:
+        told, columns = _by_people(task, audit.ratings, found, landscape, seed)
         cells = cells.assign(**columns)
     averaged = landscape.averaged or len(ids)
     record = records.Landscape(
-        audit=asked.audit,
+        audit=found.path.parent.name,
         concepts=[records.ConceptRecord(**concept) for concept in space.to_json()],
-        threshold=asked.threshold,
-        false_alarms=dict(asked.false_alarms),
-        usage=asked.usage,
+        threshold=task.threshold,
+        false_alarms=dict(task.false_alarms()),
+        usage=records.usage_record(space, audit.usage),
         overall=RateRecord.from_rate(overall_rate(landscape, probes, space)),
         overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
         effects=main_effects(landscape, space, probes),
@@ -158,42 +101,57 @@ def summarize(asked: LandscapeInput, config: SummarizeConfig, seed: int) -> Summ
                 **measure_region(mode, space),
                 lift=mode.lift,
                 of_failures=part,
-                minimal=reached(asked.walked, space, mode.region, known),
+                minimal=reached(found.robustness, space, mode.region, known),
                 invalid=invalid_share(space, mode.region, probes, known),
                 examples=pick_examples(space, mode, probes, seed, known),
             )
             for mode, part in zip(modes, parts, strict=True)
         ],
         suspected=[records.Suspected(**measure_region(mode, space)) for mode in named if not mode.confirmed],
-        invalid=invalid_probes(space, probes, asked.not_valid),
+        invalid=invalid_probes(space, probes, task.not_valid),
         modes_found_again=reproducibility(space, modes, halves, known),
         modes_skipped=skipped_combinations(space, config.max_conditions),
         estimator=describe_estimator(landscape, probes),
-        robustness=summarize_robustness(asked.walked, space, asked.found.microscopic),
-        search=asked.found.searches,
+        robustness=summarize_robustness(found.robustness, space, found.metrics.microscopic),
+        search=found.metrics.searches,
         exact=landscape.exact,
         sampled=landscape.sampled,
         items=len(ids),
     ).having(
-        notes=list(asked.notes) or None,
-        unchanged=RateRecord.from_rate(wilson(int(sum(asked.unchanged)), len(asked.unchanged)))
-        if len(asked.unchanged)
-        else None,
-        bias=measure_bias(asked.tallies, seed) or None,
+        notes=notes or None,
+        unchanged=RateRecord.from_rate(wilson(int(sum(unchanged)), len(unchanged))) if len(unchanged) else None,
+        bias=measure_bias(found.tallies.tallies, seed) or None,
         ratings=told,
         slices=measure_slices(
             probes,
             ids,
-            asked.attributes,
+            attributes,
             space,
-            fresh,
+            measured,
             {mode.id: mode.region for mode in modes},
             exact=landscape.exact,
             seed=seed,
         ),
         items_averaged=averaged if averaged < len(ids) else None,
     )
-    return Summary(record, cells, fresh)
+    return Summary(record, cells, measured)
+
+
+def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
+    """Keep the attribute values that items of every split have, for use in the conditions of modes.
+
+    A repair learns from items of one split and is judged on those of another.
+
+    Args:
+        attributes: attributes of the discover items, indexed by id.
+    """
+    splits: list[Split] = ["repair", "test"]
+    others = [known_attributes(task, ids) for split in splits if (ids := task.items.ids(split))]
+    shared = attributes.copy()
+    for name in attributes:
+        for other in others:
+            shared.loc[~shared[name].isin(other[name]), name] = None
+    return shared
 
 
 def _as_much(factor: float, landscape: CellRates, probes: pd.DataFrame, space: ConceptSpace) -> RateRecord | None:
@@ -269,11 +227,12 @@ def describe_estimator(landscape: CellRates, probes: pd.DataFrame) -> records.Es
 
 
 def _by_people(
-    asked: LandscapeInput, people: People, landscape: CellRates, seed: int
+    task: RatedTask, config: RatingsConfig, found: Discover, landscape: CellRates, seed: int
 ) -> tuple[records.RatingsInForce, dict[str, np.ndarray]]:
     """Compare people's ratings with the automatic measure, and return that measure's rates of cells."""
-    evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)
-    automatic, rates = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
-    bound = people.bound.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
-    learnt = people.ratings.model_dump(exclude={"scale", "decisions"})
+    evidence = (landscape, found.probes, found.embedded.item_ids, found.embedded.vectors, task.concepts)
+    threshold = task.automatic_task.threshold
+    automatic, rates = against_automatic(*evidence, threshold=threshold, seed=seed, ratings=task.ratings)
+    bound = config.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
+    learnt = task.ratings.model_dump(exclude={"scale", "decisions"})
     return records.RatingsInForce(**bound, **learnt, automatic=automatic), rates
