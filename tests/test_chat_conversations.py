@@ -21,7 +21,10 @@ from stages.tasks.chat.config import ChatPrepare
 from stages.tasks.chat.configuration import Configuration, Instruction
 from stages.tasks.chat.conversation import EVENTS, FIELDS, TOOLS, possible_events
 from stages.tasks.chat.data import JsonQuestions, choose_items
+from stages.tasks.chat.playing import Draws, Player
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
+from stages.tasks.language.chats import generation_of
+from stages.tasks.language.models import TransformersModel
 from stages.tasks.sources import ItemCounts
 from tests.endpoints import completion, served
 from tests.test_chat import write
@@ -224,6 +227,66 @@ def test_a_model_of_ones_own_plays_and_depends_on_its_conversation_alone(inputs,
     assert [text.count("[turn ") for text in task.clean(task.rows(ids))] == [0 if i == "q" else 2 for i in ids]
 
 
+# Of the templates of Llama 3 and Mistral: how they write tools, calls and the answers to these, and what they refuse.
+LLAMA = """{%- for m in messages %}{% if 'tool_calls' in m %}{% if m.tool_calls | length > 1 %}
+{{- raise_exception("This model only supports single tool-calls at once!") }}{% endif %}
+{{- '\n<assistant>{"name": "' + m.tool_calls[0].function.name + '", "parameters": ' }}
+{{- m.tool_calls[0].function.arguments | tojson + '}' }}
+{%- elif m.role == 'tool' %}{{ '\n<ipython>' + ({"output": m.content} | tojson) }}
+{%- else %}{{ '\n<' + m.role + '>' + m.content }}{% endif %}{% endfor %}
+{{- '\nTools: ' + (tools | map(attribute='function.name') | join) + '\n<assistant>' }}"""
+MISTRAL = """{%- for m in messages %}{% if m.tool_calls is defined %}{{ '\n[TOOL_CALLS] [' }}
+{%- for call in m.tool_calls %}{% if call.id | length != 9 %}{{ raise_exception("length 9!") }}{% endif %}
+{{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' }}{% if not loop.last %}{{ ', ' }}{% endif %}
+{%- endfor %}{{ ']' }}{% elif m.role == 'tool' %}{{ '\n[TOOL_RESULTS] ' + m.content + ', ' + m.tool_call_id }}
+{%- else %}{{ '\n<' + m.role + '>' + m.content }}{% endif %}{% endfor %}
+{{- '\nTools: ' + (tools | map(attribute='function.name') | join) + '\n<assistant>' }}"""
+ROOMS = '"name": "rooms"'
+
+
+@pytest.mark.parametrize(
+    ("template", "says", "given"),
+    [
+        (
+            LLAMA,
+            f'{{{ROOMS}, "parameters": {{"week": "1"}}}}',
+            f'<assistant>{{{ROOMS}, "parameters": {{"week": "1"}}}}\n<ipython>{{"output": "It is room 0."}}',
+        ),
+        (
+            MISTRAL,
+            f'[{{{ROOMS}, "arguments": {{"week": 1}}}}, {{{ROOMS}, "arguments": {{}}}}]',
+            f'[TOOL_CALLS] [{{{ROOMS}, "arguments": {{"week": 1}}, "id": "000060000"}}, {{{ROOMS}, "arguments": {{}}, '
+            '"id": "000060001"}]\n[TOOL_RESULTS] It is room 0., 000060000\n[TOOL_RESULTS] It is room 0., 000060001',
+        ),
+        (LLAMA, "[" + f'{{{ROOMS}, "parameters": {{}}}}, ' * 2 + "1]", ""),
+        (LLAMA, '{"name": "Monday"}', ""),
+        (MISTRAL, "[]", ""),
+    ],
+)
+def test_calls_of_llama_and_mistral_are_answered_and_given_back_as_they_write_them(
+    inputs, tmp_path, monkeypatch, template, says, given
+):
+    source = TransformersModel(transformers="model")
+    source.build(inputs, tmp_path / "model", generation_of("", max_new_tokens=8, rows=4))
+    model = source.chat(tmp_path / "model", Compute())
+    model.tokenizer.chat_template = template
+    prompts = []
+
+    def complete(rows):
+        texts = [model.tokenizer.decode(row) for row in rows]
+        prompts.extend(texts)
+        said = [text.rpartition("<user>")[2] for text in texts]
+        return ["Noted." if "On which" not in one else "Monday." if "It is room" in one else says for one in said]
+
+    monkeypatch.setattr(model, "complete", complete)
+    [output] = Player(model, Draws()).play([asked(meetings()[0], {"turn_1": "ignore"})])
+    if given:
+        assert given in prompts[-1] and "Tools: rooms" in prompts[-1] and output.endswith("[answer] Monday.")
+        assert output.count("<tool_call>") == says.count(ROOMS)
+    else:
+        assert output.endswith(f"[answer] {says}")
+
+
 def test_a_repair_adds_to_the_system_message_or_else_to_what_is_said_first():
     script = asked(meetings()[0], {"turn_1": "none"})
     added = Configuration(base="b", prompt="{question}", pieces=(Instruction(instruction="Be brief."),))
@@ -358,7 +421,7 @@ def test_a_model_that_cannot_call_tools_is_named(inputs, tmp_path):
     folder = write(tmp_path / "inputs", [{**plain, "id": f"p{k}"} for k in range(6)])
     for name in ("model", "embedder"):
         (folder / name).symlink_to(inputs / name)
-    with pytest.raises(UsageError, match="the data have tools, but the model's chat template has no <tool_call>"):
+    with pytest.raises(UsageError, match="the data have tools, but the model's chat template has none of <tool_call>"):
         loaded(context(folder, concepts={"tool": ["works", "slow"]}), tmp_path / "prepare")
     refuses = {"error": {"message": "tools param requires --jinja flag"}}
 

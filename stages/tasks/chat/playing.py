@@ -1,7 +1,8 @@
 """Plays conversations with a model: its own replies become part of the history, and scripted tools answer its calls.
 
 A reply is a text. It calls a tool by `<tool_call>{"name": NAME, "arguments": {...}}</tool_call>`, as Qwen, Hermes and
-SmolLM write it; calls that a server returns apart are written so, too, and sent back apart.
+SmolLM write it. Calls that a server returns apart, and those of Llama 3 and Mistral, whose whole reply is the call, are
+written so, too, and given back to the model apart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
 MARK = "<tool_call>"
+BARE = LIST, PARAMETERS = "[TOOL_CALLS]", '"parameters": '  # in the templates of Mistral, and of Llama 3
 _CALL = re.compile(rf"{MARK}\s*(\{{.*?\}})\s*</tool_call>", re.DOTALL)
 _ANSWER = "\n[answer] "
 _DRAW = "\n[again] "
@@ -121,15 +123,52 @@ def answer_in(transcript: str) -> str:
 
 def calls_in(reply: str) -> list[dict[str, Any]]:
     """Return the calls of tools in a reply; what is not valid is mere text."""
-    found = []
-    for text in _CALL.findall(reply):
-        try:
-            call = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(call.get("name"), str):
-            found.append(call)
-    return found
+    found = map(_parsed, _CALL.findall(reply))
+    return [call for call in found if isinstance(call, dict) and isinstance(call.get("name"), str)]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _marked(calls: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{MARK}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in calls]
+
+
+def _with_marks(reply: str, form: str) -> str:
+    """Write the calls that a whole reply consists of as `calls_in` reads them: one of Llama 3, a list of Mistral.
+
+    The tokens that precede them, <|python_tag|> and [TOOL_CALLS], are special in most tokenizers, and so not in texts.
+    """
+    found = _parsed(reply.removeprefix("<|python_tag|>").removeprefix(LIST)) if form in BARE else None
+    calls = found if isinstance(found, list) and form == LIST else [found]
+    told = []
+    for call in calls:
+        match call:
+            case {"name": str(name), "arguments": dict(given)} | {"name": str(name), "parameters": dict(given)}:
+                told.append({"name": name, "arguments": given})
+    return "\n".join(_marked(told)) if len(told) == len(calls) > 0 else reply
+
+
+def _apart(
+    history: Sequence[tuple[str, str]], id_form: str, written: Callable[[Any], Any] = lambda given: given or {}
+) -> list[dict[str, Any]]:
+    """Return messages whose calls, with ids of a form and arguments as `written`, stand apart from their texts."""
+    messages, waiting = list[dict[str, Any]](), list[dict[str, Any]]()  # calls without an answer
+    for number, (role, text) in enumerate(history):
+        messages.append({"role": role, "content": text})
+        if role == "tool":
+            messages[-1]["tool_call_id"] = waiting.pop(0)["id"]
+        elif history[number + 1 : number + 2] and history[number + 1][0] == "tool":
+            sent = [{"name": call["name"], "arguments": written(call.get("arguments"))} for call in calls_in(text)]
+            waiting = [
+                {"id": id_form.format(number, k), "type": "function", "function": call} for k, call in enumerate(sent)
+            ]
+            messages[-1] |= {"content": _CALL.sub("", text).strip(), "tool_calls": list(waiting)}
+    return messages
 
 
 class _Local:
@@ -146,24 +185,37 @@ class _Local:
         room, most = self._model.room, max(map(len, given)) + self._model.form.generation.max_new_tokens
         if room is not None and most > room:
             raise UsageError(f"prepare.model: a conversation takes {most} tokens, and the model has room for {room}")
-        if not self._draws.temperature:
-            return self._model.complete(given)
-        drawn = {tuple(ids): self._drawn(ids) for ids in given}
-        return [drawn[tuple(ids)][one.draw] for ids, one in zip(given, asked, strict=True)]
+        if self._draws.temperature:
+            drawn = {tuple(ids): self._drawn(ids) for ids in given}
+            replies = [drawn[tuple(ids)][one.draw] for ids, one in zip(given, asked, strict=True)]
+        else:
+            replies = self._model.complete(given)
+        return [_with_marks(reply, self._form(one)) for reply, one in zip(replies, asked, strict=True)]
 
     def _drawn(self, ids: Sequence[int]) -> list[str]:
         """Return all draws for a prompt, which is alone, as draws depend on what is generated beside them."""
         temperature, number, _ = self._draws
         return self._model.complete([ids], samples=number, temperature=temperature, seed=self._draws.seed_of(*ids))
 
+    def _form(self, asked: Asked) -> str:
+        """Return by what the model's chat template shows how it calls tools; "" if there are none."""
+        if not (tools := list(map(json.loads, asked.tools))):
+            return ""
+        template, forms = self._model.tokenizer.get_chat_template(tools=tools), (MARK, LIST, PARAMETERS)
+        if form := next((form for form in forms if form in template), ""):
+            return form
+        raise UsageError(
+            f"prepare.model: the data have tools, but the model's chat template has none of {', '.join(forms)}"
+        )
+
     def _prompt(self, asked: Asked) -> str:
         from jinja2 import TemplateError
 
-        tokenizer, tools = self._model.tokenizer, [json.loads(tool) for tool in asked.tools]
+        tokenizer, tools = self._model.tokenizer, list(map(json.loads, asked.tools))
         messages = [{"role": role, "content": text} for role, text in asked.history]
+        if self._form(asked) in BARE:
+            messages = _apart(asked.history, "{:05}{:04}")  # of Mistral, ids have nine digits or letters
         options = {"add_generation_prompt": True, "enable_thinking": False}
-        if tools and MARK not in tokenizer.get_chat_template(tools=tools):
-            raise UsageError(f"prepare.model: the data have tools, but the model's chat template has no {MARK}")
         try:
             text: str = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **options)
         except TemplateError as error:
@@ -186,24 +238,15 @@ class _Served:
         return [self._endpoint.text_of(answer, self._model.form.revision) for answer in answers]
 
     def _request(self, asked: Asked) -> dict[str, Any]:
-        messages, waiting = list[dict[str, Any]](), list[dict[str, Any]]()  # calls without an answer
-        for number, (role, text) in enumerate(asked.history):
-            messages.append({"role": role, "content": text})
-            if role == "tool":
-                messages[-1]["tool_call_id"] = waiting.pop(0)["id"]
-            elif asked.history[number + 1 : number + 2] and asked.history[number + 1][0] == "tool":
-                waiting = [_sent(f"call_{number}_{k}", **call) for k, call in enumerate(calls_in(text))]
-                messages[-1] |= {"content": _CALL.sub("", text).strip(), "tool_calls": list(waiting)}
+        messages = _apart(asked.history, "call_{}_{}", _as_text)
         body = self._endpoint.request("", "", self._model.form.generation.max_new_tokens) | {"messages": messages}
         if self._draws.temperature:
             body |= {"temperature": self._draws.temperature, "seed": self._draws.seed_of(asked.draw)}
         return body | ({"tools": [json.loads(tool) for tool in asked.tools]} if asked.tools else {})
 
 
-def _sent(call: str, /, name: str, arguments: Any = None, **_: Any) -> dict[str, Any]:
-    """Return a call as it is sent back; a model may write any other keys, too."""
-    given = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
-    return {"id": call, "type": "function", "function": {"name": name, "arguments": given}}
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
 
 
 class _ToolEndpoint(ChatEndpoint):
@@ -218,8 +261,7 @@ class _ToolEndpoint(ChatEndpoint):
             told = [{name: call["function"][name] for name in ("name", "arguments")} for call in calls]
         except (LookupError, TypeError):
             self._wrong(self.quoted(content))
-        marked = [f"{MARK}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in told]
-        return [answer | {"text": "\n".join(filter(None, [answer["text"], *marked]))}]
+        return [answer | {"text": "\n".join(filter(None, [answer["text"], *_marked(told)]))}]
 
     def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
         if b"tool" in content.lower():
