@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,17 +24,13 @@ from flows.processes import stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import LastVerdict, read_verdict
 from flows.results.estimate import estimate_cost, few_items
+from flows.run_stage import StageResult, finished
 from flows.terminal import TEXT_ONLY, print_plain
 from flows.views import show_run, show_verdict
-from flows.views.labels import FROM_TERMINAL, finished, keep_evidence
 from flows.workspace import exclusive
-from stages.check import check_api_keys
 from stages.core.errors import Exit, FadedError, InfrastructureError
 from stages.params import Params
 from stages.params.network import ASK_NO_MODEL
-
-if TYPE_CHECKING:
-    from flows.run_stage import StageResult
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
@@ -93,6 +89,8 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
         active = [audit for audit in audits if audit not in undecided]
         if wanted := graph.to_do(active):
+            from stages.check import check_api_keys
+
             if where.address is None:  # workers elsewhere have their own environment
                 check_api_keys(params, [stage.audit for stage in wanted if stage.kind not in ASK_NO_MODEL])
             cost = estimate_cost(params, graph, audits)
@@ -123,6 +121,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     from prefect import tags
 
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
+    from flows.views.labels import FROM_TERMINAL
 
     check_stages(params, audits, chosen_runner(params, runner))
 
@@ -150,6 +149,8 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
 
 def _conclude(params: Params, audits: list[str], ended: EndedRun) -> EndedRun:
     """Add the verdicts of finished audits, and keep their evidence."""
+    from flows.evidence import keep_evidence
+
     kept = {audit: keep_evidence(params, audit) for audit in audits}
     return replace(
         ended,

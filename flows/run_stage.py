@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, Literal
 
@@ -117,6 +117,11 @@ class StageResult(BaseModel):
     message: str = ""
     exit_code: Exit = Exit.PASS
     made: ShipmentResult | None = None
+
+
+def finished(audit: str, results: Sequence[StageResult]) -> bool:
+    """Whether no stage of the audit is missing; otherwise the verdict on disk is that of an earlier run."""
+    return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
 
 
 def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:

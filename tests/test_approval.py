@@ -16,11 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from flows.evidence import keep_evidence
 from flows.people.approval import decide, expire, settle, wake
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
-from flows.views.labels import how_it_ended, keep_evidence
+from flows.views.labels import how_it_ended
 from flows.workspace import exclusive
 from stages.core.errors import Exit, InfrastructureError
 from stages.core.files import write_state
@@ -290,5 +291,5 @@ def test_evidence_that_cannot_be_written_costs_no_audit(params, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("flows.evidence.write_bundle", refuse)
+    monkeypatch.setattr("flows.evidence.write.write_bundle", refuse)
     assert keep_evidence(params, "tiny") == (None, "no evidence was written for tiny: OSError: disk full")

@@ -20,6 +20,7 @@ import yaml
 import flows.evidence.write
 from flows.evidence import (
     bundles_dir,
+    keep_evidence,
     read_bundle,
     read_private_key,
     sign_bundle,
@@ -31,7 +32,6 @@ from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATE
 from flows.evidence.checks import landscape_of
 from flows.evidence.formats import make_statement
 from flows.graph.lock import content_hash_of, sha256
-from flows.views.labels import keep_evidence
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, stage_dir
 from stages.params import load_params

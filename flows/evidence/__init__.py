@@ -8,7 +8,15 @@ from flows.evidence.bundle import Bundle, read_bundle
 from flows.evidence.checks import Check
 from flows.evidence.signature import make_envelope, read_private_key
 from flows.evidence.verify import Demands, verify_bundle
-from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, sign_by_default, why_unfinished, write_bundle
+from flows.evidence.write import (
+    bundles_dir,
+    evidence_of,
+    keep_evidence,
+    sign_bundle,
+    sign_by_default,
+    why_unfinished,
+    write_bundle,
+)
 
 __all__ = [
     "Bundle",
@@ -16,6 +24,7 @@ __all__ = [
     "Demands",
     "bundles_dir",
     "evidence_of",
+    "keep_evidence",
     "make_envelope",
     "read_bundle",
     "read_private_key",

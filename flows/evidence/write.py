@@ -259,6 +259,19 @@ def _entry(name: str, data: bytes | None, hashes: Hashes) -> ManifestFile:
     return {"size": size, "md5": path_md5, "sha256": hashes.sha256(path), "whole": False}
 
 
+def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
+    """Write and sign the evidence bundle of a finished audit; return its path, and what is missing if anything is.
+
+    Errors are returned, not raised, as the audit itself has succeeded.
+    """
+    try:
+        bundle = write_bundle(params, audit)
+        unsigned = sign_by_default(bundle) if bundle is not None else None
+        return bundle, f"the evidence of {audit} is not signed: {unsigned}" if unsigned else None
+    except Exception as error:
+        return None, f"no evidence was written for {audit}: {type(error).__name__}: {error}"
+
+
 def evidence_of(params: Params, audit: str) -> Path:
     """The bundle of a finished audit, written if it is missing.
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
+from flows.evidence import keep_evidence
 from flows.people.review.links import report_urls, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict
-from flows.run_stage import StageResult
+from flows.run_stage import StageResult, finished
 from flows.views.history import read_history
 from flows.views.labels import (
     DECIDED,
@@ -26,9 +27,7 @@ from flows.views.labels import (
     Ending,
     code,
     decided_markdown,
-    finished,
     how_it_ended,
-    keep_evidence,
     prose,
 )
 from stages.core.errors import UsageError

@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.graph.lock import sha256
 from flows.recur import runs
 from flows.request import waits_for_person
-from flows.run_stage import StageResult
+from flows.run_stage import StageResult, finished
 from flows.terminal import harmless
 from stages.core.errors import Exit, FadedError, RejectedError
 from stages.core.files import stage_dir
@@ -207,26 +207,6 @@ def _rejected(params: Params, audit: str, text: str) -> Ending:
 def rejection_result(no: RecordedDecision) -> str:
     """The `Ending.result` of a rejection."""
     return f"{no.landscape} {no.reviewer} {no.time}"
-
-
-def finished(audit: str, results: Sequence[StageResult]) -> bool:
-    """Whether no stage of the audit is missing; otherwise the verdict on disk is that of an earlier run."""
-    return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
-
-
-def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
-    """Write and sign the evidence bundle of a finished audit; return its path, and what is missing if anything is.
-
-    Errors are returned, not raised, as the audit itself has succeeded.
-    """
-    try:
-        from flows.evidence import sign_by_default, write_bundle
-
-        bundle = write_bundle(params, audit)
-        unsigned = sign_by_default(bundle) if bundle is not None else None
-        return bundle, f"the evidence of {audit} is not signed: {unsigned}" if unsigned else None
-    except Exception as error:
-        return None, f"no evidence was written for {audit}: {type(error).__name__}: {error}"
 
 
 DECIDED = "Decided"  # title of the artifact that asked, once somebody decided
