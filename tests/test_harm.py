@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.landscape.harm import HeldOutAnswers, choose_share, harm_at, how_far
+from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at, how_far
 from stages.params.repair import HarmConfig
 
-SHARES = [k / 10 for k in range(1, 11)]
+SHARES = [k / PARTS for k in range(1, PARTS + 1)]
 ITEMS = np.ones(10)
 
 
@@ -18,25 +18,25 @@ def answers(failed, clean=1.0, weights=None) -> HeldOutAnswers:
 
 
 def chosen(newly, lost, budget, noise=0.0):
-    """The share that is chosen if these tenths of the way break so much: pairs newly failing of 1,000, quality lost."""
+    """The share that is chosen if these parts of the way break so much: pairs newly failing of 1,000, quality lost."""
     before = answers(np.zeros(1000))
 
     def ask(share: float) -> HeldOutAnswers:
-        at = round(10 * share) - 1
+        at = round(PARTS * share) - 1
         return answers(np.arange(1000) < newly[at], 1.0 - lost[at])
 
     return choose_share(before, ask, budget, lambda: noise)
 
 
-harms = st.lists(st.integers(0, 50), min_size=10, max_size=10)
+harms = st.lists(st.integers(0, 50), min_size=PARTS, max_size=PARTS)
 
 
 @given(newly=harms, lost=harms, budget=st.floats(0, 0.05))
 def test_what_is_chosen_was_measured_within_the_budget(newly, lost, budget):
     found = chosen(newly, [x / 1000 for x in lost], HarmConfig(newly_failing=budget, clean=budget))
-    assert found.share in {0.0, *SHARES} and len(found.tried) <= 5
+    assert found.share in {0.0, *SHARES} and len(found.tried) <= 6
     if found.share:
-        at = round(10 * found.share) - 1
+        at = round(PARTS * found.share) - 1
         assert newly[at] / 1000 <= budget and lost[at] / 1000 <= budget + 1e-12
     assert found.share == max((one.share for one in found.tried if one.allowed), default=0.0)
 
@@ -45,16 +45,16 @@ def test_what_is_chosen_was_measured_within_the_budget(newly, lost, budget):
 def test_where_harm_grows_with_the_way_it_goes_as_far_as_it_may(newly, budget):
     rising = sorted(newly)
     allowed = sum(one <= budget for one in rising)
-    found = chosen(rising, [0.0] * 10, HarmConfig(newly_failing=budget / 1000, clean=0.0))
-    assert round(10 * found.share) == allowed
+    found = chosen(rising, [0.0] * PARTS, HarmConfig(newly_failing=budget / 1000, clean=0.0))
+    assert round(PARTS * found.share) == allowed
 
 
 @given(newly=harms, noise=st.integers(0, 50))
 def test_what_the_model_itself_breaks_when_asked_again_is_allowed_beside_the_budget(newly, noise):
     budget = HarmConfig(newly_failing=0.01, clean=0.0)
-    found = chosen(newly, [0.0] * 10, budget, noise / 1000)
+    found = chosen(newly, [0.0] * PARTS, budget, noise / 1000)
     assert all(one.allowed == (one.newly_failing <= 0.01 + (found.noise or 0.0)) for one in found.tried)
-    assert (found.noise is None) == (newly[9] <= 10 or noise == 0), "asked only if the whole way breaks too much"
+    assert (found.noise is None) == (newly[-1] <= 10 or noise == 0), "asked only if the whole way breaks too much"
 
 
 def test_harm_counts_what_passed_before_by_how_common_it_is():
@@ -68,7 +68,7 @@ def test_harm_counts_what_passed_before_by_how_common_it_is():
 
 
 def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
-    found = chosen([500] * 10, [0.0] * 10, HarmConfig())
+    found = chosen([500] * PARTS, [0.0] * PARTS, HarmConfig())
     assert found.share == 0 and not any(one.allowed for one in found.tried)
     assert "stays the model under test" in how_far("repaired", found)
-    assert "goes 100% of the way" in how_far("repaired", chosen([0] * 10, [0.0] * 10, HarmConfig()))
+    assert "goes 100% of the way" in how_far("repaired", chosen([0] * PARTS, [0.0] * PARTS, HarmConfig()))

@@ -19,7 +19,7 @@ from stages.tasks.load import task_class
 if TYPE_CHECKING:
     from stages.tasks.base import Task
 
-MOST_SHARES = 5  # the whole way, and four by bisection of tenths; see stages.landscape.harm
+MOST_SHARES = 6  # the whole way, and five by bisection of twentieths; see stages.landscape.harm
 
 
 class Abilities(NamedTuple):

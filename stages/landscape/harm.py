@@ -25,7 +25,7 @@ from stages.tasks.base import LoadedTask, Task, known_attributes
 from stages.tasks.contract import Compute
 from stages.tasks.load import load_alone, task_context
 
-PARTS = 10  # shares of the way are tenths
+PARTS = 20  # shares of the way are twentieths
 
 
 class HeldOutAnswers(NamedTuple):
@@ -154,7 +154,7 @@ def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compu
 def choose_share(
     before: HeldOutAnswers, ask: Callable[[float], HeldOutAnswers], budget: HarmConfig, noise: Callable[[], float]
 ) -> Harm:
-    """Find the largest share of the way, in tenths, that breaks no more than the budget.
+    """Find the largest share of the way, in twentieths, that breaks no more than the budget.
 
     Harm is assumed to grow with the share, so few shares are tried: the whole way, and otherwise by bisection. What is
     chosen was itself within the budget; 0 if nothing was. Harm is what was measured, not the end of its interval,
