@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,13 @@ class AuditRun(ExitStack):
         self.audit = self.params.audit(name)
         self.compute = task_context(name, self.audit, self.prepared).compute
 
-    def judged_task(self, model: Path | None = None) -> LoadedTask:
-        """Load the task with the model under test or another one, judged by people's ratings if they are in force."""
-        return rated(load_task(self.name, self.audit, self.prepared, model), self.name, self.audit)
+    def judged_task(self, model: Path | None = None, learnt: Collection[str] = ()) -> LoadedTask:
+        """Load the task with the model under test or another one, judged by people's ratings if they are in force.
+
+        Args:
+            learnt: test items that the repair learnt from.
+        """
+        return rated(load_task(self.name, self.audit, self.prepared, model, learnt), self.name, self.audit)
 
     def scratch(self, *settings: Any, more: Iterable[Path] = ()) -> Path:
         """Open the scratch folder of a run with this code, these inputs and these settings outside the audit's block.

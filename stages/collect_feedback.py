@@ -11,7 +11,15 @@ from collections.abc import Sequence
 
 from stages.command import stage_main
 from stages.core.errors import DecisionNeeded, RejectedError
-from stages.decisions import NO_HUMAN, Standing, decisions_dir, landscape_hash, merge_decisions, standing
+from stages.decisions import (
+    NO_HUMAN,
+    Standing,
+    decisions_dir,
+    landscape_hash,
+    merge_decisions,
+    read_must_pass,
+    standing,
+)
 from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
 from stages.records import Landscape, ModeRecord, Plan, PlannedMode, audit_folder
@@ -26,6 +34,7 @@ def main(audit: str) -> None:
     now = standing(params, audit) if feedback.policy == "wait" else None
     present = landscape_hash(audit)
     plan = by_rule(feedback, landscape, present) if now is None else by_person(audit, now, landscape.modes)
+    plan = plan.having(must_pass=read_must_pass(audit, landscape.space) or None)
     actions = [mode.action for mode in plan.modes]
     counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
     decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
@@ -34,6 +43,7 @@ def main(audit: str) -> None:
         out.plan, out.metrics = plan, FlatMetrics(**counts, examples=len(plan.examples))
     said = [f"{n} to {action}" for action, n in counts.items()]
     said += [f"{n} example(s) rated or corrected"] if (n := len(plan.examples)) else []
+    said += [f"{n} pair(s) of item and cell must pass"] if (n := len(plan.must_pass)) else []
     print(f"{plan.statement}: {', '.join(said)}")
     if plan.ceiling:
         print(plan.ceiling.statement)

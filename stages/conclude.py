@@ -27,7 +27,8 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     params, here = load_params(), audit_folder(name)
     comparison = here.compare.comparison
-    verdict = conclude(comparison, here.collect_feedback.plan, params.repair(name).gates)
+    must_pass = here.restructure.trainings.must_pass.get("repaired")
+    verdict = conclude(comparison, here.collect_feedback.plan, params.repair(name).gates, must_pass)
     record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
     with here.conclude.publish(record) as out:
         write(out, here, verdict, record)

@@ -5,7 +5,7 @@ This stage judges nothing: `compare` and `conclude` use its outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +55,9 @@ def main(name: str) -> None:
     with AuditRun(name, "re_evaluate") as run:
         audit, here, config = run.audit, run.here, run.params.repair(name).re_evaluate
         models = here.restructure.path / "models"
-        targets = [mode.cells for mode in here.collect_feedback.plan.targets]
-        tasks = _load_models(run, models)
+        plan = here.collect_feedback.plan
+        targets = [mode.cells for mode in plan.targets]
+        tasks = _load_models(run, models, plan.learnt)
         if not tasks["before"].items.ids("test"):
             raise UsageError(
                 f"{run.prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged"
@@ -115,13 +116,13 @@ def write(
     )
 
 
-def _load_models(run: AuditRun, models: Path) -> dict[str, LoadedTask]:
+def _load_models(run: AuditRun, models: Path, learnt: Collection[str]) -> dict[str, LoadedTask]:
     """Load the model before, after and, if trained, the control; without a repaired model, after is before.
 
     A task that measures its noise adds the model before, queried again.
     """
     folders = {"before": run.prepared / "model", "after": models / "repaired", "control": models / "control"}
-    tasks = {model: run.judged_task(folder) for model, folder in folders.items() if folder.exists()}
+    tasks = {model: run.judged_task(folder, learnt) for model, folder in folders.items() if folder.exists()}
     if "before" not in tasks:
         raise UsageError(f"{folders['before']} is missing: run prepare first")
     tasks.setdefault("after", tasks["before"])

@@ -23,11 +23,12 @@ from stages.core.files import content_hash
 from stages.core.processes import Crew
 from stages.landscape.harm import HeldOut, keep_budget
 from stages.params import RestructureConfig
+from stages.params.repair import HarmConfig
 from stages.records import Plan, PlannedExample
 from stages.records.base import FlatMetrics
-from stages.records.repair import Harm, Training, Trainings
+from stages.records.repair import Harm, MustPass, Training, Trainings
 from stages.tasks.base import Task
-from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
+from stages.tasks.contract import Pair, RatedExample, RepairPlan, RepairRecord, TargetMode
 from stages.tasks.load import load_learner, task_class
 
 
@@ -36,26 +37,34 @@ def main(name: str) -> None:
     with AuditRun(name, "restructure") as run:
         here, audit, prepared, config = run.here, run.audit, run.prepared, run.params.repair(name).restructure
         budget = config.harm if config.method in task_class(name, audit).movable else None
-        load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0)
+        decision = here.collect_feedback.plan
+        load = partial(load_learner, name, audit, prepared, budget.held_out if budget else 0.0, decision.learnt)
         task = load()
         work = run.scratch(config.model_dump(mode="json"), usage_json(audit.usage))
-        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
+        plans = _plans(decision, config, audit.seed, task, work)
         record = run.provenance(plan=content_hash([here.collect_feedback.where("plan")]))
         with here.restructure.publish(record) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
             harm: dict[str, Harm] = {}
+            must_pass: dict[str, MustPass] = {}
             if plans["repaired"].targets:  # the others train beside the repair, in their own processes
                 crew = Crew(run.compute.processes, load)
                 found = crew.ask(task.repair, todo)
+                trained = {copy: out.path / "models" / copy for copy in plans if copy in ("repaired", "control")}
+                must = plans["repaired"].must_pass
+                judges = HeldOut(name, audit, prepared, budget or HarmConfig(), work, must)
                 if budget is not None:
-                    trained = {copy: out.path / "models" / copy for copy in plans if copy in ("repaired", "control")}
-                    harm = keep_budget(HeldOut(name, audit, prepared, budget, work), task, trained, crew)
+                    harm = keep_budget(judges, task, trained, crew)
+                must_pass = judges.must_pass(trained)
+                for copy, kept in must_pass.items():
+                    print(f"{copy}: {kept}")
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
             models = _trainings(plans, records, audit.seed, harm)
-            out.trainings = Trainings(models=models, movable=budget is not None, harm=harm)
+            trainings = Trainings(models=models, movable=budget is not None, harm=harm)
+            out.trainings = trainings.having(must_pass=must_pass or None)
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"], harm))
         shutil.rmtree(work)  # published: nothing left to resume
 
@@ -82,6 +91,7 @@ def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, wor
             "reviewer": decision.by or decision.reviewer,
         },
         examples=examples,
+        must_pass=[Pair(pair.item, pair.cell) for pair in decision.must_pass],
     )
     alike = {"repaired": whole}
     if control is not None:

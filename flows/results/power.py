@@ -12,12 +12,13 @@ from flows.results.abilities import abilities_of
 from stages.core.errors import UsageError
 from stages.core.files import read_table
 from stages.core.intervals import wilson
-from stages.decisions import landscape_hash
+from stages.decisions import landscape_hash, read_must_pass
 from stages.landscape.gates import unbounded_landscape, unbounded_repair
 from stages.landscape.pairs import inside_any
 from stages.landscape.power import APART, CHURN, Power, alike
 from stages.params import Params, RepairConfig
 from stages.records import AuditFolder, ModeRecord, audit_folder
+from stages.tasks.contract import Items
 
 
 def what_can_be_shown(params: Params, audit: str) -> list[str]:
@@ -45,6 +46,9 @@ def what_gates_leave_open(params: Params, audit: str) -> list[str]:
 
 def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
     table = read_table(here.prepare.path / "items.parquet")
+    landscape = here.summarize.landscape
+    learnt = {pair.item for pair in read_must_pass(landscape.audit, landscape.space)}
+    table = Items(table).learning(learnt).table if learnt else table
     tests, targets = table[table["split"] == "test"], _targets(repair, here)
     if not targets or tests.empty:
         return []

@@ -27,6 +27,7 @@ from stages.decisions.model import (
     RecordedDecision,
     Via,
 )
+from stages.decisions.must_pass import read_must_pass
 
 __all__ = [
     "NO_HUMAN",
@@ -50,6 +51,7 @@ __all__ = [
     "merge_decisions",
     "read_chain",
     "read_draft",
+    "read_must_pass",
     "record_decision",
     "shown_examples",
     "standing",

@@ -1,12 +1,13 @@
 """Choose how far a repaired model goes from the model under test to what it learnt, within a budget of harm.
 
-Both the repair and its control are judged by repair items that neither learnt from. The test items take no part.
+Both the repair and its control are judged by repair items that neither learnt from, and by pairs that must pass. The
+test items take no part.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,9 @@ from stages.landscape.pairs import draw_pairs, use_of_pairs
 from stages.params import AuditConfig
 from stages.params.repair import HarmConfig
 from stages.ratings import rated
-from stages.records.repair import Harm, HarmAtShare, Training
+from stages.records.repair import Harm, HarmAtShare, MustPass, Training
 from stages.tasks.base import LoadedTask, Task, known_attributes
-from stages.tasks.contract import Compute
+from stages.tasks.contract import Compute, Pair
 from stages.tasks.load import load_alone, task_context
 
 PARTS = 20  # shares of the way are twentieths
@@ -35,11 +36,13 @@ class HeldOutAnswers(NamedTuple):
         failed: (pairs,) bool, on pairs of item and cell.
         weights: (pairs,), how much each pair counts.
         clean: (items,), clean quality.
+        must_pass: (m,) bool, which of the pairs that must pass failed.
     """
 
     failed: np.ndarray
     weights: np.ndarray
     clean: np.ndarray
+    must_pass: np.ndarray = np.zeros(0, dtype=bool)
 
 
 _CARD = """
@@ -80,6 +83,9 @@ def how_far(copy: str, harm: Harm) -> str:
     chosen = next((one for one in harm.tried if one.share == harm.share), harm.tried[-1])
     broke = f"{chosen.newly_failing:.1%} newly fail and clean quality loses {chosen.clean:.1%}"
     on = f"on {harm.items:,} held-out items"
+    beyond = min((one for one in harm.tried if one.share > harm.share), key=lambda one: one.share, default=chosen)
+    if beyond.must_pass and beyond.must_pass.failing:
+        on = f"at {beyond.share:.0%}, {beyond.must_pass}; {on}"
     if harm.noise:
         broke += f" (the model under test, queried again: {harm.noise:.1%})"
     if harm.share == 0:
@@ -94,6 +100,7 @@ class HeldOut(NamedTuple):
         prepared: data/<audit>/prepare.
         budget: the most that a model may break.
         scratch: folder of models and answers.
+        pairs: the pairs that must pass.
     """
 
     name: str
@@ -101,6 +108,23 @@ class HeldOut(NamedTuple):
     prepared: Path
     budget: HarmConfig
     scratch: Path
+    pairs: Sequence[Pair] = ()
+
+    def must_pass(self, models: Mapping[str, Path]) -> dict[str, MustPass]:
+        """Count the pairs that must pass and that models, folders by name, fail; empty if there are none."""
+        if not self.pairs:
+            return {}
+        before = self._must_pass(self._load(self.prepared / "model"), "model")
+        found = {copy: self._must_pass(self._load(folder), copy) for copy, folder in models.items()}
+        return {copy: must_pass(before, after) for copy, after in found.items()}
+
+    def _must_pass(self, task: LoadedTask, name: str) -> np.ndarray:
+        kept, items = Ledger(self.scratch / f"must-pass-{name}.jsonl"), list({pair.item: None for pair in self.pairs})
+        prober = Prober(task, items, len(self.pairs), kept, task_context(self.name, self.audit, self.prepared).compute)
+        cells = np.array([pair.cell for pair in self.pairs], dtype=np.int64)
+        failed = prober.ask(np.array([items.index(pair.item) for pair in self.pairs]), cells).failed
+        kept.close()
+        return failed
 
     def judge(self, models: Mapping[str, Path], crew: Crew) -> dict[str, Harm]:
         """Find how far each of the trained models, folders by name, goes within the budget."""
@@ -134,7 +158,8 @@ class HeldOut(NamedTuple):
 
     def _ask(self, task: LoadedTask, name: str) -> HeldOutAnswers:
         compute = task_context(self.name, self.audit, self.prepared).compute
-        return ask_held_out(task, self.budget, self.audit.seed, compute, self.scratch / f"{name}.jsonl")
+        found = ask_held_out(task, self.budget, self.audit.seed, compute, self.scratch / f"{name}.jsonl")
+        return found._replace(must_pass=self._must_pass(task, name)) if self.pairs else found
 
 
 def ask_held_out(task: LoadedTask, budget: HarmConfig, seed: int, compute: Compute, ledger: Path) -> HeldOutAnswers:
@@ -187,8 +212,14 @@ def harm_at(
 ) -> HarmAtShare:
     """Return what a model breaks, given its answers and those of the model under test to the same pairs and items."""
     newly, lost = newly_failing(before, after), float((before.clean - after.clean).mean())
-    allowed = newly <= budget.newly_failing + noise and lost <= budget.clean
-    return HarmAtShare(share=share, newly_failing=newly, clean=lost, allowed=allowed)
+    kept = must_pass(before.must_pass, after.must_pass) if len(before.must_pass) else None
+    allowed = newly <= budget.newly_failing + noise and lost <= budget.clean and not (kept and kept.failing)
+    return HarmAtShare(share=share, newly_failing=newly, clean=lost, allowed=allowed).having(must_pass=kept)
+
+
+def must_pass(before: np.ndarray, after: np.ndarray) -> MustPass:
+    """Count pairs that must pass, given which of them fail before and after a repair, (m,) bool each."""
+    return MustPass(pairs=int((~before).sum()), failing=int((~before & after).sum()), left_out=int(before.sum()))
 
 
 def newly_failing(before: HeldOutAnswers, after: HeldOutAnswers) -> float:

@@ -7,7 +7,7 @@ What they mend against what they break shows what aiming is worth, see `stages.l
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -220,7 +220,8 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
     if trainings.movable:
         models |= _halfway(task.automatic_task, models, scratch / "halfway")
-    ask = partial(_ask, name, audit, prepared, _parts(here, task, pairs, audit.seed), scratch)
+    learnt = here.collect_feedback.plan.learnt
+    ask = partial(_ask, name, audit, prepared, learnt, _parts(here, task, pairs, audit.seed), scratch)
     crew = Crew(task_context(name, audit, prepared).compute.processes, after=WORTH)
     tables = crew.ask(ask, [(folder, _ledger(model)) for folder, model in models.items()])
     told = [
@@ -264,13 +265,14 @@ def _ask(
     name: str,
     audit: AuditConfig,
     prepared: Path,
+    learnt: Collection[str],
     asked: Mapping[str, WeightedPairs],
     scratch: Path,
     folder: Path,
     ledger_name: str,
 ) -> pd.DataFrame:
     """Return the answers of one model: `part`, `item`, `weight`, `value`, `valid`."""
-    task = rated(load_alone(name, audit, prepared, folder), name, audit)
+    task = rated(load_alone(name, audit, prepared, folder, learnt), name, audit)
     item_ids, compute = task.items.ids("test"), task_context(name, audit, prepared).compute
     ledger, tables = Ledger(scratch / f"training-{ledger_name}.jsonl"), []
     for part, (items, cells, weights) in asked.items():

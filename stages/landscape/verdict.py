@@ -9,11 +9,11 @@ from stages.landscape.frontier import at_equal_harm
 from stages.landscape.gates import all_passed, cheapest, light_of, repair_concerns, repair_gates, worsened
 from stages.params import Gates
 from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
-from stages.records.repair import Cheapest
+from stages.records.repair import Cheapest, MustPass
 
 
-def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict:
-    """Return the verdict on a repair, given its gates."""
+def conclude(comparison: Comparison, plan: Plan, bounds: Gates, must_pass: MustPass | None = None) -> RepairVerdict:
+    """Return the verdict on a repair, given its gates and the pairs that it must pass, if there are any."""
     gates, fewest = repair_gates(bounds, comparison), cheapest(bounds, comparison)
     concerns = repair_concerns(bounds, gates, comparison)
     return RepairVerdict(
@@ -25,11 +25,17 @@ def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict
         decided_by=plan.decided_by,
         reviewer=plan.reviewer,
         reason=plan.reason or "",
-        statement=statement(comparison, plan, gates, fewest),
+        statement=statement(comparison, plan, gates, fewest, must_pass),
     ).having(by=plan.by or None, agreement=plan.agreement, ceiling=plan.ceiling, cheapest=fewest)
 
 
-def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest: Cheapest | None = None) -> str:
+def statement(
+    comparison: Comparison,
+    plan: Plan,
+    gates: Sequence[Gate],
+    fewest: Cheapest | None = None,
+    must_pass: MustPass | None = None,
+) -> str:
     """Describe the verdict in a few sentences; states first if a rule decided, and always mentions unjudged gates."""
     said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
     failed, unjudged = ([gate.named for gate in gates if gate.passed is result] for result in (False, None))
@@ -38,6 +44,8 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}. This is not a pass.")
     worse = worsened(comparison)
+    if must_pass and must_pass.failing:
+        worse = [*worse, f"{must_pass}."]
     if not (failed or unjudged):  # readers who stop here must not mistake harm for a pass
         said.append("No gates were set." if not gates else "No gate failed, but:" if worse else "All gates passed.")
     said += worse
@@ -49,6 +57,10 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         if comparison.some_invalid:
             counted = comparison.differences["target_not_passing"]
             said.append(f"Counting invalid probes as failures: {change_in_points(counted.moved)}.")
+    if must_pass:
+        kept = str(must_pass)
+        said += [] if must_pass.failing else [f"{kept[0].upper()}{kept[1:]}."]
+        said.append(f"The items of these pairs, {len(plan.learnt):,}, do not judge it, as it may learn them.")
     said += [*beside_control(comparison), *within_margins(gates), *beside_noise(comparison)]
     if comparison.frontier is not None and (equal := comparison.frontier.equal_harm) is not None:
         said.append(at_equal_harm(equal))

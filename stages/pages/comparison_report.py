@@ -153,6 +153,7 @@ def write_comparison_report(
         verdict=verdict,
         explorer=explorer,
         kinds=_EXAMPLES,
+        must_pass=plan.must_pass,
         usage=comparison.usage is not None,
         concepts=space.concepts,
         names=names,

@@ -30,7 +30,16 @@ from stages.records.base import JsonRecord, RateRecord, Record
 from stages.records.folder import AuditFolder, StageFolder, audit_folder
 from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
 from stages.records.provenance import Provenance
-from stages.records.repair import Ceiling, Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
+from stages.records.repair import (
+    Ceiling,
+    Comparison,
+    Difference,
+    Plan,
+    PlannedExample,
+    PlannedMode,
+    PlannedPair,
+    RepairVerdict,
+)
 from stages.records.search import DiscoverMetrics, Search, Searches
 from stages.records.slices import Bias, BiasComparison, BiasSubject
 from stages.records.tables import PairedProbe, ShownExample
@@ -56,6 +65,7 @@ __all__ = [
     "Plan",
     "PlannedExample",
     "PlannedMode",
+    "PlannedPair",
     "Provenance",
     "Rate",
     "RateRecord",

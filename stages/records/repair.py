@@ -45,6 +45,13 @@ class PlannedExample(Record):
     corrected: str | None = None
 
 
+class PlannedPair(Record):
+    """A test item and a cell, as level indices, that must pass after the repair."""
+
+    item: str
+    cell: list[int]
+
+
 class Reviewer(Record):
     """A name, and the id of the key that signed, if any."""
 
@@ -74,6 +81,12 @@ class Plan(JsonRecord):
     reason: str | None
     modes: Listed[PlannedMode]
     examples: Listed[PlannedExample] = Field(default_factory=list)
+    must_pass: Listed[PlannedPair] = Field(default_factory=list)
+
+    @property
+    def learnt(self) -> list[str]:
+        """The test items that the repair may learn from, so that they cannot judge it."""
+        return sorted({pair.item for pair in self.must_pass})
 
     @property
     def targets(self) -> list[PlannedMode]:
@@ -104,6 +117,24 @@ class Training(Record):
         return f"trainings/{copy_of}-{dose:g}-{training}"
 
 
+class MustPass(Record):
+    """How many of the pairs that must pass, `pairs` that the model under test passes, a model fails.
+
+    `left_out` is the number of further ones that the model under test fails itself.
+    """
+
+    pairs: int
+    failing: int
+    left_out: int
+
+    def __str__(self) -> str:
+        said = f"{self.failing} of {self.pairs} pairs that must pass fail"
+        if not self.failing:
+            said = f"all {self.pairs} pairs that must pass do" if self.pairs > 1 else "the pair that must pass does"
+        more = f" (left out: {self.left_out} that the model under test fails itself)" if self.left_out else ""
+        return f"{said}{more}"
+
+
 class HarmAtShare(Record):
     """What a model breaks at a share of the way, by held-out items: newly failing in use, and clean quality lost."""
 
@@ -111,6 +142,7 @@ class HarmAtShare(Record):
     newly_failing: float
     clean: float
     allowed: bool
+    must_pass: MustPass | None = None
 
 
 class Harm(Record):
@@ -132,11 +164,13 @@ class Trainings(JsonRecord):
     Args:
         movable: whether models can go part of the way, see `Task.move`.
         harm: of the repair and its control; empty without a budget.
+        must_pass: of the repair and its control; empty if no pair must pass.
     """
 
     models: Listed[Training]
     movable: bool = False
     harm: dict[str, Harm] = Field(default_factory=dict)
+    must_pass: dict[str, MustPass] = Field(default_factory=dict)
 
 
 class QuantityChange(Record):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from stages.concepts import ConceptSpace, Region
-from stages.core.errors import UsageError
+from stages.core.errors import UsageError, first_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +127,31 @@ class Items:
         parts = (self.table["split"].mask(self.table.index.isin(table.index[left])) for left in (out, ~out))
         learnt, held_out = (replace(self, table=self.table.assign(split=part.fillna(""))) for part in parts)
         return learnt, held_out
+
+    def learning(self, item_ids: Collection[str]) -> Self:
+        """Move test items, with all of their groups, to the items that a repair learns from.
+
+        >>> import pandas as pd
+        >>> some = Items(pd.DataFrame({"id": list("abc"), "split": "test", "label": "cat", "group": list("xxy")}))
+        >>> some.learning(["a"]).ids("repair"), some.learning(["a"]).ids("test")
+        (['a', 'b'], ['c'])
+
+        Raises:
+            UsageError: if one is not a test item, or no test item is left.
+        """
+        tests = self.table[self.table["split"] == "test"]
+        if strange := sorted(set(item_ids) - set(tests["id"])):
+            raise UsageError(
+                f"must_pass.csv: {first_of(strange)}: not among the {len(tests):,} test items; expected items of an"
+                " earlier conclude/broken.csv of this audit"
+            )
+        groups = tests["group" if "group" in tests else "id"]
+        moved = tests.index[groups.isin(groups[tests["id"].isin(item_ids)])]
+        if len(tests) and len(moved) == len(tests):
+            raise UsageError(f"must_pass.csv: it leaves none of the {len(tests):,} test items to judge the repair by")
+        return replace(
+            self, table=self.table.assign(split=self.table["split"].mask(self.table.index.isin(moved), "repair"))
+        )
 
     def with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
         """Add the group of each item to a table with a column `item`; unchanged if there are no groups.
@@ -264,6 +289,13 @@ class RatedExample:
     bias: int | None = None
 
 
+class Pair(NamedTuple):
+    """An item and a cell, (concepts,) level indices."""
+
+    item: str
+    cell: Sequence[int]
+
+
 @dataclass(frozen=True)
 class RepairPlan:
     """What a repair has to do: its target modes or its control, and the number of steps.
@@ -278,6 +310,7 @@ class RepairPlan:
         scratch: folder for unfinished work, so that a killed repair resumes; None stores nothing.
         dose: share of the configured steps to train for.
         draft: the model is only measured once and then dropped: it needs no model card and no figures but its steps.
+        must_pass: pairs that must not fail afterwards, for the repair and its control to learn as well.
     """
 
     targets: Sequence[TargetMode]
@@ -289,6 +322,7 @@ class RepairPlan:
     scratch: Path | None = None
     dose: float = 1.0
     draft: bool = False
+    must_pass: Sequence[Pair] = ()
 
     def regions(self, space: ConceptSpace) -> list[TargetMode]:
         """Return the regions to draw cells from: the targets, or those of the control.

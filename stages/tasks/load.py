@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -89,43 +89,52 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
     )
 
 
-def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
+def load_task(
+    name: str, audit: AuditConfig, prepared: Path, model: Path | None = None, learnt: Collection[str] = ()
+) -> Task:
     """Load an audit's task, with further processes if `compute` asks for them; see `Task.load`.
 
     Args:
         prepared: data/<audit>/prepare.
         model: a folder that `repair` wrote, loaded in place of the model under test.
+        learnt: test items that the repair learnt from, see `Items.learning`.
     """
-    task = load_alone(name, audit, prepared, model)
+    task = load_alone(name, audit, prepared, model, learnt)
     if (count := task_context(name, audit, prepared).compute.processes) > 1:
-        copy = partial(load_alone, name, audit, prepared, model)
+        copy = partial(load_alone, name, audit, prepared, model, learnt)
         task.crew = processes.Crew(count, copy, after=processes.WORTH)
     return task
 
 
-def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
+def load_alone(
+    name: str, audit: AuditConfig, prepared: Path, model: Path | None = None, learnt: Collection[str] = ()
+) -> Task:
     """Load the task for this process only: in the other processes, and for a repair, which changes the model."""
     task = task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
     # Repair stages do not depend on the block `summarize`: the kinds are those of the landscape that the plan names.
     task.clusters = audit.summarize.clusters
     task.concepts = in_use(task.concepts, audit.usage)
+    task.items = task.items.learning(learnt) if learnt else task.items
     return task
 
 
-def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float) -> Task:
+def load_learner(name: str, audit: AuditConfig, prepared: Path, held_out: float, learnt: Collection[str] = ()) -> Task:
     """Load the task for a repair, without the share of the repair items that is held out; see `Items.divided`.
 
+    Args:
+        learnt: test items to learn from as well, see `Items.learning`.
+
     Raises:
-        UsageError: if a share holds out no item.
+        UsageError: if a share holds out no item, or `learnt` has other items.
     """
     task = load_alone(name, audit, prepared)
-    learnt, told = task.items.divided(held_out)
+    learning, told = task.items.divided(held_out)
     if held_out and not told.ids("repair"):
         raise UsageError(
             f"restructure.harm.held_out: {held_out:g} of {len(task.items.ids('repair'))} repair items is none; expected"
             " some, which tell what a repair breaks: more items (prepare.items.repair), a larger share, or harm: null"
         )
-    task.items = learnt
+    task.items = learning.learning(learnt) if learnt else learning
     return task
 
 

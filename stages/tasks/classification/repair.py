@@ -11,6 +11,8 @@ Three methods:
 - last-layer: cross-entropy on the last layer only, as in Sagar et al. (ICML 2024); `reinitialise` starts it from random
   weights as the paper does, which costs much clean accuracy if repair items are few.
 
+Pairs that must pass, if there are any, take the place of at most a quarter of the changed images, those as used first.
+
 With several `candidates`, only the changed image with the highest current loss is learnt (online hard example mining:
 Shrivastava et al. 2016), among aimed ones and among those as used, by controls too, so that both cost the same.
 
@@ -40,6 +42,7 @@ from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.training import PairSampler, rate, resume, sampler, save_checkpoint, write_card, write_loader
 
+MUST_PASS = 4  # at most one in so many changed images is a pair that must pass
 LOOKED_AT = 2000  # pairs from the targets that are evaluated before and after
 
 
@@ -123,6 +126,8 @@ class FineTuning:
         as_used = min(self.changed - 1, round(settings.batch_size * settings.as_used))
         self.aimed = self.changed - as_used
         self.pairs = [(one, n) for one, n in zip(pairs, (self.aimed, as_used), strict=True) if n]
+        at = {item: row for row, item in enumerate(self.items.tolist())}
+        self.must_pass = [(at[pair.item], *pair.cell) for pair in plan.must_pass]
         self.epoch = -(-len(self.items) // self.aimed)  # steps per epoch: as many aimed images as there are items
         self.steps = plan.steps(settings.epochs * self.epoch)
         self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
@@ -151,7 +156,7 @@ class FineTuning:
     def _epoch(self, epoch: int) -> Iterator[float]:
         """Train for one epoch; yield the loss of each step."""
         rng, candidates = np.random.default_rng([self.seed, 5, epoch]), self.settings.candidates * self.changed
-        rows, cells = self._draw(rng)
+        rows, cells = self._draw(rng, np.random.default_rng([self.seed, 6, epoch]))
         replayed = rng.choice(self.items, (self.epoch, self.settings.batch_size - self.changed))
         self.model.eval()  # no running statistics, no dropout, see the module
         for step in range(min(self.epoch, self.steps - epoch * self.epoch)):
@@ -169,17 +174,23 @@ class FineTuning:
             self.losses.append(float(loss.detach()))
             yield self.losses[-1]
 
-    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, rng: np.random.Generator, other: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw all candidates of an epoch: rows (n,) and cells (n, d).
 
-        Each step has `candidates` times a whole batch of changed images, the aimed ones first.
+        Each step has `candidates` times a whole batch of changed images, the aimed ones first, and last those that must
+        pass, which `other` draws.
         """
         shape, rows, cells = (self.epoch, self.settings.candidates, -1), [], []
         for pairs, n in self.pairs:
             drawn, at = pairs.draw(self.epoch * self.settings.candidates * n, rng)
             rows.append(drawn.reshape(shape))
             cells.append(at.reshape(*shape, at.shape[1]))
-        return np.concatenate(rows, axis=2).reshape(-1), np.concatenate(cells, axis=2).reshape(-1, cells[0].shape[-1])
+        of_items, of_cells = np.concatenate(rows, axis=2), np.concatenate(cells, axis=2)
+        if self.must_pass:
+            n = min(len(self.must_pass), -(-self.changed // MUST_PASS))
+            chosen = other.choice(self.must_pass, (*of_items.shape[:2], n))
+            of_items[..., -n:], of_cells[..., -n:, :] = chosen[..., 0], chosen[..., 1:]
+        return of_items.reshape(-1), of_cells.reshape(-1, of_cells.shape[-1])
 
     def _worst(self, changed: Tensor, rows: np.ndarray) -> np.ndarray:
         """Return, for each place in the batch, the index of the candidate with the highest loss."""

@@ -57,7 +57,12 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
             risk = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
             sampler = PairSampler(space, targets, attributes, lambda c: risk.predict_proba(space.coordinates(c))[:, 1])
         rows, learnt = sampler.draw(settings.copies * len(items), rng)
-        at, changed = task.changed(items[rows].tolist(), learnt, np.arange(len(rows)))
+        asked_for, repeats = items[rows].tolist(), np.arange(len(rows))
+        for pair in plan.must_pass:
+            asked_for += [pair.item] * settings.copies
+            learnt = np.concatenate([learnt, np.tile(pair.cell, (settings.copies, 1))])
+            repeats = np.concatenate([repeats, np.arange(settings.copies)])
+        at, changed = task.changed(asked_for, learnt, repeats)
         clean, _ = task.changed(items.tolist(), np.tile(space.start, (len(items), 1)))
         labels = task.items.table["label"].to_numpy()
         table = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
