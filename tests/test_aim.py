@@ -14,10 +14,12 @@ from stages.code import main as name_code
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import write_json
-from stages.params import Params
+from stages.landscape.harm import how_far
+from stages.params import Params, load_params
 from stages.records import audit_folder
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import RepairPlan, TargetMode
+from stages.tasks.load import load_alone
 from tests.images import image_context, write_images
 from tests.workspace import audit_params, repair_params
 
@@ -226,3 +228,37 @@ def test_repair_and_control_go_as_far_as_their_budget_of_harm(place, budget):
 def test_a_share_that_holds_out_nothing_is_refused_before_training(place):
     with pytest.raises(UsageError, match=r"harm\.held_out: 0\.001 of 150 repair items is none"):
         run(place, harm={"held_out": 0.001})
+
+
+def test_pairs_that_a_repair_broke_pass_after_the_next_one_if_they_must(place):
+    """The budget is no help: the pairs have to be learnt, or the repair goes only as far as they allow."""
+    loose = {"harm": {"newly_failing": 0.99, "clean": 0.99, "pairs": 200}}
+    folder, _ = run(place, **loose)
+    prepared, rng = place / "data" / "stripes" / "prepare", np.random.default_rng(0)
+    audit = load_params().audit("stripes")
+    before = load_alone("stripes", audit, prepared)
+    items = rng.choice(before.items.ids("test"), 2000)
+    cells = before.concepts.sample(2000, rng)
+
+    def failed(model):
+        return load_alone("stripes", audit, prepared, model).probe(items.tolist(), cells).failed
+
+    broken = np.flatnonzero(~failed(None) & failed(folder / "models" / "repaired"))[:8]
+    own = np.flatnonzero(failed(None))[:2]
+    assert len(broken) > 1 and len(own) == 2
+    plan = folder.parent / "collect_feedback" / "plan.json"
+    decided = plan.read_text()
+    pairs = [{"item": str(items[row]), "cell": cells[row].tolist()} for row in (*broken, *own)]
+    plan.write_text(json.dumps({**json.loads(decided), "must_pass": pairs}))
+    try:
+        folder, _ = run(place, **loose)
+    finally:
+        plan.write_text(decided)
+    assert not failed(folder / "models" / "repaired")[broken].any()
+    assert not failed(folder / "models" / "control")[broken].any()
+    found = audit_folder("stripes").restructure.trainings
+    assert {copy: (one.pairs + one.left_out, one.failing) for copy, one in found.must_pass.items()} == {
+        "repaired": (len(pairs), 0), "control": (len(pairs), 0)}  # fmt: skip
+    assert all(one.allowed == (one.must_pass.failing == 0) for harm in found.harm.values() for one in harm.tried)
+    for copy, harm in found.harm.items():
+        assert ("must pass fail" in how_far(copy, harm)) == (harm.share < 1)
