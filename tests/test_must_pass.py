@@ -7,6 +7,7 @@ from stages.core.errors import UsageError
 from stages.decisions import decisions_dir
 from stages.records import audit_folder
 from stages.tasks.contract import Items
+from tests.bundles import bundle_of, problems
 from tests.finished import faded, finished_audits, inside, run_stages
 
 AFTER = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
@@ -47,6 +48,7 @@ def test_pairs_that_must_pass_are_kept_and_their_items_leave_the_test_items(work
         said = here.conclude.verdict.statement
         assert "All 3 pairs that must pass do (left out: 1 that" in said and f"{len(items)}, do not judge it" in said
         assert said in here.conclude.card
+    assert problems(bundle_of(workspace)) == {}
     code, told = faded(workspace, "plan", "tiny")
     assert code == 0, told
     # Without the file nothing remains of it.

@@ -228,14 +228,17 @@ def _used(bundle: Bundle) -> dict[str, str]:
 
 
 def check_plan(bundle: Bundle) -> Check:
-    """Check that the plan follows from the decisions that count, or from the stated rule."""
+    """Check that the plan follows from the decisions that count, or from the stated rule.
+
+    The pairs that must pass are taken as they are: they ask for more, and the stage's provenance has their file's hash.
+    """
     name = bundle.name("collect_feedback", "plan.json")
     if name not in bundle.members:
         return Check("none: the audit ends after its landscape", [])
     from stages.collect_feedback import by_rule  # the stage's own rule, so that it exists once
 
     plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
-    content = plan.to_json()
+    content = {key: value for key, value in plan.to_json().items() if key != "must_pass"}
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
     if feedback.policy == "top-k":
         follows = by_rule(feedback, landscape, plan.landscape).to_json()
