@@ -28,6 +28,7 @@ from stages.tasks.chat.conversation import CALLS, Given, Script, as_text
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items, questions_of
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
+from stages.tasks.chat.packages import PackagesModel
 from stages.tasks.chat.playing import Draws, Player, answer_in, calls_in, draws_in
 from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
@@ -61,7 +62,7 @@ class ChatProbes(JudgedTexts):
     discrepancy_block = ChatDiscrepancy
     repair_block = ChatRepair
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
-        "model": CHAT_LOADERS,
+        "model": {**CHAT_LOADERS, "packages": PackagesModel},
         "data": DATA_LOADERS,
         "embedder": EMBEDDER_LOADERS,
         "judge": JUDGE_LOADERS,
