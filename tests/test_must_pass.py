@@ -1,14 +1,20 @@
 """Pairs that must pass after the next repair: from a file to the plan, and away from the test items."""
 
+from dataclasses import replace
+
 import pytest
 
+from flows.evidence import write_bundle
+from flows.evidence.bundle import read_bundle
+from flows.evidence.checks import check_plan
+from flows.evidence.write import problems_of
 from stages import collect_feedback
 from stages.core.errors import UsageError
 from stages.decisions import decisions_dir
+from stages.params import load_params
 from stages.records import audit_folder
 from stages.tasks.contract import Items
-from tests.bundles import bundle_of, problems
-from tests.finished import faded, finished_audits, inside, run_stages
+from tests.finished import commit, faded, finished_audits, inside, run_stages
 
 AFTER = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
 
@@ -48,7 +54,13 @@ def test_pairs_that_must_pass_are_kept_and_their_items_leave_the_test_items(work
         said = here.conclude.verdict.statement
         assert "All 3 pairs that must pass do (left out: 1 that" in said and f"{len(items)}, do not judge it" in said
         assert said in here.conclude.card
-    assert problems(bundle_of(workspace)) == {}
+        commit(workspace, "must-pass")
+        bundle = write_bundle(load_params(), "tiny")
+        assert bundle is not None and not problems_of(bundle)
+        forged = dict(read_bundle(bundle).members)
+        forged[path.as_posix()] = forged[path.as_posix()].rsplit(b"\n", 1)[0]
+        found = check_plan(replace(read_bundle(bundle), members=forged))
+        assert any("must_pass" in problem for problem in found.problems)
     code, told = faded(workspace, "plan", "tiny")
     assert code == 0, told
     # Without the file nothing remains of it.

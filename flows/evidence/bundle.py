@@ -24,6 +24,7 @@ from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from stages.decisions import files as decision_files
 from stages.decisions.model import RecordedDecision
+from stages.decisions.must_pass import MUST_PASS
 from stages.params.strict import parse_yaml
 from stages.records import AuditFolder, audit_folder
 from stages.records.provenance import Manifest, ManifestFile
@@ -173,7 +174,7 @@ MADE = (
 _WHOLE = "|".join(rf"{stage}/(?:{'|'.join(map(re.escape, names))})" for stage, names in WHOLE.items())
 _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
-    rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
+    rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/(?:[0-9a-f]{{16}}(?:\.\d+)?\.yaml|{MUST_PASS}))"
 )
 # The part of a file, by the beginning of its path below data/<audit>; the first match counts. All others are records.
 _PARTS = (
@@ -280,6 +281,8 @@ class Bundle:
         """
         kept = []
         for name, data in self.decisions.items():
+            if not name.endswith(".yaml"):
+                continue
             if len(data) > _LARGEST_DECISION:
                 raise UsageError(f"{name} has {len(data):,} bytes, expected {_LARGEST_DECISION:,} at most")
             path = PurePosixPath(name)

@@ -29,6 +29,7 @@ from flows.graph.lock import content_hash_of, directory_md5, sha256
 from stages.decisions.files import valid_decisions
 from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge_decisions
+from stages.decisions.must_pass import MUST_PASS, parse_must_pass
 from stages.params import FeedbackConfig, Gates, LandscapeGates, RatingsConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
@@ -230,7 +231,7 @@ def _used(bundle: Bundle) -> dict[str, str]:
 def check_plan(bundle: Bundle) -> Check:
     """Check that the plan follows from the decisions that count, or from the stated rule.
 
-    The pairs that must pass are taken as they are: they ask for more, and the stage's provenance has their file's hash.
+    Its pairs that must pass are those of their file: they decide which test items judge the repair.
     """
     name = bundle.name("collect_feedback", "plan.json")
     if name not in bundle.members:
@@ -238,10 +239,11 @@ def check_plan(bundle: Bundle) -> Check:
     from stages.collect_feedback import by_rule  # the stage's own rule, so that it exists once
 
     plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
-    content = {key: value for key, value in plan.to_json().items() if key != "must_pass"}
+    content, listed = plan.to_json(), bundle.name("decisions", MUST_PASS)
+    must = parse_must_pass(bundle.members[listed], listed, landscape.space) if listed in bundle.members else []
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
     if feedback.policy == "top-k":
-        follows = by_rule(feedback, landscape, plan.landscape).to_json()
+        follows = by_rule(feedback, landscape, plan.landscape).having(must_pass=must or None).to_json()
         return Check(f"by the rule: {plan.reason}", unlike(name, follows, content))
 
     chain, present = bundle.chain, landscape_of(bundle)
@@ -252,7 +254,8 @@ def check_plan(bundle: Bundle) -> Check:
         who = ", ".join(each) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
         return Check("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
-    problems = unlike(name, merge_decisions(decisions, landscape.modes).to_json(), content)
+    follows = merge_decisions(decisions, landscape.modes).having(must_pass=must or None).to_json()
+    problems = unlike(name, follows, content)
     record = bundle.name("collect_feedback", "provenance.json")
     problems += unlike(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
     return Check(f"follows from {len(decisions)} decision(s), by {plan.reviewer}", problems)

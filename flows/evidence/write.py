@@ -42,6 +42,7 @@ from stages.core.errors import FadedError, UsageError
 from stages.core.files import read_state, replace_file, stage_dir, write_state
 from stages.core.git import git
 from stages.decisions import decisions_dir, landscape_hash
+from stages.decisions.must_pass import MUST_PASS
 from stages.params import DATA, Params
 from stages.records import audit_folder
 from stages.records.provenance import Manifest, ManifestFile, Parts, Revision
@@ -243,7 +244,7 @@ def _files(audit: str, lock: Mapping[str, Any]) -> list[str]:
 
 def _is_whole(path: Path, audit: str) -> bool:
     if path.parent == decisions_dir(audit):
-        return path.suffix == ".yaml"
+        return path.suffix == ".yaml" or path.name == MUST_PASS
     whole = path.parent.parent == DATA / audit and path.name in WHOLE.get(path.parent.name, ())
     return whole and (path.suffix != ".html" or path.stat().st_size <= LARGEST)
 
