@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from stages.landscape.harm import how_far
 from stages.params import Params, load_params
 from stages.records import audit_folder
 from stages.tasks.classification import ImageClassification, repair
-from stages.tasks.contract import RepairPlan, TargetMode
+from stages.tasks.contract import Pair, RepairPlan, TargetMode
 from stages.tasks.load import load_alone
 from tests.images import image_context, write_images
 from tests.workspace import audit_params, repair_params
@@ -63,7 +64,7 @@ def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
         assert len(set(chosen // 21)) > 1
 
 
-def asked_of(task, monkeypatch, folder, control=None, **settings):
+def asked_of(task, monkeypatch, folder, control=None, must_pass=(), **settings):
     """The cells (steps, candidates, changed images, d) that a repair of one epoch draws."""
     asked, inputs = [], ImageClassification.inputs
 
@@ -74,7 +75,7 @@ def asked_of(task, monkeypatch, folder, control=None, **settings):
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassification, "inputs", watched)
         plan = RepairPlan([TARGET], {**SETTINGS, "epochs": 1, "candidates": 2, **settings}, 1, control, draft=True)
-        task.repair(plan, folder)
+        task.repair(replace(plan, must_pass=must_pass), folder)
     cells = np.array(asked)
     return cells.reshape(len(cells), 2, -1, cells.shape[-1])
 
@@ -90,6 +91,18 @@ def test_a_batch_has_its_shares_and_a_control_costs_as_much(task, tmp_path, monk
     assert there[None][9:].mean() == pytest.approx(usual, abs=0.1)
     assert there["as_used"].mean() == pytest.approx(usual, abs=0.1)
     assert (drawn["clean"] == task.concepts.neutral).all()
+
+
+@pytest.mark.parametrize("control", [None, "as_used"])
+def test_pairs_that_must_pass_are_learnt_instead_of_those_as_used_and_change_no_other_draw(
+    task, tmp_path, monkeypatch, control
+):
+    shares = {"as_used": 0.2, "replay": 0.5}
+    pairs = [Pair(item, [2, 2, 1]) for item in task.items.ids("repair")[:5]]
+    drawn = [asked_of(task, monkeypatch, tmp_path, control, must, **shares) for must in ((), pairs[:1], pairs)]
+    for n, cells in zip((0, 1, 4), drawn, strict=True):
+        assert np.array_equal(cells[..., : 15 - n, :], drawn[0][..., : 15 - n, :])
+        assert (cells[..., 15 - n :, :] == [2, 2, 1]).all(), "a quarter of 15 at most"
 
 
 @pytest.mark.parametrize(("dose", "steps"), [(0.25, 5), (0.001, 1)])

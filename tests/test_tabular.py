@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from stages.concepts import Region
 from stages.concepts.rows import CATALOGUE, with_groups
 from stages.core.errors import UsageError
-from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
+from stages.tasks.contract import Compute, Pair, RepairPlan, TargetMode, TaskContext
 from stages.tasks.tabular import TabularClassification
 from stages.tasks.tabular.models import RowModel
 from tests.alone import load_alone
@@ -105,6 +106,18 @@ def test_a_repair_fails_less_where_it_was_aimed(task, prepared, tmp_path):
     assert "drift >= 0.5" in (tmp_path / "repaired" / "README.md").read_text()
     after = TabularClassification.load(context(), prepared, tmp_path / "repaired")
     assert len(after.model.rows) == 169 + 130 + 4 * 130
+
+
+def test_pairs_that_must_pass_are_fitted_beside_the_other_rows(task, prepared, tmp_path):
+    plan = RepairPlan([TargetMode("m", Region({"drift": (1, 2)}))], {"method": "risk-weighted", "copies": 3}, 7)
+    item, cell = task.items.ids("repair")[0], [1, 0, 0, 0]
+    task.repair(plan, tmp_path / "without")
+    task.repair(replace(plan, must_pass=[Pair(item, cell)]), tmp_path / "with")
+    without, within = (RowModel.read(tmp_path / folder) for folder in ("without", "with"))
+    pd.testing.assert_frame_equal(within.rows.iloc[: len(without.rows)], without.rows)
+    _, learnt = task.changed([item] * 3, np.tile(cell, (3, 1)), np.arange(3))
+    assert np.array_equal(within.rows.iloc[len(without.rows) :].to_numpy(), learnt.to_numpy())
+    assert within.labels[-3:].tolist() == task.items.table.set_index("id").loc[[item] * 3, "label"].tolist()
 
 
 def test_a_repaired_model_is_fitted_and_asked_without_faded(task, tmp_path):
