@@ -8,7 +8,7 @@ again, and answers.csv has all of them with their verdicts.
 The scripted model has five planted weaknesses. Each is a matter of order, such as a change that is lost if small talk
 follows at once, and it also fails 2% of all conversations. Events are used as audits assume: 30% of conversations as
 they are, 40% with one event, 20% with two, 10% with three. Every explorer has the same budget of unique probes, and
-five seeds. Of a real model the whole grid is asked first. docs/research.md quotes the table of the scripted one.
+five seeds. Of a real model the whole grid is asked first. docs/research.md quotes both tables.
 """
 
 from __future__ import annotations
