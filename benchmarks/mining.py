@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from stages.mining import MineSettings
 from stages.mining.mine import mine
+from stages.mining.record import MineSettings
 from tests.planted_words import SPACE, Planted, hide, texts
 
 ROWS = [(240, 1000, 0.03), (240, 2000, 0.1)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from contextvars import ContextVar
 from itertools import chain
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from flows.graph import Graph, Stage
 from flows.graph.intact import check_recorded
 from flows.people.approval import settle
 from flows.people.waiting import deployed_run, waiting_elsewhere
-from flows.places.runners import Job, Runner, chosen_runner, job, open_runner
+from flows.places.runners import Job, Runner, chosen_runner, open_runner
 from flows.processes import aside, stopping, stopping_on_signals
 from flows.recur.runs import superseded
 from flows.request import GATED, how_to_decide, open_request, waits_for_person
@@ -291,12 +292,13 @@ def _run_stale(
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     fresh = [stage for stage in graph.of(audits) if stage.name not in stale | shown]
+    workspace = runner.workspace or str(Path.cwd())
     where = open_runner(runner, max(stage.gpus for stage in todo)) if todo else nullcontext()
     # Threads without limit, as they only wait: for stages before their own, or for its end.
     with where as place, ThreadPoolTaskRunner[Any]() as pool:
 
         def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
-            what = job(runner, stage.name, stage.gpus) if stage.name in stale else None
+            what = Job(stage.name, stage.gpus, workspace) if stage.name in stale else None
             task = reproduce.with_options(name=stage.name)  # its name until it starts
             return pool.submit(task, {"stage": stage.name, "what": what, "runner": place}, wait_for)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.graph import Graph, Stage, read_graph
+from flows.graph import Graph, read_graph
 from flows.graph.heal import heal
 from flows.graph.intact import mend, stages_of
 from flows.graph.lock import as_published
@@ -85,8 +85,9 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         for audit in audits:
             print_plain(console, *settle(params, audit))
         graph = read_graph()
-        todo = graph.to_do(audits)
-        undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
+        first = {stage.audit: stage.kind for stage in reversed(graph.to_do(audits))}
+        waits = [audit for audit in audits if first.get(audit) == GATED]  # the next step is a person's decision
+        undecided = [audit for audit in waits if needs_decision(params, audit) is not None]
         active = [audit for audit in audits if audit not in undecided]
         if wanted := graph.to_do(active):
             from stages.check import check_api_keys
@@ -102,12 +103,6 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
         for audit in undecided:
             open_request(params, audit)
         return _conclude(params, active, EndedRun(waiting=list(map(how_to_decide, undecided))))
-
-
-def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
-    """Whether the audit's next step is a person's decision."""
-    own = [stage.kind for stage in todo if stage.audit == audit]
-    return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
 
 def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> EndedRun:
@@ -149,7 +144,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
 
 def _conclude(params: Params, audits: list[str], ended: EndedRun) -> EndedRun:
     """Add the verdicts of finished audits, and keep their evidence."""
-    from flows.evidence import keep_evidence
+    from flows.evidence.write import keep_evidence
 
     kept = {audit: keep_evidence(params, audit) for audit in audits}
     return replace(

@@ -10,11 +10,21 @@ from typing import Any
 
 import yaml
 
-from flows.evidence import Bundle, Demands, read_bundle, verify_bundle, write_bundle
-from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_strict_json, zip_entry
+from flows.evidence.bundle import (
+    MANIFEST,
+    PARAMS,
+    STATEMENT,
+    Bundle,
+    dump_json,
+    md5,
+    parse_strict_json,
+    read_bundle,
+    zip_entry,
+)
 from flows.evidence.formats import make_statement
 from flows.evidence.signature import known_keys
-from flows.evidence.verify import check_seals
+from flows.evidence.verify import Demands, check_seals, verify_bundle
+from flows.evidence.write import write_bundle
 from flows.graph.lock import sha256
 from stages.params import load_params
 from tests.finished import inside

@@ -138,7 +138,7 @@ def bundle(workspace) -> Path:
 @pytest.fixture(scope="module")
 def members(bundle) -> dict[str, bytes]:
     """What that holds."""
-    from flows.evidence import read_bundle
+    from flows.evidence.bundle import read_bundle
 
     return dict(read_bundle(bundle).members)
 

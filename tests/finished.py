@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import flows.cli
 from flows.commands import console, errors
-from flows.evidence import write_bundle
+from flows.evidence.write import write_bundle
 from flows.graph import read_graph
 from flows.graph.lock import sha256
 from stages.core.errors import FadedError

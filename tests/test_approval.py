@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.evidence import keep_evidence
+from flows.evidence.write import keep_evidence
 from flows.people.approval import decide, expire, settle, wake
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import REQUESTS, deadline, how_to_decide, open_request, read_request
@@ -128,7 +128,7 @@ def test_a_limit_that_was_changed_while_it_waits_counts(params):
 
 
 def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
-    monkeypatch.setattr("flows.people.waiting._present_api", lambda: None)
+    monkeypatch.setattr("flows.people.waiting.configured_api", lambda: None)
     assert wake(params, "tiny") == []
     with http_server(lambda _: (200, {}, b"<html>Hello</html>")) as (port, _):
         for number, api in enumerate((GONE, f"http://127.0.0.1:{port}/api")):  # the other is another program by now

@@ -18,19 +18,12 @@ import pytest
 import yaml
 
 import flows.evidence.write
-from flows.evidence import (
-    bundles_dir,
-    keep_evidence,
-    read_bundle,
-    read_private_key,
-    sign_bundle,
-    verify_bundle,
-    why_unfinished,
-    write_bundle,
-)
-from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_yaml
+from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_yaml, read_bundle
 from flows.evidence.checks import landscape_of
 from flows.evidence.formats import make_statement
+from flows.evidence.signature import read_private_key
+from flows.evidence.verify import verify_bundle
+from flows.evidence.write import bundles_dir, keep_evidence, sign_bundle, why_unfinished, write_bundle
 from flows.graph.lock import content_hash_of, sha256
 from stages.core.errors import UsageError
 from stages.core.files import content_hash, stage_dir

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 import flows.evidence.export
-from flows.evidence import verify_bundle, write_bundle
 from flows.evidence.export import NotPassedError, export_model
+from flows.evidence.verify import verify_bundle
+from flows.evidence.write import write_bundle
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.files import stage_dir
 from stages.pages.page import model_card

@@ -17,10 +17,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import flows.evidence.signature as signatures
-from flows.evidence import Bundle, Demands, checks, read_bundle, sign_bundle, verify_bundle
-from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json
+from flows.evidence import checks
+from flows.evidence.bundle import ENVELOPE, MANIFEST, PARAMS, SEALS, STATEMENT, Bundle, dump_json, read_bundle
 from flows.evidence.formats import make_statement
 from flows.evidence.signature import known_keys, make_envelope
+from flows.evidence.verify import Demands, verify_bundle
+from flows.evidence.write import sign_bundle
 from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from stages.core.keys import public_pem

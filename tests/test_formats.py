@@ -19,12 +19,12 @@ from in_toto_attestation.v1 import resource_descriptor_pb2, statement_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
-from flows.evidence import Bundle, read_bundle, sign_by_default
 from flows.evidence.beside import add_statements, beside, write_beside
-from flows.evidence.bundle import ENVELOPE
+from flows.evidence.bundle import ENVELOPE, Bundle, read_bundle
 from flows.evidence.formats import EVAL_RESULT, TEST_RESULT, every_eval_ever, model_digest, statements
 from flows.evidence.sign_off import PROVISIONS, provision_of, sign_off_sheet
 from flows.evidence.signature import machine_key, read_envelope
+from flows.evidence.write import sign_by_default
 from tests.bundles import DATA, PLAN, bundle_of, edited
 from tests.finished import faded, finished_audits, inside
 from tests.workspace import ROOT, Workspace

@@ -17,9 +17,9 @@ pytest.importorskip("textblob")
 pytest.importorskip("lemminflect")
 
 from flows.choosing.mine import EXAMPLES, catalogue
-from stages.mining import MinedExample, MineSettings, Mining
 from stages.mining.facts import facts, level_wise
 from stages.mining.mine import mine
+from stages.mining.record import MinedExample, MineSettings, Mining
 from stages.pages.words import interval, percent
 from stages.params import AuditConfig
 from tests.endpoints import completion, served

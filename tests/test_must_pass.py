@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from flows.evidence import write_bundle
 from flows.evidence.bundle import read_bundle
 from flows.evidence.checks import check_plan
-from flows.evidence.write import problems_of
+from flows.evidence.write import problems_of, write_bundle
 from stages import collect_feedback
 from stages.core.errors import UsageError
 from stages.decisions import decisions_dir

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import flows.evidence.reproduce
-from flows.evidence import read_bundle
 from flows.evidence.beside import REPRODUCTION, add_statements, beside
+from flows.evidence.bundle import read_bundle
 from flows.evidence.reproduce import compare_results
 from flows.evidence.signature import machine_key
 from flows.graph.lock import files_below, sha256

@@ -27,7 +27,7 @@ class Window:
         page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        link = server.one_time_link("x")
+        link = server.served.link("x")
         ours = (link.partition("/review/")[0], "data:", "file:")
         self.context.on("request", lambda r: None if r.url.startswith(ours) else self.errors.append(r.url))
         page.goto(link)
@@ -71,7 +71,7 @@ def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser, place):
     with window(browser) as w:
         for audit in ("x", "other"):
             page = w.context.new_page()
-            page.goto(write_way_in(audit, w.server.one_time_link(audit)).as_uri())
+            page.goto(write_way_in(audit, w.server.served.link(audit)).as_uri())
             page.get_by_role("heading", name=audit, exact=True).wait_for()
             assert "token" not in page.url
         w.save()

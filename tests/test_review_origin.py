@@ -55,7 +55,7 @@ def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place, go):
         return (302, {"Location": there}, b"") if there else (200, {"Content-Type": "text/plain"}, b"")
 
     with serve_review(["x"], port=0) as server, http_server(onwards) as (port, came):  # somebody else's program
-        link = httpx.URL(server.one_time_link("x"))
+        link = httpx.URL(server.served.link("x"))
         assert go(str(link)) == f"http://{link.host}:{link.port}/review/x"
         for host in ("127.0.0.1", "localhost"):
             assert go(f"http://{host}:{port}/") == f"http://localhost:{port}/2"
@@ -72,7 +72,7 @@ def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(pla
     assert review_url("x") == "https://audits.example.org/review/x"  # even while no server runs
     with serve_review(["x"], port=0, public=public) as server:
         assert review_url("x") == "https://audits.example.org/review/x"
-        link = httpx.URL(server.one_time_link("x"))
+        link = httpx.URL(server.served.link("x"))
         assert str(link).startswith("https://audits.example.org/review/x?token=")
 
         def get(host: str, **headers: str) -> httpx.Response:
@@ -105,7 +105,7 @@ def test_what_is_no_address_of_a_proxy_is_refused(place):
 @pytest.mark.slow
 def test_a_reviewer_decides_in_firefox_without_javascript(place, tmp_path):
     with serve_review(["x"], port=0) as server, firefox(tmp_path / "profile", javascript=False) as fox:
-        fox.go(server.one_time_link("x"))
+        fox.go(server.served.link("x"))
         assert "token" not in fox.url
         for n, action in ((1, "repair"), (2, "ignore"), (3, "accept")):
             fox.click(f"label[for=action-{n}-{action}]")
@@ -147,7 +147,7 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place):
     for given in ("localhost", "::1"):
         with serve_review(["x"], given, 0) as server:
             assert server.url.startswith("http://127.0.0.1:") and reached(server) != PORT
-            names.add(httpx.URL(server.one_time_link("x")).host)
+            names.add(httpx.URL(server.served.link("x")).host)
             for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
                 with pytest.raises(OSError, match="in use"):
                     socket.create_server((host, reached(server)), family=family)

@@ -193,7 +193,7 @@ ELSEWHERE = (
 def test_nothing_but_its_audits_and_their_reports_is_served(place):
     """Through a socket, as clients normalize addresses before they send them."""
     with serve_review(["x"], port=0) as server:
-        link = httpx.URL(server.one_time_link("x"))
+        link = httpx.URL(server.served.link("x"))
         session = follow(str(link)).headers["set-cookie"].partition(";")[0]
 
         def get(path: str) -> tuple[int, str]:
@@ -260,7 +260,7 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada):
 
 def test_who_may_not_is_told_so_before_anything_is_read(place):
     with serve_review(["x"], port=0) as server:
-        link = httpx.URL(server.one_time_link("x"))
+        link = httpx.URL(server.served.link("x"))
         for path, status in (("/links?audit=x", 404), ("/review/x", 403)):
             with socket.create_connection(("127.0.0.1", link.port), timeout=30) as connection:
                 head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
@@ -276,7 +276,7 @@ def test_requests_that_never_become_whole_end_and_keep_nobody_out(place, monkeyp
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(server_module, "MAX_WAITING", 20)
     with serve_review(["x"], port=0) as server, contextlib.ExitStack() as stack:
-        link = httpx.URL(server.one_time_link("x"))
+        link = httpx.URL(server.served.link("x"))
         client = stack.enter_context(httpx.Client(transport=Loopback(), follow_redirects=True, timeout=30))
         cookie = client.get(link).history[0].headers["set-cookie"].partition(";")[0]
         half = [stack.enter_context(socket.create_connection(("127.0.0.1", link.port), timeout=30)) for _ in range(60)]

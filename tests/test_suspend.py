@@ -270,7 +270,7 @@ def test_no_second_run_starts_while_one_waits(deployment):
 @pytest.mark.slow
 def test_a_run_whose_form_or_server_is_gone_goes_on_all_the_same(deployment, prefect_server, monkeypatch):
     gone = "http://127.0.0.1:9/api"  # nobody there
-    monkeypatch.setattr("flows.people.waiting._present_api", lambda: prefect_server)
+    monkeypatch.setattr("flows.people.waiting.configured_api", lambda: prefect_server)
     run = deployment.run()
     keys = run.state.state_details.run_input_keyset
     for what in ("schema", "description"):  # as if its process was killed before it stored them

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.evidence import Bundle, Check, read_bundle, verify_bundle
 from flows.evidence.bundle import (
     ENVELOPE,
     LOCK,
@@ -25,13 +24,17 @@ from flows.evidence.bundle import (
     PARAMS,
     SCHEMA,
     STATEMENT,
+    Bundle,
     dump_json,
     dump_yaml,
     md5,
+    read_bundle,
     zip_entry,
 )
+from flows.evidence.checks import Check
 from flows.evidence.formats import make_statement
 from flows.evidence.gate import show_bundle, show_checks
+from flows.evidence.verify import verify_bundle
 from flows.graph.lock import sha256
 from stages.core.errors import UsageError
 from tests.bundles import (

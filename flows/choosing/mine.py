@@ -31,7 +31,7 @@ from stages.core.errors import UsageError
 from stages.core.files import read_table, replace_file, scratch, stage_dir
 from stages.core.intervals import Rate
 from stages.core.progress import progress
-from stages.mining import Finding, MinedExample, MineSettings, Mining
+from stages.mining.record import Finding, MinedExample, MineSettings, Mining
 from stages.pages import page
 from stages.pages.gallery import ExhibitView, Shrinker
 from stages.pages.page import LAST_TITLES

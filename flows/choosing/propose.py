@@ -30,7 +30,7 @@ from stages.core.files import content_hash, probe_seconds, replace_file, scratch
 from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params, checked
-from stages.proposing import Outcome
+from stages.proposing.proposals import Outcome
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
 from stages.screening.sweep import Sweep, fewest_probes, sweep

@@ -37,10 +37,11 @@ def evidence(
     """
     here = Path.cwd()
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle, sign_by_default
     from flows.evidence.beside import write_beside
+    from flows.evidence.bundle import read_bundle
     from flows.evidence.gate import show_bundle
-    from flows.evidence.write import usual_key
+    from flows.evidence.signature import read_private_key
+    from flows.evidence.write import evidence_of, sign_bundle, sign_by_default, usual_key
     from flows.workspace import exclusive
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
@@ -98,11 +99,11 @@ def verify(
     Exit codes: 0 all checks hold, 1 something does not match or is missing, 2 not a valid bundle.
     Without requirements an unsigned bundle also exits with 0, and the output says that it is unsigned.
     """
-    from flows.evidence import Demands, read_bundle, verify_bundle
     from flows.evidence.beside import check_statements
+    from flows.evidence.bundle import read_bundle
     from flows.evidence.gate import show_checks
     from flows.evidence.signature import known_keys
-    from flows.evidence.verify import Verified
+    from flows.evidence.verify import Demands, Verified, verify_bundle
 
     demands = Demands(require_signed, require_repaired, require_passed, max_age)
     checks = verify_bundle(bundle, key or (), model, demands)
@@ -129,12 +130,11 @@ def reproduce(
 
     Exit codes: 0 agrees, 1 differs by more than noise, 2 other code or inputs, 3 infrastructure.
     """
-    from flows.evidence import read_private_key
     from flows.evidence.beside import add_statements, reproduction_statement
     from flows.evidence.bundle import read_bundle
     from flows.evidence.gate import show_reproduction
     from flows.evidence.reproduce import reproduce_bundle
-    from flows.evidence.signature import machine_key
+    from flows.evidence.signature import machine_key, read_private_key
     from flows.workspace import enter_workspace, exclusive
 
     path = bundle.absolute()

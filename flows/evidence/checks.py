@@ -33,7 +33,6 @@ from stages.decisions.must_pass import MUST_PASS, parse_must_pass
 from stages.params import FeedbackConfig, Gates, LandscapeGates, RatingsConfig
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Record, RepairVerdict, StageFolder
-from stages.records.provenance import ManifestFile
 
 # The audit's files that each stage must have read, so that stages are linked whatever graph the bundle's dvc.lock has.
 _PREPARED = ("prepare/model", "prepare/assets", "prepare/items.parquet")
@@ -162,17 +161,14 @@ def check_lock(bundle: Bundle) -> Check:
                     continue  # code, which the git revision determines
                 below = bundle.below(path)
                 bound |= {f"{path}/{name}".rstrip("/") for name in below}
-                if (found := _in_dvc(below)) != (digest, size):
+                total = sum(file["size"] for file in below.values())
+                found = below[""]["md5"] if "" in below else directory_md5((n, e["md5"]) for n, e in below.items())
+                if (found, total) != (digest, size):
                     recorded = f"{stage} {verb} MD5 {digest} of {size} bytes ({LOCK})"
-                    problems.append(f"{path}: {recorded}, found {found[0]} of {found[1]}")
+                    problems.append(f"{path}: {recorded}, found {found} of {total}")
     problems += [f"{name}: no stage in {LOCK} wrote it" for name in bundle.files if name not in bound]
     summary = f"{len(bundle.files)} files as {len(stages)} stages read and wrote them"
     return Check(summary, list(dict.fromkeys(problems)))
-
-
-def _in_dvc(below: Mapping[str, ManifestFile]) -> tuple[str, int]:
-    size = sum(entry["size"] for entry in below.values())
-    return (below[""]["md5"] if "" in below else directory_md5((name, e["md5"]) for name, e in below.items())), size
 
 
 def check_landscape(bundle: Bundle) -> Check:

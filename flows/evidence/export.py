@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flows.evidence import read_bundle
+from flows.evidence.bundle import read_bundle
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, SIGNATURE, check_model
 from flows.evidence.write import proven_evidence
 from flows.results import NO_GATES, LastVerdict, gate_word, read_verdict

@@ -24,7 +24,7 @@ from stages.core.errors import UsageError
 from stages.core.intervals import LEVEL
 from stages.provenance import sha256_of_folder
 from stages.records import Gate, Rate, RateRecord
-from stages.records.provenance import Manifest, ManifestFile, Parts, Revision
+from stages.records.provenance import Manifest, ManifestFile, Parts
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -44,6 +44,8 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
     parts = manifest["parts"]
     subject = _subject(manifest)
     needed = [part for part in ("model", "data", "ratings", "decisions") if part != subject]
+    commit, dirty = manifest["git"]["revision"], manifest["git"]["dirty"]
+    revision = [{"name": "git", "digest": {"gitCommit": commit}, "annotations": {"dirty": dirty}}] if commit else []
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": entry["sha256"]}} for name, entry in model_files(manifest)],
@@ -53,7 +55,7 @@ def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"audit": manifest["audit"], "params": _with_names(params)},
                 "internalParameters": {key: manifest.get(key) for key in _COMPUTED_WITH},
-                "resolvedDependencies": [*_files(parts, needed), *_revision(manifest["git"])],
+                "resolvedDependencies": [*_files(parts, needed), *revision],
             },
             "runDetails": {
                 "builder": {"id": BUILDER, "version": manifest.get("versions") or {}},
@@ -91,11 +93,6 @@ def _files(parts: Parts, names: list[str]) -> Iterator[dict[str, Any]]:
             yield {"name": path, "digest": {"sha256": entry["sha256"]}, "annotations": {"part": name}}
 
 
-def _revision(git: Revision) -> Iterator[dict[str, Any]]:
-    if git["revision"]:
-        yield {"name": "git", "digest": {"gitCommit": git["revision"]}, "annotations": {"dirty": git["dirty"]}}
-
-
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 EVAL_RESULT = "https://in-toto.io/attestation/eval-result/v0.1"
 _EEE_SCHEMA = "0.3.0"
@@ -109,11 +106,6 @@ class Measured:
     measure: str
     name: str
     rate: Rate
-
-    @property
-    def is_share(self) -> bool:
-        """Whether it is a share of inputs, from 0 to 1; a quality may have any scale."""
-        return self.measure != "clean_quality"
 
 
 def shown_measures(bundle: Bundle) -> list[Measured]:
@@ -229,7 +221,8 @@ def signed_on(bundle: Bundle) -> datetime:
     """
     if ENVELOPE not in bundle.members:
         raise UsageError(f"{bundle.path} is not signed, so nobody says when it was made")
-    return check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT)).when
+    when, _ = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
+    return when
 
 
 def every_eval_ever(bundle: Bundle) -> dict[str, Any]:
@@ -285,7 +278,7 @@ def _metric(one: Measured, config: Mapping[str, Any]) -> dict[str, Any]:
         "metric_id": f"faded.{one.measure}",
         "metric_name": one.name,
         "lower_is_better": one.measure not in _MORE_IS_BETTER,
-        **(scale if one.is_share else {}),
+        **(scale if one.measure != "clean_quality" else {}),  # which may have any scale
     }
 
 

@@ -55,7 +55,8 @@ from stages.params import Params
 from stages.records import RateRecord
 
 if TYPE_CHECKING:
-    from flows.evidence import Bundle, Check
+    from flows.evidence.bundle import Bundle
+    from flows.evidence.checks import Check
     from flows.evidence.reproduce import Reproduced
 
 

@@ -299,7 +299,9 @@ class Likeness:
 def compare_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Likeness:
     """Compare two results, each a document of plain data by file name."""
     a, b = dict(_numbers(ours)), dict(_numbers(theirs))
-    wider = _wider(sum(number.counts for number in a.values()))
+    # By how much to widen 95% intervals so that all of them hold together.
+    normal, tail, numbers = NormalDist(), (1 - LEVEL) / 2, max(sum(number.counts for number in a.values()), 1)
+    wider = normal.inv_cdf(1 - tail / numbers) / normal.inv_cdf(1 - tail)
     judged = equal = rest = 0
     deviations = []
     for where in dict.fromkeys([*a, *b]):
@@ -319,12 +321,6 @@ def compare_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Liken
             noise = wider * _noise(one, other) if one and other and not strict else None
             deviations.append(Deviation(where, x, y, noise, noise is None or abs(x - y) > noise))
     return Likeness(judged, equal, deviations, rest)
-
-
-def _wider(numbers: int) -> float:
-    """By how much to widen 95% intervals so that this many hold together."""
-    normal, tail = NormalDist(), (1 - LEVEL) / 2
-    return normal.inv_cdf(1 - tail / max(numbers, 1)) / normal.inv_cdf(1 - tail)
 
 
 def _noise(one: Number, other: Number) -> float:

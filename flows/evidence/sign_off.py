@@ -146,10 +146,8 @@ def _signed(bundle: Bundle, known: Mapping[str, str]) -> list[tuple[str, str, st
     """Who signed the bundle, with which key, and when."""
     if ENVELOPE not in bundle.members:
         return []
-    signed = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
-    return [
-        (known.get(key, "a key not known here"), key, f"{signed.when:%Y-%m-%d %H:%M} UTC") for key in signed.key_ids
-    ]
+    when, key_ids = check_envelope(bundle.members[ENVELOPE], bundle.member(STATEMENT))
+    return [(known.get(key, "a key not known here"), key, f"{when:%Y-%m-%d %H:%M} UTC") for key in key_ids]
 
 
 @cache

@@ -8,7 +8,6 @@ Source: https://github.com/secure-systems-lab/dsse.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,6 @@ KINDS = "Ed25519, ECDSA (P-256, P-384, P-521) or RSA"
 SIGNED_ON, TIME = "faded_signedOn", "%Y-%m-%dT%H:%M:%SZ"
 _ENVELOPE = "the signed envelope"
 PUBLIC_KEY = "publicKey"  # field of a signature, beside its keyid and sig
-
-
-@dataclass(frozen=True)
-class Signed:
-    """Contents of an envelope whose signatures are all valid."""
-
-    when: datetime
-    key_ids: tuple[str, ...]
 
 
 def known_dir() -> Path:
@@ -142,7 +133,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
     from securesystemslib.dsse import Envelope
 
     now = _now()
-    if earlier is not None and check_envelope(earlier, statement).when <= now + _CLOCKS_DIFFER:
+    if earlier is not None and check_envelope(earlier, statement)[0] <= now + _CLOCKS_DIFFER:
         envelope = read_envelope(earlier)
     else:
         envelope = Envelope(_with_time(statement, now.strftime(TIME)), PAYLOAD_TYPE, {})
@@ -188,8 +179,8 @@ def _with_time(statement: bytes, when: str) -> bytes:
     return dump_json(content)
 
 
-def check_envelope(data: bytes, statement: bytes) -> Signed:
-    """Check that an envelope is of a statement, and that each of its signatures was made by the key it names.
+def check_envelope(data: bytes, statement: bytes) -> tuple[datetime, tuple[str, ...]]:
+    """Check that an envelope is of a statement, and each signature by the key it names; return when, and the key ids.
 
     Raises:
         UsageError: with what does not hold.
@@ -203,7 +194,7 @@ def check_envelope(data: bytes, statement: bytes) -> Signed:
         raise UsageError(f"what is signed has no {SIGNED_ON} like 2026-11-30T14:05:00Z") from None
     if envelope.payload != _with_time(statement, text):
         raise UsageError("what is signed is not the statement of this bundle")
-    return Signed(when, signers(envelope))
+    return when, signers(envelope)
 
 
 def signers(envelope: Any) -> tuple[str, ...]:

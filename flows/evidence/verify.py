@@ -133,12 +133,12 @@ def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Ch
     if ENVELOPE not in bundle.members:
         missing = [f"it is not signed, {expected}"] if required else []
         return Check("so anybody could have made it", missing, UNSIGNED)
-    signed = check_envelope(bundle.members[ENVELOPE], bundle.members[STATEMENT])
-    by = [f"{known.get(key_id, 'an unknown key')} (key id {key_id[:16]}...)" for key_id in signed.key_ids]
-    summary = f"{signed.when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
-    if not known.keys() & set(signed.key_ids):
+    when, key_ids = check_envelope(bundle.members[ENVELOPE], bundle.members[STATEMENT])
+    by = [f"{known.get(key_id, 'an unknown key')} (key id {key_id[:16]}...)" for key_id in key_ids]
+    summary = f"{when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
+    if not known.keys() & set(key_ids):
         return Check(f"{summary}; anybody can make a key", [f"{summary}; {expected}"] if required else [], UNKNOWN_KEY)
-    days = (datetime.now(UTC) - signed.when) / timedelta(days=1)
+    days = (datetime.now(UTC) - when) / timedelta(days=1)
     if demands.max_age is not None and not -1 <= days <= demands.max_age:  # -1, as clocks differ
         return Check("", [f"{summary}, {days:,.1f} days ago; expected {demands.max_age:g} at most"])
     return Check(summary)

@@ -97,7 +97,10 @@ def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
     for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
         note = inputs / NOTE
         try:
-            found = {link.relative_to(inputs).as_posix(): _held(link, repo) for link in _linked(inputs)}
+            # Links to folders, except those behind another such link.
+            folders = (Path(here, name) for here, names, _ in os.walk(inputs) for name in names)
+            links = sorted(folder for folder in folders if folder.is_symlink())
+            found = {link.relative_to(inputs).as_posix(): _held(link, repo) for link in links}
             # No partial file is needed: a note truncated by a kill differs, and is written again.
             text = json.dumps(found, indent=1) + "\n" if found else ""
             if text and (not note.exists() or note.read_text(encoding="utf-8") != text):
@@ -109,12 +112,6 @@ def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
                 f"{inputs} links to a folder, so its contents have to be read, and recorded in {NOTE}: {error};"
                 " copy the folder into it instead, or link its files"
             ) from None
-
-
-def _linked(inputs: Path) -> list[Path]:
-    """Links to folders, except those behind another such link."""
-    folders = (Path(here, name) for here, names, _ in os.walk(inputs) for name in names)
-    return sorted(folder for folder in folders if folder.is_symlink())
 
 
 def _held(link: Path, repo: Repo) -> dict[str, int | str]:

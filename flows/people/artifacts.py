@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from flows.evidence import keep_evidence
+from flows.evidence.write import keep_evidence
 from flows.people.review.links import report_urls, review_url
 from flows.request import GATED, waits_for_person
 from flows.results import LastVerdict, gate_word, read_verdict

@@ -18,6 +18,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Scheduled
 
 from flows.request import present, read_request
+from flows.server import configured_api, talking_to
 from flows.views.labels import DECIDED, decided_markdown, key, prose
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
         runs: the URL of the API on which each run was suspended, by id.
     """
     ended: list[str] = []
-    here, left = _present_api(), dict(runs)
+    here, left = configured_api(), dict(runs)  # where runs may have moved: our own server may get another port
     for url in dict.fromkeys([*([here] if here else []), *runs.values()]):
         try:
             with _api(url) as client:
@@ -158,17 +159,8 @@ def pause_key(audit: str, landscape: str, attempt: int) -> str:
     return f"{key(audit, landscape)}-{attempt}"
 
 
-def _present_api() -> str | None:
-    """The API to which the workspace's runs may have moved: its own server may get another port on a restart."""
-    from flows.server import configured_api
-
-    return configured_api()
-
-
 @contextlib.contextmanager
 def _api(url: str) -> Iterator[SyncPrefectClient]:
-    from flows.server import talking_to
-
     # People who have decided should not wait for a server that is gone.
     patience = {"timeout": httpx.Timeout(20, connect=5)}
     with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:

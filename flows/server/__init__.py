@@ -167,13 +167,14 @@ class OwnServer:
         """Start it as a child."""
         _make_folders()
         fd = self._listening.fileno()
+        levels = dict.fromkeys(("PREFECT_SERVER_LOGGING_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"), "WARNING")
         command = ["uvicorn", "--factory", "flows.server:app", "--fd", str(fd), "--log-level", "warning"]
         # Append: a restarted server must not overwrite why the last one ended.
         output = self._life.enter_context(_log().open("a"))
         running = child(
             "prefect-server",
             command,
-            self._environment(),
+            {**self._defaults(), **os.environ, **levels, _CREDENTIAL: self.credential},
             output,
             interruptible=False,  # after Ctrl-C, the end of the run is still reported to it
             records=self._records,
@@ -190,10 +191,6 @@ class OwnServer:
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_HOME": str(HOME.resolve()),
         }
-
-    def _environment(self) -> dict[str, str]:
-        levels = dict.fromkeys(("PREFECT_SERVER_LOGGING_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"), "WARNING")
-        return {**self._defaults(), **os.environ, **levels, _CREDENTIAL: self.credential}
 
     @property
     def alive(self) -> bool:

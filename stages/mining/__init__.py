@@ -1,10 +1,5 @@
 """Mining: find words, attributes and small combinations of them that fail, though no concept of the audit names them.
 
 A language model's blind spots are rarely the ones somebody listed. Candidates come from the items themselves and from
-a lexicon, and are confirmed on other items than those that proposed them. See docs/choosing-concepts.md. Importing the
-records does not import the code that measures.
+a lexicon, and are confirmed on other items than those that proposed them. See docs/choosing-concepts.md.
 """
-
-from stages.mining.record import Contrast, Finding, MinedExample, MineSettings, Mining
-
-__all__ = ["Contrast", "Finding", "MineSettings", "MinedExample", "Mining"]

@@ -263,8 +263,9 @@ def read_style() -> Response:
 
 @assets.get("/static/review.js")
 def read_script() -> Response:
-    """Send the script, which the page also works without."""
-    return Response(script(), media_type="text/javascript")
+    """Send the script, which the page also works without: the report's for examples, and the review page's."""
+    explorer = (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
+    return Response(explorer + static("review.js"), media_type="text/javascript")
 
 
 @router.get("/links", dependencies=[Depends(_trusted)])
@@ -348,12 +349,6 @@ def message(
 def style() -> str:
     """The style sheet: the report's and the review page's."""
     return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
-
-
-@cache
-def script() -> str:
-    """The script of the page: the report's for examples, and the review page's."""
-    return (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8") + static("review.js")
 
 
 @cache

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ REQUEST_SECONDS = 10.0  # from connecting, or the last response, to a complete r
 MAX_WAITING = 200  # connections without a request; a process may open about 1000 files
 
 
+@dataclass(frozen=True)
 class ReviewServer:
     """A running review server.
 
@@ -43,20 +45,17 @@ class ReviewServer:
         outcomes: decisions that were recorded and answered.
     """
 
-    def __init__(self, url: str, served: Served, outcomes: queue.Queue[DecisionOutcome]) -> None:
-        self.url, self._served, self._outcomes = url, served, outcomes
-
-    def one_time_link(self, audit: str, reviewer: str = "") -> str:
-        """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is given."""
-        return self._served.link(audit, reviewer)
+    url: str
+    served: Served
+    outcomes: queue.Queue[DecisionOutcome]
 
     def next_outcome(self) -> DecisionOutcome:
         """Wait for the next decision; by then its reviewer has the response."""
-        return self._outcomes.get()
+        return self.outcomes.get()
 
     def undecided(self) -> int:
         """Number of browsers that saw an audit without deciding on it; if 0, of decisions not yet processed here."""
-        return self._served.keys.undecided() or self._outcomes.qsize()
+        return self.served.keys.undecided() or self.outcomes.qsize()
 
 
 @contextlib.contextmanager

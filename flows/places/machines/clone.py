@@ -53,7 +53,10 @@ def run_shipment(shipment: Shipment, host: str) -> StageResult:
     """Bring the stage up to date in the current clone, and push its outputs to the remote."""
     for line in heal():
         print(f"healed: {line}")
-    _write_texts(shipment)
+    stages = {shipment.stage: shipment.lock} if shipment.lock else {}
+    texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
+    for name, text in texts.items():
+        replace_file(Path(name), text)
     with open_store(shipment.remote) as store:
         _bring_inputs(store, shipment, host)
         _check_code(shipment, host)
@@ -73,13 +76,6 @@ def run_shipment(shipment: Shipment, host: str) -> StageResult:
         store.push(lock["outs"])
         store.remember(store.stage(shipment.stage))
     return result.model_copy(update={"made": ShipmentResult(host=host, lock=lock, versions=versions())})
-
-
-def _write_texts(shipment: Shipment) -> None:
-    stages = {shipment.stage: shipment.lock} if shipment.lock else {}
-    texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
-    for name, text in texts.items():
-        replace_file(Path(name), text)
 
 
 def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:

@@ -125,7 +125,9 @@ class Store:
 
         odb = self.repo.cloud.get_remote_odb(self.remote, "pull")
         for out in outputs:
-            paths = [(oid, odb.oid_to_path(oid)) for oid in self._lacking(out)]
+            cache = CacheFolder(Path(self.repo.cache.local.path))  # of this clone; only what it lacks is looked at
+            names = dict.fromkeys([out.hash_info.value, *cache.listed(out.hash_info.value).values()])
+            paths = [(oid, odb.oid_to_path(oid)) for oid in names if not cache.path(oid).is_file()]
             there = [(oid, path) for oid, path in paths if odb.fs.exists(path)]
             damaged = [path for oid, path in there if file_md5(path, odb.fs) != oid.removesuffix(".dir")]
             for path in damaged:
@@ -146,12 +148,6 @@ class Store:
                 f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed ({error}): remove"
                 " it there"
             ) from None
-
-    def _lacking(self, out: Output) -> list[str]:
-        """Objects of an output that this clone's cache lacks."""
-        cache = CacheFolder(Path(self.repo.cache.local.path))
-        names = dict.fromkeys([out.hash_info.value, *cache.listed(out.hash_info.value).values()])
-        return [name for name in names if not cache.path(name).is_file()]
 
     def _each(self, outputs: Sequence[Output], transfer: Callable[[Any], Any]) -> list[str]:
         failed = []

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Protocol, get_args
 
-from flows.places.machines import check_machines
+from flows.places.machines.driver import check_machines
 from flows.places.runners.devices import visible_gpus
 from flows.run_stage import Shipment, StageResult
 from stages.core.errors import InfrastructureError, UsageError, did_you_mean
@@ -123,11 +122,6 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     opened = import_module(f"flows.places.runners.{config.kind}").opened  # each imports its own library
     with opened(config, gpus) as runner:
         yield runner if config.workspace is None else import_module("flows.places.runners.work").Apart(runner, config)
-
-
-def job(config: RunnerConfig, stage: str, gpus: int) -> Job:
-    """The job for a stage of the current workspace."""
-    return Job(stage, gpus, config.workspace or str(Path.cwd()))
 
 
 def reach(kind: str, address: str) -> None:

@@ -141,8 +141,14 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
             with _own_signals():
                 if config.address is None:
                     _init_local(config, gpus, quiet, life)
+                elif config.address.startswith("ray://"):
+                    raise UsageError(
+                        f"runner ray: expected HOST:PORT of a cluster's head (often port 6379), run on one of its"
+                        f" nodes; found {config.address!r}, the address of Ray Client, which cannot pass on the output"
+                        " of stages"
+                    )
                 else:
-                    _init_at(config.address, quiet)
+                    ray.init(address=config.address, **quiet)
         except FadedError:
             raise
         except Exception as error:  # of any type if a busy machine takes over 30 seconds to start its node
@@ -169,17 +175,6 @@ def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: co
         _temp_dir=scratch,
         **quiet,
     )
-
-
-def _init_at(address: str, quiet: dict[str, Any]) -> None:
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"runner ray: expected HOST:PORT of a cluster's head (often port 6379), run on one of its nodes; found "
-            f"{address!r}, the address of Ray Client, which cannot pass on the output of stages"
-        )
-    import ray
-
-    ray.init(address=address, **quiet)
 
 
 @contextlib.contextmanager

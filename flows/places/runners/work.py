@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows.places.machines import run_there
 from flows.places.machines.driver import other_packages, pack, take_back, travels
+from flows.places.machines.worker import run_there
 from flows.places.runners import Job, Runner, Say
 from flows.places.runners.devices import MASK
 from flows.run_stage import StageResult, run_stage
