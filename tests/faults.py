@@ -48,7 +48,7 @@ def stage(kind: str) -> Work:
 def state() -> Work:
     """The state that commands keep under .faded, and its repair."""
     from flows.graph.heal import heal
-    from flows.init.run import Unfinished, remember, unfinished
+    from flows.init.run import RECORDS, Unfinished, unfinished
     from flows.request import Request, read_request
     from flows.results import StageResult, read_took, record_timings
     from stages.core.files import probe_seconds, publishing, record_probe_seconds, write_state
@@ -60,7 +60,7 @@ def state() -> Work:
         for stage in ("prepare", "discover"):
             record_timings([StageResult(stage=stage, outcome="ran", seconds=1.0)])
         record_probe_seconds(AUDIT, 0.5)
-        remember(Path(), Unfinished(AUDIT, {"yes": True}))
+        write_state(RECORDS / f"{AUDIT}.json", Unfinished(AUDIT, {"yes": True}))
         write_state(Path(".faded/requests/tiny.json"), Request(landscape=None, asked="2026-01-01T00:00:00Z"))
         took = {stage: took.seconds for stage, took in read_took().items()}  # without the time of day
         told = [took, probe_seconds(AUDIT), list(unfinished(Path(), "")), read_request(AUDIT)]

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from flows.choosing.screen import Swept
 from flows.init.answers import Questions
 from flows.init.run import Options, init_audit
 from stages.core.intervals import wilson
@@ -55,12 +54,14 @@ def init(folder: Path = Path(), given: Options | None = None) -> str:
     return out.getvalue()
 
 
-def swept(levels: list[float], rates: Sequence[float] = (), worst: Worst | None = None, clean: float = 0.0) -> Swept:
+def swept(
+    levels: list[float], rates: Sequence[float] = (), worst: Worst | None = None, clean: float = 0.0
+) -> tuple[Sweep, float]:
     """A sweep of rotation with these levels, and these failures of 100 probes at each of them."""
     found = [wilson(round(100 * rate), 100) for rate in rates or [0.1] * len(levels)]
     labels = [f"{level:g}°" for level in levels]
     concept = ConceptSweep("rotation", levels, labels, found, 0, found, 0.1, worst=worst)
-    return Swept(Sweep(150, 20, wilson(round(100 * clean), 100), [concept]), 0.05)
+    return Sweep(150, 20, wilson(round(100 * clean), 100), [concept]), 0.05
 
 
 def questions(given: dict[str, Any], **how: Any) -> Questions:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import flows.init.run
-from flows.choosing.screen import Swept
+from stages.screening.sweep import Sweep
 from tests.own_model import CLASSES, WEIGHTS, picture, swept, write_pictures
 
 
@@ -67,11 +67,11 @@ def repository(shapes, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch) -> Callable[[Swept | BaseException], None]:
+def measured(monkeypatch) -> Callable[[tuple[Sweep, float] | BaseException], None]:
     """Replace the sweep: it returns this result, or raises this exception, without probing a model."""
 
-    def set_to(found: Swept | BaseException) -> None:
-        def measure(*_: Any) -> Swept:
+    def set_to(found: tuple[Sweep, float] | BaseException) -> None:
+        def measure(*_: Any) -> tuple[Sweep, float]:
             if isinstance(found, BaseException):
                 raise found
             return found

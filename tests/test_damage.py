@@ -32,11 +32,12 @@ from stages.explorers.prober import Prober
 from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.contract import Compute, Items, ProbeBatch
 from stages.tasks.tabular.data import read_frame
-from stages.tasks.text_to_image.init import look_at_captions
+from stages.tasks.text_to_image.init import PromptsInit
 from stages.tasks.text_to_image.pictures import ParquetPictures
 from stages.tasks.training import resume, save_checkpoint
 from stages.usage.measures import read_table_file
 from tests.cases import scaled
+from tests.own_model import questions
 from tests.planted import PlantedTask
 
 SPACE = ConceptSpace(tuple(Concept(name, (0, 1, 2, 3)) for name in "ab"))
@@ -235,7 +236,7 @@ def test_a_cut_table_is_one_clear_error(kind: str, tmp_path: Path) -> None:
         read_table_file,
         lambda path: read_frame(path, "--data"),
         lambda path: look_at_pictures(path, path.name),
-        lambda path: look_at_captions(path, path.name),
+        lambda path: PromptsInit().data(path, path.name, questions({})),
         lambda path: ParquetPictures(parquet=path.name).load(path.parent),
     ],
 )

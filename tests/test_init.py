@@ -20,7 +20,6 @@ from rich.prompt import Confirm, Prompt
 from rich.text import Text
 
 import flows.init.run
-from flows.choosing.screen import Swept
 from flows.init.answers import ask_questions
 from flows.init.propose import Wanted, search_budget
 from flows.init.run import Options, init_audit, unmeasured
@@ -29,7 +28,7 @@ from stages.check import check_audits
 from stages.core.errors import InfrastructureError, UsageError
 from stages.core.intervals import wilson
 from stages.params import load_params
-from stages.screening.sweep import Worst
+from stages.screening.sweep import Sweep, Worst
 from stages.tasks.classification.init.trial import Order
 from tests.finished import faded, run_stages
 from tests.news import articles
@@ -210,7 +209,7 @@ def test_an_audit_finds_its_place_in_any_layout(text):
 def checked(monkeypatch) -> None:
     """Replace the sweep by the checks of `faded plan`."""
 
-    def measure(params: Any, name: str, *_more: object) -> Swept:
+    def measure(params: Any, name: str, *_more: object) -> tuple[Sweep, float]:
         check_audits(params, [name])
         raise InfrastructureError("checked")
 

@@ -22,8 +22,8 @@ from stages.tasks.classification.init.models import RecognisedClassifier
 from stages.tasks.classification.init.pictures import look_at_pictures
 from stages.tasks.classification.init.questions import match_labels, read_labels
 from stages.tasks.init import Model, json_lines, read_config, tensor_shapes
-from stages.tasks.summarization.init import look_at_articles
-from stages.tasks.text_to_image.init import look_at_captions
+from stages.tasks.summarization.init import ArticlesInit
+from stages.tasks.text_to_image.init import PromptsInit
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
 from tests.tiny_models import tiny_causal
 from tests.workspace import ROOT
@@ -271,8 +271,8 @@ def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):
 def test_columns_of_articles_and_words_of_captioned_pictures_are_found(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
     with pytest.raises(UsageError, match=r"holds the articles \(words\)"):
-        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", questions({}))
-    data = look_at_captions(ROOT / "data/images/inputs/pictures.parquet", "pictures.parquet")
+        ArticlesInit().data(tmp_path / "other.jsonl", "other.jsonl", questions({}))
+    data = PromptsInit().data(ROOT / "data/images/inputs/pictures.parquet", "pictures.parquet", questions({}))
     assert "red" in data.columns["colour"]
 
 

@@ -85,17 +85,17 @@ def test_level_wise_counts_what_counting_all_would_and_stops_where_a_set_is_reli
     holds = rng.random((300, 8)) < 0.5
     failed = (holds[:, 1] & holds[:, 4]) | (rng.random(300) < 0.1)
     keys = list("abcdefgg")
-    found = level_wise(holds, failed, keys, support=3, largest=3, most=10**5)
-    counted = {one.facts: (one.probes, one.failures) for one in found.sets}
+    found, _, cut = level_wise(holds, failed, keys, support=3, largest=3, most=10**5)
+    counted = {one.facts: (one.probes, one.failures) for one in found}
     for size in (1, 2):
         for facts_ in combinations(range(8), size):
             inside_ = holds[:, facts_].all(axis=1)
             expected = (inside_.sum(), (inside_ & failed).sum())
             assert counted.get(facts_) == (None if facts_ == (6, 7) else expected)
     assert counted[1, 4][0] == counted[1, 4][1] and not any({1, 4} < set(one) for one in counted)
-    best = min(found.sets, key=lambda one: one.p)
-    assert best.facts == (1, 4) and not found.cut
-    assert level_wise(holds, failed, keys, support=3, largest=3, most=10).cut
+    best = min(found, key=lambda one: one.p)
+    assert best.facts == (1, 4) and not cut
+    assert level_wise(holds, failed, keys, support=3, largest=3, most=10)[2]
 
 
 def test_attributes_are_what_people_see():

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +41,6 @@ _CODE = Path(stages.screening.__file__).parent
 _VERDICT_STYLE: dict[Verdict, str] = {"effect": "green", "no larger effect": "yellow", "not known": "dim"}
 
 
-@dataclass(frozen=True)
-class Swept:
-    """The result of a sweep."""
-
-    sweep: Sweep
-    seconds: float
-
-
 def screen_audit(params: Params, name: str, probes: int | None, console: Console) -> None:
     """Probe each concept of an audit alone, and print the failures and effects; also write them as a page.
 
@@ -57,13 +49,15 @@ def screen_audit(params: Params, name: str, probes: int | None, console: Console
         FadedError: if the model under test cannot be prepared.
     """
     with exclusive():
-        found = sweep_concepts(params, name, probes, console).sweep
+        found, _ = sweep_concepts(params, name, probes, console)
     show_sweep(console, name, found, WORK / "screen" / f"{name}.html")
     console.print(f"{found.probes:,} unique probes spent, on {found.items:,} items")
 
 
-def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> Swept:
+def sweep_concepts(params: Params, name: str, probes: int | None, console: Console) -> tuple[Sweep, float]:
     """Prepare the model and its items, and sweep the audit's concepts; the caller holds the workspace's lock.
+
+    Returns the sweep, and the seconds that a probe takes.
 
     Args:
         probes: largest number of unique probes; None to derive it from the duration of a probe.
@@ -81,8 +75,7 @@ def sweep_concepts(params: Params, name: str, probes: int | None, console: Conso
             f"each concept alone: {most:,} probes at most, about {duration(most * seconds)}, as a probe takes"
             f" {said_of_probe(seconds)}"
         )
-        found = _sweep(name, audit, most)
-    return Swept(found, seconds)
+        return _sweep(name, audit, most), seconds
 
 
 def _sweep(name: str, audit: AuditConfig, most: int) -> Sweep:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flows.choosing.screen import Swept, said_of_probe
+from flows.choosing.screen import said_of_probe
 from flows.init.files import Placed, link_inputs
 from flows.results.estimate import duration
 from flows.workspace.new import AuditDraft, with_draft
@@ -25,7 +25,7 @@ from stages.core.errors import UsageError
 from stages.params import DATA, Params, load_params
 from stages.params.network import is_served
 from stages.params.usage import UsageConfig, in_use
-from stages.screening.sweep import fewest_probes
+from stages.screening.sweep import Sweep, fewest_probes
 from stages.tasks.choosing import part_of
 from stages.tasks.init import Init, Option, Proposal, Seen
 
@@ -209,13 +209,13 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
     }
 
 
-def measured(draft: AuditDraft, found: Swept, *, budget: int | None) -> AuditDraft:
+def measured(draft: AuditDraft, seen: Sweep, seconds: float, *, budget: int | None) -> AuditDraft:
     """The audit with what was seen of its concepts, and a budget that fits the model.
 
     Args:
+        seconds: of a probe.
         budget: the budget a person asked for; None to derive it from the duration of a probe.
     """
-    seconds, seen = found.seconds, found.sweep
     audit = {**draft.audit, "concepts": seen.levels}
     spend = budget or min(search_budget(seconds), all_pairs(audit))
     head = (

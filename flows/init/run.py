@@ -59,19 +59,9 @@ class Unfinished:
     probes: int | None = None
 
 
-def remember(workspace: Path, unfinished: Unfinished) -> None:
-    """Store it, atomically."""
-    write_state(_path(workspace, unfinished.name), unfinished)
-
-
-def forget(workspace: Path, name: str) -> None:
-    """Remove it, as it is finished."""
-    _path(workspace, name).unlink(missing_ok=True)
-
-
 def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
     """Unfinished audits that are still in the text of params.yaml, or were refused, the last one first."""
-    written = (workspace / WORK / "init").glob("*.json")
+    written = (workspace / RECORDS).glob("*.json")
     for path in sorted(written, key=lambda path: path.stat().st_mtime, reverse=True):
         one = read_state(path, Unfinished)
         if one is not None and (not one.written or written_blocks(params, one.name) in one.written):
@@ -84,10 +74,7 @@ def unmeasured(workspace: Path) -> list[str]:
     return [one.name for one in unfinished(workspace, text) if one.written]
 
 
-def _path(workspace: Path, name: str) -> Path:
-    return workspace / WORK / "init" / f"{name}.json"
-
-
+RECORDS = WORK / "init"  # the unfinished audits, by name
 PARAMS = Path("params.yaml")
 _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
@@ -190,7 +177,7 @@ def _write_and_sweep(
     first = with_draft(text, draft)
     written = written_blocks(first, name)
     versions = (written,) if old == (None, None) else (old, written)
-    remember(here, Unfinished(name, questions.answers, versions, options.budget, options.probes))
+    write_state(RECORDS / f"{name}.json", Unfinished(name, questions.answers, versions, options.budget, options.probes))
     if first != text:
         replace_file(PARAMS, first)
     if absent:
@@ -200,15 +187,15 @@ def _write_and_sweep(
         console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network")
         console.print("      then run this command again, which continues")
         return
-    found = sweep_concepts(load_params(PARAMS), name, options.probes, console)
-    final = measured(draft, found, budget=options.budget)
+    found, seconds = sweep_concepts(load_params(PARAMS), name, options.probes, console)
+    final = measured(draft, found, seconds, budget=options.budget)
     text = _text(here)
     if written_blocks(text, name) != written:
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_draft(text, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
-        forget(here, one)
-    show_sweep(console, name, found.sweep, WORK / "init" / f"{name}.html")
+        (RECORDS / f"{one}.json").unlink(missing_ok=True)
+    show_sweep(console, name, found, RECORDS / f"{name}.html")
     aim = "as you said"
     if options.budget is None:
         aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {BUDGETS[0]:,} to {BUDGETS[1]:,}"

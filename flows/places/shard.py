@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 
 from rich.console import Console
 
 from flows.graph import read_graph
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_shards
-from flows.workspace.pipeline import update_pipeline
+from flows.workspace.pipeline import PARAMS, update_pipeline
 from stages.core.errors import UsageError
 from stages.core.files import read_table, replace_file, stage_dir
 from stages.explorers.model_based import FEW
 from stages.explorers.shards import divide
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Items
-
-PARAMS = Path("params.yaml")
 
 
 def shard_audit(params: Params, name: str, shards: int, gpus: int | None, console: Console) -> None:

@@ -83,6 +83,10 @@ class Histories:
     page: Path | None = None
 
 
+# A result, and the part of dvc.lock that is compared with another one's.
+_Found = tuple[RevisionResult, Mapping[str, Any]]
+
+
 def read_history(params: Params, audit: str, last: int) -> History:
     """Read the last results of an audit; the newest is the one that `read_verdict` returns.
 
@@ -97,18 +101,10 @@ def read_history(params: Params, audit: str, last: int) -> History:
     found: list[_Found] = []
     for revision, when in revisions(audit, max(last + 1, _YEAR)):
         found.append(_read(audit, revision, when, bundles, None if found else current))
-    results = [one.result for one in found[:last]]
-    for k, (one, before) in enumerate(pairwise(found[: last + 1])):
-        results[k] = replace(one.result, changed=tuple(_changes(audit, before.lock, one.lock)))
+    results = [result for result, _ in found[:last]]
+    for k, ((result, lock), (_, before)) in enumerate(pairwise(found[: last + 1])):
+        results[k] = replace(result, changed=tuple(_changes(audit, before, lock)))
     return History(audit, results, *_drift(audit, found))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A result, and the part of dvc.lock that is compared with another one's."""
-
-    result: RevisionResult
-    lock: Mapping[str, Any]
 
 
 def _read(
@@ -120,7 +116,7 @@ def _read(
     last = "conclude" if repair else "report"
     verdict = current or replace(verdict_at(audit, revision, last, lock), revision=revision, when=when)
     target = repair.number("targets") if repair else None
-    return _Found(
+    return (
         RevisionResult(
             verdict,
             rate_in(landscape) if landscape else NO_RATE,
@@ -187,14 +183,14 @@ def _grid(audit: str, lock: Mapping[str, Any]) -> list[Any] | None:
 
 def _drift(audit: str, found: Sequence[_Found]) -> tuple[str, int]:
     """How the failure rate moved over results with the same grid, usage and data, in words and as `Drift.shown`."""
-    if not found or not found[0].result.failure_rate.n:
+    if not found or not found[0][0].failure_rate.n:
         return "no failure rate yet", 0
     if len(found) == 1:
         return "one result", 0
-    grids = [_grid(audit, one.lock) for one in found]
+    grids = [_grid(audit, lock) for _, lock in found]
     if None in grids[:2]:
         return "dvc.lock does not say the grid and data of this result or of the one before: not comparable", 0
-    pairs = zip([one.result for one in found], grids, strict=True)
+    pairs = zip([result for result, _ in found], grids, strict=True)
     alike = [one for one, _ in takewhile(lambda pair: pair[1] == grids[0] and pair[0].failure_rate.n > 0, pairs)]
     if len(alike) == 1:
         return "grid, usage or data changed since the result before: not comparable", 0

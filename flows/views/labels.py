@@ -30,7 +30,6 @@ from stages.core.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:
-    from flows.run_stage import StageResult
     from stages.decisions import RecordedDecision
 
 

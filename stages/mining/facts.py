@@ -158,19 +158,12 @@ class Counted:
         return len(self.facts)
 
 
-@dataclass(frozen=True)
-class SetSearch:
-    """The sets with enough failing probes, the number of sets counted, and whether some were cut."""
-
-    sets: list[Counted]
-    counted: int
-    cut: bool
-
-
 def level_wise(
     holds: np.ndarray, failed: np.ndarray, keys: Sequence[str], *, support: int, largest: int, most: int
-) -> SetSearch:
+) -> tuple[list[Counted], int, bool]:
     """Count all sets of facts with enough failing probes, smaller ones first.
+
+    Returns those sets, the number of sets counted, and whether some were cut.
 
     Args:
         holds: (n, facts) bool, which facts hold in which probe.
@@ -195,7 +188,7 @@ def level_wise(
         known.update((one.facts, one) for one in level)
         grown = sorted((one for one in level if one.failures < RELIABLE * one.probes), key=lambda one: one.p)
         wanted = _joined([one.facts for one in grown], keys)
-    return SetSearch(found, counted, cut)
+    return found, counted, cut
 
 
 def _count(

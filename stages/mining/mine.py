@@ -215,7 +215,7 @@ class _Mine:
         counted, cut = 0, False
         most = max(1, int((1 - _PROPOSE) * settings.probes) // (2 * _EACH))
         while len(found) < most:
-            now = level_wise(
+            sets, now, more = level_wise(
                 holds[left],
                 failed[left],
                 [fact.key for fact in facts],
@@ -223,13 +223,13 @@ class _Mine:
                 largest=settings.largest,
                 most=settings.slices,
             )
-            counted, cut = max(counted, now.counted), cut or now.cut
-            likely = [one for one in now.sets if one.p <= _NOMINAL]
+            counted, cut = max(counted, now), cut or more
+            likely = [one for one in sets if one.p <= _NOMINAL]
             if not likely:
                 break
             # Among equal p-values, prefer the set with the fewest facts, then the one that explains most failures.
             best = min(likely, key=lambda one: (one.p, one.size, -one.failures))
-            while larger := [one for one in now.sets if set(best.facts) < set(one.facts) and one.size == best.size + 1]:
+            while larger := [one for one in sets if set(best.facts) < set(one.facts) and one.size == best.size + 1]:
                 surest = min(larger, key=lambda one: one.p)
                 if surest.p * len(larger) > _NOMINAL:
                     break

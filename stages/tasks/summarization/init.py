@@ -66,7 +66,28 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return writing_model(path)
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        return look_at_articles(path, given, ask)
+        """See Init: a .jsonl file, or a folder that the library `datasets` reads."""
+        from stages.tasks.language.articles import DATA_LOADERS
+
+        if path.is_dir():
+            key, block = "datasets", _of_data_set(path, given, ask)
+        elif path.suffix == ".jsonl":
+            key, block = "jsonl", _columns(first_rows(path, given), ask)
+        else:
+            raise UsageError(
+                f"--data {given}: expected a .jsonl file, one JSON object a line, or a folder of a data set"
+            )
+        articles, skipped = load_data({key: path.name, **block}, DATA_LOADERS, path.parent, given)
+        pools = Counter(article.pool for article in articles if article.pool)
+        parts = [f"{len(articles):,} articles in {block['text']!r}"]
+        if "summary" in block:
+            parts.append(f"with summaries in {block['summary']!r}")
+        if pools:
+            parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
+        if skipped:
+            parts.append(f"{len(skipped)} that cannot be used ({skipped[0]['file']}: {skipped[0]['reason']})")
+        said = ", ".join(parts)
+        return Data(said, block, path, key, items=len(articles), pools=pools if pools.total() == len(articles) else {})
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
         """See Init: also asks for the column of the articles."""
@@ -78,33 +99,6 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
 
         batch_size = 16 if "endpoint" in seen.model.block else 48
         return Proposal(_CONCEPTS, {name: CATALOGUE[name].doc for name in _CONCEPTS}, batch_size=batch_size)
-
-
-def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
-    """Inspect articles: a .jsonl file, or a folder that the library `datasets` reads.
-
-    Raises:
-        UsageError: when there is no column of texts, or no article can be used.
-    """
-    from stages.tasks.language.articles import DATA_LOADERS
-
-    if path.is_dir():
-        key, block = "datasets", _of_data_set(path, given, ask)
-    elif path.suffix == ".jsonl":
-        key, block = "jsonl", _columns(first_rows(path, given), ask)
-    else:
-        raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line, or a folder of a data set")
-    articles, skipped = load_data({key: path.name, **block}, DATA_LOADERS, path.parent, given)
-    pools = Counter(article.pool for article in articles if article.pool)
-    parts = [f"{len(articles):,} articles in {block['text']!r}"]
-    if "summary" in block:
-        parts.append(f"with summaries in {block['summary']!r}")
-    if pools:
-        parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
-    if skipped:
-        parts.append(f"{len(skipped)} that cannot be used ({skipped[0]['file']}: {skipped[0]['reason']})")
-    said = ", ".join(parts)
-    return Data(said, block, path, key, items=len(articles), pools=pools if pools.total() == len(articles) else {})
 
 
 def _of_data_set(path: Path, given: str, ask: Ask) -> dict[str, str]:

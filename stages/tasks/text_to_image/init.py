@@ -70,7 +70,27 @@ of the probes."""
         return {"diffusers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> Captions:
-        return look_at_captions(path, given)
+        """See Init: a folder of captioned pictures with a metadata.jsonl, or a table."""
+        if path.is_dir() and (path / "metadata.jsonl").exists():
+            key, rows = "imagefolder", list(json_lines(path / "metadata.jsonl", given))
+        elif path.suffix == ".parquet":
+            key, rows = "parquet", _table_rows(path, given)
+        else:
+            raise UsageError(
+                f"--data {given}: expected a folder of pictures with a metadata.jsonl (file_name and text of each), or"
+                " a .parquet file with the columns image and text"
+            )
+        if not rows or "text" not in rows[0]:
+            found = ", ".join(rows[0]) if rows else "no rows"
+            raise UsageError(f"--data {given}: expected captions in a column `text`, found {found}")
+        told = {
+            name: Counter(str(row[name]) for row in rows if row.get(name))
+            for name in rows[0]
+            if name not in ("text", "file_name", "image", "split", "id")
+        }
+        few = {name: [value for value, _ in n.most_common()] for name, n in told.items() if 2 <= len(n) <= _FEW}
+        said = f"{len(rows):,} captioned pictures" + (f", whose table also says {', '.join(few)}" if few else "")
+        return Captions(said, path=path, key=key, items=len(rows), columns=few)
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: asks for templates, words and a judge."""
@@ -88,34 +108,6 @@ of the probes."""
             judge = seen.place(path, "--judge")
         prepare = {"judge": {key: judge}, "templates": seen.place(templates, "--templates")}
         return Proposal(words, prepare=prepare, batch_size=16 if "endpoint" in seen.model.block else 48)
-
-
-def look_at_captions(path: Path, given: str) -> Captions:
-    """Inspect real captioned pictures: a folder with a metadata.jsonl, or a table.
-
-    Raises:
-        UsageError: when there are no captions.
-    """
-    if path.is_dir() and (path / "metadata.jsonl").exists():
-        key, rows = "imagefolder", list(json_lines(path / "metadata.jsonl", given))
-    elif path.suffix == ".parquet":
-        key, rows = "parquet", _table_rows(path, given)
-    else:
-        raise UsageError(
-            f"--data {given}: expected a folder of pictures with a metadata.jsonl (file_name and text of each), or a"
-            " .parquet file with the columns image and text"
-        )
-    if not rows or "text" not in rows[0]:
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise UsageError(f"--data {given}: expected captions in a column `text`, found {found}")
-    told = {
-        name: Counter(str(row[name]) for row in rows if row.get(name))
-        for name in rows[0]
-        if name not in ("text", "file_name", "image", "split", "id")
-    }
-    few = {name: [value for value, _ in n.most_common()] for name, n in told.items() if 2 <= len(n) <= _FEW}
-    said = f"{len(rows):,} captioned pictures" + (f", whose table also says {', '.join(few)}" if few else "")
-    return Captions(said, path=path, key=key, items=len(rows), columns=few)
 
 
 def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
