@@ -1,7 +1,5 @@
 """The audit flow: DVC says what is stale, Prefect runs it, stage by stage, audits side by side."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """The entry point of the `faded` command, with its errors and exit codes. The commands are in flows/commands."""
 
-from __future__ import annotations
-
 import signal
 import traceback
 from importlib.metadata import entry_points, version

@@ -6,8 +6,6 @@ shows pages for weeks. What is pickled goes through pipes between this process a
 write to them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The generated part of docs/commands.md: `python -m flows.reference` writes it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

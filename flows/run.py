@@ -1,7 +1,5 @@
 """`faded audit`: query what is stale, run the flow only if something is, and tell how it ended."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 On another machine a worker does it. Its messages and the driver's are small, plain and without secrets.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time

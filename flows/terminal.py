@@ -4,8 +4,6 @@ The JSON has the dataclasses that a command prints as text, field by field; docs
 that is renamed or removed makes a new version of its command's schema.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence, Set

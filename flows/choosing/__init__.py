@@ -1,7 +1,5 @@
 """An audit made ready for a command that probes its model: healed, valid, and prepared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`faded mine`: find words, attributes and small sets of them at which a model fails, though no concept names them."""
 
-from __future__ import annotations
-
 import json
 import time
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """`faded screen`, and the sweep of `faded init`: probe each concept of an audit alone, and show what was found."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Mapping, Sequence

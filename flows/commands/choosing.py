@@ -1,7 +1,5 @@
 """Choose an audit's settings: concepts, usage, explorer and compute; and download what it names."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated

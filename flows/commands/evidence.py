@@ -1,7 +1,5 @@
 """Evidence for others: bundles and their verification, export of a model, and the gate for CI."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Set up an audit of your own model and data."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Schedule audits, serve them, and send notifications."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

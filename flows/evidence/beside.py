@@ -4,8 +4,6 @@ Each line is a DSSE envelope of its own, so that statements of several machines 
 Source: https://github.com/in-toto/attestation/blob/main/spec/v1/bundle.md.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterable, Mapping

@@ -3,8 +3,6 @@
 It is a zip file: equal members give equal bytes, and reading accounts for every byte of the file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

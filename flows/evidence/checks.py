@@ -1,7 +1,5 @@
 """Checks of a bundle's contents; each reports what it found, and everything that does not match."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """Exports a folder for deployment: the repaired model, its card with the evaluation, and the evidence."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

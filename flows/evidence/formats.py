@@ -8,8 +8,6 @@ The bundle's own statement, an in-toto Statement with SLSA provenance, depends o
 Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime

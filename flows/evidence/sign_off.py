@@ -4,8 +4,6 @@ Each number is mapped to the provisions under which it is evidence: Regulation (
 and 15 and Annex IV, and the functions of the NIST AI Risk Management Framework 1.0 (NIST AI 100-1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path

@@ -5,8 +5,6 @@ anybody can check that it is valid. Whose key it is, only the reader can know.
 Source: https://github.com/secure-systems-lab/dsse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of a bundle on any machine: without the workspace, DVC or a cache, and without running the model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Writes the bundle of a finished audit from the files in the workspace."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 Called while the workspace's lock is held (`flows.workspace.exclusive`), before any query of DVC.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Collection

@@ -5,8 +5,6 @@ hash is remembered only while a file's inode, size and both times stay the same.
 change (ctime), and programs cannot.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

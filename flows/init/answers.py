@@ -3,8 +3,6 @@
 Each answer is an option, or asked in the terminal with a guess as default.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

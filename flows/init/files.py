@@ -1,7 +1,5 @@
 """The files of an audit's inputs: links to, or copies of, a person's model and data."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -3,8 +3,6 @@
 Levels go to the end of what people accept. The sweep measures how often the model fails with each of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

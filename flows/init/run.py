@@ -5,8 +5,6 @@ nothing is done twice. Then what the sweep found replaces them. The state in bet
 same command resumes from there, and other answers replace what was written.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 A run publishes only its own results: one that waits, or broke before its verdict, shows none of an earlier run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

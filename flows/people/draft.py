@@ -4,8 +4,6 @@ A form of the page has the fields `action.M1`, `severity.M1`, `reason.M1`, `rati
 `unreadable.M1.3`, and `reviewer`, `reason`, `decision`, `landscape`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import parse_qsl

@@ -5,8 +5,6 @@ DVC finds nothing to do up to the gate. There the same call, identified by its k
 form. A decision made in another way is found in its file, and the form is ignored.
 """
 
-from __future__ import annotations
-
 import itertools
 import socket
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`faded shard`: divide the search of an audit among workers, by editing params.yaml and updating faded.json."""
 
-from __future__ import annotations
-
 from math import prod
 
 from rich.console import Console

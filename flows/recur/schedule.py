@@ -3,8 +3,6 @@
 The file is the single source of truth: `faded schedule` edits it, `faded serve` and `prefect deploy` apply it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re

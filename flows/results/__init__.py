@@ -1,7 +1,5 @@
 """Results of an audit for people: its current verdict, its report, and how long its stages took."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress

@@ -6,8 +6,6 @@ which sums to 5% over any number of looks (alpha spending: Lan and DeMets 1983).
 with all before: a drift that stays is seen even if no single result shows it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan, sqrt

@@ -1,7 +1,5 @@
 """What changes an audit's test items can show after a repair, from its landscape, before a decision or training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 

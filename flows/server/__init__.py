@@ -8,8 +8,6 @@ It answers no request without its credential (flows/server/security.py). If it d
 address: clients wait for a moment, and nothing is lost, as its database is in the workspace.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import errno

@@ -3,8 +3,6 @@
 Keep this module free of imports, as every stage pays for them. (A `preexec_fn` would be unsafe with threads.)
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 

@@ -3,8 +3,6 @@
 Otherwise the run would outlive a killed worker, and a second run of the same audit would start beside it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

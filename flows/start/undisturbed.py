@@ -4,8 +4,6 @@ DVC hashes inputs at the end of a stage, so a decision made meanwhile would coun
 what it imports would stay in the process of the run.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 

@@ -3,8 +3,6 @@
 One is an audit's history, the other is over all audits: light, verdict, failure rate, trend, and what waits for whom.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

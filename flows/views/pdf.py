@@ -1,7 +1,5 @@
 """The first page of a report as a PDF, printed by the user's Chromium."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The workspace: the folder with params.yaml and dvc.yaml, and what every command does before it works in it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

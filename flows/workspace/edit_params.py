@@ -6,8 +6,6 @@ Only the edited lines of a YAML file change, and comments are kept: ruamel.yaml 
 are copied from the original text.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import re

@@ -3,8 +3,6 @@
 The block of a new audit in params.yaml is commented as a person would write it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shlex

@@ -3,8 +3,6 @@
 In a clone of Faded, stages also depend on plugins, so faded.json is kept up to date there as well.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable, Mapping

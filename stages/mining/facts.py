@@ -5,8 +5,6 @@ subsets has enough failing probes, so whole branches are never counted. A set th
 extended, so the sets found are minimal.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

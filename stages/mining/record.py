@@ -1,7 +1,5 @@
 """Settings and results of mining, as plain data for display and storage."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, Field

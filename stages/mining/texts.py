@@ -1,7 +1,5 @@
 """Probe a task with changed texts: as additional items, or through an additional concept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace

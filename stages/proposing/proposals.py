@@ -4,8 +4,6 @@ An audit is described to the model, and its answer is parsed. Of the proposals t
 after screening.
 """
 
-from __future__ import annotations
-
 import base64
 import inspect
 import json

@@ -3,8 +3,6 @@
 The *strength* of a level is its distance from the base level, as a share of the strongest level in params.yaml.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log10

@@ -6,8 +6,6 @@ independent of each other. Levels are dealt in turn to the items of each label, 
 others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """The review page as a web application: routes, access control, posted forms, and the pages it answers with."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache

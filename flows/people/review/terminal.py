@@ -3,8 +3,6 @@
 If the landscape has examples, they may be rated, and corrected if the repair learns from that.
 """
 
-from __future__ import annotations
-
 from typing import get_args
 
 from rich.console import Console

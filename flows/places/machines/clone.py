@@ -1,7 +1,5 @@
 """The process in a worker's clone: `python -m flows.places.machines.clone WORKSPACE SHIPMENT ANSWER`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

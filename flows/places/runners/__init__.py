@@ -5,8 +5,6 @@ before it are done. So a waiting stage holds no GPU, workers need no Prefect ser
 retried like any other. params.yaml sets what a stage needs (`gpus: 1`); each runner requests it in its own way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """Stages on a Dask cluster: workers declare GPUs as a resource `GPU`, and assign their own devices."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import queue

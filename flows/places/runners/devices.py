@@ -1,7 +1,5 @@
 """The GPUs for stages of one process: which there are, and that each is given to one stage at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -1,7 +1,5 @@
 """Stages on a Ray cluster: Ray assigns GPUs by `num_gpus`, and reports which."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

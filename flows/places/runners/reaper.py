@@ -4,8 +4,6 @@ Ray's own agents outlive the run. They change their command lines and environmen
 log files open in its folder, which has a random name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

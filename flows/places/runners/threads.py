@@ -1,7 +1,5 @@
 """Stages in threads of the flow's process, on one machine."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

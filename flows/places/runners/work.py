@@ -1,7 +1,5 @@
 """What runs a stage on a worker of a cluster, in the workspace that it shares, or shipped to its clone (`Apart`)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

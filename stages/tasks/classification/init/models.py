@@ -3,8 +3,6 @@
 The architecture of weights is found by the names and shapes of their tensors, without allocating any.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Questions only for classifiers: names of the classes, and how pictures are shown to the model."""
 
-from __future__ import annotations
-
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

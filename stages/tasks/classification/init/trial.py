@@ -1,7 +1,5 @@
 """Try a classifier on clean pictures: its accuracy by class, and whether its outputs have the order of the classes."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
