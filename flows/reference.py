@@ -80,14 +80,9 @@ def _parameter(name: str, hint: Any, info: ArgumentInfo | OptionInfo) -> Paramet
     if isinstance(info, ArgumentInfo):
         return Parameter((info.metavar or (name.upper() if required else f"[{name.upper()}]"),), "", required)
     value = "" if kinds == [bool] else info.metavar or _metavar(kinds)
-    return Parameter(_spellings(name, info, kinds), value, required)
-
-
-def _spellings(name: str, info: OptionInfo, kinds: list[Any]) -> tuple[str, ...]:
-    plain = f"--{name.replace('_', '-')}"
-    if info.param_decls:
-        return tuple(spelling.strip() for given in info.param_decls for spelling in given.split("/"))
-    return (plain, f"--no-{plain[2:]}") if kinds == [bool] else (plain,)
+    plain = name.replace("_", "-")
+    given = info.param_decls or [f"--{plain}/--no-{plain}" if kinds == [bool] else f"--{plain}"]
+    return Parameter(tuple(spelling.strip() for one in given for spelling in one.split("/")), value, required)
 
 
 def _metavar(kinds: list[Any]) -> str:

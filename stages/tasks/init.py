@@ -119,11 +119,6 @@ class Data(Recognised):
         """Return the block of params.yaml, with the file or folder under the name it has in inputs."""
         return {**({self.key: name} if name else {}), **self.block}
 
-    @property
-    def searched(self) -> int | None:
-        """Number of items available to search; None if unknown."""
-        return self.pools.get("discover") if self.pools else self.items
-
 
 @dataclass(frozen=True)
 class Seen:

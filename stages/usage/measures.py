@@ -12,7 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -334,7 +334,8 @@ def read_table_file(path: Path) -> pd.DataFrame:
     Raises:
         UsageError: if there is no such file, or it is not such a table.
     """
-    readers = {".csv": _csv, ".tsv": _csv, ".parquet": pd.read_parquet, ".json": _json, ".jsonl": _json}
+    tabbed = partial(pd.read_csv, sep="\t")
+    readers = {".csv": pd.read_csv, ".tsv": tabbed, ".parquet": pd.read_parquet, ".json": _json, ".jsonl": _json}
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
     if path.suffix not in readers:
@@ -345,10 +346,6 @@ def read_table_file(path: Path) -> pd.DataFrame:
         return readers[path.suffix](path).rename(columns=str)
     except (ValueError, OSError) as error:
         raise UsageError(f"{path.name} is not a table that can be read: {error}") from None
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
 
 
 def _json(path: Path) -> pd.DataFrame:

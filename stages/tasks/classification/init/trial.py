@@ -84,7 +84,8 @@ class Order(ClassOrder):
 def try_classifier(context: TaskContext, seen: Seen) -> Trial:
     """See Init.trial: whether the order of the classes is that of the model's outputs."""
     data = LabelledPictures.of(seen.data)
-    order = order_of(context, RecognisedClassifier.of(seen.model).n_classes or len(data.labels), data.searched)
+    available = data.pools.get("discover") if data.pools else data.items
+    order = order_of(context, RecognisedClassifier.of(seen.model).n_classes or len(data.labels), available)
     worst, more = _by_class(order)
     rate = order.named_rate
     told = [f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures"]
