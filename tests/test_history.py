@@ -86,7 +86,7 @@ def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
     commit(0.1)
     assert history_of("tiny", 5).drift == "one result"
     commit(0.105, model="m2")
-    assert "+0.5 points (-1.1 to +2.1), the last result against the 1 before" in history_of("tiny", 5).drift
+    assert "+0.5 points (−1.1 to +2.1), the last result against the 1 before" in history_of("tiny", 5).drift
     assert history_of("tiny", 5).drift.endswith("no drift shown")
     commit(0.2, model="m3")
     assert history_of("tiny", 5).drift.endswith("more failures") and history_of("tiny", 5).shown == 1

@@ -80,12 +80,15 @@ def _styled_word(verdict: LastVerdict, before: str = "") -> str:
 
 
 def _in_its_unit(gate: Gate, value: float | None) -> str:
-    """A number of a gate: a share in percent, a difference in points; as in reports, whose code imports too much."""
+    """A number of a gate: a share in percent, a difference in points."""
     if value is None:
         return "–"
-    if re.search(r"\.(change|minus_control)_", gate.gate):
-        return f"{100 * value:+.1f}".replace("-", "−")
-    return f"{100 * value:.1f}%"
+    return _points(value) if re.search(r"\.(change|minus_control)_", gate.gate) else f"{100 * value:.1f}%"
+
+
+def _points(difference: float) -> str:
+    """A difference of shares in points, as in reports, whose code imports too much."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def show_plan(console: Console, plan: Estimate) -> None:
@@ -194,7 +197,7 @@ def show_history(console: Console, found: Histories) -> None:
                 f"{v.when:%Y-%m-%d}",
                 _styled_word(v),
                 short_rate(result.failure_rate),
-                f"{100 * result.target_change:+.1f}" if result.target_change is not None else "",
+                _points(result.target_change) if result.target_change is not None else "",
                 escape(v.decider),
             )
         console.print(table)
@@ -289,7 +292,7 @@ def short_rate(rate: Rate) -> str:
 
 
 def _difference(rate: Rate) -> str:
-    return f"{100 * rate.value:+.1f} points ({100 * rate.low:+.1f} to {100 * rate.high:+.1f})"
+    return f"{_points(rate.value)} points ({_points(rate.low)} to {_points(rate.high)})"
 
 
 def show_usage(console: Console, u: UsageInForce) -> None:

@@ -27,6 +27,7 @@ from stages.core.environment import WORK
 from stages.core.errors import UsageError, first_of
 from stages.core.files import replace_file, stage_dir
 from stages.core.intervals import NO_RATE, Rate
+from stages.pages.words import interval, percent, points, points_interval
 from stages.params import DATA, Params
 
 PAGE = WORK / "history.html"
@@ -195,12 +196,12 @@ def _drift(audit: str, found: Sequence[_Found]) -> tuple[str, int]:
     drift = drift_of([result.failure_rate for result in reversed(alike)])
     change, oldest = drift.change, alike[-1].verdict
     last = "the last result" if drift.last == 1 else f"the last {drift.last} results"
-    moved = f"{100 * change.value:+.1f} points"
+    moved = f"{points(change.value)} points"
     since = f"{last} against the {len(alike) - drift.last} before, since {oldest.revision} of {oldest.when:%Y-%m-%d}"
     if isnan(change.low + change.high):
         return f"{moved}, {since}, but a result has no interval: no drift known", 0
     sure = ("no drift shown", "more failures", "fewer failures")[drift.shown]
-    return f"{moved} ({100 * change.low:+.1f} to {100 * change.high:+.1f}), {since}: {sure}", drift.shown
+    return f"{moved} ({points_interval(change.low, change.high)}), {since}: {sure}", drift.shown
 
 
 def _path(audit: str, stage: str, name: str) -> str:
@@ -238,7 +239,7 @@ def since(history: History) -> str:
         f"Changed: {'; '.join(now.changed or ()) or 'nothing that dvc.lock names'}.",
     ]
     if None not in targets:
-        moved = " → ".join(f"{100 * target:+.1f}" for target in targets if target is not None)
+        moved = " → ".join(map(points, targets))
         sentences.insert(3, f"Change by the repair in its target modes: {moved} points.")
     return " ".join(sentences)
 
@@ -260,7 +261,6 @@ def with_since(page: Path, said: str) -> Path:
 def write_history_page(out: Path, histories: Sequence[History]) -> None:
     """Write the histories as one self-contained page, with the failure rates of all audits in one chart."""
     from stages.pages.page import Picture, render
-    from stages.pages.words import percent
 
     newest = "; ".join(f"{one.audit}: {percent(one.results[0].failure_rate.value)}" for one in histories)
     picture = Picture(f"Failure rates by date, the last ones: {newest}.", _chart(histories))
@@ -271,7 +271,6 @@ def write_history_page(out: Path, histories: Sequence[History]) -> None:
 
 def _chart(histories: Sequence[History]) -> Markup:
     from stages.pages.figures import VALUE_COLOURS, WIDE, ChartAxis, Line, Point, chart, shares_axis
-    from stages.pages.words import interval, percent
 
     def point(result: RevisionResult) -> Point:
         rate, verdict = result.failure_rate, result.verdict
@@ -284,13 +283,13 @@ def _chart(histories: Sequence[History]) -> Markup:
         Line(one.audit, colour, [point(result) for result in reversed(one.results) if result.failure_rate.n])
         for one, colour in zip(histories, cycle(VALUE_COLOURS), strict=False)
     ]
-    points = [point for line in lines for point in line.points]
-    dates = sorted({point.x for point in points})
+    shown = [point for line in lines for point in line.points]
+    dates = sorted({point.x for point in shown})
     first, last = (dates[0], dates[-1]) if dates else (0.0, 0.0)
     ticks = [(at, f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}") for at in (first, (first + last) / 2, last)]
     edge = 0.06 * (last - first) or 1.0
     x = ChartAxis("", first - edge, last + edge, ticks if first < last else ticks[:1])
-    return chart(lines, x, shares_axis("failure rate", [point.high for point in points]), 2 * WIDE, 220)
+    return chart(lines, x, shares_axis("failure rate", [point.high for point in shown]), 2 * WIDE, 220)
 
 
 _WIDTH, _HEIGHT, _EDGE = 120, 36, 4  # of a trend, in its own units
@@ -339,10 +338,10 @@ def trend_of(history: History) -> list[tuple[float, float, float, float]]:
     """
     rates = [result.failure_rate for result in reversed(history.results) if result.failure_rate.n]
     top = max((rate.value if isnan(rate.high) else rate.high for rate in rates), default=0.0) or 1.0
-    points = []
+    trend = []
     for k, rate in enumerate(rates):
         ends = (rate.value if isnan(one) else one for one in (rate.value, rate.low, rate.high))
         y, low, high = (round(_HEIGHT - _EDGE - one / top * (_HEIGHT - 2 * _EDGE), 1) for one in ends)
         x = _EDGE + k / max(1, len(rates) - 1) * (_WIDTH - 2 * _EDGE)
-        points.append((round(x, 1), y, high, low))
-    return points
+        trend.append((round(x, 1), y, high, low))
+    return trend
