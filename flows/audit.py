@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -30,6 +30,7 @@ from flows.request import GATED, how_to_decide, open_request, waits_for_person
 from flows.run_stage import StageResult, level_of
 from flows.start.engine import foreign_parameters
 from flows.views.labels import (
+    Conclusion,
     Ending,
     current_run_name,
     done,
@@ -46,9 +47,6 @@ from stages.core.environment import set_defaults
 from stages.core.errors import Exit, FadedError, InfrastructureError, UnavailableError
 from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
-
-if TYPE_CHECKING:
-    from flows.views.labels import Conclusion
 
 # Lines that stages print, for any handler that shows them; each record has the stage's name as `stage`.
 STAGE_LOG = logging.getLogger("faded.stages")

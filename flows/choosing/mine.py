@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-import stages.mining
 from flows.choosing import healed_audit, run_prepare
 from flows.processes import stopping_on_signals
 from flows.terminal import new_table, print_plain
@@ -29,6 +28,8 @@ from stages.core.errors import UsageError
 from stages.core.files import read_table, replace_file, scratch, stage_dir
 from stages.core.intervals import Rate
 from stages.core.progress import progress
+from stages.mining import texts
+from stages.mining.mine import mine
 from stages.mining.record import Finding, MinedExample, MineSettings, Mining
 from stages.pages import page
 from stages.pages.gallery import ExhibitView, Shrinker
@@ -41,7 +42,7 @@ from stages.tasks.contract import Exhibit
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "mine"
-_CODE = Path(stages.mining.__file__).parent
+_CODE = Path(texts.__file__).parent
 _BY = "faded mine"
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 3  # per candidate
@@ -87,9 +88,7 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
     with exclusive():
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
-            from stages.mining.texts import texts_of
-
-            form = texts_of(task_class(name, audit), name)  # before prepare, which may take long
+            form = texts.texts_of(task_class(name, audit), name)  # before prepare, which may take long
             run_prepare(name, console)
             console.print(f"mining {name}: {settings.probes:,} unique probes at most")
             mining = _mine(name, audit, settings, form)
@@ -107,9 +106,6 @@ def mine_audit(params: Params, name: str, probes: int | None, console: Console) 
 
 
 def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedTexts) -> Mining:
-    from stages.mining.mine import mine
-    from stages.mining.texts import TextProber
-
     prepared = stage_dir(name, "prepare")
     inputs = [*prepared_files(prepared), _CODE, *(Path(getfile(cls)) for cls in (MinedTexts, type(form)))]
     key = run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump())
@@ -117,7 +113,7 @@ def _mine(name: str, audit: AuditConfig, settings: MineSettings, form: MinedText
         folder = stack.enter_context(scratch(name, "mine", key))
         tell = stack.enter_context(progress(f"mine@{name}", settings.probes))
         task, context = task_class(name, audit), task_context(name, audit, prepared)
-        prober = TextProber(form, task, context, prepared, folder, tell)
+        prober = texts.TextProber(form, task, context, prepared, folder, tell)
         return mine(prober.texts(), prober.concepts, prober, settings, seed=audit.seed)
 
 

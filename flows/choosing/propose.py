@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from inspect import getfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-import stages.proposing
 import stages.screening
 from flows.choosing import PARAMS, healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
@@ -30,19 +29,18 @@ from stages.core.files import content_hash, probe_seconds, replace_file, scratch
 from stages.core.ledger import Ledger
 from stages.core.progress import progress
 from stages.params import AuditConfig, Params, checked
-from stages.proposing.proposals import Outcome
+from stages.proposing import proposals
+from stages.proposing.proposals import Outcome, ProposerAnswer, ProposerConfig, vocabulary_of
 from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
 from stages.screening.sweep import Sweep, fewest_probes, sweep
+from stages.tasks.account import Account, money
 from stages.tasks.base import LoadedTask
+from stages.tasks.choosing import Draft
 from stages.tasks.load import task_class, task_context
 
-if TYPE_CHECKING:
-    from stages.proposing.proposals import ProposerAnswer, ProposerConfig
-    from stages.tasks.choosing import Draft
-
 RECORDS = WORK / "propose"
-_CODE = [Path(stages.proposing.__file__).parent, Path(stages.screening.__file__).parent]
+_CODE = [Path(proposals.__file__).parent, Path(stages.screening.__file__).parent]
 _PROBES = 400  # default, raised if too few for the levels
 
 
@@ -76,13 +74,12 @@ def propose_concepts(params: Params, name: str, probes: int | None, write: bool,
         UsageError: if a setting is wrong, the task has no concepts to propose, or no answer can be read.
         FadedError: if the model under test cannot be prepared, or the model that proposes cannot be reached.
     """
-    from stages.proposing.proposals import WHERE, ProposerConfig, vocabulary_of
-
+    where = proposals.WHERE
     if params.proposer is None:
         raise UsageError(
-            f"{PARAMS}: found no {WHERE}, expected a model that proposes: {WHERE}: {{openai: URL, model: NAME}}"
+            f"{PARAMS}: found no {where}, expected a model that proposes: {where}: {{openai: URL, model: NAME}}"
         )
-    config = checked(ProposerConfig, params.proposer, WHERE)
+    config = checked(ProposerConfig, params.proposer, where)
     with exclusive():
         audit = healed_audit(params, name, console)
         with stopping_on_signals():
@@ -111,38 +108,35 @@ class _Proposing:
     def __init__(
         self, name: str, audit: AuditConfig, config: ProposerConfig, probes: int | None, console: Console
     ) -> None:
-        from stages.proposing.proposals import vocabulary_of
-
         self.name, self.audit, self.config, self.probes, self.console = name, audit, config, probes, console
         self.prepared, self.task = stage_dir(name, "prepare"), task_class(name, audit)
         self.vocabulary = vocabulary_of(self.task, task_context(name, audit, self.prepared), audit)
 
     def run(self) -> tuple[ProposingRecord, dict[str, Any]]:
         """Return the record and the changes to params.yaml."""
-        from stages.proposing.proposals import final, judged, make
-        from stages.tasks.choosing import Draft
-
         asked = self.ask()
         found, outcomes = None, list[Outcome]()
-        draft, made, others = make(self.vocabulary, asked.proposals)
+        draft, made, others = proposals.make(self.vocabulary, asked.proposals)
         if made:
             files = [
                 *prepared_files(self.prepared),
                 *_CODE,
                 *(Path(getfile(of)) for of in (Draft, type(self.vocabulary))),
             ]
-            proposals = [one.model_dump() for one in asked.proposals]
-            key = run_key(self.audit, files, code_of(self.audit, "discover"), proposals)
+            proposed = [one.model_dump() for one in asked.proposals]
+            key = run_key(self.audit, files, code_of(self.audit, "discover"), proposed)
             with scratch(self.name, "propose", key) as folder:
                 try:
                     self.load(draft, folder)
                 except UsageError:  # due to one of the proposals, so load them one by one
-                    draft, made, others = make(self.vocabulary, asked.proposals, lambda more: self.load(more, folder))
+                    draft, made, others = proposals.make(
+                        self.vocabulary, asked.proposals, lambda more: self.load(more, folder)
+                    )
                 if made:
                     found = self.screen(draft, folder)
                     by_name = {one.name: one for one in found.concepts}
-                    outcomes = [judged(one, by_name[one.proposal.concept]) for one in made]
-        change = self.change(final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
+                    outcomes = [proposals.judged(one, by_name[one.proposal.concept]) for one in made]
+        change = self.change(proposals.final(self.vocabulary, made, outcomes) if outcomes else self.vocabulary.start)
         record = ProposingRecord(
             audit=self.name,
             when=time.time(),
@@ -158,26 +152,23 @@ class _Proposing:
 
     def ask(self) -> ProposerAnswer:
         """Ask the model that proposes, and print the expected and the actual cost."""
-        from stages.proposing.proposals import TRIES, ask_proposer, drawn_items, expected_tokens, question
-        from stages.tasks.account import Account, money
-
         config, vocabulary = self.config, self.vocabulary
-        items = drawn_items(self.prepared, config.items, self.audit.seed)
+        items = proposals.drawn_items(self.prepared, config.items, self.audit.seed)
         pictures = []
         if config.pictures:
             ids = items["id"].tolist()[: config.pictures]
             pictures = vocabulary.pictures(self.task.load(vocabulary.context, self.prepared), ids)
-        asked = question(config, vocabulary, items)
-        account, (prompt, completion) = Account.of(f"{self.name}.propose"), expected_tokens(config, asked)
+        asked = proposals.question(config, vocabulary, items)
+        account, (prompt, completion) = Account.of(f"{self.name}.propose"), proposals.expected_tokens(config, asked)
         cost = f", about {money(config.price.of(prompt, completion))} at most" if config.price else ""
         pictured = f", {len(pictures)} of them as pictures" if pictures else ""
         self._say(
-            f"asking {config.told} about {len(items)} items{pictured}: 1 to {TRIES} requests, each of about"
+            f"asking {config.told} about {len(items)} items{pictured}: 1 to {proposals.TRIES} requests, each of about"
             f" {prompt:,.0f} prompt and {completion:,.0f} completion tokens at most{cost}"
         )
         before = account.bill.requests
         try:
-            return ask_proposer(config, account, asked, pictures)
+            return proposals.ask_proposer(config, account, asked, pictures)
         finally:
             bill = account.bill
             spent = f", cost {money(bill.cost)}" if config.price else ""

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from flows.choosing import healed_audit, run_prepare, write_params
 from flows.processes import stopping_on_signals
+from flows.views import show_measured_usage, show_usage
 from flows.workspace import exclusive
 from flows.workspace.edit_params import with_usage
 from stages.concepts import ConceptSpace, Level
@@ -16,12 +17,12 @@ from stages.core.errors import UsageError
 from stages.core.files import stage_dir
 from stages.params import AuditConfig, Params
 from stages.params.usage import MeasuredConfig
+from stages.tasks.choosing import part_of
 from stages.tasks.load import load_alone, task_class
-from stages.usage.estimate import MeasuredUsage, UsageInForce
+from stages.usage.estimate import MeasuredUsage, Shares, UsageInForce
 
 if TYPE_CHECKING:
     from stages.tasks.base import Task
-    from stages.usage.estimate import Shares
     from stages.usage.measures import Reader
 
 _FINEST = 1e-4  # shares are written with four decimals, and none as 0, which would remove the level from the audit
@@ -36,8 +37,6 @@ def show_or_measure(
         UsageError: if the inputs cannot be read, nothing can be measured, or the result cannot be written.
         FadedError: if the model under test cannot be prepared.
     """
-    from flows.views import show_measured_usage, show_usage
-
     if source is None and (write or column is not None):
         raise UsageError(f"{'--write' if write else '--column'} needs --from PATH, the production inputs to measure")
     if source is not None and not source.exists():
@@ -62,8 +61,6 @@ def show_or_measure(
 
 
 def _reader_of(task: type[Task], name: str) -> type[Reader]:
-    from stages.tasks.choosing import part_of
-
     reader: type[Reader] | None = part_of(task, "usage")
     if reader is None:
         raise UsageError(

@@ -21,7 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from flows.evidence.bundle import ENVELOPE
+from flows.evidence.bundle import ENVELOPE, Bundle
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.evidence.write import proven_evidence
 from flows.graph.lock import md5_in
@@ -55,7 +55,6 @@ from stages.params import Params
 from stages.records import RateRecord
 
 if TYPE_CHECKING:
-    from flows.evidence.bundle import Bundle
     from flows.evidence.checks import Check
     from flows.evidence.reproduce import Reproduced
 

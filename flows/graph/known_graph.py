@@ -29,12 +29,10 @@ from stages.code import CODE, PACKAGE, STAGE, Code, model_function
 from stages.core.environment import DATA, WORK
 from stages.core.errors import UsageError
 from stages.core.files import read_state, write_state
-from stages.params import load_params
+from stages.params import AuditConfig, load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
-
-    from stages.params import AuditConfig
 
 
 def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,17 +19,16 @@ from flows.workspace.edit_params import edit_file, with_file
 from stages.core.errors import UsageError
 from stages.core.files import SCHEMA, read_table, replace_file, stage_dir
 from stages.core.intervals import Rate, wilson
+from stages.decisions import listed_keys, read_chain, valid_decisions
+from stages.decisions.merge import agreement
 from stages.landscape.rates import behind_apostrophe, correct, draw_uses, parse_spot_check, rate_in_use
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, Interval, Ratings, Target
+from stages.ratings.fit import Fit, RatedScores, fit_ratings, gather, too_few_scores
 from stages.records import audit_folder
 from stages.records.folder import Discover
 from stages.tasks.contract import Exhibit
-
-if TYPE_CHECKING:
-    from stages.ratings.fit import Fit, RatedScores
-
 
 PARAMS = Path("params.yaml")
 BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
@@ -117,8 +115,6 @@ def write_labels(params: Params, name: str, target: Target, path: Path, console:
     Raises:
         UsageError: if nothing was rated, or a decision cannot be read.
     """
-    from stages.decisions import listed_keys, read_chain, valid_decisions
-
     [bound] = _bound(params, name, target).values()
     lines = []
     for kept in valid_decisions(read_chain(name), listed_keys(params, name), name):
@@ -145,8 +141,6 @@ def _bound(params: Params, name: str, target: Target) -> dict[str, float]:
 
 
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> RatingsLesson:
-    from stages.ratings.fit import fit_ratings, gather, too_few_scores
-
     evidence = gather(params, name, target)
     if not evidence.scored:
         _check_modes(name)
@@ -184,8 +178,6 @@ def _check_modes(name: str) -> None:
 
 
 def _as_file(params: Params, name: str, target: Target, evidence: RatedScores, fit: Fit) -> Ratings:
-    from stages.decisions.merge import agreement
-
     return Ratings.model_validate(
         {
             "target": target,
@@ -211,8 +203,6 @@ def _interval(rate: Rate) -> Interval:
 
 
 def _show_evidence(name: str, learnt: RatingsLesson, console: Console) -> None:
-    from stages.decisions.merge import agreement
-
     evidence = learnt.evidence
     items = len({scored.item for scored in evidence.scored})
     by = ", ".join(f"{reviewer} ({given})" for reviewer, given in evidence.reviewers.items())

@@ -13,6 +13,7 @@ from flows.people.approval import decide, git_user, open_standing
 from flows.people.draft import DecisionDraft, ModeDraft
 from flows.request import deadline, moment
 from flows.results.abilities import abilities_of
+from flows.results.power import what_can_be_shown
 from flows.terminal import new_table, print_plain
 from flows.workspace.edit_params import dumped
 from stages.core.environment import WORK
@@ -40,8 +41,6 @@ def review_landscape(
         UsageError: if there is no landscape, nothing to decide, or input ends before the questions do.
         AlreadyDecided: if the landscape is decided.
     """
-    from flows.results.power import what_can_be_shown
-
     params.repair(audit)
     hashed = landscape_hash(audit)
     landscape = audit_folder(audit).summarize.landscape

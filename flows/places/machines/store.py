@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Seconds and attempts until a remote counts as unreachable; the user's own settings take precedence.
 _S3_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 30}
-_S3_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
+_S3_ATTEMPTS = "2"
 
 
 class Store:
@@ -279,8 +279,7 @@ def open_store(remote: str | None) -> Iterator[Store]:
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    for name, value in _S3_ATTEMPTS.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", _S3_ATTEMPTS)
     told = remote or "(default)"
     try:
         with Repo(_wait_for_lock=True) as repo:

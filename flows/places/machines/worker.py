@@ -7,7 +7,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -16,15 +15,10 @@ from flows.processes import child
 from flows.run_stage import Shipment, StageResult, child_name
 from stages.code import RECORD
 from stages.core.environment import DEFAULTS
-from stages.core.errors import BugError, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
-
-if TYPE_CHECKING:
-    from flows.run_stage import StageResult
-
+from stages.core.errors import BugError, InfrastructureError, RejectedError, UnavailableError, UsageError
 
 WORKSPACE = "FADED_WORKSPACE"
-_KINDS = (UsageError, RejectedError, BugError, UnavailableError, InfrastructureError)
-_ERRORS = {error.__name__: error for error in _KINDS}
+_ERRORS = (UsageError, RejectedError, BugError, UnavailableError, InfrastructureError)
 
 
 class Failure(BaseModel):
@@ -63,7 +57,7 @@ def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, 
         return StageResult.model_validate_json(told)
     if code > 0 and told:  # a killed process may have left half an answer
         failure = Failure.model_validate_json(told)
-        error: type[FadedError] = _ERRORS.get(failure.error, BugError)
+        error = next((error for error in _ERRORS if error.__name__ == failure.error), BugError)
         raise error(failure.message)
     raise InfrastructureError(f"{here(workspace)}: {shipment.stage} ended with {code} without an answer: {last}")
 
