@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import psutil
 
@@ -29,6 +29,13 @@ from stages.core.files import read_state, write_state
 RECORDS = WORK / "run"
 TOKEN = "FADED_CHILD"  # variable of a child and all it starts: distinguishes ours from a recycled process id
 _GRACE = 5.0  # seconds that a stage has to end by itself after Ctrl-C
+
+
+class _Child(NamedTuple):
+    """The record of a child."""
+
+    group: int
+    token: str
 
 
 _groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
@@ -72,7 +79,7 @@ def child(
     )
     record = records / f"{name}.json"
     records.mkdir(parents=True, exist_ok=True)
-    write_state(record, (process.pid, token))  # its group, and how to know it again
+    write_state(record, _Child(process.pid, token))
     _groups[process.pid], _names[process.pid] = interruptible, name
     # If the leader dies alone, the processes it started would hold the pipe open for ever: kill the group as well.
     watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
@@ -149,8 +156,8 @@ def end_leftovers(records: Path = RECORDS) -> list[str]:
     """
     ended = []
     for record in sorted(records.glob("*.json")):
-        if (known := read_state(record, tuple[int, str])) is not None:
-            if known[0] in _groups:  # a running child of this process
+        if (known := read_state(record, _Child)) is not None:
+            if known.group in _groups:  # a running child of this process
                 continue
             if _end_group(*known):
                 ended.append(record.stem)

@@ -19,7 +19,7 @@ import yaml
 pytest.importorskip("transformers")
 
 from flows.init.propose import repair_block
-from flows.results.abilities import abilities_of
+from flows.results.abilities import MOST_SHARES, abilities_of
 from stages.concepts import Region
 from stages.core.errors import UsageError
 from stages.core.files import read_json
@@ -352,7 +352,7 @@ def test_the_plan_counts_what_a_repair_asks(monkeypatch):
 
     each = (chat := ChatRepair(method="prompt")).candidates * chat.pairs
     assert asked(harm=None) == 2 * each and asked(harm=None, control="none") == each
-    assert asked() == 2 * each + 11 * (200 + 8)
+    assert asked() == 2 * each + (1 + 2 * MOST_SHARES) * (200 + 8)
     assert asked(harm=None, trainings=2) == 2 * (each + each // 4 + each // 4 + each + 4 * each)
 
 

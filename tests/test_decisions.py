@@ -14,6 +14,7 @@ import pytest
 from flows.workspace.edit_params import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
+from stages.concepts import Concept, ConceptSpace
 from stages.core.errors import DecisionNeeded, RejectedError, UsageError
 from stages.core.files import read_json, write_json
 from stages.decisions import AlreadyDecided, Decision, Standing, Via
@@ -43,7 +44,8 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path("data/x/summarize")
     folder.mkdir(parents=True)
     pd.DataFrame({"a": [0, 1]}).to_parquet(folder / "landscape.parquet")
-    write_json(folder / "landscape.json", landscape_file(MODES, suspected=[SUSPECTED]))
+    concepts = ConceptSpace(tuple(Concept(name, (0, 1, 2)) for name in "abc")).to_json()
+    write_json(folder / "landscape.json", landscape_file(MODES, suspected=[SUSPECTED], concepts=concepts))
     return folder
 
 

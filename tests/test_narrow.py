@@ -55,5 +55,5 @@ def test_a_plan_and_the_states_of_stages():
 def test_a_history():
     result = RevisionResult(VERDICT, Rate(0.1234, 0.1012, 0.1543, 9), -0.248, ("model",), None)
     text = shown(show_history, Histories([History(LONGEST, [result], "one result")]))
-    for whole in ("workspace", "2026-11-28", "no gates set", "12.3% (10.1 to 15.4)", "-24.8", "Lovelace", LONGEST):
+    for whole in ("workspace", "2026-11-28", "no gates set", "12.3% (10.1 to 15.4)", "−24.8", "Lovelace", LONGEST):
         assert whole in text, text
