@@ -1,11 +1,14 @@
 """How far a repair goes within its budget of harm."""
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at, how_far
+from stages.landscape.harm import PARTS, HeldOutAnswers, choose_share, harm_at, how_far, keep_budget
 from stages.params.repair import HarmConfig
 
 SHARES = [k / PARTS for k in range(1, PARTS + 1)]
@@ -72,3 +75,22 @@ def test_a_repair_that_breaks_too_much_at_once_stays_the_model_under_test():
     assert found.share == 0 and not any(one.allowed for one in found.tried)
     assert "stays the model under test" in how_far("repaired", found)
     assert "goes 100% of the way" in how_far("repaired", chosen([0] * PARTS, [0.0] * PARTS, HarmConfig()))
+
+
+def test_going_no_way_hands_on_the_bytes_of_the_model_under_test(tmp_path):
+    """Whatever the kind of model: its folder is copied, and no task moves weights."""
+    nowhere = chosen([500] * PARTS, [0.0] * PARTS, HarmConfig())
+    held_out, trained = Mock(prepared=tmp_path), {"repaired": tmp_path / "repaired"}
+    held_out.judge.return_value = {"repaired": nowhere}
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    trained["repaired"].mkdir()
+    for name in ("a.safetensors", "part/b.json"):
+        (tmp_path / "model" / name).write_bytes(name.encode() * 100)
+    (trained["repaired"] / "a.safetensors").write_bytes(b"learnt")
+    task = Mock()
+    keep_budget(held_out, task, trained, Mock())
+    task.move.assert_not_called()
+    found = {path.relative_to(trained["repaired"]): path for path in trained["repaired"].rglob("*") if path.is_file()}
+    assert found.pop(Path("README.md")).read_text().startswith("# Unchanged copy")
+    assert {str(name) for name in found} == {"a.safetensors", "part/b.json"}
+    assert all(path.read_bytes() == (tmp_path / "model" / name).read_bytes() for name, path in found.items())

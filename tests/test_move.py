@@ -10,14 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.core.errors import UsageError
 from stages.tasks.training import interpolate, scale_adapter
-
-
-def same(one, other):
-    """Whether two models' tensors are the same bytes under the same names."""
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and one[name].numpy().tobytes() == other[name].numpy().tobytes()
-        for name in one
-    )
+from tests.weights import same
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from stages.tasks.text_to_image.training import AdapterTraining, DpoTraining, Lo
 from tests.alone import load_alone
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned, prepared_boxes
 from tests.tiny_pipelines import tiny_pipeline
+from tests.weights import same
 
 RED_ON_BLACK = TargetMode("M1", Region({"colour": (1,), "background": (1,)}))
 BLUE = TargetMode("M2", Region({"colour": (3,)}), severity=3.0)
@@ -238,13 +239,15 @@ def test_a_repaired_model_goes_part_of_the_way(repaired, home, tmp_path):
         painter = TextToImage.load(task.context, home / "prepare", folder).painter
         with torch.inference_mode():
             predicted = painter.pipeline.unet(torch.ones(2, 4, 8, 8), 5, states).sample
-        return pixels(painter, ["a red box", "a blue box"], [1, 2]).astype(int), predicted
+        weights = painter.pipeline.unet.state_dict()
+        return pixels(painter, ["a red box", "a blue box"], [1, 2]).astype(int), predicted, weights
 
     for share in (0.0, 0.5, 1.0):
         task.move(learnt, share, out := tmp_path / str(share))
         assert {path.name for path in out.iterdir()} == {path.name for path in learnt.iterdir()}
     assert (tmp_path / "1.0" / LORA).read_bytes() == (learnt / LORA).read_bytes()
     before, start, half, end = (drawn(folder) for folder in (None, tmp_path / "0.0", tmp_path / "0.5", learnt))
+    assert same(start[2], before[2])
     assert np.array_equal(start[0], before[0]) and torch.allclose(start[1], before[1], atol=1e-5)
     assert 0 < np.abs(half[0] - start[0]).sum() < np.abs(end[0] - start[0]).sum()
 
