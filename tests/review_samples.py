@@ -32,7 +32,7 @@ from tests.landscapes import SUSPECTED, landscape_file
 from tests.picture_samples import exhibit as drawn
 from tests.report_samples import HOSTILE, picture, shelf
 from tests.text_samples import text_exhibits
-from tests.workspace import audit_params, repair_params
+from tests.workspace import audit_params, call, repair_params
 
 HOST = f"faded-{32 * '0'}.localhost"  # host of the pages
 URL = f"http://{HOST}:8711"
@@ -71,6 +71,8 @@ def make_review(
     monkeypatch.syspath_prepend(path)
     monkeypatch.delitem(sys.modules, "review_task", raising=False)
     monkeypatch.setattr("flows.people.review.view.git_user", lambda: "Ada Lovelace")
+    for module in ("app", "view"):
+        monkeypatch.setattr(f"flows.people.review.{module}.aside", call)
     audit = audit_params(task="review_task:Learner")
     repair = repair_params(feedback={"policy": "wait", **feedback})
     params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}}

@@ -39,8 +39,9 @@ from flows.views.labels import shown_before
 from stages.core.files import write_state
 from stages.decisions import Decision, landscape_hash, read_chain, record_decision
 from stages.params import load_params
+from tests.finished import inside
 from tests.servers import until
-from tests.workspace import ROOT, STAGES, Workspace, audit_params
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, call
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
 BEFORE, AFTER = ALL[:4], ALL[4:]
@@ -116,8 +117,7 @@ def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
     """A workspace whose audit has run up to its landscape."""
     toys, told = _new_toys.copy(tmp_path_factory.mktemp("waiting") / "toys"), io.StringIO()
     ask_a_person(toys)
-    sys.modules.pop("planted", None)  # another workspace's
-    with contextlib.chdir(toys.path):
+    with inside(toys):
         ended = run_audits(load_params(), ["tiny"], "threads", console := Console(file=told, width=160))
         show_audits(console, ended)
         assert ended.exit_code == 0
@@ -126,15 +126,14 @@ def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
 
 
 @pytest.fixture
-def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Deployment:
+def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Iterator[Deployment]:
     toys = waiting_toys.copy(tmp_path / "toys")
-    monkeypatch.chdir(toys.path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "planted", raising=False)  # another workspace's
+    monkeypatch.setattr(flows.audit, "aside", call)
     monkeypatch.setattr(flows.audit.reproduce, "retry_delay_seconds", 0)
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr("flows.recur.notify.notify", lambda *event: told.append(event[:3]))
-    return Deployment(client, toys, create(client, tmp_path.name), told)
+    with inside(toys):
+        yield Deployment(client, toys, create(client, tmp_path.name), told)
 
 
 def create(client: SyncPrefectClient, name: str, **where: Any) -> UUID:

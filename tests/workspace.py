@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -163,6 +164,11 @@ class Workspace:
         """SHA-256 of every matching file under data/."""
         files = sorted(p for pattern in patterns for p in (self.path / "data").glob(pattern) if p.is_file())
         return {str(p.relative_to(self.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def call(function: str, *given: object) -> Any:
+    """Stand in for `flows.processes.aside`, whose process takes a second to start: call the function in this one."""
+    return resolve_name(function)(*given)
 
 
 def needs_server(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
